@@ -1,0 +1,131 @@
+"""Points in time, and distances from them, in microseconds; and the ways people write both."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import TypeAlias, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+Time: TypeAlias = int
+"""Microseconds since the Unix epoch."""
+
+MAX_TIME: Time = 2**53 - 1
+"""The last time that every JSON reader holds exactly (in the year 2255)."""
+
+SECOND = 1_000_000
+
+T = TypeVar("T")
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_PARTS = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h|d|w)")
+_UNITS = {
+    "us": 1,
+    "ms": 1_000,
+    "s": SECOND,
+    "m": 60 * SECOND,
+    "h": 3600 * SECOND,
+    "d": 86_400 * SECOND,
+    "w": 7 * 86_400 * SECOND,
+}
+
+
+class TimeOrOffset(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A time, or an offset from the ctime of the message that carries it (in a query: from now).
+
+    Exactly one of the two is given. Strings and datetimes are turned into microseconds at once,
+    so that everybody downstream sees integers only.
+    """
+
+    time: Time | str | None = None
+    offset: int | str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.time is None) == (self.offset is None):
+            raise ValueError("give exactly one of `time` and `offset`")
+        if self.time is not None:
+            msgspec.structs.force_setattr(self, "time", to_time(self.time))
+        if self.offset is not None:
+            msgspec.structs.force_setattr(self, "offset", to_microseconds(self.offset))
+
+    def after(self, base: Time) -> Time:
+        """The time that is meant, if offsets count from `base`; no later than MAX_TIME."""
+        if isinstance(self.time, int):
+            return self.time
+        assert isinstance(self.offset, int)  # __post_init__ has seen to it
+        return min(base + self.offset, MAX_TIME)
+
+    @property
+    def looks_back(self) -> bool:
+        return isinstance(self.offset, int) and self.offset < 0
+
+
+def to_time(value: Time | str | datetime) -> Time:
+    """Microseconds since the epoch, from an integer, an RFC 3339 string or an aware datetime."""
+    if isinstance(value, str):
+        value = _parse(value, datetime, "an RFC 3339 time such as 2026-01-31T12:00:00Z")
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise ValueError("a time needs a time zone: 2026-01-31T12:00:00Z")
+        value = (value - _EPOCH) // _MICROSECOND
+    if not 0 <= value <= MAX_TIME:
+        raise ValueError(f"a time lies between 0 and {MAX_TIME} microseconds")
+    return value
+
+
+def to_microseconds(value: int | str | timedelta) -> int:
+    """A distance in microseconds, from an integer, a timedelta, `90s`, `1h30m`, `-5m` or `P1D`."""
+    if isinstance(value, str):
+        value = _duration(value)
+    if isinstance(value, timedelta):
+        value = value // _MICROSECOND
+    if abs(value) > MAX_TIME:
+        raise ValueError(f"an offset is at most {MAX_TIME} microseconds")
+    return value
+
+
+def parse_time_or_offset(text: str) -> TimeOrOffset:
+    """What a person types for a time: `1767225600000000`, `2026-01-01T00:00:00Z`, `-90s`, `P1D`."""
+    if text.isdigit():
+        return TimeOrOffset(time=int(text))
+    if text[:4].isdigit() and text[4:5] == "-":
+        return TimeOrOffset(time=text)
+    return TimeOrOffset(offset=text)
+
+
+def as_time_or_offset(
+    value: "TimeOrOffset | Time | str | datetime | timedelta | None",
+) -> TimeOrOffset | None:
+    """Whatever a caller in Python has at hand: an int or a datetime is a time, a timedelta an
+    offset, a string either."""
+    match value:
+        case None | TimeOrOffset():
+            return value
+        case str():
+            return parse_time_or_offset(value)
+        case timedelta():
+            return TimeOrOffset(offset=to_microseconds(value))
+        case _:
+            return TimeOrOffset(time=to_time(value))
+
+
+def to_rfc3339(time: Time) -> str:
+    """The same instant for people to read, to the microsecond, in UTC."""
+    return (_EPOCH + time * _MICROSECOND).isoformat().replace("+00:00", "Z")
+
+
+def _duration(text: str) -> int | timedelta:
+    sign, digits = (-1, text[1:]) if text.startswith("-") else (1, text.removeprefix("+"))
+    if digits.startswith("P"):
+        return sign * _parse(digits, timedelta, "an ISO 8601 duration such as P1D")
+    if not digits or _PARTS.sub("", digits):
+        raise ValueError(f"{text!r} is not a duration such as 90s, 1h30m or P1D")
+    return sign * round(sum(float(n) * _UNITS[unit] for n, unit in _PARTS.findall(digits)))
+
+
+def _parse(text: str, kind: type[T], expected: str) -> T:
+    try:
+        return msgspec.convert(text, kind)
+    except (msgspec.ValidationError, OverflowError) as error:
+        raise ValueError(f"{text!r} is not {expected}") from error

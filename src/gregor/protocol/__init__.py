@@ -1,0 +1,1 @@
+"""The conversation between a node and a device. Pure: frames and events in, effects out."""

@@ -1,0 +1,451 @@
+"""The state machine of record on a database, SQLite or PostgreSQL.
+
+Concurrent messages of many users are committed together (group commit): while one transaction is
+under way the next batch gathers, and a message that is alone does not wait for company. Nothing
+here reads a user's log; what a message costs is what is live, and what is new.
+"""
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from time import perf_counter
+from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
+
+import msgspec
+from sqlalchemy import Connection
+
+from gregor.core.instant import Time, TimeOrOffset
+from gregor.core.message import (
+    UID,
+    DeviceID,
+    Dismissal,
+    InBandMessage,
+    Message,
+    MsgID,
+    OutOfBandMessage,
+    seen_on,
+)
+from gregor.core.state import (
+    Changes,
+    DismissedRange,
+    Item,
+    Known,
+    Snapshot,
+    State,
+    Sync,
+    dismissed_ranges,
+    hash_of,
+    most_changes,
+    since,
+)
+from gregor.errors import Conflict, StorageUnavailable, Unavailable
+from gregor.interfaces import Duplicate, Outcome, Rejected, Stored
+from gregor.storage import statements, tables
+from gregor.storage.engine import Database
+from gregor.storage.tables import FOREVER
+
+MOST_IN_A_COMMIT = 1_000
+MOST_WAITING = 50_000
+
+T = TypeVar("T")
+ItemID: TypeAlias = tuple[UID, MsgID]
+
+
+class _Waiting(NamedTuple):
+    messages: Sequence[InBandMessage]
+    outcomes: "asyncio.Future[list[Outcome]]"
+
+
+class SQLStateMachine:
+    """A StateMachineOfRecord on an open Database. To be opened itself, with `async with`: inside
+    it, the task that commits is at work; should that task fail, the block is cancelled.
+
+    `committed` hears of each commit: how many messages, and how many seconds it took.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Callable[[], Time],
+        committed: Callable[[int, float], None] = lambda messages, seconds: None,
+    ) -> None:
+        self.database = database
+        self._clock = clock
+        self._committed = committed
+        self._waiting: deque[_Waiting] = deque()
+        self._waiting_messages = 0
+        self._arrival = asyncio.Event()
+        self._tasks = asyncio.TaskGroup()
+        self._open = False
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        self._open = True
+        self._tasks.create_task(self._commit_all(), name="commits")
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        """What was accepted is committed first."""
+        self._open = False
+        self._arrival.set()
+        await self._tasks.__aexit__(*exc_info)
+
+    # Consuming
+
+    async def consume_message(self, message: Message) -> Message:
+        if isinstance(message, OutOfBandMessage):
+            return message
+        (outcome,) = await self.consume_messages([message])
+        if isinstance(outcome, Rejected):
+            raise outcome.error
+        return outcome.message
+
+    async def consume_messages(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
+        if not self._open:
+            raise Unavailable("the store is closed or closing")
+        if self._waiting_messages + len(messages) > MOST_WAITING:
+            raise Unavailable("too many messages wait to be stored; send them again later")
+        waiting = _Waiting(messages, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        self._waiting_messages += len(messages)
+        self._arrival.set()
+        return await waiting.outcomes
+
+    async def _commit_all(self) -> None:
+        while self._open or self._waiting:
+            if self._waiting:
+                await self._commit(self._gather())
+            else:
+                self._arrival.clear()
+                await self._arrival.wait()
+
+    def _gather(self) -> list[_Waiting]:
+        """What goes into the next commit: all that waits, up to a size; at least one."""
+        batch: list[_Waiting] = []
+        size = 0
+        while self._waiting and (
+            not batch or size + len(self._waiting[0].messages) <= MOST_IN_A_COMMIT
+        ):
+            batch.append(self._waiting.popleft())
+            size += len(batch[-1].messages)
+        self._waiting_messages -= size
+        return batch
+
+    async def _commit(self, batch: Sequence[_Waiting]) -> None:
+        messages = [message for waiting in batch for message in waiting.messages]
+        now, start = self._clock(), perf_counter()
+        try:
+            outcomes = await self.database.write(lambda c: consume(c, messages, now))
+        except BaseException as error:
+            # The senders hear of it, each of them; only what can pass lets us go on.
+            for waiting in batch:
+                if not waiting.outcomes.done():
+                    waiting.outcomes.set_exception(error)
+            if not isinstance(error, StorageUnavailable):
+                raise
+            return
+        self._committed(len(messages), perf_counter() - start)
+        for waiting in batch:
+            share, outcomes = outcomes[: len(waiting.messages)], outcomes[len(waiting.messages) :]
+            if not waiting.outcomes.done():  # a sender who gave up does not undo a commit
+                waiting.outcomes.set_result(share)
+
+    # Asking
+
+    async def state(
+        self, uid: UID, device_id: DeviceID | None = None, at: TimeOrOffset | None = None
+    ) -> State:
+        now = self._clock()
+        when = None if at is None else at.after(now)
+        return await self.database.read(lambda c: read_state(c, uid, device_id, now, when))
+
+    async def in_band_messages_since(
+        self, uid: UID, device_id: DeviceID | None, since: TimeOrOffset
+    ) -> list[InBandMessage]:
+        now = self._clock()
+        start = since.after(now)
+        return await self.database.read(lambda c: read_since(c, uid, device_id, start, now))
+
+    async def sync(self, uid: UID, device_id: DeviceID | None, cursor: Time) -> Sync:
+        now = self._clock()
+        return await self.database.read(lambda c: read_sync(c, uid, device_id, cursor, now))
+
+    async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
+        found = await self.database.read(lambda c: read_clocks(c, uids))
+        return {uid: found.get(uid, 0) for uid in uids}
+
+
+# One transaction that consumes
+
+
+def consume(connection: Connection, messages: Sequence[InBandMessage], now: Time) -> list[Outcome]:
+    """Store a batch, and say of each message what became of it. Runs inside a transaction.
+
+    Facts may come in any order, so the batch need not be taken message by message: first all that
+    is new is stored, then all that is dead, by old facts or new ones, is buried.
+    """
+    clocks = read_clocks(connection, {message.uid for message in messages})
+    known = _read_known(connection, messages)
+    outcomes: list[Outcome] = []
+    new: list[InBandMessage] = []
+    stored: list[InBandMessage] = []
+    late = False
+    for message in messages:
+        earlier = known.get((message.uid, message.msg_id))
+        clock = clocks.get(message.uid, 0)
+        if earlier is not None:
+            outcomes.append(_again(message, earlier))
+        elif message.stamped and message.ctime <= clock:
+            late = True
+            _insert(connection, new)
+            new = []
+            outcomes.append(_squeeze_in(connection, message))
+        else:
+            new.append(message.stamp(message.ctime or max(now, clock + 1), clock))
+            outcomes.append(Stored(new[-1]))
+            clocks[message.uid] = new[-1].ctime
+        match outcomes[-1]:
+            case Stored(message):
+                known[message.uid, message.msg_id] = message
+                stored.append(message)
+    _insert(connection, new)
+    _bury(connection, stored, late)
+    if stored:
+        statements.move_clocks(connection, {(m.uid, clocks[m.uid]) for m in stored})
+    return outcomes
+
+
+def _again(message: InBandMessage, earlier: InBandMessage) -> Outcome:
+    if earlier.same_contents(message):
+        return Duplicate(earlier)
+    return Rejected(message, Conflict("this msg_id is known with other contents", field="msg_id"))
+
+
+def _squeeze_in(connection: Connection, message: InBandMessage) -> Outcome:
+    """Store a replay that lies behind the user's clock, between its neighbours."""
+    place = {"uid": message.uid, "ctime": message.ctime}
+    follower = connection.scalar(statements.first_from, place)
+    if follower == message.ctime:
+        error = Conflict("another message of this user has this ctime", field="ctime")
+        return Rejected(message, error)
+    before = connection.scalar(statements.last_before, place) or 0
+    statements.ask(connection, statements.relink, [(message.uid, follower, message.ctime)])
+    stored = message.stamp(message.ctime, before)
+    _insert(connection, [stored])
+    return Stored(stored)
+
+
+def _insert(connection: Connection, new: Sequence[InBandMessage]) -> None:
+    statements.insert(connection, tables.messages, [_row(message) for message in new])
+    ranges = [
+        (
+            m.uid,
+            m.ctime,
+            number,
+            r.end,
+            r.category,
+            r.prefix,
+            _encoder.encode(r.skip_msg_ids).decode(),
+        )
+        for m in new
+        if m.dismissal is not None
+        for number, r in enumerate(dismissed_ranges(m.dismissal, m.ctime))
+    ]
+    statements.insert(connection, tables.dismissed_ranges, ranges)
+
+
+def _row(message: InBandMessage) -> tuple[object, ...]:
+    creation = message.creation
+    category = expires_at = None
+    if creation is not None:
+        category = creation.category
+        expires_at = creation.expires_at(message.ctime) or FOREVER
+    return (
+        message.uid,
+        message.ctime,
+        message.prev,
+        message.msg_id,
+        message.device_id,
+        _json(message),
+        category,
+        expires_at,
+        None,
+    )
+
+
+def _bury(connection: Connection, stored: Sequence[InBandMessage], late: bool) -> None:
+    """Note every death that follows from these messages, which are stored already: of the items
+    they create, by facts that came before them, and of any item by the facts that they bring."""
+    deaths: dict[ItemID, Time] = {}
+    created = [item for item in stored if item.creation is not None]
+    if created:
+        _collect(deaths, _deaths_awaiting(connection, created))
+    dismissing = [(m, m.dismissal) for m in stored if m.dismissal is not None]
+    told: dict[ItemID, Time] = {}
+    if dismissing:
+        _collect(told, (((m.uid, id_), m.ctime) for m, d in dismissing for id_ in d.msg_ids))
+        _collect(deaths, told.items())
+        _collect(deaths, _deaths_by_range(connection, dismissing, late))
+    if deaths:
+        statements.ask(connection, statements.bury, [(*id_, at) for id_, at in deaths.items()])
+    if told:
+        statements.await_ids(connection, [(*id_, at) for id_, at in told.items()])
+
+
+def _deaths_awaiting(
+    connection: Connection, created: Sequence[InBandMessage]
+) -> Iterator[tuple[ItemID, Time]]:
+    """Which of the new items were dead before they came."""
+    ids = [(message.uid, message.msg_id) for message in created]
+    awaited = statements.ask(connection, statements.ids_awaiting, ids).all()
+    yield from (((row.uid, row.msg_id), row.ctime) for row in awaited)
+    if awaited:
+        statements.ask(connection, statements.forget_ids, [row[:2] for row in awaited])
+    earliest: dict[UID, Time] = {}
+    _collect(earliest, ((message.uid, message.ctime) for message in created))
+    reaching: defaultdict[UID, list[DismissedRange]] = defaultdict(list)
+    for row in statements.ask(connection, statements.ranges_reaching, earliest.items()):
+        reaching[row.uid].append(_range(row))
+    for message in created if reaching else ():
+        item = Item.of(message)
+        if item is not None:
+            for range_ in reaching[message.uid]:
+                if range_.covers(item):
+                    yield (message.uid, message.msg_id), range_.ctime
+
+
+def _deaths_by_range(
+    connection: Connection, dismissing: Sequence[tuple[InBandMessage, Dismissal]], late: bool
+) -> Iterator[tuple[ItemID, Time]]:
+    ranges = [(m.uid, r) for m, d in dismissing for r in dismissed_ranges(d, m.ctime)]
+    if not ranges:
+        return
+    question = statements.items_covered_ever if late else statements.items_covered
+    rows = [
+        (uid, r.ctime, r.end, r.category, int(r.prefix), number)
+        for number, (uid, r) in enumerate(ranges)
+    ]
+    for row in statements.ask(connection, question, rows):
+        range_ = ranges[row.range][1]
+        if range_.matches(row.msg_id, row.category):
+            yield (row.uid, row.msg_id), range_.ctime
+
+
+def _collect(earliest: dict[T, Time], deaths: Iterable[tuple[T, Time]]) -> None:
+    for key, at in deaths:
+        earliest[key] = min(at, earliest.get(key, at))
+
+
+# One transaction that reads
+
+
+def read_clocks(connection: Connection, uids: Iterable[UID]) -> dict[UID, Time]:
+    """The clocks of the users that have one."""
+    rows = statements.ask(connection, statements.clocks, [(uid,) for uid in uids])
+    return {row.uid: row.ctime for row in rows}
+
+
+def _read_known(
+    connection: Connection, messages: Sequence[InBandMessage]
+) -> dict[ItemID, InBandMessage]:
+    ids = [(message.uid, message.msg_id) for message in messages]
+    rows = statements.ask(connection, statements.known_messages, ids)
+    return {(row.uid, row.msg_id): _message(row) for row in rows}
+
+
+def read_state(
+    connection: Connection, uid: UID, device_id: DeviceID | None, now: Time, at: Time | None
+) -> State:
+    if at is None:
+        rows = connection.execute(statements.live, {"uid": uid, "now": now})
+    else:
+        rows = connection.execute(statements.visible_at, {"uid": uid, "at": at})
+    items = (_item(row) for row in rows)
+    visible = [item for item in items if seen_on(item.device_id, device_id)]
+    return State.of(visible, now if at is None else at)
+
+
+def read_since(
+    connection: Connection, uid: UID, device_id: DeviceID | None, start: Time, now: Time
+) -> list[InBandMessage]:
+    rows = connection.execute(statements.since, {"uid": uid, "start": start})
+    log = [_message(row) for row in rows]
+    return list(since(log, device_id, start, _read_fates(connection, uid, log, now)))
+
+
+def read_sync(
+    connection: Connection, uid: UID, device_id: DeviceID | None, cursor: Time, now: Time
+) -> Sync:
+    clock = connection.scalar(statements.clock, {"uid": uid}) or 0
+    rows = connection.execute(statements.live_names, {"uid": uid, "now": now})
+    names = [(ctime, msg_id) for ctime, msg_id, scope in rows if seen_on(scope, device_id)]
+    content: Changes | Snapshot | None = None
+    if 0 < cursor <= clock:
+        content = _read_changes(connection, uid, device_id, cursor, now, most_changes(len(names)))
+    if content is None:
+        content = _read_snapshot(connection, uid, device_id, clock, now)
+    return Sync(content, clock, now, hash_of(names))
+
+
+def _read_changes(
+    connection: Connection, uid: UID, device_id: DeviceID | None, cursor: Time, now: Time, most: int
+) -> Changes | None:
+    """What came after the cursor; None if it is more than `most` messages."""
+    question = {"uid": uid, "start": cursor + 1, "most": most + 1}
+    log = [_message(row) for row in connection.execute(statements.since_at_most, question)]
+    if len(log) > most:
+        return None
+    fates = _read_fates(connection, uid, log, now)
+    return Changes(tuple(since(log, device_id, cursor + 1, fates)))
+
+
+def _read_snapshot(
+    connection: Connection, uid: UID, device_id: DeviceID | None, clock: Time, now: Time
+) -> Snapshot:
+    state = read_state(connection, uid, device_id, now, None)
+    ids = connection.execute(statements.awaited_ids, {"uid": uid})
+    ranges = connection.execute(statements.ranges_ahead, {"uid": uid, "cursor": clock})
+    return Snapshot(
+        state.items, tuple((msg_id, at) for msg_id, at in ids), tuple(_range(row) for row in ranges)
+    )
+
+
+def _read_fates(
+    connection: Connection, uid: UID, log: Sequence[InBandMessage], now: Time
+) -> Callable[[MsgID], Known | None]:
+    """What has become of the items that these messages create or dismiss."""
+    named = {message.msg_id for message in log if message.creation is not None}
+    for message in log:
+        if message.dismissal is not None:
+            named.update(message.dismissal.msg_ids)
+    rows = statements.ask(connection, statements.fates, [(id_,) for id_ in named], uid=uid)
+    known = {
+        row.msg_id: Known(
+            row.ctime, row.device_id, row.dismissed_at is None and row.expires_at > now
+        )
+        for row in rows
+    }
+    return known.get
+
+
+def _message(row: Any) -> InBandMessage:
+    return _decoder.decode(row.message).stamp(row.ctime, row.prev)
+
+
+def _item(row: Any) -> Item:
+    item = Item.of(_decoder.decode(row.message).stamp(row.ctime, 0))
+    assert item is not None  # the row has a category, so its message has a creation
+    return item
+
+
+def _range(row: Any) -> DismissedRange:
+    skip = msgspec.json.decode(row.skip_msg_ids, type=tuple[MsgID, ...])
+    return DismissedRange(row.end_time, row.ctime, row.category, row.prefix, skip)
+
+
+def _json(value: object) -> str:
+    return _encoder.encode(value).decode()
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(InBandMessage)

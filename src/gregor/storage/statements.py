@@ -1,0 +1,310 @@
+"""One named statement per question, with its reason above it.
+
+A question about many users at once brings its rows as one JSON document: the statement is the
+same text however many rows there are, it is compiled once, and SQLite answers it in a single
+step, during which the other threads of the process run.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
+
+import msgspec
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    CursorResult,
+    Select,
+    Table,
+    Text,
+    and_,
+    bindparam,
+    cast,
+    delete,
+    func,
+    literal_column,
+    or_,
+    select,
+    true,
+    tuple_,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql import Executable
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+from gregor.storage.tables import dismissed_ids, dismissed_ranges, messages, users
+
+Rows = Iterable[Sequence[object]]
+
+
+class _JSONElements(FunctionElement[Any]):
+    """The elements of a JSON array, as a table."""
+
+    inherit_cache = True
+    name = "json_elements"
+
+
+@compiles(_JSONElements, "sqlite")
+def _on_sqlite(element: _JSONElements, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"json_each({compiler.process(element.clauses, **kw)})"
+
+
+@compiles(_JSONElements, "postgresql")
+def _on_postgresql(element: _JSONElements, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"json_array_elements(CAST({compiler.process(element.clauses, **kw)} AS JSON))"
+
+
+_given = _JSONElements(bindparam("rows", type_=Text)).table_valued("value", name="given")
+
+
+def _text(place: int) -> ColumnElement[str]:
+    return cast(_given.c.value.op("->>")(literal_column(str(place))), Text)
+
+
+def _number(place: int) -> ColumnElement[int]:
+    return cast(_given.c.value.op("->>")(literal_column(str(place))), BigInteger)
+
+
+def ask(
+    connection: Connection, statement: Executable, rows: Rows, **parameters: object
+) -> CursorResult[Any]:
+    """Put a question about these rows."""
+    json = msgspec.json.encode(list(rows)).decode()
+    return connection.execute(statement, {"rows": json, **parameters})
+
+
+# Consuming. Rows: see each statement.
+
+# The clocks of users, locked until the commit where the database has row locks, in the order of
+# uids, so that two nodes which take the same users cannot wait for each other. Rows: (uid).
+clocks = (
+    select(users.c.uid, users.c.ctime)
+    .select_from(_given.join(users, users.c.uid == _text(0)))
+    .order_by(users.c.uid)
+    .with_for_update(of=users)
+)
+
+# The messages that are known by these ids already. Rows: (uid, msg_id).
+known_messages = select(
+    messages.c.uid, messages.c.msg_id, messages.c.ctime, messages.c.prev, messages.c.message
+).select_from(
+    _given.join(messages, and_(messages.c.uid == _text(0), messages.c.msg_id == _text(1)))
+)
+
+# Which new items were said to be dead before they came. Rows: (uid, msg_id).
+ids_awaiting = select(
+    dismissed_ids.c.uid, dismissed_ids.c.msg_id, dismissed_ids.c.ctime
+).select_from(
+    _given.join(
+        dismissed_ids,
+        and_(dismissed_ids.c.uid == _text(0), dismissed_ids.c.msg_id == _text(1)),
+    )
+)
+
+# Which ranges may reach a new item: those that end no earlier than it. Rows: (uid, ctime).
+ranges_reaching = select(dismissed_ranges).select_from(
+    _given.join(
+        dismissed_ranges,
+        and_(dismissed_ranges.c.uid == _text(0), dismissed_ranges.c.end_time >= _number(1)),
+    )
+)
+
+
+def _covered(dead: ColumnElement[bool]) -> Select[Any]:
+    category_matches = or_(
+        messages.c.category == _text(3),
+        and_(
+            _number(4) == 1,
+            func.substr(messages.c.category, 1, func.length(_text(3))) == _text(3),
+        ),
+    )
+    return select(
+        messages.c.uid, messages.c.msg_id, messages.c.category, _number(5).label("range")
+    ).select_from(
+        _given.join(
+            messages,
+            and_(
+                messages.c.uid == _text(0),
+                dead,
+                messages.c.category.is_not(None),
+                messages.c.expires_at > _number(1),
+                messages.c.ctime <= _number(2),
+                category_matches,
+            ),
+        )
+    )
+
+
+# Which items a new range kills, ids to be skipped left aside: those that live and match. An item
+# that had expired by then is dead as it is. Rows: (uid, ctime, end, category, prefix, range).
+items_covered = _covered(messages.c.dismissed_at.is_(None))
+
+# The same for a range that is replayed behind the user's clock: it may be an earlier death of an
+# item that is dead already. This one reads the user's log.
+items_covered_ever = _covered(
+    or_(messages.c.dismissed_at.is_(None), messages.c.dismissed_at > _number(1))
+)
+
+# The earliest death counts. Rows: (uid, msg_id, ctime), each id once.
+bury = (
+    update(messages)
+    .values(dismissed_at=_number(2))
+    .where(
+        messages.c.uid == _text(0),
+        messages.c.msg_id == _text(1),
+        messages.c.category.is_not(None),
+        or_(messages.c.dismissed_at.is_(None), messages.c.dismissed_at > _number(2)),
+    )
+)
+
+# A replay between two messages becomes the predecessor of the later one. Rows: (uid, ctime, prev).
+relink = (
+    update(messages)
+    .values(prev=_number(2))
+    .where(messages.c.uid == _text(0), messages.c.ctime == _number(1))
+)
+
+# The neighbours of a ctime in a user's log.
+last_before = select(func.max(messages.c.ctime)).where(
+    messages.c.uid == bindparam("uid"), messages.c.ctime < bindparam("ctime")
+)
+first_from = select(func.min(messages.c.ctime)).where(
+    messages.c.uid == bindparam("uid"), messages.c.ctime >= bindparam("ctime")
+)
+
+
+def _insert(connection: Connection) -> Any:
+    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert
+
+
+def move_clocks(connection: Connection, rows: Rows) -> None:
+    """The users' clocks, now. Rows: (uid, ctime)."""
+    statement = _insert(connection)(users).from_select(
+        ["uid", "ctime"], select(_text(0), _number(1)).select_from(_given).where(true())
+    )
+    moved = statement.on_conflict_do_update(
+        index_elements=["uid"], set_={"ctime": statement.excluded.ctime}
+    )
+    ask(connection, moved, rows)
+
+
+def await_ids(connection: Connection, rows: Rows) -> None:
+    """Remember dismissed ids whose item has yet to come. Rows: (uid, msg_id, ctime)."""
+    known = (
+        select(messages.c.uid)
+        .where(messages.c.uid == _text(0), messages.c.msg_id == _text(1))
+        .correlate(_given)
+        .exists()
+    )
+    statement = _insert(connection)(dismissed_ids).from_select(
+        ["uid", "msg_id", "ctime"],
+        select(_text(0), _text(1), _number(2)).select_from(_given).where(~known),
+    )
+    earliest = statement.on_conflict_do_update(
+        index_elements=["uid", "msg_id"],
+        set_={"ctime": statement.excluded.ctime},
+        where=statement.excluded.ctime < dismissed_ids.c.ctime,
+    )
+    ask(connection, earliest, rows)
+
+
+# What was awaited has come, and its row knows its death. Rows: (uid, msg_id).
+forget_ids = delete(dismissed_ids).where(
+    tuple_(dismissed_ids.c.uid, dismissed_ids.c.msg_id).in_(
+        select(_text(0), _text(1)).select_from(_given)
+    )
+)
+
+
+def insert(connection: Connection, table: Table, rows: Sequence[Sequence[object]]) -> None:
+    """Whole rows, in blocks of one statement each: an insert row by row would take and release
+    the interpreter's lock for every one of them, and wait each time for a busy event loop."""
+    start = 0
+    for size in (256, 32, 4, 1):
+        while len(rows) - start >= size:
+            block = rows[start : start + size]
+            values = tuple(value for row in block for value in row)
+            connection.exec_driver_sql(
+                _insert_text(table, size, connection.dialect.paramstyle), values
+            )
+            start += size
+
+
+@cache
+def _insert_text(table: Table, rows: int, paramstyle: str) -> str:
+    width = len(table.columns)
+    places = (
+        f"${n}" if paramstyle == "numeric_dollar" else "?" for n in range(1, rows * width + 1)
+    )
+    groups = ", ".join(f"({', '.join(next(places) for _ in range(width))})" for _ in range(rows))
+    return f"INSERT INTO {table.name} VALUES {groups}"
+
+
+# Reading one user, `uid`
+
+clock = select(users.c.ctime).where(users.c.uid == bindparam("uid"))
+
+_is_live = and_(
+    messages.c.uid == bindparam("uid"),
+    messages.c.dismissed_at.is_(None),
+    messages.c.category.is_not(None),
+    messages.c.expires_at > bindparam("now"),
+)
+
+# What is visible now, without the contents: enough for a hash.
+live_names = select(messages.c.ctime, messages.c.msg_id, messages.c.device_id).where(_is_live)
+
+# What is visible now.
+live = select(messages.c.ctime, messages.c.message).where(_is_live)
+
+# What was, or will be, visible at a stated time. This one reads the log up to then.
+visible_at = select(messages.c.ctime, messages.c.message).where(
+    messages.c.uid == bindparam("uid"),
+    messages.c.category.is_not(None),
+    messages.c.ctime <= bindparam("at"),
+    messages.c.expires_at > bindparam("at"),
+    or_(messages.c.dismissed_at.is_(None), messages.c.dismissed_at > bindparam("at")),
+)
+
+# A device that was away asks for its user's messages. Overlap is harmless, a gap is not: hence >=.
+since = (
+    select(messages.c.ctime, messages.c.prev, messages.c.message)
+    .where(messages.c.uid == bindparam("uid"), messages.c.ctime >= bindparam("start"))
+    .order_by(messages.c.ctime)
+)
+since_at_most = since.limit(bindparam("most"))
+
+# What has become of items that messages name. Rows: (msg_id).
+fates = select(
+    messages.c.msg_id,
+    messages.c.ctime,
+    messages.c.device_id,
+    messages.c.expires_at,
+    messages.c.dismissed_at,
+).select_from(
+    _given.join(
+        messages,
+        and_(
+            messages.c.uid == bindparam("uid"),
+            messages.c.msg_id == _text(0),
+            messages.c.category.is_not(None),
+        ),
+    )
+)
+
+# The tombstones of what may still arrive at a replica that knows all up to `cursor`.
+awaited_ids = select(dismissed_ids.c.msg_id, dismissed_ids.c.ctime).where(
+    dismissed_ids.c.uid == bindparam("uid")
+)
+ranges_ahead = (
+    select(dismissed_ranges)
+    .where(
+        dismissed_ranges.c.uid == bindparam("uid"),
+        dismissed_ranges.c.end_time > bindparam("cursor"),
+    )
+    .order_by(dismissed_ranges.c.end_time)
+)
