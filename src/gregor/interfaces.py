@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from gregor.core.instant import Time, TimeOrOffset
-from gregor.core.message import UID, DeviceID, InBandMessage, Message
+from gregor.core.message import UID, DeviceID, InBandMessage, Message, OutOfBandMessage
 from gregor.core.state import State, Sync
 from gregor.errors import GregorError
 
@@ -62,11 +62,17 @@ class Duplicate(NamedTuple):
 class Rejected(NamedTuple):
     """The message changed nothing, and will not if it is sent again as it is."""
 
-    message: InBandMessage
+    message: Message
     error: GregorError
 
 
-Outcome: TypeAlias = Stored | Duplicate | Rejected
+class Passed(NamedTuple):
+    """The message was out-of-band, and is on its way to the devices that are connected now."""
+
+    message: OutOfBandMessage
+
+
+Outcome: TypeAlias = Stored | Duplicate | Rejected | Passed
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ from gregor.core.instant import MAX_TIME, Time
 from gregor.core.message import MAX_BATCH, MAX_BODY, UID, DeviceID, InBandMessage, MsgID, field_of
 from gregor.core.state import Changes, DismissedRange, Item, Snapshot, Sync
 from gregor.errors import GregorError, Malformed, Turn
-from gregor.interfaces import Duplicate, Outcome, Rejected, Stored
+from gregor.interfaces import Duplicate, Outcome, Passed, Rejected, Stored
 
 PROTOCOL = 1
 MAX_FRAME = 1024 * 1024
@@ -123,14 +123,17 @@ class Result(Struct, frozen=True, omit_defaults=True):
 
     @classmethod
     def of(cls, outcome: Outcome) -> "Result":
-        uid, msg_id, ctime = outcome.message.uid, outcome.message.msg_id, outcome.message.ctime
         match outcome:
-            case Stored():
-                return cls("stored", uid, msg_id, ctime)
-            case Duplicate():
-                return cls("duplicate", uid, msg_id, ctime)
-            case Rejected(_, error):
-                return cls("rejected", uid, msg_id, error=Problem.of(error))
+            case Stored(message):
+                return cls("stored", message.uid, message.msg_id, message.ctime)
+            case Duplicate(message):
+                return cls("duplicate", message.uid, message.msg_id, message.ctime)
+            case Rejected(InBandMessage() as message, error):
+                return cls("rejected", message.uid, message.msg_id, error=Problem.of(error))
+            case Rejected(message, error):
+                return cls("rejected", message.uid, error=Problem.of(error))
+            case Passed(message):
+                return cls("passed", message.uid)
 
 
 class Ack(Frame, frozen=True, tag="ack"):

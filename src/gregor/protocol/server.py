@@ -88,6 +88,12 @@ class Publication(NamedTuple):
     def of(cls, message: InBandMessage) -> "Publication":
         return cls(message.prev, (message,), message.ctime, weight(message))
 
+    @classmethod
+    def stretch(
+        cls, prev: Time, messages: tuple[InBandMessage, ...], cursor: Time
+    ) -> "Publication":
+        return cls(prev, messages, cursor, sum(weight(message) for message in messages))
+
 
 # What the reading hand is asked to do
 
@@ -245,14 +251,15 @@ class ServerSession:
             self._continue_with(publication)
 
     def _continue_with(self, publication: Publication) -> None:
-        if publication.prev > self.position:
-            self._lag()  # a gap, which only the store can fill
+        if publication.prev != self.position:
+            # A gap; or a stretch that begins before our position, from which the store has left
+            # out deaths of items that this device, and it alone, was told of meanwhile.
+            self._lag()
             return
         for message in publication.messages:
-            if message.ctime > self.position:
-                addressed = message.addressed_to(self.device_id)
-                if addressed is not None:
-                    self._waiting.append(addressed)
+            addressed = message.addressed_to(self.device_id)
+            if addressed is not None:
+                self._waiting.append(addressed)
         self.position = publication.cursor
         self._queued_bytes += publication.size
         self._check_queue(len(self._waiting))

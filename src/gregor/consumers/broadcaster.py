@@ -1,0 +1,86 @@
+"""Passes messages on to the devices of a user that are connected to this node.
+
+For each connected user it keeps a feed: how far that user's clock has been passed on. A message
+that continues the feed goes out; one that lies behind it is a duplicate; anything else shows a
+gap, and is left to whoever can read the store.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from gregor.core.instant import Time
+from gregor.core.message import UID, Message, OutOfBandMessage
+from gregor.protocol.server import Publication
+
+
+class Listener(Protocol):
+    """A connected device, as the Broadcaster sees it. None of this may wait."""
+
+    def publish(self, publication: Publication) -> None: ...
+    def pass_by(self, message: OutOfBandMessage) -> None: ...
+
+
+class Feed:
+    """One user's connected devices, and the place on the user's clock up to which they were told.
+    The place is None until the first of them has been told anything."""
+
+    __slots__ = ("listeners", "position")
+
+    def __init__(self) -> None:
+        self.position: Time | None = None
+        self.listeners: dict[Listener, None] = {}
+
+
+class Broadcaster:
+    """A MessageConsumer that passes messages on to Listeners. `gap` is called with the uid when
+    a message shows that others are missing; the answer comes back through `publish`."""
+
+    def __init__(self, gap: Callable[[UID], None] = lambda uid: None) -> None:
+        self.feeds: dict[UID, Feed] = {}
+        self.gap = gap
+
+    async def consume_message(self, message: Message) -> Message:
+        feed = self.feeds.get(message.uid)
+        if feed is None:
+            pass  # no device of this user is here
+        elif isinstance(message, OutOfBandMessage):
+            for listener in tuple(feed.listeners):
+                listener.pass_by(message)
+        elif feed.position is not None and message.prev > feed.position:
+            self.gap(message.uid)
+        else:
+            self.publish(message.uid, Publication.of(message))
+        return message
+
+    def publish(self, uid: UID, publication: Publication) -> None:
+        """Pass on a stretch of the user's clock, unless it lies behind."""
+        feed = self.feeds.get(uid)
+        if feed is None or (feed.position is not None and publication.cursor <= feed.position):
+            return
+        feed.position = publication.cursor
+        for listener in tuple(feed.listeners):
+            listener.publish(publication)
+
+    def add(self, uid: UID, listener: Listener) -> bool:
+        """A device has connected. True if it is the first of its user."""
+        first = uid not in self.feeds
+        self.feeds.setdefault(uid, Feed()).listeners[listener] = None
+        return first
+
+    def remove(self, uid: UID, listener: Listener) -> bool:
+        """A device has gone. True if it was the last of its user."""
+        feed = self.feeds[uid]
+        del feed.listeners[listener]
+        if feed.listeners:
+            return False
+        del self.feeds[uid]
+        return True
+
+    def told(self, uid: UID, cursor: Time) -> None:
+        """A device of the user has read the store up to this place."""
+        feed = self.feeds.get(uid)
+        if feed is not None and feed.position is None:
+            feed.position = cursor
+
+    def positions(self) -> dict[UID, Time]:
+        return {uid: feed.position for uid, feed in self.feeds.items() if feed.position is not None}

@@ -1,0 +1,222 @@
+"""One node: where messages come in, are stored, and go out to devices.
+
+    inject ──▶ state machine of record (durable) ──▶ consumers ──▶ the result for the sender
+                                                      ├─ Publisher ──▶ other nodes' relay
+                                                      └─ Broadcaster ──▶ devices connected here
+
+Pub/sub carries speed, the store carries truth. What a node has missed it finds in the store: at
+once where a message shows a gap, within a sweep where nothing does.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+import structlog
+
+from gregor.consumers.broadcaster import Broadcaster, Listener
+from gregor.consumers.publisher import channel_of, open_envelope
+from gregor.core.instant import Time
+from gregor.core.message import UID, DeviceID, InBandMessage, Message
+from gregor.core.state import Changes, Sync
+from gregor.errors import Malformed, Unavailable
+from gregor.interfaces import MessageConsumer, Outcome, Passed, StateMachineOfRecord, Stored
+from gregor.protocol.server import Publication
+from gregor.pubsub.interface import Interrupted, PubSub, Received
+
+log = structlog.get_logger("gregor.node")
+
+SWEEP_SECONDS = 5.0
+RETRY_SECONDS = 0.5
+
+
+class Observer:
+    """What a node tells about itself while it works; this one does not listen."""
+
+    def injected(self, outcome: Outcome) -> None:
+        """A message was taken, or rejected."""
+
+    def healed(self, messages: int) -> None:
+        """Messages that were missed have been read from the store."""
+
+    def strange(self, error: Malformed) -> None:
+        """Something came over the pub/sub that no node has sent."""
+
+
+class Node:
+    """A node over a state machine of record and those who pass its messages on, a Broadcaster
+    among them. To be opened with `async with`: inside, its background tasks are at work, and
+    should one of them fail, the block is cancelled.
+
+    With a `pubsub` it also relays what other nodes publish; a Publisher among the consumers is
+    what they hear of this one.
+    """
+
+    def __init__(
+        self,
+        state_machine: StateMachineOfRecord,
+        consumers: Sequence[MessageConsumer],
+        *,
+        clock: Callable[[], Time],
+        pubsub: PubSub | None = None,
+        name: str = "node",
+        sweep_seconds: float = SWEEP_SECONDS,
+        observer: Observer | None = None,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.state_machine = state_machine
+        self.clock = clock
+        self.name = name
+        self.behind = False  # whether the last read of the store for devices has failed
+        self._consumers = consumers
+        (self._broadcaster,) = (c for c in consumers if isinstance(c, Broadcaster))
+        self._broadcaster.gap = self._notice_gap
+        self._pubsub = pubsub
+        self._sweep_seconds = sweep_seconds
+        self._observer = observer or Observer()
+        self._jitter = jitter
+        self._gaps: dict[UID, None] = {}
+        self._gap_noticed = asyncio.Event()
+        self._tasks = asyncio.TaskGroup()
+        self._background: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        loops = [self._heal_gaps(), self._sweep()]
+        if self._pubsub is not None:
+            loops.append(self._relay(self._pubsub))
+        self._background = [self._tasks.create_task(loop) for loop in loops]
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        """What is being injected is finished first."""
+        for task in self._background:
+            task.cancel()
+        await self._tasks.__aexit__(*exc_info)
+
+    # In
+
+    async def inject(self, messages: Sequence[Message]) -> list[Outcome]:
+        """Accept new messages, in order, and say of each what became of it.
+
+        What is Stored is durable, and on its way to every device. Raises Unavailable if the store
+        does not answer. Cancelling the caller undoes nothing: what has begun is finished.
+        """
+        task = self._tasks.create_task(self._inject(messages))
+        outcomes = await asyncio.shield(task)
+        if isinstance(outcomes, Unavailable):
+            raise outcomes
+        return outcomes
+
+    async def _inject(self, messages: Sequence[Message]) -> list[Outcome] | Unavailable:
+        # Storage comes first: a message which nobody hears can still be asked for, while one
+        # which was heard but not stored would be a rumour.
+        in_band = [message for message in messages if isinstance(message, InBandMessage)]
+        try:
+            stored = iter(await self.state_machine.consume_messages(in_band) if in_band else ())
+        except Unavailable as error:
+            return error
+        outcomes = [next(stored) if isinstance(m, InBandMessage) else Passed(m) for m in messages]
+        for outcome in outcomes:
+            self._observer.injected(outcome)
+            if isinstance(outcome, Stored | Passed):
+                for consumer in self._consumers:
+                    await consumer.consume_message(outcome.message)
+        return outcomes
+
+    async def _relay(self, pubsub: PubSub) -> None:
+        """Pass on what other nodes have stored."""
+        async for event in pubsub.received():
+            match event:
+                case Received():
+                    await self._relay_one(event)
+                case Interrupted():
+                    await self._sweep_once()
+
+    async def _relay_one(self, received: Received) -> None:
+        try:
+            node, message = open_envelope(received)
+        except Malformed as error:
+            self._observer.strange(error)
+            return
+        if node != self.name:
+            await self._broadcaster.consume_message(message)
+
+    # Out
+
+    @asynccontextmanager
+    async def attach(self, uid: UID, listener: Listener) -> AsyncIterator[None]:
+        """While the block runs, the listener hears what is published for the user. Only what is
+        read from the store inside the block can be continued without a gap."""
+        if self._broadcaster.add(uid, listener) and self._pubsub is not None:
+            await self._pubsub.subscribe(channel_of(uid))
+        try:
+            yield
+        finally:
+            if self._broadcaster.remove(uid, listener) and self._pubsub is not None:
+                await self._pubsub.unsubscribe(channel_of(uid))
+
+    async def catch_up(self, uid: UID, device_id: DeviceID, cursor: Time) -> Sync:
+        """What brings a device from its cursor to the present."""
+        sync = await self.state_machine.sync(uid, device_id, cursor)
+        self._broadcaster.told(uid, sync.cursor)
+        return sync
+
+    # What was missed
+
+    def _notice_gap(self, uid: UID) -> None:
+        self._gaps[uid] = None
+        self._gap_noticed.set()
+
+    async def _heal_gaps(self) -> None:
+        while True:
+            await self._gap_noticed.wait()
+            self._gap_noticed.clear()
+            gaps, self._gaps = self._gaps, {}
+            for uid in gaps:
+                try:
+                    await self._heal(uid)
+                    self.behind = False
+                except Unavailable as error:
+                    self.behind = True
+                    log.warning("devices wait for the store", uid=uid, error=error.message)
+                    self._notice_gap(uid)
+                    await asyncio.sleep(RETRY_SECONDS * (0.5 + self._jitter()))
+
+    async def _heal(self, uid: UID) -> None:
+        position = self._broadcaster.positions().get(uid)
+        if position is None:
+            return
+        sync = await self.state_machine.sync(uid, None, position)
+        if isinstance(sync.content, Changes):
+            messages = sync.content.messages
+            publication = Publication.stretch(position, messages, sync.cursor)
+            self._observer.healed(len(messages))
+        else:
+            # Too much to pass on: with nothing that continues what they know, the devices read
+            # the store themselves.
+            publication = Publication.stretch(sync.cursor, (), sync.cursor)
+        self._broadcaster.publish(uid, publication)
+
+    async def _sweep(self) -> None:
+        """Find what was missed without a successor that would show it."""
+        while True:
+            await asyncio.sleep(self._sweep_seconds * (0.5 + self._jitter()))
+            await self._sweep_once()
+
+    async def _sweep_once(self) -> None:
+        positions = self._broadcaster.positions()
+        if not positions:
+            return
+        try:
+            ctimes = await self.state_machine.ctimes(list(positions))
+            self.behind = False
+        except Unavailable as error:
+            self.behind = True
+            log.warning("the sweep waits for the store", error=error.message)
+            return
+        for uid, position in positions.items():
+            if ctimes[uid] > position:
+                self._notice_gap(uid)
