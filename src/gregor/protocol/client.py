@@ -126,7 +126,7 @@ class ClientSession:
         hello = Hello(
             token=self._token, device_id=self._device_id, cursor=self.cursor, protocol=PROTOCOL
         )
-        return [Send(encode(hello))]
+        return [Send(hello)]
 
     @property
     def may_consume(self) -> bool:
@@ -139,13 +139,13 @@ class ClientSession:
             return []
         self._sent += 1
         self._under_way = self._sent
-        return [Send(encode(Consume(self._sent, tuple(Raw(encode(m)) for m in messages))))]
+        return [Send(Consume(self._sent, tuple(Raw(encode(m)) for m in messages)))]
 
     def verify(self, cursor: Time | None = None) -> list[Effect]:
         """Ask for a sync; from cursor 0 for a snapshot."""
         self.phase = Phase.SYNCING
         self._items, self._ids, self._ranges = [], [], []
-        return [Send(encode(Verify(self.cursor if cursor is None else cursor)))]
+        return [Send(Verify(self.cursor if cursor is None else cursor))]
 
     def compared(self, equal: bool) -> list[Effect]:
         """Whether the replica has the hash of a Compare. If not, a snapshot mends it; if it is

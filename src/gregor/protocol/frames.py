@@ -68,7 +68,7 @@ class Welcome(Frame, frozen=True, tag="welcome"):
     uid: UID
     device_id: DeviceID
     now: Time
-    limits: Limits = Limits()
+    limits: Limits
 
 
 class SyncPage(Frame, frozen=True, tag="sync"):

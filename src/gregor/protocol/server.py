@@ -51,6 +51,7 @@ from gregor.protocol.frames import (
     Frame,
     GoAway,
     Hello,
+    Limits,
     Messages,
     OutOfBand,
     Problem,
@@ -117,7 +118,13 @@ class Store(NamedTuple):
 
 
 class Send(NamedTuple):
-    text: str
+    """Write this frame."""
+
+    frame: Frame
+
+    @property
+    def text(self) -> str:
+        return encode(self.frame)
 
 
 class CatchUp(NamedTuple):
@@ -154,6 +161,11 @@ class ServerSession:
         self._passing: list[OutOfBandMessage] = []
         self._queued_bytes = 0
         self._close: Close | None = None
+
+    @property
+    def lagging(self) -> bool:
+        """Whether the device waits for the store."""
+        return self._behind is not None or self._catching_up
 
     # The reading hand
 
@@ -209,7 +221,13 @@ class ServerSession:
         self.phase = Phase.OPEN
         self.uid = uid
         self._behind = self.cursor
-        self._say(Welcome(uid, self.device_id, now))
+        self._say(Welcome(uid, self.device_id, now, Limits()))
+
+    def resume(self, uid: UID, device_id: DeviceID, cursor: Time) -> None:
+        """Begin in the middle: who it is and what it knows was said by other means."""
+        self.phase = Phase.OPEN
+        self.uid, self.device_id, self.cursor = uid, device_id, cursor
+        self._behind = cursor
 
     def stored(self, n: int, results: Sequence[Result]) -> None:
         """What became of the messages of a Store; all that is stored is durable."""
@@ -296,7 +314,7 @@ class ServerSession:
     def next(self) -> Effect | None:
         """What to do now that the socket takes more; None if there is nothing to do."""
         if self._control:
-            return Send(encode(self._control.pop(0)))
+            return Send(self._control.pop(0))
         if self._close is not None:
             close, self._close = self._close, None
             return close
@@ -305,11 +323,11 @@ class ServerSession:
         if self._passing:
             message = self._passing.pop(0)
             self._queued_bytes -= len(memoryview(message.raw_body))
-            return Send(encode(OutOfBand(message.system, message.raw_body)))
+            return Send(OutOfBand(message.system, message.raw_body))
         if self._pages is not None:
             page = next(self._pages, None)
             if page is not None:
-                return Send(encode(page))
+                return Send(page)
             self._pages = None
         if self._behind is not None and not self._catching_up:
             start, self._behind = self._behind, None
@@ -318,7 +336,7 @@ class ServerSession:
         if self._waiting and not self._catching_up:
             frame = Messages(self.cursor, tuple(self._waiting), self.position)
             self._waiting, self._queued_bytes, self.cursor = [], 0, self.position
-            return Send(encode(frame))
+            return Send(frame)
         return None
 
     def _say(self, frame: Frame) -> None:

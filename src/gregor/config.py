@@ -1,0 +1,89 @@
+"""Settings: from the command line, from `GREGOR_…` variables, from a TOML file, in this order."""
+
+import ipaddress
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from gregor.errors import SetupError
+
+
+class Auth(StrEnum):
+    """How a caller proves who it is."""
+
+    OPEN = "open"
+    JWT = "jwt"
+
+
+def _listen(value: str) -> str:
+    host, separator, port = value.rpartition(":")
+    if not (separator and host and port.isdigit() and int(port) < 65536):
+        raise ValueError("give HOST:PORT, such as 127.0.0.1:9911 or [::1]:9911")
+    return value
+
+
+class Settings(BaseSettings):
+    """What a server and the client commands need to know."""
+
+    model_config = SettingsConfigDict(env_prefix="GREGOR_", extra="forbid", frozen=True)
+
+    listen: Annotated[str, AfterValidator(_listen)] = "127.0.0.1:9911"
+    store: str = "sqlite:///gregor.db"
+    auth: Auth = Auth.OPEN
+    jwt_secret: SecretStr | None = None
+    sweep_seconds: Annotated[float, Field(gt=0)] = 5.0
+    drain_seconds: Annotated[float, Field(ge=0)] = 5.0
+    log_format: Annotated[str, Field(pattern="^(console|json)$")] = "console"
+    url: str = "http://127.0.0.1:9911"
+    token: SecretStr | None = None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the address."""
+        host, _ = self.address
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost"
+
+
+def load(file: Path | None = None, **given: Any) -> Settings:
+    """The settings: what is `given` and not None, then the environment, then the file.
+    Raises SetupError, which names what is wrong and where."""
+
+    class FromFile(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            toml = TomlConfigSettingsSource(settings_cls, toml_file=file)
+            return init_settings, env_settings, toml
+
+    if file is not None and not file.is_file():
+        raise SetupError(f"the configuration file {file} does not exist")
+    try:
+        return FromFile(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise SetupError(f"setting `{name}`: {first['msg']}", field=name) from error
+    except ValueError as error:  # TOML that does not parse
+        raise SetupError(f"{file}: {error}") from error

@@ -1,0 +1,5 @@
+"""A node behind HTTP: WebSocket, JSON and server-sent events, as an ordinary ASGI app."""
+
+from gregor.server.app import Server
+
+__all__ = ["Server"]

@@ -1,0 +1,95 @@
+"""Carries out what a session's writing hand should do, over whatever transport there is."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import structlog
+
+from gregor.core.message import OutOfBandMessage
+from gregor.errors import GregorError, Unavailable
+from gregor.node import Node
+from gregor.protocol.frames import Frame, Messages
+from gregor.protocol.server import CatchUp, Close, Publication, Send, ServerSession
+from gregor.server.metrics import Metrics
+
+log = structlog.get_logger("gregor.server")
+
+Write: TypeAlias = Callable[[Frame], Awaitable[None]]
+
+
+class Delivery:
+    """One connected device: a Listener of the node's, and the frames that leave for it.
+
+    `writing_since` is the loop's time since which the transport has not taken a frame; None while
+    it takes them. Whoever watches over deliveries ends those that take too long.
+    """
+
+    def __init__(self, node: Node, metrics: Metrics) -> None:
+        self.session = ServerSession()
+        self.writing_since: float | None = None
+        self._node = node
+        self._metrics = metrics
+        self._wake = asyncio.Event()
+        self._clock = asyncio.get_running_loop().time
+        task = asyncio.current_task()
+        assert task is not None  # a delivery is made by the task that lives for it
+        self.task = task
+        self._ended: GregorError | None = None
+
+    def publish(self, publication: Publication) -> None:
+        self.session.publish(publication)
+        self._wake.set()
+
+    def pass_by(self, message: OutOfBandMessage) -> None:
+        self.session.pass_by(message)
+        self._wake.set()
+
+    def end(self, error: GregorError) -> None:
+        """Stop at once, without a word to a device that would not take it."""
+        self._ended = error
+        self.task.cancel()
+
+    @contextmanager
+    def until_ended(self) -> Iterator[None]:
+        """The life of this delivery, which `end` may cut short."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._ended is None or self.task.uncancel() > 0:
+                raise
+            log.info("ended a delivery", uid=self.session.uid, error=self._ended.message)
+        finally:
+            self._metrics.lagged += self.session.lagged
+
+    def wake(self) -> None:
+        """Something has changed that may call for writing."""
+        self._wake.set()
+
+    async def write_all(self, write: Write) -> Close:
+        """Write whatever the session says, until it says that it is over."""
+        while True:
+            match self.session.next():
+                case Send(frame):
+                    self.writing_since = self._clock()
+                    await write(frame)
+                    self.writing_since = None
+                    if isinstance(frame, Messages):
+                        self._metrics.delivered += len(frame.messages)
+                case CatchUp(cursor):
+                    await self._catch_up(cursor)
+                case Close() as close:
+                    return close
+                case None:
+                    self._wake.clear()
+                    await self._wake.wait()
+
+    async def _catch_up(self, cursor: int) -> None:
+        session = self.session
+        if cursor == 0 < session.cursor:
+            self._metrics.mismatches += 1
+        try:
+            session.synced(await self._node.catch_up(session.uid, session.device_id, cursor))
+        except Unavailable as error:
+            session.refuse(error)  # the device comes back, with its cursor

@@ -1,0 +1,306 @@
+"""Gregor over HTTP: messages in, states out, each in one request."""
+
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import TypeAlias, TypeVar
+
+import msgspec
+from msgspec import Raw, Struct
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from gregor.core.instant import Time, TimeOrOffset, parse_time_or_offset
+from gregor.core.message import (
+    MAX_BATCH,
+    UID,
+    InBandMessage,
+    Message,
+    field_of,
+    new_msg_id,
+    parse_message,
+)
+from gregor.core.state import Item
+from gregor.errors import (
+    Forbidden,
+    GregorError,
+    InvalidMessage,
+    Malformed,
+    MethodNotAllowed,
+    NotFound,
+    TooLarge,
+    Turn,
+    Unavailable,
+)
+from gregor.protocol.frames import Problem, Result
+from gregor.server.auth import Identity
+from gregor.server.service import Service
+from gregor.server.sse import EventStream
+
+MAX_REQUEST = 8 * 1024 * 1024
+MAX_USERS = 10_000
+RETRY_AFTER_SECONDS = 1
+
+T = TypeVar("T")
+Entry: TypeAlias = Message | Result
+Answer: TypeAlias = Callable[[Service, Request, Identity], Awaitable[ASGIApp]]
+OpenAnswer: TypeAlias = Callable[[Service, Request], Awaitable[ASGIApp]]
+Endpoint: TypeAlias = Callable[[Request], Awaitable[ASGIApp]]
+
+
+class Batch(Struct, frozen=True, forbid_unknown_fields=True):
+    """Up to 500 messages, each taken or rejected on its own."""
+
+    messages: tuple[Raw, ...]
+
+
+class ToMany(Struct, frozen=True, forbid_unknown_fields=True):
+    """One message for up to 10,000 users, under one msg_id."""
+
+    uids: tuple[UID, ...]
+    message: Raw
+
+
+class Results(Struct, frozen=True):
+    """What became of each message, in order."""
+
+    results: tuple[Result, ...]
+
+
+class StateAnswer(Struct, frozen=True):
+    items: tuple[Item, ...]
+    as_of: Time
+    hash: str
+
+
+class CountAnswer(Struct, frozen=True):
+    """How many items have a category that begins with each prefix."""
+
+    counts: dict[str, int]
+    as_of: Time
+
+
+class MessagesAnswer(Struct, frozen=True):
+    """What came since, and the cursor from which to ask next."""
+
+    messages: tuple[InBandMessage, ...]
+    cursor: Time
+
+
+class ProblemDocument(Struct, frozen=True, omit_defaults=True):
+    """An error, as RFC 9457 has it; `code`, `turn` and `field` say what a program needs."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    turn: Turn
+    field: str | None = None
+
+
+# In
+
+
+async def post_messages(service: Service, request: Request, identity: Identity) -> Response:
+    """Inject one message, several, or one for many users."""
+    body = await _body(request)
+    shape = _decode(body, dict[str, Raw])
+    if "messages" in shape:
+        entries = _read_batch(_decode(body, Batch), identity)
+    elif "uids" in shape:
+        entries = _read_to_many(_decode(body, ToMany), identity)
+    else:
+        message = parse_message(body)
+        identity.require(message.uid)
+        entries = [message]
+    return _json(Results(tuple(await service.inject(entries))))
+
+
+def _read_batch(batch: Batch, identity: Identity) -> list[Entry]:
+    if not 1 <= len(batch.messages) <= MAX_BATCH:
+        raise TooLarge(
+            f"`messages` takes 1 to {MAX_BATCH} messages, not {len(batch.messages)}",
+            field="messages",
+        )
+    return [_read(json, identity) for json in batch.messages]
+
+
+def _read(json: Raw, identity: Identity) -> Entry:
+    try:
+        message = parse_message(json)
+        identity.require(message.uid)
+        return message
+    except (InvalidMessage, TooLarge, Forbidden) as error:
+        return Result("rejected", error=Problem.of(error))
+
+
+def _read_to_many(many: ToMany, identity: Identity) -> list[Entry]:
+    if not 1 <= len(many.uids) <= MAX_USERS:
+        raise TooLarge(f"`uids` takes 1 to {MAX_USERS} users, not {len(many.uids)}", field="uids")
+    for uid in many.uids:
+        identity.require(uid)
+    first = parse_message(many.message, uid=many.uids[0])
+    if first.uid != many.uids[0]:
+        raise InvalidMessage("leave out the `uid`, which is each of `uids`", field="message.uid")
+    return [msgspec.structs.replace(first, uid=uid) for uid in many.uids]
+
+
+# Out
+
+
+async def get_state(service: Service, request: Request, identity: Identity) -> Response:
+    uid = _user(request, identity, {"device_id", "at", "prefix"})
+    at = _time(request, "at")
+    state = await service.node.state_machine.state(uid, request.query_params.get("device_id"), at)
+    shown = state.with_prefix(request.query_params.get("prefix", ""))
+    return _json(StateAnswer(shown.items, shown.as_of, shown.hash()))
+
+
+async def get_count(service: Service, request: Request, identity: Identity) -> Response:
+    uid = _user(request, identity, {"device_id", "prefix"})
+    state = await service.node.state_machine.state(uid, request.query_params.get("device_id"))
+    prefixes = request.query_params.getlist("prefix") or [""]
+    return _json(CountAnswer({prefix: state.count(prefix) for prefix in prefixes}, state.as_of))
+
+
+async def get_messages(service: Service, request: Request, identity: Identity) -> Response:
+    uid = _user(request, identity, {"since", "device_id"})
+    since = _time(request, "since") or TimeOrOffset(time=0)
+    # The clock is read first: what is stored meanwhile comes twice rather than never.
+    clock = (await service.node.state_machine.ctimes([uid]))[uid]
+    messages = await service.node.state_machine.in_band_messages_since(
+        uid, request.query_params.get("device_id"), since
+    )
+    return _json(MessagesAnswer(tuple(messages), clock))
+
+
+async def get_events(service: Service, request: Request, identity: Identity) -> ASGIApp:
+    uid = _user(request, identity, {"device_id", "cursor"})
+    cursor = request.headers.get("last-event-id") or request.query_params.get("cursor", "0")
+    if not cursor.isdigit():
+        raise InvalidMessage("the cursor is a ctime, which is a number", field="cursor")
+    if service.draining:
+        raise Unavailable("this server is stopping")
+    device_id = request.query_params.get("device_id") or f"events-{new_msg_id()}"
+    return EventStream(service, uid, device_id, int(cursor))
+
+
+# Health
+
+
+async def get_health(service: Service, request: Request) -> Response:
+    """The process is alive."""
+    return Response("alive\n", media_type="text/plain")
+
+
+async def get_ready(service: Service, request: Request) -> Response:
+    """Whether this server can do its work; if not, why."""
+    troubles = await service.troubles()
+    service.metrics.ready = not troubles
+    status = HTTPStatus.SERVICE_UNAVAILABLE if troubles else HTTPStatus.OK
+    return Response(msgspec.json.encode({"ready": not troubles, "troubles": troubles}), status)
+
+
+async def get_metrics(service: Service, request: Request) -> Response:
+    return Response(service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+# Around each request
+
+
+def endpoint(service: Service, answer: Answer) -> Endpoint:
+    """Find out who asks, have the question answered, and say what went wrong."""
+
+    async def respond(request: Request) -> ASGIApp:
+        try:
+            identity = service.authenticator.identify(_token(request))
+            return await answer(service, request, identity)
+        except GregorError as error:
+            return problem(error)
+
+    return respond
+
+
+def open_endpoint(service: Service, answer: OpenAnswer) -> Endpoint:
+    """The same for what everybody may see."""
+
+    async def respond(request: Request) -> ASGIApp:
+        return await answer(service, request)
+
+    return respond
+
+
+def problem(error: GregorError) -> Response:
+    """The error as a problem document."""
+    status = HTTPStatus(error.status)
+    document = ProblemDocument(
+        f"urn:gregor:error:{error.code}",
+        status.phrase,
+        error.status,
+        error.message,
+        error.code,
+        error.turn,
+        error.field,
+    )
+    headers = {"WWW-Authenticate": "Bearer"} if status is HTTPStatus.UNAUTHORIZED else {}
+    if isinstance(error, Unavailable):
+        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    body = msgspec.json.encode(document)
+    return Response(body, status, headers, media_type="application/problem+json")
+
+
+async def on_http_exception(request: Request, exception: Exception) -> Response:
+    """What the router could not place, in our words."""
+    assert isinstance(exception, HTTPException)
+    if exception.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return problem(MethodNotAllowed(f"{request.method} is not possible here"))
+    return problem(NotFound(f"there is nothing at {request.url.path}"))
+
+
+def _token(request: Request) -> str | None:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
+def _user(request: Request, identity: Identity, allowed: set[str]) -> UID:
+    uid: UID = request.path_params["uid"]
+    identity.require(uid)
+    for name in request.query_params:
+        if name not in allowed:
+            known = ", ".join(sorted(allowed))
+            raise InvalidMessage(f"unknown parameter `{name}`; known are {known}", field=name)
+    return uid
+
+
+def _time(request: Request, name: str) -> TimeOrOffset | None:
+    text = request.query_params.get(name)
+    if text is None:
+        return None
+    try:
+        return parse_time_or_offset(text)
+    except ValueError as error:
+        raise InvalidMessage(f"`{name}`: {error}", field=name) from error
+
+
+async def _body(request: Request) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_REQUEST:
+            raise TooLarge(f"a request takes up to {MAX_REQUEST} bytes; send several")
+    return bytes(body)
+
+
+def _decode(body: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise Malformed(str(error), field=field_of(error)) from error
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise Malformed(f"the request is not JSON: {error}") from error
+
+
+def _json(answer: Struct) -> Response:
+    return Response(msgspec.json.encode(answer), media_type="application/json")

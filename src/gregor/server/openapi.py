@@ -1,0 +1,142 @@
+"""The description of the HTTP API, made from the types that answer it."""
+
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+
+from gregor.core.message import InBandMessage, OutOfBandMessage
+from gregor.server.http import (
+    Batch,
+    CountAnswer,
+    MessagesAnswer,
+    ProblemDocument,
+    Results,
+    StateAnswer,
+    ToMany,
+)
+
+JSONObject = dict[str, Any]
+
+_ERRORS = {
+    400: "Not the JSON that belongs here",
+    401: "No token, or one that does not hold",
+    403: "The token is another user's",
+    413: "Too much at once",
+    422: "A field breaks a rule; `field` names it",
+    503: "Not now; send it again after `Retry-After` seconds",
+}
+
+
+def describe() -> JSONObject:
+    """The OpenAPI 3.1 document."""
+    types = (
+        InBandMessage,
+        OutOfBandMessage,
+        Batch,
+        ToMany,
+        Results,
+        StateAnswer,
+        CountAnswer,
+        MessagesAnswer,
+        ProblemDocument,
+    )
+    _, components = msgspec.json.schema_components(
+        types, ref_template="#/components/schemas/{name}"
+    )
+    _loosen(components)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Gregor",
+            "version": version("gregor-sync"),
+            "summary": "Replicated, per-user state and notifications.",
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "paths": _paths(),
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"token": []}, {}],
+    }
+
+
+def _loosen(components: JSONObject) -> None:
+    """A sender leaves out what the server sets."""
+    message = components["InBandMessage"]
+    message["required"] = ["uid"]
+    for name in ("ctime", "prev"):
+        message["properties"][name]["readOnly"] = True
+
+
+def _paths() -> JSONObject:
+    one_of = ("InBandMessage", "OutOfBandMessage", "Batch", "ToMany")
+    post = _operation("Inject one message, up to 500, or one for up to 10,000 users", "Results")
+    post["requestBody"] = {
+        "required": True,
+        "content": {"application/json": {"schema": {"anyOf": [_ref(name) for name in one_of]}}},
+    }
+    user = "/v1/users/{uid}"
+    device = _query("device_id", "What this device shows; without it, all devices together")
+    prefix = _query("prefix", "Categories that begin like this, byte for byte")
+    at = _query("at", "A time (microseconds or RFC 3339) or an offset from now (-90s, P1D)")
+    since = _query("since", "The same; messages from then on, that instant included")
+    return {
+        "/v1/messages": {"post": post},
+        f"{user}/state": {"get": _operation("The live items", "StateAnswer", device, at, prefix)},
+        f"{user}/count": {
+            "get": _operation("How many live items, per prefix", "CountAnswer", device, prefix)
+        },
+        f"{user}/messages": {
+            "get": _operation("What brings a replica up to date", "MessagesAnswer", since, device)
+        },
+        f"{user}/events": {"get": _stream(device)},
+        "/healthz": {"get": _plain("Whether the process lives")},
+        "/readyz": {"get": _plain("Whether it can serve; 503 and the troubles if not")},
+        "/metrics": {"get": _plain("Prometheus metrics")},
+    }
+
+
+def _operation(summary: str, answer: str, *parameters: JSONObject) -> JSONObject:
+    problem = {"application/problem+json": {"schema": _ref("ProblemDocument")}}
+    errors = {
+        str(status): {"description": text, "content": problem} for status, text in _ERRORS.items()
+    }
+    success = {
+        "description": summary,
+        "content": {"application/json": {"schema": _ref(answer)}},
+    }
+    operation: JSONObject = {"summary": summary, "responses": {"200": success, **errors}}
+    if parameters:
+        operation["parameters"] = [_uid(), *parameters]
+    return operation
+
+
+def _stream(device: JSONObject) -> JSONObject:
+    cursor = _query("cursor", "Where to resume; the header Last-Event-ID goes before it")
+    success = {
+        "description": "`sync`, then `messages` and `out_of_band`; the event id is the cursor",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+    return {
+        "summary": "What a device would hear, as server-sent events",
+        "parameters": [_uid(), device, cursor],
+        "responses": {"200": success},
+    }
+
+
+def _plain(summary: str) -> JSONObject:
+    return {"summary": summary, "security": [], "responses": {"200": {"description": summary}}}
+
+
+def _uid() -> JSONObject:
+    return {"name": "uid", "in": "path", "required": True, "schema": {"type": "string"}}
+
+
+def _query(name: str, description: str) -> JSONObject:
+    return {"name": name, "in": "query", "description": description, "schema": {"type": "string"}}
+
+
+def _ref(name: str) -> JSONObject:
+    return {"$ref": f"#/components/schemas/{name}"}

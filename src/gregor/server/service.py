@@ -1,0 +1,87 @@
+"""What all ways in and out of one server share: the node, who may use it, and who is connected."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from gregor.core.message import Message
+from gregor.errors import TooSlow, Unavailable
+from gregor.node import Node
+from gregor.protocol.frames import Result
+from gregor.server.auth import Authenticator
+from gregor.server.delivery import Delivery
+from gregor.server.metrics import Metrics
+
+SLOWEST_SECONDS = 30.0
+GOING_AWAY = 1012
+
+
+class Service:
+    """One node, put to the service of devices and backends."""
+
+    def __init__(
+        self,
+        node: Node,
+        authenticator: Authenticator,
+        metrics: Metrics,
+        deliveries: dict[Delivery, None],
+    ) -> None:
+        self.node = node
+        self.authenticator = authenticator
+        self.metrics = metrics
+        self.draining = False
+        self._deliveries = deliveries
+
+    async def inject(self, entries: Sequence[Message | Result]) -> list[Result]:
+        """Inject messages, in order; an entry that is a result already stays what it is.
+        Raises Unavailable if the store does not answer, or if this server is leaving."""
+        if self.draining:
+            raise Unavailable("this server is stopping; send it again to another")
+        messages = [entry for entry in entries if not isinstance(entry, Result)]
+        outcomes = iter(await self.node.inject(messages) if messages else ())
+        return [e if isinstance(e, Result) else Result.of(next(outcomes)) for e in entries]
+
+    @contextmanager
+    def serving(self, delivery: Delivery) -> Iterator[None]:
+        """While the block runs, the delivery counts as connected and is watched over."""
+        self._deliveries[delivery] = None
+        try:
+            yield
+        finally:
+            del self._deliveries[delivery]
+
+    async def troubles(self) -> list[str]:
+        """What keeps this server from doing its work; nothing if it is ready."""
+        troubles = ["it is stopping"] if self.draining else []
+        if self.node.behind:
+            troubles.append("devices wait for the store")
+        try:
+            await self.node.state_machine.ctimes([])
+        except Unavailable as error:
+            troubles.append(error.message)
+        return troubles
+
+    async def watch(self) -> None:
+        """End deliveries whose device accepts nothing. Runs until it is cancelled."""
+        now = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(1.0)
+            for delivery in tuple(self._deliveries):
+                since = delivery.writing_since
+                if since is not None and now() - since > SLOWEST_SECONDS:
+                    delivery.end(TooSlow(f"nothing was accepted for {SLOWEST_SECONDS:.0f} s"))
+
+    async def drain(self, seconds: float) -> None:
+        """Refuse new work, and send the devices away, evenly over the time given."""
+        self.draining = True
+        self.metrics.ready = False
+        leaving = list(self._deliveries)
+        within_ms = max(1000, round(seconds * 1000))
+        for number, delivery in enumerate(leaving):
+            delivery.session.go_away(within_ms)
+            delivery.session.leave(GOING_AWAY, "going away")
+            delivery.wake()
+            if seconds and number % 100 == 99:
+                await asyncio.sleep(seconds * 100 / len(leaving))
+        if leaving:  # the last words take a moment to be written
+            await asyncio.wait([delivery.task for delivery in leaving], timeout=1.0)

@@ -1,0 +1,101 @@
+"""One process that serves: uvicorn around a Server, its signals, and its end."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+import uvicorn
+
+from gregor.config import Settings
+from gregor.errors import SetupError
+from gregor.protocol.frames import MAX_FRAME
+from gregor.server.app import Server
+from gregor.server.service import SLOWEST_SECONDS
+
+log = structlog.get_logger("gregor.server")
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; then refuse new work, finish commits, send the devices away
+    and return. Raises SetupError if it cannot start, and whatever ends it before it should."""
+    listening = listen(*settings.address)
+    with listening:
+        async with Server(settings) as server:
+            host, port = listening.getsockname()[:2]
+            log.info("serving", url=f"http://{host}:{port}", store=str(settings.store))
+            process = _Process(config(server))
+            with process.stopped_by_signals(server):
+                await process.serve([listening])
+            log.info("stopped")
+
+
+def config(server: Server) -> uvicorn.Config:
+    """How uvicorn has to be set up: messages are small and many, so they are not compressed."""
+    return uvicorn.Config(
+        server.app,
+        lifespan="off",
+        ws="websockets-sansio",
+        ws_max_size=MAX_FRAME,
+        ws_per_message_deflate=False,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=10,
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises SetupError if the address is not to be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            # Accepted sockets inherit it: the kernel gives up a peer that acknowledges nothing.
+            milliseconds = int(SLOWEST_SECONDS * 1000)
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        listening.bind((host, port))
+        listening.listen(4096)
+    except OSError as error:
+        listening.close()
+        raise SetupError(
+            f"cannot listen on {host}:{port}: {error.strerror}; is another server there? "
+            "Choose another with --listen HOST:PORT"
+        ) from error
+    listening.setblocking(False)
+    return listening
+
+
+class _Process(uvicorn.Server):
+    """uvicorn, told to stop by us once the devices have been sent away."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def stopped_by_signals(self, server: Server) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        leaving: list[asyncio.Task[None]] = []
+
+        async def leave() -> None:
+            await server.drain()
+            self.should_exit = True
+
+        def stop() -> None:
+            if leaving:
+                self.force_exit = self.should_exit = True
+            else:
+                leaving.append(loop.create_task(leave()))
+
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(name, stop)
+        try:
+            yield
+        finally:
+            for name in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(name)

@@ -1,0 +1,84 @@
+"""What a device would hear, as server-sent events: one way, for whoever only wants to watch."""
+
+import asyncio
+
+from starlette.types import Receive, Scope, Send
+
+from gregor.core.instant import Time
+from gregor.core.message import UID, DeviceID
+from gregor.protocol.frames import Frame, Messages, SyncPage, encode
+from gregor.server.delivery import Delivery
+from gregor.server.service import Service
+
+KEEP_ALIVE_SECONDS = 15.0
+
+
+class EventStream:
+    """An ASGI response that streams a user's events; the event id is the cursor to resume from."""
+
+    def __init__(self, service: Service, uid: UID, device_id: DeviceID, cursor: Time) -> None:
+        self._service = service
+        self._uid = uid
+        self._device_id = device_id
+        self._cursor = cursor
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [
+                    (b"content-type", b"text/event-stream; charset=utf-8"),
+                    (b"cache-control", b"no-store"),
+                    (b"x-accel-buffering", b"no"),
+                ],
+            }
+        )
+        delivery = Delivery(self._service.node, self._service.metrics)
+        with self._service.serving(delivery), delivery.until_ended():
+            async with (
+                self._service.node.attach(self._uid, delivery),
+                asyncio.TaskGroup() as tasks,
+            ):
+                delivery.session.resume(self._uid, self._device_id, self._cursor)
+                writing = tasks.create_task(self._write(delivery, send))
+                comments = tasks.create_task(_keep_alive(send))
+                watching = tasks.create_task(_disconnected(receive))
+                await asyncio.wait([writing, watching], return_when=asyncio.FIRST_COMPLETED)
+                for task in (writing, comments, watching):
+                    task.cancel()
+
+    async def _write(self, delivery: Delivery, send: Send) -> None:
+        async def write(frame: Frame) -> None:
+            await send(_body(as_event(frame)))
+
+        await delivery.write_all(write)
+        await send({"type": "http.response.body", "body": b""})
+
+
+def as_event(frame: Frame) -> str:
+    """A frame as an event. Only what can be resumed from has an id: a page of a snapshot that
+    others follow has not."""
+    lines = [f"event: {frame.__struct_config__.tag}", f"data: {encode(frame)}"]
+    match frame:
+        case SyncPage(mode="snapshot", more=True):
+            pass
+        case SyncPage(cursor=cursor) | Messages(cursor=cursor):
+            lines.insert(0, f"id: {cursor}")
+    return "\n".join(lines) + "\n\n"
+
+
+async def _keep_alive(send: Send) -> None:
+    """Proxies and people alike take a long silence for the end."""
+    while True:
+        await asyncio.sleep(KEEP_ALIVE_SECONDS)
+        await send(_body(": still here\n\n"))
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _body(text: str) -> dict[str, object]:
+    return {"type": "http.response.body", "body": text.encode(), "more_body": True}
