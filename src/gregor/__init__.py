@@ -1,0 +1,33 @@
+"""Gregor: replicated, per-user state and notifications.
+
+A backend puts messages in, every device of the user holds a replica that works offline, and all
+of them converge. Here is what both sides share; `gregor.client` is for devices and backends,
+`gregor.server` for whoever runs a server.
+"""
+
+from gregor.core.instant import TimeOrOffset
+from gregor.core.message import (
+    InBandMessage,
+    OutOfBandMessage,
+    create,
+    dismiss,
+    dismiss_category,
+    out_of_band,
+    replace,
+)
+from gregor.core.state import Item, State
+from gregor.errors import GregorError
+
+__all__ = [
+    "GregorError",
+    "InBandMessage",
+    "Item",
+    "OutOfBandMessage",
+    "State",
+    "TimeOrOffset",
+    "create",
+    "dismiss",
+    "dismiss_category",
+    "out_of_band",
+    "replace",
+]
