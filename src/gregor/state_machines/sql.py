@@ -136,14 +136,12 @@ class SQLStateMachine:
         now, start = self._clock(), perf_counter()
         try:
             outcomes = await self.database.write(lambda c: consume(c, messages, now))
-        except BaseException as error:
-            # The senders hear of it, each of them; only what can pass lets us go on.
-            for waiting in batch:
-                if not waiting.outcomes.done():
-                    waiting.outcomes.set_exception(error)
-            if not isinstance(error, StorageUnavailable):
-                raise
+        except StorageUnavailable as error:
+            _fail(batch, error)
             return
+        except BaseException as error:
+            _fail(batch, Unavailable(f"the store has failed: {error}"))
+            raise
         self._committed(len(messages), perf_counter() - start)
         for waiting in batch:
             share, outcomes = outcomes[: len(waiting.messages)], outcomes[len(waiting.messages) :]
@@ -173,6 +171,12 @@ class SQLStateMachine:
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
         found = await self.database.read(lambda c: read_clocks(c, uids))
         return {uid: found.get(uid, 0) for uid in uids}
+
+
+def _fail(batch: Sequence[_Waiting], error: Unavailable) -> None:
+    for waiting in batch:
+        if not waiting.outcomes.done():
+            waiting.outcomes.set_exception(error)
 
 
 # One transaction that consumes
@@ -418,7 +422,7 @@ def _read_fates(
     for message in log:
         if message.dismissal is not None:
             named.update(message.dismissal.msg_ids)
-    rows = statements.ask(connection, statements.fates, [(id_,) for id_ in named], uid=uid)
+    rows = statements.ask(connection, statements.fates, [(uid, id_) for id_ in named])
     known = {
         row.msg_id: Known(
             row.ctime, row.device_id, row.dismissed_at is None and row.expires_at > now

@@ -69,12 +69,9 @@ def _number(place: int) -> ColumnElement[int]:
     return cast(_given.c.value.op("->>")(literal_column(str(place))), BigInteger)
 
 
-def ask(
-    connection: Connection, statement: Executable, rows: Rows, **parameters: object
-) -> CursorResult[Any]:
+def ask(connection: Connection, statement: Executable, rows: Rows) -> CursorResult[Any]:
     """Put a question about these rows."""
-    json = msgspec.json.encode(list(rows)).decode()
-    return connection.execute(statement, {"rows": json, **parameters})
+    return connection.execute(statement, {"rows": msgspec.json.encode(list(rows)).decode()})
 
 
 # Consuming. Rows: see each statement.
@@ -278,7 +275,7 @@ since = (
 )
 since_at_most = since.limit(bindparam("most"))
 
-# What has become of items that messages name. Rows: (msg_id).
+# What has become of items that messages name. Rows: (uid, msg_id).
 fates = select(
     messages.c.msg_id,
     messages.c.ctime,
@@ -289,8 +286,8 @@ fates = select(
     _given.join(
         messages,
         and_(
-            messages.c.uid == bindparam("uid"),
-            messages.c.msg_id == _text(0),
+            messages.c.uid == _text(0),
+            messages.c.msg_id == _text(1),
             messages.c.category.is_not(None),
         ),
     )
