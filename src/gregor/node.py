@@ -150,9 +150,10 @@ class Node:
     async def attach(self, uid: UID, listener: Listener) -> AsyncIterator[None]:
         """While the block runs, the listener hears what is published for the user. Only what is
         read from the store inside the block can be continued without a gap."""
-        if self._broadcaster.add(uid, listener) and self._pubsub is not None:
-            await self._pubsub.subscribe(channel_of(uid))
+        first = self._broadcaster.add(uid, listener)
         try:
+            if first and self._pubsub is not None:
+                await self._pubsub.subscribe(channel_of(uid))
             yield
         finally:
             if self._broadcaster.remove(uid, listener) and self._pubsub is not None:
