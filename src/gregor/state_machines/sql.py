@@ -215,7 +215,8 @@ def consume(connection: Connection, messages: Sequence[InBandMessage], now: Time
     _insert(connection, new)
     _bury(connection, stored, late)
     if stored:
-        statements.move_clocks(connection, {(m.uid, clocks[m.uid]) for m in stored})
+        moved = {(message.uid, clocks[message.uid]) for message in stored}
+        statements.ask(connection, statements.move_clocks(connection.dialect.name), moved)
     return outcomes
 
 
@@ -293,7 +294,8 @@ def _bury(connection: Connection, stored: Sequence[InBandMessage], late: bool) -
     if deaths:
         statements.ask(connection, statements.bury, [(*id_, at) for id_, at in deaths.items()])
     if told:
-        statements.await_ids(connection, [(*id_, at) for id_, at in told.items()])
+        dismissed = [(*id_, at) for id_, at in told.items()]
+        statements.ask(connection, statements.await_ids(connection.dialect.name), dismissed)
 
 
 def _deaths_awaiting(

@@ -7,6 +7,7 @@ step, during which the other threads of the process run.
 
 from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -174,22 +175,23 @@ first_from = select(func.min(messages.c.ctime)).where(
 )
 
 
-def _insert(connection: Connection) -> Any:
-    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert
+# An upsert is built by the dialect that will run it.
+_INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
-def move_clocks(connection: Connection, rows: Rows) -> None:
+@cache
+def move_clocks(dialect: str) -> Executable:
     """The users' clocks, now. Rows: (uid, ctime)."""
-    statement = _insert(connection)(users).from_select(
-        ["uid", "ctime"], select(_text(0), _number(1)).select_from(_given).where(true())
+    rows = select(_text(0), _number(1)).select_from(_given).where(true())
+    insert = _INSERTS[dialect](users).from_select(["uid", "ctime"], rows)
+    moved: Executable = insert.on_conflict_do_update(
+        index_elements=["uid"], set_={"ctime": insert.excluded.ctime}
     )
-    moved = statement.on_conflict_do_update(
-        index_elements=["uid"], set_={"ctime": statement.excluded.ctime}
-    )
-    ask(connection, moved, rows)
+    return moved
 
 
-def await_ids(connection: Connection, rows: Rows) -> None:
+@cache
+def await_ids(dialect: str) -> Executable:
     """Remember dismissed ids whose item has yet to come. Rows: (uid, msg_id, ctime)."""
     known = (
         select(messages.c.uid)
@@ -197,16 +199,14 @@ def await_ids(connection: Connection, rows: Rows) -> None:
         .correlate(_given)
         .exists()
     )
-    statement = _insert(connection)(dismissed_ids).from_select(
-        ["uid", "msg_id", "ctime"],
-        select(_text(0), _text(1), _number(2)).select_from(_given).where(~known),
-    )
-    earliest = statement.on_conflict_do_update(
+    rows = select(_text(0), _text(1), _number(2)).select_from(_given).where(~known)
+    insert = _INSERTS[dialect](dismissed_ids).from_select(["uid", "msg_id", "ctime"], rows)
+    earliest: Executable = insert.on_conflict_do_update(
         index_elements=["uid", "msg_id"],
-        set_={"ctime": statement.excluded.ctime},
-        where=statement.excluded.ctime < dismissed_ids.c.ctime,
+        set_={"ctime": insert.excluded.ctime},
+        where=insert.excluded.ctime < dismissed_ids.c.ctime,
     )
-    ask(connection, earliest, rows)
+    return earliest
 
 
 # What was awaited has come, and its row knows its death. Rows: (uid, msg_id).
@@ -234,9 +234,8 @@ def insert(connection: Connection, table: Table, rows: Sequence[Sequence[object]
 @cache
 def _insert_text(table: Table, rows: int, paramstyle: str) -> str:
     width = len(table.columns)
-    places = (
-        f"${n}" if paramstyle == "numeric_dollar" else "?" for n in range(1, rows * width + 1)
-    )
+    numbered = paramstyle == "numeric_dollar"
+    places = (f"${n}" if numbered else "?" for n in count(1))
     groups = ", ".join(f"({', '.join(next(places) for _ in range(width))})" for _ in range(rows))
     return f"INSERT INTO {table.name} VALUES {groups}"
 
