@@ -117,6 +117,7 @@ class ClientSession:
         self._sent = 0
         self._under_way: int | None = None
         self._from_snapshot = False
+        self._ahead: Time = 0  # the furthest cursor of a frame that came during a sync
         self._items: list[Item] = []
         self._ids: list[tuple[MsgID, Time]] = []
         self._ranges: list[DismissedRange] = []
@@ -181,14 +182,20 @@ class ClientSession:
     def _continue(
         self, prev: Time, messages: tuple[InBandMessage, ...], cursor: Time
     ) -> list[Effect]:
-        if self.phase is not Phase.LIVE or cursor <= self.cursor:
-            return []  # the sync under way brings it, or it is known
+        if self.phase is not Phase.LIVE:
+            self._ahead = max(self._ahead, cursor)  # the sync under way brings it, or nobody does
+            return []
+        if cursor <= self.cursor:
+            return []
         if prev != self.cursor:
             return self.verify()
         self.cursor = cursor
         return [Apply(messages, cursor)]
 
     def _sync(self, page: SyncPage) -> list[Effect]:
+        if self.phase is Phase.LIVE and page.cursor <= self.cursor:
+            return []  # we are past it; a node that sends a sync unasked sends what is new
+        self.phase = Phase.SYNCING
         if page.mode == "changes":
             self._from_snapshot = False
             self.cursor = page.cursor
@@ -199,7 +206,8 @@ class ClientSession:
         if page.more:
             return effects
         self.phase = Phase.LIVE
-        return [*effects, Compare(page.as_of, page.hash)]
+        effects.append(Compare(page.as_of, page.hash))
+        return effects + (self.verify() if self._ahead > self.cursor else [])
 
     def _collect(self, page: SyncPage) -> list[Effect]:
         self._items += page.items
