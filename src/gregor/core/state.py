@@ -77,9 +77,10 @@ class Item(Struct, frozen=True, omit_defaults=True):
         """Which of two creations under one id stands, should replicas ever meet such a pair."""
         return self._rank() < other._rank()
 
-    def _rank(self) -> tuple[Time, bytes]:
+    def _rank(self) -> tuple[Time, bytes, bytes]:
         contents = (self.category, self.body, self.device_id, self.expires_at)
-        return self.ctime, canonical(contents)
+        # The last is for bodies that are equal but spaced differently: one of them must stand.
+        return self.ctime, canonical(contents), bytes(self.raw_body)
 
 
 class DismissedRange(Struct, frozen=True, omit_defaults=True):
@@ -158,8 +159,8 @@ class Facts(Struct, frozen=True):
 
     `items` have no known death (they may have expired), `dead` have one. `ids` are the ids said
     to be dead, whether their item is known or has yet to arrive; `ranges` are ordered by end, so
-    that what may kill a new item is a tail of them. `latest_death` tells that a dismissal is
-    newer than all before it, and hence cannot be the earlier death of an item already dead.
+    that what may kill a new item is a tail of them. `latest_death` is the ctime of the latest
+    dismissal: one that is not older cannot be the earlier death of an item already dead.
     """
 
     items: Map[MsgID, Item] = Map()
@@ -174,6 +175,7 @@ class Facts(Struct, frozen=True):
         """These facts and those of a stamped message. Twice is once, and any order will do."""
         facts = self
         if message.dismissal is not None:
+            facts = facts._with(latest_death=max(message.ctime, self.latest_death))
             facts = facts._bury_ids((id_, message.ctime) for id_ in message.dismissal.msg_ids)
             for range_ in dismissed_ranges(message.dismissal, message.ctime):
                 facts = facts._bury_range(range_)
@@ -188,7 +190,8 @@ class Facts(Struct, frozen=True):
 
     def join(self, other: "Facts") -> "Facts":
         """What both replicas know together: commutative, associative, idempotent."""
-        facts = self._bury_ids(other.ids.items())
+        facts = self._with(latest_death=max(self.latest_death, other.latest_death))
+        facts = facts._bury_ids(other.ids.items())
         for range_ in other.ranges:
             facts = facts._bury_range(range_)
         for item in other.items.values():
@@ -215,9 +218,7 @@ class Facts(Struct, frozen=True):
         for msg_id, at in deaths:
             if at >= facts.ids.get(msg_id, at + 1):
                 continue
-            facts = facts._with(
-                ids=facts.ids.set(msg_id, at), latest_death=max(at, facts.latest_death)
-            )
+            facts = facts._with(ids=facts.ids.set(msg_id, at))
             item = facts.find(msg_id)
             if item is not None:
                 facts = facts._bury([item], at)
@@ -230,10 +231,7 @@ class Facts(Struct, frozen=True):
         candidates: list[Item] = list(self.items.values())
         if range_.ctime < self.latest_death:
             candidates += [dead.item for dead in self.dead.values()]
-        facts = self._with(
-            ranges=(*self.ranges[:place], range_, *self.ranges[place:]),
-            latest_death=max(range_.ctime, self.latest_death),
-        )
+        facts = self._with(ranges=(*self.ranges[:place], range_, *self.ranges[place:]))
         return facts._bury([item for item in candidates if range_.covers(item)], range_.ctime)
 
     def _bury(self, items: Iterable[Item], at: Time) -> "Facts":
@@ -322,9 +320,12 @@ class Snapshot(Struct, frozen=True, tag_field="mode", tag="snapshot", omit_defau
     dismissed_ranges: tuple[DismissedRange, ...] = ()
 
     def facts(self) -> Facts:
+        deaths = [at for _, at in self.dismissed_ids]
+        deaths += [range_.ctime for range_ in self.dismissed_ranges]
         return Facts(
             ids=Map(self.dismissed_ids),
             ranges=tuple(sorted(self.dismissed_ranges, key=_range_order)),
+            latest_death=max(deaths, default=0),
         ).join(Facts(items=Map({item.msg_id: item for item in self.items})))
 
     def __len__(self) -> int:

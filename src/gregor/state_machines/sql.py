@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
 import msgspec
 from sqlalchemy import Connection
 
-from gregor.core.instant import Time, TimeOrOffset
+from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.message import (
     UID,
     DeviceID,
@@ -46,6 +46,10 @@ from gregor.storage.tables import FOREVER
 
 MOST_IN_A_COMMIT = 1_000
 MOST_WAITING = 50_000
+
+# A range need not bury what has expired, and must not look at all that ever has. But a clock that
+# lags, or is set back, shows it once more: no clock does by more than this.
+CLOCKS_DIFFER = 3600 * SECOND
 
 T = TypeVar("T")
 ItemID: TypeAlias = tuple[UID, MsgID]
@@ -213,7 +217,7 @@ def consume(connection: Connection, messages: Sequence[InBandMessage], now: Time
                 known[message.uid, message.msg_id] = message
                 stored.append(message)
     _insert(connection, new)
-    _bury(connection, stored, late)
+    _bury(connection, stored, now, late)
     if stored:
         moved = {(message.uid, clocks[message.uid]) for message in stored}
         statements.ask(connection, statements.move_clocks(connection.dialect.name), moved)
@@ -264,7 +268,9 @@ def _row(message: InBandMessage) -> tuple[object, ...]:
     category = expires_at = None
     if creation is not None:
         category = creation.category
-        expires_at = creation.expires_at(message.ctime) or FOREVER
+        expires_at = creation.expires_at(message.ctime)
+        if expires_at is None:
+            expires_at = FOREVER
     return (
         message.uid,
         message.ctime,
@@ -278,7 +284,7 @@ def _row(message: InBandMessage) -> tuple[object, ...]:
     )
 
 
-def _bury(connection: Connection, stored: Sequence[InBandMessage], late: bool) -> None:
+def _bury(connection: Connection, stored: Sequence[InBandMessage], now: Time, late: bool) -> None:
     """Note every death that follows from these messages, which are stored already: of the items
     they create, by facts that came before them, and of any item by the facts that they bring."""
     deaths: dict[ItemID, Time] = {}
@@ -290,7 +296,7 @@ def _bury(connection: Connection, stored: Sequence[InBandMessage], late: bool) -
     if dismissing:
         _collect(told, (((m.uid, id_), m.ctime) for m, d in dismissing for id_ in d.msg_ids))
         _collect(deaths, told.items())
-        _collect(deaths, _deaths_by_range(connection, dismissing, late))
+        _collect(deaths, _deaths_by_range(connection, dismissing, now, late))
     if deaths:
         statements.ask(connection, statements.bury, [(*id_, at) for id_, at in deaths.items()])
     if told:
@@ -321,14 +327,17 @@ def _deaths_awaiting(
 
 
 def _deaths_by_range(
-    connection: Connection, dismissing: Sequence[tuple[InBandMessage, Dismissal]], late: bool
+    connection: Connection,
+    dismissing: Sequence[tuple[InBandMessage, Dismissal]],
+    now: Time,
+    late: bool,
 ) -> Iterator[tuple[ItemID, Time]]:
     ranges = [(m.uid, r) for m, d in dismissing for r in dismissed_ranges(d, m.ctime)]
     if not ranges:
         return
     question = statements.items_covered_ever if late else statements.items_covered
     rows = [
-        (uid, r.ctime, r.end, r.category, int(r.prefix), number)
+        (uid, r.ctime, r.end, r.category, int(r.prefix), number, min(now, r.ctime) - CLOCKS_DIFFER)
         for number, (uid, r) in enumerate(ranges)
     ]
     for row in statements.ask(connection, question, rows):

@@ -129,7 +129,7 @@ def _covered(dead: ColumnElement[bool]) -> Select[Any]:
                 messages.c.uid == _text(0),
                 dead,
                 messages.c.category.is_not(None),
-                messages.c.expires_at > _number(1),
+                messages.c.expires_at > _number(6),
                 messages.c.ctime <= _number(2),
                 category_matches,
             ),
@@ -138,7 +138,8 @@ def _covered(dead: ColumnElement[bool]) -> Select[Any]:
 
 
 # Which items a new range kills, ids to be skipped left aside: those that live and match. An item
-# that had expired by then is dead as it is. Rows: (uid, ctime, end, category, prefix, range).
+# that had expired by `expired` is dead as it is.
+# Rows: (uid, ctime, end, category, prefix, range, expired).
 items_covered = _covered(messages.c.dismissed_at.is_(None))
 
 # The same for a range that is replayed behind the user's clock: it may be an earlier death of an

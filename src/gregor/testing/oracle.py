@@ -1,0 +1,59 @@
+"""The yardstick: section 3 of the design, word for word and without a thought for speed.
+
+Nothing here is shared with `gregor.core.state`, so that both would have to be wrong alike.
+"""
+
+from collections.abc import Collection, Iterator
+
+from gregor.core.instant import Time, TimeOrOffset
+from gregor.core.message import Creation, DeviceID, InBandMessage, MsgID, Range
+
+Name = tuple[Time, MsgID]
+
+
+def visible(
+    messages: Collection[InBandMessage],
+    device_id: DeviceID | None,
+    now: Time,
+    at: Time | None = None,
+) -> list[Name]:
+    """The (ctime, msg_id) of what these stamped messages let the device see, in order:
+    at the time `at`; or, without one, `now`."""
+    names = []
+    for message in messages:
+        if message.creation is None:
+            continue
+        t = now if at is None else at
+        for_us = device_id is None or message.device_id is None or message.device_id == device_id
+        made = at is None or message.ctime <= at
+        dead = any(at is None or death <= at for death in _deaths(message, messages))
+        if for_us and made and not dead and not _expired(message, message.creation, t):
+            names.append((message.ctime, message.msg_id))
+    return sorted(set(names))
+
+
+def _deaths(item: InBandMessage, messages: Collection[InBandMessage]) -> Iterator[Time]:
+    for message in messages:
+        if message.dismissal is not None:
+            named = item.msg_id in message.dismissal.msg_ids
+            if named or any(_covers(range_, message, item) for range_ in message.dismissal.ranges):
+                yield message.ctime
+
+
+def _covers(range_: Range, dismissal: InBandMessage, item: InBandMessage) -> bool:
+    assert item.creation is not None
+    ours, theirs = range_.category.encode(), item.creation.category.encode()
+    matches = theirs[: len(ours)] == ours if range_.prefix else theirs == ours
+    end = dismissal.ctime if range_.end_time is None else _time(range_.end_time, dismissal.ctime)
+    return matches and item.ctime <= end and item.msg_id not in range_.skip_msg_ids
+
+
+def _expired(item: InBandMessage, creation: Creation, t: Time) -> bool:
+    return creation.dtime is not None and _time(creation.dtime, item.ctime) <= t
+
+
+def _time(when: TimeOrOffset, ctime: Time) -> Time:
+    if when.time is not None:
+        return int(when.time)
+    assert when.offset is not None
+    return ctime + int(when.offset)

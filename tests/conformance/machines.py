@@ -1,0 +1,26 @@
+"""The state machines of record there are, and how each is opened."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from gregor.core.instant import Time
+from gregor.interfaces import StateMachineOfRecord
+from gregor.state_machines.memory import MemoryStateMachine
+from gregor.state_machines.sql import SQLStateMachine
+from gregor.storage.engine import Database
+from gregor.storage.migrations import migrate
+from gregor.testing.conformance import OpenMachine
+
+
+@asynccontextmanager
+async def memory(clock: Callable[[], Time]) -> AsyncIterator[StateMachineOfRecord]:
+    yield MemoryStateMachine(clock)
+
+
+def sql(url: str) -> OpenMachine:
+    @asynccontextmanager
+    async def opened(clock: Callable[[], Time]) -> AsyncIterator[StateMachineOfRecord]:
+        async with Database(url, migrate) as database, SQLStateMachine(database, clock) as machine:
+            yield machine
+
+    return opened

@@ -1,0 +1,17 @@
+"""How the tests look for counterexamples: a failure prints the blob that repeats it."""
+
+from hypothesis import HealthCheck, settings
+
+# A machine is opened once for a test, and each example is a user of its own in there; the suites
+# are base classes, which run in many subclasses. Both are meant.
+settings.register_profile(
+    "gregor",
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.differing_executors,
+        HealthCheck.too_slow,
+    ],
+)
+settings.load_profile("gregor")
