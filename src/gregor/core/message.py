@@ -4,6 +4,7 @@ A message is a frozen value and the same one all the way, from the decoder to th
 to every device. Only the state machine of record completes it, with `ctime` and `prev`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Annotated, TypeAlias
@@ -26,6 +27,7 @@ JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON
 When: TypeAlias = TimeOrOffset | Time | str | datetime | timedelta | None
 
 MAX_BODY = 64 * 1024
+MAX_DEPTH = 128
 MAX_BATCH = 500
 
 
@@ -292,6 +294,8 @@ class _Draft(Struct, frozen=True, forbid_unknown_fields=True):
 
 _draft_decoder = msgspec.json.Decoder(_Draft)
 _canonical = msgspec.json.Encoder(order="sorted")
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_BRACKETS = re.compile(rb"[][{}]")
 
 
 def _decode(json: bytes | str | Raw) -> _Draft:
@@ -340,6 +344,21 @@ def _check_body(body: Raw) -> None:
     size = len(memoryview(body))
     if size > MAX_BODY:
         raise TooLarge(f"`body` is {size} bytes of JSON; the limit is {MAX_BODY}", field="body")
+    # What is nested deeply can be read or not according to how deep the reader's own stack is.
+    if _depth(bytes(body)) > MAX_DEPTH:
+        raise InvalidMessage(f"`body` is nested more than {MAX_DEPTH} levels deep", field="body")
+
+
+def _depth(json: bytes) -> int:
+    """How deeply arrays and objects lie in one another; for the ordinary body a bound will do."""
+    brackets = json.count(b"[") + json.count(b"{")
+    if brackets <= MAX_DEPTH:
+        return brackets
+    depth = deepest = 0
+    for bracket in _BRACKETS.findall(_STRINGS.sub(b"", json)):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(depth, deepest)
+    return deepest
 
 
 def value_of(json: Raw) -> JSON:

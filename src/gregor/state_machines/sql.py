@@ -116,12 +116,17 @@ class SQLStateMachine:
         return await waiting.outcomes
 
     async def _commit_all(self) -> None:
-        while self._open or self._waiting:
-            if self._waiting:
-                await self._commit(self._gather())
-            else:
-                self._arrival.clear()
-                await self._arrival.wait()
+        try:
+            while self._open or self._waiting:
+                if self._waiting:
+                    await self._commit(self._gather())
+                else:
+                    self._arrival.clear()
+                    await self._arrival.wait()
+        finally:
+            # Nobody may be left waiting, however this ends.
+            self._open = False
+            _fail(self._waiting, Unavailable("the store has closed; send the message again"))
 
     def _gather(self) -> list[_Waiting]:
         """What goes into the next commit: all that waits, up to a size; at least one."""
@@ -177,7 +182,7 @@ class SQLStateMachine:
         return {uid: found.get(uid, 0) for uid in uids}
 
 
-def _fail(batch: Sequence[_Waiting], error: Unavailable) -> None:
+def _fail(batch: Iterable[_Waiting], error: Unavailable) -> None:
     for waiting in batch:
         if not waiting.outcomes.done():
             waiting.outcomes.set_exception(error)
@@ -207,7 +212,7 @@ def consume(connection: Connection, messages: Sequence[InBandMessage], now: Time
             late = True
             _insert(connection, new)
             new = []
-            outcomes.append(_squeeze_in(connection, message))
+            outcomes.append(_squeeze_in(connection, message, known))
         else:
             new.append(message.stamp(message.ctime or max(now, clock + 1), clock))
             outcomes.append(Stored(new[-1]))
@@ -230,15 +235,20 @@ def _again(message: InBandMessage, earlier: InBandMessage) -> Outcome:
     return Rejected(message, Conflict("this msg_id is known with other contents", field="msg_id"))
 
 
-def _squeeze_in(connection: Connection, message: InBandMessage) -> Outcome:
+def _squeeze_in(
+    connection: Connection, message: InBandMessage, known: dict[ItemID, InBandMessage]
+) -> Outcome:
     """Store a replay that lies behind the user's clock, between its neighbours."""
     place = {"uid": message.uid, "ctime": message.ctime}
-    follower = connection.scalar(statements.first_from, place)
-    if follower == message.ctime:
+    follower = connection.execute(statements.first_from, place).one()
+    if follower.ctime == message.ctime:
         error = Conflict("another message of this user has this ctime", field="ctime")
         return Rejected(message, error)
     before = connection.scalar(statements.last_before, place) or 0
-    statements.ask(connection, statements.relink, [(message.uid, follower, message.ctime)])
+    statements.ask(connection, statements.relink, [(message.uid, follower.ctime, message.ctime)])
+    later = known.get((message.uid, follower.msg_id))
+    if later is not None:  # it may come once more in this batch
+        known[message.uid, later.msg_id] = later.stamp(later.ctime, message.ctime)
     stored = message.stamp(message.ctime, before)
     _insert(connection, [stored])
     return Stored(stored)

@@ -171,8 +171,11 @@ relink = (
 last_before = select(func.max(messages.c.ctime)).where(
     messages.c.uid == bindparam("uid"), messages.c.ctime < bindparam("ctime")
 )
-first_from = select(func.min(messages.c.ctime)).where(
-    messages.c.uid == bindparam("uid"), messages.c.ctime >= bindparam("ctime")
+first_from = (
+    select(messages.c.ctime, messages.c.msg_id)
+    .where(messages.c.uid == bindparam("uid"), messages.c.ctime >= bindparam("ctime"))
+    .order_by(messages.c.ctime)
+    .limit(1)
 )
 
 
