@@ -44,7 +44,7 @@ class Creation(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
     dtime: TimeOrOffset | None = None
 
     def __post_init__(self) -> None:
-        _check_text("category", self.category, 255)
+        check_text("category", self.category, 255)
         _check_body(self.raw_body)
         if self.dtime is not None and self.dtime.looks_back:
             raise InvalidMessage("an expiry's offset must not be negative", field="dtime")
@@ -69,9 +69,9 @@ class Range(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
     prefix: bool = False
 
     def __post_init__(self) -> None:
-        _check_text("category", self.category, 255)
+        check_text("category", self.category, 255)
         for msg_id in self.skip_msg_ids:
-            _check_text("skip_msg_ids", msg_id, 64)
+            check_text("skip_msg_ids", msg_id, 64)
 
 
 class Dismissal(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -82,7 +82,7 @@ class Dismissal(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
 
     def __post_init__(self) -> None:
         for msg_id in self.msg_ids:
-            _check_text("msg_ids", msg_id, 64)
+            check_text("msg_ids", msg_id, 64)
 
     def __bool__(self) -> bool:
         return bool(self.msg_ids or self.ranges)
@@ -105,10 +105,10 @@ class InBandMessage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     dismissal: Dismissal | None = None
 
     def __post_init__(self) -> None:
-        _check_text("uid", self.uid, 128)
-        _check_text("msg_id", self.msg_id, 64)
+        check_text("uid", self.uid, 128)
+        check_text("msg_id", self.msg_id, 64)
         if self.device_id is not None:
-            _check_text("device_id", self.device_id, 128)
+            check_text("device_id", self.device_id, 128)
         if self.creation is None and not self.dismissal:
             raise InvalidMessage("an in-band message needs a `creation` or a `dismissal`, or both")
 
@@ -156,8 +156,8 @@ class OutOfBandMessage(Struct, frozen=True, forbid_unknown_fields=True):
     raw_body: Raw = field(name="body")
 
     def __post_init__(self) -> None:
-        _check_text("uid", self.uid, 128)
-        _check_text("system", self.system, 255)
+        check_text("uid", self.uid, 128)
+        check_text("system", self.system, 255)
         _check_body(self.raw_body)
 
     @property
@@ -329,7 +329,8 @@ def field_of(error: msgspec.ValidationError) -> str | None:
     return named or None
 
 
-def _check_text(name: str, value: str, limit: int) -> None:
+def check_text(name: str, value: str, limit: int) -> None:
+    """Raises InvalidMessage unless the text has 1 to `limit` bytes and can be stored anywhere."""
     try:
         size = len(value) if value.isascii() else len(value.encode())
     except UnicodeEncodeError as error:

@@ -7,7 +7,16 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from gregor.core.instant import MAX_TIME, Time
-from gregor.core.message import MAX_BATCH, MAX_BODY, UID, DeviceID, InBandMessage, MsgID, field_of
+from gregor.core.message import (
+    MAX_BATCH,
+    MAX_BODY,
+    UID,
+    DeviceID,
+    InBandMessage,
+    MsgID,
+    check_text,
+    field_of,
+)
 from gregor.core.state import Changes, DismissedRange, Item, Snapshot, Sync
 from gregor.errors import GregorError, Malformed, Turn
 from gregor.interfaces import Duplicate, Outcome, Passed, Rejected, Stored
@@ -35,6 +44,9 @@ class Hello(Frame, frozen=True, tag="hello", kw_only=True):
     device_id: Annotated[str, Meta(min_length=1, max_length=128)]
     cursor: Cursor = 0
     protocol: int
+
+    def __post_init__(self) -> None:
+        check_text("device_id", self.device_id, 128)
 
 
 class Consume(Frame, frozen=True, tag="consume"):
