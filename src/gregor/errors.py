@@ -127,3 +127,14 @@ class SetupError(GregorError):
     """The process cannot start like this; the message says what to do. Exit status 1."""
 
     code, turn = "setup", Turn.STOP
+
+
+def named(code: str, message: str, field: str | None, turn: Turn) -> GregorError:
+    """The error that came over the wire. A code that a later version has added is still an
+    error with a turn."""
+    for kind in GregorError.__subclasses__():
+        if kind.code == code:
+            return kind(message, field=field)
+    error = GregorError(message, field=field)
+    error.code, error.turn = code, turn
+    return error
