@@ -17,7 +17,7 @@ from typing import Any, Self
 import structlog
 
 from gregor.consumers.broadcaster import Broadcaster, Listener
-from gregor.consumers.publisher import channel_of, open_envelope
+from gregor.consumers.publisher import Publisher, channel_of, open_envelope
 from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID, InBandMessage, Message
 from gregor.core.state import Changes, Sync
@@ -44,6 +44,9 @@ class Observer:
     def strange(self, error: Malformed) -> None:
         """Something came over the pub/sub that no node has sent."""
 
+    def unheard(self, error: Exception) -> None:
+        """A consumer has failed to pass on what is stored."""
+
 
 class Node:
     """A node over a state machine of record and those who pass its messages on, a Broadcaster
@@ -51,7 +54,7 @@ class Node:
     should one of them fail, the block is cancelled.
 
     With a `pubsub` it also relays what other nodes publish; a Publisher among the consumers is
-    what they hear of this one.
+    what they hear of this one, and has its `name`, by which a node knows its own echo.
     """
 
     def __init__(
@@ -73,6 +76,8 @@ class Node:
         self._consumers = consumers
         (self._broadcaster,) = (c for c in consumers if isinstance(c, Broadcaster))
         self._broadcaster.gap = self._notice_gap
+        if any(isinstance(c, Publisher) and c.node != name for c in consumers):
+            raise ValueError("a node's Publisher speaks in the node's own name")
         self._pubsub = pubsub
         self._sweep_seconds = sweep_seconds
         self._observer = observer or Observer()
@@ -81,6 +86,7 @@ class Node:
         self._gap_noticed = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
         self._background: list[asyncio.Task[None]] = []
+        self._open = False
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
@@ -88,10 +94,12 @@ class Node:
         if self._pubsub is not None:
             loops.append(self._relay(self._pubsub))
         self._background = [self._tasks.create_task(loop) for loop in loops]
+        self._open = True
         return self
 
     async def __aexit__(self, *exc_info: Any) -> None:
         """What is being injected is finished first."""
+        self._open = False
         for task in self._background:
             task.cancel()
         await self._tasks.__aexit__(*exc_info)
@@ -104,8 +112,15 @@ class Node:
         What is Stored is durable, and on its way to every device. Raises Unavailable if the store
         does not answer. Cancelling the caller undoes nothing: what has begun is finished.
         """
+        if not self._open:
+            raise Unavailable("this node is not open; send it again to another")
         task = self._tasks.create_task(self._inject(messages))
-        outcomes = await asyncio.shield(task)
+        try:
+            outcomes = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.cancelled():
+                raise
+            raise Unavailable("this node has failed; send it again to another") from None
         if isinstance(outcomes, Unavailable):
             raise outcomes
         return outcomes
@@ -122,9 +137,18 @@ class Node:
         for outcome in outcomes:
             self._observer.injected(outcome)
             if isinstance(outcome, Stored | Passed):
-                for consumer in self._consumers:
-                    await consumer.consume_message(outcome.message)
+                await self._pass_on(outcome.message)
         return outcomes
+
+    async def _pass_on(self, message: Message) -> None:
+        for consumer in self._consumers:
+            try:
+                await consumer.consume_message(message)
+            except Exception as error:
+                # That is no business of the sender's: the message is stored, and whoever has
+                # missed it finds it there.
+                log.error("a consumer failed", uid=message.uid, exc_info=error)
+                self._observer.unheard(error)
 
     async def _relay(self, pubsub: PubSub) -> None:
         """Pass on what other nodes have stored."""
@@ -150,9 +174,10 @@ class Node:
     async def attach(self, uid: UID, listener: Listener) -> AsyncIterator[None]:
         """While the block runs, the listener hears what is published for the user. Only what is
         read from the store inside the block can be continued without a gap."""
-        first = self._broadcaster.add(uid, listener)
+        self._broadcaster.add(uid, listener)
         try:
-            if first and self._pubsub is not None:
+            # Each device asks, not only the first: the first may still be waiting for the answer.
+            if self._pubsub is not None:
                 await self._pubsub.subscribe(channel_of(uid))
             yield
         finally:
@@ -209,7 +234,7 @@ class Node:
 
     async def _sweep_once(self) -> None:
         positions = self._broadcaster.positions()
-        if not positions:
+        if not positions and not self.behind:
             return
         try:
             ctimes = await self.state_machine.ctimes(list(positions))

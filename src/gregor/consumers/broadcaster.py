@@ -61,11 +61,9 @@ class Broadcaster:
         for listener in tuple(feed.listeners):
             listener.publish(publication)
 
-    def add(self, uid: UID, listener: Listener) -> bool:
-        """A device has connected. True if it is the first of its user."""
-        first = uid not in self.feeds
+    def add(self, uid: UID, listener: Listener) -> None:
+        """A device has connected."""
         self.feeds.setdefault(uid, Feed()).listeners[listener] = None
-        return first
 
     def remove(self, uid: UID, listener: Listener) -> bool:
         """A device has gone. True if it was the last of its user."""

@@ -1,30 +1,35 @@
 """A server: one node, its store, and the ASGI app in front of them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from ipaddress import ip_address
 from time import time_ns
 from typing import Any, Self
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gregor.config import Auth, Settings
 from gregor.consumers.broadcaster import Broadcaster
 from gregor.core.instant import Time
-from gregor.errors import SetupError
+from gregor.core.message import UID, Message
+from gregor.errors import Forbidden, SetupError
+from gregor.interfaces import Rejected
 from gregor.node import Node
 from gregor.server import http
 from gregor.server.auth import Authenticator, JWTAuthenticator, OpenAuthenticator
 from gregor.server.delivery import Delivery
 from gregor.server.metrics import Metrics
 from gregor.server.openapi import describe
-from gregor.server.service import Service
+from gregor.server.service import HELLO_SECONDS, SLOWEST_SECONDS, Service
 from gregor.server.websocket import Connect
 from gregor.state_machines.sql import SQLStateMachine
 from gregor.storage.engine import Database
@@ -42,9 +47,18 @@ class Server:
     gregor = Server(Settings())
     app = FastAPI(lifespan=gregor.lifespan)
     app.mount("/gregor", gregor.app)
+
+    The host runs no lifespan of what it mounts: hence `lifespan=`. A Server is opened once.
     """
 
-    def __init__(self, settings: Settings, clock: Callable[[], Time] = now) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Callable[[], Time] = now,
+        *,
+        hello_seconds: float = HELLO_SECONDS,
+        slowest_seconds: float = SLOWEST_SECONDS,
+    ) -> None:
         self.settings = settings
         deliveries: dict[Delivery, None] = {}
         self.metrics = Metrics(deliveries)
@@ -57,8 +71,17 @@ class Server:
             sweep_seconds=settings.sweep_seconds,
             observer=self.metrics,
         )
-        self.service = Service(self.node, authenticator(settings), self.metrics, deliveries)
-        self.app = self._app()
+        self.service = Service(
+            self.node,
+            authenticator(settings),
+            self.metrics,
+            deliveries,
+            hello_seconds=hello_seconds,
+            slowest_seconds=slowest_seconds,
+        )
+        self.app: ASGIApp = self._app()
+        if settings.auth is Auth.OPEN:
+            self.app = LoopbackOnly(self.app)
         self._opened = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -85,8 +108,16 @@ class Server:
         """Send the devices away, and take nothing new; what was accepted is still stored."""
         await self.service.drain(self.settings.drain_seconds)
 
+    async def inject(self, message: Message) -> Message:
+        """Accept a new message from this process, and return it as everyone will see it.
+        Raises what is wrong with it, and Unavailable if the store does not answer."""
+        (outcome,) = await self.node.inject([message])
+        if isinstance(outcome, Rejected):
+            raise outcome.error
+        return outcome.message
+
     def _app(self) -> Starlette:
-        user = "/v1/users/{uid:path}"
+        user = "/v1/users/{uid:uid}"
         ask = partial(http.endpoint, self.service)
         show = partial(http.open_endpoint, self.service)
         routes = [
@@ -102,7 +133,51 @@ class Server:
             Route("/openapi.json", show(_describe), methods=["GET"]),
             Route("/", show(_welcome), methods=["GET"]),
         ]
-        return Starlette(routes=routes, exception_handlers={HTTPException: http.on_http_exception})
+        app = Starlette(
+            routes=routes,
+            exception_handlers={
+                HTTPException: http.on_http_exception,
+                Exception: http.on_exception,
+            },
+        )
+        app.router.redirect_slashes = False  # each address has one spelling
+        return app
+
+
+class LoopbackOnly:
+    """What lets everybody in answers this machine alone, wherever it may be mounted."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not _on_loopback(scope.get("server")):
+            error = Forbidden("auth `open` answers on loopback addresses only; set auth to `jwt`")
+            await http.problem(error)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+def _on_loopback(server: Sequence[Any] | None) -> bool:
+    try:
+        return server is None or ip_address(server[0]).is_loopback
+    except ValueError:  # a name or a path: the host's tests, or a socket of this machine
+        return True
+
+
+class _UID(Convertor[str]):
+    """A uid is opaque: slashes and line ends may be in it."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> UID:
+        return value
+
+    def to_string(self, value: UID) -> str:
+        return value
+
+
+register_url_convertor("uid", _UID())
 
 
 def authenticator(settings: Settings) -> Authenticator:

@@ -7,8 +7,8 @@ import jwt
 from jwt.exceptions import InvalidTokenError
 
 from gregor.core.instant import SECOND, Time
-from gregor.core.message import UID
-from gregor.errors import Forbidden, SetupError, Unauthenticated
+from gregor.core.message import UID, check_text
+from gregor.errors import Forbidden, InvalidMessage, SetupError, Unauthenticated
 
 ALGORITHM = "HS256"
 SHORTEST_SECRET = 32
@@ -31,6 +31,15 @@ class Identity(NamedTuple):
     def may_touch(self, uid: UID) -> bool:
         return self.role is Role.SERVICE or self.uid == uid
 
+    def checked(self) -> "Identity":
+        """The same, if a device's names a user; raises Unauthenticated if it does not."""
+        try:
+            if self.role is Role.DEVICE:
+                check_text("uid", self.uid, 128)
+        except InvalidMessage as error:
+            raise Unauthenticated(f"the token names no user: {error}") from error
+        return self
+
     def require(self, uid: UID) -> None:
         """Raises Forbidden unless the user's state is this caller's to read and write."""
         if not self.may_touch(uid):
@@ -50,7 +59,7 @@ class OpenAuthenticator:
     """For one's own machine: a token is the bare uid, and HTTP needs none."""
 
     def identify(self, token: str | None) -> Identity:
-        return Identity("", Role.SERVICE) if not token else Identity(token, Role.DEVICE)
+        return Identity(token, Role.DEVICE).checked() if token else Identity("", Role.SERVICE)
 
 
 class JWTAuthenticator:
@@ -67,7 +76,8 @@ class JWTAuthenticator:
                 token, self._secret, algorithms=[ALGORITHM], options={"require": ["sub"]}
             )
             expires_at = claims["exp"] * SECOND if "exp" in claims else None
-            return Identity(claims["sub"], Role(claims.get("role", Role.DEVICE)), expires_at)
+            role = Role(claims.get("role", Role.DEVICE))
+            return Identity(claims["sub"], role, expires_at).checked()
         except (InvalidTokenError, ValueError) as error:
             raise Unauthenticated(f"the token does not hold: {error}") from error
 

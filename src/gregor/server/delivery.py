@@ -7,8 +7,9 @@ from typing import TypeAlias
 
 import structlog
 
+from gregor.core.instant import SECOND, Time
 from gregor.core.message import OutOfBandMessage
-from gregor.errors import GregorError, Unavailable
+from gregor.errors import GregorError, Unauthenticated
 from gregor.node import Node
 from gregor.protocol.frames import Frame, Messages
 from gregor.protocol.server import CatchUp, Close, Publication, Send, ServerSession
@@ -16,7 +17,7 @@ from gregor.server.metrics import Metrics
 
 log = structlog.get_logger("gregor.server")
 
-Write: TypeAlias = Callable[[Frame], Awaitable[None]]
+Write: TypeAlias = Callable[[Frame | Close], Awaitable[None]]
 
 
 class Delivery:
@@ -32,7 +33,8 @@ class Delivery:
         self._node = node
         self._metrics = metrics
         self._wake = asyncio.Event()
-        self._clock = asyncio.get_running_loop().time
+        self._loop = asyncio.get_running_loop()
+        self._timers: list[asyncio.TimerHandle] = []
         task = asyncio.current_task()
         assert task is not None  # a delivery is made by the task that lives for it
         self.task = task
@@ -62,17 +64,35 @@ class Delivery:
             log.info("ended a delivery", uid=self.session.uid, error=self._ended.message)
         finally:
             self._metrics.lagged += self.session.lagged
+            for timer in self._timers:
+                timer.cancel()
+
+    def later(self, seconds: float, event: Callable[[], None]) -> None:
+        """Tell the session something in a while, unless it ends before."""
+
+        def happen() -> None:
+            event()
+            self.wake()
+
+        self._timers.append(self._loop.call_later(seconds, happen))
+
+    def expire(self, at: Time | None) -> None:
+        """The conversation ends with the token."""
+        if at is not None:
+            expired = Unauthenticated("the token has expired")
+            seconds = (at - self._node.clock()) / SECOND
+            self.later(seconds, lambda: self.session.refuse(expired))
 
     def wake(self) -> None:
         """Something has changed that may call for writing."""
         self._wake.set()
 
-    async def write_all(self, write: Write) -> Close:
+    async def write_all(self, write: Write) -> None:
         """Write whatever the session says, until it says that it is over."""
         while True:
             match self.session.next():
                 case Send(frame):
-                    self.writing_since = self._clock()
+                    self.writing_since = self._loop.time()
                     await write(frame)
                     self.writing_since = None
                     if isinstance(frame, Messages):
@@ -80,7 +100,10 @@ class Delivery:
                 case CatchUp(cursor):
                     await self._catch_up(cursor)
                 case Close() as close:
-                    return close
+                    self.writing_since = self._loop.time()
+                    await write(close)
+                    self.writing_since = None
+                    return
                 case None:
                     self._wake.clear()
                     await self._wake.wait()
@@ -91,5 +114,5 @@ class Delivery:
             self._metrics.mismatches += 1
         try:
             session.synced(await self._node.catch_up(session.uid, session.device_id, cursor))
-        except Unavailable as error:
+        except GregorError as error:
             session.refuse(error)  # the device comes back, with its cursor

@@ -1,22 +1,25 @@
 """Gregor over HTTP: messages in, states out, each in one request."""
 
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from gregor.core.instant import Time, TimeOrOffset, parse_time_or_offset
+from gregor.core.instant import MAX_TIME, Time, TimeOrOffset, parse_time_or_offset
 from gregor.core.message import (
     MAX_BATCH,
     UID,
+    DeviceID,
     InBandMessage,
     Message,
+    check_text,
     field_of,
     new_msg_id,
     parse_message,
@@ -31,6 +34,7 @@ from gregor.errors import (
     NotFound,
     TooLarge,
     Turn,
+    Unauthenticated,
     Unavailable,
 )
 from gregor.protocol.frames import Problem, Result
@@ -153,14 +157,14 @@ def _read_to_many(many: ToMany, identity: Identity) -> list[Entry]:
 async def get_state(service: Service, request: Request, identity: Identity) -> Response:
     uid = _user(request, identity, {"device_id", "at", "prefix"})
     at = _time(request, "at")
-    state = await service.node.state_machine.state(uid, request.query_params.get("device_id"), at)
+    state = await service.node.state_machine.state(uid, _device(request), at)
     shown = state.with_prefix(request.query_params.get("prefix", ""))
     return _json(StateAnswer(shown.items, shown.as_of, shown.hash()))
 
 
 async def get_count(service: Service, request: Request, identity: Identity) -> Response:
     uid = _user(request, identity, {"device_id", "prefix"})
-    state = await service.node.state_machine.state(uid, request.query_params.get("device_id"))
+    state = await service.node.state_machine.state(uid, _device(request))
     prefixes = request.query_params.getlist("prefix") or [""]
     return _json(CountAnswer({prefix: state.count(prefix) for prefix in prefixes}, state.as_of))
 
@@ -170,21 +174,19 @@ async def get_messages(service: Service, request: Request, identity: Identity) -
     since = _time(request, "since") or TimeOrOffset(time=0)
     # The clock is read first: what is stored meanwhile comes twice rather than never.
     clock = (await service.node.state_machine.ctimes([uid]))[uid]
-    messages = await service.node.state_machine.in_band_messages_since(
-        uid, request.query_params.get("device_id"), since
-    )
+    messages = await service.node.state_machine.in_band_messages_since(uid, _device(request), since)
     return _json(MessagesAnswer(tuple(messages), clock))
 
 
 async def get_events(service: Service, request: Request, identity: Identity) -> ASGIApp:
     uid = _user(request, identity, {"device_id", "cursor"})
     cursor = request.headers.get("last-event-id") or request.query_params.get("cursor", "0")
-    if not cursor.isdigit():
+    if not (re.fullmatch("[0-9]{1,16}", cursor) and int(cursor) <= MAX_TIME):
         raise InvalidMessage("the cursor is a ctime, which is a number", field="cursor")
     if service.draining:
         raise Unavailable("this server is stopping")
-    device_id = request.query_params.get("device_id") or f"events-{new_msg_id()}"
-    return EventStream(service, uid, device_id, int(cursor))
+    device_id = _device(request) or f"events-{new_msg_id()}"
+    return EventStream(service, uid, device_id, int(cursor), identity.expires_at)
 
 
 # Health
@@ -219,6 +221,8 @@ def endpoint(service: Service, answer: Answer) -> Endpoint:
             return await answer(service, request, identity)
         except GregorError as error:
             return problem(error)
+        except ClientDisconnect:
+            return Response()  # which nobody reads
 
     return respond
 
@@ -232,7 +236,7 @@ def open_endpoint(service: Service, answer: OpenAnswer) -> Endpoint:
     return respond
 
 
-def problem(error: GregorError) -> Response:
+def problem(error: GregorError, headers: Mapping[str, str] | None = None) -> Response:
     """The error as a problem document."""
     status = HTTPStatus(error.status)
     document = ProblemDocument(
@@ -244,7 +248,9 @@ def problem(error: GregorError) -> Response:
         error.turn,
         error.field,
     )
-    headers = {"WWW-Authenticate": "Bearer"} if status is HTTPStatus.UNAUTHORIZED else {}
+    headers = dict(headers or {})
+    if isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     body = msgspec.json.encode(document)
@@ -255,8 +261,14 @@ async def on_http_exception(request: Request, exception: Exception) -> Response:
     """What the router could not place, in our words."""
     assert isinstance(exception, HTTPException)
     if exception.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        return problem(MethodNotAllowed(f"{request.method} is not possible here"))
+        error = MethodNotAllowed(f"{request.method} is not possible here")
+        return problem(error, exception.headers)
     return problem(NotFound(f"there is nothing at {request.url.path}"))
+
+
+async def on_exception(request: Request, exception: Exception) -> Response:
+    """A defect of ours. It is also raised, for the log."""
+    return problem(GregorError("this server has a defect; its log says more"))
 
 
 def _token(request: Request) -> str | None:
@@ -266,12 +278,20 @@ def _token(request: Request) -> str | None:
 
 def _user(request: Request, identity: Identity, allowed: set[str]) -> UID:
     uid: UID = request.path_params["uid"]
+    check_text("uid", uid, 128)
     identity.require(uid)
     for name in request.query_params:
         if name not in allowed:
             known = ", ".join(sorted(allowed))
             raise InvalidMessage(f"unknown parameter `{name}`; known are {known}", field=name)
     return uid
+
+
+def _device(request: Request) -> DeviceID | None:
+    device_id = request.query_params.get("device_id")
+    if device_id is not None:
+        check_text("device_id", device_id, 128)
+    return device_id
 
 
 def _time(request: Request, name: str) -> TimeOrOffset | None:

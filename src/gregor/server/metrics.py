@@ -30,7 +30,7 @@ class Metrics(Observer, Collector):
     def __init__(self, connected: Iterable[Connected]) -> None:
         self._connected = connected
         self._messages: Counter[tuple[str, str]] = Counter()
-        self._healed = self._strange = 0
+        self._healed = self._strange = self._unheard = 0
         self.delivered = 0
         self.lagged = 0
         self.mismatches = 0
@@ -64,6 +64,9 @@ class Metrics(Observer, Collector):
     def strange(self, error: Malformed) -> None:
         self._strange += 1
 
+    def unheard(self, error: Exception) -> None:
+        self._unheard += 1
+
     def page(self) -> bytes:
         """All of it, in Prometheus' text format."""
         return generate_latest(self.registry)
@@ -85,6 +88,7 @@ class Metrics(Observer, Collector):
             ("hash_mismatches", "Snapshots that devices asked for to mend", self.mismatches),
             ("healed_messages", "Messages missed and found in the store", self._healed),
             ("strange_publications", "What came over the pub/sub and was not ours", self._strange),
+            ("consumer_failures", "Messages that a consumer failed to pass on", self._unheard),
         ):
             yield CounterMetricFamily(f"gregor_{name}", text, value=number)
         yield GaugeMetricFamily("gregor_connections", "Devices connected now", value=len(sessions))

@@ -2,22 +2,28 @@
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from gregor.core.message import Message
-from gregor.errors import TooSlow, Unavailable
+from gregor.errors import GregorError, TooSlow, Unavailable
 from gregor.node import Node
 from gregor.protocol.frames import Result
 from gregor.server.auth import Authenticator
 from gregor.server.delivery import Delivery
 from gregor.server.metrics import Metrics
 
+HELLO_SECONDS = 5.0
 SLOWEST_SECONDS = 30.0
+STORE_SECONDS = 2.0
 GOING_AWAY = 1012
 
 
 class Service:
-    """One node, put to the service of devices and backends."""
+    """One node, put to the service of devices and backends.
+
+    A device has `hello_seconds` to say who it is; one that accepts nothing for `slowest_seconds`
+    is disconnected.
+    """
 
     def __init__(
         self,
@@ -25,12 +31,19 @@ class Service:
         authenticator: Authenticator,
         metrics: Metrics,
         deliveries: dict[Delivery, None],
+        *,
+        hello_seconds: float = HELLO_SECONDS,
+        slowest_seconds: float = SLOWEST_SECONDS,
     ) -> None:
         self.node = node
         self.authenticator = authenticator
         self.metrics = metrics
+        self.hello_seconds = hello_seconds
+        self.slowest_seconds = slowest_seconds
         self.draining = False
         self._deliveries = deliveries
+        self._injecting = 0
+        self._settled = asyncio.Event()
 
     async def inject(self, entries: Sequence[Message | Result]) -> list[Result]:
         """Inject messages, in order; an entry that is a result already stays what it is.
@@ -38,7 +51,12 @@ class Service:
         if self.draining:
             raise Unavailable("this server is stopping; send it again to another")
         messages = [entry for entry in entries if not isinstance(entry, Result)]
-        outcomes = iter(await self.node.inject(messages) if messages else ())
+        self._injecting += 1
+        try:
+            outcomes = iter(await self.node.inject(messages) if messages else ())
+        finally:
+            self._injecting -= 1
+            self._settled.set()
         return [e if isinstance(e, Result) else Result.of(next(outcomes)) for e in entries]
 
     @contextmanager
@@ -56,25 +74,30 @@ class Service:
         if self.node.behind:
             troubles.append("devices wait for the store")
         try:
-            await self.node.state_machine.ctimes([])
-        except Unavailable as error:
+            async with asyncio.timeout(STORE_SECONDS):
+                await self.node.state_machine.ctimes([])
+        except GregorError as error:
             troubles.append(error.message)
+        except TimeoutError:
+            troubles.append(f"the store has not answered for {STORE_SECONDS:.0f} s")
         return troubles
 
     async def watch(self) -> None:
         """End deliveries whose device accepts nothing. Runs until it is cancelled."""
         now = asyncio.get_running_loop().time
         while True:
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(min(1.0, self.slowest_seconds / 4))
             for delivery in tuple(self._deliveries):
                 since = delivery.writing_since
-                if since is not None and now() - since > SLOWEST_SECONDS:
-                    delivery.end(TooSlow(f"nothing was accepted for {SLOWEST_SECONDS:.0f} s"))
+                if since is not None and now() - since > self.slowest_seconds:
+                    delivery.end(TooSlow(f"nothing was accepted for {now() - since:.0f} s"))
 
     async def drain(self, seconds: float) -> None:
-        """Refuse new work, and send the devices away, evenly over the time given."""
+        """Refuse new work, finish what is under way, and send the devices away, evenly over the
+        time given."""
         self.draining = True
         self.metrics.ready = False
+        await self._finish(seconds)
         leaving = list(self._deliveries)
         within_ms = max(1000, round(seconds * 1000))
         for number, delivery in enumerate(leaving):
@@ -85,3 +108,11 @@ class Service:
                 await asyncio.sleep(seconds * 100 / len(leaving))
         if leaving:  # the last words take a moment to be written
             await asyncio.wait([delivery.task for delivery in leaving], timeout=1.0)
+
+    async def _finish(self, seconds: float) -> None:
+        """Wait until what is being injected has its answer, so that a device leaves with it."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(1.0, seconds)):
+                while self._injecting:
+                    self._settled.clear()
+                    await self._settled.wait()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import structlog
 import uvicorn
+from starlette.types import ASGIApp
 
 from gregor.config import Settings
 from gregor.errors import SetupError
@@ -26,16 +27,18 @@ async def serve(settings: Settings) -> None:
         async with Server(settings) as server:
             host, port = listening.getsockname()[:2]
             log.info("serving", url=f"http://{host}:{port}", store=str(settings.store))
-            process = _Process(config(server))
-            with process.stopped_by_signals(server):
+            process = _Process(config(server.app))
+            async with asyncio.TaskGroup() as tasks:
+                stopping = tasks.create_task(process.stop_when_told(server))
                 await process.serve([listening])
+                stopping.cancel()
             log.info("stopped")
 
 
-def config(server: Server) -> uvicorn.Config:
+def config(app: ASGIApp) -> uvicorn.Config:
     """How uvicorn has to be set up: messages are small and many, so they are not compressed."""
     return uvicorn.Config(
-        server.app,
+        app,
         lifespan="off",
         ws="websockets-sansio",
         ws_max_size=MAX_FRAME,
@@ -77,25 +80,24 @@ class _Process(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
-    @contextmanager
-    def stopped_by_signals(self, server: Server) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        leaving: list[asyncio.Task[None]] = []
-
-        async def leave() -> None:
-            await server.drain()
-            self.should_exit = True
+    async def stop_when_told(self, server: Server) -> None:
+        """The first SIGTERM or SIGINT sends the devices away and ends `serve`; a second one ends
+        it at once."""
+        told = asyncio.Event()
 
         def stop() -> None:
-            if leaving:
-                self.force_exit = self.should_exit = True
-            else:
-                leaving.append(loop.create_task(leave()))
+            self.force_exit = self.should_exit = told.is_set()
+            told.set()
 
+        loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, stop)
         try:
-            yield
+            await told.wait()
+            log.info("stopping")
+            await server.drain()
+            self.should_exit = True
+            await asyncio.Event().wait()  # for a second signal, until `serve` is done
         finally:
             for name in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(name)

@@ -7,6 +7,7 @@ from starlette.types import Receive, Scope, Send
 from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID
 from gregor.protocol.frames import Frame, Messages, SyncPage, encode
+from gregor.protocol.server import Close
 from gregor.server.delivery import Delivery
 from gregor.server.service import Service
 
@@ -16,11 +17,19 @@ KEEP_ALIVE_SECONDS = 15.0
 class EventStream:
     """An ASGI response that streams a user's events; the event id is the cursor to resume from."""
 
-    def __init__(self, service: Service, uid: UID, device_id: DeviceID, cursor: Time) -> None:
+    def __init__(
+        self,
+        service: Service,
+        uid: UID,
+        device_id: DeviceID,
+        cursor: Time,
+        expires_at: Time | None,
+    ) -> None:
         self._service = service
         self._uid = uid
         self._device_id = device_id
         self._cursor = cursor
+        self._expires_at = expires_at
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send(
@@ -36,6 +45,7 @@ class EventStream:
         )
         delivery = Delivery(self._service.node, self._service.metrics)
         with self._service.serving(delivery), delivery.until_ended():
+            delivery.expire(self._expires_at)
             async with (
                 self._service.node.attach(self._uid, delivery),
                 asyncio.TaskGroup() as tasks,
@@ -49,11 +59,14 @@ class EventStream:
                     task.cancel()
 
     async def _write(self, delivery: Delivery, send: Send) -> None:
-        async def write(frame: Frame) -> None:
-            await send(_body(as_event(frame)))
+        async def write(frame: Frame | Close) -> None:
+            match frame:
+                case Close():
+                    await send({"type": "http.response.body", "body": b""})
+                case Frame():
+                    await send(_body(as_event(frame)))
 
         await delivery.write_all(write)
-        await send({"type": "http.response.body", "body": b""})
 
 
 def as_event(frame: Frame) -> str:

@@ -1,22 +1,20 @@
 """The conversation over a WebSocket."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 
 from starlette.types import Receive, Scope
 from starlette.types import Send as ASGISend
 
-from gregor.core.instant import SECOND
 from gregor.core.message import Message
-from gregor.errors import Forbidden, GregorError, Unauthenticated, Unavailable
-from gregor.protocol.frames import Frame, Result, encode
-from gregor.protocol.server import Authenticate, Store
+from gregor.errors import Forbidden, GregorError, TooLarge, Unavailable
+from gregor.protocol.frames import MAX_FRAME, Frame, Result, encode
+from gregor.protocol.server import Authenticate, Close, Store
 from gregor.server.auth import Role
 from gregor.server.delivery import Delivery
+from gregor.server.http import problem
 from gregor.server.service import Service
-
-HELLO_SECONDS = 5.0
 
 
 class Connect:
@@ -28,7 +26,7 @@ class Connect:
     async def __call__(self, scope: Scope, receive: Receive, send: ASGISend) -> None:
         await receive()
         if self._service.draining:
-            await send({"type": "websocket.close"})
+            await problem(Unavailable("this server is stopping"))(scope, receive, send)
             return
         await send({"type": "websocket.accept"})
         connection = Connection(self._service, receive, send)
@@ -45,24 +43,22 @@ class Connection(Delivery):
         self._receive = receive
         self._send = send
         self._attached = AsyncExitStack()
-        self._timers: list[asyncio.TimerHandle] = []
 
     async def run(self) -> None:
         """Hold the conversation until either side ends it."""
-        self._later(HELLO_SECONDS, self.session.greeting_expired)
-        try:
-            with self.until_ended():
-                async with self._attached, asyncio.TaskGroup() as tasks:
-                    writing = tasks.create_task(self._write())
-                    await self._read()
-                    writing.cancel()
-        finally:
-            for timer in self._timers:
-                timer.cancel()
+        with self.until_ended():
+            self.later(self._service.hello_seconds, self.session.greeting_expired)
+            async with self._attached, asyncio.TaskGroup() as tasks:
+                writing = tasks.create_task(self._write())
+                await self._read()
+                writing.cancel()
 
     async def _read(self) -> None:
         while (event := await self._receive())["type"] != "websocket.disconnect":
-            match self.session.receive(event.get("text")):
+            text = event.get("text")
+            if text is not None and len(text) > MAX_FRAME:  # a host may let more through than we
+                self.session.refuse(TooLarge(f"a frame takes up to {MAX_FRAME} bytes"))
+            match self.session.receive(text):
                 case Authenticate(token):
                     await self._authenticate(token)
                 case Store(n, messages):
@@ -70,27 +66,28 @@ class Connection(Delivery):
             self.wake()
 
     async def _write(self) -> None:
-        # A device that has gone, or is being closed, takes no more; the reading hand hears of it.
-        with suppress(OSError, RuntimeError):
-            code, reason = await self.write_all(self._write_frame)
-            await self._send({"type": "websocket.close", "code": code, "reason": reason})
+        with suppress(_Gone):  # the reading hand hears of it
+            await self.write_all(self._write_one)
 
-    async def _write_frame(self, frame: Frame) -> None:
-        await self._send({"type": "websocket.send", "text": encode(frame)})
+    async def _write_one(self, frame: Frame | Close) -> None:
+        try:
+            match frame:
+                case Frame():
+                    await self._send({"type": "websocket.send", "text": encode(frame)})
+                case Close(code, reason):
+                    await self._send({"type": "websocket.close", "code": code, "reason": reason})
+        except (OSError, RuntimeError) as error:  # the second: uvicorn has closed it already
+            raise _Gone from error
 
     async def _authenticate(self, token: str) -> None:
         try:
             identity = self._service.authenticator.identify(token)
             if identity.role is not Role.DEVICE:
                 raise Forbidden("a service's token is not a device's; make one with role device")
-            if not identity.uid:
-                raise Unauthenticated("the token names no user")
         except GregorError as error:
             self.session.refuse(error)
             return
-        if identity.expires_at is not None:
-            left = (identity.expires_at - self._service.node.clock()) / SECOND
-            self._later(left, lambda: self.session.refuse(Unauthenticated("the token has expired")))
+        self.expire(identity.expires_at)
         await self._attached.enter_async_context(self._service.node.attach(identity.uid, self))
         self.session.authenticated(identity.uid, self._service.node.clock())
 
@@ -100,9 +97,6 @@ class Connection(Delivery):
         except Unavailable as error:
             self.session.unavailable(n, error)
 
-    def _later(self, seconds: float, event: Callable[[], None]) -> None:
-        def happen() -> None:
-            event()
-            self.wake()
 
-        self._timers.append(asyncio.get_running_loop().call_later(seconds, happen))
+class _Gone(Exception):
+    """The device is not there any more."""
