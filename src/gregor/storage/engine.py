@@ -86,7 +86,7 @@ class Database:
         if path and not Path(path).absolute().parent.is_dir():
             raise SetupError(f"the directory of {path} does not exist; make it first")
         engine = create_engine(self.url, poolclass=StaticPool)
-        event.listen(engine, "connect", _configure)
+        event.listen(engine, "connect", configure)
         event.listen(engine, "begin", _begin)
         try:
             with engine.connect() as connection, connection.begin():
@@ -111,7 +111,7 @@ def parse_url(url: str) -> URL:
     return parsed
 
 
-def _configure(connection: sqlite3.Connection, record: object) -> None:
+def configure(connection: sqlite3.Connection, record: object = None) -> None:
     connection.isolation_level = None  # we say ourselves when a transaction begins
     for setting in (
         "locking_mode = EXCLUSIVE",

@@ -1,0 +1,47 @@
+"""`gregor bench`: how fast it is, beside the limits measured in the same run."""
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import uvloop
+from rich.console import Console
+
+from gregor.bench import fanout, growth, latency, memory, servers, sync, throughput
+from gregor.bench.report import Figure, as_json, show
+from gregor.errors import SetupError
+
+MEASUREMENTS: dict[str, Callable[[bool], Awaitable[list[Figure]]]] = {
+    "throughput": throughput.measure,
+    "latency": latency.measure,
+    "growth": growth.measure,
+    "sync": sync.measure,
+    "memory": memory.measure,
+    "fanout": fanout.measure,
+}
+
+
+def run(quick: bool = False, only: Sequence[str] = (), json: bool = False) -> int:
+    """Measure, and print the figures. The exit status: 1 if one of them misses its limit.
+
+    `quick` takes some seconds, shows only that everything can be measured, and judges nothing.
+    `only` names the MEASUREMENTS to make. Raises SetupError if there is none of that name.
+    """
+    for name in only:
+        if name not in MEASUREMENTS:
+            raise SetupError(f"there is no figure {name!r}; there are {', '.join(MEASUREMENTS)}")
+    servers.allow_many_connections()
+    figures = uvloop.run(_measure(quick, only or tuple(MEASUREMENTS)))
+    if json:
+        print(as_json(figures))
+    else:
+        show(figures, Console())
+    return int(not quick and not all(figure.met for figure in figures))
+
+
+async def _measure(quick: bool, names: Sequence[str]) -> list[Figure]:
+    figures: list[Figure] = []
+    console = Console(stderr=True)
+    with console.status("") as status:
+        for name in names:
+            status.update(f"measuring {name} …")
+            figures += await MEASUREMENTS[name](quick)
+    return figures
