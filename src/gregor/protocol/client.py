@@ -117,6 +117,7 @@ class ClientSession:
         self._sent = 0
         self._under_way: int | None = None
         self._from_snapshot = False
+        self._from_anywhere = True  # whether the sync to come may lead back, to a restored backup
         self._ahead: Time = 0  # the furthest cursor of a frame that came during a sync
         self._items: list[Item] = []
         self._ids: list[tuple[MsgID, Time]] = []
@@ -144,8 +145,7 @@ class ClientSession:
 
     def verify(self, cursor: Time | None = None) -> list[Effect]:
         """Ask for a sync; from cursor 0 for a snapshot."""
-        self.phase = Phase.SYNCING
-        self._items, self._ids, self._ranges = [], [], []
+        self.phase = Phase.SYNCING  # the pages of an earlier sync are still sent to their end
         return [Send(Verify(self.cursor if cursor is None else cursor))]
 
     def compared(self, equal: bool) -> list[Effect]:
@@ -182,19 +182,20 @@ class ClientSession:
     def _continue(
         self, prev: Time, messages: tuple[InBandMessage, ...], cursor: Time
     ) -> list[Effect]:
-        if self.phase is not Phase.LIVE:
-            self._ahead = max(self._ahead, cursor)  # the sync under way brings it, or nobody does
-            return []
         if cursor <= self.cursor:
             return []
-        if prev != self.cursor:
+        if prev == self.cursor:
+            # During a sync, too: the node goes on from here, and so must we.
+            self.cursor = cursor
+            return [Apply(messages, cursor)]
+        if self.phase is Phase.LIVE:
             return self.verify()
-        self.cursor = cursor
-        return [Apply(messages, cursor)]
+        self._ahead = max(self._ahead, cursor)  # the sync under way brings it, or nobody does
+        return []
 
     def _sync(self, page: SyncPage) -> list[Effect]:
-        if self.phase is Phase.LIVE and page.cursor <= self.cursor:
-            return []  # we are past it; a node that sends a sync unasked sends what is new
+        if not self._from_anywhere and page.cursor < self.cursor + (self.phase is Phase.LIVE):
+            return []  # an answer of long ago; a node that sends a sync unasked sends what is new
         self.phase = Phase.SYNCING
         if page.mode == "changes":
             self._from_snapshot = False
@@ -206,6 +207,7 @@ class ClientSession:
         if page.more:
             return effects
         self.phase = Phase.LIVE
+        self._from_anywhere = False
         effects.append(Compare(page.as_of, page.hash))
         return effects + (self.verify() if self._ahead > self.cursor else [])
 

@@ -294,8 +294,11 @@ class ServerSession:
         self._catching_up = False
         self._pages = pages(sync)
         self.cursor = self.position = sync.cursor
+        # What waited when the device asked is in the sync; and what of it has died since must not
+        # be told after it.
+        self._waiting = []
         held, self._held = self._held, []
-        self._queued_bytes = 0
+        self._queued_bytes = sum(len(memoryview(m.raw_body)) for m in self._passing)
         for publication in held:
             self.publish(publication)
 
