@@ -14,6 +14,7 @@ from gregor.client.events import (
     Synced,
 )
 from gregor.client.producer import Producer
+from gregor.client.state_machine import DeviceStateMachine
 from gregor.client.store import ClientStore, MemoryStore, SQLiteStore
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "ClientStore",
     "Connect",
     "Created",
+    "DeviceStateMachine",
     "Disconnected",
     "Dismissed",
     "Event",

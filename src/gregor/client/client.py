@@ -111,13 +111,17 @@ class Client:
         self._replica = replica.settled(self._clock())
         self._look()
 
-    async def __aexit__(self, *exc_info: Any) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *exc_info: Any) -> None:
         """What waits to be saved is saved first; what waits to be sent stays in the store."""
         self._connecting.cancel()
         self._open = False
         self._arrival.set()
+        # Of a cancellation only the group knows whether a task of its own was the cause. What
+        # else the block raises is the caller's own, and leaves as it is.
+        if kind is None or issubclass(kind, Exception):
+            kind, exc_info = None, (None, None)
         try:
-            await self._tasks.__aexit__(*exc_info)
+            await self._tasks.__aexit__(kind, *exc_info)
         finally:
             self._close()
             await self._stack.aclose()

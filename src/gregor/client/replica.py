@@ -10,7 +10,8 @@ node leaves out what a replica at its cursor cannot have, so a message that went
 would never hear of its death.
 
 While a message waits to be sent it is shown as if the node took it now: after all that is known,
-and with an expiry that does not run yet if it counts from the ctime which is still to come.
+whose dismissals cannot concern it, and with an expiry that does not run yet if it counts from the
+ctime which is still to come. What the node has told us of it is not shown a second time.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +24,7 @@ from msgspec import Struct
 
 from gregor.client.events import Created, Dismissed, Event, Rejected, Why
 from gregor.core.instant import SECOND, Time
-from gregor.core.message import UID, DeviceID, InBandMessage, MsgID, seen_on
+from gregor.core.message import UID, DeviceID, InBandMessage, MsgID
 from gregor.core.state import Facts, Item, Snapshot, State, dismissed_ranges
 from gregor.errors import (
     Conflict,
@@ -39,11 +40,13 @@ MOST_REJECTED = 1_000
 EXPIRED_FOR = 60 * SECOND  # how long an expired item is kept: more than two nodes' clocks differ
 
 
-class Outbound(Struct, frozen=True):
-    """A message written here, and its place in the outbox. Acknowledged, it has a ctime."""
+class Outbound(Struct, frozen=True, omit_defaults=True):
+    """A message written here, and its place in the outbox. Acknowledged, it has a ctime. It is
+    `told` once the node has brought it back to us, even if its acknowledgement was lost."""
 
     number: int
     message: InBandMessage
+    told: bool = False
 
 
 class Refused(Struct, frozen=True):
@@ -114,7 +117,8 @@ class Replica(Struct, frozen=True):
         # from there that comes again must not rise from the dead.
         new = [message for message in messages if message.ctime > self.cursor]
         facts = self.facts.replay_all(new)
-        told = self._with(facts=facts, cursor=max(cursor, self.cursor))
+        outbox = _told(self.outbox, (message.msg_id for message in new))
+        told = self._with(facts=facts, cursor=max(cursor, self.cursor), outbox=outbox)
         if len(facts.dead) > len(facts.items) + MOST_DEAD:
             told = told.forget(now)
         return told.settled(now)
@@ -122,7 +126,9 @@ class Replica(Struct, frozen=True):
     def replaced(self, snapshot: Snapshot, cursor: Time, now: Time) -> Self:
         """Take a snapshot for what the node has told. What was written here stays, and what was
         hidden here as far as it is still there."""
-        told = self._with(facts=snapshot.facts(), cursor=cursor, known_since=cursor)
+        outbox = _told(self.outbox, (item.msg_id for item in snapshot.items))
+        facts = snapshot.facts()
+        told = self._with(facts=facts, cursor=cursor, known_since=cursor, outbox=outbox)
         return told.settled(now)
 
     def acknowledged(self, results: Iterable[tuple[InBandMessage, Result]], now: Time) -> Self:
@@ -138,7 +144,7 @@ class Replica(Struct, frozen=True):
                 rejected = rejected.set(message.msg_id, Refused(number, message, result.error))
             else:
                 stamped = waiting.message.stamp(result.ctime or self.cursor, 0)
-                outbox = outbox.set(message.msg_id, Outbound(waiting.number, stamped))
+                outbox = outbox.set(message.msg_id, Outbound(waiting.number, stamped, waiting.told))
         surplus = [r.message.msg_id for r in _in_order(rejected)[:-MOST_REJECTED]]
         rejected = _without(rejected, surplus)
         return self._with(outbox=outbox, rejected=rejected, numbered=number).settled(now)
@@ -177,11 +183,12 @@ class Replica(Struct, frozen=True):
 
     def visible(self, now: Time) -> dict[MsgID, Item]:
         """What a person sees now."""
+        mine = (None, self.device_id)
         return {
             id_: item
             for id_, item in self.shown.items.items()
-            if seen_on(item.device_id, self.device_id)
-            and not item.expired(now)
+            if item.device_id in mine
+            and (item.expires_at is None or item.expires_at > now)
             and id_ not in self.hidden
         }
 
@@ -203,30 +210,26 @@ class Replica(Struct, frozen=True):
     def settled(self, now: Time) -> Self:
         """The same after the facts, the cursor or the outbox have changed."""
         reached = [id_ for id_, o in self.outbox.items() if 0 < o.message.ctime <= self.cursor]
-        settled = self._with(
-            outbox=_without(self.outbox, reached), shown=self.facts, latest=self.cursor
-        )
-        for outbound in _in_order(settled.outbox):
-            settled = settled._showing(outbound.message, now)
+        outbox = _without(self.outbox, reached)
+        shown, latest = self.facts, self.cursor
+        for outbound in _in_order(outbox):
+            if outbound.message.stamped:
+                shown, latest = shown.replay(outbound.message), outbound.message.ctime
+        settled = self._with(outbox=outbox, shown=shown.deathless(), latest=latest)
+        for outbound in _in_order(outbox):
+            if not (outbound.message.stamped or outbound.told):
+                settled = settled._showing(outbound.message, now)
         gone = [id_ for id_ in settled.hidden if id_ not in settled.shown.items]
         return settled._with(hidden=_without(settled.hidden, gone))
 
     def _showing(self, message: InBandMessage, now: Time) -> Self:
-        """The same with one message of the outbox on top."""
-        stamped = message if message.stamped else self._provisional(message, now)
-        if stamped is None:
-            return self
-        return self._with(shown=self.shown.replay(stamped), latest=max(self.latest, stamped.ctime))
-
-    def _provisional(self, message: InBandMessage, now: Time) -> InBandMessage | None:
-        """The message as if the node took it now."""
+        """The same with one message on top, as if the node took it now."""
         creation = message.creation
-        if self.facts.find(message.msg_id) is not None:
-            creation = None  # the node has it already; only its ack was lost
-        elif creation is not None and creation.dtime is not None and creation.dtime.time is None:
+        if creation is not None and creation.dtime is not None and creation.dtime.time is None:
             creation = msgspec.structs.replace(creation, dtime=None)
-        reduced = message.reduced(creation, message.dismissal)
-        return reduced and reduced.stamp(max(now, self.latest + 1), self.latest)
+            message = msgspec.structs.replace(message, creation=creation)
+        ctime = max(now, self.latest + 1)
+        return self._with(shown=self.shown.replay(message.stamp(ctime, self.latest)), latest=ctime)
 
     def _with(self, **changes: Any) -> Self:
         return msgspec.structs.replace(self, **changes)
@@ -281,6 +284,17 @@ def _check(message: InBandMessage) -> None:
 
 def _in_order(waiting: Mapping[MsgID, Any]) -> list[Any]:
     return sorted(waiting.values(), key=lambda entry: entry.number)
+
+
+def _told(outbox: Map[MsgID, Outbound], msg_ids: Iterable[MsgID]) -> Map[MsgID, Outbound]:
+    """The outbox after the node has told us these messages. It takes ours in order, so it has
+    dealt with those before them too, even where it left out to tell us, because they are dead."""
+    last = max((outbox[msg_id].number for msg_id in msg_ids if msg_id in outbox), default=0)
+    for outbound in outbox.values():
+        if outbound.number <= last and not outbound.told:
+            told = msgspec.structs.replace(outbound, told=True)
+            outbox = outbox.set(outbound.message.msg_id, told)
+    return outbox
 
 
 def _without(map_: Map[MsgID, Any], msg_ids: Iterable[MsgID]) -> Map[MsgID, Any]:

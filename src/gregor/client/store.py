@@ -240,10 +240,10 @@ def _kinds(replica: Replica) -> Iterator[tuple[str, Mapping[str, object]]]:
 def _altered(
     kind: str, before: Mapping[str, object], after: Mapping[str, object]
 ) -> Iterator[tuple[Key, bytes | None]]:
-    for name, value in after.items():
-        known = before.get(name)
-        if known is not value and known != value:
-            yield (kind, name), msgspec.json.encode(value)
-    for name in before:
-        if name not in after:
-            yield (kind, name), None
+    changed = [name for name, value in after.items() if before.get(name) is not value]
+    for name in changed:
+        if before.get(name) != after[name]:
+            yield (kind, name), msgspec.json.encode(after[name])
+    new = sum(name not in before for name in changed)
+    if len(before) + new > len(after):
+        yield from (((kind, name), None) for name in before if name not in after)
