@@ -53,7 +53,7 @@ class Pair:
     # The world around
 
     async def write(self, *messages: InBandMessage) -> list[Publication]:
-        """Somebody stores messages. Returns what their publication holds, which nobody hears yet."""
+        """Somebody stores messages. Returns their publications, which nobody hears yet."""
         outcomes = await self.store.consume_messages(messages)
         new = [Publication.of(o.message) for o in outcomes if isinstance(o, Stored)]
         self.published += new
@@ -63,6 +63,10 @@ class Pair:
         """Somebody stores messages, and the node hears of them."""
         for publication in await self.write(*messages):
             self.node.publish(publication)
+
+    def restore_backup(self) -> None:
+        """The store has forgotten everything: the backup was an empty one."""
+        self.store = MemoryStateMachine(ManualClock(self.clock.now - 50))
 
     async def stretch(self) -> Publication:
         """What a node reads from the store to close a gap."""

@@ -6,16 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gregor.core.message import (
-    InBandMessage,
-    create,
-    dismiss,
-    dismiss_category,
-    out_of_band,
-    replace,
-)
+from gregor.core.message import InBandMessage, create, dismiss, out_of_band
 from gregor.protocol import frames, server
-from gregor.protocol.client import Acked, Apply, Compare, PassedBy, Phase, Reconnect, Replace
+from gregor.protocol.client import Acked, Apply, Compare, PassedBy, Phase, Replace
 from gregor.testing.strategies import messages
 from tests.protocol.pair import UID, Pair
 
@@ -104,5 +97,118 @@ async def test_what_waited_before_a_sync_is_not_told_after_it() -> None:
         await pair.write_on_node()
     await pair.write_on_node()
     await pair.tell(create(UID, "a", msg_id="next"))
+    await pair.settle()
+    assert pair.shown() == await pair.stored_state()
+
+
+async def test_a_device_that_comes_for_the_first_time_gets_a_snapshot() -> None:
+    pair = Pair()
+    await pair.write(create(UID, "a"), create(UID, "b", device_id="d2"))
+    await pair.settle()
+    assert [type(effect) for effect in pair.told[1:]][1:] == [Replace, Compare]
+    assert pair.shown() == await pair.stored_state()
+
+
+async def test_a_device_that_comes_back_gets_what_it_missed_and_no_more() -> None:
+    pair = Pair()
+    await pair.write(create(UID, "a"))
+    await pair.settle()
+    (missed,) = await pair.write(create(UID, "b"))
+    pair.told.clear()
+    pair.connect()
+    await pair.settle()
+    assert pair.said(Apply) == [Apply(missed.messages, missed.cursor)]
+    assert len(pair.shown()) == 2
+
+
+async def test_what_a_device_writes_it_hears_like_everybody() -> None:
+    pair = Pair()
+    await pair.settle()
+    pair.consume([create(UID, "a", msg_id="m"), out_of_band(UID, "typing", 7)])
+    await pair.settle()
+    (acked,) = pair.said(Acked)
+    assert isinstance(acked, Acked)
+    assert [result.status for result in acked.results] == ["stored", "passed"]
+    assert len(pair.said(PassedBy)) == 1
+    assert "m" in pair.shown()
+
+
+async def test_more_than_a_page_of_changes_reaches_a_device_that_comes_back() -> None:
+    pair = Pair()
+    await pair.write(*(create(UID, "a", msg_id=f"m{n}") for n in range(1500)))
+    await pair.settle()
+    for n in range(600):
+        await pair.write(create(UID, "b", n))
+    pair.told.clear()
+    pair.connect()
+    await pair.settle()
+    assert len(pair.said(Apply)) == 2
+    assert pair.shown() == await pair.stored_state()
+    assert pair.device.mismatches == 0
+
+
+async def test_a_device_whose_line_breaks_between_pages_goes_on_where_it_was() -> None:
+    pair = Pair()
+    await pair.write(*(create(UID, "a", msg_id=f"m{n}") for n in range(1500)))
+    await pair.settle()
+    await pair.write(*(create(UID, "b", n) for n in range(600)))
+    pair.connect()
+    pair.told.clear()
+    while not pair.said(Apply):
+        _ = await pair.read_on_node() or await pair.write_on_node() or await pair.read_on_device()
+    pair.connect()
+    await pair.settle()
+    assert [len(e.messages) for e in pair.said(Apply) if isinstance(e, Apply)] == [500, 100]
+    assert pair.shown() == await pair.stored_state()
+
+
+async def test_a_slow_device_lags_catches_up_and_has_missed_nothing() -> None:
+    pair = Pair()
+    await pair.settle()
+    for n in range(server.QUEUE_MESSAGES + 100):
+        await pair.tell(create(UID, "a", n))
+    assert pair.node.lagged == 1
+    await pair.settle()
+    assert pair.shown() == await pair.stored_state()
+    assert len(pair.said(Compare)) == 2
+    assert pair.device.mismatches == 0
+
+
+async def test_a_restored_backup_is_found_and_the_device_follows_it() -> None:
+    pair = Pair()
+    await pair.tell(*(create(UID, "a", n) for n in range(3)))
+    await pair.settle()
+    pair.restore_backup()
+    await pair.write(create(UID, "a", "after the backup"))
+    pair.connect()
+    await pair.settle()
+    assert [item.body for item in pair.shown()] == ["after the backup"]
+    assert pair.device.mismatches == 0
+
+
+async def test_a_replica_that_differs_is_replaced_and_the_difference_is_counted() -> None:
+    pair = Pair()
+    await pair.write(create(UID, "a"))
+    await pair.settle()
+    pair.replica = pair.replica.replay(create(UID, "a", "never stored").stamp(5, 0))
+    pair.connect()
+    await pair.settle()
+    assert pair.shown() == await pair.stored_state()
+    assert pair.device.mismatches == 1
+
+
+async def test_a_stretch_that_straddles_the_position_does_not_bring_back_the_dead() -> None:
+    """The device was told of an item; the stretch, read later, leaves out that it has died."""
+    pair = Pair()
+    await pair.settle()
+    (made,) = await pair.write(create(UID, "a", msg_id="m"))
+    before = made.prev
+    pair.node.publish(made)
+    await pair.settle()
+    (gone,) = await pair.write(dismiss(UID, "m"))
+    await pair.write(create(UID, "b"))
+    since = await pair.store.sync(UID, None, 0)
+    pair.node.publish(server.Publication.stretch(before, (), since.cursor))
+    assert gone.cursor < since.cursor
     await pair.settle()
     assert pair.shown() == await pair.stored_state()
