@@ -296,6 +296,10 @@ class Facts(Struct, frozen=True):
         ]
         return State.of(visible, at)
 
+    def deathless(self) -> "Facts":
+        """The same items, alive and dead, with nothing left that would kill one to come."""
+        return self._with(ids=Map(), ranges=())
+
     # Shrinking, which only a device's replica may
 
     def forget(self, cursor: Time) -> "Facts":

@@ -184,32 +184,41 @@ class ClientSession:
     ) -> list[Effect]:
         if cursor <= self.cursor:
             return []
-        if prev == self.cursor:
-            # During a sync, too: the node goes on from here, and so must we.
-            self.cursor = cursor
-            return [Apply(messages, cursor)]
-        if self.phase is Phase.LIVE:
+        if self.phase is not Phase.LIVE:
+            # The sync under way begins at our cursor, which therefore has to stay.
+            self._ahead = max(self._ahead, cursor)
+            return []
+        if prev != self.cursor:
             return self.verify()
-        self._ahead = max(self._ahead, cursor)  # the sync under way brings it, or nobody does
-        return []
+        self.cursor = cursor
+        return [Apply(messages, cursor)]
 
     def _sync(self, page: SyncPage) -> list[Effect]:
-        if not self._from_anywhere and page.cursor < self.cursor + (self.phase is Phase.LIVE):
-            return []  # an answer of long ago; a node that sends a sync unasked sends what is new
+        if not self._answers(page):
+            self._ahead = max(self._ahead, page.cursor)
+            return (
+                [] if self.phase is Phase.SYNCING or page.cursor <= self.cursor else self.verify()
+            )
         self.phase = Phase.SYNCING
         if page.mode == "changes":
-            self._from_snapshot = False
             self.cursor = page.cursor
             effects: list[Effect] = [Apply(page.messages, page.cursor)]
         else:
-            self._from_snapshot = True
             effects = self._collect(page)
         if page.more:
             return effects
         self.phase = Phase.LIVE
+        self._from_snapshot = page.mode == "snapshot"
         self._from_anywhere = False
         effects.append(Compare(page.as_of, page.hash))
         return effects + (self.verify() if self._ahead > self.cursor else [])
+
+    def _answers(self, page: SyncPage) -> bool:
+        """Whether a page leads on from here. A node may send a sync unasked, when it had to drop
+        what it had for us; and a transport that repeats may bring one of long ago."""
+        if page.mode == "changes":
+            return page.prev == self.cursor
+        return self._from_anywhere or page.cursor >= self.cursor
 
     def _collect(self, page: SyncPage) -> list[Effect]:
         self._items += page.items

@@ -84,10 +84,12 @@ class Welcome(Frame, frozen=True, tag="welcome"):
 
 
 class SyncPage(Frame, frozen=True, tag="sync"):
-    """Part of a Sync. With `more`, another page follows; `cursor` is what the replica knows after
-    this page (for a snapshot: after the last). The hash is that of the whole."""
+    """Part of a Sync. Changes continue `prev`; a snapshot continues nothing, and has 0 there.
+    `cursor` is what the replica knows after this page (of a snapshot: after the last). With
+    `more`, another page follows. The hash is that of the whole."""
 
     mode: Literal["changes", "snapshot"]
+    prev: Time
     cursor: Time
     as_of: Time
     hash: str
@@ -199,14 +201,14 @@ def decode_node_frame(text: str | bytes) -> NodeFrame:
     return _decode(_node_decoder, text)
 
 
-def pages(sync: Sync) -> Iterator[SyncPage]:
-    """A sync as the frames that carry it, none of them large; at least one."""
+def pages(sync: Sync, start: Time) -> Iterator[SyncPage]:
+    """A sync from the cursor `start` as the frames that carry it, none large; at least one."""
     match sync.content:
         case Changes(messages):
             mode: Literal["changes", "snapshot"] = "changes"
             entries: list[tuple[str, Entry]] = [("messages", message) for message in messages]
         case Snapshot(items, ids, ranges):
-            mode = "snapshot"
+            mode, start = "snapshot", 0
             entries = [
                 *(("items", item) for item in items),
                 *(("dismissed_ids", id_) for id_ in ids),
@@ -222,8 +224,9 @@ def pages(sync: Sync) -> Iterator[SyncPage]:
         for name, entry in chunk:
             contents.setdefault(name, []).append(entry)
         page = {name: tuple(part) for name, part in contents.items()}
-        blank = SyncPage(mode, cursor, sync.as_of, sync.hash, more)
+        blank = SyncPage(mode, start, cursor, sync.as_of, sync.hash, more)
         yield msgspec.structs.replace(blank, **page)
+        start = cursor if mode == "changes" else 0
 
 
 def weight(entry: Entry) -> int:

@@ -154,6 +154,7 @@ class ServerSession:
         self.lagged = 0  # how often this device was too slow for its queue
         self._behind: Time | None = None  # where the store has to take over
         self._catching_up = False
+        self._start: Time = 0  # where the sync begins that is being read
         self._held: list[Publication] = []  # published while the store is being read
         self._control: list[Frame] = []
         self._pages: Iterator[SyncPage] | None = None
@@ -292,7 +293,7 @@ class ServerSession:
     def synced(self, sync: Sync) -> None:
         """The store has answered a CatchUp."""
         self._catching_up = False
-        self._pages = pages(sync)
+        self._pages = pages(sync, self._start)
         self.cursor = self.position = sync.cursor
         # What waited when the device asked is in the sync; and what of it has died since must not
         # be told after it.
@@ -333,9 +334,9 @@ class ServerSession:
                 return Send(page)
             self._pages = None
         if self._behind is not None and not self._catching_up:
-            start, self._behind = self._behind, None
+            self._start, self._behind = self._behind, None
             self._catching_up = True
-            return CatchUp(start)
+            return CatchUp(self._start)
         if self._waiting and not self._catching_up:
             frame = Messages(self.cursor, tuple(self._waiting), self.position)
             self._waiting, self._queued_bytes, self.cursor = [], 0, self.position

@@ -66,6 +66,10 @@ class MemoryStateMachine:
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
         return {uid: self._user(uid).ctime for uid in uids}
 
+    def log(self, uid: UID) -> tuple[InBandMessage, ...]:
+        """All that was ever stored for the user, in order and in full."""
+        return tuple(self._user(uid).log)
+
     def _user(self, uid: UID) -> "_User":
         return self._users.get(uid) or _User()
 
@@ -76,7 +80,7 @@ class _User:
     def __init__(self) -> None:
         self.facts = Facts()
         self.ctime: Time = 0
-        self._log: list[InBandMessage] = []
+        self.log: list[InBandMessage] = []
         self._by_id: dict[MsgID, InBandMessage] = {}
 
     def consume(self, message: InBandMessage, now: Time) -> Outcome:
@@ -92,24 +96,24 @@ class _User:
         return Stored(stored)
 
     def _replay(self, message: InBandMessage) -> Outcome:
-        place = bisect_left(self._log, message.ctime, key=_ctime)
-        if place < len(self._log) and self._log[place].ctime == message.ctime:
+        place = bisect_left(self.log, message.ctime, key=_ctime)
+        if place < len(self.log) and self.log[place].ctime == message.ctime:
             return Rejected(message, Conflict("another message of this user has this ctime"))
-        stored = message.stamp(message.ctime, self._log[place - 1].ctime if place else 0)
-        if place < len(self._log):
-            follower = self._log[place].stamp(self._log[place].ctime, stored.ctime)
-            self._log[place] = self._by_id[follower.msg_id] = follower
+        stored = message.stamp(message.ctime, self.log[place - 1].ctime if place else 0)
+        if place < len(self.log):
+            follower = self.log[place].stamp(self.log[place].ctime, stored.ctime)
+            self.log[place] = self._by_id[follower.msg_id] = follower
         self._remember(stored)
         return Stored(stored)
 
     def _remember(self, message: InBandMessage) -> None:
-        insort(self._log, message, key=_ctime)
+        insort(self.log, message, key=_ctime)
         self._by_id[message.msg_id] = message
         self.facts = self.facts.replay(message)
         self.ctime = max(self.ctime, message.ctime)
 
     def since(self, device_id: DeviceID | None, start: Time, now: Time) -> list[InBandMessage]:
-        log = self._log[bisect_left(self._log, start, key=_ctime) :]
+        log = self.log[bisect_left(self.log, start, key=_ctime) :]
         return list(since(log, device_id, start, partial(self._known, now)))
 
     def sync(self, device_id: DeviceID | None, cursor: Time, now: Time) -> Sync:
@@ -123,7 +127,7 @@ class _User:
         snapshot = Snapshot(state.items, tuple(tombstones.ids.items()), tombstones.ranges)
         if not 0 < cursor <= self.ctime:
             return snapshot
-        missed = len(self._log) - bisect_right(self._log, cursor, key=_ctime)
+        missed = len(self.log) - bisect_right(self.log, cursor, key=_ctime)
         if missed > most_changes(len(state)):
             return snapshot
         return Changes(tuple(self.since(device_id, cursor + 1, now)))
