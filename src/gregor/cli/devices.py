@@ -1,0 +1,263 @@
+"""Devices that drop off at random and come back, write meanwhile, and agree in the end.
+
+Each is a real Client. Either its network breaks, in the middle of whatever it was receiving or
+sending, while the app stays open and is used; or the app is closed, and started again later from
+what its store has kept.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+from gregor.cli.remote import Remote, StateAnswer
+from gregor.client import (
+    Client,
+    Disconnected,
+    Event,
+    MemoryStore,
+    Rejected,
+    SQLiteStore,
+    Synced,
+    Transport,
+)
+from gregor.client.connection import WebSocket, websocket
+from gregor.client.events import Subscription
+from gregor.core.state import Item, State
+
+ONLINE_SECONDS = 4.0  # on average
+OFFLINE_SECONDS = 2.0
+PATIENCE_SECONDS = 30.0
+ASKING_AT_ONCE = 20
+
+
+class Difference(NamedTuple):
+    """A device that does not agree with the server in the end, and in what."""
+
+    device: str
+    uid: str
+    what: str
+
+
+@dataclass
+class Score:
+    """What has happened to the devices so far."""
+
+    written: int = 0
+    rejected: int = 0
+    unsent: int = 0
+    dropped_off: int = 0
+    resynced: int = 0
+    mismatches: int = 0
+    agreeing: int = 0
+    differences: list[Difference] = field(default_factory=list)
+
+    @property
+    def acknowledged(self) -> int:
+        return self.written - self.rejected - self.unsent
+
+
+class Stage:
+    """What all devices share: their server, the moment at which it is over, and the score."""
+
+    def __init__(self, url: str, folder: Path, server: Remote, devices: int) -> None:
+        self.url = url
+        self.folder = folder
+        self.server = server
+        self.score = Score()
+        self.over = asyncio.Event()
+        self.delivered = asyncio.Barrier(devices)
+        self.asking = asyncio.Semaphore(ASKING_AT_ONCE)
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, but no longer than until it is over."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.over.wait()
+        except TimeoutError:
+            pass
+
+
+class Cable:
+    """The network between one device and the server. It can be cut."""
+
+    def __init__(self, url: str) -> None:
+        self._connect = websocket(url)
+        self._whole = asyncio.Event()
+        self._whole.set()
+        self._carrying: Transport | None = None
+
+    async def connect(self) -> Transport:
+        """A connection, as soon as there is a network."""
+        await self._whole.wait()
+        transport = await self._connect()
+        if not self._whole.is_set():
+            await transport.close()
+            raise Disconnected(1006, "the network is gone")
+        self._carrying = transport
+        return transport
+
+    def cut(self) -> None:
+        self._whole.clear()
+        if isinstance(self._carrying, WebSocket):
+            self._carrying.abort()
+
+    def mend(self) -> None:
+        self._whole.set()
+
+
+class Device:
+    """One device of one user, and the person who uses it, who has a `mind` of their own."""
+
+    def __init__(self, number: int, uid: str, mind: Random, stage: Stage) -> None:
+        self.name = f"device-{number:03}"
+        self.uid = uid
+        self.client: Client | None = None
+        self._mind = mind
+        self._stage = stage
+        self._cable = Cable(stage.url)
+        self._syncs = 0
+        # Each file has a thread of its own, so only some devices have one.
+        self._file = stage.folder / f"{self.name}.db" if number % 10 == 0 else None
+        self._memory = MemoryStore()
+
+    async def run(self) -> None:
+        """Drop off and come back until it is over; then deliver what waits, and compare."""
+        await self._stage.pause(self._mind.uniform(0, OFFLINE_SECONDS))
+        while True:
+            async with self._opened() as client:
+                await self._use(client)
+                if self._stage.over.is_set():
+                    await self._settle(client)
+                    return
+                self._drop_off()
+            await self._stage.pause(self._mind.expovariate(1 / OFFLINE_SECONDS))
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[Client]:
+        """The app, open, with whatever its store has kept."""
+        async with asyncio.TaskGroup() as tasks:
+            client = Client(
+                self._stage.url,
+                self.uid,
+                device_id=self.name,
+                uid=self.uid,
+                store=self._memory if self._file is None else SQLiteStore(self._file),
+                connect=self._cable.connect,
+                jitter=self._mind.random,
+            )
+            async with client:
+                tasks.create_task(self._hear(client.events()))
+                self.client = client
+                yield client
+                self.client = None
+                self._stage.score.mismatches += client.mismatches
+
+    async def _hear(self, events: Subscription) -> None:
+        async for event in events:
+            self._heard(event)
+
+    def _heard(self, event: Event) -> None:
+        match event:
+            case Synced():
+                self._syncs += 1
+                self._stage.score.resynced += self._syncs > 1
+            case Rejected():
+                self._stage.score.rejected += 1
+
+    async def _use(self, client: Client) -> None:
+        """Use the app, with and without a network, until it is closed, or all is over."""
+        while True:
+            await self._stage.pause(self._mind.expovariate(1 / ONLINE_SECONDS))
+            if self._stage.over.is_set():
+                return
+            if self._mind.random() < 0.3:
+                await self._write(client)
+                return
+            self._drop_off()
+            self._cable.cut()
+            for _ in range(self._mind.choice((0, 0, 1, 2))):
+                await self._write(client)
+            await self._stage.pause(self._mind.expovariate(1 / OFFLINE_SECONDS))
+            self._cable.mend()
+
+    def _drop_off(self) -> None:
+        self._stage.score.dropped_off += not self._stage.over.is_set()
+
+    async def _write(self, client: Client) -> None:
+        """What a person does who looks at the app."""
+        items = client.state().items
+        self._stage.score.written += 1
+        match self._mind.choice(("dismiss", "dismiss", "dismiss category", "create", "replace")):
+            case "dismiss" if items:
+                chosen = self._mind.sample(items, min(len(items), self._mind.randint(1, 3)))
+                await client.dismiss(*(item.msg_id for item in chosen))
+            case "dismiss category" if items:
+                await client.dismiss_category(self._mind.choice(items).category)
+            case "replace":
+                await client.replace("settings.theme", self._mind.choice(("dark", "light")))
+            case _:
+                here = self._mind.random() < 0.2
+                await client.create("notes", f"written on {self.name}", this_device=here)
+
+    # In the end
+
+    async def _settle(self, client: Client) -> None:
+        delivered = await self._deliver(client)
+        # What one device delivers changes what the others have to show.
+        await self._stage.delivered.wait()
+        what = await self._compare(client) if delivered else "its outbox was not taken in time"
+        if what is None:
+            self._stage.score.agreeing += 1
+        else:
+            self._stage.score.differences.append(Difference(self.name, self.uid, what))
+        self._stage.score.unsent += client.outbox
+
+    async def _deliver(self, client: Client) -> bool:
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await client.flush()
+                await client.wait_synced()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _compare(self, client: Client) -> str | None:
+        """What the replica and the server do not agree in. What is still on its way to the
+        device may arrive first."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + PATIENCE_SECONDS
+        while True:
+            async with self._stage.asking:
+                theirs = await self._stage.server.state(self.uid, self.name)
+            what = difference(client.replica.state(theirs.as_of), theirs)
+            if what is None or loop.time() > deadline:
+                return what
+            await asyncio.sleep(0.1)
+
+
+def difference(mine: State, theirs: StateAnswer) -> str | None:
+    """What a replica and the server do not agree in, hash and items; None if they agree."""
+    here = {item.msg_id: item for item in mine.items}
+    there = {item.msg_id: item for item in theirs.items}
+    parts = [
+        _named("lacks", [there[id_] for id_ in there if id_ not in here]),
+        _named("still shows", [here[id_] for id_ in here if id_ not in there]),
+        _named("differs in", [here[id_] for id_ in here if here[id_] != there.get(id_, here[id_])]),
+    ]
+    if not any(parts) and mine.items != theirs.items:
+        parts.append("has another order")
+    if not any(parts) and mine.hash() != theirs.hash:
+        parts.append(f"has the hash {mine.hash()}, the server {theirs.hash}")
+    return "; ".join(part for part in parts if part) or None
+
+
+def _named(verb: str, items: list[Item]) -> str:
+    if not items:
+        return ""
+    names = ", ".join(f"{item.msg_id} in {item.category}" for item in items[:3])
+    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+    return f"{verb} {names}{more}"

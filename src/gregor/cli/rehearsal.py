@@ -1,0 +1,195 @@
+"""A server, a stream and a crowd of devices, played to the end and judged."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import NamedTuple, TypeAlias
+
+from msgspec import Raw
+from prometheus_client.parser import text_string_to_metric_families
+
+from gregor.cli import output, stream
+from gregor.cli.devices import Device, Difference, Score, Stage
+from gregor.cli.lanes import Send, Tally, send_all
+from gregor.cli.process import running_server
+from gregor.cli.remote import Remote
+from gregor.core.message import InBandMessage
+from gregor.errors import SetupError
+from gregor.protocol.frames import Result
+
+DEVICES_PER_USER = 3
+REPEATED = 0.05  # of the requests, as if their answer had been lost
+REDRAW_SECONDS = 0.1
+
+Tape: TypeAlias = Sequence[tuple[int, bytes]]
+
+
+class Outcome(NamedTuple):
+    """How it went. `duplicates` and `delivered` are what the server has counted."""
+
+    devices: int
+    users: int
+    score: Score
+    tally: Tally
+    duplicates: int
+    delivered: int
+
+    @property
+    def all_agree(self) -> bool:
+        """A mismatch was mended on the way, but it is a defect all the same."""
+        return self.score.agreeing == self.devices and not self.score.mismatches
+
+    @property
+    def differences(self) -> list[Difference]:
+        return self.score.differences
+
+    def figures(self) -> dict[str, int]:
+        return {
+            "devices": self.devices,
+            "sent": self.tally.lines + self.score.written,
+            "acknowledged": self.tally.stored + self.tally.duplicates + self.score.acknowledged,
+            "rejected": self.tally.rejected + self.tally.bad + self.score.rejected,
+            "duplicates": self.duplicates,
+            "delivered": self.delivered,
+            "dropped_off": self.score.dropped_off,
+            "resynced": self.score.resynced,
+            "mismatches": self.score.mismatches,
+            "agree": self.score.agreeing,
+        }
+
+    def rows(self) -> Iterator[tuple[str, str, str]]:
+        """The figures for people, with what each means."""
+        words = {
+            "devices": f"of {self.users:,} users, the busiest ones",
+            "sent": f"{self.tally.lines:,} by a backend, {self.score.written:,} by devices",
+            "acknowledged": "each of them durable before that",
+            "duplicates": "sent again because an answer was lost, stored once",
+            "delivered": "to devices that were online",
+            "dropped_off": "times, by a network that broke, or an app that was closed",
+            "resynced": "times, most of them when they came back",
+            "mismatches": "of hashes after a sync",
+            "agree": "with the server in the end, hash and items",
+        }
+        for name, figure in self.figures().items():
+            if name != "rejected" or figure:
+                shown = name.replace("_", " ").replace("resynced", "re-synced")
+                yield shown, f"{figure:,}", words.get(name, "")
+
+    def verdict(self) -> str:
+        if self.all_agree:
+            return f"All {self.devices:,} replicas agree with the server."
+        if self.score.mismatches and self.score.agreeing == self.devices:
+            return "All replicas agree in the end, but on the way a hash did not fit: a defect."
+        apart = self.devices - self.score.agreeing
+        return f"{apart:,} of {self.devices:,} replicas do not agree with the server."
+
+
+async def rehearse(
+    file: Path, devices: int, seconds: float, seed: int, store: str | None
+) -> Outcome:
+    """Play the stream to a server of its own and a crowd of devices, and compare them."""
+    with stream.opened(file) as source:
+        tape = [numbered async for numbered in source.lines()]
+    users = busiest(tape, -(-devices // DEVICES_PER_USER))
+    if not users:
+        raise SetupError(f"{file} holds no messages")
+    with TemporaryDirectory(prefix="gregor-demo-") as folder:
+        store = store or f"sqlite:///{folder}/server.db"
+        async with running_server(store) as url, Remote(url) as server:
+            stage = Stage(url, Path(folder), server, devices)
+            tally = await _play(stage, tape, seconds, users, devices, Random(seed))
+            duplicates, delivered = counted(await server.metrics())
+    return Outcome(devices, len(users), stage.score, tally, duplicates, delivered)
+
+
+def busiest(tape: Tape, number: int) -> list[str]:
+    """The users of whom the stream tells most."""
+    messages = (stream.parse(line) for _, line in tape)
+    received = Counter(m.uid for m in messages if isinstance(m, InBandMessage))
+    return [uid for uid, _ in received.most_common(number)]
+
+
+async def _play(
+    stage: Stage, tape: Tape, seconds: float, users: list[str], devices: int, mind: Random
+) -> Tally:
+    tally = Tally()
+    crowd = [
+        Device(number, users[number % len(users)], Random(mind.random()), stage)
+        for number in range(devices)
+    ]
+    send = forgetful(stage.server.send, Random(mind.random()))
+    async with _drawn(stage, tally, len(tape), crowd), asyncio.TaskGroup() as tasks:
+        for device in crowd:
+            tasks.create_task(device.run())
+        await send_all(paced(tape, seconds), send, tally)
+        stage.over.set()
+    return tally
+
+
+async def paced(tape: Tape, seconds: float) -> AsyncIterator[tuple[int, bytes]]:
+    """The lines, evenly over the time given."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    for place, numbered in enumerate(tape):
+        due = began + seconds * place / len(tape)
+        if due > loop.time():
+            await asyncio.sleep(due - loop.time())
+        yield numbered
+
+
+def forgetful(send: Send, mind: Random) -> Send:
+    """A sender that now and then does not hear the answer, and sends the same again."""
+
+    async def send_perhaps_twice(messages: Sequence[InBandMessage | Raw]) -> Sequence[Result]:
+        results = await send(messages)
+        return await send(messages) if mind.random() < REPEATED else results
+
+    return send_perhaps_twice
+
+
+def counted(metrics: str) -> tuple[int, int]:
+    """How many duplicates a server has seen, and how many messages it has delivered."""
+    samples = {
+        (sample.name, sample.labels.get("result")): int(sample.value)
+        for family in text_string_to_metric_families(metrics)
+        for sample in family.samples
+        if sample.labels.get("kind") != "out_of_band"
+    }
+    duplicates = samples.get(("gregor_messages_total", "duplicate"), 0)
+    return duplicates, samples.get(("gregor_deliveries_total", None), 0)
+
+
+@asynccontextmanager
+async def _drawn(
+    stage: Stage, tally: Tally, lines: int, crowd: Sequence[Device]
+) -> AsyncIterator[None]:
+    """How it goes, on a terminal, while the block runs."""
+    with output.progress() as progress:
+        stream_ = progress.add_task("stream", total=lines, said="")
+        online = progress.add_task("online", total=len(crowd), said="")
+        agree = progress.add_task("agree", total=len(crowd), said="")
+
+        def draw() -> None:
+            score = stage.score
+            there = sum(d.client is not None and d.client.online for d in crowd)
+            said = f"{tally.done:,} of {lines:,} messages"
+            progress.update(stream_, completed=tally.done, said=said)
+            said = f"{there:,} of {len(crowd):,} devices; {score.dropped_off:,} drop-offs so far"
+            progress.update(online, completed=there, said=said)
+            said = f"{score.agreeing:,} of {len(crowd):,} replicas" if stage.over.is_set() else ""
+            progress.update(agree, completed=score.agreeing, said=said)
+
+        async def redraw() -> None:
+            while True:
+                draw()
+                await asyncio.sleep(REDRAW_SECONDS)
+
+        async with asyncio.TaskGroup() as tasks:
+            drawing = tasks.create_task(redraw())
+            yield
+            drawing.cancel()
+        draw()

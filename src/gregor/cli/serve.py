@@ -1,0 +1,78 @@
+"""`gregor serve`."""
+
+from typing import Annotated
+
+import typer
+
+from gregor.cli import options
+from gregor.cli.running import run
+
+DETAILS = "Details"
+
+
+def serve(
+    ctx: typer.Context,
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Port 0 takes a free one, and logs it.",
+            show_default="127.0.0.1:9911",
+        ),
+    ] = None,
+    store: options.Store = None,
+    auth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="open|jwt",
+            help="[cyan]open[/] trusts everybody on this machine, [cyan]jwt[/] wants tokens, and "
+            "GREGOR_JWT_SECRET to check them.",
+            show_default="open",
+        ),
+    ] = None,
+    log_format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="console|json",
+            help="How logs are written, on stderr.",
+            show_default="console",
+            rich_help_panel=DETAILS,
+        ),
+    ] = None,
+    sweep_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="How often it looks for what devices have missed.",
+            show_default="5",
+            rich_help_panel=DETAILS,
+        ),
+    ] = None,
+    drain_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="How long it takes to send devices away when it stops.",
+            show_default="5",
+            rich_help_panel=DETAILS,
+        ),
+    ] = None,
+) -> None:
+    """Serve devices and backends, until SIGTERM or Ctrl-C.
+
+    [dim]$[/] gregor serve
+    [dim]$[/] gregor serve --store sqlite:////var/lib/gregor/gregor.db
+    [dim]$[/] export GREGOR_JWT_SECRET=$(openssl rand -hex 32)
+    [dim]$[/] gregor serve --auth jwt --listen 0.0.0.0:9911
+    """
+    settings = options.settings(
+        ctx,
+        quiet=False,
+        listen=listen,
+        store=store,
+        auth=auth,
+        log_format=log_format,
+        sweep_seconds=sweep_seconds,
+        drain_seconds=drain_seconds,
+    )
+    from gregor.server import serving
+
+    run(serving.serve(settings))
