@@ -46,8 +46,8 @@ def said(session: ClientSession, frame: Frame) -> list[Effect]:
     return session.receive(encode(frame))
 
 
-def changes(cursor: int, *messages: InBandMessage, more: bool = False) -> SyncPage:
-    return SyncPage("changes", cursor, 50, HASH, more, messages)
+def changes(prev: int, cursor: int, *messages: InBandMessage, more: bool = False) -> SyncPage:
+    return SyncPage("changes", prev, cursor, 50, HASH, more, messages)
 
 
 def live(cursor: int = 10) -> ClientSession:
@@ -55,7 +55,7 @@ def live(cursor: int = 10) -> ClientSession:
     session = ClientSession("t", "d1", 7)
     session.opened()
     said(session, Welcome("u", "d1", 50, Limits()))
-    said(session, changes(cursor))
+    said(session, changes(7, cursor))
     return session
 
 
@@ -74,9 +74,9 @@ def test_a_conversation_begins_with_who_we_are_and_what_we_know() -> None:
 def test_after_the_last_page_the_state_is_compared() -> None:
     session = ClientSession("t", "d1", 7)
     said(session, Welcome("u", "d1", 50, Limits()))
-    assert said(session, changes(9, message(9), more=True)) == [Apply((message(9),), 9)]
+    assert said(session, changes(7, 9, message(9), more=True)) == [Apply((message(9),), 9)]
     assert session.phase is Phase.SYNCING
-    assert said(session, changes(12)) == [Apply((), 12), Compare(50, HASH)]
+    assert said(session, changes(9, 12)) == [Apply((), 12), Compare(50, HASH)]
     assert (session.phase, session.cursor) == (Phase.LIVE, 12)
 
 
@@ -85,9 +85,9 @@ def test_a_snapshot_replaces_nothing_before_it_is_whole() -> None:
     said(session, Welcome("u", "d1", 50, Limits()))
     item = Item("m", 5, "a", msgspec.Raw(b"1"))
     range_ = DismissedRange(90, 6, "a")
-    first = SyncPage("snapshot", 12, 50, HASH, more=True, items=(item,))
+    first = SyncPage("snapshot", 0, 12, 50, HASH, more=True, items=(item,))
     second = SyncPage(
-        "snapshot", 12, 50, HASH, dismissed_ids=(("x", 4),), dismissed_ranges=(range_,)
+        "snapshot", 0, 12, 50, HASH, dismissed_ids=(("x", 4),), dismissed_ranges=(range_,)
     )
     assert said(session, first) == []
     assert session.cursor == 0
@@ -114,18 +114,31 @@ def test_a_frame_after_a_gap_is_left_and_a_sync_is_asked_for() -> None:
     assert (session.phase, session.cursor) == (Phase.SYNCING, 10)
 
 
-def test_a_frame_that_continues_is_applied_during_a_sync_too() -> None:
-    """The node may be about to answer from where that frame ends."""
+def test_a_frame_that_comes_during_a_sync_leaves_the_cursor_where_the_sync_begins() -> None:
+    """From there the node leaves out the deaths of items which that frame would bring."""
     session = live(10)
     session.verify()
-    assert said(session, Messages(10, (message(11),), 11)) == [Apply((message(11),), 11)]
+    assert said(session, Messages(10, (message(11),), 11)) == []
+    assert said(session, changes(10, 12))[0] == Apply((), 12)
+
+
+def test_a_sync_that_begins_elsewhere_is_not_applied() -> None:
+    session = live(10)
+    assert said(session, changes(11, 14, message(14))) == [Send(Verify(10))]
+    assert said(session, changes(7, 9, message(9))) == []
+
+
+def test_a_snapshot_of_long_ago_is_not_taken() -> None:
+    session = live(10)
+    assert said(session, SyncPage("snapshot", 0, 9, 50, HASH)) == []
+    assert session.cursor == 10
 
 
 def test_a_sync_that_ends_before_a_frame_that_came_meanwhile_is_asked_for_again() -> None:
     session = live(10)
     session.verify()
     assert said(session, Messages(13, (message(14),), 14)) == []
-    assert said(session, changes(12))[-1] == Send(Verify(12))
+    assert said(session, changes(10, 12))[-1] == Send(Verify(12))
 
 
 def test_a_hash_that_differs_is_mended_with_a_snapshot_and_counted() -> None:
@@ -138,7 +151,7 @@ def test_a_hash_that_differs_is_mended_with_a_snapshot_and_counted() -> None:
 def test_a_snapshot_that_does_not_fit_is_not_asked_for_again() -> None:
     session = live(10)
     session.compared(False)
-    said(session, SyncPage("snapshot", 10, 50, HASH))
+    said(session, SyncPage("snapshot", 0, 10, 50, HASH))
     assert session.compared(False) == []
     assert session.mismatches == 2
 

@@ -452,7 +452,7 @@ def test_a_snapshot_is_told_with_its_tombstones() -> None:
     snapshot = Snapshot((), (("gone", 5),), ())
     session.synced(Sync(snapshot, 12, 50, hash_of(())))
     (page,) = frames(session)
-    assert page == SyncPage("snapshot", 12, 50, hash_of(()), dismissed_ids=(("gone", 5),))
+    assert page == SyncPage("snapshot", 0, 12, 50, hash_of(()), dismissed_ids=(("gone", 5),))
 
 
 def test_only_dismissals_are_told_as_they_are() -> None:
