@@ -184,6 +184,11 @@ class Node:
             if self._broadcaster.remove(uid, listener) and self._pubsub is not None:
                 await self._pubsub.unsubscribe(channel_of(uid))
 
+    def connected(self, uid: UID) -> int:
+        """How many devices of the user are attached."""
+        feed = self._broadcaster.feeds.get(uid)
+        return 0 if feed is None else len(feed.listeners)
+
     async def catch_up(self, uid: UID, device_id: DeviceID, cursor: Time) -> Sync:
         """What brings a device from its cursor to the present."""
         sync = await self.state_machine.sync(uid, device_id, cursor)

@@ -92,6 +92,13 @@ class MessagesAnswer(Struct, frozen=True):
     cursor: Time
 
 
+class ReadyAnswer(Struct, frozen=True):
+    """Whether this server can do its work; if not, why."""
+
+    ready: bool
+    troubles: tuple[str, ...]
+
+
 class ProblemDocument(Struct, frozen=True, omit_defaults=True):
     """An error, as RFC 9457 has it; `code`, `turn` and `field` say what a program needs."""
 
@@ -202,7 +209,7 @@ async def get_ready(service: Service, request: Request) -> Response:
     troubles = await service.troubles()
     service.metrics.ready = not troubles
     status = HTTPStatus.SERVICE_UNAVAILABLE if troubles else HTTPStatus.OK
-    return Response(msgspec.json.encode({"ready": not troubles, "troubles": troubles}), status)
+    return _json(ReadyAnswer(not troubles, tuple(troubles)), status)
 
 
 async def get_metrics(service: Service, request: Request) -> Response:
@@ -322,5 +329,5 @@ def _decode(body: bytes, kind: type[T]) -> T:
         raise Malformed(f"the request is not JSON: {error}") from error
 
 
-def _json(answer: Struct) -> Response:
-    return Response(msgspec.json.encode(answer), media_type="application/json")
+def _json(answer: Struct, status: HTTPStatus = HTTPStatus.OK) -> Response:
+    return Response(msgspec.json.encode(answer), status, media_type="application/json")

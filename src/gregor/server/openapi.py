@@ -11,6 +11,7 @@ from gregor.server.http import (
     CountAnswer,
     MessagesAnswer,
     ProblemDocument,
+    ReadyAnswer,
     Results,
     StateAnswer,
     ToMany,
@@ -39,6 +40,7 @@ def describe() -> JSONObject:
         StateAnswer,
         CountAnswer,
         MessagesAnswer,
+        ReadyAnswer,
         ProblemDocument,
     )
     _, components = msgspec.json.schema_components(
@@ -93,24 +95,28 @@ def _paths() -> JSONObject:
         },
         f"{user}/events": {"get": _stream(device)},
         "/healthz": {"get": _plain("Whether the process lives")},
-        "/readyz": {"get": _plain("Whether it can serve; 503 and the troubles if not")},
+        "/readyz": {"get": _ready()},
         "/metrics": {"get": _plain("Prometheus metrics")},
     }
 
 
 def _operation(summary: str, answer: str, *parameters: JSONObject) -> JSONObject:
-    problem = {"application/problem+json": {"schema": _ref("ProblemDocument")}}
-    errors = {
-        str(status): {"description": text, "content": problem} for status, text in _ERRORS.items()
-    }
-    success = {
-        "description": summary,
-        "content": {"application/json": {"schema": _ref(answer)}},
-    }
-    operation: JSONObject = {"summary": summary, "responses": {"200": success, **errors}}
+    responses = {"200": _answer(summary, answer), **_problems()}
+    operation: JSONObject = {"summary": summary, "responses": responses}
     if parameters:
         operation["parameters"] = [_uid(), *parameters]
     return operation
+
+
+def _answer(description: str, answer: str, kind: str = "application/json") -> JSONObject:
+    return {"description": description, "content": {kind: {"schema": _ref(answer)}}}
+
+
+def _problems() -> JSONObject:
+    return {
+        str(status): _answer(text, "ProblemDocument", "application/problem+json")
+        for status, text in _ERRORS.items()
+    }
 
 
 def _stream(device: JSONObject) -> JSONObject:
@@ -122,8 +128,16 @@ def _stream(device: JSONObject) -> JSONObject:
     return {
         "summary": "What a device would hear, as server-sent events",
         "parameters": [_uid(), device, cursor],
-        "responses": {"200": success},
+        "responses": {"200": success, **_problems()},
     }
+
+
+def _ready() -> JSONObject:
+    responses = {
+        "200": _answer("It is ready", "ReadyAnswer"),
+        "503": _answer("It is not, for these troubles", "ReadyAnswer"),
+    }
+    return {"summary": "Whether it can serve", "security": [], "responses": responses}
 
 
 def _plain(summary: str) -> JSONObject:

@@ -59,6 +59,11 @@ class Service:
             self._settled.set()
         return [e if isinstance(e, Result) else Result.of(next(outcomes)) for e in entries]
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is being injected."""
+        return self._injecting > 0
+
     @contextmanager
     def serving(self, delivery: Delivery) -> Iterator[None]:
         """While the block runs, the delivery counts as connected and is watched over."""
@@ -113,6 +118,6 @@ class Service:
         """Wait until what is being injected has its answer, so that a device leaves with it."""
         with suppress(TimeoutError):
             async with asyncio.timeout(max(1.0, seconds)):
-                while self._injecting:
+                while self.busy:
                     self._settled.clear()
                     await self._settled.wait()

@@ -1,0 +1,88 @@
+"""The description of the API is a valid one, and says what the server does."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from openapi_schema_validator import OAS31Validator
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from gregor.server.http import MAX_USERS
+from gregor.server.openapi import describe
+from tests.server.world import Served, creation, to
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+def check(answer: httpx.Response, path: str, method: str = "get") -> None:
+    """The answer is one that the description of this path allows."""
+    document = describe()
+    described = document["paths"][path][method]["responses"][str(answer.status_code)]
+    kind = answer.headers["content-type"].partition(";")[0]
+    if "content" in described:
+        schema = {**described["content"][kind]["schema"], "components": document["components"]}
+        if kind.endswith("json"):
+            OAS31Validator(schema).validate(answer.json())
+
+
+async def test_the_description_is_a_valid_one(shared: Served) -> None:
+    document = (await shared.http.get("/openapi.json")).json()
+    OpenAPIV31SpecValidator(document).validate()
+    assert document == json.loads(json.dumps(describe()))
+
+
+async def test_every_route_is_described_and_every_described_path_answers(shared: Served) -> None:
+    document = describe()
+    await shared.post(to("u", msg_id="m", device_id="d"))
+    for path, methods in document["paths"].items():
+        for method in methods:
+            url = path.replace("{uid}", "u")
+            if path.endswith("events"):
+                async with shared.http.stream("GET", url) as answer:
+                    check(answer, path)
+            elif method == "post":
+                check(await shared.post(to("u")), path, "post")
+            else:
+                check(await shared.http.get(url), path)
+
+
+GOOD = [
+    to("u", "c", {"any": ["thing"]}, msg_id="a", device_id="d"),
+    {"uid": "u", "dismissal": {"msg_ids": ["a"], "ranges": [{"category": "c", "prefix": True}]}},
+    {"uid": "u", "creation": {"category": "c", "body": None, "dtime": {"offset": "1h"}}},
+    {"uid": "u", "system": "s", "body": 1},
+    {"messages": [to("u"), {"broken": True}]},
+    {"uids": ["u", "v"], "message": creation()},
+]
+
+
+@pytest.mark.parametrize("body", GOOD)
+async def test_what_is_described_is_taken(shared: Served, body: Any) -> None:
+    document = describe()
+    request = document["paths"]["/v1/messages"]["post"]["requestBody"]["content"]
+    schema = {**request["application/json"]["schema"], "components": document["components"]}
+    OAS31Validator(schema).validate(body)
+    answer = await shared.post(body)
+    assert answer.status_code == 200
+    check(answer, "/v1/messages", "post")
+
+
+@pytest.mark.parametrize(
+    "body", [{}, to(""), {"messages": []}, {"uids": ["u"] * (MAX_USERS + 1), "message": creation()}]
+)
+async def test_what_is_refused_is_described_too(shared: Served, body: Any) -> None:
+    check(await shared.post(body), "/v1/messages", "post")
+
+
+async def test_states_and_messages_are_as_described(shared: Served) -> None:
+    end = {"category": "c", "end_time": {"offset": "-5m"}, "skip_msg_ids": ["x"]}
+    message = {**to("w", msg_id="m"), "dismissal": {"msg_ids": ["y"], "ranges": [end]}}
+    message["creation"]["dtime"] = {"offset": "P1D"}
+    await shared.post(message)
+    user = "/v1/users/{uid}"
+    check(await shared.http.get("/v1/users/w/state"), f"{user}/state")
+    check(await shared.http.get("/v1/users/w/messages"), f"{user}/messages")
+    check(await shared.http.get("/v1/users/w/count?prefix=c"), f"{user}/count")
+    check(await shared.http.get("/v1/users/w/state?at=nonsense"), f"{user}/state")
+    check(await shared.http.get("/v1/users//events"), f"{user}/events")
