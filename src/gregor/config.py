@@ -3,7 +3,7 @@
 import ipaddress
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     jwt_secret: SecretStr | None = None
     sweep_seconds: Annotated[float, Field(gt=0)] = 5.0
     drain_seconds: Annotated[float, Field(ge=0)] = 5.0
-    log_format: Annotated[str, Field(pattern="^(console|json)$")] = "console"
+    log_format: Literal["console", "json"] = "console"
     url: str = "http://127.0.0.1:9911"
     token: SecretStr | None = None
 
@@ -84,6 +84,9 @@ def load(file: Path | None = None, **given: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise SetupError(f"setting `{name}`: {first['msg']}", field=name) from error
+        reason = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            reason = f"there is none of that name; there are {', '.join(Settings.model_fields)}"
+        raise SetupError(f"setting `{name}`: {reason}", field=name) from error
     except ValueError as error:  # TOML that does not parse
         raise SetupError(f"{file}: {error}") from error

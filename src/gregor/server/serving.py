@@ -66,8 +66,8 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         raise SetupError(
-            f"cannot listen on {host}:{port}: {error.strerror}; is another server there? "
-            "Choose another with --listen HOST:PORT"
+            f"cannot listen on {host}:{port}: {error.strerror}; "
+            "choose another address with --listen HOST:PORT"
         ) from error
     listening.setblocking(False)
     return listening
