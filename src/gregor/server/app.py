@@ -82,9 +82,11 @@ class Server:
         self.app: ASGIApp = self._app()
         if settings.auth is Auth.OPEN:
             self.app = LoopbackOnly(self.app)
-        self._opened = AsyncExitStack()
+        self._opened: AsyncExitStack | None = None
 
     async def __aenter__(self) -> Self:
+        if self._opened is not None:
+            raise RuntimeError("a Server is opened once; make another")
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.database)
             await stack.enter_async_context(self.state_machine)
@@ -95,6 +97,7 @@ class Server:
         return self
 
     async def __aexit__(self, *exc_info: Any) -> None:
+        assert self._opened is not None
         await self._opened.__aexit__(*exc_info)
 
     @asynccontextmanager

@@ -51,27 +51,32 @@ class Database:
         return self
 
     async def __aexit__(self, *exc_info: Any) -> None:
-        if self._engine is not None:
-            await self._in_thread(self._engine.dispose)
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await self._in_thread(engine.dispose)
         self._thread.shutdown()
 
     async def write(self, work: Work[T]) -> T:
         """Do the work in one transaction, which is durable when this returns.
         Cancelling the caller does not cancel a transaction that has begun."""
-        return await self._in_thread(lambda: self._transaction("BEGIN IMMEDIATE", work))
+        return await self._transact("BEGIN IMMEDIATE", work)
 
     async def read(self, work: Work[T]) -> T:
         """Do the work, which only reads, at one moment of the database."""
-        return await self._in_thread(lambda: self._transaction("BEGIN", work))
+        return await self._transact("BEGIN", work)
+
+    async def _transact(self, begin: str, work: Work[T]) -> T:
+        engine = self._engine
+        if engine is None:
+            raise StorageUnavailable("the database is not open")
+        return await self._in_thread(lambda: self._transaction(engine, begin, work))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    def _transaction(self, begin: str, work: Work[T]) -> T:
-        if self._engine is None:
-            raise StorageUnavailable("the database is not open")
+    def _transaction(self, engine: Engine, begin: str, work: Work[T]) -> T:
         try:
-            opened = self._engine.connect().execution_options(begin=begin)
+            opened = engine.connect().execution_options(begin=begin)
             with opened as connection, connection.begin():
                 return work(connection)
         except DBAPIError as error:

@@ -1,0 +1,36 @@
+"""A shop with Gregor mounted in it: orders are placed over the shop's own API, and every device
+of the customer hears of them through Gregor.
+
+    pip install gregor-sync fastapi
+    uvicorn examples.fastapi_app:app --no-access-log --timeout-graceful-shutdown 10
+
+    curl -X POST 'http://127.0.0.1:8000/orders?customer=alice&item=umbrella'
+    curl http://127.0.0.1:8000/gregor/v1/users/alice/state
+
+Devices connect to ws://127.0.0.1:8000/gregor/v1/connect.
+"""
+
+from fastapi import FastAPI
+
+from gregor import create
+from gregor.config import load
+from gregor.server import Server
+
+
+def make_app(gregor: Server) -> FastAPI:
+    """The shop. `lifespan` opens and closes Gregor with it: a host runs no lifespan of what it
+    mounts."""
+    app = FastAPI(title="A shop", lifespan=gregor.lifespan)
+    app.mount("/gregor", gregor.app)
+
+    @app.post("/orders")
+    async def place_order(customer: str, item: str) -> dict[str, str]:
+        # No network in between: the message is durable when this returns.
+        message = create(customer, "order.placed", {"item": item})
+        await gregor.inject(message)
+        return {"order": message.msg_id}
+
+    return app
+
+
+app = make_app(Server(load()))

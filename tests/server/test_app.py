@@ -1,0 +1,89 @@
+"""Gregor as an ordinary ASGI app: by itself, and mounted in others."""
+
+from collections.abc import Callable
+
+import pytest
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.types import ASGIApp
+
+from gregor import InBandMessage, create
+from gregor.errors import Conflict, InvalidMessage, Unavailable
+from gregor.server import Server
+from tests.server.world import Device, http_client, listening, open_settings, serving, to
+
+
+def starlette(gregor: Server) -> ASGIApp:
+    return Starlette(routes=[Mount("/a/gregor", gregor.app)], lifespan=gregor.lifespan)
+
+
+def fastapi(gregor: Server) -> ASGIApp:
+    app = FastAPI(lifespan=gregor.lifespan)
+    app.mount("/a/gregor", gregor.app)
+    return app
+
+
+@pytest.mark.parametrize("host", [starlette, fastapi])
+async def test_mounted_it_does_all_that_it_does_by_itself(
+    host: Callable[[Server], ASGIApp],
+) -> None:
+    gregor = Server(open_settings())
+    async with listening(host(gregor), lifespan="on") as port, http_client(port) as http:
+        url = f"ws://127.0.0.1:{port}/a/gregor/v1/connect"
+        async with await Device.connected(url) as device:
+            await device.say("hello", token="alice/ä", device_id="phone", protocol=1)
+            await device.heard("sync")
+            stored = await gregor.inject(create("alice/ä", "chat", {"n": 1}, msg_id="m"))
+            (message,) = (await device.heard("messages"))["messages"]
+            assert isinstance(stored, InBandMessage)
+            assert (message["msg_id"], message["ctime"]) == ("m", stored.ctime)
+            await device.works()
+        user = "/a/gregor/v1/users/alice%2F%C3%A4"
+        assert (await http.get(f"{user}/count")).json()["counts"] == {"": 2}
+        posted = await http.post("/a/gregor/v1/messages", json=to("alice/ä"))
+        assert posted.json()["results"][0]["status"] == "stored"
+        async with http.stream("GET", f"{user}/events") as events:
+            lines = events.aiter_lines()
+            assert (await anext(lines)).startswith("id: ")
+            assert await anext(lines) == "event: sync"
+        assert (await http.get("/a/gregor/readyz")).json() == {"ready": True, "troubles": []}
+        nowhere = await http.get("/a/gregor/nowhere")
+        assert nowhere.json()["code"] == "not-found"
+
+
+async def test_a_host_that_does_not_open_it_is_told_so_and_not_with_a_crash() -> None:
+    gregor = Server(open_settings())
+    with pytest.raises(Unavailable):
+        await gregor.inject(create("u", "c"))
+
+
+async def test_inject_returns_what_everyone_will_see_and_raises_what_is_wrong() -> None:
+    async with serving() as served:
+        message = create("u", "c", msg_id="m")
+        stored = await served.server.inject(message)
+        assert await served.server.inject(message) == stored
+        with pytest.raises(Conflict):
+            await served.server.inject(create("u", "c", 2, msg_id="m"))
+        with pytest.raises(InvalidMessage):
+            create("", "c")
+
+
+async def test_after_its_end_everything_is_refused_and_nothing_hangs() -> None:
+    server = Server(open_settings())
+    async with server:
+        await server.inject(create("u", "c"))
+    with pytest.raises(Unavailable):
+        await server.inject(create("u", "c"))
+    async with listening(server.app) as port, http_client(port) as http:
+        assert (await http.post("/v1/messages", json=to("u"))).status_code == 503
+        assert (await http.get("/v1/users/u/state")).status_code == 503
+        assert (await http.get("/readyz")).status_code == 503
+
+
+async def test_a_server_is_opened_once() -> None:
+    server = Server(open_settings())
+    async with server:
+        pass
+    with pytest.raises(RuntimeError, match="once"):
+        await server.__aenter__()
