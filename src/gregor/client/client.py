@@ -108,7 +108,7 @@ class Client:
         saved = alterations(restored(records, self._device_id) if records else None, replica)
         if saved:
             await self._store.save(saved)
-        self._replica = replica.settled(self._clock())
+        self._replica = replica.settled()
         self._look()
 
     async def __aexit__(self, kind: type[BaseException] | None, *exc_info: Any) -> None:

@@ -343,7 +343,7 @@ class _Conversation:
         )
 
     async def _replace(self, snapshot: Snapshot, cursor: Time) -> None:
-        await self._device.change(lambda replica, now: replica.replaced(snapshot, cursor, now))
+        await self._device.change(lambda replica, now: replica.replaced(snapshot, cursor))
 
     async def _compare(self, as_of: Time, hash_: str) -> None:
         equal = self._device.replica.agrees(as_of, hash_)
@@ -403,7 +403,7 @@ class _Conversation:
         written = [(m, r) for m, r in pairs if isinstance(m, InBandMessage)]
         if written:
             await self._device.change(
-                lambda replica, now: replica.acknowledged(written, now), [m for m, _ in written]
+                lambda replica, now: replica.acknowledged(written), [m for m, _ in written]
             )
         else:
             self._passed(results[0].error)

@@ -94,6 +94,12 @@ class Subscription:
             self._waiting.append(event)
         self._arrived.set()
 
+    def waiting(self) -> list[Event]:
+        """Take all that waits, without waiting."""
+        taken = list(self._waiting)
+        self._waiting.clear()
+        return taken
+
     def close(self) -> None:
         """Nothing more will come. What waits can still be taken."""
         self._closed = True

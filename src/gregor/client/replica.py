@@ -41,10 +41,12 @@ EXPIRED_FOR = 60 * SECOND  # how long an expired item is kept: more than two nod
 
 
 class Outbound(Struct, frozen=True, omit_defaults=True):
-    """A message written here, and its place in the outbox. Acknowledged, it has a ctime. It is
-    `told` once the node has brought it back to us, even if its acknowledgement was lost."""
+    """A message written here, its place in the outbox, and when that was by the clock here.
+    Acknowledged, the message has a ctime. It is `told` once the node has brought it back to us,
+    even if its acknowledgement was lost."""
 
     number: int
+    written: Time
     message: InBandMessage
     told: bool = False
 
@@ -87,8 +89,9 @@ class Replica(Struct, frozen=True):
             raise Conflict("this msg_id waits in the outbox with other contents")
         _check(message)
         number = self.numbered + 1
-        outbox = self.outbox.set(message.msg_id, Outbound(number, message))
-        return self._with(outbox=outbox, numbered=number)._showing(message, now)
+        outbound = Outbound(number, now, message)
+        outbox = self.outbox.set(message.msg_id, outbound)
+        return self._with(outbox=outbox, numbered=number)._showing(outbound)
 
     def hide(self, msg_id: MsgID) -> Self:
         """Show this item no more, on this device. Nothing happens if it is not there."""
@@ -121,17 +124,17 @@ class Replica(Struct, frozen=True):
         told = self._with(facts=facts, cursor=max(cursor, self.cursor), outbox=outbox)
         if len(facts.dead) > len(facts.items) + MOST_DEAD:
             told = told.forget(now)
-        return told.settled(now)
+        return told.settled()
 
-    def replaced(self, snapshot: Snapshot, cursor: Time, now: Time) -> Self:
+    def replaced(self, snapshot: Snapshot, cursor: Time) -> Self:
         """Take a snapshot for what the node has told. What was written here stays, and what was
         hidden here as far as it is still there."""
         outbox = _told(self.outbox, (item.msg_id for item in snapshot.items))
         facts = snapshot.facts()
         told = self._with(facts=facts, cursor=cursor, known_since=cursor, outbox=outbox)
-        return told.settled(now)
+        return told.settled()
 
-    def acknowledged(self, results: Iterable[tuple[InBandMessage, Result]], now: Time) -> Self:
+    def acknowledged(self, results: Iterable[tuple[InBandMessage, Result]]) -> Self:
         """What became of messages of the outbox."""
         outbox, rejected, number = self.outbox, self.rejected, self.numbered
         for message, result in results:
@@ -144,10 +147,11 @@ class Replica(Struct, frozen=True):
                 rejected = rejected.set(message.msg_id, Refused(number, message, result.error))
             else:
                 stamped = waiting.message.stamp(result.ctime or self.cursor, 0)
-                outbox = outbox.set(message.msg_id, Outbound(waiting.number, stamped, waiting.told))
+                waiting = msgspec.structs.replace(waiting, message=stamped)
+                outbox = outbox.set(message.msg_id, waiting)
         surplus = [r.message.msg_id for r in _in_order(rejected)[:-MOST_REJECTED]]
         rejected = _without(rejected, surplus)
-        return self._with(outbox=outbox, rejected=rejected, numbered=number).settled(now)
+        return self._with(outbox=outbox, rejected=rejected, numbered=number).settled()
 
     def agrees(self, as_of: Time, hash_: str) -> bool:
         """Whether the node's facts here make the state with this hash."""
@@ -159,7 +163,7 @@ class Replica(Struct, frozen=True):
         facts = self.facts.forget(self.cursor)
         expired = [id_ for id_, item in facts.items.items() if item.expired(horizon)]
         facts = msgspec.structs.replace(facts, items=_without(facts.items, expired))
-        return self._with(facts=facts, known_since=self.cursor).settled(now)
+        return self._with(facts=facts, known_since=self.cursor).settled()
 
     # Asking
 
@@ -207,7 +211,7 @@ class Replica(Struct, frozen=True):
 
     # What follows from the rest
 
-    def settled(self, now: Time) -> Self:
+    def settled(self) -> Self:
         """The same after the facts, the cursor or the outbox have changed."""
         reached = [id_ for id_, o in self.outbox.items() if 0 < o.message.ctime <= self.cursor]
         outbox = _without(self.outbox, reached)
@@ -218,17 +222,19 @@ class Replica(Struct, frozen=True):
         settled = self._with(outbox=outbox, shown=shown.deathless(), latest=latest)
         for outbound in _in_order(outbox):
             if not (outbound.message.stamped or outbound.told):
-                settled = settled._showing(outbound.message, now)
-        gone = [id_ for id_ in settled.hidden if id_ not in settled.shown.items]
+                settled = settled._showing(outbound)
+        # By the node's word only: a dismissal of ours may yet be rejected.
+        there = (settled.facts.items, settled.outbox)
+        gone = [id_ for id_ in settled.hidden if not any(id_ in known for known in there)]
         return settled._with(hidden=_without(settled.hidden, gone))
 
-    def _showing(self, message: InBandMessage, now: Time) -> Self:
-        """The same with one message on top, as if the node took it now."""
-        creation = message.creation
+    def _showing(self, outbound: Outbound) -> Self:
+        """The same with one message on top, as if the node took it next."""
+        message, creation = outbound.message, outbound.message.creation
         if creation is not None and creation.dtime is not None and creation.dtime.time is None:
             creation = msgspec.structs.replace(creation, dtime=None)
             message = msgspec.structs.replace(message, creation=creation)
-        ctime = max(now, self.latest + 1)
+        ctime = max(outbound.written, self.latest + 1)
         return self._with(shown=self.shown.replay(message.stamp(ctime, self.latest)), latest=ctime)
 
     def _with(self, **changes: Any) -> Self:
