@@ -132,7 +132,7 @@ class InBandMessage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         """The same message with less in it; None if nothing is left."""
         if creation is None and not dismissal:
             return None
-        return msgspec.structs.replace(self, creation=creation, dismissal=dismissal)
+        return msgspec.structs.replace(self, creation=creation, dismissal=dismissal or None)
 
     def same_contents(self, other: "InBandMessage") -> bool:
         """Whether a second message of this id is this one sent again."""
