@@ -6,8 +6,15 @@ import pytest
 
 from gregor.client import Created, MemoryStore, Offline, PassedBy
 from gregor.client.events import Subscription
+from gregor.client.store import Alterations
 from gregor.core.message import create, dismiss, dismiss_category, replace
-from gregor.errors import Conflict, HistoryForgotten, InvalidMessage, Unavailable
+from gregor.errors import (
+    Conflict,
+    HistoryForgotten,
+    InvalidMessage,
+    StorageUnavailable,
+    Unavailable,
+)
 from gregor.testing import virtual_time
 from tests.client.world import categories, in_no_time, story, world
 
@@ -255,6 +262,49 @@ async def test_events_that_a_message_did_not_cause_are_not_blamed_on_it() -> Non
         await w.backend(dismiss_category("alice", "b"))
         await asyncio.sleep(1)
         assert sorted(story(events)) == ["created c", "dismissed a", "dismissed b"]
+
+
+class Full(MemoryStore):
+    """A store on a disk that is full for a while."""
+
+    full = False
+
+    async def save(self, alterations: Alterations) -> None:
+        if self.full:
+            raise StorageUnavailable("the disk is full")
+        await super().save(alterations)
+
+
+@in_no_time
+async def test_what_cannot_be_saved_is_neither_shown_nor_sent() -> None:
+    store = Full()
+    async with world() as w, w.device(store=store) as laptop:
+        await laptop.wait_synced()
+        store.full = True
+        with pytest.raises(StorageUnavailable):
+            await laptop.create("mail")
+        assert (len(laptop.state()), laptop.outbox) == (0, 0)
+        await w.backend(create("alice", "chat"))
+        await asyncio.sleep(10)
+        assert len(laptop.state()) == 0
+        store.full = False
+        await laptop.wait_synced()
+        assert categories(laptop.state()) == ["chat"]
+
+
+@in_no_time
+async def test_writes_that_wait_together_are_saved_together() -> None:
+    store = Full()
+    async with world() as w, w.device(store=store) as laptop:
+        await asyncio.gather(*(laptop.create("mail", n) for n in range(100)))
+        assert [item.body for item in laptop.state()] == list(range(100))
+        with pytest.raises(Conflict):
+            await asyncio.gather(
+                laptop.create("mail", 1, msg_id="m"),
+                laptop.create("mail", 2, msg_id="m"),
+                laptop.create("mail", 3, msg_id="n"),
+            )
+        assert laptop.count() == 102
 
 
 @in_no_time

@@ -130,7 +130,7 @@ class Client:
         if self._expiry is not None:
             self._expiry.cancel()
         for change in self._waiting:
-            change.done.cancel()
+            _fail(change, Unavailable("the client was closed before this was saved"))
         for subscription in self._listeners():
             subscription.close()
         self._turned()
@@ -317,7 +317,7 @@ class Client:
                 await self._carry_out(changes)
             finally:
                 for change in changes:
-                    change.done.cancel()  # unless it is done, which it is but for a defect
+                    _fail(change, Unavailable("the client was closed before this was saved"))
 
     async def _carry_out(self, changes: Sequence[_Change]) -> None:
         steps = self._steps(changes)
@@ -390,5 +390,6 @@ class Client:
 
 
 def _fail(change: _Change, error: GregorError) -> None:
+    """Tell whoever waits for the change, unless it is done or they have given up."""
     if not change.done.done():
         change.done.set_exception(error)
