@@ -102,7 +102,9 @@ class Node:
         self._open = False
         for task in self._background:
             task.cancel()
-        await self._tasks.__aexit__(*exc_info)
+        # What has happened in the block is not the group's: it neither cuts short what is under
+        # way, nor comes out of here wrapped in a group.
+        await self._tasks.__aexit__(None, None, None)
 
     # In
 

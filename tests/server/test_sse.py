@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.server.world import PATIENCE, Served, serving, to
+from tests.server.world import PATIENCE, Served, serving, to, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -124,10 +124,8 @@ async def test_who_hangs_up_is_let_go() -> None:
             await stream.next()
             assert node.connected("u") == 1
             assert await served.metric("gregor_connections") == 1
-        async with asyncio.timeout(PATIENCE):
-            while await served.metric("gregor_connections"):
-                pass  # each question is a turn of the loop
-        assert node.connected("u") == 0
+        await until(lambda: node.connected("u") == 0)
+        assert await served.metric("gregor_connections") == 0
 
 
 async def test_a_stopping_server_says_goaway_and_ends_the_stream() -> None:

@@ -10,7 +10,7 @@ from websockets.exceptions import ConnectionClosed
 
 from gregor.core.message import MAX_BODY
 from gregor.protocol.frames import MAX_FRAME
-from tests.server.world import Device, Served, creation, serving, to, without_a_store
+from tests.server.world import Device, Served, creation, serving, to, until, without_a_store
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -379,8 +379,7 @@ async def test_a_stopping_server_says_goaway_and_closes() -> None:
 async def test_what_is_under_way_when_the_server_stops_is_still_acknowledged() -> None:
     async with serving() as served, await served.synced("u") as device:
         await device.say("consume", n=1, messages=[creation() for _ in range(500)])
-        while not await served.metric("gregor_connections") or not served.server.service.busy:
-            pass  # until the messages have arrived
+        await until(lambda: served.server.service.busy)
         await served.server.drain()
         assert len((await device.heard("ack"))["results"]) == 500
         assert (await device.heard("goaway"))["type"] == "goaway"

@@ -126,7 +126,15 @@ class Device:
     @classmethod
     async def connected(cls, url: str, sock: socket.socket | None = None) -> Self:
         return cls(
-            await connect(url, compression=None, max_size=None, proxy=None, max_queue=4, sock=sock)
+            await connect(
+                url,
+                compression=None,
+                max_size=None,
+                proxy=None,
+                max_queue=4,
+                sock=sock,
+                close_timeout=1,
+            )
         )
 
     async def say(self, type_: str, **fields: Any) -> None:
@@ -178,6 +186,13 @@ class Device:
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Let the others work until this is so. For what nobody announces."""
+    async with asyncio.timeout(PATIENCE):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
 
 
 def creation(category: str = "chat", body: Any = 1, **fields: Any) -> JSON:

@@ -1,6 +1,5 @@
 """A server: one node, its store, and the ASGI app in front of them."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -91,8 +90,7 @@ class Server:
             await stack.enter_async_context(self.database)
             await stack.enter_async_context(self.state_machine)
             await stack.enter_async_context(self.node)
-            tasks = await stack.enter_async_context(asyncio.TaskGroup())
-            stack.callback(tasks.create_task(self.service.watch()).cancel)
+            await stack.enter_async_context(self.service)
             self._opened = stack.pop_all()
         return self
 

@@ -123,10 +123,18 @@ async def post_messages(service: Service, request: Request, identity: Identity) 
     elif "uids" in shape:
         entries = _read_to_many(_decode(body, ToMany), identity)
     else:
+        entries = [_read_one(body, identity, service)]
+    return _json(Results(tuple(await service.inject(entries))))
+
+
+def _read_one(body: bytes, identity: Identity, service: Service) -> Message:
+    try:
         message = parse_message(body)
         identity.require(message.uid)
-        entries = [message]
-    return _json(Results(tuple(await service.inject(entries))))
+        return message
+    except GregorError:
+        service.metrics.refused(1)
+        raise
 
 
 def _read_batch(batch: Batch, identity: Identity) -> list[Entry]:

@@ -58,6 +58,10 @@ class Metrics(Observer, Collector):
         kind = "in_band" if isinstance(outcome.message, InBandMessage) else "out_of_band"
         self._messages[kind, type(outcome).__name__.lower()] += 1
 
+    def refused(self, messages: int) -> None:
+        """Messages that could not be read, or that were not the sender's to send."""
+        self._messages["unknown", "rejected"] += messages
+
     def healed(self, messages: int) -> None:
         self._healed += messages
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any, Self
 
 from gregor.core.message import Message
 from gregor.errors import GregorError, TooSlow, Unavailable
@@ -21,8 +22,8 @@ GOING_AWAY = 1012
 class Service:
     """One node, put to the service of devices and backends.
 
-    A device has `hello_seconds` to say who it is; one that accepts nothing for `slowest_seconds`
-    is disconnected.
+    A device has `hello_seconds` to say who it is. While `async with` holds the service, one that
+    accepts nothing for `slowest_seconds` is disconnected.
     """
 
     def __init__(
@@ -44,6 +45,16 @@ class Service:
         self._deliveries = deliveries
         self._injecting = 0
         self._settled = asyncio.Event()
+        self._tasks = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        self._watching = self._tasks.create_task(self._watch())
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        self._watching.cancel()
+        await self._tasks.__aexit__(None, None, None)
 
     async def inject(self, entries: Sequence[Message | Result]) -> list[Result]:
         """Inject messages, in order; an entry that is a result already stays what it is.
@@ -51,6 +62,7 @@ class Service:
         if self.draining:
             raise Unavailable("this server is stopping; send it again to another")
         messages = [entry for entry in entries if not isinstance(entry, Result)]
+        self.metrics.refused(len(entries) - len(messages))
         self._injecting += 1
         try:
             outcomes = iter(await self.node.inject(messages) if messages else ())
@@ -87,8 +99,8 @@ class Service:
             troubles.append(f"the store has not answered for {STORE_SECONDS:.0f} s")
         return troubles
 
-    async def watch(self) -> None:
-        """End deliveries whose device accepts nothing. Runs until it is cancelled."""
+    async def _watch(self) -> None:
+        """End deliveries whose device accepts nothing."""
         now = asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(min(1.0, self.slowest_seconds / 4))

@@ -92,7 +92,7 @@ class SQLStateMachine:
         """What was accepted is committed first."""
         self._open = False
         self._arrival.set()
-        await self._tasks.__aexit__(*exc_info)
+        await self._tasks.__aexit__(None, None, None)  # what was in the block is not the group's
 
     # Consuming
 
