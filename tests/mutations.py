@@ -1,0 +1,264 @@
+"""Planted bugs: each is one that was made once, somewhere, and one named test must notice it.
+
+    python -m tests.mutations            # all of them
+    python -m tests.mutations prefix     # those whose name contains this
+
+To add one, append a Mutation: what goes wrong, in which file of src/gregor, the text there (which
+must occur exactly once), what a tired programmer would write, and the test that must fail.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+EXHAUSTIVE = "tests/core/test_exhaustive.py::"
+VECTORS = "tests/core/test_vectors.py::"
+MEMORY = "tests/conformance/test_state_machines.py::TestMemory::"
+SQL = "tests/conformance/test_state_machines.py::TestSQLiteInMemory::"
+FILE = "tests/conformance/test_state_machines.py::TestSQLiteFile::"
+NODE_SIDE = "tests/protocol/test_server_session.py::"
+DEVICE_SIDE = "tests/protocol/test_client_session.py::"
+BOTH_SIDES = "tests/protocol/test_conversation.py::"
+
+
+class Mutation(NamedTuple):
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+MUTATIONS = [
+    # The core
+    Mutation(
+        "an id is forgotten if its item has yet to come",
+        "core/state.py",
+        "facts = facts._with(ids=facts.ids.set(msg_id, at))",
+        "facts = facts._with()",
+        EXHAUSTIVE + "test_every_order_of_arrival_gives_the_same_facts",
+    ),
+    Mutation(
+        "the end of a range is left out of it",
+        "core/state.py",
+        "return item.ctime <= self.end and",
+        "return item.ctime < self.end and",
+        VECTORS + "test_visibility",
+    ),
+    Mutation(
+        "a prefix is taken for a category",
+        "core/state.py",
+        "return category.startswith(self.category) if self.prefix else category == self.category",
+        "return category == self.category",
+        VECTORS + "test_visibility",
+    ),
+    Mutation(
+        "an item lives on at the instant of its expiry",
+        "core/state.py",
+        "self.expires_at <= now",
+        "self.expires_at < now",
+        VECTORS + "test_visibility",
+    ),
+    Mutation(
+        "an item is still there at the instant of its death",
+        "core/state.py",
+        "if dead.at > at]",
+        "if dead.at >= at]",
+        VECTORS + "test_visibility",
+    ),
+    Mutation(
+        "a dismissal that comes late is not an earlier death",
+        "core/state.py",
+        "if range_.ctime < self.latest_death:",
+        "if range_.ctime < 0:",
+        EXHAUSTIVE + "test_every_order_of_arrival_gives_the_same_facts",
+    ),
+    Mutation(
+        "a dismissal made on one device is withheld from the syncs of others",
+        "core/state.py",
+        "        creation, dismissal = message.creation, message.dismissal\n",
+        "        if not seen_on(message.device_id, device_id):\n            continue\n"
+        "        creation, dismissal = message.creation, message.dismissal\n",
+        MEMORY + "test_d09_a_dismissal_from_one_device_reaches_the_others",
+    ),
+    Mutation(
+        "a dismissal made on one device is not told to others",
+        "core/message.py",
+        "return self.reduced(None, self.dismissal)",
+        "return None",
+        NODE_SIDE + "test_what_is_made_for_another_device_stays_here_and_its_dismissal_does_not",
+    ),
+    Mutation(
+        "an unknown id is left out of the messages since",
+        "core/state.py",
+        "return item is None or (",
+        "return item is not None and (",
+        VECTORS + "test_since",
+    ),
+    Mutation(
+        "a message for another device counts as the same one sent again",
+        "core/message.py",
+        "return canonical((self.device_id, creation,",
+        "return canonical((creation,",
+        MEMORY + "test_a_known_id_with_other_contents_is_a_conflict_and_changes_nothing",
+    ),
+    # The state machine on SQL
+    Mutation(
+        "the end of a range is left out of it, in SQL",
+        "storage/statements.py",
+        "messages.c.ctime <= _number(2),",
+        "messages.c.ctime < _number(2),",
+        SQL + "test_all_devices",
+    ),
+    Mutation(
+        "messages since a time are those after it",
+        "storage/statements.py",
+        'messages.c.ctime >= bindparam("start")',
+        'messages.c.ctime > bindparam("start")',
+        SQL + "test_d26_an_update_that_dismisses_several_is_synced_whole",
+    ),
+    Mutation(
+        "a late dismissal is not an earlier death, in SQL",
+        "state_machines/sql.py",
+        "statements.items_covered_ever if late else statements.items_covered",
+        "statements.items_covered",
+        SQL + "test_d06_the_earliest_death_counts_though_it_is_told_last",
+    ),
+    Mutation(
+        "the clock alone gives the ctime",
+        "state_machines/sql.py",
+        "message.ctime or max(now, clock + 1)",
+        "message.ctime or now",
+        SQL + "test_ctime_increases_strictly_though_the_clock_runs_backwards",
+    ),
+    Mutation(
+        "a duplicate comes back as it was sent, not as it was stored",
+        "state_machines/sql.py",
+        "return Duplicate(earlier)",
+        "return Duplicate(message)",
+        SQL + "test_a_message_that_is_sent_twice_is_stored_once",
+    ),
+    Mutation(
+        "a snapshot is told without its tombstones",
+        "state_machines/sql.py",
+        "tuple((msg_id, at) for msg_id, at in ids)",
+        "()",
+        SQL + "test_a_snapshot_holds_the_tombstones_of_what_may_still_come",
+    ),
+    Mutation(
+        "an expiry at time 0 is none",
+        "state_machines/sql.py",
+        "if expires_at is None:",
+        "if not expires_at:",
+        SQL + "test_an_expiry_at_the_beginning_of_time_is_an_expiry",
+    ),
+    Mutation(
+        "a message is acknowledged though its transaction was not committed",
+        "storage/engine.py",
+        "with opened as connection, connection.begin():",
+        "with opened as connection:\n                connection.begin()",
+        FILE + "test_what_was_stored_is_there_after_a_restart",
+    ),
+    Mutation(
+        "a commit returns before it is on disk",
+        "storage/engine.py",
+        '"synchronous = FULL"',
+        '"synchronous = NORMAL"',
+        "tests/storage/test_engine.py::test_a_commit_is_on_disk_when_it_returns",
+    ),
+    # The conversation
+    Mutation(
+        "a stretch that straddles the position is believed",
+        "protocol/server.py",
+        "if publication.prev != self.position:",
+        "if publication.prev > self.position:",
+        BOTH_SIDES + "test_a_stretch_that_straddles_the_position_does_not_bring_back_the_dead",
+    ),
+    Mutation(
+        "what waited before a sync is told after it",
+        "protocol/server.py",
+        "        self._waiting = []\n        held,",
+        "        held,",
+        BOTH_SIDES + "test_what_waited_before_a_sync_is_not_told_after_it",
+    ),
+    Mutation(
+        "a queue that overflows is dropped, and that was that",
+        "protocol/server.py",
+        "        self._behind = self.cursor\n\n    # The writing hand",
+        "\n    # The writing hand",
+        BOTH_SIDES + "test_a_slow_device_lags_catches_up_and_has_missed_nothing",
+    ),
+    Mutation(
+        "a page of changes claims to be all of them",
+        "protocol/frames.py",
+        "cursor = last.ctime if more and",
+        "cursor = sync.cursor if more and",
+        BOTH_SIDES + "test_a_device_whose_line_breaks_between_pages_goes_on_where_it_was",
+    ),
+    Mutation(
+        "a frame that comes again is applied again, and moves the cursor back",
+        "protocol/client.py",
+        "        if cursor <= self.cursor:\n            return []",
+        "        if cursor < 0:\n            return []",
+        DEVICE_SIDE + "test_a_frame_that_lies_behind_is_not_applied_again",
+    ),
+    # The client
+]
+
+
+def run(mutation: Mutation) -> str | None:
+    """Plant the bug in a copy and run its test there. Returns why it was not caught, or None."""
+    with TemporaryDirectory() as directory:
+        shutil.copytree(
+            ROOT / "src" / "gregor",
+            Path(directory, "gregor"),
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
+        path = Path(directory, "gregor", mutation.file)
+        text = path.read_text()
+        found = text.count(mutation.old)
+        if found != 1:
+            return f"the text to mutate occurs {found} times in {mutation.file}, not once"
+        path.write_text(text.replace(mutation.old, mutation.new))
+        return _test(mutation.test, directory)
+
+
+def _test(node_id: str, directory: str) -> str | None:
+    options = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, node_id],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": directory, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    match done.returncode:
+        case 1:
+            return None
+        case 0:
+            return f"{node_id} passes all the same"
+        case _:
+            return f"{node_id} could not be run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+
+
+def main(words: list[str]) -> int:
+    chosen = [m for m in MUTATIONS if all(word in m.name for word in words)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        verdicts = list(zip(chosen, pool.map(run, chosen), strict=True))
+    for mutation, verdict in verdicts:
+        print(f"{'caught ' if verdict is None else 'MISSED '} {mutation.name}")
+        if verdict is not None:
+            print(f"        {verdict}")
+    return any(verdict is not None for _, verdict in verdicts)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
