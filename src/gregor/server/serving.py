@@ -25,13 +25,14 @@ async def serve(settings: Settings) -> None:
     listening = listen(*settings.address)
     with listening:
         async with Server(settings) as server:
-            host, port = listening.getsockname()[:2]
-            log.info("serving", url=f"http://{host}:{port}", store=str(settings.store))
             process = _Process(config(server.app))
-            async with asyncio.TaskGroup() as tasks:
-                stopping = tasks.create_task(process.stop_when_told(server))
-                await process.serve([listening])
-                stopping.cancel()
+            with process.told_by_signals():
+                host, port = listening.getsockname()[:2]
+                log.info("serving", url=f"http://{host}:{port}", store=str(settings.store))
+                async with asyncio.TaskGroup() as tasks:
+                    leaving = tasks.create_task(process.leave_when_told(server))
+                    await process.serve([listening])
+                    leaving.cancel()
             log.info("stopped")
 
 
@@ -76,28 +77,32 @@ def listen(host: str, port: int) -> socket.socket:
 class _Process(uvicorn.Server):
     """uvicorn, told to stop by us once the devices have been sent away."""
 
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._told = asyncio.Event()
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
-    async def stop_when_told(self, server: Server) -> None:
-        """The first SIGTERM or SIGINT sends the devices away and ends `serve`; a second one ends
-        it at once."""
-        told = asyncio.Event()
-
-        def stop() -> None:
-            self.force_exit = self.should_exit = told.is_set()
-            told.set()
-
+    @contextmanager
+    def told_by_signals(self) -> Iterator[None]:
+        """The first SIGTERM or SIGINT asks it to leave, a second one ends it at once."""
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(name, stop)
+            loop.add_signal_handler(name, self._tell)
         try:
-            await told.wait()
-            log.info("stopping")
-            await server.drain()
-            self.should_exit = True
-            await asyncio.Event().wait()  # for a second signal, until `serve` is done
+            yield
         finally:
             for name in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(name)
+
+    def _tell(self) -> None:
+        self.force_exit = self.should_exit = self._told.is_set()
+        self._told.set()
+
+    async def leave_when_told(self, server: Server) -> None:
+        await self._told.wait()
+        log.info("stopping")
+        await server.drain()
+        self.should_exit = True
