@@ -59,7 +59,14 @@ def demo(
         print(f"{devices} devices, seed {seed}", flush=True)
     outcome = run(rehearsal.rehearse(file or SAMPLE, devices, seconds, seed, store))
     if json:
-        output.document({"seed": seed, "users": outcome.users, **outcome.figures(), "differences": outcome.differences})
+        output.document(
+            {
+                "seed": seed,
+                "users": outcome.users,
+                **outcome.figures(),
+                "differences": outcome.differences,
+            }
+        )
     else:
         _tell(outcome)
     if not outcome.all_agree:

@@ -12,7 +12,7 @@ from gregor.core.instant import TimeOrOffset, parse_time_or_offset
 if TYPE_CHECKING:  # it takes a quarter of a second, which `gregor --help` need not wait for
     from gregor.config import Settings
 
-QUIET = logging.WARNING
+QUIET = logging.CRITICAL  # a client command says itself what matters
 TIME = "a time (2026-01-31T12:00:00Z, or microseconds) or an offset from now (-90s, -1h, P1D)"
 
 UserID = Annotated[str, typer.Argument(metavar="UID", help="The user.", show_default=False)]

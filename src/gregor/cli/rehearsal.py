@@ -101,7 +101,7 @@ async def rehearse(
         store = store or f"sqlite:///{folder}/server.db"
         async with running_server(store) as url, Remote(url) as server:
             stage = Stage(url, Path(folder), server, devices)
-            tally = await _play(stage, tape, seconds, users, devices, Random(seed))
+            tally = await play(stage, tape, seconds, users, devices, Random(seed))
             duplicates, delivered = counted(await server.metrics())
     return Outcome(devices, len(users), stage.score, tally, duplicates, delivered)
 
@@ -113,9 +113,10 @@ def busiest(tape: Tape, number: int) -> list[str]:
     return [uid for uid, _ in received.most_common(number)]
 
 
-async def _play(
+async def play(
     stage: Stage, tape: Tape, seconds: float, users: list[str], devices: int, mind: Random
 ) -> Tally:
+    """Play it to the end, and say what became of the stream; the rest is in the stage's score."""
     tally = Tally()
     crowd = [
         Device(number, users[number % len(users)], Random(mind.random()), stage)

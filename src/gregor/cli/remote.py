@@ -95,6 +95,10 @@ class Remote:
         answer = await self._request("POST", "/v1/messages", content=content)
         return self._read(Results, answer).results
 
+    async def greet(self) -> None:
+        """Only see whether a server is there."""
+        await self._request("GET", "/healthz")
+
     async def metrics(self) -> str:
         """What the server tells about itself, as Prometheus has it."""
         return (await self._request("GET", "/metrics")).text

@@ -62,6 +62,8 @@ async def _send(settings: "Settings", source: "Source") -> "Tally":
 
     tally = Tally()
     async with remote(settings) as server:
+        # A server that goes away is waited for; one that was never there is a mistake.
+        await server.greet()
         await send_all(_shown(source, tally), server.send, tally)
     return tally
 

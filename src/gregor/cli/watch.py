@@ -12,7 +12,6 @@ import typer
 from gregor.cli import options, output
 from gregor.cli.running import run
 from gregor.core.instant import SECOND
-from gregor.errors import Unavailable
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from gregor.client.events import Subscription
     from gregor.config import Settings
 
-FIRST_SECONDS = 10.0
 REDRAW_SECONDS = 0.2
 MOST_NEWS = 5
 
@@ -55,27 +53,25 @@ def watch(
 async def _watch(
     settings: "Settings", uid: str, device: str, prefix: str, on_screen: bool, json: bool
 ) -> None:
+    from gregor.cli.remote import remote
     from gregor.client import Client
 
+    # A client would wait for its server for ever; that none was there at all is a mistake.
+    async with remote(settings) as server:
+        await server.greet()
     # A server with --auth open takes the bare uid as a token.
     token = settings.token.get_secret_value() if settings.token else uid
     async with Client(settings.url, token, device_id=device, uid=uid) as client:
         events = client.events()
-        try:
-            async with asyncio.timeout(FIRST_SECONDS):
-                await client.wait_synced()
-        except TimeoutError as error:
-            raise Unavailable(
-                f"no server answers at {settings.url}; start one with `gregor serve`, or name "
-                "another with --url"
-            ) from error
+        await client.wait_synced()
         if on_screen:
             await _draw(client, events, prefix)
+            return
         async for event in events:
             if _concerns(event, prefix):
                 print(_document(event) if json else _in_words(event), flush=True)
-        if client.failure is not None:
-            raise client.failure
+            if client.failure is not None:
+                raise client.failure
 
 
 async def _draw(client: "Client", events: "Subscription", prefix: str) -> None:
@@ -90,6 +86,8 @@ async def _draw(client: "Client", events: "Subscription", prefix: str) -> None:
                 live.update(_picture(client, prefix, news, live.console.height), refresh=True)
                 await asyncio.sleep(REDRAW_SECONDS)
         hearing.cancel()
+    if client.failure is not None:
+        raise client.failure
 
 
 async def _hear(events: "Subscription", prefix: str, news: list[str]) -> None:

@@ -1,0 +1,62 @@
+"""A newcomer finds out what to type."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from gregor.cli.main import app
+
+COMMANDS = {
+    "serve", "migrate", "token", "send", "dismiss", "state", "count", "log", "watch", "replay",
+    "demo", "bench",
+}  # fmt: skip
+
+
+def help_of(*arguments: str) -> str:
+    result = CliRunner().invoke(app, [*arguments, "--help"], env={"COLUMNS": "100"})
+    assert result.exit_code == 0
+    return result.output
+
+
+def test_the_help_lists_every_command() -> None:
+    listed = set(re.findall(r"^│ (\w+) ", help_of(), re.MULTILINE))
+    assert listed == COMMANDS
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_the_help_of_each_command_shows_how_it_is_typed(command: str) -> None:
+    examples = re.findall(rf"\$ .*gregor {command}\b", help_of(command))
+    assert 1 <= len(examples) <= 3
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_the_examples_fit_on_a_narrow_terminal(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "80"})
+    examples = [line for line in result.output.splitlines() if line.startswith(" $ ")]
+    continued = [line for line in result.output.splitlines() if line.rstrip().endswith("\\")]
+    assert examples
+    assert not continued
+    assert all(line.count("'") % 2 == 0 for line in examples)
+
+
+def test_it_says_which_version_it_is() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert re.fullmatch(r"gregor \d+\.\d+\.\d+\n", result.output)
+
+
+def test_wrong_usage_is_status_2() -> None:
+    assert CliRunner().invoke(app, ["nonsense"]).exit_code == 2
+    assert CliRunner().invoke(app, ["state"]).exit_code == 2
+    assert CliRunner().invoke(app, ["state", "alice", "--nonsense"]).exit_code == 2
+
+
+def test_the_help_waits_for_nothing_heavy() -> None:
+    heavy = "{'sqlalchemy', 'starlette', 'uvicorn', 'httpx', 'pydantic', 'websockets'}"
+    program = f"import gregor.cli.main, sys; print({heavy} & set(sys.modules))"
+    said = subprocess.run(
+        (sys.executable, "-c", program), capture_output=True, text=True, check=True
+    )
+    assert said.stdout == "set()\n"

@@ -1,0 +1,133 @@
+"""What keeps a server from starting is said in one line, which says what to do; exit status 1."""
+
+import socket
+import sqlite3
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Shell
+
+SECRET = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--listen", "9911", ("`listen`", "give HOST:PORT")),
+        ("--listen", "127.0.0.1:99999", ("`listen`", "give HOST:PORT")),
+        ("--auth", "magic", ("`auth`", "'open' or 'jwt'")),
+        ("--store", "mysql://localhost/x", ("sqlite:///FILE",)),
+        ("--store", "gregor.db", ("is not a store URL", "sqlite:///gregor.db")),
+        ("--log-format", "xml", ("`log_format`", "'console' or 'json'")),
+        ("--sweep-seconds", "0", ("`sweep_seconds`", "greater than 0")),
+        ("--drain-seconds", "-1", ("`drain_seconds`", "greater than or equal to 0")),
+    ],
+)
+def test_a_bad_setting_is_named(
+    shell: Shell, option: str, value: str, words: tuple[str, ...]
+) -> None:
+    assert shell("serve", option, value).complained(*words)
+
+
+def test_a_bad_variable_is_named(shell: Shell) -> None:
+    said = shell("serve", env={"GREGOR_SWEEP_SECONDS": "soon"})
+    assert said.complained("`sweep_seconds`", "valid number")
+
+
+@pytest.mark.parametrize(
+    ("contents", "words"),
+    [
+        ("listen = 9911", ("`listen`", "valid string")),
+        ("lisen = '127.0.0.1:0'", ("`lisen`", "there is none of that name", "listen, store")),
+        ("listen = ", ("gregor.toml", "Invalid value")),
+    ],
+)
+def test_a_bad_file_is_named(shell: Shell, contents: str, words: tuple[str, ...]) -> None:
+    (shell.folder / "gregor.toml").write_text(contents)
+    assert shell("--config", "gregor.toml", "serve").complained(*words)
+
+
+def test_a_file_that_is_not_there_is_named(shell: Shell) -> None:
+    assert shell("--config", "no.toml", "serve").complained("no.toml does not exist")
+
+
+def test_an_option_goes_before_a_variable_and_that_before_the_file(shell: Shell) -> None:
+    (shell.folder / "gregor.toml").write_text('store = "sqlite:///file.db"')
+    migrate = ("--config", "gregor.toml", "migrate", "--json")
+    variable = {"GREGOR_STORE": "sqlite:///variable.db"}
+    option = ("--store", "sqlite:///option.db")
+    assert shell(*migrate).json["store"] == "sqlite:///file.db"
+    assert shell(*migrate, env=variable).json["store"] == "sqlite:///variable.db"
+    assert shell(*migrate, *option, env=variable).json["store"] == "sqlite:///option.db"
+
+
+def test_open_access_is_for_this_machine_only(shell: Shell) -> None:
+    said = shell.process("serve", "--auth", "open", "--listen", "0.0.0.0:0")
+    assert said.complained("--auth open", "loopback", "use --auth jwt")
+
+
+def test_signed_access_needs_a_secret(shell: Shell) -> None:
+    assert shell.process("serve", "--auth", "jwt").complained("GREGOR_JWT_SECRET", "openssl rand")
+    short = shell.process("serve", "--auth", "jwt", env={"GREGOR_JWT_SECRET": "short"})
+    assert short.complained("5 bytes", "openssl rand")
+    assert "short" not in short.err.replace("the JWT secret", "")
+
+
+def test_an_address_that_is_taken_is_named(shell: Shell) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = shell.process("serve", "--listen", f"127.0.0.1:{port}")
+    assert said.complained(f"127.0.0.1:{port}", "in use", "--listen HOST:PORT")
+
+
+# Stores
+
+
+def test_a_store_of_a_newer_schema_is_left_alone(shell: Shell) -> None:
+    assert shell("migrate", "--store", "sqlite:///gregor.db").status == 0
+    with sqlite3.connect(shell.folder / "gregor.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    for command in ("serve", "migrate"):
+        said = shell.process(command, "--store", "sqlite:///gregor.db")
+        assert said.complained("schema 9999", "newer", "pip install -U gregor-sync")
+
+
+def test_a_store_belongs_to_one_process(shell: Shell) -> None:
+    with shell.serving("--store", "sqlite:///gregor.db"):
+        for command in (("serve", "--listen", "127.0.0.1:0"), ("migrate",)):
+            said = shell.process(*command, "--store", "sqlite:///gregor.db")
+            assert said.complained("gregor.db is open in another process", "another file")
+
+
+def test_a_missing_folder_is_named(shell: Shell) -> None:
+    said = shell.process("serve", "--store", "sqlite:///nowhere/gregor.db")
+    assert said.complained("nowhere/gregor.db", "does not exist", "make it first")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a folder that not even root can write")
+def test_a_folder_that_cannot_be_written_is_named(shell: Shell) -> None:
+    said = shell.process("serve", "--store", "sqlite:////proc/gregor.db")
+    assert said.complained("/proc/gregor.db cannot be written", "rights")
+
+
+def test_a_file_of_something_else_is_left_alone(shell: Shell) -> None:
+    letter: Path = shell.folder / "letter.txt"
+    letter.write_text("Dear all, this is no database. " * 40)
+    said = shell.process("serve", "--store", "sqlite:///letter.txt")
+    assert said.complained("letter.txt is not an SQLite database")
+    assert letter.read_text().startswith("Dear all")
+
+
+def test_a_store_is_made_and_brought_up_to_date(shell: Shell) -> None:
+    made = shell("migrate", "--json").json
+    assert made == {"store": "sqlite:///gregor.db", "schema": made["schema"]}
+    assert "newest" in shell("migrate").out
+
+
+def test_a_server_that_is_told_to_stop_ends_well(shell: Shell) -> None:
+    with shell.serving() as process:
+        process.terminate()
+        assert process.wait(30) == 0
