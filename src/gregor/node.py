@@ -19,11 +19,11 @@ import structlog
 from gregor.consumers.broadcaster import Broadcaster, Listener
 from gregor.consumers.publisher import Publisher, channel_of, open_envelope
 from gregor.core.instant import Time
-from gregor.core.message import UID, DeviceID, InBandMessage, Message
-from gregor.core.state import Changes, Sync
+from gregor.core.message import UID, InBandMessage, Message
+from gregor.core.state import Changes
 from gregor.errors import Malformed, Unavailable
 from gregor.interfaces import MessageConsumer, Outcome, Passed, StateMachineOfRecord, Stored
-from gregor.protocol.server import Publication
+from gregor.protocol.server import Publication, ServerSession
 from gregor.pubsub.interface import Interrupted, PubSub, Received
 
 log = structlog.get_logger("gregor.node")
@@ -191,11 +191,12 @@ class Node:
         feed = self._broadcaster.feeds.get(uid)
         return 0 if feed is None else len(feed.listeners)
 
-    async def catch_up(self, uid: UID, device_id: DeviceID, cursor: Time) -> Sync:
-        """What brings a device from its cursor to the present."""
-        sync = await self.state_machine.sync(uid, device_id, cursor)
-        self._broadcaster.told(uid, sync.cursor)
-        return sync
+    async def catch_up(self, session: ServerSession, cursor: Time) -> None:
+        """Bring a session from its cursor to the present."""
+        sync = await self.state_machine.sync(session.uid, session.device_id, cursor)
+        session.synced(sync)
+        if not session.lagging:
+            self._broadcaster.told(session.uid, session.position)
 
     # What was missed
 

@@ -21,8 +21,8 @@ class Listener(Protocol):
 
 
 class Feed:
-    """One user's connected devices, and the place on the user's clock up to which they were told.
-    The place is None until the first of them has been told anything."""
+    """One user's connected devices, and the place on the user's clock up to which all of them were
+    told. It is None until the first of them has been told anything."""
 
     __slots__ = ("listeners", "position")
 
@@ -74,11 +74,13 @@ class Broadcaster:
         del self.feeds[uid]
         return True
 
-    def told(self, uid: UID, cursor: Time) -> None:
-        """A device of the user has read the store up to this place."""
+    def told(self, uid: UID, position: Time) -> None:
+        """A device of the user has been told, from the store, what there is up to this place.
+        The feed is only as far as the least of its devices: one may have read before another did,
+        and a message which lies between the two has yet to be passed on."""
         feed = self.feeds.get(uid)
-        if feed is not None and feed.position is None:
-            feed.position = cursor
+        if feed is not None and (feed.position is None or position < feed.position):
+            feed.position = position
 
     def positions(self) -> dict[UID, Time]:
         return {uid: feed.position for uid, feed in self.feeds.items() if feed.position is not None}

@@ -113,6 +113,6 @@ class Delivery:
         if cursor == 0 < session.cursor:
             self._metrics.mismatches += 1
         try:
-            session.synced(await self._node.catch_up(session.uid, session.device_id, cursor))
+            await self._node.catch_up(session, cursor)
         except GregorError as error:
             session.refuse(error)  # the device comes back, with its cursor

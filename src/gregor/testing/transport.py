@@ -287,6 +287,6 @@ class _Door:
     async def _catch_up(self, cursor: int) -> None:
         session = self.session
         try:
-            session.synced(await self._node.catch_up(session.uid, session.device_id, cursor))
+            await self._node.catch_up(session, cursor)
         except Unavailable as error:
             session.refuse(error)
