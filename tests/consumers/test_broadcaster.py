@@ -82,3 +82,16 @@ def test_a_feed_ends_with_its_last_device() -> None:
     assert not broadcaster.remove("u", first)
     assert broadcaster.remove("u", second)
     assert broadcaster.feeds == {}
+
+
+async def test_a_device_that_leaves_while_it_is_told_disturbs_nobody() -> None:
+    broadcaster, staying = Broadcaster(), Ear()
+
+    class Leaving(Ear):
+        def publish(self, publication: Publication) -> None:
+            broadcaster.remove("u", self)
+
+    broadcaster.add("u", Leaving())
+    broadcaster.add("u", staying)
+    await broadcaster.consume_message(message(1, 0))
+    assert staying.heard == [Publication.of(message(1, 0))]
