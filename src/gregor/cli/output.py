@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from gregor.core.instant import SECOND, Time, to_rfc3339
 from gregor.core.message import InBandMessage
@@ -60,17 +60,23 @@ def distance(microseconds: int) -> str:
 
 
 def items(shown: Iterable[Item], now: Time) -> Table:
-    """Live items as a table."""
-    table = plain("category", "body", "msg_id", "age", "expires in")
-    table.columns[2].no_wrap = True  # to be copied
-    for item in shown:
-        table.add_row(
-            escape(printable(item.category)),
-            escape(text_of(item.raw_body)),
-            escape(printable(item.msg_id)),
+    """Live items as a table, each on one line: a terminal cuts off categories and bodies that do
+    not fit, and nothing else."""
+    rows = [
+        (
+            printable(item.category),
+            printable(item.msg_id),
             distance(now - item.ctime),
             "" if item.expires_at is None else distance(item.expires_at - now),
+            text_of(item.raw_body),
         )
+        for item in shown
+    ]
+    table = plain("category", "msg_id", "age", "expires in", "body")
+    for place in (1, 2, 3):
+        table.columns[place].no_wrap = True
+    for row in rows:
+        table.add_row(*(Text(cell, no_wrap=True, overflow="ellipsis") for cell in row))
     return table
 
 
@@ -105,7 +111,7 @@ def plain(*columns: str) -> Table:
     """A table without much ink."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column)
     return table
 
 

@@ -15,6 +15,7 @@ from gregor.core.instant import SECOND
 
 if TYPE_CHECKING:
     from rich.console import Group
+    from rich.text import Text
 
     from gregor.client import Client, Event
     from gregor.client.events import Subscription
@@ -111,7 +112,13 @@ def _picture(client: "Client", prefix: str, news: list[str], height: int) -> "Gr
     older = len(shown) - room
     more = [Text(f"and {older} older", "dim")] if older > 0 else []
     table = output.items(reversed(shown[-room:]), now)
-    return Group(head, Text(), table, *more, Text(), *(Text(line, "dim") for line in news))
+    return Group(head, Text(), table, *more, Text(), *(_line(text) for text in news))
+
+
+def _line(text: str) -> "Text":
+    from rich.text import Text
+
+    return Text(text, "dim", no_wrap=True, overflow="ellipsis")
 
 
 def _concerns(event: "Event", prefix: str) -> bool:
