@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from gregor.core.message import MAX_BODY
+from gregor.core.message import MAX_BODY, MAX_MESSAGE
 from gregor.protocol.frames import MAX_FRAME
 from tests.server.world import Device, Served, creation, serving, to, until, without_a_store
 
@@ -44,6 +44,11 @@ BAD_MESSAGES: dict[str, tuple[Any, str, str | None]] = {
         "category",
     ),
     "a body too large": (creation(body="x" * MAX_BODY), "too-large", "body"),
+    "a message too large": (
+        {"dismissal": {"msg_ids": ["x" * 64] * (MAX_MESSAGE // 67)}},
+        "too-large",
+        None,
+    ),
     "a body too deep": (
         {"creation": {"category": "c", "body": json.loads("[" * 200 + "]" * 200)}},
         "invalid",
@@ -163,6 +168,7 @@ async def test_the_welcome_says_who_one_is_and_what_is_taken(shared: Served, uid
         assert (welcome["uid"], welcome["device_id"]) == (uid, "d9")
         assert welcome["limits"] == {
             "messages": 500,
+            "message_bytes": MAX_MESSAGE,
             "body_bytes": MAX_BODY,
             "frame_bytes": MAX_FRAME,
         }

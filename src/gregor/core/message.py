@@ -27,6 +27,7 @@ JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON
 When: TypeAlias = TimeOrOffset | Time | str | datetime | timedelta | None
 
 MAX_BODY = 64 * 1024
+MAX_MESSAGE = 512 * 1024
 MAX_DEPTH = 128
 MAX_BATCH = 500
 
@@ -246,6 +247,8 @@ def parse_message(
     which otherwise only a state machine of record may set. Raises InvalidMessage or TooLarge,
     which name the field.
     """
+    if not stamped:
+        _check_size(json)
     draft = _decode(json)
     if not stamped and (draft.ctime, draft.prev) != (None, None):
         raise InvalidMessage("`ctime` and `prev` are the server's to set", field="ctime")
@@ -327,6 +330,13 @@ def field_of(error: msgspec.ValidationError) -> str | None:
         inner = reason.split("field `", 1)[1].split("`", 1)[0]
         return f"{named}.{inner}" if named else inner
     return named or None
+
+
+def _check_size(json: bytes | str | Raw) -> None:
+    # Whoever takes frames of 1 MiB can be told of any message.
+    size = len(json) if isinstance(json, str) else len(memoryview(json))
+    if size > MAX_MESSAGE:
+        raise TooLarge(f"a message takes up to {MAX_MESSAGE} bytes of JSON, not {size}; split it")
 
 
 def check_text(name: str, value: str, limit: int) -> None:

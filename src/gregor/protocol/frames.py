@@ -10,6 +10,7 @@ from gregor.core.instant import MAX_TIME, Time
 from gregor.core.message import (
     MAX_BATCH,
     MAX_BODY,
+    MAX_MESSAGE,
     UID,
     DeviceID,
     InBandMessage,
@@ -72,6 +73,7 @@ class Limits(Struct, frozen=True):
     """What the node takes."""
 
     messages: int = MAX_BATCH
+    message_bytes: int = MAX_MESSAGE
     body_bytes: int = MAX_BODY
     frame_bytes: int = MAX_FRAME
 
