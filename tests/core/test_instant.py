@@ -1,0 +1,99 @@
+"""Times and distances, in all the ways people write them."""
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gregor.core.instant import (
+    MAX_TIME,
+    SECOND,
+    TimeOrOffset,
+    as_time_or_offset,
+    parse_time_or_offset,
+    to_microseconds,
+    to_rfc3339,
+    to_time,
+)
+
+NEW_YEAR = 1_767_225_600 * SECOND
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        NEW_YEAR,
+        "2026-01-01T00:00:00Z",
+        "2026-01-01T01:00:00+01:00",
+        "2026-01-01T00:00:00.000000Z",
+        datetime(2026, 1, 1, tzinfo=UTC),
+        datetime(2025, 12, 31, 19, tzinfo=timezone(timedelta(hours=-5))),
+    ],
+)
+def test_one_instant_has_many_spellings(written: int | str | datetime) -> None:
+    assert to_time(written) == NEW_YEAR
+
+
+@pytest.mark.parametrize(
+    ("written", "microseconds"),
+    [
+        ("90s", 90 * SECOND),
+        ("1h30m", 5400 * SECOND),
+        ("1.5h", 5400 * SECOND),
+        ("-5m", -300 * SECOND),
+        ("+5m", 300 * SECOND),
+        ("2d", 172_800 * SECOND),
+        ("1w", 604_800 * SECOND),
+        ("3ms", 3_000),
+        ("7us", 7),
+        ("P1D", 86_400 * SECOND),
+        ("PT1H30M", 5400 * SECOND),
+        ("-P1D", -86_400 * SECOND),
+        (timedelta(seconds=1, microseconds=1), SECOND + 1),
+        (12, 12),
+    ],
+)
+def test_one_distance_has_many_spellings(written: int | str | timedelta, microseconds: int) -> None:
+    assert to_microseconds(written) == microseconds
+
+
+@pytest.mark.parametrize("written", ["", "-", "soon", "5", "5x", "1h-3m", "P", "1 h"])
+def test_what_is_no_distance_is_refused(written: str) -> None:
+    with pytest.raises(ValueError, match="is not"):
+        to_microseconds(written)
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["tomorrow", "2026-01-01", "2026-01-01T00:00:00", -1, MAX_TIME + 1, datetime(2026, 1, 1)],
+)
+def test_what_is_no_time_is_refused(written: int | str | datetime) -> None:
+    with pytest.raises(ValueError, match="time"):
+        to_time(written)
+
+
+@given(st.integers(0, MAX_TIME))
+def test_a_time_is_written_so_that_it_is_read_as_it_was(time: int) -> None:
+    assert to_time(to_rfc3339(time)) == time
+
+
+def test_what_a_person_types_is_a_time_or_an_offset_by_its_form() -> None:
+    assert parse_time_or_offset("5") == TimeOrOffset(time=5)
+    assert parse_time_or_offset("2026-01-01T00:00:00Z") == TimeOrOffset(time=NEW_YEAR)
+    assert parse_time_or_offset("-90s") == TimeOrOffset(offset=-90 * SECOND)
+    assert as_time_or_offset(timedelta(seconds=1)) == TimeOrOffset(offset=SECOND)
+    assert as_time_or_offset("P1D") == TimeOrOffset(offset=86_400 * SECOND)
+    assert as_time_or_offset(None) is None
+
+
+def test_it_is_exactly_one_of_the_two() -> None:
+    for arguments in ({}, {"time": 1, "offset": 1}):
+        with pytest.raises(ValueError, match="exactly one"):
+            TimeOrOffset(**arguments)
+
+
+def test_an_offset_counts_from_its_base_and_ends_with_time_itself() -> None:
+    assert TimeOrOffset(offset=-3).after(10) == 7
+    assert TimeOrOffset(time=3).after(10) == 3
+    assert TimeOrOffset(offset=MAX_TIME).after(10) == MAX_TIME
