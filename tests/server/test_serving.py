@@ -5,6 +5,7 @@ import os
 import random
 import re
 import signal
+import socket
 import sqlite3
 import sys
 from asyncio.subprocess import DEVNULL, Process
@@ -112,14 +113,14 @@ class Replica:
         self._sending = []
         self._leaving = False
         try:
-            async with connect(url, compression=None, proxy=None, close_timeout=1) as socket:
+            async with connect(url, compression=None, proxy=None, close_timeout=1) as device:
                 effects = session.opened()
                 while True:
                     for frame in [*self._take_all(effects, session), *self._write(session)]:
                         # What has arrived before the end still counts when we cannot write on.
                         with suppress(ConnectionClosed):
-                            await socket.send(frame.text)
-                    effects = session.receive(await socket.recv())
+                            await device.send(frame.text)
+                    effects = session.receive(await device.recv())
         except GONE:
             pass
 
@@ -273,3 +274,20 @@ async def test_a_port_that_is_taken_is_named_with_a_way_out() -> None:
 async def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(SetupError, match=r"192\.0\.2\.1:1"):
         listen("192.0.2.1", 1)
+
+
+async def test_small_frames_are_not_held_back_for_larger_ones() -> None:
+    """Nagle's algorithm and delayed acknowledgements together cost 40 ms a frame."""
+    without_delay: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted = writer.get_extra_info("socket")
+        without_delay.set_result(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    with listen("127.0.0.1", 0) as listening:
+        async with await asyncio.start_server(accept, sock=listening):
+            _, writer = await asyncio.open_connection(*listening.getsockname())
+            assert await without_delay == 1
+            writer.close()
+            await writer.wait_closed()

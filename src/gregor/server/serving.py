@@ -55,7 +55,8 @@ def config(app: ASGIApp) -> uvicorn.Config:
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises SetupError if the address is not to be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio looks at the protocol's number before it turns Nagle's algorithm off.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
