@@ -25,6 +25,8 @@ SQL = "tests/conformance/test_state_machines.py::TestSQLiteInMemory::"
 FILE = "tests/conformance/test_state_machines.py::TestSQLiteFile::"
 NODE_SIDE = "tests/protocol/test_server_session.py::"
 DEVICE_SIDE = "tests/protocol/test_client_session.py::"
+BROADCASTER = "tests/consumers/test_broadcaster.py::"
+REPLICA = "tests/client/test_replica.py::"
 BOTH_SIDES = "tests/protocol/test_conversation.py::"
 
 
@@ -209,7 +211,36 @@ MUTATIONS = [
         "        if cursor < 0:\n            return []",
         DEVICE_SIDE + "test_a_frame_that_lies_behind_is_not_applied_again",
     ),
+    # The node
+    Mutation(
+        "a feed is as far as the first of its devices, not as the least",
+        "consumers/broadcaster.py",
+        "(feed.position is None or position < feed.position)",
+        "feed.position is None",
+        BROADCASTER + "test_a_feed_is_only_as_far_as_the_least_of_its_devices",
+    ),
     # The client
+    Mutation(
+        "what was acknowledged leaves the outbox before the node has told it",
+        "client/replica.py",
+        "if 0 < o.message.ctime <= self.cursor]",
+        "if 0 < o.message.ctime]",
+        REPLICA + "test_an_acknowledged_message_is_shown_with_its_ctime_until_the_node_tells_it",
+    ),
+    Mutation(
+        "the node's tombstones kill what waits in the outbox",
+        "client/replica.py",
+        "shown=shown.deathless()",
+        "shown=shown",
+        REPLICA + "test_what_waits_does_not_vanish_under_what_the_node_dismisses_meanwhile",
+    ),
+    Mutation(
+        "only the message itself counts as told, not those before it",
+        "client/replica.py",
+        "outbound.number <= last and",
+        "outbound.number == last and",
+        REPLICA + "test_what_the_node_took_before_a_message_that_it_tells_us_is_not_shown_again",
+    ),
 ]
 
 

@@ -315,3 +315,27 @@ def test_the_last_of_several_replaces_stays() -> None:
     for value in ("dark", "light", "blue"):
         replica = replica.write(replace("u", "theme", value), 1)
     assert [item.body for item in replica.state(1)] == ["blue"]
+
+
+def test_what_waits_does_not_vanish_under_what_the_node_dismisses_meanwhile() -> None:
+    """It has no ctime yet, so nobody can say that a range of the node's covers it."""
+    far = dismiss_category("self", "a", end_time=TimeOrOffset(offset=SECOND)).stamp(50, 0)
+    replica = Replica(DEVICE).write(create("self", "a", msg_id="mine"), 10)
+    assert "mine" in replica.told([far], 50, 60).visible(60)
+
+
+def test_what_the_node_has_told_us_of_ours_is_not_shown_from_the_outbox_again() -> None:
+    """Its acknowledgement was lost, and it has died since: the node has the truth about it."""
+    mine = create("self", "a", msg_id="mine")
+    replica = Replica(DEVICE).write(mine, 10)
+    replica = replica.told([mine.stamp(20, 0), dismiss("self", "mine").stamp(30, 20)], 30, 40)
+    assert "mine" not in replica.forget(40).visible(40)
+    assert [message.msg_id for message in replica.unsent()] == ["mine"]
+
+
+def test_what_the_node_took_before_a_message_that_it_tells_us_is_not_shown_again() -> None:
+    """It takes ours in order, and leaves out the creation of what is dead by now."""
+    replica = Replica(DEVICE).write(create("self", "a", msg_id="mine"), 10)
+    replica = replica.write(dismiss("self", "mine", msg_id="end"), 11)
+    told = dismiss_category("self", "b", msg_id="end").stamp(30, 20)
+    assert "mine" not in replica.told([told], 30, 40).visible(40)
