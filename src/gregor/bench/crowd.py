@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterator
-from itertools import count
 from time import perf_counter
 from typing import Self
 
@@ -15,11 +14,10 @@ from gregor.bench.load import (
     consume_frame,
 )
 from gregor.bench.servers import Address
+from gregor.core.message import new_msg_id
 
 DEVICES = 3
 PATIENCE_SECONDS = 60.0
-
-_numbers = count()
 
 
 class Crowd:
@@ -109,7 +107,7 @@ def _frames(frames: int, messages: int) -> Iterator[bytes]:
     """Made beforehand: it is not the sender that is measured."""
     return iter(
         [
-            consume_frame(n, [chat_message(f"{next(_numbers):032x}", n) for _ in range(messages)])
+            consume_frame(n, [chat_message(new_msg_id(), n) for _ in range(messages)])
             for n in range(frames)
         ]
     )
