@@ -197,7 +197,8 @@ def consume(connection: Connection, messages: Sequence[InBandMessage], now: Time
     Facts may come in any order, so the batch need not be taken message by message: first all that
     is new is stored, then all that is dead, by old facts or new ones, is buried.
     """
-    clocks = read_clocks(connection, {message.uid for message in messages})
+    users = _take_users(connection, {message.uid for message in messages})
+    clocks = {user.uid: user.ctime for user in users.values()}
     known = _read_known(connection, messages)
     outcomes: list[Outcome] = []
     new: list[InBandMessage] = []
@@ -222,7 +223,7 @@ def consume(connection: Connection, messages: Sequence[InBandMessage], now: Time
                 known[message.uid, message.msg_id] = message
                 stored.append(message)
     _insert(connection, new)
-    _bury(connection, stored, now, late)
+    _bury(connection, stored, users, now, late)
     if stored:
         moved = {(message.uid, clocks[message.uid]) for message in stored}
         statements.ask(connection, statements.move_clocks(connection.dialect.name), moved)
@@ -294,13 +295,23 @@ def _row(message: InBandMessage) -> tuple[object, ...]:
     )
 
 
-def _bury(connection: Connection, stored: Sequence[InBandMessage], now: Time, late: bool) -> None:
+def _bury(
+    connection: Connection,
+    stored: Sequence[InBandMessage],
+    users: Mapping[UID, "_User"],
+    now: Time,
+    late: bool,
+) -> None:
     """Note every death that follows from these messages, which are stored already: of the items
-    they create, by facts that came before them, and of any item by the facts that they bring."""
+    they create, by facts that came before them, and of any item by the facts that they bring.
+    `users` are those of the batch as they were before it."""
     deaths: dict[ItemID, Time] = {}
-    created = [item for item in stored if item.creation is not None]
-    if created:
-        _collect(deaths, _deaths_awaiting(connection, created))
+    created = [(m, users[m.uid]) for m in stored if m.creation is not None and m.uid in users]
+    _collect(deaths, _deaths_by_ids_awaiting(connection, [m for m, u in created if u.awaits]))
+    _collect(
+        deaths,
+        _deaths_by_ranges_reaching(connection, [m for m, u in created if m.ctime <= u.reach]),
+    )
     dismissing = [(m, m.dismissal) for m in stored if m.dismissal is not None]
     told: dict[ItemID, Time] = {}
     if dismissing:
@@ -314,21 +325,31 @@ def _bury(connection: Connection, stored: Sequence[InBandMessage], now: Time, la
         statements.ask(connection, statements.await_ids(connection.dialect.name), dismissed)
 
 
-def _deaths_awaiting(
+def _deaths_by_ids_awaiting(
     connection: Connection, created: Sequence[InBandMessage]
 ) -> Iterator[tuple[ItemID, Time]]:
-    """Which of the new items were dead before they came."""
+    """Which of the new items were said to be dead before they came."""
+    if not created:
+        return
     ids = [(message.uid, message.msg_id) for message in created]
     awaited = statements.ask(connection, statements.ids_awaiting, ids).all()
     yield from (((row.uid, row.msg_id), row.ctime) for row in awaited)
     if awaited:
         statements.ask(connection, statements.forget_ids, [row[:2] for row in awaited])
+
+
+def _deaths_by_ranges_reaching(
+    connection: Connection, created: Sequence[InBandMessage]
+) -> Iterator[tuple[ItemID, Time]]:
+    """Which of the new items fall into a range that was there before them."""
+    if not created:
+        return
     earliest: dict[UID, Time] = {}
     _collect(earliest, ((message.uid, message.ctime) for message in created))
     reaching: defaultdict[UID, list[DismissedRange]] = defaultdict(list)
     for row in statements.ask(connection, statements.ranges_reaching, earliest.items()):
         reaching[row.uid].append(_range(row))
-    for message in created if reaching else ():
+    for message in created:
         item = Item.of(message)
         if item is not None:
             for range_ in reaching[message.uid]:
@@ -362,6 +383,21 @@ def _collect(earliest: dict[T, Time], deaths: Iterable[tuple[T, Time]]) -> None:
 
 
 # One transaction that reads
+
+
+class _User(NamedTuple):
+    """A user of a batch, before it: the clock, whether ids are awaited, how far ranges reach."""
+
+    uid: UID
+    ctime: Time
+    awaits: bool
+    reach: Time
+
+
+def _take_users(connection: Connection, uids: Iterable[UID]) -> dict[UID, _User]:
+    """The users that have sent anything before; nobody else writes for them until the commit."""
+    rows = statements.ask(connection, statements.users_taken, [(uid,) for uid in uids])
+    return {row.uid: _User(row.uid, row.ctime, row.awaits, row.reach) for row in rows}
 
 
 def read_clocks(connection: Connection, uids: Iterable[UID]) -> dict[UID, Time]:

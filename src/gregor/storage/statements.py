@@ -77,10 +77,19 @@ def ask(connection: Connection, statement: Executable, rows: Rows) -> CursorResu
 
 # Consuming. Rows: see each statement.
 
-# The clocks of users, locked until the commit where the database has row locks, in the order of
-# uids, so that two nodes which take the same users cannot wait for each other. Rows: (uid).
-clocks = (
-    select(users.c.uid, users.c.ctime)
+# The users of a batch, locked until the commit where the database has row locks, in the order of
+# uids, so that two nodes which take the same users cannot wait for each other. With their clocks
+# comes what tells most new items apart from the dead without asking for each: whether ids of the
+# user are awaited at all, and how far the user's ranges reach. Rows: (uid).
+_of_user = dismissed_ids.c.uid == users.c.uid
+_reach = select(func.max(dismissed_ranges.c.end_time)).where(dismissed_ranges.c.uid == users.c.uid)
+users_taken = (
+    select(
+        users.c.uid,
+        users.c.ctime,
+        select(dismissed_ids.c.uid).where(_of_user).exists().label("awaits"),
+        func.coalesce(_reach.scalar_subquery(), 0).label("reach"),
+    )
     .select_from(_given.join(users, users.c.uid == _text(0)))
     .order_by(users.c.uid)
     .with_for_update(of=users)
@@ -221,11 +230,14 @@ forget_ids = delete(dismissed_ids).where(
 )
 
 
+_BLOCKS = tuple(2**power for power in range(9, -1, -1))
+
+
 def insert(connection: Connection, table: Table, rows: Sequence[Sequence[object]]) -> None:
     """Whole rows, in blocks of one statement each: an insert row by row would take and release
     the interpreter's lock for every one of them, and wait each time for a busy event loop."""
     start = 0
-    for size in (256, 32, 4, 1):
+    for size in _BLOCKS:
         while len(rows) - start >= size:
             block = rows[start : start + size]
             values = tuple(value for row in block for value in row)
@@ -247,6 +259,9 @@ def _insert_text(table: Table, rows: int, paramstyle: str) -> str:
 # Reading one user, `uid`
 
 clock = select(users.c.ctime).where(users.c.uid == bindparam("uid"))
+
+# The clocks of users. Rows: (uid).
+clocks = select(users.c.uid, users.c.ctime).select_from(_given.join(users, users.c.uid == _text(0)))
 
 _is_live = and_(
     messages.c.uid == bindparam("uid"),
