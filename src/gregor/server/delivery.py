@@ -32,8 +32,8 @@ class Delivery:
         self.writing_since: float | None = None
         self._node = node
         self._metrics = metrics
-        self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+        self._woken: asyncio.Future[None] = self._loop.create_future()
         self._timers: list[asyncio.TimerHandle] = []
         task = asyncio.current_task()
         assert task is not None  # a delivery is made by the task that lives for it
@@ -42,11 +42,11 @@ class Delivery:
 
     def publish(self, publication: Publication) -> None:
         self.session.publish(publication)
-        self._wake.set()
+        self.wake()
 
     def pass_by(self, message: OutOfBandMessage) -> None:
         self.session.pass_by(message)
-        self._wake.set()
+        self.wake()
 
     def end(self, error: GregorError) -> None:
         """Stop at once, without a word to a device that would not take it."""
@@ -85,7 +85,8 @@ class Delivery:
 
     def wake(self) -> None:
         """Something has changed that may call for writing."""
-        self._wake.set()
+        if not self._woken.done():
+            self._woken.set_result(None)
 
     async def write_all(self, write: Write) -> None:
         """Write whatever the session says, until it says that it is over."""
@@ -105,8 +106,8 @@ class Delivery:
                     self.writing_since = None
                     return
                 case None:
-                    self._wake.clear()
-                    await self._wake.wait()
+                    self._woken = self._loop.create_future()
+                    await self._woken
 
     async def _catch_up(self, cursor: int) -> None:
         session = self.session
