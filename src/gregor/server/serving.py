@@ -1,6 +1,7 @@
 """One process that serves: uvicorn around a Server, its signals, and its end."""
 
 import asyncio
+import gc
 import signal
 import socket
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ async def serve(settings: Settings) -> None:
     with listening:
         async with Server(settings) as server:
             process = _Process(config(server.app))
+            _let_rest_what_stays()
             with process.told_by_signals():
                 host, port = listening.getsockname()[:2]
                 log.info("serving", url=f"http://{host}:{port}", store=str(settings.store))
@@ -34,6 +36,15 @@ async def serve(settings: Settings) -> None:
                     await process.serve([listening])
                     leaving.cancel()
             log.info("stopped")
+
+
+def _let_rest_what_stays() -> None:
+    """Have the garbage collector pass over what is there for good, and come less often: what a
+    message leaves behind is freed by its reference count, and thousands of connections would be
+    walked through in vain. Measured: 10 % of the processor time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def config(app: ASGIApp) -> uvicorn.Config:
