@@ -53,11 +53,15 @@ class Settings(BaseSettings):
     @property
     def loopback(self) -> bool:
         """Whether only this machine can reach the address."""
-        host, _ = self.address
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return host == "localhost"
+        return is_loopback(self.address[0])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether the name or address is this machine's own, which no other can reach."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def load(file: Path | None = None, **given: Any) -> Settings:

@@ -2,7 +2,6 @@
 
 import socket
 import sqlite3
-import sys
 from pathlib import Path
 
 import pytest
@@ -107,7 +106,6 @@ def test_a_missing_folder_is_named(shell: Shell) -> None:
     assert said.complained("nowhere/gregor.db", "does not exist", "make it first")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs a folder that not even root can write")
 def test_a_folder_that_cannot_be_written_is_named(shell: Shell) -> None:
     said = shell.process("serve", "--store", "sqlite:////proc/gregor.db")
     assert said.complained("/proc/gregor.db cannot be written", "rights")

@@ -24,10 +24,17 @@ def clock() -> int:
     return 1_000
 
 
+class Commits(list[int]):
+    """How many messages each commit held."""
+
+    def add(self, messages: int, seconds: float, taken: bool) -> None:
+        assert taken
+        self.append(messages)
+
+
 async def test_concurrent_callers_share_a_commit(database: Database) -> None:
-    commits: list[int] = []
-    committed = lambda messages, seconds: commits.append(messages)  # noqa: E731
-    async with SQLStateMachine(database, clock, committed) as machine:
+    commits = Commits()
+    async with SQLStateMachine(database, clock, commits.add) as machine:
         async with asyncio.TaskGroup() as senders:
             for number in range(200):
                 senders.create_task(machine.consume_message(create(f"u{number % 7}", "a")))
@@ -36,18 +43,16 @@ async def test_concurrent_callers_share_a_commit(database: Database) -> None:
 
 
 async def test_a_message_that_is_alone_does_not_wait_for_company(database: Database) -> None:
-    commits: list[int] = []
-    committed = lambda messages, seconds: commits.append(messages)  # noqa: E731
-    async with SQLStateMachine(database, clock, committed) as machine:
+    commits = Commits()
+    async with SQLStateMachine(database, clock, commits.add) as machine:
         for _ in range(3):
             await machine.consume_message(create("u", "a"))
     assert commits == [1, 1, 1]
 
 
 async def test_a_commit_is_no_larger_than_it_may_be(database: Database) -> None:
-    commits: list[int] = []
-    committed = lambda messages, seconds: commits.append(messages)  # noqa: E731
-    async with SQLStateMachine(database, clock, committed) as machine:
+    commits = Commits()
+    async with SQLStateMachine(database, clock, commits.add) as machine:
         batches = [[create("u", "a") for _ in range(400)] for _ in range(5)]
         await asyncio.gather(*(machine.consume_messages(batch) for batch in batches))
     assert sum(commits) == 2000

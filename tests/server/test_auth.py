@@ -6,6 +6,9 @@ import httpx
 import jwt
 import pytest
 from pydantic import SecretStr
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+from websockets.typing import Origin
 
 from gregor.config import Auth
 from gregor.errors import SetupError, Unauthenticated
@@ -203,3 +206,26 @@ async def test_open_answers_loopback_only_also_where_it_is_mounted(host: str, st
         async with httpx.AsyncClient(transport=asgi, base_url=f"http://{host}") as http:
             answer = await http.get("/v1/users/u/state")
             assert answer.status_code == status
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("https://elsewhere.example", 403),
+        ("null", 403),
+        ("http://localhost:3000", 200),
+        ("http://127.0.0.1", 200),
+    ],
+)
+async def test_open_answers_no_page_from_elsewhere(origin: str, status: int) -> None:
+    """A browser on this machine reaches loopback for whatever page it has loaded."""
+    async with serving() as served:
+        answer = await served.http.get("/v1/users/u/state", headers={"Origin": origin})
+        assert answer.status_code == status
+        connecting = connect(served.url, origin=Origin(origin), proxy=None)
+        if status == 200:
+            async with connecting:
+                return
+        with pytest.raises(InvalidStatus) as refused:
+            await connecting
+        assert refused.value.response.status_code == status

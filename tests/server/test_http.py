@@ -85,13 +85,11 @@ async def test_times_may_be_written_for_people(shared: Served, uid: str) -> None
     assert item["expires_at"] == result["ctime"] + 5400 * SECOND
 
 
-@pytest.mark.parametrize("wrong", BAD_MESSAGES)
+@pytest.mark.parametrize("wrong", sorted(BAD_MESSAGES.keys() - {"another user's uid"}))
 async def test_a_bad_message_alone_is_a_problem_that_names_the_field(
     shared: Served, uid: str, wrong: str
 ) -> None:
     message, code, field = BAD_MESSAGES[wrong]
-    if wrong == "another user's uid":
-        pytest.skip("who needs no token may write for anyone")
     if isinstance(message, dict):
         message = {"uid": "anyone", **message}
     response = await shared.post(message)
@@ -101,13 +99,11 @@ async def test_a_bad_message_alone_is_a_problem_that_names_the_field(
         assert problem(response) == (413 if code == "too-large" else 422, code, field)
 
 
-@pytest.mark.parametrize("wrong", BAD_MESSAGES)
+@pytest.mark.parametrize("wrong", sorted(BAD_MESSAGES.keys() - {"another user's uid"}))
 async def test_a_bad_message_in_a_batch_rejects_itself_and_not_its_neighbours(
     shared: Served, uid: str, wrong: str
 ) -> None:
     message, code, field = BAD_MESSAGES[wrong]
-    if wrong == "another user's uid":
-        pytest.skip("who needs no token may write for anyone")
     if isinstance(message, dict):
         message = {"uid": "anyone", **message}
     response = await shared.post({"messages": [to("anyone"), message, to("anyone")]})

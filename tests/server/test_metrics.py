@@ -80,6 +80,15 @@ async def test_commits_tell_how_long_they_took_and_how_much_they_held() -> None:
         assert 0 < await served.metric("gregor_commit_seconds_sum") < 10
 
 
+async def test_commits_that_the_store_does_not_take_are_counted() -> None:
+    async with serving() as served:
+        async with without_a_store(served):
+            assert (await served.post(to("u"))).status_code == 503
+        assert await served.metric("gregor_failed_commits_total") == 1
+        assert (await served.post(to("u"))).status_code == 200
+        assert await served.metric("gregor_failed_commits_total") == 1
+
+
 async def test_connections_and_deliveries_are_counted() -> None:
     async with serving() as served:
         async with await served.synced("u") as one, await served.synced("u", "d2") as two:

@@ -6,6 +6,7 @@ from functools import partial
 from ipaddress import ip_address
 from time import time_ns
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import msgspec
 from starlette.applications import Starlette
@@ -16,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gregor.config import Auth, Settings
+from gregor.config import Auth, Settings, is_loopback
 from gregor.consumers.broadcaster import Broadcaster
 from gregor.core.instant import Time
 from gregor.core.message import UID, Message
@@ -146,14 +147,20 @@ class Server:
 
 
 class LoopbackOnly:
-    """What lets everybody in answers this machine alone, wherever it may be mounted."""
+    """What lets everybody in answers this machine alone, wherever it may be mounted, and no page
+    that a browser on this machine has from elsewhere."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not _on_loopback(scope.get("server")):
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif not _on_loopback(scope.get("server")):
             error = Forbidden("auth `open` answers on loopback addresses only; set auth to `jwt`")
+            await http.problem(error)(scope, receive, send)
+        elif not _from_here(dict(scope["headers"]).get(b"origin")):
+            error = Forbidden("auth `open` answers no page from elsewhere; set auth to `jwt`")
             await http.problem(error)(scope, receive, send)
         else:
             await self._app(scope, receive, send)
@@ -164,6 +171,14 @@ def _on_loopback(server: Sequence[Any] | None) -> bool:
         return server is None or ip_address(server[0]).is_loopback
     except ValueError:  # a name or a path: the host's tests, or a socket of this machine
         return True
+
+
+def _from_here(origin: bytes | None) -> bool:
+    """Whether the page that asks, if it is one, is this machine's own."""
+    if origin is None:
+        return True
+    host = urlsplit(origin.decode("latin-1")).hostname
+    return host is not None and is_loopback(host)
 
 
 class _UID(Convertor[str]):

@@ -31,6 +31,7 @@ class Metrics(Observer, Collector):
         self._connected = connected
         self._messages: Counter[tuple[str, str]] = Counter()
         self._healed = self._strange = self._unheard = 0
+        self._failed_commits = 0
         self.delivered = 0
         self.lagged = 0
         self.mismatches = 0
@@ -50,7 +51,8 @@ class Metrics(Observer, Collector):
             registry=self.registry,
         )
 
-    def committed(self, messages: int, seconds: float) -> None:
+    def committed(self, messages: int, seconds: float, taken: bool) -> None:
+        self._failed_commits += not taken
         self._commit_seconds.observe(seconds)
         self._commit_messages.observe(messages)
 
@@ -87,6 +89,7 @@ class Metrics(Observer, Collector):
         yield messages
         lags = self.lagged + sum(session.lagged for session in sessions)
         for name, text, number in (
+            ("failed_commits", "Commits that the store did not take", self._failed_commits),
             ("deliveries", "Messages written to devices", self.delivered),
             ("lags", "Times that a device was too slow for its queue", lags),
             ("hash_mismatches", "Snapshots that devices asked for to mend", self.mismatches),

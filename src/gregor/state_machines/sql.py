@@ -64,14 +64,15 @@ class SQLStateMachine:
     """A StateMachineOfRecord on an open Database. To be opened itself, with `async with`: inside
     it, the task that commits is at work; should that task fail, the block is cancelled.
 
-    `committed` hears of each commit: how many messages, and how many seconds it took.
+    `committed` hears of each commit: how many messages, how many seconds it took, and whether the
+    database has taken it.
     """
 
     def __init__(
         self,
         database: Database,
         clock: Callable[[], Time],
-        committed: Callable[[int, float], None] = lambda messages, seconds: None,
+        committed: Callable[[int, float, bool], None] = lambda messages, seconds, taken: None,
     ) -> None:
         self.database = database
         self._clock = clock
@@ -146,12 +147,13 @@ class SQLStateMachine:
         try:
             outcomes = await self.database.write(lambda c: consume(c, messages, now))
         except StorageUnavailable as error:
+            self._committed(len(messages), perf_counter() - start, False)
             _fail(batch, error)
             return
         except BaseException as error:
             _fail(batch, Unavailable(f"the store has failed: {error}"))
             raise
-        self._committed(len(messages), perf_counter() - start)
+        self._committed(len(messages), perf_counter() - start, True)
         for waiting in batch:
             share, outcomes = outcomes[: len(waiting.messages)], outcomes[len(waiting.messages) :]
             if not waiting.outcomes.done():  # a sender who gave up does not undo a commit
