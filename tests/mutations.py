@@ -186,7 +186,7 @@ MUTATIONS = [
     Mutation(
         "what waited before a sync is told after it",
         "protocol/server.py",
-        "        self._waiting = []\n        held,",
+        "        self._forget_what_waits()\n        held,",
         "        held,",
         BOTH_SIDES + "test_what_waited_before_a_sync_is_not_told_after_it",
     ),

@@ -10,8 +10,8 @@ once where a message shows a gap, within a sweep where nothing does.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self
 
 import structlog
@@ -138,19 +138,28 @@ class Node:
         outcomes = [next(stored) if isinstance(m, InBandMessage) else Passed(m) for m in messages]
         for outcome in outcomes:
             self._observer.injected(outcome)
-            if isinstance(outcome, Stored | Passed):
-                await self._pass_on(outcome.message)
+        await self._pass_on([o.message for o in outcomes if isinstance(o, Stored | Passed)])
         return outcomes
 
-    async def _pass_on(self, message: Message) -> None:
+    async def _pass_on(self, messages: Sequence[Message]) -> None:
         for consumer in self._consumers:
-            try:
-                await consumer.consume_message(message)
-            except Exception as error:
-                # That is no business of the sender's: the message is stored, and whoever has
-                # missed it finds it there.
-                log.error("a consumer failed", uid=message.uid, exc_info=error)
-                self._observer.unheard(error)
+            if isinstance(consumer, Broadcaster):
+                with self._sender_unharmed():
+                    consumer.pass_on(messages)
+            else:
+                for message in messages:
+                    with self._sender_unharmed():
+                        await consumer.consume_message(message)
+
+    @contextmanager
+    def _sender_unharmed(self) -> Iterator[None]:
+        """A consumer that fails is no business of the sender's: the message is stored, and
+        whoever has missed it finds it there."""
+        try:
+            yield
+        except Exception as error:
+            log.error("a consumer failed", exc_info=error)
+            self._observer.unheard(error)
 
     async def _relay(self, pubsub: PubSub) -> None:
         """Pass on what other nodes have stored."""

@@ -95,3 +95,26 @@ async def test_a_device_that_leaves_while_it_is_told_disturbs_nobody() -> None:
     broadcaster.add("u", staying)
     await broadcaster.consume_message(message(1, 0))
     assert staying.heard == [Publication.of(message(1, 0))]
+
+
+async def test_messages_that_follow_one_another_go_in_one_piece() -> None:
+    broadcaster, ear = Broadcaster(), Ear()
+    broadcaster.add("u", ear)
+    broadcaster.told("u", 5)
+    passing = out_of_band("u", "ping")
+    broadcaster.pass_on([message(7, 5), message(8, 7), passing, message(9, 8)])
+    assert ear.heard == [
+        Publication.of(message(7, 5), message(8, 7)),
+        Publication.of(message(9, 8)),
+    ]
+    assert ear.passed == [passing]
+
+
+async def test_a_gap_within_what_is_passed_on_is_seen() -> None:
+    gaps: list[str] = []
+    broadcaster, ear = Broadcaster(gaps.append), Ear()
+    broadcaster.add("u", ear)
+    broadcaster.told("u", 5)
+    broadcaster.pass_on([message(7, 5), message(9, 8)])
+    assert ear.heard == [Publication.of(message(7, 5))]
+    assert gaps == ["u"]

@@ -40,7 +40,8 @@ class Bare:
 
 async def serve_bare(port: int) -> None:
     with serving.listen("127.0.0.1", port) as listening:
-        await uvicorn.Server(serving.config(Bare())).serve([listening])
+        config = serving.config(Bare(), ws="websockets-sansio")
+        await uvicorn.Server(config).serve([listening])
 
 
 def main(port: str, what: str, *store: str) -> None:

@@ -5,12 +5,14 @@ that continues the feed goes out; one that lies behind it is a duplicate; anythi
 gap, and is left to whoever can read the store.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from gregor.core.instant import Time
-from gregor.core.message import UID, Message, OutOfBandMessage
+from gregor.core.message import UID, InBandMessage, Message, OutOfBandMessage
 from gregor.protocol.server import Publication
+
+RUN_MESSAGES = 100
 
 
 class Listener(Protocol):
@@ -40,17 +42,33 @@ class Broadcaster:
         self.gap = gap
 
     async def consume_message(self, message: Message) -> Message:
-        feed = self.feeds.get(message.uid)
-        if feed is None:
-            pass  # no device of this user is here
-        elif isinstance(message, OutOfBandMessage):
-            for listener in tuple(feed.listeners):
-                listener.pass_by(message)
-        elif feed.position is not None and message.prev > feed.position:
-            self.gap(message.uid)
-        else:
-            self.publish(message.uid, Publication.of(message))
+        self.pass_on([message])
         return message
+
+    def pass_on(self, messages: Sequence[Message]) -> None:
+        """Pass on messages, in order. Those that follow one another on a user's clock go in one
+        piece, so that a device is told of them in one frame."""
+        for piece in _pieces(messages):
+            match piece:
+                case OutOfBandMessage() as message:
+                    for listener in self._listeners(message.uid):
+                        listener.pass_by(message)
+                case run:
+                    self._continue(run)
+
+    def _continue(self, run: Sequence[InBandMessage]) -> None:
+        uid, prev = run[0].uid, run[0].prev
+        feed = self.feeds.get(uid)
+        if feed is None:
+            return  # no device of this user is here
+        if feed.position is not None and prev > feed.position:
+            self.gap(uid)
+        else:
+            self.publish(uid, Publication.of(*run))
+
+    def _listeners(self, uid: UID) -> tuple[Listener, ...]:
+        feed = self.feeds.get(uid)
+        return () if feed is None else tuple(feed.listeners)
 
     def publish(self, uid: UID, publication: Publication) -> None:
         """Pass on a stretch of the user's clock, unless it lies behind."""
@@ -84,3 +102,25 @@ class Broadcaster:
 
     def positions(self) -> dict[UID, Time]:
         return {uid: feed.position for uid, feed in self.feeds.items() if feed.position is not None}
+
+
+def _pieces(messages: Sequence[Message]) -> Iterator[OutOfBandMessage | list[InBandMessage]]:
+    run: list[InBandMessage] = []
+    for message in messages:
+        if run and not (_follows(message, run[-1]) and len(run) < RUN_MESSAGES):
+            yield run
+            run = []
+        match message:
+            case OutOfBandMessage():
+                yield message
+            case InBandMessage():
+                run.append(message)
+    if run:
+        yield run
+
+
+def _follows(message: Message, last: InBandMessage) -> bool:
+    return isinstance(message, InBandMessage) and (message.uid, message.prev) == (
+        last.uid,
+        last.ctime,
+    )

@@ -62,7 +62,6 @@ from gregor.protocol.frames import (
     decode_device_frame,
     encode,
     pages,
-    weight,
 )
 
 QUEUE_MESSAGES = 256
@@ -78,22 +77,29 @@ class Phase(Enum):
 
 class Publication(NamedTuple):
     """All that the user's clock passed from `prev` (exclusive) to `cursor`, in order.
-    `size` is about what it takes in a frame, in bytes."""
+
+    `said` is the frame that tells a device which knows all before it, the same for each device;
+    None if something is meant for one device only. `size` is about what it takes, in bytes."""
 
     prev: Time
     messages: tuple[InBandMessage, ...]
     cursor: Time
     size: int
+    said: "Send | None"
 
     @classmethod
-    def of(cls, message: InBandMessage) -> "Publication":
-        return cls(message.prev, (message,), message.ctime, weight(message))
+    def of(cls, *messages: InBandMessage) -> "Publication":
+        """Of messages that follow one another."""
+        return cls.stretch(messages[0].prev, messages, messages[-1].ctime)
 
     @classmethod
     def stretch(
         cls, prev: Time, messages: tuple[InBandMessage, ...], cursor: Time
     ) -> "Publication":
-        return cls(prev, messages, cursor, sum(weight(message) for message in messages))
+        frame = Messages(prev, messages, cursor)
+        text = encode(frame)
+        scoped = any(message.device_id is not None for message in messages)
+        return cls(prev, messages, cursor, len(text), None if scoped else Send(frame, text))
 
 
 # What the reading hand is asked to do
@@ -121,10 +127,11 @@ class Send(NamedTuple):
     """Write this frame."""
 
     frame: Frame
+    known_text: str | None = None
 
     @property
     def text(self) -> str:
-        return encode(self.frame)
+        return encode(self.frame) if self.known_text is None else self.known_text
 
 
 class CatchUp(NamedTuple):
@@ -158,7 +165,8 @@ class ServerSession:
         self._held: list[Publication] = []  # published while the store is being read
         self._control: list[Frame] = []
         self._pages: Iterator[SyncPage] | None = None
-        self._waiting: list[InBandMessage] = []
+        self._waiting: list[Publication] = []
+        self._waiting_messages = 0
         self._passing: list[OutOfBandMessage] = []
         self._queued_bytes = 0
         self._close: Close | None = None
@@ -275,13 +283,11 @@ class ServerSession:
             # out deaths of items that this device, and it alone, was told of meanwhile.
             self._lag()
             return
-        for message in publication.messages:
-            addressed = message.addressed_to(self.device_id)
-            if addressed is not None:
-                self._waiting.append(addressed)
+        self._waiting.append(publication)
+        self._waiting_messages += len(publication.messages)
         self.position = publication.cursor
         self._queued_bytes += publication.size
-        self._check_queue(len(self._waiting))
+        self._check_queue(self._waiting_messages)
 
     def pass_by(self, message: OutOfBandMessage) -> None:
         """An out-of-band message. A device too slow to take it misses it."""
@@ -297,9 +303,8 @@ class ServerSession:
         self.cursor = self.position = sync.cursor
         # What waited when the device asked is in the sync; and what of it has died since must not
         # be told after it.
-        self._waiting = []
+        self._forget_what_waits()
         held, self._held = self._held, []
-        self._queued_bytes = sum(len(memoryview(m.raw_body)) for m in self._passing)
         for publication in held:
             self.publish(publication)
 
@@ -309,8 +314,8 @@ class ServerSession:
             self._lag()
 
     def _lag(self) -> None:
-        self._waiting, self._held, self._passing = [], [], []
-        self._queued_bytes = 0
+        self._held, self._passing = [], []
+        self._forget_what_waits()
         self._behind = self.cursor
 
     # The writing hand
@@ -338,10 +343,26 @@ class ServerSession:
             self._catching_up = True
             return CatchUp(self._start)
         if self._waiting and not self._catching_up:
-            frame = Messages(self.cursor, tuple(self._waiting), self.position)
-            self._waiting, self._queued_bytes, self.cursor = [], 0, self.position
-            return Send(frame)
+            return self._news()
         return None
+
+    def _news(self) -> Send | None:
+        """All that waits, in one frame; None if none of it is for this device."""
+        waiting = self._waiting
+        self._forget_what_waits()
+        said = waiting[0].said
+        if said is None or len(waiting) > 1 or waiting[0].prev != self.cursor:
+            addressed = (m.addressed_to(self.device_id) for p in waiting for m in p.messages)
+            messages = tuple(message for message in addressed if message is not None)
+            if not messages:
+                return None
+            said = Send(Messages(self.cursor, messages, self.position))
+        self.cursor = self.position
+        return said
+
+    def _forget_what_waits(self) -> None:
+        self._waiting, self._waiting_messages = [], 0
+        self._queued_bytes = sum(len(memoryview(m.raw_body)) for m in self._passing)
 
     def _say(self, frame: Frame) -> None:
         if len(self._control) < QUEUE_MESSAGES:

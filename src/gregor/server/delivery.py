@@ -12,12 +12,13 @@ from gregor.core.message import OutOfBandMessage
 from gregor.errors import GregorError, Unauthenticated
 from gregor.node import Node
 from gregor.protocol.frames import Frame, Messages
-from gregor.protocol.server import CatchUp, Close, Publication, Send, ServerSession
+from gregor.protocol.server import CatchUp, Close, Effect, Publication, Send, ServerSession
 from gregor.server.metrics import Metrics
+from gregor.server.socket import NO_SOCKET, Socket
 
 log = structlog.get_logger("gregor.server")
 
-Write: TypeAlias = Callable[[Frame | Close], Awaitable[None]]
+Write: TypeAlias = Callable[[Send | Close], Awaitable[None]]
 
 
 class Delivery:
@@ -27,13 +28,15 @@ class Delivery:
     it takes them. Whoever watches over deliveries ends those that take too long.
     """
 
-    def __init__(self, node: Node, metrics: Metrics) -> None:
+    def __init__(self, node: Node, metrics: Metrics, socket: Socket = NO_SOCKET) -> None:
         self.session = ServerSession()
         self.writing_since: float | None = None
         self._node = node
         self._metrics = metrics
+        self._socket = socket
         self._loop = asyncio.get_running_loop()
         self._woken: asyncio.Future[None] = self._loop.create_future()
+        self._effect: Effect | None = None  # what the writing hand is woken for
         self._timers: list[asyncio.TimerHandle] = []
         task = asyncio.current_task()
         assert task is not None  # a delivery is made by the task that lives for it
@@ -84,30 +87,47 @@ class Delivery:
             self.later(seconds, lambda: self.session.refuse(expired))
 
     def wake(self) -> None:
-        """Something has changed that may call for writing."""
-        if not self._woken.done():
-            self._woken.set_result(None)
+        """Something has changed that may call for writing. What the socket takes at once needs no
+        hand that writes, unless that one is at work already: then it will see by itself."""
+        if self._woken.done():
+            return
+        while self._socket.ready:
+            match self.session.next():
+                case None:
+                    return
+                case Send() as send:
+                    self._socket.write(send.text)
+                    self._count(send.frame)
+                case effect:
+                    self._effect = effect
+                    break
+        self._woken.set_result(None)
 
     async def write_all(self, write: Write) -> None:
         """Write whatever the session says, until it says that it is over."""
         while True:
-            match self.session.next():
-                case Send(frame):
-                    self.writing_since = self._loop.time()
-                    await write(frame)
-                    self.writing_since = None
-                    if isinstance(frame, Messages):
-                        self._metrics.delivered += len(frame.messages)
+            effect, self._effect = self._effect, None
+            match effect or self.session.next():
+                case Send() as send:
+                    await self._in_time(write, send)
+                    self._count(send.frame)
                 case CatchUp(cursor):
                     await self._catch_up(cursor)
                 case Close() as close:
-                    self.writing_since = self._loop.time()
-                    await write(close)
-                    self.writing_since = None
+                    await self._in_time(write, close)
                     return
                 case None:
                     self._woken = self._loop.create_future()
                     await self._woken
+
+    async def _in_time(self, write: Write, effect: Send | Close) -> None:
+        self.writing_since = self._loop.time()
+        await write(effect)
+        self.writing_since = None
+
+    def _count(self, frame: Frame) -> None:
+        if isinstance(frame, Messages):
+            self._metrics.delivered += len(frame.messages)
 
     async def _catch_up(self, cursor: int) -> None:
         session = self.session

@@ -6,16 +6,19 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import structlog
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from gregor.config import Settings
 from gregor.errors import SetupError
 from gregor.protocol.frames import MAX_FRAME
 from gregor.server.app import Server
 from gregor.server.service import SLOWEST_SECONDS
+from gregor.server.socket import WebSocket
 
 log = structlog.get_logger("gregor.server")
 
@@ -47,12 +50,14 @@ def _let_rest_what_stays() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
-def config(app: ASGIApp) -> uvicorn.Config:
+def config(
+    app: ASGIApp, ws: type[WebSocketsSansIOProtocol] | Literal["websockets-sansio"] = WebSocket
+) -> uvicorn.Config:
     """How uvicorn has to be set up: messages are small and many, so they are not compressed."""
     return uvicorn.Config(
         app,
         lifespan="off",
-        ws="websockets-sansio",
+        ws=ws,
         ws_max_size=MAX_FRAME,
         ws_per_message_deflate=False,
         log_config=None,

@@ -6,8 +6,8 @@ from starlette.types import Receive, Scope, Send
 
 from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID
+from gregor.protocol import server as protocol
 from gregor.protocol.frames import Frame, Messages, SyncPage, encode
-from gregor.protocol.server import Close
 from gregor.server.delivery import Delivery
 from gregor.server.service import Service
 
@@ -59,11 +59,11 @@ class EventStream:
                     task.cancel()
 
     async def _write(self, delivery: Delivery, send: Send) -> None:
-        async def write(frame: Frame | Close) -> None:
-            match frame:
-                case Close():
+        async def write(effect: protocol.Send | protocol.Close) -> None:
+            match effect:
+                case protocol.Close():
                     await send({"type": "http.response.body", "body": b""})
-                case Frame():
+                case protocol.Send(frame):
                     await send(_body(as_event(frame)))
 
         await delivery.write_all(write)

@@ -9,12 +9,13 @@ from starlette.types import Send as ASGISend
 
 from gregor.core.message import Message
 from gregor.errors import Forbidden, GregorError, TooLarge, Unavailable
-from gregor.protocol.frames import MAX_FRAME, Frame, Result, encode
-from gregor.protocol.server import Authenticate, Close, Store
+from gregor.protocol.frames import MAX_FRAME, Result
+from gregor.protocol.server import Authenticate, Close, Send, Store
 from gregor.server.auth import Role
 from gregor.server.delivery import Delivery
 from gregor.server.http import problem
 from gregor.server.service import Service
+from gregor.server.socket import NO_SOCKET, Socket, socket_of
 
 
 class Connect:
@@ -29,7 +30,7 @@ class Connect:
             await problem(Unavailable("this server is stopping"))(scope, receive, send)
             return
         await send({"type": "websocket.accept"})
-        connection = Connection(self._service, receive, send)
+        connection = Connection(self._service, receive, send, socket_of(scope))
         with self._service.serving(connection):
             await connection.run()
 
@@ -37,8 +38,10 @@ class Connect:
 class Connection(Delivery):
     """One WebSocket: its two hands, and the session that tells them what to do."""
 
-    def __init__(self, service: Service, receive: Receive, send: ASGISend) -> None:
-        super().__init__(service.node, service.metrics)
+    def __init__(
+        self, service: Service, receive: Receive, send: ASGISend, socket: Socket = NO_SOCKET
+    ) -> None:
+        super().__init__(service.node, service.metrics, socket)
         self._service = service
         self._receive = receive
         self._send = send
@@ -69,11 +72,11 @@ class Connection(Delivery):
         with suppress(_Gone):  # the reading hand hears of it
             await self.write_all(self._write_one)
 
-    async def _write_one(self, frame: Frame | Close) -> None:
+    async def _write_one(self, effect: Send | Close) -> None:
         try:
-            match frame:
-                case Frame():
-                    await self._send({"type": "websocket.send", "text": encode(frame)})
+            match effect:
+                case Send() as send:
+                    await self._send({"type": "websocket.send", "text": send.text})
                 case Close(code, reason):
                     await self._send({"type": "websocket.close", "code": code, "reason": reason})
         except (OSError, RuntimeError) as error:  # the second: uvicorn has closed it already

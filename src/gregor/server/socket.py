@@ -1,0 +1,74 @@
+"""uvicorn's WebSocket, which also takes a text at once where that needs no waiting.
+
+An ASGI application can only `await send(…)`, and so each of a thousand devices that are told the
+same needs a task of its own to wake up. This WebSocket offers itself to the application in
+`scope["extensions"]`; under another server, which does not, the application sends as usual.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Protocol
+
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.http11 import Request
+from websockets.protocol import State
+
+EXTENSION = "gregor.socket"
+
+
+class Socket(Protocol):
+    """Where a text can be written without waiting, while it is ready."""
+
+    @property
+    def ready(self) -> bool: ...
+    def write(self, text: str) -> None: ...
+
+
+class NoSocket:
+    """For transports that have none: it is never ready."""
+
+    ready = False
+
+    def write(self, text: str) -> None:
+        raise AssertionError("nothing is written to what is not ready")
+
+
+def socket_of(scope: Mapping[str, Any]) -> Socket:
+    """The socket that the server offers."""
+    socket: Socket = scope.get("extensions", {}).get(EXTENSION, NO_SOCKET)
+    return socket
+
+
+NO_SOCKET = NoSocket()
+
+
+class WebSocket(WebSocketsSansIOProtocol):
+    def handle_connect(self, event: Request) -> None:
+        super().handle_connect(event)
+        if self.response.status_code == 101:
+            extensions: Any = self.scope["extensions"]
+            extensions[EXTENSION] = self
+
+    @property
+    def ready(self) -> bool:
+        return (
+            self.handshake_complete
+            and self.writable.is_set()
+            and self.conn.state is State.OPEN
+            and not (self.close_sent or self.transport.is_closing())
+        )
+
+    def write(self, text: str) -> None:
+        self.transport.write(text_frame(text))
+
+
+@lru_cache(maxsize=1)
+def text_frame(text: str) -> bytes:
+    """An unmasked text frame (RFC 6455, section 5.2). Often the next device is told the same."""
+    payload = text.encode()
+    size = len(payload)
+    if size < 126:
+        return b"\x81%c%b" % (size, payload)
+    if size < 65536:
+        return b"\x81\x7e%b%b" % (size.to_bytes(2, "big"), payload)
+    return b"\x81\x7f%b%b" % (size.to_bytes(8, "big"), payload)
