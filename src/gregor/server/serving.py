@@ -4,6 +4,7 @@ import asyncio
 import gc
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -31,6 +32,7 @@ async def serve(settings: Settings) -> None:
         async with Server(settings) as server:
             process = _Process(config(server.app))
             _let_rest_what_stays()
+            _take_short_turns()
             with process.told_by_signals():
                 host, port = listening.getsockname()[:2]
                 log.info("serving", url=f"http://{host}:{port}", store=str(settings.store))
@@ -48,6 +50,13 @@ def _let_rest_what_stays() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+
+
+def _take_short_turns() -> None:
+    """Let the thread of the database have the interpreter soon when it asks for it, which it does
+    between the statements of a commit: it would wait for a busy event loop for 5 ms each time.
+    Measured: a fifth more messages."""
+    sys.setswitchinterval(0.000_5)
 
 
 def config(
