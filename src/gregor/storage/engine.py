@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.pool import StaticPool
 
 from gregor.errors import GregorError, SetupError, StorageUnavailable
@@ -27,6 +27,10 @@ Work = Callable[[Connection], T]
 class StorageBroken(GregorError):
     """The disk did not confirm a write. What is in memory can no longer be trusted to be what is
     on disk, so the process must end; the next one reads what was really stored."""
+
+
+class AlreadyThere(GregorError):
+    """A row with this key is there. The whole transaction has been undone."""
 
 
 class Database:
@@ -136,6 +140,8 @@ def _begin(connection: Connection) -> None:
 
 def translated(error: DBAPIError, url: URL) -> GregorError:
     """What a driver's error means for whoever asked."""
+    if isinstance(error, IntegrityError):
+        return AlreadyThere(f"{url}: {error.orig}")
     name = getattr(error.orig, "sqlite_errorname", "")
     if name in ("SQLITE_IOERR_FSYNC", "SQLITE_IOERR_DIR_FSYNC", "SQLITE_CORRUPT", "SQLITE_NOTADB"):
         return StorageBroken(f"{url}: {error.orig} ({name}); the process ends here")
