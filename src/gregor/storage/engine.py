@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import StaticPool
 
 from gregor.errors import GregorError, SetupError, StorageUnavailable
@@ -140,9 +140,9 @@ def _begin(connection: Connection) -> None:
 
 def translated(error: DBAPIError, url: URL) -> GregorError:
     """What a driver's error means for whoever asked."""
-    if isinstance(error, IntegrityError):
-        return AlreadyThere(f"{url}: {error.orig}")
     name = getattr(error.orig, "sqlite_errorname", "")
+    if name in ("SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_UNIQUE"):
+        return AlreadyThere(f"{url}: {error.orig}")
     if name in ("SQLITE_IOERR_FSYNC", "SQLITE_IOERR_DIR_FSYNC", "SQLITE_CORRUPT", "SQLITE_NOTADB"):
         return StorageBroken(f"{url}: {error.orig} ({name}); the process ends here")
     if name in ("SQLITE_FULL", "SQLITE_IOERR_WRITE"):
