@@ -2,6 +2,8 @@
 
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ["tests.backends"]
+
 # A machine is opened once for a test, and each example is a user of its own in there; the suites
 # are base classes, which run in many subclasses. Both are meant.
 settings.register_profile(
