@@ -101,3 +101,7 @@ class StateMachineOfRecord(StateMachine, Protocol):
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
         """The clocks of these users: the ctime of the last message of each, 0 if there is none."""
         ...
+
+    async def troubles(self) -> Sequence[str]:
+        """What keeps it from its work, in words for whoever is on call; nothing if all is well."""
+        ...

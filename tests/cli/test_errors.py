@@ -4,7 +4,7 @@ import pytest
 
 from gregor.cli.main import reason
 from gregor.errors import StorageUnavailable
-from gregor.storage.engine import StorageBroken
+from gregor.storage.database import StorageBroken
 
 BROKEN = StorageBroken("the disk did not confirm a write")
 

@@ -7,7 +7,7 @@ from gregor.core.instant import Time
 from gregor.interfaces import StateMachineOfRecord
 from gregor.state_machines.memory import MemoryStateMachine
 from gregor.state_machines.sql import SQLStateMachine
-from gregor.storage.engine import Database
+from gregor.storage.engine import database_at
 from gregor.storage.migrations import migrate
 from gregor.testing.conformance import OpenMachine
 
@@ -20,7 +20,10 @@ async def memory(clock: Callable[[], Time]) -> AsyncIterator[StateMachineOfRecor
 def sql(url: str) -> OpenMachine:
     @asynccontextmanager
     async def opened(clock: Callable[[], Time]) -> AsyncIterator[StateMachineOfRecord]:
-        async with Database(url, migrate) as database, SQLStateMachine(database, clock) as machine:
+        async with (
+            database_at(url, migrate) as database,
+            SQLStateMachine(database, clock) as machine,
+        ):
             yield machine
 
     return opened

@@ -10,13 +10,14 @@ from gregor.core.message import create, parse_message
 from gregor.errors import InvalidMessage, Unavailable
 from gregor.interfaces import Outcome
 from gregor.state_machines.sql import MOST_IN_A_COMMIT, MOST_WAITING, SQLStateMachine
-from gregor.storage.engine import Database, StorageBroken
+from gregor.storage.database import Database, StorageBroken
+from gregor.storage.engine import database_at
 from gregor.storage.migrations import migrate
 
 
 @pytest.fixture
 async def database() -> AsyncIterator[Database]:
-    async with Database("sqlite://", migrate) as database:
+    async with database_at("sqlite://", migrate) as database:
         yield database
 
 

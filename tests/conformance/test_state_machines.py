@@ -28,3 +28,9 @@ class TestSQLiteFile(DurableStateMachineConformance):
     @pytest.fixture
     def open_machine(self, tmp_path: Path) -> OpenMachine:
         return machines.sql(f"sqlite:///{tmp_path / 'gregor.db'}")
+
+
+class TestPostgreSQL(DurableStateMachineConformance):
+    @pytest.fixture
+    def open_machine(self, postgresql_url: str) -> OpenMachine:
+        return machines.sql(postgresql_url)

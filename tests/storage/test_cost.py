@@ -10,14 +10,9 @@ from sqlalchemy import Connection
 
 from gregor.core.instant import SECOND
 from gregor.core.message import InBandMessage, create, dismiss, dismiss_category, replace
-from gregor.state_machines.sql import (
-    SQLStateMachine,
-    consume,
-    read_since,
-    read_state,
-    read_sync,
-)
-from gregor.storage.engine import Database
+from gregor.state_machines.sql import SQLStateMachine
+from gregor.state_machines.transactions import consume, read_since, read_state, read_sync
+from gregor.storage.engine import database_at
 from gregor.storage.migrations import migrate
 
 T = TypeVar("T")
@@ -65,7 +60,7 @@ EVERYDAY: dict[str, Callable[[Connection], object]] = {
 async def test_d15_a_long_history_costs_nothing(what: str) -> None:
     costs = []
     for length in (10, LONG):
-        async with Database("sqlite://", migrate) as database:
+        async with database_at("sqlite://", migrate) as database:
             async with SQLStateMachine(database, lambda: NOW) as machine:
                 for _ in range(length // 10):
                     await machine.consume_messages([replace("u", "badge", n) for n in range(9)])

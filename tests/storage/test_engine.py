@@ -14,16 +14,16 @@ from gregor.core.message import create
 from gregor.errors import SetupError, StorageUnavailable
 from gregor.interfaces import Duplicate, Stored
 from gregor.state_machines.sql import SQLStateMachine
-from gregor.storage.engine import Database, parse_url
+from gregor.storage.engine import database_at, parse_url
 from gregor.storage.migrations import migrate
 
 HOLD = """
 import asyncio, sys
-from gregor.storage.engine import Database
+from gregor.storage.engine import database_at
 from gregor.storage.migrations import migrate
 
 async def hold():
-    async with Database(sys.argv[1], migrate):
+    async with database_at(sys.argv[1], migrate):
         print("open", flush=True)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
@@ -42,7 +42,7 @@ def clock() -> int:
 async def refusal(url: str) -> str:
     """What is said of a store that cannot be opened."""
     with pytest.raises(SetupError) as refused:
-        async with Database(url, migrate):
+        async with database_at(url, migrate):
             pass
     return refused.value.message
 
@@ -63,7 +63,7 @@ async def test_a_second_process_on_the_same_file_is_refused(tmp_path: Path) -> N
     url = url_of(tmp_path / "gregor.db")
     async with held_open(url):
         assert "open in another process" in await refusal(url)
-    async with Database(url, migrate):  # it has gone
+    async with database_at(url, migrate):  # it has gone
         pass
 
 
@@ -71,7 +71,7 @@ async def test_a_process_that_was_killed_leaves_the_file_to_the_next(tmp_path: P
     url = url_of(tmp_path / "gregor.db")
     async with held_open(url) as process:
         process.kill()
-    async with Database(url, migrate) as database, SQLStateMachine(database, clock) as machine:
+    async with database_at(url, migrate) as database, SQLStateMachine(database, clock) as machine:
         await machine.consume_message(create("u", "a"))
 
 
@@ -122,7 +122,7 @@ async def test_a_commit_is_on_disk_when_it_returns(tmp_path: Path) -> None:
         names = ("journal_mode", "synchronous", "locking_mode")
         return [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names]
 
-    async with Database(url_of(tmp_path / "gregor.db"), migrate) as database:
+    async with database_at(url_of(tmp_path / "gregor.db"), migrate) as database:
         assert await database.read(settings) == ["wal", 2, "exclusive"]
 
 
@@ -134,7 +134,7 @@ async def test_a_transaction_that_fails_leaves_nothing_behind(tmp_path: Path) ->
     def users(connection: Connection) -> int | None:
         return connection.exec_driver_sql("SELECT count(*) FROM users").scalar()
 
-    async with Database(url_of(tmp_path / "gregor.db"), migrate) as database:
+    async with database_at(url_of(tmp_path / "gregor.db"), migrate) as database:
         with pytest.raises(ValueError, match="in the middle"):
             await database.write(fails)
         assert await database.read(users) == 0
@@ -146,7 +146,7 @@ async def test_what_a_reader_does_is_not_kept() -> None:
     def nonsense(connection: Connection) -> None:
         connection.exec_driver_sql("SELECT * FROM nowhere")
 
-    async with Database("sqlite://", migrate) as database:
+    async with database_at("sqlite://", migrate) as database:
         with pytest.raises(StorageUnavailable, match="nowhere") as failed:
             await database.read(nonsense)
     assert failed.value.__cause__ is not None
@@ -154,7 +154,7 @@ async def test_what_a_reader_does_is_not_kept() -> None:
 
 async def test_a_database_that_is_not_open_is_unavailable() -> None:
     with pytest.raises(StorageUnavailable):
-        await Database("sqlite://").read(lambda connection: None)
+        await database_at("sqlite://").read(lambda connection: None)
 
 
 def give_room(connection: Connection, pages: int) -> None:
@@ -166,7 +166,7 @@ def give_room(connection: Connection, pages: int) -> None:
 async def test_on_a_full_disk_nothing_is_accepted_and_nothing_lost(tmp_path: Path) -> None:
     large = [create("u", "a", "x" * 60_000, msg_id=f"m{n}") for n in range(3)]
     url = url_of(tmp_path / "gregor.db")
-    async with Database(url, migrate) as database, SQLStateMachine(database, clock) as machine:
+    async with database_at(url, migrate) as database, SQLStateMachine(database, clock) as machine:
         await machine.consume_message(large[0])
         await database.write(lambda c: give_room(c, 0))
         for message in large[1:]:
@@ -177,7 +177,7 @@ async def test_on_a_full_disk_nothing_is_accepted_and_nothing_lost(tmp_path: Pat
         first, *others = await machine.consume_messages(large)
         assert isinstance(first, Duplicate)
         assert [type(outcome) for outcome in others] == [Stored, Stored]
-    async with Database(url, migrate) as database, SQLStateMachine(database, clock) as machine:
+    async with database_at(url, migrate) as database, SQLStateMachine(database, clock) as machine:
         assert [item.msg_id for item in await machine.state("u")] == ["m0", "m1", "m2"]
 
 
@@ -186,12 +186,12 @@ import asyncio, resource, sys
 from gregor.core.message import create
 from gregor.errors import Unavailable
 from gregor.state_machines.sql import SQLStateMachine
-from gregor.storage.engine import Database
+from gregor.storage.engine import database_at
 from gregor.storage.migrations import migrate
 
 async def fill():
     stored = 0
-    async with Database(sys.argv[1], migrate) as database:
+    async with database_at(sys.argv[1], migrate) as database:
         async with SQLStateMachine(database, lambda: 1000) as machine:
             _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
             resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, most))
@@ -221,6 +221,6 @@ async def test_a_file_system_that_refuses_to_grow_is_unavailable_until_it_grows(
     refused, stored = out.decode().splitlines()
     assert "disk is full or refuses writes" in refused
     assert 0 < int(stored) < 100
-    async with Database(url, migrate) as database, SQLStateMachine(database, clock) as machine:
+    async with database_at(url, migrate) as database, SQLStateMachine(database, clock) as machine:
         ids = [item.msg_id for item in await machine.state("u")]
     assert ids == [*(f"m{n}" for n in range(int(stored))), "last"]

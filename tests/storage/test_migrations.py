@@ -8,7 +8,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, inspect
 
 from gregor.errors import SetupError
-from gregor.storage.engine import Database
+from gregor.storage.engine import database_at
 from gregor.storage.migrations import migrate, revision
 from gregor.storage.tables import metadata
 
@@ -20,7 +20,7 @@ async def test_the_migrations_make_the_tables_and_nothing_else() -> None:
             compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
         )
 
-    async with Database("sqlite://", migrate) as database:
+    async with database_at("sqlite://", migrate) as database:
         assert await database.read(differences) == []
 
 
@@ -43,9 +43,9 @@ async def test_the_migrations_make_every_index_and_constraint() -> None:
             if name != "alembic_version"
         }
 
-    async with Database("sqlite://", migrate) as migrated:
+    async with database_at("sqlite://", migrate) as migrated:
         ours = await migrated.read(outline)
-    async with Database("sqlite://", metadata.create_all) as created:
+    async with database_at("sqlite://", metadata.create_all) as created:
         assert await created.read(outline) == ours
     assert set(ours) == set(metadata.tables)
 
@@ -59,14 +59,14 @@ async def test_to_migrate_twice_is_to_migrate_once(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'gregor.db'}"
     revisions = []
     for _ in range(2):
-        async with Database(url, migrate) as database:
+        async with database_at(url, migrate) as database:
             revisions.append(await database.read(revision))
     assert revisions[0] is not None
     assert revisions[0] == revisions[1]
 
 
 async def test_a_new_file_has_no_schema(tmp_path: Path) -> None:
-    async with Database(f"sqlite:///{tmp_path / 'gregor.db'}") as database:
+    async with database_at(f"sqlite:///{tmp_path / 'gregor.db'}") as database:
         assert await database.read(revision) is None
 
 
@@ -78,10 +78,10 @@ async def test_a_schema_from_the_future_is_refused_with_the_command_that_mends_i
     def from_the_future(connection: Connection) -> None:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
 
-    async with Database(url, migrate) as database:
+    async with database_at(url, migrate) as database:
         await database.write(from_the_future)
     with pytest.raises(SetupError, match=r"9999.*pip install -U gregor-sync"):
-        async with Database(url, migrate):
+        async with database_at(url, migrate):
             pass
-    async with Database(url) as database:
+    async with database_at(url) as database:
         assert await database.read(revision) == "9999"

@@ -17,7 +17,7 @@ from gregor.core.message import Creation, Dismissal, InBandMessage, Range, raw
 from gregor.interfaces import Stored
 from gregor.server.app import now
 from gregor.state_machines.sql import SQLStateMachine
-from gregor.storage.engine import Database
+from gregor.storage.engine import database_at
 from gregor.storage.migrations import migrate
 
 HISTORIES, LIVE, ROUNDS, WARM_UP, BATCH = (100, 10_000, 100_000), 100, 400, 50, 1_000
@@ -70,7 +70,7 @@ async def _write(store: Path, histories: tuple[int, ...]) -> dict[int, int]:
     last message."""
     cursors: dict[int, int] = {}
     async with (
-        Database(f"sqlite:///{store}", migrate) as database,
+        database_at(f"sqlite:///{store}", migrate) as database,
         SQLStateMachine(database, now) as state_machine,
     ):
         for history in histories:

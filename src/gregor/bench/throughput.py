@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 from gregor.bench import servers
 from gregor.bench.crowd import DEVICES, Crowd
 from gregor.bench.report import Figure
-from gregor.storage.engine import Database, configure
+from gregor.storage.engine import database_at
 from gregor.storage.migrations import migrate
+from gregor.storage.sqlite import configure
 
 USERS, ROUNDS, FRAMES, WARM_UP, MESSAGES = 100, 3, 60, 5, 20
 
@@ -82,7 +83,7 @@ async def _bare(served: Path, store: Path, batch: int) -> float:
     with sqlite3.connect(served) as source:
         rows = source.execute("SELECT * FROM messages ORDER BY rowid").fetchall()
     source.close()
-    async with Database(f"sqlite:///{store}", migrate):
+    async with database_at(f"sqlite:///{store}", migrate):
         pass
     connection = sqlite3.connect(store)
     configure(connection)

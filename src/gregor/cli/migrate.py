@@ -26,8 +26,8 @@ def migrate(ctx: typer.Context, store: options.Store = None, json: options.JSON 
 
 
 async def _migrate(settings: "Settings") -> str | None:
-    from gregor.storage.engine import Database
+    from gregor.storage.engine import database_at
     from gregor.storage.migrations import migrate, revision
 
-    async with Database(settings.store, migrate) as database:
+    async with database_at(settings.store, migrate) as database:
         return await database.read(revision)

@@ -19,7 +19,8 @@ from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID
 from gregor.core.state import DismissedRange, Facts, Item
 from gregor.errors import SetupError
-from gregor.storage.engine import Database, StorageBroken
+from gregor.storage.database import StorageBroken
+from gregor.storage.sqlite import SQLiteDatabase
 
 T = TypeVar("T")
 
@@ -100,7 +101,7 @@ class SQLiteStore:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         url = URL.create("sqlite", database=str(self.path))
-        self._database = Database(url.render_as_string(), self._prepare)
+        self._database = SQLiteDatabase(url, self._prepare)
 
     async def __aenter__(self) -> Self:
         await self._database.__aenter__()

@@ -32,7 +32,7 @@ from gregor.server.openapi import describe
 from gregor.server.service import HELLO_SECONDS, SLOWEST_SECONDS, Service
 from gregor.server.websocket import Connect
 from gregor.state_machines.sql import SQLStateMachine
-from gregor.storage.engine import Database
+from gregor.storage.engine import database_at
 from gregor.storage.migrations import migrate
 
 
@@ -62,7 +62,7 @@ class Server:
         self.settings = settings
         deliveries: dict[Delivery, None] = {}
         self.metrics = Metrics(deliveries)
-        self.database = Database(settings.store, migrate)
+        self.database = database_at(settings.store, migrate)
         self.state_machine = SQLStateMachine(self.database, clock, self.metrics.committed)
         self.node = Node(
             self.state_machine,

@@ -66,6 +66,9 @@ class MemoryStateMachine:
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
         return {uid: self._user(uid).ctime for uid in uids}
 
+    async def troubles(self) -> Sequence[str]:
+        return ()
+
     def log(self, uid: UID) -> tuple[InBandMessage, ...]:
         """All that was ever stored for the user, in order and in full."""
         return tuple(self._user(uid).log)

@@ -1,58 +1,45 @@
 """The state machine of record on a database, SQLite or PostgreSQL.
 
 Concurrent messages of many users are committed together (group commit): while one transaction is
-under way the next batch gathers, and a message that is alone does not wait for company. Nothing
-here reads a user's log; what a message costs is what is live, and what is new.
+under way the next batch gathers, and a message that is alone does not wait for company.
 """
 
 import asyncio
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import perf_counter
-from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Self
 
-import msgspec
-from sqlalchemy import Connection
+import structlog
 
 from gregor.core.instant import SECOND, Time, TimeOrOffset
-from gregor.core.message import (
-    UID,
-    DeviceID,
-    Dismissal,
-    InBandMessage,
-    Message,
-    MsgID,
-    OutOfBandMessage,
-    seen_on,
-)
-from gregor.core.state import (
-    Changes,
-    DismissedRange,
-    Item,
-    Known,
-    Snapshot,
-    State,
-    Sync,
-    dismissed_ranges,
-    hash_of,
-    most_changes,
-    since,
-)
-from gregor.errors import Conflict, StorageUnavailable, Unavailable
+from gregor.core.message import UID, DeviceID, InBandMessage, Message, OutOfBandMessage
+from gregor.core.state import State, Sync
+from gregor.errors import ClockSkew, GregorError, StorageUnavailable, Unavailable
 from gregor.interfaces import Duplicate, Outcome, Rejected, Stored
-from gregor.storage import statements, tables
-from gregor.storage.engine import AlreadyThere, Database
-from gregor.storage.tables import FOREVER
+from gregor.state_machines.transactions import (
+    consume,
+    consume_new,
+    read_clock,
+    read_clocks,
+    read_since,
+    read_state,
+    read_sync,
+)
+from gregor.storage.database import AlreadyThere, Database, OutcomeUnknown
+
+log = structlog.get_logger("gregor.state_machine")
 
 MOST_IN_A_COMMIT = 1_000
 MOST_WAITING = 50_000
 
-# A range need not bury what has expired, and must not look at all that ever has. But a clock that
-# lags, or is set back, shows it once more: no clock does by more than this.
-CLOCKS_DIFFER = 3600 * SECOND
+# How far this machine's clock may be from the database's: then it is told, then writes are refused.
+SUSPECT_SKEW = SECOND // 2
+MOST_SKEW = 5 * SECOND
 
-T = TypeVar("T")
-ItemID: TypeAlias = tuple[UID, MsgID]
+# How often, and how long apart, a commit without an answer is looked for.
+LOOKS = 10
+LOOK_SECONDS = 0.5
 
 
 class _Waiting(NamedTuple):
@@ -65,7 +52,8 @@ class SQLStateMachine:
     it, the task that commits is at work; should that task fail, the block is cancelled.
 
     `committed` hears of each commit: how many messages, how many seconds it took, and whether the
-    database has taken it.
+    database has taken it. Every `compare_seconds` the clock is compared with the database's, where
+    that is another one; `skew` is by how many microseconds, at the least, the database's is ahead.
     """
 
     def __init__(
@@ -73,26 +61,36 @@ class SQLStateMachine:
         database: Database,
         clock: Callable[[], Time],
         committed: Callable[[int, float, bool], None] = lambda messages, seconds, taken: None,
+        *,
+        compare_seconds: float | None = None,
     ) -> None:
         self.database = database
+        self.skew: Time = 0
+        self._compare_seconds = compare_seconds
         self._clock = clock
         self._committed = committed
         self._waiting: deque[_Waiting] = deque()
         self._waiting_messages = 0
         self._arrival = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
+        self._comparing: asyncio.Task[None] | None = None
         self._open = False
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
         self._open = True
         self._tasks.create_task(self._commit_all(), name="commits")
+        if self._compare_seconds is not None:
+            await self._compare_clocks()
+            self._comparing = self._tasks.create_task(self._keep_comparing(self._compare_seconds))
         return self
 
     async def __aexit__(self, *exc_info: Any) -> None:
         """What was accepted is committed first."""
         self._open = False
         self._arrival.set()
+        if self._comparing is not None:
+            self._comparing.cancel()
         await self._tasks.__aexit__(None, None, None)  # what was in the block is not the group's
 
     # Consuming
@@ -108,6 +106,8 @@ class SQLStateMachine:
     async def consume_messages(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
         if not self._open:
             raise Unavailable("the store is closed or closing")
+        if abs(self.skew) > MOST_SKEW:
+            raise ClockSkew(self._apart())
         if self._waiting_messages + len(messages) > MOST_WAITING:
             raise Unavailable("too many messages wait to be stored; send them again later")
         waiting = _Waiting(messages, asyncio.get_running_loop().create_future())
@@ -168,7 +168,56 @@ class SQLStateMachine:
                 return await self.database.write(lambda c: consume_new(c, messages, now))
             except AlreadyThere:
                 pass
-        return await self.database.write(lambda c: consume(c, messages, now))
+            except OutcomeUnknown as unknown:
+                return await self._look(messages, now, unknown.result)
+        try:
+            return await self.database.write(lambda c: consume(c, messages, now))
+        except OutcomeUnknown as unknown:
+            return await self._look(messages, now, unknown.result)
+
+    async def _look(
+        self, messages: Sequence[InBandMessage], now: Time, told: list[Outcome]
+    ) -> list[Outcome]:
+        """Store messages of which the database was `told` before, and which it may have: the
+        lock on their users shows whether. Those that it has are what they were said to be."""
+        for looks_left in reversed(range(LOOKS)):
+            try:
+                found = await self.database.write(lambda c: consume(c, messages, now))
+                return recognised(found, told)
+            except OutcomeUnknown as unknown:
+                told = recognised(unknown.result, told)
+                if not looks_left:
+                    raise
+            except StorageUnavailable:
+                if not looks_left:
+                    raise
+            await asyncio.sleep(LOOK_SECONDS)
+        raise AssertionError("the last look returns or raises")
+
+    # The clock
+
+    async def _keep_comparing(self, seconds: float) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            await self._compare_clocks()
+
+    async def _compare_clocks(self) -> None:
+        before = self._clock()
+        try:
+            theirs = await self.database.read(read_clock)
+        except StorageUnavailable:
+            return  # who writes, and who asks for troubles, hears of that
+        if theirs is None:
+            return
+        # They looked at theirs somewhere between: the rest of the difference is beyond doubt.
+        self.skew = max(theirs - self._clock(), 0) or min(theirs - before, 0)
+        if abs(self.skew) > SUSPECT_SKEW:
+            log.warning("the clocks differ", says=self._apart())
+
+    def _apart(self) -> str:
+        side = "behind" if self.skew > 0 else "ahead of"
+        apart = f"this machine's clock is {abs(self.skew) / SECOND:.1f} s {side} the database's"
+        return f"{apart}; set both by NTP"
 
     # Asking
 
@@ -194,348 +243,24 @@ class SQLStateMachine:
         found = await self.database.read(lambda c: read_clocks(c, uids))
         return {uid: found.get(uid, 0) for uid in uids}
 
+    async def troubles(self) -> list[str]:
+        troubles = [self._apart()] if abs(self.skew) > MOST_SKEW else []
+        try:
+            await self.database.read(read_clock)
+        except GregorError as error:
+            troubles.append(error.message)
+        return troubles
+
+
+def recognised(found: Sequence[Outcome], told: Sequence[Outcome]) -> list[Outcome]:
+    """What is found to be known already, and was said to be stored now, was stored now."""
+    return [
+        then if isinstance(then, Stored) and now == Duplicate(then.message) else now
+        for now, then in zip(found, told, strict=True)
+    ]
+
 
 def _fail(batch: Iterable[_Waiting], error: Unavailable) -> None:
     for waiting in batch:
         if not waiting.outcomes.done():
             waiting.outcomes.set_exception(error)
-
-
-# One transaction that consumes
-
-
-def consume(connection: Connection, messages: Sequence[InBandMessage], now: Time) -> list[Outcome]:
-    """Store a batch, and say of each message what became of it. Runs inside a transaction.
-
-    Facts may come in any order, so the batch need not be taken message by message: first all that
-    is new is stored, then all that is dead, by old facts or new ones, is buried.
-    """
-    return _consume(connection, messages, now, _read_known(connection, messages))
-
-
-def consume_new(
-    connection: Connection, messages: Sequence[InBandMessage], now: Time
-) -> list[Outcome]:
-    """The same for messages that are not stamped and whose ids are not known; ends in
-    AlreadyThere if one is."""
-    return _consume(connection, messages, now, {})
-
-
-def _consume(
-    connection: Connection,
-    messages: Sequence[InBandMessage],
-    now: Time,
-    known: dict[ItemID, InBandMessage],
-) -> list[Outcome]:
-    users = _take_users(connection, {message.uid for message in messages})
-    clocks = {user.uid: user.ctime for user in users.values()}
-    outcomes: list[Outcome] = []
-    new: list[InBandMessage] = []
-    stored: list[InBandMessage] = []
-    late = False
-    for message in messages:
-        earlier = known.get((message.uid, message.msg_id))
-        clock = clocks.get(message.uid, 0)
-        if earlier is not None:
-            outcomes.append(_again(message, earlier))
-        elif message.stamped and message.ctime <= clock:
-            late = True
-            _insert(connection, new)
-            new = []
-            outcomes.append(_squeeze_in(connection, message, known))
-        else:
-            new.append(message.stamp(message.ctime or max(now, clock + 1), clock))
-            outcomes.append(Stored(new[-1]))
-            clocks[message.uid] = new[-1].ctime
-        match outcomes[-1]:
-            case Stored(message):
-                known[message.uid, message.msg_id] = message
-                stored.append(message)
-    _insert(connection, new)
-    _bury(connection, stored, users, now, late)
-    if stored:
-        moved = {(message.uid, clocks[message.uid]) for message in stored}
-        statements.ask(connection, statements.move_clocks(connection.dialect.name), moved)
-    return outcomes
-
-
-def _again(message: InBandMessage, earlier: InBandMessage) -> Outcome:
-    if earlier.same_contents(message):
-        return Duplicate(earlier)
-    return Rejected(message, Conflict("this msg_id is known with other contents", field="msg_id"))
-
-
-def _squeeze_in(
-    connection: Connection, message: InBandMessage, known: dict[ItemID, InBandMessage]
-) -> Outcome:
-    """Store a replay that lies behind the user's clock, between its neighbours."""
-    place = {"uid": message.uid, "ctime": message.ctime}
-    follower = connection.execute(statements.first_from, place).one()
-    if follower.ctime == message.ctime:
-        error = Conflict("another message of this user has this ctime", field="ctime")
-        return Rejected(message, error)
-    before = connection.scalar(statements.last_before, place) or 0
-    statements.ask(connection, statements.relink, [(message.uid, follower.ctime, message.ctime)])
-    later = known.get((message.uid, follower.msg_id))
-    if later is not None:  # it may come once more in this batch
-        known[message.uid, later.msg_id] = later.stamp(later.ctime, message.ctime)
-    stored = message.stamp(message.ctime, before)
-    _insert(connection, [stored])
-    return Stored(stored)
-
-
-def _insert(connection: Connection, new: Sequence[InBandMessage]) -> None:
-    statements.insert(connection, tables.messages, [_row(message) for message in new])
-    ranges = [
-        (
-            m.uid,
-            m.ctime,
-            number,
-            r.end,
-            r.category,
-            r.prefix,
-            _encoder.encode(r.skip_msg_ids).decode(),
-        )
-        for m in new
-        if m.dismissal is not None
-        for number, r in enumerate(dismissed_ranges(m.dismissal, m.ctime))
-    ]
-    statements.insert(connection, tables.dismissed_ranges, ranges)
-
-
-def _row(message: InBandMessage) -> tuple[object, ...]:
-    creation = message.creation
-    category = expires_at = None
-    if creation is not None:
-        category = creation.category
-        expires_at = creation.expires_at(message.ctime)
-        if expires_at is None:
-            expires_at = FOREVER
-    return (
-        message.uid,
-        message.ctime,
-        message.prev,
-        message.msg_id,
-        message.device_id,
-        _json(message),
-        category,
-        expires_at,
-        None,
-    )
-
-
-def _bury(
-    connection: Connection,
-    stored: Sequence[InBandMessage],
-    users: Mapping[UID, "_User"],
-    now: Time,
-    late: bool,
-) -> None:
-    """Note every death that follows from these messages, which are stored already: of the items
-    they create, by facts that came before them, and of any item by the facts that they bring.
-    `users` are those of the batch as they were before it."""
-    deaths: dict[ItemID, Time] = {}
-    created = [(m, users[m.uid]) for m in stored if m.creation is not None and m.uid in users]
-    _collect(deaths, _deaths_by_ids_awaiting(connection, [m for m, u in created if u.awaits]))
-    _collect(
-        deaths,
-        _deaths_by_ranges_reaching(connection, [m for m, u in created if m.ctime <= u.reach]),
-    )
-    dismissing = [(m, m.dismissal) for m in stored if m.dismissal is not None]
-    told: dict[ItemID, Time] = {}
-    if dismissing:
-        _collect(told, (((m.uid, id_), m.ctime) for m, d in dismissing for id_ in d.msg_ids))
-        _collect(deaths, told.items())
-        _collect(deaths, _deaths_by_range(connection, dismissing, now, late))
-    if deaths:
-        statements.ask(connection, statements.bury, [(*id_, at) for id_, at in deaths.items()])
-    if told:
-        dismissed = [(*id_, at) for id_, at in told.items()]
-        statements.ask(connection, statements.await_ids(connection.dialect.name), dismissed)
-
-
-def _deaths_by_ids_awaiting(
-    connection: Connection, created: Sequence[InBandMessage]
-) -> Iterator[tuple[ItemID, Time]]:
-    """Which of the new items were said to be dead before they came."""
-    if not created:
-        return
-    ids = [(message.uid, message.msg_id) for message in created]
-    awaited = statements.ask(connection, statements.ids_awaiting, ids).all()
-    yield from (((row.uid, row.msg_id), row.ctime) for row in awaited)
-    if awaited:
-        statements.ask(connection, statements.forget_ids, [row[:2] for row in awaited])
-
-
-def _deaths_by_ranges_reaching(
-    connection: Connection, created: Sequence[InBandMessage]
-) -> Iterator[tuple[ItemID, Time]]:
-    """Which of the new items fall into a range that was there before them."""
-    if not created:
-        return
-    earliest: dict[UID, Time] = {}
-    _collect(earliest, ((message.uid, message.ctime) for message in created))
-    reaching: defaultdict[UID, list[DismissedRange]] = defaultdict(list)
-    for row in statements.ask(connection, statements.ranges_reaching, earliest.items()):
-        reaching[row.uid].append(_range(row))
-    for message in created:
-        item = Item.of(message)
-        if item is not None:
-            for range_ in reaching[message.uid]:
-                if range_.covers(item):
-                    yield (message.uid, message.msg_id), range_.ctime
-
-
-def _deaths_by_range(
-    connection: Connection,
-    dismissing: Sequence[tuple[InBandMessage, Dismissal]],
-    now: Time,
-    late: bool,
-) -> Iterator[tuple[ItemID, Time]]:
-    ranges = [(m.uid, r) for m, d in dismissing for r in dismissed_ranges(d, m.ctime)]
-    if not ranges:
-        return
-    question = statements.items_covered_ever if late else statements.items_covered
-    rows = [
-        (uid, r.ctime, r.end, r.category, int(r.prefix), number, min(now, r.ctime) - CLOCKS_DIFFER)
-        for number, (uid, r) in enumerate(ranges)
-    ]
-    for row in statements.ask(connection, question, rows):
-        range_ = ranges[row.range][1]
-        if range_.matches(row.msg_id, row.category):
-            yield (row.uid, row.msg_id), range_.ctime
-
-
-def _collect(earliest: dict[T, Time], deaths: Iterable[tuple[T, Time]]) -> None:
-    for key, at in deaths:
-        earliest[key] = min(at, earliest.get(key, at))
-
-
-# One transaction that reads
-
-
-class _User(NamedTuple):
-    """A user of a batch, before it: the clock, whether ids are awaited, how far ranges reach."""
-
-    uid: UID
-    ctime: Time
-    awaits: bool
-    reach: Time
-
-
-def _take_users(connection: Connection, uids: Iterable[UID]) -> dict[UID, _User]:
-    """The users that have sent anything before; nobody else writes for them until the commit."""
-    rows = statements.ask(connection, statements.users_taken, [(uid,) for uid in uids])
-    return {row.uid: _User(row.uid, row.ctime, row.awaits, row.reach) for row in rows}
-
-
-def read_clocks(connection: Connection, uids: Iterable[UID]) -> dict[UID, Time]:
-    """The clocks of the users that have one."""
-    rows = statements.ask(connection, statements.clocks, [(uid,) for uid in uids])
-    return {row.uid: row.ctime for row in rows}
-
-
-def _read_known(
-    connection: Connection, messages: Sequence[InBandMessage]
-) -> dict[ItemID, InBandMessage]:
-    ids = [(message.uid, message.msg_id) for message in messages]
-    rows = statements.ask(connection, statements.known_messages, ids)
-    return {(row.uid, row.msg_id): _message(row) for row in rows}
-
-
-def read_state(
-    connection: Connection, uid: UID, device_id: DeviceID | None, now: Time, at: Time | None
-) -> State:
-    if at is None:
-        rows = connection.execute(statements.live, {"uid": uid, "now": now})
-    else:
-        rows = connection.execute(statements.visible_at, {"uid": uid, "at": at})
-    items = (_item(row) for row in rows)
-    visible = [item for item in items if seen_on(item.device_id, device_id)]
-    return State.of(visible, now if at is None else at)
-
-
-def read_since(
-    connection: Connection, uid: UID, device_id: DeviceID | None, start: Time, now: Time
-) -> list[InBandMessage]:
-    rows = connection.execute(statements.since, {"uid": uid, "start": start})
-    log = [_message(row) for row in rows]
-    return list(since(log, device_id, start, _read_fates(connection, uid, log, now)))
-
-
-def read_sync(
-    connection: Connection, uid: UID, device_id: DeviceID | None, cursor: Time, now: Time
-) -> Sync:
-    clock = connection.scalar(statements.clock, {"uid": uid}) or 0
-    rows = connection.execute(statements.live_names, {"uid": uid, "now": now})
-    names = [(ctime, msg_id) for ctime, msg_id, scope in rows if seen_on(scope, device_id)]
-    content: Changes | Snapshot | None = None
-    if 0 < cursor <= clock:
-        content = _read_changes(connection, uid, device_id, cursor, now, most_changes(len(names)))
-    if content is None:
-        content = _read_snapshot(connection, uid, device_id, clock, now)
-    return Sync(content, clock, now, hash_of(names))
-
-
-def _read_changes(
-    connection: Connection, uid: UID, device_id: DeviceID | None, cursor: Time, now: Time, most: int
-) -> Changes | None:
-    """What came after the cursor; None if it is more than `most` messages."""
-    question = {"uid": uid, "start": cursor + 1, "most": most + 1}
-    log = [_message(row) for row in connection.execute(statements.since_at_most, question)]
-    if len(log) > most:
-        return None
-    fates = _read_fates(connection, uid, log, now)
-    return Changes(tuple(since(log, device_id, cursor + 1, fates)))
-
-
-def _read_snapshot(
-    connection: Connection, uid: UID, device_id: DeviceID | None, clock: Time, now: Time
-) -> Snapshot:
-    state = read_state(connection, uid, device_id, now, None)
-    ids = connection.execute(statements.awaited_ids, {"uid": uid})
-    ranges = connection.execute(statements.ranges_ahead, {"uid": uid, "cursor": clock})
-    return Snapshot(
-        state.items, tuple((msg_id, at) for msg_id, at in ids), tuple(_range(row) for row in ranges)
-    )
-
-
-def _read_fates(
-    connection: Connection, uid: UID, log: Sequence[InBandMessage], now: Time
-) -> Callable[[MsgID], Known | None]:
-    """What has become of the items that these messages create or dismiss."""
-    named = {message.msg_id for message in log if message.creation is not None}
-    for message in log:
-        if message.dismissal is not None:
-            named.update(message.dismissal.msg_ids)
-    rows = statements.ask(connection, statements.fates, [(uid, id_) for id_ in named])
-    known = {
-        row.msg_id: Known(
-            row.ctime, row.device_id, row.dismissed_at is None and row.expires_at > now
-        )
-        for row in rows
-    }
-    return known.get
-
-
-def _message(row: Any) -> InBandMessage:
-    return _decoder.decode(row.message).stamp(row.ctime, row.prev)
-
-
-def _item(row: Any) -> Item:
-    item = Item.of(_decoder.decode(row.message).stamp(row.ctime, 0))
-    assert item is not None  # the row has a category, so its message has a creation
-    return item
-
-
-def _range(row: Any) -> DismissedRange:
-    skip = msgspec.json.decode(row.skip_msg_ids, type=tuple[MsgID, ...])
-    return DismissedRange(row.end_time, row.ctime, row.category, row.prefix, skip)
-
-
-def _json(value: object) -> str:
-    return _encoder.encode(value).decode()
-
-
-_encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(InBandMessage)

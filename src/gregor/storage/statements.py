@@ -23,8 +23,10 @@ from sqlalchemy import (
     bindparam,
     cast,
     delete,
+    extract,
     func,
     literal_column,
+    null,
     or_,
     select,
     true,
@@ -77,23 +79,39 @@ def ask(connection: Connection, statement: Executable, rows: Rows) -> CursorResu
 
 # Consuming. Rows: see each statement.
 
-# The users of a batch, locked until the commit where the database has row locks, in the order of
-# uids, so that two nodes which take the same users cannot wait for each other. With their clocks
-# comes what tells most new items apart from the dead without asking for each: whether ids of the
-# user are awaited at all, and how far the user's ranges reach. Rows: (uid).
-_of_user = dismissed_ids.c.uid == users.c.uid
-_reach = select(func.max(dismissed_ranges.c.end_time)).where(dismissed_ranges.c.uid == users.c.uid)
-users_taken = (
-    select(
-        users.c.uid,
-        users.c.ctime,
-        select(dismissed_ids.c.uid).where(_of_user).exists().label("awaits"),
-        func.coalesce(_reach.scalar_subquery(), 0).label("reach"),
+# On a database with row locks, a user is locked by the row that holds the clock. Nobody waits in a
+# circle: who makes rows holds no locks yet, who locks goes by the order of uids, and a row that is
+# not committed yet is not seen, so that nobody waits to lock it. Rows: (uid).
+introduce = (
+    postgresql.insert(users)
+    .from_select(
+        ["uid", "ctime"],
+        select(_text(0), literal_column("0"))
+        .select_from(_given)
+        .where(~select(users.c.uid).where(users.c.uid == _text(0)).correlate(_given).exists())
+        .order_by(_text(0)),
     )
+    .on_conflict_do_nothing()
+)
+lock = (
+    select(users.c.uid)
     .select_from(_given.join(users, users.c.uid == _text(0)))
     .order_by(users.c.uid)
     .with_for_update(of=users)
 )
+
+# The users of a batch. With their clocks comes what tells most new items apart from the dead
+# without asking for each: whether ids of the user are awaited at all, and how far the user's ranges
+# reach. Not asked while locking: who waits for a lock sees the row as it is then, and all else as
+# it was before. Rows: (uid).
+_of_user = dismissed_ids.c.uid == users.c.uid
+_reach = select(func.max(dismissed_ranges.c.end_time)).where(dismissed_ranges.c.uid == users.c.uid)
+users_taken = select(
+    users.c.uid,
+    users.c.ctime,
+    select(dismissed_ids.c.uid).where(_of_user).exists().label("awaits"),
+    func.coalesce(_reach.scalar_subquery(), 0).label("reach"),
+).select_from(_given.join(users, users.c.uid == _text(0)))
 
 # The messages that are known by these ids already. Rows: (uid, msg_id).
 known_messages = select(
@@ -254,6 +272,11 @@ def _insert_text(table: Table, rows: int, paramstyle: str) -> str:
     places = (f"${n}" if numbered else "?" for n in count(1))
     groups = ", ".join(f"({', '.join(next(places) for _ in range(width))})" for _ in range(rows))
     return f"INSERT INTO {table.name} VALUES {groups}"
+
+
+# The database's own time, in microseconds; and whether it answers at all.
+time_there = select(cast(extract("epoch", func.clock_timestamp()) * 1_000_000, BigInteger))
+nothing = select(null())
 
 
 # Reading one user, `uid`

@@ -98,6 +98,9 @@ class LateStore:
         await self._trouble("before reading clocks")
         return await self._machine.ctimes(uids)
 
+    async def troubles(self) -> Sequence[str]:
+        return await self._machine.troubles()
+
     async def _trouble(self, when: str) -> None:
         await self._world.delay()
         if self._world.happens(0.05):
