@@ -5,8 +5,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from gregor.pubsub.arrivals import QUEUE
 from gregor.pubsub.interface import Interrupted, PubSub, Received
-from gregor.pubsub.memory import QUEUE, Exchange, MemoryPubSub
+from gregor.pubsub.memory import Exchange, MemoryPubSub
 from gregor.testing.pubsub_conformance import Connect, PubSubConformance
 
 

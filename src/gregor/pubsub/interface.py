@@ -30,6 +30,11 @@ class PubSub(Protocol):
         """Whether what is published now will probably arrive."""
         ...
 
+    @property
+    def dropped(self) -> int:
+        """How many of the payloads handed to it it knows, or must fear, to have lost."""
+        ...
+
     async def publish(self, channel: str, payload: bytes) -> None:
         """Hand over a payload. Never fails and never waits for its arrival."""
         ...

@@ -1,11 +1,9 @@
 """A pub/sub between the nodes of one process."""
 
-import asyncio
 from collections.abc import AsyncIterator
 
-from gregor.pubsub.interface import Event, Interrupted, Received
-
-QUEUE = 10_000
+from gregor.pubsub.arrivals import Arrivals
+from gregor.pubsub.interface import Event, Received
 
 
 class Exchange:
@@ -19,10 +17,11 @@ class MemoryPubSub:
     """One node's end of an Exchange. A node that does not keep up is told Interrupted."""
 
     up = True
+    dropped = 0
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        self._arrived: asyncio.Queue[Event] = asyncio.Queue(QUEUE)
+        self._arrivals = Arrivals()
 
     async def publish(self, channel: str, payload: bytes) -> None:
         for subscriber in list(self._exchange.channels.get(channel, ())):
@@ -37,15 +36,9 @@ class MemoryPubSub:
         if not subscribers:
             self._exchange.channels.pop(channel, None)
 
-    async def received(self) -> AsyncIterator[Event]:
-        while True:
-            yield await self._arrived.get()
+    def received(self) -> AsyncIterator[Event]:
+        return self._arrivals.received()
 
     def take(self, event: Event) -> None:
         """Something has arrived for this end."""
-        try:
-            self._arrived.put_nowait(event)
-        except asyncio.QueueFull:
-            while not self._arrived.empty():
-                self._arrived.get_nowait()
-            self._arrived.put_nowait(Interrupted())
+        self._arrivals.take(event)

@@ -118,7 +118,9 @@ class PubSubConformance:
 
     async def test_who_comes_late_has_missed_it(self, connect: Connect, channel: str) -> None:
         async with connect() as sender, connect() as end:
+            await sender.subscribe(channel)
             await sender.publish(channel, b"before")
+            assert await _next(sender) == Received(channel, b"before")
             await end.subscribe(channel)
             await sender.publish(channel, b"after")
             assert await _next(end) == Received(channel, b"after")

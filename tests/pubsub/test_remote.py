@@ -1,0 +1,28 @@
+"""What every pub/sub promises, kept by real servers."""
+
+from contextlib import AbstractAsyncContextManager
+
+import pytest
+
+from gregor.pubsub.interface import PubSub
+from gregor.pubsub.remote import pubsub_at
+from gregor.testing.backends import NATS, Redis
+from gregor.testing.pubsub_conformance import Connect, PubSubConformance
+
+
+class TestRedis(PubSubConformance):
+    @pytest.fixture
+    def connect(self, redis_server: Redis) -> Connect:
+        def end() -> AbstractAsyncContextManager[PubSub]:
+            return pubsub_at(redis_server.url)
+
+        return end
+
+
+class TestNATS(PubSubConformance):
+    @pytest.fixture
+    def connect(self, nats_server: NATS) -> Connect:
+        def end() -> AbstractAsyncContextManager[PubSub]:
+            return pubsub_at(nats_server.url)
+
+        return end
