@@ -36,7 +36,11 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="GREGOR_", extra="forbid", frozen=True)
 
     listen: Annotated[str, AfterValidator(_listen)] = "127.0.0.1:9911"
-    store: str = "sqlite:///gregor.db"
+    store: Annotated[str, Field(repr=False)] = "sqlite:///gregor.db"  # passwords may be in URLs
+    store_connections: Annotated[int, Field(ge=1)] = 8
+    store_seconds: Annotated[float, Field(gt=0)] = 10.0
+    migrate: bool = False
+    pubsub: Annotated[str | None, Field(repr=False)] = None
     auth: Auth = Auth.OPEN
     jwt_secret: SecretStr | None = None
     sweep_seconds: Annotated[float, Field(gt=0)] = 5.0

@@ -1,33 +1,51 @@
 """`gregor migrate`."""
 
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 import typer
 
 from gregor.cli import options, output
 from gregor.cli.running import run
-
-if TYPE_CHECKING:
-    from gregor.config import Settings
+from gregor.errors import SetupError
 
 
-def migrate(ctx: typer.Context, store: options.Store = None, json: options.JSON = False) -> None:
-    """Create a store, or bring it up to date. `gregor serve` does the same when it starts.
+def migrate(
+    ctx: typer.Context,
+    stores: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--store",
+            metavar="URL",
+            help="As for [cyan]gregor serve[/]; can be repeated.",
+            show_default="sqlite:///gregor.db",
+        ),
+    ] = None,
+    json: options.JSON = False,
+) -> None:
+    """Create stores, or bring them up to date. Those that are stay as they are.
 
-    [dim]$[/] gregor migrate
-    [dim]$[/] gregor migrate --store sqlite:////var/lib/gregor/gregor.db
+    [dim]$[/] gregor migrate --store postgresql://gregor@db.internal/gregor
+    [dim]$[/] gregor migrate --store postgresql:///a --store postgresql:///b
     """
-    settings = options.settings(ctx, store=store)
-    schema = run(_migrate(settings))
-    if json:
-        output.document({"store": settings.store, "schema": schema})
-    else:
-        print(f"{settings.store} has schema {schema}, which is the newest")
+    settings = options.settings(ctx)
+    from gregor.storage.engine import shown
+
+    for store in stores or [settings.store]:
+        schema = run(_migrate(store))
+        if json:
+            output.document({"store": shown(store), "schema": schema})
+        else:
+            print(f"{shown(store)} has schema {schema}, which is the newest")
 
 
-async def _migrate(settings: "Settings") -> str | None:
-    from gregor.storage.engine import database_at
+async def _migrate(store: str) -> str | None:
+    from gregor.storage.engine import database_at, shown
     from gregor.storage.migrations import migrate, revision
 
-    async with database_at(settings.store, migrate) as database:
-        return await database.read(revision)
+    try:
+        async with database_at(store, migrate) as database:
+            return await database.read(revision)
+    except SetupError as error:
+        if shown(store) in error.message:
+            raise
+        raise SetupError(f"{shown(store)}: {error.message}") from error

@@ -32,7 +32,7 @@ Store = Annotated[
     str | None,
     typer.Option(
         metavar="URL",
-        help="sqlite:///FILE, or sqlite:// in memory.",
+        help="sqlite:///FILE, sqlite:// in memory, or postgresql://USER@HOST/DATABASE.",
         show_default="sqlite:///gregor.db",
     ),
 ]

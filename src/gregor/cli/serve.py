@@ -21,6 +21,22 @@ def serve(
         ),
     ] = None,
     store: options.Store = None,
+    pubsub: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="redis://HOST:PORT/DB or nats://HOST:PORT, over which servers on one PostgreSQL "
+            "tell each other what is new.",
+            show_default="none",
+        ),
+    ] = None,
+    migrate: Annotated[
+        bool | None,
+        typer.Option(
+            "--migrate",
+            help="First do what [cyan]gregor migrate[/] does. A file is always brought up to date.",
+        ),
+    ] = None,
     auth: Annotated[
         str | None,
         typer.Option(
@@ -55,11 +71,27 @@ def serve(
             rich_help_panel=DETAILS,
         ),
     ] = None,
+    store_connections: Annotated[
+        int | None,
+        typer.Option(
+            help="How many connections read from PostgreSQL at once, beside the one that writes.",
+            show_default="8",
+            rich_help_panel=DETAILS,
+        ),
+    ] = None,
+    store_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="How long it waits for an answer of PostgreSQL.",
+            show_default="10",
+            rich_help_panel=DETAILS,
+        ),
+    ] = None,
 ) -> None:
     """Serve devices and backends, until SIGTERM or Ctrl-C.
 
     [dim]$[/] gregor serve
-    [dim]$[/] gregor serve --store sqlite:////var/lib/gregor/gregor.db
+    [dim]$[/] gregor serve --store postgresql:///gregor --pubsub redis://localhost
     [dim]$[/] export GREGOR_JWT_SECRET=$(openssl rand -hex 32)
     [dim]$[/] gregor serve --auth jwt --listen 0.0.0.0:9911
     """
@@ -68,10 +100,14 @@ def serve(
         quiet=False,
         listen=listen,
         store=store,
+        pubsub=pubsub,
+        migrate=migrate,
         auth=auth,
         log_format=log_format,
         sweep_seconds=sweep_seconds,
         drain_seconds=drain_seconds,
+        store_connections=store_connections,
+        store_seconds=store_seconds,
     )
     from gregor.server import serving
 

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from ipaddress import ip_address
+from secrets import token_hex
 from time import time_ns
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -19,11 +20,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gregor.config import Auth, Settings, is_loopback
 from gregor.consumers.broadcaster import Broadcaster
+from gregor.consumers.publisher import Publisher
 from gregor.core.instant import Time
 from gregor.core.message import UID, Message
 from gregor.errors import Forbidden, SetupError
 from gregor.interfaces import Rejected
 from gregor.node import Node
+from gregor.pubsub.interface import PubSub
+from gregor.pubsub.remote import pubsub_at
 from gregor.server import http
 from gregor.server.auth import Authenticator, JWTAuthenticator, OpenAuthenticator
 from gregor.server.delivery import Delivery
@@ -32,8 +36,11 @@ from gregor.server.openapi import describe
 from gregor.server.service import HELLO_SECONDS, SLOWEST_SECONDS, Service
 from gregor.server.websocket import Connect
 from gregor.state_machines.sql import SQLStateMachine
-from gregor.storage.engine import database_at
-from gregor.storage.migrations import migrate
+from gregor.storage.database import Database
+from gregor.storage.engine import database_at, is_shared
+from gregor.storage.migrations import expect_newest, migrate
+
+COMPARE_SECONDS = 10.0
 
 
 def now() -> Time:
@@ -62,15 +69,15 @@ class Server:
         self.settings = settings
         deliveries: dict[Delivery, None] = {}
         self.metrics = Metrics(deliveries)
-        self.database = database_at(settings.store, migrate)
-        self.state_machine = SQLStateMachine(self.database, clock, self.metrics.committed)
-        self.node = Node(
-            self.state_machine,
-            [Broadcaster()],
-            clock=clock,
-            sweep_seconds=settings.sweep_seconds,
-            observer=self.metrics,
+        self.database = _database(settings)
+        self.state_machine = SQLStateMachine(
+            self.database,
+            clock,
+            self.metrics.committed,
+            compare_seconds=COMPARE_SECONDS if is_shared(settings.store) else None,
         )
+        self.pubsub = None if settings.pubsub is None else pubsub_at(settings.pubsub)
+        self.node = _node(self.state_machine, self.pubsub, settings, clock, self.metrics)
         self.service = Service(
             self.node,
             authenticator(settings),
@@ -90,6 +97,8 @@ class Server:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.database)
             await stack.enter_async_context(self.state_machine)
+            if self.pubsub is not None:
+                await stack.enter_async_context(self.pubsub)
             await stack.enter_async_context(self.node)
             await stack.enter_async_context(self.service)
             self._opened = stack.pop_all()
@@ -194,6 +203,39 @@ class _UID(Convertor[str]):
 
 
 register_url_convertor("uid", _UID())
+
+
+def _database(settings: Settings) -> Database:
+    """The store. A file is this server's own, and is brought up to date; what others use as well
+    changes only when somebody says so."""
+    prepare = expect_newest if is_shared(settings.store) and not settings.migrate else migrate
+    return database_at(
+        settings.store,
+        prepare,
+        connections=settings.store_connections,
+        seconds=settings.store_seconds,
+    )
+
+
+def _node(
+    state_machine: SQLStateMachine,
+    pubsub: PubSub | None,
+    settings: Settings,
+    clock: Callable[[], Time],
+    metrics: Metrics,
+) -> Node:
+    """The singleton, or with a pub/sub one of a fleet."""
+    name = token_hex(8)  # no other node has it, in this process or elsewhere
+    publisher = [] if pubsub is None else [Publisher(pubsub, name)]
+    return Node(
+        state_machine,
+        [*publisher, Broadcaster()],
+        clock=clock,
+        pubsub=pubsub,
+        name=name,
+        sweep_seconds=settings.sweep_seconds,
+        observer=metrics,
+    )
 
 
 def authenticator(settings: Settings) -> Authenticator:

@@ -5,7 +5,7 @@ import gc
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -15,27 +15,29 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from gregor.config import Settings
+from gregor.core.instant import Time
 from gregor.errors import SetupError
 from gregor.protocol.frames import MAX_FRAME
-from gregor.server.app import Server
+from gregor.server.app import Server, now
 from gregor.server.service import SLOWEST_SECONDS
 from gregor.server.socket import WebSocket
+from gregor.storage.engine import shown
 
 log = structlog.get_logger("gregor.server")
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, clock: Callable[[], Time] = now) -> None:
     """Serve until SIGTERM or SIGINT; then refuse new work, finish commits, send the devices away
     and return. Raises SetupError if it cannot start, and whatever ends it before it should."""
     listening = listen(*settings.address)
     with listening:
-        async with Server(settings) as server:
+        async with Server(settings, clock) as server:
             process = _Process(config(server.app))
             _let_rest_what_stays()
             _take_short_turns()
             with process.told_by_signals():
                 host, port = listening.getsockname()[:2]
-                log.info("serving", url=f"http://{host}:{port}", store=str(settings.store))
+                log.info("serving", url=f"http://{host}:{port}", store=shown(settings.store))
                 async with asyncio.TaskGroup() as tasks:
                     leaving = tasks.create_task(process.leave_when_told(server))
                     await process.serve([listening])
