@@ -21,6 +21,7 @@ from nats.errors import Error
 from gregor.pubsub.link import LinkLost, Publication, Take
 
 PREFIX = "gregor.channel."
+A_DAY = 86_400
 
 
 def subject_of(channel: str) -> str:
@@ -54,6 +55,7 @@ class NATSLink:
                 name="gregor",
                 allow_reconnect=False,
                 max_reconnect_attempts=-1,
+                connect_timeout=A_DAY,  # whoever opens it says how long that may take
                 error_cb=self._complain,
                 closed_cb=self._close,
                 tls=ssl.create_default_context() if tls else None,

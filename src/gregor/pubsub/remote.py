@@ -48,23 +48,36 @@ LINKS: dict[str, Callable[[str], Link]] = {
     "tls": NATSLink,
 }
 
+UNREADABLE = "://…"
 FORMS = "redis://HOST:PORT/DB or nats://HOST:PORT"
 
 
 def pubsub_at(url: str, **options: Any) -> "RemotePubSub":
-    """The pub/sub at a URL. Raises SetupError if there is none of that kind."""
-    scheme = urlsplit(url).scheme
+    """The pub/sub at a URL. Raises SetupError if there cannot be one."""
+    scheme, shown = url.partition(":")[0], without_secrets(url)
     if scheme not in LINKS:
-        raise SetupError(f"there is no pub/sub for {without_secrets(url)}: --pubsub is {FORMS}")
+        raise SetupError(f"there is no pub/sub for {shown}: --pubsub is {FORMS}")
+    if shown.endswith(UNREADABLE):
+        raise SetupError(
+            f"{shown} is not a URL that can be read: --pubsub is {FORMS}, and in a password "
+            "each of / ? # @ : is written with its number, as in %2F"
+        )
     return RemotePubSub(url, LINKS[scheme], **options)
 
 
 def without_secrets(url: str) -> str:
-    """The URL, fit to be shown. A name alone may be a token, and options may hold a password."""
-    base = url.partition("?")[0]
-    scheme, mark, rest = base.partition("://")
-    _, at, place = rest.rpartition("@")
-    return f"{scheme}{mark}***{at}{place}" if at else base
+    """The URL, fit to be shown. A name alone may be a token, options may hold a password, and a
+    password that is not quoted may look like any other part."""
+    if "@" not in url and "?" not in url:
+        return url
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return url.partition(":")[0] + UNREADABLE
+    if "@" in parts.path + parts.query + parts.fragment:
+        return parts.scheme + UNREADABLE
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 class _Round:
@@ -89,6 +102,7 @@ class RemotePubSub:
         link: Callable[[str], Link],
         *,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
+        patience_seconds: float = PATIENCE_SECONDS,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.name = without_secrets(url)
@@ -97,6 +111,7 @@ class RemotePubSub:
         self._url = url
         self._link = link
         self._heartbeat_seconds = heartbeat_seconds
+        self._patience_seconds = patience_seconds
         self._jitter = jitter
         self._arrivals = Arrivals()
         self._outgoing: deque[Publication] = deque()
@@ -108,7 +123,8 @@ class RemotePubSub:
         self._heard = asyncio.Event()
         self._wanted = {self._heart: None}
         self._confirmed: set[str] = set()
-        self._round: _Round | None = None  # while there is a connection
+        self._round: _Round | None = None  # the next one, while there is a connection
+        self._under_way: _Round | None = None
         self._to_settle = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
         self._keeper: asyncio.Task[None] | None = None
@@ -122,7 +138,7 @@ class RemotePubSub:
         except LinkLost as error:
             await self._end()
             raise SetupError(
-                f"the pub/sub at {self.name} cannot be used: {self._fit_to_be_shown(error)}. "
+                f"the pub/sub at {self.name} cannot be used: {error}. "
                 f"Start it, or mend the address or the password in --pubsub {FORMS}"
             ) from None
         except BaseException:
@@ -193,12 +209,12 @@ class RemotePubSub:
         """One connection, from its beginning to its end, which is LinkLost."""
         link = self._link(self._url)
         try:
-            async with _within(PATIENCE_SECONDS, "connecting"):
+            async with _within(self._patience_seconds, "connecting"):
                 await link.open()
             await self._use(link, stands)
         except LinkLost as error:
             if self.up:
-                log.warning("the pub/sub is down", at=self.name, why=self._fit_to_be_shown(error))
+                log.warning("the pub/sub is down", at=self.name, why=str(error))
             raise
         finally:
             self._let_go()
@@ -213,7 +229,7 @@ class RemotePubSub:
                 self._round = _Round(self._wanted)
                 while self._round.channels:
                     await self._settle(link, self._round)
-                await self._beat(PATIENCE_SECONDS)
+                await self._beat(self._patience_seconds)
                 self._stand(stands)
                 tasks.create_task(self._keep_settled(link))
                 await self._keep_beating()
@@ -236,13 +252,10 @@ class RemotePubSub:
         self._outgoing.clear()
         self._all_sent.set()
         self._confirmed.clear()
-        if self._round is not None:
-            self._round.over.set()
-            self._round = None
-
-    def _fit_to_be_shown(self, error: LinkLost) -> str:
-        password = urlsplit(self._url).password
-        return str(error).replace(password, "***") if password else str(error)
+        for round_ in (self._under_way, self._round):
+            if round_ is not None:
+                round_.over.set()
+        self._under_way = self._round = None
 
     # What is done on a connection, side by side
 
@@ -296,20 +309,18 @@ class RemotePubSub:
     async def _settle(self, link: Link, round_: _Round) -> None:
         """Carry over to the server what is wanted of these channels by now. What is wanted from
         now on goes into the next round."""
-        self._round = _Round()
+        self._under_way, self._round = round_, _Round()
         names = list(round_.channels)
-        try:
-            for start in range(0, len(names), BATCH):
-                await self._settle_some(link, names[start : start + BATCH])
-        finally:
-            round_.over.set()
+        for start in range(0, len(names), BATCH):
+            await self._settle_some(link, names[start : start + BATCH])
+        round_.over.set()
 
     async def _settle_some(self, link: Link, channels: list[str]) -> None:
         new = [c for c in channels if c in self._wanted and c not in self._confirmed]
         old = [c for c in channels if c not in self._wanted and c in self._confirmed]
         # Who subscribes while one of these is under way must wait for the next round.
         self._confirmed.difference_update(old)
-        async with _within(PATIENCE_SECONDS, "subscribing"):
+        async with _within(self._patience_seconds, "subscribing"):
             if new:
                 await link.subscribe(new)
             if old:

@@ -1,0 +1,331 @@
+"""What a remote pub/sub does when its server, or the line to it, lets it down."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+import pytest
+from redis.asyncio import Redis as Client
+from structlog.testing import capture_logs
+
+from gregor.errors import SetupError
+from gregor.pubsub import arrivals, remote
+from gregor.pubsub.interface import Interrupted, Received
+from gregor.pubsub.remote import RemotePubSub, pubsub_at
+from gregor.testing.backends import NATS, Backend, Redis
+from gregor.testing.proxy import Proxy
+
+PATIENCE = 10.0
+HEARTBEAT = 0.1
+MANY = 3 * remote.BATCH + 7  # channels, for more than one batch
+
+
+class Line(NamedTuple):
+    """An end, which hears itself, and what is between it and its server."""
+
+    end: RemotePubSub
+    proxy: Proxy
+    server: Backend
+
+
+def near(server: Backend, port: int = 0, **options: Any) -> RemotePubSub:
+    """An end at the server or at a proxy before it, which beats and connects again fast."""
+    url = server.url.replace(str(server.port), str(port or server.port))
+    options = {"heartbeat_seconds": HEARTBEAT, "jitter": lambda: 0.1} | options
+    return pubsub_at(url, **options)
+
+
+@pytest.fixture(params=[Redis, NATS])
+async def line(request: pytest.FixtureRequest) -> AsyncIterator[Line]:
+    async with (
+        request.param() as server,
+        Proxy("127.0.0.1", server.port) as proxy,
+        near(server, proxy.port) as end,
+    ):
+        yield Line(end, proxy, server)
+
+
+@pytest.fixture
+async def redis_line() -> AsyncIterator[tuple[Client, RemotePubSub]]:
+    """An end, and somebody who can command its server."""
+    async with Redis() as server, Client.from_url(server.url) as client, near(server) as end:
+        yield client, end
+
+
+async def until(fact: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not fact():  # noqa: ASYNC110 (nobody tells when)
+            await asyncio.sleep(0.005)
+
+
+async def heard(end: RemotePubSub) -> object:
+    async with asyncio.timeout(PATIENCE):
+        return await anext(aiter(end.received()))
+
+
+async def assert_heals(end: RemotePubSub) -> None:
+    """It comes back, says so once, and then all works as before."""
+    await until(lambda: end.up)
+    assert await heard(end) == Interrupted()
+    await assert_works(end)
+
+
+async def assert_works(end: RemotePubSub) -> None:
+    await end.subscribe("works")
+    await end.publish("works", b"well")
+    assert await heard(end) == Received("works", b"well")
+
+
+# The end of a connection
+
+
+async def test_a_server_that_is_killed_is_missed_and_after_it_everything_is_as_before(
+    line: Line,
+) -> None:
+    end, channels = line.end, [f"channel {number}" for number in range(MANY)]
+    await asyncio.gather(*map(end.subscribe, channels))
+    await line.server.kill()
+    await until(lambda: not end.up)
+    await line.server.start()
+    await until(lambda: end.up)
+    assert await heard(end) == Interrupted()
+    for channel in channels:
+        await end.publish(channel, b"again")
+    assert {await heard(end) for _ in channels} == {Received(c, b"again") for c in channels}
+
+
+@pytest.mark.parametrize("kind", ["pubsub", "normal"])
+async def test_either_connection_to_redis_is_missed(
+    redis_line: tuple[Client, RemotePubSub], kind: str
+) -> None:
+    client, end = redis_line
+    assert await client.execute_command("CLIENT", "KILL", "TYPE", kind) == 1
+    await until(lambda: not end.up)
+    await assert_heals(end)
+
+
+async def test_connections_that_break_again_and_again_are_had_again_and_again(line: Line) -> None:
+    for _ in range(3):
+        line.proxy.drop_connections()
+        await until(lambda: not line.end.up)
+        await assert_heals(line.end)
+
+
+# Silence
+
+
+async def test_a_server_that_says_nothing_any_more_is_missed(line: Line) -> None:
+    line.server.pause()
+    await until(lambda: not line.end.up)
+    line.server.resume()
+    await assert_heals(line.end)
+
+
+async def test_one_that_takes_nothing_any_more_holds_nobody_up(line: Line) -> None:
+    line.server.pause()
+    for _ in range(500):
+        await line.end.publish("c", b"x" * 100_000)
+    await until(lambda: not line.end.up)
+    line.server.resume()
+    await assert_heals(line.end)
+
+
+@pytest.mark.parametrize("way", [{"up": False}, {"down": False}, {}])
+async def test_a_line_that_goes_deaf_without_a_word_is_noticed(
+    line: Line, way: dict[str, bool]
+) -> None:
+    line.proxy.deafen(new=False, **way)
+    await until(lambda: not line.end.up)
+    await assert_heals(line.end)
+
+
+async def test_while_it_connects_in_vain_it_stays_down(line: Line) -> None:
+    await line.server.stop()
+    await until(lambda: not line.end.up)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(5 * HEARTBEAT):
+            await heard(line.end)
+    await line.server.start()
+    await assert_heals(line.end)
+
+
+# Those who call meanwhile
+
+
+async def test_what_is_published_meanwhile_is_lost_and_counted(line: Line) -> None:
+    await line.server.kill()
+    await until(lambda: not line.end.up)
+    before = line.end.dropped
+    for _ in range(7):
+        await line.end.publish("c", b"to nobody")
+    assert line.end.dropped == before + 7
+
+
+async def test_what_broke_off_unconfirmed_is_counted(line: Line) -> None:
+    line.proxy.deafen(new=False)
+    for _ in range(7):
+        await line.end.publish("c", b"to nobody")
+    await until(lambda: not line.end.up)
+    assert line.end.dropped == 7
+
+
+async def test_what_is_wanted_meanwhile_is_noted_at_once(line: Line) -> None:
+    await line.end.subscribe("left")
+    await line.server.kill()
+    await until(lambda: not line.end.up)
+    await line.end.subscribe("joined")
+    await line.end.unsubscribe("left")
+    await line.server.start()
+    await until(lambda: line.end.up)
+    assert await heard(line.end) == Interrupted()
+    for channel in ("left", "joined"):
+        await line.end.publish(channel, b"hello")
+    assert await heard(line.end) == Received("joined", b"hello")
+
+
+async def test_who_waits_for_a_subscription_while_it_breaks_is_let_go(line: Line) -> None:
+    line.proxy.deafen()
+    async with asyncio.timeout(PATIENCE):
+        await line.end.subscribe("c")
+    assert not line.end.up
+
+
+async def test_leaving_a_server_that_is_silent_takes_no_longer_than_a_farewell(line: Line) -> None:
+    async with asyncio.timeout(PATIENCE), near(line.server, heartbeat_seconds=60) as end:
+        line.server.pause()
+        for _ in range(500):
+            await end.publish("c", b"x" * 100_000)
+    line.server.resume()
+
+
+# Too much
+
+
+async def test_who_does_not_read_is_told_what_that_costs_and_hears_on(line: Line) -> None:
+    await line.end.subscribe("c")
+    async with near(line.server) as sender:
+        for number in range(arrivals.QUEUE + 1):
+            await sender.publish("c", b"%d" % number)
+            if number % remote.BATCH == 0:
+                await until(sender._all_sent.is_set)
+        assert await _first_of(line.end) == Interrupted()
+    await assert_works(line.end)
+
+
+async def _first_of(end: RemotePubSub) -> object:
+    """What comes first for one who begins to read when all has arrived."""
+    await until(lambda: end._arrivals._events.qsize() == 1)
+    return await heard(end)
+
+
+async def test_more_than_can_wait_is_lost_and_counted(line: Line) -> None:
+    for _ in range(remote.QUEUE + 5):
+        await line.end.publish("c", b"")
+    assert line.end.dropped == 5
+    await assert_works(line.end)
+
+
+async def test_what_nats_cannot_carry_is_lost_and_counted_and_nothing_else() -> None:
+    async with NATS() as server, near(server) as end:
+        await end.publish("works", b"x" * 2_000_000)
+        await assert_works(end)
+        assert end.dropped == 1
+        assert end.up
+
+
+# At the start
+
+
+@asynccontextmanager
+async def somebody_else() -> AsyncIterator[int]:
+    """The port of a server that speaks HTTP."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if await reader.read(1):
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def refusal(url: str) -> str:
+    """Why there is no pub/sub at the URL: for a person, who can do something about it."""
+    with capture_logs() as logs, pytest.raises(SetupError) as raised:
+        async with pubsub_at(url, patience_seconds=0.5):
+            pass
+    assert "redis://HOST:PORT/DB or nats://HOST:PORT" in raised.value.message
+    return f"{raised.value.message} {logs}"
+
+
+@pytest.mark.parametrize("scheme", ["redis", "nats"])
+async def test_nobody_there(scheme: str) -> None:
+    message = await refusal(f"{scheme}://127.0.0.1:1")
+    assert f"{scheme}://127.0.0.1:1 cannot be used" in message
+    assert "Connect call failed" in message
+
+
+@pytest.mark.parametrize("scheme", ["redis", "nats"])
+async def test_somebody_else_there(scheme: str) -> None:
+    async with somebody_else() as port:
+        assert "cannot be used" in await refusal(f"{scheme}://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "why"),
+    [
+        (Redis, ["--requirepass", "right"], "invalid username-password pair"),
+        (NATS, ["--user", "me", "--pass", "right"], "Authorization Violation"),
+    ],
+)
+async def test_a_wrong_password_is_said_to_be_wrong_and_not_shown(
+    kind: type[Backend], options: list[str], why: str
+) -> None:
+    async with kind(*options) as server:
+        url = server.url.replace("://", "://me:sesame@")
+        message = await refusal(url)
+        assert why in message
+        assert "sesame" not in message
+        right = "default:right" if kind is Redis else "me:right"
+        async with pubsub_at(server.url.replace("://", f"://{right}@")) as end:
+            await assert_works(end)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "kafka://me:sesame@host",
+        "localhost",
+        "",
+        "redis://:ses/ame@host",
+        "redis://:sesame?x@host",
+        "redis://:sesame#x@host",
+        "redis://sesame[@host",
+        "redis://:sesame@host:port",
+        "nats://sesame@host:port",
+        "redis://127.0.0.1:1?password=sesame@host",
+        "redis://127.0.0.1:1?password=sesame",
+        "redis://:sesame@127.0.0.1:1?colour=red",
+        "nats://",
+    ],
+)
+async def test_a_url_that_cannot_be_meant_is_refused_and_its_secrets_are_not_shown(
+    url: str,
+) -> None:
+    message = await refusal(url)
+    assert "sesame" not in message
+    assert "ses/ame" not in message
+
+
+async def test_what_goes_wrong_later_is_logged_once_and_without_secrets() -> None:
+    async with NATS("--user", "me", "--pass", "sesame") as server:
+        with capture_logs() as logs:
+            url = server.url.replace("://", "://me:sesame@")
+            async with pubsub_at(url, heartbeat_seconds=HEARTBEAT, jitter=lambda: 0.1) as end:
+                await server.kill()
+                await until(lambda: not end.up)
+                await server.start()
+                await until(lambda: end.up)
+    assert [entry["event"] for entry in logs] == ["the pub/sub is down", "the pub/sub is up again"]
+    assert "sesame" not in str(logs)
