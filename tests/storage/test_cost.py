@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from gregor.core.instant import SECOND
 from gregor.core.message import InBandMessage, create, dismiss, dismiss_category, replace
@@ -14,6 +14,7 @@ from gregor.state_machines.sql import SQLStateMachine
 from gregor.state_machines.transactions import consume, read_since, read_state, read_sync
 from gregor.storage.engine import database_at
 from gregor.storage.migrations import migrate
+from gregor.testing.backends import PostgreSQL
 
 T = TypeVar("T")
 LONG = 3_000
@@ -56,16 +57,43 @@ EVERYDAY: dict[str, Callable[[Connection], object]] = {
 }
 
 
+async def lived(url: str, length: int, work: Callable[[Connection], T]) -> T:
+    """What the work says of a user who has so long a history."""
+    async with database_at(url, migrate) as database:
+        async with SQLStateMachine(database, lambda: NOW) as machine:
+            for _ in range(length // 10):
+                await machine.consume_messages([replace("u", "badge", n) for n in range(9)])
+                await machine.consume_message(create("u", "gone", dtime=NOW - DAY))
+        return await database.write(work)
+
+
 @pytest.mark.parametrize("what", EVERYDAY)
 async def test_d15_a_long_history_costs_nothing(what: str) -> None:
-    costs = []
-    for length in (10, LONG):
-        async with database_at("sqlite://", migrate) as database:
-            async with SQLStateMachine(database, lambda: NOW) as machine:
-                for _ in range(length // 10):
-                    await machine.consume_messages([replace("u", "badge", n) for n in range(9)])
-                    await machine.consume_message(create("u", "gone", dtime=NOW - DAY))
-            costs.append(await database.write(lambda c: steps(c, EVERYDAY[what])))
-    short, long = costs
+    short, long = [
+        await lived("sqlite://", length, lambda c: steps(c, EVERYDAY[what]))
+        for length in (10, LONG)
+    ]
     assert short > 0
     assert long < 3 * short + 50
+
+
+def rows_read(connection: Connection, work: Callable[[Connection], T]) -> int:
+    """How many rows the work has PostgreSQL look at."""
+    counted = text("SELECT sum(seq_tup_read + idx_tup_fetch) FROM pg_stat_xact_user_tables")
+    before = connection.scalar(counted)
+    work(connection)
+    return int(connection.scalar(counted) - before)
+
+
+async def test_d15_a_long_history_costs_nothing_on_postgresql(
+    postgresql_server: PostgreSQL,
+) -> None:
+    def costs(connection: Connection) -> dict[str, int]:
+        return {what: rows_read(connection, work) for what, work in EVERYDAY.items()}
+
+    short, long = [
+        await lived(await postgresql_server.create_database(), length, costs)
+        for length in (10, LONG)
+    ]
+    assert sum(short.values()) > 0
+    assert {what for what in EVERYDAY if long[what] > 3 * short[what] + 50} == set()

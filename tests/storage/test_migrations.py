@@ -1,5 +1,7 @@
 """The schema's history leads to the tables that the code knows, and to no others."""
 
+import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,18 +11,27 @@ from sqlalchemy import Connection, inspect
 
 from gregor.errors import SetupError
 from gregor.storage.engine import database_at
-from gregor.storage.migrations import migrate, revision
+from gregor.storage.migrations import expect_newest, migrate, revision
 from gregor.storage.tables import metadata
 
 
-async def test_the_migrations_make_the_tables_and_nothing_else() -> None:
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest) -> str:
+    """A new, empty database of either kind."""
+    if request.param == "sqlite":
+        return "sqlite://"
+    url: str = request.getfixturevalue("postgresql_url")
+    return url
+
+
+async def test_the_migrations_make_the_tables_and_nothing_else(url: str) -> None:
     def differences(connection: Connection) -> list[object]:
         options = {"compare_type": True, "compare_server_default": True}
         return list(
             compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
         )
 
-    async with database_at("sqlite://", migrate) as database:
+    async with database_at(url, migrate) as database:
         assert await database.read(differences) == []
 
 
@@ -85,3 +96,36 @@ async def test_a_schema_from_the_future_is_refused_with_the_command_that_mends_i
             pass
     async with database_at(url) as database:
         assert await database.read(revision) == "9999"
+
+
+# On a database that nodes share, only who was told to makes tables.
+
+
+def new_schema(found: str) -> Callable[[Connection], None]:
+    def pretend(connection: Connection) -> None:
+        connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{found}'")
+
+    return pretend
+
+
+async def test_a_node_wants_the_schema_that_its_code_knows(postgresql_url: str) -> None:
+    with pytest.raises(SetupError, match=r"no tables yet.*gregor migrate --store"):
+        async with database_at(postgresql_url, expect_newest):
+            pass
+    async with database_at(postgresql_url, migrate):
+        pass
+    async with database_at(postgresql_url, expect_newest) as database:
+        await database.write(new_schema("9999"))
+    for prepare in (expect_newest, migrate):
+        with pytest.raises(SetupError, match=r"9999.*pip install -U gregor-sync"):
+            async with database_at(postgresql_url, prepare):
+                pass
+
+
+async def test_nodes_that_migrate_at_once_take_turns(postgresql_url: str) -> None:
+    databases = [database_at(postgresql_url, migrate) for _ in range(5)]
+    await asyncio.gather(*(database.__aenter__() for database in databases))
+    revisions = [await database.read(revision) for database in databases]
+    assert len(set(revisions)) == 1
+    for database in databases:
+        await database.__aexit__(None, None, None)

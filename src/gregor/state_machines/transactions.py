@@ -271,7 +271,7 @@ def _take_users(connection: Connection, uids: Iterable[UID]) -> dict[UID, _User]
         statements.ask(connection, statements.introduce, named)
         statements.ask(connection, statements.lock, named)
     rows = statements.ask(connection, statements.users_taken, named)
-    return {row.uid: _User(row.uid, row.ctime, row.awaits, row.reach) for row in rows}
+    return {row.uid: _User(row.uid, row.ctime, row.awaited is not None, row.reach) for row in rows}
 
 
 def read_clock(connection: Connection) -> Time | None:

@@ -30,9 +30,18 @@ CONNECT_SECONDS = 5.0
 # wait for as long as this; then the server ends its transaction, and it has to begin anew.
 IDLE_IN_TRANSACTION = "5s"
 
-# What is asked for is found by an index, or the question is wrong: plans are made for small tables
-# and kept while these grow, so the planner is not left the choice. Nothing here gains by JIT.
-PLANS = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off"}
+# What is asked for is found by an index, row by row. Without these the planner, which knows little
+# of tables that grow as fast as ours, would now and then read one whole, for all users at once; and
+# a plan that was made while they were small, and is kept, would go by the wrong index.
+PLANS = {
+    "plan_cache_mode": "force_custom_plan",
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "enable_material": "off",
+    "jit": "off",
+}
 
 UNIQUE_VIOLATION = "23505"
 UNDONE = ("40001", "40P01")  # serialization failure, deadlock: the same may well succeed now
@@ -76,7 +85,7 @@ class PostgreSQLDatabase:
     async def _connect(self) -> asyncpg.Connection:
         return await asyncpg.connect(
             self.url,
-            timeout=CONNECT_SECONDS,
+            timeout=min(CONNECT_SECONDS, self._seconds),
             # The server gives up first, and says why; a server that is gone says nothing.
             command_timeout=self._seconds + 1,
             server_settings={

@@ -104,12 +104,13 @@ lock = (
 # without asking for each: whether ids of the user are awaited at all, and how far the user's ranges
 # reach. Not asked while locking: who waits for a lock sees the row as it is then, and all else as
 # it was before. Rows: (uid).
-_of_user = dismissed_ids.c.uid == users.c.uid
+# PostgreSQL would answer EXISTS from a table of everybody's ids, which it makes each time.
+_awaited = select(dismissed_ids.c.uid).where(dismissed_ids.c.uid == users.c.uid).limit(1)
 _reach = select(func.max(dismissed_ranges.c.end_time)).where(dismissed_ranges.c.uid == users.c.uid)
 users_taken = select(
     users.c.uid,
     users.c.ctime,
-    select(dismissed_ids.c.uid).where(_of_user).exists().label("awaits"),
+    _awaited.scalar_subquery().label("awaited"),
     func.coalesce(_reach.scalar_subquery(), 0).label("reach"),
 ).select_from(_given.join(users, users.c.uid == _text(0)))
 
