@@ -11,25 +11,31 @@ once where a message shows a gap, within a sweep where nothing does.
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Self
 
 import structlog
 
 from gregor.consumers.broadcaster import Broadcaster, Listener
-from gregor.consumers.publisher import Publisher, channel_of, open_envelope
+from gregor.consumers.publisher import Publisher
+from gregor.consumers.relay import LINGER_SECONDS, Relay
 from gregor.core.instant import Time
 from gregor.core.message import UID, InBandMessage, Message
 from gregor.core.state import Changes
 from gregor.errors import Malformed, Unavailable
 from gregor.interfaces import MessageConsumer, Outcome, Passed, StateMachineOfRecord, Stored
 from gregor.protocol.server import Publication, ServerSession
-from gregor.pubsub.interface import Interrupted, PubSub, Received
+from gregor.pubsub.interface import PubSub
 
 log = structlog.get_logger("gregor.node")
 
 SWEEP_SECONDS = 5.0
-RETRY_SECONDS = 0.5
+RETRY_SECONDS = 1.0
+HEALERS = 8
+
+GRACE_SECONDS = 0.25
+"""How long a message may take from its commit to its feed before the sweep takes it for lost. On
+the way are the commit's answer and the pub/sub: milliseconds, and under load tens of them."""
 
 
 class Observer:
@@ -43,6 +49,9 @@ class Observer:
 
     def strange(self, error: Malformed) -> None:
         """Something came over the pub/sub that no node has sent."""
+
+    def interrupted(self) -> None:
+        """The pub/sub was down, and is back."""
 
     def unheard(self, error: Exception) -> None:
         """A consumer has failed to pass on what is stored."""
@@ -66,33 +75,47 @@ class Node:
         pubsub: PubSub | None = None,
         name: str = "node",
         sweep_seconds: float = SWEEP_SECONDS,
+        linger_seconds: float = LINGER_SECONDS,
         observer: Observer | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.state_machine = state_machine
         self.clock = clock
         self.name = name
-        self.behind = False  # whether the last read of the store for devices has failed
         self._consumers = consumers
         (self._broadcaster,) = (c for c in consumers if isinstance(c, Broadcaster))
         self._broadcaster.gap = self._notice_gap
         if any(isinstance(c, Publisher) and c.node != name for c in consumers):
             raise ValueError("a node's Publisher speaks in the node's own name")
-        self._pubsub = pubsub
-        self._sweep_seconds = sweep_seconds
         self._observer = observer or Observer()
+        self._relay: Relay | None = None
+        if pubsub is not None:
+            self._relay = Relay(
+                pubsub,
+                name,
+                self._broadcaster,
+                clock,
+                strange=self._observer.strange,
+                interrupted=self._notice_interruption,
+                linger_seconds=linger_seconds,
+            )
+        self._sweep_seconds = sweep_seconds
         self._jitter = jitter
-        self._gaps: dict[UID, None] = {}
-        self._gap_noticed = asyncio.Event()
+        self._gaps: set[UID] = set()  # what waits in the queue, so that nobody waits there twice
+        self._to_heal: asyncio.Queue[UID] = asyncio.Queue()
+        self._unhealed: dict[UID, None] = {}  # for whom the store did not answer
+        self._blind = False  # whether it did not answer the sweep
+        self._sweep_due = asyncio.Event()
+        self._interrupted = False  # whether the pub/sub was, since the last sweep
         self._tasks = asyncio.TaskGroup()
         self._background: list[asyncio.Task[None]] = []
         self._open = False
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
-        loops = [self._heal_gaps(), self._sweep()]
-        if self._pubsub is not None:
-            loops.append(self._relay(self._pubsub))
+        loops = [self._sweep(), *(self._heal_gaps() for _ in range(HEALERS))]
+        if self._relay is not None:
+            loops += [self._relay.run(), self._relay.leave_the_gone()]
         self._background = [self._tasks.create_task(loop) for loop in loops]
         self._open = True
         return self
@@ -161,24 +184,6 @@ class Node:
             log.error("a consumer failed", exc_info=error)
             self._observer.unheard(error)
 
-    async def _relay(self, pubsub: PubSub) -> None:
-        """Pass on what other nodes have stored."""
-        async for event in pubsub.received():
-            match event:
-                case Received():
-                    await self._relay_one(event)
-                case Interrupted():
-                    await self._sweep_once()
-
-    async def _relay_one(self, received: Received) -> None:
-        try:
-            node, message = open_envelope(received)
-        except Malformed as error:
-            self._observer.strange(error)
-            return
-        if node != self.name:
-            await self._broadcaster.consume_message(message)
-
     # Out
 
     @asynccontextmanager
@@ -188,12 +193,12 @@ class Node:
         self._broadcaster.add(uid, listener)
         try:
             # Each device asks, not only the first: the first may still be waiting for the answer.
-            if self._pubsub is not None:
-                await self._pubsub.subscribe(channel_of(uid))
+            if self._relay is not None:
+                await self._relay.subscribe(uid)
             yield
         finally:
-            if self._broadcaster.remove(uid, listener) and self._pubsub is not None:
-                await self._pubsub.unsubscribe(channel_of(uid))
+            if self._broadcaster.remove(uid, listener) and self._relay is not None:
+                self._relay.leave(uid)
 
     def connected(self, uid: UID) -> int:
         """How many devices of the user are attached."""
@@ -209,27 +214,37 @@ class Node:
 
     # What was missed
 
+    @property
+    def behind(self) -> bool:
+        """Whether devices wait for the store, which has not answered when it was last asked."""
+        return self._blind or bool(self._unhealed)
+
     def _notice_gap(self, uid: UID) -> None:
-        self._gaps[uid] = None
-        self._gap_noticed.set()
+        if uid not in self._gaps:
+            self._gaps.add(uid)
+            self._to_heal.put_nowait(uid)
 
     async def _heal_gaps(self) -> None:
+        """One of several healers, so that a part of the store that is slow holds up few others."""
         while True:
-            await self._gap_noticed.wait()
-            self._gap_noticed.clear()
-            gaps, self._gaps = self._gaps, {}
-            for uid in gaps:
-                try:
-                    await self._heal(uid)
-                    self.behind = False
-                except Unavailable as error:
-                    self.behind = True
-                    log.warning("devices wait for the store", uid=uid, error=error.message)
-                    self._notice_gap(uid)
-                    await asyncio.sleep(RETRY_SECONDS * (0.5 + self._jitter()))
+            uid = await self._to_heal.get()
+            self._gaps.remove(uid)
+            try:
+                await self._heal(uid)
+                self._unhealed.pop(uid, None)
+            except Unavailable as error:
+                self._leave_to_sweep(uid, error)
+
+    def _leave_to_sweep(self, uid: UID, error: Unavailable) -> None:
+        """The sweep finds the gap again once the store is back. So all who wait cost the store
+        one question now and then, and a healer that has failed goes on with the next."""
+        if not self.behind:
+            log.warning("devices wait for the store", uid=uid, error=error.message)
+            self._sweep_due.set()
+        self._unhealed[uid] = None
 
     async def _heal(self, uid: UID) -> None:
-        position = self._broadcaster.positions().get(uid)
+        position = self._broadcaster.position(uid)
         if position is None:
             return
         sync = await self.state_machine.sync(uid, None, position)
@@ -243,23 +258,46 @@ class Node:
             publication = Publication.stretch(sync.cursor, (), sync.cursor)
         self._broadcaster.publish(uid, publication)
 
-    async def _sweep(self) -> None:
-        """Find what was missed without a successor that would show it."""
-        while True:
-            await asyncio.sleep(self._sweep_seconds * (0.5 + self._jitter()))
-            await self._sweep_once()
+    def _notice_interruption(self) -> None:
+        self._observer.interrupted()
+        self._interrupted = True
+        self._sweep_due.set()
 
-    async def _sweep_once(self) -> None:
+    async def _sweep(self) -> None:
+        """Find, time and again, what was missed without a successor that would show it."""
+        # What is lost right after a sweep has asked is found by the next; in all, with the grace
+        # of both, that is no longer than one `sweep_seconds`.
+        grace = min(GRACE_SECONDS, self._sweep_seconds / 10)
+        while True:
+            pause = RETRY_SECONDS if self.behind else self._sweep_seconds - 2 * grace
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause * (0.5 + self._jitter() / 2)):
+                    await self._sweep_due.wait()
+            self._sweep_due.clear()
+            await self._sweep_once(grace)
+
+    async def _sweep_once(self, grace: float) -> None:
+        """Compare the feeds with the users' clocks, by one question to the store."""
+        interrupted, self._interrupted = self._interrupted, False
         positions = self._broadcaster.positions()
         if not positions and not self.behind:
             return
         try:
-            ctimes = await self.state_machine.ctimes(list(positions))
-            self.behind = False
+            clocks = await self.state_machine.ctimes(list(positions))
         except Unavailable as error:
-            self.behind = True
-            log.warning("the sweep waits for the store", error=error.message)
+            if not self.behind:
+                log.warning("the sweep waits for the store", error=error.message)
+            self._blind = True
             return
-        for uid, position in positions.items():
-            if ctimes[uid] > position:
+        self._blind = False
+        agreeing = {uid for uid, clock in clocks.items() if clock == positions[uid]}
+        waiting = positions.keys() - agreeing
+        self._unhealed = {uid: None for uid in self._unhealed if uid in waiting}
+        # Most of those who are behind have it on its way to them. Only after an interruption that
+        # is unlikely, and need not be waited for.
+        if waiting and not interrupted:
+            await asyncio.sleep(grace)
+        for uid, clock in clocks.items():
+            position = self._broadcaster.position(uid)
+            if position is not None and position < clock:
                 self._notice_gap(uid)

@@ -54,6 +54,7 @@ class Notes(Observer):
         self.healed_messages: list[int] = []
         self.strange_ones: list[Malformed] = []
         self.failures: list[Exception] = []
+        self.interruptions = 0
 
     def injected(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
@@ -63,6 +64,9 @@ class Notes(Observer):
 
     def strange(self, error: Malformed) -> None:
         self.strange_ones.append(error)
+
+    def interrupted(self) -> None:
+        self.interruptions += 1
 
     def unheard(self, error: Exception) -> None:
         self.failures.append(error)

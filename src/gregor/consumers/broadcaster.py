@@ -57,14 +57,16 @@ class Broadcaster:
                     self._continue(run)
 
     def _continue(self, run: Sequence[InBandMessage]) -> None:
-        uid, prev = run[0].uid, run[0].prev
+        uid = run[0].uid
         feed = self.feeds.get(uid)
         if feed is None:
             return  # no device of this user is here
-        if feed.position is not None and prev > feed.position:
+        position = feed.position
+        new = [m for m in run if position is None or m.ctime > position]
+        if new and position is not None and new[0].prev != position:
             self.gap(uid)
-        else:
-            self.publish(uid, Publication.of(*run))
+        elif new:
+            self.publish(uid, Publication.of(*new))
 
     def _listeners(self, uid: UID) -> tuple[Listener, ...]:
         feed = self.feeds.get(uid)
@@ -99,6 +101,11 @@ class Broadcaster:
         feed = self.feeds.get(uid)
         if feed is not None and (feed.position is None or position < feed.position):
             feed.position = position
+
+    def position(self, uid: UID) -> Time | None:
+        """How far the user's devices here have been told; None if there are none, or none yet."""
+        feed = self.feeds.get(uid)
+        return None if feed is None else feed.position
 
     def positions(self) -> dict[UID, Time]:
         return {uid: feed.position for uid, feed in self.feeds.items() if feed.position is not None}

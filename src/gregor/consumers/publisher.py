@@ -7,7 +7,13 @@ from msgspec import Raw, Struct
 
 from gregor.core.message import UID, InBandMessage, Message, parse_message
 from gregor.errors import GregorError, Malformed
+from gregor.protocol.frames import MAX_FRAME
 from gregor.pubsub.interface import PubSub, Received
+
+MAX_PUBLICATION = MAX_FRAME
+"""In bytes. Whatever is stored can be told to a device in one frame, and so to another node."""
+
+CHANNELS = "gregor:user:"
 
 M = TypeVar("M", bound=Message)
 
@@ -34,12 +40,18 @@ class Publisher:
 
 
 def channel_of(uid: UID) -> str:
-    return f"gregor:user:{uid}"
+    return CHANNELS + uid
+
+
+def user_of(channel: str) -> UID:
+    return channel.removeprefix(CHANNELS)
 
 
 def open_envelope(received: Received) -> tuple[str, Message]:
     """The node and the message in a payload, which anybody may have put there.
     Raises Malformed if it is not a stored message of the channel's user."""
+    if len(received.payload) > MAX_PUBLICATION:
+        raise Malformed(f"a publication of {len(received.payload)} bytes")
     try:
         envelope = msgspec.json.decode(received.payload, type=Envelope)
         message = parse_message(envelope.message, stamped=True)
