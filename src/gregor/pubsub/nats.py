@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 from uuid import uuid4
 
@@ -38,7 +39,8 @@ class NATSLink:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._client = _Client(self._received)
+        self._tls = urlsplit(url).scheme == "tls"
+        self._client = _Client(self._received, must_encrypt=self._tls)
         self._take: Take = _ignore
         self._subscriptions: dict[str, Subscription] = {}
         self._echo = f"gregor.echo.{uuid4().hex}"
@@ -48,7 +50,6 @@ class NATSLink:
         self._over = asyncio.Event()
 
     async def open(self) -> None:
-        tls = urlsplit(self._url).scheme == "tls"
         with _losing():
             await self._client.connect(
                 self._url,
@@ -58,7 +59,7 @@ class NATSLink:
                 connect_timeout=A_DAY,  # whoever opens it says how long that may take
                 error_cb=self._complain,
                 closed_cb=self._close,
-                tls=ssl.create_default_context() if tls else None,
+                tls=ssl.create_default_context() if self._tls else None,
                 # What waits to be sent is bounded by those who wait for it to be taken in; with
                 # limits of its own, nats-py would wait in places that cannot be cancelled.
                 pending_size=0,
@@ -131,11 +132,18 @@ class NATSLink:
 
 class _Client(Client):
     """nats-py gives each subscription a queue and a task, which are many for ten thousand users,
-    and full ones lose messages. This one hands over what arrives as it is read."""
+    and full ones lose messages: this one hands over what arrives as it is read. And it would go on
+    without TLS, password and all, if the server did not ask for it."""
 
-    def __init__(self, take: Take) -> None:
+    def __init__(self, take: Take, *, must_encrypt: bool) -> None:
         super().__init__()
         self._hand_over = take
+        self._must_encrypt = must_encrypt
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        if self._must_encrypt and not info.get("tls_required"):
+            raise Error("the server does not offer TLS")
+        await super()._process_info(info, initial_connection)
 
     async def _process_msg(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes

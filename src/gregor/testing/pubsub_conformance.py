@@ -19,9 +19,10 @@ from uuid import uuid4
 
 import pytest
 
-from gregor.pubsub.interface import PubSub, Received
+from gregor.pubsub.interface import Event, PubSub, Received
 
 PATIENCE = 10.0
+MANY = 5_000
 
 Connect: TypeAlias = Callable[[], AbstractAsyncContextManager[PubSub]]
 
@@ -125,6 +126,59 @@ class PubSubConformance:
             await sender.publish(channel, b"after")
             assert await _next(end) == Received(channel, b"after")
 
+    @pytest.mark.parametrize("steps", range(1, 12))
+    async def test_of_calls_that_overlap_the_last_counts(
+        self, connect: Connect, channel: str, steps: int
+    ) -> None:
+        joined, left = channel + "joined", channel + "left"
+        async with connect() as end, asyncio.TaskGroup() as tasks:
+            await end.subscribe(joined)
+            for _ in range(5):
+                tasks.create_task(end.unsubscribe(joined))
+                tasks.create_task(end.subscribe(left))
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                leaving = tasks.create_task(end.unsubscribe(left))
+                await end.subscribe(joined)
+                await leaving
+                for name in (left, joined):
+                    await end.publish(name, b"hello")
+                assert await _next(end) == Received(joined, b"hello")
+
+    async def test_thousands_of_channels_at_once(self, connect: Connect, channel: str) -> None:
+        channels = [f"{channel}{number}" for number in range(MANY)]
+        async with connect() as sender, connect() as end:
+            async with asyncio.timeout(PATIENCE):
+                await asyncio.gather(*map(end.subscribe, channels))
+            await asyncio.gather(*(sender.publish(name, b"hello") for name in channels))
+            assert {await _next(end) for _ in channels} == {
+                Received(name, b"hello") for name in channels
+            }
+            async with asyncio.timeout(PATIENCE):
+                await asyncio.gather(*map(end.unsubscribe, channels))
+                await end.subscribe(channel)
+            for name in (*channels[:100], channel):
+                await sender.publish(name, b"over")
+            assert await _next(end) == Received(channel, b"over")
+
+    async def test_many_may_publish_at_once(self, connect: Connect, channel: str) -> None:
+        payloads = [b"%d" % number for number in range(1_000)]
+        async with connect() as sender, connect() as end:
+            await end.subscribe(channel)
+            await asyncio.gather(*(sender.publish(channel, payload) for payload in payloads))
+            arrived = [await _next(end) for _ in payloads]
+            assert sorted(arrived) == sorted(Received(channel, payload) for payload in payloads)
+            assert sender.dropped == 0
+
+    async def test_what_was_published_arrives_though_its_sender_leaves(
+        self, connect: Connect, channel: str
+    ) -> None:
+        async with connect() as end:
+            await end.subscribe(channel)
+            async with connect() as sender:
+                await sender.publish(channel, b"farewell")
+            assert await _next(end) == Received(channel, b"farewell")
+
     async def test_publishing_to_nobody_fails_nobody(self, connect: Connect, channel: str) -> None:
         async with connect() as end:
             await end.publish(channel, b"hello")
@@ -142,7 +196,7 @@ class PubSubConformance:
                 assert await _next(reader) == Received(channel, b"%d" % number)
 
 
-async def _next(end: PubSub) -> object:
+async def _next(end: PubSub) -> Event:
     """The next event, which must come."""
     async with asyncio.timeout(PATIENCE):
         return await anext(aiter(end.received()))
