@@ -1,6 +1,6 @@
 """A server: one node, its store, and the ASGI app in front of them."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from ipaddress import ip_address
@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gregor.config import Auth, Settings, is_loopback
 from gregor.consumers.broadcaster import Broadcaster
 from gregor.consumers.publisher import Publisher
-from gregor.core.instant import Time
+from gregor.core.instant import SECOND, Time
 from gregor.core.message import UID, Message
 from gregor.errors import Forbidden, SetupError
 from gregor.interfaces import Rejected
@@ -31,8 +31,9 @@ from gregor.pubsub.remote import pubsub_at
 from gregor.server import http
 from gregor.server.auth import Authenticator, JWTAuthenticator, OpenAuthenticator
 from gregor.server.delivery import Delivery
-from gregor.server.metrics import Metrics
+from gregor.server.metrics import Metrics, Reading, counter, gauge
 from gregor.server.openapi import describe
+from gregor.server.readiness import Readiness
 from gregor.server.service import HELLO_SECONDS, SLOWEST_SECONDS, Service
 from gregor.server.websocket import Connect
 from gregor.state_machines.sql import SQLStateMachine
@@ -78,10 +79,13 @@ class Server:
         )
         self.pubsub = None if settings.pubsub is None else pubsub_at(settings.pubsub)
         self.node = _node(self.state_machine, self.pubsub, settings, clock, self.metrics)
+        self.readiness = Readiness(self.node, self.pubsub)
+        self.metrics.readings += self._readings()
         self.service = Service(
             self.node,
             authenticator(settings),
             self.metrics,
+            self.readiness,
             deliveries,
             hello_seconds=hello_seconds,
             slowest_seconds=slowest_seconds,
@@ -126,6 +130,22 @@ class Server:
         if isinstance(outcome, Rejected):
             raise outcome.error
         return outcome.message
+
+    def _readings(self) -> Iterator[Reading]:
+        """What nobody tells the metrics unasked."""
+        yield gauge("ready", "Whether /readyz says yes", lambda: self.readiness.ready)
+        yield gauge(
+            "clock_skew_seconds",
+            "How far the store's clock is ahead of this machine's, at the least",
+            lambda: self.state_machine.skew / SECOND,
+        )
+        if (pubsub := self.pubsub) is not None:
+            yield gauge("pubsub_up", "Whether servers hear of each other", lambda: pubsub.up)
+            yield counter(
+                "pubsub_dropped",
+                "Messages of which other servers hear late, out of the store",
+                lambda: pubsub.dropped,
+            )
 
     def _app(self) -> Starlette:
         user = "/v1/users/{uid:uid}"

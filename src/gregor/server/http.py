@@ -1,7 +1,7 @@
 """Gregor over HTTP: messages in, states out, each in one request."""
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import TypeAlias, TypeVar
 
@@ -39,6 +39,7 @@ from gregor.errors import (
 )
 from gregor.protocol.frames import Problem, Result
 from gregor.server.auth import Identity
+from gregor.server.readiness import PARTS
 from gregor.server.service import Service
 from gregor.server.sse import EventStream
 
@@ -93,14 +94,15 @@ class MessagesAnswer(Struct, frozen=True):
 
 
 class ReadyAnswer(Struct, frozen=True):
-    """Whether this server can do its work; if not, why."""
+    """This server can do its work. `troubles` are those of parts that it can do without."""
 
     ready: bool
     troubles: tuple[str, ...]
 
 
 class ProblemDocument(Struct, frozen=True, omit_defaults=True):
-    """An error, as RFC 9457 has it; `code`, `turn` and `field` say what a program needs."""
+    """An error, as RFC 9457 has it; `code`, `turn` and `field` say what a program needs. Only
+    /readyz lists `troubles`."""
 
     type: str
     title: str
@@ -109,6 +111,7 @@ class ProblemDocument(Struct, frozen=True, omit_defaults=True):
     code: str
     turn: Turn
     field: str | None = None
+    troubles: tuple[str, ...] = ()
 
 
 # In
@@ -213,11 +216,21 @@ async def get_health(service: Service, request: Request) -> Response:
 
 
 async def get_ready(service: Service, request: Request) -> Response:
-    """Whether this server can do its work; if not, why."""
-    troubles = await service.troubles()
-    service.metrics.ready = not troubles
-    status = HTTPStatus.SERVICE_UNAVAILABLE if troubles else HTTPStatus.OK
-    return _json(ReadyAnswer(not troubles, tuple(troubles)), status)
+    """Whether this server can do its work; if not, why.
+
+    With `exclude=pubsub` it is ready while the pub/sub is away: what other servers store reaches
+    the devices here a few seconds late then, and nothing is lost. A load balancer had better send
+    them here than nowhere.
+    """
+    excluded = request.query_params.getlist("exclude")
+    for part in excluded:
+        if part not in PARTS:
+            raise InvalidMessage(f"`exclude` is one of {', '.join(PARTS)}", field="exclude")
+    await service.readiness.look()
+    troubles = service.readiness.troubles(excluded)
+    if troubles:
+        return problem(Unavailable("; ".join(troubles)), troubles=troubles)
+    return _json(ReadyAnswer(True, tuple(service.readiness.troubles())))
 
 
 async def get_metrics(service: Service, request: Request) -> Response:
@@ -246,12 +259,19 @@ def open_endpoint(service: Service, answer: OpenAnswer) -> Endpoint:
     """The same for what everybody may see."""
 
     async def respond(request: Request) -> ASGIApp:
-        return await answer(service, request)
+        try:
+            return await answer(service, request)
+        except GregorError as error:
+            return problem(error)
 
     return respond
 
 
-def problem(error: GregorError, headers: Mapping[str, str] | None = None) -> Response:
+def problem(
+    error: GregorError,
+    headers: Mapping[str, str] | None = None,
+    troubles: Sequence[str] = (),
+) -> Response:
     """The error as a problem document."""
     status = HTTPStatus(error.status)
     document = ProblemDocument(
@@ -262,6 +282,7 @@ def problem(error: GregorError, headers: Mapping[str, str] | None = None) -> Res
         error.code,
         error.turn,
         error.field,
+        tuple(troubles),
     )
     headers = dict(headers or {})
     if isinstance(error, Unauthenticated):
@@ -337,5 +358,5 @@ def _decode(body: bytes, kind: type[T]) -> T:
         raise Malformed(f"the request is not JSON: {error}") from error
 
 
-def _json(answer: Struct, status: HTTPStatus = HTTPStatus.OK) -> Response:
-    return Response(msgspec.json.encode(answer), status, media_type="application/json")
+def _json(answer: Struct) -> Response:
+    return Response(msgspec.json.encode(answer), media_type="application/json")

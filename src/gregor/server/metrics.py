@@ -4,8 +4,9 @@ Counting happens in plain integers on the hot path; they are turned into metrics
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import NamedTuple, Protocol
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -24,18 +25,31 @@ class Connected(Protocol):
     session: ServerSession
 
 
+class Reading(NamedTuple):
+    """A number that somebody else keeps, who is asked for it with the page."""
+
+    family: type[CounterMetricFamily | GaugeMetricFamily]
+    name: str
+    text: str
+    value: Callable[[], float]
+
+
+counter = partial(Reading, CounterMetricFamily)
+gauge = partial(Reading, GaugeMetricFamily)
+
+
 class Metrics(Observer, Collector):
-    """The counters of one server. `connected` is who is connected now."""
+    """The counters of one server, and its `readings`. `connected` is who is connected now."""
 
     def __init__(self, connected: Iterable[Connected]) -> None:
+        self.readings: list[Reading] = []
         self._connected = connected
         self._messages: Counter[tuple[str, str]] = Counter()
-        self._healed = self._strange = self._unheard = 0
+        self._healed = self._strange = self._interrupted = self._unheard = 0
         self._failed_commits = 0
         self.delivered = 0
         self.lagged = 0
         self.mismatches = 0
-        self.ready = True
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self._commit_seconds = Histogram(
@@ -70,6 +84,9 @@ class Metrics(Observer, Collector):
     def strange(self, error: Malformed) -> None:
         self._strange += 1
 
+    def interrupted(self) -> None:
+        self._interrupted += 1
+
     def unheard(self, error: Exception) -> None:
         self._unheard += 1
 
@@ -95,13 +112,20 @@ class Metrics(Observer, Collector):
             ("hash_mismatches", "Snapshots that devices asked for to mend", self.mismatches),
             ("healed_messages", "Messages missed and found in the store", self._healed),
             ("strange_publications", "What came over the pub/sub and was not ours", self._strange),
+            ("pubsub_interruptions", "Times that the pub/sub was down and back", self._interrupted),
             ("consumer_failures", "Messages that a consumer failed to pass on", self._unheard),
         ):
             yield CounterMetricFamily(f"gregor_{name}", text, value=number)
         yield GaugeMetricFamily("gregor_connections", "Devices connected now", value=len(sessions))
         yield GaugeMetricFamily(
+            "gregor_users",
+            "Users who have a device connected now",
+            value=len({session.uid for session in sessions if session.uid}),
+        )
+        yield GaugeMetricFamily(
             "gregor_lagging_sessions",
             "Devices that wait for the store to catch up",
             value=sum(session.lagging for session in sessions),
         )
-        yield GaugeMetricFamily("gregor_ready", "Whether /readyz says yes", value=int(self.ready))
+        for family, name, text, value in self.readings:
+            yield family(f"gregor_{name}", text, value=value())

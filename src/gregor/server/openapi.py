@@ -16,6 +16,7 @@ from gregor.server.http import (
     StateAnswer,
     ToMany,
 )
+from gregor.server.readiness import PARTS
 
 JSONObject = dict[str, Any]
 
@@ -133,11 +134,24 @@ def _stream(device: JSONObject) -> JSONObject:
 
 
 def _ready() -> JSONObject:
+    problem, kind = "ProblemDocument", "application/problem+json"
     responses = {
         "200": _answer("It is ready", "ReadyAnswer"),
-        "503": _answer("It is not, for these troubles", "ReadyAnswer"),
+        "422": _answer("There is nothing of that name to exclude", problem, kind),
+        "503": _answer("It is not, for these `troubles`", problem, kind),
     }
-    return {"summary": "Whether it can serve", "security": [], "responses": responses}
+    exclude = _query("exclude", "A part whose troubles do not count; can be repeated")
+    exclude["schema"] = {"type": "string", "enum": list(PARTS)}
+    exclude["description"] += (
+        ". Without the `pubsub`, devices hear a few seconds late what other servers have stored, "
+        "and nothing is lost: a load balancer may still send them here"
+    )
+    return {
+        "summary": "Whether it can serve",
+        "security": [],
+        "parameters": [exclude],
+        "responses": responses,
+    }
 
 
 def _plain(summary: str) -> JSONObject:

@@ -6,16 +6,16 @@ from contextlib import contextmanager, suppress
 from typing import Any, Self
 
 from gregor.core.message import Message
-from gregor.errors import GregorError, TooSlow, Unavailable
+from gregor.errors import TooSlow, Unavailable
 from gregor.node import Node
 from gregor.protocol.frames import Result
 from gregor.server.auth import Authenticator
 from gregor.server.delivery import Delivery
 from gregor.server.metrics import Metrics
+from gregor.server.readiness import Readiness
 
 HELLO_SECONDS = 5.0
 SLOWEST_SECONDS = 30.0
-STORE_SECONDS = 2.0
 GOING_AWAY = 1012
 
 
@@ -31,6 +31,7 @@ class Service:
         node: Node,
         authenticator: Authenticator,
         metrics: Metrics,
+        readiness: Readiness,
         deliveries: dict[Delivery, None],
         *,
         hello_seconds: float = HELLO_SECONDS,
@@ -39,9 +40,9 @@ class Service:
         self.node = node
         self.authenticator = authenticator
         self.metrics = metrics
+        self.readiness = readiness
         self.hello_seconds = hello_seconds
         self.slowest_seconds = slowest_seconds
-        self.draining = False
         self._deliveries = deliveries
         self._injecting = 0
         self._settled = asyncio.Event()
@@ -49,11 +50,13 @@ class Service:
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
-        self._watching = self._tasks.create_task(self._watch())
+        background = (self._watch(), self.readiness.keep_looking())
+        self._background = [self._tasks.create_task(loop) for loop in background]
         return self
 
     async def __aexit__(self, *exc_info: Any) -> None:
-        self._watching.cancel()
+        for task in self._background:
+            task.cancel()
         await self._tasks.__aexit__(None, None, None)
 
     async def inject(self, entries: Sequence[Message | Result]) -> list[Result]:
@@ -72,6 +75,11 @@ class Service:
         return [e if isinstance(e, Result) else Result.of(next(outcomes)) for e in entries]
 
     @property
+    def draining(self) -> bool:
+        """Whether this server is stopping, and takes nothing new."""
+        return self.readiness.stopping
+
+    @property
     def busy(self) -> bool:
         """Whether something is being injected."""
         return self._injecting > 0
@@ -84,20 +92,6 @@ class Service:
             yield
         finally:
             del self._deliveries[delivery]
-
-    async def troubles(self) -> list[str]:
-        """What keeps this server from doing its work; nothing if it is ready."""
-        troubles = ["it is stopping"] if self.draining else []
-        if self.node.behind:
-            troubles.append("devices wait for the store")
-        try:
-            async with asyncio.timeout(STORE_SECONDS):
-                await self.node.state_machine.ctimes([])
-        except GregorError as error:
-            troubles.append(error.message)
-        except TimeoutError:
-            troubles.append(f"the store has not answered for {STORE_SECONDS:.0f} s")
-        return troubles
 
     async def _watch(self) -> None:
         """End deliveries whose device accepts nothing."""
@@ -112,8 +106,7 @@ class Service:
     async def drain(self, seconds: float) -> None:
         """Refuse new work, finish what is under way, and send the devices away, evenly over the
         time given."""
-        self.draining = True
-        self.metrics.ready = False
+        self.readiness.stopping = True
         await self._finish(seconds)
         leaving = list(self._deliveries)
         within_ms = max(1000, round(seconds * 1000))
