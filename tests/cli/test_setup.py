@@ -2,11 +2,14 @@
 
 import socket
 import sqlite3
+import subprocess
 from pathlib import Path
 
+import asyncpg
 import pytest
 
-from tests.cli.conftest import Shell
+from gregor.testing.backends import PostgreSQL, Redis
+from tests.cli.conftest import Shell, first
 
 SECRET = "0123456789abcdef0123456789abcdef"
 
@@ -129,3 +132,114 @@ def test_a_server_that_is_told_to_stop_ends_well(shell: Shell) -> None:
     with shell.serving() as process:
         process.terminate()
         assert process.wait(30) == 0
+
+
+# Stores that several servers share
+
+
+def test_a_shared_store_is_prepared_when_somebody_says_so(
+    shell: Shell, postgresql_url: str
+) -> None:
+    unprepared = shell.process("serve", "--store", postgresql_url)
+    assert unprepared.complained("no tables yet", "gregor migrate --store", "--migrate")
+    assert shell("migrate", "--store", postgresql_url).status == 0
+    with shell.serving("--store", postgresql_url):
+        assert shell("send", "alice", "c", "1").status == 0
+
+
+def test_a_server_prepares_its_store_if_it_is_told_to(shell: Shell, postgresql_url: str) -> None:
+    with shell.serving("--store", postgresql_url, "--migrate"):
+        assert shell("send", "alice", "c", "1").status == 0
+
+
+async def test_several_stores_are_prepared_at_once(
+    shell: Shell, postgresql_server: PostgreSQL
+) -> None:
+    stores = [await postgresql_server.create_database() for _ in range(2)]
+    options = [word for store in stores for word in ("--store", store)]
+    made = shell.process("migrate", *options, "--json").lines
+    assert [line["store"] for line in made] == stores
+    await _set_schema(stores[1], "9999")
+    said = shell.process("migrate", *options)
+    assert stores[0] in said.out
+    assert said.complained(stores[1], "schema 9999", "newer", "pip install -U gregor-sync")
+    assert shell.process("serve", "--store", stores[1]).complained("schema 9999", "newer")
+    await _set_schema(stores[1], "")
+    assert shell.process("serve", "--store", stores[1]).status == 1
+
+
+async def _set_schema(url: str, revision: str) -> None:
+    connection = await asyncpg.connect(url)
+    await connection.execute("UPDATE alembic_version SET version_num = $1", revision)
+    await connection.close()
+
+
+@pytest.mark.parametrize(
+    ("store", "words"),
+    [
+        ("postgresql://u:secret@127.0.0.1:1/x", ("u:***@127.0.0.1:1/x", "start PostgreSQL")),
+        ("postgresql://u:secret@127.0.0.1:port/x", ("not a store URL",)),
+        ("mysql://u:secret@127.0.0.1/x", ("there are sqlite", "postgresql://USER@HOST/DATABASE")),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_named_without_its_password(
+    shell: Shell, store: str, words: tuple[str, ...]
+) -> None:
+    for command in (("serve", "--listen", "127.0.0.1:0"), ("migrate",)):
+        said = shell.process(*command, "--store", store)
+        assert said.complained(*words)
+        assert "secret" not in said.err
+
+
+def test_a_store_that_does_not_know_us_is_named(
+    shell: Shell, postgresql_server: PostgreSQL
+) -> None:
+    place = f"127.0.0.1:{postgresql_server.port}"
+    said = shell.process("serve", "--store", f"postgresql://nobody@{place}/postgres")
+    assert said.complained(place, "nobody", "mend user and password")
+    said = shell.process("serve", "--store", f"postgresql://postgres@{place}/nowhere")
+    assert said.complained(place, "nowhere", "createdb")
+
+
+@pytest.mark.parametrize(
+    ("pubsub", "words"),
+    [
+        ("redis://:secret@127.0.0.1:1", ("127.0.0.1:1 cannot be used", "tart it")),
+        ("nats://u:secret@127.0.0.1:1", ("127.0.0.1:1 cannot be used", "tart it")),
+        ("kafka://u:secret@127.0.0.1", ("kafka", "redis://HOST:PORT/DB or nats://HOST:PORT")),
+    ],
+)
+def test_a_pubsub_that_cannot_be_used_is_named_without_its_password(
+    shell: Shell, pubsub: str, words: tuple[str, ...]
+) -> None:
+    said = shell.process("serve", "--listen", "127.0.0.1:0", "--pubsub", pubsub)
+    assert said.complained(*words)
+    assert "secret" not in said.err
+
+
+def test_what_is_logged_has_no_password(
+    shell: Shell, postgresql_url: str, redis_server: Redis
+) -> None:
+    store = postgresql_url.replace("postgres@", "postgres:secret@")
+    options = ("--store", store, "--pubsub", redis_server.url, "--migrate")
+    with shell.serving(*options) as process:
+        process.terminate()
+        assert process.stderr is not None
+        assert "secret" not in process.stderr.read()
+    made = shell("migrate", "--store", store)
+    assert "postgres:***@" in made.out
+    assert "secret" not in made.out
+
+
+def test_two_servers_on_one_store_tell_each_other_what_is_new(
+    shell: Shell, postgresql_url: str, redis_server: Redis
+) -> None:
+    fleet = ("--store", postgresql_url, "--pubsub", redis_server.url, "--sweep-seconds", "1000")
+    assert shell("migrate", "--store", postgresql_url).status == 0
+    with shell.serving(*fleet):
+        watch = ("watch", "alice", "--json", "--url", shell.environment["GREGOR_URL"])
+        with shell.started(*watch, stdout=subprocess.PIPE) as watching, shell.serving(*fleet):
+            assert watching.stdout is not None
+            first(watching.stdout, event="synced")
+            assert shell("send", "alice", "c", "1", "--msg-id", "m").status == 0
+            assert first(watching.stdout, event="created")["item"]["msg_id"] == "m"
