@@ -23,10 +23,13 @@ VECTORS = "tests/core/test_vectors.py::"
 MEMORY = "tests/conformance/test_state_machines.py::TestMemory::"
 SQL = "tests/conformance/test_state_machines.py::TestSQLiteInMemory::"
 FILE = "tests/conformance/test_state_machines.py::TestSQLiteFile::"
+FLEET = "tests/conformance/test_postgresql.py::"
 NODE_SIDE = "tests/protocol/test_server_session.py::"
 DEVICE_SIDE = "tests/protocol/test_client_session.py::"
 BROADCASTER = "tests/consumers/test_broadcaster.py::"
 REPLICA = "tests/client/test_replica.py::"
+FAULTS = "tests/pubsub/test_faults.py::"
+REDIS = "tests/pubsub/test_remote.py::TestRedis::"
 BOTH_SIDES = "tests/protocol/test_conversation.py::"
 
 
@@ -39,6 +42,61 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = [
+    # Many nodes over one database
+    Mutation(
+        "a clock that nobody locks",
+        "state_machines/transactions.py",
+        "statements.ask(connection, statements.lock, named)",
+        "pass",
+        FLEET + "test_who_follows_the_cursor_misses_nothing",
+    ),
+    Mutation(
+        "what is read while waiting for the lock is believed",
+        "state_machines/transactions.py",
+        """        statements.ask(connection, statements.lock, named)
+    rows = statements.ask(connection, statements.users_taken, named)
+""",
+        """    both = statements.users_taken.with_for_update(of=tables.users)
+    rows = statements.ask(connection, both, named)
+""",
+        FLEET + "test_who_waited_for_a_user_sees_what_was_stored_meanwhile",
+    ),
+    Mutation(
+        "ids are looked up before their users are locked",
+        "state_machines/transactions.py",
+        """    users = _take_users(connection, {message.uid for message in messages})
+    return _consume(connection, messages, now, users, _read_known(connection, messages))
+""",
+        """    known = _read_known(connection, messages)
+    users = _take_users(connection, {message.uid for message in messages})
+    return _consume(connection, messages, now, users, known)
+""",
+        FLEET + "test_who_looks_for_an_id_waits_for_who_may_be_storing_it",
+    ),
+    Mutation(
+        "a commit without an answer is taken for one that failed",
+        "state_machines/sql.py",
+        "return recognised(found, told)",
+        "return found",
+        FLEET + "test_a_commit_without_an_answer_is_looked_for",
+    ),
+    Mutation(
+        "new users are made in any order",
+        "storage/statements.py",
+        """        .order_by(_text(0)),
+    )
+    .on_conflict_do_nothing()""",
+        """    )
+    .on_conflict_do_nothing()""",
+        FLEET + "test_nodes_that_meet_the_same_new_users_do_not_lock_each_other_out",
+    ),
+    Mutation(
+        "plans are left to a planner that knows nothing of the tables",
+        "storage/postgresql.py",
+        "**PLANS,",
+        "",
+        "tests/storage/test_cost.py::test_d15_a_long_history_costs_nothing_on_postgresql",
+    ),
     # The core
     Mutation(
         "an id is forgotten if its item has yet to come",
@@ -218,6 +276,49 @@ MUTATIONS = [
         "(feed.position is None or position < feed.position)",
         "feed.position is None",
         BROADCASTER + "test_a_feed_is_only_as_far_as_the_least_of_its_devices",
+    ),
+    # The pub/sub
+    Mutation(
+        "what was subscribed to is forgotten with the pub/sub connection",
+        "pubsub/remote.py",
+        "self._round = _Round(self._wanted)",
+        "self._round = _Round([self._heart])",
+        FAULTS + "test_a_server_that_is_killed_is_missed_and_after_it_everything_is_as_before",
+    ),
+    Mutation(
+        "nobody minds that the pub/sub is silent",
+        "pubsub/remote.py",
+        "await self._beat(2 * self._heartbeat_seconds)",
+        "pass",
+        FAULTS + "test_a_line_that_goes_deaf_without_a_word_is_noticed",
+    ),
+    Mutation(
+        "the pub/sub comes back without a word",
+        "pubsub/remote.py",
+        "            self._arrivals.take(Interrupted())\n",
+        "",
+        FAULTS + "test_connections_that_break_again_and_again_are_had_again_and_again",
+    ),
+    Mutation(
+        "a channel that is being left counts as subscribed to",
+        "pubsub/remote.py",
+        "        self._confirmed.difference_update(old)\n",
+        "",
+        REDIS + "test_of_calls_that_overlap_the_last_counts",
+    ),
+    Mutation(
+        "a subscription is not waited for, on Redis",
+        "pubsub/redis.py",
+        "        await self._confirmed.wait()\n",
+        "",
+        FAULTS + "test_who_waits_for_a_subscription_while_it_breaks_is_let_go",
+    ),
+    Mutation(
+        "a subscription is not waited for, on NATS",
+        "pubsub/nats.py",
+        "            self._subscriptions[channel] = subscription\n        await self._taken_in()\n",
+        "            self._subscriptions[channel] = subscription\n",
+        FAULTS + "test_who_waits_for_a_subscription_while_it_breaks_is_let_go",
     ),
     # The client
     Mutation(
