@@ -31,6 +31,7 @@ REPLICA = "tests/client/test_replica.py::"
 FAULTS = "tests/pubsub/test_faults.py::"
 REDIS = "tests/pubsub/test_remote.py::TestRedis::"
 BOTH_SIDES = "tests/protocol/test_conversation.py::"
+FLEET = "tests/node/test_fleet.py::"
 
 
 class Mutation(NamedTuple):
@@ -316,8 +317,8 @@ MUTATIONS = [
     Mutation(
         "a subscription is not waited for, on NATS",
         "pubsub/nats.py",
-        "            self._subscriptions[channel] = subscription\n        await self._taken_in()\n",
-        "            self._subscriptions[channel] = subscription\n",
+        "= subscription\n        await self._taken_in()\n",
+        "= subscription\n",
         FAULTS + "test_who_waits_for_a_subscription_while_it_breaks_is_let_go",
     ),
     # The client
@@ -341,6 +342,105 @@ MUTATIONS = [
         "outbound.number <= last and",
         "outbound.number == last and",
         REPLICA + "test_what_the_node_took_before_a_message_that_it_tells_us_is_not_shown_again",
+    ),
+    # A fleet of nodes
+    Mutation(
+        "the sweep never asks",
+        "node.py",
+        "if not positions and not self.behind:",
+        "if not self.behind:",
+        FLEET + "test_a_lost_publication_reaches_the_devices_within_one_sweep",
+    ),
+    Mutation(
+        "a sweep may take half as long again as it promises",
+        "node.py",
+        "(0.5 + self._jitter() / 2)",
+        "(0.5 + self._jitter())",
+        FLEET + "test_a_lost_publication_reaches_the_devices_within_one_sweep",
+    ),
+    Mutation(
+        "the sweep takes for lost what is on its way",
+        "node.py",
+        "if waiting and not interrupted:",
+        "if waiting and interrupted:",
+        FLEET + "test_what_is_on_its_way_is_not_taken_for_lost",
+    ),
+    Mutation(
+        "users are healed one after the other",
+        "node.py",
+        "for _ in range(HEALERS)",
+        "for _ in range(1)",
+        FLEET + "test_after_an_interruption_many_are_healed_at_once_and_not_all",
+    ),
+    Mutation(
+        "nobody is behind whom the store did not answer",
+        "node.py",
+        "        self._unhealed[uid] = None",
+        "        self._unhealed.pop(uid, None)",
+        FLEET + "test_a_part_of_the_store_that_is_down_delays_only_its_own_users",
+    ),
+    Mutation(
+        "whoever has left is behind for ever",
+        "node.py",
+        "for uid in self._unhealed if uid in waiting",
+        "for uid in self._unhealed",
+        FLEET + "test_nobody_waits_for_the_store_who_has_left",
+    ),
+    Mutation(
+        "an interruption is ignored",
+        "consumers/relay.py",
+        "                    self._interrupted()",
+        "                    pass",
+        FLEET + "test_an_interrupted_pubsub_is_made_up_for_at_once",
+    ),
+    Mutation(
+        "a pub/sub that ends is only quiet",
+        "consumers/relay.py",
+        "raise RuntimeError(",
+        "print(",
+        FLEET + "test_a_pubsub_that_ends_without_a_word_ends_the_node",
+    ),
+    Mutation(
+        "a ctime from the far future is believed",
+        "consumers/relay.py",
+        "return message.ctime > self._clock() + FURTHEST_AHEAD",
+        "return False",
+        FLEET + "test_garbage_on_a_channel_is_counted_and_nothing_else",
+    ),
+    Mutation(
+        "a channel is left though its user has come back",
+        "consumers/relay.py",
+        "        self._left.pop(uid, None)\n",
+        "",
+        FLEET + "test_who_comes_back_just_before_the_channel_is_left_is_heard_of",
+    ),
+    Mutation(
+        "a channel is subscribed to while it is being left",
+        "consumers/relay.py",
+        "        async with self._turn(uid):\n            await self._pubsub.subscribe",
+        "        if uid:\n            await self._pubsub.subscribe",
+        FLEET + "test_who_comes_back_while_the_channel_is_being_left_is_heard_of",
+    ),
+    Mutation(
+        "a channel is left with its last device",
+        "consumers/relay.py",
+        "since > _now() - self._linger_seconds",
+        "since > _now()",
+        FLEET + "test_a_device_that_flaps_leaves_its_channel_alone",
+    ),
+    Mutation(
+        "a feed goes on with whatever is later, in the order in which it arrives",
+        "consumers/broadcaster.py",
+        "new[0].prev != position",
+        "new[0].ctime <= position",
+        FLEET + "test_what_is_answered_late_is_told_in_its_place",
+    ),
+    Mutation(
+        "what is huge is read all the same",
+        "consumers/publisher.py",
+        "if len(received.payload) > MAX_PUBLICATION:",
+        "if not received.payload:",
+        "tests/consumers/test_relay.py::test_what_is_huge_is_not_even_read",
     ),
 ]
 

@@ -61,6 +61,23 @@ async def test_a_message_that_others_precede_shows_a_gap_and_goes_to_nobody() ->
     assert (gaps, ear.heard) == (["u"], [])
 
 
+async def test_a_message_that_neither_follows_nor_lies_behind_shows_a_gap() -> None:
+    gaps: list[str] = []
+    broadcaster, ear = Broadcaster(gaps.append), Ear()
+    broadcaster.add("u", ear)
+    broadcaster.told("u", 5)
+    await broadcaster.consume_message(message(9, 3))
+    assert (gaps, ear.heard, broadcaster.position("u")) == (["u"], [], 5)
+
+
+async def test_of_several_messages_those_that_lie_behind_are_left_out() -> None:
+    broadcaster, ear = Broadcaster(), Ear()
+    broadcaster.add("u", ear)
+    broadcaster.told("u", 7)
+    broadcaster.pass_on([message(7, 5), message(8, 7), message(9, 8)])
+    assert ear.heard == [Publication.of(message(8, 7), message(9, 8))]
+
+
 async def test_a_message_of_a_user_without_devices_here_is_let_go() -> None:
     broadcaster = Broadcaster()
     await broadcaster.consume_message(message(9, 8))

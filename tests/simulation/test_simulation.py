@@ -27,7 +27,13 @@ def test_the_worlds_are_full_of_trouble() -> None:
     traces = "\n".join(line for seed in range(40) for line in simulation.live(seed).trace)
     for trouble in (
         "crashes",
-        "goes deaf",
+        "hears nothing any more",
+        "hears again, and knows",
+        "hears again, unknowing",
+        "is cut off from the store",
+        "a later commit for ann overtake",
+        "publishes garbage",
+        "publishes forged",
         "goes offline",
         "was killed",
         "the line breaks",

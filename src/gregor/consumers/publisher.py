@@ -34,8 +34,7 @@ class Publisher:
         self.node = node
 
     async def consume_message(self, message: Message) -> Message:
-        envelope = Envelope(self.node, Raw(msgspec.json.encode(message)))
-        await self.pubsub.publish(channel_of(message.uid), msgspec.json.encode(envelope))
+        await self.pubsub.publish(channel_of(message.uid), seal(self.node, message))
         return message
 
 
@@ -45,6 +44,11 @@ def channel_of(uid: UID) -> str:
 
 def user_of(channel: str) -> UID:
     return channel.removeprefix(CHANNELS)
+
+
+def seal(node: str, message: Message) -> bytes:
+    """What a node publishes when it has stored, or passes on, a message."""
+    return msgspec.json.encode(Envelope(node, Raw(msgspec.json.encode(message))))
 
 
 def open_envelope(received: Received) -> tuple[str, Message]:

@@ -2,9 +2,11 @@
 
 Real Nodes, real server connections and real Clients run on an event loop whose time is a number.
 Everything between them misbehaves by the seed: connections break; frames are delayed, repeated
-and overtake one another; the store answers late, refuses, or stores and then fails to say so;
-the pub/sub drops, repeats, reorders and goes deaf; nodes crash between store and acknowledgement;
-devices are killed and come back with what their store had saved; clocks differ and jump back.
+and overtake one another; the store answers late, in the wrong order, and not at all, some nodes
+for a while, or stores and then fails to say so; the pub/sub drops, repeats and reorders, dies
+without a word, and carries what strangers put there; nodes crash between store and
+acknowledgement; devices are killed and come back with what their store had saved; clocks differ
+and jump back.
 
 Then the faults end, and all must agree: every replica with the store, hash and items; everything
 acknowledged is stored once; everything that a device accepted was stored, or rejected in words;
@@ -18,8 +20,9 @@ import argparse
 import asyncio
 import random
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, cast
 
@@ -27,7 +30,7 @@ import structlog
 
 from gregor.client import Client, Created, Disconnected, Dismissed, MemoryStore
 from gregor.consumers.broadcaster import Broadcaster
-from gregor.consumers.publisher import Publisher
+from gregor.consumers.publisher import Publisher, channel_of, seal
 from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.message import (
     UID,
@@ -43,11 +46,13 @@ from gregor.core.state import Snapshot, State, Sync
 from gregor.errors import Unavailable
 from gregor.interfaces import Outcome
 from gregor.node import Node
+from gregor.protocol.frames import Result
 from gregor.pubsub.interface import Event, Interrupted
 from gregor.pubsub.memory import Exchange, MemoryPubSub
 from gregor.server.auth import OpenAuthenticator
 from gregor.server.delivery import Delivery
 from gregor.server.metrics import Metrics
+from gregor.server.readiness import Readiness
 from gregor.server.service import Service
 from gregor.server.websocket import Connection
 from gregor.state_machines.memory import MemoryStateMachine
@@ -55,6 +60,7 @@ from gregor.testing import virtual_time
 
 USERS = ("ann", "bob")
 CATEGORIES = ("mail", "mail.work", "chat", "theme")
+FORGED = "forged"
 
 
 class Disagreement(AssertionError):
@@ -62,12 +68,15 @@ class Disagreement(AssertionError):
 
 
 class LateStore:
-    """A state machine of record that answers late and in any order, and sometimes not at all:
-    before it has stored, or, worse, after."""
+    """One node's way to the state machine of record that all share. Answers come late and in any
+    order, across nodes too, and sometimes not at all: before it has stored, or, worse, after.
+    While it is `down` there is no answer for this node."""
 
-    def __init__(self, machine: MemoryStateMachine, world: "World") -> None:
+    def __init__(self, machine: MemoryStateMachine, world: "World", name: str) -> None:
+        self.down = False
         self._machine = machine
         self._world = world
+        self._name = name
 
     async def consume_message(self, message: Any) -> Any:
         return await self._machine.consume_message(message)
@@ -75,7 +84,10 @@ class LateStore:
     async def consume_messages(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
         await self._trouble("before storing")
         outcomes = await self._machine.consume_messages(messages)
+        if self._world.happens(0.2):
+            await self._world.overtaken(messages[0].uid)
         await self._trouble("after storing")
+        self._world.answered(message.uid for message in messages)
         return outcomes
 
     async def state(
@@ -96,40 +108,68 @@ class LateStore:
 
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
         await self._trouble("before reading clocks")
-        return await self._machine.ctimes(uids)
+        ctimes = await self._machine.ctimes(uids)
+        await self._world.delay()
+        return ctimes
 
     async def troubles(self) -> Sequence[str]:
         return await self._machine.troubles()
 
     async def _trouble(self, when: str) -> None:
         await self._world.delay()
-        if self._world.happens(0.05):
-            self._world.note("store", f"fails {when}")
+        if self.down or self._world.happens(0.05):
+            self._world.note(self._name, f"the store fails {when}")
             raise Unavailable(f"the store fails {when}")
 
 
 class LossyPubSub(MemoryPubSub):
-    """A pub/sub that loses, repeats, delays and reorders, and now and then goes deaf; sometimes
-    it says so afterwards, and sometimes not."""
+    """A pub/sub that loses, repeats, delays and reorders, and takes its time to subscribe. Now and
+    then it dies silently: nothing comes in or goes out, and nobody is told. Afterwards it says so,
+    as one that misses its heartbeat does, or goes on as if nothing had been."""
 
     def __init__(self, exchange: Exchange, world: "World") -> None:
         super().__init__(exchange)
         self._world = world
-        self._deaf = False
+        self._dead = False
+
+    async def publish(self, channel: str, payload: bytes) -> None:
+        if not self._dead:
+            await super().publish(channel, payload)
+
+    async def subscribe(self, channel: str) -> None:
+        await self._world.delay()
+        await super().subscribe(channel)
+        await self._world.delay()
+
+    async def unsubscribe(self, channel: str) -> None:
+        await self._world.delay()
+        await super().unsubscribe(channel)
+        await self._world.delay()
 
     def take(self, event: Event) -> None:
-        if self._deaf or self._world.happens(0.2):
+        if self._world.happens(0.2):
             return
         for _ in range(2 if self._world.happens(0.1) else 1):
-            asyncio.get_running_loop().call_later(self._world.lag(), super().take, event)
+            asyncio.get_running_loop().call_later(self._world.lag(), self._arrive, event)
 
-    def go_deaf(self) -> None:
-        self._deaf = True
+    def _arrive(self, event: Event) -> None:
+        if not self._dead:
+            super().take(event)
 
-    def hear_again(self) -> None:
-        self._deaf = False
-        if self._world.happens(0.5):
+    def die(self) -> None:
+        self._dead = True
+
+    def revive(self) -> bool:
+        """Whether it says that it was interrupted."""
+        self._dead = False
+        says_so = self._world.happens(0.5)
+        if says_so:
             super().take(Interrupted())
+        return says_so
+
+    def close(self) -> None:
+        for subscribers in self._exchange.channels.values():
+            subscribers.pop(self, None)
 
 
 class Link:
@@ -209,6 +249,7 @@ class SimulatedNode:
         self._world = world
         self._skew = world.rng.randrange(-2 * SECOND, 2 * SECOND)
         self._starts = 0
+        self.store = LateStore(world.store, world, name)
         self.service: Service | None = None
         self.pubsub: LossyPubSub | None = None
         self._links: dict[Link, None] = {}
@@ -227,25 +268,28 @@ class SimulatedNode:
 
     async def _live(self, name: str) -> None:
         world = self._world
-        self.pubsub = LossyPubSub(world.exchange, world)
+        self.pubsub = pubsub = LossyPubSub(world.exchange, world)
         deliveries: dict[Delivery, None] = {}
         metrics = Metrics(deliveries)
         node = Node(
-            LateStore(world.store, world),
-            [Publisher(self.pubsub, name), Broadcaster()],
+            self.store,
+            [Publisher(pubsub, name), Broadcaster()],
             clock=self.clock,
-            pubsub=self.pubsub,
+            pubsub=pubsub,
             name=name,
+            linger_seconds=world.rng.uniform(0.5, 5),
             observer=metrics,
             jitter=world.rng.random,
         )
         try:
             async with node:
-                self.service = Service(node, OpenAuthenticator(), metrics, deliveries)
+                readiness = Readiness(node, pubsub)
+                self.service = Service(node, OpenAuthenticator(), metrics, readiness, deliveries)
                 world.note(name, "starts")
                 await asyncio.get_running_loop().create_future()
         finally:
             self.service = None
+            pubsub.close()
             for link in tuple(self._links):
                 link.break_("the node has crashed")
 
@@ -333,6 +377,8 @@ class SimulatedDevice:
                     what = "shows" if isinstance(event, Created) else f"no more ({event.why})"
                     self._world.note(self.name, f"{what} {event.item.msg_id}")
                 if isinstance(event, Created):
+                    if event.item.msg_id == FORGED:
+                        raise Disagreement(f"{self.name} showed what was never stored")
                     if event.item.msg_id in shown:
                         raise Disagreement(f"{self.name} showed {event.item.msg_id} twice")
                     shown.add(event.item.msg_id)
@@ -410,6 +456,7 @@ class World:
         ]
         self.acknowledged: dict[tuple[UID, MsgID], Time] = {}
         self._sent: list[InBandMessage] = []
+        self._answered = {uid: asyncio.Event() for uid in USERS}
 
     # What the seed decides
 
@@ -428,6 +475,21 @@ class World:
 
     def note(self, who: str, what: str) -> None:
         self.trace.append(f"{asyncio.get_running_loop().time():10.3f} {who:10} {what}")
+
+    def answered(self, uids: Iterable[UID]) -> None:
+        """The store has answered a commit for these users."""
+        for uid in uids:
+            self._answered[uid].set()
+            self._answered[uid] = asyncio.Event()
+
+    async def overtaken(self, uid: UID) -> None:
+        """Wait, a while at most, until another commit for this user has its answer, so that it can
+        be told everywhere before this one's is known."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(2):
+                await self._answered[uid].wait()
+                self.note("store", f"lets a later commit for {uid} overtake")
+        await self.delay()
 
     def _store_clock(self) -> Time:
         # The node that stores stamps; whose clock that is, chance decides.
@@ -452,40 +514,73 @@ class World:
                 task.cancel()
 
     async def _something(self) -> None:
-        match self.choice(backend=8, device=12, crash=1, deaf=1, clock=1, break_=2):
+        match self.choice(
+            backend=8, device=12, crash=1, silence=1, outage=1, stranger=2, clock=1, break_=2
+        ):
             case "backend":
                 await self._backend()
             case "device":
                 await self.rng.choice(self.devices).act()
             case "crash":
                 await self.rng.choice(self.nodes).crash()
-            case "deaf":
-                await self._deafen(self.rng.choice(self.nodes))
+            case "silence":
+                await self._silence(self.rng.choice(self.nodes))
+            case "outage":
+                await self._cut_off(self.rng.choice(self.nodes))
+            case "stranger":
+                await self._stranger()
             case "clock":
                 self.rng.choice(self.nodes).jump()
             case "break_":
                 self.rng.choice(self.devices).lose_connection("the network fails")
 
-    async def _deafen(self, node: SimulatedNode) -> None:
+    async def _silence(self, node: SimulatedNode) -> None:
+        """The pub/sub dies for one node, and nobody is told."""
         pubsub = node.pubsub
         if pubsub is not None:
-            pubsub.go_deaf()
-            self.note(node.name, "goes deaf")
+            pubsub.die()
+            self.note(node.name, "hears nothing any more")
             await asyncio.sleep(self.rng.random() * 10)
-            pubsub.hear_again()
+            says_so = pubsub.revive()
+            self.note(node.name, "hears again" + (", and knows" if says_so else ", unknowing"))
+
+    async def _cut_off(self, node: SimulatedNode) -> None:
+        """The store cannot be had, by one node only."""
+        node.store.down = True
+        self.note(node.name, "is cut off from the store")
+        await asyncio.sleep(self.rng.random() * 10)
+        node.store.down = False
+
+    async def _stranger(self) -> None:
+        """Somebody else publishes on a user's channel."""
+        uid, other = self.rng.sample(USERS, 2)
+        log = self.store.log(uid)
+        message: InBandMessage | None = None
+        match self.choice(garbage=1, other=1, future=1, again=1):
+            case "other":
+                message = create(other, "chat", msg_id=FORGED).stamp(self._store_clock(), 0)
+            case "future":
+                known = log[-1].ctime if log else 0
+                ctime = self._store_clock() + 3600 * SECOND
+                message = create(uid, "chat", msg_id=FORGED).stamp(ctime, known)
+            case "again" if log:
+                message = self.rng.choice(log)
+        payload = b"garbage" if message is None else seal("a stranger", message)
+        await MemoryPubSub(self.exchange).publish(channel_of(uid), payload)
+        self.note("stranger", f"publishes {'garbage' if message is None else message.msg_id}")
 
     async def _backend(self) -> None:
-        """A backend sends a message again and again until it is acknowledged, by any node."""
-        message = self._message(self.rng.choice(USERS))
-        self._sent.append(message)
+        """A backend sends messages again and again until they are acknowledged, by any node."""
+        messages = [
+            self._message(self.rng.choice(USERS)) for _ in range(self.rng.choice((1, 1, 1, 3)))
+        ]
+        self._sent += messages
         while True:
             service = self.rng.choice(self.nodes).service
             try:
                 if service is not None:
-                    (result,) = await service.inject([message])
-                    assert result.ctime is not None
-                    self.acknowledged[message.uid, message.msg_id] = result.ctime
-                    self.note("backend", f"{result.status} {message.msg_id} at {result.ctime}")
+                    for result in await service.inject(messages):
+                        self._acknowledge(result)
                     return
             except Unavailable:
                 pass
@@ -494,6 +589,13 @@ class World:
                 if cast("asyncio.Task[None]", asyncio.current_task()).cancelling():
                     raise
             await asyncio.sleep(self.rng.random())
+
+    def _acknowledge(self, result: Result) -> None:
+        assert result.uid is not None
+        assert result.msg_id is not None
+        assert result.ctime is not None
+        self.acknowledged[result.uid, result.msg_id] = result.ctime
+        self.note("backend", f"{result.status} {result.msg_id} at {result.ctime}")
 
     def _message(self, uid: UID) -> InBandMessage:
         msg_id, category = self.new_msg_id(), self.rng.choice(CATEGORIES)
