@@ -105,6 +105,11 @@ def open_settings(**given: Any) -> Settings:
     return Settings(store="sqlite://", drain_seconds=0, **given)
 
 
+def shared_settings(store: str, **given: Any) -> Settings:
+    """For one of several servers on a store, which the first of them prepares."""
+    return Settings(store=store, **{"migrate": True, "drain_seconds": 0, **given})
+
+
 def jwt_settings(**given: Any) -> Settings:
     return open_settings(auth=Auth.JWT, jwt_secret=SecretStr(SECRET), **given)
 
