@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SEEDS ?= 2000
 
-.PHONY: help demo test check bench simulate lock clean
+.PHONY: help demo fleet test check bench simulate lock clean
 .DEFAULT_GOAL := help
 
 help:  ## What can be made
@@ -21,6 +21,9 @@ $(READY): requirements.lock pyproject.toml
 
 demo: $(READY)  ## Hundreds of devices drop off, come back, and agree
 	@$(BIN)/gregor demo
+
+fleet: $(READY)  ## The same with two nodes over PostgreSQL and Redis, all from wheels
+	@$(BIN)/gregor demo --nodes 2
 
 test: $(READY)  ## Everything that is proved, in under 12 minutes
 	$(BIN)/pytest -n 2 --dist loadgroup

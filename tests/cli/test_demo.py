@@ -5,7 +5,7 @@ from random import Random
 import pytest
 from typer.testing import CliRunner
 
-from gregor.cli import devices, rehearsal
+from gregor.cli import devices, rehearsal, servers
 from gregor.cli.devices import difference
 from gregor.cli.main import app
 from gregor.cli.remote import Remote, StateAnswer
@@ -88,7 +88,7 @@ class Liar(Remote):
 def test_a_demo_that_ends_in_disagreement_names_the_device_and_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(rehearsal, "Remote", Liar)
+    monkeypatch.setattr(servers, "Remote", Liar)
     monkeypatch.setattr(devices, "PATIENCE_SECONDS", 2.0)
     said = CliRunner().invoke(app, ["demo", "--devices", "3", "--seconds", "1"])
     assert said.exit_code == 1

@@ -34,8 +34,21 @@ def demo(
     ] = None,
     store: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Keep the state there.", show_default="a temporary file"),
+        typer.Option(
+            metavar="URL", help="Keep the state in this file.", show_default="a temporary one"
+        ),
     ] = None,
+    nodes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=8,
+            help="More than one: a fleet over a PostgreSQL and a pub/sub of its own.",
+        ),
+    ] = 1,
+    pubsub: Annotated[
+        str, typer.Option(metavar="redis|nats", help="What is between the nodes of a fleet.")
+    ] = "redis",
     json: options.JSON = False,
 ) -> None:
     """Hundreds of devices drop off, come back, and agree.
@@ -45,7 +58,11 @@ def demo(
     goes offline and comes back at random, and is used meanwhile. In the end each
     replica is compared with the server, hash and items.
 
+    With several nodes it starts a PostgreSQL and a Redis as well, from the wheels
+    of gregor-sync\\[dev], and each device connects now to one node, now to another.
+
     [dim]$[/] gregor demo
+    [dim]$[/] gregor demo --nodes 2
     [dim]$[/] gregor demo --devices 1000 --seconds 30 --seed 7
 
     The exit status is 1 if any replica does not agree.
@@ -57,7 +74,12 @@ def demo(
     seed = time_ns() % 1_000_000 if seed is None else seed
     if not json:
         print(f"{devices} devices, seed {seed}", flush=True)
-    outcome = run(rehearsal.rehearse(file or SAMPLE, devices, seconds, seed, store))
+    file = file or SAMPLE
+    if nodes > 1:
+        rehearsing = rehearsal.rehearse_fleet(file, devices, seconds, seed, nodes, pubsub)
+    else:
+        rehearsing = rehearsal.rehearse(file, devices, seconds, seed, store)
+    outcome = run(rehearsing)
     if json:
         output.document(
             {

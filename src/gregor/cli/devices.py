@@ -6,14 +6,15 @@ what its store has kept.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from gregor.cli.remote import Remote, StateAnswer
+from gregor.cli.remote import StateAnswer
+from gregor.cli.servers import Servers
 from gregor.client import (
     Client,
     Disconnected,
@@ -27,6 +28,7 @@ from gregor.client import (
 from gregor.client.connection import WebSocket, websocket
 from gregor.client.events import Subscription
 from gregor.core.state import Item, State
+from gregor.errors import Unavailable
 
 ONLINE_SECONDS = 4.0  # on average
 OFFLINE_SECONDS = 2.0
@@ -61,12 +63,11 @@ class Score:
 
 
 class Stage:
-    """What all devices share: their server, the moment at which it is over, and the score."""
+    """What all devices share: their servers, the moment at which it is over, and the score."""
 
-    def __init__(self, url: str, folder: Path, server: Remote, devices: int) -> None:
-        self.url = url
+    def __init__(self, servers: Servers, folder: Path, devices: int) -> None:
+        self.servers = servers
         self.folder = folder
-        self.server = server
         self.score = Score()
         self.over = asyncio.Event()
         self.delivered = asyncio.Barrier(devices)
@@ -82,10 +83,11 @@ class Stage:
 
 
 class Cable:
-    """The network between one device and the server. It can be cut."""
+    """The network between one device and the servers, one of which answers. It can be cut."""
 
-    def __init__(self, url: str) -> None:
-        self._connect = websocket(url)
+    def __init__(self, urls: Sequence[str], mind: Random) -> None:
+        self._servers = [websocket(url) for url in urls]
+        self._mind = mind
         self._whole = asyncio.Event()
         self._whole.set()
         self._carrying: Transport | None = None
@@ -93,7 +95,7 @@ class Cable:
     async def connect(self) -> Transport:
         """A connection, as soon as there is a network."""
         await self._whole.wait()
-        transport = await self._connect()
+        transport = await self._mind.choice(self._servers)()
         if not self._whole.is_set():
             await transport.close()
             raise Disconnected(1006, "the network is gone")
@@ -118,7 +120,7 @@ class Device:
         self.client: Client | None = None
         self._mind = mind
         self._stage = stage
-        self._cable = Cable(stage.url)
+        self._cable = Cable(stage.servers.urls, mind)
         self._syncs = 0
         # Each file has a thread of its own, so only some devices have one.
         self._file = stage.folder / f"{self.name}.db" if number % 10 == 0 else None
@@ -141,7 +143,7 @@ class Device:
         """The app, open, with whatever its store has kept."""
         async with asyncio.TaskGroup() as tasks:
             client = Client(
-                self._stage.url,
+                self._stage.servers.urls[0],
                 self.uid,
                 device_id=self.name,
                 uid=self.uid,
@@ -231,12 +233,18 @@ class Device:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + PATIENCE_SECONDS
         while True:
-            async with self._stage.asking:
-                theirs = await self._stage.server.state(self.uid, self.name)
-            what = difference(client.replica.state(theirs.as_of), theirs)
+            what = await self._difference(client)
             if what is None or loop.time() > deadline:
                 return what
             await asyncio.sleep(0.1)
+
+    async def _difference(self, client: Client) -> str | None:
+        try:
+            async with self._stage.asking:
+                theirs = await self._stage.servers.state(self.uid, self.name)
+        except Unavailable as error:
+            return f"cannot be compared: {error.message}"
+        return difference(client.replica.state(theirs.as_of), theirs)
 
 
 def difference(mine: State, theirs: StateAnswer) -> str | None:

@@ -1,4 +1,4 @@
-"""A server, a stream and a crowd of devices, played to the end and judged."""
+"""Servers, a stream and a crowd of devices, played to the end and judged."""
 
 import asyncio
 from collections import Counter
@@ -16,7 +16,7 @@ from gregor.cli import output, stream
 from gregor.cli.devices import Device, Difference, Score, Stage
 from gregor.cli.lanes import Send, Tally, send_all
 from gregor.cli.process import running_server
-from gregor.cli.remote import Remote
+from gregor.cli.servers import Servers
 from gregor.core.message import InBandMessage
 from gregor.errors import SetupError
 from gregor.protocol.frames import Result
@@ -92,17 +92,36 @@ async def rehearse(
     file: Path, devices: int, seconds: float, seed: int, store: str | None
 ) -> Outcome:
     """Play the stream to a server of its own and a crowd of devices, and compare them."""
+    with TemporaryDirectory(prefix="gregor-demo-") as folder:
+        async with running_server(store or f"sqlite:///{folder}/server.db") as url:
+            return await perform(file, [url], devices, seconds, Random(seed))
+
+
+async def rehearse_fleet(
+    file: Path, devices: int, seconds: float, seed: int, nodes: int, pubsub: str
+) -> Outcome:
+    """The same with several nodes, over a PostgreSQL and a pub/sub of their own."""
+    from gregor.testing.fleet import Fleet  # it needs wheels that a server does not
+
+    async with Fleet(nodes, pubsub) as fleet:
+        return await perform(file, fleet.urls, devices, seconds, Random(seed))
+
+
+async def perform(
+    file: Path, urls: Sequence[str], devices: int, seconds: float, mind: Random
+) -> Outcome:
+    """Play the stream to these servers and a crowd of devices, and compare them."""
     with stream.opened(file) as source:
         tape = [numbered async for numbered in source.lines()]
     users = busiest(tape, -(-devices // DEVICES_PER_USER))
     if not users:
         raise SetupError(f"{file} holds no messages")
+    servers = Servers(urls, Random(mind.random()))
     with TemporaryDirectory(prefix="gregor-demo-") as folder:
-        store = store or f"sqlite:///{folder}/server.db"
-        async with running_server(store) as url, Remote(url) as server:
-            stage = Stage(url, Path(folder), server, devices)
-            tally = await play(stage, tape, seconds, users, devices, Random(seed))
-            duplicates, delivered = counted(await server.metrics())
+        async with servers:
+            stage = Stage(servers, Path(folder), devices)
+            tally = await play(stage, tape, seconds, users, devices, mind)
+            duplicates, delivered = counted(await servers.metrics())
     return Outcome(devices, len(users), stage.score, tally, duplicates, delivered)
 
 
@@ -122,7 +141,7 @@ async def play(
         Device(number, users[number % len(users)], Random(mind.random()), stage)
         for number in range(devices)
     ]
-    send = forgetful(stage.server.send, Random(mind.random()))
+    send = forgetful(stage.servers.send, Random(mind.random()))
     async with _drawn(stage, tally, len(tape), crowd), asyncio.TaskGroup() as tasks:
         for device in crowd:
             tasks.create_task(device.run())
@@ -152,16 +171,16 @@ def forgetful(send: Send, mind: Random) -> Send:
     return send_perhaps_twice
 
 
-def counted(metrics: str) -> tuple[int, int]:
-    """How many duplicates a server has seen, and how many messages it has delivered."""
-    samples = {
-        (sample.name, sample.labels.get("result")): int(sample.value)
-        for family in text_string_to_metric_families(metrics)
-        for sample in family.samples
-        if sample.labels.get("kind") != "out_of_band"
-    }
-    duplicates = samples.get(("gregor_messages_total", "duplicate"), 0)
-    return duplicates, samples.get(("gregor_deliveries_total", None), 0)
+def counted(pages: Sequence[str]) -> tuple[int, int]:
+    """How many duplicates the servers have seen, and how many messages they have delivered."""
+    samples = Counter[tuple[str, str | None]]()
+    for page in pages:
+        for family in text_string_to_metric_families(page):
+            for sample in family.samples:
+                if sample.labels.get("kind") != "out_of_band":
+                    samples[sample.name, sample.labels.get("result")] += int(sample.value)
+    duplicates = samples["gregor_messages_total", "duplicate"]
+    return duplicates, samples["gregor_deliveries_total", None]
 
 
 @asynccontextmanager

@@ -1,0 +1,25 @@
+"""What runs in the process of a node whose clock is wrong:
+
+python -m gregor.testing.ahead SECONDS HOST:PORT STORE PUBSUB
+"""
+
+import asyncio
+import sys
+
+from gregor.config import Settings
+from gregor.core.instant import SECOND, Time
+from gregor.server import app, serving
+
+
+def main(seconds: str, listen: str, store: str, pubsub: str) -> None:
+    ahead = round(float(seconds) * SECOND)
+
+    def clock() -> Time:
+        return app.now() + ahead
+
+    settings = Settings(listen=listen, store=store, pubsub=pubsub)
+    asyncio.run(serving.serve(settings, clock))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

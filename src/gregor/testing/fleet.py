@@ -1,0 +1,105 @@
+"""A fleet on this machine: nodes in processes of their own over one PostgreSQL, a pub/sub between.
+
+    async with Fleet(nodes=2) as fleet:
+        await fleet.nodes[0].kill()
+        await fleet.nodes[0].start()
+
+Everything comes from wheels, and listens on loopback.
+"""
+
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import Any, Self
+
+import httpx
+
+from gregor.errors import SetupError
+from gregor.storage.engine import database_at
+from gregor.storage.migrations import migrate
+from gregor.testing.backends import NATS, Backend, PostgreSQL, Redis
+from gregor.testing.proxy import Proxy
+
+PUBSUBS: dict[str, type[Backend]] = {"redis": Redis, "nats": NATS}
+
+
+class Node(Backend):
+    """One `gregor serve`. Its clock may be `ahead` of this machine's, by seconds."""
+
+    program = "gregor"
+
+    def __init__(self, store: str, pubsub: str, *, ahead: float = 0.0) -> None:
+        super().__init__()
+        self._store = store
+        self._pubsub = pubsub
+        self._ahead = ahead
+
+    def _url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def _command(self) -> list[str]:
+        listen = f"127.0.0.1:{self.port}"
+        python = [sys.executable, "-m"]
+        if self._ahead:
+            module = "gregor.testing.ahead"
+            return [*python, module, str(self._ahead), listen, self._store, self._pubsub]
+        where = ["--listen", listen, "--store", self._store, "--pubsub", self._pubsub]
+        return [*python, "gregor.cli", "serve", *where]
+
+    async def _answers(self) -> bool:
+        async with httpx.AsyncClient(trust_env=False) as http:
+            try:
+                answer = await http.get(f"{self.url}/readyz")
+            except httpx.HTTPError:
+                return False
+        return answer.status_code == httpx.codes.OK
+
+
+class Fleet:
+    """PostgreSQL, a pub/sub and nodes. By `ahead` seconds the last one's clock is ahead. With
+    `proxied`, what the nodes say to the pub/sub passes through the `proxy`."""
+
+    def __init__(
+        self,
+        nodes: int = 2,
+        pubsub: str = "redis",
+        *,
+        ahead: float = 0.0,
+        proxied: bool = False,
+    ) -> None:
+        if pubsub not in PUBSUBS:
+            raise SetupError(f"there is no pub/sub {pubsub!r} to start; there are redis and nats")
+        self.postgresql = PostgreSQL()
+        self.pubsub = PUBSUBS[pubsub]()
+        self.proxy: Proxy | None = None
+        self.nodes: Sequence[Node] = ()
+        self.store = ""
+        self._proxied = proxied
+        self._clocks = [0.0] * (nodes - 1) + [ahead]
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.postgresql)
+            await stack.enter_async_context(self.pubsub)
+            self.store = await self.postgresql.create_database()
+            async with database_at(self.store, migrate):
+                pass
+            url = self.pubsub.url
+            if self._proxied:
+                self.proxy = Proxy("127.0.0.1", self.pubsub.port)
+                await stack.enter_async_context(self.proxy)
+                url = url.replace(f":{self.pubsub.port}", f":{self.proxy.port}")
+            self.nodes = [Node(self.store, url, ahead=ahead) for ahead in self._clocks]
+            for node in self.nodes:
+                await stack.enter_async_context(node)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        await self._stack.__aexit__(*exc_info)
+
+    @property
+    def urls(self) -> list[str]:
+        """Of the nodes."""
+        return [node.url for node in self.nodes]
