@@ -1,6 +1,7 @@
 """What a remote pub/sub does when its server, or the line to it, lets it down."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from gregor.testing.backends import NATS, Backend, Redis
 from gregor.testing.proxy import Proxy
 
 PATIENCE = 10.0
-HEARTBEAT = 0.1
+HEARTBEAT = 0.25  # of those who shall notice silence soon; the others notice only errors
 MANY = 3 * remote.BATCH + 7  # channels, for more than one batch
 
 
@@ -30,27 +31,32 @@ class Line(NamedTuple):
 
 
 def near(server: Backend, port: int = 0, **options: Any) -> RemotePubSub:
-    """An end at the server or at a proxy before it, which beats and connects again fast."""
+    """An end at the server, or at a proxy before it, which soon connects again."""
     url = server.url.replace(str(server.port), str(port or server.port))
-    options = {"heartbeat_seconds": HEARTBEAT, "jitter": lambda: 0.1} | options
-    return pubsub_at(url, **options)
+    return pubsub_at(url, jitter=lambda: 0.1, **options)
 
 
-@pytest.fixture(params=[Redis, NATS])
-async def line(request: pytest.FixtureRequest) -> AsyncIterator[Line]:
+@asynccontextmanager
+async def line_to(kind: type[Backend], **options: Any) -> AsyncIterator[Line]:
     async with (
-        request.param() as server,
+        kind() as server,
         Proxy("127.0.0.1", server.port) as proxy,
-        near(server, proxy.port) as end,
+        near(server, proxy.port, **options) as end,
     ):
         yield Line(end, proxy, server)
 
 
-@pytest.fixture
-async def redis_line() -> AsyncIterator[tuple[Client, RemotePubSub]]:
-    """An end, and somebody who can command its server."""
-    async with Redis() as server, Client.from_url(server.url) as client, near(server) as end:
-        yield client, end
+@pytest.fixture(params=[Redis, NATS])
+async def line(request: pytest.FixtureRequest) -> AsyncIterator[Line]:
+    async with line_to(request.param) as line:
+        yield line
+
+
+@pytest.fixture(params=[Redis, NATS])
+async def watched(request: pytest.FixtureRequest) -> AsyncIterator[Line]:
+    """A line whose silence is noticed soon."""
+    async with line_to(request.param, heartbeat_seconds=HEARTBEAT) as line:
+        yield line
 
 
 async def until(fact: Callable[[], bool]) -> None:
@@ -96,13 +102,15 @@ async def test_a_server_that_is_killed_is_missed_and_after_it_everything_is_as_b
 
 
 @pytest.mark.parametrize("kind", ["pubsub", "normal"])
-async def test_either_connection_to_redis_is_missed(
-    redis_line: tuple[Client, RemotePubSub], kind: str
-) -> None:
-    client, end = redis_line
-    assert await client.execute_command("CLIENT", "KILL", "TYPE", kind) == 1
-    await until(lambda: not end.up)
-    await assert_heals(end)
+async def test_either_connection_to_redis_is_missed(kind: str) -> None:
+    async with (
+        Redis() as server,
+        Client.from_url(server.url) as client,
+        near(server, heartbeat_seconds=HEARTBEAT) as end,
+    ):
+        assert await client.execute_command("CLIENT", "KILL", "TYPE", kind) == 1
+        await until(lambda: not end.up)
+        await assert_heals(end)
 
 
 async def test_connections_that_break_again_and_again_are_had_again_and_again(line: Line) -> None:
@@ -115,36 +123,46 @@ async def test_connections_that_break_again_and_again_are_had_again_and_again(li
 # Silence
 
 
-async def test_a_server_that_says_nothing_any_more_is_missed(line: Line) -> None:
-    line.server.pause()
-    await until(lambda: not line.end.up)
-    line.server.resume()
-    await assert_heals(line.end)
+async def test_a_server_that_says_nothing_any_more_is_missed(watched: Line) -> None:
+    watched.server.pause()
+    await until(lambda: not watched.end.up)
+    watched.server.resume()
+    await assert_heals(watched.end)
 
 
-async def test_one_that_takes_nothing_any_more_holds_nobody_up(line: Line) -> None:
-    line.server.pause()
+async def test_one_that_takes_nothing_any_more_holds_nobody_up(watched: Line) -> None:
+    watched.server.pause()
     for _ in range(500):
-        await line.end.publish("c", b"x" * 100_000)
-    await until(lambda: not line.end.up)
-    line.server.resume()
-    await assert_heals(line.end)
+        await watched.end.publish("c", b"x" * 100_000)
+    await until(lambda: not watched.end.up)
+    watched.server.resume()
+    await assert_heals(watched.end)
 
 
 @pytest.mark.parametrize("way", [{"up": False}, {"down": False}, {}])
 async def test_a_line_that_goes_deaf_without_a_word_is_noticed(
-    line: Line, way: dict[str, bool]
+    watched: Line, way: dict[str, bool]
 ) -> None:
-    line.proxy.deafen(new=False, **way)
-    await until(lambda: not line.end.up)
-    await assert_heals(line.end)
+    watched.proxy.deafen(new=False, **way)
+    await until(lambda: not watched.end.up)
+    await assert_heals(watched.end)
+
+
+async def test_the_time_in_which_one_stood_still_oneself_is_not_the_server_s_silence() -> None:
+    async with Redis() as server, near(server, heartbeat_seconds=0.5) as end:
+        server.pause()
+        await asyncio.sleep(0.6)  # by now it has asked, and waits for so long again
+        server.resume()
+        time.sleep(1.5)  # noqa: ASYNC251 (that is the point)
+        await assert_works(end)
+        assert end.up
 
 
 async def test_while_it_connects_in_vain_it_stays_down(line: Line) -> None:
     await line.server.stop()
     await until(lambda: not line.end.up)
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(5 * HEARTBEAT):
+        async with asyncio.timeout(0.5):
             await heard(line.end)
     await line.server.start()
     await assert_heals(line.end)
@@ -162,12 +180,12 @@ async def test_what_is_published_meanwhile_is_lost_and_counted(line: Line) -> No
     assert line.end.dropped == before + 7
 
 
-async def test_what_broke_off_unconfirmed_is_counted(line: Line) -> None:
-    line.proxy.deafen(new=False)
+async def test_what_broke_off_unconfirmed_is_counted(watched: Line) -> None:
+    watched.proxy.deafen(new=False)
     for _ in range(7):
-        await line.end.publish("c", b"to nobody")
-    await until(lambda: not line.end.up)
-    assert line.end.dropped == 7
+        await watched.end.publish("c", b"to nobody")
+    await until(lambda: not watched.end.up)
+    assert watched.end.dropped == 7
 
 
 async def test_what_is_wanted_meanwhile_is_noted_at_once(line: Line) -> None:
@@ -184,11 +202,11 @@ async def test_what_is_wanted_meanwhile_is_noted_at_once(line: Line) -> None:
     assert await heard(line.end) == Received("joined", b"hello")
 
 
-async def test_who_waits_for_a_subscription_while_it_breaks_is_let_go(line: Line) -> None:
-    line.proxy.deafen()
+async def test_who_waits_for_a_subscription_while_it_breaks_is_let_go(watched: Line) -> None:
+    watched.proxy.deafen()
     async with asyncio.timeout(PATIENCE):
-        await line.end.subscribe("c")
-    assert not line.end.up
+        await watched.end.subscribe("c")
+    assert not watched.end.up
 
 
 async def test_leaving_a_server_that_is_silent_takes_no_longer_than_a_farewell(line: Line) -> None:
@@ -241,15 +259,16 @@ async def test_what_nats_cannot_carry_is_lost_and_counted_and_nothing_else() -> 
 
 
 @asynccontextmanager
-async def somebody_else() -> AsyncIterator[int]:
-    """The port of a server that speaks HTTP."""
+async def somebody_else(greeting: bytes, answer: bytes) -> AsyncIterator[int]:
+    """The port of a server that is not what is looked for."""
 
-    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(greeting)
         if await reader.read(1):
-            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            writer.write(answer)
         writer.close()
 
-    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         yield server.sockets[0].getsockname()[1]
 
 
@@ -271,8 +290,13 @@ async def test_nobody_there(scheme: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["redis", "nats"])
 async def test_somebody_else_there(scheme: str) -> None:
-    async with somebody_else() as port:
+    async with somebody_else(b"", b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
         assert "cannot be used" in await refusal(f"{scheme}://127.0.0.1:{port}")
+
+
+async def test_a_nats_that_promises_tls_and_cannot() -> None:
+    async with somebody_else(b'INFO {"tls_required": true}\r\n', b"-ERR no\r\n") as port:
+        assert "SSL" in await refusal(f"tls://127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize(
@@ -330,7 +354,7 @@ async def test_what_goes_wrong_later_is_logged_once_and_without_secrets() -> Non
     async with NATS("--user", "me", "--pass", "sesame") as server:
         with capture_logs() as logs:
             url = server.url.replace("://", "://me:sesame@")
-            async with pubsub_at(url, heartbeat_seconds=HEARTBEAT, jitter=lambda: 0.1) as end:
+            async with pubsub_at(url, jitter=lambda: 0.1) as end:
                 await server.kill()
                 await until(lambda: not end.up)
                 await server.start()

@@ -23,6 +23,7 @@ from gregor.pubsub.link import LinkLost, Publication, Take
 
 PREFIX = "gregor.channel."
 A_DAY = 86_400
+CLOSE_SECONDS = 0.5
 
 
 def subject_of(channel: str) -> str:
@@ -73,26 +74,23 @@ class NATSLink:
         raise LinkLost(str(self._error or "the server has closed the connection"))
 
     async def publish(self, publications: Sequence[Publication]) -> int:
-        too_large = 0
-        for channel, payload in publications:
-            if len(payload) > self._client.max_payload:
-                too_large += 1
-                continue
-            with _losing():
+        fitting = [p for p in publications if len(p.payload) <= self._client.max_payload]
+        with _losing():
+            for channel, payload in fitting:
                 await self._client.publish(subject_of(channel), payload)
         await self._taken_in()
-        return too_large
+        return len(publications) - len(fitting)
 
     async def subscribe(self, channels: Collection[str]) -> None:
-        for channel in channels:
-            with _losing():
+        with _losing():
+            for channel in channels:
                 subscription = await self._client.subscribe(subject_of(channel))
-            self._subscriptions[channel] = subscription
+                self._subscriptions[channel] = subscription
         await self._taken_in()
 
     async def unsubscribe(self, channels: Collection[str]) -> None:
-        for channel in channels:
-            with _losing():
+        with _losing():
+            for channel in channels:
                 await self._subscriptions.pop(channel).unsubscribe()
         await self._taken_in()
 
@@ -102,8 +100,10 @@ class NATSLink:
         match self._client._transport:
             case TcpTransport(_io_writer=asyncio.StreamWriter() as writer):
                 writer.transport.abort()
-                with suppress(OSError):
-                    await self._client.close()
+                # After a handshake that has failed, it would wait for ever all the same.
+                with suppress(OSError, TimeoutError):
+                    async with asyncio.timeout(CLOSE_SECONDS):
+                        await self._client.close()
 
     async def _taken_in(self) -> None:
         """Returns when the server has done all that was asked so far: it has come to our own echo
@@ -116,7 +116,7 @@ class NATSLink:
 
     def _received(self, subject: str, payload: bytes) -> None:
         if subject == self._echo:
-            self._echoes.pop(payload).set()
+            self._echoes.pop(payload, asyncio.Event()).set()
         else:
             self._take(channel_of(subject), payload)
 
