@@ -4,7 +4,7 @@ Time is virtual in here: a sweep of five seconds takes none, and what takes long
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -58,12 +58,14 @@ class Line(MemoryPubSub):
 
 class Slow(Flaky):
     """A store that needs a while for each sync, and longer for the answers to commits where they
-    are `held`; for the users in `dead` it does not answer at all."""
+    are `held`; for the users in `dead` it refuses, and for those in `silent` a sweep learns
+    nothing."""
 
     def __init__(self, clock: Callable[[], Time]) -> None:
         super().__init__(clock)
         self.held: dict[str, asyncio.Event] = {}
         self.dead: set[UID] = set()
+        self.silent: set[UID] = set()
         self.syncing = self.most_syncing = 0
 
     async def consume_messages(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
@@ -81,6 +83,10 @@ class Slow(Flaky):
         if uid in self.dead:
             raise StorageUnavailable("this part of the store is down")
         return await super().sync(uid, device_id, cursor)
+
+    async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
+        clocks = await super().ctimes(uids)
+        return {uid: clock for uid, clock in clocks.items() if uid not in self.silent}
 
 
 class Fleet:
@@ -285,6 +291,20 @@ async def test_a_part_of_the_store_that_is_down_delays_only_its_own_users() -> N
         world.store.dead = set()
         await within(1.5, lambda: all(ear.ids == ["missed"] for ear in ears.values()))
         await within(1, lambda: not world.there.behind)
+
+
+@in_no_time
+async def test_a_sweep_makes_do_with_the_parts_of_the_store_that_answer() -> None:
+    async with fleet() as world, crowd(world.there, ["v"]) as ears:
+        world.store.silent = {"v"}
+        world.line_there.deaf = True
+        await world.here.inject([create(uid, "c", msg_id="lost") for uid in ("u", "v")])
+        world.line_there.deaf = False
+        await within(SWEEP_SECONDS, lambda: world.ear_there.ids == ["lost"])
+        await asyncio.sleep(10 * SWEEP_SECONDS)
+        assert ears["v"].ids == []
+        world.store.silent = set()
+        await within(SWEEP_SECONDS, lambda: ears["v"].ids == ["lost"])
 
 
 @in_no_time
