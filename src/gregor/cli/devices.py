@@ -27,6 +27,7 @@ from gregor.client import (
 )
 from gregor.client.connection import WebSocket, websocket
 from gregor.client.events import Subscription
+from gregor.core.message import MsgID
 from gregor.core.state import Item, State
 from gregor.errors import Unavailable
 
@@ -48,7 +49,7 @@ class Difference(NamedTuple):
 class Score:
     """What has happened to the devices so far."""
 
-    written: int = 0
+    written: set[MsgID] = field(default_factory=set)
     rejected: int = 0
     unsent: int = 0
     dropped_off: int = 0
@@ -59,7 +60,7 @@ class Score:
 
     @property
     def acknowledged(self) -> int:
-        return self.written - self.rejected - self.unsent
+        return len(self.written) - self.rejected - self.unsent
 
 
 class Stage:
@@ -191,19 +192,21 @@ class Device:
 
     async def _write(self, client: Client) -> None:
         """What a person does who looks at the app."""
+        self._stage.score.written.add(await self._say(client))
+
+    async def _say(self, client: Client) -> MsgID:
         items = client.state().items
-        self._stage.score.written += 1
         match self._mind.choice(("dismiss", "dismiss", "dismiss category", "create", "replace")):
             case "dismiss" if items:
                 chosen = self._mind.sample(items, min(len(items), self._mind.randint(1, 3)))
-                await client.dismiss(*(item.msg_id for item in chosen))
+                return await client.dismiss(*(item.msg_id for item in chosen))
             case "dismiss category" if items:
-                await client.dismiss_category(self._mind.choice(items).category)
+                return await client.dismiss_category(self._mind.choice(items).category)
             case "replace":
-                await client.replace("settings.theme", self._mind.choice(("dark", "light")))
+                return await client.replace("settings.theme", self._mind.choice(("dark", "light")))
             case _:
                 here = self._mind.random() < 0.2
-                await client.create("notes", f"written on {self.name}", this_device=here)
+                return await client.create("notes", f"written on {self.name}", this_device=here)
 
     # In the end
 

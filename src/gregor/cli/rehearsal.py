@@ -2,12 +2,12 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from msgspec import Raw
 from prometheus_client.parser import text_string_to_metric_families
@@ -50,7 +50,7 @@ class Outcome(NamedTuple):
     def figures(self) -> dict[str, int]:
         return {
             "devices": self.devices,
-            "sent": self.tally.lines + self.score.written,
+            "sent": self.tally.lines + len(self.score.written),
             "acknowledged": self.tally.stored + self.tally.duplicates + self.score.acknowledged,
             "rejected": self.tally.rejected + self.tally.bad + self.score.rejected,
             "duplicates": self.duplicates,
@@ -65,7 +65,7 @@ class Outcome(NamedTuple):
         """The figures for people, with what each means."""
         words = {
             "devices": f"of {self.users:,} users, the busiest ones",
-            "sent": f"{self.tally.lines:,} by a backend, {self.score.written:,} by devices",
+            "sent": f"{self.tally.lines:,} by a backend, {len(self.score.written):,} by devices",
             "acknowledged": "each of them durable before that",
             "duplicates": "sent again because an answer was lost, stored once",
             "delivered": "to devices that were online",
@@ -94,7 +94,7 @@ async def rehearse(
     """Play the stream to a server of its own and a crowd of devices, and compare them."""
     with TemporaryDirectory(prefix="gregor-demo-") as folder:
         async with running_server(store or f"sqlite:///{folder}/server.db") as url:
-            return await perform(file, [url], devices, seconds, Random(seed))
+            return await perform(file, [url], devices, seconds, seed)
 
 
 async def rehearse_fleet(
@@ -104,25 +104,31 @@ async def rehearse_fleet(
     from gregor.testing.fleet import Fleet  # it needs wheels that a server does not
 
     async with Fleet(nodes, pubsub) as fleet:
-        return await perform(file, fleet.urls, devices, seconds, Random(seed))
+        return await perform(file, fleet.urls, devices, seconds, seed)
 
 
 async def perform(
-    file: Path, urls: Sequence[str], devices: int, seconds: float, mind: Random
+    file: Path, urls: Sequence[str], devices: int, seconds: float, seed: int
 ) -> Outcome:
     """Play the stream to these servers and a crowd of devices, and compare them."""
-    with stream.opened(file) as source:
-        tape = [numbered async for numbered in source.lines()]
+    tape = await taped(file)
+    mind = Random(seed)
     users = busiest(tape, -(-devices // DEVICES_PER_USER))
-    if not users:
-        raise SetupError(f"{file} holds no messages")
-    servers = Servers(urls, Random(mind.random()))
     with TemporaryDirectory(prefix="gregor-demo-") as folder:
-        async with servers:
+        async with Servers(urls, Random(mind.random())) as servers:
             stage = Stage(servers, Path(folder), devices)
             tally = await play(stage, tape, seconds, users, devices, mind)
             duplicates, delivered = counted(await servers.metrics())
     return Outcome(devices, len(users), stage.score, tally, duplicates, delivered)
+
+
+async def taped(file: Path) -> Tape:
+    """The lines of a stream, all of them. Raises SetupError if there are none."""
+    with stream.opened(file) as source:
+        tape = [numbered async for numbered in source.lines()]
+    if not any(isinstance(stream.parse(line), InBandMessage) for _, line in tape):
+        raise SetupError(f"{file} holds no messages")
+    return tape
 
 
 def busiest(tape: Tape, number: int) -> list[str]:
@@ -133,9 +139,16 @@ def busiest(tape: Tape, number: int) -> list[str]:
 
 
 async def play(
-    stage: Stage, tape: Tape, seconds: float, users: list[str], devices: int, mind: Random
+    stage: Stage,
+    tape: Tape,
+    seconds: float,
+    users: list[str],
+    devices: int,
+    mind: Random,
+    meanwhile: Coroutine[Any, Any, None] | None = None,
 ) -> Tally:
-    """Play it to the end, and say what became of the stream; the rest is in the stage's score."""
+    """Play it to the end, whatever happens `meanwhile`, and say what became of the stream; the
+    rest is in the stage's score."""
     tally = Tally()
     crowd = [
         Device(number, users[number % len(users)], Random(mind.random()), stage)
@@ -145,7 +158,11 @@ async def play(
     async with _drawn(stage, tally, len(tape), crowd), asyncio.TaskGroup() as tasks:
         for device in crowd:
             tasks.create_task(device.run())
+        if meanwhile is not None:
+            happening = tasks.create_task(meanwhile)
         await send_all(paced(tape, seconds), send, tally)
+        if meanwhile is not None:
+            await happening
         stage.over.set()
     return tally
 
