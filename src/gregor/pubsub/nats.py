@@ -1,8 +1,8 @@
 """A connection to NATS.
 
 It stands on nats-py, without its reconnecting: that is done above, in the same way for all kinds
-of servers. A channel is a subject below `gregor.channel`, so that a NATS user may be allowed this
-and nothing else.
+of servers. All subjects begin with `gregor.`, so that a NATS user may be allowed `gregor.>` and
+nothing else.
 """
 
 import asyncio
@@ -48,6 +48,7 @@ class NATSLink:
         self._numbers = count()
         self._echoes: dict[bytes, asyncio.Event] = {}
         self._error: Exception | None = None
+        self._opening = True
         self._over = asyncio.Event()
 
     async def open(self) -> None:
@@ -67,6 +68,7 @@ class NATSLink:
                 flusher_queue_size=0,
             )
             await self._client.subscribe(self._echo)
+        self._opening = False
 
     async def listen(self, take: Take) -> None:
         self._take = take
@@ -123,7 +125,7 @@ class NATSLink:
     async def _complain(self, error: Exception) -> None:
         self._error = error
         self._over.set()
-        if self._client.connected_url is None:
+        if self._opening:
             raise error  # which otherwise it would try again, for ever
 
     async def _close(self) -> None:
@@ -141,7 +143,7 @@ class _Client(Client):
         self._must_encrypt = must_encrypt
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        if self._must_encrypt and not info.get("tls_required"):
+        if initial_connection and self._must_encrypt and not info.get("tls_required"):
             raise Error("the server does not offer TLS")
         await super()._process_info(info, initial_connection)
 
