@@ -6,8 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SEEDS ?= 2000
+ROUNDS ?= 1
 
-.PHONY: help demo fleet test check bench simulate lock clean
+.PHONY: help demo fleet test check bench simulate faults lock clean
 .DEFAULT_GOAL := help
 
 help:  ## What can be made
@@ -39,6 +40,9 @@ bench: $(READY)  ## How fast it is, beside the limits measured in the same run
 
 simulate: $(READY)  ## The seeded world, SEEDS=100000 of it
 	@$(BIN)/python -m gregor.testing.simulation --seeds $(SEEDS)
+
+faults: $(READY)  ## Every plug of a fleet, pulled ROUNDS=20 times
+	@$(BIN)/python -m tests.faults --rounds $(ROUNDS)
 
 lock:  ## Write requirements.lock anew from pyproject.toml
 	@$(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv

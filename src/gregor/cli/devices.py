@@ -7,7 +7,7 @@ what its store has kept.
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -96,12 +96,20 @@ class Cable:
     async def connect(self) -> Transport:
         """A connection, as soon as there is a network."""
         await self._whole.wait()
-        transport = await self._mind.choice(self._servers)()
+        transport = await self._dial()
         if not self._whole.is_set():
             await transport.close()
             raise Disconnected(1006, "the network is gone")
         self._carrying = transport
         return transport
+
+    async def _dial(self) -> Transport:
+        """One of the servers, as a balancer would choose: if it does not answer, another."""
+        *others, last = self._mind.sample(self._servers, len(self._servers))
+        for connect in others:
+            with suppress(Disconnected):
+                return await connect()
+        return await last()
 
     def cut(self) -> None:
         self._whole.clear()

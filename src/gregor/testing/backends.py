@@ -190,10 +190,14 @@ class Backend:
     async def _answers(self) -> bool:
         raise NotImplementedError
 
+    def log(self) -> str:
+        """All that it has said."""
+        return (self.home / "log").read_text(errors="replace")
+
     def _last_words(self) -> str:
         if not self._ours:
             return f"it is named by {self.variable}"
-        lines = (self.home / "log").read_text(errors="replace").splitlines()
+        lines = self.log().splitlines()
         return "\n".join(lines[-LOG_LINES:])
 
 

@@ -1,0 +1,98 @@
+"""The plugs that are pulled, each by a function that puts it back."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from random import Random
+from typing import TypeAlias
+
+import asyncpg
+from redis.asyncio import Redis
+
+from gregor.testing.fleet import Fleet
+
+Plug: TypeAlias = Callable[[Fleet, Random], Awaitable[None]]
+
+FROZEN_SECONDS = 10.0
+
+
+async def node_killed(fleet: Fleet, random: Random) -> None:
+    node = random.choice(fleet.nodes)
+    await node.kill()
+    await asyncio.sleep(random.uniform(0, 2))
+    await node.start()
+
+
+async def node_stopped(fleet: Fleet, random: Random) -> None:
+    """As a deploy does it."""
+    node = random.choice(fleet.nodes)
+    await node.stop()
+    await node.start()
+
+
+async def node_frozen(fleet: Fleet, random: Random) -> None:
+    node = random.choice(fleet.nodes)
+    node.pause()
+    await asyncio.sleep(FROZEN_SECONDS)
+    node.resume()
+
+
+async def pubsub_killed(fleet: Fleet, random: Random) -> None:
+    await fleet.pubsub.kill()
+    await asyncio.sleep(random.uniform(0, 2))
+    await fleet.pubsub.start()
+
+
+async def pubsub_frozen(fleet: Fleet, random: Random) -> None:
+    fleet.pubsub.pause()
+    await asyncio.sleep(FROZEN_SECONDS)
+    fleet.pubsub.resume()
+
+
+async def subscriber_killed(fleet: Fleet, random: Random) -> None:
+    async with Redis.from_url(fleet.pubsub.url) as redis:
+        for _ in range(5):
+            await redis.client_kill_filter(_type="pubsub")
+            await asyncio.sleep(random.uniform(0, 0.5))
+
+
+async def publications_lost(fleet: Fleet, random: Random) -> None:
+    assert fleet.proxy is not None
+    fleet.proxy.lose(random.uniform(0.1, 1), random)
+    await asyncio.sleep(random.uniform(1, 4))
+    fleet.proxy.lose(0, random)
+
+
+async def postgresql_restarted(fleet: Fleet, random: Random) -> None:
+    await random.choice((fleet.postgresql.stop, fleet.postgresql.kill))()
+    await asyncio.sleep(random.uniform(0, 1))
+    await fleet.postgresql.start()
+
+
+async def connections_terminated(fleet: Fleet, random: Random) -> None:
+    """Again and again, so that some of them are in the middle of a commit."""
+    connection = await asyncpg.connect(fleet.postgresql.url)
+    for _ in range(20):
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1",
+            "gregor",
+        )
+        await asyncio.sleep(random.uniform(0, 0.1))
+    await connection.close()
+
+
+async def nothing(fleet: Fleet, random: Random) -> None:
+    """Where it is the fleet that has something to it: the clock of one node is 5 s ahead."""
+
+
+PLUGS: dict[str, Plug] = {
+    "node killed": node_killed,
+    "node stopped": node_stopped,
+    "node frozen": node_frozen,
+    "pub/sub killed": pubsub_killed,
+    "pub/sub frozen": pubsub_frozen,
+    "subscriber killed": subscriber_killed,
+    "publications lost": publications_lost,
+    "PostgreSQL restarted": postgresql_restarted,
+    "connections terminated": connections_terminated,
+    "clock ahead": nothing,
+}

@@ -1,0 +1,134 @@
+"""A fleet under load, whose plugs are pulled; and what must be so afterwards."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import asyncpg
+from msgspec import Raw
+
+from gregor.cli.devices import Score, Stage
+from gregor.cli.rehearsal import DEVICES_PER_USER, busiest, play, taped
+from gregor.cli.servers import Servers
+from gregor.core.message import Message
+from gregor.protocol.frames import Result
+from gregor.testing.fleet import Fleet
+from tests.faults.plugs import PLUGS, Plug
+
+SETTLE_SECONDS = 10.0
+
+
+class Round(NamedTuple):
+    """One round: what was wrong in the end (nothing, if all is well), and the figures."""
+
+    troubles: list[str]
+    acknowledged: int
+    settled: float  # seconds from the last plug, or the end of the stream, to agreement
+
+
+class Recorded(Servers):
+    """Servers whose acknowledgements are kept."""
+
+    def __init__(self, urls: Sequence[str], mind: Random) -> None:
+        super().__init__(urls, mind)
+        self.acknowledged: dict[tuple[str, str], int] = {}
+        self.unlike: list[str] = []
+
+    async def send(self, messages: Sequence[Message | Raw]) -> Sequence[Result]:
+        results = await super().send(messages)
+        for result in results:
+            if result.ctime is not None and result.uid is not None and result.msg_id is not None:
+                known = self.acknowledged.setdefault((result.uid, result.msg_id), result.ctime)
+                if known != result.ctime:
+                    self.unlike.append(f"{result.msg_id} has two ctimes")
+        return results
+
+
+async def play_round(
+    name: str, seed: int, file: Path, *, devices: int = 200, seconds: float = 12, pubsub: str
+) -> Round:
+    """Play the stream through all nodes at once, pull the plug at random times, and judge."""
+    mind = Random(seed)
+    tape = await taped(file)
+    ahead = 5.0 if name == "clock ahead" else 0.0
+    loop = asyncio.get_running_loop()
+    with TemporaryDirectory(prefix="gregor-faults-") as folder:
+        async with (
+            Fleet(2, pubsub, ahead=ahead, proxied=name == "publications lost") as fleet,
+            Recorded(fleet.urls, Random(mind.random())) as servers,
+        ):
+            stage = Stage(servers, Path(folder), devices)
+            pulling = pull(PLUGS[name], fleet, Random(mind.random()), seconds)
+            users = busiest(tape, -(-devices // DEVICES_PER_USER))
+            judging = asyncio.create_task(_since(stage.over))
+            await play(stage, tape, seconds, users, devices, mind, pulling)
+            settled = loop.time() - await judging
+            troubles = [
+                *await lost(fleet.store, servers, stage.score),
+                *(f"{d.device} of {d.uid} {d.what}" for d in stage.score.differences),
+                *_slow(settled),
+                *(f"a node says: {line}" for line in complaints(fleet)),
+            ]
+    return Round(troubles, len(servers.acknowledged), settled)
+
+
+async def pull(plug: Plug, fleet: Fleet, random: Random, seconds: float) -> None:
+    """Pull it once or twice while the stream is played."""
+    for _ in range(random.choice((1, 2))):
+        await asyncio.sleep(random.uniform(0.1, 0.4) * seconds)
+        await plug(fleet, random)
+
+
+async def _since(event: asyncio.Event) -> float:
+    """When it happens."""
+    await event.wait()
+    return asyncio.get_running_loop().time()
+
+
+def _slow(settled: float) -> list[str]:
+    return [f"they agreed after {settled:.1f} s"] if settled > SETTLE_SECONDS else []
+
+
+async def lost(store: str, servers: Recorded, score: Score) -> list[str]:
+    """What was acknowledged and is not in the store, or not as it was acknowledged; and every
+    place where a user's log is not one chain."""
+    connection = await asyncpg.connect(store)
+    rows = await connection.fetch("SELECT uid, ctime, prev, msg_id FROM messages ORDER BY 1, 2")
+    clocks = dict(await connection.fetch("SELECT uid, ctime FROM users WHERE ctime > 0"))
+    await connection.close()
+    stored = {(row["uid"], row["msg_id"]): row["ctime"] for row in rows}
+    ids = {row["msg_id"] for row in rows}
+    last = {row["uid"]: row["ctime"] for row in rows}
+    return [
+        *servers.unlike,
+        *(f"{key} is lost" for key, at in servers.acknowledged.items() if stored.get(key) != at),
+        *(f"{msg_id}, of a device, is lost" for msg_id in score.written - ids),
+        *(f"{key} is there {n} times" for key, n in Counter(_keys(rows)).items() if n > 1),
+        *(
+            f"{two['msg_id']} does not follow {one['msg_id']}"
+            for one, two in pairwise(rows)
+            if two["prev"] != (one["ctime"] if one["uid"] == two["uid"] else 0)
+        ),
+        *(f"the clock of {uid} is not at its last message" for uid in _apart(clocks, last)),
+        *(["devices were refused"] * bool(score.rejected)),
+    ]
+
+
+def _keys(rows: Sequence[asyncpg.Record]) -> list[tuple[str, str]]:
+    return [(row["uid"], row["msg_id"]) for row in rows]
+
+
+def _apart(clocks: dict[str, int], last: dict[str, int]) -> set[str]:
+    return {uid for uid in clocks | last if clocks.get(uid) != last.get(uid)}
+
+
+def complaints(fleet: Fleet) -> list[str]:
+    """What nodes say that no fault excuses."""
+    words = ("Traceback", "a consumer failed", "has failed")
+    lines = [line for node in fleet.nodes for line in node.log().splitlines()]
+    return [line for line in lines if any(word in line for word in words)]
