@@ -41,6 +41,7 @@ class Settings(BaseSettings):
     store_seconds: Annotated[float, Field(gt=0)] = 10.0
     migrate: bool = False
     pubsub: Annotated[str | None, Field(repr=False)] = None
+    workers: Annotated[int, Field(ge=1)] = 1
     auth: Auth = Auth.OPEN
     jwt_secret: SecretStr | None = None
     sweep_seconds: Annotated[float, Field(gt=0)] = 5.0

@@ -97,6 +97,7 @@ def gregor(
 SERVER, CLIENT, PROOF = "A server", "Users and their devices", "See it, measure it"
 
 app.command(rich_help_panel=SERVER)(serve.serve)
+app.command(hidden=True)(serve.worker)
 app.command(rich_help_panel=SERVER)(migrate.migrate)
 app.command(rich_help_panel=SERVER)(token.token)
 app.command(rich_help_panel=CLIENT)(send.send)

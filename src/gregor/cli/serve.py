@@ -1,5 +1,7 @@
 """`gregor serve`."""
 
+import logging
+import sys
 from typing import Annotated
 
 import typer
@@ -8,6 +10,7 @@ from gregor.cli import options
 from gregor.cli.running import run
 
 DETAILS = "Details"
+WORKER = (sys.executable, "-m", "gregor.cli", "worker")
 
 
 def serve(
@@ -28,6 +31,14 @@ def serve(
             help="redis://HOST:PORT/DB or nats://HOST:PORT, over which servers on one PostgreSQL "
             "tell each other what is new.",
             show_default="none",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="So many processes on one address; they need PostgreSQL and a pub/sub.",
+            show_default="1",
         ),
     ] = None,
     migrate: Annotated[
@@ -74,7 +85,8 @@ def serve(
     store_connections: Annotated[
         int | None,
         typer.Option(
-            help="How many connections read from PostgreSQL at once, beside the one that writes.",
+            help="How many connections read from PostgreSQL at once, beside the one that writes; "
+            "each worker has its own.",
             show_default="8",
             rich_help_panel=DETAILS,
         ),
@@ -101,6 +113,7 @@ def serve(
         listen=listen,
         store=store,
         pubsub=pubsub,
+        workers=workers,
         migrate=migrate,
         auth=auth,
         log_format=log_format,
@@ -109,6 +122,20 @@ def serve(
         store_connections=store_connections,
         store_seconds=store_seconds,
     )
-    from gregor.server import serving
+    if settings.workers == 1:
+        from gregor.server.serving import serve
 
-    run(serving.serve(settings))
+        run(serve(settings))
+    else:
+        from gregor.server.workers import supervise
+
+        run(supervise(settings, WORKER))
+
+
+def worker() -> None:
+    """Be one of the workers of a server, who reads on stdin what to do."""
+    from gregor.server.workers import Orders, work
+
+    orders = Orders.read()
+    options.log_to_stderr(orders.settings["log_format"], logging.INFO)
+    run(work(orders))

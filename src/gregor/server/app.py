@@ -35,6 +35,7 @@ from gregor.server.metrics import Metrics, Reading, counter, gauge
 from gregor.server.openapi import describe
 from gregor.server.readiness import Readiness
 from gregor.server.service import HELLO_SECONDS, SLOWEST_SECONDS, Service
+from gregor.server.siblings import Siblings
 from gregor.server.websocket import Connect
 from gregor.state_machines.sql import SQLStateMachine
 from gregor.storage.database import Database
@@ -64,10 +65,12 @@ class Server:
         settings: Settings,
         clock: Callable[[], Time] = now,
         *,
+        siblings: Siblings | None = None,
         hello_seconds: float = HELLO_SECONDS,
         slowest_seconds: float = SLOWEST_SECONDS,
     ) -> None:
         self.settings = settings
+        self.siblings = siblings
         deliveries: dict[Delivery, None] = {}
         self.metrics = Metrics(deliveries)
         self.database = _database(settings)
@@ -87,6 +90,7 @@ class Server:
             self.metrics,
             self.readiness,
             deliveries,
+            siblings=siblings,
             hello_seconds=hello_seconds,
             slowest_seconds=slowest_seconds,
         )
@@ -105,6 +109,8 @@ class Server:
                 await stack.enter_async_context(self.pubsub)
             await stack.enter_async_context(self.node)
             await stack.enter_async_context(self.service)
+            if self.siblings is not None:
+                await stack.enter_async_context(self.siblings.answering(self.metrics.page))
             self._opened = stack.pop_all()
         return self
 

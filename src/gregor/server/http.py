@@ -234,7 +234,8 @@ async def get_ready(service: Service, request: Request) -> Response:
 
 
 async def get_metrics(service: Service, request: Request) -> Response:
-    return Response(service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    page = await service.page()
+    return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 # Around each request

@@ -1,6 +1,7 @@
 """What all ways in and out of one server share: the node, who may use it, and who is connected."""
 
 import asyncio
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Self
@@ -13,9 +14,11 @@ from gregor.server.auth import Authenticator
 from gregor.server.delivery import Delivery
 from gregor.server.metrics import Metrics
 from gregor.server.readiness import Readiness
+from gregor.server.siblings import Siblings
 
 HELLO_SECONDS = 5.0
 SLOWEST_SECONDS = 30.0
+STEP_SECONDS = 0.1
 GOING_AWAY = 1012
 
 
@@ -34,6 +37,7 @@ class Service:
         readiness: Readiness,
         deliveries: dict[Delivery, None],
         *,
+        siblings: Siblings | None = None,
         hello_seconds: float = HELLO_SECONDS,
         slowest_seconds: float = SLOWEST_SECONDS,
     ) -> None:
@@ -44,6 +48,7 @@ class Service:
         self.hello_seconds = hello_seconds
         self.slowest_seconds = slowest_seconds
         self._deliveries = deliveries
+        self._siblings = siblings
         self._injecting = 0
         self._settled = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
@@ -93,6 +98,10 @@ class Service:
         finally:
             del self._deliveries[delivery]
 
+    async def page(self) -> bytes:
+        """The metrics of this server, all of its workers included."""
+        return self.metrics.page() if self._siblings is None else await self._siblings.page()
+
     async def _watch(self) -> None:
         """End deliveries whose device accepts nothing."""
         now = asyncio.get_running_loop().time
@@ -109,15 +118,19 @@ class Service:
         self.readiness.stopping = True
         await self._finish(seconds)
         leaving = list(self._deliveries)
+        if not leaving:
+            return
         within_ms = max(1000, round(seconds * 1000))
-        for number, delivery in enumerate(leaving):
-            delivery.session.go_away(within_ms)
-            delivery.session.leave(GOING_AWAY, "going away")
-            delivery.wake()
-            if seconds and number % 100 == 99:
-                await asyncio.sleep(seconds * 100 / len(leaving))
-        if leaving:  # the last words take a moment to be written
-            await asyncio.wait([delivery.task for delivery in leaving], timeout=1.0)
+        batches = _spread(leaving, seconds)
+        for batch in batches:
+            for delivery in batch:
+                delivery.session.go_away(within_ms)
+                delivery.session.leave(GOING_AWAY, "going away")
+                delivery.wake()
+            if batch is not batches[-1]:
+                await asyncio.sleep(seconds / len(batches))
+        # The last words take a moment to be written.
+        await asyncio.wait([delivery.task for delivery in leaving], timeout=1.0)
 
     async def _finish(self, seconds: float) -> None:
         """Wait until what is being injected has its answer, so that a device leaves with it."""
@@ -126,3 +139,9 @@ class Service:
                 while self.busy:
                     self._settled.clear()
                     await self._settled.wait()
+
+
+def _spread(leaving: Sequence[Delivery], seconds: float) -> list[Sequence[Delivery]]:
+    """Batches of which one goes every STEP_SECONDS, or less often if they are few."""
+    size = math.ceil(len(leaving) / max(1, round(seconds / STEP_SECONDS)))
+    return [leaving[start : start + size] for start in range(0, len(leaving), size)]

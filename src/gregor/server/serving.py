@@ -29,20 +29,19 @@ log = structlog.get_logger("gregor.server")
 async def serve(settings: Settings, clock: Callable[[], Time] = now) -> None:
     """Serve until SIGTERM or SIGINT; then refuse new work, finish commits, send the devices away
     and return. Raises SetupError if it cannot start, and whatever ends it before it should."""
-    listening = listen(*settings.address)
-    with listening:
+    with listen(*settings.address) as listening:
         async with Server(settings, clock) as server:
-            process = _Process(config(server.app))
-            _let_rest_what_stays()
-            _take_short_turns()
-            with process.told_by_signals():
-                host, port = listening.getsockname()[:2]
-                log.info("serving", url=f"http://{host}:{port}", store=shown(settings.store))
-                async with asyncio.TaskGroup() as tasks:
-                    leaving = tasks.create_task(process.leave_when_told(server))
-                    await process.serve([listening])
-                    leaving.cancel()
-            log.info("stopped")
+            process = Process(server)
+            with told_by_signals(process.tell):
+                announce(listening, settings)
+                await process.serve_on(listening)
+    log.info("stopped")
+
+
+def announce(listening: socket.socket, settings: Settings) -> None:
+    """Say where it can be reached."""
+    host, port = listening.getsockname()[:2]
+    log.info("serving", url=f"http://{host}:{port}", store=shown(settings.store))
 
 
 def _let_rest_what_stays() -> None:
@@ -79,6 +78,19 @@ def config(
     )
 
 
+@contextmanager
+def told_by_signals(tell: Callable[[], None]) -> Iterator[None]:
+    """While the block runs, `tell` is called on SIGTERM and SIGINT."""
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, tell)
+    try:
+        yield
+    finally:
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(name)
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises SetupError if the address is not to be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -102,35 +114,34 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-class _Process(uvicorn.Server):
-    """uvicorn, told to stop by us once the devices have been sent away."""
+class Process(uvicorn.Server):
+    """uvicorn around an open server, told to stop by us once the devices have been sent away."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
+    def __init__(self, server: Server) -> None:
+        super().__init__(config(server.app))
+        self._server = server
         self._told = asyncio.Event()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
-    @contextmanager
-    def told_by_signals(self) -> Iterator[None]:
-        """The first SIGTERM or SIGINT asks it to leave, a second one ends it at once."""
-        loop = asyncio.get_running_loop()
-        for name in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(name, self._tell)
-        try:
-            yield
-        finally:
-            for name in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(name)
-
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Leave; told again, end at once."""
         self.force_exit = self.should_exit = self._told.is_set()
         self._told.set()
 
-    async def leave_when_told(self, server: Server) -> None:
+    async def serve_on(self, listening: socket.socket) -> None:
+        """Returns when it was told to leave, and has left."""
+        _let_rest_what_stays()
+        _take_short_turns()
+        async with asyncio.TaskGroup() as tasks:
+            leaving = tasks.create_task(self._leave_when_told())
+            await self.serve([listening])
+            leaving.cancel()
+
+    async def _leave_when_told(self) -> None:
         await self._told.wait()
         log.info("stopping")
-        await server.drain()
+        await self._server.drain()
         self.should_exit = True
