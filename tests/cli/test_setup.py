@@ -25,6 +25,9 @@ SECRET = "0123456789abcdef0123456789abcdef"
         ("--log-format", "xml", ("`log_format`", "'console' or 'json'")),
         ("--sweep-seconds", "0", ("`sweep_seconds`", "greater than 0")),
         ("--drain-seconds", "-1", ("`drain_seconds`", "greater than or equal to 0")),
+        ("--store-seconds", "0", ("`store_seconds`", "greater than 0")),
+        ("--store-connections", "0", ("`store_connections`", "greater than or equal to 1")),
+        ("--workers", "0", ("`workers`", "greater than or equal to 1")),
     ],
 )
 def test_a_bad_setting_is_named(
@@ -135,6 +138,33 @@ def test_a_server_that_is_told_to_stop_ends_well(shell: Shell) -> None:
 
 
 # Stores that several servers share
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), ("--workers 3 needs a store", "--store postgresql://")),
+        (("--pubsub", "redis://localhost"), ("--workers 3 needs a store",)),
+        (("--store", "postgresql:///x"), ("--workers 3 needs a pub/sub", "--pubsub redis://")),
+    ],
+)
+def test_workers_need_what_they_can_share(
+    shell: Shell, options: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    assert shell("serve", "--workers", "3", *options).complained(*words)
+
+
+def test_what_is_wrong_is_not_said_by_each_worker(
+    shell: Shell, postgresql_url: str, redis_server: Redis
+) -> None:
+    several = ("serve", "--workers", "3", "--listen", "127.0.0.1:0", "--pubsub", redis_server.url)
+    assert shell.process(*several, "--store", postgresql_url).complained("gregor migrate --store")
+    nowhere = ("--store", "postgresql://u:secret@127.0.0.1:1/x")
+    assert shell.process(*several, *nowhere).complained("u:***@127.0.0.1:1/x")
+
+
+def test_workers_are_not_started_by_hand(shell: Shell) -> None:
+    assert shell.process("worker").complained("gregor serve --workers N")
 
 
 def test_a_shared_store_is_prepared_when_somebody_says_so(
