@@ -8,9 +8,10 @@ from typer.testing import CliRunner
 from gregor.cli import devices, rehearsal, servers
 from gregor.cli.devices import difference
 from gregor.cli.main import app
-from gregor.cli.remote import Remote, StateAnswer
+from gregor.cli.remote import Remote
 from gregor.core.message import raw
 from gregor.core.state import Item, State
+from gregor.protocol.answers import StateAnswer
 from tests.cli.conftest import Shell
 
 A = Item("a", 1, "c", raw(1))

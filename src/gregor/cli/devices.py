@@ -13,7 +13,6 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from gregor.cli.remote import StateAnswer
 from gregor.cli.servers import Servers
 from gregor.client import (
     Client,
@@ -30,6 +29,7 @@ from gregor.client.events import Subscription
 from gregor.core.message import MsgID
 from gregor.core.state import Item, State
 from gregor.errors import Unavailable
+from gregor.protocol.answers import StateAnswer
 
 ONLINE_SECONDS = 4.0  # on average
 OFFLINE_SECONDS = 2.0

@@ -6,13 +6,18 @@ from urllib.parse import quote
 
 import httpx
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from gregor.config import Settings
-from gregor.core.instant import Time
-from gregor.core.message import InBandMessage, Message
-from gregor.core.state import Item
+from gregor.core.message import Message
 from gregor.errors import GregorError, Turn, Unavailable
+from gregor.protocol.answers import (
+    CountAnswer,
+    MessagesAnswer,
+    ProblemDocument,
+    Results,
+    StateAnswer,
+)
 from gregor.protocol.frames import Result
 
 T = TypeVar("T")
@@ -24,32 +29,6 @@ class Refused(GregorError):
     """The server said no, in its own words. Change the command."""
 
     turn = Turn.STOP
-
-
-class StateAnswer(Struct, frozen=True):
-    items: tuple[Item, ...]
-    as_of: Time
-    hash: str
-
-
-class CountAnswer(Struct, frozen=True):
-    counts: dict[str, int]
-    as_of: Time
-
-
-class MessagesAnswer(Struct, frozen=True):
-    messages: tuple[InBandMessage, ...]
-    cursor: Time
-
-
-class Results(Struct, frozen=True):
-    results: tuple[Result, ...]
-
-
-class Problem(Struct, frozen=True):
-    detail: str
-    code: str
-    turn: Turn
 
 
 class Remote:
@@ -135,7 +114,7 @@ class Remote:
 
     def _error(self, answer: httpx.Response) -> GregorError:
         try:
-            problem = msgspec.json.decode(answer.content, type=Problem)
+            problem = msgspec.json.decode(answer.content, type=ProblemDocument)
         except msgspec.DecodeError:
             return self._stranger(answer)
         if problem.code == "unauthenticated":

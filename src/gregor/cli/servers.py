@@ -7,9 +7,10 @@ from typing import Any, Self
 
 from msgspec import Raw
 
-from gregor.cli.remote import Remote, StateAnswer
+from gregor.cli.remote import Remote
 from gregor.core.message import Message
 from gregor.errors import Unavailable
+from gregor.protocol.answers import StateAnswer
 from gregor.protocol.frames import Result
 
 

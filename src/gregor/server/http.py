@@ -12,19 +12,17 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from gregor.core.instant import MAX_TIME, Time, TimeOrOffset, parse_time_or_offset
+from gregor.core.instant import MAX_TIME, TimeOrOffset, parse_time_or_offset
 from gregor.core.message import (
     MAX_BATCH,
     UID,
     DeviceID,
-    InBandMessage,
     Message,
     check_text,
     field_of,
     new_msg_id,
     parse_message,
 )
-from gregor.core.state import Item
 from gregor.errors import (
     Forbidden,
     GregorError,
@@ -33,9 +31,16 @@ from gregor.errors import (
     MethodNotAllowed,
     NotFound,
     TooLarge,
-    Turn,
     Unauthenticated,
     Unavailable,
+)
+from gregor.protocol.answers import (
+    CountAnswer,
+    MessagesAnswer,
+    ProblemDocument,
+    ReadyAnswer,
+    Results,
+    StateAnswer,
 )
 from gregor.protocol.frames import Problem, Result
 from gregor.server.auth import Identity
@@ -65,53 +70,6 @@ class ToMany(Struct, frozen=True, forbid_unknown_fields=True):
 
     uids: tuple[UID, ...]
     message: Raw
-
-
-class Results(Struct, frozen=True):
-    """What became of each message, in order."""
-
-    results: tuple[Result, ...]
-
-
-class StateAnswer(Struct, frozen=True):
-    items: tuple[Item, ...]
-    as_of: Time
-    hash: str
-
-
-class CountAnswer(Struct, frozen=True):
-    """How many items have a category that begins with each prefix."""
-
-    counts: dict[str, int]
-    as_of: Time
-
-
-class MessagesAnswer(Struct, frozen=True):
-    """What came since, and the cursor from which to ask next."""
-
-    messages: tuple[InBandMessage, ...]
-    cursor: Time
-
-
-class ReadyAnswer(Struct, frozen=True):
-    """This server can do its work. `troubles` are those of parts that it can do without."""
-
-    ready: bool
-    troubles: tuple[str, ...]
-
-
-class ProblemDocument(Struct, frozen=True, omit_defaults=True):
-    """An error, as RFC 9457 has it; `code`, `turn` and `field` say what a program needs. Only
-    /readyz lists `troubles`."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-    turn: Turn
-    field: str | None = None
-    troubles: tuple[str, ...] = ()
 
 
 # In

@@ -6,16 +6,15 @@ from typing import Any
 import msgspec
 
 from gregor.core.message import InBandMessage, OutOfBandMessage
-from gregor.server.http import (
-    Batch,
+from gregor.protocol.answers import (
     CountAnswer,
     MessagesAnswer,
     ProblemDocument,
     ReadyAnswer,
     Results,
     StateAnswer,
-    ToMany,
 )
+from gregor.server.http import Batch, ToMany
 from gregor.server.readiness import PARTS
 
 JSONObject = dict[str, Any]
