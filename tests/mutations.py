@@ -23,7 +23,7 @@ VECTORS = "tests/core/test_vectors.py::"
 MEMORY = "tests/conformance/test_state_machines.py::TestMemory::"
 SQL = "tests/conformance/test_state_machines.py::TestSQLiteInMemory::"
 FILE = "tests/conformance/test_state_machines.py::TestSQLiteFile::"
-FLEET = "tests/conformance/test_postgresql.py::"
+MANY_WRITERS = "tests/conformance/test_postgresql.py::"
 NODE_SIDE = "tests/protocol/test_server_session.py::"
 DEVICE_SIDE = "tests/protocol/test_client_session.py::"
 BROADCASTER = "tests/consumers/test_broadcaster.py::"
@@ -49,7 +49,7 @@ MUTATIONS = [
         "state_machines/transactions.py",
         "statements.ask(connection, statements.lock, named)",
         "pass",
-        FLEET + "test_who_follows_the_cursor_misses_nothing",
+        MANY_WRITERS + "test_who_follows_the_cursor_misses_nothing",
     ),
     Mutation(
         "what is read while waiting for the lock is believed",
@@ -60,7 +60,7 @@ MUTATIONS = [
         """    both = statements.users_taken.with_for_update(of=tables.users)
     rows = statements.ask(connection, both, named)
 """,
-        FLEET + "test_who_waited_for_a_user_sees_what_was_stored_meanwhile",
+        MANY_WRITERS + "test_who_waited_for_a_user_sees_what_was_stored_meanwhile",
     ),
     Mutation(
         "ids are looked up before their users are locked",
@@ -72,14 +72,14 @@ MUTATIONS = [
     users = _take_users(connection, {message.uid for message in messages})
     return _consume(connection, messages, now, users, known)
 """,
-        FLEET + "test_who_looks_for_an_id_waits_for_who_may_be_storing_it",
+        MANY_WRITERS + "test_who_looks_for_an_id_waits_for_who_may_be_storing_it",
     ),
     Mutation(
         "a commit without an answer is taken for one that failed",
         "state_machines/sql.py",
         "return recognised(found, told)",
         "return found",
-        FLEET + "test_a_commit_without_an_answer_is_looked_for",
+        MANY_WRITERS + "test_a_commit_without_an_answer_is_looked_for",
     ),
     Mutation(
         "new users are made in any order",
@@ -89,7 +89,7 @@ MUTATIONS = [
     .on_conflict_do_nothing()""",
         """    )
     .on_conflict_do_nothing()""",
-        FLEET + "test_nodes_that_meet_the_same_new_users_do_not_lock_each_other_out",
+        MANY_WRITERS + "test_nodes_that_meet_the_same_new_users_do_not_lock_each_other_out",
     ),
     Mutation(
         "plans are left to a planner that knows nothing of the tables",
@@ -187,49 +187,49 @@ MUTATIONS = [
     ),
     Mutation(
         "a late dismissal is not an earlier death, in SQL",
-        "state_machines/sql.py",
+        "state_machines/transactions.py",
         "statements.items_covered_ever if late else statements.items_covered",
         "statements.items_covered",
         SQL + "test_d06_the_earliest_death_counts_though_it_is_told_last",
     ),
     Mutation(
         "the clock alone gives the ctime",
-        "state_machines/sql.py",
+        "state_machines/transactions.py",
         "message.ctime or max(now, clock + 1)",
         "message.ctime or now",
         SQL + "test_ctime_increases_strictly_though_the_clock_runs_backwards",
     ),
     Mutation(
         "a duplicate comes back as it was sent, not as it was stored",
-        "state_machines/sql.py",
+        "state_machines/transactions.py",
         "return Duplicate(earlier)",
         "return Duplicate(message)",
         SQL + "test_a_message_that_is_sent_twice_is_stored_once",
     ),
     Mutation(
         "a snapshot is told without its tombstones",
-        "state_machines/sql.py",
+        "state_machines/transactions.py",
         "tuple((msg_id, at) for msg_id, at in ids)",
         "()",
         SQL + "test_a_snapshot_holds_the_tombstones_of_what_may_still_come",
     ),
     Mutation(
         "an expiry at time 0 is none",
-        "state_machines/sql.py",
+        "state_machines/transactions.py",
         "if expires_at is None:",
         "if not expires_at:",
         SQL + "test_an_expiry_at_the_beginning_of_time_is_an_expiry",
     ),
     Mutation(
         "a message is acknowledged though its transaction was not committed",
-        "storage/engine.py",
+        "storage/sqlite.py",
         "with opened as connection, connection.begin():",
         "with opened as connection:\n                connection.begin()",
         FILE + "test_what_was_stored_is_there_after_a_restart",
     ),
     Mutation(
         "a commit returns before it is on disk",
-        "storage/engine.py",
+        "storage/sqlite.py",
         '"synchronous = FULL"',
         '"synchronous = NORMAL"',
         "tests/storage/test_engine.py::test_a_commit_is_on_disk_when_it_returns",
