@@ -70,6 +70,13 @@ async def gregor(store: Path) -> AsyncIterator[Server]:
 
 
 @asynccontextmanager
+async def node(store: str, pubsub: str) -> AsyncIterator[Server]:
+    """One node of a fleet, on a store that is prepared."""
+    async with _server("gregor", store, pubsub) as server:
+        yield server
+
+
+@asynccontextmanager
 async def bare() -> AsyncIterator[Server]:
     """The same uvicorn, with nothing in it but an echo and a loop that sends."""
     async with _server("bare") as server:

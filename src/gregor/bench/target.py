@@ -1,6 +1,6 @@
 """What runs in the process of a server that is measured:
 
-python -m gregor.bench.target PORT gregor STORE
+python -m gregor.bench.target PORT gregor STORE [PUBSUB]
 python -m gregor.bench.target PORT bare
 """
 
@@ -44,12 +44,13 @@ async def serve_bare(port: int) -> None:
         await uvicorn.Server(config).serve([listening])
 
 
-def main(port: str, what: str, *store: str) -> None:
+def main(port: str, what: str, store: str = "", pubsub: str | None = None) -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     if what == "bare":
         uvloop.run(serve_bare(int(port)))
     else:
-        settings = Settings(listen=f"127.0.0.1:{port}", store=store[0], drain_seconds=0)
+        listen = f"127.0.0.1:{port}"
+        settings = Settings(listen=listen, store=store, pubsub=pubsub, drain_seconds=0)
         uvloop.run(serving.serve(settings))
 
 
