@@ -5,7 +5,18 @@ from collections.abc import Awaitable, Callable, Sequence
 import uvloop
 from rich.console import Console
 
-from gregor.bench import fanout, fleet, growth, latency, memory, servers, sync, throughput
+from gregor.bench import (
+    fanout,
+    fleet_latency,
+    fleet_sweep,
+    fleet_throughput,
+    growth,
+    latency,
+    memory,
+    servers,
+    sync,
+    throughput,
+)
 from gregor.bench.report import Figure, as_json, show
 from gregor.errors import SetupError
 
@@ -16,9 +27,9 @@ MEASUREMENTS: dict[str, Callable[[bool], Awaitable[list[Figure]]]] = {
     "sync": sync.measure,
     "memory": memory.measure,
     "fanout": fanout.measure,
-    "fleet-throughput": fleet.measure_throughput,
-    "fleet-latency": fleet.measure_latency,
-    "fleet-sweep": fleet.measure_sweep,
+    "fleet-throughput": fleet_throughput.measure,
+    "fleet-latency": fleet_latency.measure,
+    "fleet-sweep": fleet_sweep.measure,
 }
 
 

@@ -1,7 +1,7 @@
 """Many users with several devices each: one of them sends, and all receive."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from time import perf_counter
 from typing import Self
 
@@ -28,9 +28,17 @@ class Crowd:
         self.senders = devices[::DEVICES]
 
     @classmethod
-    async def gather(cls, address: Address, users: int) -> Self:
-        names = [(f"user-{u}", f"device-{d}") for u in range(users) for d in range(DEVICES)]
-        return cls(await connect_all(address, names))
+    async def gather(cls, addresses: Sequence[Address], users: int) -> Self:
+        """Spread over the servers at these addresses, as are the devices of each user."""
+        return cls(
+            await connect_all(
+                [
+                    (addresses[(u + d) % len(addresses)], f"user-{u}", f"device-{d}")
+                    for u in range(users)
+                    for d in range(DEVICES)
+                ]
+            )
+        )
 
     @property
     def lags(self) -> int:

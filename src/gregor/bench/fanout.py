@@ -54,7 +54,7 @@ class Audience:
     @classmethod
     async def of_gregor(cls, address: servers.Address, size: int) -> "Audience":
         self = cls(size)
-        devices = await connect_all(address, [("user", f"device-{d}") for d in range(size)])
+        devices = await connect_all([(address, "user", f"device-{d}") for d in range(size)])
         for device in devices:
             device.on_news = lambda device: self._hear(device.frame_bytes)
         self.say = lambda n: devices[0].send(consume_frame(n, [chat_message(f"{n:032x}", 7)]))

@@ -14,7 +14,7 @@ USERS, MESSAGES, ALONE, WARM_UP = 100, 300, 500, 20
 async def measure(quick: bool) -> list[Figure]:
     with TemporaryDirectory(prefix="gregor-bench-") as directory:
         async with servers.gregor(Path(directory, "gregor.db")) as server:
-            crowd = await Crowd.gather(server.address, USERS)
+            crowd = await Crowd.gather([server.address], USERS)
             await crowd.exchange(WARM_UP, 1)
             together = await crowd.exchange(10 if quick else MESSAGES, 1)
             first = Crowd(crowd.devices[:DEVICES])

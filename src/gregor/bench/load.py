@@ -195,11 +195,11 @@ def _ignore(*_: object) -> None:
     pass
 
 
-async def connect_all(address: Address, names: list[tuple[str, str]]) -> list[Device]:
-    """Devices with these uids and device_ids, some dozens at a time."""
+async def connect_all(devices_at: list[tuple[Address, str, str]]) -> list[Device]:
+    """Devices at these servers with these uids and device_ids, some dozens at a time."""
     devices: list[Device] = []
-    for start in range(0, len(names), 50):
-        some = (Device.connect(address, *name) for name in names[start : start + 50])
+    for start in range(0, len(devices_at), 50):
+        some = (Device.connect(*each) for each in devices_at[start : start + 50])
         devices += await asyncio.gather(*some)
     return devices
 

@@ -49,7 +49,7 @@ async def _kib_per_device(server: servers.Server, connect: Connect, devices: int
 
 async def _devices(server: servers.Server, number: int) -> list[Device]:
     return await connect_all(
-        server.address, [(f"user-{number}-{u}", "phone") for u in range(number)]
+        [(server.address, f"user-{number}-{u}", "phone") for u in range(number)]
     )
 
 

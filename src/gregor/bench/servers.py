@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
+from urllib.error import HTTPError
 
 PATIENCE_SECONDS = 20.0
 
@@ -52,12 +53,28 @@ class Server(NamedTuple):
 
     async def get(self, path: str) -> bytes:
         """What it answers over HTTP."""
-        url = f"http://{self.address.host}:{self.address.port}{path}"
-        return await asyncio.to_thread(_read, url)
+        return await asyncio.to_thread(_read, self._url(path))
+
+    async def post(self, path: str, body: bytes) -> bytes:
+        """What it answers to this JSON."""
+        return await asyncio.to_thread(_read, self._url(path), body)
+
+    async def ready(self) -> bool:
+        """Whether it says that it can do its work."""
+        try:
+            await self.get("/readyz")
+        except HTTPError as refusal:
+            refusal.close()
+            return False
+        return True
+
+    def _url(self, path: str) -> str:
+        return f"http://{self.address.host}:{self.address.port}{path}"
 
 
-def _read(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=PATIENCE_SECONDS) as answer:
+def _read(url: str, question: bytes | None = None) -> bytes:
+    request = urllib.request.Request(url, question, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:
         body: bytes = answer.read()
         return body
 

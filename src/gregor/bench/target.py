@@ -45,7 +45,10 @@ async def serve_bare(port: int) -> None:
 
 
 def main(port: str, what: str, store: str = "", pubsub: str | None = None) -> None:
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),  # the figures have the other
+    )
     if what == "bare":
         uvloop.run(serve_bare(int(port)))
     else:

@@ -61,7 +61,7 @@ async def _round(frames: int) -> Round:
     with TemporaryDirectory(prefix="gregor-bench-") as directory:
         store = Path(directory, "served.db")
         async with servers.gregor(store) as server:
-            crowd = await Crowd.gather(server.address, USERS)
+            crowd = await Crowd.gather([server.address], USERS)
             await crowd.exchange(WARM_UP, MESSAGES)
             messages, commits = await server.commits()
             cpu = server.cpu_seconds()
