@@ -92,6 +92,7 @@ async def test_connections_and_deliveries_are_counted() -> None:
     async with serving() as served:
         async with await served.synced("u") as one, await served.synced("u", "d2") as two:
             assert await served.metric("gregor_connections ") == 2
+            assert await served.metric("gregor_users ") == 1
             await served.post(to("u"))
             await one.heard("messages")
             await two.heard("messages")
@@ -126,4 +127,8 @@ async def test_the_page_is_in_prometheus_own_format() -> None:
             "gregor_lags_total",
             "gregor_hash_mismatches_total",
             "gregor_ready",
+            "gregor_users",
+            "gregor_clock_skew_seconds",
+            "gregor_pubsub_interruptions_total",
         }
+        assert "gregor_pubsub_up" not in names  # there is none

@@ -32,7 +32,7 @@ from gregor.storage.engine import is_shared
 log = structlog.get_logger("gregor.server")
 
 FIRST_PAUSE_SECONDS = 0.1
-LAST_PAUSE_SECONDS = 30.0
+LAST_PAUSE_SECONDS = 10.0
 STABLE_SECONDS = 60.0
 GRACE_SECONDS = 20.0  # a worker that works needs less, beyond what it takes to drain twice
 
