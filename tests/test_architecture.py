@@ -14,7 +14,8 @@ ROOT = Path(gregor.__file__).parent
 LAYERS = (
     {"__init__"},  # what the package shows at its front door
     {"cli"},
-    {"bench", "testing"},
+    {"bench"},
+    {"testing"},
     {"server", "client"},
     {"node"},
     {"state_machines", "consumers"},
