@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Connection
 
 from gregor.errors import SetupError, StorageUnavailable
-from gregor.storage.database import AlreadyThere, Database, OutcomeUnknown
+from gregor.storage.database import AlreadyThere, Database, OutcomeUnknown, shown
 from gregor.storage.engine import database_at
 from gregor.storage.migrations import migrate
 from gregor.testing.backends import PostgreSQL, Redis
@@ -245,3 +245,15 @@ async def test_commits_that_are_not_durable_are_refused(postgresql_server: Postg
     async with database_at(url, doing(f"ALTER DATABASE {name} SET synchronous_commit = off")):
         pass
     assert "synchronous_commit is off" in await refusal(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:secret@host/db?password=secret&sslpassword=secret",
+        "postgresql://u:sec/secret@host/db",
+        "postgresql://u:sec@secret@host/db",
+    ],
+)
+def test_no_part_of_a_password_is_shown(url: str) -> None:
+    assert shown(url) == "postgresql://u:***@host/db"

@@ -28,7 +28,7 @@ def migrate(
     [dim]$[/] gregor migrate --store postgresql:///a --store postgresql:///b
     """
     settings = options.settings(ctx)
-    from gregor.storage.engine import shown
+    from gregor.storage.database import shown
 
     for store in stores or [settings.store]:
         schema = run(_migrate(store))
@@ -39,7 +39,8 @@ def migrate(
 
 
 async def _migrate(store: str) -> str | None:
-    from gregor.storage.engine import database_at, shown
+    from gregor.storage.database import shown
+    from gregor.storage.engine import database_at
     from gregor.storage.migrations import migrate, revision
 
     try:

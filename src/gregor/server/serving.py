@@ -21,7 +21,7 @@ from gregor.protocol.frames import MAX_FRAME
 from gregor.server.app import Server, now
 from gregor.server.service import SLOWEST_SECONDS
 from gregor.server.socket import WebSocket
-from gregor.storage.engine import shown
+from gregor.storage.database import shown
 
 log = structlog.get_logger("gregor.server")
 

@@ -37,6 +37,16 @@ class Database(Protocol):
         ...
 
 
+def shown(url: str) -> str:
+    """The URL of a store, without anything in it that might be a secret, well-formed or not."""
+    scheme, separator, rest = url.partition("://")
+    if scheme.startswith("sqlite"):
+        return url
+    named, at, where = rest.rpartition("@")
+    user, colon, _ = named.partition(":")
+    return scheme + separator + user + (":***" if colon else "") + at + where.partition("?")[0]
+
+
 class StorageBroken(GregorError):
     """The disk did not confirm a write. What is in memory can no longer be trusted to be what is
     on disk, so the process must end; the next one reads what was really stored."""

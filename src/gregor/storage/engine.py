@@ -5,7 +5,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from gregor.errors import SetupError
-from gregor.storage.database import Database, Work
+from gregor.storage.database import Database, Work, shown
 from gregor.storage.postgresql import PostgreSQLDatabase
 from gregor.storage.sqlite import SQLiteDatabase
 
@@ -44,23 +44,17 @@ def is_shared(url: str) -> bool:
     return parse_url(url).drivername in POSTGRESQL
 
 
-def shown(url: str) -> str:
-    """The URL without its password."""
-    return parse_url(url).render_as_string(hide_password=True)
-
-
 def parse_url(url: str) -> URL:
     """The URL of a store. Raises SetupError if it is none that is supported."""
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError) as error:
-        without_password = url.rpartition("@")[2]
         raise SetupError(
-            f"{without_password!r} is not a store URL such as sqlite:///gregor.db"
+            f"{shown(url)!r} is not a store URL such as sqlite:///gregor.db"
         ) from error
     if parsed.drivername not in ("sqlite", *POSTGRESQL):
         raise SetupError(
-            f"{parsed.render_as_string(hide_password=True)!r} is not a store that is known; there "
+            f"{shown(url)!r} is not a store that is known; there "
             "are sqlite:///FILE, sqlite:// in memory, and postgresql://USER@HOST/DATABASE"
         )
     return parsed

@@ -12,13 +12,12 @@ from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 
 import asyncpg
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from gregor.errors import GregorError, SetupError, StorageUnavailable
-from gregor.storage.database import AlreadyThere, OutcomeUnknown, Work
+from gregor.storage.database import AlreadyThere, OutcomeUnknown, Work, shown
 
 T = TypeVar("T")
 
@@ -211,7 +210,7 @@ def _said(error: Exception) -> str:
 
 
 def _cannot_open(error: Exception, url: str) -> SetupError:
-    name = make_url(url).render_as_string(hide_password=True)
+    name = shown(url)
     match error:
         case asyncpg.InvalidCatalogNameError():
             return SetupError(f"{name}: {error}; make it first, with createdb")
