@@ -66,11 +66,12 @@ MUTATIONS = [
         "ids are looked up before their users are locked",
         "state_machines/transactions.py",
         """    users = _take_users(connection, {message.uid for message in messages})
-    return _consume(connection, messages, now, users, _read_known(connection, messages))
+    messages, refused = (messages, {}) if moving else _admit(connection, messages)
+    known = _read_known(connection, messages)
 """,
         """    known = _read_known(connection, messages)
     users = _take_users(connection, {message.uid for message in messages})
-    return _consume(connection, messages, now, users, known)
+    messages, refused = (messages, {}) if moving else _admit(connection, messages)
 """,
         MANY_WRITERS + "test_who_looks_for_an_id_waits_for_who_may_be_storing_it",
     ),

@@ -117,6 +117,20 @@ class ClockSkew(Unavailable):
     """This node's clock is too far from the database's to stamp messages."""
 
 
+class Elsewhere(Unavailable):
+    """Another shard holds the bucket of this user, or it is closed, being on its way to one. It
+    says who has it, as far as was known where it was looked for."""
+
+    def __init__(self, bucket: int, shard: str, version: int) -> None:
+        super().__init__(
+            f"the user is in bucket {bucket}, which is with shard {shard!r} or on its way there;"
+            " send it again"
+        )
+        self.bucket = bucket
+        self.shard = shard
+        self.version = version
+
+
 class HistoryForgotten(GregorError):
     """A replica was asked about a time before its last sync. Ask the server, which knows."""
 

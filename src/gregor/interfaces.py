@@ -99,7 +99,8 @@ class StateMachineOfRecord(StateMachine, Protocol):
         ...
 
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
-        """The clocks of these users: the ctime of the last message of each, 0 if there is none."""
+        """The clocks of these users: the ctime of the last message of each, 0 if there is none.
+        Those whom a part of the store holds that does not answer now are left out."""
         ...
 
     async def troubles(self) -> Sequence[str]:

@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 import pytest
 from sqlalchemy import Connection
 
+from gregor.core.buckets import bucket_of
 from gregor.core.instant import MAX_TIME, SECOND, Time, TimeOrOffset
 from gregor.core.message import InBandMessage, create, dismiss, dismiss_category
 from gregor.errors import ClockSkew, StorageUnavailable
@@ -206,7 +207,7 @@ async def test_nodes_that_meet_the_same_new_users_do_not_lock_each_other_out(url
     begun: list[int] = []
 
     async def meet(database: Database, number: int) -> None:
-        shuffled = [(uid,) for uid in Random(number).sample(uids, len(uids))]
+        shuffled = [(uid, bucket_of(uid)) for uid in Random(number).sample(uids, len(uids))]
 
         def introduce(connection: Connection) -> None:
             begun.append(number)  # again, if this was a deadlock

@@ -128,7 +128,7 @@ async def test_a_commit_is_on_disk_when_it_returns(tmp_path: Path) -> None:
 
 async def test_a_transaction_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     def fails(connection: Connection) -> None:
-        connection.exec_driver_sql("INSERT INTO users VALUES ('u', 5)")
+        connection.exec_driver_sql("INSERT INTO users VALUES ('u', 5, 0)")
         raise ValueError("in the middle")
 
     def users(connection: Connection) -> int | None:

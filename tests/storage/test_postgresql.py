@@ -43,7 +43,7 @@ def asking(statement: str) -> Callable[[Connection], object]:
 
 
 def add(uid: str) -> str:
-    return f"INSERT INTO users VALUES ('{uid}', 0)"
+    return f"INSERT INTO users VALUES ('{uid}', 0, 0)"
 
 
 def fails_first(statement: str) -> Callable[[Connection], None]:

@@ -240,8 +240,7 @@ class SQLStateMachine:
         return await self.database.read(lambda c: read_sync(c, uid, device_id, cursor, now))
 
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
-        found = await self.database.read(lambda c: read_clocks(c, uids))
-        return {uid: found.get(uid, 0) for uid in uids}
+        return await self.database.read(lambda c: read_clocks(c, uids))
 
     async def troubles(self) -> list[str]:
         troubles = [self._apart()] if abs(self.skew) > MOST_SKEW else []

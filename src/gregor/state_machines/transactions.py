@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Executable
 
+from gregor.core.buckets import bucket_of
 from gregor.core.instant import SECOND, Time
 from gregor.core.message import UID, DeviceID, Dismissal, InBandMessage, MsgID, seen_on
 from gregor.core.state import (
@@ -26,7 +27,7 @@ from gregor.core.state import (
     most_changes,
     since,
 )
-from gregor.errors import Conflict
+from gregor.errors import Conflict, Elsewhere
 from gregor.interfaces import Duplicate, Outcome, Rejected, Stored
 from gregor.storage import statements, tables
 from gregor.storage.tables import FOREVER
@@ -42,15 +43,24 @@ ItemID: TypeAlias = tuple[UID, MsgID]
 # One transaction that consumes
 
 
-def consume(connection: Connection, messages: Sequence[InBandMessage], now: Time) -> list[Outcome]:
+def consume(
+    connection: Connection,
+    messages: Sequence[InBandMessage],
+    now: Time,
+    *,
+    moving: bool = False,
+) -> list[Outcome]:
     """Store a batch, and say of each message what became of it. Runs inside a transaction.
+    `moving` in, messages are taken though their users belong elsewhere as yet.
 
     Facts may come in any order, so the batch need not be taken message by message: first all that
     is new is stored, then all that is dead, by old facts or new ones, is buried.
     """
     # Only what is read under the users' locks is still true when they are released.
     users = _take_users(connection, {message.uid for message in messages})
-    return _consume(connection, messages, now, users, _read_known(connection, messages))
+    messages, refused = (messages, {}) if moving else _admit(connection, messages)
+    known = _read_known(connection, messages)
+    return _with_refused(_consume(connection, messages, now, users, known), refused)
 
 
 def consume_new(
@@ -59,7 +69,46 @@ def consume_new(
     """The same for messages that are not stamped and whose ids are not known; ends in
     AlreadyThere if one is."""
     users = _take_users(connection, {message.uid for message in messages})
-    return _consume(connection, messages, now, users, {})
+    messages, refused = _admit(connection, messages)
+    return _with_refused(_consume(connection, messages, now, users, {}), refused)
+
+
+def _admit(
+    connection: Connection, messages: Sequence[InBandMessage]
+) -> tuple[Sequence[InBandMessage], dict[int, Rejected]]:
+    """The messages that are this database's to take, and by their places those that are not.
+    True until the commit, for who wants to change it waits for whoever has taken users."""
+    elsewhere = {
+        e.bucket: e for e in _ask_places(connection, statements.not_written_here, messages)
+    }
+    if not elsewhere:
+        return messages, {}
+    refused = {
+        place: Rejected(message, elsewhere[bucket])
+        for place, message in enumerate(messages)
+        if (bucket := bucket_of(message.uid)) in elsewhere
+    }
+    return [m for place, m in enumerate(messages) if place not in refused], refused
+
+
+def _with_refused(outcomes: list[Outcome], refused: Mapping[int, Rejected]) -> list[Outcome]:
+    for place in sorted(refused):
+        outcomes.insert(place, refused[place])
+    return outcomes
+
+
+def _ask_places(
+    connection: Connection, question: Executable, messages: Iterable[InBandMessage]
+) -> list[Elsewhere]:
+    buckets = {bucket_of(uid) for uid in {message.uid for message in messages}}
+    return _elsewhere(connection, question, buckets)
+
+
+def _elsewhere(
+    connection: Connection, question: Executable, buckets: Iterable[int]
+) -> list[Elsewhere]:
+    rows = statements.ask(connection, question, [(bucket,) for bucket in buckets])
+    return [Elsewhere(row.bucket, row.shard, row.version) for row in rows]
 
 
 def _consume(
@@ -95,7 +144,8 @@ def _consume(
     _insert(connection, new)
     _bury(connection, stored, users, now, late)
     if stored:
-        moved = {(message.uid, clocks[message.uid]) for message in stored}
+        uids = {message.uid for message in stored}
+        moved = [(uid, clocks[uid], bucket_of(uid)) for uid in uids]
         statements.ask(connection, statements.move_clocks(connection.dialect.name), moved)
     return outcomes
 
@@ -268,24 +318,44 @@ def _take_users(connection: Connection, uids: Iterable[UID]) -> dict[UID, _User]
     """The users as they are; nobody else writes for them until the commit."""
     named = [(uid,) for uid in uids]
     if connection.dialect.name == "postgresql":
-        statements.ask(connection, statements.introduce, named)
+        introduced = [(uid, bucket_of(uid)) for (uid,) in named]
+        statements.ask(connection, statements.introduce, introduced)
         statements.ask(connection, statements.lock, named)
     rows = statements.ask(connection, statements.users_taken, named)
     return {row.uid: _User(row.uid, row.ctime, row.awaited is not None, row.reach) for row in rows}
 
 
 def read_clock(connection: Connection) -> Time | None:
-    """The database's clock; None if it is this machine's."""
+    """The database's clock; None if it is this machine's. It looks into a table, for a database
+    that answers may still have lost them."""
+    held_elsewhere(connection, [])
     if connection.dialect.name == "postgresql":
         return connection.scalar(statements.time_there)
-    connection.execute(statements.nothing)
     return None
 
 
 def read_clocks(connection: Connection, uids: Iterable[UID]) -> dict[UID, Time]:
-    """The clocks of the users that have one."""
-    rows = statements.ask(connection, statements.clocks, [(uid,) for uid in uids])
-    return {row.uid: row.ctime for row in rows}
+    """The clocks of these users, but for those who are not here."""
+    fallen: defaultdict[int, list[UID]] = defaultdict(list)
+    for uid in uids:
+        fallen[bucket_of(uid)].append(uid)
+    for gone in held_elsewhere(connection, fallen):
+        del fallen[gone.bucket]
+    here = [uid for bucket in fallen.values() for uid in bucket]
+    rows = statements.ask(connection, statements.clocks, [(uid,) for uid in here])
+    return dict.fromkeys(here, 0) | {row.uid: row.ctime for row in rows}
+
+
+def expect_here(connection: Connection, uid: UID) -> None:
+    """Raises Elsewhere if another shard holds the user. Part of the transaction that reads: then
+    what it reads is all there was, at that moment."""
+    for gone in held_elsewhere(connection, [bucket_of(uid)]):
+        raise gone
+
+
+def held_elsewhere(connection: Connection, buckets: Iterable[int]) -> list[Elsewhere]:
+    """Which of these buckets are not here, and who has them."""
+    return _elsewhere(connection, statements.held_elsewhere, buckets)
 
 
 def _read_known(
@@ -293,10 +363,17 @@ def _read_known(
 ) -> dict[ItemID, InBandMessage]:
     ids = [(message.uid, message.msg_id) for message in messages]
     rows = statements.ask(connection, statements.known_messages, ids)
-    return {(row.uid, row.msg_id): _message(row) for row in rows}
+    return {(row.uid, row.msg_id): message_of(row) for row in rows}
 
 
 def read_state(
+    connection: Connection, uid: UID, device_id: DeviceID | None, now: Time, at: Time | None
+) -> State:
+    expect_here(connection, uid)
+    return _read_state(connection, uid, device_id, now, at)
+
+
+def _read_state(
     connection: Connection, uid: UID, device_id: DeviceID | None, now: Time, at: Time | None
 ) -> State:
     if at is None:
@@ -311,14 +388,16 @@ def read_state(
 def read_since(
     connection: Connection, uid: UID, device_id: DeviceID | None, start: Time, now: Time
 ) -> list[InBandMessage]:
+    expect_here(connection, uid)
     rows = connection.execute(statements.since, {"uid": uid, "start": start})
-    log = [_message(row) for row in rows]
+    log = [message_of(row) for row in rows]
     return list(since(log, device_id, start, _read_fates(connection, uid, log, now)))
 
 
 def read_sync(
     connection: Connection, uid: UID, device_id: DeviceID | None, cursor: Time, now: Time
 ) -> Sync:
+    expect_here(connection, uid)
     clock = connection.scalar(statements.clock, {"uid": uid}) or 0
     rows = connection.execute(statements.live_names, {"uid": uid, "now": now})
     names = [(ctime, msg_id) for ctime, msg_id, scope in rows if seen_on(scope, device_id)]
@@ -335,7 +414,7 @@ def _read_changes(
 ) -> Changes | None:
     """What came after the cursor; None if it is more than `most` messages."""
     question = {"uid": uid, "start": cursor + 1, "most": most + 1}
-    log = [_message(row) for row in connection.execute(statements.since_at_most, question)]
+    log = [message_of(row) for row in connection.execute(statements.since_at_most, question)]
     if len(log) > most:
         return None
     fates = _read_fates(connection, uid, log, now)
@@ -345,7 +424,7 @@ def _read_changes(
 def _read_snapshot(
     connection: Connection, uid: UID, device_id: DeviceID | None, clock: Time, now: Time
 ) -> Snapshot:
-    state = read_state(connection, uid, device_id, now, None)
+    state = _read_state(connection, uid, device_id, now, None)
     ids = connection.execute(statements.awaited_ids, {"uid": uid})
     ranges = connection.execute(statements.ranges_ahead, {"uid": uid, "cursor": clock})
     return Snapshot(
@@ -371,7 +450,7 @@ def _read_fates(
     return known.get
 
 
-def _message(row: Any) -> InBandMessage:
+def message_of(row: Any) -> InBandMessage:
     return _decoder.decode(row.message).stamp(row.ctime, row.prev)
 
 

@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import time_ns
 from typing import Any, Self, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -105,6 +106,7 @@ def configure(connection: sqlite3.Connection, record: object = None) -> None:
         "cache_size = -65536",
     ):
         connection.execute(f"PRAGMA {setting}")
+    connection.create_function("now_there", 0, lambda: time_ns() // 1000)
 
 
 def _begin(connection: Connection) -> None:

@@ -16,6 +16,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     CursorResult,
+    Integer,
     Select,
     Table,
     Text,
@@ -23,12 +24,11 @@ from sqlalchemy import (
     bindparam,
     cast,
     delete,
-    extract,
     func,
     literal_column,
-    null,
     or_,
     select,
+    text,
     true,
     tuple_,
     update,
@@ -39,7 +39,14 @@ from sqlalchemy.sql import Executable
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from gregor.storage.tables import dismissed_ids, dismissed_ranges, messages, users
+from gregor.storage.tables import (
+    buckets,
+    dismissed_ids,
+    dismissed_ranges,
+    messages,
+    shard,
+    users,
+)
 
 Rows = Iterable[Sequence[object]]
 
@@ -59,6 +66,27 @@ def _on_sqlite(element: _JSONElements, compiler: SQLCompiler, **kw: Any) -> str:
 @compiles(_JSONElements, "postgresql")
 def _on_postgresql(element: _JSONElements, compiler: SQLCompiler, **kw: Any) -> str:
     return f"json_array_elements(CAST({compiler.process(element.clauses, **kw)} AS JSON))"
+
+
+class _Now(FunctionElement[int]):
+    """The database's own clock, in microseconds, and not as it was when the statement began."""
+
+    inherit_cache = True
+    name = "now_there"
+    type = BigInteger()
+
+
+@compiles(_Now, "sqlite")
+def _now_on_sqlite(element: _Now, compiler: SQLCompiler, **kw: Any) -> str:
+    return "now_there()"  # a function of ours: the process that holds the file is its only clock
+
+
+@compiles(_Now, "postgresql")
+def _now_on_postgresql(element: _Now, compiler: SQLCompiler, **kw: Any) -> str:
+    return "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"
+
+
+now_there = _Now()
 
 
 _given = _JSONElements(bindparam("rows", type_=Text)).table_valued("value", name="given")
@@ -81,12 +109,12 @@ def ask(connection: Connection, statement: Executable, rows: Rows) -> CursorResu
 
 # On a database with row locks, a user is locked by the row that holds the clock. Nobody waits in a
 # circle: who makes rows holds no locks yet, who locks goes by the order of uids, and a row that is
-# not committed yet is not seen, so that nobody waits to lock it. Rows: (uid).
+# not committed yet is not seen, so that nobody waits to lock it. Rows: (uid, bucket).
 introduce = (
     postgresql.insert(users)
     .from_select(
-        ["uid", "ctime"],
-        select(_text(0), literal_column("0"))
+        ["uid", "ctime", "bucket"],
+        select(_text(0), literal_column("0"), cast(_number(1), Integer))
         .select_from(_given)
         .where(~select(users.c.uid).where(users.c.uid == _text(0)).correlate(_given).exists())
         .order_by(_text(0)),
@@ -213,9 +241,9 @@ _INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.in
 
 @cache
 def move_clocks(dialect: str) -> Executable:
-    """The users' clocks, now. Rows: (uid, ctime)."""
-    rows = select(_text(0), _number(1)).select_from(_given).where(true())
-    insert = _INSERTS[dialect](users).from_select(["uid", "ctime"], rows)
+    """The users' clocks, now. Rows: (uid, ctime, bucket)."""
+    rows = select(_text(0), _number(1), cast(_number(2), Integer)).select_from(_given).where(true())
+    insert = _INSERTS[dialect](users).from_select(["uid", "ctime", "bucket"], rows)
     moved: Executable = insert.on_conflict_do_update(
         index_elements=["uid"], set_={"ctime": insert.excluded.ctime}
     )
@@ -249,6 +277,115 @@ forget_ids = delete(dismissed_ids).where(
 )
 
 
+# Shards
+
+# Which buckets are not for this database to take, and who has them. Rows: (bucket).
+_here = select(shard.c.name).scalar_subquery()
+_given_bucket = cast(_number(0), Integer)
+held_elsewhere = select(buckets.c.bucket, buckets.c.shard, buckets.c.version).select_from(
+    _given.join(buckets, and_(buckets.c.bucket == _given_bucket, buckets.c.shard != _here))
+)
+# The same for what is written, which waits while a bucket is closed.
+not_written_here = select(buckets.c.bucket, buckets.c.shard, buckets.c.version).select_from(
+    _given.join(
+        buckets,
+        and_(
+            buckets.c.bucket == _given_bucket,
+            or_(buckets.c.shard != _here, buckets.c.closed_until > now_there),
+        ),
+    )
+)
+
+# Who writes has this table locked from its first statement on, until it has committed. This waits
+# for all of them, and whoever comes later sees what has been changed meanwhile. PostgreSQL only:
+# to SQLite they come one by one.
+await_writers = text("LOCK TABLE users IN SHARE MODE")
+
+# For so long, while others wait behind it.
+await_writers_briefly = text("SET LOCAL lock_timeout = '200ms'")
+
+placements = select(buckets.c.bucket, buckets.c.shard, buckets.c.version).order_by(buckets.c.bucket)
+placement = select(buckets.c.bucket, buckets.c.shard, buckets.c.version).where(
+    buckets.c.bucket == bindparam("of")
+)
+close_bucket = (
+    update(buckets)
+    .where(buckets.c.bucket == bindparam("of"), buckets.c.shard == _here)
+    .values(closed_until=now_there + bindparam("micros", type_=BigInteger))
+    .returning(buckets.c.closed_until)
+)
+# Whoever holds the bucket closed until then, and still does, gives it away.
+release_bucket = (
+    update(buckets)
+    .where(
+        buckets.c.bucket == bindparam("of"),
+        buckets.c.shard == _here,
+        buckets.c.closed_until == bindparam("until"),
+        buckets.c.closed_until > now_there,
+    )
+    .values(shard=bindparam("to"), version=buckets.c.version + 1, closed_until=0)
+    .returning(buckets.c.version)
+)
+reopen_bucket = (
+    update(buckets)
+    .where(buckets.c.bucket == bindparam("of"), buckets.c.closed_until == bindparam("until"))
+    .values(closed_until=0)
+)
+name_here = select(shard.c.name)
+any_user = select(users.c.uid).limit(1)
+buckets_of_users = select(users.c.uid, users.c.bucket)
+
+
+@cache
+def adopt_placements(dialect: str) -> Executable:
+    """Whatever is newer than what is known. Rows: (bucket, shard, version)."""
+    rows = (
+        select(_given_bucket, _text(1), _number(2), literal_column("0", Integer))
+        .select_from(_given)
+        .where(true())
+    )
+    insert = _INSERTS[dialect](buckets).from_select(
+        ["bucket", "shard", "version", "closed_until"], rows
+    )
+    adopted: Executable = insert.on_conflict_do_update(
+        index_elements=["bucket"],
+        set_={
+            "shard": insert.excluded.shard,
+            "version": insert.excluded.version,
+            "closed_until": 0,
+        },
+        where=insert.excluded.version > buckets.c.version,
+    )
+    return adopted
+
+
+# The users of a bucket, how far each has come, and by how many messages.
+_stored = select(func.count()).where(messages.c.uid == users.c.uid)
+users_of_bucket = select(
+    users.c.uid, users.c.ctime, _stored.scalar_subquery().label("messages")
+).where(users.c.bucket == bindparam("of"), users.c.ctime > 0)
+
+# How much each bucket holds.
+loads = (
+    select(
+        users.c.bucket,
+        func.count(users.c.uid.distinct()).label("users"),
+        func.count().label("messages"),
+        cast(func.coalesce(func.sum(func.length(messages.c.message)), 0), BigInteger).label(
+            "bytes"
+        ),
+    )
+    .select_from(users.join(messages, messages.c.uid == users.c.uid))
+    .group_by(users.c.bucket)
+)
+
+
+def of_bucket(table: Table) -> Executable:
+    """Remove what the users of the bucket `of` have in a table."""
+    theirs = select(users.c.uid).where(users.c.bucket == bindparam("of"))
+    return delete(table).where(table.c.uid.in_(theirs))
+
+
 _BLOCKS = tuple(2**power for power in range(9, -1, -1))
 
 
@@ -275,9 +412,8 @@ def _insert_text(table: Table, rows: int, paramstyle: str) -> str:
     return f"INSERT INTO {table.name} VALUES {groups}"
 
 
-# The database's own time, in microseconds; and whether it answers at all.
-time_there = select(cast(extract("epoch", func.clock_timestamp()) * 1_000_000, BigInteger))
-nothing = select(null())
+# The database's own time, in microseconds.
+time_there = select(now_there)
 
 
 # Reading one user, `uid`

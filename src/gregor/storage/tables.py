@@ -12,6 +12,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     and_,
+    text,
 )
 
 FOREVER = 2**62
@@ -27,7 +28,9 @@ users = Table(
     metadata,
     Column("uid", Name, primary_key=True),
     Column("ctime", BigInteger, nullable=False),  # the user's clock
+    Column("bucket", Integer, nullable=False, server_default=text("-1")),  # see core/buckets.py
 )
+Index("users_of_bucket", users.c.bucket)
 
 messages = Table(
     "messages",
@@ -82,3 +85,17 @@ dismissed_ranges = Table(
 
 # A new item asks only for the ranges whose end reaches it.
 Index("reaching_ranges", dismissed_ranges.c.uid, dismissed_ranges.c.end_time)
+
+# The name of this database among the shards; no row, if it is not one of several.
+shard = Table("shard", metadata, Column("name", Name, primary_key=True))
+
+# Who holds which bucket, as far as this database knows; nothing, if it holds all. Of what it has
+# let go itself it always knows.
+buckets = Table(
+    "buckets",
+    metadata,
+    Column("bucket", Integer, primary_key=True, autoincrement=False),
+    Column("shard", Name, nullable=False),
+    Column("version", BigInteger, nullable=False),  # of two that differ, the higher one is right
+    Column("closed_until", BigInteger, nullable=False),  # for writes, by this database's clock
+)
