@@ -31,7 +31,17 @@ HEIGHT = {box: -number for number, layer in enumerate(LAYERS) for box in layer}
 # is the id that a sender who chose none is given.
 PURE = {
     "core": {
-        *("bisect", "collections.abc", "datetime", "enum", "functools", "hashlib", "re", "typing", "uuid"),
+        *(
+            "bisect",
+            "collections.abc",
+            "datetime",
+            "enum",
+            "functools",
+            "hashlib",
+            "re",
+            "typing",
+            "uuid",
+        ),
         *("immutables", "msgspec"),
     },
     "protocol": {"collections.abc", "enum", "typing", "msgspec"},

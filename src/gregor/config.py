@@ -1,11 +1,13 @@
 """Settings: from the command line, from `GREGOR_…` variables, from a TOML file, in this order."""
 
 import ipaddress
+import re
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -30,13 +32,48 @@ def _listen(value: str) -> str:
     return value
 
 
+def _store(value: Any) -> Any:
+    """A table of TOML is a URL for each name, and so is one string with several in it, as it
+    stands in a variable."""
+    if isinstance(value, dict):
+        value = tuple(f"{name}={url}" for name, url in value.items())
+    elif isinstance(value, str):
+        several = re.split(r"\s+(?=[\w-]+(?:=\w+)?://)", value.strip())
+        value = value if len(several) == 1 else tuple(several)
+    if not value:
+        raise ValueError("give the URL of a store, such as sqlite:///gregor.db")
+    if isinstance(value, list | tuple):
+        value = tuple(value)
+        named_stores(value)
+    return value
+
+
+def named_stores(stores: Sequence[str]) -> dict[str | None, str]:
+    """The URLs by name. Raises ValueError if there are several and not each has its own."""
+    pairs = [_name_and_url(store) for store in stores]
+    names = [name for name, _ in pairs]
+    if len(pairs) > 1 and None in names:
+        raise ValueError("of several stores each is a shard with a name: --store NAME=URL")
+    if len(set(names)) < len(names):
+        raise ValueError("two shards have the same name")
+    return dict(pairs)
+
+
+def _name_and_url(store: str) -> tuple[str | None, str]:
+    match = re.fullmatch(r"([\w-]+)=(\w+://.*)", store, re.DOTALL)
+    return (None, store) if match is None else (match[1], match[2])
+
+
 class Settings(BaseSettings):
     """What a server and the client commands need to know."""
 
     model_config = SettingsConfigDict(env_prefix="GREGOR_", extra="forbid", frozen=True)
 
     listen: Annotated[str, AfterValidator(_listen)] = "127.0.0.1:9911"
-    store: Annotated[str, Field(repr=False)] = "sqlite:///gregor.db"  # passwords may be in URLs
+    # One URL, or one for each shard, NAME=URL; passwords may be in them.
+    store: Annotated[str | tuple[str, ...], BeforeValidator(_store), Field(repr=False)] = (
+        "sqlite:///gregor.db"
+    )
     store_connections: Annotated[int, Field(ge=1)] = 8
     store_seconds: Annotated[float, Field(gt=0)] = 10.0
     migrate: bool = False
@@ -49,6 +86,11 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     url: str = "http://127.0.0.1:9911"
     token: SecretStr | None = None
+
+    @property
+    def stores(self) -> dict[str | None, str]:
+        """The URLs of the databases, by the names of the shards; the only one has none."""
+        return named_stores([self.store] if isinstance(self.store, str) else self.store)
 
     @property
     def address(self) -> tuple[str, int]:

@@ -222,11 +222,11 @@ def narrow_socket(port: int) -> socket.socket:
 async def without_a_store(served: Served) -> AsyncIterator[None]:
     """While the block runs, the database cannot answer: a table of it is out of reach."""
 
-    await served.server.database.write(_rename("users", "elsewhere"))
+    await served.server.databases[None].write(_rename("users", "elsewhere"))
     try:
         yield
     finally:
-        await served.server.database.write(_rename("elsewhere", "users"))
+        await served.server.databases[None].write(_rename("elsewhere", "users"))
 
 
 def _rename(old: str, new: str) -> Callable[[Connection], None]:

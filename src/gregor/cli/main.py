@@ -19,6 +19,7 @@ from gregor.cli import (
     replay,
     send,
     serve,
+    shards,
     token,
     watch,
 )
@@ -99,6 +100,7 @@ SERVER, CLIENT, PROOF = "A server", "Users and their devices", "See it, measure 
 app.command(rich_help_panel=SERVER)(serve.serve)
 app.command(hidden=True)(serve.worker)
 app.command(rich_help_panel=SERVER)(migrate.migrate)
+app.add_typer(shards.app, name="shards", rich_help_panel=SERVER)
 app.command(rich_help_panel=SERVER)(token.token)
 app.command(rich_help_panel=CLIENT)(send.send)
 app.command(rich_help_panel=CLIENT)(send.dismiss)

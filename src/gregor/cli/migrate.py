@@ -1,6 +1,6 @@
 """`gregor migrate`."""
 
-from typing import Annotated
+from collections.abc import Mapping
 
 import typer
 
@@ -11,31 +11,38 @@ from gregor.errors import SetupError
 
 def migrate(
     ctx: typer.Context,
-    stores: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--store",
-            metavar="URL",
-            help="As for [cyan]gregor serve[/]; can be repeated.",
-            show_default="sqlite:///gregor.db",
-        ),
-    ] = None,
+    store: options.Stores = None,
     json: options.JSON = False,
 ) -> None:
     """Create stores, or bring them up to date. Those that are stay as they are.
 
     [dim]$[/] gregor migrate --store postgresql://gregor@db.internal/gregor
-    [dim]$[/] gregor migrate --store postgresql:///a --store postgresql:///b
+    [dim]$[/] gregor migrate --store a=postgresql:///a --store b=postgresql:///b
+
+    Databases with names become the shards of one map. Empty ones share its
+    buckets; one that has users keeps them all, and `gregor shards move` levels
+    them later.
     """
-    settings = options.settings(ctx)
+    settings = options.settings(ctx, store=tuple(store) if store else None)
     from gregor.storage.database import shown
 
-    for store in stores or [settings.store]:
-        schema = run(_migrate(store))
+    for name, url in settings.stores.items():
+        schema = run(_migrate(url))
         if json:
-            output.document({"store": shown(store), "schema": schema})
+            shard = {} if name is None else {"shard": name}
+            output.document({**shard, "store": shown(url), "schema": schema})
         else:
-            print(f"{shown(store)} has schema {schema}, which is the newest")
+            print(f"{shown(url)} has schema {schema}, which is the newest")
+    if None not in settings.stores:
+        run(_establish(settings.stores))
+
+
+async def _establish(stores: Mapping[str | None, str]) -> None:
+    from gregor.cli.shards import opened
+    from gregor.state_machines.moving import establish
+
+    async with opened(stores) as databases:
+        await establish(databases)
 
 
 async def _migrate(store: str) -> str | None:

@@ -36,6 +36,16 @@ Store = Annotated[
         show_default="sqlite:///gregor.db",
     ),
 ]
+Stores = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--store",
+        metavar="URL",
+        help="sqlite:///FILE, sqlite:// in memory, or postgresql://USER@HOST/DATABASE. Repeated, "
+        "as NAME=URL, for shards.",
+        show_default="sqlite:///gregor.db",
+    ),
+]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON, for a script.")]
 Device = Annotated[
     str | None,

@@ -23,7 +23,7 @@ def serve(
             show_default="127.0.0.1:9911",
         ),
     ] = None,
-    store: options.Store = None,
+    store: options.Stores = None,
     pubsub: Annotated[
         str | None,
         typer.Option(
@@ -104,6 +104,7 @@ def serve(
 
     [dim]$[/] gregor serve
     [dim]$[/] gregor serve --store postgresql:///gregor --pubsub redis://localhost
+    [dim]$[/] gregor serve --store a=postgresql:///a --store b=postgresql:///b
     [dim]$[/] export GREGOR_JWT_SECRET=$(openssl rand -hex 32)
     [dim]$[/] gregor serve --auth jwt --listen 0.0.0.0:9911
     """
@@ -111,7 +112,7 @@ def serve(
         ctx,
         quiet=False,
         listen=listen,
-        store=store,
+        store=tuple(store) if store else None,
         pubsub=pubsub,
         workers=workers,
         migrate=migrate,

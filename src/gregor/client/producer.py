@@ -206,7 +206,10 @@ class Producer:
         for attempt in range(1, self._tries + 1):
             answer = self._attempt(content)
             if isinstance(answer, list):
-                return answer
+                # Some may belong to a shard that does not answer; whoever was taken stays so.
+                if attempt == self._tries or not (repeatable and any(map(_not_now, answer))):
+                    return answer
+                answer = _NotNow(Unavailable("not all was taken"), 0.0, False)
             if attempt == self._tries or not (repeatable or answer.untouched):
                 raise answer.error
             ceiling = min(LONGEST_PAUSE, SHORTEST_PAUSE * 2.0**attempt)
@@ -229,6 +232,10 @@ class Producer:
             raise problem
         untouched = response.status_code == httpx.codes.SERVICE_UNAVAILABLE
         return _NotNow(problem, _retry_after(response), untouched)
+
+
+def _not_now(result: Result) -> bool:
+    return result.error is not None and result.error.turn is Turn.RETRY
 
 
 def _batches(messages: Iterable[Message]) -> Iterator[list[Message]]:

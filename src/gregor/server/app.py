@@ -1,6 +1,6 @@
 """A server: one node, its store, and the ASGI app in front of them."""
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from ipaddress import ip_address
@@ -10,6 +10,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 import msgspec
+from sqlalchemy import Connection
 from starlette.applications import Starlette
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
@@ -24,7 +25,7 @@ from gregor.consumers.publisher import Publisher
 from gregor.core.instant import SECOND, Time
 from gregor.core.message import UID, Message
 from gregor.errors import Forbidden, SetupError
-from gregor.interfaces import Rejected
+from gregor.interfaces import Rejected, StateMachineOfRecord
 from gregor.node import Node
 from gregor.pubsub.interface import PubSub
 from gregor.pubsub.remote import pubsub_at
@@ -37,12 +38,19 @@ from gregor.server.readiness import Readiness
 from gregor.server.service import HELLO_SECONDS, SLOWEST_SECONDS, Service
 from gregor.server.siblings import Siblings
 from gregor.server.websocket import Connect
+from gregor.state_machines.moving import establish
+from gregor.state_machines.shard_map import name_here
+from gregor.state_machines.sharded import Shard, ShardedStateMachine
 from gregor.state_machines.sql import SQLStateMachine
-from gregor.storage.database import Database
+from gregor.storage.database import Database, Work
 from gregor.storage.engine import database_at, is_shared
 from gregor.storage.migrations import expect_newest, migrate
 
 COMPARE_SECONDS = 10.0
+
+
+def _is_up(shard: Shard) -> bool:
+    return shard.trouble is None
 
 
 def now() -> Time:
@@ -73,13 +81,8 @@ class Server:
         self.siblings = siblings
         deliveries: dict[Delivery, None] = {}
         self.metrics = Metrics(deliveries)
-        self.database = _database(settings)
-        self.state_machine = SQLStateMachine(
-            self.database,
-            clock,
-            self.metrics.committed,
-            compare_seconds=COMPARE_SECONDS if is_shared(settings.store) else None,
-        )
+        self.databases = {n: _database(url, n, settings) for n, url in settings.stores.items()}
+        self.state_machine = _state_machine(self.databases, settings, clock, self.metrics)
         self.pubsub = None if settings.pubsub is None else pubsub_at(settings.pubsub)
         self.node = _node(self.state_machine, self.pubsub, settings, clock, self.metrics)
         self.readiness = Readiness(self.node, self.pubsub)
@@ -103,7 +106,10 @@ class Server:
         if self._opened is not None:
             raise RuntimeError("a Server is opened once; make another")
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self.database)
+            for database in self.databases.values():
+                await stack.enter_async_context(database)
+            if isinstance(self.state_machine, ShardedStateMachine) and self._may_establish():
+                await establish(self.state_machine.databases)
             await stack.enter_async_context(self.state_machine)
             if self.pubsub is not None:
                 await stack.enter_async_context(self.pubsub)
@@ -137,6 +143,10 @@ class Server:
             raise outcome.error
         return outcome.message
 
+    def _may_establish(self) -> bool:
+        """Whether shards that are new may be taken in: as with their schema, files are."""
+        return self.settings.migrate or not any(map(is_shared, self.settings.stores.values()))
+
     def _readings(self) -> Iterator[Reading]:
         """What nobody tells the metrics unasked."""
         yield gauge("ready", "Whether /readyz says yes", lambda: self.readiness.ready)
@@ -145,6 +155,14 @@ class Server:
             "How far the store's clock is ahead of this machine's, at the least",
             lambda: self.state_machine.skew / SECOND,
         )
+        if isinstance(self.state_machine, ShardedStateMachine):
+            for shard in self.state_machine.shards.values():
+                yield gauge(
+                    "shard_up",
+                    "Whether the shard answers; while it does not, its users are refused",
+                    partial(_is_up, shard),
+                    {"shard": shard.name},
+                )
         if (pubsub := self.pubsub) is not None:
             yield gauge("pubsub_up", "Whether servers hear of each other", lambda: pubsub.up)
             yield counter(
@@ -231,20 +249,51 @@ class _UID(Convertor[str]):
 register_url_convertor("uid", _UID())
 
 
-def _database(settings: Settings) -> Database:
-    """The store. A file is this server's own, and is brought up to date; what others use as well
-    changes only when somebody says so."""
-    prepare = expect_newest if is_shared(settings.store) and not settings.migrate else migrate
+def _database(url: str, shard: str | None, settings: Settings) -> Database:
+    """The store, or one of its shards. A file is this server's own, and is brought up to date;
+    what others use as well changes only when somebody says so."""
+    prepare = expect_newest if is_shared(url) and not settings.migrate else migrate
     return database_at(
-        settings.store,
-        prepare,
+        url,
+        prepare if shard is not None else lambda c: _prepare_the_only_one(c, prepare),
         connections=settings.store_connections,
         seconds=settings.store_seconds,
     )
 
 
+def _prepare_the_only_one(connection: Connection, prepare: Work[None]) -> None:
+    prepare(connection)
+    shard = name_here(connection)
+    if shard is not None:
+        raise SetupError(
+            f"this database is shard {shard!r} of several; name all of them: "
+            f"--store {shard}=URL --store NAME=URL"
+        )
+
+
+def _state_machine(
+    databases: Mapping[str | None, Database],
+    settings: Settings,
+    clock: Callable[[], Time],
+    metrics: Metrics,
+) -> SQLStateMachine | ShardedStateMachine:
+    """The singleton's and the fleet's, or with several databases that of a fleet over shards."""
+    machines = {
+        name: SQLStateMachine(
+            database,
+            clock,
+            metrics.committed,
+            compare_seconds=COMPARE_SECONDS if is_shared(settings.stores[name]) else None,
+        )
+        for name, database in databases.items()
+    }
+    if None in machines:
+        return machines[None]
+    return ShardedStateMachine({name or "": machine for name, machine in machines.items()})
+
+
 def _node(
-    state_machine: SQLStateMachine,
+    state_machine: StateMachineOfRecord,
     pubsub: PubSub | None,
     settings: Settings,
     clock: Callable[[], Time],

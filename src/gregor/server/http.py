@@ -188,7 +188,7 @@ async def get_ready(service: Service, request: Request) -> Response:
     troubles = service.readiness.troubles(excluded)
     if troubles:
         return problem(Unavailable("; ".join(troubles)), troubles=troubles)
-    return _json(ReadyAnswer(True, tuple(service.readiness.troubles())))
+    return _json(ReadyAnswer(True, tuple(service.readiness.noted())))
 
 
 async def get_metrics(service: Service, request: Request) -> Response:

@@ -4,7 +4,7 @@ Counting happens in plain integers on the hot path; they are turned into metrics
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -32,6 +32,7 @@ class Reading(NamedTuple):
     name: str
     text: str
     value: Callable[[], float]
+    labels: Mapping[str, str] = {}
 
 
 counter = partial(Reading, CounterMetricFamily)
@@ -127,5 +128,8 @@ class Metrics(Observer, Collector):
             "Devices that wait for the store to catch up",
             value=sum(session.lagging for session in sessions),
         )
-        for family, name, text, value in self.readings:
-            yield family(f"gregor_{name}", text, value=value())
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+        for family, name, text, value, told_apart in self.readings:
+            new = family(f"gregor_{name}", text, labels=tuple(told_apart))
+            families.setdefault(name, new).add_metric(tuple(told_apart.values()), value())
+        yield from families.values()

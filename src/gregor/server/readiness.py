@@ -8,6 +8,7 @@ import structlog
 from gregor.errors import GregorError
 from gregor.node import Node
 from gregor.pubsub.interface import PubSub
+from gregor.state_machines.sharded import ShardedStateMachine
 
 log = structlog.get_logger("gregor.server")
 
@@ -37,6 +38,13 @@ class Readiness:
             *(t for part in parts for t in part),
         ]
 
+    def noted(self) -> list[str]:
+        """All that is wrong, also with single shards: their users suffer from it, and others are
+        served, so that no balancer should send them away."""
+        store = self._node.state_machine
+        shards = store.shard_troubles() if isinstance(store, ShardedStateMachine) else []
+        return [*self.troubles(), *(t for t in shards if t not in self.troubles())]
+
     async def keep_looking(self) -> None:
         """Look every few seconds, so that it is known also where nobody asks."""
         while True:
@@ -61,8 +69,6 @@ class Readiness:
         try:
             async with asyncio.timeout(STORE_SECONDS):
                 troubles = list(await store.troubles())
-                if not troubles:  # a store that answers may still have lost its tables
-                    await store.ctimes([])
         except TimeoutError:
             return [f"the store has not answered for {STORE_SECONDS:.0f} s"]
         except GregorError as error:

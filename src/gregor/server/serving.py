@@ -41,7 +41,11 @@ async def serve(settings: Settings, clock: Callable[[], Time] = now) -> None:
 def announce(listening: socket.socket, settings: Settings) -> None:
     """Say where it can be reached."""
     host, port = listening.getsockname()[:2]
-    log.info("serving", url=f"http://{host}:{port}", store=shown(settings.store))
+    log.info(
+        "serving",
+        url=f"http://{host}:{port}",
+        store=", ".join(map(shown, settings.stores.values())),
+    )
 
 
 def _let_rest_what_stays() -> None:

@@ -8,7 +8,7 @@ from starlette.types import Receive, Scope
 from starlette.types import Send as ASGISend
 
 from gregor.core.message import Message
-from gregor.errors import Forbidden, GregorError, TooLarge, Unavailable
+from gregor.errors import Forbidden, GregorError, TooLarge, Turn, Unavailable
 from gregor.protocol.frames import MAX_FRAME, Result
 from gregor.protocol.server import Authenticate, Close, Send, Store
 from gregor.server.auth import Role
@@ -96,7 +96,12 @@ class Connection(Delivery):
 
     async def _store(self, n: int, entries: Sequence[Message | Result]) -> None:
         try:
-            self.session.stored(n, await self._service.inject(entries))
+            results = await self._service.inject(entries)
+            for result in results:
+                # The device keeps what was not taken for now, and what was is taken twice.
+                if result.error is not None and result.error.turn is Turn.RETRY:
+                    raise Unavailable(result.error.message)
+            self.session.stored(n, results)
         except Unavailable as error:
             self.session.unavailable(n, error)
 

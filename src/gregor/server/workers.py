@@ -114,7 +114,7 @@ async def supervise(settings: Settings, command: Sequence[str]) -> None:
 
 def check(settings: Settings) -> None:
     """Raises SetupError if several processes cannot share what these settings name."""
-    if not is_shared(settings.store):
+    if not all(is_shared(url) for url in settings.stores.values()):
         raise SetupError(
             f"--workers {settings.workers} needs a store that they can share: "
             "--store postgresql://USER@HOST/DATABASE"

@@ -134,12 +134,13 @@ class Mover:
         placed = await read_map(self._databases)
         await self._tell(placed.values())
         for move in moves:
-            if placed[move.bucket].shard == move.target:
-                continue
-            move = move._replace(source=placed[move.bucket].shard)
-            moved(await self._move(move))
+            at = placed[move.bucket]
+            if at.shard != move.target:
+                moved(await self._move(move._replace(source=at.shard)))
+                placed[move.bucket] = at._replace(shard=move.target, version=at.version + 1)
 
     async def _move(self, move: Move) -> Moved:
+        await self._expect_nothing_else(move)
         await self._copy(move)
         clock = asyncio.get_running_loop().time
         longest = 0.0
@@ -217,11 +218,7 @@ class Mover:
         outcomes = await target.write(lambda c: consume(c, messages, now, moving=True))
         for outcome in outcomes:
             if isinstance(outcome, Rejected):
-                raise GregorError(
-                    f"bucket {move.bucket} cannot be moved: {move.target!r} has another message in "
-                    f"the place of one of {outcome.message.uid!r} ({outcome.error.message}); see "
-                    "`gregor shards verify`"
-                )
+                raise _in_the_way(move, outcome.message.uid)
 
     async def _pages(
         self, name: str, page: Callable[..., list[Any]], after: Time
@@ -234,6 +231,13 @@ class Mover:
             if len(found) < shard_map.PAGE:
                 return
             after = found[-1].ctime
+
+    async def _expect_nothing_else(self, move: Move) -> None:
+        """What the target has of the bucket, from an earlier time, is to be part of what the
+        source has: only then does the same clock and number mean the same messages."""
+        for uid in await self._extents(move.target, move.bucket):
+            if not await self._logs(move.target, uid) <= await self._logs(move.source, uid):
+                raise _in_the_way(move, uid)
 
     async def _extents(self, name: str, bucket: int) -> dict[UID, Extent]:
         return await self._databases[name].read(lambda c: shard_map.extents(c, bucket))
@@ -275,6 +279,13 @@ class Mover:
         async for page in self._pages(name, partial(shard_map.digests, uid=uid), 0):
             log.update(page)
         return log
+
+
+def _in_the_way(move: Move, uid: UID) -> GregorError:
+    return GregorError(
+        f"bucket {move.bucket} cannot be moved: shard {move.target!r} has messages of {uid!r} that "
+        f"shard {move.source!r}, the holder, lacks; see `gregor shards verify`"
+    )
 
 
 def _resume(ours: Extent | None, theirs: Extent) -> int:

@@ -59,13 +59,6 @@ class Shard:
         self._heard = asyncio.get_running_loop().time()
         return answer
 
-    async def consume(self, messages: Sequence[InBandMessage]) -> Sequence[Outcome]:
-        """What becomes of each; what the shard cannot take now is Rejected for that."""
-        try:
-            return await self.ask(lambda machine: machine.consume_messages(messages))
-        except Unavailable as error:
-            return [Rejected(message, error) for message in messages]
-
     async def keep_looking(self) -> None:
         """Find out, time and again, whether it answers."""
         while True:
@@ -116,7 +109,7 @@ class ShardedStateMachine:
         async with AsyncExitStack() as stack:
             for shard in self.shards.values():
                 await stack.enter_async_context(shard.machine)
-            self._map = await read_map({n: s.machine.database for n, s in self.shards.items()})
+            self._map = await read_map(self.databases)
             await self._tasks.__aenter__()
             self._looking = [
                 self._tasks.create_task(shard.keep_looking()) for shard in self.shards.values()
@@ -129,6 +122,10 @@ class ShardedStateMachine:
             task.cancel()
         await self._tasks.__aexit__(None, None, None)
         await self._stack.__aexit__(None, None, None)
+
+    @property
+    def databases(self) -> dict[str, Database]:
+        return {name: shard.machine.database for name, shard in self.shards.items()}
 
     @property
     def skew(self) -> Time:
@@ -171,17 +168,26 @@ class ShardedStateMachine:
         shares: defaultdict[str, list[int]] = defaultdict(list)
         for place in places:
             shares[self._map[bucket_of(messages[place].uid)].shard].append(place)
-        taken = await asyncio.gather(
-            *(
-                self._shard(name).consume([messages[place] for place in share])
-                for name, share in shares.items()
-            )
-        )
+        consuming = [
+            self._consume_share(name, [messages[place] for place in share])
+            for name, share in shares.items()
+        ]
+        # One that is alone has no need of a task, and begins at once.
+        taken = [await consuming[0]] if len(consuming) == 1 else await asyncio.gather(*consuming)
         return {
             place: outcome
             for share, outcomes in zip(shares.values(), taken, strict=True)
             for place, outcome in zip(share, outcomes, strict=True)
         }
+
+    async def _consume_share(
+        self, name: str, messages: Sequence[InBandMessage]
+    ) -> Sequence[Outcome]:
+        """What becomes of each; what the shard cannot take now is Rejected for that."""
+        try:
+            return await self._shard(name).ask(lambda machine: machine.consume_messages(messages))
+        except Unavailable as error:
+            return [Rejected(message, error) for message in messages]
 
     async def _learn_all(
         self, messages: Sequence[InBandMessage], refusals: Mapping[int, Elsewhere]

@@ -1,6 +1,6 @@
 """What runs in the process of a node whose clock is wrong:
 
-python -m gregor.testing.ahead SECONDS HOST:PORT STORE PUBSUB
+python -m gregor.testing.ahead SECONDS HOST:PORT STORE… PUBSUB
 """
 
 import asyncio
@@ -11,13 +11,14 @@ from gregor.core.instant import SECOND, Time
 from gregor.server import app, serving
 
 
-def main(seconds: str, listen: str, store: str, pubsub: str) -> None:
+def main(seconds: str, listen: str, *urls: str) -> None:
+    *stores, pubsub = urls
     ahead = round(float(seconds) * SECOND)
 
     def clock() -> Time:
         return app.now() + ahead
 
-    settings = Settings(listen=listen, store=store, pubsub=pubsub)
+    settings = Settings(listen=listen, store=tuple(stores), pubsub=pubsub)
     asyncio.run(serving.serve(settings, clock))
 
 

@@ -15,6 +15,7 @@ from typing import Any, Self
 import httpx
 
 from gregor.errors import SetupError
+from gregor.state_machines.moving import establish
 from gregor.storage.engine import database_at
 from gregor.storage.migrations import migrate
 from gregor.testing.backends import NATS, Backend, PostgreSQL, Redis
@@ -28,9 +29,9 @@ class Node(Backend):
 
     program = "gregor"
 
-    def __init__(self, store: str, pubsub: str, *, ahead: float = 0.0) -> None:
+    def __init__(self, stores: Sequence[str], pubsub: str, *, ahead: float = 0.0) -> None:
         super().__init__()
-        self._store = store
+        self.stores = stores
         self._pubsub = pubsub
         self._ahead = ahead
 
@@ -42,8 +43,9 @@ class Node(Backend):
         python = [sys.executable, "-m"]
         if self._ahead:
             module = "gregor.testing.ahead"
-            return [*python, module, str(self._ahead), listen, self._store, self._pubsub]
-        where = ["--listen", listen, "--store", self._store, "--pubsub", self._pubsub]
+            return [*python, module, str(self._ahead), listen, *self.stores, self._pubsub]
+        stores = [word for store in self.stores for word in ("--store", store)]
+        where = ["--listen", listen, *stores, "--pubsub", self._pubsub]
         return [*python, "gregor.cli", "serve", *where]
 
     async def _answers(self) -> bool:
@@ -57,7 +59,8 @@ class Node(Backend):
 
 class Fleet:
     """PostgreSQL, a pub/sub and nodes. By `ahead` seconds the last one's clock is ahead. With
-    `proxied`, what the nodes say to the pub/sub passes through the `proxy`."""
+    `proxied`, what the nodes say to the pub/sub passes through the `proxy`. With several `shards`,
+    `shards` has the URL of each by its name."""
 
     def __init__(
         self,
@@ -66,6 +69,7 @@ class Fleet:
         *,
         ahead: float = 0.0,
         proxied: bool = False,
+        shards: int = 1,
     ) -> None:
         if pubsub not in PUBSUBS:
             raise SetupError(f"there is no pub/sub {pubsub!r} to start; there are redis and nats")
@@ -73,7 +77,10 @@ class Fleet:
         self.pubsub = PUBSUBS[pubsub]()
         self.proxy: Proxy | None = None
         self.nodes: Sequence[Node] = ()
+        self.stores: Sequence[str] = ()
         self.store = ""
+        self.shards: dict[str, str] = {}
+        self._shards = shards
         self._proxied = proxied
         self._clocks = [0.0] * (nodes - 1) + [ahead]
         self._stack = AsyncExitStack()
@@ -82,15 +89,20 @@ class Fleet:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.postgresql)
             await stack.enter_async_context(self.pubsub)
-            self.store = await self.postgresql.create_database()
-            async with database_at(self.store, migrate):
-                pass
+            if self._shards == 1:
+                self.store = await self.new_database()
+                self.stores = [self.store]
+            else:
+                self.shards = {
+                    f"shard{n + 1}": await self.new_database() for n in range(self._shards)
+                }
+                await self.establish()
             url = self.pubsub.url
             if self._proxied:
                 self.proxy = Proxy("127.0.0.1", self.pubsub.port)
                 await stack.enter_async_context(self.proxy)
                 url = url.replace(f":{self.pubsub.port}", f":{self.proxy.port}")
-            self.nodes = [Node(self.store, url, ahead=ahead) for ahead in self._clocks]
+            self.nodes = [Node(self.stores, url, ahead=ahead) for ahead in self._clocks]
             for node in self.nodes:
                 await stack.enter_async_context(node)
             self._stack = stack.pop_all()
@@ -98,6 +110,24 @@ class Fleet:
 
     async def __aexit__(self, *exc_info: Any) -> None:
         await self._stack.__aexit__(*exc_info)
+
+    async def new_database(self) -> str:
+        """The URL of an empty one, whose schema is up to date."""
+        url = await self.postgresql.create_database()
+        async with database_at(url, migrate):
+            return url
+
+    async def establish(self) -> None:
+        """Make one map of the shards that are named; nodes hear of it when they start."""
+        async with AsyncExitStack() as stack:
+            databases = {
+                name: await stack.enter_async_context(database_at(url))
+                for name, url in self.shards.items()
+            }
+            await establish(databases)
+        self.stores = [f"{name}={url}" for name, url in self.shards.items()]
+        for node in self.nodes:
+            node.stores = self.stores
 
     @property
     def urls(self) -> list[str]:

@@ -1,0 +1,210 @@
+"""Buckets that move while messages come, whatever becomes of the mover."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from random import Random
+
+import pytest
+
+from gregor.core.buckets import Move, bucket_of
+from gregor.core.message import InBandMessage, create, dismiss_category
+from gregor.core.state import Snapshot
+from gregor.errors import GregorError
+from gregor.state_machines import shard_map
+from gregor.state_machines.moving import Moved, Mover
+from gregor.state_machines.transactions import consume
+from gregor.testing.backends import PostgreSQL
+from tests.shards.world import Killed, Mortal, World, opened, store
+
+
+@pytest.fixture(params=["SQLite", "PostgreSQL"])
+async def world(
+    request: pytest.FixtureRequest, postgresql_server: PostgreSQL
+) -> AsyncIterator[World]:
+    if request.param == "SQLite":
+        urls = dict.fromkeys("abc", "sqlite://")
+    else:
+        urls = {name: await postgresql_server.create_database() for name in "abc"}
+    async with opened(urls) as world:
+        yield world
+
+
+def some_message(mind: Random, users: list[str]) -> InBandMessage:
+    uid, category = mind.choice(users), mind.choice(("mail", "chat"))
+    if mind.random() < 0.2:
+        return dismiss_category(uid, category)
+    return create(uid, category, mind.random())
+
+
+async def test_nothing_is_lost_while_buckets_move_under_writers(world: World) -> None:
+    seed = Random().randrange(10**6)
+    print(f"seed {seed}")
+    mind = Random(seed)
+    users = [f"user{number}" for number in range(12)]
+    stored: list[InBandMessage] = []
+    over = asyncio.Event()
+
+    async with world.machine() as one, world.machine() as other:
+
+        async def write(number: int) -> None:
+            while not over.is_set():
+                messages = [some_message(mind, users) for _ in range(mind.randint(1, 5))]
+                for outcome in await mind.choice((one, other)).consume_messages(messages):
+                    assert isinstance(outcome.message, InBandMessage)
+                    assert outcome.message.stamped, outcome
+                    stored.append(outcome.message)
+
+        moves = [
+            Move(bucket_of(uid), "", mind.choice("abc"))
+            for _ in range(4)
+            for uid in mind.sample(users, len(users))
+        ]
+        moved: list[Moved] = []
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(8):
+                tasks.create_task(write(number))
+            await Mover(world.databases).move(moves, moved.append)
+            over.set()
+        assert len(moved) > len(users)
+        assert max(m.pause for m in moved) < 0.5
+        await nothing_missing(world, stored, users)
+
+
+async def nothing_missing(world: World, stored: list[InBandMessage], users: list[str]) -> None:
+    """Every message that was acknowledged is once in the one shard that holds its user, as it was
+    acknowledged; every log is one chain."""
+    async with world.machine() as machine:
+        for uid in users:
+            holder = world.databases[await world.holder(uid)]
+            log = await holder.read(lambda c, uid=uid: shard_map.page(c, uid, 0))  # type: ignore[misc]
+            after = log[-1].ctime if len(log) == shard_map.PAGE else None
+            while after is not None:
+                more = await holder.read(lambda c, u=uid, a=after: shard_map.page(c, u, a))  # type: ignore[misc]
+                log += more
+                after = more[-1].ctime if len(more) == shard_map.PAGE else None
+            theirs = {(m.msg_id, m.ctime) for m in log}
+            assert {(m.msg_id, m.ctime) for m in stored if m.uid == uid} <= theirs
+            assert len({m.msg_id for m in log}) == len(log)
+            assert [m.prev for m in log] == [0, *(m.ctime for m in log)][: len(log)]
+            sync = await machine.sync(uid, None, 0)
+            assert isinstance(sync.content, Snapshot)
+            assert sync.content.facts().state(None, sync.as_of).hash() == sync.hash
+    findings, _ = await Mover(world.databases).verify()
+    assert findings == []
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before it", "after it"])
+async def test_a_mover_that_is_killed_at_any_transaction_is_begun_again(
+    world: World, after: bool
+) -> None:
+    """At each of the transactions that it writes, and that one either not done or done."""
+    users = [await world.user_of(name) for name in "aab"]
+    stored: list[InBandMessage] = []
+    for lives in range(12):
+        async with world.machine() as machine:
+            messages = [create(uid, "mail") for uid in users for _ in range(3)]
+            for outcome in await machine.consume_messages(messages):
+                assert isinstance(outcome.message, InBandMessage)
+                stored.append(outcome.message)
+        target = "abc"[lives % 3]
+        moves = [Move(bucket_of(uid), "", target) for uid in users]
+        mortal = {
+            name: Mortal(database, lasting(lives), after)
+            for name, database in world.databases.items()
+        }
+        with suppress(Killed):
+            await Mover(mortal).move(moves)
+        # Whatever it has left behind, users can write at once, and it can go on.
+        async with world.machine() as machine:
+            for uid in users:
+                stored.append(await store(machine, create(uid, "chat")))
+        await Mover(world.databases).move(moves)
+        assert {await world.holder(uid) for uid in users} == {target}
+        await nothing_missing(world, stored, users)
+
+
+def lasting(transactions: int) -> Callable[[], bool]:
+    """Whether the next transaction is not the last."""
+    left = transactions
+
+    def lives() -> bool:
+        nonlocal left
+        left -= 1
+        return left >= 0
+
+    return lives
+
+
+async def test_what_was_stored_behind_the_clock_meanwhile_moves_as_well(world: World) -> None:
+    ann = await world.user_of("a")
+    move = Move(bucket_of(ann), "a", "b")
+    async with world.machine() as machine:
+        first = await store(machine, create(ann, "mail"))
+        await Mover(world.databases)._copy(move)
+        late = create(ann, "mail").stamp(first.ctime - 5, 0)
+        await store(machine, late)
+        await Mover(world.databases).move([move])
+        log = await world.log(machine, ann)
+        assert [message.ctime for message in log] == [first.ctime - 5, first.ctime]
+
+
+async def test_cursors_keep_their_meaning(world: World) -> None:
+    ann = await world.user_of("a")
+    async with world.machine() as machine:
+        first = await store(machine, create(ann, "mail"))
+        await Mover(world.databases).move([Move(bucket_of(ann), "a", "b")])
+        second = await store(machine, create(ann, "mail"))
+        sync = await machine.sync(ann, None, first.ctime)
+    assert not isinstance(sync.content, Snapshot)
+    assert [message.msg_id for message in sync.content.messages] == [second.msg_id]
+
+
+# Verifying
+
+
+async def test_what_was_left_behind_is_removed_once_it_is_verified(world: World) -> None:
+    ann = await world.user_of("a")
+    mover = Mover(world.databases)
+    async with world.machine() as machine:
+        await store(machine, create(ann, "mail"))
+        await mover.move([Move(bucket_of(ann), "a", "b")])
+        assert await mover.verify() == ([], 1)
+        assert (await mover.holdings())["a"].left_over.messages == 1
+        assert await mover.verify(prune=True) == ([], 1)
+        assert await mover.verify() == ([], 0)
+        assert len(await machine.state(ann)) == 1
+        # And back again, to where nothing is left.
+        await mover.move([Move(bucket_of(ann), "b", "a")])
+        assert len(await machine.state(ann)) == 1
+
+
+async def test_what_the_holder_lacks_is_reported_and_not_removed(world: World) -> None:
+    ann = await world.user_of("a")
+    mover = Mover(world.databases)
+    async with world.machine() as machine:
+        stored = await store(machine, create(ann, "mail"))
+        await mover.move([Move(bucket_of(ann), "a", "b")])
+    lost = create(ann, "mail").stamp(stored.ctime + 1, 0)
+    await world.databases["a"].write(lambda c: consume(c, [lost], lost.ctime, moving=True))
+    (finding,), left_over = await mover.verify(prune=True)
+    assert (finding.shard, left_over) == ("a", 1)
+    assert ann in finding.what
+    assert (await mover.holdings())["a"].left_over.messages == 2
+
+
+async def test_a_bucket_cannot_be_pruned_where_it_is_held(world: World) -> None:
+    ann = await world.user_of("a")
+    with pytest.raises(GregorError, match="is held here"):
+        await world.databases["a"].write(lambda c: shard_map.prune(c, bucket_of(ann)))
+
+
+async def test_a_target_that_has_other_messages_is_refused(world: World) -> None:
+    ann = await world.user_of("a")
+    async with world.machine() as machine:
+        stored = await store(machine, create(ann, "mail"))
+    other = create(ann, "mail").stamp(stored.ctime, 0)
+    await world.databases["b"].write(lambda c: consume(c, [other], other.ctime, moving=True))
+    with pytest.raises(GregorError, match="that shard 'a', the holder, lacks"):
+        await Mover(world.databases).move([Move(bucket_of(ann), "a", "b")])
+    assert await world.holder(ann) == "a"
