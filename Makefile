@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SEEDS ?= 2000
 ROUNDS ?= 1
+SHARDS ?= 1
 
 .PHONY: help demo fleet test check bench simulate faults lock clean
 .DEFAULT_GOAL := help
@@ -23,8 +24,8 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)  ## Hundreds of devices drop off, come back, and agree
 	@$(BIN)/gregor demo
 
-fleet: $(READY)  ## The same with two nodes over PostgreSQL and Redis, all from wheels
-	@$(BIN)/gregor demo --nodes 2
+fleet: $(READY)  ## The same with two nodes over PostgreSQL and Redis from wheels; SHARDS=2
+	@$(BIN)/gregor demo --nodes 2 --shards $(SHARDS)
 
 test: $(READY)  ## Everything that is proved, in under 12 minutes
 	$(BIN)/pytest -n 2 --dist loadgroup

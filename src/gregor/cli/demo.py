@@ -46,6 +46,16 @@ def demo(
             help="More than one: a fleet over a PostgreSQL and a pub/sub of its own.",
         ),
     ] = 1,
+    shards: Annotated[
+        int,
+        typer.Option(min=1, max=8, help="Databases over which the users of a fleet are spread."),
+    ] = 1,
+    add_shard: Annotated[
+        bool,
+        typer.Option(
+            "--add-shard", help="Take one more into use while the stream is played, by moving."
+        ),
+    ] = False,
     pubsub: Annotated[
         str, typer.Option(metavar="redis|nats", help="What is between the nodes of a fleet.")
     ] = "redis",
@@ -63,6 +73,7 @@ def demo(
 
     [dim]$[/] gregor demo
     [dim]$[/] gregor demo --nodes 2
+    [dim]$[/] gregor demo --nodes 2 --shards 2 --add-shard
     [dim]$[/] gregor demo --devices 1000 --seconds 30 --seed 7
 
     The exit status is 1 if any replica does not agree.
@@ -75,8 +86,11 @@ def demo(
     if not json:
         print(f"{devices} devices, seed {seed}", flush=True)
     file = file or SAMPLE
-    if nodes > 1:
-        rehearsing = rehearsal.rehearse_fleet(file, devices, seconds, seed, nodes, pubsub)
+    if add_shard and shards == 1:
+        raise typer.BadParameter("--add-shard adds to --shards 2 or more")
+    if nodes > 1 or shards > 1:
+        place = rehearsal.Place(nodes, pubsub, shards, add_shard)
+        rehearsing = rehearsal.rehearse_fleet(file, devices, seconds, seed, place)
     else:
         rehearsing = rehearsal.rehearse(file, devices, seconds, seed, store)
     outcome = run(rehearsing)

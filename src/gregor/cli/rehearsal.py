@@ -97,18 +97,36 @@ async def rehearse(
             return await perform(file, [url], devices, seconds, seed)
 
 
+class Place(NamedTuple):
+    """What a fleet consists of; whether a shard is added while it is at work."""
+
+    nodes: int
+    pubsub: str
+    shards: int = 1
+    add_shard: bool = False
+
+
 async def rehearse_fleet(
-    file: Path, devices: int, seconds: float, seed: int, nodes: int, pubsub: str
+    file: Path, devices: int, seconds: float, seed: int, place: Place
 ) -> Outcome:
     """The same with several nodes, over a PostgreSQL and a pub/sub of their own."""
     from gregor.testing.fleet import Fleet  # it needs wheels that a server does not
 
-    async with Fleet(nodes, pubsub) as fleet:
-        return await perform(file, fleet.urls, devices, seconds, seed)
+    shards = place.shards + place.add_shard
+    async with Fleet(
+        place.nodes, place.pubsub, shards=shards, unused=int(place.add_shard)
+    ) as fleet:
+        moving = fleet.level() if place.add_shard else None
+        return await perform(file, fleet.urls, devices, seconds, seed, moving)
 
 
 async def perform(
-    file: Path, urls: Sequence[str], devices: int, seconds: float, seed: int
+    file: Path,
+    urls: Sequence[str],
+    devices: int,
+    seconds: float,
+    seed: int,
+    meanwhile: Coroutine[Any, Any, None] | None = None,
 ) -> Outcome:
     """Play the stream to these servers and a crowd of devices, and compare them."""
     tape = await taped(file)
@@ -117,7 +135,7 @@ async def perform(
     with TemporaryDirectory(prefix="gregor-demo-") as folder:
         async with Servers(urls, Random(mind.random())) as servers:
             stage = Stage(servers, Path(folder), devices)
-            tally = await play(stage, tape, seconds, users, devices, mind)
+            tally = await play(stage, tape, seconds, users, devices, mind, meanwhile)
             duplicates, delivered = counted(await servers.metrics())
     return Outcome(devices, len(users), stage.score, tally, duplicates, delivered)
 

@@ -8,14 +8,15 @@ Everything comes from wheels, and listens on loopback.
 """
 
 import sys
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Self
 
 import httpx
 
 from gregor.errors import SetupError
-from gregor.state_machines.moving import establish
+from gregor.state_machines.moving import Mover, establish
+from gregor.storage.database import Database
 from gregor.storage.engine import database_at
 from gregor.storage.migrations import migrate
 from gregor.testing.backends import NATS, Backend, PostgreSQL, Redis
@@ -60,7 +61,7 @@ class Node(Backend):
 class Fleet:
     """PostgreSQL, a pub/sub and nodes. By `ahead` seconds the last one's clock is ahead. With
     `proxied`, what the nodes say to the pub/sub passes through the `proxy`. With several `shards`,
-    `shards` has the URL of each by its name."""
+    `shards` has the URL of each by its name, and of these so many are `unused` in the beginning."""
 
     def __init__(
         self,
@@ -70,6 +71,7 @@ class Fleet:
         ahead: float = 0.0,
         proxied: bool = False,
         shards: int = 1,
+        unused: int = 0,
     ) -> None:
         if pubsub not in PUBSUBS:
             raise SetupError(f"there is no pub/sub {pubsub!r} to start; there are redis and nats")
@@ -81,6 +83,7 @@ class Fleet:
         self.store = ""
         self.shards: dict[str, str] = {}
         self._shards = shards
+        self._unused = unused
         self._proxied = proxied
         self._clocks = [0.0] * (nodes - 1) + [ahead]
         self._stack = AsyncExitStack()
@@ -96,7 +99,7 @@ class Fleet:
                 self.shards = {
                     f"shard{n + 1}": await self.new_database() for n in range(self._shards)
                 }
-                await self.establish()
+                await self._establish()
             url = self.pubsub.url
             if self._proxied:
                 self.proxy = Proxy("127.0.0.1", self.pubsub.port)
@@ -117,17 +120,28 @@ class Fleet:
         async with database_at(url, migrate):
             return url
 
-    async def establish(self) -> None:
-        """Make one map of the shards that are named; nodes hear of it when they start."""
+    async def _establish(self) -> None:
+        """Make one map of the shards; those to be unused come to it last."""
+        async with self.databases() as databases:
+            used = list(databases)[: len(databases) - self._unused]
+            await establish({name: databases[name] for name in used})
+            await establish(databases)
+        self.stores = [f"{name}={url}" for name, url in self.shards.items()]
+
+    @asynccontextmanager
+    async def databases(self) -> AsyncIterator[dict[str, Database]]:
+        """The databases of the shards, opened beside the nodes."""
         async with AsyncExitStack() as stack:
-            databases = {
+            yield {
                 name: await stack.enter_async_context(database_at(url))
                 for name, url in self.shards.items()
             }
-            await establish(databases)
-        self.stores = [f"{name}={url}" for name, url in self.shards.items()]
-        for node in self.nodes:
-            node.stores = self.stores
+
+    async def level(self) -> None:
+        """Move buckets until each shard carries about as much."""
+        async with self.databases() as databases:
+            mover = Mover(databases)
+            await mover.move(await mover.plan())
 
     @property
     def urls(self) -> list[str]:
