@@ -11,13 +11,13 @@ from pathlib import Path
 from random import Random
 
 from gregor.data import SAMPLE
-from tests.faults.plugs import PLUGS
+from tests.faults.plugs import ALL
 from tests.faults.world import play_round
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("plugs", nargs="*", help=f"only these of: {', '.join(PLUGS)}")
+    parser.add_argument("plugs", nargs="*", help=f"only these of: {', '.join(ALL)}")
     parser.add_argument("--rounds", type=int, default=1, help="of each plug")
     parser.add_argument("--seed", type=int, help="play this one, not random ones")
     parser.add_argument("--seconds", type=float, default=12, help="how long a stream takes")
@@ -26,7 +26,7 @@ def main() -> int:
     chosen = parser.parse_args()
     failed = 0
     for _ in range(chosen.rounds):
-        for name in chosen.plugs or PLUGS:
+        for name in chosen.plugs or ALL:
             seed = Random().randrange(10**6) if chosen.seed is None else chosen.seed
             failed += not asyncio.run(hunt(name, seed, chosen))
     print(f"{failed} rounds failed" if failed else "all rounds passed")

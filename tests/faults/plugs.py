@@ -1,6 +1,7 @@
 """The plugs that are pulled, each by a function that puts it back."""
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from random import Random
 from typing import TypeAlias
@@ -84,6 +85,47 @@ async def nothing(fleet: Fleet, random: Random) -> None:
     """Where it is the fleet that has something to it: the clock of one node is 5 s ahead."""
 
 
+def moving(plug: Plug) -> Plug:
+    """The same while a third of all buckets moves to the shard that is unused as yet."""
+
+    async def pull_meanwhile(fleet: Fleet, random: Random) -> None:
+        mover = asyncio.create_task(move_all(fleet))
+        await asyncio.sleep(random.uniform(0, 1))
+        await plug(fleet, random)
+        await mover
+
+    return pull_meanwhile
+
+
+async def move_all(fleet: Fleet) -> None:
+    """Begin the move again for as long as something stops it."""
+    for _ in range(20):
+        if await (await start_mover(fleet)).wait() == 0:
+            return
+    raise AssertionError("the move has not come to its end")
+
+
+async def start_mover(fleet: Fleet) -> asyncio.subprocess.Process:
+    stores = [word for store in fleet.stores for word in ("--store", store)]
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gregor.cli", "shards", "move"),
+        *stores,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+
+
+async def mover_killed(fleet: Fleet, random: Random) -> None:
+    """Twice, and then it may finish."""
+    for _ in range(2):
+        mover = await start_mover(fleet)
+        await asyncio.sleep(random.uniform(1, 3))
+        if mover.returncode is None:
+            mover.kill()
+        await mover.wait()
+    await move_all(fleet)
+
+
 PLUGS: dict[str, Plug] = {
     "node killed": node_killed,
     "node stopped": node_stopped,
@@ -96,3 +138,13 @@ PLUGS: dict[str, Plug] = {
     "connections terminated": connections_terminated,
     "clock ahead": nothing,
 }
+
+# Of a fleet over three shards.
+MOVES: dict[str, Plug] = {
+    "moving": moving(nothing),
+    "moving, mover killed": mover_killed,
+    "moving, node killed": moving(node_killed),
+    "moving, pub/sub killed": moving(pubsub_killed),
+    "moving, connections terminated": moving(connections_terminated),
+}
+ALL = PLUGS | MOVES

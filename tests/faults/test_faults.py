@@ -10,12 +10,12 @@ from random import Random
 import pytest
 
 from gregor.data import SAMPLE
-from tests.faults.plugs import PLUGS
+from tests.faults.plugs import ALL
 from tests.faults.world import play_round
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PLUGS)
+@pytest.mark.parametrize("name", ALL)
 async def test_a_plug_is_pulled(name: str) -> None:
     seed = Random().randrange(10**6)
     print(f"seed {seed}")

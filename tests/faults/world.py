@@ -15,10 +15,12 @@ from msgspec import Raw
 from gregor.cli.devices import Score, Stage
 from gregor.cli.rehearsal import DEVICES_PER_USER, busiest, play, taped
 from gregor.cli.servers import Servers
+from gregor.core.buckets import BUCKETS, bucket_of
 from gregor.core.message import Message
 from gregor.protocol.frames import Result
+from gregor.state_machines.sharded import read_map
 from gregor.testing.fleet import Fleet
-from tests.faults.plugs import PLUGS, Plug
+from tests.faults.plugs import ALL, MOVES
 
 SETTLE_SECONDS = 10.0
 
@@ -59,17 +61,25 @@ async def play_round(
     loop = asyncio.get_running_loop()
     with TemporaryDirectory(prefix="gregor-faults-") as folder:
         async with (
-            Fleet(2, pubsub, ahead=ahead, proxied=name == "publications lost") as fleet,
+            Fleet(
+                2,
+                pubsub,
+                ahead=ahead,
+                proxied=name == "publications lost",
+                shards=3 if name in MOVES else 1,
+                unused=1 if name in MOVES else 0,
+            ) as fleet,
             Recorded(fleet.urls, Random(mind.random())) as servers,
         ):
             stage = Stage(servers, Path(folder), devices)
-            pulling = pull(PLUGS[name], fleet, Random(mind.random()), seconds)
+            pulling = pull(name, fleet, Random(mind.random()), seconds)
             users = busiest(tape, -(-devices // DEVICES_PER_USER))
             judging = asyncio.create_task(_since(stage.over))
             await play(stage, tape, seconds, users, devices, mind, pulling)
             settled = loop.time() - await judging
             troubles = [
-                *await lost(fleet.store, servers, stage.score),
+                *(["the shard that was unused is so still"] if await unused(fleet) else ()),
+                *await lost(fleet, servers, stage.score),
                 *(f"{d.device} of {d.uid} {d.what}" for d in stage.score.differences),
                 *_slow(settled),
                 *(f"a node says: {line}" for line in complaints(fleet)),
@@ -77,11 +87,11 @@ async def play_round(
     return Round(troubles, len(servers.acknowledged), settled)
 
 
-async def pull(plug: Plug, fleet: Fleet, random: Random, seconds: float) -> None:
+async def pull(name: str, fleet: Fleet, random: Random, seconds: float) -> None:
     """Pull it once or twice while the stream is played."""
-    for _ in range(random.choice((1, 2))):
+    for _ in range(1 if name in MOVES else random.choice((1, 2))):
         await asyncio.sleep(random.uniform(0.1, 0.4) * seconds)
-        await plug(fleet, random)
+        await ALL[name](fleet, random)
 
 
 async def _since(event: asyncio.Event) -> float:
@@ -90,17 +100,29 @@ async def _since(event: asyncio.Event) -> float:
     return asyncio.get_running_loop().time()
 
 
+async def unused(fleet: Fleet) -> bool:
+    """Whether a shard has no buckets."""
+    return bool(fleet.shards) and set((await placed(fleet)).values()) != set(fleet.shards)
+
+
 def _slow(settled: float) -> list[str]:
     return [f"they agreed after {settled:.1f} s"] if settled > SETTLE_SECONDS else []
 
 
-async def lost(store: str, servers: Recorded, score: Score) -> list[str]:
+async def lost(fleet: Fleet, servers: Recorded, score: Score) -> list[str]:
     """What was acknowledged and is not in the store, or not as it was acknowledged; and every
     place where a user's log is not one chain."""
-    connection = await asyncpg.connect(store)
-    rows = await connection.fetch("SELECT uid, ctime, prev, msg_id FROM messages ORDER BY 1, 2")
-    clocks = dict(await connection.fetch("SELECT uid, ctime FROM users WHERE ctime > 0"))
-    await connection.close()
+    holders = await placed(fleet)
+    rows: list[asyncpg.Record] = []
+    clocks: dict[str, int] = {}
+    for name, url in (fleet.shards or {"": fleet.store}).items():
+        connection = await asyncpg.connect(url)
+        found = await connection.fetch("SELECT uid, ctime, prev, msg_id FROM messages")
+        rows += [row for row in found if holders[bucket_of(row["uid"])] == name]
+        found = await connection.fetch("SELECT uid, ctime FROM users WHERE ctime > 0")
+        clocks |= {uid: ctime for uid, ctime in found if holders[bucket_of(uid)] == name}
+        await connection.close()
+    rows.sort(key=lambda row: (row["uid"], row["ctime"]))
     stored = {(row["uid"], row["msg_id"]): row["ctime"] for row in rows}
     ids = {row["msg_id"] for row in rows}
     last = {row["uid"]: row["ctime"] for row in rows}
@@ -117,6 +139,14 @@ async def lost(store: str, servers: Recorded, score: Score) -> list[str]:
         *(f"the clock of {uid} is not at its last message" for uid in _apart(clocks, last)),
         *(["devices were refused"] * bool(score.rejected)),
     ]
+
+
+async def placed(fleet: Fleet) -> dict[int, str]:
+    """Who holds which bucket; without shards, the one store."""
+    if not fleet.shards:
+        return dict.fromkeys(range(BUCKETS), "")
+    async with fleet.databases() as databases:
+        return {bucket: p.shard for bucket, p in (await read_map(databases)).items()}
 
 
 def _keys(rows: Sequence[asyncpg.Record]) -> list[tuple[str, str]]:
