@@ -50,7 +50,7 @@ def _store(value: Any) -> Any:
 
 def named_stores(stores: Sequence[str]) -> dict[str | None, str]:
     """The URLs by name. Raises ValueError if there are several and not each has its own."""
-    pairs = [_name_and_url(store) for store in stores]
+    pairs = [name_and_url(store) for store in stores]
     names = [name for name, _ in pairs]
     if len(pairs) > 1 and None in names:
         raise ValueError("of several stores each is a shard with a name: --store NAME=URL")
@@ -59,7 +59,8 @@ def named_stores(stores: Sequence[str]) -> dict[str | None, str]:
     return dict(pairs)
 
 
-def _name_and_url(store: str) -> tuple[str | None, str]:
+def name_and_url(store: str) -> tuple[str | None, str]:
+    """NAME=URL, or a URL that has no name."""
     match = re.fullmatch(r"([\w-]+)=(\w+://.*)", store, re.DOTALL)
     return (None, store) if match is None else (match[1], match[2])
 

@@ -15,6 +15,10 @@ COMMANDS = {
 }  # fmt: skip
 
 
+GROUPS = {"shards"}
+OF_SHARDS = ("status", "plan", "move", "verify")
+
+
 def help_of(*arguments: str) -> str:
     result = CliRunner().invoke(app, [*arguments, "--help"], env={"COLUMNS": "100"})
     assert result.exit_code == 0
@@ -23,12 +27,18 @@ def help_of(*arguments: str) -> str:
 
 def test_the_help_lists_every_command() -> None:
     listed = set(re.findall(r"^│ (\w+) ", help_of(), re.MULTILINE))
-    assert listed == COMMANDS
+    assert listed == COMMANDS | GROUPS
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_the_help_of_each_command_shows_how_it_is_typed(command: str) -> None:
     examples = re.findall(rf"\$ .*gregor {command}\b", help_of(command))
+    assert 1 <= len(examples) <= 3
+
+
+@pytest.mark.parametrize("command", OF_SHARDS)
+def test_the_help_of_each_command_on_shards_shows_how_it_is_typed(command: str) -> None:
+    examples = re.findall(rf"\$ gregor shards {command}\b", help_of("shards", command))
     assert 1 <= len(examples) <= 3
 
 

@@ -71,7 +71,6 @@ def demo(
     With several nodes it starts a PostgreSQL and a Redis as well, from the wheels
     of gregor-sync\\[dev], and each device connects now to one node, now to another.
 
-    [dim]$[/] gregor demo
     [dim]$[/] gregor demo --nodes 2
     [dim]$[/] gregor demo --nodes 2 --shards 2 --add-shard
     [dim]$[/] gregor demo --devices 1000 --seconds 30 --seed 7

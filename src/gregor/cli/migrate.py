@@ -6,7 +6,6 @@ import typer
 
 from gregor.cli import options, output
 from gregor.cli.running import run
-from gregor.errors import SetupError
 
 
 def migrate(
@@ -23,17 +22,21 @@ def migrate(
     buckets; one that has users keeps them all, and `gregor shards move` levels
     them later.
     """
-    settings = options.settings(ctx, store=tuple(store) if store else None)
+    from gregor.config import name_and_url
     from gregor.storage.database import shown
 
-    for name, url in settings.stores.items():
+    given = [name_and_url(each) for each in store or ()]
+    shards = any(name is not None for name, _ in given)
+    settings = options.settings(ctx, store=tuple(store) if store and shards else None)
+    stores = given if given and not shards else list(settings.stores.items())
+    for name, url in stores:
         schema = run(_migrate(url))
         if json:
             shard = {} if name is None else {"shard": name}
             output.document({**shard, "store": shown(url), "schema": schema})
         else:
             print(f"{shown(url)} has schema {schema}, which is the newest")
-    if None not in settings.stores:
+    if None not in dict(stores):
         run(_establish(settings.stores))
 
 
@@ -46,14 +49,8 @@ async def _establish(stores: Mapping[str | None, str]) -> None:
 
 
 async def _migrate(store: str) -> str | None:
-    from gregor.storage.database import shown
     from gregor.storage.engine import database_at
     from gregor.storage.migrations import migrate, revision
 
-    try:
-        async with database_at(store, migrate) as database:
-            return await database.read(revision)
-    except SetupError as error:
-        if shown(store) in error.message:
-            raise
-        raise SetupError(f"{shown(store)}: {error.message}") from error
+    async with database_at(store, migrate) as database:
+        return await database.read(revision)

@@ -102,7 +102,6 @@ def serve(
 ) -> None:
     """Serve devices and backends, until SIGTERM or Ctrl-C.
 
-    [dim]$[/] gregor serve
     [dim]$[/] gregor serve --store postgresql:///gregor --pubsub redis://localhost
     [dim]$[/] gregor serve --store a=postgresql:///a --store b=postgresql:///b
     [dim]$[/] export GREGOR_JWT_SECRET=$(openssl rand -hex 32)

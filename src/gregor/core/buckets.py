@@ -27,7 +27,7 @@ class Move(NamedTuple):
 
 def levelled(weights: Mapping[str, Mapping[int, int]]) -> list[Move]:
     """Which buckets to move, so that each shard carries about as much: the heaviest that fit, so
-    that they are few. `weights` are those of the buckets that each shard holds."""
+    that they are few; those that weigh nothing stay. `weights` are of what each shard holds."""
     surplus = {name: float(sum(held.values())) for name, held in weights.items()}
     mean = sum(surplus.values()) / len(surplus)
     surplus = {name: weight - mean for name, weight in surplus.items()}
@@ -41,7 +41,7 @@ def levelled(weights: Mapping[str, Mapping[int, int]]) -> list[Move]:
             for bucket in tuple(heaviest_first[source]):
                 weight = weights[source][bucket]
                 # Half a bucket beyond the mean, on either side, is as level as it gets.
-                if weight <= min(surplus[source], -surplus[target]) + weight / 2:
+                if 0 < weight <= min(surplus[source], -surplus[target]) + weight / 2:
                     moves.append(Move(bucket, source, target))
                     heaviest_first[source].remove(bucket)
                     surplus[source] -= weight

@@ -113,11 +113,15 @@ class Mover:
         nothing yet."""
         placed = await read_map(self._databases)
         loads = await self._loads()
+        messages = {
+            bucket: loads[p.shard][bucket].messages if bucket in loads[p.shard] else 0
+            for bucket, p in placed.items()
+        }
+        if not any(messages.values()):
+            messages = dict.fromkeys(messages, 1)  # what is empty yet will fill evenly
         weights: dict[str, dict[int, int]] = {name: {} for name in (*self._databases, *added)}
         for bucket, placement in placed.items():
-            load = loads[placement.shard].get(bucket, Load(0, 0, 0))
-            # An empty one counts as well, for it will not remain so.
-            weights[placement.shard][bucket] = load.messages + 1
+            weights[placement.shard][bucket] = messages[bucket]
         return levelled(weights)
 
     async def _loads(self) -> dict[str, dict[int, Load]]:

@@ -34,9 +34,16 @@ def database_at(
     at once, beside the one that writes, and no answer is awaited longer than `seconds`.
     """
     parsed = parse_url(url)
+
+    def prepare_this(connection: Connection) -> None:
+        try:
+            prepare(connection)
+        except SetupError as error:  # of several, which?
+            raise SetupError(f"{shown(url)}: {error.message}") from error
+
     if parsed.drivername in POSTGRESQL:
-        return PostgreSQLDatabase(url, prepare, connections=connections, seconds=seconds)
-    return SQLiteDatabase(parsed, prepare)
+        return PostgreSQLDatabase(url, prepare_this, connections=connections, seconds=seconds)
+    return SQLiteDatabase(parsed, prepare_this)
 
 
 def is_shared(url: str) -> bool:
