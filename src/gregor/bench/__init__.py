@@ -14,6 +14,7 @@ from gregor.bench import (
     latency,
     memory,
     servers,
+    shards,
     sync,
     throughput,
 )
@@ -30,6 +31,7 @@ MEASUREMENTS: dict[str, Callable[[bool], Awaitable[list[Figure]]]] = {
     "fleet-throughput": fleet_throughput.measure,
     "fleet-latency": fleet_latency.measure,
     "fleet-sweep": fleet_sweep.measure,
+    "shards": shards.measure,
 }
 
 
