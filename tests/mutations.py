@@ -32,6 +32,8 @@ FAULTS = "tests/pubsub/test_faults.py::"
 REDIS = "tests/pubsub/test_remote.py::TestRedis::"
 BOTH_SIDES = "tests/protocol/test_conversation.py::"
 FLEET = "tests/node/test_fleet.py::"
+SHARDED = "tests/shards/test_sharded.py::"
+MOVING = "tests/shards/test_moving.py::"
 
 
 class Mutation(NamedTuple):
@@ -43,6 +45,79 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = [
+    # Shards
+    Mutation(
+        "a shard takes what it gave away",
+        "state_machines/transactions.py",
+        """    if not elsewhere:
+        return messages, {}
+""",
+        """    return messages, {}
+""",
+        MOVING + "test_nothing_is_lost_while_buckets_move_under_writers",
+    ),
+    Mutation(
+        "a shard tells of users that it gave away",
+        "state_machines/transactions.py",
+        """        raise gone
+""",
+        """        del gone
+""",
+        SHARDED + "test_a_node_that_was_not_told_finds_the_user_who_moved",
+    ),
+    Mutation(
+        "a bucket is given away though it is open again",
+        "storage/statements.py",
+        """        buckets.c.closed_until > now_there,
+    )
+    .values(shard""",
+        """    )
+    .values(shard""",
+        SHARDED + "test_what_has_opened_again_is_not_given_away",
+    ),
+    Mutation(
+        "a bucket that somebody else has closed is given away",
+        "storage/statements.py",
+        """        buckets.c.closed_until == bindparam("until"),
+        buckets.c.closed_until > now_there,
+""",
+        """        bindparam("until") > 0,
+        buckets.c.closed_until > now_there,
+""",
+        SHARDED + "test_what_has_opened_again_is_not_given_away",
+    ),
+    Mutation(
+        "nobody waits for those who write",
+        "state_machines/shard_map.py",
+        """        connection.execute(statements.await_writers)
+""",
+        """        pass
+""",
+        MOVING + "test_a_bucket_is_closed_only_when_those_who_are_writing_have_committed",
+    ),
+    Mutation(
+        "older news of a bucket is believed",
+        "storage/statements.py",
+        """        where=insert.excluded.version > buckets.c.version,
+""",
+        "",
+        MOVING + "test_what_is_known_already_is_not_forgotten_for_something_older",
+    ),
+    Mutation(
+        "what a target has from earlier is not looked at",
+        "state_machines/moving.py",
+        """        await self._expect_nothing_else(move)
+""",
+        "",
+        MOVING + "test_a_target_that_has_other_messages_is_refused",
+    ),
+    Mutation(
+        "a copy goes on from where the target's clock is",
+        "state_machines/moving.py",
+        "return 0 if ours is None or ours.ctime >= theirs.ctime else ours.ctime",
+        "return 0 if ours is None else ours.ctime",
+        MOVING + "test_what_was_stored_behind_the_clock_meanwhile_moves_as_well",
+    ),
     # Many nodes over one database
     Mutation(
         "a clock that nobody locks",

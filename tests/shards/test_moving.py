@@ -1,19 +1,21 @@
 """Buckets that move while messages come, whatever becomes of the mover."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from random import Random
 
 import pytest
+from sqlalchemy import Connection
 
 from gregor.core.buckets import Move, bucket_of
 from gregor.core.message import InBandMessage, create, dismiss_category
 from gregor.core.state import Snapshot
-from gregor.errors import GregorError
+from gregor.errors import Elsewhere, GregorError, StorageUnavailable
 from gregor.state_machines import shard_map
 from gregor.state_machines.moving import Moved, Mover
-from gregor.state_machines.transactions import consume
+from gregor.state_machines.transactions import consume, expect_here
 from gregor.testing.backends import PostgreSQL
 from tests.shards.world import Killed, Mortal, World, opened, store
 
@@ -208,3 +210,43 @@ async def test_a_target_that_has_other_messages_is_refused(world: World) -> None
     with pytest.raises(GregorError, match="that shard 'a', the holder, lacks"):
         await Mover(world.databases).move([Move(bucket_of(ann), "a", "b")])
     assert await world.holder(ann) == "a"
+
+
+async def test_a_bucket_is_closed_only_when_those_who_are_writing_have_committed(
+    world: World,
+) -> None:
+    ann = await world.user_of("a")
+    source, message = world.databases["a"], create(ann, "mail")
+    writing = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def write_slowly(connection: Connection) -> None:
+        consume(connection, [message], 1_000)
+        loop.call_soon_threadsafe(writing.set)
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SELECT pg_sleep(0.3)")
+        else:
+            time.sleep(0.3)  # SQLite's own thread
+
+    async def close() -> None:
+        while True:
+            with suppress(StorageUnavailable):  # it waits for a moment only
+                await source.write(lambda c: shard_map.close(c, bucket_of(ann), 10))
+                return
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(source.write(write_slowly))
+        await writing.wait()
+        await close()
+        assert ann in await source.read(lambda c: shard_map.extents(c, bucket_of(ann)))
+
+
+async def test_what_is_known_already_is_not_forgotten_for_something_older(world: World) -> None:
+    ann = await world.user_of("a")
+    bucket = bucket_of(ann)
+    await Mover(world.databases).move([Move(bucket, "a", "b")])
+    older = shard_map.Placement(bucket, "a", 1)
+    await world.databases["a"].write(lambda c: shard_map.adopt(c, [older]))
+    assert await world.holder(ann) == "b"
+    with pytest.raises(Elsewhere):
+        await world.databases["a"].read(lambda c: expect_here(c, ann))
