@@ -1,7 +1,6 @@
 """Buckets that move while messages come, whatever becomes of the mover."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from random import Random
@@ -16,6 +15,7 @@ from gregor.errors import Elsewhere, GregorError, StorageUnavailable
 from gregor.state_machines import shard_map
 from gregor.state_machines.moving import Moved, Mover
 from gregor.state_machines.transactions import consume, expect_here
+from gregor.storage.engine import database_at
 from gregor.testing.backends import PostgreSQL
 from tests.shards.world import Killed, Mortal, World, opened, store
 
@@ -213,32 +213,31 @@ async def test_a_target_that_has_other_messages_is_refused(world: World) -> None
 
 
 async def test_a_bucket_is_closed_only_when_those_who_are_writing_have_committed(
-    world: World,
+    postgresql_server: PostgreSQL,
 ) -> None:
-    ann = await world.user_of("a")
-    source, message = world.databases["a"], create(ann, "mail")
-    writing = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    """On SQLite they come one by one."""
+    url = await postgresql_server.create_database()
+    async with opened({"a": url}) as world, database_at(url) as other:
+        ann = await world.user_of("a")
+        message = create(ann, "mail")
+        writing = asyncio.Event()
 
-    def write_slowly(connection: Connection) -> None:
-        consume(connection, [message], 1_000)
-        loop.call_soon_threadsafe(writing.set)
-        if connection.dialect.name == "postgresql":
-            connection.exec_driver_sql("SELECT pg_sleep(0.3)")
-        else:
-            time.sleep(0.3)  # SQLite's own thread
+        def write_slowly(connection: Connection) -> None:
+            consume(connection, [message], 1_000)
+            writing.set()
+            connection.exec_driver_sql("SELECT pg_sleep(0.5)")
 
-    async def close() -> None:
-        while True:
-            with suppress(StorageUnavailable):  # it waits for a moment only
-                await source.write(lambda c: shard_map.close(c, bucket_of(ann), 10))
-                return
+        async def close() -> None:
+            while True:
+                with suppress(StorageUnavailable):  # it waits for a moment only
+                    await other.write(lambda c: shard_map.close(c, bucket_of(ann), 10))
+                    return
 
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(source.write(write_slowly))
-        await writing.wait()
-        await close()
-        assert ann in await source.read(lambda c: shard_map.extents(c, bucket_of(ann)))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(world.databases["a"].write(write_slowly))
+            await writing.wait()
+            await close()
+            assert ann in await other.read(lambda c: shard_map.extents(c, bucket_of(ann)))
 
 
 async def test_what_is_known_already_is_not_forgotten_for_something_older(world: World) -> None:

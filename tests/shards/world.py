@@ -57,8 +57,9 @@ async def store(machine: StateMachineOfRecord, message: InBandMessage) -> InBand
 class World:
     """The databases of the shards, each of which can go down for whoever opens a machine here."""
 
-    def __init__(self, databases: Mapping[str, Database]) -> None:
+    def __init__(self, databases: Mapping[str, Database], urls: Mapping[str, str]) -> None:
         self.databases = databases
+        self.urls = urls
         self.seen = {name: Around(database) for name, database in databases.items()}
 
     @asynccontextmanager
@@ -93,7 +94,7 @@ async def opened(urls: Mapping[str, str]) -> AsyncIterator[World]:
             for name, url in urls.items()
         }
         await moving.establish(databases)
-        yield World(databases)
+        yield World(databases, urls)
 
 
 class Killed(Exception):
