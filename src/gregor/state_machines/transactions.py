@@ -326,9 +326,7 @@ def _take_users(connection: Connection, uids: Iterable[UID]) -> dict[UID, _User]
 
 
 def read_clock(connection: Connection) -> Time | None:
-    """The database's clock; None if it is this machine's. It looks into a table, for a database
-    that answers may still have lost them."""
-    held_elsewhere(connection, [])
+    """The database's clock; None if it is this machine's."""
     if connection.dialect.name == "postgresql":
         return connection.scalar(statements.time_there)
     return None
