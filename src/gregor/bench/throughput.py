@@ -101,7 +101,8 @@ def _commit(connection: sqlite3.Connection, rows: list[Any]) -> None:
     connection.execute("BEGIN IMMEDIATE")
     connection.executemany("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
     connection.executemany(
-        "INSERT INTO users (uid, ctime) VALUES (?, ?) ON CONFLICT (uid) DO UPDATE SET ctime = excluded.ctime",
+        "INSERT INTO users (uid, ctime) VALUES (?, ?) "
+        "ON CONFLICT (uid) DO UPDATE SET ctime = excluded.ctime",
         clocks.items(),
     )
     connection.execute("COMMIT")

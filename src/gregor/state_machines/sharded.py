@@ -143,42 +143,42 @@ class ShardedStateMachine:
         return outcome.message
 
     async def consume_messages(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
-        found: dict[int, Outcome] = {}
-        places: Sequence[int] = range(len(messages))
+        outcomes = await self._consume_once(messages)
         clock = asyncio.get_running_loop().time
         give_up = clock() + PATIENCE_SECONDS
-        while places:
-            found |= await self._consume_once(messages, places)
-            refusals = {p: e for p in places if (e := _elsewhere(found[p])) is not None}
-            places = list(refusals)
+        while refusals := _refusals(outcomes):
             if clock() > give_up:
                 break
             await self._learn_all(messages, refusals)
-        outcomes = [found[place] for place in range(len(messages))]
+            again = await self._consume_once([messages[place] for place in refusals])
+            for place, outcome in zip(refusals, again, strict=True):
+                outcomes[place] = outcome
         # Nobody took anything: say so, as one that is alone would.
         if outcomes and all(_unavailable(outcome) for outcome in outcomes):
             assert isinstance(outcomes[0], Rejected)
             raise outcomes[0].error
         return outcomes
 
-    async def _consume_once(
-        self, messages: Sequence[InBandMessage], places: Iterable[int]
-    ) -> dict[int, Outcome]:
-        """What becomes of the messages at these places, each taken to the shard of its user."""
-        shares: defaultdict[str, list[int]] = defaultdict(list)
-        for place in places:
-            shares[self._map[bucket_of(messages[place].uid)].shard].append(place)
-        consuming = [
-            self._consume_share(name, [messages[place] for place in share])
-            for name, share in shares.items()
-        ]
-        # One that is alone has no need of a task, and begins at once.
-        taken = [await consuming[0]] if len(consuming) == 1 else await asyncio.gather(*consuming)
-        return {
+    async def _consume_once(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
+        """What becomes of the messages, each taken to the shard of its user."""
+        shares: dict[str, list[int]] = {}
+        for place, message in enumerate(messages):
+            name = self._map[bucket_of(message.uid)].shard
+            shares.setdefault(name, []).append(place)
+        if len(shares) == 1:  # with no need of a task it begins at once
+            return list(await self._consume_share(name, messages))
+        taken = await asyncio.gather(
+            *(
+                self._consume_share(name, [messages[place] for place in share])
+                for name, share in shares.items()
+            )
+        )
+        placed = {
             place: outcome
             for share, outcomes in zip(shares.values(), taken, strict=True)
             for place, outcome in zip(share, outcomes, strict=True)
         }
+        return [placed[place] for place in range(len(messages))]
 
     async def _consume_share(
         self, name: str, messages: Sequence[InBandMessage]
@@ -299,10 +299,13 @@ class ShardedStateMachine:
             await asyncio.sleep(PAUSE_SECONDS)  # it is on its way
 
 
-def _elsewhere(outcome: Outcome) -> Elsewhere | None:
-    if isinstance(outcome, Rejected) and isinstance(outcome.error, Elsewhere):
-        return outcome.error
-    return None
+def _refusals(outcomes: Sequence[Outcome]) -> dict[int, Elsewhere]:
+    """By their places, those that were taken to a shard which does not hold the user."""
+    return {
+        place: outcome.error
+        for place, outcome in enumerate(outcomes)
+        if isinstance(outcome, Rejected) and isinstance(outcome.error, Elsewhere)
+    }
 
 
 def _unavailable(outcome: Outcome) -> bool:
