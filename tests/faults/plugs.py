@@ -86,7 +86,7 @@ async def nothing(fleet: Fleet, random: Random) -> None:
 
 
 def moving(plug: Plug) -> Plug:
-    """The same while a third of all buckets moves to the shard that is unused as yet."""
+    """The same while buckets move to the shard that is unused as yet, until all are level."""
 
     async def pull_meanwhile(fleet: Fleet, random: Random) -> None:
         mover = asyncio.create_task(move_all(fleet))

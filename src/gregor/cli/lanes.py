@@ -14,7 +14,7 @@ from msgspec import Raw
 
 from gregor.cli.stream import Bad, parse
 from gregor.core.message import MAX_BATCH, InBandMessage
-from gregor.errors import Turn, Unavailable
+from gregor.errors import Unavailable
 from gregor.protocol.frames import Result
 
 LANES = 4
@@ -117,11 +117,6 @@ def _batch(first: Numbered, lane: Lane) -> tuple[list[Numbered], bool]:
     return batch, False
 
 
-def to_repeat(result: Result) -> bool:
-    """Whether this message was not taken for now: its shard did not answer."""
-    return result.error is not None and result.error.turn is Turn.RETRY
-
-
 async def patiently(send: Send, messages: Sequence[InBandMessage | Raw]) -> Sequence[Result]:
     """Send, and again until the server answers; give up after a minute."""
     clock = asyncio.get_running_loop().time
@@ -129,7 +124,7 @@ async def patiently(send: Send, messages: Sequence[InBandMessage | Raw]) -> Sequ
     while True:
         try:
             results = await send(messages)
-            if not any(map(to_repeat, results)) or clock() + pause > deadline:
+            if not any(result.to_repeat for result in results) or clock() + pause > deadline:
                 return results
         except Unavailable:
             if clock() + pause > deadline:

@@ -207,7 +207,9 @@ class Producer:
             answer = self._attempt(content)
             if isinstance(answer, list):
                 # Some may belong to a shard that does not answer; whoever was taken stays so.
-                if attempt == self._tries or not (repeatable and any(map(_not_now, answer))):
+                if attempt == self._tries or not (
+                    repeatable and any(result.to_repeat for result in answer)
+                ):
                     return answer
                 answer = _NotNow(Unavailable("not all was taken"), 0.0, False)
             if attempt == self._tries or not (repeatable or answer.untouched):
@@ -232,10 +234,6 @@ class Producer:
             raise problem
         untouched = response.status_code == httpx.codes.SERVICE_UNAVAILABLE
         return _NotNow(problem, _retry_after(response), untouched)
-
-
-def _not_now(result: Result) -> bool:
-    return result.error is not None and result.error.turn is Turn.RETRY
 
 
 def _batches(messages: Iterable[Message]) -> Iterator[list[Message]]:

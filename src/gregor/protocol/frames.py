@@ -137,6 +137,11 @@ class Result(Struct, frozen=True, omit_defaults=True):
     ctime: Time | None = None
     error: Problem | None = None
 
+    @property
+    def to_repeat(self) -> bool:
+        """Whether the message was not taken for now: its part of the store did not answer."""
+        return self.error is not None and self.error.turn is Turn.RETRY
+
     @classmethod
     def of(cls, outcome: Outcome) -> "Result":
         match outcome:

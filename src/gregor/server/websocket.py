@@ -8,7 +8,7 @@ from starlette.types import Receive, Scope
 from starlette.types import Send as ASGISend
 
 from gregor.core.message import Message
-from gregor.errors import Forbidden, GregorError, TooLarge, Turn, Unavailable
+from gregor.errors import Forbidden, GregorError, TooLarge, Unavailable
 from gregor.protocol.frames import MAX_FRAME, Result
 from gregor.protocol.server import Authenticate, Close, Send, Store
 from gregor.server.auth import Role
@@ -99,7 +99,7 @@ class Connection(Delivery):
             results = await self._service.inject(entries)
             for result in results:
                 # The device keeps what was not taken for now, and what was is taken twice.
-                if result.error is not None and result.error.turn is Turn.RETRY:
+                if result.error is not None and result.to_repeat:
                     raise Unavailable(result.error.message)
             self.session.stored(n, results)
         except Unavailable as error:
