@@ -12,9 +12,9 @@ the new holder included, may hear of it later.
 """
 
 import asyncio
-import random
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import partial
+from random import Random
 from time import time_ns
 from typing import Any, NamedTuple
 
@@ -87,12 +87,24 @@ async def establish(databases: Mapping[str, Database]) -> dict[int, Placement]:
     return await read_map(databases)
 
 
+def _now() -> Time:
+    """This machine's clock."""
+    return time_ns() // 1000
+
+
 class Mover:
     """Whoever moves buckets between shards, whose databases are open."""
 
-    def __init__(self, databases: Mapping[str, Database]) -> None:
+    def __init__(
+        self,
+        databases: Mapping[str, Database],
+        *,
+        clock: Callable[[], Time] = _now,
+        mind: Random | None = None,
+    ) -> None:
         self._databases = databases
-        self._mind = random.Random()
+        self._clock = clock
+        self._mind = mind or Random()
 
     # What there is
 
@@ -217,7 +229,7 @@ class Mover:
         await self._store(move, batch)
 
     async def _store(self, move: Move, messages: Sequence[InBandMessage]) -> None:
-        now = time_ns() // 1000
+        now = self._clock()
         target = self._databases[move.target]
         outcomes = await target.write(lambda c: consume(c, messages, now, moving=True))
         for outcome in outcomes:
