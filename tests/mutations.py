@@ -78,13 +78,21 @@ MUTATIONS = [
     Mutation(
         "a bucket that somebody else has closed is given away",
         "storage/statements.py",
-        """        buckets.c.closed_until == bindparam("until"),
+        """        buckets.c.closed_until == _number(1),
         buckets.c.closed_until > now_there,
 """,
-        """        bindparam("until") > 0,
+        """        _number(1) > 0,
         buckets.c.closed_until > now_there,
 """,
         SHARDED + "test_what_has_opened_again_is_not_given_away",
+    ),
+    Mutation(
+        "of several buckets those are given away that are still closed",
+        "state_machines/shard_map.py",
+        """    _expect_all(buckets, {placement.bucket for placement in placed})
+""",
+        "",
+        SHARDED + "test_several_buckets_are_given_away_together_or_not_at_all",
     ),
     Mutation(
         "nobody waits for those who write",
@@ -106,7 +114,7 @@ MUTATIONS = [
     Mutation(
         "what a target has from earlier is not looked at",
         "state_machines/moving.py",
-        """        await self._expect_nothing_else(move)
+        """        await self._expect_nothing_else(group)
 """,
         "",
         MOVING + "test_a_target_that_has_other_messages_is_refused",

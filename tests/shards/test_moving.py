@@ -11,13 +11,15 @@ from sqlalchemy import Connection
 from gregor.core.buckets import Move, bucket_of
 from gregor.core.message import InBandMessage, create, dismiss_category
 from gregor.core.state import Snapshot
-from gregor.errors import Elsewhere, GregorError, StorageUnavailable
-from gregor.state_machines import shard_map
-from gregor.state_machines.moving import Moved, Mover
+from gregor.errors import Elsewhere, GregorError, StorageUnavailable, Unavailable
+from gregor.state_machines import moving, shard_map
+from gregor.state_machines.moving import Group, Moved, Mover
+from gregor.state_machines.sharded import read_map
 from gregor.state_machines.transactions import consume, expect_here
+from gregor.storage.database import Database
 from gregor.storage.engine import database_at
 from gregor.testing.backends import PostgreSQL
-from tests.shards.world import Killed, Mortal, World, opened, store
+from tests.shards.world import Hasty, Killed, Mortal, World, opened, store
 
 
 @pytest.fixture(params=["SQLite", "PostgreSQL"])
@@ -73,18 +75,25 @@ async def test_nothing_is_lost_while_buckets_move_under_writers(world: World) ->
         await nothing_missing(world, stored, users)
 
 
+async def whole_log(database: Database, uid: str) -> list[InBandMessage]:
+    """A user's log as this database has it."""
+    log: list[InBandMessage] = []
+
+    def what_is_next(connection: Connection) -> list[InBandMessage]:
+        return shard_map.page(connection, {uid: log[-1].ctime if log else 0})
+
+    while page := await database.read(what_is_next):
+        log += page
+    return log
+
+
 async def nothing_missing(world: World, stored: list[InBandMessage], users: list[str]) -> None:
     """Every message that was acknowledged is once in the one shard that holds its user, as it was
     acknowledged; every log is one chain."""
     async with world.machine() as machine:
         for uid in users:
             holder = world.databases[await world.holder(uid)]
-            log = await holder.read(lambda c, uid=uid: shard_map.page(c, uid, 0))  # type: ignore[misc]
-            after = log[-1].ctime if len(log) == shard_map.PAGE else None
-            while after is not None:
-                more = await holder.read(lambda c, u=uid, a=after: shard_map.page(c, u, a))  # type: ignore[misc]
-                log += more
-                after = more[-1].ctime if len(more) == shard_map.PAGE else None
+            log = await whole_log(holder, uid)
             theirs = {(m.msg_id, m.ctime) for m in log}
             assert {(m.msg_id, m.ctime) for m in stored if m.uid == uid} <= theirs
             assert len({m.msg_id for m in log}) == len(log)
@@ -138,15 +147,38 @@ def lasting(transactions: int) -> Callable[[], bool]:
     return lives
 
 
+async def test_fewer_move_at_once_where_the_time_is_too_short_for_many(world: World) -> None:
+    hasty = {name: Hasty(database, 3) for name, database in world.databases.items()}
+    buckets = range(20)
+    moved: list[Moved] = []
+    await Mover(hasty).move([Move(bucket, "a", "b") for bucket in buckets], moved.append)
+    assert sorted(m.move.bucket for m in moved) == list(buckets)
+    placed = await read_map(world.databases)
+    assert {placed[bucket].shard for bucket in buckets} == {"b"}
+
+
+async def test_a_bucket_for_which_there_is_never_time_stays(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moving, "TRIES", 3)
+    ann = await world.user_of("a")
+    hasty = {name: Hasty(database, 0) for name, database in world.databases.items()}
+    with pytest.raises(Unavailable, match="it is where it was"):
+        await Mover(hasty).move([Move(bucket_of(ann), "a", "b")])
+    async with world.machine() as machine:
+        await store(machine, create(ann, "mail"))
+    assert await world.holder(ann) == "a"
+
+
 async def test_what_was_stored_behind_the_clock_meanwhile_moves_as_well(world: World) -> None:
     ann = await world.user_of("a")
-    move = Move(bucket_of(ann), "a", "b")
+    bucket = bucket_of(ann)
     async with world.machine() as machine:
         first = await store(machine, create(ann, "mail"))
-        await Mover(world.databases)._copy(move)
+        await Mover(world.databases)._copy(Group("a", "b", [bucket]))
         late = create(ann, "mail").stamp(first.ctime - 5, 0)
         await store(machine, late)
-        await Mover(world.databases).move([move])
+        await Mover(world.databases).move([Move(bucket, "a", "b")])
         log = await world.log(machine, ann)
         assert [message.ctime for message in log] == [first.ctime - 5, first.ctime]
 
@@ -230,14 +262,14 @@ async def test_a_bucket_is_closed_only_when_those_who_are_writing_have_committed
         async def close() -> None:
             while True:
                 with suppress(StorageUnavailable):  # it waits for a moment only
-                    await other.write(lambda c: shard_map.close(c, bucket_of(ann), 10))
+                    await other.write(lambda c: shard_map.close(c, [bucket_of(ann)], 10))
                     return
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(world.databases["a"].write(write_slowly))
             await writing.wait()
             await close()
-            assert ann in await other.read(lambda c: shard_map.extents(c, bucket_of(ann)))
+            assert ann in await other.read(lambda c: shard_map.extents(c, [bucket_of(ann)]))
 
 
 async def test_what_is_known_already_is_not_forgotten_for_something_older(world: World) -> None:

@@ -4,6 +4,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Self, TypeVar
 
+from sqlalchemy import Connection, func, select
+
 from gregor.core.buckets import bucket_of
 from gregor.core.instant import TimeOrOffset
 from gregor.core.message import UID, InBandMessage
@@ -13,6 +15,7 @@ from gregor.server.app import now
 from gregor.state_machines import moving
 from gregor.state_machines.sharded import ShardedStateMachine, read_map
 from gregor.state_machines.sql import SQLStateMachine
+from gregor.storage import tables
 from gregor.storage.database import Database, Work
 from gregor.storage.engine import database_at
 from gregor.storage.migrations import migrate
@@ -117,3 +120,23 @@ class Mortal(Around):
         if not lives:
             raise Killed
         return result
+
+
+class Hasty(Around):
+    """A shard of which so many buckets can be closed at once; with more, the time is over before
+    anything else could be done."""
+
+    def __init__(self, database: Database, most: int) -> None:
+        super().__init__(database)
+        self._most = most
+
+    async def write(self, work: Work[T]) -> T:
+        result = await self.database.write(work)
+        await self.database.write(self._open_if_too_many)
+        return result
+
+    def _open_if_too_many(self, connection: Connection) -> None:
+        closed = tables.buckets.c.closed_until > 0
+        several = connection.scalar(select(func.count()).where(closed))
+        if several is not None and several > self._most:
+            connection.execute(tables.buckets.update().values(closed_until=0))

@@ -9,31 +9,38 @@ has come there, so nothing else is kept of a move, and one that was stopped is b
 The release is one transaction of the shard that holds the bucket. Until then it is there, and
 opens again by itself if nobody comes back; from then on it is elsewhere, though everybody else,
 the new holder included, may hear of it later.
+
+Each step costs as much for several buckets as for one, so several that go the same way are closed
+and released together. Where that takes too long, fewer are.
 """
 
 import asyncio
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import dropwhile, groupby
 from random import Random
 from time import time_ns
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
-from gregor.core.buckets import BUCKETS, Move, levelled
+from gregor.core.buckets import BUCKETS, Move, bucket_of, levelled
 from gregor.core.instant import Time
 from gregor.core.message import UID, InBandMessage
 from gregor.errors import GregorError, SetupError, Unavailable
 from gregor.interfaces import Rejected
 from gregor.state_machines import shard_map
-from gregor.state_machines.shard_map import Digest, Extent, Load, NotClosed, Placement
+from gregor.state_machines.shard_map import PAGE, Digest, Extent, Load, NotClosed, Placement
 from gregor.state_machines.sharded import merged, read_map
 from gregor.state_machines.transactions import consume
 from gregor.storage.database import Database
 
 CLOSED_SECONDS = 0.45
-AT_ONCE = 1_000  # messages that one transaction stores
+SEVERAL = 32  # buckets that move at one switch, at the most
 TRIES = 50
 PASSES = 5
 LONGEST_REST = 2.0
+
+T = TypeVar("T", InBandMessage, Digest)
 
 
 class Moved(NamedTuple):
@@ -42,6 +49,18 @@ class Moved(NamedTuple):
     move: Move
     users: int
     pause: float  # seconds
+
+
+class Group(NamedTuple):
+    """Buckets that move from shard to shard at one switch."""
+
+    source: str
+    target: str
+    buckets: Sequence[int]
+
+    def first_half(self) -> "Group":
+        """One of them at least."""
+        return self._replace(buckets=self.buckets[: -(-len(self.buckets) // 2)])
 
 
 class Holding(NamedTuple):
@@ -145,118 +164,125 @@ class Mover:
     async def move(
         self, moves: Iterable[Move], moved: Callable[[Moved], None] = lambda moved: None
     ) -> None:
-        """Move buckets, one after the other, and tell of each. Those that are there already are
-        passed over. Stopped, or killed, at any moment, it can be begun again."""
+        """Move buckets, and tell of each. Those that are there already are passed over. Stopped, or
+        killed, at any moment, it can be begun again."""
         placed = await read_map(self._databases)
-        await self._tell(placed.values())
-        for move in moves:
-            at = placed[move.bucket]
-            if at.shard != move.target:
-                moved(await self._move(move._replace(source=at.shard)))
-                placed[move.bucket] = at._replace(shard=move.target, version=at.version + 1)
+        await self._tell(self._databases, placed.values())
+        holders = {bucket: placement.shard for bucket, placement in placed.items()}
+        for target, run in groupby(moves, key=lambda move: move.target):
+            leaving: defaultdict[str, list[int]] = defaultdict(list)
+            for bucket in dict.fromkeys(move.bucket for move in run):
+                leaving[holders[bucket]].append(bucket)
+            leaving.pop(target, None)
+            for source, buckets in leaving.items():
+                async for each in self._move_all(Group(source, target, buckets)):
+                    holders[each.move.bucket] = target
+                    moved(each)
 
-    async def _move(self, move: Move) -> Moved:
-        await self._expect_nothing_else(move)
-        await self._copy(move)
+    async def _move_all(self, group: Group) -> AsyncIterator[Moved]:
+        """Several at each switch: fewer once there was no time for so many, then slowly more."""
+        several, waiting = float(SEVERAL), group.buckets
+        while waiting:
+            some = group._replace(buckets=waiting[: int(several)])
+            done = await self._move(some)
+            for each in done:
+                yield each
+            waiting = waiting[len(done) :]
+            in_time = len(done) == len(some.buckets)
+            several = min(SEVERAL, 1.1 * several) if in_time else len(done)
+
+    async def _move(self, group: Group) -> list[Moved]:
+        """Move a group at one switch, or as many of it as there is time for."""
+        await self._expect_nothing_else(group)
         clock = asyncio.get_running_loop().time
         longest = 0.0
         for attempt in range(TRIES):
+            await self._copy(group)
             began = clock()
-            placement = await self._switch(move)
+            released = await self._switch(group)
             longest = max(longest, clock() - began)
-            if placement is not None:
-                users = len(await self._extents(move.target, move.bucket))
-                return Moved(move, users, longest)
+            if released:
+                break
+            group = group.first_half()
             await asyncio.sleep(self._mind.uniform(0.1, min(LONGEST_REST, 0.2 * 2**attempt)))
-            await self._copy(move)
-        raise Unavailable(
-            f"bucket {move.bucket} could not be moved to {move.target!r}: its last messages could "
-            f"not be copied in {CLOSED_SECONDS} s; it is where it was, so try again"
-        )
+        else:
+            raise Unavailable(
+                f"bucket {group.buckets[0]} could not be moved to {group.target!r}: its last "
+                f"messages could not be copied in {CLOSED_SECONDS} s; it is where it was, so try "
+                "again"
+            )
+        others = [name for name in self._databases if name not in (group.source, group.target)]
+        await self._tell(others, released)
+        users = Counter(bucket_of(uid) for uid in await self._extents(group.target, group.buckets))
+        return [
+            Moved(Move(bucket, group.source, group.target), users[bucket], longest)
+            for bucket in group.buckets
+        ]
 
-    async def _switch(self, move: Move) -> Placement | None:
-        """Close the bucket, copy the rest, and release it; None if the time was too short."""
-        source = self._databases[move.source]
+    async def _switch(self, group: Group) -> list[Placement]:
+        """Close the buckets, copy the rest, and release them; where they are then. None of them
+        has moved if the time was too short."""
+        source = self._databases[group.source]
         try:
-            until = await source.write(lambda c: shard_map.close(c, move.bucket, CLOSED_SECONDS))
+            until = await source.write(lambda c: shard_map.close(c, group.buckets, CLOSED_SECONDS))
         except Unavailable:
-            return None  # who writes takes long: they shall not wait for us
+            return []  # who writes takes long: they shall not wait for us
         try:
             async with asyncio.timeout(CLOSED_SECONDS):
-                if not await self._copy(move):
-                    raise NotClosed(f"bucket {move.bucket} has not been copied in time")
-            placement = await source.write(
-                lambda c: shard_map.release(c, move.bucket, move.target, until)
+                if not await self._copy(group):
+                    raise NotClosed("not all has been copied in time")
+            released = await source.write(
+                lambda c: shard_map.release(c, group.buckets, group.target, until)
             )
         except (TimeoutError, Unavailable):
             # Also where the commit was not answered: what the source says is so.
-            found = await source.read(lambda c: shard_map.placement(c, move.bucket))
-            if found is None or found.shard != move.target:
-                await source.write(lambda c: shard_map.reopen(c, move.bucket, until))
-                return None
-            placement = found
-        await self._tell([placement])
-        return placement
+            known = {p.bucket: p for p in await source.read(shard_map.placements)}
+            released = [known[bucket] for bucket in group.buckets]
+            if any(placement.shard != group.target for placement in released):
+                await source.write(lambda c: shard_map.reopen(c, group.buckets, until))
+                return []
+        # From here on the new holder takes messages for them, even before others hear of it.
+        await self._tell([group.target], released)
+        return released
 
-    async def _tell(self, placements: Iterable[Placement]) -> None:
-        """Everybody's map is to be as new as ours. The one who was given a bucket takes messages
-        for it from here on."""
+    async def _tell(self, names: Iterable[str], placements: Iterable[Placement]) -> None:
+        """The maps of these shards, one after the other, are to be as new as ours."""
         known = list(placements)
-        first = {placement.shard for placement in known} if len(known) == 1 else set()
-        for name in sorted(self._databases, key=lambda name: name not in first):
+        for name in names:
             await self._databases[name].write(lambda c: shard_map.adopt(c, known))
 
-    async def _copy(self, move: Move) -> bool:
+    async def _copy(self, group: Group) -> bool:
         """Replay at the target what the source has and the target has not; whether at the end it
         had it all."""
         for _ in range(PASSES):
-            theirs = await self._extents(move.source, move.bucket)
-            ours = await self._extents(move.target, move.bucket)
+            theirs, ours = await asyncio.gather(
+                self._extents(group.source, group.buckets),
+                self._extents(group.target, group.buckets),
+            )
             apart = {uid: extent for uid, extent in theirs.items() if ours.get(uid) != extent}
             if not apart:
                 return True
-            await self._replay(move, {uid: _resume(ours.get(uid), e) for uid, e in apart.items()})
+            cursors = {uid: _resume(ours.get(uid), extent) for uid, extent in apart.items()}
+            async for page in self._pages(group.source, shard_map.page, cursors):
+                await self._store(group, page)
         return False
 
-    async def _replay(self, move: Move, cursors: Mapping[UID, int]) -> None:
-        batch: list[InBandMessage] = []
-        for uid, after in cursors.items():
-            async for page in self._pages(move.source, partial(shard_map.page, uid=uid), after):
-                batch += page
-                if len(batch) >= AT_ONCE:
-                    await self._store(move, batch)
-                    batch = []
-        await self._store(move, batch)
-
-    async def _store(self, move: Move, messages: Sequence[InBandMessage]) -> None:
+    async def _store(self, group: Group, messages: Sequence[InBandMessage]) -> None:
         now = self._clock()
-        target = self._databases[move.target]
+        target = self._databases[group.target]
         outcomes = await target.write(lambda c: consume(c, messages, now, moving=True))
         for outcome in outcomes:
             if isinstance(outcome, Rejected):
-                raise _in_the_way(move, outcome.message.uid)
+                raise _in_the_way(group, outcome.message.uid)
 
-    async def _pages(
-        self, name: str, page: Callable[..., list[Any]], after: Time
-    ) -> AsyncIterator[list[Any]]:
-        """Whatever `page` tells of a user's log after a ctime, page by page."""
-        while True:
-            found = await self._databases[name].read(partial(page, after=after))
-            if found:
-                yield found
-            if len(found) < shard_map.PAGE:
-                return
-            after = found[-1].ctime
-
-    async def _expect_nothing_else(self, move: Move) -> None:
-        """What the target has of the bucket, from an earlier time, is to be part of what the
+    async def _expect_nothing_else(self, group: Group) -> None:
+        """What the target has of the buckets, from an earlier time, is to be part of what the
         source has: only then does the same clock and number mean the same messages."""
-        for uid in await self._extents(move.target, move.bucket):
-            if not await self._logs(move.target, uid) <= await self._logs(move.source, uid):
-                raise _in_the_way(move, uid)
+        for uid in await self._lacking(group.source, group.target, group.buckets):
+            raise _in_the_way(group, uid)
 
-    async def _extents(self, name: str, bucket: int) -> dict[UID, Extent]:
-        return await self._databases[name].read(lambda c: shard_map.extents(c, bucket))
+    async def _extents(self, name: str, buckets: Sequence[int]) -> dict[UID, Extent]:
+        return await self._databases[name].read(lambda c: shard_map.extents(c, buckets))
 
     # Verifying
 
@@ -265,7 +291,7 @@ class Mover:
         holder has. With `prune`, remove what is left over of buckets in which nothing is missing.
         What was found, and in how many buckets something was, or is, left over."""
         placed = await read_map(self._databases)
-        await self._tell(placed.values())
+        await self._tell(self._databases, placed.values())
         findings: list[Finding] = []
         left_over = 0
         for name, database in self._databases.items():
@@ -274,34 +300,59 @@ class Mover:
             for bucket in sorted(await database.read(shard_map.loads)):
                 if placed[bucket].shard == name:
                     continue
-                missing = await self._missing(bucket, name, placed[bucket].shard)
-                findings += missing
+                holder = placed[bucket].shard
+                lacking = await self._lacking(holder, name, [bucket])
+                findings += (
+                    Finding(
+                        name, f"user {uid!r} has messages that shard {holder!r}, the holder, lacks"
+                    )
+                    for uid in lacking
+                )
                 left_over += 1
-                if prune and not missing:
+                if prune and not lacking:
                     await database.write(partial(shard_map.prune, bucket=bucket))
         return findings, left_over
 
-    async def _missing(self, bucket: int, name: str, holder: str) -> list[Finding]:
-        """The users of a left-over bucket of whom its holder lacks something."""
+    async def _lacking(self, holder: str, name: str, buckets: Sequence[int]) -> list[UID]:
+        """The users of these buckets of whom the holder lacks something that this shard has."""
         return [
-            Finding(name, f"user {uid!r} has messages that shard {holder!r}, the holder, lacks")
-            for uid in await self._extents(name, bucket)
-            if not await self._logs(name, uid) <= await self._logs(holder, uid)
+            uid
+            for uid in await self._extents(name, buckets)
+            if not await self._log(name, uid) <= await self._log(holder, uid)
         ]
 
-    async def _logs(self, name: str, uid: UID) -> set[Digest]:
+    async def _log(self, name: str, uid: UID) -> set[Digest]:
         """The messages of a user, by ctime and a hash of what was sent."""
         log: set[Digest] = set()
-        async for page in self._pages(name, partial(shard_map.digests, uid=uid), 0):
+        async for page in self._pages(name, shard_map.digests, {uid: 0}):
             log.update(page)
         return log
 
+    async def _pages(
+        self,
+        name: str,
+        page: Callable[..., list[T]],
+        cursors: Mapping[UID, Time],
+    ) -> AsyncIterator[list[T]]:
+        """Whatever `page` tells of users' logs from behind these cursors, page by page."""
+        while found := await self._databases[name].read(partial(page, cursors=cursors)):
+            yield found
+            if len(found) < PAGE:
+                return
+            cursors = _behind(found[-1], cursors)
 
-def _in_the_way(move: Move, uid: UID) -> GregorError:
+
+def _in_the_way(group: Group, uid: UID) -> GregorError:
     return GregorError(
-        f"bucket {move.bucket} cannot be moved: shard {move.target!r} has messages of {uid!r} that "
-        f"shard {move.source!r}, the holder, lacks; see `gregor shards verify`"
+        f"bucket {bucket_of(uid)} cannot be moved: shard {group.target!r} has messages of {uid!r} "
+        f"that shard {group.source!r}, the holder, lacks; see `gregor shards verify`"
     )
+
+
+def _behind(last: InBandMessage | Digest, cursors: Mapping[UID, Time]) -> dict[UID, Time]:
+    """The cursors that are left when all has been told up to `last`."""
+    left = dropwhile(lambda cursor: cursor[0] != last.uid, cursors.items())
+    return dict(left) | {last.uid: last.ctime}
 
 
 def _resume(ours: Extent | None, theirs: Extent) -> int:

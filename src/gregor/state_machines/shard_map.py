@@ -7,9 +7,9 @@ a bucket moves by one transaction in the shard that holds it, and there is no mo
 Functions of a connection, each inside its caller's transaction.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from hashlib import sha256
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
@@ -17,10 +17,10 @@ from gregor.core.buckets import bucket_of
 from gregor.core.instant import SECOND, Time
 from gregor.core.message import UID, InBandMessage
 from gregor.errors import Unavailable
-from gregor.state_machines.transactions import message_of
+from gregor.state_machines.transactions import held_elsewhere, message_of
 from gregor.storage import statements, tables
 
-PAGE = 500  # messages that are copied by one transaction
+PAGE = 512  # messages that are copied by one transaction
 
 
 class Placement(NamedTuple):
@@ -47,7 +47,8 @@ class Load(NamedTuple):
 
 
 class NotClosed(Unavailable):
-    """The bucket was not given away: it is open again. Nothing has changed; close it once more."""
+    """The buckets were not given away: one is open again. Nothing has changed; close them once
+    more."""
 
 
 # The map
@@ -80,40 +81,46 @@ def adopt(connection: Connection, known: Iterable[Placement]) -> None:
     statements.ask(connection, adopted, known)
 
 
-# A bucket on its way
+# Buckets on their way
 
 
-def close(connection: Connection, bucket: int, seconds: float) -> Time:
-    """Take no messages for the bucket, for so long; until when, by the database's clock. All that
-    has been taken is committed and can be read when this is."""
+def close(connection: Connection, buckets: Sequence[int], seconds: float) -> Time:
+    """Take no messages for these buckets, for so long; until when, by the database's clock. All
+    that has been taken is committed and can be read when this is. NotClosed: none is closed."""
+    # From before we wait: others wait behind us meanwhile, and all their waiting counts.
+    until: Time = connection.execute(statements.time_there).scalar_one() + round(seconds * SECOND)
     _await_writers(connection)
-    question = {"of": bucket, "micros": round(seconds * SECOND)}
-    until: Time | None = connection.scalar(statements.close_bucket, question)
-    if until is None:
-        raise NotClosed(f"bucket {bucket} is not here to be closed")
+    rows = [(bucket, until) for bucket in buckets]
+    closed = {row.bucket for row in statements.ask(connection, statements.close_buckets, rows)}
+    _expect_all(buckets, closed)
     return until
 
 
-def release(connection: Connection, bucket: int, to: str, until: Time) -> Placement:
-    """Give away the bucket that has been closed until then. This is what moves it. Raises
-    NotClosed if it is open again by now, or if somebody else has closed it."""
+def release(
+    connection: Connection, buckets: Sequence[int], to: str, until: Time
+) -> list[Placement]:
+    """Give away the buckets that have been closed until then. This is what moves them. Raises
+    NotClosed if one of them is open again by now, or if somebody else has closed it; then all of
+    them stay."""
     _await_writers(connection)
-    question = {"of": bucket, "to": to, "until": until}
-    version: int | None = connection.scalar(statements.release_bucket, question)
-    if version is None:
-        raise NotClosed(f"bucket {bucket} was closed for too short a time")
-    return Placement(bucket, to, version)
+    rows = [(bucket, until, to) for bucket in buckets]
+    released = statements.ask(connection, statements.release_buckets, rows)
+    placed = [Placement(row.bucket, row.shard, row.version) for row in released]
+    _expect_all(buckets, {placement.bucket for placement in placed})
+    return placed
 
 
-def reopen(connection: Connection, bucket: int, until: Time) -> None:
-    """Take messages again for the bucket that has been closed until then."""
-    connection.execute(statements.reopen_bucket, {"of": bucket, "until": until})
+def reopen(connection: Connection, buckets: Sequence[int], until: Time) -> None:
+    """Take messages again for the buckets that have been closed until then."""
+    rows = [(bucket, until) for bucket in buckets]
+    statements.ask(connection, statements.reopen_buckets, rows)
 
 
-def placement(connection: Connection, bucket: int) -> Placement | None:
-    """Where this database says the bucket is."""
-    row = connection.execute(statements.placement, {"of": bucket}).one_or_none()
-    return None if row is None else Placement(*row)
+def _expect_all(asked: Sequence[int], done: Set[int]) -> None:
+    """Raises NotClosed, which undoes the transaction, unless it was done to all of them."""
+    for bucket in asked:
+        if bucket not in done:
+            raise NotClosed(f"bucket {bucket} is not here, or was closed for too short a time")
 
 
 def _await_writers(connection: Connection) -> None:
@@ -126,30 +133,45 @@ def _await_writers(connection: Connection) -> None:
 # What is in a bucket
 
 
-def extents(connection: Connection, bucket: int) -> dict[UID, Extent]:
-    """The users of the bucket who have messages here."""
-    rows = connection.execute(statements.users_of_bucket, {"of": bucket})
+def extents(connection: Connection, buckets: Iterable[int]) -> dict[UID, Extent]:
+    """The users of these buckets who have messages here."""
+    rows = statements.ask(
+        connection, statements.users_of_buckets, [(bucket,) for bucket in buckets]
+    )
     return {row.uid: Extent(row.ctime, row.messages) for row in rows}
 
 
-def page(connection: Connection, uid: UID, after: Time) -> list[InBandMessage]:
-    """The next messages of a user's log, as they are; fewer than PAGE are the last."""
-    question = {"uid": uid, "start": after + 1, "most": PAGE}
-    return [message_of(row) for row in connection.execute(statements.since_at_most, question)]
+def page(connection: Connection, cursors: Mapping[UID, Time]) -> list[InBandMessage]:
+    """What is next in the logs of these users, one user after the other, each from behind a
+    cursor, as it is; fewer than PAGE messages are the last."""
+    return [message_of(row) for _, row in _page(connection, cursors)]
 
 
 class Digest(NamedTuple):
     """A message, without what is in it."""
 
+    uid: UID
     ctime: Time
     sha256: str
 
 
-def digests(connection: Connection, uid: UID, after: Time) -> list[Digest]:
+def digests(connection: Connection, cursors: Mapping[UID, Time]) -> list[Digest]:
     """The same, as digests of what was sent."""
-    question = {"uid": uid, "start": after + 1, "most": PAGE}
-    rows = connection.execute(statements.since_at_most, question)
-    return [Digest(row.ctime, sha256(row.message.encode()).hexdigest()) for row in rows]
+    return [
+        Digest(uid, row.ctime, sha256(row.message.encode()).hexdigest())
+        for uid, row in _page(connection, cursors)
+    ]
+
+
+def _page(connection: Connection, cursors: Mapping[UID, Time]) -> Iterator[tuple[UID, Any]]:
+    left = PAGE
+    for uid, after in cursors.items():
+        question = {"uid": uid, "start": after + 1, "most": left}
+        rows = connection.execute(statements.since_at_most, question).all()
+        yield from ((uid, row) for row in rows)
+        left -= len(rows)
+        if not left:
+            return
 
 
 def loads(connection: Connection) -> dict[int, Load]:
@@ -160,8 +182,7 @@ def loads(connection: Connection) -> dict[int, Load]:
 
 def prune(connection: Connection, bucket: int) -> None:
     """Remove all that is here of a bucket. Raises Unavailable if it is ours."""
-    found = placement(connection, bucket)
-    if found is None or found.shard == name_here(connection):
+    if not held_elsewhere(connection, [bucket]):
         raise Unavailable(f"bucket {bucket} is held here; nothing of it was removed")
     for table in (tables.messages, tables.dismissed_ids, tables.dismissed_ranges, tables.users):
         connection.execute(statements.of_bucket(table), {"of": bucket})

@@ -305,30 +305,31 @@ await_writers = text("LOCK TABLE users IN SHARE MODE")
 await_writers_briefly = text("SET LOCAL lock_timeout = '200ms'")
 
 placements = select(buckets.c.bucket, buckets.c.shard, buckets.c.version).order_by(buckets.c.bucket)
-placement = select(buckets.c.bucket, buckets.c.shard, buckets.c.version).where(
-    buckets.c.bucket == bindparam("of")
-)
-close_bucket = (
+
+# Rows: (bucket, until).
+close_buckets = (
     update(buckets)
-    .where(buckets.c.bucket == bindparam("of"), buckets.c.shard == _here)
-    .values(closed_until=now_there + bindparam("micros", type_=BigInteger))
-    .returning(buckets.c.closed_until)
+    .where(buckets.c.bucket == _given_bucket, buckets.c.shard == _here)
+    .values(closed_until=_number(1))
+    .returning(buckets.c.bucket)
 )
-# Whoever holds the bucket closed until then, and still does, gives it away.
-release_bucket = (
+# Whoever holds the buckets closed until then, and still does, gives them away.
+# Rows: (bucket, until, shard).
+release_buckets = (
     update(buckets)
     .where(
-        buckets.c.bucket == bindparam("of"),
+        buckets.c.bucket == _given_bucket,
         buckets.c.shard == _here,
-        buckets.c.closed_until == bindparam("until"),
+        buckets.c.closed_until == _number(1),
         buckets.c.closed_until > now_there,
     )
-    .values(shard=bindparam("to"), version=buckets.c.version + 1, closed_until=0)
-    .returning(buckets.c.version)
+    .values(shard=_text(2), version=buckets.c.version + 1, closed_until=0)
+    .returning(buckets.c.bucket, buckets.c.shard, buckets.c.version)
 )
-reopen_bucket = (
+# Rows: (bucket, until).
+reopen_buckets = (
     update(buckets)
-    .where(buckets.c.bucket == bindparam("of"), buckets.c.closed_until == bindparam("until"))
+    .where(buckets.c.bucket == _given_bucket, buckets.c.closed_until == _number(1))
     .values(closed_until=0)
 )
 name_here = select(shard.c.name)
@@ -359,11 +360,11 @@ def adopt_placements(dialect: str) -> Executable:
     return adopted
 
 
-# The users of a bucket, how far each has come, and by how many messages.
+# The users of buckets, how far each has come, and by how many messages. Rows: (bucket).
 _stored = select(func.count()).where(messages.c.uid == users.c.uid)
-users_of_bucket = select(
+users_of_buckets = select(
     users.c.uid, users.c.ctime, _stored.scalar_subquery().label("messages")
-).where(users.c.bucket == bindparam("of"), users.c.ctime > 0)
+).select_from(_given.join(users, and_(users.c.bucket == _given_bucket, users.c.ctime > 0)))
 
 # How much each bucket holds.
 loads = (
