@@ -166,13 +166,17 @@ class Node:
 
     async def _pass_on(self, messages: Sequence[Message]) -> None:
         for consumer in self._consumers:
-            if isinstance(consumer, Broadcaster):
-                with self._sender_unharmed():
-                    consumer.pass_on(messages)
-            else:
-                for message in messages:
+            match consumer:
+                case Broadcaster():
                     with self._sender_unharmed():
-                        await consumer.consume_message(message)
+                        consumer.pass_on(messages)
+                case Publisher():
+                    with self._sender_unharmed():
+                        await consumer.pass_on(messages)
+                case _:
+                    for message in messages:
+                        with self._sender_unharmed():
+                            await consumer.consume_message(message)
 
     @contextmanager
     def _sender_unharmed(self) -> Iterator[None]:

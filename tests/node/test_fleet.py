@@ -419,11 +419,12 @@ NOW: Time = 1_000_000
 def stored(uid: str, **fields: object) -> bytes:
     creation = {"creation": {"category": "c", "body": 1}}
     message = {"uid": uid, "msg_id": new_msg_id(), **creation, **fields}
-    return msgspec.json.encode({"node": "x", "message": message})
+    return msgspec.json.encode({"node": "x", "messages": [message]})
 
 
 def passing(**fields: object) -> bytes:
-    return msgspec.json.encode({"node": "x", "message": {"uid": "u", "system": "s", **fields}})
+    message = {"uid": "u", "system": "s", **fields}
+    return msgspec.json.encode({"node": "x", "messages": [message]})
 
 
 GARBAGE = {
@@ -432,11 +433,21 @@ GARBAGE = {
     "not UTF-8": stored("u", ctime=NOW + 9, prev=NOW, msg_id="???").replace(b"???", b"\xff\xfe"),
     "a lone surrogate": stored("u", ctime=NOW + 9, prev=NOW, msg_id="?").replace(b"?", b"\\ud800"),
     "not an envelope": b"[]",
-    "of another version": b'{"node": "x", "message": {}, "version": 2}',
+    "of another version": b'{"node": "x", "messages": [], "version": 2}',
     "a message of another version": stored("u", ctime=NOW + 9, prev=NOW, priority=1),
-    "not a message": b'{"node": "x", "message": {"uid": "u"}}',
-    "from nobody": b'{"node": null, "message": {}}',
-    "nested beyond reading": b'{"node": "x", "message": ' + b"[" * 100_000,
+    "not a message": b'{"node": "x", "messages": [{"uid": "u"}]}',
+    "from nobody": b'{"node": null, "messages": []}',
+    "no list of messages": b'{"node": "x", "messages": {}}',
+    "one good message and a bad one": msgspec.json.encode(
+        {
+            "node": "x",
+            "messages": [
+                create("u", "c").stamp(NOW + 9, NOW),
+                create("v", "c").stamp(NOW + 9, NOW),
+            ],
+        }
+    ),
+    "nested beyond reading": b'{"node": "x", "messages": ' + b"[" * 100_000,
     "a body nested beyond reading": stored(
         "u",
         ctime=NOW + 9,

@@ -1,6 +1,7 @@
 """Tells the other nodes what this one has stored, over a pub/sub."""
 
-from typing import TypeVar
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 from msgspec import Raw, Struct
@@ -13,16 +14,18 @@ from gregor.pubsub.interface import PubSub, Received
 MAX_PUBLICATION = MAX_FRAME
 """In bytes. Whatever is stored can be told to a device in one frame, and so to another node."""
 
-CHANNELS = "gregor:user:"
+FULL = 64 * 1024
+"""In bytes. Messages share a publication, which costs the pub/sub and all who hear it about as
+much as one message does; but what is lost with it is to be little."""
 
-M = TypeVar("M", bound=Message)
+CHANNELS = "gregor:user:"
 
 
 class Envelope(Struct, frozen=True, forbid_unknown_fields=True):
-    """What travels between nodes: a message, and which node says so."""
+    """What travels between nodes: messages of one user, in order, and which node says so."""
 
     node: str
-    message: Raw
+    messages: Sequence[Raw]
 
 
 class Publisher:
@@ -34,8 +37,17 @@ class Publisher:
         self.node = node
 
     async def consume_message(self, message: Message) -> Message:
-        await self.pubsub.publish(channel_of(message.uid), seal(self.node, message))
+        await self.pass_on([message])
         return message
+
+    async def pass_on(self, messages: Sequence[Message]) -> None:
+        """Publish messages, each user's in order."""
+        users: defaultdict[UID, list[Message]] = defaultdict(list)
+        for message in messages:
+            users[message.uid].append(message)
+        for uid, theirs in users.items():
+            for batch in _filled(map(_encoded, theirs)):
+                await self.pubsub.publish(channel_of(uid), _sealed(self.node, batch))
 
 
 def channel_of(uid: UID) -> str:
@@ -46,23 +58,48 @@ def user_of(channel: str) -> UID:
     return channel.removeprefix(CHANNELS)
 
 
-def seal(node: str, message: Message) -> bytes:
-    """What a node publishes when it has stored, or passes on, a message."""
-    return msgspec.json.encode(Envelope(node, Raw(msgspec.json.encode(message))))
+def seal(node: str, *messages: Message) -> bytes:
+    """What a node publishes when it has stored, or passes on, messages of one user."""
+    return _sealed(node, [_encoded(message) for message in messages])
 
 
-def open_envelope(received: Received) -> tuple[str, Message]:
-    """The node and the message in a payload, which anybody may have put there.
-    Raises Malformed if it is not a stored message of the channel's user."""
+def _sealed(node: str, messages: Sequence[Raw]) -> bytes:
+    return msgspec.json.encode(Envelope(node, messages))
+
+
+def _encoded(message: Message) -> Raw:
+    return Raw(msgspec.json.encode(message))
+
+
+def _filled(messages: Iterable[Raw]) -> Iterator[list[Raw]]:
+    batch: list[Raw] = []
+    size = 0
+    for message in messages:
+        length = len(memoryview(message))
+        if batch and size + length > FULL:
+            yield batch
+            batch, size = [], 0
+        batch.append(message)
+        size += length
+    yield batch
+
+
+def open_envelope(received: Received, reader: str) -> list[Message]:
+    """The messages in a payload, which anybody may have put there; none if it is the echo of what
+    the reader has published. Raises Malformed if they are not stored messages of the channel's
+    user."""
     if len(received.payload) > MAX_PUBLICATION:
         raise Malformed(f"a publication of {len(received.payload)} bytes")
     try:
         envelope = msgspec.json.decode(received.payload, type=Envelope)
-        message = parse_message(envelope.message, stamped=True)
+        if envelope.node == reader:
+            return []
+        messages = [parse_message(message, stamped=True) for message in envelope.messages]
     except (msgspec.DecodeError, UnicodeError, RecursionError, GregorError) as error:
         raise Malformed(f"not a publication: {error}") from error
-    if channel_of(message.uid) != received.channel:
-        raise Malformed("a publication of another user")
-    if isinstance(message, InBandMessage) and message.prev >= message.ctime:
-        raise Malformed("a publication that was never stored")
-    return envelope.node, message
+    for message in messages:
+        if channel_of(message.uid) != received.channel:
+            raise Malformed("a publication of another user")
+        if isinstance(message, InBandMessage) and message.prev >= message.ctime:
+            raise Malformed("a publication that was never stored")
+    return messages

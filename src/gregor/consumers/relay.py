@@ -104,17 +104,16 @@ class Relay:
 
     def _hear(self, received: Received) -> None:
         try:
-            node, message = open_envelope(received)
+            messages = open_envelope(received, self._node)
         except Malformed as error:
             self._refuse(error)
             return
-        if node == self._node:
-            return
-        if isinstance(message, InBandMessage) and self._too_far_ahead(message):
-            self._refuse(Malformed(f"a publication from the future, at {message.ctime}"))
-            self._broadcaster.gap(message.uid)  # the store knows whether it is true
-        else:
-            self._broadcaster.pass_on([message])
+        for message in messages:
+            if isinstance(message, InBandMessage) and self._too_far_ahead(message):
+                self._refuse(Malformed(f"a publication from the future, at {message.ctime}"))
+                self._broadcaster.gap(message.uid)  # the store knows whether it is true
+                return
+        self._broadcaster.pass_on(messages)
 
     def _too_far_ahead(self, message: InBandMessage) -> bool:
         return message.ctime > self._clock() + FURTHEST_AHEAD
