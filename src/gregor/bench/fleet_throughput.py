@@ -50,7 +50,7 @@ async def measure(quick: bool) -> list[Figure]:
             name="  two nodes at once, each user's devices on both",
             measured=f"{two:,.0f} messages/s",
             beside=f"one node: {one:,.0f} messages/s; nodes, PostgreSQL, Redis and the load share "
-            f"{os.cpu_count()} cores, so this is what a second node costs, not what it brings",
+            f"{os.cpu_count()} cores",
             ratio=median(r.two / r.one for r in rounds),
         ),
     ]
