@@ -39,7 +39,10 @@ async def hunt(name: str, seed: int, chosen: argparse.Namespace) -> bool:
         name, seed, chosen.stream, seconds=chosen.seconds, pubsub=chosen.pubsub
     )
     verdict = "FAILED" if round_.troubles else "passed"
-    figures = f"{round_.acknowledged:,} acknowledged, agreed after {round_.settled:.1f} s"
+    figures = (
+        f"{round_.acknowledged:,} acknowledged, {round_.resumed:,} resumed, {round_.retold:,} by a "
+        f"snapshot, agreed after {round_.settled:.1f} s"
+    )
     print(f"{verdict} {name}, seed {seed}: {figures}", flush=True)
     for trouble in round_.troubles[:10]:
         print(f"       {trouble}", flush=True)

@@ -2,13 +2,15 @@
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import TypeAlias
 
 import asyncpg
 from redis.asyncio import Redis
 
+from gregor.core.buckets import BUCKETS
+from gregor.state_machines.moving import SEVERAL
 from gregor.testing.fleet import Fleet
 
 Plug: TypeAlias = Callable[[Fleet, Random], Awaitable[None]]
@@ -85,45 +87,66 @@ async def nothing(fleet: Fleet, random: Random) -> None:
     """Where it is the fleet that has something to it: the clock of one node is 5 s ahead."""
 
 
+# While buckets move. The last shard is unused as yet; when all is over, it holds a quarter of them.
+
+QUARTER = BUCKETS // 4
+NEARLY_ALL = QUARTER - 2 * SEVERAL  # when there are switches still to come
+
+
 def moving(plug: Plug) -> Plug:
-    """The same while buckets move to the shard that is unused as yet, until all are level."""
+    """The same at a random moment of a move."""
 
     async def pull_meanwhile(fleet: Fleet, random: Random) -> None:
-        mover = asyncio.create_task(move_all(fleet))
-        await asyncio.sleep(random.uniform(0, 1))
+        buckets = random.sample(range(BUCKETS), QUARTER)
+        move = asyncio.create_task(move_all(fleet, buckets))
+        await some_have_moved(fleet, random.randrange(1, NEARLY_ALL), random)
         await plug(fleet, random)
-        await mover
+        await move
 
     return pull_meanwhile
 
 
-async def move_all(fleet: Fleet) -> None:
+async def mover_killed(fleet: Fleet, random: Random) -> None:
+    """Twice, and then it may finish."""
+    buckets = random.sample(range(BUCKETS), QUARTER)
+    for number in sorted(random.sample(range(1, NEARLY_ALL), 2)):
+        mover = await start_mover(fleet, buckets)
+        await some_have_moved(fleet, number, random)
+        mover.kill()
+        await mover.wait()
+    await move_all(fleet, buckets)
+
+
+async def some_have_moved(fleet: Fleet, number: int, random: Random) -> None:
+    """Wait until so many are where they are to go, and then into the midst of the next switch."""
+    connection = await asyncpg.connect(fleet.shards[target_of(fleet)])
+    question = "SELECT count(*) FROM buckets JOIN shard ON buckets.shard = shard.name"
+    while await connection.fetchval(question) < number:
+        await connection.execute("SELECT pg_sleep(0.01)")
+    await connection.close()
+    await asyncio.sleep(random.uniform(0, 0.05))
+
+
+async def move_all(fleet: Fleet, buckets: Sequence[int]) -> None:
     """Begin the move again for as long as something stops it."""
     for _ in range(20):
-        if await (await start_mover(fleet)).wait() == 0:
+        if await (await start_mover(fleet, buckets)).wait() == 0:
             return
     raise AssertionError("the move has not come to its end")
 
 
-async def start_mover(fleet: Fleet) -> asyncio.subprocess.Process:
+async def start_mover(fleet: Fleet, buckets: Sequence[int]) -> asyncio.subprocess.Process:
+    """What it says goes where what we say goes."""
     stores = [word for store in fleet.stores for word in ("--store", store)]
+    chosen = [word for bucket in buckets for word in ("--bucket", str(bucket))]
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "gregor.cli", "shards", "move"),
-        *stores,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
+        *(*stores, *chosen, "--to", target_of(fleet)),
     )
 
 
-async def mover_killed(fleet: Fleet, random: Random) -> None:
-    """Twice, and then it may finish."""
-    for _ in range(2):
-        mover = await start_mover(fleet)
-        await asyncio.sleep(random.uniform(1, 3))
-        if mover.returncode is None:
-            mover.kill()
-        await mover.wait()
-    await move_all(fleet)
+def target_of(fleet: Fleet) -> str:
+    return list(fleet.shards)[-1]
 
 
 PLUGS: dict[str, Plug] = {

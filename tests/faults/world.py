@@ -1,8 +1,8 @@
 """A fleet under load, whose plugs are pulled; and what must be so afterwards."""
 
 import asyncio
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -12,15 +12,17 @@ from typing import NamedTuple
 import asyncpg
 from msgspec import Raw
 
-from gregor.cli.devices import Score, Stage
+from gregor.cli.devices import Retold, Score, Stage
 from gregor.cli.rehearsal import DEVICES_PER_USER, busiest, play, taped
 from gregor.cli.servers import Servers
 from gregor.core.buckets import BUCKETS, bucket_of
 from gregor.core.message import Message
+from gregor.core.state import most_changes
 from gregor.protocol.frames import Result
+from gregor.state_machines.moving import Mover
 from gregor.state_machines.sharded import read_map
 from gregor.testing.fleet import Fleet
-from tests.faults.plugs import ALL, MOVES
+from tests.faults.plugs import ALL, MOVES, QUARTER, target_of
 
 SETTLE_SECONDS = 10.0
 
@@ -30,6 +32,8 @@ class Round(NamedTuple):
 
     troubles: list[str]
     acknowledged: int
+    resumed: int  # how often a device came back
+    retold: int  # and was sent a snapshot, because it had missed too much
     settled: float  # seconds from the last plug, or the end of the stream, to agreement
 
 
@@ -78,13 +82,14 @@ async def play_round(
             await play(stage, tape, seconds, users, devices, mind, pulling)
             settled = loop.time() - await judging
             troubles = [
-                *(["the shard that was unused is so still"] if await unused(fleet) else ()),
+                *await misplaced(fleet),
                 *await lost(fleet, servers, stage.score),
                 *(f"{d.device} of {d.uid} {d.what}" for d in stage.score.differences),
                 *_slow(settled),
                 *(f"a node says: {line}" for line in complaints(fleet)),
             ]
-    return Round(troubles, len(servers.acknowledged), settled)
+    score = stage.score
+    return Round(troubles, len(servers.acknowledged), score.resynced, len(score.retold), settled)
 
 
 async def pull(name: str, fleet: Fleet, random: Random, seconds: float) -> None:
@@ -100,9 +105,18 @@ async def _since(event: asyncio.Event) -> float:
     return asyncio.get_running_loop().time()
 
 
-async def unused(fleet: Fleet) -> bool:
-    """Whether a shard has no buckets."""
-    return bool(fleet.shards) and set((await placed(fleet)).values()) != set(fleet.shards)
+async def misplaced(fleet: Fleet) -> list[str]:
+    """Whether a quarter of the buckets has moved; whom the shards hold who is not theirs, and what
+    they have of a user that the holder lacks."""
+    if not fleet.shards:
+        return []
+    moved = Counter((await placed(fleet)).values())[target_of(fleet)]
+    async with fleet.databases() as databases:
+        findings, _ = await Mover(databases).verify()
+    return [
+        *([f"{moved} buckets have moved"] if moved != QUARTER else ()),
+        *(f"shard {finding.shard}: {finding.what}" for finding in findings),
+    ]
 
 
 def _slow(settled: float) -> list[str]:
@@ -110,8 +124,8 @@ def _slow(settled: float) -> list[str]:
 
 
 async def lost(fleet: Fleet, servers: Recorded, score: Score) -> list[str]:
-    """What was acknowledged and is not in the store, or not as it was acknowledged; and every
-    place where a user's log is not one chain."""
+    """What was acknowledged and is not in the store, or not as it was acknowledged; every place
+    where a user's log is not one chain; and what devices should not have been told."""
     holders = await placed(fleet)
     rows: list[asyncpg.Record] = []
     clocks: dict[str, int] = {}
@@ -138,6 +152,19 @@ async def lost(fleet: Fleet, servers: Recorded, score: Score) -> list[str]:
         ),
         *(f"the clock of {uid} is not at its last message" for uid in _apart(clocks, last)),
         *(["devices were refused"] * bool(score.rejected)),
+        *(["the hash of a replica did not fit"] * bool(score.mismatches)),
+        *needlessly_retold(score.retold, _logs(rows)),
+    ]
+
+
+def needlessly_retold(retold: Iterable[Retold], logs: Mapping[str, Sequence[int]]) -> list[str]:
+    """Devices that knew something and were sent a snapshot, though they had missed so little that
+    changes would have done: their cursors meant nothing any more. `logs` are the users' ctimes."""
+    return [
+        f"{r.device} of {r.uid} missed {missed} messages and got a snapshot of {r.items} items"
+        for r in retold
+        if (missed := sum(r.known < ctime <= r.cursor for ctime in logs[r.uid]))
+        <= most_changes(r.items)
     ]
 
 
@@ -151,6 +178,13 @@ async def placed(fleet: Fleet) -> dict[int, str]:
 
 def _keys(rows: Sequence[asyncpg.Record]) -> list[tuple[str, str]]:
     return [(row["uid"], row["msg_id"]) for row in rows]
+
+
+def _logs(rows: Sequence[asyncpg.Record]) -> Mapping[str, Sequence[int]]:
+    logs = defaultdict[str, list[int]](list)
+    for row in rows:
+        logs[row["uid"]].append(row["ctime"])
+    return logs
 
 
 def _apart(clocks: dict[str, int], last: dict[str, int]) -> set[str]:

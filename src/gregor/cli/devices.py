@@ -6,7 +6,7 @@ what its store has kept.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,15 +26,27 @@ from gregor.client import (
 )
 from gregor.client.connection import WebSocket, websocket
 from gregor.client.events import Subscription
+from gregor.core.instant import Time
 from gregor.core.message import MsgID
 from gregor.core.state import Item, State
 from gregor.errors import Unavailable
 from gregor.protocol.answers import StateAnswer
+from gregor.protocol.frames import SyncPage, decode_node_frame
 
 ONLINE_SECONDS = 4.0  # on average
 OFFLINE_SECONDS = 2.0
 PATIENCE_SECONDS = 30.0
 ASKING_AT_ONCE = 20
+
+
+class Retold(NamedTuple):
+    """A device that knew all up to `known` was sent a snapshot of so many items, up to `cursor`."""
+
+    device: str
+    uid: str
+    known: Time
+    cursor: Time
+    items: int
 
 
 class Difference(NamedTuple):
@@ -56,6 +68,7 @@ class Score:
     resynced: int = 0
     mismatches: int = 0
     agreeing: int = 0
+    retold: list[Retold] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
 
     @property
@@ -83,12 +96,37 @@ class Stage:
             pass
 
 
+class Overheard:
+    """A Transport of which somebody is told the cursor, and the number of items, of each snapshot
+    that comes over it, before it arrives."""
+
+    def __init__(self, transport: Transport, tell: Callable[[Time, int], None]) -> None:
+        self._transport = transport
+        self._tell = tell
+        self._items = 0
+        self.send = transport.send
+        self.close = transport.close
+
+    async def receive(self) -> str:
+        text = await self._transport.receive()
+        match decode_node_frame(text):
+            case SyncPage(mode="snapshot") as page:
+                self._items += len(page.items)
+                if not page.more:
+                    self._tell(page.cursor, self._items)
+                    self._items = 0
+        return text
+
+
 class Cable:
     """The network between one device and the servers, one of which answers. It can be cut."""
 
-    def __init__(self, urls: Sequence[str], mind: Random) -> None:
+    def __init__(
+        self, urls: Sequence[str], mind: Random, tell: Callable[[Time, int], None]
+    ) -> None:
         self._servers = [websocket(url) for url in urls]
         self._mind = mind
+        self._tell = tell
         self._whole = asyncio.Event()
         self._whole.set()
         self._carrying: Transport | None = None
@@ -101,7 +139,7 @@ class Cable:
             await transport.close()
             raise Disconnected(1006, "the network is gone")
         self._carrying = transport
-        return transport
+        return Overheard(transport, self._tell)
 
     async def _dial(self) -> Transport:
         """One of the servers, as a balancer would choose: if it does not answer, another."""
@@ -129,7 +167,7 @@ class Device:
         self.client: Client | None = None
         self._mind = mind
         self._stage = stage
-        self._cable = Cable(stage.servers.urls, mind)
+        self._cable = Cable(stage.servers.urls, mind, self._replaced)
         self._syncs = 0
         # Each file has a thread of its own, so only some devices have one.
         self._file = stage.folder / f"{self.name}.db" if number % 10 == 0 else None
@@ -160,12 +198,12 @@ class Device:
                 connect=self._cable.connect,
                 jitter=self._mind.random,
             )
+            self.client = client
             async with client:
                 tasks.create_task(self._hear(client.events()))
-                self.client = client
                 yield client
-                self.client = None
                 self._stage.score.mismatches += client.mismatches
+            self.client = None
 
     async def _hear(self, events: Subscription) -> None:
         async for event in events:
@@ -178,6 +216,11 @@ class Device:
                 self._stage.score.resynced += self._syncs > 1
             case Rejected():
                 self._stage.score.rejected += 1
+
+    def _replaced(self, cursor: Time, items: int) -> None:
+        known = 0 if self.client is None else self.client.replica.cursor
+        if known:
+            self._stage.score.retold.append(Retold(self.name, self.uid, known, cursor, items))
 
     async def _use(self, client: Client) -> None:
         """Use the app, with and without a network, until it is closed, or all is over."""

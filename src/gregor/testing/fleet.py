@@ -61,7 +61,8 @@ class Node(Backend):
 class Fleet:
     """PostgreSQL, a pub/sub and nodes. By `ahead` seconds the last one's clock is ahead. With
     `proxied`, what the nodes say to the pub/sub passes through the `proxy`. With several `shards`,
-    `shards` has the URL of each by its name, and of these so many are `unused` in the beginning."""
+    `shards` has the URL of each by its name, and of these so many, the last ones, are `unused` in
+    the beginning."""
 
     def __init__(
         self,
