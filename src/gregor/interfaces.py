@@ -83,6 +83,14 @@ class StateMachineOfRecord(StateMachine, Protocol):
     clocks say; `prev` of each message is the ctime of the one before.
     """
 
+    async def consume_message(self, message: Message) -> Message:
+        if isinstance(message, OutOfBandMessage):
+            return message
+        (outcome,) = await self.consume_messages([message])
+        if isinstance(outcome, Rejected):
+            raise outcome.error
+        return outcome.message
+
     async def consume_messages(self, messages: Sequence[InBandMessage]) -> Sequence[Outcome]:
         """Store messages, in order, and say of each what became of it.
 

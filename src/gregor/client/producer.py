@@ -29,6 +29,7 @@ from gregor.core.message import (
     When,
 )
 from gregor.errors import GregorError, Turn, Unavailable, named
+from gregor.protocol.answers import ProblemDocument, Results
 from gregor.protocol.frames import Result
 
 MAX_USERS = 10_000
@@ -45,17 +46,6 @@ class _Batch(Struct, frozen=True):
 class _ToMany(Struct, frozen=True):
     uids: Sequence[UID]
     message: Message
-
-
-class _Results(Struct, frozen=True):
-    results: list[Result]
-
-
-class _ProblemDocument(Struct, frozen=True):
-    detail: str
-    code: str
-    turn: Turn
-    field: str | None = None
 
 
 class _NotNow(NamedTuple):
@@ -201,11 +191,11 @@ class Producer:
 
     # Asking until there is an answer
 
-    def _post(self, request: Struct, *, repeatable: bool) -> list[Result]:
+    def _post(self, request: Struct, *, repeatable: bool) -> Sequence[Result]:
         content = msgspec.json.encode(request)
         for attempt in range(1, self._tries + 1):
             answer = self._attempt(content)
-            if isinstance(answer, list):
+            if not isinstance(answer, _NotNow):
                 # Some may belong to a shard that does not answer; whoever was taken stays so.
                 if attempt == self._tries or not (
                     repeatable and any(result.to_repeat for result in answer)
@@ -218,7 +208,7 @@ class Producer:
             self._sleep(answer.retry_after + self._jitter() * ceiling)
         raise AssertionError("a producer tries at least once")
 
-    def _attempt(self, content: bytes) -> "list[Result] | _NotNow":
+    def _attempt(self, content: bytes) -> "Sequence[Result] | _NotNow":
         """The results, or why there are none yet. Raises what no repetition would mend."""
         try:
             response = self._http.post(
@@ -228,7 +218,7 @@ class Producer:
             untouched = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
             return _NotNow(Unavailable(str(error) or type(error).__name__), 0.0, untouched)
         if response.status_code == httpx.codes.OK:
-            return msgspec.json.decode(response.content, type=_Results).results
+            return msgspec.json.decode(response.content, type=Results).results
         problem = _problem(response)
         if response.status_code not in PASSING_FAILURES:
             raise problem
@@ -252,7 +242,7 @@ def _batches(messages: Iterable[Message]) -> Iterator[list[Message]]:
 
 def _problem(response: httpx.Response) -> GregorError:
     try:
-        problem = msgspec.json.decode(response.content, type=_ProblemDocument)
+        problem = msgspec.json.decode(response.content, type=ProblemDocument)
     except (msgspec.MsgspecError, UnicodeError):
         words = f"the server answered {response.status_code} {response.reason_phrase}"
         turn = Turn.RETRY if response.status_code in PASSING_FAILURES else Turn.STOP

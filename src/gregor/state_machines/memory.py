@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from gregor.core.instant import Time, TimeOrOffset
-from gregor.core.message import UID, DeviceID, InBandMessage, Message, MsgID, OutOfBandMessage
+from gregor.core.message import UID, DeviceID, InBandMessage, MsgID
 from gregor.core.state import (
     Changes,
     Facts,
@@ -20,23 +20,15 @@ from gregor.core.state import (
     since,
 )
 from gregor.errors import Conflict
-from gregor.interfaces import Duplicate, Outcome, Rejected, Stored
+from gregor.interfaces import Duplicate, Outcome, Rejected, StateMachineOfRecord, Stored
 
 
-class MemoryStateMachine:
+class MemoryStateMachine(StateMachineOfRecord):
     """A StateMachineOfRecord whose durability is that of this object."""
 
     def __init__(self, clock: Callable[[], Time]) -> None:
         self._clock = clock
         self._users: dict[UID, _User] = {}
-
-    async def consume_message(self, message: Message) -> Message:
-        if isinstance(message, OutOfBandMessage):
-            return message
-        (outcome,) = await self.consume_messages([message])
-        if isinstance(outcome, Rejected):
-            raise outcome.error
-        return outcome.message
 
     async def consume_messages(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
         now = self._clock()

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, Self
 import structlog
 
 from gregor.core.instant import SECOND, Time, TimeOrOffset
-from gregor.core.message import UID, DeviceID, InBandMessage, Message, OutOfBandMessage
+from gregor.core.message import UID, DeviceID, InBandMessage
 from gregor.core.state import State, Sync
 from gregor.errors import ClockSkew, GregorError, StorageUnavailable, Unavailable
-from gregor.interfaces import Duplicate, Outcome, Rejected, Stored
+from gregor.interfaces import Duplicate, Outcome, StateMachineOfRecord, Stored
 from gregor.state_machines.transactions import (
     consume,
     consume_new,
@@ -47,7 +47,7 @@ class _Waiting(NamedTuple):
     outcomes: "asyncio.Future[list[Outcome]]"
 
 
-class SQLStateMachine:
+class SQLStateMachine(StateMachineOfRecord):
     """A StateMachineOfRecord on an open Database. To be opened itself, with `async with`: inside
     it, the task that commits is at work; should that task fail, the block is cancelled.
 
@@ -94,14 +94,6 @@ class SQLStateMachine:
         await self._tasks.__aexit__(None, None, None)  # what was in the block is not the group's
 
     # Consuming
-
-    async def consume_message(self, message: Message) -> Message:
-        if isinstance(message, OutOfBandMessage):
-            return message
-        (outcome,) = await self.consume_messages([message])
-        if isinstance(outcome, Rejected):
-            raise outcome.error
-        return outcome.message
 
     async def consume_messages(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
         if not self._open:
