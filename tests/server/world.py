@@ -105,7 +105,7 @@ def open_settings(**given: Any) -> Settings:
     return Settings(store="sqlite://", drain_seconds=0, **given)
 
 
-def shared_settings(store: str, **given: Any) -> Settings:
+def shared_settings(store: str | tuple[str, ...], **given: Any) -> Settings:
     """For one of several servers on a store, which the first of them prepares."""
     return Settings(store=store, **{"migrate": True, "drain_seconds": 0, **given})
 

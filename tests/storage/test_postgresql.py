@@ -171,7 +171,7 @@ async def test_a_server_that_says_nothing_is_not_waited_for(server: PostgreSQL) 
 
 
 async def test_a_statement_that_takes_too_long_ends(postgresql_url: str) -> None:
-    async with database_at(postgresql_url, seconds=0.1) as database:
+    async with database_at(postgresql_url, seconds=1) as database:
         with pytest.raises(StorageUnavailable, match="statement timeout"):
             await database.read(asking("SELECT pg_sleep(60)"))
 

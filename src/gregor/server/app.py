@@ -45,6 +45,7 @@ from gregor.state_machines.sql import SQLStateMachine
 from gregor.storage.database import Database, Work
 from gregor.storage.engine import database_at, is_shared
 from gregor.storage.migrations import expect_newest, migrate
+from gregor.storage.patient import PatientDatabase
 
 COMPARE_SECONDS = 10.0
 
@@ -167,7 +168,7 @@ class Server:
             yield gauge("pubsub_up", "Whether servers hear of each other", lambda: pubsub.up)
             yield counter(
                 "pubsub_dropped",
-                "Messages of which other servers hear late, out of the store",
+                "Publications of which other servers hear late, out of the store",
                 lambda: pubsub.dropped,
             )
 
@@ -253,12 +254,14 @@ def _database(url: str, shard: str | None, settings: Settings) -> Database:
     """The store, or one of its shards. A file is this server's own, and is brought up to date;
     what others use as well changes only when somebody says so."""
     prepare = expect_newest if is_shared(url) and not settings.migrate else migrate
-    return database_at(
+    database = database_at(
         url,
         prepare if shard is not None else lambda c: _prepare_the_only_one(c, prepare),
         connections=settings.store_connections,
         seconds=settings.store_seconds,
     )
+    # Others can be served while a shard is away, but not by whoever is to bring it up to date.
+    return database if shard is None or settings.migrate else PatientDatabase(database)
 
 
 def _prepare_the_only_one(connection: Connection, prepare: Work[None]) -> None:

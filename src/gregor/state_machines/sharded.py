@@ -6,7 +6,7 @@ and says who does. So the map here is learned anew by whoever trips over it.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Self, TypeVar
 
@@ -14,10 +14,10 @@ import structlog
 
 from gregor.core.buckets import BUCKETS, bucket_of
 from gregor.core.instant import Time, TimeOrOffset
-from gregor.core.message import UID, DeviceID, InBandMessage, Message, OutOfBandMessage
+from gregor.core.message import UID, DeviceID, InBandMessage
 from gregor.core.state import State, Sync
 from gregor.errors import Elsewhere, SetupError, Unavailable
-from gregor.interfaces import Outcome, Rejected
+from gregor.interfaces import Outcome, Rejected, StateMachineOfRecord
 from gregor.state_machines import shard_map
 from gregor.state_machines.shard_map import Placement
 from gregor.state_machines.sql import SQLStateMachine
@@ -40,10 +40,12 @@ class Shard:
     """One of the shards. While it is known to be down, it fails at once; what waits for it waits
     in a queue, and for connections, of its own."""
 
-    def __init__(self, name: str, machine: SQLStateMachine) -> None:
+    def __init__(self, name: str, machine: SQLStateMachine, shards: Collection[str]) -> None:
         self.name = name
         self.machine = machine
+        self._shards = shards
         self.trouble: str | None = None
+        self._recognised = False
         self._heard = 0.0
 
     async def ask(self, call: Callable[[SQLStateMachine], Awaitable[T]]) -> T:
@@ -65,6 +67,11 @@ class Shard:
             await self.look()
             await asyncio.sleep(LOOK_SECONDS)
 
+    async def recognise(self) -> None:
+        """Raises SetupError if the database is not this shard, Unavailable if it is away."""
+        _expect(self.name, await self.machine.database.read(shard_map.name_here), self._shards)
+        self._recognised = True
+
     async def look(self) -> None:
         before, asked = self.trouble, asyncio.create_task(self._probe())
         try:
@@ -82,14 +89,16 @@ class Shard:
 
     async def _probe(self) -> str | None:
         try:
+            if not self._recognised:
+                await self.recognise()
             await self.machine.ctimes([])
-        except Unavailable as error:
+        except (Unavailable, SetupError) as error:
             return error.message
         self._heard = asyncio.get_running_loop().time()
         return None
 
 
-class ShardedStateMachine:
+class ShardedStateMachine(StateMachineOfRecord):
     """A StateMachineOfRecord over one for each shard, by name, on databases that are open. To be
     opened itself, with `async with`; raises SetupError if the map that the databases hold is not
     about these shards.
@@ -99,7 +108,7 @@ class ShardedStateMachine:
     """
 
     def __init__(self, machines: Mapping[str, SQLStateMachine]) -> None:
-        self.shards = {name: Shard(name, machine) for name, machine in machines.items()}
+        self.shards = {name: Shard(name, machine, machines) for name, machine in machines.items()}
         self._map: dict[int, Placement] = {}
         self._tasks = asyncio.TaskGroup()
         self._looking: list[asyncio.Task[None]] = []
@@ -109,7 +118,7 @@ class ShardedStateMachine:
         async with AsyncExitStack() as stack:
             for shard in self.shards.values():
                 await stack.enter_async_context(shard.machine)
-            self._map = await read_map(self.databases)
+            await self._read_map()
             await self._tasks.__aenter__()
             self._looking = [
                 self._tasks.create_task(shard.keep_looking()) for shard in self.shards.values()
@@ -133,14 +142,6 @@ class ShardedStateMachine:
         return max((shard.machine.skew for shard in self.shards.values()), key=abs)
 
     # Consuming
-
-    async def consume_message(self, message: Message) -> Message:
-        if isinstance(message, OutOfBandMessage):
-            return message
-        (outcome,) = await self.consume_messages([message])
-        if isinstance(outcome, Rejected):
-            raise outcome.error
-        return outcome.message
 
     async def consume_messages(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
         outcomes = await self._consume_once(messages)
@@ -276,6 +277,23 @@ class ShardedStateMachine:
 
     # The map
 
+    async def _read_map(self) -> None:
+        """From those shards that are there: each knows of all buckets, and refuses what it has
+        given away, whatever we may have heard of it."""
+        shards = self.shards.values()
+        found = await asyncio.gather(*(s.recognise() for s in shards), return_exceptions=True)
+        for shard, error in zip(shards, found, strict=True):
+            match error:
+                case Unavailable():
+                    shard.trouble = error.message
+                case BaseException():
+                    raise error
+        if await self.troubles():
+            raise SetupError(f"no shard answers: {'; '.join(self.shard_troubles())}")
+        away = {shard.name for shard in shards if shard.trouble is not None}
+        there = {name: d for name, d in self.databases.items() if name not in away}
+        self._map = await read_map(there, away)
+
     def _shard(self, name: str) -> Shard:
         try:
             return self.shards[name]
@@ -315,25 +333,17 @@ def _unavailable(outcome: Outcome) -> bool:
 # The map as the shards have it
 
 
-async def read_map(databases: Mapping[str, Database]) -> dict[int, Placement]:
-    """Where each bucket is. Raises SetupError if these are not the shards that the map is about,
-    and says how to mend that."""
+async def read_map(
+    databases: Mapping[str, Database], away: Collection[str] = ()
+) -> dict[int, Placement]:
+    """Where each bucket is, by these shards; `away` are those that are not asked. Raises
+    SetupError if they are not the shards that the map is about, and says how to mend that."""
     names = await asyncio.gather(*(d.read(shard_map.name_here) for d in databases.values()))
     for configured, found in zip(databases, names, strict=True):
-        if found is None:
-            stores = " ".join(f"--store {name}=URL" for name in databases)
-            raise SetupError(
-                f"the database configured as shard {configured!r} is none yet; take it in with "
-                f"`gregor migrate {stores}`"
-            )
-        if found != configured:
-            raise SetupError(
-                f"the database configured as shard {configured!r} is shard {found!r}; "
-                f"write --store {found}=… before its URL"
-            )
+        _expect(configured, found, databases)
     known = await asyncio.gather(*(d.read(shard_map.placements) for d in databases.values()))
     newest = merged(placement for placements in known for placement in placements)
-    missing = {placement.shard for placement in newest.values()} - databases.keys()
+    missing = {p.shard for p in newest.values()} - {*databases, *away}
     if missing:
         raise SetupError(
             f"the map has buckets with shard {min(missing)!r}, which is not configured; "
@@ -345,6 +355,21 @@ async def read_map(databases: Mapping[str, Database]) -> dict[int, Placement]:
             "database was made anew: configure all of them, or restore it from a backup"
         )
     return newest
+
+
+def _expect(configured: str, found: str | None, shards: Iterable[str]) -> None:
+    """Raises SetupError unless the shard that was found is the one which is configured."""
+    if found is None:
+        stores = " ".join(f"--store {name}=URL" for name in shards)
+        raise SetupError(
+            f"the database configured as shard {configured!r} is none yet; take it in with "
+            f"`gregor migrate {stores}`"
+        )
+    if found != configured:
+        raise SetupError(
+            f"the database configured as shard {configured!r} is shard {found!r}; "
+            f"write --store {found}=… before its URL"
+        )
 
 
 def merged(placements: Iterable[Placement]) -> dict[int, Placement]:

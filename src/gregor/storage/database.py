@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self, TypeAlias, TypeVar
 
 from sqlalchemy import Connection
 
-from gregor.errors import GregorError, StorageUnavailable
+from gregor.errors import GregorError, SetupError, StorageUnavailable
 
 T = TypeVar("T")
 
@@ -17,7 +17,8 @@ Work: TypeAlias = Callable[[Connection], T]
 
 
 class Database(Protocol):
-    """A database, to be opened with `async with`; SetupError says what is in the way."""
+    """A database, to be opened with `async with`; SetupError says what is in the way. It may then
+    be tried again."""
 
     async def __aenter__(self) -> Self: ...
     async def __aexit__(self, *exc_info: Any) -> None: ...
@@ -45,6 +46,10 @@ def shown(url: str) -> str:
     named, at, where = rest.rpartition("@")
     user, colon, _ = named.partition(":")
     return scheme + separator + user + (":***" if colon else "") + at + where.partition("?")[0]
+
+
+class Unreachable(SetupError):
+    """The database does not answer, and may be fine otherwise."""
 
 
 class StorageBroken(GregorError):

@@ -17,7 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from gregor.errors import GregorError, SetupError, StorageUnavailable
-from gregor.storage.database import AlreadyThere, OutcomeUnknown, Work, shown
+from gregor.storage.database import AlreadyThere, OutcomeUnknown, Unreachable, Work, shown
 
 T = TypeVar("T")
 
@@ -218,7 +218,7 @@ def _cannot_open(error: Exception, url: str) -> SetupError:
             return SetupError(f"{name}: {error}; mend user and password in the URL of --store")
         case OSError() | asyncpg.PostgresError():
             reason = "no answer" if isinstance(error, TimeoutError) else str(error)
-            return SetupError(
+            return Unreachable(
                 f"{name} cannot be reached: {reason}; start PostgreSQL, or mend --store"
             )
         case _:
