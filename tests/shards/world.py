@@ -1,7 +1,7 @@
 """Three shards, whose databases somebody may have a hand in."""
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 
 from sqlalchemy import Connection, func, select
@@ -17,7 +17,7 @@ from gregor.state_machines.sharded import ShardedStateMachine, read_map
 from gregor.state_machines.sql import SQLStateMachine
 from gregor.storage import tables
 from gregor.storage.database import Database, Work
-from gregor.storage.engine import database_at
+from gregor.storage.engine import databases_at
 from gregor.storage.migrations import migrate
 
 T = TypeVar("T")
@@ -91,11 +91,7 @@ class World:
 @asynccontextmanager
 async def opened(urls: Mapping[str, str]) -> AsyncIterator[World]:
     """The shards with these names, empty and of one map."""
-    async with AsyncExitStack() as stack:
-        databases = {
-            name: await stack.enter_async_context(database_at(url, migrate))
-            for name, url in urls.items()
-        }
+    async with databases_at(urls, migrate) as databases:
         await moving.establish(databases)
         yield World(databases, urls)
 

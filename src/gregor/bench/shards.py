@@ -24,7 +24,7 @@ from gregor.state_machines.moving import Moved, Mover, establish
 from gregor.state_machines.sharded import ShardedStateMachine
 from gregor.state_machines.sql import SQLStateMachine
 from gregor.storage.database import Database
-from gregor.storage.engine import database_at
+from gregor.storage.engine import databases_at
 from gregor.storage.migrations import migrate
 from gregor.testing.backends import PostgreSQL
 
@@ -45,13 +45,9 @@ async def measure(quick: bool) -> list[Figure]:
 
 @asynccontextmanager
 async def _databases(server: PostgreSQL, number: int) -> AsyncIterator[dict[str, Database]]:
-    async with AsyncExitStack() as stack:
-        yield {
-            f"shard{n}": await stack.enter_async_context(
-                database_at(await server.create_database(), migrate)
-            )
-            for n in range(number)
-        }
+    urls = {f"shard{n}": await server.create_database() for n in range(number)}
+    async with databases_at(urls, migrate) as databases:
+        yield databases
 
 
 @asynccontextmanager

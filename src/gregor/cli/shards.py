@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -165,14 +165,11 @@ def _sharded(ctx: typer.Context, store: Sequence[str] | None) -> "Settings":
 @asynccontextmanager
 async def opened(stores: Mapping[str | None, str]) -> "AsyncIterator[dict[str, Database]]":
     """The databases of the shards, while the block runs."""
-    from gregor.storage.engine import database_at
+    from gregor.storage.engine import databases_at
     from gregor.storage.migrations import expect_newest
 
-    async with AsyncExitStack() as stack:
-        yield {
-            name or "": await stack.enter_async_context(database_at(url, expect_newest))
-            for name, url in stores.items()
-        }
+    async with databases_at({n or "": url for n, url in stores.items()}, expect_newest) as shards:
+        yield shards
 
 
 async def _status(settings: "Settings") -> "dict[str, Holding]":

@@ -1,5 +1,8 @@
 """Which database a URL means."""
 
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+
 from sqlalchemy import Connection
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -44,6 +47,18 @@ def database_at(
     if parsed.drivername in POSTGRESQL:
         return PostgreSQLDatabase(url, prepare_this, connections=connections, seconds=seconds)
     return SQLiteDatabase(parsed, prepare_this)
+
+
+@asynccontextmanager
+async def databases_at(
+    urls: Mapping[str, str], prepare: Work[None] = _as_it_is
+) -> AsyncIterator[dict[str, Database]]:
+    """The databases at these URLs, open, by their names."""
+    async with AsyncExitStack() as stack:
+        yield {
+            name: await stack.enter_async_context(database_at(url, prepare))
+            for name, url in urls.items()
+        }
 
 
 def is_shared(url: str) -> bool:

@@ -8,8 +8,8 @@ Everything comes from wheels, and listens on loopback.
 """
 
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, Self
 
 import httpx
@@ -17,7 +17,7 @@ import httpx
 from gregor.errors import SetupError
 from gregor.state_machines.moving import Mover, establish
 from gregor.storage.database import Database
-from gregor.storage.engine import database_at
+from gregor.storage.engine import database_at, databases_at
 from gregor.storage.migrations import migrate
 from gregor.testing.backends import NATS, Backend, PostgreSQL, Redis
 from gregor.testing.proxy import Proxy
@@ -129,14 +129,9 @@ class Fleet:
             await establish(databases)
         self.stores = [f"{name}={url}" for name, url in self.shards.items()]
 
-    @asynccontextmanager
-    async def databases(self) -> AsyncIterator[dict[str, Database]]:
+    def databases(self) -> AbstractAsyncContextManager[dict[str, Database]]:
         """The databases of the shards, opened beside the nodes."""
-        async with AsyncExitStack() as stack:
-            yield {
-                name: await stack.enter_async_context(database_at(url))
-                for name, url in self.shards.items()
-            }
+        return databases_at(self.shards)
 
     async def level(self) -> None:
         """Move buckets until each shard carries about as much."""
