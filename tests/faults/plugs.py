@@ -90,7 +90,7 @@ async def nothing(fleet: Fleet, random: Random) -> None:
 # While buckets move. The last shard is unused as yet; when all is over, it holds a quarter of them.
 
 QUARTER = BUCKETS // 4
-NEARLY_ALL = QUARTER - 2 * SEVERAL  # when there are switches still to come
+NEARLY_ALL = QUARTER - 4 * SEVERAL  # when there are switches still to come
 
 
 def moving(plug: Plug) -> Plug:
@@ -124,7 +124,7 @@ async def some_have_moved(fleet: Fleet, number: int, random: Random) -> None:
     while await connection.fetchval(question) < number:
         await connection.execute("SELECT pg_sleep(0.01)")
     await connection.close()
-    await asyncio.sleep(random.uniform(0, 0.05))
+    await asyncio.sleep(random.uniform(0, 0.03))
 
 
 async def move_all(fleet: Fleet, buckets: Sequence[int]) -> None:
