@@ -89,9 +89,8 @@ MUTATIONS = [
     Mutation(
         "of several buckets those are given away that are still closed",
         "state_machines/shard_map.py",
-        """    _expect_all(buckets, {placement.bucket for placement in placed})
-""",
-        "",
+        "_all(buckets, statements.ask(connection, statements.release_buckets, rows))",
+        "_all([], statements.ask(connection, statements.release_buckets, rows))",
         SHARDED + "test_several_buckets_are_given_away_together_or_not_at_all",
     ),
     Mutation(
@@ -125,6 +124,21 @@ MUTATIONS = [
         "return 0 if ours is None or ours.ctime >= theirs.ctime else ours.ctime",
         "return 0 if ours is None else ours.ctime",
         MOVING + "test_what_was_stored_behind_the_clock_meanwhile_moves_as_well",
+    ),
+    Mutation(
+        "a target is not told that buckets are on their way",
+        "state_machines/moving.py",
+        """                await self._tell([group.target], closed)
+""",
+        "",
+        MOVING + "test_what_is_on_its_way_is_not_taken_for_what_was_left_behind",
+    ),
+    Mutation(
+        "a bucket whose copy may have been removed is released",
+        "storage/statements.py",
+        "    .values(version=buckets.c.version + 1, closed_until=0)\n    .returning(",
+        "    .values(version=buckets.c.version + 1)\n    .returning(",
+        MOVING + "test_what_is_on_its_way_is_not_taken_for_what_was_left_behind",
     ),
     # Many nodes over one database
     Mutation(

@@ -1,8 +1,9 @@
 """Buckets that move while messages come, whatever becomes of the mover."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from random import Random
 
 import pytest
@@ -229,8 +230,59 @@ async def test_what_the_holder_lacks_is_reported_and_not_removed(world: World) -
 
 async def test_a_bucket_cannot_be_pruned_where_it_is_held(world: World) -> None:
     ann = await world.user_of("a")
-    with pytest.raises(GregorError, match="is held here"):
-        await world.databases["a"].write(lambda c: shard_map.prune(c, bucket_of(ann)))
+    bucket = bucket_of(ann)
+    async with world.machine() as machine:
+        await store(machine, create(ann, "mail"))
+    assert await world.databases["b"].write(lambda c: shard_map.reaffirm(c, bucket)) is None
+    for version in (1, 2):
+        here = shard_map.Placement(bucket, "a", version)
+        assert not await world.databases["a"].write(partial(shard_map.prune, placement=here))
+    assert len(await world.databases["a"].read(lambda c: shard_map.extents(c, [bucket]))) == 1
+
+
+class Watched(Mover):
+    """A Mover of whom somebody is told each time that it has copied, and how often it has."""
+
+    def __init__(self, world: World, copied: Callable[[int], Awaitable[None]]) -> None:
+        super().__init__(world.databases)
+        self._copied = copied
+        self._times = 0
+
+    async def _copy(self, group: Group) -> bool:
+        done = await super()._copy(group)
+        self._times += 1
+        await self._copied(self._times)
+        return done
+
+
+@pytest.mark.parametrize("begun", [1, 2], ids=["before it is closed", "while it is closed"])
+async def test_what_is_on_its_way_is_not_taken_for_what_was_left_behind(
+    world: World, begun: int
+) -> None:
+    """Somebody removes what is left of a bucket where it is being moved to again, after the mover
+    has looked there for the last time."""
+    ann = await world.user_of("a")
+    bucket = bucket_of(ann)
+    a, b = world.databases["a"], world.databases["b"]
+    reaffirmed: list[shard_map.Placement | None] = []
+    removed: list[bool] = []
+
+    async def prune(copied: int) -> None:
+        if copied == begun:
+            reaffirmed.append(await a.write(lambda c: shard_map.reaffirm(c, bucket)))
+        if copied == 2:
+            (placement,) = reaffirmed
+            assert placement is not None
+            removed.append(await b.write(lambda c: shard_map.prune(c, placement)))
+
+    async with world.machine() as machine:
+        stored = await store(machine, create(ann, "mail"))
+        await Mover(world.databases).move([Move(bucket, "a", "b")])
+        await Mover(world.databases).move([Move(bucket, "b", "a")])
+        await Watched(world, prune).move([Move(bucket, "a", "b")])
+        assert removed == [begun == 2]  # then the mover begins again, and copies it once more
+        assert await world.holder(ann) == "b"
+        assert [m.ctime for m in await world.log(machine, ann)] == [stored.ctime]
 
 
 async def test_a_target_that_has_other_messages_is_refused(world: World) -> None:

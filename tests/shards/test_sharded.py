@@ -111,7 +111,7 @@ async def test_a_bucket_that_was_given_away_is_taken_by_a_holder_who_was_not_tol
     ann = await world.user_of("a")
     bucket = bucket_of(ann)
     async with world.machine() as machine:
-        until = await world.databases["a"].write(lambda c: shard_map.close(c, [bucket], 10))
+        until, _ = await world.databases["a"].write(lambda c: shard_map.close(c, [bucket], 10))
         await world.databases["a"].write(lambda c: shard_map.release(c, [bucket], "b", until))
         stored = await store(machine, create(ann, "x"))
     there = await world.databases["b"].read(lambda c: shard_map.extents(c, [bucket]))
@@ -132,11 +132,11 @@ async def test_who_writes_to_a_closed_bucket_waits_until_it_opens(world: World) 
 async def test_what_has_opened_again_is_not_given_away(world: World) -> None:
     bucket = bucket_of(await world.user_of("a"))
     source = world.databases["a"]
-    first = await source.write(lambda c: shard_map.close(c, [bucket], 10))
+    first, _ = await source.write(lambda c: shard_map.close(c, [bucket], 10))
     await source.write(lambda c: shard_map.close(c, [bucket], 20))  # by somebody else
     with pytest.raises(shard_map.NotClosed):
         await source.write(lambda c: shard_map.release(c, [bucket], "b", first))
-    expired = await source.write(lambda c: shard_map.close(c, [bucket], -1))
+    expired, _ = await source.write(lambda c: shard_map.close(c, [bucket], -1))
     with pytest.raises(shard_map.NotClosed):
         await source.write(lambda c: shard_map.release(c, [bucket], "b", expired))
 
@@ -144,7 +144,7 @@ async def test_what_has_opened_again_is_not_given_away(world: World) -> None:
 async def test_several_buckets_are_given_away_together_or_not_at_all(world: World) -> None:
     placed, (one, other) = await read_map(world.databases), (0, 1)
     source = world.databases["a"]
-    until = await source.write(lambda c: shard_map.close(c, [one, other], 10))
+    until, _ = await source.write(lambda c: shard_map.close(c, [one, other], 10))
     await source.write(lambda c: shard_map.close(c, [other], 20))  # by somebody else
     with pytest.raises(shard_map.NotClosed):
         await source.write(lambda c: shard_map.release(c, [one, other], "b", until))

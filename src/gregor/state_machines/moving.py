@@ -180,16 +180,15 @@ class Mover:
                     moved(each)
 
     async def _move_all(self, group: Group) -> AsyncIterator[Moved]:
-        """Several at each switch: fewer once there was no time for so many, then slowly more."""
+        """Several at each switch: fewer where it takes long, then slowly more."""
         several, waiting = float(SEVERAL), group.buckets
         while waiting:
-            some = group._replace(buckets=waiting[: int(several)])
-            done = await self._move(some)
+            done = await self._move(group._replace(buckets=waiting[: int(several)]))
             for each in done:
                 yield each
             waiting = waiting[len(done) :]
-            in_time = len(done) == len(some.buckets)
-            several = min(SEVERAL, 1.1 * several) if in_time else len(done)
+            hasty = done[0].pause > CLOSED_SECONDS / 2
+            several = max(1, len(done) / 2) if hasty else min(SEVERAL, 1.1 * several)
 
     async def _move(self, group: Group) -> list[Moved]:
         """Move a group at one switch, or as many of it as there is time for."""
@@ -224,11 +223,15 @@ class Mover:
         has moved if the time was too short."""
         source = self._databases[group.source]
         try:
-            until = await source.write(lambda c: shard_map.close(c, group.buckets, CLOSED_SECONDS))
+            until, closed = await source.write(
+                lambda c: shard_map.close(c, group.buckets, CLOSED_SECONDS)
+            )
         except Unavailable:
             return []  # who writes takes long: they shall not wait for us
         try:
             async with asyncio.timeout(CLOSED_SECONDS):
+                # First, so that nobody takes what is there for what was left behind (see `_prune`).
+                await self._tell([group.target], closed)
                 if not await self._copy(group):
                     raise NotClosed("not all has been copied in time")
             released = await source.write(
@@ -288,8 +291,9 @@ class Mover:
 
     async def verify(self, *, prune: bool = False) -> tuple[list[Finding], int]:
         """Compare the map with what the shards have, and what they have left over with what its
-        holder has. With `prune`, remove what is left over of buckets in which nothing is missing.
-        What was found, and in how many buckets something was, or is, left over."""
+        holder has. With `prune`, remove what is left over of buckets in which nothing is missing,
+        which is safe while others move buckets. What was found, and in how many buckets something
+        was, or is, left over."""
         placed = await read_map(self._databases)
         await self._tell(self._databases, placed.values())
         findings: list[Finding] = []
@@ -310,8 +314,14 @@ class Mover:
                 )
                 left_over += 1
                 if prune and not lacking:
-                    await database.write(partial(shard_map.prune, bucket=bucket))
+                    await self._prune(bucket, name, holder)
         return findings, left_over
+
+    async def _prune(self, bucket: int, name: str, holder: str) -> None:
+        """Remove what a shard has left over, unless the bucket is on its way there."""
+        placement = await self._databases[holder].write(lambda c: shard_map.reaffirm(c, bucket))
+        if placement is not None:
+            await self._databases[name].write(lambda c: shard_map.prune(c, placement))
 
     async def _lacking(self, holder: str, name: str, buckets: Sequence[int]) -> list[UID]:
         """The users of these buckets of whom the holder lacks something that this shard has."""

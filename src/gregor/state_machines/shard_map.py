@@ -7,7 +7,7 @@ a bucket moves by one transaction in the shard that holds it, and there is no mo
 Functions of a connection, each inside its caller's transaction.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -75,25 +75,30 @@ def placements(connection: Connection) -> list[Placement]:
     return [Placement(*row) for row in connection.execute(statements.placements)]
 
 
-def adopt(connection: Connection, known: Iterable[Placement]) -> None:
-    """Take over whatever is newer than what is known here. Twice-safe."""
+def adopt(connection: Connection, known: Iterable[Placement]) -> int:
+    """Take over whatever is newer than what is known here; how much that was. Twice-safe."""
     adopted = statements.adopt_placements(connection.dialect.name)
-    statements.ask(connection, adopted, known)
+    return statements.ask(connection, adopted, known).rowcount
 
 
 # Buckets on their way
 
 
-def close(connection: Connection, buckets: Sequence[int], seconds: float) -> Time:
-    """Take no messages for these buckets, for so long; until when, by the database's clock. All
-    that has been taken is committed and can be read when this is. NotClosed: none is closed."""
+class Closed(NamedTuple):
+    """Buckets that take no messages until then, by the clock of their database."""
+
+    until: Time
+    placements: list[Placement]
+
+
+def close(connection: Connection, buckets: Sequence[int], seconds: float) -> Closed:
+    """Take no messages for these buckets, for so long. All that has been taken is committed and
+    can be read when this is. NotClosed: none is closed."""
     # From before we wait: others wait behind us meanwhile, and all their waiting counts.
     until: Time = connection.execute(statements.time_there).scalar_one() + round(seconds * SECOND)
     _await_writers(connection)
     rows = [(bucket, until) for bucket in buckets]
-    closed = {row.bucket for row in statements.ask(connection, statements.close_buckets, rows)}
-    _expect_all(buckets, closed)
-    return until
+    return Closed(until, _all(buckets, statements.ask(connection, statements.close_buckets, rows)))
 
 
 def release(
@@ -104,10 +109,7 @@ def release(
     them stay."""
     _await_writers(connection)
     rows = [(bucket, until, to) for bucket in buckets]
-    released = statements.ask(connection, statements.release_buckets, rows)
-    placed = [Placement(row.bucket, row.shard, row.version) for row in released]
-    _expect_all(buckets, {placement.bucket for placement in placed})
-    return placed
+    return _all(buckets, statements.ask(connection, statements.release_buckets, rows))
 
 
 def reopen(connection: Connection, buckets: Sequence[int], until: Time) -> None:
@@ -116,11 +118,12 @@ def reopen(connection: Connection, buckets: Sequence[int], until: Time) -> None:
     statements.ask(connection, statements.reopen_buckets, rows)
 
 
-def _expect_all(asked: Sequence[int], done: Set[int]) -> None:
+def _all(asked: Sequence[int], rows: Iterable[Any]) -> list[Placement]:
     """Raises NotClosed, which undoes the transaction, unless it was done to all of them."""
-    for bucket in asked:
-        if bucket not in done:
-            raise NotClosed(f"bucket {bucket} is not here, or was closed for too short a time")
+    placed = [Placement(row.bucket, row.shard, row.version) for row in rows]
+    for bucket in {*asked} - {placement.bucket for placement in placed}:
+        raise NotClosed(f"bucket {bucket} is not here, or was closed for too short a time")
+    return placed
 
 
 def _await_writers(connection: Connection) -> None:
@@ -180,12 +183,23 @@ def loads(connection: Connection) -> dict[int, Load]:
     return {row.bucket: Load(row.users, row.messages, row.bytes) for row in rows}
 
 
-def prune(connection: Connection, bucket: int) -> None:
-    """Remove all that is here of a bucket. Raises Unavailable if it is ours."""
-    if not held_elsewhere(connection, [bucket]):
-        raise Unavailable(f"bucket {bucket} is held here; nothing of it was removed")
+def reaffirm(connection: Connection, bucket: int) -> Placement | None:
+    """Place a bucket anew where it is, which is here; None if it is not. Whoever was about to
+    move it has to close it once more."""
+    for row in statements.ask(connection, statements.reaffirm_buckets, [(bucket,)]):
+        return Placement(row.bucket, row.shard, row.version)
+    return None
+
+
+def prune(connection: Connection, placement: Placement) -> bool:
+    """Remove all that is here of a bucket that its holder has reaffirmed. Whether it was removed:
+    whoever moves the bucket here has told us as much, or more, before looking at what is here,
+    and is to find that unchanged."""
+    if not adopt(connection, [placement]) or not held_elsewhere(connection, [placement.bucket]):
+        return False
     for table in (tables.messages, tables.dismissed_ids, tables.dismissed_ranges, tables.users):
-        connection.execute(statements.of_bucket(table), {"of": bucket})
+        connection.execute(statements.of_bucket(table), {"of": placement.bucket})
+    return True
 
 
 def strays(connection: Connection) -> set[UID]:

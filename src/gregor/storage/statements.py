@@ -311,7 +311,7 @@ close_buckets = (
     update(buckets)
     .where(buckets.c.bucket == _given_bucket, buckets.c.shard == _here)
     .values(closed_until=_number(1))
-    .returning(buckets.c.bucket)
+    .returning(buckets.c.bucket, buckets.c.shard, buckets.c.version)
 )
 # Whoever holds the buckets closed until then, and still does, gives them away.
 # Rows: (bucket, until, shard).
@@ -324,6 +324,13 @@ release_buckets = (
         buckets.c.closed_until > now_there,
     )
     .values(shard=_text(2), version=buckets.c.version + 1, closed_until=0)
+    .returning(buckets.c.bucket, buckets.c.shard, buckets.c.version)
+)
+# Whoever holds the buckets says so anew, and whoever has closed them begins again. Rows: (bucket).
+reaffirm_buckets = (
+    update(buckets)
+    .where(buckets.c.bucket == _given_bucket, buckets.c.shard == _here)
+    .values(version=buckets.c.version + 1, closed_until=0)
     .returning(buckets.c.bucket, buckets.c.shard, buckets.c.version)
 )
 # Rows: (bucket, until).
