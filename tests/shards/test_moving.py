@@ -184,6 +184,18 @@ async def test_what_was_stored_behind_the_clock_meanwhile_moves_as_well(world: W
         assert [message.ctime for message in log] == [first.ctime - 5, first.ctime]
 
 
+async def test_what_was_stored_behind_the_clock_moves_there_and_back(world: World) -> None:
+    ann = await world.user_of("a")
+    async with world.machine() as machine:
+        first = await store(machine, create(ann, "mail"))
+        await store(machine, create(ann, "mail").stamp(first.ctime - 5, 0))
+    mover = Mover(world.databases)
+    await mover.move([Move(bucket_of(ann), "a", "b")])
+    assert await mover.verify() == ([], 1)
+    await mover.move([Move(bucket_of(ann), "b", "a")])
+    assert await world.holder(ann) == "a"
+
+
 async def test_cursors_keep_their_meaning(world: World) -> None:
     ann = await world.user_of("a")
     async with world.machine() as machine:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
 
+from msgspec.json import encode
 from sqlalchemy import Connection
 
 from gregor.core.buckets import bucket_of
@@ -151,7 +152,7 @@ def page(connection: Connection, cursors: Mapping[UID, Time]) -> list[InBandMess
 
 
 class Digest(NamedTuple):
-    """A message, without what is in it."""
+    """A message, without what is in it; and without its predecessor, which may come later."""
 
     uid: UID
     ctime: Time
@@ -161,7 +162,7 @@ class Digest(NamedTuple):
 def digests(connection: Connection, cursors: Mapping[UID, Time]) -> list[Digest]:
     """The same, as digests of what was sent."""
     return [
-        Digest(uid, row.ctime, sha256(row.message.encode()).hexdigest())
+        Digest(uid, row.ctime, sha256(encode(message_of(row).stamp(row.ctime, 0))).hexdigest())
         for uid, row in _page(connection, cursors)
     ]
 
