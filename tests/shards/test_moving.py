@@ -252,6 +252,24 @@ async def test_a_bucket_cannot_be_pruned_where_it_is_held(world: World) -> None:
     assert len(await world.databases["a"].read(lambda c: shard_map.extents(c, [bucket]))) == 1
 
 
+async def test_who_finds_that_somebody_else_has_moved_a_bucket_says_so(world: World) -> None:
+    ann = await world.user_of("a")
+    move = Move(bucket_of(ann), "a", "b")
+
+    async def overtake(copied: int) -> None:
+        if copied == 1:
+            await Mover(world.databases).move([move])
+            async with world.machine() as machine:
+                await store(machine, create(ann, "mail"))
+
+    with pytest.raises(Unavailable, match="has gone from 'a' to 'b': somebody else moves"):
+        await Watched(world, overtake).move([move._replace(target="c")])
+    assert await world.holder(ann) == "b"
+    late = Mover(world.databases)
+    with pytest.raises(Unavailable, match="has gone from 'a' to 'b': somebody else moves"):
+        await late._move(Group("a", "b", [move.bucket]))
+
+
 class Watched(Mover):
     """A Mover of whom somebody is told each time that it has copied, and how often it has."""
 

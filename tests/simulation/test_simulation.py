@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterable
 
 import pytest
 
@@ -18,14 +19,16 @@ def test_all_agree_in_the_end(first: int) -> None:
         simulation.live(seed)
 
 
-def test_a_seed_replays_the_same_trace_in_any_process() -> None:
-    traces = {_trace_in_another_process(hash_seed) for hash_seed in ("1", "2")}
-    assert traces == {"\n".join(simulation.live(17).trace) + "\n"}
+@pytest.mark.parametrize("seed", [17, 2 * simulation.SHARDED_EVERY])
+def test_a_seed_replays_the_same_trace_in_any_process(seed: int) -> None:
+    traces = {_trace_in_another_process(seed, hash_seed) for hash_seed in ("1", "2")}
+    assert traces == {"\n".join(simulation.live(seed).trace) + "\n"}
 
 
 def test_the_worlds_are_full_of_trouble() -> None:
-    traces = "\n".join(line for seed in range(40) for line in simulation.live(seed).trace)
-    for trouble in (
+    _expect(
+        range(40),
+        False,
         "crashes",
         "hears nothing any more",
         "hears again, and knows",
@@ -44,12 +47,34 @@ def test_the_worlds_are_full_of_trouble() -> None:
         "duplicate",
         "no more (expired)",
         "no more (replaced)",
-    ):
+    )
+
+
+def test_shards_have_troubles_of_their_own() -> None:
+    _expect(
+        range(40),
+        True,
+        "moved",
+        "mover      is killed",
+        "pruner     is killed",
+        "mover      gives up",
+        "went through 2 buckets left over",
+        "shard a    goes down",
+        "fails after storing in a",
+        "a later commit for b overtake",
+        "cannot start: no shard answers",
+        "somebody else moves buckets as well",
+    )
+
+
+def _expect(seeds: Iterable[int], sharded: bool, *troubles: str) -> None:
+    traces = "\n".join(line for seed in seeds for line in simulation.live(seed, sharded).trace)
+    for trouble in troubles:
         assert trouble in traces, trouble
 
 
-def _trace_in_another_process(hash_seed: str) -> str:
-    command = [sys.executable, "-m", "gregor.testing.simulation", "--seed", "17", "--trace"]
+def _trace_in_another_process(seed: int, hash_seed: str) -> str:
+    command = [sys.executable, "-m", "gregor.testing.simulation", "--seed", str(seed), "--trace"]
     environment = {"PYTHONHASHSEED": hash_seed, "PATH": ""}
     return subprocess.run(
         command, env=environment, check=True, capture_output=True, text=True

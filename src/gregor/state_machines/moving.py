@@ -26,12 +26,12 @@ from typing import NamedTuple, TypeVar
 from gregor.core.buckets import BUCKETS, Move, bucket_of, levelled
 from gregor.core.instant import Time
 from gregor.core.message import UID, InBandMessage
-from gregor.errors import GregorError, SetupError, Unavailable
+from gregor.errors import Elsewhere, GregorError, SetupError, Unavailable
 from gregor.interfaces import Rejected
 from gregor.state_machines import shard_map
 from gregor.state_machines.shard_map import PAGE, Digest, Extent, Load, NotClosed, Placement
 from gregor.state_machines.sharded import merged, read_map
-from gregor.state_machines.transactions import consume
+from gregor.state_machines.transactions import consume, held_elsewhere
 from gregor.storage.database import Database
 
 CLOSED_SECONDS = 0.45
@@ -202,6 +202,7 @@ class Mover:
             longest = max(longest, clock() - began)
             if released:
                 break
+            await self._expect_held(group)
             group = group.first_half()
             await asyncio.sleep(self._mind.uniform(0.1, min(LONGEST_REST, 0.2 * 2**attempt)))
         else:
@@ -282,7 +283,20 @@ class Mover:
         """What the target has of the buckets, from an earlier time, is to be part of what the
         source has: only then does the same clock and number mean the same messages."""
         for uid in await self._lacking(group.source, group.target, group.buckets):
+            await self._expect_held(group)
             raise _in_the_way(group, uid)
+
+    async def _expect_held(self, group: Group) -> None:
+        """The source may have given a bucket to somebody else's target, since we read the map."""
+        for gone in await self._gone(group.source, group.buckets):
+            raise Unavailable(
+                f"bucket {gone.bucket} has gone from {group.source!r} to {gone.shard!r}: somebody "
+                "else moves buckets as well; begin again when they have finished"
+            )
+
+    async def _gone(self, name: str, buckets: Sequence[int]) -> list[Elsewhere]:
+        """Which of the buckets this shard does not hold, or not any more."""
+        return await self._databases[name].read(lambda c: held_elsewhere(c, buckets))
 
     async def _extents(self, name: str, buckets: Sequence[int]) -> dict[UID, Extent]:
         return await self._databases[name].read(lambda c: shard_map.extents(c, buckets))
@@ -306,6 +320,8 @@ class Mover:
                     continue
                 holder = placed[bucket].shard
                 lacking = await self._lacking(holder, name, [bucket])
+                if lacking and await self._gone(holder, [bucket]):
+                    continue  # it has moved on since we read the map
                 findings += (
                     Finding(
                         name, f"user {uid!r} has messages that shard {holder!r}, the holder, lacks"

@@ -6,25 +6,29 @@ and overtake one another; the store answers late, in the wrong order, and not at
 for a while, or stores and then fails to say so; the pub/sub drops, repeats and reorders, dies
 without a word, and carries what strangers put there; nodes crash between store and
 acknowledgement; devices are killed and come back with what their store had saved; clocks differ
-and jump back.
+and jump back. In one world of ten the store is real shards, which go down one by one, while movers
+that are killed at any moment move the users' buckets between them, and others remove what is left.
 
 Then the faults end, and all must agree: every replica with the store, hash and items; everything
-acknowledged is stored once; everything that a device accepted was stored, or rejected in words;
-nothing that was dismissed is shown again; and where clocks agree, no hash had to find a replica
-that was wrong.
+acknowledged is stored once, on one shard; everything that a device accepted was stored, or rejected
+in words; nothing that was dismissed is shown again; and where clocks agree, no hash had to find a
+replica that was wrong.
 
     python -m gregor.testing.simulation --seeds 2000
     python -m gregor.testing.simulation --seed 17 --trace
+    python -m gregor.testing.simulation --seeds 2000 --sharded
 """
 
 import argparse
 import asyncio
 import random
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any, cast
 
 import structlog
@@ -32,7 +36,7 @@ import structlog
 from gregor.client import Client, Created, Disconnected, Dismissed, MemoryStore
 from gregor.consumers.broadcaster import Broadcaster
 from gregor.consumers.publisher import Publisher, channel_of, seal
-from gregor.core.instant import SECOND, Time, TimeOrOffset
+from gregor.core.instant import SECOND, Time
 from gregor.core.message import (
     UID,
     DeviceID,
@@ -43,9 +47,8 @@ from gregor.core.message import (
     dismiss_category,
     replace,
 )
-from gregor.core.state import Snapshot, State, Sync
+from gregor.core.state import Snapshot, State
 from gregor.errors import Unavailable
-from gregor.interfaces import Outcome
 from gregor.node import Node
 from gregor.protocol.frames import Result
 from gregor.pubsub.interface import Event, Interrupted
@@ -56,71 +59,17 @@ from gregor.server.metrics import Metrics
 from gregor.server.readiness import Readiness
 from gregor.server.service import Service
 from gregor.server.websocket import Connection
-from gregor.state_machines.memory import MemoryStateMachine
 from gregor.testing import virtual_time
+from gregor.testing.simulated_stores import Line, ShardedStore, SharedStore, Store
 
 USERS = ("ann", "bob")
 CATEGORIES = ("mail", "mail.work", "chat", "theme")
 FORGED = "forged"
+SHARDED_EVERY = 10  # worlds: these take ten times as long as others
 
 
 class Disagreement(AssertionError):
     """The world did not come out as it must. The seed replays it."""
-
-
-class LateStore:
-    """One node's way to the state machine of record that all share. Answers come late and in any
-    order, across nodes too, and sometimes not at all: before it has stored, or, worse, after.
-    While it is `down` there is no answer for this node."""
-
-    def __init__(self, machine: MemoryStateMachine, world: "World", name: str) -> None:
-        self.down = False
-        self._machine = machine
-        self._world = world
-        self._name = name
-
-    async def consume_message(self, message: Any) -> Any:
-        return await self._machine.consume_message(message)
-
-    async def consume_messages(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
-        await self._trouble("before storing")
-        outcomes = await self._machine.consume_messages(messages)
-        if self._world.happens(0.2):
-            await self._world.overtaken(messages[0].uid)
-        await self._trouble("after storing")
-        self._world.answered(message.uid for message in messages)
-        return outcomes
-
-    async def state(
-        self, uid: UID, device_id: DeviceID | None = None, at: TimeOrOffset | None = None
-    ) -> State:
-        return await self._machine.state(uid, device_id, at)
-
-    async def in_band_messages_since(
-        self, uid: UID, device_id: DeviceID | None, since: TimeOrOffset
-    ) -> Sequence[InBandMessage]:
-        return await self._machine.in_band_messages_since(uid, device_id, since)
-
-    async def sync(self, uid: UID, device_id: DeviceID | None, cursor: Time) -> Sync:
-        await self._trouble("before reading")
-        sync = await self._machine.sync(uid, device_id, cursor)
-        await self._world.delay()
-        return sync
-
-    async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
-        await self._trouble("before reading clocks")
-        ctimes = await self._machine.ctimes(uids)
-        await self._world.delay()
-        return ctimes
-
-    async def troubles(self) -> Sequence[str]:
-        return await self._machine.troubles()
-
-    async def _trouble(self, when: str) -> None:
-        await self._world.delay()
-        if self.down or self._world.happens(0.05):
-            self._world.note(self._name, f"the store fails {when}")
-            raise Unavailable(f"the store fails {when}")
 
 
 class LossyPubSub(MemoryPubSub):
@@ -250,7 +199,7 @@ class SimulatedNode:
         self._world = world
         self._skew = world.skew()
         self._starts = 0
-        self.store = LateStore(world.store, world, name)
+        self.line = Line(world, name)
         self.service: Service | None = None
         self.pubsub: LossyPubSub | None = None
         self._links: dict[Link, None] = {}
@@ -272,18 +221,21 @@ class SimulatedNode:
         self.pubsub = pubsub = LossyPubSub(world.exchange, world)
         deliveries: dict[Delivery, None] = {}
         metrics = Metrics(deliveries)
-        node = Node(
-            self.store,
-            [Publisher(pubsub, name), Broadcaster()],
-            clock=self.clock,
-            pubsub=pubsub,
-            name=name,
-            linger_seconds=world.rng.uniform(0.5, 5),
-            observer=metrics,
-            jitter=world.rng.random,
-        )
+        self.line = Line(world, self.name)
         try:
-            async with node:
+            async with (
+                world.store.serve(self.line, self.clock) as state_machine,
+                Node(
+                    state_machine,
+                    [Publisher(pubsub, name), Broadcaster()],
+                    clock=self.clock,
+                    pubsub=pubsub,
+                    name=name,
+                    linger_seconds=world.rng.uniform(0.5, 5),
+                    observer=metrics,
+                    jitter=world.rng.random,
+                ) as node,
+            ):
                 readiness = Readiness(node, pubsub)
                 self.service = Service(node, OpenAuthenticator(), metrics, readiness, deliveries)
                 world.note(name, "starts")
@@ -300,6 +252,7 @@ class SimulatedNode:
             return
         self._world.note(self.name, "crashes")
         self.service = None
+        self.line.cut = True  # or it would store, on its way out, what had been waiting
         for link in tuple(self._links):
             link.break_("the node has crashed")
         self.life.cancel()
@@ -443,15 +396,16 @@ class SimulatedDevice:
 class World:
     """All of it, by one seed."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, sharded: bool = False) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
+        self.users: Sequence[UID] = USERS
         self.trace: list[str] = []
         self.calm = False
         self.clocks_agree = self.rng.random() < 0.5
         self.exchange = Exchange()
         self.tasks = asyncio.TaskGroup()
-        self.store = MemoryStateMachine(self._store_clock)
+        self.store: Store = ShardedStore(self) if sharded else SharedStore(self._store_clock)
         self.nodes = [SimulatedNode(self, f"node{n}") for n in range(self.rng.randrange(1, 4))]
         self.devices = [
             SimulatedDevice(self, uid, f"d{n}")
@@ -460,7 +414,7 @@ class World:
         ]
         self.acknowledged: dict[tuple[UID, MsgID], Time] = {}
         self._sent: list[InBandMessage] = []
-        self._answered = {uid: asyncio.Event() for uid in USERS}
+        self._answered: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
 
     # What the seed decides
 
@@ -484,19 +438,17 @@ class World:
     def note(self, who: str, what: str) -> None:
         self.trace.append(f"{asyncio.get_running_loop().time():10.3f} {who:10} {what}")
 
-    def answered(self, uids: Iterable[UID]) -> None:
-        """The store has answered a commit for these users."""
-        for uid in uids:
-            self._answered[uid].set()
-            self._answered[uid] = asyncio.Event()
+    def answered(self, whom: str) -> None:
+        """The store has answered a commit for this user, or of this shard."""
+        self._answered.pop(whom, asyncio.Event()).set()
 
-    async def overtaken(self, uid: UID) -> None:
-        """Wait, a while at most, until another commit for this user has its answer, so that it can
-        be told everywhere before this one's is known."""
+    async def overtaken(self, whom: str) -> None:
+        """Wait, a while at most, until another commit there has its answer, so that it can be told
+        everywhere before this one's is known."""
         with suppress(TimeoutError):
             async with asyncio.timeout(2):
-                await self._answered[uid].wait()
-                self.note("store", f"lets a later commit for {uid} overtake")
+                await self._answered[whom].wait()
+                self.note("store", f"lets a later commit for {whom} overtake")
         await self.delay()
 
     def _store_clock(self) -> Time:
@@ -507,7 +459,7 @@ class World:
 
     async def run(self) -> None:
         """Live through the faults, end them, and see that all agree."""
-        async with self.tasks:
+        async with self.store, self.tasks:
             lives = [self.tasks.create_task(device.live()) for device in self.devices]
             for node in self.nodes:
                 node.start()
@@ -523,7 +475,15 @@ class World:
 
     async def _something(self) -> None:
         match self.choice(
-            backend=8, device=12, crash=1, silence=1, outage=1, stranger=2, clock=1, break_=2
+            backend=8,
+            device=12,
+            crash=1,
+            silence=1,
+            outage=1,
+            stranger=2,
+            clock=1,
+            break_=2,
+            **self.store.accidents,
         ):
             case "backend":
                 await self._backend()
@@ -541,6 +501,8 @@ class World:
                 self.rng.choice(self.nodes).jump()
             case "break_":
                 self.rng.choice(self.devices).lose_connection("the network fails")
+            case accident:
+                await self.store.suffer(accident)
 
     async def _silence(self, node: SimulatedNode) -> None:
         """The pub/sub dies for one node, and nobody is told."""
@@ -554,15 +516,16 @@ class World:
 
     async def _cut_off(self, node: SimulatedNode) -> None:
         """The store cannot be had, by one node only."""
-        node.store.down = True
+        line = node.line
+        line.down = True
         self.note(node.name, "is cut off from the store")
         await asyncio.sleep(self.rng.random() * 10)
-        node.store.down = False
+        line.down = False
 
     async def _stranger(self) -> None:
         """Somebody else publishes on a user's channel."""
         uid, other = self.rng.sample(USERS, 2)
-        log = self.store.log(uid)
+        log = await self.store.log(uid)
         message: InBandMessage | None = None
         match self.choice(garbage=1, other=1, future=1, again=1):
             case "other":
@@ -583,13 +546,16 @@ class World:
             self._message(self.rng.choice(USERS)) for _ in range(self.rng.choice((1, 1, 1, 3)))
         ]
         self._sent += messages
-        while True:
+        while messages:
             service = self.rng.choice(self.nodes).service
             try:
                 if service is not None:
-                    for result in await service.inject(messages):
-                        self._acknowledge(result)
-                    return
+                    results = await service.inject(messages)
+                    refused = [m for m, r in zip(messages, results, strict=True) if r.to_repeat]
+                    for result in results:
+                        if not result.to_repeat:
+                            self._acknowledge(result)
+                    messages = refused
             except Unavailable:
                 pass
             except asyncio.CancelledError:
@@ -645,17 +611,18 @@ class World:
 
     async def _disagreement(self) -> str | None:
         """What is not as it must be; None if all is."""
+        logs = {uid: await self._log(uid) for uid in USERS}
         for uid, msg_id in self.acknowledged:
             ctime = self.acknowledged[uid, msg_id]
-            if self._log(uid).get(msg_id) != ctime:
+            if logs[uid].get(msg_id) != ctime:
                 return f"{msg_id} was acknowledged at {ctime} and is not in the log there"
         for device in self.devices:
-            trouble = await self._differs(device)
+            trouble = await self._differs(device, logs[device.uid])
             if trouble is not None:
                 return f"{device.name}: {trouble}"
-        return None
+        return await self.store.defect()
 
-    async def _differs(self, device: SimulatedDevice) -> str | None:
+    async def _differs(self, device: SimulatedDevice, log: Mapping[MsgID, Time]) -> str | None:
         client = device.client
         if client is None or not client.online:
             return "is not online"
@@ -666,9 +633,9 @@ class World:
             return "was wrong, and only a snapshot has mended it"
         refused = {refused.message.msg_id for refused in client.rejected()}
         for msg_id in device.written:
-            if msg_id not in refused and msg_id not in self._log(device.uid):
+            if msg_id not in refused and msg_id not in log:
                 return f"wrote {msg_id}, which is neither stored nor rejected"
-        sync = await self.store.sync(device.uid, device.device_id, 0)
+        sync = await self.store.sync(device.uid, device.device_id)
         assert isinstance(sync.content, Snapshot)
         ours = client.replica.facts.state(device.device_id, sync.as_of)
         if ours.hash() != sync.hash or ours.items != sync.content.items:
@@ -676,11 +643,15 @@ class World:
             return f"holds {_names(ours)}, and the store {_names(theirs)}"
         return None
 
-    def _log(self, uid: UID) -> dict[MsgID, Time]:
-        log = self.store.log(uid)
+    async def _log(self, uid: UID) -> dict[MsgID, Time]:
+        log = await self.store.log(uid)
         ctimes = {message.msg_id: message.ctime for message in log}
         if len(ctimes) != len(log):
             raise Disagreement(f"the log of {uid} holds a message twice")
+        if [message.prev for message in log] != [0, *(message.ctime for message in log)][
+            : len(log)
+        ]:
+            raise Disagreement(f"the log of {uid} is not one chain")
         return ctimes
 
 
@@ -688,16 +659,17 @@ def _names(state: State) -> list[str]:
     return [f"{item.msg_id}@{item.ctime}" for item in state.items]
 
 
-def live(seed: int) -> World:
-    """Live through one world. Raises Disagreement, with the seed in it, if it comes out wrong."""
-    world = World(seed)
+def live(seed: int, sharded: bool | None = None) -> World:
+    """Live through one world. Raises Disagreement, with the seed in it, if it comes out wrong.
+    Unless it is said, the seed decides whether there are shards."""
+    world = World(seed, seed % SHARDED_EVERY == 0 if sharded is None else sharded)
     try:
         # What goes wrong in here is wanted, and stands in the trace.
         with structlog.testing.capture_logs():
             virtual_time.run(world.run())
     except Exception as error:
         last = "\n".join(world.trace[-60:])
-        raise Disagreement(f"seed {seed}: {_leaf(error)}\n{last}") from error
+        raise Disagreement(f"seed {seed}: {_leaf(error)!r}\n{last}") from error
     return world
 
 
@@ -715,29 +687,34 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2000, help="how many worlds, from --first on")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, help="this one world only")
+    parser.add_argument("--sharded", action="store_true", help="shards in every world")
     parser.add_argument("--trace", action="store_true", help="print what happened in it")
     asked = parser.parse_args()
+    sharded = True if asked.sharded else None
     if asked.seed is not None:
-        world = live(asked.seed)
+        world = live(asked.seed, sharded)
         print("\n".join(world.trace) if asked.trace else f"seed {asked.seed}: all agree")
         return
     failed = 0
     seeds = range(asked.first, asked.first + asked.seeds)
     with ProcessPoolExecutor() as processes:
         for seed, trouble in zip(
-            seeds, processes.map(trouble_with, seeds, chunksize=20), strict=True
+            seeds,
+            processes.map(partial(trouble_with, sharded=sharded), seeds, chunksize=20),
+            strict=True,
         ):
             if trouble is not None:
                 failed += 1
-                print(f"seed {seed} failed; again with --seed {seed} --trace\n{trouble}")
+                again = f"--seed {seed} --trace" + (" --sharded" if sharded else "")
+                print(f"seed {seed} failed; again with {again}\n{trouble}", flush=True)
     print(f"{asked.seeds} worlds, {failed} failed")
     sys.exit(1 if failed else 0)
 
 
-def trouble_with(seed: int) -> str | None:
+def trouble_with(seed: int, sharded: bool | None) -> str | None:
     """What is wrong with the world of this seed; None if nothing is."""
     try:
-        live(seed)
+        live(seed, sharded)
     except Disagreement as error:
         return str(error)
     return None
