@@ -265,9 +265,6 @@ async def test_who_finds_that_somebody_else_has_moved_a_bucket_says_so(world: Wo
     with pytest.raises(Unavailable, match="has gone from 'a' to 'b': somebody else moves"):
         await Watched(world, overtake).move([move._replace(target="c")])
     assert await world.holder(ann) == "b"
-    late = Mover(world.databases)
-    with pytest.raises(Unavailable, match="has gone from 'a' to 'b': somebody else moves"):
-        await late._move(Group("a", "b", [move.bucket]))
 
 
 class Watched(Mover):

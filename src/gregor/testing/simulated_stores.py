@@ -6,12 +6,12 @@ not at all: before something was stored or, worse, after.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from functools import cache
+from functools import cache, partial
 from random import Random
 from sqlite3 import Connection
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 from sqlalchemy.engine import make_url
 
@@ -78,11 +78,17 @@ class Line:
             raise StorageUnavailable(f"the store fails {when}")
 
 
+class Accident(NamedTuple):
+    """Something that may happen, more often the more it weighs."""
+
+    weight: int
+    happen: Callable[[], Awaitable[None]]
+
+
 class Store(Protocol):
     """The nodes' store, and what a judge may know of it, who is never kept waiting."""
 
-    accidents: Mapping[str, int]
-    """What may happen to it, and how often as compared with others."""
+    accidents: Mapping[str, Accident]
 
     async def __aenter__(self) -> Self: ...
     async def __aexit__(self, *exc_info: Any) -> None: ...
@@ -92,8 +98,6 @@ class Store(Protocol):
     ) -> AbstractAsyncContextManager[StateMachineOfRecord]:
         """The state machine of one node's life."""
         ...
-
-    async def suffer(self, accident: str) -> None: ...
 
     async def sync(self, uid: UID, device_id: DeviceID) -> Sync:
         """What a device that knows nothing is told."""
@@ -112,11 +116,10 @@ class Store(Protocol):
 
 
 class SharedStore:
-    """A state machine in memory."""
-
-    accidents: Mapping[str, int] = {}
+    """A state machine in memory, to which nothing happens but what happens to the lines."""
 
     def __init__(self, clock: Callable[[], Time]) -> None:
+        self.accidents: Mapping[str, Accident] = {}
         self._machine = MemoryStateMachine(clock)
 
     async def __aenter__(self) -> Self:
@@ -130,9 +133,6 @@ class SharedStore:
         self, line: Line, clock: Callable[[], Time]
     ) -> AsyncIterator[StateMachineOfRecord]:
         yield LateMachine(self._machine, line)
-
-    async def suffer(self, accident: str) -> None:
-        raise NotImplementedError(accident)
 
     async def sync(self, uid: UID, device_id: DeviceID) -> Sync:
         return await self._machine.sync(uid, device_id, 0)
@@ -278,9 +278,12 @@ class LateDatabase:
 class ShardedStore:
     """Real shards, on databases in memory."""
 
-    accidents: Mapping[str, int] = {"move": 5, "prune": 1, "shard down": 1}
-
     def __init__(self, nature: Nature) -> None:
+        self.accidents: Mapping[str, Accident] = {
+            "move": Accident(5, partial(self._change, "mover", self._move)),
+            "prune": Accident(1, partial(self._change, "pruner", self._prune)),
+            "shard": Accident(1, self._go_down),
+        }
         self._nature = nature
         self._shards = {
             name: SimulatedShard(name, content) for name, content in established().items()
@@ -322,16 +325,7 @@ class ShardedStore:
 
     # What happens to it
 
-    async def suffer(self, accident: str) -> None:
-        match accident:
-            case "move":
-                await self._change("mover", self._move)
-            case "prune":
-                await self._change("pruner", self._prune)
-            case "shard down":
-                await self._go_down(self._nature.rng.choice(list(self._shards.values())))
-
-    async def _change(self, who: str, change: Callable[[Mover], Any]) -> None:
+    async def _change(self, who: str, change: Callable[[Mover], Awaitable[None]]) -> None:
         """Somebody sets out to change something, and may be killed at any moment of it."""
         nature = self._nature
         mover = Mover(
@@ -364,7 +358,8 @@ class ShardedStore:
         assert not findings, findings
         self._nature.note("pruner", f"went through {left_over} buckets left over")
 
-    async def _go_down(self, shard: SimulatedShard) -> None:
+    async def _go_down(self) -> None:
+        shard = self._nature.rng.choice(list(self._shards.values()))
         shard.down = True
         self._nature.note(f"shard {shard.name}", "goes down")
         await asyncio.sleep(self._nature.rng.random() * 10)

@@ -483,7 +483,7 @@ class World:
             stranger=2,
             clock=1,
             break_=2,
-            **self.store.accidents,
+            **{name: accident.weight for name, accident in self.store.accidents.items()},
         ):
             case "backend":
                 await self._backend()
@@ -502,7 +502,7 @@ class World:
             case "break_":
                 self.rng.choice(self.devices).lose_connection("the network fails")
             case accident:
-                await self.store.suffer(accident)
+                await self.store.accidents[accident].happen()
 
     async def _silence(self, node: SimulatedNode) -> None:
         """The pub/sub dies for one node, and nobody is told."""
