@@ -58,7 +58,7 @@ def test_shards_have_troubles_of_their_own() -> None:
         "mover      is killed",
         "pruner     is killed",
         "mover      gives up",
-        "went through 2 buckets left over",
+        "removed what was left of 2 buckets",
         "shard a    goes down",
         "fails after storing in a",
         "a later commit for b overtake",

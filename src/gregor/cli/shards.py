@@ -129,14 +129,15 @@ def verify(
 
     [dim]$[/] gregor shards verify --prune --store a=postgresql:///a --store b=postgresql:///b
     """
-    findings, left_over = run(_verify(_sharded(ctx, store), prune))
+    findings, buckets = run(_verify(_sharded(ctx, store), prune))
     if json:
-        output.document({"findings": [f._asdict() for f in findings], "left_over": left_over})
+        counted = {"removed" if prune else "left_over": buckets}
+        output.document({"findings": [f._asdict() for f in findings], **counted})
     else:
         for finding in findings:
             output.complain(f"shard {finding.shard}: {finding.what}")
-        what = "removed" if prune else "left behind; --prune removes them"
-        print(f"copies of {left_over:,} buckets {what}" if left_over else "no copies left behind")
+        done, hint = ("removed", "") if prune else ("left behind", "; --prune removes them")
+        print(f"copies of {buckets:,} buckets {done}{hint}" if buckets else f"no copies {done}")
     if findings:
         raise typer.Exit(1)
 

@@ -307,11 +307,11 @@ class Mover:
         """Compare the map with what the shards have, and what they have left over with what its
         holder has. With `prune`, remove what is left over of buckets in which nothing is missing,
         which is safe while others move buckets. What was found, and in how many buckets something
-        was, or is, left over."""
+        is left over or, with `prune`, was removed."""
         placed = await read_map(self._databases)
         await self._tell(self._databases, placed.values())
         findings: list[Finding] = []
-        left_over = 0
+        counted = 0
         for name, database in self._databases.items():
             strays = await database.read(shard_map.strays)
             findings += (Finding(name, f"user {uid!r} is in a wrong bucket") for uid in strays)
@@ -328,16 +328,17 @@ class Mover:
                     )
                     for uid in lacking
                 )
-                left_over += 1
-                if prune and not lacking:
-                    await self._prune(bucket, name, holder)
-        return findings, left_over
+                if not prune or (not lacking and await self._prune(bucket, name, holder)):
+                    counted += 1
+        return findings, counted
 
-    async def _prune(self, bucket: int, name: str, holder: str) -> None:
-        """Remove what a shard has left over, unless the bucket is on its way there."""
+    async def _prune(self, bucket: int, name: str, holder: str) -> bool:
+        """Remove what a shard has left over, unless the bucket is on its way there, or has gone
+        from where it was held. Whether it was removed."""
         placement = await self._databases[holder].write(lambda c: shard_map.reaffirm(c, bucket))
-        if placement is not None:
-            await self._databases[name].write(lambda c: shard_map.prune(c, placement))
+        if placement is None:
+            return False
+        return await self._databases[name].write(lambda c: shard_map.prune(c, placement))
 
     async def _lacking(self, holder: str, name: str, buckets: Sequence[int]) -> list[UID]:
         """The users of these buckets of whom the holder lacks something that this shard has."""

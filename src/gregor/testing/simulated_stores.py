@@ -354,9 +354,9 @@ class ShardedStore:
         self._nature.note("mover", f"moved {move.bucket} from {move.source} to {move.target}")
 
     async def _prune(self, mover: Mover) -> None:
-        findings, left_over = await mover.verify(prune=True)
+        findings, removed = await mover.verify(prune=True)
         assert not findings, findings
-        self._nature.note("pruner", f"went through {left_over} buckets left over")
+        self._nature.note("pruner", f"removed what was left of {removed} buckets")
 
     async def _go_down(self) -> None:
         shard = self._nature.rng.choice(list(self._shards.values()))
