@@ -61,6 +61,8 @@ def test_shards_have_troubles_of_their_own() -> None:
         "removed what was left of 2 buckets",
         "shard a    goes down",
         "fails after storing in a",
+        "a breaks off while it commits",
+        "was killed while a stores",
         "a later commit for b overtake",
         "cannot start: no shard answers",
         "somebody else moves buckets as well",

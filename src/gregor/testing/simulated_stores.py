@@ -7,11 +7,11 @@ not at all: before something was stored or, worse, after.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import cache, partial
 from random import Random
 from sqlite3 import Connection
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, cast
 
 from sqlalchemy.engine import make_url
 
@@ -239,6 +239,10 @@ class SimulatedShard:
         self.database = InlineDatabase(content)
 
 
+class _Undone(Exception):
+    """The transaction ends here."""
+
+
 class LateDatabase:
     """A Database of a shard at the other end of a line."""
 
@@ -254,7 +258,20 @@ class LateDatabase:
 
     async def write(self, work: Work[T]) -> T:
         nature, name = self._line.nature, self._shard.name
-        await self._carry("before storing")
+        alive = not self._line.cut
+        try:
+            await self._carry("before storing")
+        except (asyncio.CancelledError, StorageUnavailable) as error:
+            killed = alive and (self._line.cut or isinstance(error, asyncio.CancelledError))
+            if killed and not self._shard.down and nature.happens(0.5):
+                await self._store_unheard(work)
+            raise
+        if nature.happens(0.05):
+            await self._undo(work)  # and it is done again from its beginning
+        if nature.happens(0.02):
+            message = f"{name} breaks off while it commits"
+            nature.note(self._line.name, message)
+            raise OutcomeUnknown(message, await self._undo(work))
         result = await self._shard.database.write(work)
         if nature.happens(0.1):
             await nature.overtaken(name)
@@ -264,6 +281,24 @@ class LateDatabase:
             raise OutcomeUnknown(error.message, result) from error
         nature.answered(name)
         return result
+
+    async def _store_unheard(self, work: Work[T]) -> None:
+        """Whoever was killed had asked already, and is not there for the answer."""
+        self._line.nature.note(self._line.name, f"was killed while {self._shard.name} stores")
+        with suppress(GregorError):
+            await self._shard.database.write(work)
+
+    async def _undo(self, work: Work[T]) -> T:
+        """What the work returns, which is undone."""
+
+        def work_and_fail(connection: Any) -> None:
+            raise _Undone(work(connection))
+
+        try:
+            await self._shard.database.write(work_and_fail)
+        except _Undone as undone:
+            return cast("T", undone.args[0])
+        raise AssertionError("work that fails is undone")
 
     async def read(self, work: Work[T]) -> T:
         await self._carry("before reading")
