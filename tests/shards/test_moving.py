@@ -171,7 +171,10 @@ async def test_a_bucket_for_which_there_is_never_time_stays(
     assert await world.holder(ann) == "a"
 
 
-async def test_what_was_stored_behind_the_clock_meanwhile_moves_as_well(world: World) -> None:
+async def test_what_was_stored_behind_the_clock_meanwhile_moves_as_well(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moving, "TRIES", 3)  # one would do
     ann = await world.user_of("a")
     bucket = bucket_of(ann)
     async with world.machine() as machine:

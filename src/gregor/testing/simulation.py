@@ -6,8 +6,9 @@ and overtake one another; the store answers late, in the wrong order, and not at
 for a while, or stores and then fails to say so; the pub/sub drops, repeats and reorders, dies
 without a word, and carries what strangers put there; nodes crash between store and
 acknowledgement; devices are killed and come back with what their store had saved; clocks differ
-and jump back. In one world of ten the store is real shards, which go down one by one, while movers
-that are killed at any moment move the users' buckets between them, and others remove what is left.
+and jump back. In one world of twenty the store is real shards, which go down one by one, while
+movers that are killed at any moment move the users' buckets between them, and others remove what is
+left.
 
 Then the faults end, and all must agree: every replica with the store, hash and items; everything
 acknowledged is stored once, on one shard; everything that a device accepted was stored, or rejected
@@ -65,7 +66,7 @@ from gregor.testing.simulated_stores import Line, ShardedStore, SharedStore, Sto
 USERS = ("ann", "bob")
 CATEGORIES = ("mail", "mail.work", "chat", "theme")
 FORGED = "forged"
-SHARDED_EVERY = 10  # worlds: these take ten times as long as others
+SHARDED_EVERY = 20  # worlds: these take some twenty times as long as others
 
 
 class Disagreement(AssertionError):
