@@ -292,7 +292,7 @@ class ShardedStateMachine(StateMachineOfRecord):
             raise SetupError(f"no shard answers: {'; '.join(self.shard_troubles())}")
         away = {shard.name for shard in shards if shard.trouble is not None}
         there = {name: d for name, d in self.databases.items() if name not in away}
-        self._map = await read_map(there, away)
+        self._map = await _newest(there, away)
 
     def _shard(self, name: str) -> Shard:
         try:
@@ -333,14 +333,19 @@ def _unavailable(outcome: Outcome) -> bool:
 # The map as the shards have it
 
 
-async def read_map(
-    databases: Mapping[str, Database], away: Collection[str] = ()
-) -> dict[int, Placement]:
-    """Where each bucket is, by these shards; `away` are those that are not asked. Raises
-    SetupError if they are not the shards that the map is about, and says how to mend that."""
+async def read_map(databases: Mapping[str, Database]) -> dict[int, Placement]:
+    """Where each bucket is. Raises SetupError if these are not the shards that the map is about,
+    and says how to mend that."""
     names = await asyncio.gather(*(d.read(shard_map.name_here) for d in databases.values()))
     for configured, found in zip(databases, names, strict=True):
         _expect(configured, found, databases)
+    return await _newest(databases)
+
+
+async def _newest(
+    databases: Mapping[str, Database], away: Collection[str] = ()
+) -> dict[int, Placement]:
+    """The same by shards that are known to be what they are called; `away` are not asked."""
     known = await asyncio.gather(*(d.read(shard_map.placements) for d in databases.values()))
     newest = merged(placement for placements in known for placement in placements)
     missing = {p.shard for p in newest.values()} - {*databases, *away}
