@@ -1,8 +1,8 @@
 """Two thousand worlds in which everything goes wrong, and all agree in the end."""
 
+import re
 import subprocess
 import sys
-from collections.abc import Iterable
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_a_seed_replays_the_same_trace_in_any_process(seed: int) -> None:
 
 def test_the_worlds_are_full_of_trouble() -> None:
     _expect(
-        range(40),
+        range(100),
         False,
         "crashes",
         "hears nothing any more",
@@ -45,34 +45,39 @@ def test_the_worlds_are_full_of_trouble() -> None:
         "fails after storing",
         "fails before reading",
         "duplicate",
-        "no more (expired)",
-        "no more (replaced)",
+        r"no more \(expired\)",
+        r"no more \(replaced\)",
     )
 
 
 def test_shards_have_troubles_of_their_own() -> None:
     _expect(
-        range(40),
+        range(400),
         True,
         "moved",
         "mover      is killed",
         "pruner     is killed",
         "mover      gives up",
-        "removed what was left of 2 buckets",
-        "shard a    goes down",
-        "fails after storing in a",
-        "a breaks off while it commits",
-        "was killed while a stores",
-        "a later commit for b overtake",
+        "removed what was left of",
+        r"shard [abc]    goes down",
+        r"fails after storing in [abc]",
+        r"[abc] breaks off while it commits",
+        r"was killed while [abc] stores",
+        r"a later commit for \w+ overtake",
         "cannot start: no shard answers",
         "somebody else moves buckets as well",
     )
 
 
-def _expect(seeds: Iterable[int], sharded: bool, *troubles: str) -> None:
-    traces = "\n".join(line for seed in seeds for line in simulation.live(seed, sharded).trace)
-    for trouble in troubles:
-        assert trouble in traces, trouble
+def _expect(seeds: range, sharded: bool, *troubles: str) -> None:
+    """Live worlds until each trouble (a pattern) was met: which worlds have it is chance."""
+    missing = set(troubles)
+    for seed in seeds:
+        trace = "\n".join(simulation.live(seed, sharded).trace)
+        missing -= {trouble for trouble in missing if re.search(trouble, trace)}
+        if not missing:
+            return
+    pytest.fail(f"{len(seeds)} worlds without {sorted(missing)}")
 
 
 def _trace_in_another_process(seed: int, hash_seed: str) -> str:
