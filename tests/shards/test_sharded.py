@@ -14,6 +14,8 @@ from gregor.state_machines import moving, shard_map
 from gregor.state_machines.moving import Mover
 from gregor.state_machines.sharded import read_map
 from gregor.state_machines.sql import SQLStateMachine
+from gregor.state_machines.transactions import held_elsewhere
+from gregor.storage import tables
 from gregor.storage.engine import database_at
 from gregor.storage.migrations import migrate
 from tests.server.world import until
@@ -116,6 +118,63 @@ async def test_a_bucket_that_was_given_away_is_taken_by_a_holder_who_was_not_tol
         stored = await store(machine, create(ann, "x"))
     there = await world.databases["b"].read(lambda c: shard_map.extents(c, [bucket]))
     assert there[ann].ctime == stored.ctime
+
+
+# A shard that was restored from a backup
+
+
+async def restore(world: World, shard: str, bucket: int) -> None:
+    """Have a shard hold a bucket again which it has given away since the backup."""
+    held = tables.buckets.update().where(tables.buckets.c.bucket == bucket)
+    restored = held.values(shard=shard, version=1)
+    await world.databases[shard].write(lambda c: c.execute(restored))
+    assert not await refused(world, shard, bucket)
+
+
+async def refused(world: World, shard: str, bucket: int) -> bool:
+    gone = await world.databases[shard].read(lambda c: held_elsewhere(c, [bucket]))
+    return bool(gone)
+
+
+async def test_a_restored_shard_is_told_by_a_node_that_starts_what_it_has_forgotten(
+    world: World,
+) -> None:
+    bucket = bucket_of(await world.user_of("a"))
+    await Mover(world.databases).move([Move(bucket, "a", "b")])
+    await restore(world, "a", bucket)
+    async with world.machine():
+        assert await refused(world, "a", bucket)
+
+
+async def test_a_shard_that_is_restored_while_it_is_down_is_told_when_it_is_back(
+    world: World,
+) -> None:
+    bucket = bucket_of(await world.user_of("a"))
+    await Mover(world.databases).move([Move(bucket, "a", "b")])
+    async with world.machine() as machine:
+        world.seen["a"].down = True
+        await until(lambda: bool(machine.shard_troubles()))
+        await restore(world, "a", bucket)
+        world.seen["a"].down = False
+        await until(lambda: not machine.shard_troubles())
+        assert await refused(world, "a", bucket)
+
+
+async def test_a_restored_shard_is_told_once_whoever_knows_better_is_back(world: World) -> None:
+    ann = await world.user_of("a")
+    bucket = bucket_of(ann)
+    await Mover(world.databases).move([Move(bucket, "a", "b")])
+    await restore(world, "a", bucket)
+    world.seen["b"].down = True
+    async with world.machine() as machine:
+        assert machine.shard_troubles() == ["shard 'b': it is down"]
+        world.seen["b"].down = False
+        await until(lambda: not machine.shard_troubles())
+        await store(machine, create(ann, "x"))
+        there = await world.databases["b"].read(lambda c: shard_map.extents(c, [bucket]))
+        assert list(there) == [ann]
+        await until(lambda: all(shard.taken_in for shard in machine.shards.values()))
+        assert await refused(world, "a", bucket)
 
 
 async def test_who_writes_to_a_closed_bucket_waits_until_it_opens(world: World) -> None:

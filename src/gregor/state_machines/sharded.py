@@ -38,14 +38,23 @@ PAUSE_SECONDS = 0.02
 
 class Shard:
     """One of the shards. While it is known to be down, it fails at once; what waits for it waits
-    in a queue, and for connections, of its own."""
+    in a queue, and for connections, of its own. Whatever answers when it was down, or was never
+    there, may be another database, or an older one: it is `taken_in` before it is asked anything.
+    """
 
-    def __init__(self, name: str, machine: SQLStateMachine, shards: Collection[str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        machine: SQLStateMachine,
+        shards: Collection[str],
+        take_in: Callable[["Shard"], Awaitable[None]],
+    ) -> None:
         self.name = name
         self.machine = machine
-        self._shards = shards
         self.trouble: str | None = None
-        self._recognised = False
+        self.taken_in = False
+        self._shards = shards
+        self._take_in = take_in
         self._heard = 0.0
 
     async def ask(self, call: Callable[[SQLStateMachine], Awaitable[T]]) -> T:
@@ -70,7 +79,15 @@ class Shard:
     async def recognise(self) -> None:
         """Raises SetupError if the database is not this shard, Unavailable if it is away."""
         _expect(self.name, await self.machine.database.read(shard_map.name_here), self._shards)
-        self._recognised = True
+
+    async def know(self) -> list[Placement]:
+        """All that it knows of the map."""
+        return await self.machine.database.read(shard_map.placements)
+
+    async def tell(self, placements: Iterable[Placement]) -> None:
+        """Have it know as much of the map as we do."""
+        known = list(placements)
+        await self.machine.database.write(lambda c: shard_map.adopt(c, known))
 
     async def look(self) -> None:
         before, asked = self.trouble, asyncio.create_task(self._probe())
@@ -89,10 +106,12 @@ class Shard:
 
     async def _probe(self) -> str | None:
         try:
-            if not self._recognised:
+            if not self.taken_in:
                 await self.recognise()
+                await self._take_in(self)
             await self.machine.ctimes([])
         except (Unavailable, SetupError) as error:
+            self.taken_in = False
             return error.message
         self._heard = asyncio.get_running_loop().time()
         return None
@@ -108,7 +127,10 @@ class ShardedStateMachine(StateMachineOfRecord):
     """
 
     def __init__(self, machines: Mapping[str, SQLStateMachine]) -> None:
-        self.shards = {name: Shard(name, machine, machines) for name, machine in machines.items()}
+        self.shards = {
+            name: Shard(name, machine, machines, self._take_in)
+            for name, machine in machines.items()
+        }
         self._map: dict[int, Placement] = {}
         self._tasks = asyncio.TaskGroup()
         self._looking: list[asyncio.Task[None]] = []
@@ -293,6 +315,19 @@ class ShardedStateMachine(StateMachineOfRecord):
         away = {shard.name for shard in shards if shard.trouble is not None}
         there = {name: d for name, d in self.databases.items() if name not in away}
         self._map = await _newest(there, away)
+        await asyncio.gather(*(self._take_in(self.shards[name]) for name in there))
+
+    async def _take_in(self, shard: Shard) -> None:
+        """Know what the shard knows, and have it know the same. One that was restored from a backup
+        has forgotten what it gave away since, and would take messages for it."""
+        newest = merged([*self._map.values(), *await shard.know()])
+        if newest != self._map:
+            self._map = newest
+            for other in self.shards.values():
+                other.taken_in = False  # at its next look it is told as well
+        told = self._map
+        await shard.tell(told.values())
+        shard.taken_in = told is self._map
 
     def _shard(self, name: str) -> Shard:
         try:

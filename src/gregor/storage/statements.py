@@ -346,11 +346,18 @@ buckets_of_users = select(users.c.uid, users.c.bucket)
 
 @cache
 def adopt_placements(dialect: str) -> Executable:
-    """Whatever is newer than what is known. Rows: (bucket, shard, version)."""
+    """Whatever is newer than what is known; all else is left alone, and not even locked.
+    Rows: (bucket, shard, version)."""
+    known = (
+        select(buckets.c.bucket)
+        .where(buckets.c.bucket == _given_bucket, buckets.c.version >= _number(2))
+        .correlate(_given)
+        .exists()
+    )
     rows = (
         select(_given_bucket, _text(1), _number(2), literal_column("0", Integer))
         .select_from(_given)
-        .where(true())
+        .where(~known)
     )
     insert = _INSERTS[dialect](buckets).from_select(
         ["bucket", "shard", "version", "closed_until"], rows
