@@ -17,6 +17,7 @@ from gregor.state_machines import moving, shard_map
 from gregor.state_machines.moving import Group, Moved, Mover
 from gregor.state_machines.sharded import read_map
 from gregor.state_machines.transactions import consume, expect_here
+from gregor.storage import statements, tables
 from gregor.storage.database import Database
 from gregor.storage.engine import database_at
 from gregor.testing.backends import PostgreSQL
@@ -241,6 +242,15 @@ async def test_what_the_holder_lacks_is_reported_and_not_removed(world: World) -
     assert (finding.shard, removed) == ("a", 0)
     assert ann in finding.what
     assert (await mover.holdings())["a"].left_over.messages == 2
+
+
+async def test_a_user_in_a_wrong_bucket_is_found_among_many(world: World) -> None:
+    names = [f"user{number:05}" for number in range(shard_map.USERS_PAGE)]
+    users = [(uid, 0, bucket_of(uid)) for uid in names]
+    lost = ("zoe", 0, bucket_of("zoe") ^ 1)
+    await world.databases["a"].write(lambda c: statements.insert(c, tables.users, [*users, lost]))
+    (finding,), _ = await Mover(world.databases).verify()
+    assert finding == moving.Finding("a", "user 'zoe' is in a wrong bucket")
 
 
 async def test_a_bucket_cannot_be_pruned_where_it_is_held(world: World) -> None:

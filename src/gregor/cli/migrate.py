@@ -7,6 +7,8 @@ import typer
 from gregor.cli import options, output
 from gregor.cli.running import run
 
+AN_HOUR = 3600.0  # for one statement: an index for hundreds of millions of rows takes its time
+
 
 def migrate(
     ctx: typer.Context,
@@ -52,5 +54,5 @@ async def _migrate(store: str) -> str | None:
     from gregor.storage.engine import database_at
     from gregor.storage.migrations import migrate, revision
 
-    async with database_at(store, migrate) as database:
+    async with database_at(store, migrate, seconds=AN_HOUR) as database:
         return await database.read(revision)

@@ -1,6 +1,7 @@
 """What commands print: tables and sentences for people, JSON for scripts."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import msgspec
 from rich.console import Console
@@ -136,3 +137,15 @@ def progress() -> Progress:
         disable=not there.is_terminal,
         transient=True,
     )
+
+
+@contextmanager
+def counted(what: str) -> Iterator[Callable[[int, int], None]]:
+    """The bar of one task, which is told how many are done, of how many."""
+    with progress() as bars:
+        bar = bars.add_task(what, total=None, said="")
+
+        def tell(done: int, of: int) -> None:
+            bars.update(bar, completed=done, total=of, said=f"{done:,} of {of:,}")
+
+        yield tell

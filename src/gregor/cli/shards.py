@@ -193,14 +193,12 @@ async def _move(settings: "Settings", buckets: Sequence[int], to: str | None) ->
     done: list[Moved] = []
     async with opened(settings.stores) as databases:
         mover = Mover(databases)
-        moves = [Move(b, "", to or "") for b in buckets] if buckets else await mover.plan()
-        with output.progress() as progress:
-            bar = progress.add_task("buckets", total=len(moves), said="")
+        with output.counted("buckets") as count:
+            moves = [Move(b, "", to or "") for b in buckets] if buckets else await mover.plan()
 
             def tell(moved: "Moved") -> None:
                 done.append(moved)
-                said = f"{len(done):,} of {len(moves):,}"
-                progress.update(bar, completed=len(done), said=said)
+                count(len(done), len(moves))
 
             await mover.move(moves, tell)
     return done
@@ -210,4 +208,5 @@ async def _verify(settings: "Settings", prune: bool) -> "tuple[list[Finding], in
     from gregor.state_machines.moving import Mover
 
     async with opened(settings.stores) as databases:
-        return await Mover(databases).verify(prune=prune)
+        with output.counted("buckets") as count:
+            return await Mover(databases).verify(prune=prune, compared=count)

@@ -36,6 +36,8 @@ from gregor.storage.database import Database
 
 CLOSED_SECONDS = 0.45
 SEVERAL = 32  # buckets that move at one switch, at the most
+COMPARED = 100  # users, whose logs are read at once
+LOOKED_AT = 64  # buckets, by one question for what they hold
 TRIES = 50
 PASSES = 5
 LONGEST_REST = 2.0
@@ -69,6 +71,14 @@ class Holding(NamedTuple):
     buckets: int
     held: Load
     left_over: Load
+
+
+class LeftOver(NamedTuple):
+    """What a shard still has of a bucket that another one holds."""
+
+    bucket: int
+    shard: str
+    holder: str
 
 
 class Finding(NamedTuple):
@@ -156,7 +166,7 @@ class Mover:
         return levelled(weights)
 
     async def _loads(self) -> dict[str, dict[int, Load]]:
-        found = await asyncio.gather(*(d.read(shard_map.loads) for d in self._databases.values()))
+        found = await asyncio.gather(*(_loads_of(d) for d in self._databases.values()))
         return dict(zip(self._databases, found, strict=True))
 
     # Moving
@@ -303,55 +313,65 @@ class Mover:
 
     # Verifying
 
-    async def verify(self, *, prune: bool = False) -> tuple[list[Finding], int]:
+    async def verify(
+        self, *, prune: bool = False, compared: Callable[[int, int], None] = lambda done, of: None
+    ) -> tuple[list[Finding], int]:
         """Compare the map with what the shards have, and what they have left over with what its
         holder has. With `prune`, remove what is left over of buckets in which nothing is missing,
         which is safe while others move buckets. What was found, and in how many buckets something
-        is left over or, with `prune`, was removed."""
+        is left over or, with `prune`, was removed. Tells how many of them are `compared`."""
         placed = await read_map(self._databases)
         await self._tell(self._databases, placed.values())
-        findings: list[Finding] = []
+        findings = [
+            Finding(name, f"user {uid!r} is in a wrong bucket")
+            for name, database in self._databases.items()
+            for uid in await _strays_in(database)
+        ]
+        left_over = [
+            LeftOver(bucket, name, placed[bucket].shard)
+            for name, loads in (await self._loads()).items()
+            for bucket in sorted(loads)
+            if placed[bucket].shard != name
+        ]
         counted = 0
-        for name, database in self._databases.items():
-            strays = await database.read(shard_map.strays)
-            findings += (Finding(name, f"user {uid!r} is in a wrong bucket") for uid in strays)
-            for bucket in sorted(await database.read(shard_map.loads)):
-                if placed[bucket].shard == name:
-                    continue
-                holder = placed[bucket].shard
-                lacking = await self._lacking(holder, name, [bucket])
-                if lacking and await self._gone(holder, [bucket]):
-                    continue  # it has moved on since we read the map
-                findings += (
-                    Finding(
-                        name, f"user {uid!r} has messages that shard {holder!r}, the holder, lacks"
-                    )
-                    for uid in lacking
-                )
-                if not prune or (not lacking and await self._prune(bucket, name, holder)):
-                    counted += 1
+        for done, each in enumerate(left_over, 1):
+            wrong, counts = await self._compare(each, prune)
+            findings += wrong
+            counted += counts
+            compared(done, len(left_over))
         return findings, counted
 
-    async def _prune(self, bucket: int, name: str, holder: str) -> bool:
+    async def _compare(self, left: LeftOver, prune: bool) -> tuple[list[Finding], bool]:
+        """What is wrong with it, and whether it is left over or, with `prune`, was removed."""
+        lacking = await self._lacking(left.holder, left.shard, [left.bucket])
+        if not lacking:
+            return [], not prune or await self._prune(left)
+        if await self._gone(left.holder, [left.bucket]):
+            return [], False  # it has moved on since we read the map
+        lacks = f"has messages that shard {left.holder!r}, the holder, lacks"
+        return [Finding(left.shard, f"user {uid!r} {lacks}") for uid in lacking], not prune
+
+    async def _prune(self, left: LeftOver) -> bool:
         """Remove what a shard has left over, unless the bucket is on its way there, or has gone
         from where it was held. Whether it was removed."""
-        placement = await self._databases[holder].write(lambda c: shard_map.reaffirm(c, bucket))
-        if placement is None:
-            return False
-        return await self._databases[name].write(lambda c: shard_map.prune(c, placement))
+        holder, shard = self._databases[left.holder], self._databases[left.shard]
+        placement = await holder.write(lambda c: shard_map.reaffirm(c, left.bucket))
+        return placement is not None and await shard.write(lambda c: shard_map.prune(c, placement))
 
     async def _lacking(self, holder: str, name: str, buckets: Sequence[int]) -> list[UID]:
         """The users of these buckets of whom the holder lacks something that this shard has."""
-        return [
-            uid
-            for uid in await self._extents(name, buckets)
-            if not await self._log(name, uid) <= await self._log(holder, uid)
-        ]
+        lacking: list[UID] = []
+        users = list(await self._extents(name, buckets))
+        for first in range(0, len(users), COMPARED):
+            some = users[first : first + COMPARED]
+            here, there = await asyncio.gather(self._log(name, some), self._log(holder, some))
+            lacking += dict.fromkeys(digest.uid for digest in here - there)
+        return lacking
 
-    async def _log(self, name: str, uid: UID) -> set[Digest]:
-        """The messages of a user, by ctime and a hash of what was sent."""
+    async def _log(self, name: str, uids: Iterable[UID]) -> set[Digest]:
+        """The messages of some users, by ctime and a hash of what was sent."""
         log: set[Digest] = set()
-        async for page in self._pages(name, shard_map.digests, {uid: 0}):
+        async for page in self._pages(name, shard_map.digests, dict.fromkeys(uids, 0)):
             log.update(page)
         return log
 
@@ -386,6 +406,26 @@ def _resume(ours: Extent | None, theirs: Extent) -> int:
     """After which ctime to go on. Where the clocks agree and the numbers do not, something was
     stored behind the clock, and all is compared."""
     return 0 if ours is None or ours.ctime >= theirs.ctime else ours.ctime
+
+
+async def _loads_of(database: Database) -> dict[int, Load]:
+    """What each bucket holds there. A few at a time: no question may take long, however much there
+    is."""
+    loads: dict[int, Load] = {}
+    for first in range(0, BUCKETS, LOOKED_AT):
+        some = range(first, first + LOOKED_AT)
+        loads |= await database.read(partial(shard_map.loads, buckets=some))
+    return loads
+
+
+async def _strays_in(database: Database) -> list[UID]:
+    """The users there for whom nobody would look there."""
+    strays: list[UID] = []
+    last: UID | None = ""
+    while last is not None:
+        last, found = await database.read(partial(shard_map.strays, after=last))
+        strays += found
+    return strays
 
 
 def _sum(loads: Iterable[Load]) -> Load:

@@ -22,6 +22,7 @@ from gregor.state_machines.transactions import held_elsewhere, message_of
 from gregor.storage import statements, tables
 
 PAGE = 512  # messages that are copied by one transaction
+USERS_PAGE = 10_000
 
 
 class Placement(NamedTuple):
@@ -178,9 +179,10 @@ def _page(connection: Connection, cursors: Mapping[UID, Time]) -> Iterator[tuple
             return
 
 
-def loads(connection: Connection) -> dict[int, Load]:
-    """What each bucket holds here, whether it is ours or not. This one reads everything."""
-    rows = connection.execute(statements.loads)
+def loads(connection: Connection, buckets: Iterable[int]) -> dict[int, Load]:
+    """What these buckets hold here, whether they are ours or not; nothing of one that is empty.
+    This one reads all of it."""
+    rows = statements.ask(connection, statements.loads, [(bucket,) for bucket in buckets])
     return {row.bucket: Load(row.users, row.messages, row.bytes) for row in rows}
 
 
@@ -203,7 +205,19 @@ def prune(connection: Connection, placement: Placement) -> bool:
     return True
 
 
-def strays(connection: Connection) -> set[UID]:
-    """Users whose bucket is not the one that their uid falls into: nobody would look there."""
-    rows = connection.execute(statements.buckets_of_users)
-    return {row.uid for row in rows if row.bucket != bucket_of(row.uid)}
+class Looked(NamedTuple):
+    """Some users were looked at, up to `last`, which is None if there was none left. Nobody would
+    look for the strays where they are: their bucket is not the one that their uid falls into."""
+
+    last: UID | None
+    strays: list[UID]
+
+
+def strays(connection: Connection, after: UID) -> Looked:
+    """Look at the buckets of the users who come next after this one."""
+    question = {"after": after, "most": USERS_PAGE}
+    rows = connection.execute(statements.buckets_of_users, question).all()
+    return Looked(
+        rows[-1].uid if rows else None,
+        [row.uid for row in rows if row.bucket != bucket_of(row.uid)],
+    )

@@ -341,7 +341,13 @@ reopen_buckets = (
 )
 name_here = select(shard.c.name)
 any_user = select(users.c.uid).limit(1)
-buckets_of_users = select(users.c.uid, users.c.bucket)
+# Some of the users who come after one, in order.
+buckets_of_users = (
+    select(users.c.uid, users.c.bucket)
+    .where(users.c.uid > bindparam("after"))
+    .order_by(users.c.uid)
+    .limit(bindparam("most"))
+)
 
 
 @cache
@@ -380,7 +386,7 @@ users_of_buckets = select(
     users.c.uid, users.c.ctime, _stored.scalar_subquery().label("messages")
 ).select_from(_given.join(users, and_(users.c.bucket == _given_bucket, users.c.ctime > 0)))
 
-# How much each bucket holds.
+# How much each of these buckets holds. Rows: (bucket).
 loads = (
     select(
         users.c.bucket,
@@ -390,7 +396,11 @@ loads = (
             "bytes"
         ),
     )
-    .select_from(users.join(messages, messages.c.uid == users.c.uid))
+    .select_from(
+        _given.join(users, users.c.bucket == _given_bucket).join(
+            messages, messages.c.uid == users.c.uid
+        )
+    )
     .group_by(users.c.bucket)
 )
 
