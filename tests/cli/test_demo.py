@@ -1,9 +1,11 @@
 """The demo says that replicas agree where they do, and where they do not it says in what."""
 
+import socket
 from random import Random
 
 import pytest
 from typer.testing import CliRunner
+from websockets.asyncio.server import serve
 
 from gregor.cli import devices, rehearsal, servers
 from gregor.cli.devices import difference
@@ -53,6 +55,17 @@ def test_another_hash_or_order_of_the_same_items_is_found_out() -> None:
 def test_many_items_are_not_all_named() -> None:
     items = [Item(f"m{n}", n, "c", raw(0)) for n in range(9)]
     assert (difference(State((), 9), answer(*items)) or "").endswith("and 6 more")
+
+
+async def test_a_device_goes_to_another_server_at_once_where_one_is_down() -> None:
+    async with serve(lambda device: device.wait_closed(), "127.0.0.1", 0) as there:
+        with socket.socket() as down:  # bound, so that nobody else is there, and not listening
+            down.bind(("127.0.0.1", 0))
+            ports = [end.getsockname()[1] for end in (down, *there.sockets)]
+            urls = [f"http://127.0.0.1:{port}" for port in ports]
+            for seed in range(8):
+                cable = devices.Cable(urls, Random(seed), lambda cursor, items: None)
+                await (await cable.connect()).close()
 
 
 @pytest.mark.slow

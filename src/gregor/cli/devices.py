@@ -145,7 +145,7 @@ class Cable:
         """One of the servers, as a balancer would choose: if it does not answer, another."""
         *others, last = self._mind.sample(self._servers, len(self._servers))
         for connect in others:
-            with suppress(Disconnected):
+            with suppress(Disconnected, OSError):  # one that is down refuses
                 return await connect()
         return await last()
 
