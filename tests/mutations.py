@@ -34,7 +34,6 @@ BOTH_SIDES = "tests/protocol/test_conversation.py::"
 FLEET = "tests/node/test_fleet.py::"
 SHARDED = "tests/shards/test_sharded.py::"
 MOVING = "tests/shards/test_moving.py::"
-SEEDED = "tests/simulation/test_simulation.py::"
 
 
 class Mutation(NamedTuple):
@@ -127,6 +126,23 @@ MUTATIONS = [
         MOVING + "test_what_was_stored_behind_the_clock_meanwhile_moves_as_well",
     ),
     Mutation(
+        "what came until the bucket was closed stays behind",
+        "state_machines/moving.py",
+        """                if not await self._copy(group):
+                    raise NotClosed("not all has been copied in time")
+""",
+        "",
+        MOVING + "test_nothing_is_lost_while_buckets_move_under_writers",
+    ),
+    Mutation(
+        "a shard that is back is not told what it may have forgotten",
+        "state_machines/sharded.py",
+        """        await shard.tell(told.values())
+""",
+        "",
+        SHARDED + "test_a_shard_that_is_restored_while_it_is_down_is_told_when_it_is_back",
+    ),
+    Mutation(
         "a target is not told that buckets are on their way",
         "state_machines/moving.py",
         """                await self._tell([group.target], closed)
@@ -140,25 +156,6 @@ MUTATIONS = [
         "    .values(version=buckets.c.version + 1, closed_until=0)\n    .returning(",
         "    .values(version=buckets.c.version + 1)\n    .returning(",
         MOVING + "test_what_is_on_its_way_is_not_taken_for_what_was_left_behind",
-    ),
-    # Shards in the seeded world
-    Mutation(
-        "what came until the bucket was closed stays behind",
-        "state_machines/moving.py",
-        """                if not await self._copy(group):
-                    raise NotClosed("not all has been copied in time")
-""",
-        "",
-        SEEDED + "test_shards_have_troubles_of_their_own",
-    ),
-    Mutation(
-        "a bucket is given away though nobody keeps it closed",
-        "storage/statements.py",
-        """        buckets.c.closed_until == _number(1),
-        buckets.c.closed_until > now_there,
-""",
-        "",
-        SEEDED + "test_shards_have_troubles_of_their_own",
     ),
     # Many nodes over one database
     Mutation(
