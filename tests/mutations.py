@@ -105,9 +105,33 @@ MUTATIONS = [
     Mutation(
         "older news of a bucket is believed",
         "storage/statements.py",
-        """        where=insert.excluded.version > buckets.c.version,
+        """.where(~known)
+    )
+    insert = _INSERTS[dialect](buckets).from_select(
+        ["bucket", "shard", "version", "closed_until"], rows
+    )
+    adopted: Executable = insert.on_conflict_do_update(
+        index_elements=["bucket"],
+        set_={
+            "shard": insert.excluded.shard,
+            "version": insert.excluded.version,
+            "closed_until": 0,
+        },
+        where=insert.excluded.version > buckets.c.version,
 """,
-        "",
+        """.where(true())
+    )
+    insert = _INSERTS[dialect](buckets).from_select(
+        ["bucket", "shard", "version", "closed_until"], rows
+    )
+    adopted: Executable = insert.on_conflict_do_update(
+        index_elements=["bucket"],
+        set_={
+            "shard": insert.excluded.shard,
+            "version": insert.excluded.version,
+            "closed_until": 0,
+        },
+""",
         MOVING + "test_what_is_known_already_is_not_forgotten_for_something_older",
     ),
     Mutation(
@@ -136,10 +160,10 @@ MUTATIONS = [
     ),
     Mutation(
         "a shard that is back is not told what it may have forgotten",
-        "state_machines/sharded.py",
-        """        await shard.tell(told.values())
-""",
-        "",
+        "state_machines/shard_map.py",
+        """    adopt(connection, known)
+    return [Placement""",
+        """    return [Placement""",
         SHARDED + "test_a_shard_that_is_restored_while_it_is_down_is_told_when_it_is_back",
     ),
     Mutation(

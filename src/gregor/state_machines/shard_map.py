@@ -74,13 +74,20 @@ def join(connection: Connection, name: str, known: Iterable[Placement]) -> None:
 
 def placements(connection: Connection) -> list[Placement]:
     """All that this database knows."""
-    return [Placement(*row) for row in connection.execute(statements.placements)]
+    return [Placement._make(row) for row in connection.execute(statements.placements).all()]
 
 
 def adopt(connection: Connection, known: Iterable[Placement]) -> int:
     """Take over whatever is newer than what is known here; how much that was. Twice-safe."""
     adopted = statements.adopt_placements(connection.dialect.name)
     return statements.ask(connection, adopted, known).rowcount
+
+
+def exchange(connection: Connection, known: Sequence[Placement]) -> list[Placement]:
+    """Take over whatever is newer than what is known here, and say what is newer here.
+    Twice-safe."""
+    adopt(connection, known)
+    return [Placement._make(row) for row in statements.ask(connection, statements.newer, known)]
 
 
 # Buckets on their way
@@ -122,7 +129,7 @@ def reopen(connection: Connection, buckets: Sequence[int], until: Time) -> None:
 
 def _all(asked: Sequence[int], rows: Iterable[Any]) -> list[Placement]:
     """Raises NotClosed, which undoes the transaction, unless it was done to all of them."""
-    placed = [Placement(row.bucket, row.shard, row.version) for row in rows]
+    placed = [Placement._make(row) for row in rows]
     for bucket in {*asked} - {placement.bucket for placement in placed}:
         raise NotClosed(f"bucket {bucket} is not here, or was closed for too short a time")
     return placed
@@ -190,7 +197,7 @@ def reaffirm(connection: Connection, bucket: int) -> Placement | None:
     """Place a bucket anew where it is, which is here; None if it is not. Whoever was about to
     move it has to close it once more."""
     for row in statements.ask(connection, statements.reaffirm_buckets, [(bucket,)]):
-        return Placement(row.bucket, row.shard, row.version)
+        return Placement._make(row)
     return None
 
 

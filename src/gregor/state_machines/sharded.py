@@ -80,6 +80,11 @@ class Shard:
         """Raises SetupError if the database is not this shard, Unavailable if it is away."""
         _expect(self.name, await self.machine.database.read(shard_map.name_here), self._shards)
 
+    async def exchange(self, placements: Iterable[Placement]) -> list[Placement]:
+        """Have it know as much of the map as we do; what it knows better."""
+        known = list(placements)
+        return await self.machine.database.write(lambda c: shard_map.exchange(c, known))
+
     async def know(self) -> list[Placement]:
         """All that it knows of the map."""
         return await self.machine.database.read(shard_map.placements)
@@ -320,14 +325,12 @@ class ShardedStateMachine(StateMachineOfRecord):
     async def _take_in(self, shard: Shard) -> None:
         """Know what the shard knows, and have it know the same. One that was restored from a backup
         has forgotten what it gave away since, and would take messages for it."""
-        newest = merged([*self._map.values(), *await shard.know()])
-        if newest != self._map:
-            self._map = newest
+        shard.taken_in = True  # unless there is news meanwhile
+        news = await shard.exchange(self._map.values())
+        if news:
+            self._map = merged([*self._map.values(), *news])
             for other in self.shards.values():
-                other.taken_in = False  # at its next look it is told as well
-        told = self._map
-        await shard.tell(told.values())
-        shard.taken_in = told is self._map
+                other.taken_in &= other is shard  # the others are told at their next look
 
     def _shard(self, name: str) -> Shard:
         try:

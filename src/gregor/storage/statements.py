@@ -305,6 +305,10 @@ await_writers = text("LOCK TABLE users IN SHARE MODE")
 await_writers_briefly = text("SET LOCAL lock_timeout = '200ms'")
 
 placements = select(buckets.c.bucket, buckets.c.shard, buckets.c.version).order_by(buckets.c.bucket)
+# Those that are newer here. Rows: (bucket, shard, version).
+newer = select(buckets.c.bucket, buckets.c.shard, buckets.c.version).select_from(
+    _given.join(buckets, and_(buckets.c.bucket == _given_bucket, buckets.c.version > _number(2)))
+)
 
 # Rows: (bucket, until).
 close_buckets = (

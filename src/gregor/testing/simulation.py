@@ -22,6 +22,7 @@ replica that was wrong.
 
 import argparse
 import asyncio
+import gc
 import random
 import sys
 from collections import defaultdict
@@ -664,6 +665,7 @@ def live(seed: int, sharded: bool | None = None) -> World:
     """Live through one world. Raises Disagreement, with the seed in it, if it comes out wrong.
     Unless it is said, the seed decides whether there are shards."""
     world = World(seed, seed % SHARDED_EVERY == 0 if sharded is None else sharded)
+    gc.set_threshold(100_000, 50, 1_000)  # a third of the time of worlds with shards went into it
     try:
         # What goes wrong in here is wanted, and stands in the trace.
         with structlog.testing.capture_logs():
