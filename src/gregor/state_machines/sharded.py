@@ -85,15 +85,6 @@ class Shard:
         known = list(placements)
         return await self.machine.database.write(lambda c: shard_map.exchange(c, known))
 
-    async def know(self) -> list[Placement]:
-        """All that it knows of the map."""
-        return await self.machine.database.read(shard_map.placements)
-
-    async def tell(self, placements: Iterable[Placement]) -> None:
-        """Have it know as much of the map as we do."""
-        known = list(placements)
-        await self.machine.database.write(lambda c: shard_map.adopt(c, known))
-
     async def look(self) -> None:
         before, asked = self.trouble, asyncio.create_task(self._probe())
         try:
@@ -330,7 +321,8 @@ class ShardedStateMachine(StateMachineOfRecord):
         if news:
             self._map = merged([*self._map.values(), *news])
             for other in self.shards.values():
-                other.taken_in &= other is shard  # the others are told at their next look
+                if other is not shard:
+                    other.taken_in = False  # it is told at its next look
 
     def _shard(self, name: str) -> Shard:
         try:
