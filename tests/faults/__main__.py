@@ -20,7 +20,7 @@ def main() -> int:
     parser.add_argument("plugs", nargs="*", help=f"only these of: {', '.join(ALL)}")
     parser.add_argument("--rounds", type=int, default=1, help="of each plug")
     parser.add_argument("--seed", type=int, help="play this one, not random ones")
-    parser.add_argument("--seconds", type=float, default=12, help="how long a stream takes")
+    parser.add_argument("--seconds", type=float, default=8, help="how long a stream takes")
     parser.add_argument("--stream", type=Path, default=SAMPLE, help="another than the sample")
     parser.add_argument("--pubsub", choices=("redis", "nats"), default="redis")
     chosen = parser.parse_args()

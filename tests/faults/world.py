@@ -56,7 +56,7 @@ class Recorded(Servers):
 
 
 async def play_round(
-    name: str, seed: int, file: Path, *, devices: int = 200, seconds: float = 12, pubsub: str
+    name: str, seed: int, file: Path, *, devices: int = 200, seconds: float = 8, pubsub: str
 ) -> Round:
     """Play the stream through all nodes at once, pull the plug at random times, and judge."""
     mind = Random(seed)
