@@ -1,6 +1,11 @@
 """How the tests look for counterexamples: a failure prints the blob that repeats it."""
 
+import gc
+
 from hypothesis import HealthCheck, settings
+
+# As a server has it: what a test makes is freed by its reference count.
+gc.set_threshold(50_000, 20, 100)
 
 pytest_plugins = ["tests.backends"]
 

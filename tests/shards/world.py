@@ -1,6 +1,6 @@
 """Three shards, whose databases somebody may have a hand in."""
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 
@@ -73,7 +73,11 @@ class World:
             yield machine
 
     async def holder(self, uid: UID) -> str:
-        return (await read_map(self.databases))[bucket_of(uid)].shard
+        return (await self.holders([uid]))[uid]
+
+    async def holders(self, uids: Iterable[UID]) -> dict[UID, str]:
+        placed = await read_map(self.databases)
+        return {uid: placed[bucket_of(uid)].shard for uid in uids}
 
     async def user_of(self, shard: str) -> UID:
         """Somebody whom this shard holds."""

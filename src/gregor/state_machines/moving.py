@@ -37,7 +37,7 @@ from gregor.storage.database import Database
 CLOSED_SECONDS = 0.45
 SEVERAL = 32  # buckets that move at one switch, at the most
 COMPARED = 100  # users, whose logs are read at once
-LOOKED_AT = 64  # buckets, by one question for what they hold
+LOOKED_AT = 128  # buckets, by one question for what they hold
 TRIES = 50
 PASSES = 5
 LONGEST_REST = 2.0
