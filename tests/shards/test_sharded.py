@@ -75,6 +75,18 @@ async def test_it_is_known_which_shard_is_down_and_when_it_is_back(world: World)
         assert not await machine.troubles()
 
 
+async def test_a_node_starts_while_a_shard_takes_nothing(world: World) -> None:
+    """A replica, say, that does not know yet that it is the first now."""
+
+    async def refuse(work: object) -> None:
+        raise StorageUnavailable("it is read-only")
+
+    world.seen["a"].write = refuse  # type: ignore[method-assign,assignment]
+    async with world.machine() as machine:
+        assert machine.shard_troubles() == ["shard 'a': it is read-only"]
+        await store(machine, create(await world.user_of("b"), "x"))
+
+
 # Moving, as a node sees it
 
 

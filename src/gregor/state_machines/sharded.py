@@ -298,20 +298,25 @@ class ShardedStateMachine(StateMachineOfRecord):
     async def _read_map(self) -> None:
         """From those shards that are there: each knows of all buckets, and refuses what it has
         given away, whatever we may have heard of it."""
-        shards = self.shards.values()
-        found = await asyncio.gather(*(s.recognise() for s in shards), return_exceptions=True)
+        await self._ask_each(self.shards.values(), Shard.recognise)
+        if await self.troubles():
+            raise SetupError(f"no shard answers: {'; '.join(self.shard_troubles())}")
+        there = {name: shard for name, shard in self.shards.items() if shard.trouble is None}
+        databases = {name: shard.machine.database for name, shard in there.items()}
+        self._map = await _newest(databases, self.shards.keys() - there.keys())
+        await self._ask_each(there.values(), self._take_in)
+
+    async def _ask_each(
+        self, shards: Collection[Shard], question: Callable[[Shard], Awaitable[None]]
+    ) -> None:
+        """A shard that does not answer is in trouble, until a look finds it otherwise."""
+        found = await asyncio.gather(*map(question, shards), return_exceptions=True)
         for shard, error in zip(shards, found, strict=True):
             match error:
                 case Unavailable():
-                    shard.trouble = error.message
+                    shard.trouble, shard.taken_in = error.message, False
                 case BaseException():
                     raise error
-        if await self.troubles():
-            raise SetupError(f"no shard answers: {'; '.join(self.shard_troubles())}")
-        away = {shard.name for shard in shards if shard.trouble is not None}
-        there = {name: d for name, d in self.databases.items() if name not in away}
-        self._map = await _newest(there, away)
-        await asyncio.gather(*(self._take_in(self.shards[name]) for name in there))
 
     async def _take_in(self, shard: Shard) -> None:
         """Know what the shard knows, and have it know the same. One that was restored from a backup
