@@ -373,3 +373,24 @@ async def test_what_is_known_already_is_not_forgotten_for_something_older(world:
     assert await world.holder(ann) == "b"
     with pytest.raises(Elsewhere):
         await world.databases["a"].read(lambda c: expect_here(c, ann))
+
+
+async def test_older_news_that_had_to_wait_for_newer_is_not_believed(
+    postgresql_server: PostgreSQL,
+) -> None:
+    """On SQLite it comes when the newer is known."""
+    url = await postgresql_server.create_database()
+    async with opened({"a": url}) as world, database_at(url) as other:
+        older, newer = (shard_map.Placement(0, "b", version) for version in (8, 9))
+        told = asyncio.Event()
+
+        def tell_slowly(connection: Connection) -> None:
+            shard_map.adopt(connection, [newer])
+            told.set()
+            connection.exec_driver_sql("SELECT pg_sleep(0.5)")
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(world.databases["a"].write(tell_slowly))
+            await told.wait()
+            assert await other.write(lambda c: shard_map.adopt(c, [older])) == 0
+        assert newer in await other.read(shard_map.placements)
