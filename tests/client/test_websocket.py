@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from gregor.client import Client, Created, PassedBy, Producer, SQLiteStore
+from gregor.client import Client, Created, Dismissed, PassedBy, Producer, SQLiteStore
 from gregor.config import Settings
 from gregor.server.app import Server
 
@@ -38,18 +38,18 @@ async def test_a_day_with_two_devices_and_a_backend(url: str, tmp_path: Path) ->
     ):
         await laptop.wait_synced()
         await phone.wait_synced()
-        async with phone.events() as events:
+        async with phone.events() as on_phone, laptop.events() as on_laptop:
             await asyncio.to_thread(produce, url)
             await laptop.out_of_band("typing", {"room": 7})
-            heard = [await anext(events) for _ in range(2)]
-        assert isinstance(heard[0], Created)
-        assert heard[0].item.body == {"from": "bob"}
-        assert heard[1] == PassedBy("typing", {"room": 7})
-        await phone.dismiss(heard[0].item.msg_id)
-        await phone.flush()
-        async for _ in laptop.events():
-            if not laptop.state().items:
-                break
+            heard = [await anext(on_phone) for _ in range(2)]
+            assert isinstance(heard[0], Created)
+            assert heard[0].item.body == {"from": "bob"}
+            assert heard[1] == PassedBy("typing", {"room": 7})
+            await phone.dismiss(heard[0].item.msg_id)
+            await phone.flush()
+            while not isinstance(await anext(on_laptop), Dismissed):
+                pass
+        assert not laptop.state().items
 
 
 def produce(url: str) -> None:
