@@ -21,7 +21,7 @@ LAYERS = (
     {"state_machines", "consumers"},
     {"storage", "pubsub"},
     {"protocol"},
-    {"interfaces"},
+    {"interfaces", "clock"},
     {"core", "config", "data"},
     {"errors"},
 )

@@ -1,5 +1,6 @@
 """The two interfaces of the system, as the seed has them, and what a store of record adds."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -22,6 +23,18 @@ class MessageConsumer(Protocol):
         Unavailable, the effect may or may not have happened, and the message may be sent again.
         """
         ...
+
+
+class BatchConsumer(MessageConsumer):
+    """A MessageConsumer that takes several messages for less than one at a time."""
+
+    async def consume_message(self, message: Message) -> Message:
+        await self.consume_batch([message])
+        return message
+
+    @abstractmethod
+    async def consume_batch(self, messages: Sequence[Message]) -> None:
+        """Take messages, each user's in order, as `consume_message` takes one after another."""
 
 
 @runtime_checkable

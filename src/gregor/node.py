@@ -23,7 +23,14 @@ from gregor.core.instant import Time
 from gregor.core.message import UID, InBandMessage, Message
 from gregor.core.state import Changes
 from gregor.errors import Malformed, Unavailable
-from gregor.interfaces import MessageConsumer, Outcome, Passed, StateMachineOfRecord, Stored
+from gregor.interfaces import (
+    BatchConsumer,
+    MessageConsumer,
+    Outcome,
+    Passed,
+    StateMachineOfRecord,
+    Stored,
+)
 from gregor.protocol.server import Publication, ServerSession
 from gregor.pubsub.interface import PubSub
 
@@ -167,12 +174,9 @@ class Node:
     async def _pass_on(self, messages: Sequence[Message]) -> None:
         for consumer in self._consumers:
             match consumer:
-                case Broadcaster():
+                case BatchConsumer():
                     with self._sender_unharmed():
-                        consumer.pass_on(messages)
-                case Publisher():
-                    with self._sender_unharmed():
-                        await consumer.pass_on(messages)
+                        await consumer.consume_batch(messages)
                 case _:
                     for message in messages:
                         with self._sender_unharmed():

@@ -9,12 +9,12 @@ from typing import Any, Self, TypeVar
 import pytest
 from sqlalchemy import Connection
 
+from gregor.clock import now
 from gregor.core.buckets import bucket_of
 from gregor.core.instant import MAX_TIME, SECOND, Time, TimeOrOffset
 from gregor.core.message import InBandMessage, create, dismiss, dismiss_category
 from gregor.errors import ClockSkew, StorageUnavailable
 from gregor.interfaces import Duplicate, Stored
-from gregor.server.app import now
 from gregor.state_machines.sql import MOST_SKEW, SQLStateMachine
 from gregor.storage import statements
 from gregor.storage.database import Database, OutcomeUnknown, Work

@@ -74,7 +74,7 @@ async def test_of_several_messages_those_that_lie_behind_are_left_out() -> None:
     broadcaster, ear = Broadcaster(), Ear()
     broadcaster.add("u", ear)
     broadcaster.told("u", 7)
-    broadcaster.pass_on([message(7, 5), message(8, 7), message(9, 8)])
+    await broadcaster.consume_batch([message(7, 5), message(8, 7), message(9, 8)])
     assert ear.heard == [Publication.of(message(8, 7), message(9, 8))]
 
 
@@ -119,7 +119,7 @@ async def test_messages_that_follow_one_another_go_in_one_piece() -> None:
     broadcaster.add("u", ear)
     broadcaster.told("u", 5)
     passing = out_of_band("u", "ping")
-    broadcaster.pass_on([message(7, 5), message(8, 7), passing, message(9, 8)])
+    await broadcaster.consume_batch([message(7, 5), message(8, 7), passing, message(9, 8)])
     assert ear.heard == [
         Publication.of(message(7, 5), message(8, 7)),
         Publication.of(message(9, 8)),
@@ -132,6 +132,6 @@ async def test_a_gap_within_what_is_passed_on_is_seen() -> None:
     broadcaster, ear = Broadcaster(gaps.append), Ear()
     broadcaster.add("u", ear)
     broadcaster.told("u", 5)
-    broadcaster.pass_on([message(7, 5), message(9, 8)])
+    await broadcaster.consume_batch([message(7, 5), message(9, 8)])
     assert ear.heard == [Publication.of(message(7, 5))]
     assert gaps == ["u"]

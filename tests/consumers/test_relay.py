@@ -51,7 +51,7 @@ async def test_a_users_messages_share_a_publication_until_it_is_full() -> None:
     events = line.received()
     mine = [create("u", "c", "x" * 20_000).stamp(n + 1, n) for n in range(10)]
     yours = create("v", "c").stamp(1, 0)
-    await Publisher(line, "here").pass_on([*mine[:5], yours, *mine[5:]])
+    await Publisher(line, "here").consume_batch([*mine[:5], yours, *mine[5:]])
     heard = [await anext(events) for _ in range(5)]
     opened = [open_envelope(event, "there") for event in heard if isinstance(event, Received)]
     assert opened == [mine[:3], mine[3:6], mine[6:9], mine[9:], [yours]]

@@ -4,12 +4,12 @@ import asyncio
 from time import monotonic
 
 from gregor import create
+from gregor.clock import now
 from gregor.consumers.broadcaster import Broadcaster
 from gregor.consumers.publisher import Publisher
 from gregor.interfaces import Duplicate, Stored
 from gregor.node import Node
 from gregor.pubsub.memory import Exchange, MemoryPubSub
-from gregor.server.app import now
 from gregor.server.auth import Role
 from gregor.state_machines.memory import MemoryStateMachine
 from tests.node.listening import Ear, Failing, tell

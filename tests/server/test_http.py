@@ -8,10 +8,10 @@ from urllib.parse import quote
 import httpx
 import pytest
 
+from gregor.clock import now
 from gregor.core.instant import SECOND
 from gregor.core.message import MAX_BODY
 from gregor.core.state import hash_of
-from gregor.server.app import now
 from gregor.server.http import MAX_REQUEST, MAX_USERS
 from tests.server.test_websocket import BAD_MESSAGES
 from tests.server.world import JSON, Served, creation, serving, to, without_a_store

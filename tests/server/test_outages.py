@@ -7,8 +7,8 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from gregor.clock import now
 from gregor.core.instant import SECOND
-from gregor.server.app import now
 from gregor.testing.backends import PostgreSQL, Redis
 from tests.server.world import PATIENCE, Served, creation, serving, shared_settings, to
 

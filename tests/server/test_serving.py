@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from gregor.clock import now
 from gregor.errors import SetupError
-from gregor.server.app import now
 from gregor.server.serving import listen
 from tests.server.replicas import LOG, check_log, converge, replicas
 from tests.server.world import PATIENCE

@@ -16,9 +16,10 @@ from starlette.types import ASGIApp
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from gregor.clock import now
 from gregor.config import Auth, Settings
 from gregor.core.instant import SECOND
-from gregor.server.app import Server, now
+from gregor.server.app import Server
 from gregor.server.auth import Identity, Role, make_token
 from gregor.server.serving import config, listen
 

@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from gregor.clock import now
 from gregor.core.buckets import BUCKETS, Move, bucket_of
 from gregor.core.message import create
 from gregor.errors import SetupError, StorageUnavailable, Unavailable
 from gregor.interfaces import Rejected, Stored
-from gregor.server.app import now
 from gregor.state_machines import moving, shard_map
 from gregor.state_machines.moving import Mover
 from gregor.state_machines.sharded import read_map

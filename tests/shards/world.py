@@ -6,12 +6,12 @@ from typing import Any, Self, TypeVar
 
 from sqlalchemy import Connection, func, select
 
+from gregor.clock import now
 from gregor.core.buckets import bucket_of
 from gregor.core.instant import TimeOrOffset
 from gregor.core.message import UID, InBandMessage
 from gregor.errors import StorageUnavailable
 from gregor.interfaces import StateMachineOfRecord, Stored
-from gregor.server.app import now
 from gregor.state_machines import moving
 from gregor.state_machines.sharded import ShardedStateMachine, read_map
 from gregor.state_machines.sql import SQLStateMachine

@@ -22,9 +22,9 @@ from gregor.bench import fleet
 from gregor.bench.load import BenchFailed, Device, chat_message, connect_all
 from gregor.bench.report import Figure, Wanted
 from gregor.bench.servers import Server
+from gregor.clock import now
 from gregor.core.message import new_msg_id
 from gregor.node import SWEEP_SECONDS
-from gregor.server.app import now
 from gregor.state_machines.sql import SQLStateMachine
 from gregor.storage.engine import database_at
 

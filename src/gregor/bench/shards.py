@@ -17,9 +17,9 @@ from time import perf_counter
 
 from gregor.bench.load import BenchFailed
 from gregor.bench.report import Figure, Wanted
+from gregor.clock import now
 from gregor.core.message import create
 from gregor.interfaces import StateMachineOfRecord, Stored
-from gregor.server.app import now
 from gregor.state_machines.moving import Moved, Mover, establish
 from gregor.state_machines.sharded import ShardedStateMachine
 from gregor.state_machines.sql import SQLStateMachine

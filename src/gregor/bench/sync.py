@@ -13,9 +13,9 @@ from time import perf_counter
 from gregor.bench import servers
 from gregor.bench.load import BenchFailed, Device
 from gregor.bench.report import Figure, Wanted
+from gregor.clock import now
 from gregor.core.message import Creation, Dismissal, InBandMessage, Range, raw
 from gregor.interfaces import Stored
-from gregor.server.app import now
 from gregor.state_machines.sql import SQLStateMachine
 from gregor.storage.engine import database_at
 from gregor.storage.migrations import migrate

@@ -6,7 +6,6 @@ wait together are saved in one transaction, and only what is saved is shown, sen
 
 import asyncio
 import random
-import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -16,6 +15,7 @@ from gregor.client.connection import Connect, Connection, Operation, Token, webs
 from gregor.client.events import Event, Rejected, Subscription
 from gregor.client.replica import Replica, events_between, rejections
 from gregor.client.store import ClientStore, MemoryStore, alterations, restored
+from gregor.clock import now
 from gregor.core import message as making
 from gregor.core.instant import SECOND, Time, as_time_or_offset
 from gregor.core.message import (
@@ -33,10 +33,6 @@ from gregor.errors import GregorError, StorageUnavailable, Unavailable
 
 NOBODY: UID = "self"
 """Stands for the uid in what is written before a node has said whose device this is."""
-
-
-def wall_clock() -> Time:
-    return time.time_ns() // 1_000
 
 
 class _Change(NamedTuple):
@@ -70,7 +66,7 @@ class Client:
         uid: UID | None = None,
         store: ClientStore | None = None,
         connect: Connect | None = None,
-        clock: Callable[[], Time] = wall_clock,
+        clock: Callable[[], Time] = now,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._device_id = device_id

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from gregor.core.instant import Time
 from gregor.core.message import UID, InBandMessage, Message, OutOfBandMessage
+from gregor.interfaces import BatchConsumer
 from gregor.protocol.server import Publication
 
 RUN_MESSAGES = 100
@@ -33,7 +34,7 @@ class Feed:
         self.listeners: dict[Listener, None] = {}
 
 
-class Broadcaster:
+class Broadcaster(BatchConsumer):
     """A MessageConsumer that passes messages on to Listeners. `gap` is called with the uid when
     a message shows that others are missing; the answer comes back through `publish`."""
 
@@ -41,13 +42,9 @@ class Broadcaster:
         self.feeds: dict[UID, Feed] = {}
         self.gap = gap
 
-    async def consume_message(self, message: Message) -> Message:
-        self.pass_on([message])
-        return message
-
-    def pass_on(self, messages: Sequence[Message]) -> None:
-        """Pass on messages, in order. Those that follow one another on a user's clock go in one
-        piece, so that a device is told of them in one frame."""
+    async def consume_batch(self, messages: Sequence[Message]) -> None:
+        """Those that follow one another on a user's clock go in one piece, so that a device is
+        told of them in one frame."""
         for piece in _pieces(messages):
             match piece:
                 case OutOfBandMessage() as message:

@@ -8,6 +8,7 @@ from msgspec import Raw, Struct
 
 from gregor.core.message import UID, InBandMessage, Message, parse_message
 from gregor.errors import GregorError, Malformed
+from gregor.interfaces import BatchConsumer
 from gregor.protocol.frames import MAX_FRAME
 from gregor.pubsub.interface import PubSub, Received
 
@@ -28,7 +29,7 @@ class Envelope(Struct, frozen=True, forbid_unknown_fields=True):
     messages: Sequence[Raw]
 
 
-class Publisher:
+class Publisher(BatchConsumer):
     """A MessageConsumer that publishes on the user's channel. It never fails its sender: the
     message is stored, and whoever does not hear of it now will find it."""
 
@@ -36,12 +37,7 @@ class Publisher:
         self.pubsub = pubsub
         self.node = node
 
-    async def consume_message(self, message: Message) -> Message:
-        await self.pass_on([message])
-        return message
-
-    async def pass_on(self, messages: Sequence[Message]) -> None:
-        """Publish messages, each user's in order."""
+    async def consume_batch(self, messages: Sequence[Message]) -> None:
         users: defaultdict[UID, list[Message]] = defaultdict(list)
         for message in messages:
             users[message.uid].append(message)

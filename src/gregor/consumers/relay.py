@@ -97,12 +97,12 @@ class Relay:
         async for event in self._pubsub.received():
             match event:
                 case Received(channel) if user_of(channel) in self._broadcaster.feeds:
-                    self._hear(event)
+                    await self._hear(event)
                 case Interrupted():
                     self._interrupted()
         raise RuntimeError("the pub/sub has ended, and with it all that other nodes have to tell")
 
-    def _hear(self, received: Received) -> None:
+    async def _hear(self, received: Received) -> None:
         try:
             messages = open_envelope(received, self._node)
         except Malformed as error:
@@ -113,7 +113,7 @@ class Relay:
                 self._refuse(Malformed(f"a publication from the future, at {message.ctime}"))
                 self._broadcaster.gap(message.uid)  # the store knows whether it is true
                 return
-        self._broadcaster.pass_on(messages)
+        await self._broadcaster.consume_batch(messages)
 
     def _too_far_ahead(self, message: InBandMessage) -> bool:
         return message.ctime > self._clock() + FURTHEST_AHEAD

@@ -5,7 +5,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from ipaddress import ip_address
 from secrets import token_hex
-from time import time_ns
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -19,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gregor.clock import now
 from gregor.config import Auth, Settings, is_loopback
 from gregor.consumers.broadcaster import Broadcaster
 from gregor.consumers.publisher import Publisher
@@ -52,11 +52,6 @@ COMPARE_SECONDS = 10.0
 
 def _is_up(shard: Shard) -> bool:
     return shard.trouble is None
-
-
-def now() -> Time:
-    """This machine's clock."""
-    return time_ns() // 1000
 
 
 class Server:

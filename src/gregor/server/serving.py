@@ -14,11 +14,12 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from gregor.clock import now
 from gregor.config import Settings
 from gregor.core.instant import Time
 from gregor.errors import SetupError
 from gregor.protocol.frames import MAX_FRAME
-from gregor.server.app import Server, now
+from gregor.server.app import Server
 from gregor.server.service import SLOWEST_SECONDS
 from gregor.server.socket import WebSocket
 from gregor.storage.database import shown

@@ -20,9 +20,9 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import dropwhile, groupby
 from random import Random
-from time import time_ns
 from typing import NamedTuple, TypeVar
 
+from gregor.clock import now
 from gregor.core.buckets import BUCKETS, Move, bucket_of, levelled
 from gregor.core.instant import Time
 from gregor.core.message import UID, InBandMessage
@@ -116,11 +116,6 @@ async def establish(databases: Mapping[str, Database]) -> dict[int, Placement]:
     return await read_map(databases)
 
 
-def _now() -> Time:
-    """This machine's clock."""
-    return time_ns() // 1000
-
-
 class Mover:
     """Whoever moves buckets between shards, whose databases are open."""
 
@@ -128,7 +123,7 @@ class Mover:
         self,
         databases: Mapping[str, Database],
         *,
-        clock: Callable[[], Time] = _now,
+        clock: Callable[[], Time] = now,
         mind: Random | None = None,
     ) -> None:
         self._databases = databases

@@ -8,7 +8,6 @@ import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from time import time_ns
 from typing import Any, Self, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -16,6 +15,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import StaticPool
 
+from gregor.clock import now
 from gregor.errors import GregorError, SetupError, StorageUnavailable
 from gregor.storage.database import AlreadyThere, StorageBroken, Work
 
@@ -106,7 +106,7 @@ def configure(connection: sqlite3.Connection, record: object = None) -> None:
         "cache_size = -65536",
     ):
         connection.execute(f"PRAGMA {setting}")
-    connection.create_function("now_there", 0, lambda: time_ns() // 1000)
+    connection.create_function("now_there", 0, now)
 
 
 def _begin(connection: Connection) -> None:

@@ -6,9 +6,10 @@ python -m gregor.testing.ahead SECONDS HOST:PORT STORE… PUBSUB
 import asyncio
 import sys
 
+from gregor.clock import now
 from gregor.config import Settings
 from gregor.core.instant import SECOND, Time
-from gregor.server import app, serving
+from gregor.server import serving
 
 
 def main(seconds: str, listen: str, *urls: str) -> None:
@@ -16,7 +17,7 @@ def main(seconds: str, listen: str, *urls: str) -> None:
     ahead = round(float(seconds) * SECOND)
 
     def clock() -> Time:
-        return app.now() + ahead
+        return now() + ahead
 
     settings = Settings(listen=listen, store=tuple(stores), pubsub=pubsub)
     asyncio.run(serving.serve(settings, clock))
