@@ -7,14 +7,16 @@ To add one, append a Mutation: what goes wrong, in which file of src/gregor, the
 must occur exactly once), what a tired programmer would write, and the test that must fail.
 """
 
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,6 +36,21 @@ BOTH_SIDES = "tests/protocol/test_conversation.py::"
 FLEET = "tests/node/test_fleet.py::"
 SHARDED = "tests/shards/test_sharded.py::"
 MOVING = "tests/shards/test_moving.py::"
+
+FRESH = multiprocessing.get_context("forkserver")
+"""Makes processes that have imported what tests need, all but gregor itself: most of a test's time
+would go into that."""
+FRESH.set_forkserver_preload(
+    [
+        *("hypothesis.stateful", "pytest_asyncio.plugin"),
+        *("sqlalchemy.ext.asyncio", "sqlalchemy.dialects.postgresql.asyncpg", "alembic.context"),
+        *("nats", "pydantic_settings", "redis.asyncio", "starlette.applications", "structlog"),
+    ]
+)
+PATIENCE_SECONDS = 120
+RAN = 100
+"""Added to pytest's exit code: a process that dies before its test must not count as one that
+failed, for both end with 1."""
 
 
 class Mutation(NamedTuple):
@@ -576,22 +593,34 @@ def run(mutation: Mutation) -> str | None:
 
 
 def _test(node_id: str, directory: str) -> str | None:
-    options = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, node_id],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": directory, "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    match done.returncode:
-        case 1:
-            return None
-        case 0:
-            return f"{node_id} passes all the same"
-        case _:
-            return f"{node_id} could not be run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    output = Path(directory, "output")
+    child = FRESH.Process(target=_pytest, args=(node_id, directory, output))
+    child.start()
+    child.join(PATIENCE_SECONDS)
+    if child.exitcode is None:
+        child.kill()
+        child.join()
+    if child.exitcode == RAN + pytest.ExitCode.TESTS_FAILED:
+        return None
+    if child.exitcode == RAN + pytest.ExitCode.OK:
+        return f"{node_id} passes all the same"
+    words = output.read_text()[-4000:] if output.exists() else ""
+    return f"{node_id} could not be run (exit code {child.exitcode}):\n{words}"
+
+
+def _pytest(node_id: str, directory: str, output: Path) -> None:
+    """In a process of its own, which has yet to import gregor."""
+    with output.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(ROOT)
+    os.environ |= {"PYTHONPATH": directory, "PYTHONDONTWRITEBYTECODE": "1"}
+    sys.path.insert(0, directory)
+    sys.dont_write_bytecode = True
+    options = ["-x", "-q", "--no-header", "--assert=plain"]
+    # What a test leaves behind when it fails is not looked at.
+    options += ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:unraisableexception"]
+    sys.exit(RAN + pytest.main([*options, node_id]))
 
 
 def main(words: list[str]) -> int:
