@@ -1,4 +1,4 @@
-"""The two interfaces of the system, as the seed has them, and what a store of record adds."""
+"""The two interfaces of the system, as the seed has them, and what refines them."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence

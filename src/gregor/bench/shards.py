@@ -10,16 +10,16 @@ of 20 users writes on; told is what these have waited for a message at the longe
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 
 from gregor.bench.load import BenchFailed
 from gregor.bench.report import Figure, Wanted
 from gregor.clock import now
-from gregor.core.message import create
-from gregor.interfaces import StateMachineOfRecord, Stored
+from gregor.core.message import InBandMessage, create
+from gregor.interfaces import Outcome, StateMachineOfRecord, Stored
 from gregor.state_machines.moving import Moved, Mover, establish
 from gregor.state_machines.sharded import ShardedStateMachine
 from gregor.state_machines.sql import SQLStateMachine
@@ -29,6 +29,7 @@ from gregor.storage.migrations import migrate
 from gregor.testing.backends import PostgreSQL
 
 USERS, BATCH, SECONDS, ROUNDS = 100, 20, 1.0, 20
+CALLS = 5_000
 SWEPT = 10_000
 MOVING_USERS, EACH, WRITERS = 1_000, 20, 20
 LONGEST_PAUSE = 0.5
@@ -38,6 +39,7 @@ async def measure(quick: bool) -> list[Figure]:
     seconds, rounds = (0.2, 1) if quick else (SECONDS, ROUNDS)
     async with PostgreSQL() as server:
         figures = await _throughput(server, seconds, rounds)
+        figures.append(await _routing(server, 10 if quick else CALLS))
         figures.append(await _sweep(server, 200 if quick else SWEPT))
         figures.append(await _move(server, 50 if quick else MOVING_USERS))
     return figures
@@ -111,6 +113,33 @@ async def _rate(machine: StateMachineOfRecord, seconds: float) -> float:
         for number in range(USERS):
             senders.create_task(send(f"user-{number}"))
     return stored / (perf_counter() - start)
+
+
+class _AtOnce(SQLStateMachine):
+    """Stores nothing, so that what is left is what is done around it."""
+
+    async def consume_messages(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
+        return [Stored(message) for message in messages]
+
+
+async def _routing(server: PostgreSQL, calls: int) -> Figure:
+    async with _databases(server, 1) as databases:
+        await establish(databases)
+        alone = _AtOnce(databases["shard0"], now)
+        async with ShardedStateMachine({"shard0": alone}) as sharded:
+            batch = [create("user", "chat", number) for number in range(BATCH)]
+            costs = []
+            for machine in (sharded, alone):
+                start = process_time()
+                for _ in range(calls):
+                    await machine.consume_messages(batch)
+                costs.append((process_time() - start) / calls / BATCH)
+    routed, straight = costs
+    return Figure(
+        name="what routing adds to a message",
+        measured=f"{(routed - straight) * 1e6:.2f} µs of processor time",
+        beside="a store that answers at once",
+    )
 
 
 async def _sweep(server: PostgreSQL, users: int) -> Figure:
