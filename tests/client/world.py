@@ -45,6 +45,7 @@ class World:
         *,
         store: ClientStore | None = None,
         connect: Connect | None = None,
+        jitter: Callable[[], float] = lambda: 0.5,
     ) -> Client:
         return Client(
             NOWHERE,
@@ -53,7 +54,7 @@ class World:
             store=MemoryStore() if store is None else store,
             connect=connect or self.server.connect,
             clock=virtual_time.clock,
-            jitter=lambda: 0.5,
+            jitter=jitter,
         )
 
     async def backend(self, *messages: InBandMessage) -> None:

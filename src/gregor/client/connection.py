@@ -100,16 +100,22 @@ class _Passing(NamedTuple):
 
 class _Backoff:
     """How long to wait before the next attempt: at random within a time that doubles, so that
-    many devices do not come back together."""
+    many devices do not come back together. It is at most twice as long as it has been in vain by
+    then, lest a few attempts that chance made quick turn a short outage into a long one."""
 
     def __init__(self, jitter: Callable[[], float]) -> None:
         self._jitter = jitter
         self._attempts = 0
+        self._since = 0.0
 
     def pause(self) -> float:
-        ceiling = min(LONGEST_PAUSE, SHORTEST_PAUSE * 2.0 ** min(self._attempts, 20))
+        now = asyncio.get_running_loop().time()
+        if not self._attempts:
+            self._since = now
+        doubled = SHORTEST_PAUSE * 2.0 ** min(self._attempts, 20)
+        bearable = max(SHORTEST_PAUSE, 2 * (now - self._since))
         self._attempts += 1
-        return self._jitter() * ceiling
+        return self._jitter() * min(LONGEST_PAUSE, doubled, bearable)
 
     def reset(self) -> None:
         self._attempts = 0
