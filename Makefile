@@ -1,5 +1,5 @@
-# Everything needs only Python 3.11 or later, make and pip: the first target that is called makes
-# a virtual environment in .venv and installs into it what requirements.lock names.
+# All targets need only Python 3.11 or later, make and pip. The first one that runs creates a virtual
+# environment in .venv and installs the packages in requirements.lock.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -9,10 +9,10 @@ SEEDS ?= 2000
 ROUNDS ?= 1
 SHARDS ?= 1
 
-.PHONY: help demo fleet test check bench simulate faults lock clean
+.PHONY: help demo fleet test check bench simulate faults vectors lock clean
 .DEFAULT_GOAL := help
 
-help:  ## What can be made
+help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): requirements.lock pyproject.toml
@@ -21,13 +21,13 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
-demo: $(READY)  ## Hundreds of devices drop off, come back, and agree
+demo: $(READY)  ## Hundreds of devices disconnect, reconnect and converge
 	@$(BIN)/gregor demo
 
-fleet: $(READY)  ## The same with two nodes over PostgreSQL and Redis from wheels; SHARDS=2
+fleet: $(READY)  ## The demo with two nodes, PostgreSQL and Redis from wheels; SHARDS=2
 	@$(BIN)/gregor demo --nodes 2 --shards $(SHARDS)
 
-test: $(READY)  ## Everything that is proved, in under 12 minutes
+test: $(READY)  ## All tests, in under 12 minutes
 	$(BIN)/pytest -n 2 --dist loadgroup
 
 check: $(READY)  ## Style, types and the fast tests
@@ -36,19 +36,22 @@ check: $(READY)  ## Style, types and the fast tests
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 -m "not slow"
 
-bench: $(READY)  ## How fast it is, beside the limits measured in the same run
+bench: $(READY)  ## Benchmarks, and the limits of the machine in the same run
 	@$(BIN)/gregor bench
 
-simulate: $(READY)  ## The seeded world, SEEDS=100000 of it
+simulate: $(READY)  ## Simulations with random seeds; SEEDS=100000
 	@$(BIN)/python -m gregor.testing.simulation --seeds $(SEEDS)
 
-faults: $(READY)  ## Every plug of a fleet, pulled ROUNDS=20 times
+faults: $(READY)  ## Each fault, injected into a real fleet; ROUNDS=20
 	@$(BIN)/python -m tests.faults --rounds $(ROUNDS)
 
-lock:  ## Write requirements.lock anew from pyproject.toml
+vectors: $(READY)  ## Regenerate spec/vectors/session.json and replica.json
+	@$(BIN)/python -m tests.vectors
+
+lock:  ## Regenerate requirements.lock from pyproject.toml
 	@$(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv
 	@.venv-lock/bin/uv pip compile --quiet --all-extras --universal --python-version 3.11 --no-header --annotation-style line --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
 	@rm -rf .venv-lock
 
-clean:  ## Remove what was made
+clean:  ## Remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

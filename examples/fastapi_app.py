@@ -1,5 +1,5 @@
-"""A shop with Gregor mounted in it: orders are placed over the shop's own API, and every device
-of the customer hears of them through Gregor.
+"""A shop with Gregor mounted in its app: customers place orders over the shop's API, and every
+device of the customer receives them through Gregor.
 
     pip install gregor-sync fastapi
     uvicorn examples.fastapi_app:app --no-access-log --timeout-graceful-shutdown 10
@@ -18,14 +18,14 @@ from gregor.server import Server
 
 
 def make_app(gregor: Server) -> FastAPI:
-    """The shop. `lifespan` opens and closes Gregor with it: a host runs no lifespan of what it
-    mounts."""
+    """Make the shop's app. It needs `lifespan` to open and close Gregor, because a host app does
+    not run the lifespan of a mounted app."""
     app = FastAPI(title="A shop", lifespan=gregor.lifespan)
     app.mount("/gregor", gregor.app)
 
     @app.post("/orders")
     async def place_order(customer: str, item: str) -> dict[str, str]:
-        # No network in between: the message is durable when this returns.
+        # Called in-process, without the network. The message is durable when this returns.
         message = create(customer, "order.placed", {"item": item})
         await gregor.inject(message)
         return {"order": message.msg_id}

@@ -1,7 +1,7 @@
-"""Fixtures: the real servers, one of each for a session, and a database of its own for a test.
+"""Fixtures: real servers, one of each kind for a test session, and a new database for each test.
 
-`GREGOR_TEST_POSTGRES`, `GREGOR_TEST_REDIS` and `GREGOR_TEST_NATS` may name servers that already
-run. A test that hurts its server starts one for itself.
+`GREGOR_TEST_POSTGRES`, `GREGOR_TEST_REDIS` and `GREGOR_TEST_NATS` may name running servers. A test
+that stops or damages its server starts its own.
 """
 
 import asyncio
@@ -9,30 +9,30 @@ from collections.abc import Iterator
 
 import pytest
 
-from gregor.testing.backends import NATS, B, PostgreSQL, Redis, for_tests
+from gregor.testing.backends import NATS, B, PostgreSQL, Redis, backend_for_tests
 
 
-def _for_session(kind: type[B]) -> Iterator[B]:
-    # In a loop of its own: a session outlives the loops of its tests.
+def _session_server(server_type: type[B]) -> Iterator[B]:
+    # Its own event loop, because a session outlives the loops of its tests.
     with asyncio.Runner() as runner:
-        server = runner.run(for_tests(kind).__aenter__())
+        server = runner.run(backend_for_tests(server_type).__aenter__())
         yield server
         runner.run(server.__aexit__())
 
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[PostgreSQL]:
-    yield from _for_session(PostgreSQL)
+    yield from _session_server(PostgreSQL)
 
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[Redis]:
-    yield from _for_session(Redis)
+    yield from _session_server(Redis)
 
 
 @pytest.fixture(scope="session")
 def nats_server() -> Iterator[NATS]:
-    yield from _for_session(NATS)
+    yield from _session_server(NATS)
 
 
 @pytest.fixture

@@ -1,16 +1,16 @@
-"""How the tests look for counterexamples: a failure prints the blob that repeats it."""
+"""Settings of all tests: Hypothesis, which prints how to reproduce a failure, and the collector."""
 
 import gc
 
 from hypothesis import HealthCheck, settings
 
-# As a server has it: what a test makes is freed by its reference count.
+# The thresholds of a server: almost all objects are freed by their reference count.
 gc.set_threshold(50_000, 20, 100)
 
 pytest_plugins = ["tests.backends"]
 
-# A machine is opened once for a test, and each example is a user of its own in there; the suites
-# are base classes, which run in many subclasses. Both are meant.
+# The suppressed checks are intended: a test opens a state machine once, and each example uses its
+# own user in it; conformance suites are base classes that run in several subclasses.
 settings.register_profile(
     "gregor",
     deadline=None,

@@ -1,10 +1,10 @@
-"""Planted bugs: each is one that was made once, somewhere, and one named test must notice it.
+"""Mutations: planted bugs, each of which a named test must notice.
 
-    python -m tests.mutations            # all of them
-    python -m tests.mutations prefix     # those whose name contains this
+    python -m tests.mutations            # all mutations
+    python -m tests.mutations prefix     # the mutations with "prefix" in the name
 
-To add one, append a Mutation: what goes wrong, in which file of src/gregor, the text there (which
-must occur exactly once), what a tired programmer would write, and the test that must fail.
+To add one, append a Mutation: its name, the file in src/gregor, the text to replace (which must
+occur exactly once in the file), the buggy text, and the test that must fail.
 """
 
 import multiprocessing
@@ -25,32 +25,32 @@ VECTORS = "tests/core/test_vectors.py::"
 MEMORY = "tests/conformance/test_state_machines.py::TestMemory::"
 SQL = "tests/conformance/test_state_machines.py::TestSQLiteInMemory::"
 FILE = "tests/conformance/test_state_machines.py::TestSQLiteFile::"
-MANY_WRITERS = "tests/conformance/test_postgresql.py::"
-NODE_SIDE = "tests/protocol/test_server_session.py::"
-DEVICE_SIDE = "tests/protocol/test_client_session.py::"
+POSTGRESQL = "tests/conformance/test_postgresql.py::"
+SERVER_SESSION = "tests/protocol/test_server_session.py::"
+CLIENT_SESSION = "tests/protocol/test_client_session.py::"
 BROADCASTER = "tests/consumers/test_broadcaster.py::"
 REPLICA = "tests/client/test_replica.py::"
-FAULTS = "tests/pubsub/test_faults.py::"
-REDIS = "tests/pubsub/test_remote.py::TestRedis::"
-BOTH_SIDES = "tests/protocol/test_conversation.py::"
+PUBSUB_FAULTS = "tests/pubsub/test_faults.py::"
+PUBSUB_REDIS = "tests/pubsub/test_remote.py::TestRedis::"
+CONVERSATION = "tests/protocol/test_conversation.py::"
 FLEET = "tests/node/test_fleet.py::"
 SHARDED = "tests/shards/test_sharded.py::"
-MOVING = "tests/shards/test_moving.py::"
+REBALANCE = "tests/shards/test_rebalance.py::"
 
-FRESH = multiprocessing.get_context("forkserver")
-"""Makes processes that have imported what tests need, all but gregor itself: most of a test's time
-would go into that."""
-FRESH.set_forkserver_preload(
+FORKSERVER = multiprocessing.get_context("forkserver")
+"""Starts processes that have imported what tests need, except gregor: these imports would take most
+of a test's time."""
+FORKSERVER.set_forkserver_preload(
     [
         *("hypothesis.stateful", "pytest_asyncio.plugin"),
         *("sqlalchemy.ext.asyncio", "sqlalchemy.dialects.postgresql.asyncpg", "alembic.context"),
         *("nats", "pydantic_settings", "redis.asyncio", "starlette.applications", "structlog"),
     ]
 )
-PATIENCE_SECONDS = 120
-RAN = 100
-"""Added to pytest's exit code: a process that dies before its test must not count as one that
-failed, for both end with 1."""
+TEST_TIMEOUT_SECONDS = 120
+TEST_RAN = 100
+"""Added to pytest's exit code. Without it, a process that dies before its test would look like a
+failed test: the exit code of both is 1."""
 
 
 class Mutation(NamedTuple):
@@ -64,524 +64,534 @@ class Mutation(NamedTuple):
 MUTATIONS = [
     # Shards
     Mutation(
-        "a shard takes what it gave away",
+        "a shard stores messages for a bucket that it released",
         "state_machines/transactions.py",
-        """    if not elsewhere:
+        """    if not errors_by_bucket:
         return messages, {}
 """,
         """    return messages, {}
 """,
-        MOVING + "test_nothing_is_lost_while_buckets_move_under_writers",
+        REBALANCE + "test_no_message_is_lost_while_buckets_move_under_writers",
     ),
     Mutation(
-        "a shard tells of users that it gave away",
+        "a shard answers reads of users in a bucket that it released",
         "state_machines/transactions.py",
-        """        raise gone
+        """        raise wrong_shard
 """,
-        """        del gone
+        """        del wrong_shard
 """,
-        SHARDED + "test_a_node_that_was_not_told_finds_the_user_who_moved",
+        SHARDED + "test_node_with_old_map_finds_user_whose_bucket_moved",
     ),
     Mutation(
-        "a bucket is given away though it is open again",
+        "a bucket is released after its close has expired",
         "storage/statements.py",
-        """        buckets.c.closed_until > now_there,
+        """        buckets.c.closed_until > database_now,
     )
     .values(shard""",
         """    )
     .values(shard""",
-        SHARDED + "test_what_has_opened_again_is_not_given_away",
+        SHARDED + "test_release_of_bucket_that_has_reopened_raises_not_closed",
     ),
     Mutation(
-        "a bucket that somebody else has closed is given away",
+        "a bucket that another rebalancer closed is released",
         "storage/statements.py",
         """        buckets.c.closed_until == _number(1),
-        buckets.c.closed_until > now_there,
+        buckets.c.closed_until > database_now,
 """,
         """        _number(1) > 0,
-        buckets.c.closed_until > now_there,
+        buckets.c.closed_until > database_now,
 """,
-        SHARDED + "test_what_has_opened_again_is_not_given_away",
+        SHARDED + "test_release_of_bucket_that_has_reopened_raises_not_closed",
     ),
     Mutation(
-        "of several buckets those are given away that are still closed",
+        "a group of buckets is released only in part",
         "state_machines/shard_map.py",
-        "_all(buckets, statements.ask(connection, statements.release_buckets, rows))",
-        "_all([], statements.ask(connection, statements.release_buckets, rows))",
-        SHARDED + "test_several_buckets_are_given_away_together_or_not_at_all",
+        "_require_all(buckets, released)",
+        "_require_all([], released)",
+        SHARDED + "test_release_moves_all_buckets_or_none",
     ),
     Mutation(
-        "nobody waits for those who write",
+        "a bucket is closed without waiting for the writers in flight",
         "state_machines/shard_map.py",
-        """        connection.execute(statements.await_writers)
+        """        connection.execute(statements.wait_for_writers)
 """,
         """        pass
 """,
-        MOVING + "test_a_bucket_is_closed_only_when_those_who_are_writing_have_committed",
+        REBALANCE + "test_close_waits_for_transactions_that_are_writing",
     ),
     Mutation(
-        "older news of a bucket is believed",
+        "an older placement of a bucket overwrites a newer one",
         "storage/statements.py",
         """        where=insert.excluded.version > buckets.c.version,
 """,
         "",
-        MOVING + "test_older_news_that_had_to_wait_for_newer_is_not_believed",
+        REBALANCE + "test_older_placement_that_waited_for_newer_one_is_ignored",
     ),
     Mutation(
-        "what a target has from earlier is not looked at",
-        "state_machines/moving.py",
-        """        await self._expect_nothing_else(group)
+        "old messages at the target are not checked for conflicts",
+        "state_machines/rebalance.py",
+        """        await self._require_no_conflicts(group)
 """,
         "",
-        MOVING + "test_a_target_that_has_other_messages_is_refused",
+        REBALANCE + "test_target_with_messages_that_the_holder_lacks_is_rejected",
     ),
     Mutation(
-        "a copy goes on from where the target's clock is",
-        "state_machines/moving.py",
-        "return 0 if ours is None or ours.ctime >= theirs.ctime else ours.ctime",
-        "return 0 if ours is None else ours.ctime",
-        MOVING + "test_what_was_stored_behind_the_clock_meanwhile_moves_as_well",
+        "a copy resumes at the target's clock even if it is not behind the source's",
+        "state_machines/rebalance.py",
+        "return 0 if target is None or target.ctime >= source.ctime else target.ctime",
+        "return 0 if target is None else target.ctime",
+        REBALANCE + "test_message_stored_behind_the_clock_during_a_move_moves_too",
     ),
     Mutation(
-        "what came until the bucket was closed stays behind",
-        "state_machines/moving.py",
+        "messages stored before the bucket closed are not copied",
+        "state_machines/rebalance.py",
         """                if not await self._copy(group):
-                    raise NotClosed("not all has been copied in time")
+                    raise NotClosed("the last messages were not copied in time")
 """,
         "",
-        MOVING + "test_nothing_is_lost_while_buckets_move_under_writers",
+        REBALANCE + "test_no_message_is_lost_while_buckets_move_under_writers",
     ),
     Mutation(
-        "a shard that is back is not told what it may have forgotten",
+        "a restored shard does not receive the newer placements",
         "state_machines/shard_map.py",
-        """    adopt(connection, known)
-    return [Placement""",
-        """    return [Placement""",
-        SHARDED + "test_a_shard_that_is_restored_while_it_is_down_is_told_when_it_is_back",
+        """    merge_placements(connection, known)
+    rows = statements""",
+        """    rows = statements""",
+        SHARDED + "test_shard_restored_while_down_gets_newer_placements_when_it_is_up_again",
     ),
     Mutation(
-        "a target is not told that buckets are on their way",
-        "state_machines/moving.py",
-        """                await self._tell([group.target], closed)
+        "the target does not receive the placements of buckets that move to it",
+        "state_machines/rebalance.py",
+        """                await self._publish_placements([group.target], closed)
 """,
         "",
-        MOVING + "test_what_is_on_its_way_is_not_taken_for_what_was_left_behind",
+        REBALANCE + "test_prune_does_not_delete_bucket_that_is_being_moved_to_the_shard",
     ),
     Mutation(
-        "a bucket whose copy may have been removed is released",
+        "a bucket is released although its copy may have been pruned",
         "storage/statements.py",
         "    .values(version=buckets.c.version + 1, closed_until=0)\n    .returning(",
         "    .values(version=buckets.c.version + 1)\n    .returning(",
-        MOVING + "test_what_is_on_its_way_is_not_taken_for_what_was_left_behind",
+        REBALANCE + "test_prune_does_not_delete_bucket_that_is_being_moved_to_the_shard",
     ),
     # Many nodes over one database
     Mutation(
-        "a clock that nobody locks",
+        "the users' rows are not locked",
         "state_machines/transactions.py",
-        "statements.ask(connection, statements.lock, named)",
+        "statements.execute(connection, statements.lock_users, keys)",
         "pass",
-        MANY_WRITERS + "test_who_follows_the_cursor_misses_nothing",
+        POSTGRESQL + "test_reader_that_follows_the_cursor_misses_no_message",
     ),
     Mutation(
-        "what is read while waiting for the lock is believed",
+        "values read before the lock was granted are used",
         "state_machines/transactions.py",
-        """        statements.ask(connection, statements.lock, named)
-    rows = statements.ask(connection, statements.users_taken, named)
+        """        statements.execute(connection, statements.lock_users, keys)
+    rows = statements.execute(connection, statements.locked_users, keys)
 """,
-        """    both = statements.users_taken.with_for_update(of=tables.users)
-    rows = statements.ask(connection, both, named)
+        """    both = statements.locked_users.with_for_update(of=tables.users)
+    rows = statements.execute(connection, both, keys)
 """,
-        MANY_WRITERS + "test_who_waited_for_a_user_sees_what_was_stored_meanwhile",
+        POSTGRESQL + "test_transaction_that_waited_for_user_lock_sees_messages_stored_meanwhile",
     ),
     Mutation(
-        "ids are looked up before their users are locked",
+        "msg_ids are looked up before their users are locked",
         "state_machines/transactions.py",
-        """    users = _take_users(connection, {message.uid for message in messages})
-    messages, refused = (messages, {}) if moving else _admit(connection, messages)
+        """    users = _lock_users(connection, {message.uid for message in messages})
+    messages, rejected = (messages, {}) if moving else _split_by_shard(connection, messages)
     known = _read_known(connection, messages)
 """,
         """    known = _read_known(connection, messages)
-    users = _take_users(connection, {message.uid for message in messages})
-    messages, refused = (messages, {}) if moving else _admit(connection, messages)
+    users = _lock_users(connection, {message.uid for message in messages})
+    messages, rejected = (messages, {}) if moving else _split_by_shard(connection, messages)
 """,
-        MANY_WRITERS + "test_who_looks_for_an_id_waits_for_who_may_be_storing_it",
+        POSTGRESQL + "test_id_look_up_waits_for_transaction_that_stores_the_id",
     ),
     Mutation(
-        "a commit without an answer is taken for one that failed",
+        "a commit with unknown result counts as failed",
         "state_machines/sql.py",
-        "return recognised(found, told)",
-        "return found",
-        MANY_WRITERS + "test_a_commit_without_an_answer_is_looked_for",
+        "return reconcile(actual, expected)",
+        "return actual",
+        POSTGRESQL + "test_unknown_commit_is_resolved_and_reported_as_stored",
     ),
     Mutation(
-        "new users are made in any order",
+        "new users are inserted in arbitrary order",
         "storage/statements.py",
         """        .order_by(_text(0)),
     )
     .on_conflict_do_nothing()""",
         """    )
     .on_conflict_do_nothing()""",
-        MANY_WRITERS + "test_nodes_that_meet_the_same_new_users_do_not_lock_each_other_out",
+        POSTGRESQL + "test_nodes_that_insert_the_same_new_users_do_not_deadlock",
     ),
     Mutation(
-        "plans are left to a planner that knows nothing of the tables",
+        "PostgreSQL plans without our planner settings",
         "storage/postgresql.py",
-        "**PLANS,",
+        "**PLANNER_SETTINGS,",
         "",
-        "tests/storage/test_cost.py::test_d15_a_long_history_costs_nothing_on_postgresql",
+        "tests/storage/test_cost.py::test_d15_cost_does_not_grow_with_history_on_postgresql",
     ),
     # The core
     Mutation(
-        "an id is forgotten if its item has yet to come",
+        "the tombstone of an item that has not arrived is dropped",
         "core/state.py",
-        "facts = facts._with(ids=facts.ids.set(msg_id, at))",
+        "facts = facts._with(tombstones=facts.tombstones.set(msg_id, at))",
         "facts = facts._with()",
         EXHAUSTIVE + "test_every_order_of_arrival_gives_the_same_facts",
     ),
     Mutation(
-        "the end of a range is left out of it",
+        "the end of a range is exclusive",
         "core/state.py",
         "return item.ctime <= self.end and",
         "return item.ctime < self.end and",
-        VECTORS + "test_visibility",
+        VECTORS + "test_visibility_vector",
     ),
     Mutation(
-        "a prefix is taken for a category",
+        "a prefix is compared like a whole category",
         "core/state.py",
         "return category.startswith(self.category) if self.prefix else category == self.category",
         "return category == self.category",
-        VECTORS + "test_visibility",
+        VECTORS + "test_visibility_vector",
     ),
     Mutation(
-        "an item lives on at the instant of its expiry",
+        "an item is live at the instant of its expiry",
         "core/state.py",
         "self.expires_at <= now",
         "self.expires_at < now",
-        VECTORS + "test_visibility",
+        VECTORS + "test_visibility_vector",
     ),
     Mutation(
-        "an item is still there at the instant of its death",
+        "an item is live at the instant of its dismissal",
         "core/state.py",
-        "if dead.at > at]",
-        "if dead.at >= at]",
-        VECTORS + "test_visibility",
+        """if dismissed.dismissed_at > at
+        ]""",
+        "if dismissed.dismissed_at >= at]",
+        VECTORS + "test_visibility_vector",
     ),
     Mutation(
-        "a dismissal that comes late is not an earlier death",
+        "a dismissal that arrives late does not make the death earlier",
         "core/state.py",
-        "if range_.ctime < self.latest_death:",
+        "if range_.ctime < self.latest_dismissal:",
         "if range_.ctime < 0:",
         EXHAUSTIVE + "test_every_order_of_arrival_gives_the_same_facts",
     ),
     Mutation(
-        "a dismissal made on one device is withheld from the syncs of others",
+        "a dismissal from one device is missing in the syncs of other devices",
         "core/state.py",
         "        creation, dismissal = message.creation, message.dismissal\n",
         "        if not seen_on(message.device_id, device_id):\n            continue\n"
         "        creation, dismissal = message.creation, message.dismissal\n",
-        MEMORY + "test_d09_a_dismissal_from_one_device_reaches_the_others",
+        MEMORY + "test_d09_dismissal_from_one_device_reaches_other_devices",
     ),
     Mutation(
-        "a dismissal made on one device is not told to others",
+        "a dismissal from one device is not broadcast to other devices",
         "core/message.py",
         "return self.reduced(None, self.dismissal)",
         "return None",
-        NODE_SIDE + "test_what_is_made_for_another_device_stays_here_and_its_dismissal_does_not",
+        SERVER_SESSION + "test_creation_for_another_device_is_left_out_but_its_dismissal_is_sent",
     ),
     Mutation(
-        "an unknown id is left out of the messages since",
+        "the messages since omit the dismissal of an unknown id",
         "core/state.py",
-        "return item is None or (",
-        "return item is not None and (",
-        VECTORS + "test_since",
+        "return fate is None or (",
+        "return fate is not None and (",
+        VECTORS + "test_since_vector",
     ),
     Mutation(
-        "a message for another device counts as the same one sent again",
+        "a message for another device counts as a duplicate",
         "core/message.py",
         "return canonical((self.device_id, creation,",
         "return canonical((creation,",
-        MEMORY + "test_a_known_id_with_other_contents_is_a_conflict_and_changes_nothing",
+        MEMORY + "test_known_msg_id_with_other_contents_is_rejected_and_changes_nothing",
     ),
     # The state machine on SQL
     Mutation(
-        "the end of a range is left out of it, in SQL",
+        "the end of a range is exclusive, in SQL",
         "storage/statements.py",
         "messages.c.ctime <= _number(2),",
         "messages.c.ctime < _number(2),",
         SQL + "test_all_devices",
     ),
     Mutation(
-        "messages since a time are those after it",
+        "messages since a time exclude that time",
         "storage/statements.py",
         'messages.c.ctime >= bindparam("start")',
         'messages.c.ctime > bindparam("start")',
-        SQL + "test_d26_an_update_that_dismisses_several_is_synced_whole",
+        SQL + "test_d26_update_with_several_dismissals_is_synced_completely",
     ),
     Mutation(
-        "a late dismissal is not an earlier death, in SQL",
+        "a dismissal that arrives late does not make the death earlier, in SQL",
         "state_machines/transactions.py",
-        "statements.items_covered_ever if late else statements.items_covered",
+        "statements.items_covered_in_log if has_late_replay else statements.items_covered",
         "statements.items_covered",
-        SQL + "test_d06_the_earliest_death_counts_though_it_is_told_last",
+        SQL + "test_d06_earliest_dismissal_sets_the_death_when_it_arrives_last",
     ),
     Mutation(
-        "the clock alone gives the ctime",
+        "the ctime is the wall clock alone",
         "state_machines/transactions.py",
         "message.ctime or max(now, clock + 1)",
         "message.ctime or now",
-        SQL + "test_ctime_increases_strictly_though_the_clock_runs_backwards",
+        SQL + "test_ctime_increases_strictly_when_the_clock_runs_backwards",
     ),
     Mutation(
-        "a duplicate comes back as it was sent, not as it was stored",
+        "a duplicate is returned as sent, not as stored",
         "state_machines/transactions.py",
         "return Duplicate(earlier)",
         "return Duplicate(message)",
-        SQL + "test_a_message_that_is_sent_twice_is_stored_once",
+        SQL + "test_message_sent_twice_is_stored_once",
     ),
     Mutation(
-        "a snapshot is told without its tombstones",
+        "a snapshot has no tombstones",
         "state_machines/transactions.py",
         "tuple((msg_id, at) for msg_id, at in ids)",
         "()",
-        SQL + "test_a_snapshot_holds_the_tombstones_of_what_may_still_come",
+        SQL + "test_snapshot_contains_tombstones_for_items_not_yet_created",
     ),
     Mutation(
-        "an expiry at time 0 is none",
+        "an expiry at time 0 counts as no expiry",
         "state_machines/transactions.py",
         "if expires_at is None:",
         "if not expires_at:",
-        SQL + "test_an_expiry_at_the_beginning_of_time_is_an_expiry",
+        SQL + "test_expiry_at_time_zero_is_applied",
     ),
     Mutation(
-        "a message is acknowledged though its transaction was not committed",
+        "a message is acknowledged without a commit",
         "storage/sqlite.py",
-        "with opened as connection, connection.begin():",
-        "with opened as connection:\n                connection.begin()",
-        FILE + "test_what_was_stored_is_there_after_a_restart",
+        "with connecting as connection, connection.begin():",
+        "with connecting as connection:\n                connection.begin()",
+        FILE + "test_stored_messages_survive_a_restart",
     ),
     Mutation(
         "a commit returns before it is on disk",
         "storage/sqlite.py",
         '"synchronous = FULL"',
         '"synchronous = NORMAL"',
-        "tests/storage/test_engine.py::test_a_commit_is_on_disk_when_it_returns",
+        "tests/storage/test_engine.py::test_durability_settings_are_set_on_the_connection",
     ),
     # The conversation
     Mutation(
-        "a stretch that straddles the position is believed",
-        "protocol/server.py",
+        "a publication that overlaps the position is accepted",
+        "protocol/server_session.py",
         "if publication.prev != self.position:",
         "if publication.prev > self.position:",
-        BOTH_SIDES + "test_a_stretch_that_straddles_the_position_does_not_bring_back_the_dead",
+        CONVERSATION + "test_gap_repair_that_starts_before_the_position_does_not_revive_dead_items",
     ),
     Mutation(
-        "what waited before a sync is told after it",
-        "protocol/server.py",
-        "        self._forget_what_waits()\n        held,",
-        "        held,",
-        BOTH_SIDES + "test_what_waited_before_a_sync_is_not_told_after_it",
+        "messages queued before a sync are sent after it",
+        "protocol/server_session.py",
+        """        self._clear_pending()
+        buffered,""",
+        "        buffered,",
+        CONVERSATION + "test_messages_pending_before_a_sync_are_not_sent_after_it",
     ),
     Mutation(
-        "a queue that overflows is dropped, and that was that",
-        "protocol/server.py",
-        "        self._behind = self.cursor\n\n    # The writing hand",
-        "\n    # The writing hand",
-        BOTH_SIDES + "test_a_slow_device_lags_catches_up_and_has_missed_nothing",
+        "a queue that overflows is dropped without a resync",
+        "protocol/server_session.py",
+        """        self._resync_from = self.cursor
+
+    # The writer""",
+        "\n    # The writer",
+        CONVERSATION + "test_slow_consumer_is_reset_and_misses_no_message",
     ),
     Mutation(
-        "a page of changes claims to be all of them",
+        "a page of changes has the cursor of the whole sync",
         "protocol/frames.py",
         "cursor = last.ctime if more and",
         "cursor = sync.cursor if more and",
-        BOTH_SIDES + "test_a_device_whose_line_breaks_between_pages_goes_on_where_it_was",
+        CONVERSATION + "test_reconnect_between_two_pages_continues_after_the_first",
     ),
     Mutation(
-        "a frame that comes again is applied again, and moves the cursor back",
-        "protocol/client.py",
+        "a duplicate frame is applied again and moves the cursor back",
+        "protocol/client_session.py",
         "        if cursor <= self.cursor:\n            return []",
         "        if cursor < 0:\n            return []",
-        DEVICE_SIDE + "test_a_frame_that_lies_behind_is_not_applied_again",
+        CLIENT_SESSION + "test_frame_up_to_the_cursor_is_not_applied_again",
     ),
     # The node
     Mutation(
-        "a feed is as far as the first of its devices, not as the least",
+        "a feed's position is that of its first device, not the lowest",
         "consumers/broadcaster.py",
         "(feed.position is None or position < feed.position)",
         "feed.position is None",
-        BROADCASTER + "test_a_feed_is_only_as_far_as_the_least_of_its_devices",
+        BROADCASTER + "test_position_of_a_feed_is_the_lowest_one_of_its_devices",
     ),
     # The pub/sub
     Mutation(
-        "what was subscribed to is forgotten with the pub/sub connection",
+        "subscriptions are not restored after a reconnect of the pub/sub",
         "pubsub/remote.py",
-        "self._round = _Round(self._wanted)",
-        "self._round = _Round([self._heart])",
-        FAULTS + "test_a_server_that_is_killed_is_missed_and_after_it_everything_is_as_before",
+        "self._next_batch = _SubscriptionBatch(self._wanted_channels)",
+        "self._next_batch = _SubscriptionBatch([self._heartbeat_channel])",
+        PUBSUB_FAULTS + "test_all_subscriptions_are_restored_after_a_server_restart",
     ),
     Mutation(
-        "nobody minds that the pub/sub is silent",
+        "missing heartbeats of the pub/sub are ignored",
         "pubsub/remote.py",
-        "await self._beat(2 * self._heartbeat_seconds)",
+        "await self._check_heartbeat(2 * self._heartbeat_seconds)",
         "pass",
-        FAULTS + "test_a_line_that_goes_deaf_without_a_word_is_noticed",
+        PUBSUB_FAULTS + "test_blackholed_connection_is_detected",
     ),
     Mutation(
-        "the pub/sub comes back without a word",
+        "a reconnect of the pub/sub does not report an interruption",
         "pubsub/remote.py",
-        "            self._arrivals.take(Interrupted())\n",
+        """            self._incoming.put(Interrupted())
+""",
         "",
-        FAULTS + "test_connections_that_break_again_and_again_are_had_again_and_again",
+        PUBSUB_FAULTS + "test_each_of_several_lost_connections_is_reestablished_and_reported",
     ),
     Mutation(
-        "a channel that is being left counts as subscribed to",
+        "a channel counts as subscribed while it is being unsubscribed",
         "pubsub/remote.py",
-        "        self._confirmed.difference_update(old)\n",
+        "        self._confirmed_channels.difference_update(old)\n",
         "",
-        REDIS + "test_of_calls_that_overlap_the_last_counts",
+        PUBSUB_REDIS + "test_last_of_overlapping_calls_wins",
     ),
     Mutation(
-        "a subscription is not waited for, on Redis",
+        "subscribe does not wait for the confirmation, on Redis",
         "pubsub/redis.py",
         "        await self._confirmed.wait()\n",
         "",
-        FAULTS + "test_who_waits_for_a_subscription_while_it_breaks_is_let_go",
+        PUBSUB_FAULTS + "test_pending_subscribe_returns_when_the_connection_breaks",
     ),
     Mutation(
-        "a subscription is not waited for, on NATS",
+        "subscribe does not wait for the confirmation, on NATS",
         "pubsub/nats.py",
-        "= subscription\n        await self._taken_in()\n",
+        """= subscription
+        await self._flush()
+""",
         "= subscription\n",
-        FAULTS + "test_who_waits_for_a_subscription_while_it_breaks_is_let_go",
+        PUBSUB_FAULTS + "test_pending_subscribe_returns_when_the_connection_breaks",
     ),
     # The client
     Mutation(
-        "what was acknowledged leaves the outbox before the node has told it",
+        "an acknowledged message leaves the outbox before the cursor reaches it",
         "client/replica.py",
-        "if 0 < o.message.ctime <= self.cursor]",
-        "if 0 < o.message.ctime]",
-        REPLICA + "test_an_acknowledged_message_is_shown_with_its_ctime_until_the_node_tells_it",
+        "if 0 < e.message.ctime <= self.cursor]",
+        "if 0 < e.message.ctime]",
+        REPLICA + "test_acknowledged_message_is_shown_with_its_ctime_until_cursor_reaches_it",
     ),
     Mutation(
-        "the node's tombstones kill what waits in the outbox",
+        "tombstones from the node dismiss unsent messages",
         "client/replica.py",
-        "shown=shown.deathless()",
+        "shown=shown.without_tombstones()",
         "shown=shown",
-        REPLICA + "test_what_waits_does_not_vanish_under_what_the_node_dismisses_meanwhile",
+        REPLICA + "test_received_range_does_not_dismiss_unsent_message",
     ),
     Mutation(
-        "only the message itself counts as told, not those before it",
+        "only the echoed message is marked as echoed, not those before it",
         "client/replica.py",
-        "outbound.number <= last and",
-        "outbound.number == last and",
-        REPLICA + "test_what_the_node_took_before_a_message_that_it_tells_us_is_not_shown_again",
+        "entry.number <= last and",
+        "entry.number == last and",
+        REPLICA + "test_message_written_before_an_echoed_one_is_not_shown_from_outbox",
     ),
     # A fleet of nodes
     Mutation(
-        "the sweep never asks",
+        "the sweep never queries the users' clocks",
         "node.py",
-        "if not positions and not self.behind:",
-        "if not self.behind:",
-        FLEET + "test_a_lost_publication_reaches_the_devices_within_one_sweep",
+        "if not positions and not self.waiting_for_store:",
+        "if not self.waiting_for_store:",
+        FLEET + "test_lost_publication_is_delivered_within_one_sweep",
     ),
     Mutation(
-        "a sweep may take half as long again as it promises",
+        "a sweep takes up to 1.5 times its interval",
         "node.py",
         "(0.5 + self._jitter() / 2)",
         "(0.5 + self._jitter())",
-        FLEET + "test_a_lost_publication_reaches_the_devices_within_one_sweep",
+        FLEET + "test_lost_publication_is_delivered_within_one_sweep",
     ),
     Mutation(
-        "the sweep takes for lost what is on its way",
+        "the sweep treats publications in flight as lost",
         "node.py",
-        "if waiting and not interrupted:",
-        "if waiting and interrupted:",
-        FLEET + "test_what_is_on_its_way_is_not_taken_for_lost",
+        "if out_of_sync and not interrupted:",
+        "if out_of_sync and interrupted:",
+        FLEET + "test_sweep_does_not_repair_a_message_in_flight",
     ),
     Mutation(
-        "users are healed one after the other",
+        "gaps of users are repaired one after the other",
         "node.py",
-        "for _ in range(HEALERS)",
+        "for _ in range(GAP_REPAIR_WORKERS)",
         "for _ in range(1)",
-        FLEET + "test_after_an_interruption_many_are_healed_at_once_and_not_all",
+        FLEET + "test_concurrent_gap_repairs_are_limited_after_an_interruption",
     ),
     Mutation(
-        "nobody is behind whom the store did not answer",
+        "a user whose gap repair failed is not retried",
         "node.py",
-        "        self._unhealed[uid] = None",
-        "        self._unhealed.pop(uid, None)",
-        FLEET + "test_a_part_of_the_store_that_is_down_delays_only_its_own_users",
+        "        self._unrepaired[uid] = None",
+        "        self._unrepaired.pop(uid, None)",
+        FLEET + "test_unavailable_part_of_the_store_delays_only_its_own_users",
     ),
     Mutation(
-        "whoever has left is behind for ever",
+        "a user without devices stays in the gap repair forever",
         "node.py",
-        "for uid in self._unhealed if uid in waiting",
-        "for uid in self._unhealed",
-        FLEET + "test_nobody_waits_for_the_store_who_has_left",
+        "for uid in self._unrepaired if uid in out_of_sync",
+        "for uid in self._unrepaired",
+        FLEET + "test_node_stops_waiting_for_store_when_the_user_disconnects",
     ),
     Mutation(
-        "an interruption is ignored",
+        "an interruption of the pub/sub is ignored",
         "consumers/relay.py",
         "                    self._interrupted()",
         "                    pass",
-        FLEET + "test_an_interrupted_pubsub_is_made_up_for_at_once",
+        FLEET + "test_missed_message_is_delivered_at_once_after_an_interruption",
     ),
     Mutation(
-        "a pub/sub that ends is only quiet",
+        "the end of the pub/sub does not end the node",
         "consumers/relay.py",
         "raise RuntimeError(",
         "print(",
-        FLEET + "test_a_pubsub_that_ends_without_a_word_ends_the_node",
+        FLEET + "test_node_fails_when_pubsub_ends_without_error",
     ),
     Mutation(
-        "a ctime from the far future is believed",
+        "a ctime in the far future is accepted",
         "consumers/relay.py",
-        "return message.ctime > self._clock() + FURTHEST_AHEAD",
+        "return message.ctime > self._clock() + MAX_FUTURE",
         "return False",
-        FLEET + "test_garbage_on_a_channel_is_counted_and_nothing_else",
+        FLEET + "test_invalid_payload_is_reported_and_not_delivered",
     ),
     Mutation(
-        "a channel is left though its user has come back",
+        "a channel is unsubscribed although its user has reconnected",
         "consumers/relay.py",
-        "        self._left.pop(uid, None)\n",
+        """        self._idle_since.pop(uid, None)
+""",
         "",
-        FLEET + "test_who_comes_back_just_before_the_channel_is_left_is_heard_of",
+        FLEET + "test_device_that_reconnects_before_unsubscribe_stays_subscribed",
     ),
     Mutation(
-        "a channel is subscribed to while it is being left",
+        "a channel is subscribed while it is being unsubscribed",
         "consumers/relay.py",
-        "        async with self._turn(uid):\n            await self._pubsub.subscribe",
+        """        async with self._lock(uid):
+            await self._pubsub.subscribe""",
         "        if uid:\n            await self._pubsub.subscribe",
-        FLEET + "test_who_comes_back_while_the_channel_is_being_left_is_heard_of",
+        FLEET + "test_device_that_reconnects_during_unsubscribe_is_subscribed_again",
     ),
     Mutation(
-        "a channel is left with its last device",
+        "a channel is unsubscribed without a linger time",
         "consumers/relay.py",
         "since > _now() - self._linger_seconds",
         "since > _now()",
-        FLEET + "test_a_device_that_flaps_leaves_its_channel_alone",
+        FLEET + "test_flapping_device_causes_no_unsubscribe",
     ),
     Mutation(
-        "a feed goes on with whatever is later, in the order in which it arrives",
+        "a feed accepts any later message and skips gaps",
         "consumers/broadcaster.py",
         "new[0].prev != position",
         "new[0].ctime <= position",
-        FLEET + "test_what_is_answered_late_is_told_in_its_place",
+        FLEET + "test_message_whose_commit_reply_is_delayed_is_delivered_in_ctime_order",
     ),
     Mutation(
-        "what is huge is read all the same",
+        "an envelope above the size limit is parsed",
         "consumers/publisher.py",
-        "if len(received.payload) > MAX_PUBLICATION:",
+        "if len(received.payload) > MAX_ENVELOPE_BYTES:",
         "if not received.payload:",
-        "tests/consumers/test_relay.py::test_what_is_huge_is_not_even_read",
+        "tests/consumers/test_publisher.py::test_oversized_payload_is_rejected_without_decoding",
     ),
 ]
 
 
 def run(mutation: Mutation) -> str | None:
-    """Plant the bug in a copy and run its test there. Returns why it was not caught, or None."""
+    """Plant the bug in a copy of gregor and run the test on it. Returns why the test did not catch
+    it, or None."""
     with TemporaryDirectory() as directory:
         path = Path(directory, "gregor", mutation.file)
-        # All but the mutated file need not be compiled anew.
+        # Only the mutated file needs to be compiled again.
         stale = shutil.ignore_patterns(f"{path.stem}.*.pyc")
         shutil.copytree(ROOT / "src" / "gregor", Path(directory, "gregor"), ignore=stale)
         text = path.read_text()
@@ -594,22 +604,22 @@ def run(mutation: Mutation) -> str | None:
 
 def _test(node_id: str, directory: str) -> str | None:
     output = Path(directory, "output")
-    child = FRESH.Process(target=_pytest, args=(node_id, directory, output))
+    child = FORKSERVER.Process(target=_pytest, args=(node_id, directory, output))
     child.start()
-    child.join(PATIENCE_SECONDS)
+    child.join(TEST_TIMEOUT_SECONDS)
     if child.exitcode is None:
         child.kill()
         child.join()
-    if child.exitcode == RAN + pytest.ExitCode.TESTS_FAILED:
+    if child.exitcode == TEST_RAN + pytest.ExitCode.TESTS_FAILED:
         return None
-    if child.exitcode == RAN + pytest.ExitCode.OK:
-        return f"{node_id} passes all the same"
-    words = output.read_text()[-4000:] if output.exists() else ""
-    return f"{node_id} could not be run (exit code {child.exitcode}):\n{words}"
+    if child.exitcode == TEST_RAN + pytest.ExitCode.OK:
+        return f"{node_id} passes with the bug"
+    log = output.read_text()[-4000:] if output.exists() else ""
+    return f"{node_id} could not be run (exit code {child.exitcode}):\n{log}"
 
 
 def _pytest(node_id: str, directory: str, output: Path) -> None:
-    """In a process of its own, which has yet to import gregor."""
+    """Run one test in a child process that has not imported gregor yet."""
     with output.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -618,20 +628,20 @@ def _pytest(node_id: str, directory: str, output: Path) -> None:
     sys.path.insert(0, directory)
     sys.dont_write_bytecode = True
     options = ["-x", "-q", "--no-header", "--assert=plain"]
-    # What a test leaves behind when it fails is not looked at.
+    # Ignore resources that a failing test does not close.
     options += ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:unraisableexception"]
-    sys.exit(RAN + pytest.main([*options, node_id]))
+    sys.exit(TEST_RAN + pytest.main([*options, node_id]))
 
 
-def main(words: list[str]) -> int:
-    chosen = [m for m in MUTATIONS if all(word in m.name for word in words)]
+def main(name_parts: list[str]) -> int:
+    chosen = [m for m in MUTATIONS if all(part in m.name for part in name_parts)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        verdicts = list(zip(chosen, pool.map(run, chosen), strict=True))
-    for mutation, verdict in verdicts:
-        print(f"{'caught ' if verdict is None else 'MISSED '} {mutation.name}")
-        if verdict is not None:
-            print(f"        {verdict}")
-    return any(verdict is not None for _, verdict in verdicts)
+        results = list(zip(chosen, pool.map(run, chosen), strict=True))
+    for mutation, reason in results:
+        print(f"{'caught ' if reason is None else 'MISSED '} {mutation.name}")
+        if reason is not None:
+            print(f"        {reason}")
+    return any(reason is not None for _, reason in results)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The tree tells the architecture, and imports point down only."""
+"""The tree shows the architecture: each part has one layer, and imports only point down."""
 
 import ast
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ import gregor
 
 ROOT = Path(gregor.__file__).parent
 
-# From the top down. What stands on one line does not know of each other.
+# From the top down. The parts of one layer do not import each other.
 LAYERS = (
-    {"__init__"},  # what the package shows at its front door
+    {"__init__"},  # the public names of the package
     {"cli"},
     {"bench"},
     {"testing"},
@@ -21,15 +21,15 @@ LAYERS = (
     {"state_machines", "consumers"},
     {"storage", "pubsub"},
     {"protocol"},
-    {"interfaces", "clock"},
+    {"interfaces", "clock", "log_event", "backoff"},
     {"core", "config", "data"},
     {"errors"},
 )
-HEIGHT = {box: -number for number, layer in enumerate(LAYERS) for box in layer}
+HEIGHT = {part: -number for number, layer in enumerate(LAYERS) for part in layer}
 
-# All that pure code needs: nothing here waits, looks at a clock, or draws lots. The one exception
-# is the id that a sender who chose none is given.
-PURE = {
+# All that pure code may import: no I/O, no clock, no randomness. The one exception is uuid, for
+# the msg_id of a message without one.
+PURE_IMPORTS = {
     "core": {
         *(
             "bisect",
@@ -48,10 +48,11 @@ PURE = {
 }
 
 MODULES = sorted(path for path in ROOT.rglob("*.py"))
-NAMES = [str(path.relative_to(ROOT)) for path in MODULES]
+MODULE_NAMES = [str(path.relative_to(ROOT)) for path in MODULES]
 
 
-def box_of(path: Path) -> str:
+def part_of(path: Path) -> str:
+    """The package or module directly below `gregor` that the file belongs to."""
     return path.relative_to(ROOT).with_suffix("").parts[0]
 
 
@@ -64,65 +65,65 @@ def imports(tree: ast.AST) -> Iterator[str]:
                 submodules = [f"{module}.{alias.name}" for alias in names]
                 yield from submodules if module == "gregor" else [module]
             case ast.ImportFrom():
-                pytest.fail("imports are written in full: from gregor.core.state import State")
+                pytest.fail("use absolute imports, such as from gregor.core.state import State")
 
 
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
-def test_every_box_has_its_place() -> None:
-    assert {box_of(path) for path in MODULES} == set(HEIGHT)
+def test_every_part_has_a_layer() -> None:
+    assert {part_of(path) for path in MODULES} == set(HEIGHT)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=NAMES)
-def test_imports_point_down_only(path: Path) -> None:
-    box = box_of(path)
-    ours = [name.split(".")[1] for name in imports(tree_of(path)) if name.startswith("gregor.")]
-    upward = [other for other in ours if other != box and HEIGHT[other] >= HEIGHT[box]]
+@pytest.mark.parametrize("path", MODULES, ids=MODULE_NAMES)
+def test_imports_only_point_down(path: Path) -> None:
+    part = part_of(path)
+    imported = [name.split(".")[1] for name in imports(tree_of(path)) if name.startswith("gregor.")]
+    upward = [other for other in imported if other != part and HEIGHT[other] >= HEIGHT[part]]
     assert not upward
 
 
-@pytest.mark.parametrize("box", PURE)
-def test_what_decides_is_pure(box: str) -> None:
-    outside = {
+@pytest.mark.parametrize("part", PURE_IMPORTS)
+def test_core_and_protocol_import_only_pure_modules(part: str) -> None:
+    external = {
         name
         for path in MODULES
-        if box_of(path) == box
+        if part_of(path) == part
         for name in imports(tree_of(path))
         if not name.startswith("gregor.")
     }
-    assert outside <= PURE[box]
+    assert external <= PURE_IMPORTS[part]
 
 
-@pytest.mark.parametrize("box", PURE)
-def test_what_decides_neither_waits_nor_looks_at_a_clock(box: str) -> None:
+@pytest.mark.parametrize("part", PURE_IMPORTS)
+def test_core_and_protocol_have_no_await_and_read_no_clock(part: str) -> None:
     for path in MODULES:
-        for node in ast.walk(tree_of(path)) if box_of(path) == box else ():
+        for node in ast.walk(tree_of(path)) if part_of(path) == part else ():
             assert not isinstance(node, ast.AsyncFunctionDef | ast.Await), path
             if isinstance(node, ast.Attribute):
                 assert node.attr not in {"now", "utcnow", "today"} or _is_field(node), path
 
 
 def _is_field(node: ast.Attribute) -> bool:
-    """`frame.now` is a time that was sent; `datetime.now` is a clock."""
+    """Whether the attribute is a field: `frame.now` is one, `datetime.now` reads a clock."""
     return isinstance(node.value, ast.Name) and node.value.id not in {"datetime", "date"}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=NAMES)
-def test_no_cycle_is_hidden(path: Path) -> None:
-    """Neither under TYPE_CHECKING nor in a function. The command line may put off what it needs
-    only later, so that it starts fast; it is on top, where no cycle can be."""
+@pytest.mark.parametrize("path", MODULES, ids=MODULE_NAMES)
+def test_no_import_cycle_is_hidden(path: Path) -> None:
+    """No import is under TYPE_CHECKING or in a function. Only the command line may defer imports,
+    to start fast; it is the top layer, where no cycle is possible."""
     tree = tree_of(path)
     functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
-    put_off = [name for function in functions for name in imports(function)]
+    deferred = [name for function in functions for name in imports(function)]
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    if box_of(path) != "cli":
+    if part_of(path) != "cli":
         assert "TYPE_CHECKING" not in names
-        assert not [name for name in put_off if name.startswith("gregor")]
+        assert not [name for name in deferred if name.startswith("gregor")]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=NAMES)
-def test_a_file_begins_by_saying_what_it_is_for(path: Path) -> None:
+@pytest.mark.parametrize("path", MODULES, ids=MODULE_NAMES)
+def test_module_has_a_docstring(path: Path) -> None:
     tree = tree_of(path)
     assert not tree.body or ast.get_docstring(tree)

@@ -1,4 +1,4 @@
-"""Each planted bug is noticed by the test that is named for it: so the tests can fail."""
+"""Each planted bug is detected by the test that its mutation names."""
 
 import pytest
 
@@ -6,5 +6,5 @@ from tests.mutations import MUTATIONS, Mutation, run
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
-def test_a_planted_bug_is_noticed(mutation: Mutation) -> None:
+def test_mutation_is_detected(mutation: Mutation) -> None:
     assert run(mutation) is None

@@ -1,18 +1,18 @@
-"""What the README shows works as it stands there."""
+"""The examples of the README work as they are written."""
 
 import asyncio
 import re
 import sys
 from pathlib import Path
 
-from tests.server.world import Served, serving
+from tests.server.harness import Served, serving
 
 README = Path(__file__).parents[1] / "README.md"
 BACKEND, DEVICE = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
-def here(code: str, served: Served) -> str:
-    """The code, at the address where this test serves."""
+def with_test_address(code: str, served: Served) -> str:
+    """The code, with the address of the server of this test."""
     assert code.count("http://127.0.0.1:9911") == 1
     return code.replace("http://127.0.0.1:9911", str(served.http.base_url))
 
@@ -22,22 +22,22 @@ async def categories(served: Served) -> list[str]:
     return [item["category"] for item in items]
 
 
-async def test_a_backend_puts_messages_in() -> None:
+async def test_readme_backend_injects_messages() -> None:
     async with serving() as served:
-        await asyncio.to_thread(exec, here(BACKEND, served), {})
+        await asyncio.to_thread(exec, with_test_address(BACKEND, served), {})
         assert await categories(served) == ["invoices", "settings.theme"]
 
 
-async def test_a_device_holds_a_replica(tmp_path: Path) -> None:
+async def test_readme_device_holds_a_replica(tmp_path: Path) -> None:
     async with serving() as served, await served.synced("alice", "phone") as phone:
         device = await asyncio.create_subprocess_exec(
-            sys.executable, "-u", "-c", here(DEVICE, served), cwd=tmp_path,
+            sys.executable, "-u", "-c", with_test_address(DEVICE, served), cwd=tmp_path,
             stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         try:
             assert device.stdout is not None
             assert await device.stdout.readline() == b"0\n"
-            (message,) = (await phone.heard("messages"))["messages"]
+            (message,) = (await phone.receive_type("messages"))["messages"]
             assert message["creation"]["category"] == "notes"
             assert b"Online" in await device.stdout.readline()
         finally:
@@ -45,11 +45,11 @@ async def test_a_device_holds_a_replica(tmp_path: Path) -> None:
             await device.wait()
 
 
-async def test_the_requests_that_it_shows_are_answered() -> None:
-    (posted,) = re.findall(r"curl localhost:9911/v1/messages -d '(.*?)'", README.read_text(), re.S)
-    asked = re.findall(r"curl '?localhost:9911(/v1/users[^\s']+)", README.read_text())
+async def test_readme_curl_requests_succeed() -> None:
+    (content,) = re.findall(r"curl localhost:9911/v1/messages -d '(.*?)'", README.read_text(), re.S)
+    paths = re.findall(r"curl '?localhost:9911(/v1/users[^\s']+)", README.read_text())
     async with serving() as served:
-        (result,) = (await served.http.post("/v1/messages", content=posted)).json()["results"]
+        (result,) = (await served.http.post("/v1/messages", content=content)).json()["results"]
         assert result["status"] == "stored"
-        answers = [await served.http.get(path) for path in asked]
+        answers = [await served.http.get(path) for path in paths]
         assert [answer.status_code for answer in answers] == [200, 200]

@@ -1,8 +1,8 @@
 """Gregor: replicated, per-user state and notifications.
 
-A backend puts messages in, every device of the user holds a replica that works offline, and all
-of them converge. Here is what both sides share; `gregor.client` is for devices and backends,
-`gregor.server` for whoever runs a server.
+A backend injects messages. Each device of the user holds a replica that works offline, and all
+replicas converge. This package exports what both sides share; `gregor.client` is for devices and
+backends, `gregor.server` for operators of a server.
 """
 
 from gregor.core.instant import TimeOrOffset

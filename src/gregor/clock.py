@@ -1,4 +1,4 @@
-"""The clock of the machine that this runs on, for whoever is given no other."""
+"""The wall clock of this machine: the default for code that is given no other clock."""
 
 from time import time_ns
 

@@ -1,4 +1,4 @@
-"""Settings: from the command line, from `GREGOR_…` variables, from a TOML file, in this order."""
+"""Settings. Precedence: command line, then `GREGOR_…` environment variables, then a TOML file."""
 
 import ipaddress
 import re
@@ -19,7 +19,7 @@ from gregor.errors import SetupError
 
 
 class Auth(StrEnum):
-    """How a caller proves who it is."""
+    """How callers are authenticated."""
 
     OPEN = "open"
     JWT = "jwt"
@@ -33,13 +33,13 @@ def _listen(value: str) -> str:
 
 
 def _store(value: Any) -> Any:
-    """A table of TOML is a URL for each name, and so is one string with several in it, as it
-    stands in a variable."""
+    """Accept one URL, a TOML table of name and URL for each shard, or one string with several
+    NAME=URL, as in an environment variable."""
     if isinstance(value, dict):
         value = tuple(f"{name}={url}" for name, url in value.items())
     elif isinstance(value, str):
-        several = re.split(r"\s+(?=[\w-]+(?:=\w+)?://)", value.strip())
-        value = value if len(several) == 1 else tuple(several)
+        urls = re.split(r"\s+(?=[\w-]+(?:=\w+)?://)", value.strip())
+        value = value if len(urls) == 1 else tuple(urls)
     if not value:
         raise ValueError("give the URL of a store, such as sqlite:///gregor.db")
     if isinstance(value, list | tuple):
@@ -49,29 +49,29 @@ def _store(value: Any) -> Any:
 
 
 def named_stores(stores: Sequence[str]) -> dict[str | None, str]:
-    """The URLs by name. Raises ValueError if there are several and not each has its own."""
+    """The URLs by shard name. Raises ValueError if there are several without distinct names."""
     pairs = [name_and_url(store) for store in stores]
     names = [name for name, _ in pairs]
     if len(pairs) > 1 and None in names:
-        raise ValueError("of several stores each is a shard with a name: --store NAME=URL")
+        raise ValueError("with several stores, each needs the name of its shard: --store NAME=URL")
     if len(set(names)) < len(names):
         raise ValueError("two shards have the same name")
     return dict(pairs)
 
 
 def name_and_url(store: str) -> tuple[str | None, str]:
-    """NAME=URL, or a URL that has no name."""
+    """Split NAME=URL. The name is None if `store` is only a URL."""
     match = re.fullmatch(r"([\w-]+)=(\w+://.*)", store, re.DOTALL)
     return (None, store) if match is None else (match[1], match[2])
 
 
 class Settings(BaseSettings):
-    """What a server and the client commands need to know."""
+    """The settings of the server and of the client commands."""
 
     model_config = SettingsConfigDict(env_prefix="GREGOR_", extra="forbid", frozen=True)
 
     listen: Annotated[str, AfterValidator(_listen)] = "127.0.0.1:9911"
-    # One URL, or one for each shard, NAME=URL; passwords may be in them.
+    # One URL, or NAME=URL for each shard. repr=False: the URLs may contain passwords.
     store: Annotated[str | tuple[str, ...], BeforeValidator(_store), Field(repr=False)] = (
         "sqlite:///gregor.db"
     )
@@ -90,7 +90,7 @@ class Settings(BaseSettings):
 
     @property
     def stores(self) -> dict[str | None, str]:
-        """The URLs of the databases, by the names of the shards; the only one has none."""
+        """The URLs of the databases by shard name; a single database has the name None."""
         return named_stores([self.store] if isinstance(self.store, str) else self.store)
 
     @property
@@ -105,7 +105,7 @@ class Settings(BaseSettings):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether the name or address is this machine's own, which no other can reach."""
+    """Whether the host is a loopback name or address, which no other machine can reach."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -113,8 +113,8 @@ def is_loopback(host: str) -> bool:
 
 
 def load(file: Path | None = None, **given: Any) -> Settings:
-    """The settings: what is `given` and not None, then the environment, then the file.
-    Raises SetupError, which names what is wrong and where."""
+    """Load the settings: `given` values that are not None, then the environment, then the file.
+    Raises SetupError, which names the invalid setting and the reason."""
 
     class FromFile(Settings):
         @classmethod
@@ -138,7 +138,7 @@ def load(file: Path | None = None, **given: Any) -> Settings:
         name = ".".join(str(part) for part in first["loc"])
         reason = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            reason = f"there is none of that name; there are {', '.join(Settings.model_fields)}"
+            reason = f"unknown setting; the settings are {', '.join(Settings.model_fields)}"
         raise SetupError(f"setting `{name}`: {reason}", field=name) from error
     except ValueError as error:  # TOML that does not parse
         raise SetupError(f"{file}: {error}") from error

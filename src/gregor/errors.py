@@ -1,28 +1,28 @@
-"""What can go wrong, and whose turn it then is."""
+"""The errors that Gregor raises, and what their receiver should do about them."""
 
 from enum import StrEnum
 
 
-class Turn(StrEnum):
-    """What whoever receives an error should do about it."""
+class Action(StrEnum):
+    """What the receiver of an error should do."""
 
-    RETRY = "retry"  # the same thing later
-    RESYNC = "resync"  # ask for a snapshot, then go on
-    REAUTHENTICATE = "re-authenticate"  # come back with another token
-    STOP = "stop"  # do not send this again as it is
+    RETRY = "retry"  # send the same request later
+    RESYNC = "resync"  # ask for a snapshot, then continue
+    REAUTHENTICATE = "reauthenticate"  # reconnect with another token
+    STOP = "stop"  # do not send this again without a change
 
 
 class GregorError(Exception):
-    """Base of every error that Gregor raises on purpose.
+    """Base class of all errors that Gregor raises deliberately.
 
-    `code` is the word that goes over the wire; the set of codes is closed and documented in
-    `spec/protocol.md`. `field` names the part of the input that is meant, where there is one.
+    `code` is sent over the wire; the set of codes is closed and documented in
+    `spec/protocol.md`. `field` names the invalid part of the input, where there is one.
     """
 
     code = "internal"
-    turn = Turn.RETRY
-    status = 500  # of an HTTP response
-    close_code = 1011  # of a WebSocket, where the error ends it
+    action = Action.RETRY
+    status = 500  # HTTP status
+    close_code = 1011  # WebSocket close code, if the error closes the connection
 
     def __init__(self, message: str, *, field: str | None = None) -> None:
         super().__init__(message)
@@ -31,100 +31,101 @@ class GregorError(Exception):
 
 
 class Malformed(GregorError):
-    """Not JSON, or not the JSON that belongs here. Mend the sender."""
+    """Not JSON, or JSON of the wrong type. Fix the sender."""
 
-    code, turn, status, close_code = "malformed", Turn.STOP, 400, 4000
+    code, action, status, close_code = "malformed", Action.STOP, 400, 4000
 
 
 class InvalidMessage(GregorError):
-    """One message breaks a rule of the data model; `field` says where. Its neighbours are fine."""
+    """One message breaks a rule of the data model; `field` says where. The rest of the batch is
+    not affected."""
 
-    code, turn, status, close_code = "invalid", Turn.STOP, 422, 4000
+    code, action, status, close_code = "invalid", Action.STOP, 422, 4000
 
 
 class Conflict(GregorError):
-    """The msg_id is known with other contents. Nothing changed; choose another id."""
+    """A message with this msg_id and other contents is stored. Nothing changed; use another id."""
 
-    code, turn, status = "conflict", Turn.STOP, 409
+    code, action, status = "conflict", Action.STOP, 409
 
 
 class TooLarge(GregorError):
-    """A body, a batch or a frame is over its limit. Split it."""
+    """A body, a message, a batch or a frame exceeds its size limit. Split it."""
 
-    code, turn, status, close_code = "too-large", Turn.STOP, 413, 1009
+    code, action, status, close_code = "too-large", Action.STOP, 413, 1009
 
 
 class ProtocolError(GregorError):
-    """A frame that this phase of the conversation does not allow. Mend the client."""
+    """The frame is not allowed in this phase of the conversation. Fix the client."""
 
-    code, turn, status, close_code = "protocol", Turn.STOP, 400, 4002
+    code, action, status, close_code = "protocol", Action.STOP, 400, 4002
 
 
 class Unauthenticated(GregorError):
-    """No token, or one that does not hold. Come back with another."""
+    """The token is missing, invalid or expired. Reconnect with another token."""
 
-    code, turn, status, close_code = "unauthenticated", Turn.REAUTHENTICATE, 401, 4001
+    code, action, status, close_code = "unauthenticated", Action.REAUTHENTICATE, 401, 4001
 
 
 class Forbidden(GregorError):
-    """The token holds, but not for this user. Nothing was read or changed."""
+    """The token is valid, but not for this user. Nothing was read or changed."""
 
-    code, turn, status, close_code = "forbidden", Turn.STOP, 403, 4003
+    code, action, status, close_code = "forbidden", Action.STOP, 403, 4003
 
 
 class NotFound(GregorError):
-    """There is nothing at this address."""
+    """No resource has this URL."""
 
-    code, turn, status = "not-found", Turn.STOP, 404
+    code, action, status = "not-found", Action.STOP, 404
 
 
 class MethodNotAllowed(GregorError):
-    """The address exists, the method does not."""
+    """The URL exists, but does not support this method."""
 
-    code, turn, status = "method-not-allowed", Turn.STOP, 405
+    code, action, status = "method-not-allowed", Action.STOP, 405
 
 
 class HelloTimeout(GregorError):
-    """No hello came in time. Connect again and say it at once."""
+    """No hello came in time. Reconnect, and send it immediately."""
 
-    code, turn, status, close_code = "hello-timeout", Turn.RETRY, 408, 4008
+    code, action, status, close_code = "hello-timeout", Action.RETRY, 408, 4008
 
 
 class TooSlow(GregorError):
-    """The device accepted nothing for too long. Connect again; nothing is lost."""
+    """A slow consumer: the device accepted no data for too long. Reconnect; no message is lost."""
 
-    code, turn, status, close_code = "too-slow", Turn.RETRY, 408, 4009
+    code, action, status, close_code = "too-slow", Action.RETRY, 408, 4009
 
 
 class Resync(GregorError):
-    """What the device claims to know cannot be continued. Send `verify` with cursor 0."""
+    """The server cannot continue from this cursor. Send `verify` with cursor 0."""
 
-    code, turn, status = "resync", Turn.RESYNC, 409
+    code, action, status = "resync", Action.RESYNC, 409
 
 
 class Unavailable(GregorError):
-    """Not now: the store did not answer, or the node is stopping. The same message may be sent
-    again, as often as it takes: a message is stored once however often it arrives."""
+    """The store did not answer, or the node is stopping. Retry later with the same messages;
+    storing a message is idempotent."""
 
-    code, turn, status, close_code = "unavailable", Turn.RETRY, 503, 1013
+    code, action, status, close_code = "unavailable", Action.RETRY, 503, 1013
 
 
 class StorageUnavailable(Unavailable):
-    """The database did not answer; the message may be sent again."""
+    """The database did not answer. Retry with the same messages."""
 
 
 class ClockSkew(Unavailable):
-    """This node's clock is too far from the database's to stamp messages."""
+    """This node's clock differs too much from the database's, so it stamps no messages."""
 
 
-class Elsewhere(Unavailable):
-    """Another shard holds the bucket of this user, or it is closed, being on its way to one. It
-    says who has it, as far as was known where it was looked for."""
+class WrongShard(Unavailable):
+    """Another shard holds the bucket of this user, or the bucket is closed while it moves to
+    another shard. `shard` and `version` are the placement as far as the asked shard knows it."""
 
     def __init__(self, bucket: int, shard: str, version: int) -> None:
         super().__init__(
-            f"the user is in bucket {bucket}, which is with shard {shard!r} or on its way there;"
-            " send it again"
+            f"shard {shard!r} holds the user's bucket {bucket}, or the bucket is moving there;"
+            " retry"
         )
         self.bucket = bucket
         self.shard = shard
@@ -132,23 +133,44 @@ class Elsewhere(Unavailable):
 
 
 class HistoryForgotten(GregorError):
-    """A replica was asked about a time before its last sync. Ask the server, which knows."""
+    """A replica does not know the state before its last sync. Ask the server."""
 
-    code, turn, status = "history-forgotten", Turn.STOP, 410
+    code, action, status = "history-forgotten", Action.STOP, 410
 
 
 class SetupError(GregorError):
-    """The process cannot start like this; the message says what to do. Exit status 1."""
+    """The process cannot start; the message says what to change. Exit status 1."""
 
-    code, turn = "setup", Turn.STOP
+    code, action = "setup", Action.STOP
 
 
-def named(code: str, message: str, field: str | None, turn: Turn) -> GregorError:
-    """The error that came over the wire. A code that a later version has added is still an
-    error with a turn."""
-    for kind in GregorError.__subclasses__():
-        if kind.code == code:
-            return kind(message, field=field)
-    error = GregorError(message, field=field)
-    error.code, error.turn = code, turn
+WIRE_ERRORS: dict[str, type[GregorError]] = {
+    error_class.code: error_class
+    for error_class in (
+        GregorError,
+        Malformed,
+        InvalidMessage,
+        Conflict,
+        TooLarge,
+        ProtocolError,
+        Unauthenticated,
+        Forbidden,
+        NotFound,
+        MethodNotAllowed,
+        HelloTimeout,
+        TooSlow,
+        Resync,
+        Unavailable,
+        HistoryForgotten,
+    )
+}
+"""The class of each code that can arrive over the wire. Subclasses that share a code with their
+base class (StorageUnavailable, ClockSkew, WrongShard) exist within one process only."""
+
+
+def error_from_code(code: str, message: str, field: str | None, action: Action) -> GregorError:
+    """The error that was received over the wire, with the action that was received with it. An
+    unknown code, of a later version, makes a GregorError with that code."""
+    error = WIRE_ERRORS.get(code, GregorError)(message, field=field)
+    error.code, error.action = code, action
     return error

@@ -1,4 +1,4 @@
-"""The two interfaces of the system, as the seed has them, and what refines them."""
+"""The interfaces of the seed, MessageConsumer and StateMachine, and their refinements."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -7,26 +7,26 @@ from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import UID, DeviceID, InBandMessage, Message, OutOfBandMessage
 from gregor.core.state import State, Sync
-from gregor.errors import GregorError
+from gregor.errors import GregorError, Unavailable
 
 
 @runtime_checkable
 class MessageConsumer(Protocol):
-    """Whatever consumes messages: half of the state machine protocol."""
+    """Consumes messages: half of the state machine interface."""
 
     async def consume_message(self, message: Message) -> Message:
-        """Take a message, and return it as everyone will see it.
+        """Consume a message, and return it as all readers will see it.
 
-        Twice-safe: a message that is consumed again changes nothing, and the one that was stored
-        is returned. In-band messages change state; out-of-band ones only pass by. When it
-        returns, the effect is as durable as this consumer ever makes it; when it raises
-        Unavailable, the effect may or may not have happened, and the message may be sent again.
+        Idempotent: a message that is consumed again changes nothing, and the stored one is
+        returned. In-band messages change state; out-of-band ones are stored nowhere. After a
+        return, the effect is as durable as this consumer can make it. After Unavailable, the
+        effect may or may not have happened; retry with the same message.
         """
         ...
 
 
 class BatchConsumer(MessageConsumer):
-    """A MessageConsumer that takes several messages for less than one at a time."""
+    """A MessageConsumer for which a batch costs less than its messages one by one."""
 
     async def consume_message(self, message: Message) -> Message:
         await self.consume_batch([message])
@@ -34,66 +34,66 @@ class BatchConsumer(MessageConsumer):
 
     @abstractmethod
     async def consume_batch(self, messages: Sequence[Message]) -> None:
-        """Take messages, each user's in order, as `consume_message` takes one after another."""
+        """Consume messages, in order for each user, with the contract of `consume_message`."""
 
 
 @runtime_checkable
 class StateMachine(MessageConsumer, Protocol):
-    """Consumes messages, and remembers what they make of each user's state."""
+    """Consumes messages, and keeps the state of each user that results from them."""
 
     async def state(
         self, uid: UID, device_id: DeviceID | None = None, at: TimeOrOffset | None = None
     ) -> State:
         """The state of the user on the device (None: on all devices together) at a time.
 
-        Without a time: now, when every known dismissal counts. An unknown user has an empty
-        state. A past state is exact, whatever has happened since.
+        `at` None means now, and then every known dismissal counts. An unknown user has an empty
+        state. A past state is exact; later messages do not change it.
         """
         ...
 
     async def in_band_messages_since(
         self, uid: UID, device_id: DeviceID | None, since: TimeOrOffset
     ) -> Sequence[InBandMessage]:
-        """What brings a replica on the device that knows everything before `since` to the
-        present: the messages from then on, that instant included, in order, each reduced to what
-        still matters. For every instant, state(known before) + these = state(now)."""
+        """The messages that bring a replica on the device, which knows everything before `since`,
+        to the present: those from `since` (inclusive) on, in order, each reduced to what still
+        matters. For every instant, state(known before) + these = state(now)."""
         ...
 
 
 class Stored(NamedTuple):
-    """The message is durable, and everyone will see it as it is here."""
+    """The message is durable. `message` is the stamped one, as all readers will see it."""
 
     message: InBandMessage
 
 
 class Duplicate(NamedTuple):
-    """The message was known already, as it is here. Nothing changed; it is a success."""
+    """A success: the message was stored before; nothing changed. `message` is the stored one."""
 
     message: InBandMessage
 
 
 class Rejected(NamedTuple):
-    """The message changed nothing, and will not if it is sent again as it is."""
+    """The message changed nothing. `error.action` says whether a retry can help."""
 
     message: Message
     error: GregorError
 
 
-class Passed(NamedTuple):
-    """The message was out-of-band, and is on its way to the devices that are connected now."""
+class Relayed(NamedTuple):
+    """The message is out-of-band, and is being sent to the devices that are connected now."""
 
     message: OutOfBandMessage
 
 
-Outcome: TypeAlias = Stored | Duplicate | Rejected | Passed
+Outcome: TypeAlias = Stored | Duplicate | Rejected | Relayed
 
 
 @runtime_checkable
 class StateMachineOfRecord(StateMachine, Protocol):
-    """The state machine that gives messages their ctime, and that everyone else follows.
+    """The state machine that gives messages their ctime, and that all others follow.
 
-    For one user, ctime is unique and strictly increasing in the order of commits, whatever the
-    clocks say; `prev` of each message is the ctime of the one before.
+    For one user, ctimes are unique and strictly increase in the order of commits, even if a
+    machine's clock goes backwards; `prev` of each message is the ctime of the previous one.
     """
 
     async def consume_message(self, message: Message) -> Message:
@@ -105,25 +105,33 @@ class StateMachineOfRecord(StateMachine, Protocol):
         return outcome.message
 
     async def consume_messages(self, messages: Sequence[InBandMessage]) -> Sequence[Outcome]:
-        """Store messages, in order, and say of each what became of it.
+        """Store messages in order, and return the outcome of each. Idempotent.
 
-        All that is Stored is durable when this returns. A message that already has a ctime is a
-        replay and keeps it. One bad message rejects itself, not its neighbours. Raises
-        Unavailable if the store cannot be reached, and then any of them may have been stored.
+        What is Stored is durable when this returns. A message that already has a ctime is a
+        replay and keeps it. An invalid message is rejected alone; the rest of the batch is not
+        affected. Raises Unavailable if the store cannot be reached; then any of the messages may
+        have been stored.
         """
         ...
 
     async def sync(self, uid: UID, device_id: DeviceID | None, cursor: Time) -> Sync:
-        """What brings a replica that knows everything up to `cursor` to the present, with the
-        hash of the result, all read at one moment. From 0, or from a cursor that lies ahead of
-        the user's clock, it is a snapshot; otherwise whichever is smaller."""
+        """The changes or snapshot that bring a replica, which knows everything up to `cursor`, to
+        the present, with the hash of the result; all read at one instant. From cursor 0, or from
+        one ahead of the user's clock, it is a snapshot; otherwise the smaller of the two."""
         ...
 
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
-        """The clocks of these users: the ctime of the last message of each, 0 if there is none.
-        Those whom a part of the store holds that does not answer now are left out."""
+        """The clocks of these users: the ctime of the last message of each, 0 if it has none.
+        Users on a shard that does not answer now are left out."""
         ...
 
-    async def troubles(self) -> Sequence[str]:
-        """What keeps it from its work, in words for whoever is on call; nothing if all is well."""
+    async def ctime(self, uid: UID) -> Time:
+        """The clock of one user. Raises Unavailable if `ctimes` would leave the user out."""
+        clocks = await self.ctimes([uid])
+        if uid not in clocks:
+            raise Unavailable("the shard that holds the user does not answer; retry later")
+        return clocks[uid]
+
+    async def problems(self) -> Sequence[str]:
+        """The reasons why it is not ready, as texts for operators; empty if it is ready."""
         ...

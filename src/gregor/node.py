@@ -1,20 +1,19 @@
-"""One node: where messages come in, are stored, and go out to devices.
+"""One node: accepts messages, stores them, and delivers them to devices.
 
-    inject ──▶ state machine of record (durable) ──▶ consumers ──▶ the result for the sender
-                                                      ├─ Publisher ──▶ other nodes' relay
+    inject ──▶ state machine of record (durable) ──▶ consumers ──▶ the outcome for the sender
+                                                      ├─ Publisher ──▶ the relays of other nodes
                                                       └─ Broadcaster ──▶ devices connected here
 
-Pub/sub carries speed, the store carries truth. What a node has missed it finds in the store: at
-once where a message shows a gap, within a sweep where nothing does.
+The pub/sub makes delivery fast, the store makes it reliable. A node reads missed messages from
+the store: at once if a later message shows the gap, otherwise in the next sweep.
 """
 
 import asyncio
+import logging
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Self
-
-import structlog
 
 from gregor.consumers.broadcaster import Broadcaster, Listener
 from gregor.consumers.publisher import Publisher
@@ -27,50 +26,52 @@ from gregor.interfaces import (
     BatchConsumer,
     MessageConsumer,
     Outcome,
-    Passed,
+    Relayed,
     StateMachineOfRecord,
     Stored,
 )
-from gregor.protocol.server import Publication, ServerSession
+from gregor.log_event import LogEvent
+from gregor.protocol.server_session import Publication, ServerSession
 from gregor.pubsub.interface import PubSub
 
-log = structlog.get_logger("gregor.node")
+log = logging.getLogger("gregor.node")
 
 SWEEP_SECONDS = 5.0
 RETRY_SECONDS = 1.0
-HEALERS = 8
+GAP_REPAIR_WORKERS = 8
 
 GRACE_SECONDS = 0.25
-"""How long a message may take from its commit to its feed before the sweep takes it for lost. On
-the way are the commit's answer and the pub/sub: milliseconds, and under load tens of them."""
+"""How long a message may take from its commit to its feed before the sweep treats it as lost. This
+time includes the reply to the commit and the pub/sub: milliseconds, tens of them under load."""
 
 
 class Observer:
-    """What a node tells about itself while it works; this one does not listen."""
+    """Receives the events of a node, for metrics. This base class ignores them."""
 
     def injected(self, outcome: Outcome) -> None:
-        """A message was taken, or rejected."""
+        """A message was accepted or rejected."""
 
-    def healed(self, messages: int) -> None:
-        """Messages that were missed have been read from the store."""
+    def gap_repaired(self, messages: int) -> None:
+        """A gap repair has read this number of missed messages from the store."""
 
-    def strange(self, error: Malformed) -> None:
-        """Something came over the pub/sub that no node has sent."""
+    def invalid_publication(self, error: Malformed) -> None:
+        """The pub/sub delivered a payload that no node can have published."""
 
     def interrupted(self) -> None:
-        """The pub/sub was down, and is back."""
+        """The pub/sub was down and is up again."""
 
-    def unheard(self, error: Exception) -> None:
-        """A consumer has failed to pass on what is stored."""
+    def consumer_failed(self, error: Exception) -> None:
+        """A consumer raised this error for a message that is already stored."""
 
 
 class Node:
-    """A node over a state machine of record and those who pass its messages on, a Broadcaster
-    among them. To be opened with `async with`: inside, its background tasks are at work, and
-    should one of them fail, the block is cancelled.
+    """Stores messages in a state machine of record and passes them to consumers, exactly one of
+    which is a Broadcaster. Open it with `async with`: its background tasks run inside the block,
+    and if one of them fails, the block is cancelled.
 
-    With a `pubsub` it also relays what other nodes publish; a Publisher among the consumers is
-    what they hear of this one, and has its `name`, by which a node knows its own echo.
+    With a `pubsub`, the node also relays messages that other nodes publish. To publish its own,
+    it needs a Publisher among the consumers, with the node's `name`: a node recognizes its own
+    messages on the pub/sub by that name.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Node:
         (self._broadcaster,) = (c for c in consumers if isinstance(c, Broadcaster))
         self._broadcaster.gap = self._notice_gap
         if any(isinstance(c, Publisher) and c.node != name for c in consumers):
-            raise ValueError("a node's Publisher speaks in the node's own name")
+            raise ValueError("a Publisher must have the node's own name")
         self._observer = observer or Observer()
         self._relay: Relay | None = None
         if pubsub is not None:
@@ -102,208 +103,216 @@ class Node:
                 name,
                 self._broadcaster,
                 clock,
-                strange=self._observer.strange,
-                interrupted=self._notice_interruption,
+                invalid_publication=self._observer.invalid_publication,
+                interrupted=self._on_interrupted,
                 linger_seconds=linger_seconds,
             )
         self._sweep_seconds = sweep_seconds
         self._jitter = jitter
-        self._gaps: set[UID] = set()  # what waits in the queue, so that nobody waits there twice
-        self._to_heal: asyncio.Queue[UID] = asyncio.Queue()
-        self._unhealed: dict[UID, None] = {}  # for whom the store did not answer
-        self._blind = False  # whether it did not answer the sweep
+        self._repair_queue: asyncio.Queue[UID] = asyncio.Queue()
+        self._queued_repairs: set[UID] = set()  # contents of the queue, to avoid duplicates
+        self._unrepaired: dict[UID, None] = {}  # users whose gap repair failed
+        self._store_unreachable = False  # whether the last sweep failed
         self._sweep_due = asyncio.Event()
-        self._interrupted = False  # whether the pub/sub was, since the last sweep
+        self._interrupted = False  # whether the pub/sub was interrupted since the last sweep
         self._tasks = asyncio.TaskGroup()
         self._background: list[asyncio.Task[None]] = []
-        self._open = False
+        self._is_open = False
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
-        loops = [self._sweep(), *(self._heal_gaps() for _ in range(HEALERS))]
+        loops = [self._sweep(), *(self._repair_gaps() for _ in range(GAP_REPAIR_WORKERS))]
         if self._relay is not None:
-            loops += [self._relay.run(), self._relay.leave_the_gone()]
+            loops += [self._relay.run(), self._relay.unsubscribe_idle()]
         self._background = [self._tasks.create_task(loop) for loop in loops]
-        self._open = True
+        self._is_open = True
         return self
 
     async def __aexit__(self, *exc_info: Any) -> None:
-        """What is being injected is finished first."""
-        self._open = False
+        """Finishes the injects in flight first."""
+        self._is_open = False
         for task in self._background:
             task.cancel()
-        # What has happened in the block is not the group's: it neither cuts short what is under
-        # way, nor comes out of here wrapped in a group.
+        # The task group does not get the exception of the block: it would cancel the injects in
+        # flight, and wrap the exception in an ExceptionGroup.
         await self._tasks.__aexit__(None, None, None)
 
-    # In
+    # Accepting messages
 
     async def inject(self, messages: Sequence[Message]) -> list[Outcome]:
-        """Accept new messages, in order, and say of each what became of it.
+        """Store new messages, in order, and return the outcome of each.
 
-        What is Stored is durable, and on its way to every device. Raises Unavailable if the store
-        does not answer. Cancelling the caller undoes nothing: what has begun is finished.
+        A Stored message is durable and is being delivered to the devices. Raises Unavailable if
+        the store does not answer. If the caller is cancelled, the messages are stored and
+        delivered all the same.
         """
-        if not self._open:
-            raise Unavailable("this node is not open; send it again to another")
+        if not self._is_open:
+            raise Unavailable("this node is not open; send the messages again to another node")
         task = self._tasks.create_task(self._inject(messages))
         try:
             outcomes = await asyncio.shield(task)
         except asyncio.CancelledError:
             if not task.cancelled():
                 raise
-            raise Unavailable("this node has failed; send it again to another") from None
+            raise Unavailable(
+                "this node has failed; send the messages again to another node"
+            ) from None
         if isinstance(outcomes, Unavailable):
             raise outcomes
         return outcomes
 
     async def _inject(self, messages: Sequence[Message]) -> list[Outcome] | Unavailable:
-        # Storage comes first: a message which nobody hears can still be asked for, while one
-        # which was heard but not stored would be a rumour.
+        # Store first: a stored message that was not delivered can still be read from the store;
+        # a message that was delivered but not stored would be lost afterwards.
         in_band = [message for message in messages if isinstance(message, InBandMessage)]
         try:
             stored = iter(await self.state_machine.consume_messages(in_band) if in_band else ())
         except Unavailable as error:
             return error
-        outcomes = [next(stored) if isinstance(m, InBandMessage) else Passed(m) for m in messages]
+        outcomes = [next(stored) if isinstance(m, InBandMessage) else Relayed(m) for m in messages]
         for outcome in outcomes:
             self._observer.injected(outcome)
-        await self._pass_on([o.message for o in outcomes if isinstance(o, Stored | Passed)])
+        await self._pass_to_consumers(
+            [o.message for o in outcomes if isinstance(o, Stored | Relayed)]
+        )
         return outcomes
 
-    async def _pass_on(self, messages: Sequence[Message]) -> None:
+    async def _pass_to_consumers(self, messages: Sequence[Message]) -> None:
         for consumer in self._consumers:
             match consumer:
                 case BatchConsumer():
-                    with self._sender_unharmed():
+                    with self._reporting_errors():
                         await consumer.consume_batch(messages)
                 case _:
                     for message in messages:
-                        with self._sender_unharmed():
+                        with self._reporting_errors():
                             await consumer.consume_message(message)
 
     @contextmanager
-    def _sender_unharmed(self) -> Iterator[None]:
-        """A consumer that fails is no business of the sender's: the message is stored, and
-        whoever has missed it finds it there."""
+    def _reporting_errors(self) -> Iterator[None]:
+        """Report the error of a consumer instead of raising it. The inject has succeeded: the
+        message is stored, and devices that missed it read it from the store."""
         try:
             yield
         except Exception as error:
-            log.error("a consumer failed", exc_info=error)
-            self._observer.unheard(error)
+            log.error(LogEvent("a consumer failed"), exc_info=error)
+            self._observer.consumer_failed(error)
 
-    # Out
+    # Delivering messages
 
     @asynccontextmanager
     async def attach(self, uid: UID, listener: Listener) -> AsyncIterator[None]:
-        """While the block runs, the listener hears what is published for the user. Only what is
-        read from the store inside the block can be continued without a gap."""
+        """While the block runs, the listener receives the user's messages. Read the store inside
+        the block: messages stored between an earlier read and the start of the block are missed."""
         self._broadcaster.add(uid, listener)
         try:
-            # Each device asks, not only the first: the first may still be waiting for the answer.
+            # Every device subscribes, not only the first, because the subscription of the first
+            # may not be confirmed yet.
             if self._relay is not None:
                 await self._relay.subscribe(uid)
             yield
         finally:
             if self._broadcaster.remove(uid, listener) and self._relay is not None:
-                self._relay.leave(uid)
+                self._relay.mark_idle(uid)
 
     def connected(self, uid: UID) -> int:
-        """How many devices of the user are attached."""
+        """The number of the user's attached devices."""
         feed = self._broadcaster.feeds.get(uid)
         return 0 if feed is None else len(feed.listeners)
 
     async def catch_up(self, session: ServerSession, cursor: Time) -> None:
-        """Bring a session from its cursor to the present."""
+        """Read everything after the cursor from the store and pass it to the session."""
         sync = await self.state_machine.sync(session.uid, session.device_id, cursor)
         session.synced(sync)
         if not session.lagging:
-            self._broadcaster.told(session.uid, session.position)
+            self._broadcaster.lower_position(session.uid, session.position)
 
-    # What was missed
+    # Repairing gaps
 
     @property
-    def behind(self) -> bool:
-        """Whether devices wait for the store, which has not answered when it was last asked."""
-        return self._blind or bool(self._unhealed)
+    def waiting_for_store(self) -> bool:
+        """Whether devices wait for the store, which did not answer its last query."""
+        return self._store_unreachable or bool(self._unrepaired)
 
     def _notice_gap(self, uid: UID) -> None:
-        if uid not in self._gaps:
-            self._gaps.add(uid)
-            self._to_heal.put_nowait(uid)
+        if uid not in self._queued_repairs:
+            self._queued_repairs.add(uid)
+            self._repair_queue.put_nowait(uid)
 
-    async def _heal_gaps(self) -> None:
-        """One of several healers, so that a part of the store that is slow holds up few others."""
+    async def _repair_gaps(self) -> None:
+        """Repair gaps, one at a time. Several of these run concurrently, so that a slow part of
+        the store delays few users of other parts."""
         while True:
-            uid = await self._to_heal.get()
-            self._gaps.remove(uid)
+            uid = await self._repair_queue.get()
+            self._queued_repairs.remove(uid)
             try:
-                await self._heal(uid)
-                self._unhealed.pop(uid, None)
+                await self._repair_gap(uid)
+                self._unrepaired.pop(uid, None)
             except Unavailable as error:
-                self._leave_to_sweep(uid, error)
+                self._defer_to_sweep(uid, error)
 
-    def _leave_to_sweep(self, uid: UID, error: Unavailable) -> None:
-        """The sweep finds the gap again once the store is back. So all who wait cost the store
-        one question now and then, and a healer that has failed goes on with the next."""
-        if not self.behind:
-            log.warning("devices wait for the store", uid=uid, error=error.message)
+    def _defer_to_sweep(self, uid: UID, error: Unavailable) -> None:
+        """Leave the repair to the sweep, which finds the gap again when the store is back. So
+        all pending users cost the store one query per sweep, and the worker continues with the
+        next user."""
+        if not self.waiting_for_store:
+            log.warning(LogEvent("devices wait for the store", uid=uid, error=error.message))
             self._sweep_due.set()
-        self._unhealed[uid] = None
+        self._unrepaired[uid] = None
 
-    async def _heal(self, uid: UID) -> None:
+    async def _repair_gap(self, uid: UID) -> None:
         position = self._broadcaster.position(uid)
         if position is None:
             return
         sync = await self.state_machine.sync(uid, None, position)
         if isinstance(sync.content, Changes):
             messages = sync.content.messages
-            publication = Publication.stretch(position, messages, sync.cursor)
-            self._observer.healed(len(messages))
+            publication = Publication.span(position, messages, sync.cursor)
+            self._observer.gap_repaired(len(messages))
         else:
-            # Too much to pass on: with nothing that continues what they know, the devices read
-            # the store themselves.
-            publication = Publication.stretch(sync.cursor, (), sync.cursor)
+            # The gap is too large to send to every device. A publication that does not continue
+            # their positions makes the devices' sessions read the store themselves.
+            publication = Publication.span(sync.cursor, (), sync.cursor)
         self._broadcaster.publish(uid, publication)
 
-    def _notice_interruption(self) -> None:
+    def _on_interrupted(self) -> None:
         self._observer.interrupted()
         self._interrupted = True
         self._sweep_due.set()
 
     async def _sweep(self) -> None:
-        """Find, time and again, what was missed without a successor that would show it."""
-        # What is lost right after a sweep has asked is found by the next; in all, with the grace
-        # of both, that is no longer than one `sweep_seconds`.
+        """Periodically find missed messages that no later message reveals."""
+        # A message lost right after a sweep's query is found by the next sweep. The delay and the
+        # grace periods of both sweeps add up to at most `sweep_seconds`.
         grace = min(GRACE_SECONDS, self._sweep_seconds / 10)
         while True:
-            pause = RETRY_SECONDS if self.behind else self._sweep_seconds - 2 * grace
+            delay = RETRY_SECONDS if self.waiting_for_store else self._sweep_seconds - 2 * grace
             with suppress(TimeoutError):
-                async with asyncio.timeout(pause * (0.5 + self._jitter() / 2)):
+                async with asyncio.timeout(delay * (0.5 + self._jitter() / 2)):
                     await self._sweep_due.wait()
             self._sweep_due.clear()
             await self._sweep_once(grace)
 
     async def _sweep_once(self, grace: float) -> None:
-        """Compare the feeds with the users' clocks, by one question to the store."""
+        """Compare the positions of all feeds with the users' clocks, in one query to the store."""
         interrupted, self._interrupted = self._interrupted, False
         positions = self._broadcaster.positions()
-        if not positions and not self.behind:
+        if not positions and not self.waiting_for_store:
             return
         try:
             clocks = await self.state_machine.ctimes(list(positions))
         except Unavailable as error:
-            if not self.behind:
-                log.warning("the sweep waits for the store", error=error.message)
-            self._blind = True
+            if not self.waiting_for_store:
+                log.warning(LogEvent("the sweep waits for the store", error=error.message))
+            self._store_unreachable = True
             return
-        self._blind = False
-        agreeing = {uid for uid, clock in clocks.items() if clock == positions[uid]}
-        waiting = positions.keys() - agreeing
-        self._unhealed = {uid: None for uid in self._unhealed if uid in waiting}
-        # Most of those who are behind have it on its way to them. Only after an interruption that
-        # is unlikely, and need not be waited for.
-        if waiting and not interrupted:
+        self._store_unreachable = False
+        in_sync = {uid for uid, clock in clocks.items() if clock == positions[uid]}
+        out_of_sync = positions.keys() - in_sync
+        self._unrepaired = {uid: None for uid in self._unrepaired if uid in out_of_sync}
+        # Usually the missing messages are in flight: give them time to arrive. After an
+        # interruption they probably are not, so repair at once.
+        if out_of_sync and not interrupted:
             await asyncio.sleep(grace)
         for uid, clock in clocks.items():
             position = self._broadcaster.position(uid)

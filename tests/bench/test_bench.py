@@ -1,4 +1,4 @@
-"""Every figure of the bench is produced; how good it is, only a full run can say."""
+"""A quick run produces every figure; only a full run produces meaningful values."""
 
 import msgspec
 import pytest
@@ -9,14 +9,14 @@ from gregor.errors import SetupError
 
 
 @pytest.mark.parametrize("name", MEASUREMENTS)
-def test_a_quick_run_produces_the_figure(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quick_run_produces_the_figure(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(quick=True, only=[name], json=True) == 0
     figures = msgspec.json.decode(capsys.readouterr().out)["figures"]
     assert figures
     assert figures[0]["ratio"] > 0
 
 
-def test_a_figure_that_does_not_exist_is_named() -> None:
+def test_unknown_figure_raises_setup_error_with_its_name() -> None:
     with pytest.raises(SetupError, match="speed"):
         run(only=["speed"])
 
@@ -31,6 +31,6 @@ def test_a_figure_that_does_not_exist_is_named() -> None:
         (0.4, Wanted.BELOW, False),
     ],
 )
-def test_a_figure_meets_its_limit_or_misses_it(ratio: float, wanted: Wanted, met: bool) -> None:
+def test_verdict_follows_from_ratio_and_threshold(ratio: float, wanted: Wanted, met: bool) -> None:
     figure = Figure(name="speed", measured="", ratio=ratio, wanted=wanted, threshold=0.4)
     assert figure.met is met

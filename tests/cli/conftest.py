@@ -1,7 +1,7 @@
-"""`gregor` as it is used: with real servers, in a folder of its own, on ports that were free.
+"""Runs `gregor` as users do: with real servers, in a temporary folder, on free ports.
 
-What serves or goes on is a process of its own. A command that asks one thing and is done is called
-in here, which is twenty times as fast. Settings of whoever runs the tests are not for either.
+Servers and other long-running commands are processes. A short command is called in this process,
+which is twenty times as fast. Neither sees the `GREGOR_…` variables of the caller's environment.
 """
 
 import json
@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-import structlog
 from typer.testing import CliRunner
 
 from gregor.cli.main import app
 
 COMMAND = (sys.executable, "-m", "gregor.cli")
-SECONDS = 60.0
+COMMAND_TIMEOUT_SECONDS = 60.0
 
 
-class Finished:
-    """What a command has said, and its exit status."""
+class CommandResult:
+    """The output and the exit status of a command."""
 
     def __init__(self, status: int, out: str, err: str) -> None:
         self.status = status
@@ -40,8 +39,8 @@ class Finished:
     def lines(self) -> list[Any]:
         return [json.loads(line) for line in self.out.splitlines()]
 
-    def complained(self, *words: str) -> bool:
-        """Whether it failed with one plain line that has all of these in it."""
+    def failed_with(self, *words: str) -> bool:
+        """Whether the exit status is 1. Asserts that stderr is one line with all of these words."""
         (line,) = self.err.splitlines()
         assert line.startswith("gregor: ")
         assert all(word in line for word in words), line
@@ -49,7 +48,7 @@ class Finished:
 
 
 class Shell:
-    """A folder, and an environment, in which `gregor` can be called."""
+    """A folder and an environment in which tests call `gregor`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -60,20 +59,20 @@ class Shell:
 
     def __call__(
         self, *arguments: str, stdin: str = "", env: Mapping[str, str] | None = None
-    ) -> Finished:
-        """Call a command in here."""
-        foreign = {name: None for name in os.environ if name.startswith("GREGOR_")}
-        environment = {**foreign, **self.environment, **(env or {})}
-        with chdir(self.folder), logging_as_before():
+    ) -> CommandResult:
+        """Call a command in this process."""
+        removed = {name: None for name in os.environ if name.startswith("GREGOR_")}
+        environment = {**removed, **self.environment, **(env or {})}
+        with chdir(self.folder), restored_logging():
             result = CliRunner().invoke(app, arguments, input=stdin, env=environment)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
-        return Finished(result.exit_code, result.stdout, result.stderr)
+        return CommandResult(result.exit_code, result.stdout, result.stderr)
 
     def process(
         self, *arguments: str, stdin: str = "", env: Mapping[str, str] | None = None
-    ) -> Finished:
-        """Call a command in a process of its own."""
+    ) -> CommandResult:
+        """Run a command in a child process."""
         process = subprocess.run(
             (*COMMAND, *arguments),
             input=stdin,
@@ -81,14 +80,14 @@ class Shell:
             text=True,
             cwd=self.folder,
             env={**self.environment, **(env or {})},
-            timeout=SECONDS,
+            timeout=COMMAND_TIMEOUT_SECONDS,
             check=False,
         )
-        return Finished(process.returncode, process.stdout, process.stderr)
+        return CommandResult(process.returncode, process.stdout, process.stderr)
 
     @contextmanager
-    def started(self, *arguments: str, **streams: Any) -> Iterator["subprocess.Popen[str]"]:
-        """A command that goes on, until the block ends."""
+    def running(self, *arguments: str, **streams: Any) -> Iterator["subprocess.Popen[str]"]:
+        """Start a long-running command, and terminate it when the block ends."""
         process = subprocess.Popen(
             (*COMMAND, *arguments), text=True, cwd=self.folder, env=self.environment, **streams
         )
@@ -96,7 +95,7 @@ class Shell:
             yield process
         finally:
             process.terminate()
-            process.wait(SECONDS)
+            process.wait(COMMAND_TIMEOUT_SECONDS)
             for stream in (process.stdout, process.stderr):
                 if stream is not None:
                     stream.close()
@@ -105,17 +104,17 @@ class Shell:
     def serving(
         self, *arguments: str, listen: str = "127.0.0.1:0"
     ) -> Iterator["subprocess.Popen[str]"]:
-        """A server, to which the commands in here then speak."""
+        """Start a server; commands of this shell then use it."""
         options = ("--listen", listen, "--log-format", "json", "--drain-seconds", "0")
-        with self.started("serve", *options, *arguments, stderr=subprocess.PIPE) as process:
+        with self.running("serve", *options, *arguments, stderr=subprocess.PIPE) as process:
             assert process.stderr is not None
-            self.environment["GREGOR_URL"] = first(process.stderr, event="serving")["url"]
+            self.environment["GREGOR_URL"] = first_json(process.stderr, event="serving")["url"]
             yield process
 
 
 @contextmanager
-def logging_as_before() -> Iterator[None]:
-    """A command says how everything is logged, which is not for the tests that follow."""
+def restored_logging() -> Iterator[None]:
+    """Restore the logging configuration, which a command changes, for the tests that follow."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
@@ -124,16 +123,15 @@ def logging_as_before() -> Iterator[None]:
         root.handlers[:] = handlers
         root.setLevel(level)
         logging.getLogger("gregor").setLevel(logging.NOTSET)
-        structlog.reset_defaults()
 
 
-def first(lines: IO[str] | Sequence[str], **wanted: str) -> Any:
-    """The first JSON object among the lines that has these values. It ends with the process."""
+def first_json(lines: IO[str] | Sequence[str], **expected: str) -> Any:
+    """The first line that is a JSON object with these values. Fails if the process ends before."""
     for line in lines:
-        found = json.loads(line)
-        if wanted.items() <= found.items():
-            return found
-    raise AssertionError(f"the process has ended before it said {wanted}")
+        value = json.loads(line)
+        if expected.items() <= value.items():
+            return value
+    raise AssertionError(f"the process ended before it wrote {expected}")
 
 
 @pytest.fixture
@@ -143,7 +141,7 @@ def shell(tmp_path: Path) -> Shell:
 
 @pytest.fixture(scope="module")
 def gregor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """A shell beside a server that all tests of a module share, each with a user of its own."""
-    shell = Shell(tmp_path_factory.mktemp("served"))
+    """A shell with a server that all tests of a module share; each test uses its own user."""
+    shell = Shell(tmp_path_factory.mktemp("server"))
     with shell.serving():
         yield shell

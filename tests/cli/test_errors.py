@@ -1,29 +1,31 @@
-"""An expected failure is told in its own words, wherever in a group of tasks it happened."""
+"""An expected error is printed with its own message, also from within an exception group."""
 
 import pytest
 
-from gregor.cli.main import reason
+from gregor.cli.main import error_message
 from gregor.errors import StorageUnavailable
 from gregor.storage.database import StorageBroken
 
 BROKEN = StorageBroken("the disk did not confirm a write")
 
 
-def test_an_error_is_told_in_its_own_words() -> None:
-    assert reason(BROKEN) == "the disk did not confirm a write"
+def test_error_is_printed_with_its_own_message() -> None:
+    assert error_message(BROKEN) == "the disk did not confirm a write"
 
 
-def test_an_error_is_found_in_the_groups_that_tasks_make_of_it() -> None:
+def test_error_is_found_in_nested_exception_groups() -> None:
     inner = ExceptionGroup("inner", [ValueError("a consequence"), BROKEN])
-    assert reason(ExceptionGroup("outer", [KeyError("x"), inner])) == BROKEN.message
+    assert error_message(ExceptionGroup("outer", [KeyError("x"), inner])) == BROKEN.message
 
 
-def test_of_several_the_first_is_told() -> None:
-    assert reason(ExceptionGroup("", [BROKEN, StorageUnavailable("later")])) == BROKEN.message
+def test_first_of_several_errors_is_printed() -> None:
+    assert (
+        error_message(ExceptionGroup("", [BROKEN, StorageUnavailable("later")])) == BROKEN.message
+    )
 
 
-def test_a_defect_stays_what_it_is() -> None:
-    defect = ExceptionGroup("", [ValueError("a defect")])
-    with pytest.raises(ExceptionGroup) as caught:
-        reason(defect)
-    assert caught.value is defect
+def test_group_without_expected_error_is_raised_unchanged() -> None:
+    bug = ExceptionGroup("", [ValueError("a bug")])
+    with pytest.raises(ExceptionGroup) as raised:
+        error_message(bug)
+    assert raised.value is bug

@@ -1,4 +1,4 @@
-"""A newcomer finds out what to type."""
+"""The help texts list every command, with examples."""
 
 import re
 import subprocess
@@ -16,7 +16,7 @@ COMMANDS = {
 
 
 GROUPS = {"shards"}
-OF_SHARDS = ("status", "plan", "move", "verify")
+SHARDS_COMMANDS = ("status", "plan", "move", "verify")
 
 
 def help_of(*arguments: str) -> str:
@@ -25,25 +25,25 @@ def help_of(*arguments: str) -> str:
     return result.output
 
 
-def test_the_help_lists_every_command() -> None:
+def test_help_lists_every_command() -> None:
     listed = set(re.findall(r"^│ (\w+) ", help_of(), re.MULTILINE))
     assert listed == COMMANDS | GROUPS
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
-def test_the_help_of_each_command_shows_how_it_is_typed(command: str) -> None:
+def test_help_of_each_command_has_examples(command: str) -> None:
     examples = re.findall(rf"\$ .*gregor {command}\b", help_of(command))
     assert 1 <= len(examples) <= 3
 
 
-@pytest.mark.parametrize("command", OF_SHARDS)
-def test_the_help_of_each_command_on_shards_shows_how_it_is_typed(command: str) -> None:
+@pytest.mark.parametrize("command", SHARDS_COMMANDS)
+def test_help_of_each_shards_command_has_examples(command: str) -> None:
     examples = re.findall(rf"\$ gregor shards {command}\b", help_of("shards", command))
     assert 1 <= len(examples) <= 3
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
-def test_the_examples_fit_on_a_narrow_terminal(command: str) -> None:
+def test_examples_fit_on_a_narrow_terminal(command: str) -> None:
     result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "80"})
     examples = [line for line in result.output.splitlines() if line.startswith(" $ ")]
     continued = [line for line in result.output.splitlines() if line.rstrip().endswith("\\")]
@@ -52,21 +52,21 @@ def test_the_examples_fit_on_a_narrow_terminal(command: str) -> None:
     assert all(line.count("'") % 2 == 0 for line in examples)
 
 
-def test_it_says_which_version_it_is() -> None:
+def test_version_option_prints_the_version() -> None:
     result = CliRunner().invoke(app, ["--version"])
     assert re.fullmatch(r"gregor \d+\.\d+\.\d+\n", result.output)
 
 
-def test_wrong_usage_is_status_2() -> None:
+def test_wrong_usage_exits_with_2() -> None:
     assert CliRunner().invoke(app, ["nonsense"]).exit_code == 2
     assert CliRunner().invoke(app, ["state"]).exit_code == 2
     assert CliRunner().invoke(app, ["state", "alice", "--nonsense"]).exit_code == 2
 
 
-def test_the_help_waits_for_nothing_heavy() -> None:
-    heavy = "{'sqlalchemy', 'starlette', 'uvicorn', 'httpx', 'pydantic', 'websockets'}"
-    program = f"import gregor.cli.main, sys; print({heavy} & set(sys.modules))"
-    said = subprocess.run(
+def test_help_imports_no_slow_module() -> None:
+    slow = "{'sqlalchemy', 'starlette', 'uvicorn', 'httpx', 'pydantic', 'websockets'}"
+    program = f"import gregor.cli.main, sys; print({slow} & set(sys.modules))"
+    result = subprocess.run(
         (sys.executable, "-c", program), capture_output=True, text=True, check=True
     )
-    assert said.stdout == "set()\n"
+    assert result.stdout == "set()\n"

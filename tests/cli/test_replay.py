@@ -1,4 +1,4 @@
-"""A recorded stream, sent to a server."""
+"""`gregor replay`: parsing of lines, ordered sending, and the command with the sample."""
 
 import asyncio
 import gzip
@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 import pytest
 from msgspec import Raw
 
-from gregor.cli.lanes import Tally, send_all
-from gregor.cli.stream import Bad, parse
+from gregor.cli.ordered_sender import Tally, send_all
+from gregor.cli.stream import BadLine, parse
 from gregor.core.instant import SECOND, TimeOrOffset
 from gregor.core.message import InBandMessage
 from gregor.data import SAMPLE
@@ -29,7 +29,7 @@ def creation(uid: str, msg_id: str, **more: object) -> bytes:
     return line(uid, msg_id, create={"category": "c", "body": 1, **more})
 
 
-# What a line means
+# Parsing of a line
 
 
 def parsed(json_line: bytes) -> InBandMessage:
@@ -38,14 +38,14 @@ def parsed(json_line: bytes) -> InBandMessage:
     return message
 
 
-def test_a_line_is_a_message_and_its_clock_is_no_ctime() -> None:
+def test_line_becomes_a_message_without_ctime() -> None:
     message = parsed(creation("u", "m"))
     assert message.creation is not None
     assert (message.uid, message.msg_id, message.creation.body) == ("u", "m", 1)
     assert not message.stamped
 
 
-def test_a_line_may_dismiss_ids_and_ranges() -> None:
+def test_line_can_dismiss_ids_and_ranges() -> None:
     dismissal = parsed(
         line("u", "m", dismiss={"msg_ids": ["a"], "ranges": [{"category": "c", "prefix": True}]})
     ).dismissal
@@ -54,7 +54,7 @@ def test_a_line_may_dismiss_ids_and_ranges() -> None:
     assert (dismissal.ranges[0].prefix, dismissal.ranges[0].end_time) == (True, None)
 
 
-def test_a_time_of_the_senders_clock_keeps_its_distance_from_the_line() -> None:
+def test_time_of_the_senders_clock_becomes_an_offset_from_the_line() -> None:
     earlier = {"time": T * 1000 - 5 * SECOND}
     ranges = [{"category": "c", "end_time": earlier}, {"category": "d", "end_time": {"offset": 0}}]
     dismissal = parsed(line("u", "m", dismiss={"ranges": ranges})).dismissal
@@ -63,23 +63,23 @@ def test_a_time_of_the_senders_clock_keeps_its_distance_from_the_line() -> None:
         TimeOrOffset(offset=-5 * SECOND),
         TimeOrOffset(offset=0),
     ]
-    made = parsed(creation("u", "m", dtime={"time": T * 1000 + SECOND})).creation
-    assert made is not None
-    assert made.dtime == TimeOrOffset(offset=SECOND)
+    created = parsed(creation("u", "m", expires={"time": T * 1000 + SECOND})).creation
+    assert created is not None
+    assert created.expires == TimeOrOffset(offset=SECOND)
 
 
-def test_what_was_to_expire_before_its_line_expires_at_once() -> None:
-    made = parsed(creation("u", "m", dtime=earlier_than_the_line())).creation
-    assert made is not None
-    assert made.dtime == TimeOrOffset(offset=0)
+def test_expiry_before_the_line_becomes_offset_zero() -> None:
+    created = parsed(creation("u", "m", expires=before_the_line())).creation
+    assert created is not None
+    assert created.expires == TimeOrOffset(offset=0)
 
 
-def earlier_than_the_line() -> dict[str, int]:
+def before_the_line() -> dict[str, int]:
     return {"time": T * 1000 - SECOND}
 
 
 @pytest.mark.parametrize(
-    ("bad", "why"),
+    ("invalid_line", "reason"),
     [
         (b"not json", "malformed"),
         (b"[]", "object"),
@@ -92,36 +92,36 @@ def earlier_than_the_line() -> dict[str, int]:
         (b"\xff\xfe", "malformed"),
     ],
 )
-def test_a_bad_line_says_why(bad: bytes, why: str) -> None:
-    message = parse(bad)
-    assert isinstance(message, Bad)
-    assert why in message.reason
+def test_bad_line_has_a_reason(invalid_line: bytes, reason: str) -> None:
+    message = parse(invalid_line)
+    assert isinstance(message, BadLine)
+    assert reason in message.reason
 
 
-# How it is sent
+# Sending
 
 
-async def each(lines: Iterable[bytes]) -> AsyncIterator[tuple[int, bytes]]:
-    for numbered in enumerate(lines, start=1):
-        yield numbered
+async def numbered(lines: Iterable[bytes]) -> AsyncIterator[tuple[int, bytes]]:
+    for numbered_line in enumerate(lines, start=1):
+        yield numbered_line
 
 
-class Ear:
-    """A server that takes its time, stores each message once, and does not always answer."""
+class RecordingSender:
+    """A fake server that stores each message once and loses its first `failures` answers."""
 
     def __init__(self, failures: int = 0) -> None:
-        self.heard: list[InBandMessage] = []
+        self.received: list[InBandMessage] = []
         self.batches: list[int] = []
         self._failures = failures
 
     async def send(self, messages: Sequence[InBandMessage | Raw]) -> Sequence[Result]:
         self.batches.append(len(messages))
-        known = {(message.uid, message.msg_id) for message in self.heard}
+        known = {(message.uid, message.msg_id) for message in self.received}
         results = []
         for message in messages:
             assert isinstance(message, InBandMessage)
             new = (message.uid, message.msg_id) not in known
-            self.heard += [message] if new else []
+            self.received += [message] if new else []
             results.append(Result("stored" if new else "duplicate"))
         await asyncio.sleep(0)
         if self._failures:
@@ -130,98 +130,103 @@ class Ear:
         return results
 
 
-async def test_the_messages_of_a_user_arrive_in_order() -> None:
-    ear, tally = Ear(), Tally()
+async def test_messages_of_a_user_arrive_in_order() -> None:
+    server, tally = RecordingSender(), Tally()
     lines = [creation(f"u{n % 7}", f"{n:04}") for n in range(3_000)]
-    await send_all(each(lines), ear.send, tally)
+    await send_all(numbered(lines), server.send, tally)
     for user in range(7):
-        ids = [m.msg_id for m in ear.heard if m.uid == f"u{user}"]
+        ids = [m.msg_id for m in server.received if m.uid == f"u{user}"]
         assert ids == sorted(ids)
     assert (tally.lines, tally.stored, tally.done) == (3_000, 3_000, 3_000)
-    assert max(ear.batches) <= 500
+    assert max(server.batches) <= 500
 
 
-async def test_a_lost_answer_is_asked_for_again() -> None:
-    ear, tally = Ear(failures=2), Tally()
-    await send_all(each([creation("u", "a"), creation("u", "b")]), ear.send, tally)
-    assert [m.msg_id for m in ear.heard] == ["a", "b"]
+async def test_request_without_answer_is_retried() -> None:
+    server, tally = RecordingSender(failures=2), Tally()
+    await send_all(numbered([creation("u", "a"), creation("u", "b")]), server.send, tally)
+    assert [m.msg_id for m in server.received] == ["a", "b"]
     assert tally.duplicates == 2
 
 
-async def test_large_bodies_make_small_batches() -> None:
-    ear, tally = Ear(), Tally()
+async def test_batches_with_large_bodies_stay_below_the_request_limit() -> None:
+    server, tally = RecordingSender(), Tally()
     lines = [creation("u", str(n), more="") for n in range(3)]
     lines = [line("u", str(n), create={"category": "c", "body": "x" * 60_000}) for n in range(200)]
-    await send_all(each(lines), ear.send, tally)
-    assert max(ear.batches) * 60_000 < 8 * 1024 * 1024
+    await send_all(numbered(lines), server.send, tally)
+    assert max(server.batches) * 60_000 < 8 * 1024 * 1024
     assert tally.stored == 200
 
 
 # The command
 
 
-def test_the_sample_replayed_twice_is_stored_once(gregor: Shell) -> None:
+def test_sample_replayed_twice_is_stored_once(gregor: Shell) -> None:
     replay = ("replay", str(SAMPLE), "--json")
-    once, twice = gregor(*replay).json, gregor(*replay).json
-    assert (once["lines"], once["stored"], once["duplicates"]) == (5042, 5042, 0)
-    assert (twice["lines"], twice["stored"], twice["duplicates"]) == (5042, 0, 5042)
-    assert once["bad"] == once["rejected"] == 0
+    first, second = gregor(*replay).json, gregor(*replay).json
+    assert (first["lines"], first["stored"], first["duplicates"]) == (5042, 5042, 0)
+    assert (second["lines"], second["stored"], second["duplicates"]) == (5042, 0, 5042)
+    assert first["bad"] == first["rejected"] == 0
     assert "5,042" in gregor("replay", str(SAMPLE)).out
 
 
-def test_bad_lines_are_told_and_the_others_sent(gregor: Shell) -> None:
+def test_bad_lines_are_reported_and_the_others_sent(gregor: Shell) -> None:
     good, same_id = creation("bad", "m1"), creation("bad", "m1", category="other")
     lines = [b"no json\n", b"\n", good, line("bad", "m2"), same_id, creation("bad", "m3")]
     stream = b"".join(lines).decode()
-    said = gregor.process("replay", "-", stdin=stream)
-    assert said.status == 1
-    told = said.err.splitlines()
-    assert [text.split(":")[1] for text in told] == [" line 1", " line 4", " line 5"]
-    assert "known with other contents" in told[2]
-    again = gregor.process("replay", "-", "--json", stdin=stream).json
-    assert (again["lines"], again["bad"], again["rejected"], again["duplicates"]) == (5, 2, 1, 2)
-    assert [problem["line"] for problem in again["problems"]] == [1, 4, 5]
+    result = gregor.process("replay", "-", stdin=stream)
+    assert result.status == 1
+    errors = result.err.splitlines()
+    assert [text.split(":")[1] for text in errors] == [" line 1", " line 4", " line 5"]
+    assert "known with other contents" in errors[2]
+    second = gregor.process("replay", "-", "--json", stdin=stream).json
+    assert (second["lines"], second["bad"], second["rejected"], second["duplicates"]) == (
+        5,
+        2,
+        1,
+        2,
+    )
+    assert [problem["line"] for problem in second["problems"]] == [1, 4, 5]
     assert gregor("count", "bad").out == "2\n"
 
 
-def test_a_file_that_cannot_be_read_is_named(gregor: Shell) -> None:
-    assert gregor("replay", "no.jsonl").complained("no.jsonl", "No such file")
+def test_unreadable_file_is_named(gregor: Shell) -> None:
+    assert gregor("replay", "no.jsonl").failed_with("no.jsonl", "No such file")
     (gregor.folder / "letter.gz").write_text("this is no gzip")
-    assert gregor("replay", "letter.gz").complained("letter.gz", "cannot be read")
+    assert gregor("replay", "letter.gz").failed_with("letter.gz", "cannot be read")
     (gregor.folder / "cut.gz").write_bytes(SAMPLE.read_bytes()[:1000])
-    assert gregor("replay", "cut.gz").complained("cut.gz", "cannot be read")
+    assert gregor("replay", "cut.gz").failed_with("cut.gz", "cannot be read")
 
 
 @pytest.mark.slow
-def test_a_server_that_dies_and_comes_back_has_it_all(shell: Shell) -> None:
+def test_replay_continues_after_the_server_is_killed_and_restarted(shell: Shell) -> None:
     store = ("--store", "sqlite:///gregor.db")
     with shell.serving(*store) as first_server:
         address = shell.environment["GREGOR_URL"].removeprefix("http://")
-        with shell.started("replay", str(SAMPLE), "--json", stdout=-1) as replaying:
+        with shell.running("replay", str(SAMPLE), "--json", stdout=-1) as replaying:
             while not int(shell("count", "u0000").out):
                 pass
             first_server.kill()
             first_server.wait()
             with shell.serving(*store, listen=address):
                 out, _ = replaying.communicate(timeout=60)
-                said = json.loads(out)
-                again = shell("replay", str(SAMPLE), "--json").json
-    assert said["stored"] + said["duplicates"] == 5042
-    assert again["duplicates"] == 5042
+                result = json.loads(out)
+                second = shell("replay", str(SAMPLE), "--json").json
+    assert result["stored"] + result["duplicates"] == 5042
+    assert second["duplicates"] == 5042
 
 
 # The sample
 
 
-def test_the_sample_is_made_the_same_each_time_and_stands_alone() -> None:
+def test_sample_is_reproducible_and_dismisses_only_its_own_messages() -> None:
     with gzip.open(SAMPLE) as file:
         lines = list(file)
     messages = [parsed(json_line) for json_line in lines]
     assert packed(sample(lines)) == packed(sample(lines))
-    made: set[tuple[str, str]] = set()
+    created: set[tuple[str, str]] = set()
     for message in messages:
         if message.dismissal is not None:
-            assert {(message.uid, id_) for id_ in message.dismissal.msg_ids} <= made
-        made.add((message.uid, message.msg_id))
+            assert {(message.uid, id_) for id_ in message.dismissal.msg_ids} <= created
+        created.add((message.uid, message.msg_id))
     assert len(lines) == 5042
     assert len({message.uid for message in messages}) == 100

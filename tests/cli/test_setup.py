@@ -1,4 +1,4 @@
-"""What keeps a server from starting is said in one line, which says what to do; exit status 1."""
+"""A server that cannot start prints one line that says what to do, and exits with status 1."""
 
 import socket
 import sqlite3
@@ -9,13 +9,13 @@ import asyncpg
 import pytest
 
 from gregor.testing.backends import PostgreSQL, Redis
-from tests.cli.conftest import Shell, first
+from tests.cli.conftest import Shell, first_json
 
 SECRET = "0123456789abcdef0123456789abcdef"
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "words"),
+    ("option", "value", "expected"),
     [
         ("--listen", "9911", ("`listen`", "give HOST:PORT")),
         ("--listen", "127.0.0.1:99999", ("`listen`", "give HOST:PORT")),
@@ -30,35 +30,37 @@ SECRET = "0123456789abcdef0123456789abcdef"
         ("--workers", "0", ("`workers`", "greater than or equal to 1")),
     ],
 )
-def test_a_bad_setting_is_named(
-    shell: Shell, option: str, value: str, words: tuple[str, ...]
+def test_invalid_setting_is_named(
+    shell: Shell, option: str, value: str, expected: tuple[str, ...]
 ) -> None:
-    assert shell("serve", option, value).complained(*words)
+    assert shell("serve", option, value).failed_with(*expected)
 
 
-def test_a_bad_variable_is_named(shell: Shell) -> None:
-    said = shell("serve", env={"GREGOR_SWEEP_SECONDS": "soon"})
-    assert said.complained("`sweep_seconds`", "valid number")
+def test_invalid_variable_is_named(shell: Shell) -> None:
+    result = shell("serve", env={"GREGOR_SWEEP_SECONDS": "soon"})
+    assert result.failed_with("`sweep_seconds`", "valid number")
 
 
 @pytest.mark.parametrize(
-    ("contents", "words"),
+    ("contents", "expected"),
     [
         ("listen = 9911", ("`listen`", "valid string")),
-        ("lisen = '127.0.0.1:0'", ("`lisen`", "there is none of that name", "listen, store")),
+        ("lisen = '127.0.0.1:0'", ("`lisen`", "unknown setting", "listen, store")),
         ("listen = ", ("gregor.toml", "Invalid value")),
     ],
 )
-def test_a_bad_file_is_named(shell: Shell, contents: str, words: tuple[str, ...]) -> None:
+def test_invalid_config_file_is_named(
+    shell: Shell, contents: str, expected: tuple[str, ...]
+) -> None:
     (shell.folder / "gregor.toml").write_text(contents)
-    assert shell("--config", "gregor.toml", "serve").complained(*words)
+    assert shell("--config", "gregor.toml", "serve").failed_with(*expected)
 
 
-def test_a_file_that_is_not_there_is_named(shell: Shell) -> None:
-    assert shell("--config", "no.toml", "serve").complained("no.toml does not exist")
+def test_missing_config_file_is_named(shell: Shell) -> None:
+    assert shell("--config", "no.toml", "serve").failed_with("no.toml does not exist")
 
 
-def test_an_option_goes_before_a_variable_and_that_before_the_file(shell: Shell) -> None:
+def test_precedence_is_option_then_variable_then_file(shell: Shell) -> None:
     (shell.folder / "gregor.toml").write_text('store = "sqlite:///file.db"')
     migrate = ("--config", "gregor.toml", "migrate", "--json")
     variable = {"GREGOR_STORE": "sqlite:///variable.db"}
@@ -68,70 +70,70 @@ def test_an_option_goes_before_a_variable_and_that_before_the_file(shell: Shell)
     assert shell(*migrate, *option, env=variable).json["store"] == "sqlite:///option.db"
 
 
-def test_open_access_is_for_this_machine_only(shell: Shell) -> None:
-    said = shell.process("serve", "--auth", "open", "--listen", "0.0.0.0:0")
-    assert said.complained("--auth open", "loopback", "use --auth jwt")
+def test_auth_open_requires_a_loopback_address(shell: Shell) -> None:
+    result = shell.process("serve", "--auth", "open", "--listen", "0.0.0.0:0")
+    assert result.failed_with("--auth open", "loopback", "use --auth jwt")
 
 
-def test_signed_access_needs_a_secret(shell: Shell) -> None:
-    assert shell.process("serve", "--auth", "jwt").complained("GREGOR_JWT_SECRET", "openssl rand")
+def test_auth_jwt_requires_a_long_secret(shell: Shell) -> None:
+    assert shell.process("serve", "--auth", "jwt").failed_with("GREGOR_JWT_SECRET", "openssl rand")
     short = shell.process("serve", "--auth", "jwt", env={"GREGOR_JWT_SECRET": "short"})
-    assert short.complained("5 bytes", "openssl rand")
+    assert short.failed_with("5 bytes", "openssl rand")
     assert "short" not in short.err.replace("the JWT secret", "")
 
 
-def test_an_address_that_is_taken_is_named(shell: Shell) -> None:
+def test_address_in_use_is_named(shell: Shell) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        said = shell.process("serve", "--listen", f"127.0.0.1:{port}")
-    assert said.complained(f"127.0.0.1:{port}", "in use", "--listen HOST:PORT")
+        result = shell.process("serve", "--listen", f"127.0.0.1:{port}")
+    assert result.failed_with(f"127.0.0.1:{port}", "in use", "--listen HOST:PORT")
 
 
 # Stores
 
 
-def test_a_store_of_a_newer_schema_is_left_alone(shell: Shell) -> None:
+def test_store_with_newer_schema_is_rejected(shell: Shell) -> None:
     assert shell("migrate", "--store", "sqlite:///gregor.db").status == 0
     with sqlite3.connect(shell.folder / "gregor.db") as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     connection.close()
     for command in ("serve", "migrate"):
-        said = shell.process(command, "--store", "sqlite:///gregor.db")
-        assert said.complained("schema 9999", "newer", "pip install -U gregor-sync")
+        result = shell.process(command, "--store", "sqlite:///gregor.db")
+        assert result.failed_with("schema 9999", "newer", "pip install -U gregor-sync")
 
 
-def test_a_store_belongs_to_one_process(shell: Shell) -> None:
+def test_sqlite_file_open_in_another_process_is_rejected(shell: Shell) -> None:
     with shell.serving("--store", "sqlite:///gregor.db"):
         for command in (("serve", "--listen", "127.0.0.1:0"), ("migrate",)):
-            said = shell.process(*command, "--store", "sqlite:///gregor.db")
-            assert said.complained("gregor.db is open in another process", "another file")
+            result = shell.process(*command, "--store", "sqlite:///gregor.db")
+            assert result.failed_with("gregor.db is open in another process", "another file")
 
 
-def test_a_missing_folder_is_named(shell: Shell) -> None:
-    said = shell.process("serve", "--store", "sqlite:///nowhere/gregor.db")
-    assert said.complained("nowhere/gregor.db", "does not exist", "make it first")
+def test_missing_folder_of_a_store_is_named(shell: Shell) -> None:
+    result = shell.process("serve", "--store", "sqlite:///nowhere/gregor.db")
+    assert result.failed_with("nowhere/gregor.db", "does not exist", "make it first")
 
 
-def test_a_folder_that_cannot_be_written_is_named(shell: Shell) -> None:
-    said = shell.process("serve", "--store", "sqlite:////proc/gregor.db")
-    assert said.complained("/proc/gregor.db cannot be written", "rights")
+def test_read_only_folder_of_a_store_is_named(shell: Shell) -> None:
+    result = shell.process("serve", "--store", "sqlite:////proc/gregor.db")
+    assert result.failed_with("/proc/gregor.db cannot be written", "rights")
 
 
-def test_a_file_of_something_else_is_left_alone(shell: Shell) -> None:
+def test_file_that_is_not_sqlite_is_rejected_unchanged(shell: Shell) -> None:
     letter: Path = shell.folder / "letter.txt"
     letter.write_text("Dear all, this is no database. " * 40)
-    said = shell.process("serve", "--store", "sqlite:///letter.txt")
-    assert said.complained("letter.txt is not an SQLite database")
+    result = shell.process("serve", "--store", "sqlite:///letter.txt")
+    assert result.failed_with("letter.txt is not an SQLite database")
     assert letter.read_text().startswith("Dear all")
 
 
-def test_a_store_is_made_and_brought_up_to_date(shell: Shell) -> None:
-    made = shell("migrate", "--json").json
-    assert made == {"store": "sqlite:///gregor.db", "schema": made["schema"]}
+def test_migrate_creates_the_store_and_is_idempotent(shell: Shell) -> None:
+    result = shell("migrate", "--json").json
+    assert result == {"store": "sqlite:///gregor.db", "schema": result["schema"]}
     assert "newest" in shell("migrate").out
 
 
-def test_a_server_that_is_told_to_stop_ends_well(shell: Shell) -> None:
+def test_sigterm_ends_the_server_with_status_0(shell: Shell) -> None:
     with shell.serving() as process:
         process.terminate()
         assert process.wait(30) == 0
@@ -141,59 +143,57 @@ def test_a_server_that_is_told_to_stop_ends_well(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "expected"),
     [
         ((), ("--workers 3 needs a store", "--store postgresql://")),
         (("--pubsub", "redis://localhost"), ("--workers 3 needs a store",)),
         (("--store", "postgresql:///x"), ("--workers 3 needs a pub/sub", "--pubsub redis://")),
     ],
 )
-def test_workers_need_what_they_can_share(
-    shell: Shell, options: tuple[str, ...], words: tuple[str, ...]
+def test_workers_need_a_shared_store_and_a_pubsub(
+    shell: Shell, options: tuple[str, ...], expected: tuple[str, ...]
 ) -> None:
-    assert shell("serve", "--workers", "3", *options).complained(*words)
+    assert shell("serve", "--workers", "3", *options).failed_with(*expected)
 
 
-def test_what_is_wrong_is_not_said_by_each_worker(
+def test_setup_error_of_all_workers_is_printed_once(
     shell: Shell, postgresql_url: str, redis_server: Redis
 ) -> None:
-    several = ("serve", "--workers", "3", "--listen", "127.0.0.1:0", "--pubsub", redis_server.url)
-    assert shell.process(*several, "--store", postgresql_url).complained("gregor migrate --store")
-    nowhere = ("--store", "postgresql://u:secret@127.0.0.1:1/x")
-    assert shell.process(*several, *nowhere).complained("u:***@127.0.0.1:1/x")
+    serve = ("serve", "--workers", "3", "--listen", "127.0.0.1:0", "--pubsub", redis_server.url)
+    assert shell.process(*serve, "--store", postgresql_url).failed_with("gregor migrate --store")
+    unreachable = ("--store", "postgresql://u:secret@127.0.0.1:1/x")
+    assert shell.process(*serve, *unreachable).failed_with("u:***@127.0.0.1:1/x")
 
 
-def test_workers_are_not_started_by_hand(shell: Shell) -> None:
-    assert shell.process("worker").complained("gregor serve --workers N")
+def test_worker_command_without_parent_fails(shell: Shell) -> None:
+    assert shell.process("worker").failed_with("gregor serve --workers N")
 
 
-def test_a_shared_store_is_prepared_when_somebody_says_so(
-    shell: Shell, postgresql_url: str
-) -> None:
-    unprepared = shell.process("serve", "--store", postgresql_url)
-    assert unprepared.complained("no tables yet", "gregor migrate --store", "--migrate")
+def test_postgresql_store_needs_migrate_before_serve(shell: Shell, postgresql_url: str) -> None:
+    empty = shell.process("serve", "--store", postgresql_url)
+    assert empty.failed_with("no tables yet", "gregor migrate --store", "--migrate")
     assert shell("migrate", "--store", postgresql_url).status == 0
     with shell.serving("--store", postgresql_url):
         assert shell("send", "alice", "c", "1").status == 0
 
 
-def test_a_server_prepares_its_store_if_it_is_told_to(shell: Shell, postgresql_url: str) -> None:
+def test_migrate_option_migrates_the_store_before_serving(
+    shell: Shell, postgresql_url: str
+) -> None:
     with shell.serving("--store", postgresql_url, "--migrate"):
         assert shell("send", "alice", "c", "1").status == 0
 
 
-async def test_several_stores_are_prepared_at_once(
-    shell: Shell, postgresql_server: PostgreSQL
-) -> None:
+async def test_migrate_accepts_several_stores(shell: Shell, postgresql_server: PostgreSQL) -> None:
     stores = [await postgresql_server.create_database() for _ in range(2)]
     options = [word for store in stores for word in ("--store", store)]
-    made = shell.process("migrate", *options, "--json").lines
-    assert [line["store"] for line in made] == stores
+    results = shell.process("migrate", *options, "--json").lines
+    assert [result["store"] for result in results] == stores
     await _set_schema(stores[1], "9999")
-    said = shell.process("migrate", *options)
-    assert stores[0] in said.out
-    assert said.complained(stores[1], "schema 9999", "newer", "pip install -U gregor-sync")
-    assert shell.process("serve", "--store", stores[1]).complained("schema 9999", "newer")
+    result = shell.process("migrate", *options)
+    assert stores[0] in result.out
+    assert result.failed_with(stores[1], "schema 9999", "newer", "pip install -U gregor-sync")
+    assert shell.process("serve", "--store", stores[1]).failed_with("schema 9999", "newer")
     await _set_schema(stores[1], "")
     assert shell.process("serve", "--store", stores[1]).status == 1
 
@@ -205,49 +205,49 @@ async def _set_schema(url: str, revision: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("store", "words"),
+    ("store", "expected"),
     [
         ("postgresql://u:secret@127.0.0.1:1/x", ("u:***@127.0.0.1:1/x", "start PostgreSQL")),
         ("postgresql://u:secret@127.0.0.1:port/x", ("not a store URL",)),
         ("mysql://u:secret@127.0.0.1/x", ("there are sqlite", "postgresql://USER@HOST/DATABASE")),
     ],
 )
-def test_a_store_that_cannot_be_used_is_named_without_its_password(
-    shell: Shell, store: str, words: tuple[str, ...]
+def test_unusable_store_is_named_without_its_password(
+    shell: Shell, store: str, expected: tuple[str, ...]
 ) -> None:
     for command in (("serve", "--listen", "127.0.0.1:0"), ("migrate",)):
-        said = shell.process(*command, "--store", store)
-        assert said.complained(*words)
-        assert "secret" not in said.err
+        result = shell.process(*command, "--store", store)
+        assert result.failed_with(*expected)
+        assert "secret" not in result.err
 
 
-def test_a_store_that_does_not_know_us_is_named(
+def test_postgresql_with_unknown_role_or_database_is_named(
     shell: Shell, postgresql_server: PostgreSQL
 ) -> None:
-    place = f"127.0.0.1:{postgresql_server.port}"
-    said = shell.process("serve", "--store", f"postgresql://nobody@{place}/postgres")
-    assert said.complained(place, "nobody", "mend user and password")
-    said = shell.process("serve", "--store", f"postgresql://postgres@{place}/nowhere")
-    assert said.complained(place, "nowhere", "createdb")
+    address = f"127.0.0.1:{postgresql_server.port}"
+    result = shell.process("serve", "--store", f"postgresql://no_such_role@{address}/postgres")
+    assert result.failed_with(address, "no_such_role", "correct the user or password")
+    result = shell.process("serve", "--store", f"postgresql://postgres@{address}/no_such_database")
+    assert result.failed_with(address, "no_such_database", "createdb")
 
 
 @pytest.mark.parametrize(
-    ("pubsub", "words"),
+    ("pubsub", "expected"),
     [
         ("redis://:secret@127.0.0.1:1", ("127.0.0.1:1 cannot be used", "tart it")),
         ("nats://u:secret@127.0.0.1:1", ("127.0.0.1:1 cannot be used", "tart it")),
         ("kafka://u:secret@127.0.0.1", ("kafka", "redis://HOST:PORT/DB or nats://HOST:PORT")),
     ],
 )
-def test_a_pubsub_that_cannot_be_used_is_named_without_its_password(
-    shell: Shell, pubsub: str, words: tuple[str, ...]
+def test_unusable_pubsub_is_named_without_its_password(
+    shell: Shell, pubsub: str, expected: tuple[str, ...]
 ) -> None:
-    said = shell.process("serve", "--listen", "127.0.0.1:0", "--pubsub", pubsub)
-    assert said.complained(*words)
-    assert "secret" not in said.err
+    result = shell.process("serve", "--listen", "127.0.0.1:0", "--pubsub", pubsub)
+    assert result.failed_with(*expected)
+    assert "secret" not in result.err
 
 
-def test_what_is_logged_has_no_password(
+def test_logs_and_output_contain_no_password(
     shell: Shell, postgresql_url: str, redis_server: Redis
 ) -> None:
     store = postgresql_url.replace("postgres@", "postgres:secret@")
@@ -256,20 +256,20 @@ def test_what_is_logged_has_no_password(
         process.terminate()
         assert process.stderr is not None
         assert "secret" not in process.stderr.read()
-    made = shell("migrate", "--store", store)
-    assert "postgres:***@" in made.out
-    assert "secret" not in made.out
+    result = shell("migrate", "--store", store)
+    assert "postgres:***@" in result.out
+    assert "secret" not in result.out
 
 
-def test_two_servers_on_one_store_tell_each_other_what_is_new(
+def test_message_sent_to_one_server_reaches_a_device_on_another(
     shell: Shell, postgresql_url: str, redis_server: Redis
 ) -> None:
     fleet = ("--store", postgresql_url, "--pubsub", redis_server.url, "--sweep-seconds", "1000")
     assert shell("migrate", "--store", postgresql_url).status == 0
     with shell.serving(*fleet):
         watch = ("watch", "alice", "--json", "--url", shell.environment["GREGOR_URL"])
-        with shell.started(*watch, stdout=subprocess.PIPE) as watching, shell.serving(*fleet):
+        with shell.running(*watch, stdout=subprocess.PIPE) as watching, shell.serving(*fleet):
             assert watching.stdout is not None
-            first(watching.stdout, event="synced")
+            first_json(watching.stdout, event="synced")
             assert shell("send", "alice", "c", "1", "--msg-id", "m").status == 0
-            assert first(watching.stdout, event="created")["item"]["msg_id"] == "m"
+            assert first_json(watching.stdout, event="created")["item"]["msg_id"] == "m"

@@ -1,4 +1,4 @@
-"""Access with signed tokens, from the command line."""
+"""Access with signed tokens on the command line."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ SECRET = "0123456789abcdef0123456789abcdef"
 
 @pytest.fixture(scope="module")
 def gregor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    folder: Path = tmp_path_factory.mktemp("signed")
+    folder: Path = tmp_path_factory.mktemp("jwt")
     shell = Shell(folder)
     shell.environment["GREGOR_JWT_SECRET"] = SECRET
     with shell.serving("--auth", "jwt"):
@@ -23,7 +23,7 @@ def token(gregor: Shell, *arguments: str) -> str:
     return gregor("token", *arguments).out.strip()
 
 
-def test_a_service_writes_for_all_and_a_device_reads_its_own(gregor: Shell) -> None:
+def test_service_token_writes_for_all_and_device_token_reads_its_own_user(gregor: Shell) -> None:
     service = token(gregor, "backend", "--role", "service")
     assert gregor("send", "ann", "note", "1", "--token", service).status == 0
     ann = token(gregor, "ann", "--expires", "1h")
@@ -31,34 +31,34 @@ def test_a_service_writes_for_all_and_a_device_reads_its_own(gregor: Shell) -> N
     assert gregor("count", "ann", env={"GREGOR_TOKEN": ann}).out == "1\n"
 
 
-def test_without_a_token_it_says_how_to_give_one(gregor: Shell) -> None:
-    assert gregor("state", "ann").complained("a token is needed", "--token", "GREGOR_TOKEN")
+def test_missing_token_fails_with_how_to_give_one(gregor: Shell) -> None:
+    assert gregor("state", "ann").failed_with("a token is needed", "--token", "GREGOR_TOKEN")
 
 
-def test_a_device_is_nobody_else(gregor: Shell) -> None:
+def test_device_token_is_rejected_for_another_user(gregor: Shell) -> None:
     ben = token(gregor, "ben")
-    assert gregor("state", "ann", "--token", ben).complained("another user's")
-    assert gregor("send", "ann", "note", "1", "--token", ben).complained("another user's")
+    assert gregor("state", "ann", "--token", ben).failed_with("another user")
+    assert gregor("send", "ann", "note", "1", "--token", ben).failed_with("another user")
 
 
-def test_a_token_ends_and_a_forged_one_never_holds(gregor: Shell) -> None:
-    ended = token(gregor, "ann", "--expires", "2020-01-01T00:00:00Z")
-    assert gregor("state", "ann", "--token", ended).complained("does not hold", "expired")
+def test_expired_and_forged_tokens_are_rejected(gregor: Shell) -> None:
+    expired = token(gregor, "ann", "--expires", "2020-01-01T00:00:00Z")
+    assert gregor("state", "ann", "--token", expired).failed_with("does not hold", "expired")
     forged = gregor("token", "ann", env={"GREGOR_JWT_SECRET": SECRET[::-1]}).out.strip()
-    assert gregor("state", "ann", "--token", forged).complained("does not hold")
-    assert gregor("watch", "ann", "--token", forged).complained("does not hold")
+    assert gregor("state", "ann", "--token", forged).failed_with("does not hold")
+    assert gregor("watch", "ann", "--token", forged).failed_with("does not hold")
 
 
-def test_scripts_get_json(gregor: Shell) -> None:
-    made = gregor("token", "ann", "--expires", "2030-01-01T00:00:00Z", "--json").json
-    assert made["token"].count(".") == 2
-    assert made["expires_at"] == "2030-01-01T00:00:00Z"
-    assert (made["uid"], made["role"]) == ("ann", "device")
+def test_json_option_prints_token_role_and_expiry(gregor: Shell) -> None:
+    result = gregor("token", "ann", "--expires", "2030-01-01T00:00:00Z", "--json").json
+    assert result["token"].count(".") == 2
+    assert result["expires_at"] == "2030-01-01T00:00:00Z"
+    assert (result["uid"], result["role"]) == ("ann", "device")
 
 
-def test_without_the_secret_no_token_is_made(shell: Shell) -> None:
-    assert shell("token", "ann").complained("GREGOR_JWT_SECRET", "gregor serve")
+def test_token_without_secret_fails(shell: Shell) -> None:
+    assert shell("token", "ann").failed_with("GREGOR_JWT_SECRET", "gregor serve")
 
 
-def test_a_role_that_is_none_is_wrong_usage(gregor: Shell) -> None:
+def test_unknown_role_exits_with_2(gregor: Shell) -> None:
     assert gregor("token", "ann", "--role", "king").status == 2

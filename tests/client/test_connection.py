@@ -1,4 +1,4 @@
-"""A client comes back for ever, with patience, unless it is told that there is no use."""
+"""A client reconnects with backoff until it succeeds, and stops only on a permanent error."""
 
 import asyncio
 from collections import deque
@@ -13,27 +13,33 @@ from gregor.client.connection import Transport, websocket_url
 from gregor.core.message import UID, InBandMessage, create
 from gregor.core.state import Snapshot, Sync
 from gregor.errors import (
+    Action,
     Forbidden,
     GregorError,
     SetupError,
     StorageUnavailable,
     TooLarge,
-    Turn,
     Unauthenticated,
     Unavailable,
 )
 from gregor.interfaces import Outcome
 from gregor.protocol.frames import Error, encode
 from gregor.state_machines.memory import MemoryStateMachine
-from tests.client.world import World, categories, in_no_time, story, world
+from tests.client.harness import (
+    ClientHarness,
+    categories,
+    client_harness,
+    event_summaries,
+    on_virtual_time,
+)
 
 
 def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-class Scripted:
-    """A Transport whose node says these frames, and then nothing."""
+class FixedFramesTransport:
+    """A Transport that receives these frames, and then nothing."""
 
     def __init__(self, *frames: str) -> None:
         self._frames = deque(frames)
@@ -53,213 +59,216 @@ class Scripted:
         self._closed.set()
 
 
-async def attempts(
-    w: World,
+async def connect_times(
+    harness: ClientHarness,
     connect: Callable[[], Awaitable[Transport]],
     seconds: float,
     jitter: Callable[[], float] = lambda: 0.5,
 ) -> list[float]:
-    """When a client tries to connect, in seconds."""
+    """The seconds, from its start, at which a client tries to connect."""
     times: list[float] = []
 
-    async def noting() -> Transport:
+    async def recording_connect() -> Transport:
         times.append(now())
         return await connect()
 
     start = now()
-    async with w.device(connect=noting, jitter=jitter):
+    async with harness.device(connect=recording_connect, jitter=jitter):
         await asyncio.sleep(seconds)
     return [round(time - start, 2) for time in times]
 
 
-async def nowhere() -> Transport:
+async def unreachable() -> Transport:
     raise Disconnected(0, "there is no network")
 
 
-@in_no_time
-async def test_attempts_that_were_quick_by_chance_do_not_make_the_next_pause_long() -> None:
-    """A store that was away for a second kept a device away for 15."""
+@on_virtual_time
+async def test_reconnect_delay_is_capped_at_twice_the_outage() -> None:
+    """Without the cap, an outage of one second kept a device offline for 15 seconds."""
     quick = iter([0.01] * 6)
-    async with world() as w:
-        times = await attempts(w, nowhere, 20, lambda: next(quick, 1.0))
-        pauses = [round(b - a, 1) for a, b in pairwise(times)]
-        assert pauses == [0, 0, 0, 0, 0, 0, 0.5, 1.1, 3.2, 9.5]
+    async with client_harness() as harness:
+        times = await connect_times(harness, unreachable, 20, lambda: next(quick, 1.0))
+        delays = [round(b - a, 1) for a, b in pairwise(times)]
+        assert delays == [0, 0, 0, 0, 0, 0, 0.5, 1.1, 3.2, 9.5]
 
 
-@in_no_time
-async def test_pauses_double_up_to_a_minute() -> None:
-    """With a jitter of one half they are half as long as they could be."""
-    async with world() as w:
-        times = await attempts(w, nowhere, 200)
-        pauses = [round(b - a, 2) for a, b in pairwise(times)]
-        assert pauses == [0.25, 0.25, 0.5, 1, 2, 4, 8, 16, 30, 30, 30, 30, 30]
+@on_virtual_time
+async def test_reconnect_delay_doubles_up_to_one_minute() -> None:
+    """With a jitter of 0.5, each delay is half of its maximum."""
+    async with client_harness() as harness:
+        times = await connect_times(harness, unreachable, 200)
+        delays = [round(b - a, 2) for a, b in pairwise(times)]
+        assert delays == [0.25, 0.25, 0.5, 1, 2, 4, 8, 16, 30, 30, 30, 30, 30]
 
 
-@in_no_time
-async def test_a_server_that_asks_for_patience_gets_it() -> None:
+@on_virtual_time
+async def test_retry_after_is_added_to_reconnect_delay() -> None:
     async def busy() -> Transport:
         raise Disconnected(503, "busy", retry_after=10)
 
-    async with world() as w:
-        assert await attempts(w, busy, 22) == [0, 10.25, 20.75]
+    async with client_harness() as harness:
+        assert await connect_times(harness, busy, 22) == [0, 10.25, 20.75]
 
 
-@in_no_time
-async def test_a_connection_that_cannot_be_made_in_time_is_tried_again() -> None:
+@on_virtual_time
+async def test_connect_that_times_out_is_retried() -> None:
     async def never() -> Transport:
         await asyncio.sleep(3600)
         raise AssertionError
 
-    async with world() as w:
-        assert await attempts(w, never, 15) == [0, 10.25]
+    async with client_harness() as harness:
+        assert await connect_times(harness, never, 15) == [0, 10.25]
 
 
-@in_no_time
-async def test_a_node_that_does_not_answer_the_hello_is_left() -> None:
+@on_virtual_time
+async def test_unanswered_hello_times_out_and_is_retried() -> None:
     async def silent() -> Transport:
-        return Scripted()
+        return FixedFramesTransport()
 
-    async with world() as w:
-        assert await attempts(w, silent, 15) == [0, 10.25]
-
-
-@in_no_time
-async def test_a_node_that_speaks_nonsense_is_left() -> None:
-    async def mad() -> Transport:
-        return Scripted("{]")
-
-    async with world() as w:
-        assert await attempts(w, mad, 0.3) == [0, 0.25]
+    async with client_harness() as harness:
+        assert await connect_times(harness, silent, 15) == [0, 10.25]
 
 
-@in_no_time
-async def test_patience_is_new_after_a_sync() -> None:
-    async with world() as w, w.device() as laptop:
-        w.server.reachable = False
+@on_virtual_time
+async def test_malformed_frame_ends_connection_and_is_retried() -> None:
+    async def malformed() -> Transport:
+        return FixedFramesTransport("{]")
+
+    async with client_harness() as harness:
+        assert await connect_times(harness, malformed, 0.3) == [0, 0.25]
+
+
+@on_virtual_time
+async def test_backoff_is_reset_after_sync() -> None:
+    async with client_harness() as harness, harness.device() as laptop:
+        harness.server.reachable = False
         await asyncio.sleep(500)
-        w.server.reachable = True
+        harness.server.reachable = True
         await laptop.wait_synced()
         start = now()
-        w.server.cut_all()
+        harness.server.cut_all()
         await asyncio.sleep(0.01)
         assert not laptop.online
         await laptop.wait_synced()
         assert now() - start == pytest.approx(0.25)
 
 
-@in_no_time
-async def test_a_leaving_node_gets_its_devices_back_within_the_window() -> None:
-    async with world() as w, w.device() as laptop:
+@on_virtual_time
+async def test_goaway_makes_device_reconnect_within_stated_time() -> None:
+    async with client_harness() as harness, harness.device() as laptop:
         await laptop.wait_synced()
         events = laptop.events()
         start = now()
-        w.server.go_away(8_000)
+        harness.server.go_away(8_000)
         await asyncio.sleep(3.9)
         assert laptop.online
         await asyncio.sleep(0.2)
         await laptop.wait_synced()
         assert now() - start == pytest.approx(4.1)
-        assert w.server.connected == 2
-        assert story(events) == ["offline", "online", "synced"]
+        assert harness.server.connected == 2
+        assert event_summaries(events) == ["offline", "online", "synced"]
 
 
-@in_no_time
-async def test_a_node_that_left_before_the_moment_is_not_asked_earlier() -> None:
-    async with world() as w, w.device() as laptop:
+@on_virtual_time
+async def test_connection_lost_after_goaway_does_not_reconnect_earlier() -> None:
+    async with client_harness() as harness, harness.device() as laptop:
         await laptop.wait_synced()
-        w.server.go_away(8_000)
+        harness.server.go_away(8_000)
         await asyncio.sleep(1)
-        w.server.cut_all()
+        harness.server.cut_all()
         await asyncio.sleep(2.9)
-        assert w.server.connected == 1
+        assert harness.server.connected == 1
         await asyncio.sleep(0.2)
-        assert w.server.connected == 2
+        assert harness.server.connected == 2
 
 
-@in_no_time
-async def test_a_lost_ack_is_made_good_by_a_duplicate() -> None:
-    async with world() as w, w.device() as laptop:
+@on_virtual_time
+async def test_message_with_lost_ack_is_sent_again_and_stored_once() -> None:
+    async with client_harness() as harness, harness.device() as laptop:
         await laptop.wait_synced()
-        w.lose("ack")
+        harness.lose_frame("ack")
         await laptop.create("mail")
         await laptop.flush()
-        assert w.server.connected == 2
-        assert categories(await w.state()) == ["mail"]
+        assert harness.server.connected == 2
+        assert categories(await harness.state()) == ["mail"]
         await asyncio.sleep(1)
         assert not laptop.replica.outbox
 
 
-@in_no_time
-async def test_a_lost_consume_is_sent_again() -> None:
-    async with world() as w, w.device() as laptop:
+@on_virtual_time
+async def test_lost_consume_is_sent_again() -> None:
+    async with client_harness() as harness, harness.device() as laptop:
         await laptop.wait_synced()
-        w.lose("consume", 3)
+        harness.lose_frame("consume", 3)
         await laptop.create("mail")
         await laptop.flush()
-        assert categories(await w.state()) == ["mail"]
+        assert categories(await harness.state()) == ["mail"]
 
 
-@in_no_time
-async def test_the_outbox_goes_in_order_in_windows() -> None:
-    async with world() as w:
-        w.server.reachable = False
-        async with w.device() as laptop:
+@on_virtual_time
+async def test_outbox_of_several_windows_is_delivered_in_order() -> None:
+    async with client_harness() as harness:
+        harness.server.reachable = False
+        async with harness.device() as laptop:
             for n in range(1_200):
                 await laptop.create("mail", n)
-            w.server.reachable = True
+            harness.server.reachable = True
             await laptop.flush()
-            assert [item.body for item in await w.state()] == list(range(1_200))
+            assert [item.body for item in await harness.state()] == list(range(1_200))
 
 
-@in_no_time
-async def test_large_messages_go_in_frames_that_the_node_takes() -> None:
-    async with world() as w:
-        w.server.reachable = False
-        async with w.device() as laptop:
+@on_virtual_time
+async def test_large_messages_are_sent_in_frames_within_limit() -> None:
+    async with client_harness() as harness:
+        harness.server.reachable = False
+        async with harness.device() as laptop:
             for _ in range(40):
                 await laptop.create("mail", "x" * 60_000)
             largest = 0
 
-            def measure(frame: str) -> bool:
+            def measure_frame(frame: str) -> bool:
                 nonlocal largest
                 largest = max(largest, len(frame))
-                return False
+                return False  # the frame is not lost
 
-            w.server.lost = measure
-            w.server.reachable = True
+            harness.server.lost = measure_frame
+            harness.server.reachable = True
             await laptop.flush()
-            assert len(await w.state()) == 40
+            assert len(await harness.state()) == 40
             assert largest < 512 * 1024
 
 
-class Failing(MemoryStateMachine):
-    """A store that is away for so many consumes."""
+class FailingStateMachine(MemoryStateMachine):
+    """A store that is unavailable for the next `failures` consumes."""
 
     failures = 0
 
     async def consume_messages(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
         if self.failures:
             self.failures -= 1
-            raise StorageUnavailable("the store is away")
+            raise StorageUnavailable("the store is unavailable")
         return await super().consume_messages(messages)
 
 
-@in_no_time
-async def test_what_the_node_defers_is_sent_again_over_the_same_connection() -> None:
-    async with world(machine=Failing) as w, w.device() as laptop:
+@on_virtual_time
+async def test_deferred_consume_is_retried_on_same_connection() -> None:
+    async with (
+        client_harness(machine_type=FailingStateMachine) as harness,
+        harness.device() as laptop,
+    ):
         await laptop.wait_synced()
-        assert isinstance(w.machine, Failing)
-        w.machine.failures = 5
+        assert isinstance(harness.machine, FailingStateMachine)
+        harness.machine.failures = 5
         start = now()
         await laptop.create("mail")
         await laptop.flush()
-        assert categories(await w.state()) == ["mail"]
-        assert w.server.connected == 1
+        assert categories(await harness.state()) == ["mail"]
+        assert harness.server.connected == 1
         assert now() - start == pytest.approx(0.25 + 0.25 + 0.5 + 1 + 2)
 
 
-class Sluggish(MemoryStateMachine):
-    """A store that takes its time, once."""
+class SlowStateMachine(MemoryStateMachine):
+    """A store that takes 70 seconds for its first consume."""
 
     seconds = 70
 
@@ -269,65 +278,68 @@ class Sluggish(MemoryStateMachine):
         return await super().consume_messages(messages)
 
 
-@in_no_time
-async def test_a_node_that_does_not_answer_for_what_was_sent_is_left() -> None:
-    async with world(machine=Sluggish) as w, w.device() as laptop:
+@on_virtual_time
+async def test_unanswered_consume_times_out_and_reconnects() -> None:
+    async with client_harness(machine_type=SlowStateMachine) as harness, harness.device() as laptop:
         await laptop.wait_synced()
         await laptop.create("mail")
         await asyncio.sleep(59)
-        assert w.server.connected == 1
+        assert harness.server.connected == 1
         await laptop.flush()
-        assert w.server.connected == 2
+        assert harness.server.connected == 2
         await asyncio.sleep(60)
-        assert categories(await w.state()) == ["mail"]
+        assert categories(await harness.state()) == ["mail"]
 
 
-class Stubborn(Unavailable):
-    """Not now, nor ever."""
+class PermanentRefusal(Unavailable):
+    """A refusal of a whole consume that a retry cannot help."""
 
-    code, turn = "too-large", Turn.STOP
+    code, action = "too-large", Action.STOP
 
 
-class Picky(MemoryStateMachine):
-    """A store that takes nothing if one thing is not to its taste."""
+class RefusingStateMachine(MemoryStateMachine):
+    """A store that refuses all messages of a consume if one has the category "bad"."""
 
     async def consume_messages(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
         if any(m.creation is not None and m.creation.category == "bad" for m in messages):
-            raise Stubborn("not to my taste")
+            raise PermanentRefusal("a message is bad")
         return await super().consume_messages(messages)
 
 
-@in_no_time
-async def test_the_one_message_that_stands_in_the_way_is_found_and_set_aside() -> None:
-    """A node may refuse a whole consume. Then it is cut in halves."""
-    async with world(machine=Picky) as w:
-        w.server.reachable = False
-        async with w.device() as laptop:
+@on_virtual_time
+async def test_message_that_fails_whole_consume_is_isolated_and_rejected() -> None:
+    """If a node refuses a whole consume, the client halves it until it finds the message."""
+    async with client_harness(machine_type=RefusingStateMachine) as harness:
+        harness.server.reachable = False
+        async with harness.device() as laptop:
             for n in range(10):
                 await laptop.create("bad" if n == 6 else "good", n)
-            w.server.reachable = True
+            harness.server.reachable = True
             await laptop.flush()
             await asyncio.sleep(1)
-            assert [item.body for item in await w.state()] == [0, 1, 2, 3, 4, 5, 7, 8, 9]
+            assert [item.body for item in await harness.state()] == [0, 1, 2, 3, 4, 5, 7, 8, 9]
             (rejected,) = laptop.rejected()
             assert rejected.error.code == "too-large"
 
 
-# Whose turn it is
+# Errors and their actions
 
 
-def refusing(*tokens: str) -> Callable[[str], UID]:
+def refuse_tokens(*refused: str) -> Callable[[str], UID]:
     def authenticate(token: str) -> UID:
-        if token in tokens:
-            raise Unauthenticated("the token does not hold")
+        if token in refused:
+            raise Unauthenticated("the token is not valid")
         return token.removesuffix("'s fresh token")
 
     return authenticate
 
 
-@in_no_time
-async def test_a_token_that_does_not_hold_is_not_tried_again_and_everybody_hears_of_it() -> None:
-    async with world(authenticate=refusing("alice")) as w, w.device() as laptop:
+@on_virtual_time
+async def test_refused_static_token_stops_client_and_raises_in_waiters() -> None:
+    async with (
+        client_harness(authenticate=refuse_tokens("alice")) as harness,
+        harness.device() as laptop,
+    ):
         events = laptop.events()
         with pytest.raises(Unauthenticated):
             await laptop.wait_synced()
@@ -335,149 +347,160 @@ async def test_a_token_that_does_not_hold_is_not_tried_again_and_everybody_hears
         with pytest.raises(Unauthenticated):
             await laptop.flush()
         await asyncio.sleep(3600)
-        assert w.server.connected == 1
+        assert harness.server.connected == 1
         assert isinstance(laptop.failure, Unauthenticated)
-        assert Offline("the token does not hold", final=True) in events.waiting()
+        assert Offline("the token is not valid", final=True) in events.take_pending()
         assert categories(laptop.state()) == ["mail"]
 
 
-@in_no_time
-async def test_a_fresh_token_is_asked_for_once() -> None:
+@on_virtual_time
+async def test_token_function_is_called_again_after_refusal() -> None:
     tokens = iter(["old", "alice's fresh token"])
-    async with world(authenticate=refusing("old")) as w, w.device(token=lambda: next(tokens)) as it:
-        await it.wait_synced()
-        assert it.uid == "alice"
+    async with (
+        client_harness(authenticate=refuse_tokens("old")) as harness,
+        harness.device(token=lambda: next(tokens)) as laptop,
+    ):
+        await laptop.wait_synced()
+        assert laptop.uid == "alice"
 
 
-@in_no_time
-async def test_a_fresh_token_may_take_time_and_fail_for_now() -> None:
-    tries: list[float] = []
+@on_virtual_time
+async def test_token_function_that_raises_unavailable_is_retried() -> None:
+    attempts: list[float] = []
 
     async def token() -> str:
-        tries.append(now())
-        if len(tries) < 3:
-            raise Unavailable("the login service is away")
+        attempts.append(now())
+        if len(attempts) < 3:
+            raise Unavailable("the login service is unavailable")
         return "alice"
 
-    async with world() as w, w.device(token=token) as laptop:
+    async with client_harness() as harness, harness.device(token=token) as laptop:
         await laptop.wait_synced()
-        assert len(tries) == 3
+        assert len(attempts) == 3
 
 
-@in_no_time
-async def test_a_token_that_is_always_refused_ends_the_attempts() -> None:
-    async with world(authenticate=refusing("old")) as w, w.device(token=lambda: "old") as laptop:
+@on_virtual_time
+async def test_token_function_refused_twice_stops_client() -> None:
+    async with (
+        client_harness(authenticate=refuse_tokens("old")) as harness,
+        harness.device(token=lambda: "old") as laptop,
+    ):
         with pytest.raises(Unauthenticated):
             await laptop.wait_synced()
-        assert w.server.connected == 2
+        assert harness.server.connected == 2
 
 
-@pytest.mark.parametrize("error", [Forbidden("a service's token"), TooLarge("too much")])
-def test_a_node_that_says_stop_is_obeyed(error: GregorError) -> None:
-    @in_no_time
-    async def tell() -> None:
+@pytest.mark.parametrize(
+    "error", [Forbidden("a service's token"), TooLarge("too large")], ids=["forbidden", "too-large"]
+)
+def test_error_with_action_stop_stops_client(error: GregorError) -> None:
+    @on_virtual_time
+    async def run_test() -> None:
         async def connect() -> Transport:
-            return Scripted(encode(Error.of(error)))
+            return FixedFramesTransport(encode(Error.of(error)))
 
-        async with world() as w, w.device(connect=connect) as laptop:
+        async with client_harness() as harness, harness.device(connect=connect) as laptop:
             with pytest.raises(type(error)):
                 await laptop.wait_synced()
 
-    tell()
+    run_test()
 
 
-@in_no_time
-async def test_an_error_of_a_later_version_keeps_its_turn() -> None:
-    text = '{"type":"error","code":"too-early","message":"wait","turn":"stop"}'
+@on_virtual_time
+async def test_unknown_error_code_keeps_its_action() -> None:
+    text = '{"type":"error","code":"too-early","message":"wait","action":"stop"}'
 
     async def connect() -> Transport:
-        return Scripted(text)
+        return FixedFramesTransport(text)
 
-    async with world() as w, w.device(connect=connect) as laptop:
+    async with client_harness() as harness, harness.device(connect=connect) as laptop:
         with pytest.raises(GregorError) as caught:
             await laptop.wait_synced()
-        assert (caught.value.code, caught.value.turn) == ("too-early", "stop")
+        assert (caught.value.code, caught.value.action) == ("too-early", "stop")
 
 
-@in_no_time
-async def test_another_users_token_sends_nothing_from_this_users_outbox() -> None:
-    async with world() as w:
+@on_virtual_time
+async def test_token_of_another_user_does_not_send_outbox() -> None:
+    async with client_harness() as harness:
         store = MemoryStore()
-        async with w.device(store=store) as laptop:
+        async with harness.device(store=store) as laptop:
             await laptop.wait_synced()
-            w.server.reachable = False
-            w.server.cut_all()
+            harness.server.reachable = False
+            harness.server.cut_all()
             await laptop.create("secret")
-        w.server.reachable = True
-        async with w.device(store=store, token="bob") as laptop:
+        harness.server.reachable = True
+        async with harness.device(store=store, token="bob") as laptop:
             with pytest.raises(SetupError, match="alice"):
                 await laptop.wait_synced()
             assert laptop.outbox == 1
-        assert len(await w.machine.state("bob")) == 0
+        assert len(await harness.machine.state("bob")) == 0
 
 
-# When they do not agree
+# Replicas that differ from the node
 
 
-class Wrong(MemoryStateMachine):
-    """Its next syncs hide an item, but not from the hash."""
+class WrongSnapshotStateMachine(MemoryStateMachine):
+    """Its next `wrong_syncs` syncs have an empty snapshot, but the hash of the whole state."""
 
-    wrong = 0
+    wrong_syncs = 0
 
     async def sync(self, uid: UID, device_id: str | None, cursor: int) -> Sync:
         sync = await super().sync(uid, device_id, cursor)
-        if not self.wrong:
+        if not self.wrong_syncs:
             return sync
-        self.wrong -= 1
+        self.wrong_syncs -= 1
         return Sync(Snapshot(), sync.cursor, sync.as_of, sync.hash)
 
 
-@in_no_time
-async def test_a_mismatch_is_counted_and_mended_and_costs_nothing_that_was_written() -> None:
-    async with world(machine=Failing) as w, w.device() as laptop:
-        await w.backend(create("alice", "mail", msg_id="m"))
+@on_virtual_time
+async def test_hash_mismatch_is_counted_and_resync_keeps_outbox_and_hidden() -> None:
+    async with (
+        client_harness(machine_type=FailingStateMachine) as harness,
+        harness.device() as laptop,
+    ):
+        await harness.inject(create("alice", "mail", msg_id="m"))
         await laptop.wait_synced()
         await laptop.hide("m")
-        await lie_to(laptop)
-        assert isinstance(w.machine, Failing)
-        w.machine.failures = 3  # what is written now waits through all of this
+        await corrupt_replica(laptop)
+        assert isinstance(harness.machine, FailingStateMachine)
+        harness.machine.failures = 3  # so that the next write stays in the outbox during the resync
         await laptop.create("written")
-        assert categories(laptop.state()) == ["lie", "written"]
-        w.server.cut_all()
+        assert categories(laptop.state()) == ["unknown", "written"]
+        harness.server.cut_all()
         await asyncio.sleep(0.1)
         await laptop.wait_synced()
         assert laptop.mismatches == 1
         assert (categories(laptop.state()), laptop.outbox) == (["written"], 1)
         assert list(laptop.replica.hidden) == ["m"]
         await laptop.flush()
-        assert categories(await w.state()) == ["mail", "written"]
+        assert categories(await harness.state()) == ["mail", "written"]
 
 
-async def lie_to(client: Client) -> None:
-    """Give the replica an item that no node knows."""
+async def corrupt_replica(client: Client) -> None:
+    """Add an item to the replica's facts that no node knows."""
     cursor = client.replica.cursor
-    lie = create("alice", "lie").stamp(cursor, 0)
+    unknown = create("alice", "unknown").stamp(cursor, 0)
     replica = msgspec.structs.replace(client.replica, cursor=cursor - 1)
-    await client.change(lambda _, now: replica.told([lie], cursor, now))
+    await client.change(lambda _, now: replica.apply([unknown], cursor, now))
 
 
-@in_no_time
-async def test_a_snapshot_that_does_not_fit_is_counted_but_not_asked_for_again() -> None:
-    async with world(machine=Wrong) as w:
-        assert isinstance(w.machine, Wrong)
-        await w.backend(create("alice", "mail"))
-        w.machine.wrong = 1
-        async with w.device() as laptop:
+@on_virtual_time
+async def test_snapshot_mismatch_is_counted_and_not_requested_again() -> None:
+    async with client_harness(machine_type=WrongSnapshotStateMachine) as harness:
+        assert isinstance(harness.machine, WrongSnapshotStateMachine)
+        await harness.inject(create("alice", "mail"))
+        harness.machine.wrong_syncs = 1
+        async with harness.device() as laptop:
             await laptop.wait_synced()
             await asyncio.sleep(60)
-            assert (laptop.mismatches, w.server.connected) == (1, 1)
+            assert (laptop.mismatches, harness.server.connected) == (1, 1)
 
 
-# Addresses
+# URLs
 
 
 @pytest.mark.parametrize(
-    ("url", "address"),
+    ("url", "expected"),
     [
         ("http://127.0.0.1:9911", "ws://127.0.0.1:9911/v1/connect"),
         ("https://gregor.example/", "wss://gregor.example/v1/connect"),
@@ -485,11 +508,11 @@ async def test_a_snapshot_that_does_not_fit_is_counted_but_not_asked_for_again()
         ("ws://[::1]:80", "ws://[::1]:80/v1/connect"),
     ],
 )
-def test_addresses(url: str, address: str) -> None:
-    assert websocket_url(url) == address
+def test_websocket_url_is_derived_from_server_url(url: str, expected: str) -> None:
+    assert websocket_url(url) == expected
 
 
 @pytest.mark.parametrize("url", ["", "gregor.example", "ftp://x", "http://"])
-def test_an_address_that_is_none_is_refused_at_once(url: str) -> None:
+def test_invalid_server_url_is_refused_by_constructor(url: str) -> None:
     with pytest.raises(SetupError):
         Client(url, "alice", device_id="laptop")

@@ -1,4 +1,4 @@
-"""Defects of the original Gregor that its clients suffered from, and that this one has not."""
+"""Defects of the original Gregor's clients, which this client does not have."""
 
 import asyncio
 from pathlib import Path
@@ -8,152 +8,159 @@ import pytest
 
 from gregor.client import MemoryStore, SQLiteStore
 from gregor.client.replica import Replica
-from gregor.client.store import Alterations, alterations
+from gregor.client.store import RecordChanges, changed_records
 from gregor.core.message import create, dismiss, dismiss_category
 from gregor.errors import StorageUnavailable
-from tests.client.test_connection import Failing, lie_to
-from tests.client.world import categories, in_no_time, story, world
+from tests.client.harness import categories, client_harness, event_summaries, on_virtual_time
+from tests.client.test_connection import FailingStateMachine, corrupt_replica
 
 
-@in_no_time
-async def test_d13_a_resync_does_not_wipe_the_outbox() -> None:
-    """On a hash mismatch the original cleared everything before it fetched the state anew: what
-    was written offline and not yet sent was gone, and what was hidden was back."""
-    async with world(machine=Failing) as w, w.device() as laptop:
-        await w.backend(create("alice", "mail", msg_id="m"))
+@on_virtual_time
+async def test_d13_resync_keeps_outbox() -> None:
+    """On a hash mismatch, the original cleared everything before it fetched the state again: it
+    lost the messages written offline, and showed the hidden items again."""
+    async with (
+        client_harness(machine_type=FailingStateMachine) as harness,
+        harness.device() as laptop,
+    ):
+        await harness.inject(create("alice", "mail", msg_id="m"))
         await laptop.wait_synced()
         await laptop.hide("m")
-        await lie_to(laptop)
-        assert isinstance(w.machine, Failing)
-        w.machine.failures = 3
+        await corrupt_replica(laptop)
+        assert isinstance(harness.machine, FailingStateMachine)
+        harness.machine.failures = 3
         await laptop.create("unsent")
-        w.server.cut_all()
+        harness.server.cut_all()
         await asyncio.sleep(0.1)
         await laptop.wait_synced()
         assert (laptop.mismatches, laptop.outbox) == (1, 1)
         assert categories(laptop.state()) == ["unsent"]
 
 
-@in_no_time
-async def test_d14_a_resync_of_one_user_leaves_the_others_alone() -> None:
+@on_virtual_time
+async def test_d14_resync_of_one_user_does_not_affect_another() -> None:
     """The original kept all users of a device in one state machine, and cleared it for all. Here
-    each user has a client and a store, and a store knows whose it is."""
-    async with world() as w, w.device(token="alice") as alices, w.device(token="bob") as bobs:
-        await alices.wait_synced()
-        await bobs.wait_synced()
-        await alices.create("mail")
-        await bobs.create("chat")
-        await bobs.flush()
-        await lie_to(alices)
-        w.server.cut_all()
+    each user has a client and a store, and a store records its user."""
+    async with (
+        client_harness() as harness,
+        harness.device(token="alice") as alice,
+        harness.device(token="bob") as bob,
+    ):
+        await alice.wait_synced()
+        await bob.wait_synced()
+        await alice.create("mail")
+        await bob.create("chat")
+        await bob.flush()
+        await corrupt_replica(alice)
+        harness.server.cut_all()
         await asyncio.sleep(10)
-        assert (alices.mismatches, bobs.mismatches) == (1, 0)
-        assert categories(bobs.state()) == ["chat"]
+        assert (alice.mismatches, bob.mismatches) == (1, 0)
+        assert categories(bob.state()) == ["chat"]
 
 
-@in_no_time
-async def test_d17_a_rejected_message_does_not_block_those_behind_it() -> None:
-    """In the original a message that the server refused, for example a duplicate after a lost
-    answer, stayed first in the outbox, and all later ones behind it, for ever."""
-    async with world() as w:
-        await w.backend(create("alice", "theirs", msg_id="taken"))
-        async with w.device() as laptop:
+@on_virtual_time
+async def test_d17_rejected_message_does_not_block_later_ones() -> None:
+    """In the original, a message that the server refused, for example a duplicate after a lost
+    answer, stayed first in the outbox and blocked all later ones forever."""
+    async with client_harness() as harness:
+        await harness.inject(create("alice", "stored", msg_id="known"))
+        async with harness.device() as laptop:
             await laptop.wait_synced()
-            w.lose("ack")
-            await laptop.create("stored, but we did not hear of it")
-            await laptop.create("refused", msg_id="taken")
-            await laptop.create("behind")
+            harness.lose_frame("ack")
+            await laptop.create("stored, but the ack is lost")
+            await laptop.create("conflicting", msg_id="known")
+            await laptop.create("later")
             await laptop.flush()
-            assert categories(await w.state())[-1] == "behind"
-            assert [r.message.msg_id for r in laptop.rejected()] == ["taken"]
+            assert categories(await harness.state())[-1] == "later"
+            assert [r.message.msg_id for r in laptop.rejected()] == ["known"]
 
 
-@in_no_time
-async def test_d17_a_message_that_is_known_already_leaves_the_outbox() -> None:
-    """In the original such a message was skipped but not removed, to be sent again, and shown
-    again on top of the state, as soon as its item was dismissed."""
-    async with world() as w, w.device() as laptop:
+@on_virtual_time
+async def test_d17_duplicate_message_leaves_outbox() -> None:
+    """The original skipped such a message but did not remove it from the outbox. As soon as the
+    item was dismissed, the message was sent again, and shown again on top of the state."""
+    async with client_harness() as harness, harness.device() as laptop:
         await laptop.wait_synced()
-        w.lose("ack")
+        harness.lose_frame("ack")
         msg_id = await laptop.create("mail")
         await laptop.flush()
         await asyncio.sleep(1)
         assert not laptop.replica.outbox
         events = laptop.events()
-        await w.backend(dismiss("alice", msg_id))
+        await harness.inject(dismiss("alice", msg_id))
         await asyncio.sleep(60)
         assert categories(laptop.state()) == []
-        assert story(events) == ["dismissed mail"]
+        assert event_summaries(events) == ["dismissed mail"]
 
 
-@in_no_time
-async def test_d21_dismissals_learned_by_a_sync_and_by_category_are_reported() -> None:
-    """The original looked a dismissed item up in a state from which it had gone already, and for
-    a category it did not look at all: nobody was told."""
-    async with world() as w, w.device() as laptop:
-        await w.backend(*(create("alice", c, msg_id=c) for c in ("a", "b.x", "b.y", "c")))
+@on_virtual_time
+async def test_d21_dismissals_by_sync_and_by_category_are_reported() -> None:
+    """The original looked a dismissed item up in a state that no longer had it, and did not look
+    at all for a category: the dismissals were not reported."""
+    async with client_harness() as harness, harness.device() as laptop:
+        await harness.inject(*(create("alice", c, msg_id=c) for c in ("a", "b.x", "b.y", "c")))
         await laptop.wait_synced()
         events = laptop.events()
-        w.server.reachable = False
-        w.server.cut_all()
-        await w.backend(dismiss("alice", "a"), dismiss_category("alice", "b", prefix=True))
-        w.server.reachable = True
+        harness.server.reachable = False
+        harness.server.cut_all()
+        await harness.inject(dismiss("alice", "a"), dismiss_category("alice", "b", prefix=True))
+        harness.server.reachable = True
         await asyncio.sleep(1)
         await laptop.wait_synced()
-        told = [words for words in story(events) if words.startswith("dismissed")]
-        assert told == ["dismissed a", "dismissed b.x", "dismissed b.y"]
+        reported = [text for text in event_summaries(events) if text.startswith("dismissed")]
+        assert reported == ["dismissed a", "dismissed b.x", "dismissed b.y"]
 
 
-def test_d22_a_creation_that_comes_again_after_its_dismissal_is_not_reported_again() -> None:
-    """The original looked for repetitions among the live items only."""
+def test_d22_creation_repeated_after_dismissal_is_not_shown() -> None:
+    """The original looked for repeated creations among the live items only."""
     creation = create("u", "mail", msg_id="m").stamp(10, 0)
-    replica = Replica("laptop").told([creation], 10, 20)
-    replica = replica.told([dismiss("u", "m").stamp(11, 10)], 11, 20)
-    for known in (replica, replica.forget(20)):
-        assert not known.told([creation], 11, 20).visible(20)
+    replica = Replica("laptop").apply([creation], 10, 20)
+    replica = replica.apply([dismiss("u", "m").stamp(11, 10)], 11, 20)
+    for variant in (replica, replica.prune(20)):
+        assert not variant.apply([creation], 11, 20).visible(20)
 
 
-@in_no_time
-async def test_d24_what_is_hidden_does_not_grow_for_ever() -> None:
-    """In the original a hidden id stayed unless a dismissal hit the item while it was there:
-    not after a resync, an expiry, or the dismissal of its category."""
+@on_virtual_time
+async def test_d24_hidden_ids_are_forgotten_with_their_items() -> None:
+    """In the original, a hidden id was removed only by a dismissal of its id while the item was
+    known: not by a resync, an expiry, or the dismissal of its category."""
     store = MemoryStore()
-    async with world() as w, w.device(store=store) as laptop:
+    async with client_harness() as harness, harness.device(store=store) as laptop:
         for n, category in enumerate(("by id", "by category", "by resync")):
-            await w.backend(create("alice", category, msg_id=f"m{n}"))
-        await w.backend(create("alice", "by time", dtime="1s", msg_id="m3"))
+            await harness.inject(create("alice", category, msg_id=f"m{n}"))
+        await harness.inject(create("alice", "by expiry", expires="1s", msg_id="m3"))
         await laptop.wait_synced()
         for n in range(4):
             await laptop.hide(f"m{n}")
-        await laptop.hide("of nothing")
+        await laptop.hide("unknown")
         assert len(laptop.replica.hidden) == 4
-        await w.backend(dismiss("alice", "m0"), dismiss_category("alice", "by category"))
+        await harness.inject(dismiss("alice", "m0"), dismiss_category("alice", "by category"))
         await asyncio.sleep(120)
-        w.server.reachable = False
-        w.server.cut_all()
-        await w.backend(dismiss("alice", "m2"), *(create("alice", "x") for _ in range(200)))
-        w.server.reachable = True
+        harness.server.reachable = False
+        harness.server.cut_all()
+        await harness.inject(dismiss("alice", "m2"), *(create("alice", "x") for _ in range(200)))
+        harness.server.reachable = True
         await asyncio.sleep(60)
         assert not laptop.replica.hidden
         assert not [key for key in store.records if key[0] == "hidden"]
 
 
-class Torn(MemoryStore):
-    """Counts how many saves there are, for one change must be one."""
+class SaveCountingStore(MemoryStore):
+    """Counts the saves: each is one transaction."""
 
     saves = 0
 
-    async def save(self, changed: Alterations) -> None:
+    async def save(self, changes: RecordChanges) -> None:
         self.saves += 1
-        await super().save(changed)
+        await super().save(changes)
 
 
-@in_no_time
-async def test_d25_a_change_is_saved_in_one_piece() -> None:
-    """The original wrote the state and the outbox one after the other: a crash between the two
-    lost a message, or sent it twice."""
-    store = Torn()
-    async with world() as w, w.device(store=store) as laptop:
+@on_virtual_time
+async def test_d25_change_is_saved_in_one_transaction() -> None:
+    """The original saved the state and the outbox in two steps: a crash between them lost a
+    message, or sent it twice."""
+    store = SaveCountingStore()
+    async with client_harness() as harness, harness.device(store=store) as laptop:
         await laptop.wait_synced()
         msg_id = await laptop.create("mail")
         await laptop.flush()
@@ -161,18 +168,18 @@ async def test_d25_a_change_is_saved_in_one_piece() -> None:
         assert not laptop.replica.outbox
         replica = laptop.replica
         store.saves = 0
-        told = [dismiss("alice", msg_id).stamp(replica.cursor + 1, replica.cursor)]
-        await laptop.change(lambda r, now: r.told(told, replica.cursor + 1, now))
+        received = [dismiss("alice", msg_id).stamp(replica.cursor + 1, replica.cursor)]
+        await laptop.change(lambda current, now: current.apply(received, replica.cursor + 1, now))
         assert store.saves == 1
-        kinds = {key[0] for key in alterations(replica, laptop.replica)}
-        assert kinds == {"device", "item"}  # the cursor moves with what it stands for
+        kinds = {key[0] for key in changed_records(replica, laptop.replica)}
+        assert kinds == {"device", "item"}  # the cursor is saved with the facts
 
 
-async def test_d25_a_save_that_fails_changes_nothing(tmp_path: Path) -> None:
-    """All of a change, or none of it."""
+async def test_d25_failed_save_changes_nothing(tmp_path: Path) -> None:
+    """A change is atomic: a store saves all of its records or none."""
     async with SQLiteStore(tmp_path / "device.db") as store:
         await store.save({("item", "a"): b"1"})
-        bad: Any = ("item", None)
+        invalid_key: Any = ("item", None)
         with pytest.raises(StorageUnavailable):
-            await store.save({("item", "b"): b"2", bad: b"3", ("item", "a"): None})
+            await store.save({("item", "b"): b"2", invalid_key: b"3", ("item", "a"): None})
         assert await store.load() == {("item", "a"): b"1"}

@@ -1,21 +1,21 @@
-"""A slow listener costs a bounded amount of memory, and is told that it missed something."""
+"""A slow subscriber uses a bounded amount of memory, and gets a Missed event."""
 
 from gregor.client import Missed, Online, Synced
-from gregor.client.events import MOST_WAITING, Subscription
-from tests.client.world import in_no_time
+from gregor.client.events import MAX_PENDING_EVENTS, Subscription
+from tests.client.harness import on_virtual_time
 
 
-@in_no_time
-async def test_a_listener_that_takes_nothing_gets_one_missed_event() -> None:
+@on_virtual_time
+async def test_overflow_of_subscription_leaves_one_missed_event() -> None:
     events = Subscription()
-    for _ in range(MOST_WAITING + 1):
-        events.tell([Online()])
-    events.tell([Synced()])
-    assert events.waiting() == [Missed(), Synced()]
+    for _ in range(MAX_PENDING_EVENTS + 1):
+        events.put([Online()])
+    events.put([Synced()])
+    assert events.take_pending() == [Missed(), Synced()]
 
 
-@in_no_time
-async def test_what_waits_can_be_taken_after_the_end() -> None:
+@on_virtual_time
+async def test_pending_events_can_be_read_after_close() -> None:
     async with Subscription() as events:
-        events.tell([Online()])
+        events.put([Online()])
     assert [event async for event in events] == [Online()]

@@ -1,4 +1,4 @@
-"""A device is a StateMachine: that of its one user."""
+"""DeviceStateMachine: a client as the StateMachine of its user."""
 
 import pytest
 
@@ -7,12 +7,12 @@ from gregor.core.instant import TimeOrOffset
 from gregor.core.message import create, out_of_band
 from gregor.errors import Forbidden, HistoryForgotten, InvalidMessage
 from gregor.interfaces import StateMachine
-from tests.client.world import categories, in_no_time, world
+from tests.client.harness import categories, client_harness, on_virtual_time
 
 
-@in_no_time
-async def test_a_device_consumes_and_shows() -> None:
-    async with world() as w, w.device() as laptop:
+@on_virtual_time
+async def test_consumed_messages_are_visible_in_state() -> None:
+    async with client_harness() as harness, harness.device() as laptop:
         await laptop.wait_synced()
         machine = DeviceStateMachine(laptop)
         assert isinstance(machine, StateMachine)
@@ -26,9 +26,9 @@ async def test_a_device_consumes_and_shows() -> None:
         assert categories(await machine.state("alice", at=past)) == []
 
 
-@in_no_time
-async def test_it_says_what_it_does_not_know() -> None:
-    async with world() as w, w.device() as laptop:
+@on_virtual_time
+async def test_other_users_devices_and_history_are_refused() -> None:
+    async with client_harness() as harness, harness.device() as laptop:
         await laptop.wait_synced()
         machine = DeviceStateMachine(laptop)
         with pytest.raises(Forbidden):

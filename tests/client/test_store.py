@@ -1,6 +1,7 @@
-"""A ClientStore keeps what it has taken: all of a change or none, and through a kill -9."""
+"""A ClientStore saves each change completely or not at all, and keeps it through kill -9."""
 
 import asyncio
+import gzip
 import random
 import sqlite3
 import sys
@@ -11,9 +12,10 @@ import pytest
 from gregor.client import Client, ClientStore, MemoryStore, SQLiteStore
 from gregor.client.connection import Disconnected, Transport
 from gregor.client.replica import Replica
-from gregor.client.store import alterations, restored
+from gregor.client.store import changed_records, load_replica
+from gregor.core.instant import TimeOrOffset
 from gregor.core.message import InBandMessage, create
-from gregor.errors import SetupError
+from gregor.errors import Action, SetupError
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -21,76 +23,76 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> ClientStore:
     return MemoryStore() if request.param == "memory" else SQLiteStore(tmp_path / "device.db")
 
 
-async def nowhere() -> Transport:
+async def unreachable() -> Transport:
     raise Disconnected(0, "there is no network")
 
 
-def offline(store: ClientStore, device_id: str = "laptop", uid: str | None = None) -> Client:
+def offline_client(store: ClientStore, device_id: str = "laptop", uid: str | None = None) -> Client:
     return Client(
-        "http://nowhere",
+        "http://unused",
         "alice",
         device_id=device_id,
         uid=uid,
         store=store,
-        connect=nowhere,
+        connect=unreachable,
     )
 
 
-async def test_a_new_store_is_empty(store: ClientStore) -> None:
+async def test_new_store_is_empty(store: ClientStore) -> None:
     async with store:
         assert await store.load() == {}
 
 
-async def test_it_keeps_what_it_was_given_and_no_more(store: ClientStore) -> None:
+async def test_store_returns_exactly_the_saved_records(store: ClientStore) -> None:
     async with store:
         await store.save({("item", "a"): b"1", ("item", "b"): b"2", ("outbox", "a"): b'"\xc3\xa9"'})
         await store.save({("item", "a"): None, ("item", "b"): b"3", ("item", "gone"): None})
         assert await store.load() == {("item", "b"): b"3", ("outbox", "a"): b'"\xc3\xa9"'}
 
 
-async def test_a_client_finds_everything_again(store: ClientStore, tmp_path: Path) -> None:
-    async with offline(store) as client:
-        await client.create("mail", {"n": 1}, dtime="1h", msg_id="m")
+async def test_reopened_client_has_state_and_outbox(store: ClientStore, tmp_path: Path) -> None:
+    async with offline_client(store) as client:
+        await client.create("mail", {"n": 1}, expires="1h", msg_id="m")
         await client.create("chat", msg_id="c")
         await client.hide("c")
-    again = store if isinstance(store, MemoryStore) else SQLiteStore(tmp_path / "device.db")
-    async with offline(again) as client:
+    reopened = store if isinstance(store, MemoryStore) else SQLiteStore(tmp_path / "device.db")
+    async with offline_client(reopened) as client:
         assert [item.msg_id for item in client.state()] == ["m"]
         assert [m.msg_id for m in client.replica.unsent()] == ["m", "c"]
 
 
-async def test_a_store_of_another_device_is_refused(store: ClientStore, tmp_path: Path) -> None:
-    async with offline(store, "laptop"):
+async def test_store_of_another_device_is_refused(store: ClientStore, tmp_path: Path) -> None:
+    async with offline_client(store, "laptop"):
         pass
-    again = store if isinstance(store, MemoryStore) else SQLiteStore(tmp_path / "device.db")
+    reopened = store if isinstance(store, MemoryStore) else SQLiteStore(tmp_path / "device.db")
     with pytest.raises(SetupError, match="laptop"):
-        async with offline(again, "phone"):
+        async with offline_client(reopened, "phone"):
             pass
 
 
-async def test_a_store_of_another_user_is_refused() -> None:
+async def test_store_of_another_user_is_refused() -> None:
     store = MemoryStore()
-    async with offline(store, uid="alice"):
+    async with offline_client(store, uid="alice"):
         pass
     with pytest.raises(SetupError, match="alice"):
-        async with offline(store, uid="bob"):
+        async with offline_client(store, uid="bob"):
             pass
 
 
-async def test_records_that_are_no_replica_are_refused() -> None:
+async def test_invalid_records_are_refused() -> None:
     store = MemoryStore()
     await store.save({("device", ""): b'{"device_id": 7}'})
     with pytest.raises(SetupError, match="damaged"):
-        async with offline(store):
+        async with offline_client(store):
             pass
 
 
-async def test_only_what_has_changed_is_saved() -> None:
+async def test_only_changed_records_are_saved() -> None:
     replica = Replica("laptop")
     for n in range(100):
         replica = replica.write(_message(n), n)
-    altered = alterations(replica, replica.write(_message(100), 100))
-    assert list(altered) == [("outbox", "m100")]
+    changes = changed_records(replica, replica.write(_message(100), 100))
+    assert list(changes) == [("outbox", "m100")]
 
 
 def _message(n: int) -> InBandMessage:
@@ -100,15 +102,15 @@ def _message(n: int) -> InBandMessage:
 # The file
 
 
-async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+async def test_file_that_is_not_a_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "device.db"
-    path.write_bytes(b"this is a letter to my mother, and not a database\n" * 100)
+    path.write_bytes(b"this is a text file, and not a database\n" * 100)
     with pytest.raises(SetupError, match="not an SQLite database"):
         async with SQLiteStore(path):
             pass
 
 
-async def test_another_programs_database_is_refused(tmp_path: Path) -> None:
+async def test_database_of_another_program_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "device.db"
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE bookmarks (url TEXT)")
@@ -118,7 +120,7 @@ async def test_another_programs_database_is_refused(tmp_path: Path) -> None:
             pass
 
 
-async def test_a_newer_file_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+async def test_file_of_newer_schema_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "device.db"
     async with SQLiteStore(path) as store:
         await store.save({("item", "a"): b"1"})
@@ -130,7 +132,7 @@ async def test_a_newer_file_is_refused_and_left_as_it_is(tmp_path: Path) -> None
             pass
 
 
-async def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+async def test_damaged_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "device.db"
     async with SQLiteStore(path) as store:
         await store.save({("item", f"{n}"): b'"%d"' % n * 50 for n in range(2_000)})
@@ -142,32 +144,32 @@ async def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
             await store.load()
 
 
-async def test_a_file_that_is_open_is_refused_to_a_second(tmp_path: Path) -> None:
+async def test_file_that_is_already_open_is_refused(tmp_path: Path) -> None:
     async with SQLiteStore(tmp_path / "device.db"):
         with pytest.raises(SetupError, match="open in another process"):
             async with SQLiteStore(tmp_path / "device.db"):
                 pass
 
 
-async def test_a_path_may_be_strange(tmp_path: Path) -> None:
+async def test_path_may_contain_spaces_and_special_characters(tmp_path: Path) -> None:
     path = tmp_path / "a b%20c?d#e é.db"
     async with SQLiteStore(path) as store:
         await store.save({("item", "a"): b"1"})
     assert path.exists()
 
 
-# Power cuts
+# Crashes
 
-WRITER = """
+WRITER_PROGRAM = """
 import asyncio, os, random, sys
 from gregor.client import Client, Disconnected, SQLiteStore
 
-async def nowhere():
+async def unreachable():
     raise Disconnected(0, "there is no network")
 
 async def write(path):
     store = SQLiteStore(path)
-    async with Client("http://x", "a", device_id="d", store=store, connect=nowhere) as client:
+    async with Client("http://x", "a", device_id="d", store=store, connect=unreachable) as client:
         while True:
             written = await asyncio.gather(*(client.create("mail", n) for n in range(3)))
             print(*written, flush=True)
@@ -175,13 +177,13 @@ async def write(path):
 folder, rounds, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 rng = random.Random(seed)
 for round in range(rounds):
-    reading, writing = os.pipe()
+    read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
-        os.dup2(writing, 1)
+        os.dup2(write_end, 1)
         asyncio.run(write(f"{folder}/{round}.db"))
-    os.close(writing)
-    with open(reading) as lines, open(f"{folder}/{round}.accepted", "w") as accepted:
+    os.close(write_end)
+    with open(read_end) as lines, open(f"{folder}/{round}.accepted", "w") as accepted:
         for _ in range(rng.randrange(1, 40)):
             accepted.write(lines.readline())
         os.kill(child, 9)
@@ -190,14 +192,54 @@ for round in range(rounds):
 """
 
 
-async def test_what_was_accepted_offline_survives_kill_9(tmp_path: Path) -> None:
+async def test_accepted_offline_writes_survive_kill_9(tmp_path: Path) -> None:
     rounds, seed = 20, random.randrange(1_000_000)
-    arguments = ["-c", WRITER, str(tmp_path), str(rounds), str(seed)]
+    arguments = ["-c", WRITER_PROGRAM, str(tmp_path), str(rounds), str(seed)]
     writer = await asyncio.create_subprocess_exec(sys.executable, *arguments)
     assert await writer.wait() == 0
     for number in range(rounds):
         accepted = (tmp_path / f"{number}.accepted").read_text().split()
         async with SQLiteStore(tmp_path / f"{number}.db") as store:
-            replica = restored(await store.load(), "d")
+            replica = load_replica(await store.load(), "d")
         assert accepted, f"seed {seed}: nothing was written"
         assert set(accepted) <= set(replica.outbox), f"seed {seed}"
+
+
+SCHEMA_1 = Path(__file__).parents[1] / "storage" / "schema_0002" / "device.sqlite.gz"
+DAY = 86_400_000_000
+
+
+async def test_file_of_schema_1_keeps_replica_outbox_and_rejected_writes(tmp_path: Path) -> None:
+    path = tmp_path / "device.sqlite"
+    path.write_bytes(gzip.decompress(SCHEMA_1.read_bytes()))
+    for _ in range(2):  # the second time, the file has the current schema
+        async with SQLiteStore(path) as store:
+            replica = load_replica(await store.load(), "laptop")
+        outbox = dict(replica.outbox)
+        expiries = {
+            id_: entry.message.creation and entry.message.creation.expires
+            for id_, entry in outbox.items()
+        }
+        assert expiries == {
+            "unsent-offset": TimeOrOffset(offset=3650 * DAY),
+            "unsent-time": TimeOrOffset(time=4_102_444_800_000_000),
+            "unsent-plain": None,
+            "acked": TimeOrOffset(offset=3650 * DAY),
+            "told": TimeOrOffset(offset=3650 * DAY),
+            "replaced": TimeOrOffset(offset=365 * DAY),
+        }
+        unsent = outbox["unsent-offset"].message.creation
+        assert unsent is not None
+        assert bytes(unsent.raw_body) == b'{"dtime":{"offset":1}}'
+        assert [id_ for id_, entry in outbox.items() if not entry.echoed] == ["replaced"]
+        assert outbox["acked"].message.ctime == 1_767_225_600_003_000
+        rejected = {
+            entry.message.msg_id: (entry.error.code, entry.error.action)
+            for entry in replica.rejected_entries()
+        }
+        assert rejected == {
+            "refused": ("forbidden", Action.STOP),
+            "refused-too": ("unauthenticated", Action.REAUTHENTICATE),
+        }
+        assert set(replica.facts.items) == {"plain", "offset", "time", "trap", "both", "told"}
+        assert dict(replica.hidden) == {"plain": True}

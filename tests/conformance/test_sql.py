@@ -1,4 +1,4 @@
-"""What only the state machine on SQL promises: commits that are shared, and ends that are told."""
+"""The state machine on SQL: group commit, the limit of its queue, and how it closes and fails."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from gregor.core.message import create, parse_message
 from gregor.errors import InvalidMessage, Unavailable
 from gregor.interfaces import Outcome
-from gregor.state_machines.sql import MOST_IN_A_COMMIT, MOST_WAITING, SQLStateMachine
+from gregor.state_machines.sql import MAX_COMMIT_MESSAGES, MAX_QUEUED_MESSAGES, SQLStateMachine
 from gregor.storage.database import Database, StorageBroken
 from gregor.storage.engine import database_at
 from gregor.storage.migrations import migrate
@@ -26,14 +26,14 @@ def clock() -> int:
 
 
 class Commits(list[int]):
-    """How many messages each commit held."""
+    """The number of messages of each commit."""
 
-    def add(self, messages: int, seconds: float, taken: bool) -> None:
-        assert taken
+    def add(self, messages: int, seconds: float, succeeded: bool) -> None:
+        assert succeeded
         self.append(messages)
 
 
-async def test_concurrent_callers_share_a_commit(database: Database) -> None:
+async def test_concurrent_messages_share_a_commit(database: Database) -> None:
     commits = Commits()
     async with SQLStateMachine(database, clock, commits.add) as machine:
         async with asyncio.TaskGroup() as senders:
@@ -43,7 +43,7 @@ async def test_concurrent_callers_share_a_commit(database: Database) -> None:
         assert len(commits) <= 2
 
 
-async def test_a_message_that_is_alone_does_not_wait_for_company(database: Database) -> None:
+async def test_single_message_is_committed_without_waiting_for_others(database: Database) -> None:
     commits = Commits()
     async with SQLStateMachine(database, clock, commits.add) as machine:
         for _ in range(3):
@@ -51,42 +51,42 @@ async def test_a_message_that_is_alone_does_not_wait_for_company(database: Datab
     assert commits == [1, 1, 1]
 
 
-async def test_a_commit_is_no_larger_than_it_may_be(database: Database) -> None:
+async def test_commit_has_at_most_max_commit_messages(database: Database) -> None:
     commits = Commits()
     async with SQLStateMachine(database, clock, commits.add) as machine:
         batches = [[create("u", "a") for _ in range(400)] for _ in range(5)]
         await asyncio.gather(*(machine.consume_messages(batch) for batch in batches))
     assert sum(commits) == 2000
-    assert max(commits) <= MOST_IN_A_COMMIT
+    assert max(commits) <= MAX_COMMIT_MESSAGES
 
 
-async def test_more_than_may_wait_is_refused_at_once_and_may_come_again(
+async def test_messages_over_queue_limit_are_rejected_and_later_ones_are_stored(
     database: Database,
 ) -> None:
     async with SQLStateMachine(database, clock) as machine:
         with pytest.raises(Unavailable):
-            await machine.consume_messages([create("u", "a")] * (MOST_WAITING + 1))
+            await machine.consume_messages([create("u", "a")] * (MAX_QUEUED_MESSAGES + 1))
         await machine.consume_message(create("u", "a"))
         assert len(await machine.state("u")) == 1
 
 
-async def test_what_was_accepted_before_the_end_is_stored(database: Database) -> None:
+async def test_messages_queued_before_close_are_stored(database: Database) -> None:
     async with SQLStateMachine(database, clock) as machine:
         sent = [asyncio.create_task(machine.consume_message(create("u", "a"))) for _ in range(9)]
-        await asyncio.sleep(0)  # all have begun
+        await asyncio.sleep(0)  # all are queued
     await asyncio.gather(*sent)
     async with SQLStateMachine(database, clock) as machine:
         assert len(await machine.state("u")) == 9
 
 
-async def test_after_the_end_a_message_is_refused(database: Database) -> None:
+async def test_message_after_close_is_rejected(database: Database) -> None:
     async with SQLStateMachine(database, clock) as machine:
         pass
     with pytest.raises(Unavailable):
         await machine.consume_message(create("u", "a"))
 
 
-async def test_what_was_accepted_is_stored_though_the_block_fails(database: Database) -> None:
+async def test_queued_messages_are_stored_if_the_block_raises(database: Database) -> None:
     senders: list[asyncio.Task[list[Outcome]]] = []
 
     async def serve() -> None:
@@ -94,7 +94,7 @@ async def test_what_was_accepted_is_stored_though_the_block_fails(database: Data
             for _ in range(50):
                 batch = [create("u", "a") for _ in range(100)]
                 senders.append(asyncio.create_task(machine.consume_messages(batch)))
-            await asyncio.sleep(0)  # all have begun
+            await asyncio.sleep(0)  # all are queued
             raise ValueError("something else went wrong")
 
     with pytest.raises(ValueError, match="something else"):
@@ -106,7 +106,7 @@ async def test_what_was_accepted_is_stored_though_the_block_fails(database: Data
 
 
 def corrupt(connection: Connection) -> None:
-    """Leave a table where there is no page, as a disk that fails might."""
+    """Make a table point to a page that does not exist, as a failing disk might."""
     for statement in (
         "PRAGMA writable_schema = ON",
         "UPDATE sqlite_master SET rootpage = 99999 WHERE name = 'messages'",
@@ -115,37 +115,40 @@ def corrupt(connection: Connection) -> None:
         connection.exec_driver_sql(statement)
 
 
-async def test_a_store_that_breaks_ends_the_block_and_tells_those_who_wait(
+async def test_broken_store_cancels_the_block_and_fails_pending_messages(
     database: Database,
 ) -> None:
-    waiting: list[asyncio.Task[list[Outcome]]] = []
+    senders: list[asyncio.Task[list[Outcome]]] = []
 
     async def serve() -> None:
         async with asyncio.timeout(30), SQLStateMachine(database, clock) as machine:
             await database.write(corrupt)
-            batches = [[create("u", "a")] * MOST_IN_A_COMMIT for _ in range(3)]
-            waiting.extend(asyncio.create_task(machine.consume_messages(b)) for b in batches)
-            await asyncio.Event().wait()  # until the machine ends it
+            batches = [[create("u", "a")] * MAX_COMMIT_MESSAGES for _ in range(3)]
+            senders.extend(asyncio.create_task(machine.consume_messages(b)) for b in batches)
+            await asyncio.Event().wait()  # until the machine cancels it
 
-    with pytest.raises(ExceptionGroup) as ended:
+    with pytest.raises(ExceptionGroup) as raised:
         await serve()
-    assert ended.group_contains(StorageBroken)
-    done, pending = await asyncio.wait(waiting, timeout=30)
+    assert raised.group_contains(StorageBroken)
+    done, pending = await asyncio.wait(senders, timeout=30)
     assert not pending
     assert all(isinstance(task.exception(), Unavailable) for task in done)
 
 
-async def test_a_body_that_some_reader_could_not_read_is_never_stored(database: Database) -> None:
-    """It was, once, up to the depth of the stack; and when it came again, deeper, it ended us."""
-    deepest = 128
+async def test_body_at_nesting_limit_is_stored_and_deeper_body_is_rejected(
+    database: Database,
+) -> None:
+    """Without the limit, a body as deep as the stack was stored, and a deeper one with the same id
+    ended the process."""
+    max_depth = 128
 
     def nested(levels: int) -> bytes:
         body = b"[" * levels + b'"[[]{"' + b"]" * levels
         return b'{"uid":"u","msg_id":"m","creation":{"category":"a","body":%s}}' % body
 
     with pytest.raises(InvalidMessage, match="nested"):
-        parse_message(nested(deepest + 1))
-    message = parse_message(nested(deepest))
+        parse_message(nested(max_depth + 1))
+    message = parse_message(nested(max_depth))
     async with SQLStateMachine(database, clock) as machine:
         stored = await machine.consume_message(message)
         assert await machine.consume_message(message) == stored

@@ -1,4 +1,4 @@
-"""The one suite, run on every state machine of record. A new one adds a class here."""
+"""The conformance suite, run on every state machine of record. Add a class for a new one."""
 
 from pathlib import Path
 
@@ -10,40 +10,42 @@ from gregor.testing.conformance import (
     OpenMachine,
     StateMachineConformance,
 )
-from tests.conformance import machines
+from tests.conformance import implementations
 
 
 class TestMemory(StateMachineConformance):
     @pytest.fixture
     def open_machine(self) -> OpenMachine:
-        return machines.memory
+        return implementations.memory
 
 
 class TestSQLiteInMemory(StateMachineConformance):
     @pytest.fixture
     def open_machine(self) -> OpenMachine:
-        return machines.sql("sqlite://")
+        return implementations.sql("sqlite://")
 
 
 class TestSQLiteFile(DurableStateMachineConformance):
     @pytest.fixture
     def open_machine(self, tmp_path: Path) -> OpenMachine:
-        return machines.sql(f"sqlite:///{tmp_path / 'gregor.db'}")
+        return implementations.sql(f"sqlite:///{tmp_path / 'gregor.db'}")
 
 
 class TestPostgreSQL(DurableStateMachineConformance):
     @pytest.fixture
     def open_machine(self, postgresql_url: str) -> OpenMachine:
-        return machines.sql(postgresql_url)
+        return implementations.sql(postgresql_url)
 
 
 class TestThreeSQLiteShards(DurableStateMachineConformance):
     @pytest.fixture
     def open_machine(self, tmp_path: Path) -> OpenMachine:
-        return machines.sharded([f"sqlite:///{tmp_path / f'{n}.db'}" for n in range(3)])
+        return implementations.sharded([f"sqlite:///{tmp_path / f'{n}.db'}" for n in range(3)])
 
 
 class TestThreePostgreSQLShards(DurableStateMachineConformance):
     @pytest.fixture
     async def open_machine(self, postgresql_server: PostgreSQL) -> OpenMachine:
-        return machines.sharded([await postgresql_server.create_database() for _ in range(3)])
+        return implementations.sharded(
+            [await postgresql_server.create_database() for _ in range(3)]
+        )

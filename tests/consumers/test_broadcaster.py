@@ -1,99 +1,88 @@
-"""The Broadcaster: who is told what, and what it does not take for known."""
+"""The Broadcaster: which messages it delivers, drops, or reports as a gap."""
 
 from gregor.consumers.broadcaster import Broadcaster
-from gregor.core.message import InBandMessage, OutOfBandMessage, create, out_of_band
-from gregor.protocol.server import Publication
-
-
-class Ear:
-    """A device that hears."""
-
-    def __init__(self) -> None:
-        self.heard: list[Publication] = []
-        self.passed: list[OutOfBandMessage] = []
-
-    def publish(self, publication: Publication) -> None:
-        self.heard.append(publication)
-
-    def pass_by(self, message: OutOfBandMessage) -> None:
-        self.passed.append(message)
+from gregor.core.message import InBandMessage, create, out_of_band
+from gregor.protocol.server_session import Publication
+from tests.node.fakes import FakeListener
 
 
 def message(ctime: int, prev: int) -> InBandMessage:
     return create("u", "a", msg_id=f"m{ctime}").stamp(ctime, prev)
 
 
-async def test_what_continues_the_feed_goes_to_every_device_of_the_user() -> None:
-    broadcaster, ears = Broadcaster(), [Ear(), Ear()]
-    for ear in ears:
-        broadcaster.add("u", ear)
-    broadcaster.told("u", 5)
+async def test_message_that_continues_the_feed_goes_to_every_device_of_the_user() -> None:
+    broadcaster, listeners = Broadcaster(), [FakeListener(), FakeListener()]
+    for listener in listeners:
+        broadcaster.add("u", listener)
+    broadcaster.lower_position("u", 5)
     await broadcaster.consume_message(message(8, 5))
-    assert [ear.heard for ear in ears] == [[Publication.of(message(8, 5))]] * 2
+    assert [listener.publications for listener in listeners] == [
+        [Publication.of(message(8, 5))]
+    ] * 2
 
 
-async def test_what_lies_behind_the_feed_goes_to_nobody() -> None:
-    broadcaster, ear = Broadcaster(), Ear()
-    broadcaster.add("u", ear)
-    broadcaster.told("u", 8)
+async def test_message_behind_the_feed_is_dropped() -> None:
+    broadcaster, listener = Broadcaster(), FakeListener()
+    broadcaster.add("u", listener)
+    broadcaster.lower_position("u", 8)
     await broadcaster.consume_message(message(8, 5))
-    assert ear.heard == []
+    assert listener.publications == []
 
 
-async def test_a_feed_is_only_as_far_as_the_least_of_its_devices() -> None:
-    """One device reads the store before a message is committed, the other after it. When the
-    message comes to be passed on, the first still has to hear of it."""
-    broadcaster, early, late = Broadcaster(), Ear(), Ear()
-    broadcaster.add("u", early)
-    broadcaster.add("u", late)
-    broadcaster.told("u", 8)  # the late one's answer is here first
-    broadcaster.told("u", 5)
+async def test_position_of_a_feed_is_the_lowest_one_of_its_devices() -> None:
+    """One device reads the store before a message is committed, the other after it. The message
+    must still be delivered to the first device."""
+    broadcaster, behind, ahead = Broadcaster(), FakeListener(), FakeListener()
+    broadcaster.add("u", behind)
+    broadcaster.add("u", ahead)
+    broadcaster.lower_position("u", 8)  # the reply to the later read arrives first
+    broadcaster.lower_position("u", 5)
     await broadcaster.consume_message(message(8, 5))
-    assert early.heard == [Publication.of(message(8, 5))]
+    assert behind.publications == [Publication.of(message(8, 5))]
 
 
-async def test_a_message_that_others_precede_shows_a_gap_and_goes_to_nobody() -> None:
+async def test_message_after_missing_ones_is_reported_as_gap_and_not_delivered() -> None:
     gaps: list[str] = []
-    broadcaster, ear = Broadcaster(gaps.append), Ear()
-    broadcaster.add("u", ear)
-    broadcaster.told("u", 5)
+    broadcaster, listener = Broadcaster(gaps.append), FakeListener()
+    broadcaster.add("u", listener)
+    broadcaster.lower_position("u", 5)
     await broadcaster.consume_message(message(9, 8))
-    assert (gaps, ear.heard) == (["u"], [])
+    assert (gaps, listener.publications) == (["u"], [])
 
 
-async def test_a_message_that_neither_follows_nor_lies_behind_shows_a_gap() -> None:
+async def test_later_message_whose_prev_is_behind_the_feed_is_reported_as_gap() -> None:
     gaps: list[str] = []
-    broadcaster, ear = Broadcaster(gaps.append), Ear()
-    broadcaster.add("u", ear)
-    broadcaster.told("u", 5)
+    broadcaster, listener = Broadcaster(gaps.append), FakeListener()
+    broadcaster.add("u", listener)
+    broadcaster.lower_position("u", 5)
     await broadcaster.consume_message(message(9, 3))
-    assert (gaps, ear.heard, broadcaster.position("u")) == (["u"], [], 5)
+    assert (gaps, listener.publications, broadcaster.position("u")) == (["u"], [], 5)
 
 
-async def test_of_several_messages_those_that_lie_behind_are_left_out() -> None:
-    broadcaster, ear = Broadcaster(), Ear()
-    broadcaster.add("u", ear)
-    broadcaster.told("u", 7)
+async def test_messages_behind_the_feed_are_left_out_of_a_batch() -> None:
+    broadcaster, listener = Broadcaster(), FakeListener()
+    broadcaster.add("u", listener)
+    broadcaster.lower_position("u", 7)
     await broadcaster.consume_batch([message(7, 5), message(8, 7), message(9, 8)])
-    assert ear.heard == [Publication.of(message(8, 7), message(9, 8))]
+    assert listener.publications == [Publication.of(message(8, 7), message(9, 8))]
 
 
-async def test_a_message_of_a_user_without_devices_here_is_let_go() -> None:
+async def test_message_of_a_user_without_devices_is_dropped() -> None:
     broadcaster = Broadcaster()
     await broadcaster.consume_message(message(9, 8))
     assert broadcaster.positions() == {}
 
 
-async def test_an_out_of_band_message_passes_by_whatever_the_feed_knows() -> None:
-    broadcaster, ear = Broadcaster(), Ear()
-    broadcaster.add("u", ear)
-    passing = out_of_band("u", "typing", 1)
-    await broadcaster.consume_message(passing)
-    assert ear.passed == [passing]
+async def test_out_of_band_message_is_delivered_regardless_of_the_feed() -> None:
+    broadcaster, listener = Broadcaster(), FakeListener()
+    broadcaster.add("u", listener)
+    out_of_band_message = out_of_band("u", "typing", 1)
+    await broadcaster.consume_message(out_of_band_message)
+    assert listener.out_of_band == [out_of_band_message]
 
 
-def test_a_feed_ends_with_its_last_device() -> None:
-    broadcaster, first, second = Broadcaster(), Ear(), Ear()
+def test_feed_is_removed_with_its_last_device() -> None:
+    broadcaster, first, second = Broadcaster(), FakeListener(), FakeListener()
     broadcaster.add("u", first)
     broadcaster.add("u", second)
     assert not broadcaster.remove("u", first)
@@ -101,37 +90,39 @@ def test_a_feed_ends_with_its_last_device() -> None:
     assert broadcaster.feeds == {}
 
 
-async def test_a_device_that_leaves_while_it_is_told_disturbs_nobody() -> None:
-    broadcaster, staying = Broadcaster(), Ear()
+async def test_listener_removed_during_delivery_does_not_affect_others() -> None:
+    broadcaster, other = Broadcaster(), FakeListener()
 
-    class Leaving(Ear):
+    class DetachingListener(FakeListener):
         def publish(self, publication: Publication) -> None:
             broadcaster.remove("u", self)
 
-    broadcaster.add("u", Leaving())
-    broadcaster.add("u", staying)
+    broadcaster.add("u", DetachingListener())
+    broadcaster.add("u", other)
     await broadcaster.consume_message(message(1, 0))
-    assert staying.heard == [Publication.of(message(1, 0))]
+    assert other.publications == [Publication.of(message(1, 0))]
 
 
-async def test_messages_that_follow_one_another_go_in_one_piece() -> None:
-    broadcaster, ear = Broadcaster(), Ear()
-    broadcaster.add("u", ear)
-    broadcaster.told("u", 5)
-    passing = out_of_band("u", "ping")
-    await broadcaster.consume_batch([message(7, 5), message(8, 7), passing, message(9, 8)])
-    assert ear.heard == [
+async def test_consecutive_messages_share_one_publication() -> None:
+    broadcaster, listener = Broadcaster(), FakeListener()
+    broadcaster.add("u", listener)
+    broadcaster.lower_position("u", 5)
+    out_of_band_message = out_of_band("u", "ping")
+    await broadcaster.consume_batch(
+        [message(7, 5), message(8, 7), out_of_band_message, message(9, 8)]
+    )
+    assert listener.publications == [
         Publication.of(message(7, 5), message(8, 7)),
         Publication.of(message(9, 8)),
     ]
-    assert ear.passed == [passing]
+    assert listener.out_of_band == [out_of_band_message]
 
 
-async def test_a_gap_within_what_is_passed_on_is_seen() -> None:
+async def test_gap_within_a_batch_is_reported() -> None:
     gaps: list[str] = []
-    broadcaster, ear = Broadcaster(gaps.append), Ear()
-    broadcaster.add("u", ear)
-    broadcaster.told("u", 5)
+    broadcaster, listener = Broadcaster(gaps.append), FakeListener()
+    broadcaster.add("u", listener)
+    broadcaster.lower_position("u", 5)
     await broadcaster.consume_batch([message(7, 5), message(9, 8)])
-    assert ear.heard == [Publication.of(message(7, 5))]
+    assert listener.publications == [Publication.of(message(7, 5))]
     assert gaps == ["u"]

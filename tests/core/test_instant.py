@@ -1,4 +1,4 @@
-"""Times and distances, in all the ways people write them."""
+"""Times, offsets and durations in all accepted notations."""
 
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -21,7 +21,7 @@ NEW_YEAR = 1_767_225_600 * SECOND
 
 
 @pytest.mark.parametrize(
-    "written",
+    "notation",
     [
         NEW_YEAR,
         "2026-01-01T00:00:00Z",
@@ -31,12 +31,12 @@ NEW_YEAR = 1_767_225_600 * SECOND
         datetime(2025, 12, 31, 19, tzinfo=timezone(timedelta(hours=-5))),
     ],
 )
-def test_one_instant_has_many_spellings(written: int | str | datetime) -> None:
-    assert to_time(written) == NEW_YEAR
+def test_time_is_accepted_in_every_notation(notation: int | str | datetime) -> None:
+    assert to_time(notation) == NEW_YEAR
 
 
 @pytest.mark.parametrize(
-    ("written", "microseconds"),
+    ("notation", "microseconds"),
     [
         ("90s", 90 * SECOND),
         ("1h30m", 5400 * SECOND),
@@ -54,31 +54,33 @@ def test_one_instant_has_many_spellings(written: int | str | datetime) -> None:
         (12, 12),
     ],
 )
-def test_one_distance_has_many_spellings(written: int | str | timedelta, microseconds: int) -> None:
-    assert to_microseconds(written) == microseconds
+def test_duration_is_accepted_in_every_notation(
+    notation: int | str | timedelta, microseconds: int
+) -> None:
+    assert to_microseconds(notation) == microseconds
 
 
-@pytest.mark.parametrize("written", ["", "-", "soon", "5", "5x", "1h-3m", "P", "1 h"])
-def test_what_is_no_distance_is_refused(written: str) -> None:
+@pytest.mark.parametrize("notation", ["", "-", "soon", "5", "5x", "1h-3m", "P", "1 h"])
+def test_invalid_duration_is_rejected(notation: str) -> None:
     with pytest.raises(ValueError, match="is not"):
-        to_microseconds(written)
+        to_microseconds(notation)
 
 
 @pytest.mark.parametrize(
-    "written",
+    "notation",
     ["tomorrow", "2026-01-01", "2026-01-01T00:00:00", -1, MAX_TIME + 1, datetime(2026, 1, 1)],
 )
-def test_what_is_no_time_is_refused(written: int | str | datetime) -> None:
+def test_invalid_time_is_rejected(notation: int | str | datetime) -> None:
     with pytest.raises(ValueError, match="time"):
-        to_time(written)
+        to_time(notation)
 
 
 @given(st.integers(0, MAX_TIME))
-def test_a_time_is_written_so_that_it_is_read_as_it_was(time: int) -> None:
+def test_law_time_survives_a_round_trip_through_rfc3339(time: int) -> None:
     assert to_time(to_rfc3339(time)) == time
 
 
-def test_what_a_person_types_is_a_time_or_an_offset_by_its_form() -> None:
+def test_notation_decides_between_time_and_offset() -> None:
     assert parse_time_or_offset("5") == TimeOrOffset(time=5)
     assert parse_time_or_offset("2026-01-01T00:00:00Z") == TimeOrOffset(time=NEW_YEAR)
     assert parse_time_or_offset("-90s") == TimeOrOffset(offset=-90 * SECOND)
@@ -87,13 +89,13 @@ def test_what_a_person_types_is_a_time_or_an_offset_by_its_form() -> None:
     assert as_time_or_offset(None) is None
 
 
-def test_it_is_exactly_one_of_the_two() -> None:
+def test_time_and_offset_together_or_neither_is_rejected() -> None:
     for arguments in ({}, {"time": 1, "offset": 1}):
         with pytest.raises(ValueError, match="exactly one"):
             TimeOrOffset(**arguments)
 
 
-def test_an_offset_counts_from_its_base_and_ends_with_time_itself() -> None:
+def test_offset_counts_from_its_base_and_is_capped_at_max_time() -> None:
     assert TimeOrOffset(offset=-3).after(10) == 7
     assert TimeOrOffset(time=3).after(10) == 3
     assert TimeOrOffset(offset=MAX_TIME).after(10) == MAX_TIME

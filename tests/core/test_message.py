@@ -1,4 +1,4 @@
-"""Messages as senders write them: what is taken, what is refused, and which field is named."""
+"""Parsing of messages: what is accepted, what is rejected, and which field the error names."""
 
 import msgspec
 import pytest
@@ -21,43 +21,43 @@ def parse(**fields: object) -> InBandMessage | OutOfBandMessage:
     return parse_message(msgspec.json.encode({"uid": "u", **fields}))
 
 
-def refusal(**fields: object) -> GregorError:
-    with pytest.raises((InvalidMessage, TooLarge)) as refused:
+def parse_error(**fields: object) -> GregorError:
+    with pytest.raises((InvalidMessage, TooLarge)) as raised:
         parse(**fields)
-    return refused.value
+    return raised.value
 
 
 CREATION = {"category": "a", "body": 1}
 
 
 @given(messages())
-def test_what_is_written_is_read_as_it_was(message: InBandMessage) -> None:
+def test_law_message_survives_a_round_trip_through_json(message: InBandMessage) -> None:
     assert parse_message(msgspec.json.encode(message)) == message
     stamped = message.stamp(7, 3)
     assert parse_message(msgspec.json.encode(stamped), stamped=True) == stamped
     assert message.same_contents(stamped)
 
 
-def test_a_sender_who_chooses_no_id_is_given_a_new_one() -> None:
-    one, two = parse(creation=CREATION), parse(creation=CREATION)
-    assert isinstance(one, InBandMessage)
-    assert isinstance(two, InBandMessage)
-    assert len(one.msg_id) == len(two.msg_id) == 32
-    assert one.msg_id != two.msg_id
+def test_message_without_an_id_gets_a_new_one() -> None:
+    first, second = parse(creation=CREATION), parse(creation=CREATION)
+    assert isinstance(first, InBandMessage)
+    assert isinstance(second, InBandMessage)
+    assert len(first.msg_id) == len(second.msg_id) == 32
+    assert first.msg_id != second.msg_id
 
 
-def test_a_body_is_carried_verbatim() -> None:
-    written = b'{ "z" : [1.0, 1e2],\n"a":"\\u00e9" }'
-    message = parse_message(b'{"uid":"u","creation":{"category":"a","body":%s}}' % written)
+def test_body_is_kept_byte_for_byte() -> None:
+    body = b'{ "z" : [1.0, 1e2],\n"a":"\\u00e9" }'
+    message = parse_message(b'{"uid":"u","creation":{"category":"a","body":%s}}' % body)
     assert isinstance(message, InBandMessage)
     assert message.creation is not None
-    assert bytes(message.creation.raw_body) == written
+    assert bytes(message.creation.raw_body) == body
     assert message.creation.body == {"z": [1.0, 100.0], "a": "é"}
 
 
-def test_the_uid_of_a_session_stands_in_for_one_that_is_left_out() -> None:
+def test_missing_uid_defaults_to_that_of_the_session() -> None:
     json = msgspec.json.encode({"creation": CREATION})
-    assert parse_message(json, uid="mine").uid == "mine"
+    assert parse_message(json, uid="default").uid == "default"
     with pytest.raises(InvalidMessage, match="uid"):
         parse_message(json)
 
@@ -77,10 +77,10 @@ def test_the_uid_of_a_session_stands_in_for_one_that_is_left_out() -> None:
         ({"creation": CREATION, "device_id": "x" * 129}, "device_id"),
         ({"creation": CREATION, "uid": "x" * 129}, "uid"),
         ({"creation": {**CREATION, "category": "x" * 256}}, "creation.category"),
-        ({"creation": {**CREATION, "dtime": {"offset": -1}}}, "dtime"),
-        ({"creation": {**CREATION, "dtime": {}}}, "creation.dtime"),
-        ({"creation": {**CREATION, "dtime": {"time": 1, "offset": 1}}}, "creation.dtime"),
-        ({"creation": {**CREATION, "dtime": {"time": "yesterday"}}}, "creation.dtime"),
+        ({"creation": {**CREATION, "expires": {"offset": -1}}}, "expires"),
+        ({"creation": {**CREATION, "expires": {}}}, "creation.expires"),
+        ({"creation": {**CREATION, "expires": {"time": 1, "offset": 1}}}, "creation.expires"),
+        ({"creation": {**CREATION, "expires": {"time": "yesterday"}}}, "creation.expires"),
         ({"dismissal": {}}, None),
         ({"dismissal": {"msg_ids": [""]}}, "dismissal.msg_ids[0]"),
         ({"dismissal": {"ranges": [{}]}}, "dismissal.ranges[0].category"),
@@ -90,30 +90,30 @@ def test_the_uid_of_a_session_stands_in_for_one_that_is_left_out() -> None:
         ({"system": "", "body": 1}, "system"),
     ],
 )
-def test_what_breaks_a_rule_is_refused_by_the_name_of_its_field(
+def test_invalid_message_is_rejected_with_the_name_of_its_field(
     fields: dict[str, object], field: str | None
 ) -> None:
-    error = refusal(**fields)
+    error = parse_error(**fields)
     assert (error.code, error.field) == ("invalid", field)
 
 
 @pytest.mark.parametrize(
     "json", ["", "{", "[]", "7", "null", '{"uid":"u"}x', "[" * 100_000, '{"uid":"\\ud800"}']
 )
-def test_what_is_no_json_object_is_refused(json: str) -> None:
+def test_text_that_is_not_a_json_object_is_rejected(json: str) -> None:
     with pytest.raises(InvalidMessage):
         parse_message(json, uid="u")
 
 
-def test_a_body_has_a_largest_size() -> None:
+def test_body_over_the_limit_is_rejected_as_too_large() -> None:
     fits = {"category": "a", "body": "x" * (MAX_BODY - 2)}
     assert isinstance(parse(creation=fits), InBandMessage)
-    error = refusal(creation={"category": "a", "body": "x" * (MAX_BODY - 1)})
+    error = parse_error(creation={"category": "a", "body": "x" * (MAX_BODY - 1)})
     assert (error.code, error.field) == ("too-large", "body")
-    assert refusal(system="s", body="x" * MAX_BODY).code == "too-large"
+    assert parse_error(system="s", body="x" * MAX_BODY).code == "too-large"
 
 
-def test_a_message_for_one_device_is_for_no_other_but_dismisses_everywhere() -> None:
+def test_device_id_scopes_the_creation_but_not_the_dismissal() -> None:
     creation = create("u", "a", device_id="d1")
     assert creation.addressed_to("d1") == creation.addressed_to(None) == creation
     assert creation.addressed_to("d2") is None

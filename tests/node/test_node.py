@@ -1,4 +1,4 @@
-"""A node: store first, then tell; and find again whatever was missed."""
+"""A node stores messages before it delivers them, and repairs gaps from the store."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -12,63 +12,71 @@ from gregor.consumers.broadcaster import Broadcaster
 from gregor.consumers.publisher import Publisher
 from gregor.core.message import InBandMessage, Message
 from gregor.errors import Conflict, Unavailable
-from gregor.interfaces import Duplicate, MessageConsumer, Passed, Rejected, Stored
+from gregor.interfaces import Duplicate, MessageConsumer, Rejected, Relayed, Stored
 from gregor.node import Node
 from gregor.pubsub.memory import Exchange, MemoryPubSub
-from tests.node.listening import Ear, Failing, Flaky, Notes, Steps, tell
-from tests.server.world import until
+from tests.node.fakes import (
+    EndingPubSub,
+    FailingConsumer,
+    FailingStore,
+    FakeListener,
+    RecordingObserver,
+    SteppingClock,
+    tell,
+)
+from tests.server.harness import until
 
 
-class World:
-    """A node over a store that can fail, one device's ear, and notes of what the node says."""
+class NodeHarness:
+    """A node over a store that can fail, the listener of one device, and an observer."""
 
     def __init__(self, consumers: Sequence[MessageConsumer] = (), **options: Any) -> None:
-        clock = Steps()
-        self.store = Flaky(clock)
-        self.notes = Notes()
-        self.ear = Ear()
+        clock = SteppingClock()
+        self.store = FailingStore(clock)
+        self.observer = RecordingObserver()
+        self.listener = FakeListener()
         self.broadcaster = Broadcaster()
         self.node = Node(
             self.store,
             [*consumers, self.broadcaster],
             clock=clock,
-            observer=self.notes,
+            observer=self.observer,
             jitter=lambda: 0.5,
             **options,
         )
 
-    async def behind_our_back(self, *ids: str, uid: str = "u") -> list[InBandMessage]:
-        """Messages that another node has stored, and that this one is not told of."""
+    async def store_at_other_node(self, *ids: str, uid: str = "u") -> list[InBandMessage]:
+        """Store messages as another node does whose publications are lost."""
         outcomes = await self.store.consume_messages([create(uid, "c", msg_id=id_) for id_ in ids])
         return [outcome.message for outcome in outcomes if isinstance(outcome, Stored)]
 
-    async def overhear(self, message: Message) -> None:
-        """What another node has published arrives."""
+    async def receive(self, message: Message) -> None:
+        """Receive a message that another node has published."""
         await self.broadcaster.consume_message(message)
 
     @asynccontextmanager
-    async def listening(self) -> AsyncIterator[Ear]:
-        """The node is open, and a device of `u` knows all that there was."""
-        async with self.node, self.node.attach("u", self.ear):
+    async def attached_device(self) -> AsyncIterator[FakeListener]:
+        """Open the node and attach a device of `u` that has synced."""
+        async with self.node, self.node.attach("u", self.listener):
             await tell(self.node)
-            yield self.ear
+            yield self.listener
 
 
-async def test_what_is_injected_is_stored_and_told_in_order() -> None:
-    world = World()
-    async with world.listening() as ear:
-        outcomes = await world.node.inject([create("u", "c", msg_id=id_) for id_ in "abc"])
+async def test_injected_messages_are_stored_and_delivered_in_order() -> None:
+    harness = NodeHarness()
+    async with harness.attached_device() as listener:
+        outcomes = await harness.node.inject([create("u", "c", msg_id=id_) for id_ in "abc"])
         assert [type(outcome) for outcome in outcomes] == [Stored] * 3
-        assert ear.ids == ["a", "b", "c"]
-        assert [message.prev for p in ear.publications for message in p.messages][1:] == [
+        assert listener.ids == ["a", "b", "c"]
+        assert [message.prev for p in listener.publications for message in p.messages][1:] == [
             outcome.message.ctime for outcome in outcomes[:2] if isinstance(outcome, Stored)
         ]
 
 
-async def test_each_message_of_a_batch_has_its_own_outcome() -> None:
-    world = World()
-    async with world.listening() as ear:
-        outcomes = await world.node.inject(
+async def test_each_message_of_a_batch_gets_its_own_outcome() -> None:
+    harness = NodeHarness()
+    async with harness.attached_device() as listener:
+        outcomes = await harness.node.inject(
             [
                 create("u", "c", 1, msg_id="m"),
                 out_of_band("u", "typing"),
@@ -77,249 +85,238 @@ async def test_each_message_of_a_batch_has_its_own_outcome() -> None:
                 dismiss("u", "m"),
             ]
         )
-        kinds = [Stored, Passed, Duplicate, Rejected, Stored]
+        kinds = [Stored, Relayed, Duplicate, Rejected, Stored]
         assert [type(outcome) for outcome in outcomes] == kinds
         assert isinstance(outcomes[3], Rejected)
         assert isinstance(outcomes[3].error, Conflict)
-        assert len(ear.ids) == 2
-        assert len(ear.passed) == 1
-        assert world.notes.outcomes == outcomes
+        assert len(listener.ids) == 2
+        assert len(listener.out_of_band) == 1
+        assert harness.observer.outcomes == outcomes
 
 
-async def test_nothing_is_told_before_it_is_stored() -> None:
-    world = World()
-    async with world.listening() as ear, asyncio.TaskGroup() as tasks:
-        world.store.commits.clear()
-        injecting = tasks.create_task(world.node.inject([create("u", "c", msg_id="m")]))
+async def test_message_is_delivered_only_after_it_is_stored() -> None:
+    harness = NodeHarness()
+    async with harness.attached_device() as listener, asyncio.TaskGroup() as tasks:
+        harness.store.commits_allowed.clear()
+        injecting = tasks.create_task(harness.node.inject([create("u", "c", msg_id="m")]))
         await asyncio.sleep(0)
-        assert ear.ids == []
+        assert listener.ids == []
         assert not injecting.done()
-        world.store.commits.set()
+        harness.store.commits_allowed.set()
         await injecting
-        assert ear.ids == ["m"]
+        assert listener.ids == ["m"]
 
 
-async def test_what_is_not_stored_is_told_to_nobody() -> None:
-    world = World()
-    async with world.listening() as ear:
-        world.store.down = True
+async def test_messages_are_not_delivered_when_store_is_down() -> None:
+    harness = NodeHarness()
+    async with harness.attached_device() as listener:
+        harness.store.down = True
         with pytest.raises(Unavailable):
-            await world.node.inject([create("u", "c"), out_of_band("u", "typing")])
-        assert (ear.ids, ear.passed) == ([], [])
-        world.store.down = False
-        await world.node.inject([create("u", "c", msg_id="m")])
-        assert ear.ids == ["m"]
+            await harness.node.inject([create("u", "c"), out_of_band("u", "typing")])
+        assert (listener.ids, listener.out_of_band) == ([], [])
+        harness.store.down = False
+        await harness.node.inject([create("u", "c", msg_id="m")])
+        assert listener.ids == ["m"]
 
 
-async def test_a_consumer_that_fails_fails_no_sender_and_no_other_consumer() -> None:
-    world = World([Failing()])
-    async with world.listening() as ear:
-        (outcome,) = await world.node.inject([create("u", "c", msg_id="m")])
+async def test_failing_consumer_affects_neither_sender_nor_other_consumers() -> None:
+    harness = NodeHarness([FailingConsumer()])
+    async with harness.attached_device() as listener:
+        (outcome,) = await harness.node.inject([create("u", "c", msg_id="m")])
         assert isinstance(outcome, Stored)
-        assert ear.ids == ["m"]
-        assert [type(error) for error in world.notes.failures] == [ConnectionError]
+        assert listener.ids == ["m"]
+        assert [type(error) for error in harness.observer.consumer_errors] == [ConnectionError]
 
 
-async def test_who_gives_up_waiting_undoes_nothing() -> None:
-    world = World()
-    async with world.listening() as ear:
-        world.store.commits.clear()
-        injecting = asyncio.create_task(world.node.inject([create("u", "c", msg_id="m")]))
+async def test_cancelled_inject_is_still_stored_and_delivered() -> None:
+    harness = NodeHarness()
+    async with harness.attached_device() as listener:
+        harness.store.commits_allowed.clear()
+        injecting = asyncio.create_task(harness.node.inject([create("u", "c", msg_id="m")]))
         await asyncio.sleep(0)
         injecting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await injecting
-        world.store.commits.set()
-        await until(lambda: ear.ids == ["m"])
+        harness.store.commits_allowed.set()
+        await until(lambda: listener.ids == ["m"])
 
 
-async def test_what_is_under_way_when_the_node_closes_is_finished() -> None:
-    world = World()
-    async with world.listening():
-        world.store.commits.clear()
-        injecting = asyncio.create_task(world.node.inject([create("u", "c", msg_id="m")]))
+async def test_inject_in_flight_is_finished_when_node_closes() -> None:
+    harness = NodeHarness()
+    async with harness.attached_device():
+        harness.store.commits_allowed.clear()
+        injecting = asyncio.create_task(harness.node.inject([create("u", "c", msg_id="m")]))
         await asyncio.sleep(0)
-        asyncio.get_running_loop().call_soon(world.store.commits.set)
+        asyncio.get_running_loop().call_soon(harness.store.commits_allowed.set)
     (outcome,) = await injecting
     assert isinstance(outcome, Stored)
 
 
-async def test_what_was_raised_in_the_block_comes_out_as_it_is() -> None:
+async def test_exception_of_the_block_is_raised_unchanged() -> None:
     with pytest.raises(KeyError):
-        async with World().node:
+        async with NodeHarness().node:
             raise KeyError
 
 
-async def test_a_node_that_is_not_open_takes_nothing() -> None:
-    world = World()
+async def test_inject_raises_unavailable_when_node_is_not_open() -> None:
+    harness = NodeHarness()
     with pytest.raises(Unavailable):
-        await world.node.inject([create("u", "c")])
-    async with world.node:
+        await harness.node.inject([create("u", "c")])
+    async with harness.node:
         pass
     with pytest.raises(Unavailable):
-        await world.node.inject([create("u", "c")])
+        await harness.node.inject([create("u", "c")])
 
 
-async def test_a_gap_is_healed_from_the_store() -> None:
-    world = World()
-    await world.behind_our_back("known")
-    async with world.listening() as ear:
-        _, missed_too, heard = await world.behind_our_back("missed", "missed too", "heard")
-        await world.overhear(heard)
-        await until(lambda: bool(ear.ids))
-        (publication,) = ear.publications
-        assert ear.ids == ["missed", "missed too", "heard"]
-        assert publication.cursor == heard.ctime
-        assert world.notes.healed_messages == [3]
-        await world.overhear(missed_too)  # late, and known by now
-        assert len(ear.publications) == 1
+async def test_gap_is_repaired_from_store() -> None:
+    harness = NodeHarness()
+    await harness.store_at_other_node("known")
+    async with harness.attached_device() as listener:
+        _, second_missed, received = await harness.store_at_other_node(
+            "first missed", "second missed", "received"
+        )
+        await harness.receive(received)
+        await until(lambda: bool(listener.ids))
+        (publication,) = listener.publications
+        assert listener.ids == ["first missed", "second missed", "received"]
+        assert publication.cursor == received.ctime
+        assert harness.observer.repaired_counts == [3]
+        await harness.receive(second_missed)  # arrives late, as a duplicate
+        assert len(listener.publications) == 1
 
 
-async def test_what_comes_twice_is_told_once() -> None:
-    world = World()
-    await world.behind_our_back("known")
-    async with world.listening() as ear:
-        (message,) = await world.behind_our_back("m")
-        await world.overhear(message)
-        await world.overhear(message)
-        assert ear.ids == ["m"]
+async def test_message_received_twice_is_delivered_once() -> None:
+    harness = NodeHarness()
+    await harness.store_at_other_node("known")
+    async with harness.attached_device() as listener:
+        (message,) = await harness.store_at_other_node("m")
+        await harness.receive(message)
+        await harness.receive(message)
+        assert listener.ids == ["m"]
 
 
-async def test_a_gap_too_wide_to_pass_on_makes_the_devices_read_for_themselves() -> None:
-    world = World()
-    await world.behind_our_back("known")
-    async with world.listening() as ear:
-        missed = await world.behind_our_back(*(f"m{n}" for n in range(100)))
-        await world.store.consume_messages([dismiss("u", *(f"m{n}" for n in range(100)))])
-        await world.overhear(missed[-1])
-        await until(lambda: bool(ear.publications))
-        (publication,) = ear.publications
+async def test_devices_sync_from_store_when_gap_is_too_large() -> None:
+    harness = NodeHarness()
+    await harness.store_at_other_node("known")
+    async with harness.attached_device() as listener:
+        missed = await harness.store_at_other_node(*(f"m{n}" for n in range(100)))
+        await harness.store.consume_messages([dismiss("u", *(f"m{n}" for n in range(100)))])
+        await harness.receive(missed[-1])
+        await until(lambda: bool(listener.publications))
+        (publication,) = listener.publications
         assert publication.messages == ()
-        # It continues nothing that a device may know, so that each must ask.
+        # It continues no position that a device can have, so each device syncs from the store.
         assert publication.prev == publication.cursor > missed[-1].ctime
 
 
-async def test_a_sweep_finds_what_was_lost_without_a_successor() -> None:
-    world = World(sweep_seconds=0.001)
-    await world.behind_our_back("known")
-    async with world.listening() as ear:
-        await world.behind_our_back("lost")
-        await until(lambda: ear.ids == ["lost"])
+async def test_sweep_repairs_lost_last_message() -> None:
+    harness = NodeHarness(sweep_seconds=0.001)
+    await harness.store_at_other_node("known")
+    async with harness.attached_device() as listener:
+        await harness.store_at_other_node("lost")
+        await until(lambda: listener.ids == ["lost"])
 
 
-async def test_a_sweep_asks_only_for_users_who_are_here() -> None:
-    world = World(sweep_seconds=0.001)
-    async with world.listening():
-        await world.behind_our_back("m", uid="somebody else")
-        await until(lambda: len(world.store.asked) > 2)
-        assert all(uids == ["u"] for uids in world.store.asked)
+async def test_sweep_queries_only_connected_users() -> None:
+    harness = NodeHarness(sweep_seconds=0.001)
+    async with harness.attached_device():
+        await harness.store_at_other_node("m", uid="not connected")
+        await until(lambda: len(harness.store.ctimes_queries) > 2)
+        assert all(uids == ["u"] for uids in harness.store.ctimes_queries)
 
 
-async def test_a_store_that_is_down_is_noticed_and_so_is_its_return() -> None:
-    world = World(sweep_seconds=0.001)
-    await world.behind_our_back("known")
-    async with world.listening() as ear:
-        await world.behind_our_back("missed")
-        world.store.down = True
-        await until(lambda: world.node.behind)
-        world.store.down = False
-        await until(lambda: ear.ids == ["missed"])
-        await until(lambda: not world.node.behind)
+async def test_node_waits_for_store_while_it_is_down_and_repairs_gap_afterwards() -> None:
+    harness = NodeHarness(sweep_seconds=0.001)
+    await harness.store_at_other_node("known")
+    async with harness.attached_device() as listener:
+        await harness.store_at_other_node("missed")
+        harness.store.down = True
+        await until(lambda: harness.node.waiting_for_store)
+        harness.store.down = False
+        await until(lambda: listener.ids == ["missed"])
+        await until(lambda: not harness.node.waiting_for_store)
 
 
-async def test_the_return_of_the_store_is_noticed_also_without_devices() -> None:
-    world = World(sweep_seconds=0.001)
-    async with world.node:
-        async with world.node.attach("u", world.ear):
-            await tell(world.node)
-            world.store.down = True
-            await until(lambda: world.node.behind)
-        world.store.down = False
-        await until(lambda: not world.node.behind)
+async def test_node_stops_waiting_for_store_without_connected_devices() -> None:
+    harness = NodeHarness(sweep_seconds=0.001)
+    async with harness.node:
+        async with harness.node.attach("u", harness.listener):
+            await tell(harness.node)
+            harness.store.down = True
+            await until(lambda: harness.node.waiting_for_store)
+        harness.store.down = False
+        await until(lambda: not harness.node.waiting_for_store)
 
 
-async def test_a_gap_is_tried_again_until_the_store_answers() -> None:
-    world = World()
-    await world.behind_our_back("known")
-    async with world.listening() as ear:
-        _, heard = await world.behind_our_back("missed", "heard")
-        world.store.down = True
-        await world.overhear(heard)
-        await until(lambda: world.node.behind)
-        world.store.down = False
-        await until(lambda: ear.ids == ["missed", "heard"])
-        assert not world.node.behind
+async def test_gap_repair_is_retried_until_store_answers() -> None:
+    harness = NodeHarness()
+    await harness.store_at_other_node("known")
+    async with harness.attached_device() as listener:
+        _, received = await harness.store_at_other_node("missed", "received")
+        harness.store.down = True
+        await harness.receive(received)
+        await until(lambda: harness.node.waiting_for_store)
+        harness.store.down = False
+        await until(lambda: listener.ids == ["missed", "received"])
+        assert not harness.node.waiting_for_store
 
 
-async def test_a_background_task_that_fails_ends_the_block() -> None:
-    class Broken(Flaky):
+async def test_failing_background_task_ends_the_block() -> None:
+    class BrokenStore(FailingStore):
         async def ctimes(self, uids: Sequence[str]) -> dict[str, int]:
             raise ZeroDivisionError
 
-    world = World(sweep_seconds=0.001)
-    world.node.state_machine = Broken(Steps())
+    harness = NodeHarness(sweep_seconds=0.001)
+    harness.node.state_machine = BrokenStore(SteppingClock())
 
-    async def live() -> None:
-        async with world.listening():
+    async def run_node() -> None:
+        async with harness.attached_device():
             await asyncio.Event().wait()
 
     with pytest.raises(ExceptionGroup) as failure:
-        await live()
+        await run_node()
     assert failure.group_contains(ZeroDivisionError)
 
 
-async def test_the_pubsubs_end_ends_the_block() -> None:
-    class Ending(MemoryPubSub):
-        async def received(self) -> AsyncIterator[Any]:
-            if False:
-                yield
-            raise ConnectionError
-
-    world = World(pubsub=Ending(Exchange()))
+async def test_failing_pubsub_ends_the_block() -> None:
+    harness = NodeHarness(pubsub=EndingPubSub(error=ConnectionError()))
     with pytest.raises(ExceptionGroup) as failure:
-        async with world.node:
+        async with harness.node:
             await asyncio.Event().wait()
     assert failure.group_contains(ConnectionError)
 
 
-async def test_a_sender_is_not_left_waiting_when_the_node_fails() -> None:
-    class Ending(MemoryPubSub):
-        def __init__(self, exchange: Exchange) -> None:
-            super().__init__(exchange)
-            self.end = asyncio.Event()
-
-        async def received(self) -> AsyncIterator[Any]:
-            await self.end.wait()
-            if False:
-                yield
-            raise ConnectionError
-
-    pubsub = Ending(Exchange())
-    world = World(pubsub=pubsub)
+async def test_inject_in_flight_raises_unavailable_when_node_fails() -> None:
+    pubsub = EndingPubSub(error=ConnectionError())
+    pubsub.may_end.clear()
+    harness = NodeHarness(pubsub=pubsub)
     injecting: list[asyncio.Task[Any]] = []
 
-    async def live() -> None:
-        async with world.node:
-            world.store.commits.clear()
-            injecting.append(asyncio.create_task(world.node.inject([create("u", "c")])))
+    async def run_node() -> None:
+        async with harness.node:
+            harness.store.commits_allowed.clear()
+            injecting.append(asyncio.create_task(harness.node.inject([create("u", "c")])))
             await asyncio.sleep(0)
-            pubsub.end.set()
+            pubsub.may_end.set()
             await asyncio.Event().wait()
 
     with pytest.raises(ExceptionGroup):
-        await live()
+        await run_node()
     with pytest.raises(Unavailable):
         await injecting[0]
 
 
-async def test_a_node_forgets_a_user_whose_last_device_has_gone() -> None:
-    world = World()
-    async with world.node:
-        async with world.node.attach("u", world.ear), world.node.attach("u", Ear()):
-            assert world.node.connected("u") == 2
-        assert world.node.connected("u") == 0
+async def test_connected_is_zero_after_last_device_is_detached() -> None:
+    harness = NodeHarness()
+    async with harness.node:
+        async with (
+            harness.node.attach("u", harness.listener),
+            harness.node.attach("u", FakeListener()),
+        ):
+            assert harness.node.connected("u") == 2
+        assert harness.node.connected("u") == 0
 
 
-async def test_a_publisher_speaks_in_its_nodes_own_name() -> None:
+async def test_publisher_with_name_of_another_node_is_rejected() -> None:
     with pytest.raises(ValueError, match="own name"):
-        World([Publisher(MemoryPubSub(Exchange()), "another")], name="one")
+        NodeHarness([Publisher(MemoryPubSub(Exchange()), "other node")], name="node")

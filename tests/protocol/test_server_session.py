@@ -1,4 +1,4 @@
-"""The node's side of a conversation, frame by frame."""
+"""The node's session, frame by frame."""
 
 import msgspec
 import pytest
@@ -12,7 +12,7 @@ from gregor.core.message import (
     out_of_band,
     replace,
 )
-from gregor.core.state import Changes, Snapshot, Sync, hash_of
+from gregor.core.state import Changes, Snapshot, Sync, state_hash
 from gregor.errors import Unavailable
 from gregor.protocol.frames import (
     Ack,
@@ -24,58 +24,59 @@ from gregor.protocol.frames import (
     Result,
     SyncPage,
     Welcome,
-    decode_node_frame,
     encode,
 )
-from gregor.protocol.server import (
+from gregor.protocol.later_versions import decode_node_frame
+from gregor.protocol.server_session import (
     QUEUE_BYTES,
     QUEUE_MESSAGES,
     Authenticate,
     CatchUp,
     Close,
     Effect,
-    Phase,
     Publication,
     Send,
+    ServerPhase,
     ServerSession,
     Store,
 )
 
-HELLO = '{"type":"hello","token":"t","device_id":"d1","cursor":7,"protocol":1}'
+HELLO = '{"type":"hello","token":"t","device_id":"d1","cursor":7,"protocol":2}'
 
 
-def greeted(cursor: int = 7) -> ServerSession:
-    """A session whose device has said hello and is known."""
+def open_session(cursor: int = 7) -> ServerSession:
+    """A session whose device has sent a hello and is authenticated."""
     session = ServerSession()
     assert session.receive(HELLO.replace("7", str(cursor))) == Authenticate("t", "d1")
     session.authenticated("u", now=50)
     return session
 
 
-def everything(session: ServerSession) -> list[Effect]:
-    """What the writing hand does until there is nothing to do."""
+def all_effects(session: ServerSession) -> list[Effect]:
+    """The effects for the writer, until there is nothing to do."""
     effects = []
     while (effect := session.next()) is not None:
         effects.append(effect)
     return effects
 
 
-def frames(session: ServerSession) -> list[Frame]:
-    """The frames that go out now, as the device reads them."""
-    effects = everything(session)
-    return [decode_node_frame(encode(e.frame)) for e in effects if isinstance(e, Send)]
+def sent_frames(session: ServerSession) -> list[Frame]:
+    """The frames that are sent now, as the device decodes them."""
+    effects = all_effects(session)
+    decoded = [decode_node_frame(encode(e.frame)) for e in effects if isinstance(e, Send)]
+    return [frame for frame in decoded if frame is not None]
 
 
-def live(position: int = 10) -> ServerSession:
-    """A session whose device has been told everything up to `position`."""
-    session = greeted()
-    everything(session)
-    session.synced(Sync(Changes(()), position, 50, hash_of(())))
-    everything(session)
+def live_session(position: int = 10) -> ServerSession:
+    """A session whose device is synced up to `position`."""
+    session = open_session()
+    all_effects(session)
+    session.synced(Sync(Changes(()), position, 50, state_hash(())))
+    all_effects(session)
     return session
 
 
-def published(ctime: int, prev: int | None = None, body: str = "x") -> Publication:
+def publication(ctime: int, prev: int | None = None, body: str = "x") -> Publication:
     message = create("u", "a", body, msg_id=f"m{ctime}")
     return Publication.of(message.stamp(ctime, ctime - 1 if prev is None else prev))
 
@@ -83,8 +84,8 @@ def published(ctime: int, prev: int | None = None, body: str = "x") -> Publicati
 # Greeting
 
 
-def test_a_greeting_is_answered_with_a_welcome_and_a_sync_from_the_devices_cursor() -> None:
-    welcome, catch_up = everything(greeted())
+def test_hello_is_answered_by_a_welcome_and_a_sync_from_the_cursor_of_the_device() -> None:
+    welcome, catch_up = all_effects(open_session())
     assert isinstance(welcome, Send)
     assert isinstance(welcome.frame, Welcome)
     assert (welcome.frame.uid, welcome.frame.device_id, welcome.frame.now) == ("u", "d1", 50)
@@ -109,67 +110,67 @@ def test_a_greeting_is_answered_with_a_welcome_and_a_sync_from_the_devices_curso
         "[" * 100_000,
     ],
 )
-def test_what_is_no_hello_ends_the_conversation(text: str | None) -> None:
+def test_first_frame_that_is_not_a_valid_hello_closes_the_session(text: str | None) -> None:
     session = ServerSession()
     assert session.receive(text) is None
-    error, close = everything(session)
+    error, close = all_effects(session)
     assert isinstance(error, Send)
     assert isinstance(error.frame, Error)
-    assert (error.frame.code, error.frame.turn) == ("protocol", "stop")
+    assert (error.frame.code, error.frame.action) == ("protocol", "stop")
     assert close == Close(4002, "protocol")
-    assert session.phase is Phase.CLOSED
+    assert session.phase is ServerPhase.CLOSED
 
 
-def test_an_unknown_protocol_is_refused_with_the_one_that_is_spoken() -> None:
+def test_unknown_protocol_is_rejected_with_the_supported_version() -> None:
     session = ServerSession()
-    session.receive(HELLO.replace('"protocol":1', '"protocol":2'))
-    (error,) = frames(session)
+    session.receive(HELLO.replace('"protocol":2', '"protocol":3'))
+    (error,) = sent_frames(session)
     assert isinstance(error, Error)
-    assert "protocol 1, not 2" in error.message
+    assert "protocol 2, not 3" in error.message
 
 
-def test_nothing_may_be_said_before_the_token_has_been_looked_at() -> None:
+def test_frame_before_authentication_closes_the_session() -> None:
     session = ServerSession()
     session.receive(HELLO)
-    assert everything(session) == []
+    assert all_effects(session) == []
     session.receive('{"type":"verify","cursor":0}')
-    assert session.phase is Phase.CLOSED
+    assert session.phase is ServerPhase.CLOSED
 
 
-def test_a_second_hello_ends_the_conversation() -> None:
-    session = live()
+def test_second_hello_closes_the_session() -> None:
+    session = live_session()
     session.receive(HELLO)
-    (error,) = frames(session)
+    (error,) = sent_frames(session)
     assert isinstance(error, Error)
     assert "OPEN" in error.message
-    assert session.phase is Phase.CLOSED
+    assert session.phase is ServerPhase.CLOSED
 
 
-def test_who_says_no_hello_in_time_is_sent_away() -> None:
+def test_hello_timeout_closes_only_a_session_without_hello() -> None:
     session = ServerSession()
-    session.greeting_expired()
-    assert everything(session)[-1] == Close(4008, "hello-timeout")
-    greeted_in_time = live()
-    greeted_in_time.greeting_expired()
-    assert everything(greeted_in_time) == []
+    session.hello_timed_out()
+    assert all_effects(session)[-1] == Close(4008, "hello-timeout")
+    session_with_hello = live_session()
+    session_with_hello.hello_timed_out()
+    assert all_effects(session_with_hello) == []
 
 
-def test_after_the_end_nothing_is_heard_or_said() -> None:
-    session = live()
-    session.leave(1000, "bye")
-    assert everything(session) == [Close(1000, "bye")]
+def test_closed_session_ignores_all_input_and_sends_nothing() -> None:
+    session = live_session()
+    session.close(1000, "bye")
+    assert all_effects(session) == [Close(1000, "bye")]
     assert session.receive('{"type":"verify","cursor":0}') is None
-    session.publish(published(11))
-    session.pass_by(out_of_band("u", "s"))
-    session.leave(1001, "again")
-    assert everything(session) == []
+    session.publish(publication(11))
+    session.deliver_out_of_band(out_of_band("u", "s"))
+    session.close(1001, "again")
+    assert all_effects(session) == []
 
 
-def test_a_goaway_is_said_before_what_waits() -> None:
-    session = live()
-    session.publish(published(11))
+def test_goaway_is_sent_before_pending_messages() -> None:
+    session = live_session()
+    session.publish(publication(11))
     session.go_away(1000)
-    first, second = frames(session)
+    first, second = sent_frames(session)
     assert first == GoAway(1000)
     assert isinstance(second, Messages)
 
@@ -177,16 +178,18 @@ def test_a_goaway_is_said_before_what_waits() -> None:
 # Consuming
 
 
-def stored_from(session: ServerSession, *messages: object) -> Store:
+def consume(session: ServerSession, *messages: object) -> Store:
     frame = {"type": "consume", "n": 3, "messages": messages}
     request = session.receive(msgspec.json.encode(frame).decode())
     assert isinstance(request, Store)
     return request
 
 
-def test_messages_of_a_device_are_its_users_though_it_leaves_out_the_uid() -> None:
+def test_message_without_uid_gets_the_uid_of_the_session() -> None:
     creation = {"category": "a", "body": 1}
-    request = stored_from(live(), {"creation": creation}, {"uid": "u", "system": "s", "body": None})
+    request = consume(
+        live_session(), {"creation": creation}, {"uid": "u", "system": "s", "body": None}
+    )
     assert request.n == 3
     assert [message.uid for message in request.messages] == ["u", "u"]
 
@@ -205,239 +208,237 @@ def test_messages_of_a_device_are_its_users_though_it_leaves_out_the_uid() -> No
         ({"creation": {"category": "a", "body": 1}, "typo": 1}, "invalid", "typo"),
     ],
 )
-def test_a_bad_message_is_rejected_and_its_neighbours_are_not(
-    message: object, code: str, field: str | None
-) -> None:
-    good = {"creation": {"category": "a", "body": 1}}
-    before, bad, after = stored_from(live(), good, message, good).messages
-    assert isinstance(bad, Result)
-    assert bad.status == "rejected"
-    assert bad.error is not None
-    assert (bad.error.code, bad.error.field) == (code, field)
+def test_invalid_message_is_rejected_alone(message: object, code: str, field: str | None) -> None:
+    valid = {"creation": {"category": "a", "body": 1}}
+    before, rejected, after = consume(live_session(), valid, message, valid).messages
+    assert isinstance(rejected, Result)
+    assert rejected.status == "rejected"
+    assert rejected.error is not None
+    assert (rejected.error.code, rejected.error.field) == (code, field)
     assert isinstance(before, InBandMessage)
     assert isinstance(after, InBandMessage)
 
 
 @pytest.mark.parametrize("size", [0, MAX_BATCH + 1])
-def test_a_consume_of_no_size_is_answered_and_the_conversation_goes_on(size: int) -> None:
-    session = live()
+def test_empty_or_too_large_consume_is_an_error_and_the_session_stays_open(size: int) -> None:
+    session = live_session()
     frame = {"type": "consume", "n": 9, "messages": [{}] * size}
     assert session.receive(msgspec.json.encode(frame).decode()) is None
-    (error,) = frames(session)
+    (error,) = sent_frames(session)
     assert isinstance(error, Error)
     assert (error.code, error.n) == ("too-large", 9)
-    assert session.phase is Phase.OPEN
+    assert session.phase is ServerPhase.OPEN
 
 
-def test_malformed_json_is_answered_and_a_good_frame_works_after_it() -> None:
-    session = live()
+def test_malformed_frame_is_an_error_and_the_next_frame_is_processed() -> None:
+    session = live_session()
     for text in ("{", "null", '{"type":"consume","n":"x","messages":[]}', "[" * 100_000):
         assert session.receive(text) is None
-        (error,) = frames(session)
+        (error,) = sent_frames(session)
         assert isinstance(error, Error)
         assert error.code == "malformed"
-    assert stored_from(session, {"creation": {"category": "a", "body": 1}}).n == 3
+    assert consume(session, {"creation": {"category": "a", "body": 1}}).n == 3
 
 
-def test_a_binary_frame_ends_the_conversation() -> None:
-    session = live()
+def test_binary_frame_closes_the_session() -> None:
+    session = live_session()
     assert session.receive(None) is None
-    assert everything(session)[-1] == Close(4002, "protocol")
+    assert all_effects(session)[-1] == Close(4002, "protocol")
 
 
-def test_what_became_of_messages_is_acknowledged() -> None:
-    session = live()
+def test_results_of_stored_messages_are_acknowledged() -> None:
+    session = live_session()
     session.stored(3, [Result("stored", "u", "m", 11)])
-    assert frames(session) == [Ack(3, (Result("stored", "u", "m", 11),))]
+    assert sent_frames(session) == [Ack(3, (Result("stored", "u", "m", 11),))]
 
 
-def test_a_store_that_does_not_answer_is_an_error_of_that_consume() -> None:
-    session = live()
+def test_unavailable_store_is_an_error_of_that_consume() -> None:
+    session = live_session()
     session.unavailable(3, Unavailable("later"))
-    (error,) = frames(session)
+    (error,) = sent_frames(session)
     assert isinstance(error, Error)
-    assert (error.n, error.code, error.turn) == (3, "unavailable", "retry")
+    assert (error.n, error.code, error.action) == (3, "unavailable", "retry")
 
 
-def test_a_device_that_takes_no_answers_is_disconnected() -> None:
-    session = live()
+def test_device_that_reads_no_answers_is_disconnected() -> None:
+    session = live_session()
     for n in range(10_000):
         session.unavailable(n, Unavailable("later"))
-    effects = everything(session)
+    effects = all_effects(session)
     assert len(effects) <= QUEUE_MESSAGES + 1
-    assert effects[-1] == Close(4009, "answers are not taken")
+    assert effects[-1] == Close(4009, "the device does not read its answers")
 
 
 # Publishing
 
 
-def test_what_continues_the_devices_position_goes_out_in_one_frame() -> None:
-    session = live(10)
+def test_publications_that_continue_the_position_are_sent_in_one_frame() -> None:
+    session = live_session(10)
     for ctime in (11, 12, 13):
-        session.publish(published(ctime))
-    (frame,) = frames(session)
+        session.publish(publication(ctime))
+    (frame,) = sent_frames(session)
     assert isinstance(frame, Messages)
     assert (frame.prev, frame.cursor) == (10, 13)
     assert [message.ctime for message in frame.messages] == [11, 12, 13]
 
 
-def test_a_publication_that_comes_again_is_told_once() -> None:
-    session = live(10)
+def test_repeated_publication_is_sent_once() -> None:
+    session = live_session(10)
     for ctime in (11, 11, 10, 9):
-        session.publish(published(ctime))
-    (frame,) = frames(session)
+        session.publish(publication(ctime))
+    (frame,) = sent_frames(session)
     assert isinstance(frame, Messages)
     assert [message.ctime for message in frame.messages] == [11]
-    session.publish(published(11))
-    assert everything(session) == []
+    session.publish(publication(11))
+    assert all_effects(session) == []
 
 
-def test_a_gap_is_filled_from_the_store_from_where_the_device_is() -> None:
-    session = live(10)
-    session.publish(published(11))
-    session.publish(published(13))
-    assert everything(session) == [CatchUp(10)]
+def test_gap_leads_to_a_sync_from_the_cursor_of_the_device() -> None:
+    session = live_session(10)
+    session.publish(publication(11))
+    session.publish(publication(13))
+    assert all_effects(session) == [CatchUp(10)]
     assert session.lagging
 
 
-def test_a_stretch_that_begins_before_the_position_is_not_trusted() -> None:
-    """The store left out of it the deaths of items that were made within it; but this device has
-    been told of those items already."""
-    session = live(10)
-    session.publish(Publication.stretch(8, (), 12))
-    assert everything(session) == [CatchUp(10)]
+def test_gap_repair_that_starts_before_the_position_leads_to_a_sync() -> None:
+    """It leaves out dismissals of items that were created within it, but this device may already
+    have received those items."""
+    session = live_session(10)
+    session.publish(Publication.span(8, (), 12))
+    assert all_effects(session) == [CatchUp(10)]
 
 
-def test_a_stretch_that_continues_the_position_is_passed_on() -> None:
-    session = live(10)
+def test_gap_repair_that_continues_the_position_is_sent() -> None:
+    session = live_session(10)
     message = create("u", "a", msg_id="m").stamp(12, 11)
-    session.publish(Publication.stretch(10, (message,), 14))
-    assert frames(session) == [Messages(10, (message,), 14)]
+    session.publish(Publication.span(10, (message,), 14))
+    assert sent_frames(session) == [Messages(10, (message,), 14)]
 
 
-def test_what_is_made_for_another_device_stays_here_and_its_dismissal_does_not() -> None:
-    session = live(10)
+def test_creation_for_another_device_is_left_out_but_its_dismissal_is_sent() -> None:
+    session = live_session(10)
     session.publish(
         Publication.of(create("u", "a", "secret", device_id="d2", msg_id="x").stamp(11, 10))
     )
     update = replace("u", "a", "secret", device_id="d2", msg_id="y").stamp(12, 11)
     session.publish(Publication.of(update))
-    (frame,) = frames(session)
+    (frame,) = sent_frames(session)
     assert isinstance(frame, Messages)
-    (told,) = frame.messages
-    assert (told.creation, told.dismissal) == (None, update.dismissal)
+    (reduced,) = frame.messages
+    assert (reduced.creation, reduced.dismissal) == (None, update.dismissal)
     assert "secret" not in encode(frame)
 
 
-def test_what_is_published_while_the_store_is_read_comes_after_the_sync() -> None:
-    session = greeted()
-    everything(session)
+def test_publications_during_a_catch_up_are_sent_after_the_sync() -> None:
+    session = open_session()
+    all_effects(session)
     for ctime in (11, 12, 13):
-        session.publish(published(ctime))
-    assert everything(session) == []
-    session.synced(Sync(Changes(()), 12, 50, hash_of(())))
-    sync, after = frames(session)
+        session.publish(publication(ctime))
+    assert all_effects(session) == []
+    session.synced(Sync(Changes(()), 12, 50, state_hash(())))
+    sync, after = sent_frames(session)
     assert isinstance(sync, SyncPage)
     assert isinstance(after, Messages)
     assert (after.prev, after.cursor) == (12, 13)
     assert [message.ctime for message in after.messages] == [13]
 
 
-def test_a_gap_within_what_was_published_meanwhile_is_read_from_the_store_again() -> None:
-    session = greeted()
-    everything(session)
-    session.publish(published(14))
-    session.synced(Sync(Changes(()), 12, 50, hash_of(())))
-    sync, again = everything(session)
+def test_gap_after_the_sync_leads_to_another_catch_up() -> None:
+    session = open_session()
+    all_effects(session)
+    session.publish(publication(14))
+    session.synced(Sync(Changes(()), 12, 50, state_hash(())))
+    sync, catch_up = all_effects(session)
     assert isinstance(sync, Send)
-    assert again == CatchUp(12)
+    assert catch_up == CatchUp(12)
 
 
-@pytest.mark.parametrize("held", [False, True])
-def test_a_device_that_is_too_slow_lags_and_is_told_from_the_store(held: bool) -> None:
-    session = greeted(cursor=10) if held else live(10)
-    if held:
-        everything(session)
+@pytest.mark.parametrize("catching_up", [False, True])
+def test_slow_consumer_is_reset_and_synced_from_the_store(catching_up: bool) -> None:
+    session = open_session(cursor=10) if catching_up else live_session(10)
+    if catching_up:
+        all_effects(session)
     for ctime in range(11, 11 + QUEUE_MESSAGES):
-        session.publish(published(ctime))
-    assert session.lagged == 0
-    session.publish(published(11 + QUEUE_MESSAGES))
-    assert session.lagged == 1
-    if held:
-        session.synced(Sync(Changes(()), 12, 50, hash_of(())))
-    assert everything(session)[-1] == CatchUp(10)
+        session.publish(publication(ctime))
+    assert session.slow_consumer_resets == 0
+    session.publish(publication(11 + QUEUE_MESSAGES))
+    assert session.slow_consumer_resets == 1
+    if catching_up:
+        session.synced(Sync(Changes(()), 12, 50, state_hash(())))
+    assert all_effects(session)[-1] == CatchUp(10)
 
 
-def test_a_few_large_messages_fill_the_queue_as_many_small_ones_do() -> None:
-    session = live(10)
+def test_queue_is_limited_in_bytes() -> None:
+    session = live_session(10)
     body = "x" * 60_000
     for ctime in range(11, 11 + QUEUE_BYTES // 60_000 + 1):
-        session.publish(published(ctime, body=body))
-    assert session.lagged == 1
-    assert everything(session) == [CatchUp(10)]
+        session.publish(publication(ctime, body=body))
+    assert session.slow_consumer_resets == 1
+    assert all_effects(session) == [CatchUp(10)]
 
 
-def test_a_device_that_keeps_up_never_lags() -> None:
-    session = live(10)
+def test_fast_consumer_is_never_reset() -> None:
+    session = live_session(10)
     for ctime in range(11, 11 + 3 * QUEUE_MESSAGES):
-        session.publish(published(ctime, body="x" * 10_000))
-        assert len(frames(session)) == 1
-    assert session.lagged == 0
+        session.publish(publication(ctime, body="x" * 10_000))
+        assert len(sent_frames(session)) == 1
+    assert session.slow_consumer_resets == 0
 
 
 # Out of band
 
 
-def test_an_out_of_band_message_goes_out_before_what_waits() -> None:
-    session = live(10)
-    session.publish(published(11))
-    session.pass_by(out_of_band("u", "typing", {"room": 7}))
-    first, second = frames(session)
+def test_out_of_band_message_is_sent_before_pending_messages() -> None:
+    session = live_session(10)
+    session.publish(publication(11))
+    session.deliver_out_of_band(out_of_band("u", "typing", {"room": 7}))
+    first, second = sent_frames(session)
     assert isinstance(first, OutOfBand)
     assert isinstance(second, Messages)
 
 
-def test_a_device_that_is_too_slow_misses_what_only_passes_by() -> None:
-    session = live(10)
+def test_slow_consumer_misses_out_of_band_messages() -> None:
+    session = live_session(10)
     for _ in range(20):
-        session.pass_by(out_of_band("u", "s", "x" * 60_000))
-    assert 0 < len(frames(session)) * 60_000 <= QUEUE_BYTES
-    session.pass_by(out_of_band("u", "s", "x" * 60_000))
-    assert len(frames(session)) == 1
+        session.deliver_out_of_band(out_of_band("u", "s", "x" * 60_000))
+    assert 0 < len(sent_frames(session)) * 60_000 <= QUEUE_BYTES
+    session.deliver_out_of_band(out_of_band("u", "s", "x" * 60_000))
+    assert len(sent_frames(session)) == 1
 
 
-def test_what_passes_by_during_a_sync_still_counts_towards_the_queue() -> None:
-    session = greeted()
-    everything(session)
+def test_out_of_band_messages_during_a_sync_count_towards_the_queue() -> None:
+    session = open_session()
+    all_effects(session)
     sent = 0
-    for _ in range(3):  # each sync would otherwise make room for as much again
+    for _ in range(3):  # a sync must not reset the size of what is queued
         for _ in range(20):
-            session.pass_by(out_of_band("u", "s", "x" * 60_000))
-        session.synced(Sync(Changes(()), 12, 50, hash_of(())))
-        session.pass_by(out_of_band("u", "s", "x" * 60_000))
-    sent = sum(isinstance(frame, OutOfBand) for frame in frames(session))
+            session.deliver_out_of_band(out_of_band("u", "s", "x" * 60_000))
+        session.synced(Sync(Changes(()), 12, 50, state_hash(())))
+        session.deliver_out_of_band(out_of_band("u", "s", "x" * 60_000))
+    sent = sum(isinstance(frame, OutOfBand) for frame in sent_frames(session))
     assert sent * 60_000 <= QUEUE_BYTES
 
 
 # Verifying
 
 
-def test_a_verify_reads_from_the_cursor_that_the_device_says() -> None:
+def test_verify_reads_from_the_cursor_in_the_frame() -> None:
     for cursor in (0, 5):
-        session = live(10)
+        session = live_session(10)
         session.receive(f'{{"type":"verify","cursor":{cursor}}}')
-        assert everything(session) == [CatchUp(cursor)]
+        assert all_effects(session) == [CatchUp(cursor)]
 
 
-def test_a_verify_does_not_interrupt_the_pages_of_a_sync() -> None:
-    session = greeted()
-    everything(session)
+def test_verify_during_a_sync_is_answered_after_its_last_page() -> None:
+    session = open_session()
+    all_effects(session)
     items = tuple(create("u", "a", msg_id=f"m{n}").stamp(n, n - 1) for n in range(8, 1300))
-    session.synced(Sync(Changes(items), 1300, 50, hash_of(())))
+    session.synced(Sync(Changes(items), 1300, 50, state_hash(())))
     first = session.next()
     assert isinstance(first, Send)
     session.receive('{"type":"verify","cursor":0}')
-    *pages, catch_up = everything(session)
+    *pages, catch_up = all_effects(session)
     assert [
         page.frame.more
         for page in pages
@@ -446,19 +447,21 @@ def test_a_verify_does_not_interrupt_the_pages_of_a_sync() -> None:
     assert catch_up == CatchUp(0)
 
 
-def test_a_snapshot_is_told_with_its_tombstones() -> None:
-    session = greeted(cursor=0)
-    everything(session)
-    snapshot = Snapshot((), (("gone", 5),), ())
-    session.synced(Sync(snapshot, 12, 50, hash_of(())))
-    (page,) = frames(session)
-    assert page == SyncPage("snapshot", 0, 12, 50, hash_of(()), dismissed_ids=(("gone", 5),))
+def test_snapshot_is_sent_with_its_tombstones() -> None:
+    session = open_session(cursor=0)
+    all_effects(session)
+    snapshot = Snapshot((), (("dismissed", 5),), ())
+    session.synced(Sync(snapshot, 12, 50, state_hash(())))
+    (page,) = sent_frames(session)
+    assert page == SyncPage(
+        "snapshot", 0, 12, 50, state_hash(()), dismissed_ids=(("dismissed", 5),)
+    )
 
 
-def test_only_dismissals_are_told_as_they_are() -> None:
-    session = live(10)
+def test_messages_with_only_a_dismissal_are_sent() -> None:
+    session = live_session(10)
     for ctime, message in ((11, dismiss("u", "m")), (12, dismiss_category("u", "a", prefix=True))):
         session.publish(Publication.of(message.stamp(ctime, ctime - 1)))
-    (frame,) = frames(session)
+    (frame,) = sent_frames(session)
     assert isinstance(frame, Messages)
     assert len(frame.messages) == 2

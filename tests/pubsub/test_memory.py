@@ -1,11 +1,11 @@
-"""The pub/sub of one process keeps the promises of all, and owns up when it cannot."""
+"""MemoryPubSub passes the conformance suite, and reports an overflow of its queue."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 
-from gregor.pubsub.arrivals import QUEUE
+from gregor.pubsub.incoming import MAX_QUEUED_EVENTS
 from gregor.pubsub.interface import Interrupted, PubSub, Received
 from gregor.pubsub.memory import Exchange, MemoryPubSub
 from gregor.testing.pubsub_conformance import Connect, PubSubConformance
@@ -17,28 +17,28 @@ class TestMemoryPubSub(PubSubConformance):
         exchange = Exchange()
 
         @asynccontextmanager
-        async def end() -> AsyncIterator[PubSub]:
+        async def open_pubsub() -> AsyncIterator[PubSub]:
             yield MemoryPubSub(exchange)
 
-        return end
+        return open_pubsub
 
 
-async def test_who_does_not_keep_up_is_told_so_and_hears_on() -> None:
-    end = MemoryPubSub(Exchange())
-    await end.subscribe("c")
-    for number in range(QUEUE + 5):
-        await end.publish("c", b"%d" % number)
-    events = end.received()
+async def test_slow_reader_receives_interrupted_and_later_payloads() -> None:
+    pubsub = MemoryPubSub(Exchange())
+    await pubsub.subscribe("c")
+    for number in range(MAX_QUEUED_EVENTS + 5):
+        await pubsub.publish("c", b"%d" % number)
+    events = pubsub.received()
     assert await anext(events) == Interrupted()
-    assert await anext(events) == Received("c", b"%d" % (QUEUE + 1))
+    assert await anext(events) == Received("c", b"%d" % (MAX_QUEUED_EVENTS + 1))
 
 
-async def test_the_last_to_leave_a_channel_leaves_nothing_behind() -> None:
+async def test_channel_is_removed_with_its_last_subscriber() -> None:
     exchange = Exchange()
-    one, two = MemoryPubSub(exchange), MemoryPubSub(exchange)
-    for end in (one, two):
-        await end.subscribe("c")
-    await one.unsubscribe("c")
+    pubsub_a, pubsub_b = MemoryPubSub(exchange), MemoryPubSub(exchange)
+    for pubsub in (pubsub_a, pubsub_b):
+        await pubsub.subscribe("c")
+    await pubsub_a.unsubscribe("c")
     assert "c" in exchange.channels
-    await two.unsubscribe("c")
+    await pubsub_b.unsubscribe("c")
     assert exchange.channels == {}

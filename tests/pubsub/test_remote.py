@@ -1,4 +1,4 @@
-"""What every pub/sub promises, kept by real servers."""
+"""RemotePubSub passes the conformance suite on real Redis and NATS servers."""
 
 from contextlib import AbstractAsyncContextManager
 
@@ -13,16 +13,16 @@ from gregor.testing.pubsub_conformance import Connect, PubSubConformance
 class TestRedis(PubSubConformance):
     @pytest.fixture
     def connect(self, redis_server: Redis) -> Connect:
-        def end() -> AbstractAsyncContextManager[PubSub]:
+        def open_pubsub() -> AbstractAsyncContextManager[PubSub]:
             return pubsub_at(redis_server.url)
 
-        return end
+        return open_pubsub
 
 
 class TestNATS(PubSubConformance):
     @pytest.fixture
     def connect(self, nats_server: NATS) -> Connect:
-        def end() -> AbstractAsyncContextManager[PubSub]:
+        def open_pubsub() -> AbstractAsyncContextManager[PubSub]:
             return pubsub_at(nats_server.url)
 
-        return end
+        return open_pubsub

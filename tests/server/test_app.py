@@ -1,4 +1,4 @@
-"""Gregor as an ordinary ASGI app: by itself, and mounted in others."""
+"""Server as an ordinary ASGI app: standalone, and mounted in other apps."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 from gregor import InBandMessage, create
 from gregor.errors import Conflict, InvalidMessage, Unavailable
 from gregor.server import Server
-from tests.server.world import Device, http_client, listening, open_settings, serving, to
+from tests.server.harness import RawDevice, http_client, listening, open_settings, serving, to
 
 
 def starlette(gregor: Server) -> ASGIApp:
@@ -25,20 +25,20 @@ def fastapi(gregor: Server) -> ASGIApp:
 
 
 @pytest.mark.parametrize("host", [starlette, fastapi])
-async def test_mounted_it_does_all_that_it_does_by_itself(
+async def test_mounted_app_serves_websocket_http_and_events(
     host: Callable[[Server], ASGIApp],
 ) -> None:
     gregor = Server(open_settings())
     async with listening(host(gregor), lifespan="on") as port, http_client(port) as http:
         url = f"ws://127.0.0.1:{port}/a/gregor/v1/connect"
-        async with await Device.connected(url) as device:
-            await device.say("hello", token="alice/ä", device_id="phone", protocol=1)
-            await device.heard("sync")
+        async with await RawDevice.connect(url) as device:
+            await device.send("hello", token="alice/ä", device_id="phone", protocol=2)
+            await device.receive_type("sync")
             stored = await gregor.inject(create("alice/ä", "chat", {"n": 1}, msg_id="m"))
-            (message,) = (await device.heard("messages"))["messages"]
+            (message,) = (await device.receive_type("messages"))["messages"]
             assert isinstance(stored, InBandMessage)
             assert (message["msg_id"], message["ctime"]) == ("m", stored.ctime)
-            await device.works()
+            await device.assert_usable()
         user = "/a/gregor/v1/users/alice%2F%C3%A4"
         assert (await http.get(f"{user}/count")).json()["counts"] == {"": 2}
         posted = await http.post("/a/gregor/v1/messages", json=to("alice/ä"))
@@ -47,18 +47,18 @@ async def test_mounted_it_does_all_that_it_does_by_itself(
             lines = events.aiter_lines()
             assert (await anext(lines)).startswith("id: ")
             assert await anext(lines) == "event: sync"
-        assert (await http.get("/a/gregor/readyz")).json() == {"ready": True, "troubles": []}
-        nowhere = await http.get("/a/gregor/nowhere")
-        assert nowhere.json()["code"] == "not-found"
+        assert (await http.get("/a/gregor/readyz")).json() == {"ready": True, "problems": []}
+        unknown = await http.get("/a/gregor/nowhere")
+        assert unknown.json()["code"] == "not-found"
 
 
-async def test_a_host_that_does_not_open_it_is_told_so_and_not_with_a_crash() -> None:
+async def test_inject_into_server_that_is_not_open_raises_unavailable() -> None:
     gregor = Server(open_settings())
     with pytest.raises(Unavailable):
         await gregor.inject(create("u", "c"))
 
 
-async def test_inject_returns_what_everyone_will_see_and_raises_what_is_wrong() -> None:
+async def test_inject_returns_stored_message_and_raises_error_of_rejected_message() -> None:
     async with serving() as served:
         message = create("u", "c", msg_id="m")
         stored = await served.server.inject(message)
@@ -69,7 +69,7 @@ async def test_inject_returns_what_everyone_will_see_and_raises_what_is_wrong() 
             create("", "c")
 
 
-async def test_after_its_end_everything_is_refused_and_nothing_hangs() -> None:
+async def test_closed_server_answers_503_and_does_not_hang() -> None:
     server = Server(open_settings())
     async with server:
         await server.inject(create("u", "c"))
@@ -81,7 +81,7 @@ async def test_after_its_end_everything_is_refused_and_nothing_hangs() -> None:
         assert (await http.get("/readyz")).status_code == 503
 
 
-async def test_a_server_is_opened_once() -> None:
+async def test_opening_server_twice_raises() -> None:
     server = Server(open_settings())
     async with server:
         pass

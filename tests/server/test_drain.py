@@ -1,4 +1,4 @@
-"""A server of a fleet leaves: its devices go on elsewhere, from where they were."""
+"""The drain of a server of a fleet: its devices reconnect to another server and miss nothing."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,123 +8,172 @@ from typing import NamedTuple
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from gregor.consumers.broadcaster import Broadcaster
+from gregor.node import Node
+from gregor.protocol.server_session import Close, Send
+from gregor.server.auth import OpenAuthenticator
+from gregor.server.delivery import Delivery
+from gregor.server.metrics import Metrics
+from gregor.server.readiness import Readiness
+from gregor.server.service import Service
+from gregor.state_machines.memory import MemoryStateMachine
+from gregor.testing import virtual_time
 from gregor.testing.backends import Redis
-from tests.server.world import Device, Served, creation, serving, shared_settings, to
+from tests.client.harness import on_virtual_time
+from tests.server.harness import RawDevice, Served, creation, serving, shared_settings, to
 
-SECONDS = 1.0
+DRAIN_SECONDS = 1.0
 
 
-class Fleet(NamedTuple):
-    """Two servers over one store, which hear of each other at once. `here` will leave."""
+class TwoServers(NamedTuple):
+    """Two servers on one store and one pub/sub. The tests drain `draining`."""
 
-    here: Served
-    there: Served
+    draining: Served
+    other: Served
 
 
 @asynccontextmanager
-async def fleet(store: str, pubsub: str) -> AsyncIterator[Fleet]:
-    settings = shared_settings(store, pubsub=pubsub, drain_seconds=SECONDS, sweep_seconds=1000)
-    async with serving(settings) as here, serving(settings) as there:
-        yield Fleet(here, there)
+async def two_servers(store: str, pubsub: str) -> AsyncIterator[TwoServers]:
+    settings = shared_settings(
+        store, pubsub=pubsub, drain_seconds=DRAIN_SECONDS, sweep_seconds=1000
+    )
+    async with serving(settings) as draining, serving(settings) as other:
+        yield TwoServers(draining, other)
 
 
 @pytest.fixture
-async def world(postgresql_url: str, redis_server: Redis) -> AsyncIterator[Fleet]:
-    async with fleet(postgresql_url, redis_server.url) as world:
-        yield world
+async def fleet(postgresql_url: str, redis_server: Redis) -> AsyncIterator[TwoServers]:
+    async with two_servers(postgresql_url, redis_server.url) as servers:
+        yield servers
 
 
-async def test_devices_are_sent_away_evenly_over_the_time_that_there_is(world: Fleet) -> None:
-    devices = [await world.here.synced("u", f"d{number}") for number in range(60)]
+async def test_drain_sends_goaway_to_every_device_and_closes(fleet: TwoServers) -> None:
+    devices = [await fleet.draining.synced("u", f"d{number}") for number in range(60)]
+
+    async def receive_goaway(device: RawDevice) -> None:
+        goaway = await device.receive_type("goaway")
+        assert goaway["reconnect_after_ms"] == 1000 * DRAIN_SECONDS
+        assert await device.wait_closed() == 1012
+
+    async with asyncio.TaskGroup() as tasks:
+        for device in devices:
+            tasks.create_task(receive_goaway(device))
+        await fleet.draining.server.drain()
+
+
+class DrainTimes(NamedTuple):
+    """When a drain sent each device away, and when it was complete, in seconds after its start."""
+
+    closed: list[float]
+    complete: float
+
+
+async def drain_on_virtual_time(devices: int, seconds: float) -> DrainTimes:
+    """Drain a service with this number of devices. Needs a loop with virtual time."""
     clock = asyncio.get_running_loop().time
-    began = clock()
+    node = Node(MemoryStateMachine(virtual_time.clock), [Broadcaster()], clock=virtual_time.clock)
+    deliveries: dict[Delivery, None] = {}
+    metrics = Metrics(deliveries)
+    service = Service(node, OpenAuthenticator(), metrics, Readiness(node, None), deliveries)
+    closed: list[float] = []
 
-    async def sent_away(device: Device) -> float:
-        goaway = await device.heard("goaway")
-        when = clock() - began
-        assert goaway["reconnect_after_ms"] == 1000 * SECONDS
-        assert await device.closed() == 1012
-        return when
+    async def run_device() -> None:
+        async def write(effect: Send | Close) -> None:
+            if isinstance(effect, Close):
+                closed.append(clock())
 
-    drain = asyncio.create_task(world.here.server.drain())
-    whens = await asyncio.gather(*(sent_away(device) for device in devices))
-    await drain
-    tenths = [round(10 * when) for when in whens]
-    assert max(tenths.count(tenth) for tenth in set(tenths)) <= 30
-    assert max(whens) - min(whens) > 0.7 * SECONDS
+        delivery = Delivery(node, metrics)
+        with service.serving(delivery):
+            await delivery.write_all(write)
 
-
-async def test_a_few_devices_do_not_hold_up_the_end(world: Fleet) -> None:
-    async with await world.here.synced("u"):
-        async with asyncio.timeout(0.5 * SECONDS):
-            await world.here.server.drain()
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(devices):
+            tasks.create_task(run_device())
+        await asyncio.sleep(1.0)
+        started = clock()
+        await service.drain(seconds)
+        complete = clock() - started
+    return DrainTimes([when - started for when in closed], complete)
 
 
-async def test_whoever_has_not_been_sent_away_yet_is_still_served(world: Fleet) -> None:
-    here, there = world
-    devices = [await here.synced("u", f"d{number}") for number in range(10)]
-    drain = asyncio.create_task(here.server.drain())
-    await devices[0].heard("goaway")
+@on_virtual_time
+async def test_drain_sends_devices_away_evenly_over_drain_time() -> None:
+    times = await drain_on_virtual_time(devices=60, seconds=DRAIN_SECONDS)
+    batches = [[0.1 * batch] * 6 for batch in range(10)]
+    assert times.closed == pytest.approx([when for batch in batches for when in batch])
+    assert times.complete == pytest.approx(0.9)
+
+
+@on_virtual_time
+async def test_drain_of_one_device_does_not_wait_for_drain_time() -> None:
+    assert await drain_on_virtual_time(devices=1, seconds=DRAIN_SECONDS) == DrainTimes([0.0], 0.0)
+
+
+async def test_draining_server_still_serves_devices_that_are_connected(fleet: TwoServers) -> None:
+    draining, other = fleet
+    devices = [await draining.synced("u", f"d{number}") for number in range(10)]
+    drain = asyncio.create_task(draining.server.drain())
+    await devices[0].receive_type("goaway")
 
     last = devices[-1]
-    stored = (await there.post(to("u", msg_id="m"))).json()["results"][0]
-    frame = await last.heard("messages")
+    stored = (await other.post(to("u", msg_id="m"))).json()["results"][0]
+    frame = await last.receive_type("messages")
     assert [message["ctime"] for message in frame["messages"]] == [stored["ctime"]]
     error = await last.consume(creation())
-    assert (error["type"], error["turn"]) == ("error", "retry")
+    assert (error["type"], error["action"]) == ("error", "retry")
 
     with pytest.raises(InvalidStatus) as refused:
-        await here.device("u", "newcomer")
+        await draining.device("u", "new")
     assert refused.value.response.status_code == 503
-    answer = await here.post(to("u"))
+    answer = await draining.post(to("u"))
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-    assert (await here.http.get("/readyz")).status_code == 503
-    assert (await here.http.get("/v1/users/u/count")).json()["counts"] == {"": 1}
+    assert (await draining.http.get("/readyz")).status_code == 503
+    assert (await draining.http.get("/v1/users/u/count")).json()["counts"] == {"": 1}
 
-    assert await last.closed() == 1012
+    assert await last.wait_closed() == 1012
     await drain
 
 
-async def test_they_go_on_elsewhere_without_a_gap(world: Fleet) -> None:
-    here, there = world
-    devices = [await here.synced("u", f"d{number}") for number in range(10)]
+async def test_devices_continue_on_other_server_without_gap(fleet: TwoServers) -> None:
+    draining, other = fleet
+    devices = [await draining.synced("u", f"d{number}") for number in range(10)]
     acked: list[int] = []
-    heard: list[list[int]] = [[] for _ in devices]
+    received: list[list[int]] = [[] for _ in devices]
 
     async def write() -> None:
-        """A backend that tries the next server when one says no."""
+        """A backend that fails over to the other server."""
         for number in range(100):
-            for server in (here, there):
+            for server in (draining, other):
                 answer = await server.post(to("u", body=number))
                 if answer.status_code == 200:
                     acked.append(answer.json()["results"][0]["ctime"])
                     break
-            await asyncio.sleep(SECONDS / 60)
+            await asyncio.sleep(DRAIN_SECONDS / 60)
 
-    async def listen(number: int) -> None:
-        """Hear of messages one after the other, first here, and then there."""
+    async def read(number: int) -> None:
+        """Receive all messages in order, first from one server, and then from the other."""
         device, cursor = devices[number], 0
-        while len(heard[number]) < 100:
-            frame = await device.hear()
+        while len(received[number]) < 100:
+            frame = await device.receive()
             if frame["type"] == "goaway":
                 await device.close()
-                device = await there.device("u", f"d{number}", cursor)
+                device = await other.device("u", f"d{number}", cursor)
                 continue
             if frame["type"] == "sync":
                 assert (frame["mode"], frame["prev"]) == ("changes", cursor)
             else:
                 assert (frame["type"], frame["prev"]) == ("messages", cursor)
             cursor = frame["cursor"]
-            heard[number] += [message["ctime"] for message in frame.get("messages", ())]
+            received[number] += [message["ctime"] for message in frame.get("messages", ())]
         await device.close()
 
     async with asyncio.TaskGroup() as tasks:
         for number in range(len(devices)):
-            tasks.create_task(listen(number))
-        writing = tasks.create_task(write())
-        while min(len(ctimes) for ctimes in heard) < 10:  # noqa: ASYNC110
+            tasks.create_task(read(number))
+        writer = tasks.create_task(write())
+        while min(len(ctimes) for ctimes in received) < 10:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        await here.server.drain()
-        await writing
+        await draining.server.drain()
+        await writer
     assert len(acked) == 100
-    assert heard == [acked] * len(devices)
+    assert received == [acked] * len(devices)

@@ -1,4 +1,4 @@
-"""Requests and answers: what a backend may get wrong, and what it is told then."""
+"""The HTTP API: valid and invalid requests, and the answers to them."""
 
 import asyncio
 import json
@@ -11,10 +11,10 @@ import pytest
 from gregor.clock import now
 from gregor.core.instant import SECOND
 from gregor.core.message import MAX_BODY
-from gregor.core.state import hash_of
+from gregor.core.state import state_hash
 from gregor.server.http import MAX_REQUEST, MAX_USERS
+from tests.server.harness import JSON, Served, creation, serving, store_failure, to
 from tests.server.test_websocket import BAD_MESSAGES
-from tests.server.world import JSON, Served, creation, serving, to, without_a_store
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -37,10 +37,10 @@ async def state(served: Served, uid: str, **query: Any) -> JSON:
     return answer
 
 
-# Putting messages in
+# Inject
 
 
-async def test_one_message_is_stored_and_named(shared: Served, uid: str) -> None:
+async def test_posted_message_is_stored_with_its_id(shared: Served, uid: str) -> None:
     response = await shared.post(to(uid, "chat", {"n": 1}, msg_id="m"))
     assert response.status_code == 200
     (result,) = response.json()["results"]
@@ -54,66 +54,66 @@ async def test_one_message_is_stored_and_named(shared: Served, uid: str) -> None
     }
 
 
-async def test_a_message_without_an_id_is_given_one(shared: Served, uid: str) -> None:
+async def test_message_without_id_gets_random_id(shared: Served, uid: str) -> None:
     (result,) = (await shared.post(to(uid))).json()["results"]
     assert len(result["msg_id"]) == 32
     int(result["msg_id"], 16)
 
 
-async def test_a_duplicate_is_a_success_and_other_contents_are_a_conflict(
+async def test_repeated_message_is_duplicate_and_other_contents_are_conflict(
     shared: Served, uid: str
 ) -> None:
     (first,) = (await shared.post(to(uid, msg_id="m"))).json()["results"]
-    (again,) = (await shared.post(to(uid, msg_id="m"))).json()["results"]
+    (repeated,) = (await shared.post(to(uid, msg_id="m"))).json()["results"]
     (other,) = (await shared.post(to(uid, body=2, msg_id="m"))).json()["results"]
-    assert again == {**first, "status": "duplicate"}
+    assert repeated == {**first, "status": "duplicate"}
     assert (other["status"], other["error"]["code"]) == ("rejected", "conflict")
 
 
-async def test_an_out_of_band_message_is_passed(shared: Served, uid: str) -> None:
+async def test_out_of_band_message_is_relayed_to_device(shared: Served, uid: str) -> None:
     async with await shared.synced(uid) as device:
         response = await shared.post({"uid": uid, "system": "chat.typing", "body": [1]})
-        assert response.json()["results"] == [{"status": "passed", "uid": uid}]
-        assert (await device.heard("out_of_band"))["body"] == [1]
+        assert response.json()["results"] == [{"status": "relayed", "uid": uid}]
+        assert (await device.receive_type("out_of_band"))["body"] == [1]
 
 
-async def test_times_may_be_written_for_people(shared: Served, uid: str) -> None:
+async def test_offset_in_human_readable_form_is_accepted(shared: Served, uid: str) -> None:
     message = to(uid, msg_id="m")
-    message["creation"]["dtime"] = {"offset": "1h30m"}
+    message["creation"]["expires"] = {"offset": "1h30m"}
     (result,) = (await shared.post(message)).json()["results"]
     (item,) = (await state(shared, uid))["items"]
     assert item["expires_at"] == result["ctime"] + 5400 * SECOND
 
 
-@pytest.mark.parametrize("wrong", sorted(BAD_MESSAGES.keys() - {"another user's uid"}))
-async def test_a_bad_message_alone_is_a_problem_that_names_the_field(
-    shared: Served, uid: str, wrong: str
+@pytest.mark.parametrize("defect", sorted(BAD_MESSAGES.keys() - {"another user's uid"}))
+async def test_invalid_single_message_is_problem_that_names_field(
+    shared: Served, uid: str, defect: str
 ) -> None:
-    message, code, field = BAD_MESSAGES[wrong]
+    message, code, field = BAD_MESSAGES[defect]
     if isinstance(message, dict):
-        message = {"uid": "anyone", **message}
+        message = {"uid": "any user", **message}
     response = await shared.post(message)
-    if wrong == "not an object":
+    if defect == "not an object":
         assert problem(response) == (400, "malformed", None)
     else:
         assert problem(response) == (413 if code == "too-large" else 422, code, field)
 
 
-@pytest.mark.parametrize("wrong", sorted(BAD_MESSAGES.keys() - {"another user's uid"}))
-async def test_a_bad_message_in_a_batch_rejects_itself_and_not_its_neighbours(
-    shared: Served, uid: str, wrong: str
+@pytest.mark.parametrize("defect", sorted(BAD_MESSAGES.keys() - {"another user's uid"}))
+async def test_invalid_message_in_batch_is_rejected_and_others_are_stored(
+    shared: Served, uid: str, defect: str
 ) -> None:
-    message, code, field = BAD_MESSAGES[wrong]
+    message, code, field = BAD_MESSAGES[defect]
     if isinstance(message, dict):
-        message = {"uid": "anyone", **message}
-    response = await shared.post({"messages": [to("anyone"), message, to("anyone")]})
+        message = {"uid": "any user", **message}
+    response = await shared.post({"messages": [to("any user"), message, to("any user")]})
     assert response.status_code == 200
     first, bad, last = response.json()["results"]
     assert (first["status"], bad["status"], last["status"]) == ("stored", "rejected", "stored")
     assert (bad["error"]["code"], bad["error"].get("field")) == (code, field)
 
 
-async def test_a_message_needs_a_uid_that_is_one(shared: Served) -> None:
+async def test_message_with_missing_or_invalid_uid_is_rejected(shared: Served) -> None:
     assert problem(await shared.post(creation())) == (422, "invalid", "uid")
     assert problem(await shared.post(to(""))) == (422, "invalid", "uid")
     assert problem(await shared.post(to("é" * 65))) == (422, "invalid", "uid")
@@ -124,31 +124,29 @@ async def test_a_message_needs_a_uid_that_is_one(shared: Served) -> None:
     "body",
     [b"", b"{", b"nonsense", b"[]", b"7", b"\xff", b"[" * 100_000, b'{"messages": 1}'],
 )
-async def test_what_is_not_json_is_malformed(shared: Served, body: bytes) -> None:
+async def test_body_that_is_not_json_object_is_malformed(shared: Served, body: bytes) -> None:
     response = await shared.http.post("/v1/messages", content=body)
     assert problem(response)[:2] == (400, "malformed")
     assert (await shared.post(to("u"))).status_code == 200
 
 
-@pytest.mark.parametrize("where", ["body", "msg_id", "uid"])
-async def test_text_in_a_message_that_is_not_unicode_is_refused(
-    shared: Served, uid: str, where: str
-) -> None:
-    fields = {"uid": uid, "body": "b", "msg_id": "m", where: "X"}
+@pytest.mark.parametrize("field", ["body", "msg_id", "uid"])
+async def test_message_with_invalid_utf8_is_rejected(shared: Served, uid: str, field: str) -> None:
+    fields = {"uid": uid, "body": "b", "msg_id": "m", field: "X"}
     text = json.dumps(to(**fields)).encode().replace(b"X", b"\xff")
     response = await shared.http.post("/v1/messages", content=text)
     assert problem(response)[:2] == (422, "invalid")
     assert (await state(shared, uid))["items"] == []
 
 
-async def test_unknown_fields_beside_a_batch_are_refused(shared: Served, uid: str) -> None:
+async def test_batch_with_unknown_field_is_rejected(shared: Served, uid: str) -> None:
     response = await shared.post({"messages": [to(uid)], "colour": "red"})
     assert problem(response) == (400, "malformed", "colour")
     assert (await state(shared, uid))["items"] == []
 
 
 @pytest.mark.parametrize("number", [0, 501])
-async def test_a_batch_holds_1_to_500_messages(shared: Served, uid: str, number: int) -> None:
+async def test_batch_accepts_only_1_to_500_messages(shared: Served, uid: str, number: int) -> None:
     response = await shared.post({"messages": [to(uid)] * number})
     assert problem(response) == (413, "too-large", "messages")
     assert (await state(shared, uid))["items"] == []
@@ -156,28 +154,32 @@ async def test_a_batch_holds_1_to_500_messages(shared: Served, uid: str, number:
     assert {result["status"] for result in response.json()["results"]} == {"stored"}
 
 
-async def test_one_message_reaches_ten_thousand_users_under_one_id(shared: Served) -> None:
-    uids = [f"many {n}" for n in range(MAX_USERS)]
+async def test_message_to_ten_thousand_users_is_stored_for_each_with_same_id(
+    shared: Served,
+) -> None:
+    uids = [f"user {n}" for n in range(MAX_USERS)]
     message = creation("news", "hello", msg_id="news1")
     response = await shared.post({"uids": uids, "message": message})
     results = response.json()["results"]
     assert [result["uid"] for result in results] == uids
     assert {(result["status"], result["msg_id"]) for result in results} == {("stored", "news1")}
-    again = await shared.post({"uids": uids[:2], "message": message})
-    assert {result["status"] for result in again.json()["results"]} == {"duplicate"}
+    repeated = await shared.post({"uids": uids[:2], "message": message})
+    assert {result["status"] for result in repeated.json()["results"]} == {"duplicate"}
     (item,) = (await state(shared, uids[-1]))["items"]
     assert item["body"] == "hello"
 
 
 @pytest.mark.parametrize("number", [0, MAX_USERS + 1])
-async def test_one_message_reaches_no_more_than_ten_thousand(shared: Served, number: int) -> None:
+async def test_message_to_no_or_too_many_users_is_rejected(shared: Served, number: int) -> None:
     response = await shared.post(
         {"uids": [f"too {n}" for n in range(number)], "message": creation()}
     )
     assert problem(response) == (413, "too-large", "uids")
 
 
-async def test_the_uid_belongs_into_uids_where_there_are_several(shared: Served, uid: str) -> None:
+async def test_message_to_many_users_rejects_own_uid_and_invalid_uids(
+    shared: Served, uid: str
+) -> None:
     response = await shared.post({"uids": [uid], "message": to("another")})
     assert problem(response) == (422, "invalid", "message.uid")
     response = await shared.post({"uids": [uid, "é" * 65], "message": creation()})
@@ -185,27 +187,31 @@ async def test_the_uid_belongs_into_uids_where_there_are_several(shared: Served,
     assert (await state(shared, uid))["items"] == []
 
 
-async def test_out_of_band_to_many(shared: Served, uid: str) -> None:
+async def test_out_of_band_message_to_many_users_is_relayed_to_each(
+    shared: Served, uid: str
+) -> None:
     async with await shared.synced(f"{uid} 2") as device:
         uids = [f"{uid} {n}" for n in range(3)]
         response = await shared.post({"uids": uids, "message": {"system": "s", "body": 1}})
-        assert [result["status"] for result in response.json()["results"]] == ["passed"] * 3
-        assert (await device.heard("out_of_band"))["system"] == "s"
+        assert [result["status"] for result in response.json()["results"]] == ["relayed"] * 3
+        assert (await device.receive_type("out_of_band"))["system"] == "s"
 
 
-async def test_a_request_over_the_limit_is_refused(shared: Served, uid: str) -> None:
+async def test_request_above_size_limit_is_rejected(shared: Served, uid: str) -> None:
     response = await shared.http.post("/v1/messages", content=b" " * (MAX_REQUEST + 1))
     assert problem(response) == (413, "too-large", None)
     assert (await shared.post(to(uid))).status_code == 200
 
 
-async def test_a_large_batch_below_the_limit_is_taken(shared: Served, uid: str) -> None:
+async def test_large_batch_below_size_limit_is_stored(shared: Served, uid: str) -> None:
     messages = [to(uid, body="x" * (MAX_BODY - 100)) for _ in range(100)]
     response = await shared.post({"messages": messages})
     assert {result["status"] for result in response.json()["results"]} == {"stored"}
 
 
-async def test_who_hangs_up_while_sending_leaves_no_trace(shared: Served, uid: str) -> None:
+async def test_client_disconnect_during_request_does_not_affect_server(
+    shared: Served, uid: str
+) -> None:
     url = shared.http.base_url
     _, writer = await asyncio.open_connection(url.host, url.port)
     writer.write(b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
@@ -215,17 +221,17 @@ async def test_who_hangs_up_while_sending_leaves_no_trace(shared: Served, uid: s
     assert (await shared.post(to(uid))).status_code == 200
 
 
-async def test_a_store_that_fails_is_503_and_may_be_asked_again() -> None:
+async def test_store_failure_answers_503_and_retry_succeeds() -> None:
     async with serving() as served:
-        async with without_a_store(served):
+        async with store_failure(served):
             response = await served.post(to("u", msg_id="m"))
             assert problem(response) == (503, "unavailable", None)
             assert response.headers["Retry-After"] == "1"
-            assert response.json()["turn"] == "retry"
+            assert response.json()["action"] == "retry"
         assert (await served.post(to("u", msg_id="m"))).json()["results"][0]["status"] == "stored"
 
 
-async def test_a_stopping_server_takes_nothing_and_still_answers_questions() -> None:
+async def test_drained_server_rejects_messages_and_still_answers_reads() -> None:
     async with serving() as served:
         await served.server.drain()
         assert problem(await served.post(to("u"))) == (503, "unavailable", None)
@@ -234,15 +240,15 @@ async def test_a_stopping_server_takes_nothing_and_still_answers_questions() -> 
         assert (await state(served, "u"))["items"] == []
 
 
-# Asking
+# Read
 
 
-async def test_an_unknown_user_has_an_empty_state(shared: Served) -> None:
-    answer = await state(shared, "nobody")
-    assert (answer["items"], answer["hash"]) == ([], hash_of([]))
+async def test_unknown_user_has_empty_state(shared: Served) -> None:
+    answer = await state(shared, "unknown user")
+    assert (answer["items"], answer["hash"]) == ([], state_hash([]))
 
 
-async def test_a_state_is_of_a_device_of_a_time_and_of_a_prefix(shared: Served, uid: str) -> None:
+async def test_state_is_filtered_by_device_time_and_prefix(shared: Served, uid: str) -> None:
     messages = [
         to(uid, "chat.a", msg_id="1"),
         to(uid, "chat.b", msg_id="2", device_id="d1"),
@@ -251,23 +257,23 @@ async def test_a_state_is_of_a_device_of_a_time_and_of_a_prefix(shared: Served, 
     results = (await shared.post({"messages": messages})).json()["results"]
     first, second, third = (result["ctime"] for result in results)
 
-    async def shown(**query: Any) -> list[str]:
+    async def item_ids(**query: Any) -> list[str]:
         return [item["msg_id"] for item in (await state(shared, uid, **query))["items"]]
 
-    assert await shown() == ["1", "2", "3"]
-    assert await shown(device_id="d2") == ["1", "3"]
-    assert await shown(prefix="chat.") == ["1", "2"]
-    assert await shown(prefix="%") == []
-    assert await shown(at=second) == ["1", "2"]
-    assert await shown(at="-1h") == []
-    assert await shown(at="P1D") == ["1", "2", "3"]
-    assert await shown(at="2001-01-01T00:00:00Z") == []
+    assert await item_ids() == ["1", "2", "3"]
+    assert await item_ids(device_id="d2") == ["1", "3"]
+    assert await item_ids(prefix="chat.") == ["1", "2"]
+    assert await item_ids(prefix="%") == []
+    assert await item_ids(at=second) == ["1", "2"]
+    assert await item_ids(at="-1h") == []
+    assert await item_ids(at="P1D") == ["1", "2", "3"]
+    assert await item_ids(at="2001-01-01T00:00:00Z") == []
     answer = await state(shared, uid, prefix="mail")
-    assert answer["hash"] == hash_of([(third, "3")])
+    assert answer["hash"] == state_hash([(third, "3")])
     assert first < second < third <= answer["as_of"] <= now()
 
 
-async def test_counts_are_per_prefix(shared: Served, uid: str) -> None:
+async def test_count_is_returned_for_each_prefix(shared: Served, uid: str) -> None:
     await shared.post({"messages": [to(uid, "chat.a"), to(uid, "chat.b"), to(uid, "mail")]})
     query = {"prefix": ["chat.", "", "nothing"]}
     response = await shared.http.get(f"/v1/users/{uid}/count", params=query)
@@ -275,7 +281,7 @@ async def test_counts_are_per_prefix(shared: Served, uid: str) -> None:
     assert (await shared.http.get(f"/v1/users/{uid}/count")).json()["counts"] == {"": 3}
 
 
-async def test_messages_since_begin_at_the_instant_and_end_at_the_cursor(
+async def test_messages_since_start_at_given_time_and_end_at_cursor(
     shared: Served, uid: str
 ) -> None:
     results = (await shared.post({"messages": [to(uid, msg_id=str(n)) for n in range(3)]})).json()
@@ -295,29 +301,29 @@ async def test_messages_since_begin_at_the_instant_and_end_at_the_cursor(
 
 @pytest.mark.parametrize("name", ["state?at", "messages?since"])
 @pytest.mark.parametrize("time", ["", "yesterday", "²", "1h 30m", "2026-01-01T00:00:00", "9" * 40])
-async def test_a_time_that_is_none_is_named(shared: Served, name: str, time: str) -> None:
-    what, _, parameter = name.partition("?")
-    response = await shared.http.get(f"/v1/users/u/{what}", params={parameter: time})
+async def test_invalid_time_is_rejected_and_parameter_named(
+    shared: Served, name: str, time: str
+) -> None:
+    resource, _, parameter = name.partition("?")
+    response = await shared.http.get(f"/v1/users/u/{resource}", params={parameter: time})
     assert problem(response) == (422, "invalid", parameter)
 
 
-@pytest.mark.parametrize("what", ["state", "count", "messages", "events"])
-async def test_an_unknown_parameter_is_refused_by_name(shared: Served, what: str) -> None:
-    response = await shared.http.get(f"/v1/users/u/{what}", params={"colour": "red"})
+@pytest.mark.parametrize("resource", ["state", "count", "messages", "events"])
+async def test_unknown_parameter_is_rejected_and_named(shared: Served, resource: str) -> None:
+    response = await shared.http.get(f"/v1/users/u/{resource}", params={"colour": "red"})
     assert problem(response) == (422, "invalid", "colour")
 
 
-@pytest.mark.parametrize("what", ["state", "count", "messages", "events"])
+@pytest.mark.parametrize("resource", ["state", "count", "messages", "events"])
 @pytest.mark.parametrize("device_id", ["", "é" * 65, "a\0"])
-async def test_a_device_that_cannot_be_is_refused(
-    shared: Served, what: str, device_id: str
-) -> None:
-    response = await shared.http.get(f"/v1/users/u/{what}", params={"device_id": device_id})
+async def test_invalid_device_id_is_rejected(shared: Served, resource: str, device_id: str) -> None:
+    response = await shared.http.get(f"/v1/users/u/{resource}", params={"device_id": device_id})
     assert problem(response) == (422, "invalid", "device_id")
 
 
 @pytest.mark.parametrize("cursor", ["-1", "²", "1.5", "x", str(2**53), "9" * 5000])
-async def test_a_cursor_that_is_none_is_refused(shared: Served, cursor: str) -> None:
+async def test_invalid_cursor_is_rejected(shared: Served, cursor: str) -> None:
     response = await shared.http.get("/v1/users/u/events", params={"cursor": cursor})
     assert problem(response) == (422, "invalid", "cursor")
     headers = {b"Last-Event-ID": cursor.encode()}
@@ -325,11 +331,11 @@ async def test_a_cursor_that_is_none_is_refused(shared: Served, cursor: str) -> 
     assert problem(response) == (422, "invalid", "cursor")
 
 
-# Addresses
+# URLs
 
 
 @pytest.mark.parametrize(
-    "strange",
+    "special_uid",
     [
         "a/b",
         "a/state",
@@ -347,33 +353,35 @@ async def test_a_cursor_that_is_none_is_refused(shared: Served, cursor: str) -> 
         "a;b",
     ],
 )
-async def test_a_uid_is_opaque_also_in_an_address(shared: Served, strange: str) -> None:
-    (result,) = (await shared.post(to(strange, msg_id="m"))).json()["results"]
-    assert result["uid"] == strange
-    path = quote(strange, safe="").replace(".", "%2E")
+async def test_uid_with_special_characters_works_in_url(shared: Served, special_uid: str) -> None:
+    (result,) = (await shared.post(to(special_uid, msg_id="m"))).json()["results"]
+    assert result["uid"] == special_uid
+    quoted = quote(special_uid, safe="").replace(".", "%2E")
     url = str(shared.http.base_url).rstrip("/")
-    for what in ("state", "count", "messages"):
-        # Clients like to tidy addresses up; a bare connection does not.
-        raw = httpx.URL(url).copy_with(raw_path=f"/v1/users/{path}/{what}".encode())
+    for resource in ("state", "count", "messages"):
+        # A raw path, because httpx normalizes URLs.
+        raw = httpx.URL(url).copy_with(raw_path=f"/v1/users/{quoted}/{resource}".encode())
         answer = (await shared.http.get(raw)).json()
-        if what == "count":
+        if resource == "count":
             assert answer["counts"] == {"": 1}
         else:
-            (entry,) = answer["items" if what == "state" else "messages"]
+            (entry,) = answer["items" if resource == "state" else "messages"]
             assert entry["msg_id"] == "m"
 
 
-@pytest.mark.parametrize("strange", ["", "%00", "a%00b", quote("é" * 65), "x" * 129])
-@pytest.mark.parametrize("what", ["state", "count", "messages", "events"])
-async def test_a_uid_that_cannot_be_is_refused(shared: Served, strange: str, what: str) -> None:
-    response = await shared.http.get(f"/v1/users/{strange}/{what}")
+@pytest.mark.parametrize("invalid_uid", ["", "%00", "a%00b", quote("é" * 65), "x" * 129])
+@pytest.mark.parametrize("resource", ["state", "count", "messages", "events"])
+async def test_invalid_uid_in_url_is_rejected(
+    shared: Served, invalid_uid: str, resource: str
+) -> None:
+    response = await shared.http.get(f"/v1/users/{invalid_uid}/{resource}")
     assert problem(response) == (422, "invalid", "uid")
 
 
 @pytest.mark.parametrize(
     "path", ["/v1", "/v1/message", "/v1/users/u", "/v2/messages", "/v1/messages/"]
 )
-async def test_where_nothing_is_the_answer_says_so(shared: Served, path: str) -> None:
+async def test_unknown_path_answers_404(shared: Served, path: str) -> None:
     assert problem(await shared.http.get(path)) == (404, "not-found", None)
 
 
@@ -385,7 +393,7 @@ async def test_where_nothing_is_the_answer_says_so(shared: Served, path: str) ->
         ("POST", "/metrics", {"GET", "HEAD"}),
     ],
 )
-async def test_a_wrong_method_is_told_the_right_one(
+async def test_unsupported_method_answers_405_with_allowed_methods(
     shared: Served, method: str, path: str, allowed: set[str]
 ) -> None:
     response = await shared.http.request(method, path)
@@ -393,5 +401,5 @@ async def test_a_wrong_method_is_told_the_right_one(
     assert set(response.headers["Allow"].split(", ")) == allowed
 
 
-async def test_the_front_page_says_where_things_are(shared: Served) -> None:
+async def test_front_page_lists_endpoints(shared: Served) -> None:
     assert "/v1/messages" in (await shared.http.get("/")).text

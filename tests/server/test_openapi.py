@@ -1,4 +1,4 @@
-"""The description of the API is a valid one, and says what the server does."""
+"""The OpenAPI document is valid, and matches what the server does."""
 
 import json
 from typing import Any
@@ -10,29 +10,30 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from gregor.server.http import MAX_USERS
 from gregor.server.openapi import describe
-from tests.server.world import Served, creation, to
+from tests.server.harness import Served, creation, to
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 def check(answer: httpx.Response, path: str, method: str = "get") -> None:
-    """The answer is one that the description of this path allows."""
+    """Validate the answer against the description of this path."""
     document = describe()
     described = document["paths"][path][method]["responses"][str(answer.status_code)]
-    kind = answer.headers["content-type"].partition(";")[0]
+    media_type = answer.headers["content-type"].partition(";")[0]
     if "content" in described:
-        schema = {**described["content"][kind]["schema"], "components": document["components"]}
-        if kind.endswith("json"):
+        content = described["content"][media_type]
+        schema = {**content["schema"], "components": document["components"]}
+        if media_type.endswith("json"):
             OAS31Validator(schema).validate(answer.json())
 
 
-async def test_the_description_is_a_valid_one(shared: Served) -> None:
+async def test_served_document_is_valid_openapi(shared: Served) -> None:
     document = (await shared.http.get("/openapi.json")).json()
     OpenAPIV31SpecValidator(document).validate()
     assert document == json.loads(json.dumps(describe()))
 
 
-async def test_every_route_is_described_and_every_described_path_answers(shared: Served) -> None:
+async def test_every_described_path_answers_as_described(shared: Served) -> None:
     document = describe()
     await shared.post(to("u", msg_id="m", device_id="d"))
     for path, methods in document["paths"].items():
@@ -47,18 +48,18 @@ async def test_every_route_is_described_and_every_described_path_answers(shared:
                 check(await shared.http.get(url), path)
 
 
-GOOD = [
+VALID_BODIES = [
     to("u", "c", {"any": ["thing"]}, msg_id="a", device_id="d"),
     {"uid": "u", "dismissal": {"msg_ids": ["a"], "ranges": [{"category": "c", "prefix": True}]}},
-    {"uid": "u", "creation": {"category": "c", "body": None, "dtime": {"offset": "1h"}}},
+    {"uid": "u", "creation": {"category": "c", "body": None, "expires": {"offset": "1h"}}},
     {"uid": "u", "system": "s", "body": 1},
     {"messages": [to("u"), {"broken": True}]},
     {"uids": ["u", "v"], "message": creation()},
 ]
 
 
-@pytest.mark.parametrize("body", GOOD)
-async def test_what_is_described_is_taken(shared: Served, body: Any) -> None:
+@pytest.mark.parametrize("body", VALID_BODIES)
+async def test_valid_body_matches_schema_and_is_accepted(shared: Served, body: Any) -> None:
     document = describe()
     request = document["paths"]["/v1/messages"]["post"]["requestBody"]["content"]
     schema = {**request["application/json"]["schema"], "components": document["components"]}
@@ -71,14 +72,14 @@ async def test_what_is_described_is_taken(shared: Served, body: Any) -> None:
 @pytest.mark.parametrize(
     "body", [{}, to(""), {"messages": []}, {"uids": ["u"] * (MAX_USERS + 1), "message": creation()}]
 )
-async def test_what_is_refused_is_described_too(shared: Served, body: Any) -> None:
+async def test_rejected_body_answers_as_described(shared: Served, body: Any) -> None:
     check(await shared.post(body), "/v1/messages", "post")
 
 
-async def test_states_and_messages_are_as_described(shared: Served) -> None:
-    end = {"category": "c", "end_time": {"offset": "-5m"}, "skip_msg_ids": ["x"]}
-    message = {**to("w", msg_id="m"), "dismissal": {"msg_ids": ["y"], "ranges": [end]}}
-    message["creation"]["dtime"] = {"offset": "P1D"}
+async def test_state_count_and_messages_answer_as_described(shared: Served) -> None:
+    dismissed = {"category": "c", "end_time": {"offset": "-5m"}, "skip_msg_ids": ["x"]}
+    message = {**to("w", msg_id="m"), "dismissal": {"msg_ids": ["y"], "ranges": [dismissed]}}
+    message["creation"]["expires"] = {"offset": "P1D"}
     await shared.post(message)
     user = "/v1/users/{uid}"
     check(await shared.http.get("/v1/users/w/state"), f"{user}/state")

@@ -1,6 +1,7 @@
-"""The store goes away, or the pub/sub, and comes back: nobody restarts anything."""
+"""Outages of the store and the pub/sub: a server recovers from them without a restart."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 
 import httpx
@@ -10,12 +11,12 @@ import pytest_asyncio
 from gregor.clock import now
 from gregor.core.instant import SECOND
 from gregor.testing.backends import PostgreSQL, Redis
-from tests.server.world import PATIENCE, Served, creation, serving, shared_settings, to
+from tests.server.harness import TIMEOUT_SECONDS, Served, creation, serving, shared_settings, to
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def postgresql() -> AsyncIterator[PostgreSQL]:
-    """One that may be hurt, and that each test leaves as it was."""
+    """A PostgreSQL that tests may kill or freeze; each test starts it again."""
     async with PostgreSQL() as server:
         yield server
 
@@ -28,137 +29,139 @@ async def redis() -> AsyncIterator[Redis]:
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-SHORT = {"store_seconds": 1.0, "sweep_seconds": 0.5}
+SHORT_TIMES = {"store_seconds": 1.0, "sweep_seconds": 0.5}
 
 
 async def readiness(served: Served, query: str = "") -> tuple[int, list[str]]:
     answer = await served.http.get(f"/readyz{query}")
-    return answer.status_code, answer.json()["troubles"]
+    return answer.status_code, answer.json()["problems"]
 
 
-async def until_it_answers(served: Served, status: int) -> None:
-    async with asyncio.timeout(PATIENCE):
+async def wait_ready_status(served: Served, status: int) -> None:
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while (await readiness(served))[0] != status:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 
-async def until_it_counts(served: Served, name: str, value: float) -> None:
-    async with asyncio.timeout(PATIENCE):
+async def wait_metric(served: Served, name: str, value: float) -> None:
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while await served.metric(name) != value:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 
-def refused(answer: httpx.Response) -> bool:
-    """Whether the caller was asked to come again."""
+def asks_to_retry(answer: httpx.Response) -> bool:
+    """Whether the answer is the 503 that asks the caller to retry."""
     problem = answer.json()
     assert int(answer.headers["retry-after"]) >= 1
-    return (answer.status_code, problem["code"], problem["turn"]) == (503, "unavailable", "retry")
+    return (answer.status_code, problem["code"], problem["action"]) == (503, "unavailable", "retry")
 
 
-async def everything_is_refused(served: Served) -> None:
-    questions = [served.http.get(f"/v1/users/u/{it}") for it in ("state", "count", "messages")]
-    async with asyncio.timeout(PATIENCE):
-        answers = await asyncio.gather(served.post(to("u")), *questions)
-    assert all(refused(answer) for answer in answers)
+async def assert_all_requests_ask_to_retry(served: Served) -> None:
+    reads = [served.http.get(f"/v1/users/u/{name}") for name in ("state", "count", "messages")]
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        answers = await asyncio.gather(served.post(to("u")), *reads)
+    assert all(asks_to_retry(answer) for answer in answers)
 
 
-@pytest.mark.parametrize("how", ["killed", "frozen"])
-async def test_while_the_store_is_away_everybody_is_asked_to_come_again(
-    postgresql: PostgreSQL, how: str
+@pytest.mark.parametrize("fault", ["killed", "frozen"])
+async def test_store_outage_asks_callers_to_retry_and_server_recovers(
+    postgresql: PostgreSQL, fault: str
 ) -> None:
-    settings = shared_settings(await postgresql.create_database(), **SHORT)
+    settings = shared_settings(await postgresql.create_database(), **SHORT_TIMES)
     async with serving(settings) as served, await served.synced("u") as device:
-        await device.works()
-        if how == "killed":
+        await device.assert_usable()
+        if fault == "killed":
             await postgresql.kill()
         else:
             postgresql.pause()
 
         error = await device.consume(creation(msg_id="m"))
-        assert (error["type"], error["code"], error["turn"]) == ("error", "unavailable", "retry")
-        await everything_is_refused(served)
-        status, troubles = await readiness(served)
-        assert (status, bool(troubles)) == (503, True)
+        assert (error["type"], error["code"], error["action"]) == ("error", "unavailable", "retry")
+        await assert_all_requests_ask_to_retry(served)
+        status, problems = await readiness(served)
+        assert (status, bool(problems)) == (503, True)
         assert (await served.http.get("/healthz")).status_code == 200
-        newcomer = await served.device("u", "d2")
-        assert (await newcomer.heard("error"))["turn"] == "retry"
-        assert await newcomer.closed() == 1013
+        new_device = await served.device("u", "d2")
+        assert (await new_device.receive_type("error"))["action"] == "retry"
+        assert await new_device.wait_closed() == 1013
 
-        if how == "killed":
+        if fault == "killed":
             await postgresql.start()
         else:
             postgresql.resume()
-        await until_it_answers(served, 200)
+        await wait_ready_status(served, 200)
         ack = await device.consume(creation(msg_id="m"))
         assert ack["results"][0]["status"] in ("stored", "duplicate")
         assert (await served.post(to("u"))).status_code == 200
-        async with await served.synced("u", "d2") as newcomer:
-            await newcomer.works()
+        async with await served.synced("u", "d2") as new_device:
+            await new_device.assert_usable()
 
 
-async def test_the_metrics_say_that_it_is_not_ready_though_nobody_asks(
+async def test_ready_metric_follows_store_without_readiness_requests(
     postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gregor.server.readiness.LOOK_SECONDS", 0.1)
-    settings = shared_settings(await postgresql.create_database(), **SHORT)
+    monkeypatch.setattr("gregor.server.readiness.CHECK_INTERVAL_SECONDS", 0.1)
+    settings = shared_settings(await postgresql.create_database(), **SHORT_TIMES)
     async with serving(settings) as served:
-        await until_it_counts(served, "gregor_ready ", 1)
+        await wait_metric(served, "gregor_ready ", 1)
         await postgresql.kill()
-        await until_it_counts(served, "gregor_ready ", 0)
+        await wait_metric(served, "gregor_ready ", 0)
         await postgresql.start()
-        await until_it_counts(served, "gregor_ready ", 1)
+        await wait_metric(served, "gregor_ready ", 1)
 
 
-@pytest.mark.parametrize("how", ["killed", "frozen"])
-async def test_without_the_pubsub_devices_hear_later_and_miss_nothing(
-    postgresql: PostgreSQL, redis: Redis, how: str
+@pytest.mark.parametrize("fault", ["killed", "frozen"])
+async def test_pubsub_outage_delays_messages_and_loses_none(
+    postgresql: PostgreSQL, redis: Redis, fault: str
 ) -> None:
     store = await postgresql.create_database()
-    settings = shared_settings(store, pubsub=redis.url, **SHORT)
+    settings = shared_settings(store, pubsub=redis.url, **SHORT_TIMES)
     async with (
-        serving(settings) as here,
-        serving(settings) as there,
-        await there.synced("u") as device,
+        serving(settings) as sender,
+        serving(settings) as receiver,
+        await receiver.synced("u") as device,
     ):
-        await device.works()
-        await device.heard("messages")
-        if how == "killed":
+        await device.assert_usable()
+        await device.receive_type("messages")
+        if fault == "killed":
             await redis.kill()
         else:
             redis.pause()
-        await until_it_answers(here, 503)
-        await until_it_answers(there, 503)
-        status, (trouble,) = await readiness(here, "?exclude=pubsub")
-        assert (status, "pub/sub" in trouble) == (200, True)
-        assert await there.metric("gregor_pubsub_up ") == 0
+        await wait_ready_status(sender, 503)
+        await wait_ready_status(receiver, 503)
+        status, (problem,) = await readiness(sender, "?exclude=pubsub")
+        assert (status, "pub/sub" in problem) == (200, True)
+        assert await receiver.metric("gregor_pubsub_up ") == 0
 
-        assert (await here.post(to("u", msg_id="late"))).status_code == 200
-        assert (await device.heard("messages"))["messages"][0]["msg_id"] == "late"
-        assert await here.metric("gregor_pubsub_dropped_total") >= 1
+        assert (await sender.post(to("u", msg_id="during outage"))).status_code == 200
+        assert (await device.receive_type("messages"))["messages"][0]["msg_id"] == "during outage"
+        assert await sender.metric("gregor_pubsub_dropped_total") >= 1
 
-        if how == "killed":
+        if fault == "killed":
             await redis.start()
         else:
             redis.resume()
-        await until_it_answers(here, 200)
-        await until_it_answers(there, 200)
-        assert await there.metric("gregor_pubsub_up ") == 1
-        assert await there.metric("gregor_pubsub_interruptions_total") == 1
+        await wait_ready_status(sender, 200)
+        await wait_ready_status(receiver, 200)
+        assert await receiver.metric("gregor_pubsub_up ") == 1
+        assert await receiver.metric("gregor_pubsub_interruptions_total") == 1
 
 
-async def test_a_server_whose_clock_is_wrong_takes_nothing_and_says_so(
+async def test_server_with_wrong_clock_is_not_ready_and_rejects_messages(
     postgresql: PostgreSQL,
 ) -> None:
     settings = shared_settings(await postgresql.create_database())
     async with serving(settings, clock=lambda: now() + 6 * SECOND) as served:
-        status, (trouble,) = await readiness(served)
-        assert (status, "6.0 s ahead" in trouble) == (503, True)
-        assert refused(await served.post(to("u")))
-        assert -6.1 < await served.metric("gregor_clock_skew_seconds") < -5.9
+        status, (problem,) = await readiness(served)
+        assert status == 503
+        assert re.search(r"(5\.\d|6\.0) s ahead of the database's", problem)
+        assert asks_to_retry(await served.post(to("u")))
+        # The skew is a lower bound: the time that the measurement takes is subtracted.
+        assert -6 <= await served.metric("gregor_clock_skew_seconds") < -5
         assert (await served.http.get("/v1/users/u/state")).status_code == 200
 
 
-async def test_only_parts_that_there_are_can_be_excluded() -> None:
+async def test_excluding_unknown_part_is_rejected() -> None:
     async with serving() as served:
         assert await readiness(served, "?exclude=pubsub&exclude=store") == (200, [])
         answer = await served.http.get("/readyz?exclude=redis")

@@ -1,4 +1,4 @@
-"""Server-sent events: what a device would hear, one way, and resumable."""
+"""Server-sent events: the frames that a device would receive, one way, with a cursor to resume."""
 
 import asyncio
 import json
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.server.world import PATIENCE, Served, serving, to, until
+from tests.server.harness import TIMEOUT_SECONDS, Served, serving, to, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -19,15 +19,15 @@ class Event(NamedTuple):
     id: str | None
 
 
-class Stream:
-    """The events of a response, read as the standard has it."""
+class EventReader:
+    """Parses the events of a response, as the standard defines them."""
 
     def __init__(self, lines: AsyncIterator[str]) -> None:
         self._lines = lines
 
     async def next(self) -> Event:
         fields: dict[str, str] = {}
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while line := await anext(self._lines):
                 name, _, value = line.partition(": ")
                 fields[name] = value
@@ -37,47 +37,51 @@ class Stream:
 @asynccontextmanager
 async def events(
     served: Served, uid: str, last: str | None = None, **query: Any
-) -> AsyncIterator[Stream]:
+) -> AsyncIterator[EventReader]:
     headers = {} if last is None else {"Last-Event-ID": last}
     path = f"/v1/users/{uid}/events"
     async with served.http.stream("GET", path, headers=headers, params=query) as response:
         assert response.status_code == 200
         assert response.headers["content-type"].startswith("text/event-stream")
-        yield Stream(response.aiter_lines())
+        yield EventReader(response.aiter_lines())
 
 
-async def test_a_sync_comes_first_and_then_what_happens(shared: Served, uid: str) -> None:
+async def test_stream_begins_with_sync_and_continues_with_messages(
+    shared: Served, uid: str
+) -> None:
     (first,) = (await shared.post(to(uid, msg_id="1"))).json()["results"]
     async with events(shared, uid) as stream:
         sync = await stream.next()
         assert (sync.name, sync.id) == ("sync", str(first["ctime"]))
         assert [item["msg_id"] for item in sync.data["items"]] == ["1"]
         (second,) = (await shared.post(to(uid, msg_id="2"))).json()["results"]
-        news = await stream.next()
-        assert (news.name, news.id) == ("messages", str(second["ctime"]))
-        assert news.data["prev"] == first["ctime"]
-        assert [message["msg_id"] for message in news.data["messages"]] == ["2"]
+        event = await stream.next()
+        assert (event.name, event.id) == ("messages", str(second["ctime"]))
+        assert event.data["prev"] == first["ctime"]
+        assert [message["msg_id"] for message in event.data["messages"]] == ["2"]
 
 
-async def test_the_last_event_id_resumes_without_loss(shared: Served, uid: str) -> None:
-    known: list[str] = []
+async def test_last_event_id_resumes_without_loss(shared: Served, uid: str) -> None:
+    received: list[str] = []
     last: str | None = None
     for round_ in range(5):
         async with events(shared, uid, last) as stream:
             event = await stream.next()
             entries = event.data.get("items" if last is None else "messages", [])
-            known += [entry["msg_id"] for entry in entries]
+            received += [entry["msg_id"] for entry in entries]
             await shared.post(to(uid, msg_id=f"{round_} live"))
             event = await stream.next()
-            known += [message["msg_id"] for message in event.data["messages"]]
+            received += [message["msg_id"] for message in event.data["messages"]]
             last = event.id
         await shared.post(to(uid, msg_id=f"{round_} missed"))
     async with events(shared, uid, last) as stream:
-        known += [message["msg_id"] for message in (await stream.next()).data["messages"]]
-    assert known == [f"{n} {kind}" for n in range(5) for kind in ("live", "missed")]
+        received += [message["msg_id"] for message in (await stream.next()).data["messages"]]
+    assert received == [f"{n} {kind}" for n in range(5) for kind in ("live", "missed")]
 
 
-async def test_the_header_goes_before_the_parameter(shared: Served, uid: str) -> None:
+async def test_last_event_id_takes_precedence_over_cursor_parameter(
+    shared: Served, uid: str
+) -> None:
     (first,) = (await shared.post(to(uid, msg_id="1"))).json()["results"]
     async with events(shared, uid, str(first["ctime"]), cursor=0) as stream:
         sync = await stream.next()
@@ -86,7 +90,7 @@ async def test_the_header_goes_before_the_parameter(shared: Served, uid: str) ->
         assert (await stream.next()).data["mode"] == "changes"
 
 
-async def test_only_what_can_be_resumed_from_has_an_id(shared: Served, uid: str) -> None:
+async def test_only_events_to_resume_from_have_an_id(shared: Served, uid: str) -> None:
     for _ in range(2):
         await shared.post({"messages": [to(uid) for _ in range(500)]})
     async with events(shared, uid) as stream:
@@ -94,13 +98,13 @@ async def test_only_what_can_be_resumed_from_has_an_id(shared: Served, uid: str)
         assert (first.data.get("more"), first.id) == (True, None)
         assert second.id == str(second.data["cursor"])
         await shared.post({"uid": uid, "system": "s", "body": {"a": 1}})
-        passing = await stream.next()
-        assert passing == Event(
+        out_of_band = await stream.next()
+        assert out_of_band == Event(
             "out_of_band", {"type": "out_of_band", "system": "s", "body": {"a": 1}}, None
         )
 
 
-async def test_a_body_with_line_ends_is_still_one_event(shared: Served, uid: str) -> None:
+async def test_body_with_line_breaks_is_one_event(shared: Served, uid: str) -> None:
     async with events(shared, uid) as stream:
         await stream.next()
         await shared.post(to(uid, body="a\n\nb\r\ndata: c"))
@@ -108,7 +112,9 @@ async def test_a_body_with_line_ends_is_still_one_event(shared: Served, uid: str
         assert message["creation"]["body"] == "a\n\nb\r\ndata: c"
 
 
-async def test_a_stream_is_of_a_device(shared: Served, uid: str) -> None:
+async def test_stream_of_device_leaves_out_messages_scoped_to_others(
+    shared: Served, uid: str
+) -> None:
     async with events(shared, uid, device_id="d1") as stream:
         await stream.next()
         await shared.post(to(uid, msg_id="2", device_id="d2"))
@@ -117,7 +123,7 @@ async def test_a_stream_is_of_a_device(shared: Served, uid: str) -> None:
         assert message["msg_id"] == "1"
 
 
-async def test_who_hangs_up_is_let_go() -> None:
+async def test_closed_stream_is_no_longer_connected() -> None:
     async with serving() as served:
         node = served.server.node
         async with events(served, "u") as stream:
@@ -128,7 +134,7 @@ async def test_who_hangs_up_is_let_go() -> None:
         assert await served.metric("gregor_connections") == 0
 
 
-async def test_a_stopping_server_says_goaway_and_ends_the_stream() -> None:
+async def test_draining_server_sends_goaway_and_ends_stream() -> None:
     async with serving() as served, events(served, "u") as stream:
         await stream.next()
         async with asyncio.TaskGroup() as tasks:

@@ -1,4 +1,4 @@
-"""Several processes on one socket: a device does not know on which of them it is."""
+"""Several worker processes on one listening socket, and their supervisor."""
 
 import asyncio
 import json
@@ -16,62 +16,63 @@ import httpx
 import psutil
 
 from gregor.testing.backends import Redis
-from tests.server.replicas import LOG, Replica, check_log, converge, replicas
-from tests.server.world import JSON, PATIENCE, Device, creation, http_client
+from tests.server.harness import JSON, TIMEOUT_SECONDS, RawDevice, creation, http_client
+from tests.server.replicas import LOG_QUERY, RawReplica, check_log, converge, replicas
 
 WORKERS = 2
 
 
-class Running:
-    """A parent whose workers answer, and what they log."""
+class RunningWorkers:
+    """A supervisor whose workers are running, and their log."""
 
     def __init__(self, process: Process, port: int) -> None:
         self.process = process
         self.url = f"ws://127.0.0.1:{port}/v1/connect"
         self._port = port
 
-    async def says(self, event: str) -> JSON:
-        """The next line of the log with this event."""
+    async def wait_log(self, event: str) -> JSON:
+        """The next log entry with this event."""
         async with asyncio.timeout(60):
-            return await _line(self.process, event)
+            return await _next_log_entry(self.process, event)
 
-    async def ended(self) -> int:
-        async with asyncio.timeout(PATIENCE + 10):
+    async def wait_ended(self) -> int:
+        """Wait until the supervisor ends, and return its exit status."""
+        async with asyncio.timeout(TIMEOUT_SECONDS + 10):
             return await self.process.wait()
 
     def workers(self) -> list[psutil.Process]:
         children: list[psutil.Process] = psutil.Process(self.process.pid).children()
         return children
 
-    def ask(self) -> httpx.AsyncClient:
-        """Whoever takes the connection answers."""
+    def http(self) -> httpx.AsyncClient:
+        """A client that is connected to any one of the workers."""
         return http_client(self._port)
 
     async def metric(self, name: str) -> dict[str, float]:
         """The values of a metric, by worker."""
-        async with self.ask() as http:
+        async with self.http() as http:
             page = (await http.get("/metrics")).text
-        found = re.findall(rf'^{name}{{.*worker="(\d+)".*}} (.+)$', page, re.MULTILINE)
-        return {worker: float(value) for worker, value in found}
+        samples = re.findall(rf'^{name}{{.*worker="(\d+)".*}} (.+)$', page, re.MULTILINE)
+        return {worker: float(value) for worker, value in samples}
 
-    async def device(self, uid: str, device_id: str) -> Device:
-        device = await Device.connected(self.url)
-        await device.say("hello", token=uid, device_id=device_id, protocol=1)
-        await device.heard("sync")
+    async def device(self, uid: str, device_id: str) -> RawDevice:
+        device = await RawDevice.connect(self.url)
+        await device.send("hello", token=uid, device_id=device_id, protocol=2)
+        await device.receive_type("sync")
         return device
 
 
-async def _line(process: Process, event: str) -> JSON:
+async def _next_log_entry(process: Process, event: str) -> JSON:
     assert process.stderr is not None
     while line := await process.stderr.readline():
-        said: JSON = json.loads(line)
-        if said["event"] == event:
-            return said
-    raise AssertionError(f"it has ended before it said {event!r}")
+        entry: JSON = json.loads(line)
+        if entry["event"] == event:
+            return entry
+    raise AssertionError(f"the process ended before it logged {event!r}")
 
 
 @asynccontextmanager
-async def running(store: str, pubsub: str) -> AsyncIterator[Running]:
+async def running_workers(store: str, pubsub: str) -> AsyncIterator[RunningWorkers]:
     options = {
         "listen": "127.0.0.1:0",
         "workers": str(WORKERS),
@@ -79,50 +80,50 @@ async def running(store: str, pubsub: str) -> AsyncIterator[Running]:
         "pubsub": pubsub,
         "log-format": "json",
         "drain-seconds": "1",
-        "sweep-seconds": "1000",  # what is heard at once is heard over the pub/sub
+        "sweep-seconds": "1000",  # so that only the pub/sub can deliver messages in time
     }
-    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    arguments = [argument for name, value in options.items() for argument in (f"--{name}", value)]
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "gregor.cli", "serve", "--migrate", *words),
+        *(sys.executable, "-m", "gregor.cli", "serve", "--migrate", *arguments),
         env={k: v for k, v in os.environ.items() if not k.startswith("GREGOR_")},
         stdin=DEVNULL,
         stderr=PIPE,
     )
     try:
         async with asyncio.timeout(60):
-            url: str = (await _line(process, "serving"))["url"]
+            url: str = (await _next_log_entry(process, "serving"))["url"]
             for _ in range(WORKERS):
-                await _line(process, "working")
-        yield Running(process, int(url.rpartition(":")[2]))
+                await _next_log_entry(process, "working")
+        yield RunningWorkers(process, int(url.rpartition(":")[2]))
     finally:
         with suppress(ProcessLookupError):
-            process.kill()  # the workers follow
+            process.kill()  # ends the workers too
         await process.communicate()
 
 
-async def on_both_workers(server: Running, uid: str) -> list[Device]:
-    """So many devices of the user that each worker has some of them."""
-    devices: list[Device] = []
-    async with asyncio.timeout(PATIENCE):
+async def on_both_workers(server: RunningWorkers, uid: str) -> list[RawDevice]:
+    """Connect devices of the user until each worker has at least one."""
+    devices: list[RawDevice] = []
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while not all((await server.metric("gregor_users")).values()):
             devices.append(await server.device(uid, f"d{len(devices)}"))
     return devices
 
 
-async def test_devices_on_different_workers_hear_each_other(
+async def test_devices_on_different_workers_receive_each_others_messages(
     postgresql_url: str, redis_server: Redis
 ) -> None:
-    async with running(postgresql_url, redis_server.url) as server:
+    async with running_workers(postgresql_url, redis_server.url) as server:
         devices = await on_both_workers(server, "u")
         for number, device in enumerate(devices):
             ack = await device.consume(creation(body=number, msg_id=f"m{number}"))
             assert ack["results"][0]["status"] == "stored"
         for device in devices:
-            heard: list[str] = []
-            while len(heard) < len(devices):
-                frame = await device.heard("messages")
-                heard += [message["msg_id"] for message in frame["messages"]]
-            assert heard == [f"m{number}" for number in range(len(devices))]
+            received: list[str] = []
+            while len(received) < len(devices):
+                frame = await device.receive_type("messages")
+                received += [message["msg_id"] for message in frame["messages"]]
+            assert received == [f"m{number}" for number in range(len(devices))]
         assert await server.metric("gregor_worker_up") == {"1": 1, "2": 1}
         counted = await server.metric("gregor_messages_total")
         assert sum(counted.values()) == len(devices)
@@ -131,85 +132,90 @@ async def test_devices_on_different_workers_hear_each_other(
             await device.close()
 
 
-async def test_a_frozen_worker_is_nothing_to_the_others(
+async def test_frozen_worker_does_not_affect_others_and_is_killed_on_second_stop(
     postgresql_url: str, redis_server: Redis
 ) -> None:
-    async with running(postgresql_url, redis_server.url) as server:
+    async with running_workers(postgresql_url, redis_server.url) as server:
         server.workers()[0].suspend()
         for number in range(5):
             async with await server.device("u", f"d{number}") as device:
-                await device.works()
+                await device.assert_usable()
         assert sorted((await server.metric("gregor_worker_up")).values()) == [0, 1]
         server.process.send_signal(signal.SIGTERM)
-        await server.says("stopping")
-        server.process.send_signal(signal.SIGTERM)  # which kills also those that cannot hear
-        assert await server.ended() == 0
+        await server.wait_log("stopping")
+        server.process.send_signal(signal.SIGTERM)  # the second one kills also a frozen worker
+        assert await server.wait_ended() == 0
 
 
-async def stay(url: str, device: Replica) -> None:
-    """Come back whenever the connection ends."""
+async def keep_connected(url: str, device: RawReplica) -> None:
+    """Reconnect whenever the connection ends."""
     while True:
-        await device.live(url)
+        await device.run_connection(url)
         await asyncio.sleep(0.05)
 
 
-async def progress(devices: list[Replica], messages: int) -> None:
-    """Until each of them has been told of so many more messages that they are stored."""
+async def wait_progress(devices: list[RawReplica], messages: int) -> None:
+    """Wait until this number of additional messages is acknowledged to each device."""
     wanted = [len(device.acked) + messages for device in devices]
     async with asyncio.timeout(60):
         while any(len(d.acked) < number for d, number in zip(devices, wanted, strict=True)):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
-async def check(store: str, devices: list[Replica]) -> None:
+async def check(store: str, devices: list[RawReplica]) -> None:
     connection = await asyncpg.connect(store)
-    check_log(await connection.fetch(LOG), devices)
+    check_log(await connection.fetch(LOG_QUERY), devices)
     await connection.close()
     assert [device.mismatches for device in devices] == [0] * len(devices)
 
 
-async def test_a_worker_that_is_killed_comes_back_and_nothing_acknowledged_is_lost(
+async def test_killed_worker_is_restarted_and_no_acknowledged_message_is_lost(
     postgresql_url: str, redis_server: Redis
 ) -> None:
     devices = replicas(random.Random(7))
-    async with running(postgresql_url, redis_server.url) as server:
+    async with running_workers(postgresql_url, redis_server.url) as server:
         async with asyncio.TaskGroup() as tasks:
-            staying = [tasks.create_task(stay(server.url, device)) for device in devices]
+            connections = [
+                tasks.create_task(keep_connected(server.url, device)) for device in devices
+            ]
             for victim in range(WORKERS):
-                await progress(devices, 10)
+                await wait_progress(devices, 10)
                 server.workers()[victim].kill()
-                ended = await server.says("a worker has ended")
+                ended = await server.wait_log("worker ended")
                 assert ended["status"] == -signal.SIGKILL
-                assert (await server.says("working"))["worker"] == ended["worker"]
-            await progress(devices, 10)
-            for task in staying:
+                assert (await server.wait_log("working"))["worker"] == ended["worker"]
+            await wait_progress(devices, 10)
+            for task in connections:
                 task.cancel()
         await converge(server.url, devices)
         await check(postgresql_url, devices)
 
 
-async def test_all_workers_say_goodbye_and_nothing_acknowledged_is_lost(
+async def test_sigterm_makes_all_workers_send_goaway_and_loses_no_acknowledged_message(
     postgresql_url: str, redis_server: Redis
 ) -> None:
     devices = replicas(random.Random(8))
-    async with running(postgresql_url, redis_server.url) as server, asyncio.TaskGroup() as tasks:
+    async with (
+        running_workers(postgresql_url, redis_server.url) as server,
+        asyncio.TaskGroup() as tasks,
+    ):
         for device in devices:
-            tasks.create_task(device.live(server.url))
-        await progress(devices, 10)
+            tasks.create_task(device.run_connection(server.url))
+        await wait_progress(devices, 10)
         server.process.send_signal(signal.SIGTERM)
-        assert await server.ended() == 0
-    assert [device.sent_away for device in devices] == [1] * len(devices)
+        assert await server.wait_ended() == 0
+    assert [device.goaways for device in devices] == [1] * len(devices)
     await check(postgresql_url, devices)
-    async with running(postgresql_url, redis_server.url) as server:
+    async with running_workers(postgresql_url, redis_server.url) as server:
         await converge(server.url, devices)
 
 
-async def test_workers_do_not_outlive_their_parent(
+async def test_workers_stop_when_supervisor_is_killed(
     postgresql_url: str, redis_server: Redis
 ) -> None:
-    async with running(postgresql_url, redis_server.url) as server:
+    async with running_workers(postgresql_url, redis_server.url) as server:
         server.process.kill()
         assert server.process.stderr is not None
-        async with asyncio.timeout(PATIENCE + 10):
-            rest = await server.process.stderr.read()  # to its end, which is that of the last
-        assert rest.decode().count('"stopping"') == WORKERS
+        async with asyncio.timeout(TIMEOUT_SECONDS + 10):
+            log = await server.process.stderr.read()  # until the last worker closes stderr
+        assert log.decode().count('"stopping"') == WORKERS

@@ -1,210 +1,240 @@
-"""What a node over shards promises besides what every state machine does."""
+"""The sharded state machine: routing, moved buckets, restored shards, and wrong configurations."""
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TypeVar
 
+import httpx
 import pytest
 
 from gregor.clock import now
+from gregor.config import Settings
 from gregor.core.buckets import BUCKETS, Move, bucket_of
+from gregor.core.instant import SECOND
 from gregor.core.message import create
 from gregor.errors import SetupError, StorageUnavailable, Unavailable
 from gregor.interfaces import Rejected, Stored
-from gregor.state_machines import moving, shard_map
-from gregor.state_machines.moving import Mover
-from gregor.state_machines.sharded import read_map
+from gregor.server import Server
+from gregor.state_machines import rebalance, shard_map
+from gregor.state_machines.rebalance import Rebalancer
+from gregor.state_machines.sharded import ShardedStateMachine, read_map
 from gregor.state_machines.sql import SQLStateMachine
-from gregor.state_machines.transactions import held_elsewhere
+from gregor.state_machines.transactions import wrong_shards
 from gregor.storage import tables
+from gregor.storage.database import Work
 from gregor.storage.engine import database_at
 from gregor.storage.migrations import migrate
-from tests.server.world import until
-from tests.shards.world import World, opened, store
+from tests.server.harness import until
+from tests.shards.harness import ShardHarness, opened, store
+
+T = TypeVar("T")
 
 
 @pytest.fixture
-async def world() -> AsyncIterator[World]:
-    async with opened(dict.fromkeys("abc", "sqlite://")) as world:
-        yield world
+async def harness() -> AsyncIterator[ShardHarness]:
+    async with opened(dict.fromkeys("abc", "sqlite://")) as harness:
+        yield harness
 
 
 # Routing
 
 
-async def test_each_user_is_in_one_shard(world: World) -> None:
-    async with world.machine() as machine:
+async def test_each_user_is_stored_in_one_shard(harness: ShardHarness) -> None:
+    async with harness.machine() as machine:
         messages = [create(f"user{n}", "a") for n in range(60)]
         assert all(isinstance(o, Stored) for o in await machine.consume_messages(messages))
-    holdings = await Mover(world.databases).holdings()
+    holdings = await Rebalancer(harness.databases).holdings()
     assert sum(holding.buckets for holding in holdings.values()) == BUCKETS
     assert [holding.held.messages > 0 for holding in holdings.values()] == [True] * 3
     assert sum(holding.held.messages for holding in holdings.values()) == 60
 
 
-async def test_a_shard_that_is_down_fails_its_own_users_only(world: World) -> None:
-    ann, bob = await world.user_of("a"), await world.user_of("b")
-    async with world.machine() as machine:
-        world.seen["a"].down = True
-        there, gone = await machine.consume_messages([create(bob, "x"), create(ann, "x")])
-        assert isinstance(there, Stored)
-        assert isinstance(gone, Rejected)
-        assert isinstance(gone.error, Unavailable)
-        assert "'a'" in gone.error.message
-        assert bob not in gone.error.message
-        assert await machine.ctimes([ann, bob]) == {bob: there.message.ctime}
+async def test_shard_that_is_down_rejects_messages_of_its_own_users_only(
+    harness: ShardHarness,
+) -> None:
+    ann, bob = await harness.user_of("a"), await harness.user_of("b")
+    async with harness.machine() as machine:
+        harness.flaky["a"].down = True
+        stored, rejected = await machine.consume_messages([create(bob, "x"), create(ann, "x")])
+        assert isinstance(stored, Stored)
+        assert isinstance(rejected, Rejected)
+        assert isinstance(rejected.error, Unavailable)
+        assert "'a'" in rejected.error.message
+        assert bob not in rejected.error.message
+        assert await machine.ctimes([ann, bob]) == {bob: stored.message.ctime}
         with pytest.raises(Unavailable):
             await machine.consume_messages([create(ann, "x")])
         with pytest.raises(Unavailable):
             await machine.sync(ann, None, 0)
-        assert not await machine.troubles()
+        assert not await machine.problems()
 
 
-async def test_it_is_known_which_shard_is_down_and_when_it_is_back(world: World) -> None:
-    async with world.machine() as machine:
-        world.seen["a"].down = True
-        await until(lambda: machine.shard_troubles() == ["shard 'a': it is down"])
-        assert not await machine.troubles()
+async def test_problems_name_shards_that_are_down_until_they_are_up_again(
+    harness: ShardHarness,
+) -> None:
+    async with harness.machine() as machine:
+        harness.flaky["a"].down = True
+        await until(lambda: machine.shard_problems() == ["shard 'a': it is down"])
+        assert not await machine.problems()
         for name in "bc":
-            world.seen[name].down = True
-        await until(lambda: len(machine.shard_troubles()) == 3)
-        assert len(await machine.troubles()) == 3
+            harness.flaky[name].down = True
+        await until(lambda: len(machine.shard_problems()) == 3)
+        assert len(await machine.problems()) == 3
         with pytest.raises(Unavailable):
             await machine.ctimes(["ann"])
-        world.seen["a"].down = False
-        await until(lambda: len(machine.shard_troubles()) == 2)
-        assert not await machine.troubles()
+        harness.flaky["a"].down = False
+        await until(lambda: len(machine.shard_problems()) == 2)
+        assert not await machine.problems()
 
 
-async def test_a_node_starts_while_a_shard_takes_nothing(world: World) -> None:
-    """A replica, say, that does not know yet that it is the first now."""
+async def test_node_starts_while_a_shard_is_read_only(harness: ShardHarness) -> None:
+    """For example a replica that was not promoted yet after a failover."""
 
-    async def refuse(work: object) -> None:
+    async def reject_write(work: object) -> None:
         raise StorageUnavailable("it is read-only")
 
-    world.seen["a"].write = refuse  # type: ignore[method-assign,assignment]
-    async with world.machine() as machine:
-        assert machine.shard_troubles() == ["shard 'a': it is read-only"]
-        await store(machine, create(await world.user_of("b"), "x"))
+    harness.flaky["a"].write = reject_write  # type: ignore[method-assign,assignment]
+    async with harness.machine() as machine:
+        assert machine.shard_problems() == ["shard 'a': it is read-only"]
+        await store(machine, create(await harness.user_of("b"), "x"))
 
 
-# Moving, as a node sees it
+# Moved buckets
 
 
-async def test_a_node_that_was_not_told_finds_the_user_who_moved(world: World) -> None:
-    ann = await world.user_of("a")
-    async with world.machine() as writing, world.machine() as reading:
+async def test_node_with_old_map_finds_user_whose_bucket_moved(harness: ShardHarness) -> None:
+    ann = await harness.user_of("a")
+    async with harness.machine() as writing, harness.machine() as reading:
         first = await store(writing, create(ann, "x"))
-        await Mover(world.databases).move([Move(bucket_of(ann), "a", "b")])
-        assert await world.holder(ann) == "b"
+        await Rebalancer(harness.databases).move([Move(bucket_of(ann), "a", "b")])
+        assert await harness.holder(ann) == "b"
         second = await store(writing, create(ann, "x"))
         assert second.prev == first.ctime
-        assert [m.ctime for m in await world.log(reading, ann)] == [first.ctime, second.ctime]
+        assert [m.ctime for m in await harness.log(reading, ann)] == [first.ctime, second.ctime]
 
 
-@pytest.mark.parametrize("question", ["state", "sync", "ctimes"])
-async def test_every_question_finds_the_user_who_moved(world: World, question: str) -> None:
-    ann = await world.user_of("a")
-    async with world.machine() as machine:
+@pytest.mark.parametrize("method", ["state", "sync", "ctimes"])
+async def test_each_read_method_finds_user_whose_bucket_moved(
+    harness: ShardHarness, method: str
+) -> None:
+    ann = await harness.user_of("a")
+    async with harness.machine() as machine:
         first = await store(machine, create(ann, "x"))
-        await Mover(world.databases).move([Move(bucket_of(ann), "a", "b")])
-        await moving.Mover(world.databases).verify(prune=True)
-        match question:
+        await Rebalancer(harness.databases).move([Move(bucket_of(ann), "a", "b")])
+        await rebalance.Rebalancer(harness.databases).verify(prune=True)
+        match method:
             case "state":
                 assert len(await machine.state(ann)) == 1
             case "sync":
                 assert (await machine.sync(ann, None, first.ctime)).cursor == first.ctime
-            case _:  # left out once, which a sweep is ready for; then asked for where it is
-                assert await machine.ctimes([ann]) == {}
+            case _:
                 assert await machine.ctimes([ann]) == {ann: first.ctime}
 
 
-async def test_a_bucket_that_was_given_away_is_taken_by_a_holder_who_was_not_told(
-    world: World,
+async def test_new_holder_without_placement_of_released_bucket_gets_it_from_node(
+    harness: ShardHarness,
 ) -> None:
-    """As if the mover had been killed between the two."""
-    ann = await world.user_of("a")
+    """As if the rebalancer had crashed between the release and the publication."""
+    ann = await harness.user_of("a")
     bucket = bucket_of(ann)
-    async with world.machine() as machine:
-        until, _ = await world.databases["a"].write(lambda c: shard_map.close(c, [bucket], 10))
-        await world.databases["a"].write(lambda c: shard_map.release(c, [bucket], "b", until))
+    async with harness.machine() as machine:
+        until, _ = await harness.databases["a"].write(lambda c: shard_map.close(c, [bucket], 10))
+        await harness.databases["a"].write(lambda c: shard_map.release(c, [bucket], "b", until))
         stored = await store(machine, create(ann, "x"))
-    there = await world.databases["b"].read(lambda c: shard_map.extents(c, [bucket]))
-    assert there[ann].ctime == stored.ctime
+    extents = await harness.databases["b"].read(lambda c: shard_map.extents(c, [bucket]))
+    assert extents[ann].ctime == stored.ctime
 
 
 # A shard that was restored from a backup
 
 
-async def restore(world: World, shard: str, bucket: int) -> None:
-    """Have a shard hold a bucket again which it has given away since the backup."""
-    held = tables.buckets.update().where(tables.buckets.c.bucket == bucket)
-    restored = held.values(shard=shard, version=1)
-    await world.databases[shard].write(lambda c: c.execute(restored))
-    assert not await refused(world, shard, bucket)
+async def restore(harness: ShardHarness, shard: str, bucket: int) -> None:
+    """Make a shard hold a bucket again that it has released since the backup."""
+    where_bucket = tables.buckets.update().where(tables.buckets.c.bucket == bucket)
+    old_placement = where_bucket.values(shard=shard, version=1)
+    await harness.databases[shard].write(lambda c: c.execute(old_placement))
+    assert not await rejects(harness, shard, bucket)
 
 
-async def refused(world: World, shard: str, bucket: int) -> bool:
-    gone = await world.databases[shard].read(lambda c: held_elsewhere(c, [bucket]))
-    return bool(gone)
+async def rejects(harness: ShardHarness, shard: str, bucket: int) -> bool:
+    """Whether the shard knows that another one holds the bucket."""
+    errors = await harness.databases[shard].read(lambda c: wrong_shards(c, [bucket]))
+    return bool(errors)
 
 
-async def test_a_restored_shard_is_told_by_a_node_that_starts_what_it_has_forgotten(
-    world: World,
+async def test_restored_shard_gets_newer_placements_from_node_that_starts(
+    harness: ShardHarness,
 ) -> None:
-    bucket = bucket_of(await world.user_of("a"))
-    await Mover(world.databases).move([Move(bucket, "a", "b")])
-    await restore(world, "a", bucket)
-    async with world.machine():
-        assert await refused(world, "a", bucket)
+    bucket = bucket_of(await harness.user_of("a"))
+    await Rebalancer(harness.databases).move([Move(bucket, "a", "b")])
+    await restore(harness, "a", bucket)
+    async with harness.machine():
+        assert await rejects(harness, "a", bucket)
 
 
-async def test_a_shard_that_is_restored_while_it_is_down_is_told_when_it_is_back(
-    world: World,
+async def test_shard_restored_while_down_gets_newer_placements_when_it_is_up_again(
+    harness: ShardHarness,
 ) -> None:
-    bucket = bucket_of(await world.user_of("a"))
-    await Mover(world.databases).move([Move(bucket, "a", "b")])
-    async with world.machine() as machine:
-        world.seen["a"].down = True
-        await until(lambda: bool(machine.shard_troubles()))
-        await restore(world, "a", bucket)
-        world.seen["a"].down = False
-        await until(lambda: not machine.shard_troubles())
-        assert await refused(world, "a", bucket)
+    bucket = bucket_of(await harness.user_of("a"))
+    await Rebalancer(harness.databases).move([Move(bucket, "a", "b")])
+    async with harness.machine() as machine:
+        harness.flaky["a"].down = True
+        await until(lambda: bool(machine.shard_problems()))
+        await restore(harness, "a", bucket)
+        harness.flaky["a"].down = False
+        await until(lambda: not machine.shard_problems())
+        assert await rejects(harness, "a", bucket)
 
 
-async def test_a_restored_shard_is_told_once_whoever_knows_better_is_back(world: World) -> None:
-    ann = await world.user_of("a")
+async def test_restored_shard_gets_placement_when_the_holder_is_up_again(
+    harness: ShardHarness,
+) -> None:
+    ann = await harness.user_of("a")
     bucket = bucket_of(ann)
-    await Mover(world.databases).move([Move(bucket, "a", "b")])
-    await restore(world, "a", bucket)
-    world.seen["b"].down = True
-    async with world.machine() as machine:
-        assert machine.shard_troubles() == ["shard 'b': it is down"]
-        world.seen["b"].down = False
-        await until(lambda: not machine.shard_troubles())
+    await Rebalancer(harness.databases).move([Move(bucket, "a", "b")])
+    await restore(harness, "a", bucket)
+    harness.flaky["b"].down = True
+    async with harness.machine() as machine:
+        assert machine.shard_problems() == ["shard 'b': it is down"]
+        harness.flaky["b"].down = False
+        await until(lambda: not machine.shard_problems())
         await store(machine, create(ann, "x"))
-        there = await world.databases["b"].read(lambda c: shard_map.extents(c, [bucket]))
-        assert list(there) == [ann]
-        await until(lambda: all(shard.taken_in for shard in machine.shards.values()))
-        assert await refused(world, "a", bucket)
+        extents = await harness.databases["b"].read(lambda c: shard_map.extents(c, [bucket]))
+        assert list(extents) == [ann]
+        await until(lambda: all(shard.admitted for shard in machine.shards.values()))
+        assert await rejects(harness, "a", bucket)
 
 
-async def test_who_writes_to_a_closed_bucket_waits_until_it_opens(world: World) -> None:
-    ann = await world.user_of("a")
-    async with world.machine() as machine:
-        await world.databases["a"].write(lambda c: shard_map.close(c, [bucket_of(ann)], 0.2))
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        await store(machine, create(ann, "x"))
-        assert 0.1 < loop.time() - began < 2
+async def test_write_to_closed_bucket_waits_until_its_time_is_over(harness: ShardHarness) -> None:
+    ann = await harness.user_of("a")
+    bucket = bucket_of(ann)
+    async with harness.machine() as machine:
+        source, flaky = harness.databases["a"], harness.flaky["a"]
+        attempts = 0
+
+        async def count_attempts(work: Work[T]) -> T:
+            nonlocal attempts
+            attempts += 1
+            return await source.write(work)
+
+        flaky.write = count_attempts  # type: ignore[method-assign]
+        closed_until, _ = await source.write(lambda c: shard_map.close(c, [bucket], 60))
+        writing = asyncio.create_task(store(machine, create(ann, "x")))
+        await until(lambda: attempts >= 2)  # the first attempt was rejected, and is retried
+        assert not writing.done()
+        # As if the 60 seconds were over.
+        time_is_over = tables.buckets.update().values(closed_until=closed_until - 60 * SECOND)
+        await source.write(lambda c: c.execute(time_is_over))
+        await writing
         assert len(await machine.state(ann)) == 1
 
 
-async def test_what_has_opened_again_is_not_given_away(world: World) -> None:
-    bucket = bucket_of(await world.user_of("a"))
-    source = world.databases["a"]
+async def test_release_of_bucket_that_has_reopened_raises_not_closed(harness: ShardHarness) -> None:
+    bucket = bucket_of(await harness.user_of("a"))
+    source = harness.databases["a"]
     first, _ = await source.write(lambda c: shard_map.close(c, [bucket], 10))
-    await source.write(lambda c: shard_map.close(c, [bucket], 20))  # by somebody else
+    await source.write(lambda c: shard_map.close(c, [bucket], 20))  # by another rebalancer
     with pytest.raises(shard_map.NotClosed):
         await source.write(lambda c: shard_map.release(c, [bucket], "b", first))
     expired, _ = await source.write(lambda c: shard_map.close(c, [bucket], -1))
@@ -212,56 +242,62 @@ async def test_what_has_opened_again_is_not_given_away(world: World) -> None:
         await source.write(lambda c: shard_map.release(c, [bucket], "b", expired))
 
 
-async def test_several_buckets_are_given_away_together_or_not_at_all(world: World) -> None:
-    placed, (one, other) = await read_map(world.databases), (0, 1)
-    source = world.databases["a"]
-    until, _ = await source.write(lambda c: shard_map.close(c, [one, other], 10))
-    await source.write(lambda c: shard_map.close(c, [other], 20))  # by somebody else
+async def test_release_moves_all_buckets_or_none(harness: ShardHarness) -> None:
+    placed, (first, second) = await read_map(harness.databases), (0, 1)
+    source = harness.databases["a"]
+    until, _ = await source.write(lambda c: shard_map.close(c, [first, second], 10))
+    await source.write(lambda c: shard_map.close(c, [second], 20))  # by another rebalancer
     with pytest.raises(shard_map.NotClosed):
-        await source.write(lambda c: shard_map.release(c, [one, other], "b", until))
-    assert await read_map(world.databases) == placed
+        await source.write(lambda c: shard_map.release(c, [first, second], "b", until))
+    assert await read_map(harness.databases) == placed
 
 
-async def test_a_node_that_does_not_know_the_new_shard_says_how_to_tell_it(world: World) -> None:
-    ann, bob = await world.user_of("a"), await world.user_of("b")
-    async with world.machine() as machine, database_at("sqlite://", migrate) as fourth:
-        databases = {**world.databases, "d": fourth}
-        await moving.establish(databases)
-        await Mover(databases).move([Move(bucket_of(ann), "a", "d")])
+async def test_node_without_the_new_shard_raises_unavailable_with_the_option_to_add(
+    harness: ShardHarness,
+) -> None:
+    ann, bob = await harness.user_of("a"), await harness.user_of("b")
+    async with harness.machine() as machine, database_at("sqlite://", migrate) as fourth:
+        databases = {**harness.databases, "d": fourth}
+        await rebalance.establish(databases)
+        await Rebalancer(databases).move([Move(bucket_of(ann), "a", "d")])
         with pytest.raises(Unavailable, match="--store d=URL"):
             await machine.sync(ann, None, 0)
         await machine.sync(bob, None, 0)
 
 
-# Configurations that do not fit
+# Wrong configurations
 
 
-async def test_names_that_were_exchanged(world: World) -> None:
-    swapped = {"b": world.databases["a"], "a": world.databases["b"], "c": world.databases["c"]}
+async def test_swapped_shard_names_are_refused(harness: ShardHarness) -> None:
+    swapped = {
+        "b": harness.databases["a"],
+        "a": harness.databases["b"],
+        "c": harness.databases["c"],
+    }
     with pytest.raises(SetupError, match="shard 'b' is shard 'a'"):
         await read_map(swapped)
 
 
-async def test_a_shard_that_is_not_configured(world: World) -> None:
+async def test_shard_map_with_unconfigured_shard_is_refused(harness: ShardHarness) -> None:
     with pytest.raises(SetupError, match="add --store b=URL"):
-        await read_map({name: world.databases[name] for name in "ac"})
+        await read_map({name: harness.databases[name] for name in "ac"})
 
 
-async def test_a_database_that_is_no_shard_yet(world: World) -> None:
+async def test_database_that_is_not_a_shard_yet_is_refused(harness: ShardHarness) -> None:
     async with database_at("sqlite://", migrate) as fourth:
         with pytest.raises(SetupError, match="gregor migrate --store a=URL"):
-            await read_map({**world.databases, "d": fourth})
+            await read_map({**harness.databases, "d": fourth})
 
 
-async def test_users_of_somebody_else_do_not_join(world: World) -> None:
+async def test_database_with_users_cannot_be_added_to_a_map(harness: ShardHarness) -> None:
     async with database_at("sqlite://", migrate) as other:
         async with SQLStateMachine(other, now) as machine:
             await store(machine, create("ann", "x"))
         with pytest.raises(SetupError, match="has users of its own"):
-            await moving.establish({**world.databases, "d": other})
+            await rebalance.establish({**harness.databases, "d": other})
 
 
-async def test_a_store_that_has_users_becomes_the_first_of_several() -> None:
+async def test_store_with_users_becomes_the_holder_of_all_buckets_of_a_new_map() -> None:
     async with (
         database_at("sqlite://", migrate) as old,
         database_at("sqlite://", migrate) as new,
@@ -269,27 +305,47 @@ async def test_a_store_that_has_users_becomes_the_first_of_several() -> None:
     ):
         await store(machine, create("ann", "x"))
         both = {"new": new, "old": old}
-        placed = await moving.establish(both)
+        placed = await rebalance.establish(both)
         assert {placement.shard for placement in placed.values()} == {"old"}
-        await store(machine, create("ann", "x"))  # a node that was not started anew
-        await Mover(both).move([Move(bucket_of("ann"), "old", "new")])
+        await store(machine, create("ann", "x"))  # a node that was not restarted
+        await Rebalancer(both).move([Move(bucket_of("ann"), "old", "new")])
         with pytest.raises(Unavailable, match="'new'"):
             await machine.consume_message(create("ann", "x"))
 
 
-async def test_a_shard_that_is_frozen_is_noticed_by_its_silence(world: World) -> None:
-    async with world.machine() as machine:
+async def test_shard_that_does_not_answer_is_reported_as_a_problem(harness: ShardHarness) -> None:
+    async with harness.machine() as machine:
         shard = machine.shards["a"]
         never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-        async def silence(work: object) -> None:
+        async def read_without_answer(work: object) -> None:
             await never
 
-        world.seen["a"].read = silence  # type: ignore[method-assign,assignment]
-        looking = asyncio.create_task(shard.look())
-        await until(lambda: shard.trouble is not None)
+        harness.flaky["a"].read = read_without_answer  # type: ignore[method-assign,assignment]
+        probing = asyncio.create_task(shard.probe())
+        await until(lambda: shard.problem is not None)
         with pytest.raises(Unavailable, match="has not answered"):
-            await machine.sync(await world.user_of("a"), None, 0)
+            await machine.sync(await harness.user_of("a"), None, 0)
         never.set_exception(StorageUnavailable("it was reset"))
-        await looking
-        assert shard.trouble == "it was reset"
+        await probing
+        assert shard.problem == "it was reset"
+
+
+@pytest.mark.parametrize("resource", ["messages", "state", "count"])
+async def test_http_read_finds_user_whose_bucket_moved(resource: str, tmp_path: Path) -> None:
+    settings = Settings(
+        store=tuple(f"{name}=sqlite:///{tmp_path}/{name}.db" for name in "ab"), drain_seconds=0
+    )
+    async with Server(settings) as server:
+        await server.inject(create("alice", "x", 1))
+        machine = server.state_machine
+        assert isinstance(machine, ShardedStateMachine)
+        holders = await read_map(machine.databases)
+        source = holders[bucket_of("alice")].shard
+        target = {"a": "b", "b": "a"}[source]
+        await Rebalancer(machine.databases).move([Move(bucket_of("alice"), source, target)])
+        transport = httpx.ASGITransport(server.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+            answer = await http.get(f"/v1/users/alice/{resource}")
+        assert answer.status_code == httpx.codes.OK
+        assert len(answer.json().get("messages", [1])) == 1

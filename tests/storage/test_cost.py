@@ -1,5 +1,5 @@
-"""D15: what things cost does not grow with a user's history. SQLite counts its own steps, so this
-needs no watch: in the original, every message was slower than the one before."""
+"""D15: the cost of an operation does not grow with the length of a user's history. In the original,
+every message was slower than the one before. SQLite counts its steps, so no time is measured."""
 
 import sqlite3
 from collections.abc import Callable
@@ -17,83 +17,83 @@ from gregor.storage.migrations import migrate
 from gregor.testing.backends import PostgreSQL
 
 T = TypeVar("T")
-LONG = 3_000
+LONG_HISTORY = 3_000
 DAY = 86_400 * SECOND
 NOW = 20_000 * DAY
 
 
 def steps(connection: Connection, work: Callable[[Connection], T]) -> int:
-    """About how many steps of SQLite's machine the work takes, in tens."""
+    """The number of steps of SQLite's virtual machine that the work takes, in tens."""
     driver = connection.connection.driver_connection
     assert isinstance(driver, sqlite3.Connection)
-    counted = 0
+    tens = 0
 
-    def step() -> int:
-        nonlocal counted
-        counted += 1
+    def count_ten() -> int:
+        nonlocal tens
+        tens += 1
         return 0
 
-    driver.set_progress_handler(step, 10)
+    driver.set_progress_handler(count_ten, 10)
     work(connection)
     driver.set_progress_handler(None, 0)
-    return counted
+    return tens
 
 
 def stored(*messages: InBandMessage) -> Callable[[Connection], object]:
     return lambda connection: consume(connection, messages, NOW)
 
 
-EVERYDAY: dict[str, Callable[[Connection], object]] = {
-    "a creation": stored(create("u", "a")),
-    "a replacement": stored(replace("u", "badge", 1)),
-    "a dismissal of an unknown id": stored(dismiss("u", "unknown")),
-    "a dismissal of a category": stored(dismiss_category("u", "a")),
-    "a dismissal of everything": stored(dismiss_category("u", "b", prefix=True)),
-    "a state": lambda c: read_state(c, "u", None, NOW, None),
-    "a snapshot": lambda c: read_sync(c, "u", "d1", 0, NOW),
-    "a sync of a device long away": lambda c: read_sync(c, "u", "d1", 1, NOW),
-    "a sync of a device that was just here": lambda c: read_sync(c, "u", "d1", NOW, NOW),
-    "the latest messages": lambda c: read_since(c, "u", "d1", NOW + DAY, NOW),
+OPERATIONS: dict[str, Callable[[Connection], object]] = {
+    "creation": stored(create("u", "a")),
+    "replacement": stored(replace("u", "badge", 1)),
+    "dismissal_of_unknown_id": stored(dismiss("u", "unknown")),
+    "dismissal_of_category": stored(dismiss_category("u", "a")),
+    "dismissal_of_prefix": stored(dismiss_category("u", "b", prefix=True)),
+    "state": lambda c: read_state(c, "u", None, NOW, None),
+    "snapshot": lambda c: read_sync(c, "u", "d1", 0, NOW),
+    "sync_from_old_cursor": lambda c: read_sync(c, "u", "d1", 1, NOW),
+    "sync_from_recent_cursor": lambda c: read_sync(c, "u", "d1", NOW, NOW),
+    "messages_since_tomorrow": lambda c: read_since(c, "u", "d1", NOW + DAY, NOW),
 }
 
 
-async def lived(url: str, length: int, work: Callable[[Connection], T]) -> T:
-    """What the work says of a user who has so long a history."""
+async def with_history(url: str, length: int, work: Callable[[Connection], T]) -> T:
+    """The result of the work on a user who has stored so many messages."""
     async with database_at(url, migrate) as database:
         async with SQLStateMachine(database, lambda: NOW) as machine:
             for _ in range(length // 10):
                 await machine.consume_messages([replace("u", "badge", n) for n in range(9)])
-                await machine.consume_message(create("u", "gone", dtime=NOW - DAY))
+                await machine.consume_message(create("u", "expired", expires=NOW - DAY))
         return await database.write(work)
 
 
-@pytest.mark.parametrize("what", EVERYDAY)
-async def test_d15_a_long_history_costs_nothing(what: str) -> None:
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_d15_cost_does_not_grow_with_history(operation: str) -> None:
     short, long = [
-        await lived("sqlite://", length, lambda c: steps(c, EVERYDAY[what]))
-        for length in (10, LONG)
+        await with_history("sqlite://", length, lambda c: steps(c, OPERATIONS[operation]))
+        for length in (10, LONG_HISTORY)
     ]
     assert short > 0
     assert long < 3 * short + 50
 
 
 def rows_read(connection: Connection, work: Callable[[Connection], T]) -> int:
-    """How many rows the work has PostgreSQL look at."""
-    counted = text("SELECT sum(seq_tup_read + idx_tup_fetch) FROM pg_stat_xact_user_tables")
-    before = connection.scalar(counted)
+    """The number of rows that PostgreSQL reads for the work."""
+    query = text("SELECT sum(seq_tup_read + idx_tup_fetch) FROM pg_stat_xact_user_tables")
+    before = connection.scalar(query)
     work(connection)
-    return int(connection.scalar(counted) - before)
+    return int(connection.scalar(query) - before)
 
 
-async def test_d15_a_long_history_costs_nothing_on_postgresql(
+async def test_d15_cost_does_not_grow_with_history_on_postgresql(
     postgresql_server: PostgreSQL,
 ) -> None:
     def costs(connection: Connection) -> dict[str, int]:
-        return {what: rows_read(connection, work) for what, work in EVERYDAY.items()}
+        return {name: rows_read(connection, work) for name, work in OPERATIONS.items()}
 
     short, long = [
-        await lived(await postgresql_server.create_database(), length, costs)
-        for length in (10, LONG)
+        await with_history(await postgresql_server.create_database(), length, costs)
+        for length in (10, LONG_HISTORY)
     ]
     assert sum(short.values()) > 0
-    assert {what for what in EVERYDAY if long[what] > 3 * short[what] + 50} == set()
+    assert {name for name in OPERATIONS if long[name] > 3 * short[name] + 50} == set()

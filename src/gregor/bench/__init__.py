@@ -1,4 +1,4 @@
-"""`gregor bench`: how fast it is, beside the limits measured in the same run."""
+"""`gregor bench`: performance figures, each next to a baseline that the same run measures."""
 
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -36,15 +36,15 @@ MEASUREMENTS: dict[str, Callable[[bool], Awaitable[list[Figure]]]] = {
 
 
 def run(quick: bool = False, only: Sequence[str] = (), json: bool = False) -> int:
-    """Measure, and print the figures. The exit status: 1 if one of them misses its limit.
+    """Measure and print the figures. Returns the exit status: 1 if a figure misses its threshold.
 
-    `quick` takes some seconds, shows only that everything can be measured, and judges nothing.
-    `only` names the MEASUREMENTS to make. Raises SetupError if there is none of that name.
+    `quick` takes a few seconds; it only shows that everything can be measured, and returns 0.
+    `only` selects MEASUREMENTS by name. Raises SetupError for an unknown name.
     """
     for name in only:
         if name not in MEASUREMENTS:
-            raise SetupError(f"there is no figure {name!r}; there are {', '.join(MEASUREMENTS)}")
-    servers.allow_many_connections()
+            raise SetupError(f"unknown figure {name!r}; choose from {', '.join(MEASUREMENTS)}")
+    servers.raise_open_file_limit()
     figures = uvloop.run(_measure(quick, only or tuple(MEASUREMENTS)))
     if json:
         print(as_json(figures))

@@ -1,6 +1,6 @@
-"""Where a fleet is measured: a real PostgreSQL and a real Redis, and nodes on them.
+"""The environment of the fleet figures: a real PostgreSQL, a real Redis, and nodes that use them.
 
-Their programs come from wheels of the dev extra. Without them, SetupError says so.
+The programs come from wheels of the dev extra. Without these, SetupError is raised.
 """
 
 from collections.abc import AsyncIterator
@@ -13,21 +13,21 @@ from gregor.storage.migrations import migrate
 from gregor.testing.backends import PostgreSQL, Redis
 
 
-class Place(NamedTuple):
-    """What nodes are started on."""
+class BenchBackends(NamedTuple):
+    """The servers that the nodes use."""
 
     postgresql: PostgreSQL
     redis: Redis
 
     async def store(self) -> str:
-        """The URL of a new store."""
+        """Create a store with the current schema; its URL."""
         url = await self.postgresql.create_database()
         async with database_at(url, migrate):
             return url
 
     @asynccontextmanager
-    async def nodes(self, number: int, store: str) -> AsyncIterator[list[servers.Server]]:
-        """So many nodes of one fleet."""
+    async def nodes(self, number: int, store: str) -> AsyncIterator[list[servers.ServerProcess]]:
+        """Start this number of nodes of one fleet."""
         async with AsyncExitStack() as stack:
             yield [
                 await stack.enter_async_context(servers.node(store, self.redis.url))
@@ -36,7 +36,7 @@ class Place(NamedTuple):
 
 
 @asynccontextmanager
-async def place() -> AsyncIterator[Place]:
-    """PostgreSQL and Redis, while the block runs."""
+async def backends() -> AsyncIterator[BenchBackends]:
+    """Run PostgreSQL and Redis while the block runs."""
     async with PostgreSQL() as postgresql, Redis() as redis:
-        yield Place(postgresql, redis)
+        yield BenchBackends(postgresql, redis)

@@ -1,5 +1,6 @@
-"""8,000 messages into one user, then one dismissal, a state and a sync: what a message costs must
-not grow with what is there already."""
+"""The cost per message for a user with 8,000 messages, compared with 1,000: it must not grow.
+
+The cost includes one dismissal, one state and one sync at the end."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -11,15 +12,15 @@ from typing import NamedTuple
 import msgspec
 
 from gregor.bench import servers
-from gregor.bench.load import BenchFailed, Device, chat_message
+from gregor.bench.load import BenchFailed, LoadDevice, chat_message
 from gregor.bench.report import Figure, Wanted
 
-FEW, MANY, BATCH, ROUNDS = 1_000, 8_000, 100, 5
+SMALL_HISTORY, LARGE_HISTORY, BATCH, ROUNDS = 1_000, 8_000, 100, 5
 ROOMS = 10
 
 
 class Cost(NamedTuple):
-    """What it all took, in seconds."""
+    """The duration of each part, in seconds."""
 
     messages: float
     dismissal: float
@@ -28,22 +29,24 @@ class Cost(NamedTuple):
 
 
 async def measure(quick: bool) -> list[Figure]:
-    few, many, rounds = (200, 400, 1) if quick else (FEW, MANY, ROUNDS)
+    small_history, large_history, rounds = (
+        (200, 400, 1) if quick else (SMALL_HISTORY, LARGE_HISTORY, ROUNDS)
+    )
     small: list[Cost] = []
     large: list[Cost] = []
     with TemporaryDirectory(prefix="gregor-bench-") as directory:
         async with servers.gregor(Path(directory, "gregor.db")) as server:
-            await _cost(server, "warm-up", few)
+            await _cost(server, "warm-up", small_history)
             for number in range(rounds):
-                small.append(await _cost(server, f"few-{number}", few))
-                large.append(await _cost(server, f"many-{number}", many))
-    before = median(sum(cost) for cost in small) / few
-    after = median(sum(cost) for cost in large) / many
+                small.append(await _cost(server, f"small-{number}", small_history))
+                large.append(await _cost(server, f"large-{number}", large_history))
+    before = median(sum(cost) for cost in small) / small_history
+    after = median(sum(cost) for cost in large) / large_history
     return [
         Figure(
-            name=f"{many:,} messages into one user, a dismissal, a state and a sync",
+            name=f"{large_history:,} messages into one user, a dismissal, a state and a sync",
             measured=f"{after * 1e6:.0f} µs per message ({_parts(large)})",
-            beside=f"with {few:,}: {before * 1e6:.0f} µs per message ({_parts(small)})",
+            beside=f"with {small_history:,}: {before * 1e6:.0f} µs per message ({_parts(small)})",
             ratio=after / before,
             wanted=Wanted.BELOW,
             threshold=1.5,
@@ -60,8 +63,8 @@ def _parts(costs: list[Cost]) -> str:
     return ", ".join(parts)
 
 
-async def _cost(server: servers.Server, uid: str, messages: int) -> Cost:
-    device = await Device.connect(server.address, uid, "phone")
+async def _cost(server: servers.ServerProcess, uid: str, messages: int) -> Cost:
+    device = await LoadDevice.connect(server.address, uid, "phone")
     times = [perf_counter()]
     for number in range(0, messages, BATCH):
         batch = [chat_message(f"{n:032x}", n % ROOMS) for n in range(number, number + BATCH)]
@@ -75,11 +78,11 @@ async def _cost(server: servers.Server, uid: str, messages: int) -> Cost:
     times.append(perf_counter())
     device.close()
     if not len(state["items"]) == device.messages == messages - messages // ROOMS:
-        raise BenchFailed("the dismissal has left another number of items than it should")
+        raise BenchFailed("the dismissal left a wrong number of items")
     return Cost(*(after - before for before, after in pairwise(times)))
 
 
 def _dismissal() -> bytes:
-    """One room has been read."""
+    """A dismissal of all items of one room."""
     ranges = [{"category": "chat.unread.room3"}]
     return msgspec.json.encode({"msg_id": "read", "dismissal": {"ranges": ranges}})

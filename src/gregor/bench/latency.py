@@ -1,47 +1,47 @@
-"""How long a sender waits for its ack when each user has one message in flight."""
+"""The ack latency when each user has one message in flight."""
 
 from pathlib import Path
 from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 
 from gregor.bench import servers
-from gregor.bench.crowd import DEVICES, Crowd, Exchange
+from gregor.bench.load_users import DEVICES, LoadRun, LoadUsers
 from gregor.bench.report import Figure, Wanted
 
-USERS, MESSAGES, ALONE, WARM_UP = 100, 300, 500, 20
+USERS, MESSAGES, SINGLE_MESSAGES, WARM_UP = 100, 300, 500, 20
 
 
 async def measure(quick: bool) -> list[Figure]:
     with TemporaryDirectory(prefix="gregor-bench-") as directory:
         async with servers.gregor(Path(directory, "gregor.db")) as server:
-            crowd = await Crowd.gather([server.address], USERS)
-            await crowd.exchange(WARM_UP, 1)
-            together = await crowd.exchange(10 if quick else MESSAGES, 1)
-            first = Crowd(crowd.devices[:DEVICES])
-            alone = await first.exchange(10 if quick else ALONE, 1)
-            crowd.close()
-    rate = len(together.latencies) / together.seconds
+            users = await LoadUsers.connect([server.address], USERS)
+            await users.run(WARM_UP, 1)
+            concurrent = await users.run(10 if quick else MESSAGES, 1)
+            first_user = LoadUsers(users.devices[:DEVICES])
+            single = await first_user.run(10 if quick else SINGLE_MESSAGES, 1)
+            users.close()
+    rate = len(concurrent.latencies) / concurrent.seconds
     return [
         Figure(
             name=f"ack latency, {USERS} users with one message in flight each",
-            measured=f"p99 {_p99(together) * 1e3:.2f} ms, at {rate:,.0f} messages/s",
-            beside=f"p50 {_p50(together) * 1e3:.2f} ms",
-            ratio=_p99(together) / _p50(together),
+            measured=f"p99 {_p99(concurrent) * 1e3:.2f} ms, at {rate:,.0f} messages/s",
+            beside=f"p50 {_p50(concurrent) * 1e3:.2f} ms",
+            ratio=_p99(concurrent) / _p50(concurrent),
             wanted=Wanted.BELOW,
             threshold=5,
         ),
         Figure(
             name="ack latency, one message in flight in all",
-            measured=f"p99 {_p99(alone) * 1e3:.2f} ms",
-            beside=f"p50 {_p50(alone) * 1e3:.2f} ms",
-            ratio=_p99(alone) / _p50(alone),
+            measured=f"p99 {_p99(single) * 1e3:.2f} ms",
+            beside=f"p50 {_p50(single) * 1e3:.2f} ms",
+            ratio=_p99(single) / _p50(single),
         ),
     ]
 
 
-def _p50(exchange: Exchange) -> float:
-    return median(exchange.latencies)
+def _p50(run: LoadRun) -> float:
+    return median(run.latencies)
 
 
-def _p99(exchange: Exchange) -> float:
-    return quantiles(exchange.latencies, n=100)[98]
+def _p99(run: LoadRun) -> float:
+    return quantiles(run.latencies, n=100)[98]

@@ -1,8 +1,8 @@
-"""Devices that cost the load generator little, so that it is the server that is measured.
+"""Devices with a low cost for the load generator, so that the bench measures the server.
 
-A frame is made by hand: RFC 6455 as far as a well-behaved server makes it necessary, that is, text
-in one piece and pings, with a masking key of zero, which makes masking a no-op. What comes in is
-told apart by its first bytes, and its messages are counted rather than decoded.
+The WebSocket implementation covers the part of RFC 6455 that a well-behaved server needs: text
+messages in one frame, and pings. Its masking key is zero, so masking is a no-op. Incoming frames
+are recognised by their first bytes, and their messages are counted, not decoded.
 """
 
 import asyncio
@@ -13,41 +13,42 @@ from typing import Any
 import msgspec
 
 from gregor.bench.servers import Address
+from gregor.protocol.frames import PROTOCOL
 
 _MASK = b"\0\0\0\0"
 _TEXT, _CLOSE, _PING, _PONG = 1, 8, 9, 10
 
-Heard = Callable[[bytes], None]
+OnText = Callable[[bytes], None]
 
 
 class BenchFailed(Exception):
-    """The server did not do what is being measured."""
+    """The server did not do the work that the bench measures."""
 
 
-class Connection(asyncio.Protocol):
-    """One WebSocket. `heard` is called with each text that comes."""
+class LoadConnection(asyncio.Protocol):
+    """One WebSocket. `on_text` is called with each text message."""
 
-    def __init__(self, path: str, host: str, heard: Heard) -> None:
+    def __init__(self, path: str, host: str, on_text: OnText) -> None:
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.heard = heard
+        self.on_text = on_text
         self._request = (
             f"GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
         )
-        self._rest = b""
+        self._buffer = b""
         self._transport: Any = None
 
     @classmethod
-    async def open(cls, address: Address, path: str, heard: Heard) -> "Connection":
+    async def open(cls, address: Address, path: str, on_text: OnText) -> "LoadConnection":
         loop = asyncio.get_running_loop()
         _, self = await loop.create_connection(
-            lambda: cls(path, f"{address.host}:{address.port}", heard), *address
+            lambda: cls(path, f"{address.host}:{address.port}", on_text), *address
         )
         await self.opened
         return self
 
     def send(self, frame: bytes) -> None:
-        """Send a frame that `text_frame` has made."""
+        """Send a frame from `text_frame`."""
         self._transport.write(frame)
 
     def close(self) -> None:
@@ -63,31 +64,31 @@ class Connection(asyncio.Protocol):
             self.opened.set_exception(BenchFailed("the server closed the connection"))
 
     def data_received(self, data: bytes) -> None:
-        data = self._rest + data if self._rest else data
+        data = self._buffer + data if self._buffer else data
         if not self.opened.done():
-            head, end, data = data.partition(b"\r\n\r\n")
-            if not end:
-                self._rest = head
+            head, separator, data = data.partition(b"\r\n\r\n")
+            if not separator:
+                self._buffer = head
                 return
             if b" 101 " not in head:
                 self.opened.set_exception(BenchFailed(head.decode(errors="replace")))
                 return
             self.opened.set_result(None)
         start = 0
-        while (found := _frame(data, start)) is not None:
-            opcode, begin, start = found
+        while (frame := _frame_at(data, start)) is not None:
+            opcode, begin, start = frame
             if opcode == _TEXT:
-                self.heard(data[begin:start])
+                self.on_text(data[begin:start])
             elif opcode == _PING:
                 self.send(_client_frame(_PONG, data[begin:start]))
             elif opcode == _CLOSE:
                 self._transport.abort()
-        self._rest = data[start:]
+        self._buffer = data[start:]
 
 
-def _frame(data: bytes, start: int) -> tuple[int, int, int] | None:
-    """The opcode of the frame that begins here, and where its payload begins and ends; None if
-    not all of it has come."""
+def _frame_at(data: bytes, start: int) -> tuple[int, int, int] | None:
+    """The opcode of the frame that begins at `start`, and the start and end of its payload; None if
+    the frame is incomplete."""
     if len(data) - start < 2:
         return None
     opcode, length, begin = data[start] & 15, data[start + 1], start + 2
@@ -110,12 +111,13 @@ def _client_frame(opcode: int, payload: bytes) -> bytes:
 
 
 def text_frame(payload: bytes) -> bytes:
+    """A WebSocket frame with a text payload."""
     return _client_frame(_TEXT, payload)
 
 
-class Device:
-    """A connected device that counts what it is told. `on_ack` is called with each ack, `on_news`
-    after each frame that moves the cursor."""
+class LoadDevice:
+    """A connected device that counts the messages it receives. `on_ack` is called with each ack,
+    `on_update` after each frame that moves the cursor, `on_sync` after each complete sync."""
 
     def __init__(self, uid: str, device_id: str) -> None:
         self.uid = uid
@@ -123,20 +125,20 @@ class Device:
         self.messages = 0
         self.cursor = 0
         self.frame_bytes = 0  # of the last frame with messages
-        self.lags = -1  # the first sync is no lag
-        self.on_ack: Callable[[Device, bytes], None] = _ignore
-        self.on_news: Callable[[Device], None] = _ignore
-        self.on_sync: Callable[[Device], None] = _ignore
+        self.catch_up_syncs = -1  # the first sync is not counted
+        self.on_ack: Callable[[LoadDevice, bytes], None] = _ignore
+        self.on_update: Callable[[LoadDevice], None] = _ignore
+        self.on_sync: Callable[[LoadDevice], None] = _ignore
         self._paging = False
-        self._connection: Connection
+        self._connection: LoadConnection
 
     @classmethod
-    async def connect(cls, address: Address, uid: str, device_id: str) -> "Device":
-        """A device that has said hello, and has had its first sync."""
+    async def connect(cls, address: Address, uid: str, device_id: str) -> "LoadDevice":
+        """Connect a device, send its hello, and wait for its first sync."""
         self = cls(uid, device_id)
-        self._connection = await Connection.open(address, "/v1/connect", self._heard)
+        self._connection = await LoadConnection.open(address, "/v1/connect", self._receive)
         synced = self._next_sync()
-        hello = {"type": "hello", "token": uid, "device_id": device_id, "protocol": 1}
+        hello = {"type": "hello", "token": uid, "device_id": device_id, "protocol": PROTOCOL}
         self._connection.send(text_frame(msgspec.json.encode(hello)))
         await synced
         return self
@@ -145,14 +147,15 @@ class Device:
         self._connection.send(frame)
 
     async def consume(self, n: int, messages: list[bytes]) -> int:
-        """Have these messages stored; the ctime of the last of them."""
+        """Send messages and wait for their ack; the ctime of the last one. Raises BenchFailed if
+        one was not stored."""
         acknowledged: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self.on_ack = lambda _, ack: acknowledged.set_result(ack)
         self.send(consume_frame(n, messages))
         return all_stored(await acknowledged, len(messages))
 
     async def sync(self, cursor: int) -> None:
-        """Be told what came after the cursor."""
+        """Request a sync from the cursor, and wait for it."""
         synced = self._next_sync()
         self.send(text_frame(b'{"type":"verify","cursor":%d}' % cursor))
         await synced
@@ -165,52 +168,52 @@ class Device:
     def close(self) -> None:
         self._connection.close()
 
-    def _heard(self, text: bytes) -> None:
+    def _receive(self, text: bytes) -> None:
         if text.startswith(b'{"type":"messages"'):
             self.messages += text.count(b'"msg_id":')
             self.frame_bytes = len(text)
             self.cursor = int(text[text.rfind(b'"cursor":') + 9 : -1])
-            self.on_news(self)
+            self.on_update(self)
         elif text.startswith(b'{"type":"ack"'):
             self.on_ack(self, text)
         elif text.startswith(b'{"type":"sync"'):
-            self._sync(text)
+            self._receive_sync(text)
         elif not text.startswith((b'{"type":"welcome"', b'{"type":"goaway"')):
             raise BenchFailed(text.decode())
 
-    def _sync(self, text: bytes) -> None:
+    def _receive_sync(self, text: bytes) -> None:
         page = msgspec.json.decode(text)
         if page["mode"] == "snapshot" and not self._paging:
-            self.messages = 0  # it tells of all that lives; a crowd dismisses nothing
+            self.messages = 0  # a snapshot contains all live items, and load users dismiss none
         self.messages += len(page.get("messages", ())) + len(page.get("items", ()))
         self._paging = page.get("more", False)
         if not self._paging:
             self.cursor = page["cursor"]
-            self.lags += 1
+            self.catch_up_syncs += 1
             self.on_sync(self)
-            self.on_news(self)
+            self.on_update(self)
 
 
 def _ignore(*_: object) -> None:
     pass
 
 
-async def connect_all(devices_at: list[tuple[Address, str, str]]) -> list[Device]:
-    """Devices at these servers with these uids and device_ids, some dozens at a time."""
-    devices: list[Device] = []
+async def connect_all(devices_at: list[tuple[Address, str, str]]) -> list[LoadDevice]:
+    """Connect a device for each (address, uid, device_id), 50 at a time."""
+    devices: list[LoadDevice] = []
     for start in range(0, len(devices_at), 50):
-        some = (Device.connect(*each) for each in devices_at[start : start + 50])
-        devices += await asyncio.gather(*some)
+        chunk = devices_at[start : start + 50]
+        devices += await asyncio.gather(*(LoadDevice.connect(*device) for device in chunk))
     return devices
 
 
 def consume_frame(n: int, messages: list[bytes]) -> bytes:
-    """A consume frame, ready to be sent."""
+    """A WebSocket frame with a consume frame of these messages."""
     return text_frame(b'{"type":"consume","n":%d,"messages":[%s]}' % (n, b",".join(messages)))
 
 
 def chat_message(msg_id: str, room: int) -> bytes:
-    """What a chat backend would say: about 220 bytes with its envelope."""
+    """A typical chat message, about 220 bytes with its envelope."""
     message = {
         "msg_id": msg_id,
         "creation": {
@@ -222,7 +225,8 @@ def chat_message(msg_id: str, room: int) -> bytes:
 
 
 def all_stored(ack: bytes, messages: int) -> int:
-    """The ctime of the last message of an ack, which must have stored all of so many."""
+    """The ctime of the last message of an ack. Raises BenchFailed if the ack does not have this
+    number of stored messages."""
     if ack.count(b'"status":"stored"') != messages:
-        raise BenchFailed(f"not all was stored: {ack[:500].decode()}")
+        raise BenchFailed(f"not all messages were stored: {ack[:500].decode()}")
     return int(ack[ack.rfind(b'"ctime":') + 8 : -3])

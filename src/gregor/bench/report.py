@@ -1,4 +1,4 @@
-"""What the bench says: each figure, the limit that was measured beside it, and the verdict."""
+"""The report of the bench: each figure, its baseline from the same run, and the verdict."""
 
 from collections.abc import Sequence
 from enum import StrEnum
@@ -10,15 +10,15 @@ from rich.table import Table
 
 
 class Wanted(StrEnum):
-    """Which side of its threshold a figure has to be on."""
+    """The side of its threshold on which a figure must be."""
 
     AT_LEAST = "≥"
     BELOW = "<"
 
 
 class Figure(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One measurement. `ratio` is what is judged: it has to be on the `wanted` side of
-    `threshold`. A figure without a threshold is only told."""
+    """One measurement. Its `ratio` must be on the `wanted` side of `threshold`. A figure without a
+    threshold is only reported."""
 
     name: str
     measured: str
@@ -43,8 +43,8 @@ class Figure(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def show(figures: Sequence[Figure], console: Console) -> None:
-    """The figures as a table for people."""
-    table = Table(title="Gregor, beside its limits", title_justify="left")
+    """Print the figures as a table."""
+    table = Table(title="Gregor and its baselines", title_justify="left")
     for heading in ("figure", "measured", "beside"):
         table.add_column(heading, overflow="fold")
     for heading in ("ratio", "wanted", "verdict"):
@@ -63,7 +63,7 @@ def show(figures: Sequence[Figure], console: Console) -> None:
 
 
 def as_json(figures: Sequence[Figure]) -> str:
-    """The figures for programs."""
+    """The figures as a JSON document."""
     document = [
         {**msgspec.to_builtins(figure), "verdict": figure.verdict or None} for figure in figures
     ]

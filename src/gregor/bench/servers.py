@@ -1,4 +1,4 @@
-"""The servers that are measured: each a process of its own, as it would be in production."""
+"""The servers that the bench measures, each in its own process, as in production."""
 
 import asyncio
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.error import HTTPError
 
-PATIENCE_SECONDS = 20.0
+START_TIMEOUT_SECONDS = 20.0
 
 
 class Address(NamedTuple):
@@ -21,19 +21,19 @@ class Address(NamedTuple):
     port: int
 
 
-class Server(NamedTuple):
+class ServerProcess(NamedTuple):
     """A running server."""
 
     address: Address
     process: asyncio.subprocess.Process
 
     def rss(self) -> int:
-        """Its resident memory, in bytes."""
+        """The resident memory, in bytes."""
         command = ["ps", "-o", "rss=", "-p", str(self.process.pid)]
         return int(subprocess.check_output(command)) * 1024
 
     def cpu_seconds(self) -> float | None:
-        """The processor time that it has used, where the system tells."""
+        """The processor time so far, in seconds; None if the system does not provide it."""
         try:
             stat = Path(f"/proc/{self.process.pid}/stat").read_text()
         except OSError:
@@ -42,7 +42,7 @@ class Server(NamedTuple):
         return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     async def commits(self) -> tuple[int, int]:
-        """How many messages it has committed, and in how many commits."""
+        """The number of committed messages, and the number of commits."""
         metrics = dict(
             line.rsplit(" ", 1) for line in (await self.get("/metrics")).decode().splitlines()
         )
@@ -52,15 +52,15 @@ class Server(NamedTuple):
         )
 
     async def get(self, path: str) -> bytes:
-        """What it answers over HTTP."""
+        """GET a path; the body of the response."""
         return await asyncio.to_thread(_read, self._url(path))
 
     async def post(self, path: str, body: bytes) -> bytes:
-        """What it answers to this JSON."""
+        """POST a JSON body; the body of the response."""
         return await asyncio.to_thread(_read, self._url(path), body)
 
     async def ready(self) -> bool:
-        """Whether it says that it can do its work."""
+        """Whether the server reports that it is ready."""
         try:
             await self.get("/readyz")
         except HTTPError as refusal:
@@ -72,42 +72,42 @@ class Server(NamedTuple):
         return f"http://{self.address.host}:{self.address.port}{path}"
 
 
-def _read(url: str, question: bytes | None = None) -> bytes:
-    request = urllib.request.Request(url, question, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:
-        body: bytes = answer.read()
-        return body
+def _read(url: str, body: bytes | None = None) -> bytes:
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=START_TIMEOUT_SECONDS) as response:
+        content: bytes = response.read()
+        return content
 
 
 @asynccontextmanager
-async def gregor(store: Path) -> AsyncIterator[Server]:
-    """Gregor, as `gregor serve` runs it, on an SQLite file."""
+async def gregor(store: Path) -> AsyncIterator[ServerProcess]:
+    """A server like that of `gregor serve`, on an SQLite file."""
     async with _server("gregor", f"sqlite:///{store}") as server:
         yield server
 
 
 @asynccontextmanager
-async def node(store: str, pubsub: str) -> AsyncIterator[Server]:
-    """One node of a fleet, on a store that is prepared."""
+async def node(store: str, pubsub: str) -> AsyncIterator[ServerProcess]:
+    """One node of a fleet, on a store that has the current schema."""
     async with _server("gregor", store, pubsub) as server:
         yield server
 
 
 @asynccontextmanager
-async def bare() -> AsyncIterator[Server]:
-    """The same uvicorn, with nothing in it but an echo and a loop that sends."""
+async def bare() -> AsyncIterator[ServerProcess]:
+    """The same uvicorn with BareApp: an echo, and a loop that sends to all."""
     async with _server("bare") as server:
         yield server
 
 
 @asynccontextmanager
-async def _server(*arguments: str) -> AsyncIterator[Server]:
+async def _server(*arguments: str) -> AsyncIterator[ServerProcess]:
     address = Address("127.0.0.1", _free_port())
     command = [sys.executable, "-m", "gregor.bench.target", str(address.port), *arguments]
     process = await asyncio.create_subprocess_exec(*command)
     try:
-        await _listening(address, process)
-        yield Server(address, process)
+        await _wait_until_listening(address, process)
+        yield ServerProcess(address, process)
     finally:
         process.terminate()
         await process.wait()
@@ -120,8 +120,8 @@ def _free_port() -> int:
         return port
 
 
-async def _listening(address: Address, process: asyncio.subprocess.Process) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS):
+async def _wait_until_listening(address: Address, process: asyncio.subprocess.Process) -> None:
+    async with asyncio.timeout(START_TIMEOUT_SECONDS):
         while process.returncode is None:
             try:
                 _, writer = await asyncio.open_connection(*address)
@@ -130,10 +130,10 @@ async def _listening(address: Address, process: asyncio.subprocess.Process) -> N
             else:
                 writer.close()
                 return
-    raise RuntimeError("the server that was to be measured has ended")
+    raise RuntimeError("the server to be measured ended during its start")
 
 
-def allow_many_connections() -> None:
-    """As many open files as the system lets this process and its children have."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+def raise_open_file_limit() -> None:
+    """Raise the limit of open files, of this process and its children, to the hard limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,13 +1,13 @@
-"""What it costs that users are spread over several databases, and how fast they move.
+"""The cost of shards: routing, sweeps, and moving users between shards.
 
-The state machine is measured as a node calls it, in this process: 100 users, each with one batch
-of 20 messages under way. Beside it, in turns, the same on one store that is not sharded. All
-databases are of one PostgreSQL on this machine, so that more shards are not more power: told is
-what they cost. What routing costs in this process is told by itself too, over a store that answers
-at once, for the rates are noisy.
+The state machine is called in this process, as a node calls it: 100 users, each with one batch of
+20 messages in flight. The baseline, measured alternately, is one store without shards. All
+databases are on one PostgreSQL server on this machine, so more shards give no more capacity, and
+the figures show only their cost. The rates are noisy; so the cost of routing is also measured
+separately, with a store that returns at once.
 
-Then a third shard is added to two that are full, and buckets move to it while one writer for each
-of 20 users writes on; told is what these have waited for a message at the longest.
+Then a third shard is added to two full ones, and buckets move to it while one writer for each of
+20 users continues to write. The longest time that a writer waited for a message is reported.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from gregor.bench.report import Figure, Wanted
 from gregor.clock import now
 from gregor.core.message import InBandMessage, create
 from gregor.interfaces import Outcome, StateMachineOfRecord, Stored
-from gregor.state_machines.moving import Moved, Mover, establish
+from gregor.state_machines.rebalance import Moved, Rebalancer, establish
 from gregor.state_machines.sharded import ShardedStateMachine
 from gregor.state_machines.sql import SQLStateMachine
 from gregor.storage.database import Database
@@ -32,8 +32,8 @@ from gregor.testing.backends import PostgreSQL
 USERS, BATCH, SECONDS, ROUNDS = 100, 20, 1.0, 20
 CALLS = 5_000
 SWEPT = 10_000
-MOVING_USERS, EACH, WRITERS = 1_000, 20, 20
-LONGEST_PAUSE = 0.5
+MOVING_USERS, MESSAGES_PER_USER, WRITERS = 1_000, 20, 20
+MAX_WRITE_SECONDS = 0.5
 
 
 async def measure(quick: bool) -> list[Figure]:
@@ -70,18 +70,19 @@ async def _throughput(server: PostgreSQL, seconds: float, rounds: int) -> list[F
             opened = _sharded(databases) if shards else SQLStateMachine(databases["shard0"], now)
             machines[shards] = await stack.enter_async_context(opened)
         for number in range(1 + rounds):  # the first warms up
-            # To and fro: what slows the machine down for a while then slows both of a pair.
+            # In alternating order, so that a slowdown of the machine affects both of a pair.
             for shards in sorted(machines, reverse=number % 2 == 1):
                 rates[shards].append(await _rate(machines[shards], seconds))
     rate = {shards: median(measured[1:]) for shards, measured in rates.items()}
-    bare = f"one store that is not sharded: {rate[0]:,.0f} messages/s"
-    cost = median(one / none for one, none in zip(rates[1][1:], rates[0][1:], strict=True))
+    baseline = f"one store without shards: {rate[0]:,.0f} messages/s"
+    pairs = zip(rates[1][1:], rates[0][1:], strict=True)
+    one_shard = median(sharded / unsharded for sharded, unsharded in pairs)
     return [
         Figure(
             name="routing: one shard",
             measured=f"{rate[1]:,.0f} messages/s",
-            beside=bare,
-            ratio=cost,
+            beside=baseline,
+            ratio=one_shard,
             wanted=Wanted.AT_LEAST,
             threshold=0.95,
         ),
@@ -89,7 +90,7 @@ async def _throughput(server: PostgreSQL, seconds: float, rounds: int) -> list[F
             Figure(
                 name=f"  {shards} shards on the same machine",
                 measured=f"{rate[shards]:,.0f} messages/s",
-                beside=bare,
+                beside=baseline,
                 ratio=rate[shards] / rate[0],
             )
             for shards in (2, 4)
@@ -107,7 +108,7 @@ async def _rate(machine: StateMachineOfRecord, seconds: float) -> float:
             batch = [create(uid, "chat", number) for number in range(BATCH)]
             outcomes = await machine.consume_messages(batch)
             if not all(isinstance(outcome, Stored) for outcome in outcomes):
-                raise BenchFailed("not all was stored")
+                raise BenchFailed("not all messages were stored")
             stored += len(outcomes)
 
     async with asyncio.TaskGroup() as senders:
@@ -116,8 +117,8 @@ async def _rate(machine: StateMachineOfRecord, seconds: float) -> float:
     return stored / (perf_counter() - start)
 
 
-class _AtOnce(SQLStateMachine):
-    """Stores nothing, so that what is left is what is done around it."""
+class _NoOpStateMachine(SQLStateMachine):
+    """Stores nothing, so that only the cost of routing remains."""
 
     async def consume_messages(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
         return [Stored(message) for message in messages]
@@ -126,20 +127,20 @@ class _AtOnce(SQLStateMachine):
 async def _routing(server: PostgreSQL, calls: int) -> Figure:
     async with _databases(server, 1) as databases:
         await establish(databases)
-        alone = _AtOnce(databases["shard0"], now)
-        async with ShardedStateMachine({"shard0": alone}) as sharded:
+        unsharded = _NoOpStateMachine(databases["shard0"], now)
+        async with ShardedStateMachine({"shard0": unsharded}) as sharded:
             batch = [create("user", "chat", number) for number in range(BATCH)]
             costs = []
-            for machine in (sharded, alone):
+            for machine in (sharded, unsharded):
                 start = process_time()
                 for _ in range(calls):
                     await machine.consume_messages(batch)
                 costs.append((process_time() - start) / calls / BATCH)
-    routed, straight = costs
+    routed, direct = costs
     return Figure(
         name="what routing adds to a message",
-        measured=f"{(routed - straight) * 1e6:.2f} µs of processor time",
-        beside="a store that answers at once",
+        measured=f"{(routed - direct) * 1e6:.2f} µs of processor time",
+        beside="a store that returns at once",
     )
 
 
@@ -157,7 +158,7 @@ async def _sweep(server: PostgreSQL, users: int) -> Figure:
                 raise BenchFailed("the clocks of some users are missing")
     one, four = (median(measured[1:]) for measured in costs.values())
     return Figure(
-        name=f"the question of a sweep over {users:,} users, 4 shards",
+        name=f"the query of a sweep over {users:,} users, 4 shards",
         measured=f"{four * 1e3:.1f} ms",
         beside=f"1 shard: {one * 1e3:.1f} ms",
         ratio=four / one,
@@ -168,35 +169,36 @@ async def _move(server: PostgreSQL, users: int) -> Figure:
     async with _databases(server, 3) as databases:
         await establish(dict(list(databases.items())[:2]))
         async with _sharded(databases) as machine:
-            for number in range(EACH):
+            for number in range(MESSAGES_PER_USER):
                 await machine.consume_messages(
                     [create(f"user-{n}", "chat", number) for n in range(users)]
                 )
-            mover = Mover(databases)
-            plan, moved, waits = await mover.plan(), list[Moved](), [0.0]
-            over = asyncio.Event()
+            rebalancer = Rebalancer(databases)
+            plan, moved, waits = await rebalancer.plan(), list[Moved](), [0.0]
+            finished = asyncio.Event()
 
             async def write(uid: str) -> None:
-                while not over.is_set():
+                while not finished.is_set():
                     start = perf_counter()
                     await machine.consume_message(create(uid, "chat"))
                     waits.append(perf_counter() - start)
                     await asyncio.sleep(0.01)
 
             async with asyncio.TaskGroup() as writers:
-                for move in range(WRITERS):
-                    writers.create_task(write(f"user-{move}"))
+                for number in range(WRITERS):
+                    writers.create_task(write(f"user-{number}"))
                 start = perf_counter()
-                await mover.move(plan, moved.append)
-                took = perf_counter() - start
-                over.set()
-    there = sum(each.users for each in moved)
+                await rebalancer.move(plan, moved.append)
+                seconds = perf_counter() - start
+                finished.set()
+    moved_users = sum(move.users for move in moved)
     return Figure(
-        name=f"{there:,} users in {len(moved):,} buckets move, {EACH} messages each",
-        measured=f"{there / took:,.0f} users/s; a writer waited {max(waits) * 1e3:.0f} ms at the "
-        "longest",
-        beside=f"allowed: {LONGEST_PAUSE * 1e3:.0f} ms",
-        ratio=max(waits) / LONGEST_PAUSE,
+        name=f"{moved_users:,} users in {len(moved):,} buckets move, "
+        f"{MESSAGES_PER_USER} messages each",
+        measured=f"{moved_users / seconds:,.0f} users/s; longest wait of a writer: "
+        f"{max(waits) * 1e3:.0f} ms",
+        beside=f"allowed: {MAX_WRITE_SECONDS * 1e3:.0f} ms",
+        ratio=max(waits) / MAX_WRITE_SECONDS,
         wanted=Wanted.BELOW,
         threshold=1,
     )

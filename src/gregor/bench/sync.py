@@ -1,7 +1,7 @@
-"""How long the sync of one missed message takes, however long the user's history is.
+"""The time for a sync of one missed message, with histories of different lengths.
 
-Each user has 100 live items; every message of the history replaced one of them, half of them by
-its id and half by its category. The three users take turns, many times.
+Each of the three users has 100 live items. Every message of a history replaced one of them, half of
+them by `msg_id` and half by category. The users are measured alternately.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 
 from gregor.bench import servers
-from gregor.bench.load import BenchFailed, Device
+from gregor.bench.load import BenchFailed, LoadDevice
 from gregor.bench.report import Figure, Wanted
 from gregor.clock import now
 from gregor.core.message import Creation, Dismissal, InBandMessage, Range, raw
@@ -38,7 +38,7 @@ async def measure(quick: bool) -> list[Figure]:
         Figure(
             name="sync of one missed message, by the length of the history (100 live)",
             measured=described,
-            beside="the slowest beside the fastest",
+            beside="ratio of the slowest to the fastest",
             ratio=longest / shortest,
             wanted=Wanted.BELOW,
             threshold=1.3,
@@ -47,11 +47,12 @@ async def measure(quick: bool) -> list[Figure]:
 
 
 async def _measure(
-    server: servers.Server, cursors: dict[int, int], rounds: int
+    server: servers.ServerProcess, cursors: dict[int, int], rounds: int
 ) -> dict[int, list[float]]:
     seconds: dict[int, list[float]] = {history: [] for history in cursors}
     devices = {
-        history: await Device.connect(server.address, _uid(history), "phone") for history in cursors
+        history: await LoadDevice.connect(server.address, _uid(history), "phone")
+        for history in cursors
     }
     for number in range(WARM_UP + rounds):
         for history, device in devices.items():
@@ -61,13 +62,13 @@ async def _measure(
             if number >= WARM_UP:
                 seconds[history].append(perf_counter() - start)
             if device.messages != known + 1:
-                raise BenchFailed("not exactly one message was missed")
+                raise BenchFailed("the sync did not contain exactly one message")
     return seconds
 
 
 async def _write(store: Path, histories: tuple[int, ...]) -> dict[int, int]:
-    """Write the users' histories, and return for each the cursor of a device that has missed the
-    last message."""
+    """Write the users' histories. Returns, by length, the cursor of a device that has missed only
+    the last message."""
     cursors: dict[int, int] = {}
     async with (
         database_at(f"sqlite:///{store}", migrate) as database,
@@ -88,11 +89,11 @@ def _history(uid: str, messages: int) -> Iterator[InBandMessage]:
         slot = number % LIVE
         creation = Creation(f"settings.{slot}", raw({"value": number, "by": "the settings page"}))
         yield InBandMessage(
-            uid, _msg_id(number), creation=creation, dismissal=_replaced(number, slot)
+            uid, _msg_id(number), creation=creation, dismissal=_dismissal_of_previous(number, slot)
         )
 
 
-def _replaced(number: int, slot: int) -> Dismissal:
+def _dismissal_of_previous(number: int, slot: int) -> Dismissal:
     if slot % 2 and number >= LIVE:
         return Dismissal(msg_ids=(_msg_id(number - LIVE),))
     return Dismissal(ranges=(Range(f"settings.{slot}", skip_msg_ids=(_msg_id(number),)),))

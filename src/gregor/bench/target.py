@@ -1,4 +1,4 @@
-"""What runs in the process of a server that is measured:
+"""The entry point of a server process that the bench measures:
 
 python -m gregor.bench.target PORT gregor STORE [PUBSUB]
 python -m gregor.bench.target PORT bare
@@ -8,17 +8,16 @@ import logging
 import sys
 from typing import Any
 
-import structlog
 import uvicorn
 import uvloop
 
 from gregor.config import Settings
-from gregor.server import serving
+from gregor.server import process
 
 
-class Bare:
-    """The least that a WebSocket server can do: it says to its sender what it hears, and to all
-    of them what begins with `!`."""
+class BareApp:
+    """A minimal WebSocket server: it sends each text back to its sender, and a text that begins
+    with `!` to all connections."""
 
     def __init__(self) -> None:
         self._sends: dict[Any, None] = {}
@@ -34,27 +33,24 @@ class Bare:
             del self._sends[send]
 
     async def _answer(self, send: Any, text: str) -> None:
-        for each in tuple(self._sends) if text.startswith("!") else (send,):
-            await each({"type": "websocket.send", "text": text})
+        for receiver in tuple(self._sends) if text.startswith("!") else (send,):
+            await receiver({"type": "websocket.send", "text": text})
 
 
 async def serve_bare(port: int) -> None:
-    with serving.listen("127.0.0.1", port) as listening:
-        config = serving.config(Bare(), ws="websockets-sansio")
+    with process.listen("127.0.0.1", port) as listening:
+        config = process.config(BareApp(), ws="websockets-sansio")
         await uvicorn.Server(config).serve([listening])
 
 
-def main(port: str, what: str, store: str = "", pubsub: str | None = None) -> None:
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),  # the figures have the other
-    )
-    if what == "bare":
+def main(port: str, kind: str, store: str = "", pubsub: str | None = None) -> None:
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+    if kind == "bare":
         uvloop.run(serve_bare(int(port)))
     else:
         listen = f"127.0.0.1:{port}"
         settings = Settings(listen=listen, store=store, pubsub=pubsub, drain_seconds=0)
-        uvloop.run(serving.serve(settings))
+        uvloop.run(process.serve(settings))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""How many messages are durable, acknowledged and delivered in a second, beside what SQLite takes.
+"""The rate of messages that are durable, acknowledged and delivered; baseline: bare SQLite.
 
-100 users with 3 devices each; each user's sender has one frame of 20 messages under way, which is
-what the conversation allows: a node reads a connection's next frame when the last is stored. The
-limit is the same SQLite with nothing around it: the rows that the server has stored, in the order
-in which it did, written by bare sqlite3 to a fresh file with the same tables, indexes and pragmas,
-in batches of the size that the server's commits had. Figure and limit are measured in turn.
+There are 100 users with 3 devices each. Each user's sender has one frame of 20 messages in flight,
+which is what the conversation allows: a node reads the next frame of a connection after it has
+stored the last one. The baseline is the same SQLite without Gregor: bare sqlite3 writes the rows
+that the server has stored, in the same order, to a new file with the same tables, indexes and
+pragmas, in batches of the same size as the server's commits. Figure and baseline are measured
+alternately.
 """
 
 import sqlite3
@@ -15,7 +16,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 from gregor.bench import servers
-from gregor.bench.crowd import DEVICES, Crowd
+from gregor.bench.load_users import DEVICES, LoadUsers
 from gregor.bench.report import Figure
 from gregor.storage.engine import database_at
 from gregor.storage.migrations import migrate
@@ -24,62 +25,62 @@ from gregor.storage.sqlite import configure
 USERS, ROUNDS, FRAMES, WARM_UP, MESSAGES = 100, 3, 60, 5, 20
 
 
-class Round(NamedTuple):
-    served: float  # messages per second
+class ThroughputRound(NamedTuple):
+    gregor: float  # messages per second
     bare: float
     batch: float  # messages per commit
-    cpu: float | None  # of the server, in seconds per message
-    lags: int
+    cpu: float | None  # processor seconds of the server per message
+    catch_up_syncs: int  # of slow consumers
 
 
 async def measure(quick: bool) -> list[Figure]:
     rounds = [await _round(4 if quick else FRAMES) for _ in range(1 if quick else ROUNDS)]
-    served, bare = median(r.served for r in rounds), median(r.bare for r in rounds)
+    gregor, bare = median(r.gregor for r in rounds), median(r.bare for r in rounds)
     figures = [
         Figure(
             name="durable, acknowledged, delivered to 3 devices each",
-            measured=f"{served:,.0f} messages/s",
+            measured=f"{gregor:,.0f} messages/s",
             beside=f"bare SQLite: {bare:,.0f} messages/s in batches of "
             f"{mean(r.batch for r in rounds):.0f}",
-            ratio=median(r.served / r.bare for r in rounds),
+            ratio=median(r.gregor / r.bare for r in rounds),
             threshold=0.4,
         ),
         Figure(
-            name="  their deliveries",
-            measured=f"{served * DEVICES:,.0f} messages/s",
-            beside=f"{sum(r.lags for r in rounds)} times told from the store for being too slow",
+            name="  deliveries",
+            measured=f"{gregor * DEVICES:,.0f} messages/s",
+            beside=f"{sum(r.catch_up_syncs for r in rounds)} syncs of slow consumers",
         ),
     ]
     cpu = [r.cpu for r in rounds if r.cpu is not None]
     if cpu:
         measured = f"{median(cpu) * 1e6:.0f} µs per message"
-        figures.append(Figure(name="  the server's processor time", measured=measured))
+        figures.append(Figure(name="  processor time of the server", measured=measured))
     return figures
 
 
-async def _round(frames: int) -> Round:
+async def _round(frames: int) -> ThroughputRound:
     with TemporaryDirectory(prefix="gregor-bench-") as directory:
         store = Path(directory, "served.db")
         async with servers.gregor(store) as server:
-            crowd = await Crowd.gather([server.address], USERS)
-            await crowd.exchange(WARM_UP, MESSAGES)
+            users = await LoadUsers.connect([server.address], USERS)
+            await users.run(WARM_UP, MESSAGES)
             messages, commits = await server.commits()
             cpu = server.cpu_seconds()
-            exchange = await crowd.exchange(frames, MESSAGES)
+            run = await users.run(frames, MESSAGES)
             cpu_after = server.cpu_seconds()
             messages_after, commits_after = await server.commits()
-            crowd.close()
+            users.close()
         stored = messages_after - messages
         batch = stored / (commits_after - commits)
         bare = await _bare(store, Path(directory, "bare.db"), round(batch))
         per_message = None
         if cpu is not None and cpu_after is not None:
             per_message = (cpu_after - cpu) / stored
-        return Round(stored / exchange.seconds, bare, batch, per_message, crowd.lags)
+        return ThroughputRound(stored / run.seconds, bare, batch, per_message, users.catch_up_syncs)
 
 
 async def _bare(served: Path, store: Path, batch: int) -> float:
-    """How many of the served messages bare SQLite takes in a second."""
+    """The rate at which bare SQLite writes the messages of the server, in messages per second."""
     with sqlite3.connect(served) as source:
         rows = source.execute("SELECT * FROM messages ORDER BY rowid").fetchall()
     source.close()
@@ -89,8 +90,8 @@ async def _bare(served: Path, store: Path, batch: int) -> float:
     configure(connection)
     batches = [rows[start : start + batch] for start in range(0, len(rows), batch)]
     start = perf_counter()
-    for each in batches:
-        _commit(connection, each)
+    for rows_of_batch in batches:
+        _commit(connection, rows_of_batch)
     seconds = perf_counter() - start
     connection.close()
     return len(rows) / seconds

@@ -1,1 +1,1 @@
-"""The command `gregor`: a server to start, and the small tools around it."""
+"""The command `gregor`: starts a server, and has the client and test commands for it."""

@@ -1,4 +1,4 @@
-"""`gregor bench`."""
+"""`gregor bench`: measures this machine."""
 
 from typing import Annotated
 
@@ -10,14 +10,14 @@ from gregor.cli import options
 def bench(
     figures: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[FIGURE]...", help="Only these.", show_default=False),
+        typer.Argument(metavar="[FIGURE]...", help="Measure only these.", show_default=False),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Less exact, in a tenth of the time.")] = (
-        False
-    ),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Less exact; takes a tenth of the time.")
+    ] = (False),
     json: options.JSON = False,
 ) -> None:
-    """Measure this machine: each figure beside the limit measured in the same run.
+    """Measure Gregor on this machine, and the limits of the machine in the same run.
 
     [dim]$[/] gregor bench --quick
     [dim]$[/] gregor bench --json > figures.json

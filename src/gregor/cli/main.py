@@ -1,7 +1,7 @@
-"""The command `gregor`: what it can do, and how it says that something went wrong.
+"""The command `gregor`: its subcommands, and how it reports errors.
 
-A command is a thin function: it reads its options, and leaves the work to the package. What is
-heavy to import is imported inside, so that `gregor --help` answers at once.
+A command is a thin function: it reads its options and calls the package. Modules that are slow to
+import are imported inside the functions, so that `gregor --help` starts fast.
 """
 
 from pathlib import Path
@@ -27,19 +27,19 @@ from gregor.errors import GregorError
 
 
 class Commands(TyperGroup):
-    """The commands. An error that was to be expected is one line, and exit status 1."""
+    """The subcommands. An expected error is printed as one line, with exit status 1."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except (GregorError, BaseExceptionGroup) as error:
-            output.complain(reason(error))
+            output.print_error(error_message(error))
             raise typer.Exit(1) from error
 
 
-def reason(error: GregorError | BaseExceptionGroup[BaseException]) -> str:
-    """What went wrong, in words. Among several failures at once it is the first that we raised
-    on purpose; if there is none, that is a defect, and goes on as it is."""
+def error_message(error: GregorError | BaseExceptionGroup[BaseException]) -> str:
+    """The message for the user. In a group it is that of the first GregorError; a group without
+    one is a bug and is raised unchanged."""
     if isinstance(error, GregorError):
         return error.message
     expected = error.subgroup(GregorError)
@@ -60,8 +60,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         print(f"gregor {version('gregor-sync')}")
@@ -76,41 +76,45 @@ def gregor(
         typer.Option(
             metavar="FILE",
             envvar="GREGOR_CONFIG",
-            help='A TOML file of settings, such as [cyan]listen = "127.0.0.1:9911"[/].',
+            help='A TOML file with settings, such as [cyan]listen = "127.0.0.1:9911"[/].',
         ),
     ] = None,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which this is.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
-    """A small state per user, equal on all of that user's devices.
+    """A small state per user, the same on all of that user's devices.
 
-    [dim]$[/] gregor demo                                 [dim]see it work, all alone[/]
+    [dim]$[/] gregor demo                                 [dim]see it work on this machine[/]
     [dim]$[/] gregor serve                                [dim]start a server[/]
-    [dim]$[/] gregor send alice invoices '{"id": 17}'     [dim]tell all devices of alice[/]
+    [dim]$[/] gregor send alice invoices '{"id": 17}'     [dim]send to all devices of alice[/]
 
-    Each setting is an option, a variable ([cyan]--store[/] is [cyan]GREGOR_STORE[/]) and a key in
-    the file of [cyan]--config[/]; the option goes first, then the variable, then the file.
+    Each setting is an option, an environment variable ([cyan]--store[/] is
+    [cyan]GREGOR_STORE[/]) and a key in the [cyan]--config[/] file. An option takes precedence
+    over a variable, and a variable over the file.
     """
     ctx.obj = config
 
 
-SERVER, CLIENT, PROOF = "A server", "Users and their devices", "See it, measure it"
+SERVER_PANEL, CLIENT_PANEL, DEMO_PANEL = "Server", "Users and devices", "Demo and benchmarks"
 
-app.command(rich_help_panel=SERVER)(serve.serve)
+app.command(rich_help_panel=SERVER_PANEL)(serve.serve)
 app.command(hidden=True)(serve.worker)
-app.command(rich_help_panel=SERVER)(migrate.migrate)
-app.add_typer(shards.app, name="shards", rich_help_panel=SERVER)
-app.command(rich_help_panel=SERVER)(token.token)
-app.command(rich_help_panel=CLIENT)(send.send)
-app.command(rich_help_panel=CLIENT)(send.dismiss)
-app.command(rich_help_panel=CLIENT)(queries.state)
-app.command(rich_help_panel=CLIENT)(queries.count)
-app.command(rich_help_panel=CLIENT)(queries.log)
-app.command(rich_help_panel=CLIENT)(watch.watch)
-app.command(rich_help_panel=CLIENT)(replay.replay)
-app.command(rich_help_panel=PROOF)(demo.demo)
-app.command(rich_help_panel=PROOF)(bench.bench)
+app.command(rich_help_panel=SERVER_PANEL)(migrate.migrate)
+app.add_typer(shards.app, name="shards", rich_help_panel=SERVER_PANEL)
+app.command(rich_help_panel=SERVER_PANEL)(token.token)
+app.command(rich_help_panel=CLIENT_PANEL)(send.send)
+app.command(rich_help_panel=CLIENT_PANEL)(send.dismiss)
+app.command(rich_help_panel=CLIENT_PANEL)(queries.state)
+app.command(rich_help_panel=CLIENT_PANEL)(queries.count)
+app.command(rich_help_panel=CLIENT_PANEL)(queries.log)
+app.command(rich_help_panel=CLIENT_PANEL)(watch.watch)
+app.command(rich_help_panel=CLIENT_PANEL)(replay.replay)
+app.command(rich_help_panel=DEMO_PANEL)(demo.demo)
+app.command(rich_help_panel=DEMO_PANEL)(bench.bench)
 
 
 def main() -> None:

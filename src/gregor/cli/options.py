@@ -1,4 +1,4 @@
-"""The options that several commands share, and the settings that they add up to."""
+"""Options that several commands share, the settings they produce, and logging to stderr."""
 
 import logging
 import sys
@@ -8,23 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gregor.core.instant import TimeOrOffset, parse_time_or_offset
+from gregor.log_event import LogEvent
 
-if TYPE_CHECKING:  # it takes a quarter of a second, which `gregor --help` need not wait for
+if TYPE_CHECKING:  # the import takes 0.25 s, too long for `gregor --help`
     from gregor.config import Settings
 
-QUIET = logging.CRITICAL  # a client command says itself what matters
-TIME = "a time (2026-01-31T12:00:00Z, or microseconds) or an offset from now (-90s, -1h, P1D)"
+QUIET = logging.CRITICAL  # for client commands, which print their own errors
+TIME_HELP = "a time (2026-01-31T12:00:00Z, or microseconds) or an offset from now (-90s, -1h, P1D)"
 
 UserID = Annotated[str, typer.Argument(metavar="UID", help="The user.", show_default=False)]
 ServerURL = Annotated[
     str | None,
-    typer.Option("--url", help="The server.", show_default="http://127.0.0.1:9911"),
+    typer.Option("--url", help="The server's URL.", show_default="http://127.0.0.1:9911"),
 ]
 Token = Annotated[
     str | None,
     typer.Option(
         "--token",
-        help="What `gregor token` made; a server with --auth open needs none.",
+        help="A token from `gregor token`; not needed with --auth open.",
         show_default=False,
     ),
 ]
@@ -41,25 +42,27 @@ Stores = Annotated[
     typer.Option(
         "--store",
         metavar="URL",
-        help="sqlite:///FILE, sqlite:// in memory, or postgresql://USER@HOST/DATABASE. Repeated, "
-        "as NAME=URL, for shards.",
+        help="sqlite:///FILE, sqlite:// in memory, or postgresql://USER@HOST/DATABASE. Repeat it "
+        "as NAME=URL for shards.",
         show_default="sqlite:///gregor.db",
     ),
 ]
-JSON = Annotated[bool, typer.Option("--json", help="Print JSON, for a script.")]
+JSON = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Device = Annotated[
     str | None,
-    typer.Option("--device", metavar="ID", help="As this device sees it.", show_default=False),
+    typer.Option("--device", metavar="ID", help="Show what this device sees.", show_default=False),
 ]
 Prefix = Annotated[
     str,
-    typer.Option(metavar="TEXT", help="Only categories that begin with it.", show_default=False),
+    typer.Option(
+        metavar="TEXT", help="Only categories that begin with this text.", show_default=False
+    ),
 ]
 
 
-def settings(ctx: typer.Context, *, quiet: bool = True, **given: Any) -> "Settings":
-    """The settings: what was given as options, then `GREGOR_…` variables, then the file.
-    From here on, logs are written as they say. Raises SetupError."""
+def load_settings(ctx: typer.Context, *, quiet: bool = True, **given: Any) -> "Settings":
+    """Load the settings: the `given` options, then `GREGOR_…` variables, then the file. Also
+    configures logging accordingly. Raises SetupError."""
     from gregor.config import load
 
     file = ctx.find_root().obj
@@ -69,42 +72,41 @@ def settings(ctx: typer.Context, *, quiet: bool = True, **given: Any) -> "Settin
 
 
 def log_to_stderr(format_: str, level: int) -> None:
-    """Everything that is logged, ours and that of libraries, in one form."""
+    """Write all logs, ours and those of libraries, to stderr in one format."""
     import structlog
 
-    stamps: list[Any] = [
+    processors: list[Any] = [
+        _add_event_fields,
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso"),
     ]
-    last: list[Any]
+    renderers: list[Any]
     if format_ == "json":
-        last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        renderers = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
-        last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
-    form = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=stamps,
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        renderers = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=processors,
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
     )
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(form)
+    handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("gregor").setLevel(level)
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *stamps,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=False,
-    )
 
 
-def when(text: str | None) -> TimeOrOffset | None:
-    """What was typed for a time. Raises BadParameter, which typer shows as wrong usage."""
+def _add_event_fields(logger: object, method: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """Render the fields of a LogEvent as separate fields of the log entry."""
+    match entry["_record"].msg:
+        case LogEvent(event=event, fields=fields):
+            return {**entry, "event": event, **fields}
+    return entry
+
+
+def parse_time(text: str | None) -> TimeOrOffset | None:
+    """Parse the value of a TIME option. Raises BadParameter, which typer reports as wrong usage."""
     if text is None:
         return None
     try:

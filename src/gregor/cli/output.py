@@ -1,4 +1,4 @@
-"""What commands print: tables and sentences for people, JSON for scripts."""
+"""The output of commands: tables and text for people, JSON for scripts."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,43 +13,43 @@ from gregor.core.instant import SECOND, Time, to_rfc3339
 from gregor.core.message import InBandMessage
 from gregor.core.state import DismissedRange, Item, dismissed_ranges
 
-WIDE = 1_000  # for a pipe, in which nothing should be folded
+PIPE_WIDTH = 1_000  # characters; lines in a pipe are not wrapped
 
 
 def console() -> Console:
-    """Where answers go."""
-    there = Console(highlight=False)
-    return there if there.is_terminal else Console(highlight=False, width=WIDE)
+    """The console on stdout."""
+    stdout = Console(highlight=False)
+    return stdout if stdout.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
 
 
-def complain(reason: str) -> None:
-    """One plain line that says what went wrong, on stderr."""
-    line = printable(" ".join(reason.split()))
+def print_error(message: str) -> None:
+    """Print an error to stderr as one plain line."""
+    line = printable(" ".join(message.split()))
     Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"gregor: {line}")
 
 
-def document(value: object) -> None:
-    """One JSON document on a line of its own."""
+def print_json(value: object) -> None:
+    """Print one JSON document on one line."""
     print(msgspec.json.encode(value).decode(), flush=True)
 
 
 def printable(text: str) -> str:
-    """Text from outside, with nothing in it that a terminal would obey."""
+    """Untrusted text without control characters that a terminal would interpret."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def text_of(json: msgspec.Raw) -> str:
-    """JSON on one line."""
+def json_text(json: msgspec.Raw) -> str:
+    """JSON on one line, safe for a terminal."""
     return printable(msgspec.json.format(bytes(json).decode(), indent=0))
 
 
-def moment(time: Time) -> str:
-    """A time to read, in UTC, to the second."""
+def format_time(time: Time) -> str:
+    """A time for people, in UTC, to the second."""
     return to_rfc3339(time)[:19].replace("T", " ")
 
 
-def distance(microseconds: int) -> str:
-    """How long ago, or how long from now, in the largest unit that fits."""
+def format_duration(microseconds: int) -> str:
+    """A duration in the largest unit that fits twice; 0 s if it is negative."""
     seconds = max(0, microseconds // SECOND)
     for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
@@ -60,65 +60,65 @@ def distance(microseconds: int) -> str:
 # Items and messages
 
 
-def items(shown: Iterable[Item], now: Time) -> Table:
-    """Live items as a table, each on one line: a terminal cuts off categories and bodies that do
-    not fit, and nothing else."""
+def item_table(items: Iterable[Item], now: Time) -> Table:
+    """A table of live items, one line each. On a narrow terminal only the categories and bodies
+    are cut off."""
     rows = [
         (
             printable(item.category),
             printable(item.msg_id),
-            distance(now - item.ctime),
-            "" if item.expires_at is None else distance(item.expires_at - now),
-            text_of(item.raw_body),
+            format_duration(now - item.ctime),
+            "" if item.expires_at is None else format_duration(item.expires_at - now),
+            json_text(item.raw_body),
         )
-        for item in shown
+        for item in items
     ]
-    table = plain("category", "msg_id", "age", "expires in", "body")
-    for place in (1, 2, 3):
-        table.columns[place].no_wrap = True
+    table = plain_table("category", "msg_id", "age", "expires in", "body")
+    for column in table.columns[1:4]:
+        column.no_wrap = True
     for row in rows:
         table.add_row(*(Text(cell, no_wrap=True, overflow="ellipsis") for cell in row))
     return table
 
 
-def in_words(message: InBandMessage) -> str:
-    """One line of a user's log: when, which, and what it creates (+) and dismisses (-)."""
-    words = [moment(message.ctime), printable(message.msg_id)]
+def log_line(message: InBandMessage) -> str:
+    """A message as one line: ctime, msg_id, and what it creates (+) and dismisses (-)."""
+    parts = [format_time(message.ctime), printable(message.msg_id)]
     if message.creation is not None:
         scope = "" if message.device_id is None else f" (on {printable(message.device_id)})"
-        category, body = printable(message.creation.category), text_of(message.creation.raw_body)
-        words.append(f"+ {category} {body}{scope}")
+        category, body = printable(message.creation.category), json_text(message.creation.raw_body)
+        parts.append(f"+ {category} {body}{scope}")
     if message.dismissal is not None:
-        words += [f"- {printable(msg_id)}" for msg_id in message.dismissal.msg_ids]
+        parts += [f"- {printable(msg_id)}" for msg_id in message.dismissal.msg_ids]
         ranges = dismissed_ranges(message.dismissal, message.ctime)
-        words += [f"- {_range(range_, message)}" for range_ in ranges]
-    return "  ".join(words)
+        parts += [f"- {_range_text(range_, message)}" for range_ in ranges]
+    return "  ".join(parts)
 
 
-def _range(range_: DismissedRange, message: InBandMessage) -> str:
-    words = printable(range_.category) + ("*" if range_.prefix else "")
+def _range_text(range_: DismissedRange, message: InBandMessage) -> str:
+    text = printable(range_.category) + ("*" if range_.prefix else "")
     if range_.end != range_.ctime:
-        words += f" until {moment(range_.end)}"
+        text += f" until {format_time(range_.end)}"
     if range_.skip_msg_ids:
-        kept = ["this" if id_ == message.msg_id else id_ for id_ in range_.skip_msg_ids]
-        words += f" but {printable(', '.join(kept))}"
-    return words
+        skipped = ["this" if id_ == message.msg_id else id_ for id_ in range_.skip_msg_ids]
+        text += f" except {printable(', '.join(skipped))}"
+    return text
 
 
-# Shapes
+# Tables and progress bars
 
 
-def plain(*columns: str) -> Table:
-    """A table without much ink."""
+def plain_table(*columns: str) -> Table:
+    """An empty table without borders."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column)
     return table
 
 
-def row(figures: Mapping[str, int | float | str]) -> Table:
-    """A few figures, each under its name."""
-    table = plain()
+def figures_table(figures: Mapping[str, int | float | str]) -> Table:
+    """A table with one row: each figure under its name."""
+    table = plain_table()
     for name in figures:
         table.add_column(name.replace("messages_per_second", "messages/s"), justify="right")
     table.add_row(*(f"{f:,}" if isinstance(f, int | float) else f for f in figures.values()))
@@ -126,26 +126,26 @@ def row(figures: Mapping[str, int | float | str]) -> Table:
 
 
 def progress() -> Progress:
-    """A bar on stderr, where that is a terminal, and nothing where it is not. A task says what it
-    likes in its field `said`."""
-    there = Console(stderr=True)
+    """A progress bar on stderr if that is a terminal, otherwise nothing. The field `status` of a
+    task is shown beside its bar."""
+    stderr = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.fields[said]}"),
-        console=there,
-        disable=not there.is_terminal,
+        TextColumn("{task.fields[status]}"),
+        console=stderr,
+        disable=not stderr.is_terminal,
         transient=True,
     )
 
 
 @contextmanager
-def counted(what: str) -> Iterator[Callable[[int, int], None]]:
-    """The bar of one task, which is told how many are done, of how many."""
+def counting_progress(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar. The yielded function sets how many steps are done, and the total."""
     with progress() as bars:
-        bar = bars.add_task(what, total=None, said="")
+        bar = bars.add_task(description, total=None, status="")
 
-        def tell(done: int, of: int) -> None:
-            bars.update(bar, completed=done, total=of, said=f"{done:,} of {of:,}")
+        def update(done: int, total: int) -> None:
+            bars.update(bar, completed=done, total=total, status=f"{done:,} of {total:,}")
 
-        yield tell
+        yield update

@@ -1,11 +1,11 @@
-"""`gregor state`, `gregor count` and `gregor log`: what the server knows of a user."""
+"""`gregor state`, `gregor count` and `gregor log`: read a user's state from the server."""
 
 from typing import Annotated
 
 import typer
 
 from gregor.cli import options, output
-from gregor.cli.running import run
+from gregor.cli.event_loop import run
 
 
 def state(
@@ -14,28 +14,28 @@ def state(
     device: options.Device = None,
     at: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help=f"As it was: {options.TIME}.", show_default="now"),
+        typer.Option(metavar="TIME", help=f"The state at {options.TIME_HELP}.", show_default="now"),
     ] = None,
     prefix: options.Prefix = "",
     url: options.ServerURL = None,
     token: options.Token = None,
     json: options.JSON = False,
 ) -> None:
-    """Show what a user's devices show.
+    """Show a user's live items, as the user's devices show them.
 
     [dim]$[/] gregor state alice
     [dim]$[/] gregor state alice --prefix chat. --device phone
     [dim]$[/] gregor state alice --at -1h --json
     """
-    options.when(at)
-    settings = options.settings(ctx, url=url, token=token)
-    from gregor.cli.remote import ask
+    options.parse_time(at)
+    settings = options.load_settings(ctx, url=url, token=token)
+    from gregor.cli.remote import request
 
-    answer = run(ask(settings, lambda server: server.state(uid, device, at=at, prefix=prefix)))
+    answer = run(request(settings, lambda server: server.state(uid, device, at=at, prefix=prefix)))
     if json:
-        output.document(answer)
+        output.print_json(answer)
     elif answer.items:
-        output.console().print(output.items(answer.items, answer.as_of))
+        output.console().print(output.item_table(answer.items, answer.as_of))
     else:
         print("nothing")
 
@@ -45,25 +45,25 @@ def count(
     uid: options.UserID,
     prefixes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PREFIX]...", help="Of categories.", show_default="all"),
+        typer.Argument(metavar="[PREFIX]...", help="Prefixes of categories.", show_default="all"),
     ] = None,
     device: options.Device = None,
     url: options.ServerURL = None,
     token: options.Token = None,
     json: options.JSON = False,
 ) -> None:
-    """Count a user's items: the numbers on badges.
+    """Count a user's live items, for badges.
 
     [dim]$[/] gregor count alice
     [dim]$[/] gregor count alice chat.unread. invoices
     [dim]$[/] gregor count alice chat. --json
     """
-    settings = options.settings(ctx, url=url, token=token)
-    from gregor.cli.remote import ask
+    settings = options.load_settings(ctx, url=url, token=token)
+    from gregor.cli.remote import request
 
-    answer = run(ask(settings, lambda server: server.count(uid, device, prefixes or [])))
+    answer = run(request(settings, lambda server: server.count(uid, device, prefixes or [])))
     if json:
-        output.document(answer)
+        output.print_json(answer)
     elif not prefixes:
         print(answer.counts[""])
     else:
@@ -76,29 +76,31 @@ def log(
     uid: options.UserID,
     since: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help=f"From {options.TIME}.", show_default="the beginning"),
+        typer.Option(
+            metavar="TIME", help=f"From {options.TIME_HELP}.", show_default="the beginning"
+        ),
     ] = None,
     device: options.Device = None,
     url: options.ServerURL = None,
     token: options.Token = None,
     json: options.JSON = False,
 ) -> None:
-    """Show a user's messages, each reduced to what still matters; as JSON, one a line.
+    """Show a user's messages, each reduced to what still matters. With --json, one per line.
 
     [dim]$[/] gregor log alice
     [dim]$[/] gregor log alice --since -1h
     [dim]$[/] gregor log alice --device phone --json
     """
-    options.when(since)
-    settings = options.settings(ctx, url=url, token=token)
-    from gregor.cli.remote import ask
+    options.parse_time(since)
+    settings = options.load_settings(ctx, url=url, token=token)
+    from gregor.cli.remote import request
 
-    answer = run(ask(settings, lambda server: server.messages(uid, device, since=since)))
+    answer = run(request(settings, lambda server: server.messages(uid, device, since=since)))
     if json:
         for message in answer.messages:
-            output.document(message)
+            output.print_json(message)
     elif answer.messages:
         for message in answer.messages:
-            print(output.in_words(message))
+            print(output.log_line(message))
     else:
         print("nothing")

@@ -1,4 +1,4 @@
-"""`gregor send` and `gregor dismiss`: one message to one user."""
+"""`gregor send` and `gregor dismiss`: send one message to one user."""
 
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -7,7 +7,7 @@ import msgspec
 import typer
 
 from gregor.cli import options, output
-from gregor.cli.running import run
+from gregor.cli.event_loop import run
 from gregor.core import message as messages
 from gregor.core.instant import to_rfc3339
 from gregor.core.message import Dismissal, InBandMessage, Message, Range, new_msg_id
@@ -22,7 +22,7 @@ MessageID = Annotated[
     typer.Option(
         "--msg-id",
         metavar="ID",
-        help="Sent again under the same id, a message counts once.",
+        help="Sending is idempotent: a message with the same id is stored once.",
         show_default="a new one",
     ),
 ]
@@ -34,41 +34,45 @@ def send(
     category: Annotated[
         str,
         typer.Argument(
-            metavar="CATEGORY", help="Dotted, such as chat.unread.room7.", show_default=False
+            metavar="CATEGORY", help="Dotted, for example chat.unread.room7.", show_default=False
         ),
     ],
     body: Annotated[
         str,
         typer.Argument(
-            metavar="BODY", help="JSON; what is not JSON is text; - is stdin.", show_default=False
+            metavar="BODY", help="JSON, or else plain text; - reads stdin.", show_default=False
         ),
     ],
     expires: Annotated[
         str | None,
         typer.Option(
-            metavar="TIME", help="After 90s, or at 2027-01-31T12:00:00Z.", show_default="never"
+            metavar="TIME",
+            help="A duration such as 90s, or a time such as 2027-01-31T12:00:00Z.",
+            show_default="never",
         ),
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option("--device", metavar="ID", help="Show it there only.", show_default=False),
+        typer.Option(
+            "--device", metavar="ID", help="Show it on this device only.", show_default=False
+        ),
     ] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Dismiss all else in the category.")
+        bool, typer.Option("--replace", help="Dismiss all other items in the category.")
     ] = False,
     msg_id: MessageID = None,
     out_of_band: Annotated[
         bool,
         typer.Option(
             "--out-of-band",
-            help="Only pass it to the devices connected now; CATEGORY is then its system.",
+            help="Send to the devices connected now and do not store it; CATEGORY is its system.",
         ),
     ] = False,
     url: options.ServerURL = None,
     token: options.Token = None,
     json: options.JSON = False,
 ) -> None:
-    """Tell all devices of a user something.
+    """Send a message to all devices of a user.
 
     [dim]$[/] gregor send alice invoices '{"id": 17}' --expires 30d
     [dim]$[/] gregor send alice settings.theme dark --replace
@@ -78,14 +82,21 @@ def send(
     message: Message
     if out_of_band:
         if expires or device or replace or msg_id:
-            raise typer.BadParameter("--out-of-band goes with none of the other options")
+            raise typer.BadParameter(
+                "--out-of-band cannot be combined with --expires, --device, --replace or --msg-id"
+            )
         message = messages.out_of_band(uid, category, content)
     else:
-        make = messages.replace if replace else messages.create
-        message = make(
-            uid, category, content, dtime=options.when(expires), device_id=device, msg_id=msg_id
+        new_message = messages.replace if replace else messages.create
+        message = new_message(
+            uid,
+            category,
+            content,
+            expires=options.parse_time(expires),
+            device_id=device,
+            msg_id=msg_id,
         )
-    _deliver(options.settings(ctx, url=url, token=token), message, json)
+    _send(options.load_settings(ctx, url=url, token=token), message, json)
 
 
 def dismiss(
@@ -93,41 +104,45 @@ def dismiss(
     uid: options.UserID,
     msg_ids: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MSG_ID]...", help="Of items.", show_default=False),
+        typer.Argument(metavar="[MSG_ID]...", help="Ids of items.", show_default=False),
     ] = None,
     category: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="CATEGORY", help="All items of it; can be repeated.", show_default=False
+            metavar="CATEGORY",
+            help="All items of this category; can be repeated.",
+            show_default=False,
         ),
     ] = None,
     prefix: Annotated[
-        bool, typer.Option("--prefix", help="And of all categories that begin like it.")
+        bool, typer.Option("--prefix", help="Also all categories that begin with it.")
     ] = False,
     until: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="Only what was created until then.", show_default="now"),
+        typer.Option(
+            metavar="TIME", help="Only items created up to this time.", show_default="now"
+        ),
     ] = None,
     msg_id: MessageID = None,
     url: options.ServerURL = None,
     token: options.Token = None,
     json: options.JSON = False,
 ) -> None:
-    """Take items away from all devices of a user, by their ids or by category.
+    """Dismiss items on all devices of a user, by id or by category.
 
     [dim]$[/] gregor dismiss alice 5f0e5d1c6b7a4e0e8f3f0a1b2c3d4e5f
     [dim]$[/] gregor dismiss alice --category chat.unread.room7
     [dim]$[/] gregor dismiss alice --category chat. --prefix --until -1h
     """
     if not (msg_ids or category):
-        raise typer.BadParameter("say what to dismiss: MSG_ID, or --category")
+        raise typer.BadParameter("give a MSG_ID or --category")
     if not category and (prefix or until):
-        raise typer.BadParameter("--prefix and --until belong to --category")
-    end = options.when(until)
+        raise typer.BadParameter("--prefix and --until need --category")
+    end = options.parse_time(until)
     ranges = tuple(Range(name, end, prefix=prefix) for name in category or ())
     dismissal = Dismissal(tuple(msg_ids or ()), ranges)
     message = InBandMessage(uid, msg_id or new_msg_id(), dismissal=dismissal)
-    _deliver(options.settings(ctx, url=url, token=token), message, json)
+    _send(options.load_settings(ctx, url=url, token=token), message, json)
 
 
 def _body(text: str) -> messages.JSON:
@@ -138,27 +153,27 @@ def _body(text: str) -> messages.JSON:
         return text.rstrip("\n")
 
 
-def _deliver(settings: "Settings", message: Message, json: bool) -> None:
-    from gregor.cli.remote import ask
+def _send(settings: "Settings", message: Message, json: bool) -> None:
+    from gregor.cli.remote import request
 
-    (result,) = run(ask(settings, lambda server: server.send([message])))
+    (result,) = run(request(settings, lambda server: server.send([message])))
     if json:
-        output.document(result)
+        output.print_json(result)
     if result.error is not None:
         raise _Rejected(f"{result.error.message} ({result.error.code})")
     if not json:
-        print(_in_words(result))
+        print(_result_text(result))
 
 
-def _in_words(result: "Result") -> str:
+def _result_text(result: "Result") -> str:
     match result.status:
-        case "passed":
-            return "passed to the devices that are connected now"
+        case "relayed":
+            return "relayed to the devices that are connected now"
         case "duplicate":
-            return f"{result.msg_id} was known already, since {to_rfc3339(result.ctime or 0)}"
+            return f"{result.msg_id} is a duplicate, stored at {to_rfc3339(result.ctime or 0)}"
         case _:
             return f"{result.msg_id} stored at {to_rfc3339(result.ctime or 0)}"
 
 
 class _Rejected(GregorError):
-    """The server rejected the message. Change it."""
+    """The server rejected the message. Change it before sending it again."""

@@ -1,4 +1,4 @@
-"""`gregor serve`."""
+"""`gregor serve`: starts a server, or with --workers several processes of one server."""
 
 import logging
 import sys
@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from gregor.cli import options
-from gregor.cli.running import run
+from gregor.cli.event_loop import run
 
-DETAILS = "Details"
-WORKER = (sys.executable, "-m", "gregor.cli", "worker")
+DETAILS_PANEL = "Details"
+WORKER_COMMAND = (sys.executable, "-m", "gregor.cli", "worker")
 
 
 def serve(
@@ -19,7 +19,7 @@ def serve(
         str | None,
         typer.Option(
             metavar="HOST:PORT",
-            help="Port 0 takes a free one, and logs it.",
+            help="Port 0 takes a free port and logs it.",
             show_default="127.0.0.1:9911",
         ),
     ] = None,
@@ -28,8 +28,8 @@ def serve(
         str | None,
         typer.Option(
             metavar="URL",
-            help="redis://HOST:PORT/DB or nats://HOST:PORT, over which servers on one PostgreSQL "
-            "tell each other what is new.",
+            help="redis://HOST:PORT/DB or nats://HOST:PORT, for servers that share a PostgreSQL: "
+            "they publish new messages to each other.",
             show_default="none",
         ),
     ] = None,
@@ -37,7 +37,7 @@ def serve(
         int | None,
         typer.Option(
             metavar="N",
-            help="So many processes on one address; they need PostgreSQL and a pub/sub.",
+            help="Number of processes on one address; more than 1 need PostgreSQL and a pub/sub.",
             show_default="1",
         ),
     ] = None,
@@ -45,15 +45,15 @@ def serve(
         bool | None,
         typer.Option(
             "--migrate",
-            help="First do what [cyan]gregor migrate[/] does. A file is always brought up to date.",
+            help="Run [cyan]gregor migrate[/] first. An SQLite file is always migrated.",
         ),
     ] = None,
     auth: Annotated[
         str | None,
         typer.Option(
             metavar="open|jwt",
-            help="[cyan]open[/] trusts everybody on this machine, [cyan]jwt[/] wants tokens, and "
-            "GREGOR_JWT_SECRET to check them.",
+            help="[cyan]open[/] trusts every process on this machine; [cyan]jwt[/] requires tokens "
+            "and GREGOR_JWT_SECRET to verify them.",
             show_default="open",
         ),
     ] = None,
@@ -61,53 +61,53 @@ def serve(
         str | None,
         typer.Option(
             metavar="console|json",
-            help="How logs are written, on stderr.",
+            help="The format of the logs on stderr.",
             show_default="console",
-            rich_help_panel=DETAILS,
+            rich_help_panel=DETAILS_PANEL,
         ),
     ] = None,
     sweep_seconds: Annotated[
         float | None,
         typer.Option(
-            help="How often it looks for what devices have missed.",
+            help="How often to look for messages that devices missed.",
             show_default="5",
-            rich_help_panel=DETAILS,
+            rich_help_panel=DETAILS_PANEL,
         ),
     ] = None,
     drain_seconds: Annotated[
         float | None,
         typer.Option(
-            help="How long it takes to send devices away when it stops.",
+            help="How long a graceful shutdown takes to disconnect the devices.",
             show_default="5",
-            rich_help_panel=DETAILS,
+            rich_help_panel=DETAILS_PANEL,
         ),
     ] = None,
     store_connections: Annotated[
         int | None,
         typer.Option(
-            help="How many connections read from PostgreSQL at once, beside the one that writes; "
-            "each worker has its own.",
+            help="Connections that read from PostgreSQL, in addition to one that writes; each "
+            "worker has its own.",
             show_default="8",
-            rich_help_panel=DETAILS,
+            rich_help_panel=DETAILS_PANEL,
         ),
     ] = None,
     store_seconds: Annotated[
         float | None,
         typer.Option(
-            help="How long it waits for an answer of PostgreSQL.",
+            help="Time-out for an answer from PostgreSQL.",
             show_default="10",
-            rich_help_panel=DETAILS,
+            rich_help_panel=DETAILS_PANEL,
         ),
     ] = None,
 ) -> None:
-    """Serve devices and backends, until SIGTERM or Ctrl-C.
+    """Serve devices and backends until SIGTERM or Ctrl-C.
 
     [dim]$[/] gregor serve --store postgresql:///gregor --pubsub redis://localhost
     [dim]$[/] gregor serve --store a=postgresql:///a --store b=postgresql:///b
     [dim]$[/] export GREGOR_JWT_SECRET=$(openssl rand -hex 32)
     [dim]$[/] gregor serve --auth jwt --listen 0.0.0.0:9911
     """
-    settings = options.settings(
+    settings = options.load_settings(
         ctx,
         quiet=False,
         listen=listen,
@@ -123,19 +123,22 @@ def serve(
         store_seconds=store_seconds,
     )
     if settings.workers == 1:
-        from gregor.server.serving import serve
+        from gregor.server.process import serve
 
         run(serve(settings))
     else:
         from gregor.server.workers import supervise
 
-        run(supervise(settings, WORKER))
+        run(supervise(settings, WORKER_COMMAND))
 
 
 def worker() -> None:
-    """Be one of the workers of a server, who reads on stdin what to do."""
-    from gregor.server.workers import Orders, work
+    """Run one worker process of a server; it reads its configuration from stdin."""
+    import structlog
 
-    orders = Orders.read()
-    options.log_to_stderr(orders.settings["log_format"], logging.INFO)
-    run(work(orders))
+    from gregor.server.workers import WorkerConfig, work
+
+    config = WorkerConfig.read()
+    options.log_to_stderr(config.settings["log_format"], logging.INFO)
+    structlog.contextvars.bind_contextvars(worker=config.number)
+    run(work(config))

@@ -1,4 +1,4 @@
-"""`gregor shards`: how users are spread over databases, and how they are moved."""
+"""`gregor shards`: shows how users are distributed over shards, and moves them."""
 
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -8,47 +8,47 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gregor.cli import options, output
-from gregor.cli.running import run
+from gregor.cli.event_loop import run
 from gregor.core.buckets import BUCKETS, Move
 from gregor.errors import SetupError
 
 if TYPE_CHECKING:
     from gregor.config import Settings
-    from gregor.state_machines.moving import Finding, Holding, Moved
+    from gregor.state_machines.rebalance import Finding, Holding, Moved
     from gregor.storage.database import Database
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
-    help="Show how users are spread over shards, and move them while servers run.",
+    help="Show how users are distributed over shards, and rebalance them while servers run.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
 @app.command()
 def status(ctx: typer.Context, store: options.Stores = None, json: options.JSON = False) -> None:
-    """What each shard holds.
+    """Show what each shard holds.
 
     [dim]$[/] gregor shards status --store a=postgresql:///a --store b=postgresql:///b
     """
-    holdings = run(_status(_sharded(ctx, store)))
+    holdings = run(_status(_sharded_settings(ctx, store)))
     if json:
-        output.document(
+        output.print_json(
             {
                 name: {"buckets": h.buckets, **h.held._asdict(), "left_over": h.left_over._asdict()}
                 for name, h in holdings.items()
             }
         )
         return
-    table = output.plain("shard", "buckets", "users", "messages", "bytes", "left over")
+    table = output.plain_table("shard", "buckets", "users", "messages", "bytes", "left over")
     for column in table.columns[1:]:
         column.justify = "right"
     for name, holding in holdings.items():
-        held, left = holding.held, holding.left_over
+        held, left_over = holding.held, holding.left_over
         table.add_row(
             output.printable(name),
             *(f"{n:,}" for n in (holding.buckets, *held)),
-            f"{left.messages:,} messages" if left.messages else "",
+            f"{left_over.messages:,} messages" if left_over.messages else "",
         )
     output.console().print(table)
 
@@ -59,16 +59,16 @@ def plan(
     store: options.Stores = None,
     add: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=URL", help="As if this shard were there as well."),
+        typer.Option(metavar="NAME=URL", help="Plan as if this shard existed too."),
     ] = None,
     json: options.JSON = False,
 ) -> None:
-    """What would have to move, so that each shard carries about as much. Changes nothing.
+    """Show which buckets to move so that the shards are balanced. Changes nothing.
 
     [dim]$[/] gregor shards plan --store a=postgresql:///a --add b=postgresql:///b
     """
-    added = [named.partition("=")[0] for named in add or ()]
-    _tell_plan(run(_plan(_sharded(ctx, store), added)), json)
+    added = [value.partition("=")[0] for value in add or ()]
+    _print_plan(run(_plan(_sharded_settings(ctx, store), added)), json)
 
 
 @app.command()
@@ -78,39 +78,44 @@ def move(
     bucket: Annotated[
         list[int] | None,
         typer.Option(
-            min=0, max=BUCKETS - 1, help="Only these; else what `plan` says.", show_default=False
+            min=0,
+            max=BUCKETS - 1,
+            help="Move only this one (can be repeated) instead of what `plan` shows.",
+            show_default=False,
         ),
     ] = None,
     to: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Where these buckets are to go.", show_default=False),
+        typer.Option(
+            metavar="NAME", help="The shard that these buckets move to.", show_default=False
+        ),
     ] = None,
     json: options.JSON = False,
 ) -> None:
-    """Move buckets from shard to shard, while servers run.
+    """Move buckets between shards while servers run.
 
-    Before it, every server must have been started with all of the shards. Stop it
-    whenever you like, in whatever way: what has moved has moved, and the next run
-    goes on from there.
+    First start every server with all of the shards. You can interrupt the move at
+    any time, in any way: buckets that have moved stay moved, and the next run
+    continues from there.
 
     [dim]$[/] gregor shards move --store a=postgresql:///a --store b=postgresql:///b
     [dim]$[/] gregor shards move --store … --bucket 17 --bucket 18 --to b
     """
-    settings = _sharded(ctx, store)
+    settings = _sharded_settings(ctx, store)
     if bool(bucket) != (to is not None):
-        raise typer.BadParameter("--bucket and --to belong together")
+        raise typer.BadParameter("--bucket and --to must be given together")
     if to is not None and to not in settings.stores:
         raise typer.BadParameter(f"there is no --store {to}=URL")
     moved = run(_move(settings, bucket or (), to))
     users, longest = sum(m.users for m in moved), max((m.pause for m in moved), default=0.0)
     if json:
-        output.document({"buckets": len(moved), "users": users, "longest_pause_seconds": longest})
+        output.print_json({"buckets": len(moved), "users": users, "longest_pause_seconds": longest})
     elif not moved:
         print("nothing to move")
     else:
         print(
             f"moved {len(moved):,} buckets with {users:,} users; "
-            f"the longest that writers of one waited was {longest * 1000:.0f} ms"
+            f"the longest pause for the writers of a bucket was {longest * 1000:.0f} ms"
         )
 
 
@@ -120,93 +125,94 @@ def verify(
     store: options.Stores = None,
     prune: Annotated[
         bool,
-        typer.Option("--prune", help="Remove what has moved away, where nothing of it is missing."),
+        typer.Option("--prune", help="Remove copies left by moves, if the holder has all of them."),
     ] = False,
     json: options.JSON = False,
 ) -> None:
-    """Compare the map with what the shards have, and what was left behind by moves with what is
-    where it went. The exit status is 1 if something is wrong.
+    """Check the shard map against the shards, and copies left by moves against the moved data.
+    The exit status is 1 if something is wrong.
 
     [dim]$[/] gregor shards verify --prune --store a=postgresql:///a --store b=postgresql:///b
     """
-    findings, buckets = run(_verify(_sharded(ctx, store), prune))
+    findings, buckets = run(_verify(_sharded_settings(ctx, store), prune))
     if json:
-        counted = {"removed" if prune else "left_over": buckets}
-        output.document({"findings": [f._asdict() for f in findings], **counted})
+        copies = {"removed" if prune else "left_over": buckets}
+        output.print_json({"findings": [f._asdict() for f in findings], **copies})
     else:
         for finding in findings:
-            output.complain(f"shard {finding.shard}: {finding.what}")
+            output.print_error(f"shard {finding.shard}: {finding.what}")
         done, hint = ("removed", "") if prune else ("left behind", "; --prune removes them")
         print(f"copies of {buckets:,} buckets {done}{hint}" if buckets else f"no copies {done}")
     if findings:
         raise typer.Exit(1)
 
 
-def _tell_plan(moves: Sequence[Move], json: bool) -> None:
+def _print_plan(moves: Sequence[Move], json: bool) -> None:
     if json:
-        output.document([move._asdict() for move in moves])
+        output.print_json([move._asdict() for move in moves])
         return
-    ways = Counter((move.source, move.target) for move in moves)
-    for (source, target), number in sorted(ways.items()):
+    routes = Counter((move.source, move.target) for move in moves)
+    for (source, target), number in sorted(routes.items()):
         print(f"{number:,} buckets from {source} to {target}")
     if not moves:
-        print("nothing to move: each shard carries about as much")
+        print("nothing to move: the shards are balanced")
 
 
-def _sharded(ctx: typer.Context, store: Sequence[str] | None) -> "Settings":
-    settings = options.settings(ctx, store=tuple(store) if store else None)
+def _sharded_settings(ctx: typer.Context, store: Sequence[str] | None) -> "Settings":
+    settings = options.load_settings(ctx, store=tuple(store) if store else None)
     if None in settings.stores:
         raise SetupError(
-            "name the shards, each with its database: --store a=URL --store b=URL, or in the file "
-            "of --config"
+            "name the shards, each with its database: --store a=URL --store b=URL, or in the "
+            "--config file"
         )
     return settings
 
 
 @asynccontextmanager
-async def opened(stores: Mapping[str | None, str]) -> "AsyncIterator[dict[str, Database]]":
-    """The databases of the shards, while the block runs."""
+async def open_databases(stores: Mapping[str | None, str]) -> "AsyncIterator[dict[str, Database]]":
+    """Open the databases of the shards. Raises SetupError if a schema is not the newest."""
     from gregor.storage.engine import databases_at
-    from gregor.storage.migrations import expect_newest
+    from gregor.storage.migrations import require_newest
 
-    async with databases_at({n or "": url for n, url in stores.items()}, expect_newest) as shards:
-        yield shards
+    urls = {name or "": url for name, url in stores.items()}
+    async with databases_at(urls, require_newest) as databases:
+        yield databases
 
 
 async def _status(settings: "Settings") -> "dict[str, Holding]":
-    from gregor.state_machines.moving import Mover
+    from gregor.state_machines.rebalance import Rebalancer
 
-    async with opened(settings.stores) as databases:
-        return await Mover(databases).holdings()
+    async with open_databases(settings.stores) as databases:
+        return await Rebalancer(databases).holdings()
 
 
 async def _plan(settings: "Settings", added: Sequence[str]) -> list[Move]:
-    from gregor.state_machines.moving import Mover
+    from gregor.state_machines.rebalance import Rebalancer
 
-    async with opened(settings.stores) as databases:
-        return await Mover(databases).plan(added)
+    async with open_databases(settings.stores) as databases:
+        return await Rebalancer(databases).plan(added)
 
 
 async def _move(settings: "Settings", buckets: Sequence[int], to: str | None) -> "list[Moved]":
-    from gregor.state_machines.moving import Mover
+    from gregor.state_machines.rebalance import Rebalancer
 
     done: list[Moved] = []
-    async with opened(settings.stores) as databases:
-        mover = Mover(databases)
-        with output.counted("buckets") as count:
-            moves = [Move(b, "", to or "") for b in buckets] if buckets else await mover.plan()
+    async with open_databases(settings.stores) as databases:
+        rebalancer = Rebalancer(databases)
+        with output.counting_progress("buckets") as show_progress:
+            moves = [Move(b, "", to or "") for b in buckets] if buckets else await rebalancer.plan()
 
-            def tell(moved: "Moved") -> None:
+            def on_moved(moved: "Moved") -> None:
                 done.append(moved)
-                count(len(done), len(moves))
+                show_progress(len(done), len(moves))
 
-            await mover.move(moves, tell)
+            await rebalancer.move(moves, on_moved)
     return done
 
 
 async def _verify(settings: "Settings", prune: bool) -> "tuple[list[Finding], int]":
-    from gregor.state_machines.moving import Mover
+    from gregor.state_machines.rebalance import Rebalancer
 
-    async with opened(settings.stores) as databases:
-        with output.counted("buckets") as count:
-            return await Mover(databases).verify(prune=prune, compared=count)
+    async with open_databases(settings.stores) as databases:
+        with output.counting_progress("buckets") as show_progress:
+            return await Rebalancer(databases).verify(prune=prune, compared=show_progress)

@@ -1,4 +1,4 @@
-"""A recorded stream of activity, line by line, as messages that can be sent.
+"""A recorded stream of activity, parsed line by line into messages to send.
 
 Each line is a JSON object:
 
@@ -6,13 +6,13 @@ Each line is a JSON object:
     {"t": 1242729497000, "uid": "u1", "msg_id": "97dd…", "dismiss": {"msg_ids": ["81e2…"]}}
     {"t": 1242729498000, "uid": "u1", "msg_id": "aa39…", "dismiss": {"ranges": [{"category": …}]}}
 
-`t` is the sender's own clock, in milliseconds. It may run backwards, and it is not the ctime: that
-is the server's to give, in the order in which the lines of a user are sent.
+`t` is the sender's clock, in milliseconds. It may run backwards, and it is not the ctime: the
+server assigns the ctime, in the order in which the lines of a user are sent.
 
-A creation may have a `dtime`, and a range an `end_time`, `skip_msg_ids` and `prefix`, as in
+A creation may have an `expires`, and a range an `end_time`, `skip_msg_ids` and `prefix`, as in
 Gregor's own messages. A range without an end ends at its own ctime: it dismisses what its sender
-had sent before it. A time of the sender's clock would mean nothing beside ctimes given years
-later; what carries over is its distance from `t`, so `{"time": …}` becomes an offset.
+sent before it. A time of the sender's clock cannot be compared with ctimes that are assigned years
+later. Only its offset from `t` is kept, so `{"time": …}` becomes an offset.
 """
 
 import asyncio
@@ -35,12 +35,16 @@ from gregor.errors import GregorError, SetupError
 class Create(Struct, frozen=True, forbid_unknown_fields=True):
     category: str
     raw_body: Raw = field(name="body")
-    dtime: TimeOrOffset | None = None
+    expires: TimeOrOffset | None = None
 
     def creation(self, t: int) -> Creation:
-        # What was to end before it began has ended at once.
-        ends = None if self.dtime is None else TimeOrOffset(offset=max(0, distance(self.dtime, t)))
-        return Creation(self.category, self.raw_body, ends)
+        # An item that expires before its creation expires at its creation.
+        expires = (
+            None
+            if self.expires is None
+            else TimeOrOffset(offset=max(0, offset_from_line(self.expires, t)))
+        )
+        return Creation(self.category, self.raw_body, expires)
 
 
 class Dismiss(Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,10 +52,10 @@ class Dismiss(Struct, frozen=True, forbid_unknown_fields=True):
     ranges: tuple[Range, ...] = ()
 
     def dismissal(self, t: int) -> Dismissal:
-        return Dismissal(self.msg_ids, tuple(_range(range_, t) for range_ in self.ranges))
+        return Dismissal(self.msg_ids, tuple(_relative_range(range_, t) for range_ in self.ranges))
 
 
-class Line(Struct, frozen=True, forbid_unknown_fields=True):
+class StreamLine(Struct, frozen=True, forbid_unknown_fields=True):
     t: int
     uid: str
     msg_id: str
@@ -67,39 +71,39 @@ class Line(Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
-class Bad(NamedTuple):
-    """A line that is no message, and why."""
+class BadLine(NamedTuple):
+    """A line that is not a valid message, with the reason."""
 
     reason: str
 
 
-_decoder = msgspec.json.Decoder(Line)
+_decoder = msgspec.json.Decoder(StreamLine)
 
 
-def parse(line: bytes) -> InBandMessage | Bad:
-    """The message that a line holds."""
+def parse(line: bytes) -> InBandMessage | BadLine:
+    """Parse one line."""
     try:
         return _decoder.decode(line).message()
     except GregorError as error:
-        return Bad(error.message)
+        return BadLine(error.message)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        return Bad(str(error))
+        return BadLine(str(error))
 
 
-def distance(when: TimeOrOffset, t: int) -> int:
-    """How far from the line's own time `when` is, in microseconds."""
-    return when.after(t * 1000) - t * 1000
+def offset_from_line(time: TimeOrOffset, t: int) -> int:
+    """The offset of `time` from the line's own time `t`, in microseconds."""
+    return time.after(t * 1000) - t * 1000
 
 
-def _range(range_: Range, t: int) -> Range:
+def _relative_range(range_: Range, t: int) -> Range:
     if range_.end_time is None:
         return range_
-    end = TimeOrOffset(offset=distance(range_.end_time, t))
+    end = TimeOrOffset(offset=offset_from_line(range_.end_time, t))
     return msgspec.structs.replace(range_, end_time=end)
 
 
 class Source:
-    """An opened stream: its lines, and how far they have been read."""
+    """An open stream: its lines, and the read position."""
 
     def __init__(self, file: BufferedReader, name: str, size: int | None) -> None:
         self.size = size
@@ -109,23 +113,23 @@ class Source:
 
     @property
     def position(self) -> int:
-        """How many of the `size` bytes are behind us."""
+        """How many of the `size` bytes have been read."""
         return 0 if self.size is None else self._file.tell()
 
     async def lines(self) -> AsyncIterator[tuple[int, bytes]]:
-        """The lines that are not blank, with their numbers. Raises SetupError if it is no gzip."""
-        number, rest = 0, b""
+        """The non-blank lines with their numbers. Raises SetupError if gzip cannot read it."""
+        number, partial = 0, b""
         while chunk := await asyncio.to_thread(self._read):
-            *whole, rest = (rest + chunk).split(b"\n")
-            for line in whole:
+            *complete, partial = (partial + chunk).split(b"\n")
+            for line in complete:
                 number += 1
                 if line.strip():
                     yield number, line
-        if rest.strip():
-            yield number + 1, rest
+        if partial.strip():
+            yield number + 1, partial
 
     def _read(self) -> bytes:
-        # What is there already, were it half a line: a pipe may rest for long.
+        # read1 returns what is available, even half a line: a pipe may stay silent for long.
         try:
             return self._contents.read1(64 * 1024)
         except (OSError, EOFError, zlib.error) as error:
@@ -133,8 +137,8 @@ class Source:
 
 
 @contextmanager
-def opened(file: Path) -> Iterator[Source]:
-    """The stream in a file; `-` is stdin."""
+def open_stream(file: Path) -> Iterator[Source]:
+    """Open the stream in a file; `-` is stdin. Raises SetupError if it cannot be read."""
     stdin = str(file) == "-"
     try:
         with open(0, "rb", closefd=False) if stdin else file.open("rb") as contents:

@@ -1,4 +1,4 @@
-"""`gregor token`."""
+"""`gregor token`: makes an access token."""
 
 from time import time
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -18,38 +18,40 @@ def token(
     uid: options.UserID,
     role: Annotated[
         Literal["device", "service"],
-        typer.Option(help="A device is its own user only; a service may write and read for all."),
+        typer.Option(help="A device acts for its own user only, a service for all users."),
     ] = "device",
     expires: Annotated[
         str | None,
         typer.Option(
-            metavar="TIME", help="After 30d, or at 2027-01-01T00:00:00Z.", show_default="never"
+            metavar="TIME",
+            help="A duration such as 30d, or a time such as 2027-01-01T00:00:00Z.",
+            show_default="never",
         ),
     ] = None,
     json: options.JSON = False,
 ) -> None:
-    """Make a token for a server with --auth jwt, out of its GREGOR_JWT_SECRET.
+    """Make a token for a server with --auth jwt, signed with its GREGOR_JWT_SECRET.
 
     [dim]$[/] gregor token alice --expires 30d
     [dim]$[/] export GREGOR_TOKEN=$(gregor token backend --role service)
     """
-    settings = options.settings(ctx)
-    ends = options.when(expires)
-    expires_at = None if ends is None else ends.after(round(time() * SECOND))
-    made = _make(settings, uid, role, expires_at)
+    settings = options.load_settings(ctx)
+    expiry = options.parse_time(expires)
+    expires_at = None if expiry is None else expiry.after(round(time() * SECOND))
+    encoded = _encode(settings, uid, role, expires_at)
     if json:
-        end = None if expires_at is None else to_rfc3339(expires_at)
-        output.document({"token": made, "uid": uid, "role": role, "expires_at": end})
+        expires_text = None if expires_at is None else to_rfc3339(expires_at)
+        output.print_json({"token": encoded, "uid": uid, "role": role, "expires_at": expires_text})
     else:
-        print(made)
+        print(encoded)
 
 
-def _make(settings: "Settings", uid: str, role: str, expires_at: Time | None) -> str:
+def _encode(settings: "Settings", uid: str, role: str, expires_at: Time | None) -> str:
     from gregor.server.auth import Identity, Role, make_token
 
     if settings.jwt_secret is None:
         raise SetupError(
-            "tokens are made with the server's secret: set GREGOR_JWT_SECRET to the same value "
+            "a token is signed with the server's secret: set GREGOR_JWT_SECRET to the same value "
             "as for `gregor serve --auth jwt`"
         )
     secret = settings.jwt_secret.get_secret_value()

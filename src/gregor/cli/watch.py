@@ -1,4 +1,4 @@
-"""`gregor watch`: a device in the terminal."""
+"""`gregor watch`: shows a user's state live, as a device in the terminal."""
 
 import asyncio
 from contextlib import suppress
@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from gregor.cli import options, output
-from gregor.cli.running import run
+from gregor.cli.event_loop import run
 from gregor.core.instant import SECOND
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gregor.config import Settings
 
 REDRAW_SECONDS = 0.2
-MOST_NEWS = 5
+MAX_RECENT_EVENTS = 5
 
 
 def watch(
@@ -31,7 +31,7 @@ def watch(
     device: Annotated[
         str | None,
         typer.Option(
-            "--device", metavar="ID", help="Be this device.", show_default="one of its own"
+            "--device", metavar="ID", help="Connect as this device.", show_default="a new one"
         ),
     ] = None,
     prefix: options.Prefix = "",
@@ -39,13 +39,13 @@ def watch(
     token: options.Token = None,
     json: options.JSON = False,
 ) -> None:
-    """Be a device of a user, and show its state live; as JSON, one event a line.
+    """Connect as a device of a user and show its state live. With --json, one event per line.
 
     [dim]$[/] gregor watch alice
     [dim]$[/] gregor watch alice --prefix chat. --device phone
     [dim]$[/] gregor watch alice --json | jq .event
     """
-    settings = options.settings(ctx, url=url, token=token)
+    settings = options.load_settings(ctx, url=url, token=token)
     on_screen = output.console().is_terminal and not json
     with suppress(KeyboardInterrupt):
         run(_watch(settings, uid, device or f"watch-{uuid4().hex[:8]}", prefix, on_screen, json))
@@ -54,13 +54,13 @@ def watch(
 async def _watch(
     settings: "Settings", uid: str, device: str, prefix: str, on_screen: bool, json: bool
 ) -> None:
-    from gregor.cli.remote import remote
+    from gregor.cli.remote import remote_server
     from gregor.client import Client
 
-    # A client would wait for its server for ever; that none was there at all is a mistake.
-    async with remote(settings) as server:
-        await server.greet()
-    # A server with --auth open takes the bare uid as a token.
+    # A Client retries forever. If no server answers at the start, report that instead.
+    async with remote_server(settings) as server:
+        await server.check_server()
+    # A server with --auth open accepts the uid as a token.
     token = settings.token.get_secret_value() if settings.token else uid
     async with Client(settings.url, token, device_id=device, uid=uid) as client:
         events = client.events()
@@ -69,89 +69,91 @@ async def _watch(
             await _draw(client, events, prefix)
             return
         async for event in events:
-            if _concerns(event, prefix):
-                print(_document(event) if json else _in_words(event), flush=True)
+            if _matches(event, prefix):
+                print(_event_json(event) if json else _event_text(event), flush=True)
             if client.failure is not None:
                 raise client.failure
 
 
 async def _draw(client: "Client", events: "Subscription", prefix: str) -> None:
-    """Keep a table of the state on the screen, until the client gives up."""
+    """Redraw a table of the state until the client fails."""
     from rich.live import Live
 
-    news: list[str] = []
+    recent: list[str] = []
     async with asyncio.TaskGroup() as tasks:
-        hearing = tasks.create_task(_hear(events, prefix, news))
+        reading = tasks.create_task(_read_events(events, prefix, recent))
         with Live(console=output.console(), auto_refresh=False) as live:
             while client.failure is None:
-                live.update(_picture(client, prefix, news, live.console.height), refresh=True)
+                live.update(_screen(client, prefix, recent, live.console.height), refresh=True)
                 await asyncio.sleep(REDRAW_SECONDS)
-        hearing.cancel()
+        reading.cancel()
     if client.failure is not None:
         raise client.failure
 
 
-async def _hear(events: "Subscription", prefix: str, news: list[str]) -> None:
+async def _read_events(events: "Subscription", prefix: str, recent: list[str]) -> None:
+    """Append a line for each event; keep the last MAX_RECENT_EVENTS."""
     async for event in events:
-        if _concerns(event, prefix):
-            news.append(_in_words(event))
-            del news[:-MOST_NEWS]
+        if _matches(event, prefix):
+            recent.append(_event_text(event))
+            del recent[:-MAX_RECENT_EVENTS]
 
 
-def _picture(client: "Client", prefix: str, news: list[str], height: int) -> "Group":
+def _screen(client: "Client", prefix: str, recent: list[str], height: int) -> "Group":
+    """The status line, the newest items that fit, and the recent events."""
     from rich.console import Group
     from rich.text import Text
 
     now = round(time() * SECOND)
-    shown = client.state().with_prefix(prefix).items
-    room = max(3, height - len(news) - 6)
+    items = client.state().with_prefix(prefix).items
+    max_rows = max(3, height - len(recent) - 6)
     status = ("online", "green") if client.online else ("offline", "red")
-    head = Text.assemble(
-        (client.uid or "", "bold"), f" on {client.device_id}  ", status, f"  {len(shown)} items"
+    header = Text.assemble(
+        (client.uid or "", "bold"), f" on {client.device_id}  ", status, f"  {len(items)} items"
     )
-    older = len(shown) - room
-    more = [Text(f"and {older} older", "dim")] if older > 0 else []
-    table = output.items(reversed(shown[-room:]), now)
-    return Group(head, Text(), table, *more, Text(), *(_line(text) for text in news))
+    hidden = len(items) - max_rows
+    footer = [Text(f"and {hidden} older", "dim")] if hidden > 0 else []
+    table = output.item_table(reversed(items[-max_rows:]), now)
+    return Group(header, Text(), table, *footer, Text(), *(_dim_line(text) for text in recent))
 
 
-def _line(text: str) -> "Text":
+def _dim_line(text: str) -> "Text":
     from rich.text import Text
 
     return Text(text, "dim", no_wrap=True, overflow="ellipsis")
 
 
-def _concerns(event: "Event", prefix: str) -> bool:
+def _matches(event: "Event", prefix: str) -> bool:
     item = getattr(event, "item", None)
     return item is None or item.category.startswith(prefix)
 
 
-def _in_words(event: "Event") -> str:
-    from gregor.client import Created, Dismissed, Offline, PassedBy, Rejected
+def _event_text(event: "Event") -> str:
+    from gregor.client import Created, Dismissed, Offline, OutOfBandReceived, WriteRejected
 
     match event:
         case Created(item):
-            body = output.text_of(item.raw_body)
+            body = output.json_text(item.raw_body)
             return f"+ {output.printable(item.category)} {body}  {output.printable(item.msg_id)}"
         case Dismissed(item, why):
             category, msg_id = output.printable(item.category), output.printable(item.msg_id)
             return f"- {category}  {msg_id} ({why})"
-        case PassedBy(system, body):
+        case OutOfBandReceived(system, body):
             content = msgspec.json.encode(body).decode()
             return output.printable(f"~ {system} {content}")
         case Offline(reason):
             return f"offline: {output.printable(reason)}"
-        case Rejected(message, problem):
+        case WriteRejected(message, problem):
             return f"rejected {message.msg_id}: {problem.message}"
         case _:
             return _name(event)
 
 
-def _document(event: "Event") -> str:
-    contents = msgspec.to_builtins(event, builtin_types=(msgspec.Raw,))
-    return msgspec.json.encode({"event": _name(event), **contents}).decode()
+def _event_json(event: "Event") -> str:
+    fields = msgspec.to_builtins(event, builtin_types=(msgspec.Raw,))
+    return msgspec.json.encode({"event": _name(event), **fields}).decode()
 
 
 def _name(event: "Event") -> str:
-    name = type(event).__name__.lower()
-    return "out_of_band" if name == "passedby" else name
+    name = type(event).__name__
+    return {"OutOfBandReceived": "out_of_band", "WriteRejected": "rejected"}.get(name, name.lower())

@@ -1,4 +1,4 @@
-"""A user's state on a device, with or without a network; and the way in for backends."""
+"""Clients: a user's state on a device, online and offline, and the producer for backends."""
 
 from gregor.client.client import Client
 from gregor.client.connection import Connect, Disconnected, Transport
@@ -9,9 +9,9 @@ from gregor.client.events import (
     Missed,
     Offline,
     Online,
-    PassedBy,
-    Rejected,
+    OutOfBandReceived,
     Synced,
+    WriteRejected,
 )
 from gregor.client.producer import Producer
 from gregor.client.state_machine import DeviceStateMachine
@@ -30,10 +30,10 @@ __all__ = [
     "Missed",
     "Offline",
     "Online",
-    "PassedBy",
+    "OutOfBandReceived",
     "Producer",
-    "Rejected",
     "SQLiteStore",
     "Synced",
     "Transport",
+    "WriteRejected",
 ]

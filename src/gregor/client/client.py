@@ -1,7 +1,8 @@
-"""A device: its replica, its outbox, its connection, and those who listen.
+"""A client on a device: its replica, outbox, connection and event subscriptions.
 
-One task owns the replica. Whatever changes it is an operation that waits its turn; those that
-wait together are saved in one transaction, and only what is saved is shown, sent or told.
+One task owns the replica. Each change is an operation in a queue. The operations that are queued
+at the same time are saved in one transaction (group commit). A change is shown, sent and reported
+to subscribers only after it is saved.
 """
 
 import asyncio
@@ -12,11 +13,11 @@ from contextlib import AsyncExitStack
 from typing import Any, NamedTuple, Self
 
 from gregor.client.connection import Connect, Connection, Operation, Token, websocket
-from gregor.client.events import Event, Rejected, Subscription
-from gregor.client.replica import Replica, events_between, rejections
-from gregor.client.store import ClientStore, MemoryStore, alterations, restored
+from gregor.client.events import Event, Subscription, WriteRejected
+from gregor.client.replica import Replica, events_between, new_rejections
+from gregor.client.store import ClientStore, MemoryStore, changed_records, load_replica
 from gregor.clock import now
-from gregor.core import message as making
+from gregor.core import message as factory
 from gregor.core.instant import SECOND, Time, as_time_or_offset
 from gregor.core.message import (
     JSON,
@@ -31,12 +32,12 @@ from gregor.core.message import (
 from gregor.core.state import Item, State
 from gregor.errors import GregorError, StorageUnavailable, Unavailable
 
-NOBODY: UID = "self"
-"""Stands for the uid in what is written before a node has said whose device this is."""
+UNKNOWN_UID: UID = "self"
+"""The uid in messages that are written before a node has reported the device's real uid."""
 
 
 class _Change(NamedTuple):
-    """An operation that waits for its turn, and whoever waits for it."""
+    """A queued operation, and the future that its caller awaits."""
 
     operation: Operation
     messages: Sequence[InBandMessage]
@@ -46,15 +47,17 @@ class _Change(NamedTuple):
 class Client:
     """One device of one user. Open it with `async with`; that works without a network too.
 
-    What a person sees is the server's state, without what was hidden here, and with what was
-    written here on top. A write returns when it is durable in the store; it is then shown, and
-    sent as soon as there is a connection. Inside the block, background tasks hold the connection
-    and come back for ever; should one of them fail by a defect, the block is cancelled.
+    The visible state is the server's state, minus the items hidden on this device, plus the
+    messages written on it. A write returns when it is durable in the store, or raises
+    StorageUnavailable and changes nothing. A saved message is visible at once, and is sent as soon
+    as there is a connection. Inside the block, background tasks keep the connection and reconnect
+    without limit. A bug that ends one of these tasks cancels the block.
 
-    `token` is a string, or a function that returns a fresh one (and may raise Unavailable). Once
-    it does not hold, or the node wants us no more, the client stops trying: `failure` is set,
-    listeners get Offline with `final`, `wait_synced` and `flush` raise the error, and what is
-    written waits in the store for a next client. `uid`, if given, is who the store must belong to.
+    `token` is a string, or a function that returns a fresh one (and may raise Unavailable). If
+    the token is refused for good, or the node answers with the action `stop`, the client stops
+    trying: `failure` is set, subscribers get Offline with `final`, `wait_synced` and `flush` raise
+    the error, and unsent messages stay in the store for the next client. If `uid` is given
+    and the store belongs to another user, opening raises SetupError.
     """
 
     def __init__(
@@ -76,10 +79,10 @@ class Client:
         self._connection = Connection(self, connect or websocket(url), token, jitter)
         self._replica = Replica(device_id)
         self._visible: dict[MsgID, Item] = {}
-        self._waiting: list[_Change] = []
-        self._arrival = asyncio.Event()
-        self._turn = asyncio.Event()
-        self._expiry: asyncio.TimerHandle | None = None
+        self._pending_changes: list[_Change] = []
+        self._change_queued = asyncio.Event()
+        self._condition_changed = asyncio.Event()
+        self._expiry_timer: asyncio.TimerHandle | None = None
         self._subscriptions: list[weakref.ref[Subscription]] = []
         self._open = False
         self._stack = AsyncExitStack()
@@ -92,28 +95,30 @@ class Client:
             await self._tasks.__aenter__()
             self._stack = stack.pop_all()
         self._open = True
-        self._tasks.create_task(self._keep())
-        self._connecting = self._tasks.create_task(self._connection.run())
+        self._tasks.create_task(self._apply_changes())
+        self._connection_task = self._tasks.create_task(self._connection.run())
         return self
 
     async def _restore(self) -> None:
         records = await self._store.load()
-        replica = restored(records, self._device_id)
+        replica = load_replica(records, self._device_id)
         if self._uid is not None:
-            replica = replica.belonging_to(self._uid)
-        saved = alterations(restored(records, self._device_id) if records else None, replica)
-        if saved:
-            await self._store.save(saved)
-        self._replica = replica.settled()
-        self._look()
+            replica = replica.owned_by(self._uid)
+        changes = changed_records(
+            load_replica(records, self._device_id) if records else None, replica
+        )
+        if changes:
+            await self._store.save(changes)
+        self._replica = replica.derived()
+        self._refresh_visible()
 
     async def __aexit__(self, kind: type[BaseException] | None, *exc_info: Any) -> None:
-        """What waits to be saved is saved first; what waits to be sent stays in the store."""
-        self._connecting.cancel()
+        """Save the pending changes, then close. Unsent messages stay in the store."""
+        self._connection_task.cancel()
         self._open = False
-        self._arrival.set()
-        # Of a cancellation only the group knows whether a task of its own was the cause. What
-        # else the block raises is the caller's own, and leaves as it is.
+        self._change_queued.set()
+        # Only the task group knows whether one of its own tasks caused a cancellation, so it gets
+        # that. Any other exception is the caller's: it must leave the block unwrapped.
         if kind is None or issubclass(kind, Exception):
             kind, exc_info = None, (None, None)
         try:
@@ -123,35 +128,37 @@ class Client:
             await self._stack.aclose()
 
     def _close(self) -> None:
-        if self._expiry is not None:
-            self._expiry.cancel()
-        for change in self._waiting:
+        if self._expiry_timer is not None:
+            self._expiry_timer.cancel()
+        for change in self._pending_changes:
             _fail(change, Unavailable("the client was closed before this was saved"))
-        for subscription in self._listeners():
+        for subscription in self._live_subscriptions():
             subscription.close()
-        self._turned()
+        self._notify_waiters()
 
-    # Writing. Each returns the msg_id when the message is durable here.
+    # Writing. Each method returns the msg_id when the message is durable on this device.
 
     async def create(
         self,
         category: Category,
         body: JSON = None,
         *,
-        dtime: When = None,
+        expires: When = None,
         device_id: DeviceID | None = None,
         this_device: bool = False,
         msg_id: MsgID | None = None,
     ) -> MsgID:
-        """Create an item, for all devices or for one."""
+        """Create an item on all devices of the user, or on one."""
         scope = self._device_id if this_device else device_id
         return await self.write(
-            making.create(NOBODY, category, body, dtime=dtime, device_id=scope, msg_id=msg_id)
+            factory.create(
+                UNKNOWN_UID, category, body, expires=expires, device_id=scope, msg_id=msg_id
+            )
         )
 
     async def dismiss(self, *msg_ids: MsgID, msg_id: MsgID | None = None) -> MsgID:
         """Dismiss items, on all devices."""
-        return await self.write(making.dismiss(NOBODY, *msg_ids, msg_id=msg_id))
+        return await self.write(factory.dismiss(UNKNOWN_UID, *msg_ids, msg_id=msg_id))
 
     async def dismiss_category(
         self,
@@ -162,11 +169,11 @@ class Client:
         skip_msg_ids: Sequence[MsgID] = (),
         msg_id: MsgID | None = None,
     ) -> MsgID:
-        """Dismiss everything of a category (with `prefix`: and below it), on all devices. Without
-        an `end_time` that is everything which the server has when it gets this."""
+        """Dismiss all items of a category, on all devices. With `prefix`: of all categories that
+        begin with it. Without `end_time`: all items that exist when the server stores this."""
         return await self.write(
-            making.dismiss_category(
-                NOBODY,
+            factory.dismiss_category(
+                UNKNOWN_UID,
                 category,
                 prefix=prefix,
                 end_time=end_time,
@@ -180,42 +187,48 @@ class Client:
         category: Category,
         body: JSON,
         *,
-        dtime: When = None,
+        expires: When = None,
         device_id: DeviceID | None = None,
         this_device: bool = False,
         msg_id: MsgID | None = None,
     ) -> MsgID:
-        """Let the category hold this one value: the last write wins."""
+        """Make this the only item of its category: the last write wins."""
         scope = self._device_id if this_device else device_id
         return await self.write(
-            making.replace(NOBODY, category, body, dtime=dtime, device_id=scope, msg_id=msg_id)
+            factory.replace(
+                UNKNOWN_UID, category, body, expires=expires, device_id=scope, msg_id=msg_id
+            )
         )
 
     async def write(self, message: InBandMessage) -> MsgID:
-        """Put a message of one's own making into the outbox. The same message twice is once;
-        another one under its msg_id is a Conflict."""
+        """Put a message into the outbox. Idempotent: writing the same message again changes
+        nothing. Raises Conflict if the outbox has its msg_id with other contents, and
+        InvalidMessage or TooLarge if no node can accept it."""
         await self.change(lambda replica, now: replica.write(message, now), [message])
         return message.msg_id
 
     async def hide(self, msg_id: MsgID) -> None:
-        """Show an item no more, on this device only. Forgotten when the item itself is gone."""
+        """Hide an item on this device only. Idempotent. The hidden id is forgotten once the item
+        no longer exists."""
         await self.change(lambda replica, now: replica.hide(msg_id))
 
     async def out_of_band(self, system: System, body: JSON = None) -> None:
-        """Say something to the devices that are connected now. It goes at once and at most once:
-        Unavailable says that there is no connection, or that it broke before we knew."""
-        message = making.out_of_band(self._replica.uid or NOBODY, system, body)
-        await self._connection.pass_by(message)
+        """Send an out-of-band message to the devices that are connected now: at once, and at most
+        once. Raises Unavailable if there is no connection, or if it breaks before the node has
+        acknowledged (the message may have been delivered), and the node's error if it rejects the
+        message."""
+        message = factory.out_of_band(self._replica.uid or UNKNOWN_UID, system, body)
+        await self._connection.send_out_of_band(message)
 
     async def discard(self, *msg_ids: MsgID) -> None:
-        """Forget rejected messages that have been looked at."""
+        """Remove rejected messages from `rejected()`. Idempotent."""
         await self.change(lambda replica, now: replica.discard(msg_ids))
 
     # Reading
 
     def state(self, at: When = None) -> State:
-        """What a person sees here now, or saw at a stated time (an offset counts from now).
-        HistoryForgotten if that lies before what this device knows exactly."""
+        """The state visible on this device now, or at a stated time (an offset counts from now).
+        Raises HistoryForgotten for a time before `replica.known_since`, usually the last sync."""
         now = self._clock()
         instant = as_time_or_offset(at)
         if instant is None:
@@ -223,12 +236,12 @@ class Client:
         return self._replica.state_at(instant.after(now))
 
     def count(self, prefix: Category = "") -> int:
-        """How many of the items now visible have a category that begins with `prefix`."""
+        """How many visible items have a category that begins with `prefix`."""
         return self.state().count(prefix)
 
-    def rejected(self) -> list[Rejected]:
-        """What the node has refused for good: the last 1,000, until they are discarded."""
-        return [Rejected(r.message, r.error) for r in self._replica.refused()]
+    def rejected(self) -> list[WriteRejected]:
+        """The messages that the node has rejected: the last 1,000, until they are discarded."""
+        return [WriteRejected(e.message, e.error) for e in self._replica.rejected_entries()]
 
     @property
     def replica(self) -> Replica:
@@ -236,7 +249,7 @@ class Client:
 
     @property
     def uid(self) -> UID | None:
-        """Whose device this is; None until a node has said so for the first time."""
+        """The user of this device; None until a node has reported it for the first time."""
         return self._replica.uid
 
     @property
@@ -245,7 +258,7 @@ class Client:
 
     @property
     def outbox(self) -> int:
-        """How many messages no node has acknowledged yet."""
+        """How many written messages no node has acknowledged yet."""
         return len(self._replica.unsent())
 
     @property
@@ -254,19 +267,19 @@ class Client:
 
     @property
     def failure(self) -> GregorError | None:
-        """Why the client has stopped trying to connect; None while it does try."""
+        """Why the client has stopped trying to connect; None while it still tries."""
         return self._connection.failure
 
     @property
     def mismatches(self) -> int:
-        """How often the replica differed from the node's state after a sync. Each time is a
-        defect, or a backup that was restored."""
+        """How often the replica's state hash differed from the node's after a sync. The cause is
+        a bug, or a backup that was restored."""
         return self._connection.mismatches
 
     # Waiting
 
     def events(self) -> Subscription:
-        """What happens from now on: `async for event in client.events()`."""
+        """Subscribe to the events from now on: `async for event in client.events()`."""
         subscription = Subscription()
         self._subscriptions.append(weakref.ref(subscription))
         if not self._open:
@@ -274,118 +287,126 @@ class Client:
         return subscription
 
     async def wait_synced(self) -> None:
-        """Return when the replica follows a node. Raises `failure`, should there be one."""
-        await self._until(lambda: self._connection.synced)
+        """Return when the replica is connected and synced. Raises `failure` if the client stops
+        trying, and Unavailable if it is closed."""
+        await self._wait_until(lambda: self._connection.synced)
 
     async def flush(self) -> None:
-        """Return when the outbox is delivered. Raises `failure`, should there be one."""
-        await self._until(lambda: not self.outbox)
+        """Return when the outbox is empty: the node has acknowledged or rejected each message.
+        Raises `failure` if the client stops trying, and Unavailable if it is closed."""
+        await self._wait_until(lambda: not self.outbox)
 
-    async def _until(self, true: Callable[[], bool]) -> None:
-        while not true():
+    async def _wait_until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
             if self._connection.failure is not None:
                 raise self._connection.failure
             if not self._open:
                 raise Unavailable("the client is closed")
-            await self._turn.wait()
+            await self._condition_changed.wait()
 
-    # Changing, in one task
+    # Changing the replica, in one task
 
     async def change(self, operation: Operation, messages: Sequence[InBandMessage] = ()) -> None:
-        """Put the operation's replica in place of the present one, and return when that is saved.
-        `messages` are those that may change what is seen. Raises what the operation raises, and
-        StorageUnavailable if it cannot be saved; then nothing has changed."""
+        """Replace the replica by the result of the operation, and return when that is saved.
+        `messages` are those that may change the visible state. Raises what the operation raises,
+        and StorageUnavailable if the change cannot be saved; then nothing has changed."""
         if not self._open:
             raise Unavailable("the client is closed")
         change = _Change(operation, messages, asyncio.get_running_loop().create_future())
-        self._waiting.append(change)
-        self._arrival.set()
+        self._pending_changes.append(change)
+        self._change_queued.set()
         await change.done
 
-    async def _keep(self) -> None:
-        """Carry out the changes that wait, until the client closes."""
-        while self._waiting or self._open:
-            self._arrival.clear()
-            if not self._waiting:
-                await self._arrival.wait()
-            changes, self._waiting = self._waiting, []
+    async def _apply_changes(self) -> None:
+        """Save and apply the pending changes, until the client closes."""
+        while self._pending_changes or self._open:
+            self._change_queued.clear()
+            if not self._pending_changes:
+                await self._change_queued.wait()
+            changes, self._pending_changes = self._pending_changes, []
             try:
-                await self._carry_out(changes)
+                await self._save_and_apply(changes)
             finally:
                 for change in changes:
                     _fail(change, Unavailable("the client was closed before this was saved"))
 
-    async def _carry_out(self, changes: Sequence[_Change]) -> None:
-        steps = self._steps(changes)
-        if not steps:
+    async def _save_and_apply(self, changes: Sequence[_Change]) -> None:
+        results = self._run_operations(changes)
+        if not results:
             return
-        last = steps[-1][1]
+        final_replica = results[-1][1]
         try:
-            altered = alterations(self._replica, last)
-            if altered:
-                await self._store.save(altered)
+            records = changed_records(self._replica, final_replica)
+            if records:
+                await self._store.save(records)
         except StorageUnavailable as error:
-            for change, _ in steps:
+            for change, _ in results:
                 _fail(change, error)
             return
-        for change, replica in steps:
-            self._take(replica, change.messages)
+        for change, replica in results:
+            self._set_replica(replica, change.messages)
             if not change.done.done():
                 change.done.set_result(None)
         self._connection.wake()
 
-    def _steps(self, changes: Sequence[_Change]) -> list[tuple[_Change, Replica]]:
-        """What the replica will be after each change that is possible."""
+    def _run_operations(self, changes: Sequence[_Change]) -> list[tuple[_Change, Replica]]:
+        """The replica after each operation that succeeds. A failed one is reported and left out."""
         now = self._clock()
         replica = self._replica
-        steps = []
+        results = []
         for change in changes:
             try:
                 replica = change.operation(replica, now)
-                steps.append((change, replica))
+                results.append((change, replica))
             except GregorError as error:
                 _fail(change, error)
-        return steps
+        return results
 
-    def _take(self, replica: Replica, messages: Sequence[InBandMessage]) -> None:
+    def _set_replica(self, replica: Replica, messages: Sequence[InBandMessage]) -> None:
         before, self._replica = self._replica, replica
         if replica is not before:
-            self._look(messages)
-            self.tell(*rejections(before, replica))
+            self._refresh_visible(messages)
+            self.emit(*new_rejections(before, replica))
 
-    # Telling
+    # Notifying subscribers and waiters
 
-    def tell(self, *events: Event) -> None:
-        for subscription in self._listeners():
-            subscription.tell(events)
-        self._turned()
+    def emit(self, *events: Event) -> None:
+        for subscription in self._live_subscriptions():
+            subscription.put(events)
+        self._notify_waiters()
 
-    def _look(self, messages: Sequence[InBandMessage] = ()) -> None:
-        """Tell how what is seen has changed, and look again when the next item expires."""
+    def _refresh_visible(self, messages: Sequence[InBandMessage] = ()) -> None:
+        """Emit what has changed in the visible state, and set a timer for the next expiry."""
         now = self._clock()
         before, self._visible = self._visible, self._replica.visible(now)
-        self.tell(*events_between(before, self._visible, now, messages))
-        if self._expiry is not None:
-            self._expiry.cancel()
-        expiries = [i.expires_at for i in self._visible.values() if i.expires_at is not None]
-        if expiries:
-            left = max(0, min(expiries) - now) / SECOND
-            self._expiry = asyncio.get_running_loop().call_later(left, self._look)
-
-    def _listeners(self) -> list[Subscription]:
-        listeners = [subscription() for subscription in self._subscriptions]
-        self._subscriptions = [
-            s for s, listener in zip(self._subscriptions, listeners, strict=True) if listener
+        self.emit(*events_between(before, self._visible, now, messages))
+        if self._expiry_timer is not None:
+            self._expiry_timer.cancel()
+        expiries = [
+            item.expires_at for item in self._visible.values() if item.expires_at is not None
         ]
-        return [listener for listener in listeners if listener is not None]
+        if expiries:
+            seconds = max(0, min(expiries) - now) / SECOND
+            self._expiry_timer = asyncio.get_running_loop().call_later(
+                seconds, self._refresh_visible
+            )
 
-    def _turned(self) -> None:
-        """Wake whoever waits for something to become true."""
-        self._turn.set()
-        self._turn = asyncio.Event()
+    def _live_subscriptions(self) -> list[Subscription]:
+        subscriptions = [reference() for reference in self._subscriptions]
+        self._subscriptions = [
+            reference
+            for reference, subscription in zip(self._subscriptions, subscriptions, strict=True)
+            if subscription
+        ]
+        return [subscription for subscription in subscriptions if subscription is not None]
+
+    def _notify_waiters(self) -> None:
+        """Wake the tasks in `_wait_until`, so that they check their conditions again."""
+        self._condition_changed.set()
+        self._condition_changed = asyncio.Event()
 
 
 def _fail(change: _Change, error: GregorError) -> None:
-    """Tell whoever waits for the change, unless it is done or they have given up."""
+    """Raise the error in the caller of the change, unless it is done or cancelled."""
     if not change.done.done():
         change.done.set_exception(error)

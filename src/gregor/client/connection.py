@@ -1,18 +1,18 @@
-"""Keeps a device connected: comes back for ever, and carries out what each conversation decides.
+"""Keeps a device connected: reconnects without limit, and executes what each session decides.
 
-What is to be said is ClientSession's to decide, and what becomes of the replica is Replica's. Here
-are the two hands of the transport, the clock that gives up on a silent node, and the patience
-between one connection and the next.
+ClientSession decides which frames to send, and Replica how its contents change. This module has
+the transport's reader and sender, the time-out for a silent node, and the backoff between two
+connections.
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import NamedTuple, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
-import structlog
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as connect_websocket
 from websockets.exceptions import (
@@ -22,30 +22,32 @@ from websockets.exceptions import (
     WebSocketException,
 )
 
-from gregor.client.events import Event, Offline, Online, PassedBy, Synced
+from gregor.backoff import Backoff
+from gregor.client.events import Event, Offline, Online, OutOfBandReceived, Synced
+from gregor.client.reconnect import MAX_BACKOFF_SECONDS, MIN_BACKOFF_SECONDS, ReconnectPolicy
 from gregor.client.replica import Replica
 from gregor.core.instant import Time
 from gregor.core.message import UID, InBandMessage, Message, OutOfBandMessage, value_of
 from gregor.core.state import Snapshot
-from gregor.errors import GregorError, Malformed, SetupError, Turn, Unavailable, named
-from gregor.protocol import client as session
-from gregor.protocol.client import ClientSession, Phase
+from gregor.errors import Action, GregorError, Malformed, SetupError, Unavailable, error_from_code
+from gregor.log_event import LogEvent
+from gregor.protocol import client_session as session
+from gregor.protocol.client_session import ClientPhase, ClientSession
 from gregor.protocol.frames import MAX_FRAME, PAGE_BYTES, Error, Problem, Result
-from gregor.protocol.server import Send
+from gregor.protocol.server_session import Send
 
-log = structlog.get_logger("gregor.client")
+log = logging.getLogger("gregor.client")
 
-ANSWER_SECONDS = 10.0  # how long a node may be silent while it is its turn to speak
-ACK_SECONDS = 60.0  # how long it may take to store what we sent
-PING_SECONDS = 20.0
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
+ANSWER_TIMEOUT_SECONDS = 10.0  # for a connection, a welcome, or the next frame of a sync
+ACK_TIMEOUT_SECONDS = 60.0  # for the acknowledgement of a consume, which includes storing it
+PING_INTERVAL_SECONDS, PING_TIMEOUT_SECONDS = 20.0, 20.0
 
 Operation: TypeAlias = Callable[[Replica, Time], Replica]
 
 
 class Disconnected(Exception):
-    """The transport carries nothing more, or cannot be had. A new connection may do better;
-    `retry_after` says in how many seconds, if the other side has said so."""
+    """The transport is closed, or could not be opened. Connect again; `retry_after` is the delay
+    in seconds that the server has asked for, if it has."""
 
     def __init__(self, code: int, reason: str, retry_after: float | None = None) -> None:
         super().__init__(reason or f"closed with code {code}")
@@ -55,404 +57,387 @@ class Disconnected(Exception):
 
 
 class Transport(Protocol):
-    """One connection to a node. What is sent arrives in order, or not at all."""
+    """One connection to a node. Frames arrive in the order in which they are sent, or never."""
 
     async def send(self, text: str) -> None:
-        """Send a frame, and wait while the connection takes no more. Raises Disconnected."""
+        """Send a frame; wait while the connection applies backpressure. Raises Disconnected."""
         ...
 
     async def receive(self) -> str:
-        """The next frame. Raises Disconnected when no more will come."""
+        """Return the next frame. Raises Disconnected when the connection has ended."""
         ...
 
     async def close(self) -> None:
-        """Let go of the connection. Twice-safe; it does not raise, nor wait for long."""
+        """Close the connection. Idempotent; does not raise, and returns within about a second."""
         ...
 
 
 Connect: TypeAlias = Callable[[], Awaitable[Transport]]
-"""Makes a new connection. Raises Disconnected or OSError if that cannot be."""
+"""Opens a new connection. Raises Disconnected or OSError if that fails."""
 
 Token: TypeAlias = str | Callable[[], str | Awaitable[str]]
-"""Who we are; or whom to ask for it, anew for each connection, which may raise Unavailable."""
+"""The token that authenticates the device, or a function that returns it. The function is called
+for each new connection, and may raise Unavailable: the client then retries with backoff."""
 
 
-class Device(Protocol):
-    """Whose connection it is: the replica, and those who listen."""
+class ReplicaOwner(Protocol):
+    """What a connection needs of its client: the replica, and a way to emit events."""
 
     @property
     def replica(self) -> Replica: ...
 
     async def change(self, operation: Operation, messages: Sequence[InBandMessage] = ()) -> None:
-        """Put the operation's replica in place of the present one, once it is saved, and tell
-        how that changes what is seen. `messages` are those that may have done it."""
+        """Save the result of the operation, make it the replica, and emit what that changes in
+        the visible state. `messages` are those that may have caused the change."""
         ...
 
-    def tell(self, *events: Event) -> None: ...
+    def emit(self, *events: Event) -> None: ...
 
 
-class _Passing(NamedTuple):
-    """An out-of-band message, and who waits to hear that it has gone."""
+class _PendingOutOfBand(NamedTuple):
+    """An out-of-band message, and the future that its sender awaits."""
 
     message: OutOfBandMessage
-    gone: "asyncio.Future[None]"
-
-
-class _Backoff:
-    """How long to wait before the next attempt: at random within a time that doubles, so that
-    many devices do not come back together. It is at most twice as long as it has been in vain by
-    then, lest a few attempts that chance made quick turn a short outage into a long one."""
-
-    def __init__(self, jitter: Callable[[], float]) -> None:
-        self._jitter = jitter
-        self._attempts = 0
-        self._since = 0.0
-
-    def pause(self) -> float:
-        now = asyncio.get_running_loop().time()
-        if not self._attempts:
-            self._since = now
-        doubled = SHORTEST_PAUSE * 2.0 ** min(self._attempts, 20)
-        bearable = max(SHORTEST_PAUSE, 2 * (now - self._since))
-        self._attempts += 1
-        return self._jitter() * min(LONGEST_PAUSE, doubled, bearable)
-
-    def reset(self) -> None:
-        self._attempts = 0
+    acknowledged: "asyncio.Future[None]"
 
 
 class Connection:
     """One device's connection to its nodes, over any number of transports, one at a time.
 
-    `failure` is set once there is no use in trying again: the token does not hold, the node asks
-    us to stop, or the store is another user's.
+    `failure` is set once the connection stops retrying: the token is refused for good, the node
+    answers with the action `stop`, or the store belongs to another user.
     """
 
     def __init__(
-        self, device: Device, connect: Connect, token: Token, jitter: Callable[[], float]
+        self, owner: ReplicaOwner, connect: Connect, token: Token, jitter: Callable[[], float]
     ) -> None:
         self.online = False
         self.mismatches = 0
         self.failure: GregorError | None = None
-        self._device = device
+        self._owner = owner
         self._connect = connect
         self._token = token
         self._jitter = jitter
-        self._backoff = _Backoff(jitter)
-        self._refused = False  # whether the last token did not hold
-        self._return_at: float | None = None  # the moment at which a leaving node wants us back
+        self._policy = ReconnectPolicy()
+        self._token_refused = False  # whether the last token was refused
         self._conversation: _Conversation | None = None
 
     @property
     def synced(self) -> bool:
-        """Whether the replica follows the node at this moment."""
-        talk = self._conversation
-        return self.online and talk is not None and talk.session.phase is Phase.LIVE
+        """Whether the replica is connected and up to date with the node."""
+        current = self._conversation
+        return self.online and current is not None and current.session.phase is ClientPhase.LIVE
 
     async def run(self) -> None:
-        """Connect, and come back whenever the connection is lost. Returns on failure."""
+        """Connect, and reconnect whenever the connection is lost. Returns once `failure` is set."""
         while True:
-            end = await self._converse()
-            self._went_offline(end)
+            cause = await self._run_conversation()
+            self._on_disconnected(cause)
             if self.failure is not None:
                 return
-            await asyncio.sleep(self._pause(end))
+            await asyncio.sleep(self._reconnect_delay(cause))
 
     def wake(self) -> None:
-        """Something waits in the outbox."""
+        """Wake the sender: the outbox may have something to send."""
         if self._conversation is not None:
             self._conversation.wake()
 
-    async def pass_by(self, message: OutOfBandMessage) -> None:
-        """Send an out-of-band message, once. Raises Unavailable if there is no connection, or if
-        it breaks before the node has answered: then the message may have gone, or not."""
+    async def send_out_of_band(self, message: OutOfBandMessage) -> None:
+        """Send an out-of-band message, at most once. Raises Unavailable if there is no connection,
+        or if it breaks before the node has acknowledged (the message may have been delivered), and
+        the node's error if it rejects the message."""
         if self._conversation is None or not self.online:
-            raise Unavailable("there is no connection, and out-of-band messages do not wait")
-        await self._conversation.pass_by(message)
+            raise Unavailable("there is no connection, and out-of-band messages are not queued")
+        await self._conversation.send_out_of_band(message)
 
-    async def _converse(self) -> Disconnected:
-        """Hold one conversation, and say how it ended."""
+    async def _run_conversation(self) -> Disconnected:
+        """Connect and run one conversation to its end. Returns why it ended."""
         try:
-            token = await self._fresh_token()
-            async with asyncio.timeout(ANSWER_SECONDS):
+            token = await self._current_token()
+            async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS):
                 transport = await self._connect()
-        except Disconnected as end:
-            return end
+        except Disconnected as error:
+            return error
         except (OSError, Unavailable) as error:
             return Disconnected(0, str(error) or "no answer")
         try:
-            conversation = _Conversation(
-                self, self._device, transport, token, _Backoff(self._jitter)
-            )
+            conversation = _Conversation(self, self._owner, transport, token, self._jitter)
             self._conversation = conversation
             return await conversation.run()
         finally:
             self._conversation = None
             await transport.close()
 
-    async def _fresh_token(self) -> str:
+    async def _current_token(self) -> str:
         token = self._token if isinstance(self._token, str) else self._token()
         return token if isinstance(token, str) else await token
 
-    # What a conversation reports
+    # Called by the conversation
 
-    def welcomed(self) -> None:
-        self._refused = False
+    def on_welcome(self) -> None:
+        """The node has accepted the token."""
+        self._token_refused = False
 
-    def is_synced(self) -> None:
-        """The replica has been brought to the present."""
-        self._backoff.reset()
+    def on_synced(self) -> None:
+        """A sync is complete: the replica is up to date."""
+        self._policy.synced()
         events: list[Event] = [Synced()] if self.online else [Online(), Synced()]
         self.online = True
-        self._device.tell(*events)
+        self._owner.emit(*events)
 
-    def leaving(self, within_ms: int) -> float:
-        """The node is about to leave. The moment at which to come back."""
-        within = self._jitter() * within_ms / 1000
-        self._return_at = asyncio.get_running_loop().time() + within
-        return self._return_at
+    def on_goaway(self, within_ms: int) -> float:
+        """The node is shutting down. Returns when to reconnect, in loop time."""
+        now = asyncio.get_running_loop().time()
+        return self._policy.goaway(now, self._jitter(), within_ms)
 
-    def fail(self, error: GregorError) -> None:
-        """The node says what is wrong. Whether another attempt may help is the error's turn."""
-        match error.turn:
-            case Turn.STOP:
+    def on_error(self, error: GregorError) -> None:
+        """The node has sent an error. Its action decides whether to stop retrying."""
+        match error.action:
+            case Action.STOP:
                 self.failure = error
-            case Turn.REAUTHENTICATE:
-                # With a token that anybody can make anew, once; it may just have expired.
-                if self._refused or isinstance(self._token, str):
+            case Action.REAUTHENTICATE:
+                # A token function gets one more attempt: its last token may just have expired.
+                if self._token_refused or isinstance(self._token, str):
                     self.failure = error
-                self._refused = True
+                self._token_refused = True
 
-    def _went_offline(self, end: Disconnected) -> None:
+    def _on_disconnected(self, cause: Disconnected) -> None:
         was_online, self.online = self.online, False
         if self.failure is not None:
-            log.error("the client stops trying", code=self.failure.code, reason=end.reason)
+            log.error(
+                LogEvent("the client stops trying", code=self.failure.code, reason=cause.reason)
+            )
         if was_online or self.failure is not None:
-            self._device.tell(Offline(end.reason, final=self.failure is not None))
+            self._owner.emit(Offline(cause.reason, final=self.failure is not None))
 
-    def _pause(self, end: Disconnected) -> float:
-        """How long to stay away, in seconds."""
-        if self._return_at is not None:
-            left = self._return_at - asyncio.get_running_loop().time()
-            self._return_at = None
-            return max(0.0, left)
-        return (end.retry_after or 0.0) + self._backoff.pause()
+    def _reconnect_delay(self, cause: Disconnected) -> float:
+        """Seconds to wait before the next connection."""
+        now = asyncio.get_running_loop().time()
+        return self._policy.wait(now, self._jitter(), cause.retry_after or 0.0)
 
 
 class _Conversation:
-    """One transport, from hello to its end: a reading hand, and one that sends the outbox."""
+    """One transport, from hello to its end: a reader, and a sender of the outbox."""
 
     def __init__(
         self,
         connection: Connection,
-        device: Device,
+        owner: ReplicaOwner,
         transport: Transport,
         token: str,
-        backoff: _Backoff,
+        jitter: Callable[[], float],
     ) -> None:
-        replica = device.replica
+        replica = owner.replica
         self.session = ClientSession(token, replica.device_id, replica.cursor)
         self._connection = connection
-        self._device = device
+        self._owner = owner
         self._transport = transport
-        self._backoff = backoff
-        self._welcome = False  # whether this is the user whose state we hold
-        self._most = 1  # messages in a consume
-        self._window: list[Message] = []
-        self._answer: asyncio.Future[bool] | None = None
-        self._passing: deque[_Passing] = deque()
-        self._something_to_send = asyncio.Event()
-        self._return_at: float | None = None
+        self._jitter = jitter
+        self._backoff = Backoff(MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS)
+        self._user_confirmed = False  # whether the token is of the user whose replica this is
+        self._max_messages = 1  # in one consume
+        self._in_flight: list[Message] = []  # sent in a consume and not yet answered
+        self._needs_backoff: asyncio.Future[bool] | None = None  # the answer to that consume
+        self._out_of_band: deque[_PendingOutOfBand] = deque()
+        self._sender_wakeup = asyncio.Event()
+        self._reconnect_at: float | None = None
 
     async def run(self) -> Disconnected:
         try:
             async with asyncio.TaskGroup() as tasks:
-                sending = tasks.create_task(self._send_outbox())
-                end = await self._read()
-                sending.cancel()
+                sender = tasks.create_task(self._send_outbox())
+                cause = await self._read()
+                sender.cancel()
         finally:
-            for passing in self._passing:
-                if not passing.gone.done():
-                    passing.gone.set_exception(Unavailable("the connection was lost meanwhile"))
-        return end
+            for pending in self._out_of_band:
+                if not pending.acknowledged.done():
+                    error = Unavailable("the connection was lost before the acknowledgement")
+                    pending.acknowledged.set_exception(error)
+        return cause
 
     def wake(self) -> None:
-        self._something_to_send.set()
+        self._sender_wakeup.set()
 
-    async def pass_by(self, message: OutOfBandMessage) -> None:
-        passing = _Passing(message, asyncio.get_running_loop().create_future())
-        self._passing.append(passing)
+    async def send_out_of_band(self, message: OutOfBandMessage) -> None:
+        pending = _PendingOutOfBand(message, asyncio.get_running_loop().create_future())
+        self._out_of_band.append(pending)
         self.wake()
-        await passing.gone
+        await pending.acknowledged
 
-    # The reading hand
+    # The reader
 
     async def _read(self) -> Disconnected:
-        """Read until the conversation ends, and say why it did."""
+        """Read frames until the conversation ends. Returns why it ended."""
         try:
-            async with asyncio.timeout(ANSWER_SECONDS) as patience:
-                await self._carry_out(self.session.opened())
+            async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS) as timeout:
+                await self._execute(self.session.opened())
                 while True:
                     frame = await self._transport.receive()
-                    await self._carry_out(self.session.receive(frame))
-                    patience.reschedule(self._patience())
-        except Disconnected as end:
-            return end
+                    await self._execute(self.session.receive(frame))
+                    timeout.reschedule(self._next_deadline())
+        except Disconnected as error:
+            return error
         except TimeoutError:
-            return Disconnected(0, "the node is silent" if self._return_at is None else "it leaves")
+            if self._reconnect_at is not None:
+                return Disconnected(0, "the node is shutting down")
+            return Disconnected(0, "the node did not answer in time")
         except (Malformed, Unavailable) as error:
-            log.warning("ended a conversation", code=error.code, reason=error.message)
+            log.warning(LogEvent("closed a connection", code=error.code, reason=error.message))
             return Disconnected(0, error.message)
 
-    def _patience(self) -> float | None:
-        """When to wait no longer: a node that owes us a sync has to say something."""
-        if self.session.phase is not Phase.LIVE:
-            return asyncio.get_running_loop().time() + ANSWER_SECONDS
-        return self._return_at
+    def _next_deadline(self) -> float | None:
+        """When to give up reading, in loop time. A live conversation may be silent; one that waits
+        for a welcome or a sync may not."""
+        if self.session.phase is not ClientPhase.LIVE:
+            return asyncio.get_running_loop().time() + ANSWER_TIMEOUT_SECONDS
+        return self._reconnect_at
 
-    async def _carry_out(self, effects: Sequence[session.Effect]) -> None:
+    async def _execute(self, effects: Sequence[session.Effect]) -> None:
         for effect in effects:
             match effect:
                 case Send():
                     await self._transport.send(effect.text)
-                case session.Welcomed(uid, messages):
-                    await self._welcomed(uid, messages)
+                case session.Welcomed(uid, max_messages):
+                    await self._on_welcome(uid, max_messages)
                 case session.Apply(messages, cursor):
                     await self._apply(messages, cursor)
                 case session.Replace(snapshot, cursor):
-                    await self._replace(snapshot, cursor)
+                    await self._apply_snapshot(snapshot, cursor)
                 case session.Compare(as_of, hash_):
-                    await self._compare(as_of, hash_)
+                    await self._compare_hash(as_of, hash_)
                 case session.Acked(results):
-                    await self._acked(results)
+                    await self._on_ack(results)
                 case session.Deferred(error):
-                    await self._deferred(error)
-                case session.PassedBy(system, body):
-                    self._device.tell(PassedBy(system, value_of(body)))
+                    await self._on_deferred(error)
+                case session.DeliverOutOfBand(system, body):
+                    self._owner.emit(OutOfBandReceived(system, value_of(body)))
                 case session.Failed(error):
-                    self._fail(_error(error))
+                    self._fail(_error_from(error))
                 case session.Reconnect(within_ms):
-                    self._return_at = self._connection.leaving(within_ms)
+                    self._reconnect_at = self._connection.on_goaway(within_ms)
 
-    async def _welcomed(self, uid: UID, messages: int) -> None:
+    async def _on_welcome(self, uid: UID, max_messages: int) -> None:
         try:
-            await self._device.change(lambda replica, now: replica.belonging_to(uid))
+            await self._owner.change(lambda replica, now: replica.owned_by(uid))
         except SetupError as error:
             self._fail(error)
-        self._connection.welcomed()
-        self._welcome, self._most = True, messages
+        self._connection.on_welcome()
+        self._user_confirmed, self._max_messages = True, max_messages
         self.wake()
 
     async def _apply(self, messages: Sequence[InBandMessage], cursor: Time) -> None:
-        await self._device.change(
-            lambda replica, now: replica.told(messages, cursor, now), messages
+        await self._owner.change(
+            lambda replica, now: replica.apply(messages, cursor, now), messages
         )
 
-    async def _replace(self, snapshot: Snapshot, cursor: Time) -> None:
-        await self._device.change(lambda replica, now: replica.replaced(snapshot, cursor))
+    async def _apply_snapshot(self, snapshot: Snapshot, cursor: Time) -> None:
+        await self._owner.change(lambda replica, now: replica.apply_snapshot(snapshot, cursor))
 
-    async def _compare(self, as_of: Time, hash_: str) -> None:
-        equal = self._device.replica.agrees(as_of, hash_)
+    async def _compare_hash(self, as_of: Time, hash_: str) -> None:
+        equal = self._owner.replica.hash_matches(as_of, hash_)
         if not equal:
             self._connection.mismatches += 1
-            log.warning("the replica differs from the node's state", cursor=self.session.cursor)
-        await self._carry_out(self.session.compared(equal))
-        if self.session.phase is Phase.LIVE:
-            await self._device.change(lambda replica, now: replica.forget(now))
-            self._connection.is_synced()
+            log.warning(
+                LogEvent("the replica differs from the node's state", cursor=self.session.cursor)
+            )
+        await self._execute(self.session.hash_compared(equal))
+        if self.session.phase is ClientPhase.LIVE:
+            await self._owner.change(lambda replica, now: replica.prune(now))
+            self._connection.on_synced()
 
     def _fail(self, error: GregorError) -> None:
-        self._connection.fail(error)
+        self._connection.on_error(error)
         raise Disconnected(error.close_code, error.message)
 
-    # The sending hand
+    # The sender
 
     async def _send_outbox(self) -> None:
-        """Send what waits, one window after another, each when the one before is answered."""
-        with suppress(Disconnected):  # the reading hand hears of it too
+        """Send the outbox in windows: the next one when the last one is answered."""
+        with suppress(Disconnected):  # the reader gets it too, and ends the conversation
             while True:
-                self._window = self._next_window()
-                if not self._window:
-                    self._something_to_send.clear()
-                    await self._something_to_send.wait()
+                self._in_flight = self._next_window()
+                if not self._in_flight:
+                    self._sender_wakeup.clear()
+                    await self._sender_wakeup.wait()
                 elif not await self._deliver():
                     await self._transport.close()
 
     def _next_window(self) -> list[Message]:
-        if not self._welcome or not self.session.may_consume:
+        if not self._user_confirmed or not self.session.may_consume:
             return []
-        while self._passing and self._passing[0].gone.done():
-            self._passing.popleft()  # whoever waited has given up
-        if self._passing:
-            return [self._passing[0].message]
-        # A frame has a size too, and a body may take much of it.
-        return [*self._device.replica.window(self._most, PAGE_BYTES)]
+        while self._out_of_band and self._out_of_band[0].acknowledged.done():
+            self._out_of_band.popleft()  # its sender was cancelled
+        if self._out_of_band:
+            return [self._out_of_band[0].message]
+        # The bytes of a window are limited too: with large bodies, fewer messages fit in a frame.
+        return [*self._owner.replica.window(self._max_messages, PAGE_BYTES)]
 
     async def _deliver(self) -> bool:
-        """Send the window, and wait for its fate. False if nothing was heard of it."""
-        self._answer = asyncio.get_running_loop().create_future()
-        await self._carry_out(self.session.consume(self._window))
+        """Send the window and wait for its answer. Returns False if none came in time."""
+        self._needs_backoff = asyncio.get_running_loop().create_future()
+        await self._execute(self.session.consume(self._in_flight))
         try:
-            async with asyncio.timeout(ACK_SECONDS):
-                taken = await self._answer
+            async with asyncio.timeout(ACK_TIMEOUT_SECONDS):
+                needs_backoff = await self._needs_backoff
         except TimeoutError:
             return False
-        if not taken:
-            await asyncio.sleep(self._backoff.pause())
+        if needs_backoff:
+            now = asyncio.get_running_loop().time()
+            await asyncio.sleep(self._backoff.delay(now, self._jitter()))
         return True
 
-    async def _acked(self, results: Sequence[Result]) -> None:
-        window = self._window
-        if len(results) != len(window):
-            raise Malformed(f"{len(results)} results for {len(window)} messages")
-        pairs = zip(window, results, strict=True)
-        written = [(m, r) for m, r in pairs if isinstance(m, InBandMessage)]
-        if written:
-            await self._device.change(
-                lambda replica, now: replica.acknowledged(written), [m for m, _ in written]
+    async def _on_ack(self, results: Sequence[Result]) -> None:
+        if len(results) != len(self._in_flight):
+            raise Malformed(f"{len(results)} results for {len(self._in_flight)} messages")
+        pairs = zip(self._in_flight, results, strict=True)
+        in_band = [(m, result) for m, result in pairs if isinstance(m, InBandMessage)]
+        if in_band:
+            await self._owner.change(
+                lambda replica, now: replica.apply_results(in_band),
+                [message for message, _ in in_band],
             )
         else:
-            self._passed(results[0].error)
+            self._finish_out_of_band(results[0].error)
         self._backoff.reset()
-        self._answered(taken=True)
+        self._answered(needs_backoff=False)
 
-    def _passed(self, error: Problem | None) -> None:
-        passing = self._passing.popleft()
-        if passing.gone.done():
+    def _finish_out_of_band(self, error: Problem | None) -> None:
+        pending = self._out_of_band.popleft()
+        if pending.acknowledged.done():
             return
         if error is None:
-            passing.gone.set_result(None)
+            pending.acknowledged.set_result(None)
         else:
-            passing.gone.set_exception(_error(error))
+            pending.acknowledged.set_exception(_error_from(error))
 
-    async def _deferred(self, error: Error) -> None:
-        """The window was not taken. Later, if that may help; otherwise it is cut in halves until
-        the one message is found that stands in the way of all others."""
-        problem = Problem(error.code, error.message, error.turn, error.field)
-        if error.turn is Turn.STOP and len(self._window) == 1:
-            await self._acked([Result("rejected", error=problem)])
+    async def _on_deferred(self, error: Error) -> None:
+        """The node did not take the window. Retry it after a backoff; if the action is `stop`,
+        halve it until the one message is found that the node refuses, and reject that."""
+        problem = Problem(error.code, error.message, error.action, error.field)
+        if error.action is Action.STOP and len(self._in_flight) == 1:
+            await self._on_ack([Result("rejected", error=problem)])
             return
-        if error.turn is Turn.STOP:
-            self._most = len(self._window) // 2
-        if isinstance(self._window[0], OutOfBandMessage):
-            self._passed(problem)  # it goes once
-        log.info("the node defers what was sent", code=error.code, reason=error.message)
-        self._answered(taken=error.turn is Turn.STOP)
+        if error.action is Action.STOP:
+            self._max_messages = len(self._in_flight) // 2
+        if isinstance(self._in_flight[0], OutOfBandMessage):
+            self._finish_out_of_band(problem)  # at most once: it is not sent again
+        log.info(LogEvent("the node deferred a consume", code=error.code, reason=error.message))
+        self._answered(needs_backoff=error.action is not Action.STOP)
 
-    def _answered(self, *, taken: bool) -> None:
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(taken)
-
-
-def _error(problem: Problem | Error) -> GregorError:
-    return named(problem.code, problem.message, problem.field, problem.turn)
+    def _answered(self, *, needs_backoff: bool) -> None:
+        if self._needs_backoff is not None and not self._needs_backoff.done():
+            self._needs_backoff.set_result(needs_backoff)
 
 
-# The transport that is used unless another is given
+def _error_from(problem: Problem | Error) -> GregorError:
+    return error_from_code(problem.code, problem.message, problem.field, problem.action)
 
 
-class WebSocket:
-    """A Transport over a WebSocket. Its own pings notice a node that has gone silently."""
+# The default transport
+
+
+class WebSocketTransport:
+    """A Transport over a WebSocket. Pings detect a node that vanished without closing it."""
 
     def __init__(self, websocket: ClientConnection) -> None:
         self._websocket = websocket
@@ -461,28 +446,29 @@ class WebSocket:
         try:
             await self._websocket.send(text)
         except ConnectionClosed as error:
-            raise _closed(error) from error
+            raise _disconnected(error) from error
 
     async def receive(self) -> str:
         try:
             return await self._websocket.recv(decode=True)
         except ConnectionClosed as error:
-            raise _closed(error) from error
+            raise _disconnected(error) from error
         except UnicodeError as error:
-            raise Disconnected(1007, "the node sent what is not text") from error
+            raise Disconnected(1007, "the node sent a frame that is not UTF-8 text") from error
 
     async def close(self) -> None:
         await self._websocket.close()
 
     def abort(self) -> None:
-        """Break the connection without a word, as a network does that is lost. Twice-safe."""
+        """Drop the connection without a closing handshake, as a lost network does. Idempotent."""
         self._websocket.transport.abort()
 
 
 def websocket(url: str) -> Connect:
-    """How to connect to the server at this address, which is http(s):// or ws(s)://."""
+    """Returns a Connect for the server at this URL (http, https, ws or wss). Raises SetupError if
+    the URL is not valid."""
     address = websocket_url(url)
-    # The proxy of the environment has no way to this machine.
+    # A proxy from the environment cannot reach this machine's loopback address.
     loopback = urlsplit(address).hostname in ("localhost", "127.0.0.1", "::1")
 
     async def connect() -> Transport:
@@ -491,8 +477,8 @@ def websocket(url: str) -> Connect:
                 address,
                 compression=None,
                 max_size=8 * MAX_FRAME,
-                ping_interval=PING_SECONDS,
-                ping_timeout=PING_SECONDS,
+                ping_interval=PING_INTERVAL_SECONDS,
+                ping_timeout=PING_TIMEOUT_SECONDS,
                 close_timeout=1.0,
                 proxy=None if loopback else True,
             )
@@ -500,29 +486,30 @@ def websocket(url: str) -> Connect:
             raise Disconnected(
                 error.response.status_code,
                 f"the server answered {error.response.status_code} to the handshake",
-                _seconds(error.response.headers.get("Retry-After")),
+                _retry_after_seconds(error.response.headers.get("Retry-After")),
             ) from error
         except (WebSocketException, InvalidHandshake) as error:
             raise Disconnected(0, str(error)) from error
-        return WebSocket(connection)
+        return WebSocketTransport(connection)
 
     return connect
 
 
 def websocket_url(url: str) -> str:
-    """The address at which the server at `url` speaks with devices. SetupError if it is none."""
+    """The WebSocket URL for devices of the server at `url`. Raises SetupError if it is not a URL
+    of a server."""
     scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(urlsplit(url).scheme)
     if scheme is None or not urlsplit(url).hostname:
-        raise SetupError(f"{url!r} is not a server's address such as http://127.0.0.1:9911")
+        raise SetupError(f"{url!r} is not the URL of a server, such as http://127.0.0.1:9911")
     parts = urlsplit(url)._replace(scheme=scheme, query="", fragment="")
     return parts.geturl().rstrip("/") + "/v1/connect"
 
 
-def _closed(error: ConnectionClosed) -> Disconnected:
+def _disconnected(error: ConnectionClosed) -> Disconnected:
     if error.rcvd is None:
         return Disconnected(1006, "the connection broke")
     return Disconnected(error.rcvd.code, error.rcvd.reason)
 
 
-def _seconds(text: str | None) -> float | None:
+def _retry_after_seconds(text: str | None) -> float | None:
     return float(text) if text is not None and text.isdigit() else None

@@ -1,8 +1,8 @@
-"""What a client tells those who listen: how what a person sees has changed, and why.
+"""The events of a client: how the visible state has changed, and why.
 
-Folding Created and Dismissed over the state at the moment of subscribing gives the state at any
-later moment. So an item is created once, however often it arrives: from the outbox, in an ack, in
-the feed, in a redelivery, after a resync or a restart.
+Applying Created and Dismissed to the state at the time of subscribing gives the state at any later
+time. So each item is reported as created once, however often it arrives: from the outbox, in an
+ack, in a publication, in a redelivery, after a resync or a restart.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from gregor.core.message import JSON, InBandMessage, System
 from gregor.core.state import Item
 from gregor.protocol.frames import Problem
 
-MOST_WAITING = 1_000
+MAX_PENDING_EVENTS = 1_000
 
 Why: TypeAlias = Literal["dismissed", "expired", "replaced"]
 
@@ -28,80 +28,82 @@ class Created(Struct, frozen=True):
 
 
 class Dismissed(Struct, frozen=True):
-    """An item is no longer visible. `replaced`: the message that ended it also created one, as
-    far as this device was told. An item hidden here counts as dismissed."""
+    """An item is no longer visible. `why` is `replaced` if the message that dismissed it also
+    created an item, as far as this device received it. Hiding an item gives `dismissed`."""
 
     item: Item
     why: Why
 
 
-class PassedBy(Struct, frozen=True):
-    """An out-of-band message came."""
+class OutOfBandReceived(Struct, frozen=True):
+    """An out-of-band message has arrived."""
 
     system: System
     body: JSON
 
 
 class Synced(Struct, frozen=True):
-    """The replica knows all that the node knew a moment ago."""
+    """A sync is complete: the replica has all that the node had stored at that time."""
 
 
-class Rejected(Struct, frozen=True):
-    """The node refuses this message of ours for good. It is no longer shown, and waits in
-    `Client.rejected()` to be looked at."""
+class WriteRejected(Struct, frozen=True):
+    """The node has rejected a message of this device for good. The message is no longer shown, and
+    stays in `Client.rejected()` until it is discarded."""
 
     message: InBandMessage
     error: Problem
 
 
 class Online(Struct, frozen=True):
-    """The node is there, and has told us what we had missed."""
+    """The client is connected, and the first sync is complete."""
 
 
 class Offline(Struct, frozen=True):
-    """The connection is gone. With `final`, the client does not try again: the token does not
-    hold, or the node does not want us. Reading and writing here goes on."""
+    """The connection is lost. With `final`, the client does not retry: the token is refused, or
+    the node answered with the action `stop`. Reading and writing on the device still work."""
 
     reason: str
     final: bool = False
 
 
 class Missed(Struct, frozen=True):
-    """This listener was too slow, and events were dropped. Read the state anew; what follows
-    continues from there."""
+    """This subscriber was too slow, and its pending events were dropped. Read the state again; the
+    events that follow continue from there."""
 
 
-Event: TypeAlias = Created | Dismissed | PassedBy | Synced | Rejected | Online | Offline | Missed
+Event: TypeAlias = (
+    Created | Dismissed | OutOfBandReceived | Synced | WriteRejected | Online | Offline | Missed
+)
 
 
 class Subscription:
-    """The events from now on, for one listener: `async for event in client.events()`.
+    """The events from now on, for one subscriber: `async for event in client.events()`.
 
-    It holds at most 1,000 events for a listener that does not take them; one more drops them all
-    and leaves a single Missed. It ends when the client closes.
+    Its queue holds up to 1,000 pending events. When the queue is full, the next event drops them
+    all and leaves a single Missed. The iteration ends when the client closes.
     """
 
     def __init__(self) -> None:
-        self._waiting: deque[Event] = deque()
+        self._pending: deque[Event] = deque()
         self._arrived = asyncio.Event()
         self._closed = False
 
-    def tell(self, events: Iterable[Event]) -> None:
+    def put(self, events: Iterable[Event]) -> None:
         for event in events:
-            if len(self._waiting) == MOST_WAITING:
-                self._waiting.clear()
+            if len(self._pending) == MAX_PENDING_EVENTS:
+                self._pending.clear()
                 event = Missed()
-            self._waiting.append(event)
+            self._pending.append(event)
         self._arrived.set()
 
-    def waiting(self) -> list[Event]:
-        """Take all that waits, without waiting."""
-        taken = list(self._waiting)
-        self._waiting.clear()
-        return taken
+    def take_pending(self) -> list[Event]:
+        """Remove and return the pending events, without waiting."""
+        events = list(self._pending)
+        self._pending.clear()
+        return events
 
     def close(self) -> None:
-        """Nothing more will come. What waits can still be taken."""
+        """End the subscription. Idempotent. The pending events can still be read."""
         self._closed = True
         self._arrived.set()
 
@@ -115,9 +117,9 @@ class Subscription:
         return self
 
     async def __anext__(self) -> Event:
-        while not self._waiting:
+        while not self._pending:
             if self._closed:
                 raise StopAsyncIteration
             self._arrived.clear()
             await self._arrived.wait()
-        return self._waiting.popleft()
+        return self._pending.popleft()

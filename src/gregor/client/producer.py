@@ -1,7 +1,7 @@
-"""The way in for backends: a small, blocking producer of messages, over HTTP.
+"""The client for backends: a small, blocking producer of messages, over HTTP.
 
-Every message has its msg_id before the first attempt, so an attempt may be repeated as often as
-it takes: what was stored already is answered as a duplicate, which is a success.
+Every in-band message has its msg_id before the first attempt, so retries are idempotent: a message
+that is already stored is answered as a duplicate, which is a success.
 """
 
 import random
@@ -14,7 +14,7 @@ import httpx
 import msgspec
 from msgspec import Struct
 
-from gregor.core import message as making
+from gregor.core import message as factory
 from gregor.core.message import (
     JSON,
     MAX_BATCH,
@@ -28,40 +28,44 @@ from gregor.core.message import (
     System,
     When,
 )
-from gregor.errors import GregorError, Turn, Unavailable, named
+from gregor.errors import Action, GregorError, Unavailable, error_from_code
 from gregor.protocol.answers import ProblemDocument, Results
 from gregor.protocol.frames import Result
 
-MAX_USERS = 10_000
-MAX_REQUEST = 4 * 1024 * 1024
-TRIES = 6
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
-PASSING_FAILURES = (429, 500, 502, 503, 504)
+MAX_USERS = 10_000  # in one request
+MAX_REQUEST_BYTES = 4 * 1024 * 1024
+MAX_ATTEMPTS = 6
+MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.25, 10.0
+MAX_RETRY_AFTER_SECONDS = 60.0
+RETRYABLE_STATUSES = (429, 500, 502, 503, 504)
 
 
-class _Batch(Struct, frozen=True):
+class _BatchRequest(Struct, frozen=True):
     messages: Sequence[Message]
 
 
-class _ToMany(Struct, frozen=True):
+class _MultiUserRequest(Struct, frozen=True):
     uids: Sequence[UID]
     message: Message
 
 
-class _NotNow(NamedTuple):
-    """An attempt that failed, and may be repeated. `untouched`: the server has done nothing."""
+class _Retryable(NamedTuple):
+    """An attempt that failed and may be retried, after `retry_after` seconds or later.
+    `not_processed`: the server has certainly done nothing."""
 
     error: GregorError
     retry_after: float
-    untouched: bool
+    not_processed: bool
 
 
 class Producer:
-    """Injects messages, and returns when they are durable. Threads may share one.
+    """Injects messages, and returns when they are durable. Thread-safe.
 
-    Connection errors and "not now" are tried again, with growing random pauses and as the server
-    asks, `tries` times in all; then Unavailable is raised. Other errors are raised at once, as the
-    GregorError that the server names. Use it in a `with` block, or `close` it.
+    Connection errors and the statuses 429, 500, 502, 503 and 504 are retried with exponential
+    backoff and the server's Retry-After, `tries` attempts in all; then the last error is raised,
+    which is Unavailable for a connection error. Other errors are raised at once, as the GregorError
+    that the server names. `timeout` is in seconds, for each attempt. Use it in a `with` block, or
+    `close` it.
     """
 
     def __init__(
@@ -70,7 +74,7 @@ class Producer:
         token: str | None = None,
         *,
         timeout: float = 10.0,
-        tries: int = TRIES,
+        tries: int = MAX_ATTEMPTS,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
         jitter: Callable[[], float] = random.random,
@@ -92,7 +96,7 @@ class Producer:
     def close(self) -> None:
         self._http.close()
 
-    # One message: its result, or the error that it was rejected with
+    # One message: returns its result, or raises the error that it was rejected with
 
     def create(
         self,
@@ -100,18 +104,18 @@ class Producer:
         category: Category,
         body: JSON = None,
         *,
-        dtime: When = None,
+        expires: When = None,
         device_id: DeviceID | None = None,
         msg_id: MsgID | None = None,
     ) -> Result:
         """Create an item."""
         return self.send_one(
-            making.create(uid, category, body, dtime=dtime, device_id=device_id, msg_id=msg_id)
+            factory.create(uid, category, body, expires=expires, device_id=device_id, msg_id=msg_id)
         )
 
     def dismiss(self, uid: UID, *msg_ids: MsgID, msg_id: MsgID | None = None) -> Result:
         """Dismiss items by their ids."""
-        return self.send_one(making.dismiss(uid, *msg_ids, msg_id=msg_id))
+        return self.send_one(factory.dismiss(uid, *msg_ids, msg_id=msg_id))
 
     def dismiss_category(
         self,
@@ -123,9 +127,9 @@ class Producer:
         skip_msg_ids: Sequence[MsgID] = (),
         msg_id: MsgID | None = None,
     ) -> Result:
-        """Dismiss everything of a category; with `prefix` also what is below it."""
+        """Dismiss all items of a category; with `prefix`, of all categories that begin with it."""
         return self.send_one(
-            making.dismiss_category(
+            factory.dismiss_category(
                 uid,
                 category,
                 prefix=prefix,
@@ -141,115 +145,123 @@ class Producer:
         category: Category,
         body: JSON,
         *,
-        dtime: When = None,
+        expires: When = None,
         device_id: DeviceID | None = None,
         msg_id: MsgID | None = None,
     ) -> Result:
-        """Let the category hold this one value: the last write wins."""
+        """Make this the only item of its category: the last write wins."""
         return self.send_one(
-            making.replace(uid, category, body, dtime=dtime, device_id=device_id, msg_id=msg_id)
+            factory.replace(
+                uid, category, body, expires=expires, device_id=device_id, msg_id=msg_id
+            )
         )
 
     def out_of_band(self, uid: UID, system: System, body: JSON = None) -> Result:
-        """Say something to the user's devices that are connected now. At most once: where it is
-        unknown whether it went, Unavailable is raised and it is not sent again."""
-        return self.send_one(making.out_of_band(uid, system, body))
+        """Send an out-of-band message to the user's devices that are connected now, at most once.
+        Raises Unavailable, and does not retry, if it may have been delivered."""
+        return self.send_one(factory.out_of_band(uid, system, body))
 
     def send_one(self, message: Message) -> Result:
-        """Inject a message of one's own making."""
-        (result,) = self._post(message, repeatable=isinstance(message, InBandMessage))
+        """Inject a message that the caller has built. Raises the error that it is rejected with."""
+        (result,) = self._post(message, idempotent=isinstance(message, InBandMessage))
         if result.error is not None:
-            raise named(
-                result.error.code, result.error.message, result.error.field, result.error.turn
+            raise error_from_code(
+                result.error.code, result.error.message, result.error.field, result.error.action
             )
         return result
 
     # Many messages: a result for each, in order
 
     def send(self, messages: Iterable[Message]) -> list[Result]:
-        """Inject messages, in order, in as many requests as they need. A rejected one has an
-        `error` in its result, and keeps no other from being stored."""
+        """Inject messages, in order, in as many requests as they need. A rejected message has an
+        `error` in its result, and does not affect the others."""
         return [
             result
             for batch in _batches(messages)
             for result in self._post(
-                _Batch(batch), repeatable=not any(isinstance(m, OutOfBandMessage) for m in batch)
+                _BatchRequest(batch),
+                idempotent=not any(isinstance(m, OutOfBandMessage) for m in batch),
             )
         ]
 
     def send_to(self, uids: Iterable[UID], message: Message) -> list[Result]:
-        """Inject one message for each of these users, under one msg_id. Its own uid is left
-        aside."""
+        """Inject one message for each of these users, under one msg_id. The uid of the message
+        itself is ignored."""
         results: list[Result] = []
         remaining = iter(uids)
-        while some := list(islice(remaining, MAX_USERS)):
-            theirs = msgspec.structs.replace(message, uid=some[0])
+        while batch := list(islice(remaining, MAX_USERS)):
+            # The server accepts a uid in the message only if it is the first one of `uids`.
+            addressed = msgspec.structs.replace(message, uid=batch[0])
             results += self._post(
-                _ToMany(some, theirs), repeatable=isinstance(message, InBandMessage)
+                _MultiUserRequest(batch, addressed), idempotent=isinstance(message, InBandMessage)
             )
         return results
 
-    # Asking until there is an answer
+    # Requests with retries
 
-    def _post(self, request: Struct, *, repeatable: bool) -> Sequence[Result]:
+    def _post(self, request: Struct, *, idempotent: bool) -> Sequence[Result]:
         content = msgspec.json.encode(request)
         for attempt in range(1, self._tries + 1):
             answer = self._attempt(content)
-            if not isinstance(answer, _NotNow):
-                # Some may belong to a shard that does not answer; whoever was taken stays so.
+            if not isinstance(answer, _Retryable):
+                # Some users' shards may not answer. A retry is a duplicate for the stored messages.
                 if attempt == self._tries or not (
-                    repeatable and any(result.to_repeat for result in answer)
+                    idempotent and any(result.to_repeat for result in answer)
                 ):
                     return answer
-                answer = _NotNow(Unavailable("not all was taken"), 0.0, False)
-            if attempt == self._tries or not (repeatable or answer.untouched):
+                answer = _Retryable(Unavailable("not all messages were stored"), 0.0, False)
+            if attempt == self._tries or not (idempotent or answer.not_processed):
                 raise answer.error
-            ceiling = min(LONGEST_PAUSE, SHORTEST_PAUSE * 2.0**attempt)
+            ceiling = min(MAX_BACKOFF_SECONDS, MIN_BACKOFF_SECONDS * 2.0**attempt)
             self._sleep(answer.retry_after + self._jitter() * ceiling)
-        raise AssertionError("a producer tries at least once")
+        raise AssertionError("a producer makes at least one attempt")
 
-    def _attempt(self, content: bytes) -> "Sequence[Result] | _NotNow":
-        """The results, or why there are none yet. Raises what no repetition would mend."""
+    def _attempt(self, content: bytes) -> "Sequence[Result] | _Retryable":
+        """The results, or the error if a retry may help. Raises other errors."""
         try:
             response = self._http.post(
                 "/v1/messages", content=content, headers={"Content-Type": "application/json"}
             )
-        except httpx.TransportError as error:
-            untouched = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-            return _NotNow(Unavailable(str(error) or type(error).__name__), 0.0, untouched)
+        except httpx.TransportError as failure:
+            not_processed = isinstance(failure, httpx.ConnectError | httpx.ConnectTimeout)
+            return _Retryable(
+                Unavailable(str(failure) or type(failure).__name__), 0.0, not_processed
+            )
         if response.status_code == httpx.codes.OK:
             return msgspec.json.decode(response.content, type=Results).results
-        problem = _problem(response)
-        if response.status_code not in PASSING_FAILURES:
-            raise problem
-        untouched = response.status_code == httpx.codes.SERVICE_UNAVAILABLE
-        return _NotNow(problem, _retry_after(response), untouched)
+        error = _error_from(response)
+        if response.status_code not in RETRYABLE_STATUSES:
+            raise error
+        not_processed = response.status_code == httpx.codes.SERVICE_UNAVAILABLE
+        return _Retryable(error, _retry_after_seconds(response), not_processed)
 
 
 def _batches(messages: Iterable[Message]) -> Iterator[list[Message]]:
     batch: list[Message] = []
     size = 0
     for message in messages:
-        more = len(msgspec.json.encode(message))
-        if batch and (len(batch) == MAX_BATCH or size + more > MAX_REQUEST):
+        message_bytes = len(msgspec.json.encode(message))
+        if batch and (len(batch) == MAX_BATCH or size + message_bytes > MAX_REQUEST_BYTES):
             yield batch
             batch, size = [], 0
         batch.append(message)
-        size += more
+        size += message_bytes
     if batch:
         yield batch
 
 
-def _problem(response: httpx.Response) -> GregorError:
+def _error_from(response: httpx.Response) -> GregorError:
     try:
         problem = msgspec.json.decode(response.content, type=ProblemDocument)
     except (msgspec.MsgspecError, UnicodeError):
-        words = f"the server answered {response.status_code} {response.reason_phrase}"
-        turn = Turn.RETRY if response.status_code in PASSING_FAILURES else Turn.STOP
-        return named("unavailable" if turn is Turn.RETRY else "unexpected", words, None, turn)
-    return named(problem.code, problem.detail, problem.field, problem.turn)
+        text = f"the server answered {response.status_code} {response.reason_phrase}"
+        action = Action.RETRY if response.status_code in RETRYABLE_STATUSES else Action.STOP
+        return error_from_code(
+            "unavailable" if action is Action.RETRY else "unexpected", text, None, action
+        )
+    return error_from_code(problem.code, problem.detail, problem.field, problem.action)
 
 
-def _retry_after(response: httpx.Response) -> float:
+def _retry_after_seconds(response: httpx.Response) -> float:
     text = response.headers.get("Retry-After", "")
-    return min(float(text), 60.0) if text.isdigit() else 0.0
+    return min(float(text), MAX_RETRY_AFTER_SECONDS) if text.isdigit() else 0.0

@@ -1,17 +1,18 @@
-"""What one device knows: the server's facts, and what was written here and is not yet there.
+"""A device's replica: the facts received from the server, and the outbox of unsent messages.
 
     shown = facts + outbox applied on top          visible = shown − hidden − expired
 
-A value, like the facts in it: each operation returns a new one, and is told what time it is.
+A replica is an immutable value, like its facts: each operation returns a new replica, and gets the
+time as an argument.
 
-A written message stays in the outbox until the node has acknowledged it, and then, with the ctime
-that it got, until the cursor has reached that ctime. Only what the node tells becomes a fact: the
-node leaves out what a replica at its cursor cannot have, so a message that went in by another way
-would never hear of its death.
+A written message stays in the outbox until the node acknowledges it, and then, with the ctime that
+it was given, until the cursor reaches that ctime. Only messages received from the node become
+facts: the node does not send the dismissal of an item that a replica at this cursor cannot have,
+so a message that became a fact in another way might never be dismissed here.
 
-While a message waits to be sent it is shown as if the node took it now: after all that is known,
-whose dismissals cannot concern it, and with an expiry that does not run yet if it counts from the
-ctime which is still to come. What the node has told us of it is not shown a second time.
+An unsent message is shown as if the node stored it now: its ctime is later than all known ones,
+known dismissals do not apply to it, and an expiry that is an offset from the ctime does not run
+yet. Once the node has sent the message back (it is echoed), it is shown from the facts alone.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +23,7 @@ import msgspec
 from immutables import Map
 from msgspec import Struct
 
-from gregor.client.events import Created, Dismissed, Event, Rejected, Why
+from gregor.client.events import Created, Dismissed, Event, Why, WriteRejected
 from gregor.core.instant import SECOND, Time
 from gregor.core.message import UID, DeviceID, InBandMessage, MsgID
 from gregor.core.state import Facts, Item, Snapshot, State, dismissed_ranges
@@ -35,24 +36,24 @@ from gregor.errors import (
 )
 from gregor.protocol.frames import MAX_FRAME, Problem, Result, weight
 
-MOST_DEAD = 1_000  # dead items kept, beyond as many as are alive
-MOST_REJECTED = 1_000
-EXPIRED_FOR = 60 * SECOND  # how long an expired item is kept: more than two nodes' clocks differ
+MAX_DISMISSED = 1_000  # dead items that are kept, in addition to the number of live ones
+MAX_REJECTED = 1_000
+EXPIRY_GRACE = 60 * SECOND  # an expired item is kept longer than the nodes' clocks can differ
 
 
-class Outbound(Struct, frozen=True, omit_defaults=True):
-    """A message written here, its place in the outbox, and when that was by the clock here.
-    Acknowledged, the message has a ctime. It is `told` once the node has brought it back to us,
-    even if its acknowledgement was lost."""
+class OutboxEntry(Struct, frozen=True, omit_defaults=True):
+    """A message written on this device, its position in the outbox, and the device's time of
+    writing. An acknowledged message has a ctime. It is `echoed` once the node has sent it back to
+    this device, even if the acknowledgement was lost."""
 
     number: int
     written: Time
     message: InBandMessage
-    told: bool = False
+    echoed: bool = False
 
 
-class Refused(Struct, frozen=True):
-    """A message that the node rejected, and its place among the others."""
+class RejectedEntry(Struct, frozen=True):
+    """A message that the node rejected, its position among the rejected ones, and the error."""
 
     number: int
     message: InBandMessage
@@ -60,10 +61,10 @@ class Refused(Struct, frozen=True):
 
 
 class Replica(Struct, frozen=True):
-    """One device's replica of its user's state, with what was written on the device.
+    """One device's replica of its user's state, with the outbox of the device.
 
-    `uid` is unknown until a node has said whose this is. The facts are complete from
-    `known_since` on. `shown` and `latest`, the last ctime in it, follow from the rest.
+    `uid` is None until a node has reported it. The facts are complete from `known_since` on.
+    `shown`, and `latest_ctime` in it, are derived from the other fields.
     """
 
     device_id: DeviceID
@@ -71,127 +72,133 @@ class Replica(Struct, frozen=True):
     cursor: Time = 0
     known_since: Time = 0
     facts: Facts = Facts()
-    outbox: Map[MsgID, Outbound] = Map()
+    outbox: Map[MsgID, OutboxEntry] = Map()
     hidden: Map[MsgID, bool] = Map()
-    rejected: Map[MsgID, Refused] = Map()
-    numbered: int = 0
+    rejected: Map[MsgID, RejectedEntry] = Map()
+    last_number: int = 0
     shown: Facts = Facts()
-    latest: Time = 0
+    latest_ctime: Time = 0
 
-    # Written here
+    # Changes made on this device
 
     def write(self, message: InBandMessage, now: Time) -> Self:
-        """Put a message into the outbox. Twice is once; another under its id is a Conflict."""
-        waiting = self.outbox.get(message.msg_id)
-        if waiting is not None:
-            if waiting.message.same_contents(message):
+        """Put a message into the outbox. Idempotent. Raises Conflict if the outbox has this msg_id
+        with other contents."""
+        known = self.outbox.get(message.msg_id)
+        if known is not None:
+            if known.message.same_contents(message):
                 return self
-            raise Conflict("this msg_id waits in the outbox with other contents")
+            raise Conflict("this msg_id is in the outbox with other contents")
         _check(message)
-        number = self.numbered + 1
-        outbound = Outbound(number, now, message)
-        outbox = self.outbox.set(message.msg_id, outbound)
-        return self._with(outbox=outbox, numbered=number)._showing(outbound)
+        number = self.last_number + 1
+        entry = OutboxEntry(number, now, message)
+        outbox = self.outbox.set(message.msg_id, entry)
+        return self._with(outbox=outbox, last_number=number)._show_unsent(entry)
 
     def hide(self, msg_id: MsgID) -> Self:
-        """Show this item no more, on this device. Nothing happens if it is not there."""
+        """Hide this item on this device. Idempotent; an unknown id is ignored."""
         if msg_id not in self.shown.items:
             return self
         return self._with(hidden=self.hidden.set(msg_id, True))
 
     def discard(self, msg_ids: Iterable[MsgID]) -> Self:
-        """Forget rejected messages."""
+        """Forget rejected messages. Idempotent."""
         return self._with(rejected=_without(self.rejected, msg_ids))
 
-    # Told by the node
+    # Changes received from the node
 
-    def belonging_to(self, uid: UID) -> Self:
-        """The node says whose this is. SetupError if it has been another's so far."""
+    def owned_by(self, uid: UID) -> Self:
+        """Set the user of this replica. Raises SetupError if it belongs to another user."""
         if self.uid not in (None, uid):
             raise SetupError(
-                f"this store holds the state of {self.uid!r}, and the token is of {uid!r};"
-                " give each user a store of their own"
+                f"this store belongs to the user {self.uid!r}, not to {uid!r};"
+                " use one store per user"
             )
         return self._with(uid=uid)
 
-    def told(self, messages: Iterable[InBandMessage], cursor: Time, now: Time) -> Self:
-        """Replay messages that continue what is known; everything up to `cursor` then is."""
-        # All up to our cursor has been told, and what is dead of it may be forgotten: a message
-        # from there that comes again must not rise from the dead.
+    def apply(self, messages: Iterable[InBandMessage], cursor: Time, now: Time) -> Self:
+        """Replay messages that continue the facts, which are then complete up to `cursor`.
+        Idempotent: messages up to the present cursor are ignored."""
+        # Dead items up to the cursor may have been pruned, so a repeated creation from that time
+        # must not bring its item back.
         new = [message for message in messages if message.ctime > self.cursor]
         facts = self.facts.replay_all(new)
-        outbox = _told(self.outbox, (message.msg_id for message in new))
-        told = self._with(facts=facts, cursor=max(cursor, self.cursor), outbox=outbox)
-        if len(facts.dead) > len(facts.items) + MOST_DEAD:
-            told = told.forget(now)
-        return told.settled()
+        outbox = _mark_echoed(self.outbox, (message.msg_id for message in new))
+        applied = self._with(facts=facts, cursor=max(cursor, self.cursor), outbox=outbox)
+        if len(facts.dismissed) > len(facts.items) + MAX_DISMISSED:
+            applied = applied.prune(now)
+        return applied.derived()
 
-    def replaced(self, snapshot: Snapshot, cursor: Time) -> Self:
-        """Take a snapshot for what the node has told. What was written here stays, and what was
-        hidden here as far as it is still there."""
-        outbox = _told(self.outbox, (item.msg_id for item in snapshot.items))
+    def apply_snapshot(self, snapshot: Snapshot, cursor: Time) -> Self:
+        """Replace the facts by a snapshot. The outbox stays, and so do the hidden ids of the items
+        that still exist."""
+        outbox = _mark_echoed(self.outbox, (item.msg_id for item in snapshot.items))
         facts = snapshot.facts()
-        told = self._with(facts=facts, cursor=cursor, known_since=cursor, outbox=outbox)
-        return told.settled()
+        replaced = self._with(facts=facts, cursor=cursor, known_since=cursor, outbox=outbox)
+        return replaced.derived()
 
-    def acknowledged(self, results: Iterable[tuple[InBandMessage, Result]]) -> Self:
-        """What became of messages of the outbox."""
-        outbox, rejected, number = self.outbox, self.rejected, self.numbered
+    def apply_results(self, results: Iterable[tuple[InBandMessage, Result]]) -> Self:
+        """Apply the node's results for messages of the outbox: stored ones get their ctime,
+        rejected ones move from the outbox to `rejected`."""
+        outbox, rejected, number = self.outbox, self.rejected, self.last_number
         for message, result in results:
-            waiting = outbox.get(message.msg_id)
-            if waiting is None:
+            entry = outbox.get(message.msg_id)
+            if entry is None:
                 continue
             if result.error is not None:
                 number += 1
                 outbox = outbox.delete(message.msg_id)
-                rejected = rejected.set(message.msg_id, Refused(number, message, result.error))
+                rejected = rejected.set(
+                    message.msg_id, RejectedEntry(number, message, result.error)
+                )
             else:
-                stamped = waiting.message.stamp(result.ctime or self.cursor, 0)
-                waiting = msgspec.structs.replace(waiting, message=stamped)
-                outbox = outbox.set(message.msg_id, waiting)
-        surplus = [r.message.msg_id for r in _in_order(rejected)[:-MOST_REJECTED]]
+                stamped = entry.message.stamp(result.ctime or self.cursor, 0)
+                entry = msgspec.structs.replace(entry, message=stamped)
+                outbox = outbox.set(message.msg_id, entry)
+        surplus = [entry.message.msg_id for entry in _in_order(rejected)[:-MAX_REJECTED]]
         rejected = _without(rejected, surplus)
-        return self._with(outbox=outbox, rejected=rejected, numbered=number).settled()
+        return self._with(outbox=outbox, rejected=rejected, last_number=number).derived()
 
-    def agrees(self, as_of: Time, hash_: str) -> bool:
-        """Whether the node's facts here make the state with this hash."""
+    def hash_matches(self, as_of: Time, hash_: str) -> bool:
+        """Whether the facts give the state with this hash at `as_of`."""
         return self.facts.state(self.device_id, as_of).hash() == hash_
 
-    def forget(self, now: Time) -> Self:
-        """Let go of what has been dead, or expired, up to the cursor."""
-        horizon = min(self.cursor, now) - EXPIRED_FOR
-        facts = self.facts.forget(self.cursor)
-        expired = [id_ for id_, item in facts.items.items() if item.expired(horizon)]
+    def prune(self, now: Time) -> Self:
+        """Drop the items that are dead, or expired for 60 s, at the cursor, and tombstones that
+        can no longer apply. The visible state stays the same."""
+        cutoff = min(self.cursor, now) - EXPIRY_GRACE
+        facts = self.facts.prune(self.cursor)
+        expired = [id_ for id_, item in facts.items.items() if item.expired(cutoff)]
         facts = msgspec.structs.replace(facts, items=_without(facts.items, expired))
-        return self._with(facts=facts, known_since=self.cursor).settled()
+        return self._with(facts=facts, known_since=self.cursor).derived()
 
-    # Asking
+    # Queries
 
     def unsent(self) -> list[InBandMessage]:
-        """What waits to be sent, in order."""
-        return [o.message for o in _in_order(self.outbox) if not o.message.stamped]
+        """The messages of the outbox that are not acknowledged, in the order of writing."""
+        return [entry.message for entry in _in_order(self.outbox) if not entry.message.stamped]
 
-    def window(self, messages: int, size: int) -> list[InBandMessage]:
-        """What to send next, addressed: so many messages, and so many bytes, but at least one."""
-        waiting = self.unsent()[:messages]
-        sizes = accumulate(weight(message) for message in waiting)
-        fitting = sum(1 for _ in takewhile(lambda so_far: so_far <= size, sizes))
+    def window(self, max_messages: int, max_bytes: int) -> list[InBandMessage]:
+        """The unsent messages to send next, with the uid set: at least one, if there are any,
+        and otherwise up to these limits."""
+        unsent = self.unsent()[:max_messages]
+        totals = accumulate(weight(message) for message in unsent)
+        fitting = sum(1 for _ in takewhile(lambda total: total <= max_bytes, totals))
         return [
             msgspec.structs.replace(message, uid=self.uid or message.uid)
-            for message in waiting[: max(1, fitting)]
+            for message in unsent[: max(1, fitting)]
         ]
 
-    def refused(self) -> "list[Refused]":
-        """The rejected messages, in the order in which that happened."""
+    def rejected_entries(self) -> list[RejectedEntry]:
+        """The rejected messages, in the order of rejection."""
         return _in_order(self.rejected)
 
     def visible(self, now: Time) -> dict[MsgID, Item]:
-        """What a person sees now."""
-        mine = (None, self.device_id)
+        """The items visible on this device now."""
         return {
             id_: item
             for id_, item in self.shown.items.items()
-            if item.device_id in mine
+            if item.device_id in (None, self.device_id)
             and (item.expires_at is None or item.expires_at > now)
             and id_ not in self.hidden
         }
@@ -200,51 +207,58 @@ class Replica(Struct, frozen=True):
         return State.of(self.visible(now).values(), now)
 
     def state_at(self, at: Time) -> State:
-        """What the device showed, or will show, at a stated time, but for what is hidden now.
-        HistoryForgotten if that lies before what the replica knows exactly."""
+        """The state that the device showed, or will show, at a stated time, without the items that
+        are hidden now. Raises HistoryForgotten for a time before `known_since`."""
         if at < self.known_since:
             raise HistoryForgotten(
-                f"this device knows its past from {self.known_since} on, not {at}; ask the server"
+                f"this device knows its history from {self.known_since} on, not at {at};"
+                " ask the server"
             )
         state = self.shown.state_at(self.device_id, at)
         return State.of((item for item in state if item.msg_id not in self.hidden), at)
 
-    # What follows from the rest
+    # Derived fields
 
-    def settled(self) -> Self:
-        """The same after the facts, the cursor or the outbox have changed."""
-        reached = [id_ for id_, o in self.outbox.items() if 0 < o.message.ctime <= self.cursor]
+    def derived(self) -> Self:
+        """This replica with its derived fields computed from the facts, cursor and outbox."""
+        reached = [id_ for id_, e in self.outbox.items() if 0 < e.message.ctime <= self.cursor]
         outbox = _without(self.outbox, reached)
-        shown, latest = self.facts, self.cursor
-        for outbound in _in_order(outbox):
-            if outbound.message.stamped:
-                shown, latest = shown.replay(outbound.message), outbound.message.ctime
-        settled = self._with(outbox=outbox, shown=shown.deathless(), latest=latest)
-        for outbound in _in_order(outbox):
-            if not (outbound.message.stamped or outbound.told):
-                settled = settled._showing(outbound)
-        # By the node's word only: a dismissal of ours may yet be rejected.
-        there = (settled.facts.items, settled.outbox)
-        gone = [id_ for id_ in settled.hidden if not any(id_ in known for known in there)]
-        return settled._with(hidden=_without(settled.hidden, gone))
+        shown, latest_ctime = self.facts, self.cursor
+        for entry in _in_order(outbox):
+            if entry.message.stamped:
+                shown, latest_ctime = shown.replay(entry.message), entry.message.ctime
+        derived = self._with(
+            outbox=outbox, shown=shown.without_tombstones(), latest_ctime=latest_ctime
+        )
+        for entry in _in_order(outbox):
+            if not (entry.message.stamped or entry.echoed):
+                derived = derived._show_unsent(entry)
+        # `shown` does not decide: a dismissal in the outbox may still be rejected.
+        obsolete = [
+            id_
+            for id_ in derived.hidden
+            if id_ not in derived.facts.items and id_ not in derived.outbox
+        ]
+        return derived._with(hidden=_without(derived.hidden, obsolete))
 
-    def _showing(self, outbound: Outbound) -> Self:
-        """The same with one message on top, as if the node took it next."""
-        message, creation = outbound.message, outbound.message.creation
-        if creation is not None and creation.dtime is not None and creation.dtime.time is None:
-            creation = msgspec.structs.replace(creation, dtime=None)
+    def _show_unsent(self, entry: OutboxEntry) -> Self:
+        """Show an unsent message as if the node stored it next."""
+        message, creation = entry.message, entry.message.creation
+        if creation is not None and creation.expires is not None and creation.expires.time is None:
+            creation = msgspec.structs.replace(creation, expires=None)
             message = msgspec.structs.replace(message, creation=creation)
-        ctime = max(outbound.written, self.latest + 1)
-        return self._with(shown=self.shown.replay(message.stamp(ctime, self.latest)), latest=ctime)
+        ctime = max(entry.written, self.latest_ctime + 1)
+        shown = self.shown.replay(message.stamp(ctime, self.latest_ctime))
+        return self._with(shown=shown, latest_ctime=ctime)
 
     def _with(self, **changes: Any) -> Self:
         return msgspec.structs.replace(self, **changes)
 
 
-def rejections(before: Replica, after: Replica) -> list[Rejected]:
-    """What has been rejected since."""
-    new = [r for r in after.refused() if r.message.msg_id not in before.rejected]
-    return [Rejected(refused.message, refused.error) for refused in new]
+def new_rejections(before: Replica, after: Replica) -> list[WriteRejected]:
+    """The messages rejected between two versions of a replica."""
+    new = [e for e in after.rejected_entries() if e.message.msg_id not in before.rejected]
+    return [WriteRejected(entry.message, entry.error) for entry in new]
 
 
 def events_between(
@@ -253,25 +267,26 @@ def events_between(
     now: Time,
     messages: Sequence[InBandMessage],
 ) -> list[Event]:
-    """How what a person sees has changed. `messages` are those that may have done it."""
-    gone = sorted((item for id_, item in before.items() if id_ not in after), key=Item.order)
-    new = sorted((item for id_, item in after.items() if id_ not in before), key=Item.order)
+    """How the visible items have changed. `messages` are those that may have caused it."""
+    dismissed = sorted((item for id_, item in before.items() if id_ not in after), key=Item.order)
+    created = sorted((item for id_, item in after.items() if id_ not in before), key=Item.order)
     return [
-        *(Dismissed(item, _why(item, now, messages)) for item in gone),
-        *(Created(item) for item in new),
+        *(Dismissed(item, _why(item, now, messages)) for item in dismissed),
+        *(Created(item) for item in created),
     ]
 
 
 def _why(item: Item, now: Time, messages: Sequence[InBandMessage]) -> Why:
     if item.expired(now):
         return "expired"
-    if any(message.creation and _names(message, item) for message in messages):
+    if any(message.creation and _dismisses(message, item) for message in messages):
         return "replaced"
     return "dismissed"
 
 
-def _names(message: InBandMessage, item: Item) -> bool:
-    """Whether the message dismisses this item; that it is gone is known."""
+def _dismisses(message: InBandMessage, item: Item) -> bool:
+    """Whether the message names this item, or has a range that matches it. The item is known to
+    be dismissed, so its ctime is not compared with the range's end."""
     if message.dismissal is None:
         return False
     return item.msg_id in message.dismissal.msg_ids or any(
@@ -282,24 +297,26 @@ def _names(message: InBandMessage, item: Item) -> bool:
 
 def _check(message: InBandMessage) -> None:
     if message.stamped:
-        raise InvalidMessage("`ctime` is the server's to set", field="ctime")
-    # A node takes no such frame, and would end the conversation each time it came.
+        raise InvalidMessage("only the server may set `ctime`", field="ctime")
+    # A node closes the connection on a frame that is too large, each time it is sent.
     if weight(message) > MAX_FRAME // 2:
-        raise TooLarge(f"a message takes up to {MAX_FRAME // 2} bytes; send several")
+        raise TooLarge(f"a message is limited to {MAX_FRAME // 2} bytes; split it")
 
 
-def _in_order(waiting: Mapping[MsgID, Any]) -> list[Any]:
-    return sorted(waiting.values(), key=lambda entry: entry.number)
+def _in_order(entries: Mapping[MsgID, Any]) -> list[Any]:
+    return sorted(entries.values(), key=lambda entry: entry.number)
 
 
-def _told(outbox: Map[MsgID, Outbound], msg_ids: Iterable[MsgID]) -> Map[MsgID, Outbound]:
-    """The outbox after the node has told us these messages. It takes ours in order, so it has
-    dealt with those before them too, even where it left out to tell us, because they are dead."""
+def _mark_echoed(
+    outbox: Map[MsgID, OutboxEntry], msg_ids: Iterable[MsgID]
+) -> Map[MsgID, OutboxEntry]:
+    """The outbox after the node has sent these messages. A node stores the outbox in order, so it
+    has also stored the entries before them, even if it does not send those that are dead by now."""
     last = max((outbox[msg_id].number for msg_id in msg_ids if msg_id in outbox), default=0)
-    for outbound in outbox.values():
-        if outbound.number <= last and not outbound.told:
-            told = msgspec.structs.replace(outbound, told=True)
-            outbox = outbox.set(outbound.message.msg_id, told)
+    for entry in outbox.values():
+        if entry.number <= last and not entry.echoed:
+            echoed = msgspec.structs.replace(entry, echoed=True)
+            outbox = outbox.set(entry.message.msg_id, echoed)
     return outbox
 
 

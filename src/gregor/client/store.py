@@ -1,7 +1,7 @@
-"""Where a device keeps its replica: records by key, and every change in one transaction.
+"""The store of a device's replica: records by key, with each change in one transaction.
 
-A store knows nothing of messages. A replica is written as records, and a change as the few of
-them that differ, so that what it costs does not grow with the state.
+A store does not know what the records mean. A replica is saved as records, and a change as the
+records that differ, so that the size of a write does not grow with the state.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,8 @@ from msgspec import Struct
 from sqlalchemy import Connection, text
 from sqlalchemy.engine import URL
 
-from gregor.client.replica import Outbound, Refused, Replica
+from gregor.client.replica import OutboxEntry, RejectedEntry, Replica
+from gregor.client.store_migrations import changes_to_schema_2
 from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID
 from gregor.core.state import DismissedRange, Facts, Item
@@ -25,41 +26,41 @@ from gregor.storage.sqlite import SQLiteDatabase
 T = TypeVar("T")
 
 Key: TypeAlias = tuple[str, str]
-"""What kind of record it is, and which."""
+"""The kind of a record, and its name among the records of that kind."""
 
 Records: TypeAlias = Mapping[Key, bytes]
-Alterations: TypeAlias = Mapping[Key, bytes | None]
-"""Records to be put, and with None those to be removed."""
+RecordChanges: TypeAlias = Mapping[Key, bytes | None]
+"""Records to put; a record that is None is removed."""
 
 
 class ClientStore(Protocol):
-    """Keeps the records of one device. Opened with `async with`, by one client at a time; a
-    second one that could corrupt it is refused with a SetupError."""
+    """Keeps the records of one device. Opened with `async with`, by one client at a time: opening
+    it raises SetupError if another client has it open and could corrupt it."""
 
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(self, *exc_info: Any) -> None: ...
 
     async def load(self) -> Records:
-        """All records, as they were last saved; none for a new device.
+        """Return all records as they were last saved; none for a new device.
 
-        Raises SetupError if they are damaged, or of a version that this one does not read.
+        Raises SetupError if they are damaged, or were written by an unsupported version.
         """
         ...
 
-    async def save(self, alterations: Alterations) -> None:
-        """Put and remove records, all of them or none.
+    async def save(self, changes: RecordChanges) -> None:
+        """Put and remove records, in one transaction. Idempotent.
 
-        When it returns, they are as durable as this store ever makes them. When it raises
-        StorageUnavailable nothing has changed, and the same may be saved again. Cancelling the
-        caller leaves it open which of the two it is.
+        When this returns, the changes are as durable as this store can make them. When it raises
+        StorageUnavailable, nothing has changed, and the save may be retried. If the caller is
+        cancelled, the changes may be saved or not.
         """
         ...
 
 
 class MemoryStore:
-    """A ClientStore whose durability is that of this object. One client after another may open
-    it, as if the device had restarted."""
+    """A ClientStore that lives as long as this object. Clients may open it one after another, as
+    after a restart of the device."""
 
     def __init__(self) -> None:
         self.records: dict[Key, bytes] = {}
@@ -73,21 +74,21 @@ class MemoryStore:
     async def load(self) -> Records:
         return dict(self.records)
 
-    async def save(self, alterations: Alterations) -> None:
-        for key, record in alterations.items():
+    async def save(self, changes: RecordChanges) -> None:
+        for key, record in changes.items():
             if record is None:
                 self.records.pop(key, None)
             else:
                 self.records[key] = record
 
 
-SCHEMA = 1
-APPLICATION = 0x67726567  # "greg": what `file` and a foreign program see
+SCHEMA_VERSION = 2
+APPLICATION_ID = 0x67726567  # "greg": marks the file as ours, for `file` and other programs
 
-_PUT = text("INSERT OR REPLACE INTO records (kind, name, json) VALUES (:kind, :name, :json)")
-_REMOVE = text("DELETE FROM records WHERE kind = :kind AND name = :name")
-_ALL = text("SELECT kind, name, json FROM records")
-_TABLE = """
+_UPSERT = text("INSERT OR REPLACE INTO records (kind, name, json) VALUES (:kind, :name, :json)")
+_DELETE = text("DELETE FROM records WHERE kind = :kind AND name = :name")
+_SELECT_ALL = text("SELECT kind, name, json FROM records")
+_CREATE_TABLE = """
 CREATE TABLE records (
     kind TEXT NOT NULL, name TEXT NOT NULL, json TEXT NOT NULL, PRIMARY KEY (kind, name)
 ) WITHOUT ROWID
@@ -95,8 +96,9 @@ CREATE TABLE records (
 
 
 class SQLiteStore:
-    """A ClientStore in an SQLite file, which is made when it is not there. What `save` has taken
-    survives `kill -9` and a power cut. One process holds the file at a time."""
+    """A ClientStore in an SQLite file, which is created if it does not exist. A change that `save`
+    has returned from survives `kill -9` and a power cut. One process has the file open at a time;
+    opening raises SetupError for a second one."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -116,83 +118,89 @@ class SQLiteStore:
         except StorageBroken as error:
             raise self._damaged(error.message) from error
 
-    async def save(self, alterations: Alterations) -> None:
-        await self._database.write(lambda connection: _save(connection, alterations))
+    async def save(self, changes: RecordChanges) -> None:
+        await self._database.write(lambda connection: _save(connection, changes))
 
     def _load(self, connection: Connection) -> Records:
-        verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
-        if verdict != "ok":
-            raise self._damaged(verdict)
-        return {(kind, name): json.encode() for kind, name, json in connection.execute(_ALL)}
+        result = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
+        if result != "ok":
+            raise self._damaged(result)
+        return self._read_records(connection)
+
+    def _read_records(self, connection: Connection) -> Records:
+        return {(kind, name): json.encode() for kind, name, json in connection.execute(_SELECT_ALL)}
 
     def _prepare(self, connection: Connection) -> None:
         if connection.exec_driver_sql("SELECT count(*) FROM sqlite_schema").scalar_one() == 0:
-            connection.exec_driver_sql(_TABLE)
-            connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION}")
-            connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA}")
-        if connection.exec_driver_sql("PRAGMA application_id").scalar_one() != APPLICATION:
-            raise SetupError(f"{self.path} is another program's file; choose another")
+            connection.exec_driver_sql(_CREATE_TABLE)
+            connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        if connection.exec_driver_sql("PRAGMA application_id").scalar_one() != APPLICATION_ID:
+            raise SetupError(f"{self.path} is a database of another program; choose another path")
         schema = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-        if schema != SCHEMA:
+        if schema == 1:
+            _save(connection, changes_to_schema_2(self._read_records(connection)))
+            connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            schema = SCHEMA_VERSION
+        if schema != SCHEMA_VERSION:
             raise SetupError(
-                f"{self.path} has schema {schema}, and this version reads {SCHEMA};"
+                f"{self.path} has schema {schema}, but this version reads {SCHEMA_VERSION};"
                 " use the version of Gregor that wrote it, or a later one"
             )
 
-    def _damaged(self, how: str) -> SetupError:
-        return SetupError(f"{self.path} is damaged ({how}); move it away and start anew")
+    def _damaged(self, problem: str) -> SetupError:
+        return SetupError(f"{self.path} is damaged ({problem}); move it away and restart")
 
 
-def _save(connection: Connection, alterations: Alterations) -> None:
-    put = [(key, record) for key, record in alterations.items() if record is not None]
-    removed = [key for key, record in alterations.items() if record is None]
+def _save(connection: Connection, changes: RecordChanges) -> None:
+    put = [(key, record) for key, record in changes.items() if record is not None]
+    removed = [key for key, record in changes.items() if record is None]
     if put:
         rows = [{"kind": k, "name": n, "json": record.decode()} for (k, n), record in put]
-        connection.execute(_PUT, rows)
+        connection.execute(_UPSERT, rows)
     if removed:
-        connection.execute(_REMOVE, [{"kind": kind, "name": name} for kind, name in removed])
+        connection.execute(_DELETE, [{"kind": kind, "name": name} for kind, name in removed])
 
 
-# A replica as records
+# Conversion between a replica and records
 
 
-class _Device(Struct, frozen=True):
-    """The record of which there is one."""
+class _DeviceRecord(Struct, frozen=True):
+    """The single record of the kind `device`."""
 
     device_id: DeviceID
     uid: UID | None
     cursor: Time
 
 
-_DEVICE: Key = ("device", "")
+_DEVICE_KEY: Key = ("device", "")
 
 
-def restored(records: Records, device_id: DeviceID) -> Replica:
-    """The replica that was saved; a new one if none was. SetupError if it is another device's."""
-    if _DEVICE not in records:
+def load_replica(records: Records, device_id: DeviceID) -> Replica:
+    """The saved replica, without its derived fields; a new one if there are no records. Raises
+    SetupError if the records are damaged or belong to another device."""
+    if _DEVICE_KEY not in records:
         return Replica(device_id)
     try:
-        device = msgspec.json.decode(records[_DEVICE], type=_Device)
-        replica = _restored(records, device)
+        device = msgspec.json.decode(records[_DEVICE_KEY], type=_DeviceRecord)
+        replica = _replica_from(records, device)
     except (msgspec.MsgspecError, UnicodeError) as error:
-        raise SetupError(
-            f"the client's store is damaged ({error}); start with a new one"
-        ) from error
+        raise SetupError(f"the client's store is damaged ({error}); use a new one") from error
     if device.device_id != device_id:
         raise SetupError(
-            f"this store is the device {device.device_id!r}'s, not {device_id!r}'s;"
-            " give each device a store of its own"
+            f"this store belongs to the device {device.device_id!r}, not to {device_id!r};"
+            " use one store per device"
         )
     return replica
 
 
-def _restored(records: Records, device: _Device) -> Replica:
-    ranges = Map(_read(records, "range", DismissedRange))
-    outbox = Map(_read(records, "outbox", Outbound))
-    rejected = Map(_read(records, "rejected", Refused))
+def _replica_from(records: Records, device: _DeviceRecord) -> Replica:
+    ranges = Map(_decode(records, "range", DismissedRange))
+    outbox = Map(_decode(records, "outbox", OutboxEntry))
+    rejected = Map(_decode(records, "rejected", RejectedEntry))
     facts = Facts(
-        items=Map(_read(records, "item", Item)),
-        ids=Map(_read(records, "dismissed_id", int)),
+        items=Map(_decode(records, "item", Item)),
+        tombstones=Map(_decode(records, "dismissed_id", int)),
     )
     for range_ in sorted(ranges.values(), key=lambda range_: range_.end):
         facts = facts.join(Facts(ranges=(range_,)))
@@ -203,48 +211,48 @@ def _restored(records: Records, device: _Device) -> Replica:
         device.cursor,
         facts,
         outbox,
-        Map(_read(records, "hidden", bool)),
+        Map(_decode(records, "hidden", bool)),
         rejected,
-        max((waiting.number for waiting in (*outbox.values(), *rejected.values())), default=0),
+        max((entry.number for entry in (*outbox.values(), *rejected.values())), default=0),
     )
 
 
-def _read(records: Records, kind: str, type_: type[T]) -> Iterator[tuple[str, T]]:
-    for (of_kind, name), record in records.items():
-        if of_kind == kind:
+def _decode(records: Records, kind: str, type_: type[T]) -> Iterator[tuple[str, T]]:
+    for (record_kind, name), record in records.items():
+        if record_kind == kind:
             yield name, msgspec.json.decode(record, type=type_)
 
 
-def alterations(before: Replica | None, after: Replica) -> Alterations:
-    """What has to be saved so that the store has `after`, if it has `before`, or nothing yet."""
-    altered: dict[Key, bytes | None] = {}
-    known = {} if before is None else dict(_kinds(before))
-    for kind, new in _kinds(after):
-        old = known.get(kind, {})
+def changed_records(before: Replica | None, after: Replica) -> RecordChanges:
+    """The changes to save so that a store with `before` (None: an empty store) holds `after`."""
+    changes: dict[Key, bytes | None] = {}
+    saved = {} if before is None else dict(_values_by_kind(before))
+    for kind, new in _values_by_kind(after):
+        old = saved.get(kind, {})
         if old is not new:
-            altered.update(_altered(kind, old, new))
-    return altered
+            changes.update(_changes_of_kind(kind, old, new))
+    return changes
 
 
-def _kinds(replica: Replica) -> Iterator[tuple[str, Mapping[str, object]]]:
-    yield "device", {"": _Device(replica.device_id, replica.uid, replica.cursor)}
-    # What is dead only serves questions about the past, which start anew with each process.
-    kept = replica.facts.forget(replica.cursor)
+def _values_by_kind(replica: Replica) -> Iterator[tuple[str, Mapping[str, object]]]:
+    yield "device", {"": _DeviceRecord(replica.device_id, replica.uid, replica.cursor)}
+    # Dead items are needed only for past states, which a replica has since its process started.
+    kept = replica.facts.prune(replica.cursor)
     yield "item", kept.items
-    yield "dismissed_id", kept.ids
+    yield "dismissed_id", kept.tombstones
     yield "range", {msgspec.json.encode(range_).decode(): range_ for range_ in kept.ranges}
     yield "outbox", replica.outbox
     yield "hidden", replica.hidden
     yield "rejected", replica.rejected
 
 
-def _altered(
+def _changes_of_kind(
     kind: str, before: Mapping[str, object], after: Mapping[str, object]
 ) -> Iterator[tuple[Key, bytes | None]]:
     changed = [name for name, value in after.items() if before.get(name) is not value]
     for name in changed:
         if before.get(name) != after[name]:
             yield (kind, name), msgspec.json.encode(after[name])
-    new = sum(name not in before for name in changed)
-    if len(before) + new > len(after):
+    added = sum(name not in before for name in changed)
+    if len(before) + added > len(after):
         yield from (((kind, name), None) for name in before if name not in after)

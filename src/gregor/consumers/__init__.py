@@ -1,1 +1,1 @@
-"""The parts that pass on."""
+"""Consumers of stored messages: deliver them to devices, and exchange them with other nodes."""

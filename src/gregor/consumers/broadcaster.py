@@ -1,8 +1,9 @@
-"""Passes messages on to the devices of a user that are connected to this node.
+"""Delivers messages to the devices of a user that are connected to this node.
 
-For each connected user it keeps a feed: how far that user's clock has been passed on. A message
-that continues the feed goes out; one that lies behind it is a duplicate; anything else shows a
-gap, and is left to whoever can read the store.
+Each connected user has a feed with a position: the ctime up to which all messages were delivered.
+A message whose `prev` is the position continues the feed and is delivered; a message at or before
+the position is a duplicate and is dropped; any other message reveals a gap, which is reported to
+the node, because only the node can read the store.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,21 +12,21 @@ from typing import Protocol
 from gregor.core.instant import Time
 from gregor.core.message import UID, InBandMessage, Message, OutOfBandMessage
 from gregor.interfaces import BatchConsumer
-from gregor.protocol.server import Publication
+from gregor.protocol.server_session import Publication
 
-RUN_MESSAGES = 100
+MAX_PUBLICATION_MESSAGES = 100
 
 
 class Listener(Protocol):
-    """A connected device, as the Broadcaster sees it. None of this may wait."""
+    """A connected device, as the Broadcaster sees it. Its methods must not block."""
 
     def publish(self, publication: Publication) -> None: ...
-    def pass_by(self, message: OutOfBandMessage) -> None: ...
+    def deliver_out_of_band(self, message: OutOfBandMessage) -> None: ...
 
 
 class Feed:
-    """One user's connected devices, and the place on the user's clock up to which all of them were
-    told. It is None until the first of them has been told anything."""
+    """One user's connected devices, and the ctime up to which all of them have received every
+    message. The position is None until the first device has received something."""
 
     __slots__ = ("listeners", "position")
 
@@ -35,29 +36,29 @@ class Feed:
 
 
 class Broadcaster(BatchConsumer):
-    """A MessageConsumer that passes messages on to Listeners. `gap` is called with the uid when
-    a message shows that others are missing; the answer comes back through `publish`."""
+    """A MessageConsumer that delivers messages to Listeners. It calls `gap` with the uid when a
+    message reveals that earlier ones are missing. The gap repair passes them to `publish`."""
 
     def __init__(self, gap: Callable[[UID], None] = lambda uid: None) -> None:
         self.feeds: dict[UID, Feed] = {}
         self.gap = gap
 
     async def consume_batch(self, messages: Sequence[Message]) -> None:
-        """Those that follow one another on a user's clock go in one piece, so that a device is
-        told of them in one frame."""
-        for piece in _pieces(messages):
-            match piece:
+        """Deliver messages. Consecutive messages of a user share one publication, so that a
+        device receives them in one frame."""
+        for message_or_run in _group_consecutive(messages):
+            match message_or_run:
                 case OutOfBandMessage() as message:
                     for listener in self._listeners(message.uid):
-                        listener.pass_by(message)
+                        listener.deliver_out_of_band(message)
                 case run:
-                    self._continue(run)
+                    self._deliver_run(run)
 
-    def _continue(self, run: Sequence[InBandMessage]) -> None:
+    def _deliver_run(self, run: Sequence[InBandMessage]) -> None:
         uid = run[0].uid
         feed = self.feeds.get(uid)
         if feed is None:
-            return  # no device of this user is here
+            return  # no device of this user is connected here
         position = feed.position
         new = [m for m in run if position is None or m.ctime > position]
         if new and position is not None and new[0].prev != position:
@@ -70,7 +71,8 @@ class Broadcaster(BatchConsumer):
         return () if feed is None else tuple(feed.listeners)
 
     def publish(self, uid: UID, publication: Publication) -> None:
-        """Pass on a stretch of the user's clock, unless it lies behind."""
+        """Send a publication to all devices of the user. One that ends at or before the feed's
+        position is dropped."""
         feed = self.feeds.get(uid)
         if feed is None or (feed.position is not None and publication.cursor <= feed.position):
             return
@@ -79,11 +81,11 @@ class Broadcaster(BatchConsumer):
             listener.publish(publication)
 
     def add(self, uid: UID, listener: Listener) -> None:
-        """A device has connected."""
+        """Add a connected device."""
         self.feeds.setdefault(uid, Feed()).listeners[listener] = None
 
     def remove(self, uid: UID, listener: Listener) -> bool:
-        """A device has gone. True if it was the last of its user."""
+        """Remove a disconnected device. Returns whether it was the user's last one."""
         feed = self.feeds[uid]
         del feed.listeners[listener]
         if feed.listeners:
@@ -91,27 +93,33 @@ class Broadcaster(BatchConsumer):
         del self.feeds[uid]
         return True
 
-    def told(self, uid: UID, position: Time) -> None:
-        """A device of the user has been told, from the store, what there is up to this place.
-        The feed is only as far as the least of its devices: one may have read before another did,
-        and a message which lies between the two has yet to be passed on."""
+    def lower_position(self, uid: UID, position: Time) -> None:
+        """Record that a device of the user has read the store up to this position.
+
+        The position of the feed is the lowest one of its devices. If two devices read the store
+        at different times, the first still needs the messages that were stored in between."""
         feed = self.feeds.get(uid)
         if feed is not None and (feed.position is None or position < feed.position):
             feed.position = position
 
     def position(self, uid: UID) -> Time | None:
-        """How far the user's devices here have been told; None if there are none, or none yet."""
+        """The position of the user's feed. None if the user has no device here, or if no device
+        has received anything yet."""
         feed = self.feeds.get(uid)
         return None if feed is None else feed.position
 
     def positions(self) -> dict[UID, Time]:
+        """The positions of all feeds that have one."""
         return {uid: feed.position for uid, feed in self.feeds.items() if feed.position is not None}
 
 
-def _pieces(messages: Sequence[Message]) -> Iterator[OutOfBandMessage | list[InBandMessage]]:
+def _group_consecutive(
+    messages: Sequence[Message],
+) -> Iterator[OutOfBandMessage | list[InBandMessage]]:
+    """Group consecutive messages of a user into runs of limited length; keep the order."""
     run: list[InBandMessage] = []
     for message in messages:
-        if run and not (_follows(message, run[-1]) and len(run) < RUN_MESSAGES):
+        if run and not (_is_successor(message, run[-1]) and len(run) < MAX_PUBLICATION_MESSAGES):
             yield run
             run = []
         match message:
@@ -123,8 +131,8 @@ def _pieces(messages: Sequence[Message]) -> Iterator[OutOfBandMessage | list[InB
         yield run
 
 
-def _follows(message: Message, last: InBandMessage) -> bool:
+def _is_successor(message: Message, previous: InBandMessage) -> bool:
     return isinstance(message, InBandMessage) and (message.uid, message.prev) == (
-        last.uid,
-        last.ctime,
+        previous.uid,
+        previous.ctime,
     )

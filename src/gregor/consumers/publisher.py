@@ -1,4 +1,4 @@
-"""Tells the other nodes what this one has stored, over a pub/sub."""
+"""Publishes the messages that this node has stored to the other nodes, over a pub/sub."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,67 +12,69 @@ from gregor.interfaces import BatchConsumer
 from gregor.protocol.frames import MAX_FRAME
 from gregor.pubsub.interface import PubSub, Received
 
-MAX_PUBLICATION = MAX_FRAME
-"""In bytes. Whatever is stored can be told to a device in one frame, and so to another node."""
+MAX_ENVELOPE_BYTES = MAX_FRAME
+"""Every stored message fits in one frame to a device, and so in one envelope to another node."""
 
-FULL = 64 * 1024
-"""In bytes. Messages share a publication, which costs the pub/sub and all who hear it about as
-much as one message does; but what is lost with it is to be little."""
+MAX_BATCH_BYTES = 64 * 1024
+"""Messages share an envelope up to this size; a larger message has an envelope of its own. An
+envelope costs the pub/sub and its subscribers about as much as a single message, but the more
+messages share it, the more are lost with it."""
 
-CHANNELS = "gregor:user:"
+CHANNEL_PREFIX = "gregor:user:"
 
 
 class Envelope(Struct, frozen=True, forbid_unknown_fields=True):
-    """What travels between nodes: messages of one user, in order, and which node says so."""
+    """A payload on the pub/sub: messages of one user, in order, and the publishing node."""
 
     node: str
     messages: Sequence[Raw]
 
 
 class Publisher(BatchConsumer):
-    """A MessageConsumer that publishes on the user's channel. It never fails its sender: the
-    message is stored, and whoever does not hear of it now will find it."""
+    """A MessageConsumer that publishes messages on the user's channel. A lost payload is not an
+    error for the sender: the message is stored, and the other nodes find it in the store."""
 
     def __init__(self, pubsub: PubSub, node: str) -> None:
         self.pubsub = pubsub
         self.node = node
 
     async def consume_batch(self, messages: Sequence[Message]) -> None:
-        users: defaultdict[UID, list[Message]] = defaultdict(list)
+        """Publish messages. Messages of one user share envelopes."""
+        by_user: defaultdict[UID, list[Message]] = defaultdict(list)
         for message in messages:
-            users[message.uid].append(message)
-        for uid, theirs in users.items():
-            for batch in _filled(map(_encoded, theirs)):
-                await self.pubsub.publish(channel_of(uid), _sealed(self.node, batch))
+            by_user[message.uid].append(message)
+        for uid, user_messages in by_user.items():
+            for batch in _batches(map(_encode_message, user_messages)):
+                await self.pubsub.publish(channel_of(uid), _encode_envelope(self.node, batch))
 
 
 def channel_of(uid: UID) -> str:
-    return CHANNELS + uid
+    return CHANNEL_PREFIX + uid
 
 
 def user_of(channel: str) -> UID:
-    return channel.removeprefix(CHANNELS)
+    return channel.removeprefix(CHANNEL_PREFIX)
 
 
-def seal(node: str, *messages: Message) -> bytes:
-    """What a node publishes when it has stored, or passes on, messages of one user."""
-    return _sealed(node, [_encoded(message) for message in messages])
+def encode_envelope(node: str, *messages: Message) -> bytes:
+    """The payload with which a node publishes messages of one user."""
+    return _encode_envelope(node, [_encode_message(message) for message in messages])
 
 
-def _sealed(node: str, messages: Sequence[Raw]) -> bytes:
+def _encode_envelope(node: str, messages: Sequence[Raw]) -> bytes:
     return msgspec.json.encode(Envelope(node, messages))
 
 
-def _encoded(message: Message) -> Raw:
+def _encode_message(message: Message) -> Raw:
     return Raw(msgspec.json.encode(message))
 
 
-def _filled(messages: Iterable[Raw]) -> Iterator[list[Raw]]:
+def _batches(messages: Iterable[Raw]) -> Iterator[list[Raw]]:
     batch: list[Raw] = []
     size = 0
     for message in messages:
         length = len(memoryview(message))
-        if batch and size + length > FULL:
+        if batch and size + length > MAX_BATCH_BYTES:
             yield batch
             batch, size = [], 0
         batch.append(message)
@@ -80,22 +82,22 @@ def _filled(messages: Iterable[Raw]) -> Iterator[list[Raw]]:
     yield batch
 
 
-def open_envelope(received: Received, reader: str) -> list[Message]:
-    """The messages in a payload, which anybody may have put there; none if it is the echo of what
-    the reader has published. Raises Malformed if they are not stored messages of the channel's
-    user."""
-    if len(received.payload) > MAX_PUBLICATION:
-        raise Malformed(f"a publication of {len(received.payload)} bytes")
+def decode_envelope(received: Received, own_node: str) -> list[Message]:
+    """The messages of a payload; none if this node has published it. The payload is untrusted:
+    raises Malformed unless it contains valid messages of the channel's user, stamped if they are
+    in-band."""
+    if len(received.payload) > MAX_ENVELOPE_BYTES:
+        raise Malformed(f"the payload is too large: {len(received.payload)} bytes")
     try:
         envelope = msgspec.json.decode(received.payload, type=Envelope)
-        if envelope.node == reader:
+        if envelope.node == own_node:
             return []
         messages = [parse_message(message, stamped=True) for message in envelope.messages]
     except (msgspec.DecodeError, UnicodeError, RecursionError, GregorError) as error:
-        raise Malformed(f"not a publication: {error}") from error
+        raise Malformed(f"the payload is not an envelope: {error}") from error
     for message in messages:
         if channel_of(message.uid) != received.channel:
-            raise Malformed("a publication of another user")
+            raise Malformed("the envelope contains a message of another user")
         if isinstance(message, InBandMessage) and message.prev >= message.ctime:
-            raise Malformed("a publication that was never stored")
+            raise Malformed("a message in the envelope is not newer than its predecessor")
     return messages

@@ -1,39 +1,41 @@
-"""Hears from other nodes what they have stored, and has it passed on to the devices here.
+"""Receives messages that other nodes have stored, and delivers them to the devices connected here.
 
-A user's channel is subscribed to while a device of that user is here, and a little longer: one
-that flaps comes back at once, and shall not make two subscriptions of it each time. What arrives
-meanwhile is not even read.
+A node subscribes to a user's channel while a device of the user is connected, and for
+LINGER_SECONDS longer: a flapping device must not cause an unsubscribe and a subscribe each time.
+Payloads that arrive while no device is connected are not decoded.
 
-Anything may arrive. What no node has sent is counted, spoken of now and then, and passed on to
-nobody; whatever it was meant to hide stands in the store.
+Payloads are untrusted. An invalid payload is counted, logged at a limited rate, and not delivered.
+It can hide no message, because every message is in the store.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator
 from weakref import WeakValueDictionary
 
-import structlog
-
 from gregor.consumers.broadcaster import Broadcaster
-from gregor.consumers.publisher import channel_of, open_envelope, user_of
+from gregor.consumers.publisher import channel_of, decode_envelope, user_of
 from gregor.core.instant import SECOND, Time
 from gregor.core.message import UID, InBandMessage
 from gregor.errors import Malformed
+from gregor.log_event import LogEvent
 from gregor.pubsub.interface import Interrupted, PubSub, Received
 
-log = structlog.get_logger("gregor.relay")
+log = logging.getLogger("gregor.relay")
 
 LINGER_SECONDS = 10.0
-LOG_SECONDS = 10.0
+LOG_INTERVAL_SECONDS = 10.0
 
-FURTHEST_AHEAD = 60 * SECOND
-"""Nodes whose clock is 5 s wrong do not write. What lies this far ahead was replayed into the
-store with a ctime of its own, or forged; and a feed that believed it would wait that long."""
+MAX_FUTURE = 60 * SECOND
+"""How far ahead of this node's clock a ctime may be. Nodes whose clock is wrong by 5 s do not
+write, so a later ctime comes from a replay into the store, or is forged. A feed that accepted a
+forged ctime would drop all messages until that time."""
 
 
 class Relay:
-    """A node's ear on the pub/sub. `strange` is told of what no node has sent, `interrupted` when
-    anything may have been missed. `run` and `leave_the_gone` are for tasks of the node's."""
+    """A node's subscriber on the pub/sub. It calls `invalid_publication` for each invalid payload,
+    and `interrupted` when messages may have been missed. The node runs `run` and
+    `unsubscribe_idle` in tasks of its own."""
 
     def __init__(
         self,
@@ -42,7 +44,7 @@ class Relay:
         broadcaster: Broadcaster,
         clock: Callable[[], Time],
         *,
-        strange: Callable[[Malformed], None],
+        invalid_publication: Callable[[Malformed], None],
         interrupted: Callable[[], None],
         linger_seconds: float = LINGER_SECONDS,
     ) -> None:
@@ -50,96 +52,102 @@ class Relay:
         self._node = node
         self._broadcaster = broadcaster
         self._clock = clock
-        self._strange = strange
+        self._invalid_publication = invalid_publication
         self._interrupted = interrupted
         self._linger_seconds = linger_seconds
-        self._left: dict[UID, float] = {}  # whose last device has gone, and when, in that order
-        self._turns: WeakValueDictionary[UID, asyncio.Lock] = WeakValueDictionary()
-        self._told_of = Seldom(LOG_SECONDS)
+        # When the last device of each idle user disconnected, in this order.
+        self._idle_since: dict[UID, float] = {}
+        self._locks: WeakValueDictionary[UID, asyncio.Lock] = WeakValueDictionary()
+        self._log_throttle = LogThrottle(LOG_INTERVAL_SECONDS)
 
-    # Whom it listens for
+    # Subscriptions
 
     async def subscribe(self, uid: UID) -> None:
-        """A device of the user has come. Returns when all that is published will be heard."""
-        self._left.pop(uid, None)
-        async with self._turn(uid):
+        """Subscribe to the messages of a user who has a connected device. When it returns, the
+        subscription is confirmed, or recorded if the pub/sub is down. Idempotent."""
+        self._idle_since.pop(uid, None)
+        async with self._lock(uid):
             await self._pubsub.subscribe(channel_of(uid))
 
-    def leave(self, uid: UID) -> None:
-        """The last device of the user has gone, perhaps not for long."""
-        self._left[uid] = _now()
+    def mark_idle(self, uid: UID) -> None:
+        """Record that the user's last device has disconnected. It may reconnect soon."""
+        self._idle_since[uid] = _now()
 
-    async def leave_the_gone(self) -> None:
-        """Unsubscribe, over and over, from those who have been away for long enough."""
+    async def unsubscribe_idle(self) -> None:
+        """Periodically unsubscribe from users who have been idle for `linger_seconds`."""
         while True:
             await asyncio.sleep(self._linger_seconds / 2)
-            for uid in self._long_gone():
-                async with self._turn(uid):
+            for uid in self._idle_users():
+                async with self._lock(uid):
                     await self._pubsub.unsubscribe(channel_of(uid))
 
-    def _long_gone(self) -> Iterator[UID]:
-        while self._left:
-            uid, since = next(iter(self._left.items()))
+    def _idle_users(self) -> Iterator[UID]:
+        while self._idle_since:
+            uid, since = next(iter(self._idle_since.items()))
             if since > _now() - self._linger_seconds:
                 return
-            del self._left[uid]
+            del self._idle_since[uid]
             yield uid
 
-    def _turn(self, uid: UID) -> asyncio.Lock:
-        """Held while the pub/sub is told something about the user. Whoever comes back while the
-        channel is being left has to wait for the end of it, or chance would decide which counts."""
-        return self._turns.setdefault(uid, asyncio.Lock())
+    def _lock(self, uid: UID) -> asyncio.Lock:
+        """Serializes the subscribe and unsubscribe calls of one user. A device that reconnects
+        during an unsubscribe waits for its end; otherwise the order of the two calls, and so the
+        result, would be random."""
+        return self._locks.setdefault(uid, asyncio.Lock())
 
-    # What it hears
+    # Receiving
 
     async def run(self) -> None:
-        """Pass on what other nodes have stored. It never ends without an error."""
+        """Deliver what other nodes publish. Runs until it is cancelled or fails; if the pub/sub
+        ends without an error, raises RuntimeError."""
         async for event in self._pubsub.received():
             match event:
                 case Received(channel) if user_of(channel) in self._broadcaster.feeds:
-                    await self._hear(event)
+                    await self._handle(event)
                 case Interrupted():
                     self._interrupted()
-        raise RuntimeError("the pub/sub has ended, and with it all that other nodes have to tell")
+        raise RuntimeError("the pub/sub has ended: no messages of other nodes can be received")
 
-    async def _hear(self, received: Received) -> None:
+    async def _handle(self, received: Received) -> None:
         try:
-            messages = open_envelope(received, self._node)
+            messages = decode_envelope(received, self._node)
         except Malformed as error:
-            self._refuse(error)
+            self._reject(error)
             return
         for message in messages:
-            if isinstance(message, InBandMessage) and self._too_far_ahead(message):
-                self._refuse(Malformed(f"a publication from the future, at {message.ctime}"))
-                self._broadcaster.gap(message.uid)  # the store knows whether it is true
+            if isinstance(message, InBandMessage) and self._is_too_far_ahead(message):
+                self._reject(Malformed(f"the ctime {message.ctime} is too far in the future"))
+                # If it was replayed and is not forged, the gap repair reads it from the store.
+                self._broadcaster.gap(message.uid)
                 return
         await self._broadcaster.consume_batch(messages)
 
-    def _too_far_ahead(self, message: InBandMessage) -> bool:
-        return message.ctime > self._clock() + FURTHEST_AHEAD
+    def _is_too_far_ahead(self, message: InBandMessage) -> bool:
+        return message.ctime > self._clock() + MAX_FUTURE
 
-    def _refuse(self, error: Malformed) -> None:
-        self._strange(error)
-        times = self._told_of.happened(_now())
+    def _reject(self, error: Malformed) -> None:
+        self._invalid_publication(error)
+        times = self._log_throttle.count(_now())
         if times:
-            log.warning("something came that no node has sent", times=times, last=error.message)
+            log.warning(LogEvent("invalid payload on the pub/sub", times=times, last=error.message))
 
 
-class Seldom:
-    """For what may happen at any rate and be spoken of once in so many seconds."""
+class LogThrottle:
+    """Limits the log rate of an event that may occur often, to once in so many seconds."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._next = float("-inf")
-        self._unspoken = 0
+        self._next_log_at = float("-inf")
+        self._suppressed = 0
 
-    def happened(self, now: float) -> int:
-        """How often it has happened since it was last spoken of; 0 if it is too early to speak."""
-        self._unspoken += 1
-        if now < self._next:
+    def count(self, now: float) -> int:
+        """Count an event. Returns the number of events since the last log entry, this one
+        included, or 0 if it is too early for another log entry."""
+        self._suppressed += 1
+        if now < self._next_log_at:
             return 0
-        times, self._unspoken = self._unspoken, 0
-        self._next = now + self._seconds
+        times, self._suppressed = self._suppressed, 0
+        self._next_log_at = now + self._seconds
         return times
 
 

@@ -1,1 +1,1 @@
-"""Messages, and what they make of a user's state. Pure: no I/O, no clock, no randomness."""
+"""Messages, and the user's state that results from them. Pure: no I/O, no clock, no randomness."""

@@ -1,4 +1,7 @@
-"""Which bucket a user falls into. Shards hold buckets, so that users move in handfuls."""
+"""Buckets: parts of all users, by a hash of the uid, and the plan of a rebalance.
+
+Shards hold buckets, so a rebalance moves whole groups of users.
+"""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -10,24 +13,27 @@ from gregor.core.message import UID
 BUCKETS = 4096
 
 
-@lru_cache(maxsize=65_536)  # it is asked for several times a message
+@lru_cache(maxsize=65_536)  # called several times for each message
 def bucket_of(uid: UID) -> int:
-    """The first 12 bits of SHA-256 of the uid in UTF-8: from 0 up to BUCKETS. Any language can
-    tell; `spec/vectors/buckets.json` has examples."""
+    """The bucket of a user, from 0 to BUCKETS - 1: the first 12 bits of SHA-256 of the uid in
+    UTF-8. `spec/vectors/buckets.json` has examples for other languages."""
     return int.from_bytes(sha256(uid.encode()).digest()[:2], "big") >> 4
 
 
 class Move(NamedTuple):
-    """A bucket is to go from one shard to another."""
+    """A bucket to move from one shard to another."""
 
     bucket: int
     source: str
     target: str
 
 
-def levelled(weights: Mapping[str, Mapping[int, int]]) -> list[Move]:
-    """Which buckets to move, so that each shard carries about as much: the heaviest that fit, so
-    that they are few; those that weigh nothing stay. `weights` are of what each shard holds."""
+def plan_rebalance(weights: Mapping[str, Mapping[int, int]]) -> list[Move]:
+    """The moves after which all shards carry about the same weight.
+
+    `weights` maps each shard to the weights of the buckets that it holds. Heavy buckets move
+    first, so that few moves are needed; buckets of weight 0 stay.
+    """
     surplus = {name: float(sum(held.values())) for name, held in weights.items()}
     mean = sum(surplus.values()) / len(surplus)
     surplus = {name: weight - mean for name, weight in surplus.items()}
@@ -40,7 +46,7 @@ def levelled(weights: Mapping[str, Mapping[int, int]]) -> list[Move]:
         for source in sorted(surplus, key=lambda name: (-surplus[name], name)):
             for bucket in tuple(heaviest_first[source]):
                 weight = weights[source][bucket]
-                # Half a bucket beyond the mean, on either side, is as level as it gets.
+                # A shard may end up to half a bucket beyond the mean; no plan is more even.
                 if 0 < weight <= min(surplus[source], -surplus[target]) + weight / 2:
                     moves.append(Move(bucket, source, target))
                     heaviest_first[source].remove(bucket)

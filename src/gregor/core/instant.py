@@ -1,4 +1,4 @@
-"""Points in time, and distances from them, in microseconds; and the ways people write both."""
+"""Times and offsets in microseconds, and parsers for the notations that people use."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -11,7 +11,7 @@ Time: TypeAlias = int
 """Microseconds since the Unix epoch."""
 
 MAX_TIME: Time = 2**53 - 1
-"""The last time that every JSON reader holds exactly (in the year 2255)."""
+"""The latest time that every JSON parser represents exactly (in the year 2255)."""
 
 SECOND = 1_000_000
 
@@ -34,8 +34,8 @@ _UNITS = {
 class TimeOrOffset(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A time, or an offset from the ctime of the message that carries it (in a query: from now).
 
-    Exactly one of the two is given. Strings and datetimes are turned into microseconds at once,
-    so that everybody downstream sees integers only.
+    Exactly one of the two is given. Strings and datetimes are converted to microseconds on
+    construction, so all later code sees integers only.
     """
 
     time: Time | str | None = None
@@ -50,14 +50,14 @@ class TimeOrOffset(Struct, frozen=True, forbid_unknown_fields=True, omit_default
             msgspec.structs.force_setattr(self, "offset", to_microseconds(self.offset))
 
     def after(self, base: Time) -> Time:
-        """The time that is meant, if offsets count from `base`; no later than MAX_TIME."""
+        """The time; an offset counts from `base`. Capped at MAX_TIME."""
         if isinstance(self.time, int):
             return self.time
-        assert isinstance(self.offset, int)  # __post_init__ has seen to it
+        assert isinstance(self.offset, int)  # __post_init__ converts it
         return min(base + self.offset, MAX_TIME)
 
     @property
-    def looks_back(self) -> bool:
+    def is_negative_offset(self) -> bool:
         return isinstance(self.offset, int) and self.offset < 0
 
 
@@ -75,7 +75,7 @@ def to_time(value: Time | str | datetime) -> Time:
 
 
 def to_microseconds(value: int | str | timedelta) -> int:
-    """A distance in microseconds, from an integer, a timedelta, `90s`, `1h30m`, `-5m` or `P1D`."""
+    """Microseconds, from an integer, a timedelta, `90s`, `1h30m`, `-5m` or `P1D`."""
     if isinstance(value, str):
         value = _duration(value)
     if isinstance(value, timedelta):
@@ -86,7 +86,7 @@ def to_microseconds(value: int | str | timedelta) -> int:
 
 
 def parse_time_or_offset(text: str) -> TimeOrOffset:
-    """What a person types for a time: `1767225600000000`, `2026-01-01T00:00:00Z`, `-90s`, `P1D`."""
+    """Parse typed text: `1767225600000000`, `2026-01-01T00:00:00Z`, `-90s` or `P1D`."""
     if text.isdigit():
         return TimeOrOffset(time=int(text))
     if text[:4].isdigit() and text[4:5] == "-":
@@ -97,8 +97,8 @@ def parse_time_or_offset(text: str) -> TimeOrOffset:
 def as_time_or_offset(
     value: "TimeOrOffset | Time | str | datetime | timedelta | None",
 ) -> TimeOrOffset | None:
-    """Whatever a caller in Python has at hand: an int or a datetime is a time, a timedelta an
-    offset, a string either."""
+    """Convert a Python value: an int or a datetime is a time, a timedelta is an offset, a string
+    is either."""
     match value:
         case None | TimeOrOffset():
             return value
@@ -111,7 +111,7 @@ def as_time_or_offset(
 
 
 def to_rfc3339(time: Time) -> str:
-    """The same instant for people to read, to the microsecond, in UTC."""
+    """The time as RFC 3339 in UTC, to the microsecond."""
     return (_EPOCH + time * _MICROSECOND).isoformat().replace("+00:00", "Z")
 
 

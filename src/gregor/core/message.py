@@ -1,7 +1,7 @@
-"""What travels: messages that change a user's state, and messages that only pass by.
+"""Messages: in-band ones change a user's state, out-of-band ones are stored nowhere.
 
-A message is a frozen value and the same one all the way, from the decoder to the database and on
-to every device. Only the state machine of record completes it, with `ctime` and `prev`.
+A message is a frozen value. The same value goes from the decoder to the database and to every
+device; only the state machine of record adds to it, with `ctime` and `prev`.
 """
 
 import re
@@ -38,31 +38,31 @@ def new_msg_id() -> MsgID:
 
 
 class Creation(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One item comes into being. It expires at `dtime`, if it has one."""
+    """Creates one item, which expires at `expires`, if given."""
 
     category: Category
     raw_body: Raw = field(name="body")
-    dtime: TimeOrOffset | None = None
+    expires: TimeOrOffset | None = None
 
     def __post_init__(self) -> None:
         check_text("category", self.category, 255)
         _check_body(self.raw_body)
-        if self.dtime is not None and self.dtime.looks_back:
-            raise InvalidMessage("an expiry's offset must not be negative", field="dtime")
+        if self.expires is not None and self.expires.is_negative_offset:
+            raise InvalidMessage("an expiry's offset must not be negative", field="expires")
 
     @property
     def body(self) -> JSON:
-        """The body as a Python value, decoded anew at each call."""
+        """The body as a Python value, decoded on each access."""
         return value_of(self.raw_body)
 
     def expires_at(self, ctime: Time) -> Time | None:
-        return None if self.dtime is None else self.dtime.after(ctime)
+        return None if self.expires is None else self.expires.after(ctime)
 
 
 class Range(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """All items of a category (with `prefix`: of all categories that begin like it) that were
-    made no later than `end_time`, the end included, but for those in `skip_msg_ids`.
-    Without `end_time` it ends at its own message's ctime."""
+    """All items of a category (with `prefix`: of all categories that begin with it) that were
+    created up to `end_time` inclusive, except those in `skip_msg_ids`. `end_time` defaults to
+    the ctime of the message."""
 
     category: Category
     end_time: TimeOrOffset | None = None
@@ -76,7 +76,7 @@ class Range(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
 
 
 class Dismissal(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Items die: these, and all in these ranges."""
+    """Dismisses items: by msg_id, and all in the ranges."""
 
     msg_ids: tuple[MsgID, ...] = ()
     ranges: tuple[Range, ...] = ()
@@ -92,9 +92,9 @@ class Dismissal(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
 class InBandMessage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A message that changes one user's state: a creation, a dismissal, or both (an update).
 
-    `ctime` 0 says that no state machine of record has stamped it yet. `prev` is the ctime of the
-    user's previous message, 0 for the first. `device_id` scopes the creation to that device; the
-    dismissal concerns every device.
+    `ctime` is 0 until a state machine of record has stamped the message. `prev` is the ctime of
+    the user's previous message, 0 for the first. `device_id` scopes the creation to that device;
+    the dismissal applies on every device.
     """
 
     uid: UID
@@ -121,8 +121,8 @@ class InBandMessage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         return msgspec.structs.replace(self, ctime=ctime, prev=prev)
 
     def addressed_to(self, device_id: DeviceID | None) -> "InBandMessage | None":
-        """What of this message concerns the device; None if nothing does.
-        A creation for another device is left out, the dismissal beside it is not."""
+        """The part of this message that concerns the device; None if nothing does.
+        A creation for another device is left out; the dismissal in the same message is kept."""
         if self.creation is None or seen_on(self.device_id, device_id):
             return self
         return self.reduced(None, self.dismissal)
@@ -130,27 +130,27 @@ class InBandMessage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     def reduced(
         self, creation: Creation | None, dismissal: Dismissal | None
     ) -> "InBandMessage | None":
-        """The same message with less in it; None if nothing is left."""
+        """The message with only these parts; None if nothing is left."""
         if creation is None and not dismissal:
             return None
         return msgspec.structs.replace(self, creation=creation, dismissal=dismissal or None)
 
     def same_contents(self, other: "InBandMessage") -> bool:
-        """Whether a second message of this id is this one sent again."""
+        """Whether another message with this msg_id is a retry of this one (and not a conflict)."""
         return self.contents() == other.contents()
 
     def contents(self) -> bytes:
-        """Canonical bytes of all that the sender decided: equal for equal JSON, however spaced."""
+        """Canonical bytes of what the sender chose: equal for equal JSON of any whitespace."""
         creation = self.creation and (
             self.creation.category,
             self.creation.body,
-            self.creation.dtime,
+            self.creation.expires,
         )
         return canonical((self.device_id, creation, self.dismissal or None))
 
 
 class OutOfBandMessage(Struct, frozen=True, forbid_unknown_fields=True):
-    """A message that passes by: to the devices connected now, at most once, stored nowhere."""
+    """A message to the devices that are connected now: delivered at most once, stored nowhere."""
 
     uid: UID
     system: System
@@ -170,11 +170,11 @@ Message: TypeAlias = InBandMessage | OutOfBandMessage
 
 
 def seen_on(scope: DeviceID | None, device_id: DeviceID | None) -> bool:
-    """Whether something scoped to `scope` (None: to no device) concerns `device_id` (None: all)."""
+    """Whether `device_id` (None: all devices) sees items of this scope (None: unscoped)."""
     return scope is None or device_id is None or scope == device_id
 
 
-# Making messages
+# Building messages
 
 
 def create(
@@ -182,12 +182,12 @@ def create(
     category: Category,
     body: JSON = None,
     *,
-    dtime: When = None,
+    expires: When = None,
     device_id: DeviceID | None = None,
     msg_id: MsgID | None = None,
 ) -> InBandMessage:
     """A message that creates one item."""
-    creation = Creation(category, raw(body), as_time_or_offset(dtime))
+    creation = Creation(category, raw(body), as_time_or_offset(expires))
     return InBandMessage(uid, msg_id or new_msg_id(), device_id=device_id, creation=creation)
 
 
@@ -205,7 +205,7 @@ def dismiss_category(
     skip_msg_ids: Sequence[MsgID] = (),
     msg_id: MsgID | None = None,
 ) -> InBandMessage:
-    """A message that dismisses everything of a category, up to and including `end_time`."""
+    """A message that dismisses all items of a category up to `end_time` inclusive."""
     range_ = Range(category, as_time_or_offset(end_time), tuple(skip_msg_ids), prefix)
     return InBandMessage(uid, msg_id or new_msg_id(), dismissal=Dismissal(ranges=(range_,)))
 
@@ -215,43 +215,43 @@ def replace(
     category: Category,
     body: JSON,
     *,
-    dtime: When = None,
+    expires: When = None,
     device_id: DeviceID | None = None,
     msg_id: MsgID | None = None,
 ) -> InBandMessage:
-    """A message after which the category holds this one value: the last write wins."""
+    """A message that makes this the only item of the category: the last write wins."""
     msg_id = msg_id or new_msg_id()
     return InBandMessage(
         uid,
         msg_id,
         device_id=device_id,
-        creation=Creation(category, raw(body), as_time_or_offset(dtime)),
+        creation=Creation(category, raw(body), as_time_or_offset(expires)),
         dismissal=Dismissal(ranges=(Range(category, skip_msg_ids=(msg_id,)),)),
     )
 
 
 def out_of_band(uid: UID, system: System, body: JSON = None) -> OutOfBandMessage:
-    """A message that only passes by."""
+    """An out-of-band message."""
     return OutOfBandMessage(uid, system, raw(body))
 
 
-# Reading messages
+# Parsing messages
 
 
 def parse_message(
     json: bytes | str | Raw, *, uid: UID | None = None, stamped: bool = False
 ) -> Message:
-    """The message that a sender wrote, with a new msg_id if it chose none.
+    """Parse a sender's message; it gets a new msg_id if it has none.
 
-    `uid` is the session's: it may then be left out. `stamped` takes messages that carry a ctime,
-    which otherwise only a state machine of record may set. Raises InvalidMessage or TooLarge,
-    which name the field.
+    `uid` is the default for a message without one, such as the session's. `stamped` accepts
+    messages that carry a ctime, which otherwise only a state machine of record may set. Raises
+    InvalidMessage or TooLarge, which name the field.
     """
     if not stamped:
         _check_size(json)
     draft = _decode(json)
     if not stamped and (draft.ctime, draft.prev) != (None, None):
-        raise InvalidMessage("`ctime` and `prev` are the server's to set", field="ctime")
+        raise InvalidMessage("only the server sets `ctime` and `prev`", field="ctime")
     uid = draft.uid if draft.uid is not None else uid
     if uid is None:
         raise InvalidMessage("the field `uid` is missing", field="uid")
@@ -261,7 +261,7 @@ def parse_message(
 
 
 class _Draft(Struct, frozen=True, forbid_unknown_fields=True):
-    """A message as it was written, before it is known whose it is and of which kind."""
+    """A decoded message before its uid and its kind are known."""
 
     uid: UID | None = None
     msg_id: MsgID | None = None
@@ -275,7 +275,7 @@ class _Draft(Struct, frozen=True, forbid_unknown_fields=True):
 
     def in_band(self, uid: UID) -> InBandMessage:
         if self.raw_body:
-            raise InvalidMessage("`body` belongs into `creation`, or beside `system`", field="body")
+            raise InvalidMessage("`body` needs a `system`, or belongs in `creation`", field="body")
         return InBandMessage(
             uid=uid,
             msg_id=self.msg_id if self.msg_id is not None else new_msg_id(),
@@ -304,7 +304,7 @@ _BRACKETS = re.compile(rb"[][{}]")
 def _decode(json: bytes | str | Raw) -> _Draft:
     try:
         draft = _draft_decoder.decode(json)
-        # Raw is only skipped over so far; what no replica could read must not get in.
+        # The decoder skips Raw without a check; a body that no replica can read is rejected here.
         body = draft.creation.raw_body if draft.creation is not None else draft.raw_body
         if body:
             msgspec.json.decode(body)
@@ -318,35 +318,37 @@ def _decode(json: bytes | str | Raw) -> _Draft:
 
 
 def canonical(value: object) -> bytes:
-    """JSON that is equal for equal values."""
+    """JSON bytes that are equal for equal values."""
     return _canonical.encode(value)
 
 
 def field_of(error: msgspec.ValidationError) -> str | None:
-    """The field that a validation error is about, as a dotted path."""
-    reason, _, path = str(error).partition(" - at `$")
-    named = path.rstrip("`").lstrip(".")
-    if "field `" in reason:  # a missing or an unknown one
-        inner = reason.split("field `", 1)[1].split("`", 1)[0]
-        return f"{named}.{inner}" if named else inner
-    return named or None
+    """The dotted path of the field that a validation error names."""
+    reason, _, location = str(error).partition(" - at `$")
+    path = location.rstrip("`").lstrip(".")
+    if "field `" in reason:  # the path is of the object whose field is missing or unknown
+        name = reason.split("field `", 1)[1].split("`", 1)[0]
+        return f"{path}.{name}" if path else name
+    return path or None
 
 
 def _check_size(json: bytes | str | Raw) -> None:
-    # Whoever takes frames of 1 MiB can be told of any message.
+    # Smaller than MAX_FRAME (1 MiB), so that every message can be sent to every device.
     size = len(json) if isinstance(json, str) else len(memoryview(json))
     if size > MAX_MESSAGE:
-        raise TooLarge(f"a message takes up to {MAX_MESSAGE} bytes of JSON, not {size}; split it")
+        raise TooLarge(f"a message is at most {MAX_MESSAGE} bytes of JSON, not {size}; split it")
 
 
 def check_text(name: str, value: str, limit: int) -> None:
-    """Raises InvalidMessage unless the text has 1 to `limit` bytes and can be stored anywhere."""
+    """Raise InvalidMessage unless the text has 1 to `limit` bytes that every store accepts."""
     try:
         size = len(value) if value.isascii() else len(value.encode())
     except UnicodeEncodeError as error:
         raise InvalidMessage(f"`{name}` is not valid Unicode", field=name) from error
     if not 0 < size <= limit:
-        raise InvalidMessage(f"`{name}` takes 1 to {limit} bytes of UTF-8, not {size}", field=name)
+        raise InvalidMessage(
+            f"`{name}` must be 1 to {limit} bytes of UTF-8, not {size}", field=name
+        )
     if "\0" in value:
         raise InvalidMessage(f"`{name}` must not contain the character NUL", field=name)
 
@@ -355,16 +357,16 @@ def _check_body(body: Raw) -> None:
     size = len(memoryview(body))
     if size > MAX_BODY:
         raise TooLarge(f"`body` is {size} bytes of JSON; the limit is {MAX_BODY}", field="body")
-    # What is nested deeply can be read or not according to how deep the reader's own stack is.
+    # Whether deeply nested JSON can be parsed depends on the depth of the reader's call stack.
     if _depth(bytes(body)) > MAX_DEPTH:
         raise InvalidMessage(f"`body` is nested more than {MAX_DEPTH} levels deep", field="body")
 
 
 def _depth(json: bytes) -> int:
-    """How deeply arrays and objects lie in one another; for the ordinary body a bound will do."""
-    brackets = json.count(b"[") + json.count(b"{")
-    if brackets <= MAX_DEPTH:
-        return brackets
+    """The nesting depth of the JSON, or an upper bound of it that is within MAX_DEPTH."""
+    upper_bound = json.count(b"[") + json.count(b"{")
+    if upper_bound <= MAX_DEPTH:
+        return upper_bound
     depth = deepest = 0
     for bracket in _BRACKETS.findall(_STRINGS.sub(b"", json)):
         depth += 1 if bracket in b"[{" else -1
@@ -373,11 +375,11 @@ def _depth(json: bytes) -> int:
 
 
 def value_of(json: Raw) -> JSON:
-    """The JSON as a Python value."""
+    """The decoded JSON."""
     value: JSON = msgspec.json.decode(json)
     return value
 
 
 def raw(value: JSON) -> Raw:
-    """The value as the JSON that will be carried verbatim."""
+    """The value as JSON, which is carried byte for byte; Raw is taken as it is."""
     return value if isinstance(value, Raw) else Raw(msgspec.json.encode(value))

@@ -1,16 +1,16 @@
 """The replicated state of one user, and the rules by which replicas agree.
 
 A user's state is a pure function of the *set* of that user's messages, of the device and of the
-time. Two kinds of facts are all there is, and both only ever grow:
+time. There are two kinds of facts, and both only grow:
 
-- a creation says: this item exists, made at its ctime;
-- a dismissal, made at ctime d, says: these ids are dead from d on, and so is every item whose
-  category a range matches, made no later than the range's end, and not skipped by it.
+- A creation: this item exists from its ctime on.
+- A dismissal with ctime d: these ids are dead from d on, and so is every item whose category
+  a range matches, whose ctime is not after the end of the range, and which it does not skip.
 
-Where several deaths apply to an item, the earliest counts. So the order in which facts arrive
-cannot matter, nor can their repetition: `Facts` is a join-semilattice (a CRDT), `replay` adds a
-message to it, and `join` adds what another replica knows. Nobody is asked for the time in here:
-whoever wants to see a state says when.
+If several deaths apply to an item, the earliest counts. So facts are independent of the order of
+arrival, and adding them is idempotent: `Facts` is a join-semilattice (a state-based CRDT). `replay`
+adds a message, `join` merges the facts of another replica. No code here reads a clock: time is an
+argument.
 """
 
 from bisect import bisect_left
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 class Item(Struct, frozen=True, omit_defaults=True):
-    """What a creation created."""
+    """What a creation created: a user sees it until it is dismissed or expires."""
 
     msg_id: MsgID
     ctime: Time
@@ -49,7 +49,7 @@ class Item(Struct, frozen=True, omit_defaults=True):
 
     @classmethod
     def of(cls, message: InBandMessage) -> "Item | None":
-        """The item that a stamped message creates, if it creates one."""
+        """The item that a stamped message creates; None if it has no creation."""
         creation = message.creation
         if creation is None:
             return None
@@ -57,14 +57,14 @@ class Item(Struct, frozen=True, omit_defaults=True):
             message.msg_id,
             message.ctime,
             creation.category,
-            creation.raw_body.copy(),  # a view would keep its whole frame alive
+            creation.raw_body.copy(),  # a view would keep the whole frame in memory
             message.device_id,
             creation.expires_at(message.ctime),
         )
 
     @property
     def body(self) -> JSON:
-        """The body as a Python value, decoded anew at each call."""
+        """The body as a Python value, decoded on each access."""
         return value_of(self.raw_body)
 
     def order(self) -> tuple[Time, MsgID]:
@@ -74,17 +74,18 @@ class Item(Struct, frozen=True, omit_defaults=True):
         return self.expires_at is not None and self.expires_at <= now
 
     def precedes(self, other: "Item") -> bool:
-        """Which of two creations under one id stands, should replicas ever meet such a pair."""
+        """Whether this item wins over another with the same msg_id. A store accepts only one of
+        the two; the rule makes replicas converge if both reach them."""
         return self._rank() < other._rank()
 
     def _rank(self) -> tuple[Time, bytes, bytes]:
         contents = (self.category, self.body, self.device_id, self.expires_at)
-        # The last is for bodies that are equal but spaced differently: one of them must stand.
+        # The raw body decides between bodies that differ only in whitespace.
         return self.ctime, canonical(contents), bytes(self.raw_body)
 
 
 class DismissedRange(Struct, frozen=True, omit_defaults=True):
-    """A range as a fact: its end is a time, and it knows when it was made."""
+    """A range as a fact: with its end as a time, and the ctime of its dismissal."""
 
     end: Time
     ctime: Time
@@ -96,21 +97,21 @@ class DismissedRange(Struct, frozen=True, omit_defaults=True):
         return item.ctime <= self.end and self.matches(item.msg_id, item.category)
 
     def matches(self, msg_id: MsgID, category: Category) -> bool:
-        """Whether the range means this item, its ctime left aside."""
+        """Whether the range matches this id and category; ignores the ctime."""
         if msg_id in self.skip_msg_ids:
             return False
         return category.startswith(self.category) if self.prefix else category == self.category
 
 
 def dismissed_ranges(dismissal: Dismissal, ctime: Time) -> Iterator[DismissedRange]:
-    """The ranges of a dismissal made at `ctime`."""
+    """The ranges of a dismissal whose message has this ctime."""
     for range_ in dismissal.ranges:
         end = ctime if range_.end_time is None else range_.end_time.after(ctime)
         yield DismissedRange(end, ctime, range_.category, range_.prefix, range_.skip_msg_ids)
 
 
 class State(Struct, frozen=True):
-    """What is visible: a user's live items, ordered by (ctime, msg_id), at the instant `as_of`."""
+    """The visible items of a user at the instant `as_of`, ordered by (ctime, msg_id)."""
 
     items: tuple[Item, ...]
     as_of: Time
@@ -121,7 +122,7 @@ class State(Struct, frozen=True):
 
     def hash(self) -> str:
         """SHA-256, in hex, of the lines `"{ctime} {msg_id}\\n"` of the items in order."""
-        return hash_of(item.order() for item in self.items)
+        return state_hash(item.order() for item in self.items)
 
     def count(self, prefix: Category = "") -> int:
         """How many items have a category that begins with `prefix`, byte for byte."""
@@ -141,44 +142,44 @@ class State(Struct, frozen=True):
         return iter(self.items)
 
 
-def hash_of(names: Iterable[tuple[Time, MsgID]]) -> str:
-    """The hash of the state that shows items with these ctimes and ids."""
-    lines = "".join([f"{ctime} {msg_id}\n" for ctime, msg_id in sorted(names)])
+def state_hash(ctimes_and_ids: Iterable[tuple[Time, MsgID]]) -> str:
+    """The hash of a state that consists of items with these ctimes and ids, in any order."""
+    lines = "".join([f"{ctime} {msg_id}\n" for ctime, msg_id in sorted(ctimes_and_ids)])
     return sha256(lines.encode()).hexdigest()
 
 
-class Dead(NamedTuple):
-    """An item, and the earliest death that is known of it."""
+class DismissedItem(NamedTuple):
+    """A dead item, with its earliest known death."""
 
     item: Item
-    at: Time
+    dismissed_at: Time
 
 
 class Facts(Struct, frozen=True):
     """All that a replica knows of one user. A value: every operation returns a new one.
 
-    `items` have no known death (they may have expired), `dead` have one. `ids` are the ids said
-    to be dead, whether their item is known or has yet to arrive; `ranges` are ordered by end, so
-    that what may kill a new item is a tail of them. `latest_death` is the ctime of the latest
-    dismissal: one that is not older cannot be the earlier death of an item already dead.
+    `items` have no known death (they may have expired); `dismissed` have one. `tombstones` are
+    the dismissed ids, whether or not their items have arrived. `ranges` are ordered by end, so
+    that those that may cover a new item are a tail of them. `latest_dismissal` is the greatest
+    ctime of a dismissal: one with that ctime or a later one gives no dead item an earlier death.
     """
 
     items: Map[MsgID, Item] = Map()
-    dead: Map[MsgID, Dead] = Map()
-    ids: Map[MsgID, Time] = Map()
+    dismissed: Map[MsgID, DismissedItem] = Map()
+    tombstones: Map[MsgID, Time] = Map()
     ranges: tuple[DismissedRange, ...] = ()
-    latest_death: Time = 0
+    latest_dismissal: Time = 0
 
-    # Growing
+    # Adding facts
 
     def replay(self, message: InBandMessage) -> "Facts":
-        """These facts and those of a stamped message. Twice is once, and any order will do."""
+        """Add the facts of a stamped message. Idempotent, and independent of order."""
         facts = self
         if message.dismissal is not None:
-            facts = facts._with(latest_death=max(message.ctime, self.latest_death))
-            facts = facts._bury_ids((id_, message.ctime) for id_ in message.dismissal.msg_ids)
+            facts = facts._with(latest_dismissal=max(message.ctime, self.latest_dismissal))
+            facts = facts._dismiss_ids((id_, message.ctime) for id_ in message.dismissal.msg_ids)
             for range_ in dismissed_ranges(message.dismissal, message.ctime):
-                facts = facts._bury_range(range_)
+                facts = facts._dismiss_range(range_)
         item = Item.of(message)
         return facts if item is None else facts._add(item)
 
@@ -189,95 +190,97 @@ class Facts(Struct, frozen=True):
         return facts
 
     def join(self, other: "Facts") -> "Facts":
-        """What both replicas know together: commutative, associative, idempotent."""
-        facts = self._with(latest_death=max(self.latest_death, other.latest_death))
-        facts = facts._bury_ids(other.ids.items())
+        """Merge the facts of two replicas: commutative, associative, idempotent."""
+        facts = self._with(latest_dismissal=max(self.latest_dismissal, other.latest_dismissal))
+        facts = facts._dismiss_ids(other.tombstones.items())
         for range_ in other.ranges:
-            facts = facts._bury_range(range_)
+            facts = facts._dismiss_range(range_)
         for item in other.items.values():
             facts = facts._add(item)
-        for dead in other.dead.values():
-            facts = facts._add(dead.item)
+        for dismissed in other.dismissed.values():
+            facts = facts._add(dismissed.item)
         return facts
 
     def _add(self, item: Item) -> "Facts":
         known = self.find(item.msg_id)
         if known is not None and not item.precedes(known):
             return self
-        at = self._death_of(item)
-        if at is None:
+        dismissed_at = self._dismissed_at(item)
+        if dismissed_at is None:
             return self._with(
-                items=self.items.set(item.msg_id, item), dead=_without(self.dead, item.msg_id)
+                items=self.items.set(item.msg_id, item),
+                dismissed=_without(self.dismissed, item.msg_id),
             )
         return self._with(
-            items=_without(self.items, item.msg_id), dead=self.dead.set(item.msg_id, Dead(item, at))
+            items=_without(self.items, item.msg_id),
+            dismissed=self.dismissed.set(item.msg_id, DismissedItem(item, dismissed_at)),
         )
 
-    def _bury_ids(self, deaths: Iterable[tuple[MsgID, Time]]) -> "Facts":
+    def _dismiss_ids(self, deaths: Iterable[tuple[MsgID, Time]]) -> "Facts":
         facts = self
         for msg_id, at in deaths:
-            if at >= facts.ids.get(msg_id, at + 1):
+            if at >= facts.tombstones.get(msg_id, at + 1):
                 continue
-            facts = facts._with(ids=facts.ids.set(msg_id, at))
+            facts = facts._with(tombstones=facts.tombstones.set(msg_id, at))
             item = facts.find(msg_id)
             if item is not None:
-                facts = facts._bury([item], at)
+                facts = facts._dismiss([item], at)
         return facts
 
-    def _bury_range(self, range_: DismissedRange) -> "Facts":
-        place = bisect_left(self.ranges, _range_order(range_), key=_range_order)
-        if place < len(self.ranges) and self.ranges[place] == range_:
+    def _dismiss_range(self, range_: DismissedRange) -> "Facts":
+        index = bisect_left(self.ranges, _range_order(range_), key=_range_order)
+        if index < len(self.ranges) and self.ranges[index] == range_:
             return self
         candidates: list[Item] = list(self.items.values())
-        if range_.ctime < self.latest_death:
-            candidates += [dead.item for dead in self.dead.values()]
-        facts = self._with(ranges=(*self.ranges[:place], range_, *self.ranges[place:]))
-        return facts._bury([item for item in candidates if range_.covers(item)], range_.ctime)
+        if range_.ctime < self.latest_dismissal:
+            candidates += [dismissed.item for dismissed in self.dismissed.values()]
+        facts = self._with(ranges=(*self.ranges[:index], range_, *self.ranges[index:]))
+        return facts._dismiss([item for item in candidates if range_.covers(item)], range_.ctime)
 
-    def _bury(self, items: Iterable[Item], at: Time) -> "Facts":
-        alive, dead = self.items, self.dead
-        for item in items:
-            alive = _without(alive, item.msg_id)
-            known = dead.get(item.msg_id)
-            if known is None or at < known.at:
-                dead = dead.set(item.msg_id, Dead(item, at))
-        return self._with(items=alive, dead=dead)
+    def _dismiss(self, dismissed_items: Iterable[Item], at: Time) -> "Facts":
+        items, dismissed = self.items, self.dismissed
+        for item in dismissed_items:
+            items = _without(items, item.msg_id)
+            known = dismissed.get(item.msg_id)
+            if known is None or at < known.dismissed_at:
+                dismissed = dismissed.set(item.msg_id, DismissedItem(item, at))
+        return self._with(items=items, dismissed=dismissed)
 
-    def _death_of(self, item: Item) -> Time | None:
-        reaching = self.ranges[bisect_left(self.ranges, item.ctime, key=_range_end) :]
-        deaths = [range_.ctime for range_ in reaching if range_.covers(item)]
-        if item.msg_id in self.ids:
-            deaths.append(self.ids[item.msg_id])
+    def _dismissed_at(self, item: Item) -> Time | None:
+        candidates = self.ranges[bisect_left(self.ranges, item.ctime, key=_range_end) :]
+        deaths = [range_.ctime for range_ in candidates if range_.covers(item)]
+        if item.msg_id in self.tombstones:
+            deaths.append(self.tombstones[item.msg_id])
         return min(deaths, default=None)
 
     def _with(
         self,
         items: Map[MsgID, Item] | None = None,
-        dead: Map[MsgID, Dead] | None = None,
-        ids: Map[MsgID, Time] | None = None,
+        dismissed: Map[MsgID, DismissedItem] | None = None,
+        tombstones: Map[MsgID, Time] | None = None,
         ranges: tuple[DismissedRange, ...] | None = None,
-        latest_death: Time | None = None,
+        latest_dismissal: Time | None = None,
     ) -> "Facts":
         return Facts(
             self.items if items is None else items,
-            self.dead if dead is None else dead,
-            self.ids if ids is None else ids,
+            self.dismissed if dismissed is None else dismissed,
+            self.tombstones if tombstones is None else tombstones,
             self.ranges if ranges is None else ranges,
-            self.latest_death if latest_death is None else latest_death,
+            self.latest_dismissal if latest_dismissal is None else latest_dismissal,
         )
 
-    # Asking
+    # Queries
 
     def find(self, msg_id: MsgID) -> Item | None:
-        """The item of that id, dead or alive."""
+        """The item with this id, dead or live; None if it has not arrived."""
         item = self.items.get(msg_id)
-        if item is None and msg_id in self.dead:
-            item = self.dead[msg_id].item
+        if item is None and msg_id in self.dismissed:
+            item = self.dismissed[msg_id].item
         return item
 
     def state(self, device_id: DeviceID | None, now: Time) -> State:
-        """What the device shows now. Every known death counts at once, and items are shown
-        even if their ctime lies ahead: a clock that lags must not show the past."""
+        """What is visible on the device now. Every known death counts, and so does an item whose
+        ctime is after `now`: a slow clock must not show a past state."""
         visible = [
             item
             for item in self.items.values()
@@ -286,28 +289,32 @@ class Facts(Struct, frozen=True):
         return State.of(visible, now)
 
     def state_at(self, device_id: DeviceID | None, at: Time) -> State:
-        """What was, or will be, visible at a stated time."""
-        there = list(self.items.values())
-        there += [dead.item for dead in self.dead.values() if dead.at > at]
+        """What was, or will be, visible on the device at a stated time."""
+        undismissed = list(self.items.values())
+        undismissed += [
+            dismissed.item for dismissed in self.dismissed.values() if dismissed.dismissed_at > at
+        ]
         visible = [
             item
-            for item in there
+            for item in undismissed
             if item.ctime <= at and seen_on(item.device_id, device_id) and not item.expired(at)
         ]
         return State.of(visible, at)
 
-    def deathless(self) -> "Facts":
-        """The same items, alive and dead, with nothing left that would kill one to come."""
-        return self._with(ids=Map(), ranges=())
+    def without_tombstones(self) -> "Facts":
+        """The same items, live and dead, without the tombstones and ranges for later arrivals."""
+        return self._with(tombstones=Map(), ranges=())
 
-    # Shrinking, which only a device's replica may
+    # Pruning, for a device's replica only
 
-    def forget(self, cursor: Time) -> "Facts":
-        """Only what may still matter to a replica whose store has told it all up to `cursor`:
-        dead items go, and ranges that cannot reach a later item."""
-        reaching = self.ranges[bisect_left(self.ranges, cursor + 1, key=_range_end) :]
-        unmatched = Map({id_: at for id_, at in self.ids.items() if id_ not in self.dead})
-        return self._with(dead=Map(), ids=unmatched, ranges=reaching)
+    def prune(self, cursor: Time) -> "Facts":
+        """Keep only what can still matter to a replica that knows everything up to `cursor`.
+        Drops dead items with their tombstones, and ranges that cannot cover a later item."""
+        ranges = self.ranges[bisect_left(self.ranges, cursor + 1, key=_range_end) :]
+        unmatched = Map(
+            {id_: at for id_, at in self.tombstones.items() if id_ not in self.dismissed}
+        )
+        return self._with(dismissed=Map(), tombstones=unmatched, ranges=ranges)
 
 
 class Changes(Struct, frozen=True, tag_field="mode", tag="changes"):
@@ -317,7 +324,7 @@ class Changes(Struct, frozen=True, tag_field="mode", tag="changes"):
 
 
 class Snapshot(Struct, frozen=True, tag_field="mode", tag="snapshot", omit_defaults=True):
-    """A whole state, and the tombstones of what may still arrive."""
+    """A whole state, and the tombstones of items that may still arrive."""
 
     items: tuple[Item, ...] = ()
     dismissed_ids: tuple[tuple[MsgID, Time], ...] = ()
@@ -327,9 +334,9 @@ class Snapshot(Struct, frozen=True, tag_field="mode", tag="snapshot", omit_defau
         deaths = [at for _, at in self.dismissed_ids]
         deaths += [range_.ctime for range_ in self.dismissed_ranges]
         return Facts(
-            ids=Map(self.dismissed_ids),
+            tombstones=Map(self.dismissed_ids),
             ranges=tuple(sorted(self.dismissed_ranges, key=_range_order)),
-            latest_death=max(deaths, default=0),
+            latest_dismissal=max(deaths, default=0),
         ).join(Facts(items=Map({item.msg_id: item for item in self.items})))
 
     def __len__(self) -> int:
@@ -337,8 +344,8 @@ class Snapshot(Struct, frozen=True, tag_field="mode", tag="snapshot", omit_defau
 
 
 class Sync(Struct, frozen=True):
-    """What brings one replica from its cursor to `cursor`, and the hash of the device's view that
-    it must then have at the instant `as_of`; all read at one moment."""
+    """What brings a replica from its cursor to `cursor`, and the hash that its visible items must
+    then have at the instant `as_of`. All read from the store at one instant."""
 
     content: Changes | Snapshot
     cursor: Time
@@ -346,36 +353,41 @@ class Sync(Struct, frozen=True):
     hash: str
 
 
-def most_changes(snapshot_entries: int) -> int:
-    """How many messages of the log may be read before a snapshot of so many entries is smaller."""
+def max_changes(snapshot_entries: int) -> int:
+    """How many messages of the log a sync may read; beyond that a snapshot of so many entries is
+    smaller."""
     return snapshot_entries + 16
 
 
-class Known(NamedTuple):
-    """What a store says of an item when asked for its id."""
+class ItemFate(NamedTuple):
+    """What a store knows about the item with an id."""
 
     ctime: Time
     device_id: DeviceID | None
-    alive: bool
+    is_live: bool
 
 
 def since(
     messages: Iterable[InBandMessage],
     device_id: DeviceID | None,
     start: Time,
-    known: Callable[[MsgID], Known | None],
+    fate_of: Callable[[MsgID], ItemFate | None],
 ) -> Iterator[InBandMessage]:
-    """The messages from `start` on, each reduced to what a replica on `device_id` needs that
-    knows everything before `start`. `known` tells of the items that they create and dismiss."""
+    """Reduce each of the messages from `start` on to what is needed by a replica on `device_id`
+    that knows everything before `start`. `fate_of` looks up the items that the messages create
+    and dismiss; None means that the item has not arrived."""
     for message in messages:
         creation, dismissal = message.creation, message.dismissal
         if creation is not None:
-            own = known(message.msg_id)
-            if not (own is None or own.alive) or not seen_on(message.device_id, device_id):
+            fate = fate_of(message.msg_id)
+            may_be_live = fate is None or fate.is_live
+            if not (may_be_live and seen_on(message.device_id, device_id)):
                 creation = None
         if dismissal is not None:
             needed = tuple(
-                id_ for id_ in dismissal.msg_ids if _may_have(known(id_), device_id, start)
+                id_
+                for id_ in dismissal.msg_ids
+                if _replica_may_need(fate_of(id_), device_id, start)
             )
             dismissal = Dismissal(needed, dismissal.ranges)
         reduced = message.reduced(creation, dismissal)
@@ -383,9 +395,10 @@ def since(
             yield reduced
 
 
-def _may_have(item: Known | None, device_id: DeviceID | None, start: Time) -> bool:
-    """Whether a replica that knows everything before `start` may have the item, or yet get it."""
-    return item is None or (item.ctime < start and seen_on(item.device_id, device_id))
+def _replica_may_need(fate: ItemFate | None, device_id: DeviceID | None, start: Time) -> bool:
+    """Whether a replica that knows everything before `start` may need the dismissal of an item:
+    it may hold the item, or the item has not arrived."""
+    return fate is None or (fate.ctime < start and seen_on(fate.device_id, device_id))
 
 
 def _range_end(range_: DismissedRange) -> Time:

@@ -1,4 +1,4 @@
-"""What ships with the package: a sample of real activity, for `gregor demo`."""
+"""The data that ship with the package: a sample of real activity, for `gregor demo`."""
 
 from pathlib import Path
 

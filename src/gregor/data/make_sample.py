@@ -1,8 +1,8 @@
-"""Makes the sample out of the whole recording: `python -m gregor.data.make_sample FILE`.
+"""Creates the sample from the full recording: `python -m gregor.data.make_sample FILE`.
 
-The sample is the first sixth of what each of the 100 busiest users received, in the order of the
-recording: so a dismissal still finds what it dismisses, and the busy are still busier than the
-others. The same input gives the same bytes.
+The sample contains the first sixth of the messages of each of the 100 busiest users, in the order
+of the recording. So the sample also contains the items that its dismissals dismiss, and the
+relative load of the users is kept. The output is deterministic.
 """
 
 import gzip
@@ -17,34 +17,34 @@ import msgspec
 from gregor.data import SAMPLE
 
 USERS = 100
-SHARE = 6
+FRACTION = 6  # one message in six
 
 
-class Line(msgspec.Struct):
-    """As much of a line as is needed to choose it."""
+class SampleLine(msgspec.Struct):
+    """The part of a line that is needed to select it."""
 
     uid: str
 
 
 def uid_of(line: bytes) -> str:
-    return msgspec.json.decode(line, type=Line).uid
+    return msgspec.json.decode(line, type=SampleLine).uid
 
 
 def sample(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines that are chosen."""
+    """The selected lines."""
     recording = [(uid_of(line), line) for line in lines]
     received = Counter(uid for uid, _ in recording)
-    # Those who received equally many are told apart by name, so that the choice is always the same.
+    # Ties are broken by uid, so that the selection is deterministic.
     busiest = sorted(received, key=lambda uid: (-received[uid], uid))[:USERS]
-    left = {uid: -(-received[uid] // SHARE) for uid in busiest}
+    remaining = {uid: -(-received[uid] // FRACTION) for uid in busiest}
     for uid, line in recording:
-        if left.get(uid, 0):
-            left[uid] -= 1
+        if remaining.get(uid, 0):
+            remaining[uid] -= 1
             yield line
 
 
 def packed(lines: Iterable[bytes]) -> bytes:
-    """The lines as gzip, without the time or the name that would make each run differ."""
+    """The lines as gzip, without time and file name, so that the output is deterministic."""
     result = BytesIO()
     with gzip.GzipFile(filename="", fileobj=result, mode="wb", mtime=0) as file:
         file.writelines(lines)
@@ -52,7 +52,7 @@ def packed(lines: Iterable[bytes]) -> bytes:
 
 
 def main() -> None:
-    """Write the sample to where the package keeps it."""
+    """Write the sample to its file in the package."""
     with gzip.open(Path(sys.argv[1])) as file:
         SAMPLE.write_bytes(packed(sample(file)))
 

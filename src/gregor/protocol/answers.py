@@ -1,22 +1,22 @@
-"""What a server answers over HTTP."""
+"""The response bodies of the HTTP API."""
 
 from msgspec import Struct
 
 from gregor.core.instant import Time
 from gregor.core.message import InBandMessage
 from gregor.core.state import Item
-from gregor.errors import Turn
+from gregor.errors import Action
 from gregor.protocol.frames import Result
 
 
 class Results(Struct, frozen=True):
-    """What became of each message, in order."""
+    """The result of each message, in order."""
 
     results: tuple[Result, ...]
 
 
 class StateAnswer(Struct, frozen=True):
-    """The live items, and what a replica that shows the same has for a hash."""
+    """The visible items, and the state hash of a replica that shows the same items."""
 
     items: tuple[Item, ...]
     as_of: Time
@@ -31,28 +31,28 @@ class CountAnswer(Struct, frozen=True):
 
 
 class MessagesAnswer(Struct, frozen=True):
-    """What came since, and the cursor from which to ask next."""
+    """The messages since the requested time, and the cursor for the next request."""
 
     messages: tuple[InBandMessage, ...]
     cursor: Time
 
 
 class ReadyAnswer(Struct, frozen=True):
-    """This server can do its work. `troubles` are those of parts that it can do without."""
+    """The readiness of this server. `problems` are those of parts that are not essential."""
 
     ready: bool
-    troubles: tuple[str, ...]
+    problems: tuple[str, ...]
 
 
 class ProblemDocument(Struct, frozen=True, omit_defaults=True):
-    """An error, as RFC 9457 has it; `code`, `turn` and `field` say what a program needs. Only
-    /readyz lists `troubles`."""
+    """An error as defined by RFC 9457; `code`, `action` and `field` are for programs. Only
+    /readyz fills in `problems`."""
 
     type: str
     title: str
     status: int
     detail: str
     code: str
-    turn: Turn
+    action: Action
     field: str | None = None
-    troubles: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()

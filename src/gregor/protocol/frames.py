@@ -1,6 +1,6 @@
-"""The frames of the conversation, and their one JSON encoding. `spec/protocol.md` in types."""
+"""The frames of the conversation and their JSON encoding, as specified in `spec/protocol.md`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Literal, TypeAlias, TypeVar
 
 import msgspec
@@ -19,10 +19,10 @@ from gregor.core.message import (
     field_of,
 )
 from gregor.core.state import Changes, DismissedRange, Item, Snapshot, Sync
-from gregor.errors import GregorError, Malformed, Turn
-from gregor.interfaces import Duplicate, Outcome, Passed, Rejected, Stored
+from gregor.errors import Action, GregorError, Malformed
+from gregor.interfaces import Duplicate, Outcome, Rejected, Relayed, Stored
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_FRAME = 1024 * 1024
 PAGE_BYTES = 256 * 1024
 PAGE_ENTRIES = 500
@@ -31,15 +31,19 @@ T = TypeVar("T")
 Cursor: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_TIME)]
 
 
-class Frame(Struct, frozen=True, tag_field="type", forbid_unknown_fields=True, omit_defaults=True):
+class Frame(Struct, frozen=True, tag_field="type", omit_defaults=True):
     """One JSON object of the conversation."""
 
 
-# Device to node
+# Device to node. A node rejects unknown fields, by name: it would lose their contents.
 
 
-class Hello(Frame, frozen=True, tag="hello", kw_only=True):
-    """Who I am and what I know. The first frame of every conversation."""
+class _StrictFrame(Frame, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class Hello(_StrictFrame, frozen=True, tag="hello", kw_only=True):
+    """The first frame of every conversation: the device's token, id and cursor."""
 
     token: Annotated[str, Meta(max_length=8192)]
     device_id: Annotated[str, Meta(min_length=1, max_length=128)]
@@ -50,15 +54,15 @@ class Hello(Frame, frozen=True, tag="hello", kw_only=True):
         check_text("device_id", self.device_id, 128)
 
 
-class Consume(Frame, frozen=True, tag="consume"):
-    """Messages from this device. Each is read on its own, so that a bad one spoils no other."""
+class Consume(_StrictFrame, frozen=True, tag="consume"):
+    """Messages from this device. Each is parsed separately, so an invalid one rejects no other."""
 
     n: int
     messages: tuple[Raw, ...]
 
 
-class Verify(Frame, frozen=True, tag="verify"):
-    """Send me a sync from this cursor, with its hash; from 0, a snapshot."""
+class Verify(_StrictFrame, frozen=True, tag="verify"):
+    """Requests a sync from this cursor, with its hash; from 0, a snapshot."""
 
     cursor: Cursor
 
@@ -66,11 +70,11 @@ class Verify(Frame, frozen=True, tag="verify"):
 DeviceFrame: TypeAlias = Hello | Consume | Verify
 
 
-# Node to device
+# Node to device. A device ignores unknown frame types and fields (see later_versions.py).
 
 
 class Limits(Struct, frozen=True):
-    """What the node takes."""
+    """The limits of the node."""
 
     messages: int = MAX_BATCH
     message_bytes: int = MAX_MESSAGE
@@ -86,9 +90,9 @@ class Welcome(Frame, frozen=True, tag="welcome"):
 
 
 class SyncPage(Frame, frozen=True, tag="sync"):
-    """Part of a Sync. Changes continue `prev`; a snapshot continues nothing, and has 0 there.
-    `cursor` is what the replica knows after this page (of a snapshot: after the last). With
-    `more`, another page follows. The hash is that of the whole."""
+    """One page of a Sync. Changes continue `prev`; in a snapshot it is 0. `cursor` is the cursor
+    of the replica after this page (of a snapshot: after the last page). With `more`, another page
+    follows. The hash is that of the state after the last page."""
 
     mode: Literal["changes", "snapshot"]
     prev: Time
@@ -103,7 +107,7 @@ class SyncPage(Frame, frozen=True, tag="sync"):
 
 
 class Messages(Frame, frozen=True, tag="messages"):
-    """What came after `prev`, up to `cursor`, for this device."""
+    """The messages for this device after `prev`, up to `cursor` inclusive."""
 
     prev: Time
     messages: tuple[InBandMessage, ...]
@@ -116,22 +120,22 @@ class OutOfBand(Frame, frozen=True, tag="out_of_band"):
 
 
 class Problem(Struct, frozen=True, omit_defaults=True):
-    """An error as data: the code, a sentence, and whose turn it is."""
+    """An error as data: the code, a message for people, and the action of the receiver."""
 
     code: str
     message: str
-    turn: Turn
+    action: Action
     field: str | None = None
 
     @classmethod
     def of(cls, error: GregorError) -> "Problem":
-        return cls(error.code, error.message, error.turn, error.field)
+        return cls(error.code, error.message, error.action, error.field)
 
 
 class Result(Struct, frozen=True, omit_defaults=True):
-    """What became of one message. `passed` is an out-of-band one; only `rejected` has an error."""
+    """The result of one message: `relayed` if it is out-of-band; only `rejected` has an error."""
 
-    status: Literal["stored", "duplicate", "rejected", "passed"]
+    status: Literal["stored", "duplicate", "rejected", "relayed"]
     uid: UID | None = None
     msg_id: MsgID | None = None
     ctime: Time | None = None
@@ -139,8 +143,8 @@ class Result(Struct, frozen=True, omit_defaults=True):
 
     @property
     def to_repeat(self) -> bool:
-        """Whether the message was not taken for now: its part of the store did not answer."""
-        return self.error is not None and self.error.turn is Turn.RETRY
+        """Whether to retry the message: the shard that holds its user did not answer."""
+        return self.error is not None and self.error.action is Action.RETRY
 
     @classmethod
     def of(cls, outcome: Outcome) -> "Result":
@@ -153,8 +157,8 @@ class Result(Struct, frozen=True, omit_defaults=True):
                 return cls("rejected", message.uid, message.msg_id, error=Problem.of(error))
             case Rejected(message, error):
                 return cls("rejected", message.uid, error=Problem.of(error))
-            case Passed(message):
-                return cls("passed", message.uid)
+            case Relayed(message):
+                return cls("relayed", message.uid)
 
 
 class Ack(Frame, frozen=True, tag="ack"):
@@ -163,21 +167,21 @@ class Ack(Frame, frozen=True, tag="ack"):
 
 
 class Error(Frame, frozen=True, tag="error"):
-    """Something went wrong. With `n`, the consume of that number was not looked at."""
+    """An error. With `n`, the consume of that number was not processed."""
 
     code: str
     message: str
-    turn: Turn
+    action: Action
     field: str | None = None
     n: int | None = None
 
     @classmethod
     def of(cls, error: GregorError, n: int | None = None) -> "Error":
-        return cls(error.code, error.message, error.turn, error.field, n)
+        return cls(error.code, error.message, error.action, error.field, n)
 
 
 class GoAway(Frame, frozen=True, tag="goaway"):
-    """Connect again, elsewhere or here, at a random moment within this time."""
+    """Asks the device to reconnect, to any node, after a random delay of up to this time."""
 
     reconnect_after_ms: int
 
@@ -187,29 +191,23 @@ NodeFrame: TypeAlias = Welcome | SyncPage | Messages | OutOfBand | Ack | Error |
 
 _encoder = msgspec.json.Encoder()
 _device_decoder: msgspec.json.Decoder[DeviceFrame] = msgspec.json.Decoder(DeviceFrame)
-_node_decoder: msgspec.json.Decoder[NodeFrame] = msgspec.json.Decoder(NodeFrame)
 
 
 Entry: TypeAlias = InBandMessage | Item | tuple[MsgID, Time] | DismissedRange
 
 
 def encode(frame: Struct) -> str:
-    """The frame as the text that travels."""
+    """The frame as JSON text."""
     return _encoder.encode(frame).decode()
 
 
 def decode_device_frame(text: str | bytes) -> DeviceFrame:
-    """What a device said. Raises Malformed, which names the field."""
-    return _decode(_device_decoder, text)
-
-
-def decode_node_frame(text: str | bytes) -> NodeFrame:
-    """What a node said. Raises Malformed, which names the field."""
-    return _decode(_node_decoder, text)
+    """Decode a frame of a device. Raises Malformed, which names the field."""
+    return decode(_device_decoder.decode, text)
 
 
 def pages(sync: Sync, start: Time) -> Iterator[SyncPage]:
-    """A sync from the cursor `start` as the frames that carry it, none large; at least one."""
+    """Split a sync from the cursor `start` into pages of limited size; at least one page."""
     match sync.content:
         case Changes(messages):
             mode: Literal["changes", "snapshot"] = "changes"
@@ -225,37 +223,39 @@ def pages(sync: Sync, start: Time) -> Iterator[SyncPage]:
     for number, chunk in enumerate(chunks, start=1):
         more = number < len(chunks)
         last = chunk[-1][1] if chunk else None
-        # A page of changes can be applied at once, so that a broken line costs no repetition.
+        # The device applies each page of changes at once; a reconnect continues after it.
         cursor = last.ctime if more and isinstance(last, InBandMessage) else sync.cursor
-        contents: dict[str, list[Entry]] = {}
+        fields: dict[str, list[Entry]] = {}
         for name, entry in chunk:
-            contents.setdefault(name, []).append(entry)
-        page = {name: tuple(part) for name, part in contents.items()}
-        blank = SyncPage(mode, start, cursor, sync.as_of, sync.hash, more)
-        yield msgspec.structs.replace(blank, **page)
+            fields.setdefault(name, []).append(entry)
+        empty_page = SyncPage(mode, start, cursor, sync.as_of, sync.hash, more)
+        yield msgspec.structs.replace(
+            empty_page, **{name: tuple(entries) for name, entries in fields.items()}
+        )
         start = cursor if mode == "changes" else 0
 
 
 def weight(entry: Entry) -> int:
-    """About how many bytes it takes in a frame."""
+    """Approximately how many bytes the entry adds to a frame."""
     return len(_encoder.encode(entry))
 
 
 def _chunks(entries: list[tuple[str, Entry]]) -> Iterator[list[tuple[str, Entry]]]:
     chunk: list[tuple[str, Entry]] = []
     size = 0
-    for named in entries:
-        size += weight(named[1])
+    for name, entry in entries:
+        size += weight(entry)
         if chunk and (size > PAGE_BYTES or len(chunk) == PAGE_ENTRIES):
             yield chunk
-            chunk, size = [], weight(named[1])
-        chunk.append(named)
+            chunk, size = [], weight(entry)
+        chunk.append((name, entry))
     yield chunk
 
 
-def _decode(decoder: msgspec.json.Decoder[T], text: str | bytes) -> T:
+def decode(decode_text: Callable[[str | bytes], T], text: str | bytes) -> T:
+    """Decode a text, with all errors as Malformed, which names the field."""
     try:
-        return decoder.decode(text)
+        return decode_text(text)
     except msgspec.ValidationError as error:
         raise Malformed(str(error), field=field_of(error)) from error
     except GregorError as error:

@@ -1,1 +1,1 @@
-"""How nodes tell each other that something was stored."""
+"""The pub/sub through which nodes notify each other of stored messages."""

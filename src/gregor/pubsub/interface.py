@@ -1,53 +1,55 @@
-"""What a pub/sub is to us: four verbs over bytes and channels, and a word when it is down."""
+"""The interface of a pub/sub: publish and subscribe to bytes on channels, and report outages."""
 
 from collections.abc import AsyncIterator
 from typing import NamedTuple, Protocol, TypeAlias
 
 
 class Received(NamedTuple):
-    """Somebody, perhaps this node, has published this."""
+    """A payload that a node, possibly this one, has published."""
 
     channel: str
     payload: bytes
 
 
 class Interrupted(NamedTuple):
-    """The connection was lost and stands again: anything may have been missed meanwhile."""
+    """The connection was lost and is restored, or a queue overflowed: any payload may have been
+    missed."""
 
 
 Event: TypeAlias = Received | Interrupted
 
 
 class PubSub(Protocol):
-    """Carries payloads between nodes: each at most once, in no promised order.
+    """Carries payloads between nodes: each at most once, in no guaranteed order.
 
-    Nobody may rely on it for more than speed. What is published while it is down is lost, and it
-    says so afterwards with `Interrupted`; `up` tells how it stands now.
+    Use it for speed only, never for reliability. Payloads that are published while it is down are
+    lost; when it is up again, it reports that with `Interrupted`.
     """
 
     @property
     def up(self) -> bool:
-        """Whether what is published now will probably arrive."""
+        """Whether a payload that is published now will probably arrive."""
         ...
 
     @property
     def dropped(self) -> int:
-        """How many of the payloads handed to it it knows, or must fear, to have lost."""
+        """The number of published payloads that were lost, or may have been lost."""
         ...
 
     async def publish(self, channel: str, payload: bytes) -> None:
-        """Hand over a payload. Never fails and never waits for its arrival."""
+        """Publish a payload. Never fails, and never waits for its arrival."""
         ...
 
     async def subscribe(self, channel: str) -> None:
-        """Returns when everything that is published on the channel from now on will be received,
-        or, while the pub/sub is down, when that is noted for its return. Twice is once."""
+        """Subscribe to a channel. Idempotent. When it returns, every payload that is published on
+        the channel from now on will be received. If the pub/sub is down, it returns at once, and
+        the subscription takes effect when the pub/sub is up again."""
         ...
 
     async def unsubscribe(self, channel: str) -> None:
-        """The opposite; what is on its way may still be received. Twice is once."""
+        """Unsubscribe from a channel. Idempotent. Payloads in flight may still be received."""
         ...
 
     def received(self) -> AsyncIterator[Event]:
-        """What arrives on the channels subscribed to, for the one reader that there is."""
+        """The payloads of the subscribed channels, and interruptions. For a single reader."""
         ...

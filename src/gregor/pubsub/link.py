@@ -1,7 +1,7 @@
-"""What a RemotePubSub needs of a server: one connection, from its beginning to its end.
+"""What a RemotePubSub needs from a server: one connection, from open to close.
 
-An adapter for another kind of server implements `Link`, and nothing else: what to do when the
-connection is gone, and how to notice that it has gone silent, is the same for all of them.
+An adapter for another kind of server implements only `Link`. Reconnecting after a lost connection
+and detecting a silent server are the same for all of them, and are done by RemotePubSub.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -9,49 +9,53 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 
 class LinkLost(Exception):
-    """The connection is gone, or was never had. Nothing can be done with it; open another."""
+    """The connection is lost, or could not be opened. The link is unusable; open a new one."""
 
 
-class Publication(NamedTuple):
-    """A payload on its way to a channel."""
+class OutgoingPayload(NamedTuple):
+    """A payload to publish on a channel."""
 
     channel: str
     payload: bytes
 
 
-Take: TypeAlias = Callable[[str, bytes], None]
+OnMessage: TypeAlias = Callable[[str, bytes], None]
 
 
 class Link(Protocol):
     """One connection to a server.
 
-    `listen` runs from when it is open until it breaks. Meanwhile one task at most publishes, and
-    one at most subscribes and unsubscribes. Each of them may be cancelled, and then the link is
-    used no more; each raises LinkLost when the connection breaks. A link need not notice that its
-    server says nothing any more: whoever uses it watches over that.
+    `listen` runs from `open` until the connection breaks. At the same time at most one task
+    publishes, and at most one task subscribes and unsubscribes. Each of these calls may be
+    cancelled; the link is not used afterwards. Each raises LinkLost when the connection breaks. A
+    link need not detect a silent server: its user does that.
     """
 
     async def open(self) -> None:
-        """Connect and authenticate. Raises LinkLost, with what there is to say about it."""
+        """Connect and authenticate. Raises LinkLost with the reason if that fails."""
         ...
 
-    async def listen(self, take: Take) -> None:
-        """Hand over what arrives, until the connection breaks: it ends only with LinkLost."""
+    async def listen(self, on_message: OnMessage) -> None:
+        """Call `on_message` with the channel and payload of each message until the connection
+        breaks. Never returns; raises LinkLost."""
         ...
 
-    async def publish(self, publications: Sequence[Publication]) -> int:
-        """Returns when the server has taken them in, with the number of those that it cannot
-        carry, because they are too large."""
+    async def publish(self, payloads: Sequence[OutgoingPayload]) -> int:
+        """Publish payloads. Returns when the server has accepted them, with the number of
+        payloads that were dropped because they are too large for the server."""
         ...
 
     async def subscribe(self, channels: Collection[str]) -> None:
-        """Returns when the server has confirmed every one of the channels, which are new."""
+        """Subscribe to channels that are not subscribed to. Returns when the server has confirmed
+        all of them."""
         ...
 
     async def unsubscribe(self, channels: Collection[str]) -> None:
-        """The opposite, of channels that are subscribed to."""
+        """Unsubscribe from channels that are subscribed to. Returns when the server has confirmed
+        all of them."""
         ...
 
     async def close(self) -> None:
-        """Let go of all that was opened, however far that went. Waits for nobody."""
+        """Release everything that `open` has opened, even if it failed or was cancelled. Does not
+        wait for the server."""
         ...

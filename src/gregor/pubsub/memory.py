@@ -1,31 +1,31 @@
-"""A pub/sub between the nodes of one process."""
+"""An in-memory pub/sub for the nodes of one process."""
 
 from collections.abc import AsyncIterator
 
-from gregor.pubsub.arrivals import Arrivals
+from gregor.pubsub.incoming import IncomingQueue
 from gregor.pubsub.interface import Event, Received
 
 
 class Exchange:
-    """What the MemoryPubSubs of a process share."""
+    """The subscriptions that connected MemoryPubSubs share."""
 
     def __init__(self) -> None:
         self.channels: dict[str, dict[MemoryPubSub, None]] = {}
 
 
 class MemoryPubSub:
-    """One node's end of an Exchange. A node that does not keep up is told Interrupted."""
+    """One node's PubSub over an Exchange. A node that reads too slowly receives Interrupted."""
 
     up = True
     dropped = 0
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        self._arrivals = Arrivals()
+        self._incoming = IncomingQueue()
 
     async def publish(self, channel: str, payload: bytes) -> None:
         for subscriber in list(self._exchange.channels.get(channel, ())):
-            subscriber.take(Received(channel, payload))
+            subscriber.put(Received(channel, payload))
 
     async def subscribe(self, channel: str) -> None:
         self._exchange.channels.setdefault(channel, {})[self] = None
@@ -37,8 +37,8 @@ class MemoryPubSub:
             self._exchange.channels.pop(channel, None)
 
     def received(self) -> AsyncIterator[Event]:
-        return self._arrivals.received()
+        return self._incoming.received()
 
-    def take(self, event: Event) -> None:
-        """Something has arrived for this end."""
-        self._arrivals.take(event)
+    def put(self, event: Event) -> None:
+        """Queue an event for the reader of this pub/sub."""
+        self._incoming.put(event)

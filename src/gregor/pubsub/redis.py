@@ -1,7 +1,7 @@
-"""A connection to Redis, or to what speaks its protocol.
+"""A connection to Redis, or to a server that is compatible with it.
 
-It stands on redis-py's connections and not on its client: the client retries, and its PubSub
-connects anew by itself, so that what was missed in between is missed without a word.
+It uses redis-py's connections and not its client: the client retries, and its PubSub reconnects on
+its own, so that messages lost in between would be lost silently.
 """
 
 import asyncio
@@ -11,15 +11,15 @@ from contextlib import contextmanager
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import RedisError
 
-from gregor.pubsub.link import LinkLost, Publication, Take
+from gregor.pubsub.link import LinkLost, OnMessage, OutgoingPayload
 
 
 class RedisLink:
-    """Two connections, for one that is subscribed can do nothing else. A Link."""
+    """A Link with two connections, because a subscribed connection cannot publish."""
 
     def __init__(self, url: str) -> None:
-        with _losing():
-            # No timeouts of theirs: a subscriber waits as long as nothing is published.
+        with _translating_errors():
+            # No socket time-out: a subscriber may wait arbitrarily long for the next message.
             pool = ConnectionPool.from_url(
                 url, client_name="gregor", driver_info=None, protocol=2, socket_timeout=None
             )
@@ -30,42 +30,42 @@ class RedisLink:
 
     async def open(self) -> None:
         for connection in (self._publisher, self._subscriber):
-            with _losing():
+            with _translating_errors():
                 await connection.connect()
 
-    async def listen(self, take: Take) -> None:
+    async def listen(self, on_message: OnMessage) -> None:
         while True:
-            with _losing():
+            with _translating_errors():
                 kind, channel, content = await self._subscriber.read_response()
             if kind == b"message":
-                take(channel.decode(), content)
+                on_message(channel.decode(), content)
             else:
                 self._confirm()
 
-    async def publish(self, publications: Sequence[Publication]) -> int:
-        await _send(self._publisher, [("PUBLISH", *publication) for publication in publications])
-        for _ in publications:
-            with _losing():
+    async def publish(self, payloads: Sequence[OutgoingPayload]) -> int:
+        await _send(self._publisher, [("PUBLISH", *payload) for payload in payloads])
+        for _ in payloads:
+            with _translating_errors():
                 await self._publisher.read_response()
         return 0
 
     async def subscribe(self, channels: Collection[str]) -> None:
-        await self._change("SUBSCRIBE", channels)
+        await self._change_subscriptions("SUBSCRIBE", channels)
 
     async def unsubscribe(self, channels: Collection[str]) -> None:
-        await self._change("UNSUBSCRIBE", channels)
+        await self._change_subscriptions("UNSUBSCRIBE", channels)
 
     async def close(self) -> None:
         for connection in (self._publisher, self._subscriber):
-            # Not politely: a server that reads nothing would keep what waits to be written, and
-            # us with it.
+            # Abort: a graceful close waits until pending bytes are written, which never happens
+            # if the server does not read.
             if connection._writer is not None:
                 connection._writer.transport.abort()
-            with _losing():
+            with _translating_errors():
                 await connection.disconnect(nowait=True)
 
-    async def _change(self, command: str, channels: Collection[str]) -> None:
-        # There is one confirmation for each channel, and whoever listens counts them.
+    async def _change_subscriptions(self, command: str, channels: Collection[str]) -> None:
+        # Redis confirms each channel separately; `listen` counts the confirmations.
         self._unconfirmed = len(channels)
         self._confirmed.clear()
         await _send(self._subscriber, [(command, *channels)])
@@ -80,18 +80,18 @@ class RedisLink:
 async def _send(
     connection: AbstractConnection, commands: Sequence[tuple[str | bytes, ...]]
 ) -> None:
-    # Asked to send when it is not connected, it would connect anew.
+    # redis-py would reconnect on its own if it were asked to send while it is not connected.
     if not connection.is_connected:
         raise LinkLost("the connection is closed")
-    with _losing():
+    with _translating_errors():
         packed = connection.pack_commands(commands)
         await connection.send_packed_command(packed, check_health=False)
 
 
 @contextmanager
-def _losing() -> Iterator[None]:
-    """Whatever goes wrong with a connection, it is not to be used again. The ValueErrors and
-    TypeErrors are about options in the URL."""
+def _translating_errors() -> Iterator[None]:
+    """Raise LinkLost for any error of the connection, which is unusable after it. A ValueError or
+    TypeError means an invalid option in the URL."""
     try:
         yield
     except (RedisError, OSError, ValueError, TypeError) as error:

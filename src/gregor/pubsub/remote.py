@@ -1,17 +1,19 @@
 """A pub/sub on a server that many nodes share: Redis or NATS.
 
-A connection can end in two ways. It breaks, and everybody knows; or it stands, and nothing comes
-through any more, which nobody tells. So this one publishes a heartbeat to itself, all the way
-through the server and back, and takes its absence for an end. Either way it says so, connects
-again, subscribes to all that is wanted, hears its own heart, and only then is up again and says
-Interrupted, upon which the node reads what it may have missed.
+A connection can fail in two ways: it breaks, which raises an error, or it stays open but carries
+nothing any more, which raises none. To detect the second, the pub/sub publishes a heartbeat to
+itself through the server, and treats a missing heartbeat as a lost connection. After either
+failure it is down: it reconnects, subscribes to all wanted channels, and waits for its own
+heartbeat. Only then is it up again and reports Interrupted, upon which the node reads what it may
+have missed.
 
-What is wanted and what the server has confirmed are two sets, and one task carries the one over
-to the other. So it does not matter how calls overlap, whether the server is there, or how often a
-connection is lost half way.
+The wanted channels and the channels that the server has confirmed are two sets. One task updates
+the server until they are equal. So it does not matter how calls overlap, whether the server is
+reachable, or how often a connection is lost during an update.
 """
 
 import asyncio
+import logging
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -21,25 +23,24 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-import structlog
-
 from gregor.errors import SetupError
-from gregor.pubsub.arrivals import Arrivals
+from gregor.log_event import LogEvent
+from gregor.pubsub.incoming import IncomingQueue
 from gregor.pubsub.interface import Event, Interrupted, Received
-from gregor.pubsub.link import Link, LinkLost, Publication
+from gregor.pubsub.link import Link, LinkLost, OutgoingPayload
 from gregor.pubsub.nats import NATSLink
 from gregor.pubsub.redis import RedisLink
 
-log = structlog.get_logger("gregor.pubsub")
+log = logging.getLogger("gregor.pubsub")
 
 HEARTBEAT_SECONDS = 2.0
-PATIENCE_SECONDS = 5.0  # for connecting, and for a batch of subscriptions
-FAREWELL_SECONDS = 1.0  # for what waits to be published when this end closes
-FIRST_BACKOFF_SECONDS = 0.1
-LAST_BACKOFF_SECONDS = 5.0
-QUEUE = 10_000  # publications that wait
-BATCH = 500
-BITS = 10  # of the patience with a heartbeat
+OPERATION_TIMEOUT_SECONDS = 5.0  # for connecting, and for each batch of subscriptions
+FLUSH_TIMEOUT_SECONDS = 1.0  # for sending the pending payloads on close
+MIN_BACKOFF_SECONDS = 0.1
+MAX_BACKOFF_SECONDS = 5.0
+MAX_QUEUED_PAYLOADS = 10_000
+MAX_BATCH_SIZE = 500  # of payloads or channels, in one call to the server
+HEARTBEAT_POLLS = 10  # the time-out of a heartbeat is divided into this many waits
 
 LINKS: dict[str, Callable[[str], Link]] = {
     "redis": RedisLink,
@@ -49,52 +50,56 @@ LINKS: dict[str, Callable[[str], Link]] = {
     "tls": NATSLink,
 }
 
-UNREADABLE = "://…"
-FORMS = "redis://HOST:PORT/DB or nats://HOST:PORT"
+UNPARSABLE_SUFFIX = "://…"
+URL_FORMS = "redis://HOST:PORT/DB or nats://HOST:PORT"
 
 
 def pubsub_at(url: str, **options: Any) -> "RemotePubSub":
-    """The pub/sub at a URL. Raises SetupError if there cannot be one."""
-    scheme, shown = url.partition(":")[0], without_secrets(url)
+    """A pub/sub on the server at the URL. Raises SetupError if the URL is invalid."""
+    scheme, redacted_url = url.partition(":")[0], redact_url(url)
     if scheme not in LINKS:
-        raise SetupError(f"there is no pub/sub for {shown}: --pubsub is {FORMS}")
-    if shown.endswith(UNREADABLE):
         raise SetupError(
-            f"{shown} is not a URL that can be read: --pubsub is {FORMS}, and in a password "
-            "each of / ? # @ : is written with its number, as in %2F"
+            f"{redacted_url} is not the URL of a supported pub/sub: use --pubsub {URL_FORMS}"
+        )
+    if redacted_url.endswith(UNPARSABLE_SUFFIX):
+        raise SetupError(
+            f"{redacted_url} is not a valid URL: use --pubsub {URL_FORMS}, and percent-encode "
+            "each of / ? # @ : in a password (/ is %2F)"
         )
     return RemotePubSub(url, LINKS[scheme], **options)
 
 
-def without_secrets(url: str) -> str:
-    """The URL, fit to be shown. A name alone may be a token, options may hold a password, and a
-    password that is not quoted may look like any other part."""
+def redact_url(url: str) -> str:
+    """The URL without secrets, for logs and error messages. It leaves out the user name, which may
+    be a token, and the options, which may contain a password. If an unquoted password may be in
+    another part of the URL, only the scheme is left."""
     if "@" not in url and "?" not in url:
         return url
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:
-        return url.partition(":")[0] + UNREADABLE
+        return url.partition(":")[0] + UNPARSABLE_SUFFIX
     if "@" in parts.path + parts.query + parts.fragment:
-        return parts.scheme + UNREADABLE
+        return parts.scheme + UNPARSABLE_SUFFIX
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-class _Round:
-    """Channels whose wish may differ from what the server knows, until that is settled."""
+class _SubscriptionBatch:
+    """Channels whose subscription on the server may have to be changed. `done` is set when the
+    server has confirmed the changes, or when the connection is lost."""
 
     def __init__(self, channels: Iterable[str] = ()) -> None:
         self.channels = dict.fromkeys(channels)
-        self.over = asyncio.Event()
+        self.done = asyncio.Event()
 
 
 class RemotePubSub:
-    """A PubSub over a Link, which it keeps up. Opened with `async with`: that connects, or raises
-    SetupError. Should its background task fail, the block is cancelled.
+    """A PubSub over a Link, which it reconnects. Open it with `async with`: that connects, or
+    raises SetupError. If its background task fails, the block is cancelled.
 
-    `dropped` counts what was published while it was down, what was more than it could send, what
-    the server does not carry, and what it had handed to a connection that broke unconfirmed.
+    `dropped` counts the payloads that were published while it was down, that overflowed the queue,
+    that were too large for the server, or that were unconfirmed when a connection broke.
     """
 
     def __init__(
@@ -103,178 +108,185 @@ class RemotePubSub:
         link: Callable[[str], Link],
         *,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
-        patience_seconds: float = PATIENCE_SECONDS,
+        operation_timeout_seconds: float = OPERATION_TIMEOUT_SECONDS,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        self.name = without_secrets(url)
+        self.name = redact_url(url)
         self.up = False
         self.dropped = 0
         self._url = url
         self._link = link
         self._heartbeat_seconds = heartbeat_seconds
-        self._patience_seconds = patience_seconds
+        self._operation_timeout_seconds = operation_timeout_seconds
         self._jitter = jitter
-        self._arrivals = Arrivals()
-        self._outgoing: deque[Publication] = deque()
+        self._incoming = IncomingQueue()
+        self._outgoing: deque[OutgoingPayload] = deque()
         self._to_send = asyncio.Event()
         self._all_sent = asyncio.Event()
         self._all_sent.set()
-        self._heart = f"gregor:heart:{uuid4().hex}"
-        self._heart_due = False
-        self._heard = asyncio.Event()
-        self._wanted = {self._heart: None}
-        self._confirmed: set[str] = set()
-        self._round: _Round | None = None  # the next one, while there is a connection
-        self._under_way: _Round | None = None
-        self._to_settle = asyncio.Event()
+        self._heartbeat_channel = f"gregor:heart:{uuid4().hex}"
+        self._heartbeat_due = False
+        self._heartbeat_received = asyncio.Event()
+        self._wanted_channels = {self._heartbeat_channel: None}
+        self._confirmed_channels: set[str] = set()
+        # Collects channels for the next update; None without a connection.
+        self._next_batch: _SubscriptionBatch | None = None
+        self._batch_in_flight: _SubscriptionBatch | None = None
+        self._batch_requested = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
-        self._keeper: asyncio.Task[None] | None = None
+        self._supervisor: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
-        stands = asyncio.get_running_loop().create_future()
-        self._keeper = self._tasks.create_task(self._keep(stands))
+        connected = asyncio.get_running_loop().create_future()
+        self._supervisor = self._tasks.create_task(self._supervise(connected))
         try:
-            await stands
+            await connected
         except LinkLost as error:
-            await self._end()
+            await self._stop()
             raise SetupError(
                 f"the pub/sub at {self.name} cannot be used: {error}. "
-                f"Start it, or mend the address or the password in --pubsub {FORMS}"
+                f"Start it, or correct the address or the password in --pubsub {URL_FORMS}"
             ) from None
         except BaseException:
-            await self._end()
+            await self._stop()
             raise
         return self
 
     async def __aexit__(self, *exc_info: Any) -> None:
-        """What was published is sent first, if the server takes it soon."""
+        """Sends the pending payloads first, for at most FLUSH_TIMEOUT_SECONDS."""
         try:
             with suppress(TimeoutError):
-                async with asyncio.timeout(FAREWELL_SECONDS):
+                async with asyncio.timeout(FLUSH_TIMEOUT_SECONDS):
                     await self._all_sent.wait()
         finally:
-            await self._end()
+            await self._stop()
 
-    async def _end(self) -> None:
-        if self._keeper is not None:
-            self._keeper.cancel()
-        await self._tasks.__aexit__(None, None, None)  # what was in the block is not the group's
+    async def _stop(self) -> None:
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+        # Without the exception of the block, which the group would wrap in an ExceptionGroup.
+        await self._tasks.__aexit__(None, None, None)
 
-    # The four verbs
+    # The PubSub interface
 
     async def publish(self, channel: str, payload: bytes) -> None:
-        if not self.up or len(self._outgoing) >= QUEUE:
+        if not self.up or len(self._outgoing) >= MAX_QUEUED_PAYLOADS:
             self.dropped += 1
             return
-        self._outgoing.append(Publication(channel, payload))
+        self._outgoing.append(OutgoingPayload(channel, payload))
         self._all_sent.clear()
         self._to_send.set()
 
     async def subscribe(self, channel: str) -> None:
-        self._wanted[channel] = None
-        if self._round is not None and channel not in self._confirmed:
-            noted = self._note(channel, self._round)
+        self._wanted_channels[channel] = None
+        if self._next_batch is not None and channel not in self._confirmed_channels:
+            batch = self._request(channel, self._next_batch)
             if self.up:
-                await noted.over.wait()
+                await batch.done.wait()
 
     async def unsubscribe(self, channel: str) -> None:
-        # What still arrives is not passed on, so there is nothing to wait for.
-        self._wanted.pop(channel, None)
-        if self._round is not None:
-            self._note(channel, self._round)
+        # No need to wait: payloads that still arrive are dropped.
+        self._wanted_channels.pop(channel, None)
+        if self._next_batch is not None:
+            self._request(channel, self._next_batch)
 
     def received(self) -> AsyncIterator[Event]:
-        return self._arrivals.received()
+        return self._incoming.received()
 
-    # Connections, one after the other
+    # Connecting and reconnecting
 
-    async def _keep(self, stands: asyncio.Future[None]) -> None:
-        """Have a connection, always. Only the first may not fail: then `stands` tells why."""
+    async def _supervise(self, connected: asyncio.Future[None]) -> None:
+        """Run one connection after another, forever. If the first one fails, set the error on
+        `connected` and stop."""
         clock = asyncio.get_running_loop().time
         backoff = 0.0
         while True:
-            began = clock()
+            started = clock()
             try:
-                await self._live(stands)
+                await self._run_connection(connected)
             except LinkLost as error:
-                if not stands.done():
-                    stands.set_exception(error)
+                if not connected.done():
+                    connected.set_exception(error)
                     return
-            # Only one that has lasted is followed by a quick attempt.
-            lasted = clock() - began > LAST_BACKOFF_SECONDS
-            backoff = FIRST_BACKOFF_SECONDS if lasted else _longer(backoff)
+            # Reset the backoff only after a connection that was stable.
+            was_stable = clock() - started > MAX_BACKOFF_SECONDS
+            backoff = MIN_BACKOFF_SECONDS if was_stable else _next_backoff(backoff)
             await asyncio.sleep(self._jitter() * backoff)
 
-    async def _live(self, stands: asyncio.Future[None]) -> None:
-        """One connection, from its beginning to its end, which is LinkLost."""
+    async def _run_connection(self, connected: asyncio.Future[None]) -> None:
+        """Open a connection and use it until it fails. Never returns; raises LinkLost."""
         link = self._link(self._url)
         try:
-            async with _within(self._patience_seconds, "connecting"):
+            async with _time_limit(self._operation_timeout_seconds, "connecting"):
                 await link.open()
-            await self._use(link, stands)
+            await self._run_link(link, connected)
         except LinkLost as error:
             if self.up:
-                log.warning("the pub/sub is down", at=self.name, why=str(error))
+                log.warning(LogEvent("the pub/sub is down", at=self.name, why=str(error)))
             raise
         finally:
-            self._let_go()
+            self._mark_down()
             await link.close()
 
-    async def _use(self, link: Link, stands: asyncio.Future[None]) -> None:
-        ends: list[BaseException] = []
+    async def _run_link(self, link: Link, connected: asyncio.Future[None]) -> None:
+        """Use an open link until one of the tasks raises LinkLost."""
+        errors: list[BaseException] = []
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(link.listen(self._take))
+                tasks.create_task(link.listen(self._on_message))
                 tasks.create_task(self._send(link))
-                self._round = _Round(self._wanted)
-                while self._round.channels:
-                    await self._settle(link, self._round)
-                await self._beat(self._patience_seconds)
-                self._stand(stands)
-                tasks.create_task(self._keep_settled(link))
-                await self._keep_beating()
+                self._next_batch = _SubscriptionBatch(self._wanted_channels)
+                while self._next_batch.channels:
+                    await self._update_subscriptions(link, self._next_batch)
+                await self._check_heartbeat(self._operation_timeout_seconds)
+                self._mark_up(connected)
+                tasks.create_task(self._process_batches(link))
+                await self._check_heartbeat_periodically()
         except* LinkLost as group:
-            ends.extend(group.exceptions)
-        raise ends[0]
+            errors.extend(group.exceptions)
+        raise errors[0]
 
-    def _stand(self, stands: asyncio.Future[None]) -> None:
+    def _mark_up(self, connected: asyncio.Future[None]) -> None:
         self.up = True
-        if stands.done():
-            log.warning("the pub/sub is up again", at=self.name)
-            self._arrivals.take(Interrupted())
+        if connected.done():
+            log.warning(LogEvent("the pub/sub is up again", at=self.name))
+            self._incoming.put(Interrupted())
         else:
-            stands.set_result(None)
+            connected.set_result(None)
 
-    def _let_go(self) -> None:
-        """The connection is no more: nobody shall wait for it."""
+    def _mark_down(self) -> None:
+        """Drop everything that depends on the lost connection, and release the waiting callers."""
         self.up = False
         self.dropped += len(self._outgoing)
         self._outgoing.clear()
         self._all_sent.set()
-        self._confirmed.clear()
-        for round_ in (self._under_way, self._round):
-            if round_ is not None:
-                round_.over.set()
-        self._under_way = self._round = None
+        self._confirmed_channels.clear()
+        for batch in (self._batch_in_flight, self._next_batch):
+            if batch is not None:
+                batch.done.set()
+        self._batch_in_flight = self._next_batch = None
 
-    # What is done on a connection, side by side
+    # The concurrent tasks of one connection
 
-    def _take(self, channel: str, payload: bytes) -> None:
-        if channel == self._heart:
-            self._heard.set()
-        elif channel in self._wanted:
-            self._arrivals.take(Received(channel, payload))
+    def _on_message(self, channel: str, payload: bytes) -> None:
+        if channel == self._heartbeat_channel:
+            self._heartbeat_received.set()
+        elif channel in self._wanted_channels:
+            self._incoming.put(Received(channel, payload))
 
     async def _send(self, link: Link) -> None:
         while True:
             await self._to_send.wait()
             self._to_send.clear()
-            # The heart does not queue, or a long queue would look like a silent server.
-            beat = [Publication(self._heart, b"")] if self._heart_due else []
-            self._heart_due = False
-            batch = list(islice(self._outgoing, BATCH))
-            self.dropped += await link.publish(beat + batch)
+            # The heartbeat bypasses the queue; otherwise a long queue would delay it, and the
+            # server would seem to be silent.
+            heartbeats: list[OutgoingPayload] = []
+            if self._heartbeat_due:
+                heartbeats = [OutgoingPayload(self._heartbeat_channel, b"")]
+            self._heartbeat_due = False
+            batch = list(islice(self._outgoing, MAX_BATCH_SIZE))
+            self.dropped += await link.publish(heartbeats + batch)
             for _ in batch:
                 self._outgoing.popleft()
             if self._outgoing:
@@ -282,67 +294,72 @@ class RemotePubSub:
             else:
                 self._all_sent.set()
 
-    async def _keep_beating(self) -> None:
+    async def _check_heartbeat_periodically(self) -> None:
         while True:
             await asyncio.sleep(self._heartbeat_seconds)
-            await self._beat(2 * self._heartbeat_seconds)
+            await self._check_heartbeat(2 * self._heartbeat_seconds)
 
-    async def _beat(self, patience: float) -> None:
-        """Say something to ourselves, and hear it."""
-        self._heard.clear()
-        self._heart_due = True
+    async def _check_heartbeat(self, timeout_seconds: float) -> None:
+        """Publish a heartbeat and wait for it. Raises LinkLost if it does not come back in time."""
+        self._heartbeat_received.clear()
+        self._heartbeat_due = True
         self._to_send.set()
-        # Bit by bit: if it was this process that stood still, only one bit has gone by, and what
-        # has arrived meanwhile is read before the next.
-        for _ in range(BITS):
+        # Wait in several short steps: if this process itself was stalled, only one step times
+        # out, and what has arrived in the meantime is read before the next step.
+        for _ in range(HEARTBEAT_POLLS):
             with suppress(TimeoutError):
-                async with asyncio.timeout(patience / BITS):
-                    await self._heard.wait()
+                async with asyncio.timeout(timeout_seconds / HEARTBEAT_POLLS):
+                    await self._heartbeat_received.wait()
                     return
-        raise LinkLost(f"no heartbeat has come back within {patience:g} s")
+        raise LinkLost(f"no heartbeat has come back within {timeout_seconds:g} s")
 
-    def _note(self, channel: str, round_: _Round) -> _Round:
-        round_.channels[channel] = None
-        self._to_settle.set()
-        return round_
+    def _request(self, channel: str, batch: _SubscriptionBatch) -> _SubscriptionBatch:
+        batch.channels[channel] = None
+        self._batch_requested.set()
+        return batch
 
-    async def _keep_settled(self, link: Link) -> None:
+    async def _process_batches(self, link: Link) -> None:
         while True:
-            await self._to_settle.wait()
-            self._to_settle.clear()
-            if self._round is not None:
-                await self._settle(link, self._round)
+            await self._batch_requested.wait()
+            self._batch_requested.clear()
+            if self._next_batch is not None:
+                await self._update_subscriptions(link, self._next_batch)
 
-    async def _settle(self, link: Link, round_: _Round) -> None:
-        """Carry over to the server what is wanted of these channels by now. What is wanted from
-        now on goes into the next round."""
-        self._under_way, self._round = round_, _Round()
-        names = list(round_.channels)
-        for start in range(0, len(names), BATCH):
-            await self._settle_some(link, names[start : start + BATCH])
-        round_.over.set()
+    async def _update_subscriptions(self, link: Link, batch: _SubscriptionBatch) -> None:
+        """Subscribe or unsubscribe the channels of the batch, as wanted now. Later requests go
+        into the next batch."""
+        self._batch_in_flight, self._next_batch = batch, _SubscriptionBatch()
+        channels = list(batch.channels)
+        for start in range(0, len(channels), MAX_BATCH_SIZE):
+            await self._update_channels(link, channels[start : start + MAX_BATCH_SIZE])
+        batch.done.set()
 
-    async def _settle_some(self, link: Link, channels: list[str]) -> None:
-        new = [c for c in channels if c in self._wanted and c not in self._confirmed]
-        old = [c for c in channels if c not in self._wanted and c in self._confirmed]
-        # Who subscribes while one of these is under way must wait for the next round.
-        self._confirmed.difference_update(old)
-        async with _within(self._patience_seconds, "subscribing"):
+    async def _update_channels(self, link: Link, channels: list[str]) -> None:
+        new = [
+            c for c in channels if c in self._wanted_channels and c not in self._confirmed_channels
+        ]
+        old = [
+            c for c in channels if c not in self._wanted_channels and c in self._confirmed_channels
+        ]
+        # A caller that subscribes to one of these during the update must wait for the next batch.
+        self._confirmed_channels.difference_update(old)
+        async with _time_limit(self._operation_timeout_seconds, "subscribing"):
             if new:
                 await link.subscribe(new)
             if old:
                 await link.unsubscribe(old)
-        self._confirmed.update(new)
+        self._confirmed_channels.update(new)
 
 
-def _longer(backoff: float) -> float:
-    return min(max(2 * backoff, FIRST_BACKOFF_SECONDS), LAST_BACKOFF_SECONDS)
+def _next_backoff(backoff: float) -> float:
+    return min(max(2 * backoff, MIN_BACKOFF_SECONDS), MAX_BACKOFF_SECONDS)
 
 
 @asynccontextmanager
-async def _within(seconds: float, what: str) -> AsyncIterator[None]:
+async def _time_limit(seconds: float, operation: str) -> AsyncIterator[None]:
+    """Raise LinkLost if the block takes longer."""
     try:
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
-        raise LinkLost(f"{what} has taken more than {seconds:g} s") from None
+        raise LinkLost(f"{operation} has taken more than {seconds:g} s") from None

@@ -1,4 +1,4 @@
-"""A node behind HTTP: WebSocket, JSON and server-sent events, as an ordinary ASGI app."""
+"""A node served over HTTP: WebSocket, JSON and server-sent events, as an ordinary ASGI app."""
 
 from gregor.server.app import Server
 

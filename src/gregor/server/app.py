@@ -1,4 +1,4 @@
-"""A server: one node, its store, and the ASGI app in front of them."""
+"""A server: one node, its store, and the ASGI app that serves them."""
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -35,33 +35,35 @@ from gregor.server.delivery import Delivery
 from gregor.server.metrics import Metrics, Reading, counter, gauge
 from gregor.server.openapi import describe
 from gregor.server.readiness import Readiness
-from gregor.server.service import HELLO_SECONDS, SLOWEST_SECONDS, Service
-from gregor.server.siblings import Siblings
-from gregor.server.websocket import Connect
-from gregor.state_machines.moving import establish
+from gregor.server.service import HELLO_SECONDS, WRITE_TIMEOUT_SECONDS, Service
+from gregor.server.websocket import WebSocketEndpoint
+from gregor.server.worker_metrics import WorkerMetrics
+from gregor.state_machines.rebalance import establish
 from gregor.state_machines.shard_map import name_here
 from gregor.state_machines.sharded import Shard, ShardedStateMachine
 from gregor.state_machines.sql import SQLStateMachine
 from gregor.storage.database import Database, Work
 from gregor.storage.engine import database_at, is_shared
-from gregor.storage.migrations import expect_newest, migrate
-from gregor.storage.patient import PatientDatabase
+from gregor.storage.lazy import LazyDatabase
+from gregor.storage.migrations import migrate, require_newest
 
-COMPARE_SECONDS = 10.0
+CLOCK_CHECK_SECONDS = 10.0
 
 
 def _is_up(shard: Shard) -> bool:
-    return shard.trouble is None
+    return shard.problem is None
 
 
 class Server:
-    """All of one Gregor. While `async with` holds it, `app` answers, as itself or mounted:
+    """One complete Gregor server. Open it with `async with`; inside the block, `app` answers
+    requests, standalone or mounted in another ASGI app:
 
     gregor = Server(Settings())
     app = FastAPI(lifespan=gregor.lifespan)
     app.mount("/gregor", gregor.app)
 
-    The host runs no lifespan of what it mounts: hence `lifespan=`. A Server is opened once.
+    The host needs `lifespan=`, because it does not run the lifespan of an app that it mounts. A
+    Server can be opened only once.
     """
 
     def __init__(
@@ -69,12 +71,12 @@ class Server:
         settings: Settings,
         clock: Callable[[], Time] = now,
         *,
-        siblings: Siblings | None = None,
+        worker_metrics: WorkerMetrics | None = None,
         hello_seconds: float = HELLO_SECONDS,
-        slowest_seconds: float = SLOWEST_SECONDS,
+        write_timeout_seconds: float = WRITE_TIMEOUT_SECONDS,
     ) -> None:
         self.settings = settings
-        self.siblings = siblings
+        self.worker_metrics = worker_metrics
         deliveries: dict[Delivery, None] = {}
         self.metrics = Metrics(deliveries)
         self.databases = {n: _database(url, n, settings) for n, url in settings.stores.items()}
@@ -89,9 +91,9 @@ class Server:
             self.metrics,
             self.readiness,
             deliveries,
-            siblings=siblings,
+            worker_metrics=worker_metrics,
             hello_seconds=hello_seconds,
-            slowest_seconds=slowest_seconds,
+            write_timeout_seconds=write_timeout_seconds,
         )
         self.app: ASGIApp = self._app()
         if settings.auth is Auth.OPEN:
@@ -100,19 +102,19 @@ class Server:
 
     async def __aenter__(self) -> Self:
         if self._opened is not None:
-            raise RuntimeError("a Server is opened once; make another")
+            raise RuntimeError("a Server can be opened only once; create another one")
         async with AsyncExitStack() as stack:
             for database in self.databases.values():
                 await stack.enter_async_context(database)
-            if isinstance(self.state_machine, ShardedStateMachine) and self._may_establish():
+            if isinstance(self.state_machine, ShardedStateMachine) and self._may_add_shards():
                 await establish(self.state_machine.databases)
             await stack.enter_async_context(self.state_machine)
             if self.pubsub is not None:
                 await stack.enter_async_context(self.pubsub)
             await stack.enter_async_context(self.node)
             await stack.enter_async_context(self.service)
-            if self.siblings is not None:
-                await stack.enter_async_context(self.siblings.answering(self.metrics.page))
+            if self.worker_metrics is not None:
+                await stack.enter_async_context(self.worker_metrics.serving_page(self.metrics.page))
             self._opened = stack.pop_all()
         return self
 
@@ -122,67 +124,71 @@ class Server:
 
     @asynccontextmanager
     async def lifespan(self, app: object) -> AsyncIterator[None]:
-        """For the host application's `lifespan=`."""
+        """The lifespan for the host application. Drains the server before it closes it."""
         async with self:
             yield
             await self.drain()
 
     async def drain(self) -> None:
-        """Send the devices away, and take nothing new; what was accepted is still stored."""
+        """Shut down gracefully: accept no new messages, store the accepted ones, and send
+        the devices away."""
         await self.service.drain(self.settings.drain_seconds)
 
     async def inject(self, message: Message) -> Message:
-        """Accept a new message from this process, and return it as everyone will see it.
-        Raises what is wrong with it, and Unavailable if the store does not answer."""
+        """Inject a new message from this process, and return it as all devices will receive it.
+        Raises the error of a rejected message, and Unavailable if the store does not answer."""
         (outcome,) = await self.node.inject([message])
         if isinstance(outcome, Rejected):
             raise outcome.error
         return outcome.message
 
-    def _may_establish(self) -> bool:
-        """Whether shards that are new may be taken in: as with their schema, files are."""
+    def _may_add_shards(self) -> bool:
+        """Whether new shards may be added to the map: with --migrate, or if all are files, as
+        for the schema."""
         return self.settings.migrate or not any(map(is_shared, self.settings.stores.values()))
 
     def _readings(self) -> Iterator[Reading]:
-        """What nobody tells the metrics unasked."""
-        yield gauge("ready", "Whether /readyz says yes", lambda: self.readiness.ready)
+        """The metrics whose values other objects keep."""
+        yield gauge("ready", "1 if /readyz answers 200", lambda: self.readiness.ready)
         yield gauge(
             "clock_skew_seconds",
-            "How far the store's clock is ahead of this machine's, at the least",
+            "By how much, at the least, the store's clock is ahead of this machine's",
             lambda: self.state_machine.skew / SECOND,
         )
         if isinstance(self.state_machine, ShardedStateMachine):
             for shard in self.state_machine.shards.values():
                 yield gauge(
                     "shard_up",
-                    "Whether the shard answers; while it does not, its users are refused",
+                    "1 while the shard answers; otherwise requests of its users fail",
                     partial(_is_up, shard),
                     {"shard": shard.name},
                 )
         if (pubsub := self.pubsub) is not None:
-            yield gauge("pubsub_up", "Whether servers hear of each other", lambda: pubsub.up)
+            yield gauge(
+                "pubsub_up", "1 while this server can publish and receive", lambda: pubsub.up
+            )
             yield counter(
                 "pubsub_dropped",
-                "Publications of which other servers hear late, out of the store",
+                "Lost publications; other servers get these messages later, from the store",
                 lambda: pubsub.dropped,
             )
 
     def _app(self) -> Starlette:
         user = "/v1/users/{uid:uid}"
-        ask = partial(http.endpoint, self.service)
-        show = partial(http.open_endpoint, self.service)
+        private = partial(http.authenticated_endpoint, self.service)
+        public = partial(http.public_endpoint, self.service)
         routes = [
-            WebSocketRoute("/v1/connect", Connect(self.service)),
-            Route("/v1/messages", ask(http.post_messages), methods=["POST"]),
-            Route(f"{user}/state", ask(http.get_state), methods=["GET"]),
-            Route(f"{user}/count", ask(http.get_count), methods=["GET"]),
-            Route(f"{user}/messages", ask(http.get_messages), methods=["GET"]),
-            Route(f"{user}/events", ask(http.get_events), methods=["GET"]),
-            Route("/healthz", show(http.get_health), methods=["GET"]),
-            Route("/readyz", show(http.get_ready), methods=["GET"]),
-            Route("/metrics", show(http.get_metrics), methods=["GET"]),
-            Route("/openapi.json", show(_describe), methods=["GET"]),
-            Route("/", show(_welcome), methods=["GET"]),
+            WebSocketRoute("/v1/connect", WebSocketEndpoint(self.service)),
+            Route("/v1/messages", private(http.post_messages), methods=["POST"]),
+            Route(f"{user}/state", private(http.get_state), methods=["GET"]),
+            Route(f"{user}/count", private(http.get_count), methods=["GET"]),
+            Route(f"{user}/messages", private(http.get_messages), methods=["GET"]),
+            Route(f"{user}/events", private(http.get_events), methods=["GET"]),
+            Route("/healthz", public(http.get_health), methods=["GET"]),
+            Route("/readyz", public(http.get_ready), methods=["GET"]),
+            Route("/metrics", public(http.get_metrics), methods=["GET"]),
+            Route("/openapi.json", public(_get_openapi), methods=["GET"]),
+            Route("/", public(_get_front_page), methods=["GET"]),
         ]
         app = Starlette(
             routes=routes,
@@ -191,13 +197,13 @@ class Server:
                 Exception: http.on_exception,
             },
         )
-        app.router.redirect_slashes = False  # each address has one spelling
+        app.router.redirect_slashes = False  # each resource has exactly one URL
         return app
 
 
 class LoopbackOnly:
-    """What lets everybody in answers this machine alone, wherever it may be mounted, and no page
-    that a browser on this machine has from elsewhere."""
+    """Restricts an app without authentication to this machine, also where it is mounted: rejects
+    requests to addresses that are not loopback, and requests of web pages of other origins."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -205,25 +211,25 @@ class LoopbackOnly:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
-        elif not _on_loopback(scope.get("server")):
+        elif not _is_loopback_server(scope.get("server")):
             error = Forbidden("auth `open` answers on loopback addresses only; set auth to `jwt`")
             await http.problem(error)(scope, receive, send)
-        elif not _from_here(dict(scope["headers"]).get(b"origin")):
-            error = Forbidden("auth `open` answers no page from elsewhere; set auth to `jwt`")
+        elif not _is_local_origin(dict(scope["headers"]).get(b"origin")):
+            error = Forbidden("auth `open` rejects web pages of other origins; set auth to `jwt`")
             await http.problem(error)(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
 
-def _on_loopback(server: Sequence[Any] | None) -> bool:
+def _is_loopback_server(server: Sequence[Any] | None) -> bool:
     try:
         return server is None or ip_address(server[0]).is_loopback
-    except ValueError:  # a name or a path: the host's tests, or a socket of this machine
+    except ValueError:  # a host name or a path: a test client of the host, or a Unix socket
         return True
 
 
-def _from_here(origin: bytes | None) -> bool:
-    """Whether the page that asks, if it is one, is this machine's own."""
+def _is_local_origin(origin: bytes | None) -> bool:
+    """Whether the request comes from a page of this machine, or from no page at all."""
     if origin is None:
         return True
     host = urlsplit(origin.decode("latin-1")).hostname
@@ -231,7 +237,7 @@ def _from_here(origin: bytes | None) -> bool:
 
 
 class _UID(Convertor[str]):
-    """A uid is opaque: slashes and line ends may be in it."""
+    """Accepts any uid. It is opaque, so it may contain slashes and line breaks."""
 
     regex = "(?s:.*)"
 
@@ -246,25 +252,25 @@ register_url_convertor("uid", _UID())
 
 
 def _database(url: str, shard: str | None, settings: Settings) -> Database:
-    """The store, or one of its shards. A file is this server's own, and is brought up to date;
-    what others use as well changes only when somebody says so."""
-    prepare = expect_newest if is_shared(url) and not settings.migrate else migrate
+    """The store, or one of its shards. A file belongs to this server alone, so its schema is
+    migrated; the schema of a shared database is migrated only with --migrate."""
+    prepare = require_newest if is_shared(url) and not settings.migrate else migrate
     database = database_at(
         url,
-        prepare if shard is not None else lambda c: _prepare_the_only_one(c, prepare),
+        prepare if shard is not None else lambda c: _prepare_single_store(c, prepare),
         connections=settings.store_connections,
         seconds=settings.store_seconds,
     )
-    # Others can be served while a shard is away, but not by whoever is to bring it up to date.
-    return database if shard is None or settings.migrate else PatientDatabase(database)
+    # A server can start while a shard is down, but not if it has to migrate that shard.
+    return database if shard is None or settings.migrate else LazyDatabase(database)
 
 
-def _prepare_the_only_one(connection: Connection, prepare: Work[None]) -> None:
+def _prepare_single_store(connection: Connection, prepare: Work[None]) -> None:
     prepare(connection)
     shard = name_here(connection)
     if shard is not None:
         raise SetupError(
-            f"this database is shard {shard!r} of several; name all of them: "
+            f"this database is shard {shard!r} of several; name all shards: "
             f"--store {shard}=URL --store NAME=URL"
         )
 
@@ -275,13 +281,13 @@ def _state_machine(
     clock: Callable[[], Time],
     metrics: Metrics,
 ) -> SQLStateMachine | ShardedStateMachine:
-    """The singleton's and the fleet's, or with several databases that of a fleet over shards."""
+    """The state machine of record: of one database, or of several shards."""
     machines = {
         name: SQLStateMachine(
             database,
             clock,
             metrics.committed,
-            compare_seconds=COMPARE_SECONDS if is_shared(settings.stores[name]) else None,
+            clock_check_seconds=CLOCK_CHECK_SECONDS if is_shared(settings.stores[name]) else None,
         )
         for name, database in databases.items()
     }
@@ -297,8 +303,8 @@ def _node(
     clock: Callable[[], Time],
     metrics: Metrics,
 ) -> Node:
-    """The singleton, or with a pub/sub one of a fleet."""
-    name = token_hex(8)  # no other node has it, in this process or elsewhere
+    """A single node, or with a pub/sub a node of a fleet."""
+    name = token_hex(8)  # unique, also among the nodes of this process
     publisher = [] if pubsub is None else [Publisher(pubsub, name)]
     return Node(
         state_machine,
@@ -312,7 +318,7 @@ def _node(
 
 
 def authenticator(settings: Settings) -> Authenticator:
-    """How callers of a server with these settings prove who they are."""
+    """The authenticator for these settings. Raises SetupError if they are unsafe."""
     if settings.auth is Auth.JWT:
         if settings.jwt_secret is None:
             raise SetupError(
@@ -322,28 +328,28 @@ def authenticator(settings: Settings) -> Authenticator:
         return JWTAuthenticator(settings.jwt_secret.get_secret_value())
     if not settings.loopback:
         raise SetupError(
-            f"--auth open lets everybody in, so it listens on a loopback address only, not on "
+            f"--auth open accepts every caller, so it listens on loopback addresses only, not on "
             f"{settings.listen}; use --auth jwt, or --listen 127.0.0.1:9911"
         )
     return OpenAuthenticator()
 
 
-async def _describe(service: Service, request: Request) -> Response:
+async def _get_openapi(service: Service, request: Request) -> Response:
     return Response(msgspec.json.encode(describe()), media_type="application/json")
 
 
-async def _welcome(service: Service, request: Request) -> Response:
-    return Response(WELCOME, media_type="text/plain")
+async def _get_front_page(service: Service, request: Request) -> Response:
+    return Response(FRONT_PAGE, media_type="text/plain")
 
 
-WELCOME = """This is Gregor.
+FRONT_PAGE = """This is Gregor.
 
-  POST /v1/messages              put messages in
-  GET  /v1/users/UID/state       what a user's devices show
-  GET  /v1/users/UID/count       badges
-  GET  /v1/users/UID/messages    what has happened since
+  POST /v1/messages              inject messages
+  GET  /v1/users/UID/state       the visible items of a user
+  GET  /v1/users/UID/count       counts of items, for badges
+  GET  /v1/users/UID/messages    the messages since a time
   GET  /v1/users/UID/events      the same, live (server-sent events)
-  WS   /v1/connect               a device
+  WS   /v1/connect               the connection of a device
 
-All of it is described in /openapi.json.
+/openapi.json describes the HTTP API.
 """

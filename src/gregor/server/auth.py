@@ -1,4 +1,4 @@
-"""Who is asking, and what they may do."""
+"""Authentication and authorization: the identity of a caller, and what it may access."""
 
 from enum import StrEnum
 from typing import NamedTuple, Protocol
@@ -11,62 +11,62 @@ from gregor.core.message import UID, check_text
 from gregor.errors import Forbidden, InvalidMessage, SetupError, Unauthenticated
 
 ALGORITHM = "HS256"
-SHORTEST_SECRET = 32
+MIN_SECRET_BYTES = 32
 
 
 class Role(StrEnum):
-    """A device reads and writes its own user; a service reads and writes for anyone."""
+    """A device reads and writes the state of its own user; a service that of all users."""
 
     DEVICE = "device"
     SERVICE = "service"
 
 
 class Identity(NamedTuple):
-    """Whose token it is. `expires_at` is when the token ends, if it does."""
+    """The caller that a token identifies. `expires_at` is when the token expires; None if never."""
 
     uid: UID
     role: Role
     expires_at: Time | None = None
 
-    def may_touch(self, uid: UID) -> bool:
+    def may_access(self, uid: UID) -> bool:
         return self.role is Role.SERVICE or self.uid == uid
 
-    def checked(self) -> "Identity":
-        """The same, if a device's names a user; raises Unauthenticated if it does not."""
+    def validated(self) -> "Identity":
+        """This identity. Raises Unauthenticated if it is a device's and its uid is invalid."""
         try:
             if self.role is Role.DEVICE:
                 check_text("uid", self.uid, 128)
         except InvalidMessage as error:
-            raise Unauthenticated(f"the token names no user: {error}") from error
+            raise Unauthenticated(f"the token has no valid uid: {error}") from error
         return self
 
-    def require(self, uid: UID) -> None:
-        """Raises Forbidden unless the user's state is this caller's to read and write."""
-        if not self.may_touch(uid):
-            raise Forbidden("this token is another user's", field="uid")
+    def require_access(self, uid: UID) -> None:
+        """Raises Forbidden unless this caller may read and write the user's state."""
+        if not self.may_access(uid):
+            raise Forbidden("this token belongs to another user", field="uid")
 
 
 class Authenticator(Protocol):
-    """Tells whose token it is."""
+    """Verifies tokens."""
 
     def identify(self, token: str | None) -> Identity:
-        """Raises Unauthenticated if the token does not hold, or if there is none and one is
-        needed. Never waits."""
+        """The identity of the token's owner. Raises Unauthenticated if the token is invalid or
+        expired, or if it is missing and required. Never blocks."""
         ...
 
 
 class OpenAuthenticator:
-    """For one's own machine: a token is the bare uid, and HTTP needs none."""
+    """For development on one machine: a token is the plain uid, and HTTP needs no token."""
 
     def identify(self, token: str | None) -> Identity:
-        return Identity(token, Role.DEVICE).checked() if token else Identity("", Role.SERVICE)
+        return Identity(token, Role.DEVICE).validated() if token else Identity("", Role.SERVICE)
 
 
 class JWTAuthenticator:
-    """Signed tokens, with the claims `sub` (the uid), `role`, and perhaps `exp`."""
+    """Signed tokens with the claim `sub` (the uid) and the optional claims `role` and `exp`."""
 
     def __init__(self, secret: str) -> None:
-        self._secret = checked_secret(secret)
+        self._secret = validated_secret(secret)
 
     def identify(self, token: str | None) -> Identity:
         if not token:
@@ -77,23 +77,24 @@ class JWTAuthenticator:
             )
             expires_at = claims["exp"] * SECOND if "exp" in claims else None
             role = Role(claims.get("role", Role.DEVICE))
-            return Identity(claims["sub"], role, expires_at).checked()
+            return Identity(claims["sub"], role, expires_at).validated()
         except (InvalidTokenError, ValueError) as error:
             raise Unauthenticated(f"the token does not hold: {error}") from error
 
 
 def make_token(secret: str, identity: Identity) -> str:
-    """A token that a JWTAuthenticator with the same secret accepts."""
+    """A token that a JWTAuthenticator with the same secret accepts. Raises SetupError if the
+    secret is too short."""
     claims: dict[str, object] = {"sub": identity.uid, "role": identity.role.value}
     if identity.expires_at is not None:
         claims["exp"] = identity.expires_at // SECOND
-    return jwt.encode(claims, checked_secret(secret), algorithm=ALGORITHM)
+    return jwt.encode(claims, validated_secret(secret), algorithm=ALGORITHM)
 
 
-def checked_secret(secret: str) -> str:
-    if len(secret.encode()) < SHORTEST_SECRET:
+def validated_secret(secret: str) -> str:
+    if len(secret.encode()) < MIN_SECRET_BYTES:
         raise SetupError(
-            f"the JWT secret has {len(secret.encode())} bytes and needs {SHORTEST_SECRET}: "
+            f"the JWT secret has {len(secret.encode())} bytes and needs {MIN_SECRET_BYTES}: "
             "make one with `openssl rand -hex 32`"
         )
     return secret

@@ -1,31 +1,32 @@
-"""Carries out what a session's writing hand should do, over whatever transport there is."""
+"""Carries out the effects of a session, over any transport: sends frames, and reads syncs from
+the store."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
 
-import structlog
-
 from gregor.core.instant import SECOND, Time
 from gregor.core.message import OutOfBandMessage
 from gregor.errors import GregorError, Unauthenticated
+from gregor.log_event import LogEvent
 from gregor.node import Node
 from gregor.protocol.frames import Frame, Messages
-from gregor.protocol.server import CatchUp, Close, Effect, Publication, Send, ServerSession
+from gregor.protocol.server_session import CatchUp, Close, Effect, Publication, Send, ServerSession
 from gregor.server.metrics import Metrics
 from gregor.server.socket import NO_SOCKET, Socket
 
-log = structlog.get_logger("gregor.server")
+log = logging.getLogger("gregor.server")
 
 Write: TypeAlias = Callable[[Send | Close], Awaitable[None]]
 
 
 class Delivery:
-    """One connected device: a Listener of the node's, and the frames that leave for it.
+    """One connected device: a Listener of the node, and the writer of the frames for the device.
 
-    `writing_since` is the loop's time since which the transport has not taken a frame; None while
-    it takes them. Whoever watches over deliveries ends those that take too long.
+    `writing_since` is the loop time at which the pending write began; None while no write is
+    pending. Service ends deliveries whose write is pending for too long.
     """
 
     def __init__(self, node: Node, metrics: Metrics, socket: Socket = NO_SOCKET) -> None:
@@ -35,62 +36,63 @@ class Delivery:
         self._metrics = metrics
         self._socket = socket
         self._loop = asyncio.get_running_loop()
-        self._woken: asyncio.Future[None] = self._loop.create_future()
-        self._effect: Effect | None = None  # what the writing hand is woken for
+        self._wakeup: asyncio.Future[None] = self._loop.create_future()
+        self._effect: Effect | None = None  # taken from the session by `wake`, for the writer
         self._timers: list[asyncio.TimerHandle] = []
         task = asyncio.current_task()
-        assert task is not None  # a delivery is made by the task that lives for it
+        assert task is not None  # a delivery is created by the task that runs it
         self.task = task
-        self._ended: GregorError | None = None
+        self._end_reason: GregorError | None = None
 
     def publish(self, publication: Publication) -> None:
         self.session.publish(publication)
         self.wake()
 
-    def pass_by(self, message: OutOfBandMessage) -> None:
-        self.session.pass_by(message)
+    def deliver_out_of_band(self, message: OutOfBandMessage) -> None:
+        self.session.deliver_out_of_band(message)
         self.wake()
 
     def end(self, error: GregorError) -> None:
-        """Stop at once, without a word to a device that would not take it."""
-        self._ended = error
+        """Stop immediately. The error is logged, not sent: the device accepts no data."""
+        self._end_reason = error
         self.task.cancel()
 
     @contextmanager
-    def until_ended(self) -> Iterator[None]:
-        """The life of this delivery, which `end` may cut short."""
+    def guarded(self) -> Iterator[None]:
+        """Run this delivery inside the block. `end` cancels the block, and is not an error."""
         try:
             yield
         except asyncio.CancelledError:
-            if self._ended is None or self.task.uncancel() > 0:
+            if self._end_reason is None or self.task.uncancel() > 0:
                 raise
-            log.info("ended a delivery", uid=self.session.uid, error=self._ended.message)
+            error = self._end_reason.message
+            log.info(LogEvent("ended a delivery", uid=self.session.uid, error=error))
         finally:
-            self._metrics.lagged += self.session.lagged
+            self._metrics.slow_consumer_resets += self.session.slow_consumer_resets
             for timer in self._timers:
                 timer.cancel()
 
-    def later(self, seconds: float, event: Callable[[], None]) -> None:
-        """Tell the session something in a while, unless it ends before."""
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Call back after this time, unless the delivery ends before; then wake the writer."""
 
-        def happen() -> None:
-            event()
+        def run() -> None:
+            callback()
             self.wake()
 
-        self._timers.append(self._loop.call_later(seconds, happen))
+        self._timers.append(self._loop.call_later(seconds, run))
 
     def expire(self, at: Time | None) -> None:
-        """The conversation ends with the token."""
+        """Close the conversation when the token expires."""
         if at is not None:
             expired = Unauthenticated("the token has expired")
             seconds = (at - self._node.clock()) / SECOND
-            self.later(seconds, lambda: self.session.refuse(expired))
+            self.call_later(seconds, lambda: self.session.refuse(expired))
 
     def wake(self) -> None:
-        """Something has changed that may call for writing. What the socket takes at once needs no
-        hand that writes, unless that one is at work already: then it will see by itself."""
-        if self._woken.done():
-            return
+        """Write what the session has queued: directly, as far as the socket accepts it without
+        waiting; the rest is left to the writer."""
+        if self._wakeup.done():
+            return  # the writer is busy, and asks the session again before it waits
         while self._socket.ready:
             match self.session.next():
                 case None:
@@ -101,26 +103,26 @@ class Delivery:
                 case effect:
                     self._effect = effect
                     break
-        self._woken.set_result(None)
+        self._wakeup.set_result(None)
 
     async def write_all(self, write: Write) -> None:
-        """Write whatever the session says, until it says that it is over."""
+        """The writer: carries out the session's effects, until one of them is Close."""
         while True:
             effect, self._effect = self._effect, None
             match effect or self.session.next():
                 case Send() as send:
-                    await self._in_time(write, send)
+                    await self._write_timed(write, send)
                     self._count(send.frame)
                 case CatchUp(cursor):
                     await self._catch_up(cursor)
                 case Close() as close:
-                    await self._in_time(write, close)
+                    await self._write_timed(write, close)
                     return
                 case None:
-                    self._woken = self._loop.create_future()
-                    await self._woken
+                    self._wakeup = self._loop.create_future()
+                    await self._wakeup
 
-    async def _in_time(self, write: Write, effect: Send | Close) -> None:
+    async def _write_timed(self, write: Write, effect: Send | Close) -> None:
         self.writing_since = self._loop.time()
         await write(effect)
         self.writing_since = None
@@ -136,4 +138,4 @@ class Delivery:
         try:
             await self._node.catch_up(session, cursor)
         except GregorError as error:
-            session.refuse(error)  # the device comes back, with its cursor
+            session.refuse(error)  # the device reconnects with its cursor

@@ -1,4 +1,4 @@
-"""Gregor over HTTP: messages in, states out, each in one request."""
+"""The HTTP API: inject messages and read states, one request at a time."""
 
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -54,13 +54,13 @@ RETRY_AFTER_SECONDS = 1
 
 T = TypeVar("T")
 Entry: TypeAlias = Message | Result
-Answer: TypeAlias = Callable[[Service, Request, Identity], Awaitable[ASGIApp]]
-OpenAnswer: TypeAlias = Callable[[Service, Request], Awaitable[ASGIApp]]
+Operation: TypeAlias = Callable[[Service, Request, Identity], Awaitable[ASGIApp]]
+PublicOperation: TypeAlias = Callable[[Service, Request], Awaitable[ASGIApp]]
 Endpoint: TypeAlias = Callable[[Request], Awaitable[ASGIApp]]
 
 
 class Batch(Struct, frozen=True, forbid_unknown_fields=True):
-    """Up to 500 messages, each taken or rejected on its own."""
+    """Up to 500 messages, each accepted or rejected independently of the others."""
 
     messages: tuple[Raw, ...]
 
@@ -72,70 +72,73 @@ class ToMany(Struct, frozen=True, forbid_unknown_fields=True):
     message: Raw
 
 
-# In
+# Inject
 
 
 async def post_messages(service: Service, request: Request, identity: Identity) -> Response:
-    """Inject one message, several, or one for many users."""
+    """Inject one message, a batch of messages, or one message for many users."""
     body = await _body(request)
-    shape = _decode(body, dict[str, Raw])
-    if "messages" in shape:
-        entries = _read_batch(_decode(body, Batch), identity)
-    elif "uids" in shape:
-        entries = _read_to_many(_decode(body, ToMany), identity)
+    fields = _decode(body, dict[str, Raw])
+    if "messages" in fields:
+        entries = _parse_batch(_decode(body, Batch), identity)
+    elif "uids" in fields:
+        entries = _parse_to_many(_decode(body, ToMany), identity)
     else:
-        entries = [_read_one(body, identity, service)]
+        entries = [_parse_single(body, identity, service)]
     return _json(Results(tuple(await service.inject(entries))))
 
 
-def _read_one(body: bytes, identity: Identity, service: Service) -> Message:
+def _parse_single(body: bytes, identity: Identity, service: Service) -> Message:
     try:
         message = parse_message(body)
-        identity.require(message.uid)
+        identity.require_access(message.uid)
         return message
     except GregorError:
         service.metrics.refused(1)
         raise
 
 
-def _read_batch(batch: Batch, identity: Identity) -> list[Entry]:
+def _parse_batch(batch: Batch, identity: Identity) -> list[Entry]:
     if not 1 <= len(batch.messages) <= MAX_BATCH:
         raise TooLarge(
             f"`messages` takes 1 to {MAX_BATCH} messages, not {len(batch.messages)}",
             field="messages",
         )
-    return [_read(json, identity) for json in batch.messages]
+    return [_parse_entry(json, identity) for json in batch.messages]
 
 
-def _read(json: Raw, identity: Identity) -> Entry:
+def _parse_entry(json: Raw, identity: Identity) -> Entry:
     try:
         message = parse_message(json)
-        identity.require(message.uid)
+        identity.require_access(message.uid)
         return message
     except (InvalidMessage, TooLarge, Forbidden) as error:
         return Result("rejected", error=Problem.of(error))
 
 
-def _read_to_many(many: ToMany, identity: Identity) -> list[Entry]:
-    if not 1 <= len(many.uids) <= MAX_USERS:
-        raise TooLarge(f"`uids` takes 1 to {MAX_USERS} users, not {len(many.uids)}", field="uids")
-    for uid in many.uids:
-        identity.require(uid)
-    first = parse_message(many.message, uid=many.uids[0])
-    if first.uid != many.uids[0]:
-        raise InvalidMessage("leave out the `uid`, which is each of `uids`", field="message.uid")
-    return [msgspec.structs.replace(first, uid=uid) for uid in many.uids]
+def _parse_to_many(to_many: ToMany, identity: Identity) -> list[Entry]:
+    uids = to_many.uids
+    if not 1 <= len(uids) <= MAX_USERS:
+        raise TooLarge(f"`uids` takes 1 to {MAX_USERS} users, not {len(uids)}", field="uids")
+    for uid in uids:
+        identity.require_access(uid)
+    message = parse_message(to_many.message, uid=uids[0])
+    if message.uid != uids[0]:
+        raise InvalidMessage(
+            "leave out the `uid` of the message; `uids` replaces it", field="message.uid"
+        )
+    return [msgspec.structs.replace(message, uid=uid) for uid in uids]
 
 
-# Out
+# Read
 
 
 async def get_state(service: Service, request: Request, identity: Identity) -> Response:
     uid = _user(request, identity, {"device_id", "at", "prefix"})
     at = _time(request, "at")
     state = await service.node.state_machine.state(uid, _device(request), at)
-    shown = state.with_prefix(request.query_params.get("prefix", ""))
-    return _json(StateAnswer(shown.items, shown.as_of, shown.hash()))
+    selected = state.with_prefix(request.query_params.get("prefix", ""))
+    return _json(StateAnswer(selected.items, selected.as_of, selected.hash()))
 
 
 async def get_count(service: Service, request: Request, identity: Identity) -> Response:
@@ -148,17 +151,18 @@ async def get_count(service: Service, request: Request, identity: Identity) -> R
 async def get_messages(service: Service, request: Request, identity: Identity) -> Response:
     uid = _user(request, identity, {"since", "device_id"})
     since = _time(request, "since") or TimeOrOffset(time=0)
-    # The clock is read first: what is stored meanwhile comes twice rather than never.
-    clock = (await service.node.state_machine.ctimes([uid]))[uid]
+    # The cursor is read first: a message that is stored in between is then read twice rather
+    # than missed.
+    cursor = await service.node.state_machine.ctime(uid)
     messages = await service.node.state_machine.in_band_messages_since(uid, _device(request), since)
-    return _json(MessagesAnswer(tuple(messages), clock))
+    return _json(MessagesAnswer(tuple(messages), cursor))
 
 
 async def get_events(service: Service, request: Request, identity: Identity) -> ASGIApp:
     uid = _user(request, identity, {"device_id", "cursor"})
     cursor = request.headers.get("last-event-id") or request.query_params.get("cursor", "0")
     if not (re.fullmatch("[0-9]{1,16}", cursor) and int(cursor) <= MAX_TIME):
-        raise InvalidMessage("the cursor is a ctime, which is a number", field="cursor")
+        raise InvalidMessage("the cursor must be a ctime, which is an integer", field="cursor")
     if service.draining:
         raise Unavailable("this server is stopping")
     device_id = _device(request) or f"events-{new_msg_id()}"
@@ -169,57 +173,57 @@ async def get_events(service: Service, request: Request, identity: Identity) -> 
 
 
 async def get_health(service: Service, request: Request) -> Response:
-    """The process is alive."""
+    """Liveness: the process responds."""
     return Response("alive\n", media_type="text/plain")
 
 
 async def get_ready(service: Service, request: Request) -> Response:
-    """Whether this server can do its work; if not, why.
+    """Readiness: whether this server can do its work, and the problems if it cannot.
 
-    With `exclude=pubsub` it is ready while the pub/sub is away: what other servers store reaches
-    the devices here a few seconds late then, and nothing is lost. A load balancer had better send
-    them here than nowhere.
+    With `exclude=pubsub` it stays ready while the pub/sub is down: devices then receive messages
+    from other servers a few seconds late, and none is lost. A load balancer should use this, so
+    that it does not remove all servers when the pub/sub fails.
     """
     excluded = request.query_params.getlist("exclude")
     for part in excluded:
         if part not in PARTS:
-            raise InvalidMessage(f"`exclude` is one of {', '.join(PARTS)}", field="exclude")
-    await service.readiness.look()
-    troubles = service.readiness.troubles(excluded)
-    if troubles:
-        return problem(Unavailable("; ".join(troubles)), troubles=troubles)
-    return _json(ReadyAnswer(True, tuple(service.readiness.noted())))
+            raise InvalidMessage(f"`exclude` must be one of {', '.join(PARTS)}", field="exclude")
+    await service.readiness.check()
+    problems = service.readiness.problems(excluded)
+    if problems:
+        return problem(Unavailable("; ".join(problems)), problems=problems)
+    return _json(ReadyAnswer(True, tuple(service.readiness.all_problems())))
 
 
 async def get_metrics(service: Service, request: Request) -> Response:
-    page = await service.page()
+    page = await service.metrics_page()
     return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-# Around each request
+# Endpoints and errors
 
 
-def endpoint(service: Service, answer: Answer) -> Endpoint:
-    """Find out who asks, have the question answered, and say what went wrong."""
+def authenticated_endpoint(service: Service, operation: Operation) -> Endpoint:
+    """An endpoint that authenticates the caller, and reports errors as problem documents."""
 
     async def respond(request: Request) -> ASGIApp:
         try:
             identity = service.authenticator.identify(_token(request))
-            return await answer(service, request, identity)
+            return await operation(service, request, identity)
         except GregorError as error:
             return problem(error)
         except ClientDisconnect:
-            return Response()  # which nobody reads
+            return Response()  # never sent: the client is gone
 
     return respond
 
 
-def open_endpoint(service: Service, answer: OpenAnswer) -> Endpoint:
-    """The same for what everybody may see."""
+def public_endpoint(service: Service, operation: PublicOperation) -> Endpoint:
+    """An endpoint that needs no token."""
 
     async def respond(request: Request) -> ASGIApp:
         try:
-            return await answer(service, request)
+            return await operation(service, request)
         except GregorError as error:
             return problem(error)
 
@@ -229,7 +233,7 @@ def open_endpoint(service: Service, answer: OpenAnswer) -> Endpoint:
 def problem(
     error: GregorError,
     headers: Mapping[str, str] | None = None,
-    troubles: Sequence[str] = (),
+    problems: Sequence[str] = (),
 ) -> Response:
     """The error as a problem document."""
     status = HTTPStatus(error.status)
@@ -239,9 +243,9 @@ def problem(
         error.status,
         error.message,
         error.code,
-        error.turn,
+        error.action,
         error.field,
-        tuple(troubles),
+        tuple(problems),
     )
     headers = dict(headers or {})
     if isinstance(error, Unauthenticated):
@@ -253,17 +257,17 @@ def problem(
 
 
 async def on_http_exception(request: Request, exception: Exception) -> Response:
-    """What the router could not place, in our words."""
+    """The router's errors (404 and 405) as problem documents."""
     assert isinstance(exception, HTTPException)
     if exception.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        error = MethodNotAllowed(f"{request.method} is not possible here")
+        error = MethodNotAllowed(f"{request.url.path} does not support {request.method}")
         return problem(error, exception.headers)
-    return problem(NotFound(f"there is nothing at {request.url.path}"))
+    return problem(NotFound(f"no resource at {request.url.path}"))
 
 
 async def on_exception(request: Request, exception: Exception) -> Response:
-    """A defect of ours. It is also raised, for the log."""
-    return problem(GregorError("this server has a defect; its log says more"))
+    """An unexpected exception: a bug in Gregor. Starlette raises it again, so it is logged."""
+    return problem(GregorError("internal error; the server's log has the traceback"))
 
 
 def _token(request: Request) -> str | None:
@@ -274,11 +278,11 @@ def _token(request: Request) -> str | None:
 def _user(request: Request, identity: Identity, allowed: set[str]) -> UID:
     uid: UID = request.path_params["uid"]
     check_text("uid", uid, 128)
-    identity.require(uid)
+    identity.require_access(uid)
     for name in request.query_params:
         if name not in allowed:
-            known = ", ".join(sorted(allowed))
-            raise InvalidMessage(f"unknown parameter `{name}`; known are {known}", field=name)
+            names = ", ".join(sorted(allowed))
+            raise InvalidMessage(f"unknown parameter `{name}`; allowed are {names}", field=name)
     return uid
 
 
@@ -304,7 +308,7 @@ async def _body(request: Request) -> bytes:
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_REQUEST:
-            raise TooLarge(f"a request takes up to {MAX_REQUEST} bytes; send several")
+            raise TooLarge(f"a request has at most {MAX_REQUEST} bytes; send several requests")
     return bytes(body)
 
 

@@ -1,6 +1,6 @@
-"""What a server tells about itself, for Prometheus.
+"""The metrics of a server, for Prometheus.
 
-Counting happens in plain integers on the hot path; they are turned into metrics when asked for.
+The hot path counts in plain integers. They are converted to metrics when the page is requested.
 """
 
 from collections import Counter
@@ -16,21 +16,21 @@ from gregor.core.message import InBandMessage
 from gregor.errors import Malformed
 from gregor.interfaces import Outcome
 from gregor.node import Observer
-from gregor.protocol.server import ServerSession
+from gregor.protocol.server_session import ServerSession
 
 
 class Connected(Protocol):
-    """A connected device, as far as it is counted."""
+    """A connected device, as the metrics see it."""
 
     session: ServerSession
 
 
 class Reading(NamedTuple):
-    """A number that somebody else keeps, who is asked for it with the page."""
+    """A metric that another object keeps: `value` is called when the page is requested."""
 
     family: type[CounterMetricFamily | GaugeMetricFamily]
     name: str
-    text: str
+    help: str
     value: Callable[[], float]
     labels: Mapping[str, str] = {}
 
@@ -40,34 +40,39 @@ gauge = partial(Reading, GaugeMetricFamily)
 
 
 class Metrics(Observer, Collector):
-    """The counters of one server, and its `readings`. `connected` is who is connected now."""
+    """The counters of one server, and its `readings`. `connected` are the devices that are
+    connected now."""
 
     def __init__(self, connected: Iterable[Connected]) -> None:
         self.readings: list[Reading] = []
         self._connected = connected
         self._messages: Counter[tuple[str, str]] = Counter()
-        self._healed = self._strange = self._interrupted = self._unheard = 0
+        self._gap_messages_recovered = 0
+        self._invalid_publications = 0
+        self._interruptions = 0
+        self._publish_failures = 0
         self._failed_commits = 0
         self.delivered = 0
-        self.lagged = 0
+        self.slow_consumer_resets = 0
         self.mismatches = 0
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self._commit_seconds = Histogram(
             "gregor_commit_seconds",
-            "How long a commit took, its statements included",
+            "Duration of a commit, including its statements",
             buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5),
             registry=self.registry,
         )
         self._commit_messages = Histogram(
             "gregor_commit_messages",
-            "How many messages shared a commit",
+            "Number of messages that share a commit",
             buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
             registry=self.registry,
         )
 
-    def committed(self, messages: int, seconds: float, taken: bool) -> None:
-        self._failed_commits += not taken
+    def committed(self, messages: int, seconds: float, succeeded: bool) -> None:
+        """A commit of this number of messages has succeeded or failed after this time."""
+        self._failed_commits += not succeeded
         self._commit_seconds.observe(seconds)
         self._commit_messages.observe(messages)
 
@@ -76,45 +81,67 @@ class Metrics(Observer, Collector):
         self._messages[kind, type(outcome).__name__.lower()] += 1
 
     def refused(self, messages: int) -> None:
-        """Messages that could not be read, or that were not the sender's to send."""
+        """Messages that were rejected before the inject: invalid, or forbidden to the sender."""
         self._messages["unknown", "rejected"] += messages
 
-    def healed(self, messages: int) -> None:
-        self._healed += messages
+    def gap_repaired(self, messages: int) -> None:
+        self._gap_messages_recovered += messages
 
-    def strange(self, error: Malformed) -> None:
-        self._strange += 1
+    def invalid_publication(self, error: Malformed) -> None:
+        self._invalid_publications += 1
 
     def interrupted(self) -> None:
-        self._interrupted += 1
+        self._interruptions += 1
 
-    def unheard(self, error: Exception) -> None:
-        self._unheard += 1
+    def consumer_failed(self, error: Exception) -> None:
+        self._publish_failures += 1
 
     def page(self) -> bytes:
-        """All of it, in Prometheus' text format."""
+        """All metrics, in Prometheus' text format."""
         return generate_latest(self.registry)
 
     def collect(self) -> Iterator[Metric]:
         sessions = [connection.session for connection in self._connected]
         messages = CounterMetricFamily(
             "gregor_messages",
-            "Messages taken, by kind and by what became of them",
+            "Messages by kind and result",
             labels=("kind", "result"),
         )
         for labels, number in self._messages.items():
             messages.add_metric(labels, number)
         yield messages
-        lags = self.lagged + sum(session.lagged for session in sessions)
+        resets = self.slow_consumer_resets + sum(
+            session.slow_consumer_resets for session in sessions
+        )
         for name, text, number in (
-            ("failed_commits", "Commits that the store did not take", self._failed_commits),
+            ("failed_commits", "Commits that the store did not accept", self._failed_commits),
             ("deliveries", "Messages written to devices", self.delivered),
-            ("lags", "Times that a device was too slow for its queue", lags),
-            ("hash_mismatches", "Snapshots that devices asked for to mend", self.mismatches),
-            ("healed_messages", "Messages missed and found in the store", self._healed),
-            ("strange_publications", "What came over the pub/sub and was not ours", self._strange),
-            ("pubsub_interruptions", "Times that the pub/sub was down and back", self._interrupted),
-            ("consumer_failures", "Messages that a consumer failed to pass on", self._unheard),
+            ("slow_consumer_resets", "How often the queue of a slow consumer was dropped", resets),
+            (
+                "hash_mismatches",
+                "Snapshots that devices requested because their state hash differed",
+                self.mismatches,
+            ),
+            (
+                "gap_messages_recovered",
+                "Messages that were missed and then read from the store",
+                self._gap_messages_recovered,
+            ),
+            (
+                "pubsub_invalid_messages",
+                "Payloads on the pub/sub that no node has sent",
+                self._invalid_publications,
+            ),
+            (
+                "pubsub_interruptions",
+                "How often the pub/sub was down and came back",
+                self._interruptions,
+            ),
+            (
+                "publish_failures",
+                "Stored messages that a consumer failed to publish or broadcast",
+                self._publish_failures,
+            ),
         ):
             yield CounterMetricFamily(f"gregor_{name}", text, value=number)
         yield GaugeMetricFamily("gregor_connections", "Devices connected now", value=len(sessions))
@@ -125,11 +152,11 @@ class Metrics(Observer, Collector):
         )
         yield GaugeMetricFamily(
             "gregor_lagging_sessions",
-            "Devices that wait for the store to catch up",
+            "Devices that wait for a sync from the store",
             value=sum(session.lagging for session in sessions),
         )
         families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
-        for family, name, text, value, told_apart in self.readings:
-            new = family(f"gregor_{name}", text, labels=tuple(told_apart))
-            families.setdefault(name, new).add_metric(tuple(told_apart.values()), value())
+        for family, name, text, value, label_values in self.readings:
+            new = family(f"gregor_{name}", text, labels=tuple(label_values))
+            families.setdefault(name, new).add_metric(tuple(label_values.values()), value())
         yield from families.values()

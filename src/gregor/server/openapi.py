@@ -1,4 +1,4 @@
-"""The description of the HTTP API, made from the types that answer it."""
+"""The OpenAPI description of the HTTP API, generated from the request and response types."""
 
 from importlib.metadata import version
 from typing import Any
@@ -20,12 +20,12 @@ from gregor.server.readiness import PARTS
 JSONObject = dict[str, Any]
 
 _ERRORS = {
-    400: "Not the JSON that belongs here",
-    401: "No token, or one that does not hold",
-    403: "The token is another user's",
-    413: "Too much at once",
-    422: "A field breaks a rule; `field` names it",
-    503: "Not now; send it again after `Retry-After` seconds",
+    400: "Not JSON, or JSON of the wrong type",
+    401: "The token is missing, invalid or expired",
+    403: "The token belongs to another user",
+    413: "The request, a message or a list is too large",
+    422: "A field is invalid; `field` names it",
+    503: "Temporarily unavailable; retry after `Retry-After` seconds",
 }
 
 
@@ -46,7 +46,7 @@ def describe() -> JSONObject:
     _, components = msgspec.json.schema_components(
         types, ref_template="#/components/schemas/{name}"
     )
-    _loosen(components)
+    _relax_message(components)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -64,8 +64,8 @@ def describe() -> JSONObject:
     }
 
 
-def _loosen(components: JSONObject) -> None:
-    """A sender leaves out what the server sets."""
+def _relax_message(components: JSONObject) -> None:
+    """Make fields optional that a sender leaves out and the server sets."""
     message = components["InBandMessage"]
     message["required"] = ["uid"]
     for name in ("ctime", "prev"):
@@ -73,87 +73,93 @@ def _loosen(components: JSONObject) -> None:
 
 
 def _paths() -> JSONObject:
-    one_of = ("InBandMessage", "OutOfBandMessage", "Batch", "ToMany")
-    post = _operation("Inject one message, up to 500, or one for up to 10,000 users", "Results")
+    bodies = ("InBandMessage", "OutOfBandMessage", "Batch", "ToMany")
+    post = _operation(
+        "Inject one message, up to 500 messages, or one message for up to 10,000 users", "Results"
+    )
     post["requestBody"] = {
         "required": True,
-        "content": {"application/json": {"schema": {"anyOf": [_ref(name) for name in one_of]}}},
+        "content": {"application/json": {"schema": {"anyOf": [_ref(name) for name in bodies]}}},
     }
     user = "/v1/users/{uid}"
-    device = _query("device_id", "What this device shows; without it, all devices together")
-    prefix = _query("prefix", "Categories that begin like this, byte for byte")
+    device = _query("device_id", "Only what is visible on this device; by default, on any device")
+    prefix = _query("prefix", "Only categories that begin with this prefix, compared as bytes")
     at = _query("at", "A time (microseconds or RFC 3339) or an offset from now (-90s, P1D)")
-    since = _query("since", "The same; messages from then on, that instant included")
+    since = _query("since", "A time or offset like `at`: messages from this instant on, inclusive")
     return {
         "/v1/messages": {"post": post},
-        f"{user}/state": {"get": _operation("The live items", "StateAnswer", device, at, prefix)},
+        f"{user}/state": {
+            "get": _operation("The visible items", "StateAnswer", device, at, prefix)
+        },
         f"{user}/count": {
-            "get": _operation("How many live items, per prefix", "CountAnswer", device, prefix)
+            "get": _operation("Counts of visible items, per prefix", "CountAnswer", device, prefix)
         },
         f"{user}/messages": {
-            "get": _operation("What brings a replica up to date", "MessagesAnswer", since, device)
+            "get": _operation(
+                "The messages that bring a replica up to date", "MessagesAnswer", since, device
+            )
         },
         f"{user}/events": {"get": _stream(device)},
-        "/healthz": {"get": _plain("Whether the process lives")},
+        "/healthz": {"get": _public("Liveness: the process responds")},
         "/readyz": {"get": _ready()},
-        "/metrics": {"get": _plain("Prometheus metrics")},
+        "/metrics": {"get": _public("Prometheus metrics")},
     }
 
 
-def _operation(summary: str, answer: str, *parameters: JSONObject) -> JSONObject:
-    responses = {"200": _answer(summary, answer), **_problems()}
+def _operation(summary: str, schema: str, *parameters: JSONObject) -> JSONObject:
+    responses = {"200": _response(summary, schema), **_problems()}
     operation: JSONObject = {"summary": summary, "responses": responses}
     if parameters:
         operation["parameters"] = [_uid(), *parameters]
     return operation
 
 
-def _answer(description: str, answer: str, kind: str = "application/json") -> JSONObject:
-    return {"description": description, "content": {kind: {"schema": _ref(answer)}}}
+def _response(description: str, schema: str, media_type: str = "application/json") -> JSONObject:
+    return {"description": description, "content": {media_type: {"schema": _ref(schema)}}}
+
+
+def _problem(description: str) -> JSONObject:
+    return _response(description, "ProblemDocument", "application/problem+json")
 
 
 def _problems() -> JSONObject:
-    return {
-        str(status): _answer(text, "ProblemDocument", "application/problem+json")
-        for status, text in _ERRORS.items()
-    }
+    return {str(status): _problem(description) for status, description in _ERRORS.items()}
 
 
 def _stream(device: JSONObject) -> JSONObject:
-    cursor = _query("cursor", "Where to resume; the header Last-Event-ID goes before it")
+    cursor = _query("cursor", "The cursor to resume from; Last-Event-ID takes precedence")
     success = {
         "description": "`sync`, then `messages` and `out_of_band`; the event id is the cursor",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }
     return {
-        "summary": "What a device would hear, as server-sent events",
+        "summary": "The frames that a device would receive, as server-sent events",
         "parameters": [_uid(), device, cursor],
         "responses": {"200": success, **_problems()},
     }
 
 
 def _ready() -> JSONObject:
-    problem, kind = "ProblemDocument", "application/problem+json"
     responses = {
-        "200": _answer("It is ready", "ReadyAnswer"),
-        "422": _answer("There is nothing of that name to exclude", problem, kind),
-        "503": _answer("It is not, for these `troubles`", problem, kind),
+        "200": _response("The server is ready", "ReadyAnswer"),
+        "422": _problem("`exclude` names an unknown part"),
+        "503": _problem("The server is not ready, because of these `problems`"),
     }
-    exclude = _query("exclude", "A part whose troubles do not count; can be repeated")
+    exclude = _query("exclude", "A part whose problems are ignored; can be repeated")
     exclude["schema"] = {"type": "string", "enum": list(PARTS)}
     exclude["description"] += (
-        ". Without the `pubsub`, devices hear a few seconds late what other servers have stored, "
-        "and nothing is lost: a load balancer may still send them here"
+        ". While the `pubsub` is down, devices receive messages from other servers a few seconds "
+        "late, and none is lost: a load balancer may still send devices to this server"
     )
     return {
-        "summary": "Whether it can serve",
+        "summary": "Readiness: whether the server can do its work",
         "security": [],
         "parameters": [exclude],
         "responses": responses,
     }
 
 
-def _plain(summary: str) -> JSONObject:
+def _public(summary: str) -> JSONObject:
     return {"summary": summary, "security": [], "responses": {"200": {"description": summary}}}
 
 

@@ -1,81 +1,85 @@
-"""Whether a server can do its work; if not, why."""
+"""Readiness: whether a server can do its work, and the problems if it cannot."""
 
 import asyncio
+import logging
 from collections.abc import Collection, Sequence
 
-import structlog
-
 from gregor.errors import GregorError
+from gregor.log_event import LogEvent
 from gregor.node import Node
 from gregor.pubsub.interface import PubSub
 from gregor.state_machines.sharded import ShardedStateMachine
 
-log = structlog.get_logger("gregor.server")
+log = logging.getLogger("gregor.server")
 
-STORE, PUBSUB = PARTS = ("store", "pubsub")  # what a server needs, and may be told to do without
-LOOK_SECONDS = 5.0
-STORE_SECONDS = 2.0
+STORE, PUBSUB = PARTS = ("store", "pubsub")  # what a server needs; a request can exclude parts
+CHECK_INTERVAL_SECONDS = 5.0
+STORE_TIMEOUT_SECONDS = 2.0
 
 
 class Readiness:
-    """What the last look at a server's parts has found. `stopping` is said, and not found."""
+    """The problems that the last check of a server's parts found. The service sets `stopping`."""
 
     def __init__(self, node: Node, pubsub: PubSub | None) -> None:
         self.stopping = False
         self._node = node
         self._pubsub = pubsub
-        self._found: dict[str, Sequence[str]] = {}
+        self._problems: dict[str, Sequence[str]] = {}
 
     @property
     def ready(self) -> bool:
-        return not self.troubles()
+        return not self.problems()
 
-    def troubles(self, excluded: Collection[str] = ()) -> list[str]:
-        """What keeps the server from its work, apart from the excluded parts."""
-        parts = (troubles for part, troubles in self._found.items() if part not in excluded)
+    def problems(self, excluded: Collection[str] = ()) -> list[str]:
+        """The problems because of which the server is not ready, without those of excluded
+        parts."""
         return [
             *(["it is stopping"] if self.stopping else ()),
-            *(t for part in parts for t in part),
+            *(
+                problem
+                for part, problems in self._problems.items()
+                if part not in excluded
+                for problem in problems
+            ),
         ]
 
-    def noted(self) -> list[str]:
-        """All that is wrong, also with single shards: their users suffer from it, and others are
-        served, so that no balancer should send them away."""
+    def all_problems(self) -> list[str]:
+        """All problems, including those of single shards. A shard that is down affects its own
+        users only, so the server stays ready and a load balancer keeps using it."""
         store = self._node.state_machine
-        shards = store.shard_troubles() if isinstance(store, ShardedStateMachine) else []
-        return [*self.troubles(), *(t for t in shards if t not in self.troubles())]
+        shards = store.shard_problems() if isinstance(store, ShardedStateMachine) else []
+        problems = self.problems()
+        return [*problems, *(problem for problem in shards if problem not in problems)]
 
-    async def keep_looking(self) -> None:
-        """Look every few seconds, so that it is known also where nobody asks."""
+    async def check_periodically(self) -> None:
+        """Check every few seconds, for the log and the metrics, also without requests."""
         while True:
-            await self.look()
-            await asyncio.sleep(LOOK_SECONDS)
+            await self.check()
+            await asyncio.sleep(CHECK_INTERVAL_SECONDS)
 
-    async def look(self) -> None:
-        """Look at all parts. No wait is longer than STORE_SECONDS."""
-        before = self.ready
-        self._found = {STORE: await self._look_at_store(), PUBSUB: self._look_at_pubsub()}
-        if before and not self.ready:
-            log.warning("not ready", troubles=self.troubles())
-        elif self.ready and not before:
-            log.info("ready again")
+    async def check(self) -> None:
+        """Check all parts. Takes STORE_TIMEOUT_SECONDS at most."""
+        was_ready = self.ready
+        self._problems = {STORE: await self._check_store(), PUBSUB: self._check_pubsub()}
+        if was_ready and not self.ready:
+            log.warning(LogEvent("not ready", problems=self.problems()))
+        elif self.ready and not was_ready:
+            log.info(LogEvent("ready again"))
 
-    async def _look_at_store(self) -> list[str]:
-        waiting = ["devices wait for the store"] if self._node.behind else []
-        return waiting + await self._ask_store()
+    async def _check_store(self) -> list[str]:
+        node = ["devices wait for the store"] if self._node.waiting_for_store else []
+        return node + await self._store_problems()
 
-    async def _ask_store(self) -> list[str]:
-        store = self._node.state_machine
+    async def _store_problems(self) -> list[str]:
         try:
-            async with asyncio.timeout(STORE_SECONDS):
-                troubles = list(await store.troubles())
+            async with asyncio.timeout(STORE_TIMEOUT_SECONDS):
+                return list(await self._node.state_machine.problems())
         except TimeoutError:
-            return [f"the store has not answered for {STORE_SECONDS:.0f} s"]
+            return [f"the store has not answered for {STORE_TIMEOUT_SECONDS:.0f} s"]
         except GregorError as error:
             return [error.message]
-        return troubles
 
-    def _look_at_pubsub(self) -> list[str]:
+    def _check_pubsub(self) -> list[str]:
         if self._pubsub is None or self._pubsub.up:
             return []
-        return ["the pub/sub is down: devices hear late what other servers have stored"]
+        return ["the pub/sub is down: devices receive messages from other servers late"]

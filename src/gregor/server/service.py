@@ -1,4 +1,4 @@
-"""What all ways in and out of one server share: the node, who may use it, and who is connected."""
+"""What all endpoints of one server share: the node, authentication, and the connected devices."""
 
 import asyncio
 import math
@@ -14,19 +14,19 @@ from gregor.server.auth import Authenticator
 from gregor.server.delivery import Delivery
 from gregor.server.metrics import Metrics
 from gregor.server.readiness import Readiness
-from gregor.server.siblings import Siblings
+from gregor.server.worker_metrics import WorkerMetrics
 
 HELLO_SECONDS = 5.0
-SLOWEST_SECONDS = 30.0
-STEP_SECONDS = 0.1
-GOING_AWAY = 1012
+WRITE_TIMEOUT_SECONDS = 30.0
+DRAIN_STEP_SECONDS = 0.1
+GOING_AWAY = 1012  # the close code "service restart"
 
 
 class Service:
-    """One node, put to the service of devices and backends.
+    """One node, with everything that serves devices and backends. Open it with `async with`.
 
-    A device has `hello_seconds` to say who it is. While `async with` holds the service, one that
-    accepts nothing for `slowest_seconds` is disconnected.
+    A device must send its hello within `hello_seconds`. A device that accepts no data for
+    `write_timeout_seconds` is disconnected.
     """
 
     def __init__(
@@ -37,25 +37,25 @@ class Service:
         readiness: Readiness,
         deliveries: dict[Delivery, None],
         *,
-        siblings: Siblings | None = None,
+        worker_metrics: WorkerMetrics | None = None,
         hello_seconds: float = HELLO_SECONDS,
-        slowest_seconds: float = SLOWEST_SECONDS,
+        write_timeout_seconds: float = WRITE_TIMEOUT_SECONDS,
     ) -> None:
         self.node = node
         self.authenticator = authenticator
         self.metrics = metrics
         self.readiness = readiness
         self.hello_seconds = hello_seconds
-        self.slowest_seconds = slowest_seconds
+        self.write_timeout_seconds = write_timeout_seconds
         self._deliveries = deliveries
-        self._siblings = siblings
-        self._injecting = 0
-        self._settled = asyncio.Event()
+        self._worker_metrics = worker_metrics
+        self._injects_in_flight = 0
+        self._inject_finished = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
-        background = (self._watch(), self.readiness.keep_looking())
+        background = (self._end_slow_consumers(), self.readiness.check_periodically())
         self._background = [self._tasks.create_task(loop) for loop in background]
         return self
 
@@ -65,83 +65,85 @@ class Service:
         await self._tasks.__aexit__(None, None, None)
 
     async def inject(self, entries: Sequence[Message | Result]) -> list[Result]:
-        """Inject messages, in order; an entry that is a result already stays what it is.
-        Raises Unavailable if the store does not answer, or if this server is leaving."""
+        """Inject messages, in order. An entry that is already a Result is returned unchanged.
+        Raises Unavailable if the store does not answer, or if this server is stopping."""
         if self.draining:
-            raise Unavailable("this server is stopping; send it again to another")
+            raise Unavailable("this server is stopping; retry with another server")
         messages = [entry for entry in entries if not isinstance(entry, Result)]
         self.metrics.refused(len(entries) - len(messages))
-        self._injecting += 1
+        self._injects_in_flight += 1
         try:
             outcomes = iter(await self.node.inject(messages) if messages else ())
         finally:
-            self._injecting -= 1
-            self._settled.set()
+            self._injects_in_flight -= 1
+            self._inject_finished.set()
         return [e if isinstance(e, Result) else Result.of(next(outcomes)) for e in entries]
 
     @property
     def draining(self) -> bool:
-        """Whether this server is stopping, and takes nothing new."""
+        """Whether this server is stopping, and accepts no new messages."""
         return self.readiness.stopping
 
     @property
     def busy(self) -> bool:
-        """Whether something is being injected."""
-        return self._injecting > 0
+        """Whether an inject is in flight."""
+        return self._injects_in_flight > 0
 
     @contextmanager
     def serving(self, delivery: Delivery) -> Iterator[None]:
-        """While the block runs, the delivery counts as connected and is watched over."""
+        """While the block runs, the delivery counts as connected, and ends if it is too slow."""
         self._deliveries[delivery] = None
         try:
             yield
         finally:
             del self._deliveries[delivery]
 
-    async def page(self) -> bytes:
-        """The metrics of this server, all of its workers included."""
-        return self.metrics.page() if self._siblings is None else await self._siblings.page()
+    async def metrics_page(self) -> bytes:
+        """The metrics of this server, including those of all its workers."""
+        if self._worker_metrics is None:
+            return self.metrics.page()
+        return await self._worker_metrics.page()
 
-    async def _watch(self) -> None:
-        """End deliveries whose device accepts nothing."""
+    async def _end_slow_consumers(self) -> None:
+        """End deliveries whose device accepts no data."""
         now = asyncio.get_running_loop().time
         while True:
-            await asyncio.sleep(min(1.0, self.slowest_seconds / 4))
+            await asyncio.sleep(min(1.0, self.write_timeout_seconds / 4))
             for delivery in tuple(self._deliveries):
                 since = delivery.writing_since
-                if since is not None and now() - since > self.slowest_seconds:
-                    delivery.end(TooSlow(f"nothing was accepted for {now() - since:.0f} s"))
+                if since is not None and now() - since > self.write_timeout_seconds:
+                    delivery.end(TooSlow(f"it accepted no data for {now() - since:.0f} s"))
 
     async def drain(self, seconds: float) -> None:
-        """Refuse new work, finish what is under way, and send the devices away, evenly over the
-        time given."""
+        """Refuse new work, finish the injects in flight, and send the devices away, evenly
+        distributed over this time."""
         self.readiness.stopping = True
-        await self._finish(seconds)
-        leaving = list(self._deliveries)
-        if not leaving:
+        await self._wait_for_injects(seconds)
+        deliveries = list(self._deliveries)
+        if not deliveries:
             return
         within_ms = max(1000, round(seconds * 1000))
-        batches = _spread(leaving, seconds)
+        batches = _batches_over(deliveries, seconds)
         for batch in batches:
             for delivery in batch:
                 delivery.session.go_away(within_ms)
-                delivery.session.leave(GOING_AWAY, "going away")
+                delivery.session.close(GOING_AWAY, "going away")
                 delivery.wake()
             if batch is not batches[-1]:
                 await asyncio.sleep(seconds / len(batches))
-        # The last words take a moment to be written.
-        await asyncio.wait([delivery.task for delivery in leaving], timeout=1.0)
+        # Give the writers time to send the last frames.
+        await asyncio.wait([delivery.task for delivery in deliveries], timeout=1.0)
 
-    async def _finish(self, seconds: float) -> None:
-        """Wait until what is being injected has its answer, so that a device leaves with it."""
+    async def _wait_for_injects(self, seconds: float) -> None:
+        """Wait until no inject is in flight, so that devices get their acks before the goaway."""
         with suppress(TimeoutError):
             async with asyncio.timeout(max(1.0, seconds)):
                 while self.busy:
-                    self._settled.clear()
-                    await self._settled.wait()
+                    self._inject_finished.clear()
+                    await self._inject_finished.wait()
 
 
-def _spread(leaving: Sequence[Delivery], seconds: float) -> list[Sequence[Delivery]]:
-    """Batches of which one goes every STEP_SECONDS, or less often if they are few."""
-    size = math.ceil(len(leaving) / max(1, round(seconds / STEP_SECONDS)))
-    return [leaving[start : start + size] for start in range(0, len(leaving), size)]
+def _batches_over(deliveries: Sequence[Delivery], seconds: float) -> list[Sequence[Delivery]]:
+    """Batches to send away one every DRAIN_STEP_SECONDS, or less often if there are few devices."""
+    size = math.ceil(len(deliveries) / max(1, round(seconds / DRAIN_STEP_SECONDS)))
+    return [deliveries[start : start + size] for start in range(0, len(deliveries), size)]

@@ -1,8 +1,9 @@
-"""uvicorn's WebSocket, which also takes a text at once where that needs no waiting.
+"""uvicorn's WebSocket, with a synchronous write for when the socket accepts data.
 
-An ASGI application can only `await send(…)`, and so each of a thousand devices that are told the
-same needs a task of its own to wake up. This WebSocket offers itself to the application in
-`scope["extensions"]`; under another server, which does not, the application sends as usual.
+An ASGI application can only `await send(…)`. To broadcast one message to a thousand devices, it
+would have to wake up a thousand tasks. This WebSocket passes itself to the application in
+`scope["extensions"]`, so that the application can write directly. Another ASGI server does not
+offer it, and the application sends as usual.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ EXTENSION = "gregor.socket"
 
 
 class Socket(Protocol):
-    """Where a text can be written without waiting, while it is ready."""
+    """A socket to which a text frame can be written without waiting, while it is `ready`."""
 
     @property
     def ready(self) -> bool: ...
@@ -25,16 +26,16 @@ class Socket(Protocol):
 
 
 class NoSocket:
-    """For transports that have none: it is never ready."""
+    """For transports without such a socket: never ready."""
 
     ready = False
 
     def write(self, text: str) -> None:
-        raise AssertionError("nothing is written to what is not ready")
+        raise AssertionError("write to a socket that is not ready")
 
 
 def socket_of(scope: Mapping[str, Any]) -> Socket:
-    """The socket that the server offers."""
+    """The socket that the ASGI server offers, or NO_SOCKET."""
     socket: Socket = scope.get("extensions", {}).get(EXTENSION, NO_SOCKET)
     return socket
 
@@ -42,7 +43,7 @@ def socket_of(scope: Mapping[str, Any]) -> Socket:
 NO_SOCKET = NoSocket()
 
 
-class WebSocket(WebSocketsSansIOProtocol):
+class DirectWebSocket(WebSocketsSansIOProtocol):
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
         if self.response.status_code == 101:
@@ -64,7 +65,8 @@ class WebSocket(WebSocketsSansIOProtocol):
 
 @lru_cache(maxsize=1)
 def text_frame(text: str) -> bytes:
-    """An unmasked text frame (RFC 6455, section 5.2). Often the next device is told the same."""
+    """An unmasked text frame (RFC 6455, section 5.2). Cached, because a broadcast often sends
+    the same text to many devices."""
     payload = text.encode()
     size = len(payload)
     if size < 126:

@@ -1,4 +1,4 @@
-"""What a device would hear, as server-sent events: one way, for whoever only wants to watch."""
+"""The frames that a device would receive, as server-sent events: read-only and one way."""
 
 import asyncio
 
@@ -6,7 +6,7 @@ from starlette.types import Receive, Scope, Send
 
 from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID
-from gregor.protocol import server as protocol
+from gregor.protocol import server_session as protocol
 from gregor.protocol.frames import Frame, Messages, SyncPage, encode
 from gregor.server.delivery import Delivery
 from gregor.server.service import Service
@@ -15,7 +15,8 @@ KEEP_ALIVE_SECONDS = 15.0
 
 
 class EventStream:
-    """An ASGI response that streams a user's events; the event id is the cursor to resume from."""
+    """An ASGI response that streams a user's frames as events. The event id is the cursor from
+    which a client resumes."""
 
     def __init__(
         self,
@@ -44,18 +45,18 @@ class EventStream:
             }
         )
         delivery = Delivery(self._service.node, self._service.metrics)
-        with self._service.serving(delivery), delivery.until_ended():
+        with self._service.serving(delivery), delivery.guarded():
             delivery.expire(self._expires_at)
             async with (
                 self._service.node.attach(self._uid, delivery),
                 asyncio.TaskGroup() as tasks,
             ):
                 delivery.session.resume(self._uid, self._device_id, self._cursor)
-                writing = tasks.create_task(self._write(delivery, send))
-                comments = tasks.create_task(_keep_alive(send))
-                watching = tasks.create_task(_disconnected(receive))
-                await asyncio.wait([writing, watching], return_when=asyncio.FIRST_COMPLETED)
-                for task in (writing, comments, watching):
+                writer = tasks.create_task(self._write(delivery, send))
+                keep_alive = tasks.create_task(_keep_alive(send))
+                disconnect = tasks.create_task(_wait_for_disconnect(receive))
+                await asyncio.wait([writer, disconnect], return_when=asyncio.FIRST_COMPLETED)
+                for task in (writer, keep_alive, disconnect):
                     task.cancel()
 
     async def _write(self, delivery: Delivery, send: Send) -> None:
@@ -70,8 +71,8 @@ class EventStream:
 
 
 def as_event(frame: Frame) -> str:
-    """A frame as an event. Only what can be resumed from has an id: a page of a snapshot that
-    others follow has not."""
+    """A frame as an event. An event has an id if a client can resume from it: not a page of a
+    snapshot that is followed by more pages."""
     lines = [f"event: {frame.__struct_config__.tag}", f"data: {encode(frame)}"]
     match frame:
         case SyncPage(mode="snapshot", more=True):
@@ -82,13 +83,13 @@ def as_event(frame: Frame) -> str:
 
 
 async def _keep_alive(send: Send) -> None:
-    """Proxies and people alike take a long silence for the end."""
+    """Send comments, because proxies and clients close connections that are silent for long."""
     while True:
         await asyncio.sleep(KEEP_ALIVE_SECONDS)
-        await send(_body(": still here\n\n"))
+        await send(_body(": keep-alive\n\n"))
 
 
-async def _disconnected(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 

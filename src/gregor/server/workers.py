@@ -1,12 +1,13 @@
-"""Several processes that serve on one listening socket, and their parent, who serves nobody.
+"""Several worker processes that serve on one listening socket, and the supervisor, their parent.
 
-The parent opens the store and the pub/sub once, so that what is wrong with them is said once, and
-holds the socket, so that whoever connects while a worker is being replaced only waits a little.
-All else is between the workers, the store and the pub/sub, as if they were on machines of their
-own: one that is frozen or killed is nothing to the others.
+The supervisor serves no requests. It opens the store and the pub/sub once, so that their problems
+are reported once. It owns the listening socket, so that clients that connect while a worker is
+restarted only wait a little. Apart from that, the workers share only the store and the pub/sub,
+like nodes on different machines: a worker that is frozen or killed does not affect the others.
 """
 
 import asyncio
+import logging
 import signal
 import socket
 import sys
@@ -18,45 +19,46 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import msgspec
-import structlog
 from msgspec import Struct
 from pydantic import SecretStr
 
 from gregor.config import Settings
 from gregor.errors import SetupError
+from gregor.log_event import LogEvent
 from gregor.server.app import Server
-from gregor.server.serving import Process, announce, listen, told_by_signals
-from gregor.server.siblings import Siblings
+from gregor.server.process import Process, announce, listen, on_stop_signals
+from gregor.server.worker_metrics import WorkerMetrics
 from gregor.storage.engine import is_shared
 
-log = structlog.get_logger("gregor.server")
+log = logging.getLogger("gregor.server")
 
-FIRST_PAUSE_SECONDS = 0.1
-LAST_PAUSE_SECONDS = 10.0
+MIN_RESTART_SECONDS = 0.1
+MAX_RESTART_SECONDS = 10.0
 STABLE_SECONDS = 60.0
-GRACE_SECONDS = 20.0  # a worker that works needs less, beyond what it takes to drain twice
+STOP_TIMEOUT_SECONDS = 20.0  # a healthy worker needs less, in addition to twice the drain time
 
 
-class Orders(Struct, frozen=True):
-    """What a worker reads on the first line of its stdin. Nothing follows; when that ends, the
-    parent has ended. (Neither a command line nor an environment is a place for secrets.)"""
+class WorkerConfig(Struct, frozen=True):
+    """The first line of a worker's stdin. Nothing follows it; the end of stdin means that the
+    supervisor has ended. (Stdin, because other processes can read command lines and environments,
+    and the settings contain secrets.)"""
 
     number: int
-    listening: int
-    folder: str
+    listener: int  # a file descriptor
+    folder: str  # for the sockets of WorkerMetrics
     settings: dict[str, Any]
 
     @classmethod
-    def of(cls, number: int, listening: socket.socket, folder: str, settings: Settings) -> Self:
+    def of(cls, number: int, listener: socket.socket, folder: str, settings: Settings) -> Self:
         plain = {
             name: value.get_secret_value() if isinstance(value, SecretStr) else value
             for name, value in settings
         }
-        return cls(number, listening.fileno(), folder, {**plain, "migrate": False})
+        return cls(number, listener.fileno(), folder, {**plain, "migrate": False})
 
     @classmethod
     def read(cls) -> Self:
-        """What the parent says. Raises SetupError if there is none."""
+        """Read it from stdin. Raises SetupError if no supervisor has written it."""
         try:
             return msgspec.json.decode(sys.stdin.buffer.readline(), type=cls)
         except msgspec.DecodeError as error:
@@ -66,138 +68,138 @@ class Orders(Struct, frozen=True):
 # A worker
 
 
-async def work(orders: Orders) -> None:
-    """Serve as the parent says, until it says so or is no more."""
-    structlog.contextvars.bind_contextvars(worker=orders.number)
-    settings = Settings(**orders.settings)
-    siblings = Siblings(Path(orders.folder), orders.number, settings.workers)
-    with socket.socket(fileno=orders.listening) as listening:
-        async with Server(settings, siblings=siblings) as server:
+async def work(config: WorkerConfig) -> None:
+    """Serve with this configuration until SIGTERM, or until the supervisor ends."""
+    settings = Settings(**config.settings)
+    worker_metrics = WorkerMetrics(Path(config.folder), config.number, settings.workers)
+    with socket.socket(fileno=config.listener) as listener:
+        async with Server(settings, worker_metrics=worker_metrics) as server:
             process = Process(server)
-            with told_by_signals(process.tell):
-                _leave_with_the_parent()
-                log.info("working")
-                await process.serve_on(listening)
+            with on_stop_signals(process.request_stop):
+                _stop_with_supervisor()
+                log.info(LogEvent("working"))
+                await process.serve_on(listener)
 
 
-def _leave_with_the_parent() -> None:
-    """Take the end of the parent for a SIGTERM."""
+def _stop_with_supervisor() -> None:
+    """Treat the end of the supervisor as a SIGTERM."""
 
-    def leave() -> None:
+    def stop() -> None:
         loop.remove_reader(sys.stdin)
         signal.raise_signal(signal.SIGTERM)
 
     loop = asyncio.get_running_loop()
-    loop.add_reader(sys.stdin, leave)
+    loop.add_reader(sys.stdin, stop)
 
 
-# Their parent
+# The supervisor
 
 
 async def supervise(settings: Settings, command: Sequence[str]) -> None:
-    """Keep so many workers, each started by the `command`, until SIGTERM or SIGINT; then have them
-    leave, and return. Raises SetupError if they could not start."""
+    """Run `settings.workers` workers, each started with the `command`, until SIGTERM or SIGINT;
+    then stop them gracefully, and return. Raises SetupError if they cannot start."""
     check(settings)
     with (
-        listen(*settings.address) as listening,
+        listen(*settings.address) as listener,
         TemporaryDirectory(prefix="gregor-") as folder,
     ):
         async with Server(settings):
-            pass  # it could be opened, and its store is prepared
-        parent = Parent(command, listening, settings.drain_seconds)
-        with told_by_signals(parent.tell):
-            announce(listening, settings)
+            pass  # finds errors of the settings once, and prepares the store
+        supervisor = Supervisor(command, listener, settings.drain_seconds)
+        with on_stop_signals(supervisor.request_stop):
+            announce(listener, settings)
             numbers = range(1, settings.workers + 1)
-            await parent.keep([Orders.of(n, listening, folder, settings) for n in numbers])
-    log.info("stopped")
+            await supervisor.run([WorkerConfig.of(n, listener, folder, settings) for n in numbers])
+    log.info(LogEvent("stopped"))
 
 
 def check(settings: Settings) -> None:
-    """Raises SetupError if several processes cannot share what these settings name."""
+    """Raises SetupError if several processes cannot share the store and pub/sub of these
+    settings."""
     if not all(is_shared(url) for url in settings.stores.values()):
         raise SetupError(
-            f"--workers {settings.workers} needs a store that they can share: "
+            f"--workers {settings.workers} needs a store that processes can share: "
             "--store postgresql://USER@HOST/DATABASE"
         )
     if settings.pubsub is None:
         raise SetupError(
-            f"--workers {settings.workers} needs a pub/sub over which they tell each other what "
-            "is new: --pubsub redis://HOST:PORT/DB or nats://HOST:PORT"
+            f"--workers {settings.workers} needs a pub/sub to carry messages between the workers: "
+            "--pubsub redis://HOST:PORT/DB or nats://HOST:PORT"
         )
 
 
-class Parent:
-    """Starts workers, and starts another where one ends before it was told to."""
+class Supervisor:
+    """Starts workers, and restarts each that ends before a stop was requested."""
 
     def __init__(
-        self, command: Sequence[str], listening: socket.socket, drain_seconds: float
+        self, command: Sequence[str], listener: socket.socket, drain_seconds: float
     ) -> None:
         self._command = command
-        self._listening = listening
+        self._listener = listener
         self._drain_seconds = drain_seconds
         self._workers: dict[int, subprocess.Process] = {}
-        self._told = asyncio.Event()
+        self._stop_requested = asyncio.Event()
 
-    def tell(self) -> None:
-        """Have the workers leave; told again, kill them."""
-        if self._told.is_set():
-            self._send(signal.SIGKILL)
-        self._told.set()
+    def request_stop(self) -> None:
+        """Stop the workers gracefully. A second request kills them."""
+        if self._stop_requested.is_set():
+            self._signal_workers(signal.SIGKILL)
+        self._stop_requested.set()
 
-    async def keep(self, workers: Sequence[Orders]) -> None:
-        """Returns when it was told to stop and all workers have left."""
+    async def run(self, workers: Sequence[WorkerConfig]) -> None:
+        """Run the workers until a stop is requested and all of them have ended."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                stopping = tasks.create_task(self._stop_when_told())
-                await asyncio.gather(*(tasks.create_task(self._keep(it)) for it in workers))
-                stopping.cancel()
+                stop = tasks.create_task(self._stop_on_request())
+                await asyncio.gather(
+                    *(tasks.create_task(self._keep_running(config)) for config in workers)
+                )
+                stop.cancel()
         finally:
-            self._send(signal.SIGKILL)
+            self._signal_workers(signal.SIGKILL)
 
-    async def _keep(self, orders: Orders) -> None:
-        """Have this worker, one after the other."""
+    async def _keep_running(self, config: WorkerConfig) -> None:
+        """Start this worker, and restart it with backoff when it ends."""
         clock = asyncio.get_running_loop().time
-        pause = FIRST_PAUSE_SECONDS
-        while not self._told.is_set():
-            began = clock()
-            status = await self._run(orders)
-            if self._told.is_set():
+        pause = MIN_RESTART_SECONDS
+        while not self._stop_requested.is_set():
+            started = clock()
+            status = await self._run_once(config)
+            if self._stop_requested.is_set():
                 return
-            pause = FIRST_PAUSE_SECONDS if clock() - began > STABLE_SECONDS else pause
-            log.error("a worker has ended", worker=orders.number, status=status, pause=pause)
+            pause = MIN_RESTART_SECONDS if clock() - started > STABLE_SECONDS else pause
+            log.error(LogEvent("worker ended", worker=config.number, status=status, pause=pause))
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
-                    await self._told.wait()
-            pause = min(2 * pause, LAST_PAUSE_SECONDS)
+                    await self._stop_requested.wait()
+            pause = min(2 * pause, MAX_RESTART_SECONDS)
 
-    async def _run(self, orders: Orders) -> int:
-        """One worker, from its beginning to its end."""
+    async def _run_once(self, config: WorkerConfig) -> int:
+        """Run one process of this worker, and return its exit status."""
         worker = await asyncio.create_subprocess_exec(
             *self._command,
             stdin=subprocess.PIPE,
-            pass_fds=[orders.listening],
-            start_new_session=True,  # Ctrl-C is for the parent, who passes it on
+            pass_fds=[config.listener],
+            start_new_session=True,  # Ctrl-C signals only the supervisor, which stops the workers
         )
-        self._workers[orders.number] = worker
-        if self._told.is_set():
+        self._workers[config.number] = worker
+        if self._stop_requested.is_set():
             worker.terminate()
         assert worker.stdin is not None
-        worker.stdin.write(msgspec.json.encode(orders) + b"\n")
+        worker.stdin.write(msgspec.json.encode(config) + b"\n")
         return await worker.wait()
 
-    # The end
+    async def _stop_on_request(self) -> None:
+        await self._stop_requested.wait()
+        log.info(LogEvent("stopping"))
+        self._listener.close()  # otherwise it accepts connections that no worker serves
+        self._signal_workers(signal.SIGTERM)
+        await asyncio.sleep(2 * self._drain_seconds + STOP_TIMEOUT_SECONDS)
+        log.error(LogEvent("killed the workers that did not stop"))
+        self._signal_workers(signal.SIGKILL)
 
-    async def _stop_when_told(self) -> None:
-        await self._told.wait()
-        log.info("stopping")
-        self._listening.close()  # or it would take connections for which nobody is left
-        self._send(signal.SIGTERM)
-        await asyncio.sleep(2 * self._drain_seconds + GRACE_SECONDS)
-        log.error("killed the workers that did not leave")
-        self._send(signal.SIGKILL)
-
-    def _send(self, name: signal.Signals) -> None:
+    def _signal_workers(self, number: signal.Signals) -> None:
         for worker in self._workers.values():
             if worker.returncode is None:
                 with suppress(ProcessLookupError):
-                    worker.send_signal(name)
+                    worker.send_signal(number)

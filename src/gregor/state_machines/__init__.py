@@ -1,1 +1,1 @@
-"""The parts that remember."""
+"""The state machines: in memory, on a SQL database, and over several shards."""

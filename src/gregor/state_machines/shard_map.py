@@ -1,8 +1,9 @@
-"""The map: which shard holds which bucket. It lives in the shards themselves.
+"""The shard map: which shard holds which bucket. It is stored in the shards themselves.
 
-Each database knows for certain what it has given away, and refuses it. Whatever else it knows of
-the others may be old: of two placements of a bucket the one with the higher version is right. So
-a bucket moves by one transaction in the shard that holds it, and there is no moment when two do.
+Each database knows for certain which buckets it has released, and rejects them. Its placements of
+other buckets may be out of date: of two placements of a bucket, the one with the higher version
+takes precedence. So a bucket moves by one transaction in the shard that holds it, and two shards
+never hold it at the same time.
 
 Functions of a connection, each inside its caller's transaction.
 """
@@ -18,15 +19,15 @@ from gregor.core.buckets import bucket_of
 from gregor.core.instant import SECOND, Time
 from gregor.core.message import UID, InBandMessage
 from gregor.errors import Unavailable
-from gregor.state_machines.transactions import held_elsewhere, message_of
+from gregor.state_machines.transactions import message_of, wrong_shards
 from gregor.storage import statements, tables
 
-PAGE = 512  # messages that are copied by one transaction
-USERS_PAGE = 10_000
+MAX_PAGE_MESSAGES = 512  # that one transaction copies
+MAX_PAGE_USERS = 10_000
 
 
 class Placement(NamedTuple):
-    """A bucket is with a shard. It has been placed `version` times."""
+    """The shard that holds a bucket. The version grows by one with each placement of the bucket."""
 
     bucket: int
     shard: str
@@ -34,14 +35,14 @@ class Placement(NamedTuple):
 
 
 class Extent(NamedTuple):
-    """How far a user's log has come, and by how many messages."""
+    """The ctime of the last message of a user's log, and the number of messages in it."""
 
     ctime: Time
     messages: int
 
 
 class Load(NamedTuple):
-    """What a bucket holds; the bytes are those of the messages, without their indexes."""
+    """The contents of a bucket; the bytes are those of the messages, without indexes."""
 
     users: int
     messages: int
@@ -49,118 +50,125 @@ class Load(NamedTuple):
 
 
 class NotClosed(Unavailable):
-    """The buckets were not given away: one is open again. Nothing has changed; close them once
-    more."""
+    """The buckets were not closed or released: one is not held here, or is open again. Nothing has
+    changed; close them again."""
 
 
 # The map
 
 
 def name_here(connection: Connection) -> str | None:
-    """The name of this database among the shards; None if it is not one."""
-    return connection.scalar(statements.name_here)
+    """The name of this shard; None if the database is not a shard."""
+    return connection.scalar(statements.shard_name)
 
 
-def inhabited(connection: Connection) -> bool:
+def has_users(connection: Connection) -> bool:
     """Whether this database has users."""
     return connection.execute(statements.any_user).first() is not None
 
 
-def join(connection: Connection, name: str, known: Iterable[Placement]) -> None:
-    """Be a shard of this name, with this map, from now on."""
+def make_shard(connection: Connection, name: str, known: Iterable[Placement]) -> None:
+    """Make this database a shard with this name and this map."""
     statements.insert(connection, tables.shard, [(name,)])
-    adopt(connection, known)
+    merge_placements(connection, known)
 
 
 def placements(connection: Connection) -> list[Placement]:
-    """All that this database knows."""
+    """All placements that this database knows."""
     return [Placement._make(row) for row in connection.execute(statements.placements).all()]
 
 
-def adopt(connection: Connection, known: Iterable[Placement]) -> int:
-    """Take over whatever is newer than what is known here; how much that was. Twice-safe."""
-    adopted = statements.adopt_placements(connection.dialect.name)
-    return statements.ask(connection, adopted, known).rowcount
+def merge_placements(connection: Connection, known: Iterable[Placement]) -> int:
+    """Store the placements that are newer than those stored here, and return their number.
+    Idempotent."""
+    statement = statements.upsert_newer_placements(connection.dialect.name)
+    return statements.execute(connection, statement, known).rowcount
 
 
 def exchange(connection: Connection, known: Sequence[Placement]) -> list[Placement]:
-    """Take over whatever is newer than what is known here, and say what is newer here.
-    Twice-safe."""
-    adopt(connection, known)
-    return [Placement._make(row) for row in statements.ask(connection, statements.newer, known)]
+    """Merge these placements, and return those that are newer here. Idempotent."""
+    merge_placements(connection, known)
+    rows = statements.execute(connection, statements.newer_placements, known)
+    return [Placement._make(row) for row in rows]
 
 
-# Buckets on their way
+# Buckets that move
 
 
 class Closed(NamedTuple):
-    """Buckets that take no messages until then, by the clock of their database."""
+    """Buckets that accept no messages until a time of their database's clock."""
 
     until: Time
     placements: list[Placement]
 
 
 def close(connection: Connection, buckets: Sequence[int], seconds: float) -> Closed:
-    """Take no messages for these buckets, for so long. All that has been taken is committed and
-    can be read when this is. NotClosed: none is closed."""
-    # From before we wait: others wait behind us meanwhile, and all their waiting counts.
-    until: Time = connection.execute(statements.time_there).scalar_one() + round(seconds * SECOND)
-    _await_writers(connection)
+    """Accept no messages for these buckets, for so many seconds. When this is committed, all
+    accepted messages are committed and can be read. Raises NotClosed if one of the buckets is not
+    held here; then none is closed."""
+    # Counted from before this waits for writers: other writers queue behind it meanwhile.
+    until: Time = connection.execute(statements.database_time).scalar_one() + round(
+        seconds * SECOND
+    )
+    _wait_for_writers(connection)
     rows = [(bucket, until) for bucket in buckets]
-    return Closed(until, _all(buckets, statements.ask(connection, statements.close_buckets, rows)))
+    closed = statements.execute(connection, statements.close_buckets, rows)
+    return Closed(until, _require_all(buckets, closed))
 
 
 def release(
-    connection: Connection, buckets: Sequence[int], to: str, until: Time
+    connection: Connection, buckets: Sequence[int], target: str, until: Time
 ) -> list[Placement]:
-    """Give away the buckets that have been closed until then. This is what moves them. Raises
-    NotClosed if one of them is open again by now, or if somebody else has closed it; then all of
-    them stay."""
-    _await_writers(connection)
-    rows = [(bucket, until, to) for bucket in buckets]
-    return _all(buckets, statements.ask(connection, statements.release_buckets, rows))
+    """Give the buckets, which are closed until this time, to another shard. This moves them.
+    Raises NotClosed if one of them is open again, or was closed again by another rebalancer; then
+    none of them moves."""
+    _wait_for_writers(connection)
+    rows = [(bucket, until, target) for bucket in buckets]
+    released = statements.execute(connection, statements.release_buckets, rows)
+    return _require_all(buckets, released)
 
 
 def reopen(connection: Connection, buckets: Sequence[int], until: Time) -> None:
-    """Take messages again for the buckets that have been closed until then."""
+    """Accept messages again for the buckets that are closed until this time. Idempotent."""
     rows = [(bucket, until) for bucket in buckets]
-    statements.ask(connection, statements.reopen_buckets, rows)
+    statements.execute(connection, statements.reopen_buckets, rows)
 
 
-def _all(asked: Sequence[int], rows: Iterable[Any]) -> list[Placement]:
-    """Raises NotClosed, which undoes the transaction, unless it was done to all of them."""
-    placed = [Placement._make(row) for row in rows]
-    for bucket in {*asked} - {placement.bucket for placement in placed}:
-        raise NotClosed(f"bucket {bucket} is not here, or was closed for too short a time")
-    return placed
+def _require_all(buckets: Sequence[int], rows: Iterable[Any]) -> list[Placement]:
+    """Raises NotClosed, which rolls the transaction back, unless all buckets were changed."""
+    changed = [Placement._make(row) for row in rows]
+    for bucket in {*buckets} - {placement.bucket for placement in changed}:
+        raise NotClosed(f"bucket {bucket} is not held here, or has opened again")
+    return changed
 
 
-def _await_writers(connection: Connection) -> None:
-    """Go on when no transaction is under way that writes, and let none begin."""
+def _wait_for_writers(connection: Connection) -> None:
+    """Wait until no transaction writes messages, and let none begin. Raises StorageUnavailable if
+    that takes too long."""
     if connection.dialect.name == "postgresql":
-        connection.execute(statements.await_writers_briefly)
-        connection.execute(statements.await_writers)
+        connection.execute(statements.set_lock_timeout)
+        connection.execute(statements.wait_for_writers)
 
 
-# What is in a bucket
+# The contents of a bucket
 
 
 def extents(connection: Connection, buckets: Iterable[int]) -> dict[UID, Extent]:
-    """The users of these buckets who have messages here."""
-    rows = statements.ask(
+    """The extents of the users of these buckets who have messages here."""
+    rows = statements.execute(
         connection, statements.users_of_buckets, [(bucket,) for bucket in buckets]
     )
     return {row.uid: Extent(row.ctime, row.messages) for row in rows}
 
 
 def page(connection: Connection, cursors: Mapping[UID, Time]) -> list[InBandMessage]:
-    """What is next in the logs of these users, one user after the other, each from behind a
-    cursor, as it is; fewer than PAGE messages are the last."""
+    """The next messages of these users, one user after the other, each after a cursor, complete.
+    A page of fewer than MAX_PAGE_MESSAGES messages is the last one."""
     return [message_of(row) for _, row in _page(connection, cursors)]
 
 
 class Digest(NamedTuple):
-    """A message, without what is in it; and without its predecessor, which may come later."""
+    """A message as a hash of its contents, without `prev`: a predecessor may arrive later."""
 
     uid: UID
     ctime: Time
@@ -168,7 +176,7 @@ class Digest(NamedTuple):
 
 
 def digests(connection: Connection, cursors: Mapping[UID, Time]) -> list[Digest]:
-    """The same, as digests of what was sent."""
+    """The same page, as digests."""
     return [
         Digest(uid, row.ctime, sha256(encode(message_of(row).stamp(row.ctime, 0))).hexdigest())
         for uid, row in _page(connection, cursors)
@@ -176,55 +184,58 @@ def digests(connection: Connection, cursors: Mapping[UID, Time]) -> list[Digest]
 
 
 def _page(connection: Connection, cursors: Mapping[UID, Time]) -> Iterator[tuple[UID, Any]]:
-    left = PAGE
-    for uid, after in cursors.items():
-        question = {"uid": uid, "start": after + 1, "most": left}
-        rows = connection.execute(statements.since_at_most, question).all()
+    limit = MAX_PAGE_MESSAGES
+    for uid, cursor in cursors.items():
+        parameters = {"uid": uid, "start": cursor + 1, "limit": limit}
+        rows = connection.execute(statements.messages_since_limited, parameters).all()
         yield from ((uid, row) for row in rows)
-        left -= len(rows)
-        if not left:
+        limit -= len(rows)
+        if not limit:
             return
 
 
 def loads(connection: Connection, buckets: Iterable[int]) -> dict[int, Load]:
-    """What these buckets hold here, whether they are ours or not; nothing of one that is empty.
-    This one reads all of it."""
-    rows = statements.ask(connection, statements.loads, [(bucket,) for bucket in buckets])
+    """The loads of these buckets here, whether this shard holds them or not; empty ones are left
+    out. Reads all their messages."""
+    rows = statements.execute(connection, statements.loads, [(bucket,) for bucket in buckets])
     return {row.bucket: Load(row.users, row.messages, row.bytes) for row in rows}
 
 
-def reaffirm(connection: Connection, bucket: int) -> Placement | None:
-    """Place a bucket anew where it is, which is here; None if it is not. Whoever was about to
-    move it has to close it once more."""
-    for row in statements.ask(connection, statements.reaffirm_buckets, [(bucket,)]):
+def claim(connection: Connection, bucket: int) -> Placement | None:
+    """Place a bucket, which this shard holds, on this shard again, with a higher version; None if
+    another shard holds it. A rebalancer that is moving it has to close it again."""
+    for row in statements.execute(connection, statements.claim_buckets, [(bucket,)]):
         return Placement._make(row)
     return None
 
 
 def prune(connection: Connection, placement: Placement) -> bool:
-    """Remove all that is here of a bucket that its holder has reaffirmed. Whether it was removed:
-    whoever moves the bucket here has told us as much, or more, before looking at what is here,
-    and is to find that unchanged."""
-    if not adopt(connection, [placement]) or not held_elsewhere(connection, [placement.bucket]):
+    """Delete everything here of a bucket that its holder has just claimed; returns whether it was
+    deleted. It is kept if this placement is not newer than the one here: a rebalancer that moves
+    the bucket to this shard first publishes a placement at least as new, then reads what is stored
+    here, and must find it unchanged afterwards."""
+    if not merge_placements(connection, [placement]) or not wrong_shards(
+        connection, [placement.bucket]
+    ):
         return False
     for table in (tables.messages, tables.dismissed_ids, tables.dismissed_ranges, tables.users):
-        connection.execute(statements.of_bucket(table), {"of": placement.bucket})
+        connection.execute(statements.delete_bucket(table), {"bucket": placement.bucket})
     return True
 
 
-class Looked(NamedTuple):
-    """Some users were looked at, up to `last`, which is None if there was none left. Nobody would
-    look for the strays where they are: their bucket is not the one that their uid falls into."""
+class UserPage(NamedTuple):
+    """A page of users that was checked, up to `last`, which is None if there were no users left.
+    The bucket of misplaced users is not that of their uid, so no query for them finds them."""
 
     last: UID | None
-    strays: list[UID]
+    misplaced_users: list[UID]
 
 
-def strays(connection: Connection, after: UID) -> Looked:
-    """Look at the buckets of the users who come next after this one."""
-    question = {"after": after, "most": USERS_PAGE}
-    rows = connection.execute(statements.buckets_of_users, question).all()
-    return Looked(
+def misplaced_users(connection: Connection, after: UID) -> UserPage:
+    """Check the stored buckets of the next users after this one."""
+    parameters = {"after": after, "limit": MAX_PAGE_USERS}
+    rows = connection.execute(statements.users_after, parameters).all()
+    return UserPage(
         rows[-1].uid if rows else None,
         [row.uid for row in rows if row.bucket != bucket_of(row.uid)],
     )

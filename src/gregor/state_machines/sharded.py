@@ -1,45 +1,46 @@
 """The state machine of record over several shards: each user is in one of them.
 
-It knows from the map which that is, and need not be right: a shard refuses what it does not hold,
-and says who does. So the map here is learned anew by whoever trips over it.
+It routes by its copy of the shard map, which may be out of date: a shard rejects a bucket that it
+does not hold and names the holder, and the copy is corrected from that error.
 """
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Self, TypeVar
 
-import structlog
-
 from gregor.core.buckets import BUCKETS, bucket_of
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import UID, DeviceID, InBandMessage
 from gregor.core.state import State, Sync
-from gregor.errors import Elsewhere, SetupError, Unavailable
+from gregor.errors import SetupError, Unavailable, WrongShard
 from gregor.interfaces import Outcome, Rejected, StateMachineOfRecord
+from gregor.log_event import LogEvent
 from gregor.state_machines import shard_map
 from gregor.state_machines.shard_map import Placement
 from gregor.state_machines.sql import SQLStateMachine
-from gregor.state_machines.transactions import held_elsewhere
+from gregor.state_machines.transactions import wrong_shards
 from gregor.storage.database import Database
 
-log = structlog.get_logger("gregor.shards")
+log = logging.getLogger("gregor.shards")
 
 T = TypeVar("T")
 
-LOOK_SECONDS = 1.0
-SILENT_SECONDS = 2.0
+PROBE_INTERVAL_SECONDS = 1.0
+SHARD_TIMEOUT_SECONDS = 2.0
 
-# A bucket is closed for half a second at the most; one that cannot be moved is closed repeatedly.
-PATIENCE_SECONDS = 5.0
-PAUSE_SECONDS = 0.02
+# A bucket is closed for half a second at most, but again with each attempt to move it.
+WRONG_SHARD_TIMEOUT_SECONDS = 5.0
+WRONG_SHARD_RETRY_SECONDS = 0.02
 
 
 class Shard:
-    """One of the shards. While it is known to be down, it fails at once; what waits for it waits
-    in a queue, and for connections, of its own. Whatever answers when it was down, or was never
-    there, may be another database, or an older one: it is `taken_in` before it is asked anything.
+    """One of the shards. While it is known to be down, calls fail at once. Calls to it wait in a
+    queue, and for connections, of its own. A shard that answers after it was down, or for the
+    first time, may be another database, or one restored from a backup: it is not up until it is
+    `admitted`.
     """
 
     def __init__(
@@ -47,89 +48,93 @@ class Shard:
         name: str,
         machine: SQLStateMachine,
         shards: Collection[str],
-        take_in: Callable[["Shard"], Awaitable[None]],
+        admit: Callable[["Shard"], Awaitable[None]],
     ) -> None:
         self.name = name
         self.machine = machine
-        self.trouble: str | None = None
-        self.taken_in = False
+        self.problem: str | None = None
+        self.admitted = False
         self._shards = shards
-        self._take_in = take_in
-        self._heard = 0.0
+        self._admit = admit
+        self._answered_at = 0.0
 
-    async def ask(self, call: Callable[[SQLStateMachine], Awaitable[T]]) -> T:
-        """What the shard answers. Raises Unavailable, in words that name the shard."""
-        if self.trouble is not None:
-            raise Unavailable(f"shard {self.name!r}: {self.trouble}")
+    async def call(self, method: Callable[[SQLStateMachine], Awaitable[T]]) -> T:
+        """The result of a call to the shard. Raises Unavailable with the name of the shard, and
+        WrongShard as it is."""
+        if self.problem is not None:
+            raise Unavailable(f"shard {self.name!r}: {self.problem}")
         try:
-            answer = await call(self.machine)
-        except Elsewhere:
+            result = await method(self.machine)
+        except WrongShard:
             raise
         except Unavailable as error:
             raise Unavailable(f"shard {self.name!r}: {error.message}") from error
-        self._heard = asyncio.get_running_loop().time()
-        return answer
+        self._answered_at = asyncio.get_running_loop().time()
+        return result
 
-    async def keep_looking(self) -> None:
-        """Find out, time and again, whether it answers."""
+    async def probe_periodically(self) -> None:
+        """Check periodically whether the shard answers."""
         while True:
-            await self.look()
-            await asyncio.sleep(LOOK_SECONDS)
+            await self.probe()
+            await asyncio.sleep(PROBE_INTERVAL_SECONDS)
 
-    async def recognise(self) -> None:
-        """Raises SetupError if the database is not this shard, Unavailable if it is away."""
-        _expect(self.name, await self.machine.database.read(shard_map.name_here), self._shards)
+    async def verify_identity(self) -> None:
+        """Raises SetupError if the database is not this shard, Unavailable if it is down."""
+        _require_shard_name(
+            self.name, await self.machine.database.read(shard_map.name_here), self._shards
+        )
 
     async def exchange(self, placements: Iterable[Placement]) -> list[Placement]:
-        """Have it know as much of the map as we do; what it knows better."""
+        """Merge these placements into the shard's map, and return those that are newer there.
+        Idempotent."""
         known = list(placements)
         return await self.machine.database.write(lambda c: shard_map.exchange(c, known))
 
-    async def look(self) -> None:
-        before, asked = self.trouble, asyncio.create_task(self._probe())
+    async def probe(self) -> None:
+        """Check whether the shard answers, set `problem`, and log if that has changed."""
+        before, probing = self.problem, asyncio.create_task(self._probe())
         try:
-            while not (await asyncio.wait({asked}, timeout=SILENT_SECONDS))[0]:
-                # A busy shard lets a question wait, but answers others meanwhile.
-                if asyncio.get_running_loop().time() - self._heard > SILENT_SECONDS:
-                    self.trouble = f"it has not answered for {SILENT_SECONDS:.0f} s"
-            self.trouble = asked.result()
+            while not (await asyncio.wait({probing}, timeout=SHARD_TIMEOUT_SECONDS))[0]:
+                # A busy shard delays the probe, but answers other calls meanwhile.
+                if asyncio.get_running_loop().time() - self._answered_at > SHARD_TIMEOUT_SECONDS:
+                    self.problem = f"it has not answered for {SHARD_TIMEOUT_SECONDS:.0f} s"
+            self.problem = probing.result()
         finally:
-            asked.cancel()
-        if self.trouble is not None and before is None:
-            log.warning("a shard is down", shard=self.name, trouble=self.trouble)
-        elif self.trouble is None and before is not None:
-            log.info("a shard is up again", shard=self.name)
+            probing.cancel()
+        if self.problem is not None and before is None:
+            log.warning(LogEvent("shard down", shard=self.name, problem=self.problem))
+        elif self.problem is None and before is not None:
+            log.info(LogEvent("shard up again", shard=self.name))
 
     async def _probe(self) -> str | None:
         try:
-            if not self.taken_in:
-                await self.recognise()
-                await self._take_in(self)
+            if not self.admitted:
+                await self.verify_identity()
+                await self._admit(self)
             await self.machine.ctimes([])
         except (Unavailable, SetupError) as error:
-            self.taken_in = False
+            self.admitted = False
             return error.message
-        self._heard = asyncio.get_running_loop().time()
+        self._answered_at = asyncio.get_running_loop().time()
         return None
 
 
 class ShardedStateMachine(StateMachineOfRecord):
-    """A StateMachineOfRecord over one for each shard, by name, on databases that are open. To be
-    opened itself, with `async with`; raises SetupError if the map that the databases hold is not
-    about these shards.
+    """A StateMachineOfRecord over one state machine for each shard, by name, on open databases.
+    Open it with `async with`; that raises SetupError if the shard map in the databases does not
+    fit these shards.
 
-    A shard that is down fails its own users: their messages are Rejected with Unavailable, and may
-    be sent again. Others notice nothing.
+    A shard that is down affects its own users only: their messages are Rejected with Unavailable,
+    and may be retried.
     """
 
     def __init__(self, machines: Mapping[str, SQLStateMachine]) -> None:
         self.shards = {
-            name: Shard(name, machine, machines, self._take_in)
-            for name, machine in machines.items()
+            name: Shard(name, machine, machines, self._admit) for name, machine in machines.items()
         }
         self._map: dict[int, Placement] = {}
         self._tasks = asyncio.TaskGroup()
-        self._looking: list[asyncio.Task[None]] = []
+        self._probes: list[asyncio.Task[None]] = []
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -138,14 +143,15 @@ class ShardedStateMachine(StateMachineOfRecord):
                 await stack.enter_async_context(shard.machine)
             await self._read_map()
             await self._tasks.__aenter__()
-            self._looking = [
-                self._tasks.create_task(shard.keep_looking()) for shard in self.shards.values()
+            self._probes = [
+                self._tasks.create_task(shard.probe_periodically())
+                for shard in self.shards.values()
             ]
             self._stack = stack.pop_all()
         return self
 
     async def __aexit__(self, *exc_info: Any) -> None:
-        for task in self._looking:
+        for task in self._probes:
             task.cancel()
         await self._tasks.__aexit__(None, None, None)
         await self._stack.__aexit__(None, None, None)
@@ -156,7 +162,7 @@ class ShardedStateMachine(StateMachineOfRecord):
 
     @property
     def skew(self) -> Time:
-        """That of the shard whose clock is farthest from this machine's."""
+        """The largest clock skew of all shards, in microseconds, with its sign."""
         return max((shard.machine.skew for shard in self.shards.values()), key=abs)
 
     # Consuming
@@ -164,200 +170,217 @@ class ShardedStateMachine(StateMachineOfRecord):
     async def consume_messages(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
         outcomes = await self._consume_once(messages)
         clock = asyncio.get_running_loop().time
-        give_up = clock() + PATIENCE_SECONDS
-        while refusals := _refusals(outcomes):
-            if clock() > give_up:
+        deadline = clock() + WRONG_SHARD_TIMEOUT_SECONDS
+        while errors := _wrong_shard_errors(outcomes):
+            if clock() > deadline:
                 break
-            await self._learn_all(messages, refusals)
-            again = await self._consume_once([messages[place] for place in refusals])
-            for place, outcome in zip(refusals, again, strict=True):
-                outcomes[place] = outcome
-        # Nobody took anything: say so, as one that is alone would.
+            await self._learn_placements(messages, errors)
+            retried = await self._consume_once([messages[index] for index in errors])
+            for index, outcome in zip(errors, retried, strict=True):
+                outcomes[index] = outcome
+        # No shard accepted anything: raise, as a single state machine does.
         if outcomes and all(_unavailable(outcome) for outcome in outcomes):
             assert isinstance(outcomes[0], Rejected)
             raise outcomes[0].error
         return outcomes
 
     async def _consume_once(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
-        """What becomes of the messages, each taken to the shard of its user."""
-        shares: dict[str, list[int]] = {}
-        for place, message in enumerate(messages):
+        """Send each message to the shard of its user; the outcomes in the order of the messages."""
+        indexes_by_shard: dict[str, list[int]] = {}
+        for index, message in enumerate(messages):
             name = self._map[bucket_of(message.uid)].shard
-            shares.setdefault(name, []).append(place)
-        if len(shares) == 1:  # with no need of a task it begins at once
-            return list(await self._consume_share(name, messages))
-        taken = await asyncio.gather(
+            indexes_by_shard.setdefault(name, []).append(index)
+        if len(indexes_by_shard) == 1:  # without a task, the call starts at once
+            return list(await self._consume_in_shard(name, messages))
+        results = await asyncio.gather(
             *(
-                self._consume_share(name, [messages[place] for place in share])
-                for name, share in shares.items()
+                self._consume_in_shard(name, [messages[index] for index in indexes])
+                for name, indexes in indexes_by_shard.items()
             )
         )
-        placed = {
-            place: outcome
-            for share, outcomes in zip(shares.values(), taken, strict=True)
-            for place, outcome in zip(share, outcomes, strict=True)
+        by_index = {
+            index: outcome
+            for indexes, outcomes in zip(indexes_by_shard.values(), results, strict=True)
+            for index, outcome in zip(indexes, outcomes, strict=True)
         }
-        return [placed[place] for place in range(len(messages))]
+        return [by_index[index] for index in range(len(messages))]
 
-    async def _consume_share(
+    async def _consume_in_shard(
         self, name: str, messages: Sequence[InBandMessage]
     ) -> Sequence[Outcome]:
-        """What becomes of each; what the shard cannot take now is Rejected for that."""
+        """The outcomes; if the shard is unavailable, each message is Rejected with that error."""
         try:
-            return await self._shard(name).ask(lambda machine: machine.consume_messages(messages))
+            return await self._shard(name).call(lambda machine: machine.consume_messages(messages))
         except Unavailable as error:
             return [Rejected(message, error) for message in messages]
 
-    async def _learn_all(
-        self, messages: Sequence[InBandMessage], refusals: Mapping[int, Elsewhere]
+    async def _learn_placements(
+        self, messages: Sequence[InBandMessage], errors: Mapping[int, WrongShard]
     ) -> None:
-        buckets = {bucket_of(messages[place].uid): error for place, error in refusals.items()}
-        for error in buckets.values():
+        """Learn from the errors of these messages, by index; one error for each bucket."""
+        by_bucket = {bucket_of(messages[index].uid): error for index, error in errors.items()}
+        for error in by_bucket.values():
             try:
-                await self._learn(error)
+                await self._learn_placement(error)
             except Unavailable:
-                await asyncio.sleep(PAUSE_SECONDS)
+                await asyncio.sleep(WRONG_SHARD_RETRY_SECONDS)
 
-    # Asking
+    # Reading
 
     async def state(
         self, uid: UID, device_id: DeviceID | None = None, at: TimeOrOffset | None = None
     ) -> State:
-        return await self._ask(uid, lambda machine: machine.state(uid, device_id, at))
+        return await self._call_holder(uid, lambda machine: machine.state(uid, device_id, at))
 
     async def in_band_messages_since(
         self, uid: UID, device_id: DeviceID | None, since: TimeOrOffset
     ) -> list[InBandMessage]:
-        return await self._ask(
+        return await self._call_holder(
             uid, lambda machine: machine.in_band_messages_since(uid, device_id, since)
         )
 
     async def sync(self, uid: UID, device_id: DeviceID | None, cursor: Time) -> Sync:
-        return await self._ask(uid, lambda machine: machine.sync(uid, device_id, cursor))
+        return await self._call_holder(uid, lambda machine: machine.sync(uid, device_id, cursor))
 
-    async def _ask(self, uid: UID, call: Callable[[SQLStateMachine], Awaitable[T]]) -> T:
+    async def _call_holder(self, uid: UID, method: Callable[[SQLStateMachine], Awaitable[T]]) -> T:
+        """Call the shard that holds the user; retry while the user's bucket moves."""
         clock = asyncio.get_running_loop().time
-        give_up = clock() + PATIENCE_SECONDS
+        deadline = clock() + WRONG_SHARD_TIMEOUT_SECONDS
         while True:
             shard = self._shard(self._map[bucket_of(uid)].shard)
             try:
-                return await shard.ask(call)
-            except Elsewhere as error:
-                if clock() > give_up:
+                return await shard.call(method)
+            except WrongShard as error:
+                if clock() > deadline:
                     raise
-                await self._learn(error)
+                await self._learn_placement(error)
 
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
-        """Users of shards that do not answer are left out; if none does, Unavailable is raised."""
-        shares: defaultdict[str, list[UID]] = defaultdict(list)
+        """Users of shards that do not answer are left out. Raises Unavailable if none answers."""
+        placements = {uid: self._map[bucket_of(uid)] for uid in uids}
+        clocks = await self._ctimes_once(uids)
+        # Users of moved buckets may be left out too; the new placements are known by now.
+        moved = [
+            uid
+            for uid, placement in placements.items()
+            if uid not in clocks and self._map[bucket_of(uid)] != placement
+        ]
+        return {**clocks, **await self._ctimes_once(moved)} if moved else clocks
+
+    async def _ctimes_once(self, uids: Sequence[UID]) -> dict[UID, Time]:
+        uids_by_shard: defaultdict[str, list[UID]] = defaultdict(list)
         for uid in uids:
-            shares[self._map[bucket_of(uid)].shard].append(uid)
-        answers = await asyncio.gather(
-            *(self._clocks(name, share) for name, share in shares.items()), return_exceptions=True
+            uids_by_shard[self._map[bucket_of(uid)].shard].append(uid)
+        results = await asyncio.gather(
+            *(self._ctimes_in_shard(*item) for item in uids_by_shard.items()),
+            return_exceptions=True,
         )
         clocks: dict[UID, Time] = {}
         failures: list[Unavailable] = []
-        for answer in answers:
-            match answer:
+        for result in results:
+            match result:
                 case Unavailable():
-                    failures.append(answer)
+                    failures.append(result)
                 case BaseException():
-                    raise answer
+                    raise result
                 case _:
-                    clocks |= answer
-        if failures and len(failures) == len(answers):
+                    clocks |= result
+        if failures and len(failures) == len(results):
             raise failures[0]
         return clocks
 
-    async def _clocks(self, name: str, uids: Sequence[UID]) -> Mapping[UID, Time]:
+    async def _ctimes_in_shard(self, name: str, uids: Sequence[UID]) -> Mapping[UID, Time]:
+        """The clocks of users of one shard. Learns the placements of users that it left out."""
         shard = self._shard(name)
         try:
-            async with asyncio.timeout(SILENT_SECONDS):
-                clocks = await shard.ask(lambda machine: machine.ctimes(uids))
-                gone = {bucket_of(uid) for uid in uids if uid not in clocks}
-                if gone:  # they are asked for where they are now by the next sweep
+            async with asyncio.timeout(SHARD_TIMEOUT_SECONDS):
+                clocks = await shard.call(lambda machine: machine.ctimes(uids))
+                missing = {bucket_of(uid) for uid in uids if uid not in clocks}
+                if missing:
                     for error in await shard.machine.database.read(
-                        lambda c: held_elsewhere(c, gone)
+                        lambda c: wrong_shards(c, missing)
                     ):
-                        await self._learn(error)
+                        await self._learn_placement(error)
         except TimeoutError:
             raise Unavailable(f"shard {name!r} has not answered in time") from None
         return clocks
 
-    async def troubles(self) -> Sequence[str]:
-        """What all shards suffer from: while one works, so does this."""
-        troubles = self.shard_troubles()
-        return [] if len(troubles) < len(self.shards) else troubles
+    async def problems(self) -> Sequence[str]:
+        """The problems of all shards if none works; while one works, this does too."""
+        problems = self.shard_problems()
+        return [] if len(problems) < len(self.shards) else problems
 
-    def shard_troubles(self) -> list[str]:
-        """What is wrong with single shards."""
-        return [f"shard {s.name!r}: {s.trouble}" for s in self.shards.values() if s.trouble]
+    def shard_problems(self) -> list[str]:
+        """The problems of single shards."""
+        return [f"shard {s.name!r}: {s.problem}" for s in self.shards.values() if s.problem]
 
     # The map
 
     async def _read_map(self) -> None:
-        """From those shards that are there: each knows of all buckets, and refuses what it has
-        given away, whatever we may have heard of it."""
-        await self._ask_each(self.shards.values(), Shard.recognise)
-        if await self.troubles():
-            raise SetupError(f"no shard answers: {'; '.join(self.shard_troubles())}")
-        there = {name: shard for name, shard in self.shards.items() if shard.trouble is None}
-        databases = {name: shard.machine.database for name, shard in there.items()}
-        self._map = await _newest(databases, self.shards.keys() - there.keys())
-        await self._ask_each(there.values(), self._take_in)
+        """Read the map from the shards that answer: each has placements of all buckets, and rejects
+        buckets that it released, even if the map read here is out of date."""
+        await self._call_each(self.shards.values(), Shard.verify_identity)
+        if await self.problems():
+            raise SetupError(f"no shard answers: {'; '.join(self.shard_problems())}")
+        available = {name: shard for name, shard in self.shards.items() if shard.problem is None}
+        databases = {name: shard.machine.database for name, shard in available.items()}
+        self._map = await _read_newest(databases, self.shards.keys() - available.keys())
+        await self._call_each(available.values(), self._admit)
 
-    async def _ask_each(
-        self, shards: Collection[Shard], question: Callable[[Shard], Awaitable[None]]
+    async def _call_each(
+        self, shards: Collection[Shard], call: Callable[[Shard], Awaitable[None]]
     ) -> None:
-        """A shard that does not answer is in trouble, until a look finds it otherwise."""
-        found = await asyncio.gather(*map(question, shards), return_exceptions=True)
-        for shard, error in zip(shards, found, strict=True):
+        """Call each shard; one that does not answer counts as down until a probe succeeds."""
+        results = await asyncio.gather(*map(call, shards), return_exceptions=True)
+        for shard, error in zip(shards, results, strict=True):
             match error:
                 case Unavailable():
-                    shard.trouble, shard.taken_in = error.message, False
+                    shard.problem, shard.admitted = error.message, False
                 case BaseException():
                     raise error
 
-    async def _take_in(self, shard: Shard) -> None:
-        """Know what the shard knows, and have it know the same. One that was restored from a backup
-        has forgotten what it gave away since, and would take messages for it."""
-        shard.taken_in = True  # unless there is news meanwhile
-        news = await shard.exchange(self._map.values())
-        if news:
-            self._map = merged([*self._map.values(), *news])
+    async def _admit(self, shard: Shard) -> None:
+        """Exchange placements with the shard. One that was restored from a backup does not know
+        which buckets it has released since, and would accept messages for them."""
+        shard.admitted = True  # before the exchange: newer placements may come in meanwhile
+        newer = await shard.exchange(self._map.values())
+        if newer:
+            self._map = newest_placements([*self._map.values(), *newer])
             for other in self.shards.values():
                 if other is not shard:
-                    other.taken_in = False  # it is told at its next look
+                    other.admitted = False  # its next probe sends it the newer placements
 
     def _shard(self, name: str) -> Shard:
         try:
             return self.shards[name]
         except KeyError:
             raise Unavailable(
-                f"this node does not know shard {name!r}, where the user is now; "
-                f"start it again with --store {name}=URL besides the others"
+                f"this node does not know shard {name!r}, which holds the user; "
+                f"restart it with --store {name}=URL besides the others"
             ) from None
 
-    async def _learn(self, told: Elsewhere) -> None:
-        """Take in what a shard said who refused a bucket."""
-        known = self._map[told.bucket]
-        if told.version > known.version:
-            self._map[told.bucket] = Placement(told.bucket, told.shard, told.version)
-            self._shard(told.shard)
-        elif told.version < known.version:
-            # It does not know yet that it was given the bucket. Who gave it does, and told us.
-            owner = self._shard(known.shard)
-            await owner.ask(lambda m: m.database.write(lambda c: shard_map.adopt(c, [known])))
+    async def _learn_placement(self, error: WrongShard) -> None:
+        """Learn the placement of a bucket from the shard that rejected it."""
+        known = self._map[error.bucket]
+        if error.version > known.version:
+            self._map[error.bucket] = Placement(error.bucket, error.shard, error.version)
+            self._shard(error.shard)
+        elif error.version < known.version:
+            # The new holder has not received its placement yet; the map here has it already.
+            holder = self._shard(known.shard)
+            await holder.call(
+                lambda m: m.database.write(lambda c: shard_map.merge_placements(c, [known]))
+            )
         else:
-            await asyncio.sleep(PAUSE_SECONDS)  # it is on its way
+            await asyncio.sleep(WRONG_SHARD_RETRY_SECONDS)  # closed, because it is being moved
 
 
-def _refusals(outcomes: Sequence[Outcome]) -> dict[int, Elsewhere]:
-    """By their places, those that were taken to a shard which does not hold the user."""
+def _wrong_shard_errors(outcomes: Sequence[Outcome]) -> dict[int, WrongShard]:
+    """By index, the errors of messages that went to a shard which does not hold the user."""
     return {
-        place: outcome.error
-        for place, outcome in enumerate(outcomes)
-        if isinstance(outcome, Rejected) and isinstance(outcome.error, Elsewhere)
+        index: outcome.error
+        for index, outcome in enumerate(outcomes)
+        if isinstance(outcome, Rejected) and isinstance(outcome.error, WrongShard)
     }
 
 
@@ -365,25 +388,25 @@ def _unavailable(outcome: Outcome) -> bool:
     return isinstance(outcome, Rejected) and isinstance(outcome.error, Unavailable)
 
 
-# The map as the shards have it
+# The map in the databases
 
 
 async def read_map(databases: Mapping[str, Database]) -> dict[int, Placement]:
-    """Where each bucket is. Raises SetupError if these are not the shards that the map is about,
-    and says how to mend that."""
+    """The placement of each bucket. Raises SetupError if the map does not fit these shards; the
+    message says how to correct that."""
     names = await asyncio.gather(*(d.read(shard_map.name_here) for d in databases.values()))
     for configured, found in zip(databases, names, strict=True):
-        _expect(configured, found, databases)
-    return await _newest(databases)
+        _require_shard_name(configured, found, databases)
+    return await _read_newest(databases)
 
 
-async def _newest(
-    databases: Mapping[str, Database], away: Collection[str] = ()
+async def _read_newest(
+    databases: Mapping[str, Database], unavailable: Collection[str] = ()
 ) -> dict[int, Placement]:
-    """The same by shards that are known to be what they are called; `away` are not asked."""
+    """The same, without a check of the names; the shards that are `unavailable` are not read."""
     known = await asyncio.gather(*(d.read(shard_map.placements) for d in databases.values()))
-    newest = merged(placement for placements in known for placement in placements)
-    missing = {p.shard for p in newest.values()} - {*databases, *away}
+    newest = newest_placements(placement for placements in known for placement in placements)
+    missing = {p.shard for p in newest.values()} - {*databases, *unavailable}
     if missing:
         raise SetupError(
             f"the map has buckets with shard {min(missing)!r}, which is not configured; "
@@ -392,17 +415,17 @@ async def _newest(
     if len(newest) < BUCKETS:
         raise SetupError(
             f"the map knows {len(newest)} of {BUCKETS} buckets; a shard is missing, or its "
-            "database was made anew: configure all of them, or restore it from a backup"
+            "database was recreated: configure all of them, or restore it from a backup"
         )
     return newest
 
 
-def _expect(configured: str, found: str | None, shards: Iterable[str]) -> None:
-    """Raises SetupError unless the shard that was found is the one which is configured."""
+def _require_shard_name(configured: str, found: str | None, shards: Iterable[str]) -> None:
+    """Raises SetupError unless the shard that was found is the configured one."""
     if found is None:
         stores = " ".join(f"--store {name}=URL" for name in shards)
         raise SetupError(
-            f"the database configured as shard {configured!r} is none yet; take it in with "
+            f"the database configured as shard {configured!r} is not a shard yet; add it with "
             f"`gregor migrate {stores}`"
         )
     if found != configured:
@@ -412,8 +435,8 @@ def _expect(configured: str, found: str | None, shards: Iterable[str]) -> None:
         )
 
 
-def merged(placements: Iterable[Placement]) -> dict[int, Placement]:
-    """By bucket, what was placed last."""
+def newest_placements(placements: Iterable[Placement]) -> dict[int, Placement]:
+    """The placement with the highest version of each bucket."""
     newest: dict[int, Placement] = {}
     for placement in placements:
         known = newest.get(placement.bucket)

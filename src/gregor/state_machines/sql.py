@@ -1,140 +1,146 @@
 """The state machine of record on a database, SQLite or PostgreSQL.
 
-Concurrent messages of many users are committed together (group commit): while one transaction is
-under way the next batch gathers, and a message that is alone does not wait for company.
+Concurrent messages of many users are committed together (group commit): while one transaction
+runs, the messages that arrive are queued for the next one. A single message is committed at once.
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import perf_counter
 from typing import Any, NamedTuple, Self
-
-import structlog
 
 from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.message import UID, DeviceID, InBandMessage
 from gregor.core.state import State, Sync
 from gregor.errors import ClockSkew, GregorError, StorageUnavailable, Unavailable
 from gregor.interfaces import Duplicate, Outcome, StateMachineOfRecord, Stored
+from gregor.log_event import LogEvent
 from gregor.state_machines.transactions import (
     consume,
     consume_new,
-    read_clock,
-    read_clocks,
+    read_database_clock,
     read_since,
     read_state,
     read_sync,
+    read_user_clocks,
 )
-from gregor.storage.database import AlreadyThere, Database, OutcomeUnknown
+from gregor.storage.database import CommitUnknown, Database, UniqueViolation
 
-log = structlog.get_logger("gregor.state_machine")
+log = logging.getLogger("gregor.state_machine")
 
-MOST_IN_A_COMMIT = 1_000
-MOST_WAITING = 50_000
+MAX_COMMIT_MESSAGES = 1_000
+MAX_QUEUED_MESSAGES = 50_000
 
-# How far this machine's clock may be from the database's: then it is told, then writes are refused.
-SUSPECT_SKEW = SECOND // 2
-MOST_SKEW = 5 * SECOND
+# The clock skew, in microseconds, from which it is logged, and from which writes are refused.
+WARN_SKEW = SECOND // 2
+MAX_SKEW = 5 * SECOND
 
-# How often, and how long apart, a commit without an answer is looked for.
-LOOKS = 10
-LOOK_SECONDS = 0.5
+# How often, and at what interval, the outcome of an unknown commit is looked up.
+MAX_RESOLVE_ATTEMPTS = 10
+RESOLVE_INTERVAL_SECONDS = 0.5
 
 
-class _Waiting(NamedTuple):
+class _PendingBatch(NamedTuple):
+    """The messages of one call, which awaits their outcomes."""
+
     messages: Sequence[InBandMessage]
     outcomes: "asyncio.Future[list[Outcome]]"
 
 
 class SQLStateMachine(StateMachineOfRecord):
-    """A StateMachineOfRecord on an open Database. To be opened itself, with `async with`: inside
-    it, the task that commits is at work; should that task fail, the block is cancelled.
+    """A StateMachineOfRecord on an open Database. Open it with `async with`: the task that commits
+    runs inside the block, and if that task fails, the block is cancelled.
 
-    `committed` hears of each commit: how many messages, how many seconds it took, and whether the
-    database has taken it. Every `compare_seconds` the clock is compared with the database's, where
-    that is another one; `skew` is by how many microseconds, at the least, the database's is ahead.
+    `committed` is called after each commit with the number of messages, the seconds that it took,
+    and whether it succeeded. Every `clock_check_seconds` the clock is compared with the
+    database's, if that is another one; `skew` is by how many microseconds, at least, the
+    database's clock is ahead.
     """
 
     def __init__(
         self,
         database: Database,
         clock: Callable[[], Time],
-        committed: Callable[[int, float, bool], None] = lambda messages, seconds, taken: None,
+        committed: Callable[[int, float, bool], None] = lambda messages, seconds, succeeded: None,
         *,
-        compare_seconds: float | None = None,
+        clock_check_seconds: float | None = None,
     ) -> None:
         self.database = database
         self.skew: Time = 0
-        self._compare_seconds = compare_seconds
+        self._clock_check_seconds = clock_check_seconds
         self._clock = clock
         self._committed = committed
-        self._waiting: deque[_Waiting] = deque()
-        self._waiting_messages = 0
+        self._queue: deque[_PendingBatch] = deque()
+        self._queued_messages = 0
         self._arrival = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
-        self._comparing: asyncio.Task[None] | None = None
+        self._clock_check: asyncio.Task[None] | None = None
         self._open = False
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
         self._open = True
         self._tasks.create_task(self._commit_all(), name="commits")
-        if self._compare_seconds is not None:
-            await self._compare_clocks()
-            self._comparing = self._tasks.create_task(self._keep_comparing(self._compare_seconds))
+        if self._clock_check_seconds is not None:
+            await self._check_clock()
+            self._clock_check = self._tasks.create_task(
+                self._check_clock_periodically(self._clock_check_seconds)
+            )
         return self
 
     async def __aexit__(self, *exc_info: Any) -> None:
-        """What was accepted is committed first."""
+        """Commit the queued messages first."""
         self._open = False
         self._arrival.set()
-        if self._comparing is not None:
-            self._comparing.cancel()
-        await self._tasks.__aexit__(None, None, None)  # what was in the block is not the group's
+        if self._clock_check is not None:
+            self._clock_check.cancel()
+        # The task group must not get the block's error: it would cancel the task that commits.
+        await self._tasks.__aexit__(None, None, None)
 
     # Consuming
 
     async def consume_messages(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
         if not self._open:
             raise Unavailable("the store is closed or closing")
-        if abs(self.skew) > MOST_SKEW:
-            raise ClockSkew(self._apart())
-        if self._waiting_messages + len(messages) > MOST_WAITING:
-            raise Unavailable("too many messages wait to be stored; send them again later")
-        waiting = _Waiting(messages, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
-        self._waiting_messages += len(messages)
+        if abs(self.skew) > MAX_SKEW:
+            raise ClockSkew(self._describe_skew())
+        if self._queued_messages + len(messages) > MAX_QUEUED_MESSAGES:
+            raise Unavailable("too many messages are queued; send them again later")
+        pending = _PendingBatch(messages, asyncio.get_running_loop().create_future())
+        self._queue.append(pending)
+        self._queued_messages += len(messages)
         self._arrival.set()
-        return await waiting.outcomes
+        return await pending.outcomes
 
     async def _commit_all(self) -> None:
         try:
-            while self._open or self._waiting:
-                if self._waiting:
-                    await self._commit(self._gather())
+            while self._open or self._queue:
+                if self._queue:
+                    await self._commit(self._next_batch())
                 else:
                     self._arrival.clear()
                     await self._arrival.wait()
         finally:
-            # Nobody may be left waiting, however this ends.
+            # Every pending caller gets an answer, however this task ends.
             self._open = False
-            _fail(self._waiting, Unavailable("the store has closed; send the message again"))
+            _fail(self._queue, Unavailable("the store has closed; send the message again"))
 
-    def _gather(self) -> list[_Waiting]:
-        """What goes into the next commit: all that waits, up to a size; at least one."""
-        batch: list[_Waiting] = []
+    def _next_batch(self) -> list[_PendingBatch]:
+        """The batches for the next commit: all that are queued, up to a size; at least one."""
+        batch: list[_PendingBatch] = []
         size = 0
-        while self._waiting and (
-            not batch or size + len(self._waiting[0].messages) <= MOST_IN_A_COMMIT
+        while self._queue and (
+            not batch or size + len(self._queue[0].messages) <= MAX_COMMIT_MESSAGES
         ):
-            batch.append(self._waiting.popleft())
+            batch.append(self._queue.popleft())
             size += len(batch[-1].messages)
-        self._waiting_messages -= size
+        self._queued_messages -= size
         return batch
 
-    async def _commit(self, batch: Sequence[_Waiting]) -> None:
-        messages = [message for waiting in batch for message in waiting.messages]
+    async def _commit(self, batch: Sequence[_PendingBatch]) -> None:
+        messages = [message for pending in batch for message in pending.messages]
         start = perf_counter()
         try:
             outcomes = await self._store(messages)
@@ -146,70 +152,73 @@ class SQLStateMachine(StateMachineOfRecord):
             _fail(batch, Unavailable(f"the store has failed: {error}"))
             raise
         self._committed(len(messages), perf_counter() - start, True)
-        for waiting in batch:
-            share, outcomes = outcomes[: len(waiting.messages)], outcomes[len(waiting.messages) :]
-            if not waiting.outcomes.done():  # a sender who gave up does not undo a commit
-                waiting.outcomes.set_result(share)
+        for pending in batch:
+            share, outcomes = outcomes[: len(pending.messages)], outcomes[len(pending.messages) :]
+            if not pending.outcomes.done():  # a sender that was cancelled does not undo a commit
+                pending.outcomes.set_result(share)
 
     async def _store(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
-        # Most ids are new, so they are not looked up first, which would cost a fifth of it all.
-        # The table takes no id twice, so that nothing can go wrong but that it is done again.
+        # Most ids are new, so they are not looked up first, which would add a fifth to the cost.
+        # The table has a unique constraint on ids: at worst, the transaction is done again with
+        # the look-up.
         now = self._clock()
         if not any(message.stamped for message in messages):
             try:
                 return await self.database.write(lambda c: consume_new(c, messages, now))
-            except AlreadyThere:
+            except UniqueViolation:
                 pass
-            except OutcomeUnknown as unknown:
-                return await self._look(messages, now, unknown.result)
+            except CommitUnknown as unknown:
+                return await self._resolve_unknown_commit(messages, now, unknown.result)
         try:
             return await self.database.write(lambda c: consume(c, messages, now))
-        except OutcomeUnknown as unknown:
-            return await self._look(messages, now, unknown.result)
+        except CommitUnknown as unknown:
+            return await self._resolve_unknown_commit(messages, now, unknown.result)
 
-    async def _look(
-        self, messages: Sequence[InBandMessage], now: Time, told: list[Outcome]
+    async def _resolve_unknown_commit(
+        self, messages: Sequence[InBandMessage], now: Time, expected: list[Outcome]
     ) -> list[Outcome]:
-        """Store messages of which the database was `told` before, and which it may have: the
-        lock on their users shows whether. Those that it has are what they were said to be."""
-        for looks_left in reversed(range(LOOKS)):
+        """Store messages again whose commit is unknown, and reconcile the outcomes with the
+        `expected` ones: under the locks on their users, it is certain which are stored. Messages
+        that are stored keep their expected outcome."""
+        for attempts_left in reversed(range(MAX_RESOLVE_ATTEMPTS)):
             try:
-                found = await self.database.write(lambda c: consume(c, messages, now))
-                return recognised(found, told)
-            except OutcomeUnknown as unknown:
-                told = recognised(unknown.result, told)
-                if not looks_left:
+                actual = await self.database.write(lambda c: consume(c, messages, now))
+                return reconcile(actual, expected)
+            except CommitUnknown as unknown:
+                expected = reconcile(unknown.result, expected)
+                if not attempts_left:
                     raise
             except StorageUnavailable:
-                if not looks_left:
+                if not attempts_left:
                     raise
-            await asyncio.sleep(LOOK_SECONDS)
-        raise AssertionError("the last look returns or raises")
+            await asyncio.sleep(RESOLVE_INTERVAL_SECONDS)
+        raise AssertionError("the last attempt returns or raises")
 
     # The clock
 
-    async def _keep_comparing(self, seconds: float) -> None:
+    async def _check_clock_periodically(self, seconds: float) -> None:
         while True:
             await asyncio.sleep(seconds)
-            await self._compare_clocks()
+            await self._check_clock()
 
-    async def _compare_clocks(self) -> None:
+    async def _check_clock(self) -> None:
         before = self._clock()
         try:
-            theirs = await self.database.read(read_clock)
+            database_time = await self.database.read(read_database_clock)
         except StorageUnavailable:
-            return  # who writes, and who asks for troubles, hears of that
-        if theirs is None:
+            return  # `consume_messages` and `problems` report it
+        if database_time is None:
             return
-        # They looked at theirs somewhere between: the rest of the difference is beyond doubt.
-        self.skew = max(theirs - self._clock(), 0) or min(theirs - before, 0)
-        if abs(self.skew) > SUSPECT_SKEW:
-            log.warning("the clocks differ", says=self._apart())
+        # The database read its clock at some moment in between, so only the rest of the difference
+        # is certain.
+        self.skew = max(database_time - self._clock(), 0) or min(database_time - before, 0)
+        if abs(self.skew) > WARN_SKEW:
+            log.warning(LogEvent("clock skew", problem=self._describe_skew()))
 
-    def _apart(self) -> str:
+    def _describe_skew(self) -> str:
         side = "behind" if self.skew > 0 else "ahead of"
-        apart = f"this machine's clock is {abs(self.skew) / SECOND:.1f} s {side} the database's"
-        return f"{apart}; set both by NTP"
+        skew = f"this machine's clock is {abs(self.skew) / SECOND:.1f} s {side} the database's"
+        return f"{skew}; set both by NTP"
 
     # Asking
 
@@ -217,8 +226,8 @@ class SQLStateMachine(StateMachineOfRecord):
         self, uid: UID, device_id: DeviceID | None = None, at: TimeOrOffset | None = None
     ) -> State:
         now = self._clock()
-        when = None if at is None else at.after(now)
-        return await self.database.read(lambda c: read_state(c, uid, device_id, now, when))
+        at_time = None if at is None else at.after(now)
+        return await self.database.read(lambda c: read_state(c, uid, device_id, now, at_time))
 
     async def in_band_messages_since(
         self, uid: UID, device_id: DeviceID | None, since: TimeOrOffset
@@ -232,26 +241,26 @@ class SQLStateMachine(StateMachineOfRecord):
         return await self.database.read(lambda c: read_sync(c, uid, device_id, cursor, now))
 
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
-        return await self.database.read(lambda c: read_clocks(c, uids))
+        return await self.database.read(lambda c: read_user_clocks(c, uids))
 
-    async def troubles(self) -> list[str]:
-        troubles = [self._apart()] if abs(self.skew) > MOST_SKEW else []
+    async def problems(self) -> list[str]:
+        problems = [self._describe_skew()] if abs(self.skew) > MAX_SKEW else []
         try:
-            await self.ctimes([])  # one that answers may still have lost its tables
+            await self.ctimes([])  # reads a table: the server may be up, and its tables lost
         except GregorError as error:
-            troubles.append(error.message)
-        return troubles
+            problems.append(error.message)
+        return problems
 
 
-def recognised(found: Sequence[Outcome], told: Sequence[Outcome]) -> list[Outcome]:
-    """What is found to be known already, and was said to be stored now, was stored now."""
+def reconcile(actual: Sequence[Outcome], expected: Sequence[Outcome]) -> list[Outcome]:
+    """A duplicate of a message that was expected to be stored was stored by the unknown commit."""
     return [
-        then if isinstance(then, Stored) and now == Duplicate(then.message) else now
-        for now, then in zip(found, told, strict=True)
+        before if isinstance(before, Stored) and now == Duplicate(before.message) else now
+        for now, before in zip(actual, expected, strict=True)
     ]
 
 
-def _fail(batch: Iterable[_Waiting], error: Unavailable) -> None:
-    for waiting in batch:
-        if not waiting.outcomes.done():
-            waiting.outcomes.set_exception(error)
+def _fail(batch: Iterable[_PendingBatch], error: Unavailable) -> None:
+    for pending in batch:
+        if not pending.outcomes.done():
+            pending.outcomes.set_exception(error)

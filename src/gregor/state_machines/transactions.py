@@ -1,7 +1,7 @@
-"""What the state machine on a database does in one transaction: store a batch, or read one user.
+"""The transactions of the state machine on a database: store a batch, or read one user.
 
-Functions of a connection, which know no more of it than its dialect. Nothing here reads a user's
-log; what a message costs is what is live, and what is new.
+Functions of a connection, which depend on nothing but its dialect. The cost of a message is
+proportional to what is live and what is new, not to the length of the user's log.
 """
 
 from collections import defaultdict
@@ -18,29 +18,29 @@ from gregor.core.state import (
     Changes,
     DismissedRange,
     Item,
-    Known,
+    ItemFate,
     Snapshot,
     State,
     Sync,
     dismissed_ranges,
-    hash_of,
-    most_changes,
+    max_changes,
     since,
+    state_hash,
 )
-from gregor.errors import Conflict, Elsewhere
+from gregor.errors import Conflict, WrongShard
 from gregor.interfaces import Duplicate, Outcome, Rejected, Stored
 from gregor.storage import statements, tables
 from gregor.storage.tables import FOREVER
 
-# A range need not bury what has expired, and must not look at all that ever has. But a clock that
-# lags, or is set back, shows it once more: no clock does by more than this.
-CLOCKS_DIFFER = 3600 * SECOND
+# A range need not dismiss expired items, and must not read all items that ever expired. But a clock
+# that lags or is set back shows an expired item again: no clock is wrong by more than this.
+MAX_CLOCK_DIFFERENCE = 3600 * SECOND
 
 T = TypeVar("T")
 ItemID: TypeAlias = tuple[UID, MsgID]
 
 
-# One transaction that consumes
+# The transaction that consumes
 
 
 def consume(
@@ -50,89 +50,83 @@ def consume(
     *,
     moving: bool = False,
 ) -> list[Outcome]:
-    """Store a batch, and say of each message what became of it. Runs inside a transaction.
-    `moving` in, messages are taken though their users belong elsewhere as yet.
+    """Store a batch, and return the outcome of each message. Runs inside a transaction.
+    With `moving`, messages are accepted although another shard still holds their users.
 
-    Facts may come in any order, so the batch need not be taken message by message: first all that
-    is new is stored, then all that is dead, by old facts or new ones, is buried.
+    Facts are order-free, so the messages are not processed one by one: first all new messages are
+    stored, then all deaths that follow from old or new facts.
     """
-    # Only what is read under the users' locks is still true when they are released.
-    users = _take_users(connection, {message.uid for message in messages})
-    messages, refused = (messages, {}) if moving else _admit(connection, messages)
+    # Read only under the users' locks: then it is still true at the commit.
+    users = _lock_users(connection, {message.uid for message in messages})
+    messages, rejected = (messages, {}) if moving else _split_by_shard(connection, messages)
     known = _read_known(connection, messages)
-    return _with_refused(_consume(connection, messages, now, users, known), refused)
+    return _with_rejected(_consume(connection, messages, now, users, known), rejected)
 
 
 def consume_new(
     connection: Connection, messages: Sequence[InBandMessage], now: Time
 ) -> list[Outcome]:
-    """The same for messages that are not stamped and whose ids are not known; ends in
-    AlreadyThere if one is."""
-    users = _take_users(connection, {message.uid for message in messages})
-    messages, refused = _admit(connection, messages)
-    return _with_refused(_consume(connection, messages, now, users, {}), refused)
+    """The same for messages that are not stamped and whose ids are new; raises UniqueViolation if
+    an id is known."""
+    users = _lock_users(connection, {message.uid for message in messages})
+    messages, rejected = _split_by_shard(connection, messages)
+    return _with_rejected(_consume(connection, messages, now, users, {}), rejected)
 
 
-def _admit(
+def _split_by_shard(
     connection: Connection, messages: Sequence[InBandMessage]
 ) -> tuple[Sequence[InBandMessage], dict[int, Rejected]]:
-    """The messages that are this database's to take, and by their places those that are not.
-    True until the commit, for who wants to change it waits for whoever has taken users."""
-    elsewhere = {
-        e.bucket: e for e in _ask_places(connection, statements.not_written_here, messages)
-    }
-    if not elsewhere:
+    """The messages that this shard accepts, and by index in the batch those that it rejects.
+    True until the commit: closing or releasing a bucket waits for every transaction that has
+    locked users."""
+    buckets = {bucket_of(uid) for uid in {message.uid for message in messages}}
+    errors = _wrong_shards(connection, statements.buckets_not_writable, buckets)
+    errors_by_bucket = {error.bucket: error for error in errors}
+    if not errors_by_bucket:
         return messages, {}
-    refused = {
-        place: Rejected(message, elsewhere[bucket])
-        for place, message in enumerate(messages)
-        if (bucket := bucket_of(message.uid)) in elsewhere
+    rejected = {
+        index: Rejected(message, errors_by_bucket[bucket])
+        for index, message in enumerate(messages)
+        if (bucket := bucket_of(message.uid)) in errors_by_bucket
     }
-    return [m for place, m in enumerate(messages) if place not in refused], refused
+    return [m for index, m in enumerate(messages) if index not in rejected], rejected
 
 
-def _with_refused(outcomes: list[Outcome], refused: Mapping[int, Rejected]) -> list[Outcome]:
-    for place in sorted(refused):
-        outcomes.insert(place, refused[place])
+def _with_rejected(outcomes: list[Outcome], rejected: Mapping[int, Rejected]) -> list[Outcome]:
+    for index in sorted(rejected):
+        outcomes.insert(index, rejected[index])
     return outcomes
 
 
-def _ask_places(
-    connection: Connection, question: Executable, messages: Iterable[InBandMessage]
-) -> list[Elsewhere]:
-    buckets = {bucket_of(uid) for uid in {message.uid for message in messages}}
-    return _elsewhere(connection, question, buckets)
-
-
-def _elsewhere(
-    connection: Connection, question: Executable, buckets: Iterable[int]
-) -> list[Elsewhere]:
-    rows = statements.ask(connection, question, [(bucket,) for bucket in buckets])
-    return [Elsewhere(row.bucket, row.shard, row.version) for row in rows]
+def _wrong_shards(
+    connection: Connection, statement: Executable, buckets: Iterable[int]
+) -> list[WrongShard]:
+    rows = statements.execute(connection, statement, [(bucket,) for bucket in buckets])
+    return [WrongShard(row.bucket, row.shard, row.version) for row in rows]
 
 
 def _consume(
     connection: Connection,
     messages: Sequence[InBandMessage],
     now: Time,
-    users: Mapping[UID, "_User"],
+    users: Mapping[UID, "_LockedUser"],
     known: dict[ItemID, InBandMessage],
 ) -> list[Outcome]:
     clocks = {user.uid: user.ctime for user in users.values()}
     outcomes: list[Outcome] = []
     new: list[InBandMessage] = []
     stored: list[InBandMessage] = []
-    late = False
+    has_late_replay = False
     for message in messages:
         earlier = known.get((message.uid, message.msg_id))
         clock = clocks.get(message.uid, 0)
         if earlier is not None:
-            outcomes.append(_again(message, earlier))
+            outcomes.append(_resolve_known_id(message, earlier))
         elif message.stamped and message.ctime <= clock:
-            late = True
+            has_late_replay = True
             _insert(connection, new)
             new = []
-            outcomes.append(_squeeze_in(connection, message, known))
+            outcomes.append(_insert_late_replay(connection, message, known))
         else:
             new.append(message.stamp(message.ctime or max(now, clock + 1), clock))
             outcomes.append(Stored(new[-1]))
@@ -142,35 +136,38 @@ def _consume(
                 known[message.uid, message.msg_id] = message
                 stored.append(message)
     _insert(connection, new)
-    _bury(connection, stored, users, now, late)
+    _store_deaths(connection, stored, users, now, has_late_replay)
     if stored:
         uids = {message.uid for message in stored}
-        moved = [(uid, clocks[uid], bucket_of(uid)) for uid in uids]
-        statements.ask(connection, statements.move_clocks(connection.dialect.name), moved)
+        rows = [(uid, clocks[uid], bucket_of(uid)) for uid in uids]
+        statements.execute(connection, statements.upsert_clocks(connection.dialect.name), rows)
     return outcomes
 
 
-def _again(message: InBandMessage, earlier: InBandMessage) -> Outcome:
+def _resolve_known_id(message: InBandMessage, earlier: InBandMessage) -> Outcome:
     if earlier.same_contents(message):
         return Duplicate(earlier)
     return Rejected(message, Conflict("this msg_id is known with other contents", field="msg_id"))
 
 
-def _squeeze_in(
+def _insert_late_replay(
     connection: Connection, message: InBandMessage, known: dict[ItemID, InBandMessage]
 ) -> Outcome:
-    """Store a replay that lies behind the user's clock, between its neighbours."""
-    place = {"uid": message.uid, "ctime": message.ctime}
-    follower = connection.execute(statements.first_from, place).one()
-    if follower.ctime == message.ctime:
+    """Store a replay whose ctime is behind the user's clock, between its neighbours in the log."""
+    position = {"uid": message.uid, "ctime": message.ctime}
+    successor = connection.execute(statements.next_message, position).one()
+    if successor.ctime == message.ctime:
         error = Conflict("another message of this user has this ctime", field="ctime")
         return Rejected(message, error)
-    before = connection.scalar(statements.last_before, place) or 0
-    statements.ask(connection, statements.relink, [(message.uid, follower.ctime, message.ctime)])
-    later = known.get((message.uid, follower.msg_id))
-    if later is not None:  # it may come once more in this batch
-        known[message.uid, later.msg_id] = later.stamp(later.ctime, message.ctime)
-    stored = message.stamp(message.ctime, before)
+    prev = connection.scalar(statements.previous_ctime, position) or 0
+    statements.execute(
+        connection, statements.update_prev, [(message.uid, successor.ctime, message.ctime)]
+    )
+    known_successor = known.get((message.uid, successor.msg_id))
+    if known_successor is not None:  # the batch may contain its id again
+        stamped = known_successor.stamp(known_successor.ctime, message.ctime)
+        known[message.uid, known_successor.msg_id] = stamped
+    stored = message.stamp(message.ctime, prev)
     _insert(connection, [stored])
     return Stored(stored)
 
@@ -215,159 +212,182 @@ def _row(message: InBandMessage) -> tuple[object, ...]:
     )
 
 
-def _bury(
+def _store_deaths(
     connection: Connection,
     stored: Sequence[InBandMessage],
-    users: Mapping[UID, "_User"],
+    users: Mapping[UID, "_LockedUser"],
     now: Time,
-    late: bool,
+    has_late_replay: bool,
 ) -> None:
-    """Note every death that follows from these messages, which are stored already: of the items
-    they create, by facts that came before them, and of any item by the facts that they bring.
-    `users` are those of the batch as they were before it."""
+    """Store every death that follows from these messages, which are stored already: of the items
+    that they create, by earlier facts, and of any item by their own dismissals. `users` are those
+    of the batch as they were before it."""
     deaths: dict[ItemID, Time] = {}
     created = [(m, users[m.uid]) for m in stored if m.creation is not None and m.uid in users]
-    _collect(deaths, _deaths_by_ids_awaiting(connection, [m for m, u in created if u.awaits]))
-    _collect(
+    _keep_earliest(
+        deaths, _deaths_by_tombstone(connection, [m for m, u in created if u.has_tombstones])
+    )
+    _keep_earliest(
         deaths,
-        _deaths_by_ranges_reaching(connection, [m for m, u in created if m.ctime <= u.reach]),
+        _deaths_by_earlier_range(
+            connection, [m for m, u in created if m.ctime <= u.latest_range_end]
+        ),
     )
     dismissing = [(m, m.dismissal) for m in stored if m.dismissal is not None]
-    told: dict[ItemID, Time] = {}
+    dismissed_ids: dict[ItemID, Time] = {}
     if dismissing:
-        _collect(told, (((m.uid, id_), m.ctime) for m, d in dismissing for id_ in d.msg_ids))
-        _collect(deaths, told.items())
-        _collect(deaths, _deaths_by_range(connection, dismissing, now, late))
+        _keep_earliest(
+            dismissed_ids, (((m.uid, id_), m.ctime) for m, d in dismissing for id_ in d.msg_ids)
+        )
+        _keep_earliest(deaths, dismissed_ids.items())
+        _keep_earliest(deaths, _deaths_by_new_range(connection, dismissing, now, has_late_replay))
     if deaths:
-        statements.ask(connection, statements.bury, [(*id_, at) for id_, at in deaths.items()])
-    if told:
-        dismissed = [(*id_, at) for id_, at in told.items()]
-        statements.ask(connection, statements.await_ids(connection.dialect.name), dismissed)
+        statements.execute(
+            connection, statements.dismiss_items, [(*id_, at) for id_, at in deaths.items()]
+        )
+    if dismissed_ids:
+        rows = [(*id_, at) for id_, at in dismissed_ids.items()]
+        statements.execute(connection, statements.insert_tombstones(connection.dialect.name), rows)
 
 
-def _deaths_by_ids_awaiting(
+def _deaths_by_tombstone(
     connection: Connection, created: Sequence[InBandMessage]
 ) -> Iterator[tuple[ItemID, Time]]:
-    """Which of the new items were said to be dead before they came."""
+    """The deaths of new items that were dismissed by id before they arrived."""
     if not created:
         return
     ids = [(message.uid, message.msg_id) for message in created]
-    awaited = statements.ask(connection, statements.ids_awaiting, ids).all()
-    yield from (((row.uid, row.msg_id), row.ctime) for row in awaited)
-    if awaited:
-        statements.ask(connection, statements.forget_ids, [row[:2] for row in awaited])
+    tombstones = statements.execute(connection, statements.matching_tombstones, ids).all()
+    yield from (((row.uid, row.msg_id), row.ctime) for row in tombstones)
+    if tombstones:
+        matched = [(row.uid, row.msg_id) for row in tombstones]
+        statements.execute(connection, statements.delete_tombstones, matched)
 
 
-def _deaths_by_ranges_reaching(
+def _deaths_by_earlier_range(
     connection: Connection, created: Sequence[InBandMessage]
 ) -> Iterator[tuple[ItemID, Time]]:
-    """Which of the new items fall into a range that was there before them."""
+    """The deaths of new items that an earlier range covers."""
     if not created:
         return
-    earliest: dict[UID, Time] = {}
-    _collect(earliest, ((message.uid, message.ctime) for message in created))
-    reaching: defaultdict[UID, list[DismissedRange]] = defaultdict(list)
-    for row in statements.ask(connection, statements.ranges_reaching, earliest.items()):
-        reaching[row.uid].append(_range(row))
+    first_ctimes: dict[UID, Time] = {}
+    _keep_earliest(first_ctimes, ((message.uid, message.ctime) for message in created))
+    ranges: defaultdict[UID, list[DismissedRange]] = defaultdict(list)
+    for row in statements.execute(connection, statements.ranges_ending_after, first_ctimes.items()):
+        ranges[row.uid].append(_range(row))
     for message in created:
         item = Item.of(message)
         if item is not None:
-            for range_ in reaching[message.uid]:
+            for range_ in ranges[message.uid]:
                 if range_.covers(item):
                     yield (message.uid, message.msg_id), range_.ctime
 
 
-def _deaths_by_range(
+def _deaths_by_new_range(
     connection: Connection,
     dismissing: Sequence[tuple[InBandMessage, Dismissal]],
     now: Time,
-    late: bool,
+    has_late_replay: bool,
 ) -> Iterator[tuple[ItemID, Time]]:
+    """The deaths of items that these new dismissals cover by range."""
     ranges = [(m.uid, r) for m, d in dismissing for r in dismissed_ranges(d, m.ctime)]
     if not ranges:
         return
-    question = statements.items_covered_ever if late else statements.items_covered
+    statement = statements.items_covered_in_log if has_late_replay else statements.items_covered
     rows = [
-        (uid, r.ctime, r.end, r.category, int(r.prefix), number, min(now, r.ctime) - CLOCKS_DIFFER)
+        (
+            uid,
+            r.ctime,
+            r.end,
+            r.category,
+            int(r.prefix),
+            number,
+            min(now, r.ctime) - MAX_CLOCK_DIFFERENCE,
+        )
         for number, (uid, r) in enumerate(ranges)
     ]
-    for row in statements.ask(connection, question, rows):
+    for row in statements.execute(connection, statement, rows):
         range_ = ranges[row.range][1]
         if range_.matches(row.msg_id, row.category):
             yield (row.uid, row.msg_id), range_.ctime
 
 
-def _collect(earliest: dict[T, Time], deaths: Iterable[tuple[T, Time]]) -> None:
-    for key, at in deaths:
+def _keep_earliest(earliest: dict[T, Time], times: Iterable[tuple[T, Time]]) -> None:
+    """Keep the earliest time of each key."""
+    for key, at in times:
         earliest[key] = min(at, earliest.get(key, at))
 
 
-# One transaction that reads
+# Reads and locks
 
 
-class _User(NamedTuple):
-    """A user of a batch, before it: the clock, whether ids are awaited, how far ranges reach."""
+class _LockedUser(NamedTuple):
+    """A user of a batch, before it is stored: the clock, whether there are tombstones of ids, and
+    the latest end of all ranges."""
 
     uid: UID
     ctime: Time
-    awaits: bool
-    reach: Time
+    has_tombstones: bool
+    latest_range_end: Time
 
 
-def _take_users(connection: Connection, uids: Iterable[UID]) -> dict[UID, _User]:
-    """The users as they are; nobody else writes for them until the commit."""
-    named = [(uid,) for uid in uids]
+def _lock_users(connection: Connection, uids: Iterable[UID]) -> dict[UID, _LockedUser]:
+    """Lock the users, so that no other transaction writes for them until the commit."""
+    keys = [(uid,) for uid in uids]
     if connection.dialect.name == "postgresql":
-        introduced = [(uid, bucket_of(uid)) for (uid,) in named]
-        statements.ask(connection, statements.introduce, introduced)
-        statements.ask(connection, statements.lock, named)
-    rows = statements.ask(connection, statements.users_taken, named)
-    return {row.uid: _User(row.uid, row.ctime, row.awaited is not None, row.reach) for row in rows}
+        new_rows = [(uid, bucket_of(uid)) for (uid,) in keys]
+        statements.execute(connection, statements.insert_users, new_rows)
+        statements.execute(connection, statements.lock_users, keys)
+    rows = statements.execute(connection, statements.locked_users, keys)
+    return {
+        row.uid: _LockedUser(row.uid, row.ctime, row.tombstone is not None, row.latest_range_end)
+        for row in rows
+    }
 
 
-def read_clock(connection: Connection) -> Time | None:
-    """The database's clock; None if it is this machine's."""
+def read_database_clock(connection: Connection) -> Time | None:
+    """The database's clock, in microseconds; None if it is the clock of this machine."""
     if connection.dialect.name == "postgresql":
-        return connection.scalar(statements.time_there)
+        return connection.scalar(statements.database_time)
     return None
 
 
-def read_clocks(connection: Connection, uids: Iterable[UID]) -> dict[UID, Time]:
-    """The clocks of these users, but for those who are not here."""
-    fallen: defaultdict[int, list[UID]] = defaultdict(list)
+def read_user_clocks(connection: Connection, uids: Iterable[UID]) -> dict[UID, Time]:
+    """The clocks of these users; those that another shard holds are left out."""
+    by_bucket: defaultdict[int, list[UID]] = defaultdict(list)
     for uid in uids:
-        fallen[bucket_of(uid)].append(uid)
-    for gone in held_elsewhere(connection, fallen):
-        del fallen[gone.bucket]
-    here = [uid for bucket in fallen.values() for uid in bucket]
-    rows = statements.ask(connection, statements.clocks, [(uid,) for uid in here])
-    return dict.fromkeys(here, 0) | {row.uid: row.ctime for row in rows}
+        by_bucket[bucket_of(uid)].append(uid)
+    for wrong_shard in wrong_shards(connection, by_bucket):
+        del by_bucket[wrong_shard.bucket]
+    held = [uid for bucket_uids in by_bucket.values() for uid in bucket_uids]
+    rows = statements.execute(connection, statements.user_clocks, [(uid,) for uid in held])
+    return dict.fromkeys(held, 0) | {row.uid: row.ctime for row in rows}
 
 
-def expect_here(connection: Connection, uid: UID) -> None:
-    """Raises Elsewhere if another shard holds the user. Part of the transaction that reads: then
-    what it reads is all there was, at that moment."""
-    for gone in held_elsewhere(connection, [bucket_of(uid)]):
-        raise gone
+def raise_if_wrong_shard(connection: Connection, uid: UID) -> None:
+    """Raises WrongShard if another shard holds the user. Call it in the transaction that reads:
+    then the transaction reads all messages that the user had at that moment."""
+    for wrong_shard in wrong_shards(connection, [bucket_of(uid)]):
+        raise wrong_shard
 
 
-def held_elsewhere(connection: Connection, buckets: Iterable[int]) -> list[Elsewhere]:
-    """Which of these buckets are not here, and who has them."""
-    return _elsewhere(connection, statements.held_elsewhere, buckets)
+def wrong_shards(connection: Connection, buckets: Iterable[int]) -> list[WrongShard]:
+    """Those of these buckets that another shard holds, each with its holder."""
+    return _wrong_shards(connection, statements.buckets_of_other_shards, buckets)
 
 
 def _read_known(
     connection: Connection, messages: Sequence[InBandMessage]
 ) -> dict[ItemID, InBandMessage]:
     ids = [(message.uid, message.msg_id) for message in messages]
-    rows = statements.ask(connection, statements.known_messages, ids)
+    rows = statements.execute(connection, statements.known_messages, ids)
     return {(row.uid, row.msg_id): message_of(row) for row in rows}
 
 
 def read_state(
     connection: Connection, uid: UID, device_id: DeviceID | None, now: Time, at: Time | None
 ) -> State:
-    expect_here(connection, uid)
+    raise_if_wrong_shard(connection, uid)
     return _read_state(connection, uid, device_id, now, at)
 
 
@@ -375,7 +395,7 @@ def _read_state(
     connection: Connection, uid: UID, device_id: DeviceID | None, now: Time, at: Time | None
 ) -> State:
     if at is None:
-        rows = connection.execute(statements.live, {"uid": uid, "now": now})
+        rows = connection.execute(statements.live_items, {"uid": uid, "now": now})
     else:
         rows = connection.execute(statements.visible_at, {"uid": uid, "at": at})
     items = (_item(row) for row in rows)
@@ -386,8 +406,8 @@ def _read_state(
 def read_since(
     connection: Connection, uid: UID, device_id: DeviceID | None, start: Time, now: Time
 ) -> list[InBandMessage]:
-    expect_here(connection, uid)
-    rows = connection.execute(statements.since, {"uid": uid, "start": start})
+    raise_if_wrong_shard(connection, uid)
+    rows = connection.execute(statements.messages_since, {"uid": uid, "start": start})
     log = [message_of(row) for row in rows]
     return list(since(log, device_id, start, _read_fates(connection, uid, log, now)))
 
@@ -395,25 +415,31 @@ def read_since(
 def read_sync(
     connection: Connection, uid: UID, device_id: DeviceID | None, cursor: Time, now: Time
 ) -> Sync:
-    expect_here(connection, uid)
-    clock = connection.scalar(statements.clock, {"uid": uid}) or 0
-    rows = connection.execute(statements.live_names, {"uid": uid, "now": now})
-    names = [(ctime, msg_id) for ctime, msg_id, scope in rows if seen_on(scope, device_id)]
+    raise_if_wrong_shard(connection, uid)
+    clock = connection.scalar(statements.user_clock, {"uid": uid}) or 0
+    rows = connection.execute(statements.live_ids, {"uid": uid, "now": now})
+    ids = [(ctime, msg_id) for ctime, msg_id, scope in rows if seen_on(scope, device_id)]
     content: Changes | Snapshot | None = None
     if 0 < cursor <= clock:
-        content = _read_changes(connection, uid, device_id, cursor, now, most_changes(len(names)))
+        content = _read_changes(connection, uid, device_id, cursor, now, max_changes(len(ids)))
     if content is None:
         content = _read_snapshot(connection, uid, device_id, clock, now)
-    return Sync(content, clock, now, hash_of(names))
+    return Sync(content, clock, now, state_hash(ids))
 
 
 def _read_changes(
-    connection: Connection, uid: UID, device_id: DeviceID | None, cursor: Time, now: Time, most: int
+    connection: Connection,
+    uid: UID,
+    device_id: DeviceID | None,
+    cursor: Time,
+    now: Time,
+    limit: int,
 ) -> Changes | None:
-    """What came after the cursor; None if it is more than `most` messages."""
-    question = {"uid": uid, "start": cursor + 1, "most": most + 1}
-    log = [message_of(row) for row in connection.execute(statements.since_at_most, question)]
-    if len(log) > most:
+    """The messages after the cursor, reduced; None if there are more than `limit`."""
+    parameters = {"uid": uid, "start": cursor + 1, "limit": limit + 1}
+    rows = connection.execute(statements.messages_since_limited, parameters)
+    log = [message_of(row) for row in rows]
+    if len(log) > limit:
         return None
     fates = _read_fates(connection, uid, log, now)
     return Changes(tuple(since(log, device_id, cursor + 1, fates)))
@@ -423,8 +449,8 @@ def _read_snapshot(
     connection: Connection, uid: UID, device_id: DeviceID | None, clock: Time, now: Time
 ) -> Snapshot:
     state = _read_state(connection, uid, device_id, now, None)
-    ids = connection.execute(statements.awaited_ids, {"uid": uid})
-    ranges = connection.execute(statements.ranges_ahead, {"uid": uid, "cursor": clock})
+    ids = connection.execute(statements.unmatched_tombstones, {"uid": uid})
+    ranges = connection.execute(statements.ranges_after, {"uid": uid, "cursor": clock})
     return Snapshot(
         state.items, tuple((msg_id, at) for msg_id, at in ids), tuple(_range(row) for row in ranges)
     )
@@ -432,20 +458,20 @@ def _read_snapshot(
 
 def _read_fates(
     connection: Connection, uid: UID, log: Sequence[InBandMessage], now: Time
-) -> Callable[[MsgID], Known | None]:
-    """What has become of the items that these messages create or dismiss."""
-    named = {message.msg_id for message in log if message.creation is not None}
+) -> Callable[[MsgID], ItemFate | None]:
+    """The fates of the items that these messages create or dismiss."""
+    msg_ids = {message.msg_id for message in log if message.creation is not None}
     for message in log:
         if message.dismissal is not None:
-            named.update(message.dismissal.msg_ids)
-    rows = statements.ask(connection, statements.fates, [(uid, id_) for id_ in named])
-    known = {
-        row.msg_id: Known(
+            msg_ids.update(message.dismissal.msg_ids)
+    rows = statements.execute(connection, statements.item_fates, [(uid, id_) for id_ in msg_ids])
+    fates = {
+        row.msg_id: ItemFate(
             row.ctime, row.device_id, row.dismissed_at is None and row.expires_at > now
         )
         for row in rows
     }
-    return known.get
+    return fates.get
 
 
 def message_of(row: Any) -> InBandMessage:

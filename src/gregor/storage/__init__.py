@@ -1,1 +1,1 @@
-"""The database: how it is opened, its tables, the questions asked of it, and its migrations."""
+"""The database: how it is opened, its tables, its SQL statements and its migrations."""

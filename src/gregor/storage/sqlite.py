@@ -1,6 +1,7 @@
-"""SQLite: all work is done on one connection by one thread.
+"""SQLite: one thread runs all work, on one connection.
 
-The connection holds the file for itself: two to one WAL could corrupt it in versions before 3.51.3.
+The connection locks the file exclusively: in versions before 3.51.3, two connections to one WAL
+could corrupt it.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from sqlalchemy.pool import StaticPool
 
 from gregor.clock import now
 from gregor.errors import GregorError, SetupError, StorageUnavailable
-from gregor.storage.database import AlreadyThere, StorageBroken, Work
+from gregor.storage.database import StorageBroken, UniqueViolation, Work
 
 T = TypeVar("T")
 
@@ -25,8 +26,8 @@ T = TypeVar("T")
 class SQLiteDatabase:
     """A Database in a file, which is created when it is opened; `prepare` brings it up to date.
 
-    `sqlite:///gregor.db` is a file in this folder, `sqlite:////var/lib/gregor.db` one anywhere,
-    and `sqlite://` lives in memory. Cancelling whoever waits for a transaction does not stop it.
+    `sqlite:///gregor.db` is a relative path, `sqlite:////var/lib/gregor.db` an absolute one, and
+    `sqlite://` is in memory. Cancelling a caller does not stop its transaction.
     """
 
     def __init__(self, url: URL, prepare: Work[None] = lambda connection: None) -> None:
@@ -66,11 +67,11 @@ class SQLiteDatabase:
 
     def _transaction(self, engine: Engine, begin: str, work: Work[T]) -> T:
         try:
-            opened = engine.connect().execution_options(begin=begin)
-            with opened as connection, connection.begin():
+            connecting = engine.connect().execution_options(begin=begin)
+            with connecting as connection, connection.begin():
                 return work(connection)
         except DBAPIError as error:
-            raise translated(error, self.url) from error
+            raise _translated(error, self.url) from error
 
     def _open(self) -> None:
         if sqlite3.sqlite_version_info < (3, 38):
@@ -96,7 +97,7 @@ class SQLiteDatabase:
 
 
 def configure(connection: sqlite3.Connection, record: object = None) -> None:
-    connection.isolation_level = None  # we say ourselves when a transaction begins
+    connection.isolation_level = None  # no implicit transactions: `_begin` begins them
     for setting in (
         "locking_mode = EXCLUSIVE",
         "busy_timeout = 0",
@@ -114,13 +115,13 @@ def _begin(connection: Connection) -> None:
     connection.exec_driver_sql(options.get("begin", "BEGIN IMMEDIATE"))
 
 
-def translated(error: DBAPIError, url: URL) -> GregorError:
-    """What a driver's error means for whoever asked."""
+def _translated(error: DBAPIError, url: URL) -> GregorError:
+    """The error to raise for a driver's error."""
     name = getattr(error.orig, "sqlite_errorname", "")
     if name in ("SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_UNIQUE"):
-        return AlreadyThere(f"{url}: {error.orig}")
+        return UniqueViolation(f"{url}: {error.orig}")
     if name in ("SQLITE_IOERR_FSYNC", "SQLITE_IOERR_DIR_FSYNC", "SQLITE_CORRUPT", "SQLITE_NOTADB"):
-        return StorageBroken(f"{url}: {error.orig} ({name}); the process ends here")
+        return StorageBroken(f"{url}: {error.orig} ({name}); the process must end")
     if name in ("SQLITE_FULL", "SQLITE_IOERR_WRITE"):
         return StorageUnavailable(f"{url}: the disk is full or refuses writes; make room on it")
     return StorageUnavailable(f"{url}: {error.orig}")

@@ -1,4 +1,4 @@
-"""The tables, one word for one thing. The migrations make them; a test holds the two equal."""
+"""The tables. The migrations create them; a test checks that the two agree."""
 
 from sqlalchemy import (
     BigInteger,
@@ -16,11 +16,11 @@ from sqlalchemy import (
 )
 
 FOREVER = 2**62
-"""`expires_at` of an item that does not expire, so that one index holds what is live in order."""
+"""`expires_at` of an item that does not expire, so that one index holds all live items in order."""
 
 metadata = MetaData()
 
-# Bytes decide what is equal and what begins with what, in every database.
+# Equality and prefixes are compared byte for byte, in every database.
 Name = Text().with_variant(Text(collation="C"), "postgresql")
 
 users = Table(
@@ -41,7 +41,7 @@ messages = Table(
     Column("msg_id", Name, nullable=False),
     Column("device_id", Name),
     Column("message", Text, nullable=False),  # as it was sent
-    # Of a creation only:
+    # Of creations only:
     Column("category", Name),
     Column("expires_at", BigInteger),
     Column("dismissed_at", BigInteger),
@@ -49,8 +49,8 @@ messages = Table(
     UniqueConstraint("uid", "msg_id"),
 )
 
-# What is live, and nothing else: a state and a range dismissal cost what they find here, however
-# long the user's log has grown.
+# Live items only: the cost of a state and of a range dismissal is proportional to what is live,
+# however long the user's log is.
 Index(
     "live_items",
     messages.c.uid,
@@ -62,7 +62,7 @@ Index(
 )
 
 dismissed_ids = Table(
-    "dismissed_ids",  # of items that have yet to arrive
+    "dismissed_ids",  # the tombstones of items that have not arrived yet
     metadata,
     Column("uid", Name, nullable=False),
     Column("msg_id", Name, nullable=False),
@@ -83,19 +83,19 @@ dismissed_ranges = Table(
     PrimaryKeyConstraint("uid", "ctime", "number"),
 )
 
-# A new item asks only for the ranges whose end reaches it.
+# For a new item, only the ranges whose end is at or after its ctime are read.
 Index("reaching_ranges", dismissed_ranges.c.uid, dismissed_ranges.c.end_time)
 
-# The name of this database among the shards; no row, if it is not one of several.
+# The name of this shard; no row if the database is not one of several shards.
 shard = Table("shard", metadata, Column("name", Name, primary_key=True))
 
-# Who holds which bucket, as far as this database knows; nothing, if it holds all. Of what it has
-# let go itself it always knows.
+# The shard map as far as this database knows it; no rows if it holds all buckets. Of the buckets
+# that it released itself it always knows.
 buckets = Table(
     "buckets",
     metadata,
     Column("bucket", Integer, primary_key=True, autoincrement=False),
     Column("shard", Name, nullable=False),
-    Column("version", BigInteger, nullable=False),  # of two that differ, the higher one is right
+    Column("version", BigInteger, nullable=False),  # the higher version takes precedence
     Column("closed_until", BigInteger, nullable=False),  # for writes, by this database's clock
 )

@@ -1,1 +1,1 @@
-"""What Gregor is tested with, shipped for whoever writes a state machine, a pub/sub or a client."""
+"""Test tools that ship with the package: for authors of state machines, pub/subs and clients."""

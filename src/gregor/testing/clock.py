@@ -1,10 +1,10 @@
-"""A clock that stands where it is put."""
+"""A clock for tests, which only moves when a test sets it."""
 
 from gregor.core.instant import Time
 
 
 class ManualClock:
-    """A clock for tests: it shows `now`, which anybody may set, backwards too."""
+    """A clock that returns `now`. A test sets `now`, also to an earlier time."""
 
     def __init__(self, now: Time = 0) -> None:
         self.now = now

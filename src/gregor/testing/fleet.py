@@ -1,10 +1,10 @@
-"""A fleet on this machine: nodes in processes of their own over one PostgreSQL, a pub/sub between.
+"""A fleet on this machine: node processes on one PostgreSQL server, connected by a pub/sub.
 
     async with Fleet(nodes=2) as fleet:
         await fleet.nodes[0].kill()
         await fleet.nodes[0].start()
 
-Everything comes from wheels, and listens on loopback.
+All servers come from wheels and listen on loopback.
 """
 
 import sys
@@ -15,7 +15,7 @@ from typing import Any, Self
 import httpx
 
 from gregor.errors import SetupError
-from gregor.state_machines.moving import Mover, establish
+from gregor.state_machines.rebalance import Rebalancer, establish
 from gregor.storage.database import Database
 from gregor.storage.engine import database_at, databases_at
 from gregor.storage.migrations import migrate
@@ -25,8 +25,8 @@ from gregor.testing.proxy import Proxy
 PUBSUBS: dict[str, type[Backend]] = {"redis": Redis, "nats": NATS}
 
 
-class Node(Backend):
-    """One `gregor serve`. Its clock may be `ahead` of this machine's, by seconds."""
+class NodeProcess(Backend):
+    """One `gregor serve` process. Its clock is `ahead` seconds ahead of this machine's."""
 
     program = "gregor"
 
@@ -43,26 +43,26 @@ class Node(Backend):
         listen = f"127.0.0.1:{self.port}"
         python = [sys.executable, "-m"]
         if self._ahead:
-            module = "gregor.testing.ahead"
+            module = "gregor.testing.skewed_node"
             return [*python, module, str(self._ahead), listen, *self.stores, self._pubsub]
-        stores = [word for store in self.stores for word in ("--store", store)]
-        where = ["--listen", listen, *stores, "--pubsub", self._pubsub]
-        return [*python, "gregor.cli", "serve", *where]
+        stores = [argument for store in self.stores for argument in ("--store", store)]
+        options = ["--listen", listen, *stores, "--pubsub", self._pubsub]
+        return [*python, "gregor.cli", "serve", *options]
 
-    async def _answers(self) -> bool:
+    async def _is_ready(self) -> bool:
         async with httpx.AsyncClient(trust_env=False) as http:
             try:
-                answer = await http.get(f"{self.url}/readyz")
+                response = await http.get(f"{self.url}/readyz")
             except httpx.HTTPError:
                 return False
-        return answer.status_code == httpx.codes.OK
+        return response.status_code == httpx.codes.OK
 
 
 class Fleet:
-    """PostgreSQL, a pub/sub and nodes. By `ahead` seconds the last one's clock is ahead. With
-    `proxied`, what the nodes say to the pub/sub passes through the `proxy`. With several `shards`,
-    `shards` has the URL of each by its name, and of these so many, the last ones, are `unused` in
-    the beginning."""
+    """PostgreSQL, a pub/sub and nodes. The clock of the last node is `ahead` seconds ahead. With
+    `proxied`, the nodes reach the pub/sub through `proxy`. With more than one of `shards`, the
+    attribute `shards` maps their names to their URLs; the last `unused` shards hold no buckets at
+    first. Opened with `async with`. Raises SetupError for an unknown pub/sub."""
 
     def __init__(
         self,
@@ -75,11 +75,11 @@ class Fleet:
         unused: int = 0,
     ) -> None:
         if pubsub not in PUBSUBS:
-            raise SetupError(f"there is no pub/sub {pubsub!r} to start; there are redis and nats")
+            raise SetupError(f"unknown pub/sub {pubsub!r}; choose redis or nats")
         self.postgresql = PostgreSQL()
         self.pubsub = PUBSUBS[pubsub]()
         self.proxy: Proxy | None = None
-        self.nodes: Sequence[Node] = ()
+        self.nodes: Sequence[NodeProcess] = ()
         self.stores: Sequence[str] = ()
         self.store = ""
         self.shards: dict[str, str] = {}
@@ -106,7 +106,7 @@ class Fleet:
                 self.proxy = Proxy("127.0.0.1", self.pubsub.port)
                 await stack.enter_async_context(self.proxy)
                 url = url.replace(f":{self.pubsub.port}", f":{self.proxy.port}")
-            self.nodes = [Node(self.stores, url, ahead=ahead) for ahead in self._clocks]
+            self.nodes = [NodeProcess(self.stores, url, ahead=ahead) for ahead in self._clocks]
             for node in self.nodes:
                 await stack.enter_async_context(node)
             self._stack = stack.pop_all()
@@ -116,13 +116,13 @@ class Fleet:
         await self._stack.__aexit__(*exc_info)
 
     async def new_database(self) -> str:
-        """The URL of an empty one, whose schema is up to date."""
+        """Create an empty database with the current schema; its URL."""
         url = await self.postgresql.create_database()
         async with database_at(url, migrate):
             return url
 
     async def _establish(self) -> None:
-        """Make one map of the shards; those to be unused come to it last."""
+        """Create the shard map. The unused shards are added last, so they hold no buckets."""
         async with self.databases() as databases:
             used = list(databases)[: len(databases) - self._unused]
             await establish({name: databases[name] for name in used})
@@ -130,16 +130,16 @@ class Fleet:
         self.stores = [f"{name}={url}" for name, url in self.shards.items()]
 
     def databases(self) -> AbstractAsyncContextManager[dict[str, Database]]:
-        """The databases of the shards, opened beside the nodes."""
+        """Open the databases of the shards, in addition to the nodes' connections."""
         return databases_at(self.shards)
 
     async def level(self) -> None:
-        """Move buckets until each shard carries about as much."""
+        """Rebalance: move buckets until the shards hold about as many messages."""
         async with self.databases() as databases:
-            mover = Mover(databases)
-            await mover.move(await mover.plan())
+            rebalancer = Rebalancer(databases)
+            await rebalancer.move(await rebalancer.plan())
 
     @property
     def urls(self) -> list[str]:
-        """Of the nodes."""
+        """The URLs of the nodes."""
         return [node.url for node in self.nodes]

@@ -1,6 +1,6 @@
-"""The yardstick: section 3 of the design, word for word and without a thought for speed.
+"""The oracle: the definition of visibility in section 3 of the design, without optimisation.
 
-Nothing here is shared with `gregor.core.state`, so that both would have to be wrong alike.
+It shares no code with `gregor.core.state`, so a bug in one of the two shows as a difference.
 """
 
 from collections.abc import Collection, Iterator
@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import Creation, DeviceID, InBandMessage, MsgID, Range
 
-Name = tuple[Time, MsgID]
+ItemName = tuple[Time, MsgID]
 
 
 def visible(
@@ -16,18 +16,18 @@ def visible(
     device_id: DeviceID | None,
     now: Time,
     at: Time | None = None,
-) -> list[Name]:
-    """The (ctime, msg_id) of what these stamped messages let the device see, in order:
-    at the time `at`; or, without one, `now`."""
+) -> list[ItemName]:
+    """The (ctime, msg_id) of the items of these stamped messages that the device sees, in order:
+    at the time `at`, or `now` if `at` is None."""
     names = []
     for message in messages:
         if message.creation is None:
             continue
         t = now if at is None else at
-        for_us = device_id is None or message.device_id is None or message.device_id == device_id
-        made = at is None or message.ctime <= at
+        in_scope = device_id is None or message.device_id is None or message.device_id == device_id
+        created = at is None or message.ctime <= at
         dead = any(at is None or death <= at for death in _deaths(message, messages))
-        if for_us and made and not dead and not _expired(message, message.creation, t):
+        if in_scope and created and not dead and not _expired(message, message.creation, t):
             names.append((message.ctime, message.msg_id))
     return sorted(set(names))
 
@@ -42,14 +42,14 @@ def _deaths(item: InBandMessage, messages: Collection[InBandMessage]) -> Iterato
 
 def _covers(range_: Range, dismissal: InBandMessage, item: InBandMessage) -> bool:
     assert item.creation is not None
-    ours, theirs = range_.category.encode(), item.creation.category.encode()
-    matches = theirs[: len(ours)] == ours if range_.prefix else theirs == ours
+    pattern, category = range_.category.encode(), item.creation.category.encode()
+    matches = category[: len(pattern)] == pattern if range_.prefix else category == pattern
     end = dismissal.ctime if range_.end_time is None else _time(range_.end_time, dismissal.ctime)
     return matches and item.ctime <= end and item.msg_id not in range_.skip_msg_ids
 
 
 def _expired(item: InBandMessage, creation: Creation, t: Time) -> bool:
-    return creation.dtime is not None and _time(creation.dtime, item.ctime) <= t
+    return creation.expires is not None and _time(creation.expires, item.ctime) <= t
 
 
 def _time(when: TimeOrOffset, ctime: Time) -> Time:

@@ -1,8 +1,8 @@
-"""A bad line: a TCP proxy that drops connections, goes deaf without a word, or loses publications.
+"""A faulty network: a TCP proxy that breaks connections, blackholes them, or drops publications.
 
 async with Proxy("127.0.0.1", server.port) as proxy:
     url = f"redis://127.0.0.1:{proxy.port}"
-    proxy.deafen()
+    proxy.blackhole()
 """
 
 import asyncio
@@ -10,22 +10,24 @@ from collections.abc import Callable
 from random import Random
 from typing import Any, Self
 
-CHUNK = 65_536
-END = b"\r\n"
+CHUNK_BYTES = 65_536
+CRLF = b"\r\n"
 
-Change = Callable[[bytes], bytes]
+_UP, _DOWN = 0, 1  # to the server, to the client
+
+Filter = Callable[[bytes], bytes]
 
 
 class Proxy:
-    """Listens on loopback, at `port`, and forwards to a target. Opened with `async with`."""
+    """Listens on a loopback `port` and forwards to a target. Opened with `async with`."""
 
     def __init__(self, target_host: str, target_port: int) -> None:
         self.port = 0
-        self.lost = 0  # publications
+        self.dropped = 0  # publications
         self._target = (target_host, target_port)
-        self._lines: set[_Line] = set()
-        self._deaf = (False, False)
-        self._loses: Callable[[], bool] = lambda: False
+        self._connections: set[_ProxiedConnection] = set()
+        self._new_blackholed = (False, False)
+        self._drops: Callable[[], bool] = lambda: False
         self._tasks = asyncio.TaskGroup()
         self._server: asyncio.Server | None = None
 
@@ -42,127 +44,138 @@ class Proxy:
         await self._tasks.__aexit__(None, None, None)
 
     def drop_connections(self) -> None:
-        """Break every connection, with what is under way on it."""
-        for line in self._lines:
-            line.cut()
+        """Break every connection; the bytes in flight on it are lost."""
+        for connection in self._connections:
+            connection.cut()
 
-    def deafen(self, *, up: bool = True, down: bool = True, new: bool = True) -> None:
-        """Nothing comes through any more to the server (`up`) or back (`down`): on the
-        connections that there are for ever, on `new` ones if they are made before `hear`. They
-        stand, and take what is sent to them."""
-        for line in self._lines:
-            line.deaf = (line.deaf[0] or up, line.deaf[1] or down)
+    def blackhole(self, *, up: bool = True, down: bool = True, new: bool = True) -> None:
+        """Forward nothing to the server (`up`) or to the client (`down`) any more. Existing
+        connections stay blackholed forever; with `new`, so do those made before `restore`. The
+        connections stay open and accept what is sent to them."""
+        for connection in self._connections:
+            connection.blackholed = (
+                connection.blackholed[0] or up,
+                connection.blackholed[1] or down,
+            )
         if new:
-            self._deaf = (up, down)
+            self._new_blackholed = (up, down)
 
-    def hear(self) -> None:
-        """New connections are good ones again."""
-        self._deaf = (False, False)
+    def restore(self) -> None:
+        """Let new connections work again. Idempotent."""
+        self._new_blackholed = (False, False)
 
-    def lose(self, share: float, random: Random) -> None:
-        """Lose a share of the PUBLISH commands to Redis, as if nobody were subscribed."""
-        self._loses = lambda: random.random() < share
+    def drop_publications(self, share: float, rng: Random) -> None:
+        """Drop a share (0 to 1) of the PUBLISH commands to Redis: they get their reply and
+        reach no subscriber."""
+        self._drops = lambda: rng.random() < share
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._tasks.create_task(self._serve(reader, writer))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            there, back = await asyncio.open_connection(*self._target)
+            server_reader, server_writer = await asyncio.open_connection(*self._target)
         except OSError:
             writer.transport.abort()
             return
-        line = _Line(writer, back, self._deaf)
-        self._lines.add(line)
+        connection = _ProxiedConnection(writer, server_writer, self._new_blackholed)
+        self._connections.add(connection)
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(line.pump(0, reader, back, _Losing(self._is_lost).change))
-                tasks.create_task(line.pump(1, there, writer, _unchanged))
+                publications = _PublicationFilter(self._is_dropped)
+                tasks.create_task(
+                    connection.forward(_UP, reader, server_writer, publications.filter)
+                )
+                tasks.create_task(connection.forward(_DOWN, server_reader, writer, _unchanged))
         finally:
-            self._lines.remove(line)
+            self._connections.remove(connection)
 
-    def _is_lost(self) -> bool:
-        lost = self._loses()
-        self.lost += lost
-        return lost
+    def _is_dropped(self) -> bool:
+        is_dropped = self._drops()
+        self.dropped += is_dropped
+        return is_dropped
 
 
-class _Line:
-    """One connection and its other half, up (0) and down (1)."""
+class _ProxiedConnection:
+    """A client's connection to the proxy and the proxy's connection to the server."""
 
     def __init__(
-        self, client: asyncio.StreamWriter, server: asyncio.StreamWriter, deaf: tuple[bool, bool]
+        self,
+        client: asyncio.StreamWriter,
+        server: asyncio.StreamWriter,
+        blackholed: tuple[bool, bool],
     ) -> None:
-        self.deaf = deaf
-        self._ends = (client, server)
+        self.blackholed = blackholed
+        self._writers = (client, server)
 
-    async def pump(
+    async def forward(
         self,
         direction: int,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        change: Change,
+        filter_: Filter,
     ) -> None:
         try:
-            while chunk := await reader.read(CHUNK):
-                if not self.deaf[direction]:
-                    writer.write(change(chunk))
+            while chunk := await reader.read(CHUNK_BYTES):
+                if not self.blackholed[direction]:
+                    writer.write(filter_(chunk))
                     await writer.drain()
         except OSError:
-            pass  # one of the ends has gone, and the other goes with it
+            pass  # one side closed its connection; the other is closed below
         finally:
             self.cut()
 
     def cut(self) -> None:
-        for end in self._ends:
-            end.transport.abort()
+        for writer in self._writers:
+            writer.transport.abort()
 
 
 def _unchanged(chunk: bytes) -> bytes:
     return chunk
 
 
-class _Losing:
-    """Loses PUBLISH commands out of the stream to a Redis. Their channels get a name of the same
-    length that nobody knows, so that each still has its reply, and all replies their order."""
+class _PublicationFilter:
+    """Drops PUBLISH commands from the stream to a Redis server. It renames their channels to an
+    unused name of the same length, so each command still gets its reply, in order."""
 
-    def __init__(self, is_lost: Callable[[], bool]) -> None:
-        self._is_lost = is_lost
-        self._waiting = b""
-        self._redis: bool | None = None  # as long as nobody has said anything
+    def __init__(self, is_dropped: Callable[[], bool]) -> None:
+        self._is_dropped = is_dropped
+        self._buffer = b""
+        self._is_redis: bool | None = None  # None until the first bytes arrive
 
-    def change(self, chunk: bytes) -> bytes:
-        if self._redis is None:
-            self._redis = chunk.startswith(b"*")
-        if not self._redis:
+    def filter(self, chunk: bytes) -> bytes:
+        if self._is_redis is None:
+            self._is_redis = chunk.startswith(b"*")
+        if not self._is_redis:
             return chunk
-        self._waiting += chunk
-        whole = bytearray()
-        while (spans := _first_command(self._waiting, len(whole))) is not None:
-            whole += self._waiting[len(whole) : spans[-1].stop + len(END)]
-            self._rename(whole, spans)
-        self._waiting = self._waiting[len(whole) :]
-        return bytes(whole)
+        self._buffer += chunk
+        complete = bytearray()
+        while (spans := _command_at(self._buffer, len(complete))) is not None:
+            complete += self._buffer[len(complete) : spans[-1].stop + len(CRLF)]
+            self._rename(complete, spans)
+        self._buffer = self._buffer[len(complete) :]
+        return bytes(complete)
 
     def _rename(self, stream: bytearray, spans: list[slice]) -> None:
-        if stream[spans[0]] == b"PUBLISH" and self._is_lost():
+        if stream[spans[0]] == b"PUBLISH" and self._is_dropped():
             channel = spans[1]
             stream[channel] = b"\xff" * (channel.stop - channel.start)
 
 
-def _first_command(stream: bytes, at: int) -> list[slice] | None:
-    """Where the arguments of the command at this place are, if it is there as a whole."""
+def _command_at(stream: bytes, position: int) -> list[slice] | None:
+    """The positions of the arguments of the command that starts at `position`; None if the command
+    is not complete."""
     spans: list[slice] = []
-    number, at = _number(stream, at)
-    for _ in range(number):
-        size, start = _number(stream, at)
-        at = start + size + len(END)
+    arguments, position = _number_at(stream, position)
+    for _ in range(arguments):
+        size, start = _number_at(stream, position)
+        position = start + size + len(CRLF)
         spans.append(slice(start, start + size))
-    return spans if spans and at <= len(stream) else None
+    return spans if spans and position <= len(stream) else None
 
 
-def _number(stream: bytes, at: int) -> tuple[int, int]:
-    """The number in the line `*3` or `$7` at this place, and where the next line begins. Of a line
-    that is not there as a whole: nothing, far away."""
-    end = stream.find(END, at)
-    return (int(stream[at + 1 : end]), end + len(END)) if end >= 0 else (0, len(stream) + 1)
+def _number_at(stream: bytes, position: int) -> tuple[int, int]:
+    """The number in the line `*3` or `$7` at `position`, and where the next line begins. For an
+    incomplete line: 0, and a position beyond the end of the stream."""
+    end = stream.find(CRLF, position)
+    return (int(stream[position + 1 : end]), end + len(CRLF)) if end >= 0 else (0, len(stream) + 1)

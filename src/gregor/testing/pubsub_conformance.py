@@ -1,14 +1,14 @@
-"""What every pub/sub promises: the docstrings of `gregor.pubsub.interface`, executed.
+"""The conformance suite for pub/subs: it tests the contract in `gregor.pubsub.interface`.
 
-Subclass it, name the class `Test…`, and give it the fixture `connect`, a function that opens
-another end of the same pub/sub:
+To test an implementation, subclass the suite, name the class `Test…`, and define the fixture
+`connect`: a function that opens one more client of the same pub/sub:
 
     class TestMine(PubSubConformance):
         @pytest.fixture
         def connect(self) -> Connect:
             return my_pubsub  # my_pubsub() is an async context manager
 
-Needs pytest, and pytest-asyncio in auto mode.
+The suite needs pytest, and pytest-asyncio in auto mode.
 """
 
 import asyncio
@@ -21,182 +21,194 @@ import pytest
 
 from gregor.pubsub.interface import Event, PubSub, Received
 
-PATIENCE = 10.0
-MANY = 5_000
+TIMEOUT_SECONDS = 10.0
+CHANNELS = 5_000
 
 Connect: TypeAlias = Callable[[], AbstractAsyncContextManager[PubSub]]
 
-STRANGE_CHANNELS = ["plain", "with spaces", "slash/and:colon", "*", "a?[b]", "ü日本", "x" * 140]
+UNUSUAL_CHANNELS = ["plain", "with spaces", "slash/and:colon", "*", "a?[b]", "ü日本", "x" * 140]
 
 
 class PubSubConformance:
-    """The promises. `connect` is a fixture of the subclass."""
+    """The suite for all pub/subs. The subclass defines the fixture `connect`."""
 
     @pytest.fixture
     def channel(self) -> str:
         """A channel that no other test uses."""
         return f"test:{uuid4().hex}"
 
-    @pytest.mark.parametrize("name", STRANGE_CHANNELS)
-    async def test_what_is_published_arrives_at_every_subscriber(
+    @pytest.mark.parametrize("name", UNUSUAL_CHANNELS)
+    async def test_publication_arrives_at_every_subscriber(
         self, connect: Connect, channel: str, name: str
     ) -> None:
         channel += name
-        async with connect() as sender, connect() as one, connect() as two:
-            for end in (one, two):
-                await end.subscribe(channel)
-            await sender.publish(channel, b"hello")
-            for end in (one, two):
-                assert await _next(end) == Received(channel, b"hello")
+        async with connect() as publisher, connect() as first, connect() as second:
+            for subscriber in (first, second):
+                await subscriber.subscribe(channel)
+            await publisher.publish(channel, b"hello")
+            for subscriber in (first, second):
+                assert await _next(subscriber) == Received(channel, b"hello")
 
-    async def test_one_may_hear_oneself(self, connect: Connect, channel: str) -> None:
-        async with connect() as end:
-            await end.subscribe(channel)
-            await end.publish(channel, b"hello")
-            assert await _next(end) == Received(channel, b"hello")
+    async def test_publisher_receives_its_own_publications(
+        self, connect: Connect, channel: str
+    ) -> None:
+        async with connect() as pubsub:
+            await pubsub.subscribe(channel)
+            await pubsub.publish(channel, b"hello")
+            assert await _next(pubsub) == Received(channel, b"hello")
 
     @pytest.mark.parametrize("payload", [b"", b"\0\xff\r\n", b"x" * 200_000])
-    async def test_payloads_are_any_bytes(
+    async def test_payload_may_be_any_bytes(
         self, connect: Connect, channel: str, payload: bytes
     ) -> None:
-        async with connect() as end:
-            await end.subscribe(channel)
-            await end.publish(channel, payload)
-            assert await _next(end) == Received(channel, payload)
+        async with connect() as pubsub:
+            await pubsub.subscribe(channel)
+            await pubsub.publish(channel, payload)
+            assert await _next(pubsub) == Received(channel, payload)
 
-    async def test_when_subscribe_returns_nothing_more_is_missed(
+    async def test_no_publication_is_missed_after_subscribe_returns(
         self, connect: Connect, channel: str
     ) -> None:
-        async with connect() as sender, connect() as end:
+        async with connect() as publisher, connect() as subscriber:
             for number in range(20):
-                await end.subscribe(f"{channel}{number}")
-                await sender.publish(f"{channel}{number}", b"at once")
-                assert await _next(end) == Received(f"{channel}{number}", b"at once")
+                await subscriber.subscribe(f"{channel}{number}")
+                await publisher.publish(f"{channel}{number}", b"at once")
+                assert await _next(subscriber) == Received(f"{channel}{number}", b"at once")
 
-    async def test_each_arrives_once_however_often_one_subscribes(
+    async def test_repeated_subscribe_does_not_duplicate_publications(
         self, connect: Connect, channel: str
     ) -> None:
-        async with connect() as end:
-            await end.subscribe(channel)
-            await end.subscribe(channel)
+        async with connect() as pubsub:
+            await pubsub.subscribe(channel)
+            await pubsub.subscribe(channel)
             for payload in (b"1", b"2"):
-                await end.publish(channel, payload)
-            assert [await _next(end), await _next(end)] == [
+                await pubsub.publish(channel, payload)
+            assert [await _next(pubsub), await _next(pubsub)] == [
                 Received(channel, b"1"),
                 Received(channel, b"2"),
             ]
 
-    async def test_other_channels_are_not_heard(self, connect: Connect, channel: str) -> None:
-        async with connect() as end:
-            await end.subscribe(channel)
-            await end.publish(channel + "x", b"not for us")
-            await end.publish(channel[:-1], b"nor this")
-            await end.publish(channel, b"ours")
-            assert await _next(end) == Received(channel, b"ours")
-
-    async def test_after_unsubscribing_a_channel_falls_silent(
+    async def test_publications_on_other_channels_are_not_received(
         self, connect: Connect, channel: str
     ) -> None:
-        async with connect() as end:
+        async with connect() as pubsub:
+            await pubsub.subscribe(channel)
+            await pubsub.publish(channel + "x", b"another channel")
+            await pubsub.publish(channel[:-1], b"another channel")
+            await pubsub.publish(channel, b"hello")
+            assert await _next(pubsub) == Received(channel, b"hello")
+
+    async def test_publications_on_an_unsubscribed_channel_are_not_received(
+        self, connect: Connect, channel: str
+    ) -> None:
+        async with connect() as pubsub:
             for name in ("left", "kept"):
-                await end.subscribe(channel + name)
-            await end.unsubscribe(channel + "left")
-            await end.unsubscribe(channel + "left")
-            await end.unsubscribe(channel + "never known")
-            await end.publish(channel + "kept", b"marker")
-            assert await _next(end) == Received(channel + "kept", b"marker")
-            await end.publish(channel + "left", b"to nobody")
-            await end.publish(channel + "kept", b"marker")
-            assert await _next(end) == Received(channel + "kept", b"marker")
+                await pubsub.subscribe(channel + name)
+            await pubsub.unsubscribe(channel + "left")
+            await pubsub.unsubscribe(channel + "left")
+            await pubsub.unsubscribe(channel + "never subscribed")
+            await pubsub.publish(channel + "kept", b"marker")
+            assert await _next(pubsub) == Received(channel + "kept", b"marker")
+            await pubsub.publish(channel + "left", b"not received")
+            await pubsub.publish(channel + "kept", b"marker")
+            assert await _next(pubsub) == Received(channel + "kept", b"marker")
 
-    async def test_one_may_subscribe_again(self, connect: Connect, channel: str) -> None:
-        async with connect() as end:
-            await end.subscribe(channel)
-            await end.unsubscribe(channel)
-            await end.subscribe(channel)
-            await end.publish(channel, b"back")
-            assert await _next(end) == Received(channel, b"back")
+    async def test_publications_are_received_after_subscribing_again(
+        self, connect: Connect, channel: str
+    ) -> None:
+        async with connect() as pubsub:
+            await pubsub.subscribe(channel)
+            await pubsub.unsubscribe(channel)
+            await pubsub.subscribe(channel)
+            await pubsub.publish(channel, b"back")
+            assert await _next(pubsub) == Received(channel, b"back")
 
-    async def test_who_comes_late_has_missed_it(self, connect: Connect, channel: str) -> None:
-        async with connect() as sender, connect() as end:
-            await sender.subscribe(channel)
-            await sender.publish(channel, b"before")
-            assert await _next(sender) == Received(channel, b"before")
-            await end.subscribe(channel)
-            await sender.publish(channel, b"after")
-            assert await _next(end) == Received(channel, b"after")
+    async def test_publications_before_subscribe_are_not_received(
+        self, connect: Connect, channel: str
+    ) -> None:
+        async with connect() as publisher, connect() as subscriber:
+            await publisher.subscribe(channel)
+            await publisher.publish(channel, b"before")
+            assert await _next(publisher) == Received(channel, b"before")
+            await subscriber.subscribe(channel)
+            await publisher.publish(channel, b"after")
+            assert await _next(subscriber) == Received(channel, b"after")
 
     @pytest.mark.parametrize("steps", range(1, 12))
-    async def test_of_calls_that_overlap_the_last_counts(
+    async def test_last_of_overlapping_calls_wins(
         self, connect: Connect, channel: str, steps: int
     ) -> None:
-        joined, left = channel + "joined", channel + "left"
-        async with connect() as end, asyncio.TaskGroup() as tasks:
-            await end.subscribe(joined)
+        subscribed, unsubscribed = channel + "subscribed", channel + "unsubscribed"
+        async with connect() as pubsub, asyncio.TaskGroup() as tasks:
+            await pubsub.subscribe(subscribed)
             for _ in range(5):
-                tasks.create_task(end.unsubscribe(joined))
-                tasks.create_task(end.subscribe(left))
+                tasks.create_task(pubsub.unsubscribe(subscribed))
+                tasks.create_task(pubsub.subscribe(unsubscribed))
                 for _ in range(steps):
                     await asyncio.sleep(0)
-                leaving = tasks.create_task(end.unsubscribe(left))
-                await end.subscribe(joined)
-                await leaving
-                for name in (left, joined):
-                    await end.publish(name, b"hello")
-                assert await _next(end) == Received(joined, b"hello")
+                unsubscribing = tasks.create_task(pubsub.unsubscribe(unsubscribed))
+                await pubsub.subscribe(subscribed)
+                await unsubscribing
+                for name in (unsubscribed, subscribed):
+                    await pubsub.publish(name, b"hello")
+                assert await _next(pubsub) == Received(subscribed, b"hello")
 
-    async def test_thousands_of_channels_at_once(self, connect: Connect, channel: str) -> None:
-        channels = [f"{channel}{number}" for number in range(MANY)]
-        async with connect() as sender, connect() as end:
-            async with asyncio.timeout(PATIENCE):
-                await asyncio.gather(*map(end.subscribe, channels))
-            await asyncio.gather(*(sender.publish(name, b"hello") for name in channels))
-            assert {await _next(end) for _ in channels} == {
+    async def test_thousands_of_concurrent_subscriptions_take_effect(
+        self, connect: Connect, channel: str
+    ) -> None:
+        channels = [f"{channel}{number}" for number in range(CHANNELS)]
+        async with connect() as publisher, connect() as subscriber:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                await asyncio.gather(*map(subscriber.subscribe, channels))
+            await asyncio.gather(*(publisher.publish(name, b"hello") for name in channels))
+            assert {await _next(subscriber) for _ in channels} == {
                 Received(name, b"hello") for name in channels
             }
-            async with asyncio.timeout(PATIENCE):
-                await asyncio.gather(*map(end.unsubscribe, channels))
-                await end.subscribe(channel)
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                await asyncio.gather(*map(subscriber.unsubscribe, channels))
+                await subscriber.subscribe(channel)
             for name in (*channels[:100], channel):
-                await sender.publish(name, b"over")
-            assert await _next(end) == Received(channel, b"over")
+                await publisher.publish(name, b"over")
+            assert await _next(subscriber) == Received(channel, b"over")
 
-    async def test_many_may_publish_at_once(self, connect: Connect, channel: str) -> None:
+    async def test_concurrent_publications_all_arrive(self, connect: Connect, channel: str) -> None:
         payloads = [b"%d" % number for number in range(1_000)]
-        async with connect() as sender, connect() as end:
-            await end.subscribe(channel)
-            await asyncio.gather(*(sender.publish(channel, payload) for payload in payloads))
-            arrived = [await _next(end) for _ in payloads]
-            assert sorted(arrived) == sorted(Received(channel, payload) for payload in payloads)
-            assert sender.dropped == 0
+        async with connect() as publisher, connect() as subscriber:
+            await subscriber.subscribe(channel)
+            await asyncio.gather(*(publisher.publish(channel, payload) for payload in payloads))
+            received = [await _next(subscriber) for _ in payloads]
+            assert sorted(received) == sorted(Received(channel, payload) for payload in payloads)
+            assert publisher.dropped == 0
 
-    async def test_what_was_published_arrives_though_its_sender_leaves(
+    async def test_publication_arrives_after_its_publisher_has_closed(
         self, connect: Connect, channel: str
     ) -> None:
-        async with connect() as end:
-            await end.subscribe(channel)
-            async with connect() as sender:
-                await sender.publish(channel, b"farewell")
-            assert await _next(end) == Received(channel, b"farewell")
+        async with connect() as pubsub:
+            await pubsub.subscribe(channel)
+            async with connect() as publisher:
+                await publisher.publish(channel, b"last publication")
+            assert await _next(pubsub) == Received(channel, b"last publication")
 
-    async def test_publishing_to_nobody_fails_nobody(self, connect: Connect, channel: str) -> None:
-        async with connect() as end:
-            await end.publish(channel, b"hello")
-            assert end.up
-
-    async def test_an_end_that_does_not_read_delays_no_other(
+    async def test_publish_without_subscribers_succeeds(
         self, connect: Connect, channel: str
     ) -> None:
-        async with connect() as sender, connect() as silent, connect() as reader:
-            for end in (silent, reader):
-                await end.subscribe(channel)
+        async with connect() as pubsub:
+            await pubsub.publish(channel, b"hello")
+            assert pubsub.up
+
+    async def test_subscriber_that_does_not_read_does_not_delay_others(
+        self, connect: Connect, channel: str
+    ) -> None:
+        async with connect() as publisher, connect() as slow, connect() as reader:
+            for subscriber in (slow, reader):
+                await subscriber.subscribe(channel)
             for number in range(2_000):
-                async with asyncio.timeout(PATIENCE):
-                    await sender.publish(channel, b"%d" % number)
+                async with asyncio.timeout(TIMEOUT_SECONDS):
+                    await publisher.publish(channel, b"%d" % number)
                 assert await _next(reader) == Received(channel, b"%d" % number)
 
 
-async def _next(end: PubSub) -> Event:
-    """The next event, which must come."""
-    async with asyncio.timeout(PATIENCE):
-        return await anext(aiter(end.received()))
+async def _next(pubsub: PubSub) -> Event:
+    """The next event. Raises TimeoutError if there is none."""
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        return await anext(aiter(pubsub.received()))

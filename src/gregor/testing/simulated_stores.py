@@ -1,8 +1,8 @@
-"""What the nodes of a seeded world store in: a state machine in memory that all of them share, or
-real shards, between which real movers move the users' buckets.
+"""The stores of a simulation: one shared state machine in memory, or real shards, between which a
+real Rebalancer moves the users' buckets.
 
-Everybody has a line of their own to it. On a line answers come late and in any order, and sometimes
-not at all: before something was stored or, worse, after.
+Each node has its own link to the store. On a link answers are delayed and reordered, and sometimes
+lost: before the commit or, worse, after it.
 """
 
 import asyncio
@@ -23,13 +23,13 @@ from gregor.errors import GregorError, StorageUnavailable, Unavailable
 from gregor.interfaces import Outcome, StateMachineOfRecord
 from gregor.state_machines import shard_map
 from gregor.state_machines.memory import MemoryStateMachine
-from gregor.state_machines.moving import Moved, Mover, establish
+from gregor.state_machines.rebalance import Moved, Rebalancer, establish
 from gregor.state_machines.shard_map import Placement
-from gregor.state_machines.sharded import ShardedStateMachine, merged
+from gregor.state_machines.sharded import ShardedStateMachine, newest_placements
 from gregor.state_machines.sql import SQLStateMachine
 from gregor.state_machines.transactions import read_sync
 from gregor.storage import statements, tables
-from gregor.storage.database import OutcomeUnknown, Work
+from gregor.storage.database import CommitUnknown, Work
 from gregor.storage.migrations import migrate
 from gregor.storage.sqlite import SQLiteDatabase
 from gregor.testing import virtual_time
@@ -39,87 +39,99 @@ T = TypeVar("T")
 SHARDS = ("a", "b", "c")
 
 
-class Nature(Protocol):
-    """What a world decides by its seed, and what it remembers."""
+class Environment(Protocol):
+    """What a store needs from its simulation: random decisions by the seed, and the trace."""
 
     rng: Random
     users: Sequence[UID]
 
-    def happens(self, probability: float) -> bool: ...
+    def chance(self, probability: float) -> bool:
+        """True with this probability; always False after the faults have ended."""
+        ...
 
-    def note(self, who: str, what: str) -> None: ...
+    def record(self, actor: str, event: str) -> None:
+        """Add a line to the trace."""
+        ...
 
-    def lag(self) -> float: ...
+    def latency(self) -> float:
+        """A random delay in seconds."""
+        ...
 
-    async def overtaken(self, whom: str) -> None: ...
+    async def wait_for_later_commit(self, name: str) -> None:
+        """Wait until another commit for this user or shard is answered, for 2 s at most."""
+        ...
 
-    def answered(self, whom: str) -> None: ...
+    def commit_answered(self, name: str) -> None:
+        """A commit for this user or shard was answered."""
+        ...
 
 
-class Line:
-    """What connects somebody with the store: `down` for a while, or `cut` for ever. There are
-    lines that are less `bad` than others."""
+class StoreLink:
+    """The connection of one node or process to the store. `down` is an outage, `cut` is permanent.
+    `severity` scales its delays and its error rate; 1 is the highest."""
 
-    def __init__(self, nature: Nature, name: str, bad: float = 1.0) -> None:
-        self.nature = nature
+    def __init__(self, environment: Environment, name: str, severity: float = 1.0) -> None:
+        self.environment = environment
         self.name = name
         self.down = False
         self.cut = False
-        self._bad = bad
+        self._severity = severity
 
     async def delay(self) -> None:
-        await asyncio.sleep(self._bad * self.nature.lag())
+        await asyncio.sleep(self._severity * self.environment.latency())
 
-    async def carry(self, when: str, broken: Callable[[], bool] = lambda: False) -> None:
-        """Take a while, and perhaps fail."""
+    async def transmit(self, step: str, is_down: Callable[[], bool] = lambda: False) -> None:
+        """Wait for a random delay. Raises StorageUnavailable if the link or the store is down, or
+        at random."""
         await self.delay()
-        if self.down or self.cut or broken() or self.nature.happens(0.05 * self._bad):
-            self.nature.note(self.name, f"the store fails {when}")
-            raise StorageUnavailable(f"the store fails {when}")
+        if self.down or self.cut or is_down() or self.environment.chance(0.05 * self._severity):
+            self.environment.record(self.name, f"the store fails {step}")
+            raise StorageUnavailable(f"the store fails {step}")
 
 
-class Accident(NamedTuple):
-    """Something that may happen, more often the more it weighs."""
+class StoreFault(NamedTuple):
+    """A fault that a store can have; `weight` is its relative frequency."""
 
     weight: int
-    happen: Callable[[], Awaitable[None]]
+    run: Callable[[], Awaitable[None]]
 
 
-class Store(Protocol):
-    """The nodes' store, and what a judge may know of it, who is never kept waiting."""
+class SimulatedStore(Protocol):
+    """The nodes' store. The final check reads it through `sync`, `log` and `problem`, without
+    delays or errors."""
 
-    accidents: Mapping[str, Accident]
+    faults: Mapping[str, StoreFault]
 
     async def __aenter__(self) -> Self: ...
     async def __aexit__(self, *exc_info: Any) -> None: ...
 
     def serve(
-        self, line: Line, clock: Callable[[], Time]
+        self, link: StoreLink, clock: Callable[[], Time]
     ) -> AbstractAsyncContextManager[StateMachineOfRecord]:
-        """The state machine of one node's life."""
+        """Open the state machine for one run of a node."""
         ...
 
     async def sync(self, uid: UID, device_id: DeviceID) -> Sync:
-        """What a device that knows nothing is told."""
+        """The sync for a device with cursor 0."""
         ...
 
     async def log(self, uid: UID) -> Sequence[InBandMessage]:
-        """All that was ever stored for the user, in order and in full."""
+        """All messages that were stored for the user, in order and complete."""
         ...
 
-    async def defect(self) -> str | None:
-        """What is wrong with it when all is over."""
+    async def problem(self) -> str | None:
+        """What is wrong with the store after the faults; None if nothing is."""
         ...
 
 
-# One for all
+# The shared store
 
 
 class SharedStore:
-    """A state machine in memory, to which nothing happens but what happens to the lines."""
+    """A state machine in memory without faults of its own; only the links to it fail."""
 
     def __init__(self, clock: Callable[[], Time]) -> None:
-        self.accidents: Mapping[str, Accident] = {}
+        self.faults: Mapping[str, StoreFault] = {}
         self._machine = MemoryStateMachine(clock)
 
     async def __aenter__(self) -> Self:
@@ -130,9 +142,9 @@ class SharedStore:
 
     @asynccontextmanager
     async def serve(
-        self, line: Line, clock: Callable[[], Time]
+        self, link: StoreLink, clock: Callable[[], Time]
     ) -> AsyncIterator[StateMachineOfRecord]:
-        yield LateMachine(self._machine, line)
+        yield DelayedStateMachine(self._machine, link)
 
     async def sync(self, uid: UID, device_id: DeviceID) -> Sync:
         return await self._machine.sync(uid, device_id, 0)
@@ -140,26 +152,26 @@ class SharedStore:
     async def log(self, uid: UID) -> Sequence[InBandMessage]:
         return self._machine.log(uid)
 
-    async def defect(self) -> str | None:
+    async def problem(self) -> str | None:
         return None
 
 
-class LateMachine(StateMachineOfRecord):
-    """A state machine at the other end of a line."""
+class DelayedStateMachine(StateMachineOfRecord):
+    """A state machine that is reached over a link."""
 
-    def __init__(self, machine: StateMachineOfRecord, line: Line) -> None:
+    def __init__(self, machine: StateMachineOfRecord, link: StoreLink) -> None:
         self._machine = machine
-        self._line = line
+        self._link = link
 
     async def consume_messages(self, messages: Sequence[InBandMessage]) -> Sequence[Outcome]:
-        nature = self._line.nature
-        await self._line.carry("before storing")
+        environment = self._link.environment
+        await self._link.transmit("before storing")
         outcomes = await self._machine.consume_messages(messages)
-        if nature.happens(0.2):
-            await nature.overtaken(messages[0].uid)
-        await self._line.carry("after storing")
+        if environment.chance(0.2):
+            await environment.wait_for_later_commit(messages[0].uid)
+        await self._link.transmit("after storing")
         for message in messages:
-            nature.answered(message.uid)
+            environment.commit_answered(message.uid)
         return outcomes
 
     async def state(
@@ -173,27 +185,27 @@ class LateMachine(StateMachineOfRecord):
         return await self._machine.in_band_messages_since(uid, device_id, since)
 
     async def sync(self, uid: UID, device_id: DeviceID | None, cursor: Time) -> Sync:
-        await self._line.carry("before reading")
+        await self._link.transmit("before reading")
         sync = await self._machine.sync(uid, device_id, cursor)
-        await self._line.delay()
+        await self._link.delay()
         return sync
 
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
-        await self._line.carry("before reading clocks")
+        await self._link.transmit("before reading clocks")
         ctimes = await self._machine.ctimes(uids)
-        await self._line.delay()
+        await self._link.delay()
         return ctimes
 
-    async def troubles(self) -> Sequence[str]:
-        return await self._machine.troubles()
+    async def problems(self) -> Sequence[str]:
+        return await self._machine.problems()
 
 
 # Shards
 
 
 class InlineDatabase(SQLiteDatabase):
-    """In memory, at virtual times. Whoever asks does the work, at once, so that nobody comes
-    between and no thread is needed."""
+    """SQLite in memory, on virtual time. Work runs at once in the caller's task, so it is not
+    interleaved with other tasks and needs no thread."""
 
     def __init__(self, content: bytes | None = None) -> None:
         super().__init__(make_url("sqlite://"), migrate if content is None else lambda c: None)
@@ -217,8 +229,8 @@ class InlineDatabase(SQLiteDatabase):
 
 
 @cache
-def established() -> Mapping[str, bytes]:
-    """Databases of shards, without users; the last of them holds no buckets yet."""
+def established_shards() -> Mapping[str, bytes]:
+    """The serialised databases of the shards, without users. The last shard holds no buckets."""
 
     async def establish_all() -> dict[str, bytes]:
         async with AsyncExitStack() as stack:
@@ -231,7 +243,7 @@ def established() -> Mapping[str, bytes]:
 
 
 class SimulatedShard:
-    """A shard, which may be `down` for everybody."""
+    """A shard. While it is `down`, no link reaches it."""
 
     def __init__(self, name: str, content: bytes) -> None:
         self.name = name
@@ -239,16 +251,16 @@ class SimulatedShard:
         self.database = InlineDatabase(content)
 
 
-class _Undone(Exception):
-    """The transaction ends here."""
+class _RolledBack(Exception):
+    """Rolls back a transaction; carries the result of its work."""
 
 
-class LateDatabase:
-    """A Database of a shard at the other end of a line."""
+class DelayedDatabase:
+    """The Database of a shard that is reached over a link."""
 
-    def __init__(self, shard: SimulatedShard, line: Line) -> None:
+    def __init__(self, shard: SimulatedShard, link: StoreLink) -> None:
         self._shard = shard
-        self._line = line
+        self._link = link
 
     async def __aenter__(self) -> Self:
         return self
@@ -257,71 +269,73 @@ class LateDatabase:
         pass
 
     async def write(self, work: Work[T]) -> T:
-        nature, name = self._line.nature, self._shard.name
-        alive = not self._line.cut
+        environment, name = self._link.environment, self._shard.name
+        was_alive = not self._link.cut
         try:
-            await self._carry("before storing")
+            await self._transmit("before storing")
         except (asyncio.CancelledError, StorageUnavailable) as error:
-            killed = alive and (self._line.cut or isinstance(error, asyncio.CancelledError))
-            if killed and not self._shard.down and nature.happens(0.5):
-                await self._store_unheard(work)
+            killed = was_alive and (self._link.cut or isinstance(error, asyncio.CancelledError))
+            if killed and not self._shard.down and environment.chance(0.5):
+                await self._store_without_caller(work)
             raise
-        if nature.happens(0.05):
-            await self._undo(work)  # and it is done again from its beginning
-        if nature.happens(0.02):
-            message = f"{name} breaks off while it commits"
-            nature.note(self._line.name, message)
-            raise OutcomeUnknown(message, await self._undo(work))
+        if environment.chance(0.05):
+            await self._run_and_roll_back(work)  # the transaction is retried from the start
+        if environment.chance(0.02):
+            message = f"{name} loses the connection during a commit"
+            environment.record(self._link.name, message)
+            raise CommitUnknown(message, await self._run_and_roll_back(work))
         result = await self._shard.database.write(work)
-        if nature.happens(0.1):
-            await nature.overtaken(name)
+        if environment.chance(0.1):
+            await environment.wait_for_later_commit(name)
         try:
-            await self._carry("after storing")
+            await self._transmit("after storing")
         except StorageUnavailable as error:
-            raise OutcomeUnknown(error.message, result) from error
-        nature.answered(name)
+            raise CommitUnknown(error.message, result) from error
+        environment.commit_answered(name)
         return result
 
-    async def _store_unheard(self, work: Work[T]) -> None:
-        """Whoever was killed had asked already, and is not there for the answer."""
-        self._line.nature.note(self._line.name, f"was killed while {self._shard.name} stores")
+    async def _store_without_caller(self, work: Work[T]) -> None:
+        """Commit, although the caller was killed after it had sent the request."""
+        self._link.environment.record(
+            self._link.name, f"was killed while {self._shard.name} commits"
+        )
         with suppress(GregorError):
             await self._shard.database.write(work)
 
-    async def _undo(self, work: Work[T]) -> T:
-        """What the work returns, which is undone."""
+    async def _run_and_roll_back(self, work: Work[T]) -> T:
+        """Run the work, roll it back, and return its result."""
 
         def work_and_fail(connection: Any) -> None:
-            raise _Undone(work(connection))
+            raise _RolledBack(work(connection))
 
         try:
             await self._shard.database.write(work_and_fail)
-        except _Undone as undone:
-            return cast("T", undone.args[0])
-        raise AssertionError("work that fails is undone")
+        except _RolledBack as rolled_back:
+            return cast("T", rolled_back.args[0])
+        raise AssertionError("the transaction was not rolled back")
 
     async def read(self, work: Work[T]) -> T:
-        await self._carry("before reading")
+        await self._transmit("before reading")
         result = await self._shard.database.read(work)
-        await self._line.delay()
+        await self._link.delay()
         return result
 
-    async def _carry(self, when: str) -> None:
-        await self._line.carry(f"{when} in {self._shard.name}", lambda: self._shard.down)
+    async def _transmit(self, step: str) -> None:
+        await self._link.transmit(f"{step} in {self._shard.name}", lambda: self._shard.down)
 
 
 class ShardedStore:
-    """Real shards, on databases in memory."""
+    """Real shards on databases in memory, with a Rebalancer that is killed at random moments."""
 
-    def __init__(self, nature: Nature) -> None:
-        self.accidents: Mapping[str, Accident] = {
-            "move": Accident(5, partial(self._change, "mover", self._move)),
-            "prune": Accident(1, partial(self._change, "pruner", self._prune)),
-            "shard": Accident(1, self._go_down),
+    def __init__(self, environment: Environment) -> None:
+        self.faults: Mapping[str, StoreFault] = {
+            "move": StoreFault(5, partial(self._rebalance, "mover", self._move)),
+            "prune": StoreFault(1, partial(self._rebalance, "pruner", self._prune)),
+            "shard": StoreFault(1, self._stop_shard),
         }
-        self._nature = nature
+        self._environment = environment
         self._shards = {
-            name: SimulatedShard(name, content) for name, content in established().items()
+            name: SimulatedShard(name, content) for name, content in established_shards().items()
         }
         self._databases = {name: shard.database for name, shard in self._shards.items()}
         self._stack = AsyncExitStack()
@@ -334,73 +348,79 @@ class ShardedStore:
     async def __aexit__(self, *exc_info: Any) -> None:
         await self._stack.__aexit__(*exc_info)
 
-    # For nodes
+    # Used by nodes
 
     @asynccontextmanager
     async def serve(
-        self, line: Line, clock: Callable[[], Time]
+        self, link: StoreLink, clock: Callable[[], Time]
     ) -> AsyncIterator[StateMachineOfRecord]:
         async with AsyncExitStack() as stack:
-            yield await self._started(stack, line, clock)
+            yield await self._start(stack, link, clock)
 
-    async def _started(
-        self, stack: AsyncExitStack, line: Line, clock: Callable[[], Time]
+    async def _start(
+        self, stack: AsyncExitStack, link: StoreLink, clock: Callable[[], Time]
     ) -> ShardedStateMachine:
-        """As whoever keeps servers running would: try again."""
+        """Retry until the state machine starts, as a process supervisor does."""
         while True:
-            machines = {name: SQLStateMachine(d, clock) for name, d in self._seen_by(line).items()}
+            machines = {
+                name: SQLStateMachine(d, clock) for name, d in self._reached_over(link).items()
+            }
             try:
                 return await stack.enter_async_context(ShardedStateMachine(machines))
             except GregorError as error:
-                self._nature.note(line.name, f"cannot start: {error.message}")
-                await asyncio.sleep(self._nature.rng.random())
+                self._environment.record(link.name, f"cannot start: {error.message}")
+                await asyncio.sleep(self._environment.rng.random())
 
-    def _seen_by(self, line: Line) -> dict[str, LateDatabase]:
-        return {name: LateDatabase(shard, line) for name, shard in self._shards.items()}
+    def _reached_over(self, link: StoreLink) -> dict[str, DelayedDatabase]:
+        return {name: DelayedDatabase(shard, link) for name, shard in self._shards.items()}
 
-    # What happens to it
+    # Faults
 
-    async def _change(self, who: str, change: Callable[[Mover], Awaitable[None]]) -> None:
-        """Somebody sets out to change something, and may be killed at any moment of it."""
-        nature = self._nature
-        mover = Mover(
-            self._seen_by(Line(nature, who, bad=nature.rng.choice((0.01, 0.1, 0.5)))),
+    async def _rebalance(self, actor: str, work: Callable[[Rebalancer], Awaitable[None]]) -> None:
+        """Run the work of a mover or pruner process, which may be killed at any moment."""
+        environment = self._environment
+        rebalancer = Rebalancer(
+            self._reached_over(
+                StoreLink(environment, actor, severity=environment.rng.choice((0.01, 0.1, 0.5)))
+            ),
             clock=virtual_time.clock,
-            mind=Random(nature.rng.random()),
+            rng=Random(environment.rng.random()),
         )
-        life = nature.rng.random() * 5 if nature.happens(0.5) else None
+        killed_after = environment.rng.random() * 5 if environment.chance(0.5) else None
         try:
-            async with asyncio.timeout(life):
-                await change(mover)
+            async with asyncio.timeout(killed_after):
+                await work(rebalancer)
         except TimeoutError:
-            nature.note(who, "is killed")
+            environment.record(actor, "is killed")
         except Unavailable as error:
-            nature.note(who, f"gives up: {error.message}")
+            environment.record(actor, f"gives up: {error.message}")
 
-    async def _move(self, mover: Mover) -> None:
-        """Buckets, of users or of nobody."""
-        rng = self._nature.rng
-        buckets = rng.sample([*map(bucket_of, self._nature.users), 0, 1], rng.randrange(1, 4))
+    async def _move(self, rebalancer: Rebalancer) -> None:
+        """Move some buckets to a random shard: those of users, and empty ones."""
+        rng = self._environment.rng
+        buckets = rng.sample([*map(bucket_of, self._environment.users), 0, 1], rng.randrange(1, 4))
         target = rng.choice(SHARDS)
-        await mover.move([Move(bucket, "", target) for bucket in buckets], self._moved)
+        await rebalancer.move([Move(bucket, "", target) for bucket in buckets], self._moved)
 
     def _moved(self, moved: Moved) -> None:
         move = moved.move
-        self._nature.note("mover", f"moved {move.bucket} from {move.source} to {move.target}")
+        self._environment.record(
+            "mover", f"moved {move.bucket} from {move.source} to {move.target}"
+        )
 
-    async def _prune(self, mover: Mover) -> None:
-        findings, removed = await mover.verify(prune=True)
+    async def _prune(self, rebalancer: Rebalancer) -> None:
+        findings, removed = await rebalancer.verify(prune=True)
         assert not findings, findings
-        self._nature.note("pruner", f"removed what was left of {removed} buckets")
+        self._environment.record("pruner", f"removed the leftovers of {removed} buckets")
 
-    async def _go_down(self) -> None:
-        shard = self._nature.rng.choice(list(self._shards.values()))
+    async def _stop_shard(self) -> None:
+        shard = self._environment.rng.choice(list(self._shards.values()))
         shard.down = True
-        self._nature.note(f"shard {shard.name}", "goes down")
-        await asyncio.sleep(self._nature.rng.random() * 10)
+        self._environment.record(f"shard {shard.name}", "goes down")
+        await asyncio.sleep(self._environment.rng.random() * 10)
         shard.down = False
 
-    # For the judge
+    # Used by the final check
 
     async def sync(self, uid: UID, device_id: DeviceID) -> Sync:
         holder, now = await self._holder(uid), virtual_time.clock()
@@ -411,18 +431,18 @@ class ShardedStore:
         return await holder.read(lambda c: shard_map.page(c, {uid: 0}))
 
     async def _holder(self, uid: UID) -> InlineDatabase:
-        """Who has the user, by what was placed last, and knows of it by now."""
-        known = statements.placements.where(tables.buckets.c.bucket == bucket_of(uid))
+        """The holder of the user by the newest placement; it is updated with that placement."""
+        query = statements.placements.where(tables.buckets.c.bucket == bucket_of(uid))
         placed = [
             Placement(*row)
             for database in self._databases.values()
-            for row in await database.read(lambda c: c.execute(known).all())
+            for row in await database.read(lambda c: c.execute(query).all())
         ]
-        newest = merged(placed)[bucket_of(uid)]
+        newest = newest_placements(placed)[bucket_of(uid)]
         holder = self._databases[newest.shard]
-        await holder.write(lambda c: shard_map.adopt(c, [newest]))
+        await holder.write(lambda c: shard_map.merge_placements(c, [newest]))
         return holder
 
-    async def defect(self) -> str | None:
-        findings, _ = await Mover(self._databases).verify()
+    async def problem(self) -> str | None:
+        findings, _ = await Rebalancer(self._databases).verify()
         return "; ".join(finding.what for finding in findings) or None

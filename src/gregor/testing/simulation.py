@@ -1,19 +1,25 @@
-"""A seeded world of nodes, devices and a store, on a virtual clock.
+"""A simulation of nodes, devices and a store on virtual time, with faults by a random seed.
 
-Real Nodes, real server connections and real Clients run on an event loop whose time is a number.
-Everything between them misbehaves by the seed: connections break; frames are delayed, repeated
-and overtake one another; the store answers late, in the wrong order, and not at all, some nodes
-for a while, or stores and then fails to say so; the pub/sub drops, repeats and reorders, dies
-without a word, and carries what strangers put there; nodes crash between store and
-acknowledgement; devices are killed and come back with what their store had saved; clocks differ
-and jump back. In one world of twenty the store is real shards, which go down one by one, while
-movers that are killed at any moment move the users' buckets between them, and others remove what is
-left.
+Real Nodes, real server connections and real Clients run on a virtual-time event loop. The seed
+decides the faults between them:
 
-Then the faults end, and all must agree: every replica with the store, hash and items; everything
-acknowledged is stored once, on one shard; everything that a device accepted was stored, or rejected
-in words; nothing that was dismissed is shown again; and where clocks agree, no hash had to find a
-replica that was wrong.
+- connections break; frames are delayed, repeated and reordered;
+- the store answers late, out of order or not at all, is unavailable to some nodes for a while, or
+  commits and then fails to answer;
+- the pub/sub drops, repeats and reorders publications, is silently partitioned, and carries
+  publications of a foreign publisher;
+- nodes crash between commit and acknowledgement;
+- devices are killed and restart from their client store;
+- clocks differ and jump back.
+
+One simulation in twenty uses real shards as its store. Shards go down one at a time, while movers,
+which are killed at random moments, move the users' buckets between shards, and pruners remove
+leftovers.
+
+Then the faults end, and all must agree. Each replica equals the store in hash and items. Each
+acknowledged message is stored once, on one shard. Each message that a device accepted is stored, or
+was reported as rejected. No dismissed item is shown again. If the clocks agree, no hash mismatch
+had to repair a replica.
 
     python -m gregor.testing.simulation --seeds 2000
     python -m gregor.testing.simulation --seed 17 --trace
@@ -23,21 +29,20 @@ replica that was wrong.
 import argparse
 import asyncio
 import gc
+import logging
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any, cast
 
-import structlog
-
 from gregor.client import Client, Created, Disconnected, Dismissed, MemoryStore
 from gregor.consumers.broadcaster import Broadcaster
-from gregor.consumers.publisher import Publisher, channel_of, seal
+from gregor.consumers.publisher import Publisher, channel_of, encode_envelope
 from gregor.core.instant import SECOND, Time
 from gregor.core.message import (
     UID,
@@ -60,90 +65,90 @@ from gregor.server.delivery import Delivery
 from gregor.server.metrics import Metrics
 from gregor.server.readiness import Readiness
 from gregor.server.service import Service
-from gregor.server.websocket import Connection
+from gregor.server.websocket import WebSocketConnection
 from gregor.testing import virtual_time
-from gregor.testing.simulated_stores import Line, ShardedStore, SharedStore, Store
+from gregor.testing.simulated_stores import ShardedStore, SharedStore, SimulatedStore, StoreLink
 
 USERS = ("ann", "bob")
 CATEGORIES = ("mail", "mail.work", "chat", "theme")
 FORGED = "forged"
-SHARDED_EVERY = 20  # worlds: these take some twenty times as long as others
+SHARDED_EVERY = 20  # simulations: a sharded one takes about twenty times as long
 
 
 class Disagreement(AssertionError):
-    """The world did not come out as it must. The seed replays it."""
+    """A simulation ended in a wrong state. Its seed reproduces it."""
 
 
 class LossyPubSub(MemoryPubSub):
-    """A pub/sub that loses, repeats, delays and reorders, and takes its time to subscribe. Now and
-    then it dies silently: nothing comes in or goes out, and nobody is told. Afterwards it says so,
-    as one that misses its heartbeat does, or goes on as if nothing had been."""
+    """A pub/sub that drops, repeats, delays and reorders, and is slow to subscribe. Sometimes it is
+    silently partitioned: nothing is received or sent, and no error is raised. Afterwards it either
+    reports Interrupted, as after a missed heartbeat, or continues without a report."""
 
-    def __init__(self, exchange: Exchange, world: "World") -> None:
+    def __init__(self, exchange: Exchange, simulation: "Simulation") -> None:
         super().__init__(exchange)
-        self._world = world
-        self._dead = False
+        self._simulation = simulation
+        self._partitioned = False
 
     async def publish(self, channel: str, payload: bytes) -> None:
-        if not self._dead:
+        if not self._partitioned:
             await super().publish(channel, payload)
 
     async def subscribe(self, channel: str) -> None:
-        await self._world.delay()
+        await self._simulation.delay()
         await super().subscribe(channel)
-        await self._world.delay()
+        await self._simulation.delay()
 
     async def unsubscribe(self, channel: str) -> None:
-        await self._world.delay()
+        await self._simulation.delay()
         await super().unsubscribe(channel)
-        await self._world.delay()
+        await self._simulation.delay()
 
-    def take(self, event: Event) -> None:
-        if self._world.happens(0.2):
+    def put(self, event: Event) -> None:
+        if self._simulation.chance(0.2):
             return
-        for _ in range(2 if self._world.happens(0.1) else 1):
-            asyncio.get_running_loop().call_later(self._world.lag(), self._arrive, event)
+        for _ in range(2 if self._simulation.chance(0.1) else 1):
+            asyncio.get_running_loop().call_later(self._simulation.latency(), self._deliver, event)
 
-    def _arrive(self, event: Event) -> None:
-        if not self._dead:
-            super().take(event)
+    def _deliver(self, event: Event) -> None:
+        if not self._partitioned:
+            super().put(event)
 
-    def die(self) -> None:
-        self._dead = True
+    def start_partition(self) -> None:
+        self._partitioned = True
 
-    def revive(self) -> bool:
-        """Whether it says that it was interrupted."""
-        self._dead = False
-        says_so = self._world.happens(0.5)
-        if says_so:
-            super().take(Interrupted())
-        return says_so
+    def end_partition(self) -> bool:
+        """Returns whether the pub/sub reports the interruption."""
+        self._partitioned = False
+        is_reported = self._simulation.chance(0.5)
+        if is_reported:
+            super().put(Interrupted())
+        return is_reported
 
     def close(self) -> None:
         for subscribers in self._exchange.channels.values():
             subscribers.pop(self, None)
 
 
-class Link:
+class SimulatedConnection:
     """One connection: a Transport for the device, and an ASGI WebSocket for the node. Frames are
-    late; unless the link is an orderly one, they are repeated and overtake one another as well."""
+    delayed; unless the connection is `_ordered`, they are also repeated and reordered."""
 
-    def __init__(self, world: "World", name: str) -> None:
-        self._world = world
+    def __init__(self, simulation: "Simulation", name: str) -> None:
+        self._simulation = simulation
         self._name = name
-        self._orderly = world.happens(0.7)
+        self._ordered = simulation.chance(0.7)
         self._to_node: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._to_device: asyncio.Queue[str | Disconnected] = asyncio.Queue()
-        self._last = {True: 0.0, False: 0.0}  # when the latest frame arrives, in each direction
+        self._last_arrival = {True: 0.0, False: 0.0}  # of a frame, by direction (to the node?)
         self._end: Disconnected | None = None
 
-    # The device's end
+    # The device's side
 
     async def send(self, text: str) -> None:
         if self._end is not None:
             raise self._end
         event = {"type": "websocket.receive", "text": text}
-        self._carry(True, lambda: self._to_node.put_nowait(event))
+        self._transmit(True, lambda: self._to_node.put_nowait(event))
 
     async def receive(self) -> str:
         frame = await self._to_device.get()
@@ -152,161 +157,163 @@ class Link:
         return frame
 
     async def close(self) -> None:
-        self.break_("closed by the device")
+        self.cut("closed by the device")
 
-    # The node's end
+    # The node's side
 
     async def asgi_receive(self) -> dict[str, Any]:
         return await self._to_node.get()
 
     async def asgi_send(self, event: Any) -> None:
         if self._end is not None:
-            raise OSError("the device has gone")
+            raise OSError("the device is disconnected")
         if event["type"] == "websocket.close":
-            self.break_(event["reason"], event["code"])
+            self.cut(event["reason"], event["code"])
         else:
-            self._carry(False, lambda: self._to_device.put_nowait(event["text"]))
+            self._transmit(False, lambda: self._to_device.put_nowait(event["text"]))
         await asyncio.sleep(0)
 
-    # Between them
+    # The network
 
-    def _carry(self, to_node: bool, arrive: Callable[[], None]) -> None:
+    def _transmit(self, to_node: bool, deliver: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
-        if self._world.happens(0.01):
-            self.break_("the line breaks")
+        if self._simulation.chance(0.01):
+            self.cut("the connection breaks")
             return
-        for _ in range(2 if not self._orderly and self._world.happens(0.1) else 1):
-            at = loop.time() + self._world.lag()
-            if self._orderly or self._world.calm:
-                at = self._last[to_node] = max(at, self._last[to_node] + 0.000_001)
-            loop.call_at(at, self._arrive, arrive)
+        for _ in range(2 if not self._ordered and self._simulation.chance(0.1) else 1):
+            at = loop.time() + self._simulation.latency()
+            if self._ordered or self._simulation.faults_over:
+                at = self._last_arrival[to_node] = max(at, self._last_arrival[to_node] + 0.000_001)
+            loop.call_at(at, self._deliver, deliver)
 
-    def _arrive(self, arrive: Callable[[], None]) -> None:
+    def _deliver(self, deliver: Callable[[], None]) -> None:
         if self._end is None:
-            arrive()
+            deliver()
 
-    def break_(self, reason: str, code: int = 1006) -> None:
+    def cut(self, reason: str, code: int = 1006) -> None:
         if self._end is None:
             self._end = Disconnected(code, reason)
-            self._world.note(self._name, reason)
+            self._simulation.record(self._name, reason)
             self._to_device.put_nowait(self._end)
             self._to_node.put_nowait({"type": "websocket.disconnect"})
 
 
 class SimulatedNode:
-    """One node, which crashes and starts again; its clock is its own."""
+    """A node that crashes and restarts. It has its own clock."""
 
-    def __init__(self, world: "World", name: str) -> None:
+    def __init__(self, simulation: "Simulation", name: str) -> None:
         self.name = name
-        self._world = world
-        self._skew = world.skew()
-        self._starts = 0
-        self.line = Line(world, name)
+        self._simulation = simulation
+        self._skew = simulation.skew()
+        self._start_count = 0
+        self.link = StoreLink(simulation, name)
         self.service: Service | None = None
         self.pubsub: LossyPubSub | None = None
-        self._links: dict[Link, None] = {}
-        self.life: asyncio.Task[None] | None = None
+        self._connections: dict[SimulatedConnection, None] = {}
+        self.task: asyncio.Task[None] | None = None
 
     def clock(self) -> Time:
         return virtual_time.clock() + self._skew
 
-    def jump(self) -> None:
-        """Somebody sets the clock, backwards too."""
-        self._skew = self._world.skew()
+    def set_clock(self) -> None:
+        """Set the clock to a random skew, also to an earlier time."""
+        self._skew = self._simulation.skew()
 
     def start(self) -> None:
-        self._starts += 1
-        self.life = self._world.tasks.create_task(self._live(f"{self.name}#{self._starts}"))
+        self._start_count += 1
+        self.task = self._simulation.tasks.create_task(
+            self._run(f"{self.name}#{self._start_count}")
+        )
 
-    async def _live(self, name: str) -> None:
-        world = self._world
-        self.pubsub = pubsub = LossyPubSub(world.exchange, world)
+    async def _run(self, name: str) -> None:
+        simulation = self._simulation
+        self.pubsub = pubsub = LossyPubSub(simulation.exchange, simulation)
         deliveries: dict[Delivery, None] = {}
         metrics = Metrics(deliveries)
-        self.line = Line(world, self.name)
+        self.link = StoreLink(simulation, self.name)
         try:
             async with (
-                world.store.serve(self.line, self.clock) as state_machine,
+                simulation.store.serve(self.link, self.clock) as state_machine,
                 Node(
                     state_machine,
                     [Publisher(pubsub, name), Broadcaster()],
                     clock=self.clock,
                     pubsub=pubsub,
                     name=name,
-                    linger_seconds=world.rng.uniform(0.5, 5),
+                    linger_seconds=simulation.rng.uniform(0.5, 5),
                     observer=metrics,
-                    jitter=world.rng.random,
+                    jitter=simulation.rng.random,
                 ) as node,
             ):
                 readiness = Readiness(node, pubsub)
                 self.service = Service(node, OpenAuthenticator(), metrics, readiness, deliveries)
-                world.note(name, "starts")
+                simulation.record(name, "starts")
                 await asyncio.get_running_loop().create_future()
         finally:
             self.service = None
             pubsub.close()
-            for link in tuple(self._links):
-                link.break_("the node has crashed")
+            for connection in tuple(self._connections):
+                connection.cut("the node crashed")
 
     async def crash(self) -> None:
-        """Stop dead, in the middle of whatever was going on; then start again."""
-        if self.life is None or self.service is None:
+        """Stop at once, in the middle of any work; then restart after up to 3 s."""
+        if self.task is None or self.service is None:
             return
-        self._world.note(self.name, "crashes")
+        self._simulation.record(self.name, "crashes")
         self.service = None
-        self.line.cut = True  # or it would store, on its way out, what had been waiting
-        for link in tuple(self._links):
-            link.break_("the node has crashed")
-        self.life.cancel()
-        await asyncio.wait([self.life])
-        await asyncio.sleep(self._world.rng.random() * 3)
+        self.link.cut = True  # without this, the shutdown would still store queued messages
+        for connection in tuple(self._connections):
+            connection.cut("the node crashed")
+        self.task.cancel()
+        await asyncio.wait([self.task])
+        await asyncio.sleep(self._simulation.rng.random() * 3)
         self.start()
 
-    def accept(self, link: Link) -> None:
-        self._world.tasks.create_task(self._serve(link))
+    def accept(self, connection: SimulatedConnection) -> None:
+        self._simulation.tasks.create_task(self._serve(connection))
 
-    async def _serve(self, link: Link) -> None:
+    async def _serve(self, connection: SimulatedConnection) -> None:
         service = self.service
         if service is None:
-            link.break_("nobody is there")
+            connection.cut("the node is down")
             return
-        self._links[link] = None
+        self._connections[connection] = None
         try:
-            connection = Connection(service, link.asgi_receive, link.asgi_send)
-            with service.serving(connection):
-                await connection.run()
+            websocket = WebSocketConnection(service, connection.asgi_receive, connection.asgi_send)
+            with service.serving(websocket):
+                await websocket.run()
         finally:
-            del self._links[link]
-            link.break_("the node hangs up")
+            del self._connections[connection]
+            connection.cut("the node closes the connection")
 
 
 class SimulatedDevice:
-    """One device with its person: goes offline, is killed, and comes back with its store."""
+    """A device and its user. It goes offline, is killed, and restarts with its client store."""
 
-    def __init__(self, world: "World", uid: UID, device_id: DeviceID) -> None:
+    def __init__(self, simulation: "Simulation", uid: UID, device_id: DeviceID) -> None:
         self.uid = uid
         self.device_id = device_id
         self.name = f"{uid}/{device_id}"
-        self.written: list[MsgID] = []
+        self.accepted: list[MsgID] = []
         self.client: Client | None = None
-        self.lives: list[Client] = []  # all of its clients, one after the other
-        self._world = world
+        self.clients: list[Client] = []  # all so far, one per restart
+        self._simulation = simulation
         self._store = MemoryStore()
         self._reachable = True
-        self._link: Link | None = None
-        self._life: asyncio.Timeout | None = None
+        self._connection: SimulatedConnection | None = None
+        self._lifetime: asyncio.Timeout | None = None
 
-    async def connect(self) -> Link:
-        await self._world.delay()
-        node = self._world.rng.choice(self._world.nodes)
+    async def connect(self) -> SimulatedConnection:
+        await self._simulation.delay()
+        node = self._simulation.rng.choice(self._simulation.nodes)
         if not self._reachable or node.service is None:
-            raise Disconnected(0, "no way to the node")
-        self._link = Link(self._world, self.name)
-        node.accept(self._link)
-        return self._link
+            raise Disconnected(0, "the node cannot be reached")
+        self._connection = SimulatedConnection(self._simulation, self.name)
+        node.accept(self._connection)
+        return self._connection
 
-    async def live(self) -> None:
-        """One life after another, until the world ends."""
+    async def run(self) -> None:
+        """Run a Client, and a new one after each kill, until the simulation ends."""
         while True:
             client = Client(
                 "ws://simulated",
@@ -315,56 +322,62 @@ class SimulatedDevice:
                 store=self._store,
                 connect=self.connect,
                 clock=virtual_time.clock,
-                jitter=self._world.rng.random,
+                jitter=self._simulation.rng.random,
             )
             try:
-                async with asyncio.timeout(None) as self._life, client:
+                async with asyncio.timeout(None) as self._lifetime, client:
                     self.client = client
-                    self.lives.append(client)
-                    self._world.note(self.name, "starts")
+                    self.clients.append(client)
+                    self._simulation.record(self.name, "starts")
                     await self._watch(client)
             except TimeoutError:
-                self._world.note(self.name, "was killed")
+                self._simulation.record(self.name, "was killed")
 
     async def _watch(self, client: Client) -> None:
-        """What was dismissed is not shown again."""
+        """Raises Disagreement if the client shows an item twice, or one that was never stored."""
         shown: set[MsgID] = set()
         async with client.events() as events:
             async for event in events:
                 if isinstance(event, Created | Dismissed):
-                    what = "shows" if isinstance(event, Created) else f"no more ({event.why})"
-                    self._world.note(self.name, f"{what} {event.item.msg_id}")
+                    change = "shows" if isinstance(event, Created) else f"hides ({event.why})"
+                    self._simulation.record(self.name, f"{change} {event.item.msg_id}")
                 if isinstance(event, Created):
                     if event.item.msg_id == FORGED:
-                        raise Disagreement(f"{self.name} showed what was never stored")
+                        raise Disagreement(f"{self.name} shows an item that was never stored")
                     if event.item.msg_id in shown:
-                        raise Disagreement(f"{self.name} showed {event.item.msg_id} twice")
+                        raise Disagreement(f"{self.name} shows {event.item.msg_id} twice")
                     shown.add(event.item.msg_id)
 
     async def act(self) -> None:
-        """Do one thing that a person or an accident does to a device."""
-        world, client = self._world, self.client
+        """Do one random action of a user, or one random fault of a device."""
+        simulation, client = self._simulation, self.client
         if client is None:
             return None
         items = [item.msg_id for item in client.state().items]
-        category = world.rng.choice(CATEGORIES)
-        msg_id = world.new_msg_id()
-        match world.choice(create=4, replace=2, dismiss=4, category=1, hide=1, offline=2, kill=1):
+        category = simulation.rng.choice(CATEGORIES)
+        msg_id = simulation.new_msg_id()
+        match simulation.choice(
+            create=4, replace=2, dismiss=4, category=1, hide=1, offline=2, kill=1
+        ):
             case "create":
-                dtime = timedelta(seconds=world.rng.randrange(60)) if world.happens(0.3) else None
-                mine = world.happens(0.3)
-                writing = client.create(
-                    category, None, dtime=dtime, this_device=mine, msg_id=msg_id
+                expires = (
+                    timedelta(seconds=simulation.rng.randrange(60))
+                    if simulation.chance(0.3)
+                    else None
+                )
+                this_device = simulation.chance(0.3)
+                write = client.create(
+                    category, None, expires=expires, this_device=this_device, msg_id=msg_id
                 )
             case "replace":
-                writing = client.replace(category, world.rng.random(), msg_id=msg_id)
+                write = client.replace(category, simulation.rng.random(), msg_id=msg_id)
             case "dismiss" if items:
-                writing = client.dismiss(world.rng.choice(items), msg_id=msg_id)
+                write = client.dismiss(simulation.rng.choice(items), msg_id=msg_id)
             case "category":
-                below = world.happens(0.5)
-                writing = client.dismiss_category(category, prefix=below, msg_id=msg_id)
+                prefix = simulation.chance(0.5)
+                write = client.dismiss_category(category, prefix=prefix, msg_id=msg_id)
             case "hide" if items:
-                return await client.hide(world.rng.choice(items))
+                return await client.hide(simulation.rng.choice(items))
             case "offline":
                 return await self._go_offline()
             case "kill":
@@ -372,42 +385,44 @@ class SimulatedDevice:
             case _:
                 return None
         try:
-            self._wrote(await writing)
+            self._record_write(await write)
         except Unavailable:
-            world.note(self.name, "could not write, being killed")
+            simulation.record(self.name, "cannot write, because it was killed")
 
     def _kill(self) -> None:
-        if self._life is not None:
-            self._life.reschedule(asyncio.get_running_loop().time())
+        if self._lifetime is not None:
+            self._lifetime.reschedule(asyncio.get_running_loop().time())
 
-    def _wrote(self, msg_id: MsgID) -> None:
-        self.written.append(msg_id)
-        self._world.note(self.name, f"writes {msg_id}")
+    def _record_write(self, msg_id: MsgID) -> None:
+        self.accepted.append(msg_id)
+        self._simulation.record(self.name, f"writes {msg_id}")
 
     async def _go_offline(self) -> None:
         self._reachable = False
-        self.lose_connection("goes offline")
-        await asyncio.sleep(self._world.rng.random() * 10)
+        self.break_connection("goes offline")
+        await asyncio.sleep(self._simulation.rng.random() * 10)
         self._reachable = True
 
-    def lose_connection(self, why: str) -> None:
-        if self._link is not None:
-            self._link.break_(why)
+    def break_connection(self, reason: str) -> None:
+        if self._connection is not None:
+            self._connection.cut(reason)
 
 
-class World:
-    """All of it, by one seed."""
+class Simulation:
+    """One run of nodes, devices and a store, fully determined by its seed."""
 
     def __init__(self, seed: int, sharded: bool = False) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
         self.users: Sequence[UID] = USERS
         self.trace: list[str] = []
-        self.calm = False
+        self.faults_over = False
         self.clocks_agree = self.rng.random() < 0.5
         self.exchange = Exchange()
         self.tasks = asyncio.TaskGroup()
-        self.store: Store = ShardedStore(self) if sharded else SharedStore(self._store_clock)
+        self.store: SimulatedStore = (
+            ShardedStore(self) if sharded else SharedStore(self._store_clock)
+        )
         self.nodes = [SimulatedNode(self, f"node{n}") for n in range(self.rng.randrange(1, 4))]
         self.devices = [
             SimulatedDevice(self, uid, f"d{n}")
@@ -416,76 +431,80 @@ class World:
         ]
         self.acknowledged: dict[tuple[UID, MsgID], Time] = {}
         self._sent: list[InBandMessage] = []
-        self._answered: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self._commit_answered: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
 
-    # What the seed decides
+    # Random decisions
 
-    def happens(self, probability: float) -> bool:
-        return not self.calm and self.rng.random() < probability
+    def chance(self, probability: float) -> bool:
+        return not self.faults_over and self.rng.random() < probability
 
-    def lag(self) -> float:
-        """Seconds on the way: mostly short, now and then long."""
-        return 0.001 if self.calm else self.rng.expovariate(1 / self.rng.choice((0.005, 0.05, 0.5)))
+    def latency(self) -> float:
+        """A random delay in seconds: usually short, sometimes long."""
+        if self.faults_over:
+            return 0.001
+        return self.rng.expovariate(1 / self.rng.choice((0.005, 0.05, 0.5)))
 
     def skew(self) -> int:
-        """How far a node's clock is off, in microseconds."""
+        """A random error of a node's clock, in microseconds."""
         return 0 if self.clocks_agree else self.rng.randrange(-2 * SECOND, 2 * SECOND)
 
     async def delay(self) -> None:
-        await asyncio.sleep(self.lag())
+        await asyncio.sleep(self.latency())
 
     def choice(self, **weights: int) -> str:
         return self.rng.choices(list(weights), list(weights.values()))[0]
 
-    def note(self, who: str, what: str) -> None:
-        self.trace.append(f"{asyncio.get_running_loop().time():10.3f} {who:10} {what}")
+    def record(self, actor: str, event: str) -> None:
+        self.trace.append(f"{asyncio.get_running_loop().time():10.3f} {actor:10} {event}")
 
-    def answered(self, whom: str) -> None:
+    def commit_answered(self, name: str) -> None:
         """The store has answered a commit for this user, or of this shard."""
-        self._answered.pop(whom, asyncio.Event()).set()
+        self._commit_answered.pop(name, asyncio.Event()).set()
 
-    async def overtaken(self, whom: str) -> None:
-        """Wait, a while at most, until another commit there has its answer, so that it can be told
-        everywhere before this one's is known."""
+    async def wait_for_later_commit(self, name: str) -> None:
+        """Wait until a later commit for this user or shard is answered, for 2 s at most: it can
+        then be published everywhere before the answer to this one arrives."""
         with suppress(TimeoutError):
             async with asyncio.timeout(2):
-                await self._answered[whom].wait()
-                self.note("store", f"lets a later commit for {whom} overtake")
+                await self._commit_answered[name].wait()
+                self.record("store", f"answers a later commit for {name} first")
         await self.delay()
 
     def _store_clock(self) -> Time:
-        # The node that stores stamps; whose clock that is, chance decides.
+        # The node that stores a message stamps it, and any node may be that one.
         return self.rng.choice(self.nodes).clock()
 
-    # What happens
+    # Faults
 
     async def run(self) -> None:
-        """Live through the faults, end them, and see that all agree."""
+        """Run with faults, end the faults, and wait until all agree. Raises Disagreement if they do
+        not agree within two minutes."""
         async with self.store, self.tasks:
-            lives = [self.tasks.create_task(device.live()) for device in self.devices]
+            device_tasks = [self.tasks.create_task(device.run()) for device in self.devices]
             for node in self.nodes:
                 node.start()
             for _ in range(self.rng.randrange(30, 90)):
                 await asyncio.sleep(self.rng.random() / 2)
-                self.tasks.create_task(self._something())
+                self.tasks.create_task(self._random_event())
             await asyncio.sleep(15)
-            self.calm = True
-            self.note("world", "is calm")
+            self.faults_over = True
+            self.record("simulation", "ends the faults")
             await self._settle()
-            for task in (*lives, *(node.life for node in self.nodes if node.life is not None)):
+            node_tasks = [node.task for node in self.nodes if node.task is not None]
+            for task in (*device_tasks, *node_tasks):
                 task.cancel()
 
-    async def _something(self) -> None:
+    async def _random_event(self) -> None:
         match self.choice(
             backend=8,
             device=12,
             crash=1,
-            silence=1,
+            partition=1,
             outage=1,
-            stranger=2,
+            foreign_publisher=2,
             clock=1,
-            break_=2,
-            **{name: accident.weight for name, accident in self.store.accidents.items()},
+            disconnect=2,
+            **{name: fault.weight for name, fault in self.store.faults.items()},
         ):
             case "backend":
                 await self._backend()
@@ -493,39 +512,40 @@ class World:
                 await self.rng.choice(self.devices).act()
             case "crash":
                 await self.rng.choice(self.nodes).crash()
-            case "silence":
-                await self._silence(self.rng.choice(self.nodes))
+            case "partition":
+                await self._partition(self.rng.choice(self.nodes))
             case "outage":
-                await self._cut_off(self.rng.choice(self.nodes))
-            case "stranger":
-                await self._stranger()
+                await self._store_outage(self.rng.choice(self.nodes))
+            case "foreign_publisher":
+                await self._publish_foreign()
             case "clock":
-                self.rng.choice(self.nodes).jump()
-            case "break_":
-                self.rng.choice(self.devices).lose_connection("the network fails")
-            case accident:
-                await self.store.accidents[accident].happen()
+                self.rng.choice(self.nodes).set_clock()
+            case "disconnect":
+                self.rng.choice(self.devices).break_connection("the network fails")
+            case fault:
+                await self.store.faults[fault].run()
 
-    async def _silence(self, node: SimulatedNode) -> None:
-        """The pub/sub dies for one node, and nobody is told."""
+    async def _partition(self, node: SimulatedNode) -> None:
+        """Cut one node off from the pub/sub for a while, without an error."""
         pubsub = node.pubsub
         if pubsub is not None:
-            pubsub.die()
-            self.note(node.name, "hears nothing any more")
+            pubsub.start_partition()
+            self.record(node.name, "is partitioned from the pub/sub")
             await asyncio.sleep(self.rng.random() * 10)
-            says_so = pubsub.revive()
-            self.note(node.name, "hears again" + (", and knows" if says_so else ", unknowing"))
+            is_reported = pubsub.end_partition()
+            suffix = "reported" if is_reported else "not reported"
+            self.record(node.name, f"is connected to the pub/sub again, {suffix}")
 
-    async def _cut_off(self, node: SimulatedNode) -> None:
-        """The store cannot be had, by one node only."""
-        line = node.line
-        line.down = True
-        self.note(node.name, "is cut off from the store")
+    async def _store_outage(self, node: SimulatedNode) -> None:
+        """Cut one node off from the store for a while."""
+        link = node.link
+        link.down = True
+        self.record(node.name, "is cut off from the store")
         await asyncio.sleep(self.rng.random() * 10)
-        line.down = False
+        link.down = False
 
-    async def _stranger(self) -> None:
-        """Somebody else publishes on a user's channel."""
+    async def _publish_foreign(self) -> None:
+        """Publish something on a user's channel that is not from a node."""
         uid, other = self.rng.sample(USERS, 2)
         log = await self.store.log(uid)
         message: InBandMessage | None = None
@@ -538,12 +558,13 @@ class World:
                 message = create(uid, "chat", msg_id=FORGED).stamp(ctime, known)
             case "again" if log:
                 message = self.rng.choice(log)
-        payload = b"garbage" if message is None else seal("a stranger", message)
+        payload = b"garbage" if message is None else encode_envelope("foreign publisher", message)
         await MemoryPubSub(self.exchange).publish(channel_of(uid), payload)
-        self.note("stranger", f"publishes {'garbage' if message is None else message.msg_id}")
+        content = "garbage" if message is None else message.msg_id
+        self.record("foreign", f"publishes {content}")
 
     async def _backend(self) -> None:
-        """A backend sends messages again and again until they are acknowledged, by any node."""
+        """Send messages as a backend does: retry, at any node, until they are acknowledged."""
         messages = [
             self._message(self.rng.choice(USERS)) for _ in range(self.rng.choice((1, 1, 1, 3)))
         ]
@@ -553,15 +574,19 @@ class World:
             try:
                 if service is not None:
                     results = await service.inject(messages)
-                    refused = [m for m, r in zip(messages, results, strict=True) if r.to_repeat]
+                    unacknowledged = [
+                        message
+                        for message, result in zip(messages, results, strict=True)
+                        if result.to_repeat
+                    ]
                     for result in results:
                         if not result.to_repeat:
                             self._acknowledge(result)
-                    messages = refused
+                    messages = unacknowledged
             except Unavailable:
                 pass
             except asyncio.CancelledError:
-                # The node that had it in its hands has crashed, or else the world ends.
+                # Either the node that processed it crashed, or the simulation ends.
                 if cast("asyncio.Task[None]", asyncio.current_task()).cancelling():
                     raise
             await asyncio.sleep(self.rng.random())
@@ -571,7 +596,7 @@ class World:
         assert result.msg_id is not None
         assert result.ctime is not None
         self.acknowledged[result.uid, result.msg_id] = result.ctime
-        self.note("backend", f"{result.status} {result.msg_id} at {result.ctime}")
+        self.record("backend", f"{result.status} {result.msg_id} at {result.ctime}")
 
     def _message(self, uid: UID) -> InBandMessage:
         msg_id, category = self.new_msg_id(), self.rng.choice(CATEGORIES)
@@ -584,76 +609,81 @@ class World:
             case "category":
                 end = timedelta(seconds=self.rng.randrange(-20, 20))
                 return dismiss_category(
-                    uid, category, prefix=self.happens(0.5), end_time=end, msg_id=msg_id
+                    uid, category, prefix=self.chance(0.5), end_time=end, msg_id=msg_id
                 )
             case "again" if known:
                 return next(message for message in self._sent if message.msg_id == known[0])
             case _:
-                dtime = timedelta(seconds=self.rng.randrange(60)) if self.happens(0.3) else None
-                scope = f"d{self.rng.randrange(3)}" if self.happens(0.3) else None
+                expires = timedelta(seconds=self.rng.randrange(60)) if self.chance(0.3) else None
+                scope = f"d{self.rng.randrange(3)}" if self.chance(0.3) else None
                 return create(
-                    uid, category, self.rng.random(), dtime=dtime, device_id=scope, msg_id=msg_id
+                    uid,
+                    category,
+                    self.rng.random(),
+                    expires=expires,
+                    device_id=scope,
+                    msg_id=msg_id,
                 )
 
     def new_msg_id(self) -> MsgID:
         return f"{self.rng.getrandbits(64):016x}"
 
-    # What must hold
+    # The final check
 
     async def _settle(self) -> None:
-        """Nothing goes wrong any more; within two minutes all must agree."""
-        trouble: str | None = "nothing was compared"
+        """Wait until all agree. Raises Disagreement after two minutes."""
+        problem: str | None = "the replicas were not compared"
         for _ in range(120):
             await asyncio.sleep(1)
-            trouble = await self._disagreement()
-            if trouble is None:
-                self.note("world", "agrees")
+            problem = await self._disagreement()
+            if problem is None:
+                self.record("simulation", "agrees")
                 return
-        raise Disagreement(trouble)
+        raise Disagreement(problem)
 
     async def _disagreement(self) -> str | None:
-        """What is not as it must be; None if all is."""
+        """What is wrong; None if all agree."""
         logs = {uid: await self._log(uid) for uid in USERS}
         for uid, msg_id in self.acknowledged:
             ctime = self.acknowledged[uid, msg_id]
             if logs[uid].get(msg_id) != ctime:
-                return f"{msg_id} was acknowledged at {ctime} and is not in the log there"
+                return f"{msg_id} was acknowledged at {ctime} and is not in the log with that ctime"
         for device in self.devices:
-            trouble = await self._differs(device, logs[device.uid])
-            if trouble is not None:
-                return f"{device.name}: {trouble}"
-        return await self.store.defect()
+            problem = await self._difference(device, logs[device.uid])
+            if problem is not None:
+                return f"{device.name}: {problem}"
+        return await self.store.problem()
 
-    async def _differs(self, device: SimulatedDevice, log: Mapping[MsgID, Time]) -> str | None:
+    async def _difference(self, device: SimulatedDevice, log: Mapping[MsgID, Time]) -> str | None:
         client = device.client
         if client is None or not client.online:
             return "is not online"
         if client.outbox:
             return f"still has {client.outbox} messages to send"
-        # Of what expires, a hash by one clock does not hold for a sync by another.
-        if self.clocks_agree and any(life.mismatches for life in device.lives):
-            return "was wrong, and only a snapshot has mended it"
-        refused = {refused.message.msg_id for refused in client.rejected()}
-        for msg_id in device.written:
-            if msg_id not in refused and msg_id not in log:
+        # With expiring items, the hash by one clock may differ from the hash by another clock.
+        if self.clocks_agree and any(client.mismatches for client in device.clients):
+            return "was wrong until a snapshot replaced it"
+        rejected = {rejected_write.message.msg_id for rejected_write in client.rejected()}
+        for msg_id in device.accepted:
+            if msg_id not in rejected and msg_id not in log:
                 return f"wrote {msg_id}, which is neither stored nor rejected"
         sync = await self.store.sync(device.uid, device.device_id)
         assert isinstance(sync.content, Snapshot)
-        ours = client.replica.facts.state(device.device_id, sync.as_of)
-        if ours.hash() != sync.hash or ours.items != sync.content.items:
-            theirs = State(sync.content.items, sync.as_of)
-            return f"holds {_names(ours)}, and the store {_names(theirs)}"
+        replica = client.replica.facts.state(device.device_id, sync.as_of)
+        if replica.hash() != sync.hash or replica.items != sync.content.items:
+            stored = State(sync.content.items, sync.as_of)
+            return f"holds {_names(replica)}, and the store {_names(stored)}"
         return None
 
     async def _log(self, uid: UID) -> dict[MsgID, Time]:
         log = await self.store.log(uid)
         ctimes = {message.msg_id: message.ctime for message in log}
         if len(ctimes) != len(log):
-            raise Disagreement(f"the log of {uid} holds a message twice")
+            raise Disagreement(f"the log of {uid} contains a message twice")
         if [message.prev for message in log] != [0, *(message.ctime for message in log)][
             : len(log)
         ]:
-            raise Disagreement(f"the log of {uid} is not one chain")
+            raise Disagreement(f"the log of {uid} is not a chain of prev and ctime")
         return ctimes
 
 
@@ -661,18 +691,29 @@ def _names(state: State) -> list[str]:
     return [f"{item.msg_id}@{item.ctime}" for item in state.items]
 
 
-def live(seed: int, sharded: bool | None = None) -> World:
-    """Live through one world. Raises Disagreement, with the seed in it, if it comes out wrong.
-    Unless it is said, the seed decides whether there are shards."""
-    world = World(seed, seed % SHARDED_EVERY == 0 if sharded is None else sharded)
+def simulate(seed: int, sharded: bool | None = None) -> Simulation:
+    """Run one simulation. Raises Disagreement, with the seed and the end of the trace in its text,
+    if the result is wrong. If `sharded` is None, the seed decides whether the store is sharded."""
+    simulation = Simulation(seed, seed % SHARDED_EVERY == 0 if sharded is None else sharded)
     try:
-        # What goes wrong in here is wanted, and stands in the trace.
-        with structlog.testing.capture_logs():
-            virtual_time.run(world.run())
+        with _silent_logs():
+            virtual_time.run(simulation.run())
     except Exception as error:
-        last = "\n".join(world.trace[-60:])
-        raise Disagreement(f"seed {seed}: {_leaf(error)!r}\n{last}") from error
-    return world
+        end = "\n".join(simulation.trace[-60:])
+        raise Disagreement(f"seed {seed}: {_leaf(error)!r}\n{end}") from error
+    return simulation
+
+
+@contextmanager
+def _silent_logs() -> Iterator[None]:
+    """The errors of a simulation are intended, and its trace shows them."""
+    logger = logging.getLogger("gregor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _leaf(error: BaseException) -> BaseException:
@@ -682,43 +723,46 @@ def _leaf(error: BaseException) -> BaseException:
 
 
 def main() -> None:
-    """Live through many worlds, on all processors, or through one again."""
+    """Run many simulations on all processors, or a single one by its seed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=2000, help="how many worlds, from --first on")
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--seed", type=int, help="this one world only")
-    parser.add_argument("--sharded", action="store_true", help="shards in every world")
-    parser.add_argument("--trace", action="store_true", help="print what happened in it")
-    asked = parser.parse_args()
-    sharded = True if asked.sharded else None
-    if asked.seed is not None:
-        world = live(asked.seed, sharded)
-        print("\n".join(world.trace) if asked.trace else f"seed {asked.seed}: all agree")
+    parser.add_argument("--seeds", type=int, default=2000, help="number of simulations")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--seed", type=int, help="run only this seed")
+    parser.add_argument(
+        "--sharded", action="store_true", help="use a sharded store in each simulation"
+    )
+    parser.add_argument("--trace", action="store_true", help="print the trace of --seed")
+    options = parser.parse_args()
+    sharded = True if options.sharded else None
+    if options.seed is not None:
+        simulation = simulate(options.seed, sharded)
+        print("\n".join(simulation.trace) if options.trace else f"seed {options.seed}: all agree")
         return
     failed = 0
-    seeds = range(asked.first, asked.first + asked.seeds)
-    # As a server has it: a third of the time of worlds with shards would go into collecting.
-    seldom = partial(gc.set_threshold, 50_000, 20, 100)
-    with ProcessPoolExecutor(initializer=seldom) as processes:
-        for seed, trouble in zip(
+    seeds = range(options.first, options.first + options.seeds)
+    # The thresholds of a server: without them, sharded simulations spend a third of their time in
+    # garbage collection.
+    set_gc_thresholds = partial(gc.set_threshold, 50_000, 20, 100)
+    with ProcessPoolExecutor(initializer=set_gc_thresholds) as processes:
+        for seed, problem in zip(
             seeds,
-            processes.map(partial(trouble_with, sharded=sharded), seeds, chunksize=20),
+            processes.map(partial(problem_with, sharded=sharded), seeds, chunksize=20),
             strict=True,
         ):
-            if trouble is not None:
+            if problem is not None:
                 failed += 1
-                again = f"--seed {seed} --trace" + (" --sharded" if sharded else "")
-                print(f"seed {seed} failed; again with {again}\n{trouble}", flush=True)
-    print(f"{asked.seeds} worlds, {failed} failed")
+                arguments = f"--seed {seed} --trace" + (" --sharded" if sharded else "")
+                print(f"seed {seed} failed; reproduce with {arguments}\n{problem}", flush=True)
+    print(f"{options.seeds} simulations, {failed} failed")
     sys.exit(1 if failed else 0)
 
 
-def trouble_with(seed: int, sharded: bool | None) -> str | None:
-    """What is wrong with the world of this seed; None if nothing is."""
+def problem_with(seed: int, sharded: bool | None) -> str | None:
+    """The problem of the simulation with this seed; None if it passes."""
     try:
-        live(seed, sharded)
+        simulate(seed, sharded)
     except Disagreement as error:
         return str(error)
     return None

@@ -1,7 +1,7 @@
 """Hypothesis strategies for one user's messages.
 
-The worlds are small on purpose: few ids, few categories, and times that lie close together, so
-that dismissals hit, ids repeat, ranges end just there where an item was made.
+The value space is small on purpose: few ids, few categories, and times close together. So
+dismissals match items, ids repeat, and ranges end exactly where an item was created.
 """
 
 from collections.abc import Sequence
@@ -23,22 +23,22 @@ from gregor.core.message import (
     raw,
 )
 
-MOST_TIME = 80
+MAX_TIME = 80
 MSG_IDS: tuple[MsgID, ...] = tuple(f"m{n}" for n in range(8))
-STRANGE_IDS: tuple[MsgID, ...] = ("nobody", "é")
+UNKNOWN_IDS: tuple[MsgID, ...] = ("unknown", "é")
 
 History: TypeAlias = tuple[InBandMessage, ...]
 
-times: st.SearchStrategy[Time] = st.integers(0, MOST_TIME)
-"""Times around those of a history."""
+times: st.SearchStrategy[Time] = st.integers(0, MAX_TIME)
+"""Times in and around a history."""
 
 devices: st.SearchStrategy[DeviceID | None] = st.sampled_from([None, "d1", "d2"])
 categories = st.sampled_from(["a", "a.b", "a.b.c", "ab", "b", "A", "%", "a_b", "é"])
 _bodies: list[JSON] = [None, 1, "x", {"b": 1, "a": [2]}]
 bodies = st.sampled_from(_bodies).map(raw)
 
-ids = st.sampled_from([*MSG_IDS, *STRANGE_IDS])
-ends = st.one_of(
+ids = st.sampled_from([*MSG_IDS, *UNKNOWN_IDS])
+end_times = st.one_of(
     st.none(),
     times.map(lambda time: TimeOrOffset(time=time)),
     st.integers(-30, 30).map(lambda offset: TimeOrOffset(offset=offset)),
@@ -51,7 +51,7 @@ expiries = st.one_of(
 )
 creations = st.builds(Creation, categories, bodies, expiries)
 ranges = st.builds(
-    Range, categories, ends, st.lists(ids, max_size=2).map(tuple), prefix=st.booleans()
+    Range, categories, end_times, st.lists(ids, max_size=2).map(tuple), prefix=st.booleans()
 )
 dismissals = st.builds(
     Dismissal, st.lists(ids, max_size=3).map(tuple), st.lists(ranges, max_size=2).map(tuple)
@@ -73,8 +73,8 @@ def messages(draw: st.DrawFn, msg_ids: Sequence[MsgID] = MSG_IDS) -> InBandMessa
 
 @st.composite
 def histories(draw: st.DrawFn, max_size: int = 8) -> History:
-    """What a state machine of record has of one user: stamped messages, in order. Which id comes
-    when is left to chance, so that dismissals name items of the past and of the future."""
+    """One user's log in a state machine of record: stamped messages, in order. The order of the
+    ids is random, so dismissals name both earlier and later items."""
     size = draw(st.integers(0, max_size))
     order = draw(st.permutations(MSG_IDS))[:size]
     history: list[InBandMessage] = []
@@ -87,7 +87,7 @@ def histories(draw: st.DrawFn, max_size: int = 8) -> History:
 
 @st.composite
 def shuffled(draw: st.DrawFn, history: Sequence[InBandMessage]) -> list[InBandMessage]:
-    """The same messages, each at least once, in any order."""
+    """The same messages in random order, each at least once."""
     if not history:
         return []
     repeated = draw(st.lists(st.sampled_from(history), max_size=len(history)))
@@ -95,5 +95,5 @@ def shuffled(draw: st.DrawFn, history: Sequence[InBandMessage]) -> list[InBandMe
 
 
 def of_user(uid: UID, history: Sequence[InBandMessage]) -> list[InBandMessage]:
-    """The same history as another user's."""
+    """The same messages with another uid."""
     return [msgspec.structs.replace(message, uid=uid) for message in history]

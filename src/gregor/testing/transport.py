@@ -1,7 +1,7 @@
-"""A node's front door without sockets: devices connect to it in memory.
+"""A server and a transport in memory: devices connect to a node without sockets.
 
-It carries out what each ServerSession decides, as the server does over WebSockets. A test or a
-simulation may delay frames, lose them with their connection, and pull the plug.
+The server executes the effects of each ServerSession, as the real server does over WebSockets. A
+test can delay frames, lose a frame together with its connection, and break all connections.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from gregor.core.message import UID, Message, OutOfBandMessage
 from gregor.errors import Unauthenticated, Unavailable
 from gregor.node import Node
 from gregor.protocol.frames import Frame, Result, encode
-from gregor.protocol.server import (
+from gregor.protocol.server_session import (
     Authenticate,
     CatchUp,
     Close,
@@ -25,16 +25,16 @@ from gregor.protocol.server import (
     Store,
 )
 
-MOST_IN_FLIGHT = 64
+MAX_IN_FLIGHT = 64
 
 Delay = Callable[[], float]
 Lost = Callable[[str], bool]
 
 
 def token_is_uid(token: str) -> UID:
-    """Authentication for tests: everybody is who they say they are."""
+    """Authentication for tests: the token is the uid. Raises Unauthenticated if it is empty."""
     if not token:
-        raise Unauthenticated("an empty token names nobody")
+        raise Unauthenticated("the token is empty")
     return token
 
 
@@ -47,59 +47,61 @@ def no_delay() -> float:
 
 
 class Pipe:
-    """One direction of a connection: frames in order, so many at most, then a reason to end."""
+    """One direction of a connection: an ordered, bounded queue of frames, then a Disconnected."""
 
     def __init__(self, delay: Delay, lost: Lost) -> None:
         self._delay = delay
         self._lost = lost
         self._frames: deque[str] = deque()
         self._end: Disconnected | None = None
-        self._moved = asyncio.Event()
+        self._changed = asyncio.Event()
 
     async def send(self, frame: str) -> None:
-        """Raises Disconnected if the pipe has ended. A frame that is lost ends it."""
+        """Queue a frame; wait while the queue is full. Raises Disconnected if the pipe has ended,
+        or if the frame is lost, which ends the pipe."""
         delay = self._delay()
         if delay > 0:
             await asyncio.sleep(delay)
-        while len(self._frames) >= MOST_IN_FLIGHT and self._end is None:
+        while len(self._frames) >= MAX_IN_FLIGHT and self._end is None:
             await self._wait()
         if self._end is None and self._lost(frame):
             self.end(Disconnected(1006, "the connection broke"))
         if self._end is not None:
             raise self._end
         self._frames.append(frame)
-        self._move()
+        self._notify()
 
     async def receive(self) -> str:
-        """The next frame. Raises Disconnected when there is none and no more will come."""
+        """The next frame. Raises Disconnected when the pipe has ended and its queue is empty."""
         while not self._frames:
             if self._end is not None:
                 raise self._end
             await self._wait()
         frame = self._frames.popleft()
-        self._move()
+        self._notify()
         return frame
 
-    def end(self, end: Disconnected) -> None:
-        """Nothing more can be sent; what is under way still arrives. Only the first end counts."""
-        self._end = self._end or end
-        self._move()
+    def end(self, reason: Disconnected) -> None:
+        """End the pipe: nothing more can be sent, frames in flight still arrive. Idempotent: the
+        first reason stays."""
+        self._end = self._end or reason
+        self._notify()
 
     def cut(self) -> None:
-        """The line is gone, with all that is under way."""
+        """Break the pipe: frames in flight are lost."""
         self._frames.clear()
         self.end(Disconnected(1006, "the connection broke"))
 
-    def _move(self) -> None:
-        self._moved.set()
-        self._moved = asyncio.Event()
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def _wait(self) -> None:
-        await self._moved.wait()
+        await self._changed.wait()
 
 
 class MemoryTransport:
-    """The device's end. A Transport."""
+    """The device's side of a connection. Implements Transport."""
 
     def __init__(self, up: Pipe, down: Pipe) -> None:
         self._up = up
@@ -108,15 +110,15 @@ class MemoryTransport:
     async def send(self, text: str) -> None:
         try:
             await self._up.send(text)
-        except Disconnected as end:
-            self._down.end(end)
+        except Disconnected as reason:
+            self._down.end(reason)
             raise
 
     async def receive(self) -> str:
         return await self._down.receive()
 
     async def close(self) -> None:
-        self._up.end(Disconnected(1000, "the device has closed"))
+        self._up.end(Disconnected(1000, "the device closed the connection"))
         self._down.cut()
 
     def cut(self) -> None:
@@ -125,10 +127,11 @@ class MemoryTransport:
 
 
 class MemoryServer:
-    """A node to which devices connect in memory. Opened with `async with`, inside its node's.
+    """A server in memory for one node. Opened with `async with`, inside the block of its node.
 
-    `reachable` says whether a new connection can be had. `delay` is asked before each frame how
-    long it takes, `lost` whether it is lost, with its connection and all that follows.
+    While `reachable` is False, new connections fail. `delay` is called before each frame and
+    returns its delay in seconds. `lost` is called with each frame and returns whether it is lost;
+    its connection then breaks.
     """
 
     def __init__(
@@ -143,10 +146,10 @@ class MemoryServer:
         self.reachable = True
         self.delay = delay
         self.lost = lost
-        self.connected = 0  # how many connections there have been
+        self.connected = 0  # connections so far
         self._authenticate = authenticate
         self._tasks = asyncio.TaskGroup()
-        self._doors: dict[_Door, asyncio.Task[None]] = {}
+        self._connections: dict[_ServerConnection, asyncio.Task[None]] = {}
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
@@ -164,26 +167,26 @@ class MemoryServer:
         up = Pipe(self._delay, self._lost)
         down = Pipe(self._delay, self._lost)
         transport = MemoryTransport(up, down)
-        door = _Door(self.node, self._authenticate, transport, up, down)
-        self._doors[door] = self._tasks.create_task(self._serve(door))
+        connection = _ServerConnection(self.node, self._authenticate, transport, up, down)
+        self._connections[connection] = self._tasks.create_task(self._serve(connection))
         return transport
 
     def cut_all(self) -> None:
-        """Break all connections, with what is under way on them."""
-        for door in self._doors:
-            door.transport.cut()
+        """Break all connections; frames in flight are lost."""
+        for connection in self._connections:
+            connection.transport.cut()
 
     def go_away(self, reconnect_after_ms: int) -> None:
-        """Ask all devices to leave, as before a deploy."""
-        for door in self._doors:
-            door.session.go_away(reconnect_after_ms)
-            door.wake()
+        """Send a goaway to all devices, as before a deploy."""
+        for connection in self._connections:
+            connection.session.go_away(reconnect_after_ms)
+            connection.wake()
 
-    async def _serve(self, door: "_Door") -> None:
+    async def _serve(self, connection: "_ServerConnection") -> None:
         try:
-            await door.run()
+            await connection.run()
         finally:
-            del self._doors[door]
+            del self._connections[connection]
 
     def _delay(self) -> float:
         return self.delay()
@@ -192,8 +195,8 @@ class MemoryServer:
         return self.lost(frame)
 
 
-class _Door:
-    """One connection, as the node sees it: a Listener with two hands."""
+class _ServerConnection:
+    """The server's side of a connection: a Listener with a reader task and a writer task."""
 
     def __init__(
         self,
@@ -215,8 +218,8 @@ class _Door:
         self.session.publish(publication)
         self.wake()
 
-    def pass_by(self, message: OutOfBandMessage) -> None:
-        self.session.pass_by(message)
+    def deliver_out_of_band(self, message: OutOfBandMessage) -> None:
+        self.session.deliver_out_of_band(message)
         self.wake()
 
     def wake(self) -> None:
@@ -224,9 +227,9 @@ class _Door:
 
     async def run(self) -> None:
         async with AsyncExitStack() as attached, asyncio.TaskGroup() as tasks:
-            writing = tasks.create_task(self._write())
+            writer = tasks.create_task(self._write())
             await self._read(attached)
-            writing.cancel()
+            writer.cancel()
 
     async def _read(self, attached: AsyncExitStack) -> None:
         while True:
@@ -236,12 +239,12 @@ class _Door:
                 return
             match self.session.receive(frame):
                 case Authenticate(token):
-                    await self._greet(token, attached)
+                    await self._authenticate_device(token, attached)
                 case Store(n, messages):
                     await self._store(n, messages)
             self.wake()
 
-    async def _greet(self, token: str, attached: AsyncExitStack) -> None:
+    async def _authenticate_device(self, token: str, attached: AsyncExitStack) -> None:
         try:
             uid = self._authenticate(token)
         except Unauthenticated as error:
@@ -257,7 +260,9 @@ class _Door:
         except Unavailable as error:
             self.session.unavailable(n, error)
             return
-        results = [e if isinstance(e, Result) else Result.of(next(outcomes)) for e in entries]
+        results = [
+            entry if isinstance(entry, Result) else Result.of(next(outcomes)) for entry in entries
+        ]
         self.session.stored(n, results)
 
     async def _write(self) -> None:
@@ -279,8 +284,8 @@ class _Door:
     async def _send(self, frame: Frame) -> bool:
         try:
             await self._down.send(encode(frame))
-        except Disconnected as end:
-            self._up.end(end)  # the reading hand hears of it
+        except Disconnected as reason:
+            self._up.end(reason)  # ends the reader, too
             return False
         return True
 

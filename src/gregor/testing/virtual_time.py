@@ -1,8 +1,7 @@
-"""An event loop whose time is a number: where nothing is ready, it jumps to the next timer.
+"""An event loop on virtual time: when no task is ready, it jumps to the next timer.
 
-Hours pass in milliseconds, and twice the same. Nothing may wait for the outside, for sockets or
-for threads: where nothing is ready and no timer is set, everybody waits for ever, and `run` says
-so instead of joining them.
+Hours pass in milliseconds, and each run is the same. Tasks must not wait for sockets or threads:
+when no task is ready and no timer is set, `run` raises Deadlock instead of blocking forever.
 """
 
 import asyncio
@@ -15,15 +14,15 @@ from gregor.core.instant import SECOND, Time
 T = TypeVar("T")
 
 START: Time = 1_767_225_600 * SECOND
-"""Where the wall clock of a virtual loop begins: 2026-01-01T00:00:00Z."""
+"""The wall clock of a virtual loop starts here: 2026-01-01T00:00:00Z."""
 
 
 class Deadlock(RuntimeError):
-    """Every task waits, and nothing is left that could wake one."""
+    """All tasks wait, and no timer or socket can wake one."""
 
 
-class _Jump(selectors.SelectSelector):
-    """Waiting, without the wait."""
+class _JumpingSelector(selectors.SelectSelector):
+    """A selector that advances `now` by the time-out instead of waiting."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,16 +38,18 @@ class _Jump(selectors.SelectSelector):
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """A selector event loop whose `time()` is virtual."""
+
     def __init__(self) -> None:
-        self._jump = _Jump()
-        super().__init__(self._jump)
+        self._virtual_selector = _JumpingSelector()
+        super().__init__(self._virtual_selector)
 
     def time(self) -> float:
-        return self._jump.now
+        return self._virtual_selector.now
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Like asyncio.run, in no time."""
+    """Like asyncio.run, on virtual time. Raises Deadlock if all tasks wait and no timer is set."""
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         return runner.run(main)
 

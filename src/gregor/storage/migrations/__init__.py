@@ -1,4 +1,4 @@
-"""The schema's history, and how a database is brought up to date."""
+"""The schema's revisions, and the functions that bring a database up to date."""
 
 from pathlib import Path
 
@@ -10,36 +10,41 @@ from sqlalchemy import Connection
 
 from gregor.errors import SetupError
 
-# Two nodes that start together must not both make the tables.
-_TURN = "SELECT pg_advisory_xact_lock(6732763)"
+# Two nodes that start at the same time must not both create the tables.
+_MIGRATION_LOCK = "SELECT pg_advisory_xact_lock(6732763)"
 
 
 def migrate(connection: Connection) -> None:
-    """Bring the schema up to date, inside the caller's transaction.
-    Raises SetupError if it is newer than this code knows."""
+    """Bring the schema up to date, inside the caller's transaction. Idempotent.
+    Raises SetupError if the schema is newer than this code knows."""
     if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql(_TURN)
+        connection.exec_driver_sql(_MIGRATION_LOCK)
+    upgrade_to(connection, "head")
+
+
+def upgrade_to(connection: Connection, target: str) -> None:
+    """Bring the schema up to a revision, inside the caller's transaction."""
     config = _config()
-    _refuse_a_newer(revision(connection), ScriptDirectory.from_config(config))
+    _reject_newer_schema(revision(connection), ScriptDirectory.from_config(config))
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, target)
 
 
-def expect_newest(connection: Connection) -> None:
-    """Raises SetupError, with the command that mends it, if the schema is not what this code
-    needs."""
+def require_newest(connection: Connection) -> None:
+    """Raises SetupError, which names the command to run, if the schema is not the one that this
+    code needs."""
     scripts = ScriptDirectory.from_config(_config())
     found = revision(connection)
-    _refuse_a_newer(found, scripts)
+    _reject_newer_schema(found, scripts)
     if found != scripts.get_current_head():
-        what = "has no tables yet" if found is None else f"has the older schema {found}"
+        problem = "has no tables yet" if found is None else f"has the older schema {found}"
         raise SetupError(
-            f"the database {what}; prepare it with `gregor migrate --store URL`, "
+            f"the database {problem}; prepare it with `gregor migrate --store URL`, "
             "or start with --migrate"
         )
 
 
-def _refuse_a_newer(found: str | None, scripts: ScriptDirectory) -> None:
+def _reject_newer_schema(found: str | None, scripts: ScriptDirectory) -> None:
     known = {script.revision for script in scripts.walk_revisions()}
     if found is not None and found not in known:
         raise SetupError(
@@ -49,7 +54,7 @@ def _refuse_a_newer(found: str | None, scripts: ScriptDirectory) -> None:
 
 
 def revision(connection: Connection) -> str | None:
-    """The schema that the database has; None if it has none."""
+    """The revision of the database's schema; None if it has no schema."""
     return MigrationContext.configure(connection).get_current_revision()
 
 

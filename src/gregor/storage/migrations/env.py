@@ -1,4 +1,4 @@
-"""What Alembic runs; the connection is handed to it, and so is the transaction around it."""
+"""What Alembic runs. The caller passes the connection, inside the caller's transaction."""
 
 from alembic import context
 

@@ -1,4 +1,4 @@
-"""Shards: the bucket of each user, and the map of who holds which bucket."""
+"""Shards: the bucket of each user, and the map of which shard holds which bucket."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -30,7 +30,7 @@ def upgrade() -> None:
 
 
 def _fill() -> None:
-    """The buckets of the users that there are."""
+    """Store the bucket of each existing user."""
     connection = op.get_bind()
     some = sa.select(users.c.uid).where(users.c.uid > sa.bindparam("after", type_=sa.Text))
     some = some.order_by(users.c.uid).limit(AT_ONCE)

@@ -1,0 +1,331 @@
+"""Devices that disconnect and reconnect at random, write in between, and converge at the end.
+
+Each device is a real Client. Either its network breaks, in the middle of receiving or sending,
+while the app stays open and in use; or the app is closed, and later starts again from its store.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+from gregor.cli.demo_servers import Servers
+from gregor.client import (
+    Client,
+    Disconnected,
+    Event,
+    MemoryStore,
+    SQLiteStore,
+    Synced,
+    Transport,
+    WriteRejected,
+)
+from gregor.client.connection import WebSocketTransport, websocket
+from gregor.client.events import Subscription
+from gregor.core.instant import Time
+from gregor.core.message import MsgID
+from gregor.core.state import Item, State
+from gregor.errors import Unavailable
+from gregor.protocol.answers import StateAnswer
+from gregor.protocol.frames import SyncPage
+from gregor.protocol.later_versions import decode_node_frame
+
+MEAN_ONLINE_SECONDS = 4.0
+MEAN_OFFLINE_SECONDS = 2.0
+SETTLE_TIMEOUT_SECONDS = 30.0
+MAX_CONCURRENT_QUERIES = 20
+
+
+class ReceivedSnapshot(NamedTuple):
+    """A device whose cursor was `known` received a snapshot of `items` items, up to `cursor`."""
+
+    device: str
+    uid: str
+    known: Time
+    cursor: Time
+    items: int
+
+
+class Difference(NamedTuple):
+    """A device whose replica differs from the server's state at the end; `what` says how."""
+
+    device: str
+    uid: str
+    what: str
+
+
+@dataclass
+class Score:
+    """The results of all devices so far."""
+
+    written: set[MsgID] = field(default_factory=set)
+    rejected: int = 0
+    unsent: int = 0
+    dropped_off: int = 0
+    resynced: int = 0
+    mismatches: int = 0
+    agreeing: int = 0
+    received_snapshots: list[ReceivedSnapshot] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)
+
+    @property
+    def acknowledged(self) -> int:
+        return len(self.written) - self.rejected - self.unsent
+
+
+class Stage:
+    """What all devices share: the servers, the event that ends the demo, and the score."""
+
+    def __init__(self, servers: Servers, folder: Path, devices: int) -> None:
+        self.servers = servers
+        self.folder = folder
+        self.score = Score()
+        self.over = asyncio.Event()
+        self.flushed = asyncio.Barrier(devices)
+        self.query_limit = asyncio.Semaphore(MAX_CONCURRENT_QUERIES)
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep, but only until the demo is over."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.over.wait()
+        except TimeoutError:
+            pass
+
+
+class RecordingTransport:
+    """A Transport that calls `on_snapshot` with the cursor and the number of items of each
+    snapshot, before `receive` returns its last page."""
+
+    def __init__(self, transport: Transport, on_snapshot: Callable[[Time, int], None]) -> None:
+        self._transport = transport
+        self._on_snapshot = on_snapshot
+        self._items = 0
+        self.send = transport.send
+        self.close = transport.close
+
+    async def receive(self) -> str:
+        text = await self._transport.receive()
+        match decode_node_frame(text):
+            case SyncPage(mode="snapshot") as page:
+                self._items += len(page.items)
+                if not page.more:
+                    self._on_snapshot(page.cursor, self._items)
+                    self._items = 0
+        return text
+
+
+class FlakyNetwork:
+    """The network between one device and the servers. It can be cut and restored."""
+
+    def __init__(
+        self, urls: Sequence[str], rng: Random, on_snapshot: Callable[[Time, int], None]
+    ) -> None:
+        self._servers = [websocket(url) for url in urls]
+        self._rng = rng
+        self._on_snapshot = on_snapshot
+        self._is_up = asyncio.Event()
+        self._is_up.set()
+        self._current: Transport | None = None
+
+    async def connect(self) -> Transport:
+        """Wait until the network is up, and connect."""
+        await self._is_up.wait()
+        transport = await self._connect_any()
+        if not self._is_up.is_set():
+            await transport.close()
+            raise Disconnected(1006, "the network is down")
+        self._current = transport
+        return RecordingTransport(transport, self._on_snapshot)
+
+    async def _connect_any(self) -> Transport:
+        """Connect to a random server, and fail over to the others, like a load balancer."""
+        *first, last = self._rng.sample(self._servers, len(self._servers))
+        for connect in first:
+            with suppress(Disconnected, OSError):  # a server that is down refuses connections
+                return await connect()
+        return await last()
+
+    def cut(self) -> None:
+        self._is_up.clear()
+        if isinstance(self._current, WebSocketTransport):
+            self._current.abort()
+
+    def restore(self) -> None:
+        self._is_up.set()
+
+
+class DemoDevice:
+    """One device of one user, which disconnects and writes at random, with its own `rng`."""
+
+    def __init__(self, number: int, uid: str, rng: Random, stage: Stage) -> None:
+        self.name = f"device-{number:03}"
+        self.uid = uid
+        self.client: Client | None = None
+        self._rng = rng
+        self._stage = stage
+        self._network = FlakyNetwork(stage.servers.urls, rng, self._on_snapshot_received)
+        self._syncs = 0
+        # Each SQLite file needs a thread, so only every tenth device has one.
+        self._file = stage.folder / f"{self.name}.db" if number % 10 == 0 else None
+        self._memory = MemoryStore()
+
+    async def run(self) -> None:
+        """Disconnect and reconnect until the demo is over; then flush the outbox and compare."""
+        await self._stage.sleep(self._rng.uniform(0, MEAN_OFFLINE_SECONDS))
+        while True:
+            async with self._open_client() as client:
+                await self._use_app(client)
+                if self._stage.over.is_set():
+                    await self._settle(client)
+                    return
+                self._count_drop_off()
+            await self._stage.sleep(self._rng.expovariate(1 / MEAN_OFFLINE_SECONDS))
+
+    @asynccontextmanager
+    async def _open_client(self) -> AsyncIterator[Client]:
+        """Open the app, with the state in its store."""
+        async with asyncio.TaskGroup() as tasks:
+            client = Client(
+                self._stage.servers.urls[0],
+                self.uid,
+                device_id=self.name,
+                uid=self.uid,
+                store=self._memory if self._file is None else SQLiteStore(self._file),
+                connect=self._network.connect,
+                jitter=self._rng.random,
+            )
+            self.client = client
+            async with client:
+                tasks.create_task(self._read_events(client.events()))
+                yield client
+                self._stage.score.mismatches += client.mismatches
+            self.client = None
+
+    async def _read_events(self, events: Subscription) -> None:
+        async for event in events:
+            self._count_event(event)
+
+    def _count_event(self, event: Event) -> None:
+        match event:
+            case Synced():
+                self._syncs += 1
+                self._stage.score.resynced += self._syncs > 1
+            case WriteRejected():
+                self._stage.score.rejected += 1
+
+    def _on_snapshot_received(self, cursor: Time, items: int) -> None:
+        known = 0 if self.client is None else self.client.replica.cursor
+        if known:
+            self._stage.score.received_snapshots.append(
+                ReceivedSnapshot(self.name, self.uid, known, cursor, items)
+            )
+
+    async def _use_app(self, client: Client) -> None:
+        """Use the app, online and offline, until it is closed or the demo is over."""
+        while True:
+            await self._stage.sleep(self._rng.expovariate(1 / MEAN_ONLINE_SECONDS))
+            if self._stage.over.is_set():
+                return
+            if self._rng.random() < 0.3:
+                await self._write(client)
+                return
+            self._count_drop_off()
+            self._network.cut()
+            for _ in range(self._rng.choice((0, 0, 1, 2))):
+                await self._write(client)
+            await self._stage.sleep(self._rng.expovariate(1 / MEAN_OFFLINE_SECONDS))
+            self._network.restore()
+
+    def _count_drop_off(self) -> None:
+        self._stage.score.dropped_off += not self._stage.over.is_set()
+
+    async def _write(self, client: Client) -> None:
+        self._stage.score.written.add(await self._send_random_message(client))
+
+    async def _send_random_message(self, client: Client) -> MsgID:
+        """Dismiss, create or replace items, as a person would who uses the app."""
+        items = client.state().items
+        match self._rng.choice(("dismiss", "dismiss", "dismiss category", "create", "replace")):
+            case "dismiss" if items:
+                chosen = self._rng.sample(items, min(len(items), self._rng.randint(1, 3)))
+                return await client.dismiss(*(item.msg_id for item in chosen))
+            case "dismiss category" if items:
+                return await client.dismiss_category(self._rng.choice(items).category)
+            case "replace":
+                return await client.replace("settings.theme", self._rng.choice(("dark", "light")))
+            case _:
+                scoped = self._rng.random() < 0.2
+                return await client.create("notes", f"written on {self.name}", this_device=scoped)
+
+    # At the end
+
+    async def _settle(self, client: Client) -> None:
+        """Flush the outbox, compare the replica with the server, and record the result."""
+        flushed = await self._flush(client)
+        # What one device flushes changes the state of the user's other devices.
+        await self._stage.flushed.wait()
+        what = await self._compare(client) if flushed else "its outbox was not flushed in time"
+        if what is None:
+            self._stage.score.agreeing += 1
+        else:
+            self._stage.score.differences.append(Difference(self.name, self.uid, what))
+        self._stage.score.unsent += client.outbox
+
+    async def _flush(self, client: Client) -> bool:
+        """Send the outbox and sync. Returns False after SETTLE_TIMEOUT_SECONDS."""
+        try:
+            async with asyncio.timeout(SETTLE_TIMEOUT_SECONDS):
+                await client.flush()
+                await client.wait_synced()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _compare(self, client: Client) -> str | None:
+        """The difference between replica and server. Retries until there is none, or until
+        SETTLE_TIMEOUT_SECONDS: messages may still be in flight to the device."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + SETTLE_TIMEOUT_SECONDS
+        while True:
+            what = await self._difference(client)
+            if what is None or loop.time() > deadline:
+                return what
+            await asyncio.sleep(0.1)
+
+    async def _difference(self, client: Client) -> str | None:
+        try:
+            async with self._stage.query_limit:
+                answer = await self._stage.servers.state(self.uid, self.name)
+        except Unavailable as error:
+            return f"cannot be compared: {error.message}"
+        return difference(client.replica.state(answer.as_of), answer)
+
+
+def difference(replica: State, server: StateAnswer) -> str | None:
+    """The difference between a replica and the server, in items or hash; None if they agree."""
+    local = {item.msg_id: item for item in replica.items}
+    remote = {item.msg_id: item for item in server.items}
+    parts = [
+        _describe("lacks", [remote[id_] for id_ in remote if id_ not in local]),
+        _describe("still shows", [local[id_] for id_ in local if id_ not in remote]),
+        _describe(
+            "differs in", [local[id_] for id_ in local if local[id_] != remote.get(id_, local[id_])]
+        ),
+    ]
+    if not any(parts) and replica.items != server.items:
+        parts.append("has the items in a different order")
+    if not any(parts) and replica.hash() != server.hash:
+        parts.append(f"has the hash {replica.hash()}, the server {server.hash}")
+    return "; ".join(part for part in parts if part) or None
+
+
+def _describe(verb: str, items: list[Item]) -> str:
+    if not items:
+        return ""
+    names = ", ".join(f"{item.msg_id} in {item.category}" for item in items[:3])
+    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+    return f"{verb} {names}{more}"

@@ -1,0 +1,74 @@
+"""Migrations of a device's store: they convert its records to the next schema."""
+
+from collections.abc import Mapping
+
+import msgspec
+from msgspec import Raw, Struct
+
+from gregor.core.renamed_fields import with_expires
+
+
+class _OldOutboxEntry(Struct, rename={"echoed": "told"}):
+    number: int
+    written: int
+    message: Raw
+    echoed: bool = False
+
+
+class _OutboxEntry(Struct, omit_defaults=True):
+    number: int
+    written: int
+    message: Raw
+    echoed: bool = False
+
+
+class _OldProblem(Struct, rename={"action": "turn"}):
+    code: str
+    message: str
+    action: str
+    field: str | None = None
+
+
+class _Problem(Struct, omit_defaults=True):
+    code: str
+    message: str
+    action: str
+    field: str | None = None
+
+
+class _OldRejectedEntry(Struct):
+    number: int
+    message: Raw
+    error: _OldProblem
+
+
+class _RejectedEntry(Struct):
+    number: int
+    message: Raw
+    error: _Problem
+
+
+def changes_to_schema_2(records: Mapping[tuple[str, str], bytes]) -> dict[tuple[str, str], bytes]:
+    """The records of schema 1 to save again for schema 2, which renames some of their fields."""
+    changed: dict[tuple[str, str], bytes] = {}
+    for (kind, name), record in records.items():
+        match kind:
+            case "outbox":
+                changed[kind, name] = _outbox_entry(record)
+            case "rejected":
+                changed[kind, name] = _rejected_entry(record)
+    return changed
+
+
+def _outbox_entry(record: bytes) -> bytes:
+    old = msgspec.json.decode(record, type=_OldOutboxEntry)
+    message = Raw(with_expires(old.message))
+    return msgspec.json.encode(_OutboxEntry(old.number, old.written, message, old.echoed))
+
+
+def _rejected_entry(record: bytes) -> bytes:
+    old = msgspec.json.decode(record, type=_OldRejectedEntry)
+    error = old.error
+    action = "reauthenticate" if error.action == "re-authenticate" else error.action
+    problem = _Problem(error.code, error.message, action, error.field)
+    return msgspec.json.encode(_RejectedEntry(old.number, Raw(with_expires(old.message)), problem))

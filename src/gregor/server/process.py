@@ -1,0 +1,158 @@
+"""One server process: uvicorn around a Server, signals, and graceful shutdown."""
+
+import asyncio
+import gc
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from gregor.clock import now
+from gregor.config import Settings
+from gregor.core.instant import Time
+from gregor.errors import SetupError
+from gregor.log_event import LogEvent
+from gregor.protocol.frames import MAX_FRAME
+from gregor.server.app import Server
+from gregor.server.service import WRITE_TIMEOUT_SECONDS
+from gregor.server.socket import DirectWebSocket
+from gregor.storage.database import redacted
+
+log = logging.getLogger("gregor.server")
+
+
+async def serve(settings: Settings, clock: Callable[[], Time] = now) -> None:
+    """Serve until SIGTERM or SIGINT; then shut down gracefully: refuse new work, finish commits,
+    send the devices away, and return. Raises SetupError if the server cannot start, and any error
+    that ends it early."""
+    with listen(*settings.address) as listener:
+        async with Server(settings, clock) as server:
+            process = Process(server)
+            with on_stop_signals(process.request_stop):
+                announce(listener, settings)
+                await process.serve_on(listener)
+    log.info(LogEvent("stopped"))
+
+
+def announce(listener: socket.socket, settings: Settings) -> None:
+    """Log the URL at which the server answers."""
+    host, port = listener.getsockname()[:2]
+    log.info(
+        LogEvent(
+            "serving",
+            url=f"http://{host}:{port}",
+            store=", ".join(map(redacted, settings.stores.values())),
+        )
+    )
+
+
+def _tune_garbage_collector() -> None:
+    """Exclude the objects that exist now from garbage collection, and collect less often. The
+    garbage of a message is freed by reference counting, so most collections would scan the objects
+    of thousands of connections and find nothing. Measured: saves 10 % of the processor time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
+def _shorten_switch_interval() -> None:
+    """Give the interpreter to the database thread sooner. By default it waits 5 ms for a busy
+    event loop, before each statement of a commit. Measured: single runs gained 20 %; alternating
+    runs gained nothing beyond the noise."""
+    sys.setswitchinterval(0.000_5)
+
+
+def config(
+    app: ASGIApp,
+    ws: type[WebSocketsSansIOProtocol] | Literal["websockets-sansio"] = DirectWebSocket,
+) -> uvicorn.Config:
+    """The configuration of uvicorn. Messages are small and frequent, so they are not compressed."""
+    return uvicorn.Config(
+        app,
+        lifespan="off",
+        ws=ws,
+        ws_max_size=MAX_FRAME,
+        ws_per_message_deflate=False,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=10,
+    )
+
+
+@contextmanager
+def on_stop_signals(request_stop: Callable[[], None]) -> Iterator[None]:
+    """While the block runs, SIGTERM and SIGINT call `request_stop`."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, request_stop)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises SetupError if the address cannot be used."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Name the protocol: otherwise asyncio does not disable Nagle's algorithm.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            # Accepted sockets inherit it: the kernel drops a peer that acknowledges no data.
+            milliseconds = int(WRITE_TIMEOUT_SECONDS * 1000)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        listener.bind((host, port))
+        listener.listen(4096)
+    except OSError as error:
+        listener.close()
+        raise SetupError(
+            f"cannot listen on {host}:{port}: {error.strerror}; "
+            "choose another address with --listen HOST:PORT"
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+class Process(uvicorn.Server):
+    """uvicorn around an open Server. It stops after the server has sent its devices away."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(config(server.app))
+        self._server = server
+        self._stop_requested = asyncio.Event()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Override uvicorn's signal handling: `on_stop_signals` replaces it."""
+        yield
+
+    def request_stop(self) -> None:
+        """Shut down gracefully. A second request stops the process at once."""
+        self.force_exit = self.should_exit = self._stop_requested.is_set()
+        self._stop_requested.set()
+
+    async def serve_on(self, listener: socket.socket) -> None:
+        """Serve until a requested stop is complete."""
+        _tune_garbage_collector()
+        _shorten_switch_interval()
+        async with asyncio.TaskGroup() as tasks:
+            drain = tasks.create_task(self._drain_on_request())
+            await self.serve([listener])
+            drain.cancel()
+
+    async def _drain_on_request(self) -> None:
+        await self._stop_requested.wait()
+        log.info(LogEvent("stopping"))
+        await self._server.drain()
+        self.should_exit = True

@@ -1,0 +1,44 @@
+"""All implementations of a state machine of record, and how each is opened."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from gregor.core.instant import Time
+from gregor.interfaces import StateMachineOfRecord
+from gregor.state_machines.memory import MemoryStateMachine
+from gregor.state_machines.rebalance import establish
+from gregor.state_machines.sharded import ShardedStateMachine
+from gregor.state_machines.sql import SQLStateMachine
+from gregor.storage.engine import database_at, databases_at
+from gregor.storage.migrations import migrate
+from gregor.testing.conformance import OpenMachine
+
+
+@asynccontextmanager
+async def memory(clock: Callable[[], Time]) -> AsyncIterator[StateMachineOfRecord]:
+    yield MemoryStateMachine(clock)
+
+
+def sql(url: str) -> OpenMachine:
+    @asynccontextmanager
+    async def opened(clock: Callable[[], Time]) -> AsyncIterator[StateMachineOfRecord]:
+        async with (
+            database_at(url, migrate) as database,
+            SQLStateMachine(database, clock) as machine,
+        ):
+            yield machine
+
+    return opened
+
+
+def sharded(urls: Sequence[str]) -> OpenMachine:
+    @asynccontextmanager
+    async def opened(clock: Callable[[], Time]) -> AsyncIterator[StateMachineOfRecord]:
+        urls_by_name = {f"shard{number}": url for number, url in enumerate(urls)}
+        async with databases_at(urls_by_name, migrate) as databases:
+            await establish(databases)
+            machines = {name: SQLStateMachine(d, clock) for name, d in databases.items()}
+            async with ShardedStateMachine(machines) as machine:
+                yield machine
+
+    return opened

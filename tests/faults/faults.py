@@ -1,0 +1,174 @@
+"""The faults that are injected into a fleet. Each function also ends its fault."""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from random import Random
+from typing import TypeAlias
+
+import asyncpg
+from redis.asyncio import Redis
+
+from gregor.core.buckets import BUCKETS
+from gregor.state_machines.rebalance import MAX_BUCKETS_PER_SWITCH
+from gregor.testing.fleet import Fleet
+
+Fault: TypeAlias = Callable[[Fleet, Random], Awaitable[None]]
+
+FREEZE_SECONDS = 10.0
+
+
+async def node_killed(fleet: Fleet, rng: Random) -> None:
+    node = rng.choice(fleet.nodes)
+    await node.kill()
+    await asyncio.sleep(rng.uniform(0, 2))
+    await node.start()
+
+
+async def node_stopped(fleet: Fleet, rng: Random) -> None:
+    """Stop and start a node as a deploy does."""
+    node = rng.choice(fleet.nodes)
+    await node.stop()
+    await node.start()
+
+
+async def node_frozen(fleet: Fleet, rng: Random) -> None:
+    node = rng.choice(fleet.nodes)
+    node.pause()
+    await asyncio.sleep(FREEZE_SECONDS)
+    node.resume()
+
+
+async def pubsub_killed(fleet: Fleet, rng: Random) -> None:
+    await fleet.pubsub.kill()
+    await asyncio.sleep(rng.uniform(0, 2))
+    await fleet.pubsub.start()
+
+
+async def pubsub_frozen(fleet: Fleet, rng: Random) -> None:
+    fleet.pubsub.pause()
+    await asyncio.sleep(FREEZE_SECONDS)
+    fleet.pubsub.resume()
+
+
+async def subscriber_killed(fleet: Fleet, rng: Random) -> None:
+    async with Redis.from_url(fleet.pubsub.url) as redis:
+        for _ in range(5):
+            await redis.client_kill_filter(_type="pubsub")
+            await asyncio.sleep(rng.uniform(0, 0.5))
+
+
+async def publications_lost(fleet: Fleet, rng: Random) -> None:
+    assert fleet.proxy is not None
+    fleet.proxy.drop_publications(rng.uniform(0.1, 1), rng)
+    await asyncio.sleep(rng.uniform(1, 4))
+    fleet.proxy.drop_publications(0, rng)
+
+
+async def postgresql_restarted(fleet: Fleet, rng: Random) -> None:
+    await rng.choice((fleet.postgresql.stop, fleet.postgresql.kill))()
+    await asyncio.sleep(rng.uniform(0, 1))
+    await fleet.postgresql.start()
+
+
+async def connections_terminated(fleet: Fleet, rng: Random) -> None:
+    """Terminate all connections 20 times, so that some are terminated during a commit."""
+    connection = await asyncpg.connect(fleet.postgresql.url)
+    for _ in range(20):
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1",
+            "gregor",
+        )
+        await asyncio.sleep(rng.uniform(0, 0.1))
+    await connection.close()
+
+
+async def no_fault(fleet: Fleet, rng: Random) -> None:
+    """Do nothing: the fault is in the fleet itself, or is the move of buckets."""
+
+
+# During a move of buckets. The last shard is unused at first; finally it holds a quarter of them.
+
+QUARTER_OF_BUCKETS = BUCKETS // 4
+LATEST_FAULT = QUARTER_OF_BUCKETS - 4 * MAX_BUCKETS_PER_SWITCH  # buckets; some switches follow
+
+
+def during_move(fault: Fault) -> Fault:
+    """The same fault, at a random moment of a move."""
+
+    async def inject_during_move(fleet: Fleet, rng: Random) -> None:
+        buckets = rng.sample(range(BUCKETS), QUARTER_OF_BUCKETS)
+        move = asyncio.create_task(move_all(fleet, buckets))
+        await wait_until_moved(fleet, rng.randrange(1, LATEST_FAULT), rng)
+        await fault(fleet, rng)
+        await move
+
+    return inject_during_move
+
+
+async def mover_killed(fleet: Fleet, rng: Random) -> None:
+    """Kill the mover twice, then let it finish."""
+    buckets = rng.sample(range(BUCKETS), QUARTER_OF_BUCKETS)
+    for number in sorted(rng.sample(range(1, LATEST_FAULT), 2)):
+        mover = await start_mover(fleet, buckets)
+        await wait_until_moved(fleet, number, rng)
+        mover.kill()
+        await mover.wait()
+    await move_all(fleet, buckets)
+
+
+async def wait_until_moved(fleet: Fleet, number: int, rng: Random) -> None:
+    """Wait until this number of buckets has moved, then until a random point of the next switch."""
+    connection = await asyncpg.connect(fleet.shards[target_of(fleet)])
+    query = "SELECT count(*) FROM buckets JOIN shard ON buckets.shard = shard.name"
+    while await connection.fetchval(query) < number:
+        await connection.execute("SELECT pg_sleep(0.01)")
+    await connection.close()
+    await asyncio.sleep(rng.uniform(0, 0.03))
+
+
+async def move_all(fleet: Fleet, buckets: Sequence[int]) -> None:
+    """Move the buckets; start the move again if it fails, up to 20 times in all."""
+    for _ in range(20):
+        if await (await start_mover(fleet, buckets)).wait() == 0:
+            return
+    raise AssertionError("the move did not finish")
+
+
+async def start_mover(fleet: Fleet, buckets: Sequence[int]) -> asyncio.subprocess.Process:
+    """Start `gregor shards move`; its output goes to the output of this process."""
+    stores = [argument for store in fleet.stores for argument in ("--store", store)]
+    selection = [argument for bucket in buckets for argument in ("--bucket", str(bucket))]
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gregor.cli", "shards", "move"),
+        *(*stores, *selection, "--to", target_of(fleet)),
+    )
+
+
+def target_of(fleet: Fleet) -> str:
+    """The shard that the buckets move to: the last one, which is unused at first."""
+    return list(fleet.shards)[-1]
+
+
+SINGLE_STORE_FAULTS: dict[str, Fault] = {
+    "node killed": node_killed,
+    "node stopped": node_stopped,
+    "node frozen": node_frozen,
+    "pub/sub killed": pubsub_killed,
+    "pub/sub frozen": pubsub_frozen,
+    "subscriber killed": subscriber_killed,
+    "publications lost": publications_lost,
+    "PostgreSQL restarted": postgresql_restarted,
+    "connections terminated": connections_terminated,
+    "clock ahead": no_fault,  # the clock of one node is 5 s ahead
+}
+
+# In a fleet with three shards.
+MOVE_FAULTS: dict[str, Fault] = {
+    "moving": during_move(no_fault),
+    "moving, mover killed": mover_killed,
+    "moving, node killed": during_move(node_killed),
+    "moving, pub/sub killed": during_move(pubsub_killed),
+    "moving, connections terminated": during_move(connections_terminated),
+}
+FAULTS = SINGLE_STORE_FAULTS | MOVE_FAULTS

@@ -1,0 +1,134 @@
+"""Fake devices and failing components for tests of a node."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+from gregor.core.instant import Time
+from gregor.core.message import UID, DeviceID, InBandMessage, Message, OutOfBandMessage
+from gregor.core.state import Sync
+from gregor.errors import Malformed, StorageUnavailable
+from gregor.interfaces import Outcome
+from gregor.node import Node, Observer
+from gregor.protocol.server_session import Publication, ServerSession
+from gregor.pubsub.interface import Event
+from gregor.pubsub.memory import Exchange, MemoryPubSub
+from gregor.state_machines.memory import MemoryStateMachine
+
+
+class FakeListener:
+    """A Listener that records what it receives."""
+
+    def __init__(self) -> None:
+        self.publications: list[Publication] = []
+        self.out_of_band: list[OutOfBandMessage] = []
+
+    def publish(self, publication: Publication) -> None:
+        self.publications.append(publication)
+
+    def deliver_out_of_band(self, message: OutOfBandMessage) -> None:
+        self.out_of_band.append(message)
+
+    @property
+    def ids(self) -> list[str]:
+        return [message.msg_id for p in self.publications for message in p.messages]
+
+
+async def tell(node: Node, uid: UID = "u") -> None:
+    """A device of the user syncs from the store, which gives the user's feed a position."""
+    session = ServerSession()
+    session.resume(uid, "d", 0)
+    session.next()
+    await node.catch_up(session, 0)
+
+
+class FailingConsumer:
+    """A MessageConsumer that always raises."""
+
+    async def consume_message(self, message: Message) -> Message:
+        raise ConnectionError("connection refused")
+
+
+class RecordingObserver(Observer):
+    """An Observer that records all events."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+        self.repaired_counts: list[int] = []  # messages, for each gap repair
+        self.invalid_publications: list[Malformed] = []
+        self.consumer_errors: list[Exception] = []
+        self.interruptions = 0
+
+    def injected(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+
+    def gap_repaired(self, messages: int) -> None:
+        self.repaired_counts.append(messages)
+
+    def invalid_publication(self, error: Malformed) -> None:
+        self.invalid_publications.append(error)
+
+    def interrupted(self) -> None:
+        self.interruptions += 1
+
+    def consumer_failed(self, error: Exception) -> None:
+        self.consumer_errors.append(error)
+
+
+class SteppingClock:
+    """A clock that advances by one microsecond each time it is read."""
+
+    def __init__(self, now: Time = 1000) -> None:
+        self.now = now
+
+    def __call__(self) -> Time:
+        self.now += 1
+        return self.now
+
+
+class FailingStore(MemoryStateMachine):
+    """A store that raises StorageUnavailable while it is `down`. A commit waits until
+    `commits_allowed` is set."""
+
+    def __init__(self, clock: Callable[[], Time]) -> None:
+        super().__init__(clock)
+        self.down = False
+        self.commits_allowed = asyncio.Event()
+        self.commits_allowed.set()
+        self.ctimes_queries: list[Sequence[UID]] = []
+
+    async def consume_messages(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
+        await self.commits_allowed.wait()
+        self._check()
+        return await super().consume_messages(messages)
+
+    async def sync(self, uid: UID, device_id: DeviceID | None, cursor: Time) -> Sync:
+        self._check()
+        return await super().sync(uid, device_id, cursor)
+
+    async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
+        self._check()
+        self.ctimes_queries.append(uids)
+        return await super().ctimes(uids)
+
+    def _check(self) -> None:
+        if self.down:
+            raise StorageUnavailable("the store is down")
+
+
+class EndingPubSub(MemoryPubSub):
+    """A pub/sub whose `received()` yields `events`, waits until `may_end` is set, which it is at
+    first, and then ends: with the `error`, or without one."""
+
+    def __init__(self, *events: Event, error: Exception | None = None) -> None:
+        super().__init__(Exchange())
+        self.may_end = asyncio.Event()
+        self.may_end.set()
+        self._events = events
+        self._error = error
+
+    async def received(self) -> AsyncIterator[Event]:
+        for event in self._events:
+            yield event
+        await self.may_end.wait()
+        if self._error is not None:
+            raise self._error

@@ -1,0 +1,172 @@
+"""A harness that connects both sessions: a node with its store, a device with its replica, and a
+queue of frames in each direction. Each step, such as reading one frame, is a call."""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from gregor.core.message import DeviceID, InBandMessage, Message, OutOfBandMessage
+from gregor.core.state import Changes, Facts, State, Sync
+from gregor.interfaces import Relayed, Stored
+from gregor.protocol import client_session, server_session
+from gregor.protocol.client_session import ClientSession
+from gregor.protocol.frames import Result, encode
+from gregor.protocol.server_session import (
+    Authenticate,
+    CatchUp,
+    Close,
+    Publication,
+    Send,
+    ServerSession,
+    Store,
+)
+from gregor.state_machines.memory import MemoryStateMachine
+from gregor.testing.clock import ManualClock
+
+UID = "user"
+
+
+class Conversation:
+    """One device, connected to a node; `connect` starts a new conversation."""
+
+    def __init__(self, device_id: DeviceID = "d1") -> None:
+        self.clock = ManualClock(100)
+        self.store = MemoryStateMachine(self.clock)
+        self.device_id = device_id
+        self.replica = Facts()
+        self.published: list[Publication] = []
+        self.effects: list[client_session.Effect] = []
+        self.closed: Close | None = None
+        self.device = ClientSession("token", device_id, 0)
+        self.connect()
+
+    def connect(self) -> None:
+        """Open a new connection, on which the device continues from its cursor."""
+        self.node = ServerSession()
+        self.device = ClientSession("token", self.device_id, self.device.cursor)
+        self.to_node: deque[str] = deque()
+        self.to_device: deque[str] = deque()
+        self.catch_up: CatchUp | None = None
+        self.sync: Sync | None = None
+        self.closed = None
+        self._carry_out(self.device.opened())
+
+    # The store, and publications from it
+
+    async def store_messages(self, *messages: InBandMessage) -> list[Publication]:
+        """Store messages, and return their publications, which the node does not receive."""
+        outcomes = await self.store.consume_messages(messages)
+        new = [Publication.of(o.message) for o in outcomes if isinstance(o, Stored)]
+        self.published += new
+        return new
+
+    async def store_and_publish(self, *messages: InBandMessage) -> None:
+        """Store messages, and publish them to the node."""
+        for publication in await self.store_messages(*messages):
+            self.node.publish(publication)
+
+    def restore_backup(self) -> None:
+        """Replace the store by an empty one, as after the restore of an old backup."""
+        self.store = MemoryStateMachine(ManualClock(self.clock.now - 50))
+
+    async def gap_repair(self) -> Publication:
+        """The publication that a node reads from the store to repair a gap."""
+        position = self.node.position
+        sync = await self.store.sync(UID, None, position)
+        if isinstance(sync.content, Changes):
+            return Publication.span(position, sync.content.messages, sync.cursor)
+        return Publication.span(sync.cursor, (), sync.cursor)
+
+    # One step of a reader or writer
+
+    async def read_on_node(self) -> bool:
+        """The node reads one frame. Returns False if there is none."""
+        if not self.to_node:
+            return False
+        match self.node.receive(self.to_node.popleft()):
+            case Authenticate():
+                self.node.authenticated(UID, self.clock.now)
+            case Store(n, messages):
+                self.node.stored(n, [await self._stored(message) for message in messages])
+        return True
+
+    async def _stored(self, message: Message | Result) -> Result:
+        match message:
+            case Result():
+                return message
+            case OutOfBandMessage():
+                self.node.deliver_out_of_band(message)
+                return Result.of(Relayed(message))
+            case InBandMessage():
+                (outcome,) = await self.store.consume_messages([message])
+                if isinstance(outcome, Stored):
+                    self.published.append(Publication.of(outcome.message))
+                    self.node.publish(self.published[-1])
+                return Result.of(outcome)
+
+    async def write_on_node(self) -> bool:
+        """The node's writer carries out one effect, or one half of a CatchUp: the read from the
+        store, or the call of `synced`. Returns False if there is nothing to do."""
+        if self.sync is not None:
+            self.node.synced(self.sync)
+            self.sync = None
+            return True
+        if self.catch_up is not None:
+            self.sync = await self.store.sync(UID, self.device_id, self.catch_up.cursor)
+            self.catch_up = None
+            return True
+        match self.node.next():
+            case None:
+                return False
+            case Send() as send:
+                self.to_device.append(encode(send.frame))
+            case CatchUp() as catch_up:
+                self.catch_up = catch_up
+            case Close() as close:
+                self.closed = close
+        return True
+
+    async def read_on_device(self) -> bool:
+        """The device reads one frame. Returns False if there is none."""
+        if not self.to_device:
+            return False
+        self._carry_out(self.device.receive(self.to_device.popleft()))
+        return True
+
+    async def run_until_idle(self) -> None:
+        """Read and write on both sides until there is nothing to do."""
+        while (
+            await self.read_on_node() or await self.write_on_node() or await self.read_on_device()
+        ):
+            pass
+
+    def _carry_out(self, effects: Iterable[client_session.Effect]) -> None:
+        for effect in effects:
+            self.effects.append(effect)
+            match effect:
+                case server_session.Send() as send:
+                    self.to_node.append(encode(send.frame))
+                case client_session.Apply(messages, cursor):
+                    self.replica = self.replica.replay_all(messages).prune(cursor)
+                case client_session.Replace(snapshot, _):
+                    self.replica = snapshot.facts()
+                case client_session.Compare(as_of, hash_):
+                    state = self.replica.state(self.device_id, as_of)
+                    self._carry_out(self.device.hash_compared(state.hash() == hash_))
+
+    # Calls and observations of a test
+
+    def consume(self, messages: Sequence[Message]) -> None:
+        self._carry_out(self.device.consume(messages))
+
+    def verify(self, cursor: int | None = None) -> None:
+        self._carry_out(self.device.verify(cursor))
+
+    def effects_of(self, kind: type[client_session.Effect]) -> list[client_session.Effect]:
+        """The effects of this type that the device's session has returned."""
+        return [effect for effect in self.effects if isinstance(effect, kind)]
+
+    def visible(self) -> State:
+        return self.replica.state(self.device_id, self.clock.now)
+
+    async def stored_state(self) -> State:
+        return await self.store.state(UID, self.device_id)

@@ -1,0 +1,57 @@
+"""The metrics pages of all workers, merged into one page."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from gregor.server import worker_metrics
+from gregor.server.metrics import Metrics
+from gregor.server.worker_metrics import WorkerMetrics
+
+
+def metrics_with(commits: int) -> Metrics:
+    metrics = Metrics(())
+    for _ in range(commits):
+        metrics.committed(1, 0.003, True)
+    return metrics
+
+
+async def test_samples_of_all_workers_have_a_worker_label(tmp_path: Path) -> None:
+    one, two = (WorkerMetrics(tmp_path, number, 2) for number in (1, 2))
+    async with one.serving_page(metrics_with(3).page), two.serving_page(metrics_with(5).page):
+        page = (await one.page()).decode().splitlines()
+        assert (await two.page()).decode().splitlines() == page
+    for worker, commits in (("1", 3), ("2", 5)):
+        assert f'gregor_worker_up{{worker="{worker}"}} 1.0' in page
+        assert f'gregor_commit_seconds_count{{worker="{worker}"}} {commits}.0' in page
+        assert f'gregor_commit_seconds_bucket{{le="0.002",worker="{worker}"}} 0.0' in page
+        assert f'gregor_commit_seconds_bucket{{le="+Inf",worker="{worker}"}} {commits}.0' in page
+        assert f'gregor_deliveries_total{{worker="{worker}"}} 0.0' in page
+    described = [line.split()[2] for line in page if line.startswith("# TYPE")]
+    assert len(described) == len(set(described))
+    assert "# TYPE gregor_deliveries_total counter" in page
+    assert "# HELP gregor_deliveries_total Messages written to devices" in page
+
+
+async def test_worker_that_does_not_answer_is_left_out_and_shown_as_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_metrics, "PAGE_TIMEOUT_SECONDS", 0.1)
+    one = WorkerMetrics(tmp_path, 1, 3)
+    with socket.socket(socket.AF_UNIX) as frozen:
+        frozen.bind(str(tmp_path / "2"))
+        frozen.listen()
+        async with one.serving_page(metrics_with(1).page):
+            page = (await one.page()).decode().splitlines()
+    assert 'gregor_worker_up{worker="1"} 1.0' in page
+    assert 'gregor_worker_up{worker="2"} 0.0' in page  # accepts the connection, and is silent
+    assert 'gregor_worker_up{worker="3"} 0.0' in page  # has no socket
+    assert not [line for line in page if 'worker="2"' in line and "_up" not in line]
+
+
+async def test_socket_file_of_killed_worker_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "1").touch()
+    one = WorkerMetrics(tmp_path, 1, 1)
+    async with one.serving_page(metrics_with(1).page):
+        assert b'gregor_worker_up{worker="1"} 1.0' in await one.page()

@@ -1,0 +1,164 @@
+"""Shards whose databases can be down, crash their caller, or reopen closed buckets too early."""
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Self, TypeVar
+
+from sqlalchemy import Connection, func, select
+
+from gregor.clock import now
+from gregor.core.buckets import bucket_of
+from gregor.core.instant import TimeOrOffset
+from gregor.core.message import UID, InBandMessage
+from gregor.errors import StorageUnavailable
+from gregor.interfaces import StateMachineOfRecord, Stored
+from gregor.state_machines import rebalance
+from gregor.state_machines.sharded import ShardedStateMachine, read_map
+from gregor.state_machines.sql import SQLStateMachine
+from gregor.storage import statements, tables
+from gregor.storage.database import Database, Work
+from gregor.storage.engine import databases_at
+from gregor.storage.migrations import migrate
+
+T = TypeVar("T")
+FROM_BEGINNING = TimeOrOffset(time=1)
+
+
+class FlakyDatabase:
+    """A Database that can be `down`: then it raises StorageUnavailable."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.down = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        """The database stays open: the code that opened it closes it."""
+
+    async def write(self, work: Work[T]) -> T:
+        self._fail_if_down()
+        return await self.database.write(work)
+
+    async def read(self, work: Work[T]) -> T:
+        self._fail_if_down()
+        return await self.database.read(work)
+
+    def _fail_if_down(self) -> None:
+        if self.down:
+            raise StorageUnavailable("it is down")
+
+
+async def store(machine: StateMachineOfRecord, message: InBandMessage) -> InBandMessage:
+    """Store a new message, and return it as it was stored."""
+    (outcome,) = await machine.consume_messages([message])
+    assert isinstance(outcome, Stored), outcome
+    return outcome.message
+
+
+class ShardHarness:
+    """The databases of the shards. Each can be down for the machines that are opened here, by
+    `flaky[name].down = True`; `databases` themselves are always up."""
+
+    def __init__(self, databases: Mapping[str, Database], urls: Mapping[str, str]) -> None:
+        self.databases = databases
+        self.urls = urls
+        self.flaky = {name: FlakyDatabase(database) for name, database in databases.items()}
+
+    @asynccontextmanager
+    async def machine(self) -> AsyncIterator[ShardedStateMachine]:
+        """The state machine of one node."""
+        machines = {name: SQLStateMachine(d, now) for name, d in self.flaky.items()}
+        async with ShardedStateMachine(machines) as machine:
+            yield machine
+
+    async def holder(self, uid: UID) -> str:
+        return (await self.holders([uid]))[uid]
+
+    async def holders(self, uids: Iterable[UID]) -> dict[UID, str]:
+        placed = await read_map(self.databases)
+        return {uid: placed[bucket_of(uid)].shard for uid in uids}
+
+    async def user_of(self, shard: str) -> UID:
+        """A user whom this shard holds."""
+        placed = await read_map(self.databases)
+        return next(
+            uid
+            for uid in (f"user{n}" for n in range(10_000))
+            if placed[bucket_of(uid)].shard == shard
+        )
+
+    async def log(self, machine: ShardedStateMachine, uid: UID) -> Sequence[InBandMessage]:
+        return await machine.in_band_messages_since(uid, None, FROM_BEGINNING)
+
+
+@asynccontextmanager
+async def opened(urls: Mapping[str, str]) -> AsyncIterator[ShardHarness]:
+    """Empty shards of one map, with these names."""
+    async with databases_at(urls, migrate) as databases:
+        await rebalance.establish(databases)
+        yield ShardHarness(databases, urls)
+
+
+class SimulatedCrash(Exception):
+    """The process that uses the database has crashed."""
+
+
+class CrashingDatabase(FlakyDatabase):
+    """A database whose user crashes right before, or after, its last write."""
+
+    def __init__(
+        self, database: Database, survives_write: Callable[[], bool], crash_after_write: bool
+    ) -> None:
+        super().__init__(database)
+        self._survives_write = survives_write
+        self._crash_after_write = crash_after_write
+
+    async def write(self, work: Work[T]) -> T:
+        survives = self._survives_write()
+        if not survives and not self._crash_after_write:
+            raise SimulatedCrash
+        result = await self.database.write(work)
+        if not survives:
+            raise SimulatedCrash
+        return result
+
+
+class EarlyReopeningDatabase(FlakyDatabase):
+    """A shard whose buckets open again at once if more than `max_closed` are closed together, as if
+    the time for which they were closed had passed."""
+
+    def __init__(self, database: Database, max_closed: int) -> None:
+        super().__init__(database)
+        self._max_closed = max_closed
+
+    async def write(self, work: Work[T]) -> T:
+        result = await self.database.write(work)
+        await self.database.write(self._reopen_if_too_many)
+        return result
+
+    def _reopen_if_too_many(self, connection: Connection) -> None:
+        is_closed = tables.buckets.c.closed_until > 0
+        closed = connection.scalar(select(func.count()).where(is_closed))
+        if closed is not None and closed > self._max_closed:
+            connection.execute(tables.buckets.update().values(closed_until=0))
+
+
+class ClosureRecorder(FlakyDatabase):
+    """A shard that records, in microseconds, for how long its buckets are still closed at the end
+    of each write."""
+
+    def __init__(self, database: Database, closures: list[int]) -> None:
+        super().__init__(database)
+        self._closures = closures
+
+    async def write(self, work: Work[T]) -> T:
+        def work_and_record(connection: Connection) -> T:
+            result = work(connection)
+            until = connection.scalar(select(func.max(tables.buckets.c.closed_until)))
+            if until:
+                self._closures.append(until - connection.scalar(statements.database_time))
+            return result
+
+        return await self.database.write(work_and_record)
