@@ -1,0 +1,260 @@
+"""A device without I/O: a session and a replica, which are fed calls and frames. And a node for it.
+
+The device does what `gregor.client` does, one step after another; `test_vectors.py` plays the same
+steps to a real Client. The node is a real session over a state machine in memory.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+from msgspec import Raw
+
+from gregor.client.events import Created, Dismissed
+from gregor.client.replica import Replica, events_between, new_rejections
+from gregor.client.store import Key, changed_records, load_replica
+from gregor.core.instant import Time
+from gregor.core.message import InBandMessage, Message, MsgID
+from gregor.core.state import Item
+from gregor.errors import Conflict, HistoryForgotten
+from gregor.interfaces import Relayed, Stored
+from gregor.protocol.client_session import (
+    Acked,
+    Apply,
+    ClientPhase,
+    ClientSession,
+    Compare,
+    DeliverOutOfBand,
+    Effect,
+    Replace,
+    Welcomed,
+)
+from gregor.protocol.frames import PAGE_BYTES, Result, encode
+from gregor.protocol.server_session import (
+    Authenticate,
+    CatchUp,
+    Publication,
+    Send,
+    ServerSession,
+)
+from gregor.protocol.server_session import Store as StoreRequest
+from gregor.state_machines.memory import MemoryStateMachine
+from gregor.testing.clock import ManualClock
+from tests.vectors.encoding import JSON, frame_text, in_band, plain
+
+USER, DEVICE, TOKEN = "alice", "phone", "t"
+
+
+class DeviceRun:
+    """One device under test: `feed` takes one input at a time, and says what came of it."""
+
+    def __init__(self) -> None:
+        self.replica = Replica(DEVICE)
+        # What the device's store holds.
+        self._records = _records(changed_records(None, self.replica))
+        self._session: ClientSession | None = None
+        self._welcomed = False
+        self._online = False
+        self._max_messages = 1
+        self._window: Sequence[InBandMessage] = ()
+        self._visible: dict[MsgID, Item] = {}
+        self._now: Time = 0
+        self._sent: list[JSON] = []
+        self._events: list[JSON] = []
+
+    def feed(self, given: JSON) -> JSON:
+        """The output after one input, as section 11 of spec/protocol.md describes it."""
+        self._now = given["now"]
+        self._sent, self._events = [], []
+        self._refresh(())  # what has expired is reported before anything else happens
+        answer = self._carry_out_input({k: v for k, v in given.items() if k != "now"})
+        self._send_window()
+        return {
+            **answer,
+            "visible": [[item.ctime, item.msg_id] for item in self.replica.state(self._now)],
+            "outbox": [message.msg_id for message in self.replica.unsent()],
+            "cursor": self.replica.cursor,
+            **({"events": self._events} if self._events else {}),
+            **({"sent": self._sent} if self._sent else {}),
+        }
+
+    def _carry_out_input(self, given: JSON) -> dict[str, JSON]:
+        match given:
+            case {"write": message}:
+                return self._write(in_band(message))
+            case {"hide": msg_id}:
+                self._change(self.replica.hide(msg_id))
+            case {"discard": msg_ids}:
+                self._change(self.replica.discard(msg_ids))
+            case {"state": at}:
+                return {"state": self._state_at(at)}
+            case {"connect": {}}:
+                self._session = ClientSession(TOKEN, DEVICE, self.replica.cursor)
+                self._carry_out(self._session.opened())
+            case {"disconnect": {}}:
+                self._disconnect()
+            case {"restart": {}}:
+                self._restart()
+            case {"wait": {}}:
+                pass
+            case {"frame": frame}:
+                assert self._session is not None
+                self._carry_out(self._session.receive(frame_text(frame)))
+            case _:
+                raise AssertionError(f"not an input: {given}")
+        return {}
+
+    def _write(self, message: InBandMessage) -> dict[str, JSON]:
+        try:
+            self._change(self.replica.write(message, self._now), [message])
+        except Conflict as error:
+            return {"error": error.code}
+        return {}
+
+    def _state_at(self, at: Time) -> JSON:
+        try:
+            return [item.msg_id for item in self.replica.state_at(at)]
+        except HistoryForgotten as error:
+            return error.code
+
+    def _disconnect(self) -> None:
+        if self._online:
+            self._events.append({"offline": {}})
+        self._session, self._welcomed, self._online, self._window = None, False, False, ()
+
+    def _restart(self) -> None:
+        """The app ends, and starts again with what its store has kept. Listeners start again."""
+        self._disconnect()
+        self._events = []
+        self.replica = load_replica(self._records, DEVICE).derived()
+        self._visible = self.replica.visible(self._now)
+
+    def _carry_out(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Send(frame=frame):
+                    self._sent.append(plain(frame))
+                case Welcomed(uid, messages):
+                    self._change(self.replica.owned_by(uid))
+                    self._welcomed, self._max_messages = True, messages
+                case Apply(messages, cursor):
+                    self._change(self.replica.apply(messages, cursor, self._now), messages)
+                case Replace(snapshot, cursor):
+                    self._change(self.replica.apply_snapshot(snapshot, cursor))
+                case Compare(as_of, hash_):
+                    self._compare(as_of, hash_)
+                case Acked(results):
+                    self._acknowledge(results)
+                case DeliverOutOfBand(system, body):
+                    self._events.append({"out_of_band": {"system": system, "body": plain(body)}})
+                case _:
+                    raise AssertionError(f"no replica vector has {effect}")
+
+    def _compare(self, as_of: Time, hash_: str) -> None:
+        assert self._session is not None
+        self._carry_out(self._session.hash_compared(self.replica.hash_matches(as_of, hash_)))
+        if self._session.phase is ClientPhase.LIVE:
+            self._change(self.replica.prune(self._now))
+            self._events += [{"synced": {}}] if self._online else [{"online": {}}, {"synced": {}}]
+            self._online = True
+
+    def _acknowledge(self, results: Sequence[Result]) -> None:
+        pairs = list(zip(self._window, results, strict=True))
+        self._window = ()
+        self._change(self.replica.apply_results(pairs), [message for message, _ in pairs])
+
+    def _change(self, replica: Replica, messages: Sequence[InBandMessage] = ()) -> None:
+        changes = changed_records(self.replica, replica)
+        self._records = _records({**self._records, **changes})
+        before, self.replica = self.replica, replica
+        if replica is not before:
+            self._refresh(messages)
+            self._events += [
+                {"rejected": {"msg_id": event.message.msg_id, "code": event.error.code}}
+                for event in new_rejections(before, replica)
+            ]
+
+    def _refresh(self, messages: Sequence[InBandMessage]) -> None:
+        before, self._visible = self._visible, self.replica.visible(self._now)
+        for event in events_between(before, self._visible, self._now, messages):
+            match event:
+                case Created(item):
+                    self._events.append({"created": plain(item)})
+                case Dismissed(item, why):
+                    self._events.append({"dismissed": {"msg_id": item.msg_id, "why": why}})
+
+    def _send_window(self) -> None:
+        if self._session is None or not (self._welcomed and self._session.may_consume):
+            return
+        self._window = self.replica.window(self._max_messages, PAGE_BYTES)
+        self._carry_out(self._session.consume(self._window))
+
+
+def _records(changes: Mapping[Key, bytes | None]) -> dict[Key, bytes]:
+    return {key: record for key, record in changes.items() if record is not None}
+
+
+def _in_fixed_order(frame: JSON) -> JSON:
+    """Dismissed ids have no order; a vector must be the same each time it is made."""
+    if "dismissed_ids" in frame:
+        frame["dismissed_ids"].sort()
+    return frame
+
+
+class NodeRun:
+    """A node with one user: `frames` is what it sends to the device, in order."""
+
+    def __init__(self, now: Time) -> None:
+        self.clock = ManualClock(now)
+        self.machine = MemoryStateMachine(self.clock)
+        self._session: ServerSession | None = None
+
+    def connect(self) -> None:
+        self._session = ServerSession()
+
+    def disconnect(self) -> None:
+        self._session = None
+
+    async def receive(self, frame: JSON) -> None:
+        """A frame of the device."""
+        assert self._session is not None
+        match self._session.receive(msgspec.json.encode(frame).decode()):
+            case Authenticate():
+                self._session.authenticated(USER, self.clock.now)
+            case StoreRequest(n, entries):
+                results = [await self._store(entry) for entry in entries]
+                self._session.stored(n, results)
+
+    async def _store(self, entry: Message | Result) -> Result:
+        match entry:
+            case InBandMessage():
+                (outcome,) = await self.machine.consume_messages([entry])
+                if isinstance(outcome, Stored):
+                    self._publish(outcome.message)
+                return Result.of(outcome)
+            case Result():
+                return entry
+            case message:
+                return Result.of(Relayed(message))
+
+    async def inject(self, *messages: InBandMessage) -> None:
+        """A backend, or another device, writes."""
+        for outcome in await self.machine.consume_messages(messages):
+            if isinstance(outcome, Stored):
+                self._publish(outcome.message)
+
+    def _publish(self, message: InBandMessage) -> None:
+        if self._session is not None:
+            self._session.publish(Publication.of(message))
+
+    async def frames(self) -> list[JSON]:
+        """All that the node has to send now."""
+        sent: list[JSON] = []
+        while self._session is not None and (effect := self._session.next()) is not None:
+            match effect:
+                case Send(frame=frame):
+                    sent.append(_in_fixed_order(plain(Raw(encode(frame).encode()))))
+                case CatchUp(cursor):
+                    self._session.synced(await self.machine.sync(USER, DEVICE, cursor))
+                case _:
+                    raise AssertionError(f"the node closes: {effect}")
+        return sent
