@@ -33,7 +33,7 @@ class FakeListener:
         return [message.msg_id for p in self.publications for message in p.messages]
 
 
-async def tell(node: Node, uid: UID = "u") -> None:
+async def sync_device(node: Node, uid: UID = "u") -> None:
     """A device of the user syncs from the store, which gives the user's feed a position."""
     session = ServerSession()
     session.resume(uid, "d", 0)

@@ -33,7 +33,7 @@ from tests.node.fakes import (
     FakeListener,
     RecordingObserver,
     SteppingClock,
-    tell,
+    sync_device,
 )
 
 CHANNEL = channel_of("u")
@@ -127,7 +127,7 @@ async def node_pair(
             await stack.enter_async_context(node)
         for node, listener in ((pair.node_a, pair.listener_a), (pair.node_b, pair.listener_b)):
             await stack.enter_async_context(node.attach("u", listener))
-            await tell(node)
+            await sync_device(node)
         yield pair
 
 
@@ -139,7 +139,7 @@ async def attached_users(node: Node, uids: Sequence[UID]) -> AsyncIterator[dict[
         for uid, listener in listeners.items():
             await node.state_machine.consume_message(create(uid, "c", msg_id="known"))
             await stack.enter_async_context(node.attach(uid, listener))
-            await tell(node, uid)
+            await sync_device(node, uid)
         yield listeners
 
 
@@ -362,7 +362,7 @@ async def test_flapping_device_causes_no_unsubscribe() -> None:
 async def test_device_that_reconnects_during_unsubscribe_is_subscribed_again() -> None:
     async with node_pair() as pair:
         async with pair.node_a.attach("v", FakeListener()):
-            await tell(pair.node_a, "v")
+            await sync_device(pair.node_a, "v")
         await within(2 * LINGER_SECONDS, lambda: pair.pubsub_a.unsubscribe_calls == 1)
         listener = FakeListener()
         async with pair.node_a.attach("v", listener):

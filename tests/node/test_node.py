@@ -22,7 +22,7 @@ from tests.node.fakes import (
     FakeListener,
     RecordingObserver,
     SteppingClock,
-    tell,
+    sync_device,
 )
 from tests.server.harness import until
 
@@ -58,7 +58,7 @@ class NodeHarness:
     async def attached_device(self) -> AsyncIterator[FakeListener]:
         """Open the node and attach a device of `u` that has synced."""
         async with self.node, self.node.attach("u", self.listener):
-            await tell(self.node)
+            await sync_device(self.node)
             yield self.listener
 
 
@@ -241,7 +241,7 @@ async def test_node_stops_waiting_for_store_without_connected_devices() -> None:
     harness = NodeHarness(sweep_seconds=0.001)
     async with harness.node:
         async with harness.node.attach("u", harness.listener):
-            await tell(harness.node)
+            await sync_device(harness.node)
             harness.store.down = True
             await until(lambda: harness.node.waiting_for_store)
         harness.store.down = False

@@ -14,7 +14,7 @@ from gregor.node import Node
 from gregor.pubsub.memory import Exchange, MemoryPubSub
 from gregor.server.auth import Role
 from gregor.state_machines.memory import MemoryStateMachine
-from tests.node.fakes import FailingConsumer, FakeListener, tell
+from tests.node.fakes import FailingConsumer, FakeListener, sync_device
 from tests.server.harness import (
     RawDevice,
     Served,
@@ -83,7 +83,7 @@ async def test_d19_node_finds_message_whose_publication_was_lost() -> None:
         ) as receiver,
         receiver.attach("u", listener),
     ):
-        await tell(receiver)
+        await sync_device(receiver)
         await publisher.inject([create("u", "chat", msg_id="lost")])
         await until(lambda: listener.ids == ["lost"])
 

@@ -107,7 +107,7 @@ def configure(connection: sqlite3.Connection, record: object = None) -> None:
         "cache_size = -65536",
     ):
         connection.execute(f"PRAGMA {setting}")
-    connection.create_function("now_there", 0, now)
+    connection.create_function("database_now", 0, now)
 
 
 def _begin(connection: Connection) -> None:

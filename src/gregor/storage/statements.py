@@ -72,13 +72,15 @@ class _DatabaseClock(FunctionElement[int]):
     """The database's clock, in microseconds, at evaluation (not at the start of the statement)."""
 
     inherit_cache = True
-    name = "now_there"
+    name = "database_now"
     type = BigInteger()
 
 
 @compiles(_DatabaseClock, "sqlite")
 def _database_clock_on_sqlite(element: _DatabaseClock, compiler: SQLCompiler, **kw: Any) -> str:
-    return "now_there()"  # defined in sqlite.py: the process that holds the file has the only clock
+    return (
+        "database_now()"  # defined in sqlite.py: the process that holds the file has the only clock
+    )
 
 
 @compiles(_DatabaseClock, "postgresql")

@@ -218,7 +218,7 @@ class InlineDatabase(SQLiteDatabase):
         super()._open()
         if self._content is not None:
             self.connection.deserialize(self._content)
-        self.connection.create_function("now_there", 0, virtual_time.clock)
+        self.connection.create_function("database_now", 0, virtual_time.clock)
 
     @property
     def connection(self) -> Connection:
