@@ -79,14 +79,18 @@ class Story:
 
     async def deliver(self) -> None:
         """Let node and device exchange frames until neither has anything more to say."""
-        while self.connected:
-            while self._to_node:
-                await self.node.receive(self._to_node.popleft())
-            frames = await self.node.frames()
-            if not frames:
-                return
-            for frame in frames:
-                self._feed({"frame": frame})
+        while self.connected and await self.deliver_once():
+            pass
+
+    async def deliver_once(self) -> bool:
+        """Let the node take what the device has sent, and the device what the node then sends:
+        if anything."""
+        while self._to_node:
+            await self.node.receive(self._to_node.popleft())
+        frames = await self.node.frames()
+        for frame in frames:
+            self._feed({"frame": frame})
+        return bool(frames)
 
     async def deliver_to_node_only(self) -> None:
         """The node takes what the device has sent, and its answer is lost."""
@@ -204,6 +208,26 @@ async def item_echoed_by_a_sync_and_dismissed_elsewhere_is_not_shown_from_the_ou
 
 
 @story
+async def message_that_was_echoed_is_not_shown_from_the_outbox_after_a_restart(s: Story) -> None:
+    await s.backend(create(USER, "chat", 0, msg_id="w"))
+    await s.connect()
+    await s.deliver()
+    await s.disconnect()
+    await s.write(create(USER, "notes", 1, msg_id="n1"))
+    await s.write(create(USER, "notes", 2, msg_id="n2"))
+    await s.connect()
+    await s.deliver_once()
+    await s.deliver_to_node_only()
+    await s.disconnect()
+    await s.backend(dismiss(USER, "n1", msg_id="d"))
+    await s.connect()
+    await s.deliver_once()
+    await s.restart()
+    await s.connect()
+    await s.deliver()
+
+
+@story
 async def unsent_item_is_not_covered_by_a_range_that_arrives_meanwhile(s: Story) -> None:
     await s.connect()
     await s.deliver()
@@ -316,6 +340,21 @@ async def scope_of_another_device_is_not_shown_and_can_be_dismissed(s: Story) ->
 
 
 @story
+async def past_before_a_sync_of_changes_is_forgotten(s: Story) -> None:
+    await s.backend(create(USER, "chat", 0, msg_id="before"))
+    await s.connect()
+    await s.deliver()
+    await s.disconnect()
+    away = create(USER, "chat", 1, msg_id="away")
+    await s.backend(away, dismiss(USER, "away", msg_id="d"))
+    await s.backend(create(USER, "chat", 2, msg_id="after"))
+    await s.connect()
+    await s.deliver()
+    await s.look_back(0)
+    await s.look_back(5_500)
+
+
+@story
 async def out_of_band_message_is_an_event_and_nothing_else(s: Story) -> None:
     await s.connect()
     await s.deliver()
@@ -325,6 +364,7 @@ async def out_of_band_message_is_an_event_and_nothing_else(s: Story) -> None:
 
 @story
 async def past_is_exact_back_to_the_last_sync(s: Story) -> None:
+    await s.backend(create(USER, "chat", 0, msg_id="before"))
     await s.connect()
     await s.deliver()
     await s.backend(create(USER, "chat", 1, msg_id="a"))

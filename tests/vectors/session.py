@@ -196,6 +196,34 @@ WRITTEN: dict[str, list[JSON]] = {
         EQUAL,
     ],
     "later snapshot that is behind the cursor is ignored": [*LIVE, snapshot(15, [item("a", 15)])],
+    "snapshot behind the cursor is ignored also after a different hash": [
+        *LIVE[:-1],
+        DIFFERENT,
+        snapshot(15, [item("a", 15)]),
+        messages(20, created("m", 25, 20)),
+        snapshot(25, [item("a", 15), item("m", 25)]),
+        EQUAL,
+    ],
+    "snapshot is collected while other frames come": [
+        *LIVE,
+        {"verify": {"cursor": 0}},
+        snapshot(30, [item("a", 20)], more=True),
+        messages(30, created("m", 35, 30)),
+        frame("out_of_band", system="typing", body=1),
+        snapshot(30, [item("b", 30)]),
+        EQUAL,
+        changes(30, 35, [created("m", 35, 30)]),
+        EQUAL,
+    ],
+    "application asks for a sync": [*LIVE, {"verify": {}}, {"verify": {"cursor": 0}}],
+    "page that begins elsewhere does not end a sync": [
+        *LIVE,
+        {"verify": {}},
+        changes(30, 40, [created("n", 40, 30)]),
+        messages(20, created("m", 25, 20)),
+        changes(20, 30, [created("m", 25, 20)]),
+        EQUAL,
+    ],
     "different hash asks for a snapshot": [
         connected(10),
         welcome(),
@@ -288,6 +316,12 @@ WRITTEN: dict[str, list[JSON]] = {
         disconnected(0.3, 0.0),
         disconnected(0.4, 1.0),
     ],
+    "delay is the least of three, times the random number": [
+        disconnected(0.0, 0.5),
+        disconnected(10.0, 0.5),
+        disconnected(20.0, 0.5),
+        disconnected(2000.0, 0.5),
+    ],
     "server that asks for a delay gets it": [
         disconnected(0.0, 0.5, retry_after=3.0),
         disconnected(10.0, 0.0, retry_after=7.5),
@@ -305,30 +339,38 @@ WRITTEN: dict[str, list[JSON]] = {
 
 
 def walk(rng: Random) -> list[JSON]:
-    """Frames of one log over an unreliable transport: lost, repeated, late, in any order."""
+    """Frames of one log over an unreliable transport: lost, repeated, late, in any order. Each
+    comparison has its answer."""
     log = []
     ctime = 10
     for number in range(rng.randrange(3, 8)):
         prev, ctime = ctime, ctime + rng.randrange(1, 10)
         log.append(created(f"m{number}", ctime, prev))
-    inputs = [connected(10), welcome()]
+    inputs: list[JSON] = []
+    run = SessionRun()
+
+    def feed(given: JSON) -> None:
+        inputs.append(given)
+        if any("compare" in effect for effect in run.feed(given)):
+            feed(rng.choice([EQUAL, EQUAL, DIFFERENT]))
+
+    feed(connected(10))
+    feed(welcome())
     cursors = [10, *(message["ctime"] for message in log)]
     for _ in range(rng.randrange(6, 14)):
         start = rng.randrange(len(log))
         end = rng.randrange(start, len(log) + 1)
         sent, prev, cursor = log[start:end], cursors[start], cursors[end]
-        match rng.choice(["messages", "messages", "changes", "page", "snapshot", "compared"]):
+        match rng.choice(["messages", "messages", "changes", "page", "snapshot"]):
             case "messages":
-                inputs.append(messages(prev, *sent, cursor=cursor))
+                feed(messages(prev, *sent, cursor=cursor))
             case "changes":
-                inputs.append(changes(prev, cursor, sent))
+                feed(changes(prev, cursor, sent))
             case "page":
-                inputs.append(changes(prev, cursor, sent, more=True))
-            case "snapshot":
-                items = [item(message["msg_id"], message["ctime"]) for message in log[:end]]
-                inputs.append(snapshot(cursor, items))
+                feed(changes(prev, cursor, sent, more=True))
             case _:
-                inputs.append(rng.choice([EQUAL, DIFFERENT]))
+                items = [item(message["msg_id"], message["ctime"]) for message in log[:end]]
+                feed(snapshot(cursor, items))
     return inputs
 
 
