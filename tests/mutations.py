@@ -583,6 +583,41 @@ MUTATIONS = [
         "if not received.payload:",
         "tests/consumers/test_publisher.py::test_oversized_payload_is_rejected_without_decoding",
     ),
+    Mutation(
+        "the delay before reconnecting may be much longer than the outage",
+        "backoff.py",
+        "min(self._max, doubled, outage)",
+        "min(self._max, doubled)",
+        "tests/test_backoff.py::test_delay_is_at_most_the_maximum_and_twice_the_outage",
+    ),
+    Mutation(
+        "a message with an unknown field ends the session",
+        "protocol/later_versions.py",
+        "class _LenientDismissal(Dismissal, frozen=True, forbid_unknown_fields=False)",
+        "class _LenientDismissal(Dismissal, frozen=True)",
+        "tests/protocol/test_later_versions.py::test_unknown_fields_are_ignored_at_every_depth",
+    ),
+    Mutation(
+        "the clocks of users whose buckets have moved are left out",
+        "state_machines/sharded.py",
+        "return {**clocks, **await self._ctimes_once(moved)} if moved else clocks",
+        "return clocks",
+        SHARDED + "test_each_read_method_finds_user_whose_bucket_moved[ctimes]",
+    ),
+    Mutation(
+        "a device of schema 1 forgets which of its messages were echoed",
+        "client/store_migrations.py",
+        "_OutboxEntry(old.number, old.written, message, old.echoed)",
+        "_OutboxEntry(old.number, old.written, message, False)",
+        "tests/client/test_store.py::test_file_of_schema_1_keeps_replica_outbox_and_rejected_writes",
+    ),
+    Mutation(
+        "a device answers a time before its last sync",
+        "client/replica.py",
+        "facts=facts, known_since=self.cursor",
+        "facts=facts",
+        "tests/vectors/test_vectors.py::test_client_shows_keeps_reports_and_sends_what_the_vector_says",
+    ),
 ]
 
 
