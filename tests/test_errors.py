@@ -10,8 +10,9 @@ from gregor.errors import WIRE_ERRORS, Action, GregorError, error_from_code
 
 
 def all_errors(base: type[GregorError] = GregorError) -> list[type[GregorError]]:
-    """The class and all its subclasses."""
-    return [base, *(error for child in base.__subclasses__() for error in all_errors(child))]
+    """The class and all its subclasses in gregor. Other test files may define more."""
+    children = [error for child in base.__subclasses__() for error in all_errors(child)]
+    return [error for error in (base, *children) if error.__module__.startswith("gregor.")]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -63,7 +63,7 @@ class Shell:
         """Call a command in this process."""
         removed = {name: None for name in os.environ if name.startswith("GREGOR_")}
         environment = {**removed, **self.environment, **(env or {})}
-        with chdir(self.folder), restored_logging():
+        with chdir(self.folder):
             result = CliRunner().invoke(app, arguments, input=stdin, env=environment)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
@@ -112,9 +112,9 @@ class Shell:
             yield process
 
 
-@contextmanager
+@pytest.fixture(autouse=True)
 def restored_logging() -> Iterator[None]:
-    """Restore the logging configuration, which a command changes, for the tests that follow."""
+    """Restore the logging configuration, which a command that is called in this process changes."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
