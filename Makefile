@@ -36,7 +36,7 @@ check: $(READY)  ## Style, types and the fast tests
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 -m "not slow"
 
-bench: $(READY)  ## Benchmarks, and the limits of the machine in the same run
+bench: $(READY)  ## Benchmarks, each beside a baseline from the same run
 	@$(BIN)/gregor bench
 
 simulate: $(READY)  ## Simulations with random seeds; SEEDS=100000

@@ -6,9 +6,10 @@ MAX_DOUBLINGS = 20
 class Backoff:
     """Exponential backoff with full jitter, so that many devices do not come back together.
 
-    The delay before attempt k is random between 0 and the least of `max_seconds`, `min_seconds` ·
-    2^k and twice the time since the first failed attempt (but at least `min_seconds`). Without the
-    last bound, attempts that were quick by chance would turn a short outage into a long one.
+    The delay before retry k, counted from 0, is random between 0 and the least of `max_seconds`,
+    `min_seconds` · 2^k and twice the time since the first failed attempt (but at least
+    `min_seconds`). Without the last bound, attempts that were quick by chance would turn a short
+    outage into a long one.
     """
 
     def __init__(self, min_seconds: float, max_seconds: float) -> None:

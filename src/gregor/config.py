@@ -95,6 +95,7 @@ class Settings(BaseSettings):
 
     @property
     def address(self) -> tuple[str, int]:
+        """The host and the port to listen on."""
         host, _, port = self.listen.rpartition(":")
         return host.strip("[]"), int(port)
 

@@ -15,8 +15,8 @@ class Action(StrEnum):
 class GregorError(Exception):
     """Base class of all errors that Gregor raises deliberately.
 
-    `code` is sent over the wire; the set of codes is closed and documented in
-    `spec/protocol.md`. `field` names the invalid part of the input, where there is one.
+    `code` is sent over the wire; `spec/protocol.md` lists the codes of this version. `field` names
+    the invalid part of the input, where there is one.
     """
 
     code = "internal"
@@ -86,7 +86,7 @@ class MethodNotAllowed(GregorError):
 
 
 class HelloTimeout(GregorError):
-    """No hello came in time. Reconnect, and send it immediately."""
+    """No hello came in time. Reconnect, and send the hello immediately."""
 
     code, action, status, close_code = "hello-timeout", Action.RETRY, 408, 4008
 
@@ -115,7 +115,8 @@ class StorageUnavailable(Unavailable):
 
 
 class ClockSkew(Unavailable):
-    """This node's clock differs too much from the database's, so it stamps no messages."""
+    """This node's clock differs too much from the database's, so the node stamps no messages.
+    Correct the clock; until then, send the messages to another node."""
 
 
 class WrongShard(Unavailable):

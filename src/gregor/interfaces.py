@@ -17,10 +17,11 @@ class MessageConsumer(Protocol):
     async def consume_message(self, message: Message) -> Message:
         """Consume a message, and return it as all readers will see it.
 
-        Idempotent: a message that is consumed again changes nothing, and the stored one is
-        returned. In-band messages change state; out-of-band ones are stored nowhere. After a
-        return, the effect is as durable as this consumer can make it. After Unavailable, the
-        effect may or may not have happened; retry with the same message.
+        An in-band message changes state. Idempotent: consuming it again changes nothing, and a
+        state machine returns the stored message. An out-of-band message is stored nowhere;
+        consuming it again delivers it again. After a return, the effect is as durable as this
+        consumer can make it. After Unavailable, the effect may or may not have happened; retry
+        with the same message.
         """
         ...
 
@@ -56,7 +57,7 @@ class StateMachine(MessageConsumer, Protocol):
     ) -> Sequence[InBandMessage]:
         """The messages that bring a replica on the device, which knows everything before `since`,
         to the present: those from `since` (inclusive) on, in order, each reduced to what still
-        matters. For every instant, state(known before) + these = state(now)."""
+        matters. Added to the facts from before `since`, they give the present state."""
         ...
 
 
@@ -73,7 +74,8 @@ class Duplicate(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """The message changed nothing. `error.action` says whether a retry can help."""
+    """The message changed nothing. Exception: with Unavailable, the error of one of several shards,
+    it may have been stored. `error.action` says whether a retry can help."""
 
     message: Message
     error: GregorError
@@ -133,5 +135,5 @@ class StateMachineOfRecord(StateMachine, Protocol):
         return clocks[uid]
 
     async def problems(self) -> Sequence[str]:
-        """The reasons why it is not ready, as texts for operators; empty if it is ready."""
+        """Why this state machine is not ready, as texts for operators; empty if it is ready."""
         ...

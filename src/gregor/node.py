@@ -70,7 +70,7 @@ class Node:
     and if one of them fails, the block is cancelled.
 
     With a `pubsub`, the node also relays messages that other nodes publish. To publish its own,
-    it needs a Publisher among the consumers, with the node's `name`: a node recognizes its own
+    it needs a Publisher among the consumers, with the node's `name`: a node recognises its own
     messages on the pub/sub by that name.
     """
 
@@ -94,7 +94,7 @@ class Node:
         (self._broadcaster,) = (c for c in consumers if isinstance(c, Broadcaster))
         self._broadcaster.gap = self._notice_gap
         if any(isinstance(c, Publisher) and c.node != name for c in consumers):
-            raise ValueError("a Publisher must have the node's own name")
+            raise ValueError(f"a Publisher must have the node's own name: pass it {name!r}")
         self._observer = observer or Observer()
         self._relay: Relay | None = None
         if pubsub is not None:
@@ -231,7 +231,7 @@ class Node:
 
     @property
     def waiting_for_store(self) -> bool:
-        """Whether devices wait for the store, which did not answer its last query."""
+        """Whether devices wait for the store, because it did not answer the last query."""
         return self._store_unreachable or bool(self._unrepaired)
 
     def _notice_gap(self, uid: UID) -> None:
@@ -256,7 +256,7 @@ class Node:
         all pending users cost the store one query per sweep, and the worker continues with the
         next user."""
         if not self.waiting_for_store:
-            log.warning(LogEvent("devices wait for the store", uid=uid, error=error.message))
+            log.warning(LogEvent("devices wait for the store", uid=uid, reason=error.message))
             self._sweep_due.set()
         self._unrepaired[uid] = None
 
@@ -303,7 +303,7 @@ class Node:
             clocks = await self.state_machine.ctimes(list(positions))
         except Unavailable as error:
             if not self.waiting_for_store:
-                log.warning(LogEvent("the sweep waits for the store", error=error.message))
+                log.warning(LogEvent("the sweep waits for the store", reason=error.message))
             self._store_unreachable = True
             return
         self._store_unreachable = False

@@ -213,7 +213,7 @@ async def test_overflow_of_the_incoming_queue_loses_no_message() -> None:
         await within(1, lambda: bool(publications) and publications[-1].cursor == last.ctime)
 
 
-# Lost publications
+# Lost payloads
 
 
 @on_virtual_time

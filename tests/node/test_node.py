@@ -46,7 +46,7 @@ class NodeHarness:
         )
 
     async def store_at_other_node(self, *ids: str, uid: str = "u") -> list[InBandMessage]:
-        """Store messages as another node does whose publications are lost."""
+        """Store messages as another node does whose payloads are lost."""
         outcomes = await self.store.consume_messages([create(uid, "c", msg_id=id_) for id_ in ids])
         return [outcome.message for outcome in outcomes if isinstance(outcome, Stored)]
 

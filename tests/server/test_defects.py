@@ -252,7 +252,7 @@ async def test_consume_broadcast_flow_reaches_connected_and_later_devices() -> N
 
 
 class LosingPubSub(MemoryPubSub):
-    """A pub/sub whose publications are lost."""
+    """A pub/sub whose payloads are lost."""
 
     async def publish(self, channel: str, payload: bytes) -> None:
         pass

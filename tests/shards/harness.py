@@ -106,7 +106,7 @@ class SimulatedCrash(Exception):
 
 
 class CrashingDatabase(FlakyDatabase):
-    """A database whose user crashes right before, or after, its last write."""
+    """A database whose caller crashes right before, or after, its last write."""
 
     def __init__(
         self, database: Database, survives_write: Callable[[], bool], crash_after_write: bool

@@ -22,13 +22,13 @@ async def measure(quick: bool) -> list[Figure]:
     with TemporaryDirectory(prefix="gregor-bench-") as directory:
         store = Path(directory, "gregor.db")
         async with servers.gregor(store) as gregor, servers.bare() as bare:
-            gregor_audience = await Audience.of_gregor(gregor.address, devices)
-            bare_audience = await Audience.of_bare(
-                bare.address, devices, await gregor_audience.frame_bytes()
+            gregor_receivers = await Receivers.of_gregor(gregor.address, devices)
+            bare_receivers = await Receivers.of_bare(
+                bare.address, devices, await gregor_receivers.frame_bytes()
             )
             for number in range(WARM_UP + messages):
-                gregor_seconds.append(await gregor_audience.measure(number))
-                bare_seconds.append(await bare_audience.measure(number))
+                gregor_seconds.append(await gregor_receivers.measure(number))
+                bare_seconds.append(await bare_receivers.measure(number))
     measured, baseline = gregor_seconds[WARM_UP:], bare_seconds[WARM_UP:]
     ratios = [bare / gregor for gregor, bare in zip(measured, baseline, strict=True)]
     return [
@@ -42,7 +42,7 @@ async def measure(quick: bool) -> list[Figure]:
     ]
 
 
-class Audience:
+class Receivers:
     """Connections that all receive what one of them sends."""
 
     def __init__(self, size: int) -> None:
@@ -53,7 +53,7 @@ class Audience:
         self._complete = asyncio.get_running_loop().create_future()
 
     @classmethod
-    async def of_gregor(cls, address: servers.Address, size: int) -> "Audience":
+    async def of_gregor(cls, address: servers.Address, size: int) -> "Receivers":
         self = cls(size)
         devices = await connect_all([(address, "user", f"device-{d}") for d in range(size)])
         for device in devices:
@@ -62,7 +62,7 @@ class Audience:
         return self
 
     @classmethod
-    async def of_bare(cls, address: servers.Address, size: int, frame_bytes: int) -> "Audience":
+    async def of_bare(cls, address: servers.Address, size: int, frame_bytes: int) -> "Receivers":
         self = cls(size)
         connections = [
             await LoadConnection.open(address, "/", lambda text: self._receive(len(text)))

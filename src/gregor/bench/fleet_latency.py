@@ -3,9 +3,9 @@
 A sender is connected to one node, and a receiving device of the same user to the other. One message
 is in flight at a time. One process measures both: the time between the arrival of the ack at the
 sender and the arrival of the delivery at the receiver. The node publishes before it acknowledges,
-so a delivery can arrive first, which counts as 0. The transport of the ack itself is not in the
-figure, which is a part of a millisecond in our favour. Therefore the time from sending to delivery
-is reported, too: it includes everything, also the durable commit.
+so a delivery can arrive first, which counts as 0. The figure does not contain the time that the ack
+itself travels, a fraction of a millisecond in our favour. Therefore the time from sending to
+delivery is reported, too: it includes everything, also the durable commit.
 
 After each message, bare Redis is measured: redis-py, with one connection that publishes the same
 bytes that a node has published, and one that receives them.
@@ -62,7 +62,7 @@ async def measure(quick: bool) -> list[Figure]:
     acknowledged = [t.acknowledged for t in times]
     delivered_first = mean(t.after_ack == 0 for t in times)
     return [
-        # The first figure cannot be 0.
+        # Unlike the second figure, the first cannot be 0.
         Figure(
             name="from sending to the delivery on another node, one message in flight",
             measured=_percentiles(delivered),

@@ -213,7 +213,7 @@ def consume_frame(n: int, messages: list[bytes]) -> bytes:
 
 
 def chat_message(msg_id: str, room: int) -> bytes:
-    """A typical chat message, about 220 bytes with its envelope."""
+    """A typical chat message: about 170 bytes, and 230 once it has a uid, ctime and prev."""
     message = {
         "msg_id": msg_id,
         "creation": {

@@ -17,7 +17,7 @@ def bench(
     ] = (False),
     json: options.JSON = False,
 ) -> None:
-    """Measure Gregor on this machine, and the limits of the machine in the same run.
+    """Measure Gregor on this machine, each figure beside a baseline from the same run.
 
     [dim]$[/] gregor bench --quick
     [dim]$[/] gregor bench --json > figures.json

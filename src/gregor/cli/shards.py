@@ -80,7 +80,7 @@ def move(
         typer.Option(
             min=0,
             max=BUCKETS - 1,
-            help="Move only this one (can be repeated) instead of what `plan` shows.",
+            help="Move only this bucket (can be repeated) instead of what `plan` shows.",
             show_default=False,
         ),
     ] = None,
@@ -125,12 +125,12 @@ def verify(
     store: options.Stores = None,
     prune: Annotated[
         bool,
-        typer.Option("--prune", help="Remove copies left by moves, if the holder has all of them."),
+        typer.Option("--prune", help="Remove an old copy if the holder has all its messages."),
     ] = False,
     json: options.JSON = False,
 ) -> None:
-    """Check the shard map against the shards, and copies left by moves against the moved data.
-    The exit status is 1 if something is wrong.
+    """Check the shard map against the shards, and the old copies of buckets that have moved
+    against their new holders. The exit status is 1 if something is wrong.
 
     [dim]$[/] gregor shards verify --prune --store a=postgresql:///a --store b=postgresql:///b
     """

@@ -117,8 +117,8 @@ class Client:
         self._connection_task.cancel()
         self._open = False
         self._change_queued.set()
-        # Only the task group knows whether one of its own tasks caused a cancellation, so it gets
-        # that. Any other exception is the caller's: it must leave the block unwrapped.
+        # Pass a cancellation to the task group, because only the group knows whether one of its own
+        # tasks caused it. Any other exception is the caller's, and must leave the block unwrapped.
         if kind is None or issubclass(kind, Exception):
             kind, exc_info = None, (None, None)
         try:
@@ -301,7 +301,7 @@ class Client:
             if self._connection.failure is not None:
                 raise self._connection.failure
             if not self._open:
-                raise Unavailable("the client is closed")
+                raise Unavailable("the client is closed; open a new one")
             await self._condition_changed.wait()
 
     # Changing the replica, in one task
@@ -311,7 +311,7 @@ class Client:
         `messages` are those that may change the visible state. Raises what the operation raises,
         and StorageUnavailable if the change cannot be saved; then nothing has changed."""
         if not self._open:
-            raise Unavailable("the client is closed")
+            raise Unavailable("the client is closed; open a new one")
         change = _Change(operation, messages, asyncio.get_running_loop().create_future())
         self._pending_changes.append(change)
         self._change_queued.set()

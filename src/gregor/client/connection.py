@@ -234,7 +234,7 @@ class _Conversation:
         self._transport = transport
         self._jitter = jitter
         self._backoff = Backoff(MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS)
-        self._user_confirmed = False  # whether the token is of the user whose replica this is
+        self._user_confirmed = False  # whether the token belongs to the user of the replica
         self._max_messages = 1  # in one consume
         self._in_flight: list[Message] = []  # sent in a consume and not yet answered
         self._needs_backoff: asyncio.Future[bool] | None = None  # the answer to that consume

@@ -63,8 +63,9 @@ class Producer:
 
     Connection errors and the statuses 429, 500, 502, 503 and 504 are retried with exponential
     backoff and the server's Retry-After, `tries` attempts in all; then the last error is raised,
-    which is Unavailable for a connection error. Other errors are raised at once, as the GregorError
-    that the server names. `timeout` is in seconds, for each attempt. Use it in a `with` block, or
+    which is Unavailable for a connection error. A request with out-of-band messages is retried only
+    if the server has not processed it. Other errors are raised at once, as the GregorError that the
+    server names. `timeout` is in seconds, for each attempt. Use a Producer in a `with` block, or
     `close` it.
     """
 

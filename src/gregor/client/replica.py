@@ -89,7 +89,7 @@ class Replica(Struct, frozen=True):
             if known.message.same_contents(message):
                 return self
             raise Conflict("this msg_id is in the outbox with other contents")
-        _check(message)
+        _require_sendable(message)
         number = self.last_number + 1
         entry = OutboxEntry(number, now, message)
         outbox = self.outbox.set(message.msg_id, entry)
@@ -164,8 +164,8 @@ class Replica(Struct, frozen=True):
         return self.facts.state(self.device_id, as_of).hash() == hash_
 
     def prune(self, now: Time) -> Self:
-        """Drop the items that are dead, or expired for 60 s, at the cursor, and tombstones that
-        can no longer apply. The visible state stays the same."""
+        """Drop dead items, items that expired 60 s or more before both the cursor and `now`, and
+        tombstones that can no longer apply. The visible state stays the same."""
         cutoff = min(self.cursor, now) - EXPIRY_GRACE
         facts = self.facts.prune(self.cursor)
         expired = [id_ for id_, item in facts.items.items() if item.expired(cutoff)]
@@ -295,7 +295,7 @@ def _dismisses(message: InBandMessage, item: Item) -> bool:
     )
 
 
-def _check(message: InBandMessage) -> None:
+def _require_sendable(message: InBandMessage) -> None:
     if message.stamped:
         raise InvalidMessage("only the server may set `ctime`", field="ctime")
     # A node closes the connection on a frame that is too large, each time it is sent.

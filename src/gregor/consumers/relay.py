@@ -5,7 +5,7 @@ LINGER_SECONDS longer: a flapping device must not cause an unsubscribe and a sub
 Payloads that arrive while no device is connected are not decoded.
 
 Payloads are untrusted. An invalid payload is counted, logged at a limited rate, and not delivered.
-It can hide no message, because every message is in the store.
+It cannot hide an in-band message, because the store has all of them.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ class Relay:
         self._invalid_publication = invalid_publication
         self._interrupted = interrupted
         self._linger_seconds = linger_seconds
-        # When the last device of each idle user disconnected, in this order.
+        # By idle user: when the last device disconnected. In the order of these times.
         self._idle_since: dict[UID, float] = {}
         self._locks: WeakValueDictionary[UID, asyncio.Lock] = WeakValueDictionary()
         self._log_throttle = LogThrottle(LOG_INTERVAL_SECONDS)
@@ -90,7 +90,7 @@ class Relay:
             yield uid
 
     def _lock(self, uid: UID) -> asyncio.Lock:
-        """Serializes the subscribe and unsubscribe calls of one user. A device that reconnects
+        """Serialises the subscribe and unsubscribe calls of one user. A device that reconnects
         during an unsubscribe waits for its end; otherwise the order of the two calls, and so the
         result, would be random."""
         return self._locks.setdefault(uid, asyncio.Lock())
@@ -103,12 +103,12 @@ class Relay:
         async for event in self._pubsub.received():
             match event:
                 case Received(channel) if user_of(channel) in self._broadcaster.feeds:
-                    await self._handle(event)
+                    await self._deliver_payload(event)
                 case Interrupted():
                     self._interrupted()
         raise RuntimeError("the pub/sub has ended: no messages of other nodes can be received")
 
-    async def _handle(self, received: Received) -> None:
+    async def _deliver_payload(self, received: Received) -> None:
         try:
             messages = decode_envelope(received, self._node)
         except Malformed as error:
@@ -129,11 +129,13 @@ class Relay:
         self._invalid_publication(error)
         times = self._log_throttle.count(_now())
         if times:
-            log.warning(LogEvent("invalid payload on the pub/sub", times=times, last=error.message))
+            log.warning(
+                LogEvent("invalid payload on the pub/sub", times=times, last_reason=error.message)
+            )
 
 
 class LogThrottle:
-    """Limits the log rate of an event that may occur often, to once in so many seconds."""
+    """Limits how often a frequent event is logged: at most once in this number of seconds."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds

@@ -1,1 +1,4 @@
-"""Messages, and the user's state that results from them. Pure: no I/O, no clock, no randomness."""
+"""Messages, and the user's state that results from them.
+
+Pure: no I/O and no clock. Only the msg_id of a message that was given none is random.
+"""

@@ -243,9 +243,9 @@ def parse_message(
 ) -> Message:
     """Parse a sender's message; it gets a new msg_id if it has none.
 
-    `uid` is the default for a message without one, such as the session's. `stamped` accepts
-    messages that carry a ctime, which otherwise only a state machine of record may set. Raises
-    InvalidMessage or TooLarge, which name the field.
+    `uid` is the default for a message without one, such as the session's. `stamped` accepts a
+    message of any size that carries a ctime, which a sender may not set. Raises InvalidMessage or
+    TooLarge, which name the field if there is one.
     """
     if not stamped:
         _check_size(json)
@@ -381,5 +381,5 @@ def value_of(json: Raw) -> JSON:
 
 
 def raw(value: JSON) -> Raw:
-    """The value as JSON, which is carried byte for byte; Raw is taken as it is."""
+    """The value as JSON, which is carried byte for byte; a Raw is returned unchanged."""
     return value if isinstance(value, Raw) else Raw(msgspec.json.encode(value))

@@ -1,4 +1,4 @@
-"""Converts messages stored before 2026-12, whose creations have `dtime` in place of `expires`.
+"""Converts messages of earlier versions, whose creations have `dtime` in place of `expires`.
 
 Used by the migrations of stores and of client stores. Do not change it: a migration must do the
 same at every version.

@@ -161,7 +161,7 @@ class Facts(Struct, frozen=True):
     `items` have no known death (they may have expired); `dismissed` have one. `tombstones` are
     the dismissed ids, whether or not their items have arrived. `ranges` are ordered by end, so
     that those that may cover a new item are a tail of them. `latest_dismissal` is the greatest
-    ctime of a dismissal: one with that ctime or a later one gives no dead item an earlier death.
+    ctime of a dismissal: a dismissal at or after it cannot give a dead item an earlier death.
     """
 
     items: Map[MsgID, Item] = Map()
@@ -354,8 +354,8 @@ class Sync(Struct, frozen=True):
 
 
 def max_changes(snapshot_entries: int) -> int:
-    """How many messages of the log a sync may read; beyond that a snapshot of so many entries is
-    smaller."""
+    """How many messages of the log a sync may read. If there are more, a snapshot with this number
+    of entries is smaller."""
     return snapshot_entries + 16
 
 

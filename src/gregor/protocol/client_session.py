@@ -3,7 +3,7 @@
     GREETING ── welcome ──▶ SYNCING ── last page ──▶ LIVE
 
 Input is a frame or an event; output is a list of effects, which the transport carries out in order.
-The session knows the replica's cursor, which tells whether a frame continues what the replica
+The session knows the replica's cursor, which decides whether a frame continues what the replica
 knows; it has no access to the replica itself. At most one `consume` is in flight.
 """
 
@@ -57,7 +57,8 @@ class Apply(NamedTuple):
 
 
 class Replace(NamedTuple):
-    """Replace all that came from the server by this snapshot. Keep the outbox and hidden items."""
+    """Replace all that came from the server with this snapshot. Keep the outbox and the hidden
+    items."""
 
     snapshot: Snapshot
     cursor: Time
@@ -83,6 +84,8 @@ class Deferred(NamedTuple):
 
 
 class DeliverOutOfBand(NamedTuple):
+    """Pass this out-of-band message to the application."""
+
     system: str
     body: Raw
 
@@ -123,8 +126,8 @@ class ClientSession:
         self.mismatches = 0
         self._token = token
         self._device_id = device_id
-        self._sent = 0
-        self._in_flight: int | None = None
+        self._consumes_sent = 0
+        self._in_flight: int | None = None  # the `n` of the consume in flight
         self._from_snapshot = False
         # The first sync may end before our cursor: the node's store may be a restored backup.
         self._accept_older_snapshot = True
@@ -149,13 +152,14 @@ class ClientSession:
         """Send messages, if `may_consume`. Acked or Deferred will report their results."""
         if not self.may_consume or not messages:
             return []
-        self._sent += 1
-        self._in_flight = self._sent
-        return [Send(Consume(self._sent, tuple(Raw(encode(m)) for m in messages)))]
+        self._consumes_sent += 1
+        self._in_flight = self._consumes_sent
+        return [Send(Consume(self._consumes_sent, tuple(Raw(encode(m)) for m in messages)))]
 
     def verify(self, cursor: Time | None = None) -> list[Effect]:
         """Ask for a sync; from cursor 0 for a snapshot."""
-        self.phase = ClientPhase.SYNCING  # the node first sends the rest of a sync in progress
+        # Until a sync is complete, `messages` frames are ignored.
+        self.phase = ClientPhase.SYNCING
         return [Send(Verify(self.cursor if cursor is None else cursor))]
 
     def hash_compared(self, equal: bool) -> list[Effect]:

@@ -35,7 +35,7 @@ class Frame(Struct, frozen=True, tag_field="type", omit_defaults=True):
     """One JSON object of the conversation."""
 
 
-# Device to node. A node rejects unknown fields, by name: it would lose their contents.
+# Device to node. A node rejects an unknown field and names it: ignoring it would lose its contents.
 
 
 class _StrictFrame(Frame, frozen=True, forbid_unknown_fields=True):
@@ -55,7 +55,7 @@ class Hello(_StrictFrame, frozen=True, tag="hello", kw_only=True):
 
 
 class Consume(_StrictFrame, frozen=True, tag="consume"):
-    """Messages from this device. Each is parsed separately, so an invalid one rejects no other."""
+    """Messages from this device. Each is parsed separately, so an invalid one affects no other."""
 
     n: int
     messages: tuple[Raw, ...]
@@ -202,7 +202,7 @@ def encode(frame: Struct) -> str:
 
 
 def decode_device_frame(text: str | bytes) -> DeviceFrame:
-    """Decode a frame of a device. Raises Malformed, which names the field."""
+    """Decode a frame of a device. Raises Malformed, which names the field if there is one."""
     return decode(_device_decoder.decode, text)
 
 
@@ -253,7 +253,7 @@ def _chunks(entries: list[tuple[str, Entry]]) -> Iterator[list[tuple[str, Entry]
 
 
 def decode(decode_text: Callable[[str | bytes], T], text: str | bytes) -> T:
-    """Decode a text, with all errors as Malformed, which names the field."""
+    """Decode a text. Each error is raised as Malformed, which names the field if there is one."""
     try:
         return decode_text(text)
     except msgspec.ValidationError as error:

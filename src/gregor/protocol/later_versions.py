@@ -1,9 +1,9 @@
 """Decodes frames of later versions: a device ignores unknown frame types and fields.
 
 So the protocol can grow without a new version number, and old devices stay connected to new nodes.
-All other code decodes strictly. Each value that a `messages` or `sync` frame carries therefore has
-a lenient counterpart here, which allows unknown fields. It is used only after strict decoding has
-failed, and is converted to the strict value before it leaves this module.
+All other code decodes messages strictly. Each type that forbids unknown fields, and that a
+`messages` or `sync` frame carries, therefore has a lenient counterpart here. It is used only after
+strict decoding has failed, and is converted to the strict type before it leaves this module.
 """
 
 from typing import TypeAlias, TypeVar

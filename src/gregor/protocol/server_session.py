@@ -94,6 +94,7 @@ class Publication(NamedTuple):
 
     @classmethod
     def span(cls, prev: Time, messages: tuple[InBandMessage, ...], cursor: Time) -> "Publication":
+        """A publication of the messages after `prev` and up to `cursor` that still matter."""
         frame = Messages(prev, messages, cursor)
         text = encode(frame)
         scoped = any(message.device_id is not None for message in messages)
@@ -196,7 +197,9 @@ class ServerSession:
     def _dispatch(self, frame: DeviceFrame) -> Request | None:
         match self.phase, frame:
             case ServerPhase.GREETING, Hello(protocol=protocol) if protocol != PROTOCOL:
-                raise ProtocolError(f"this node supports protocol {PROTOCOL}, not {protocol}")
+                raise ProtocolError(
+                    f"this node supports protocol {PROTOCOL}, not {protocol}; update the older side"
+                )
             case ServerPhase.GREETING, Hello(token=token, device_id=device_id, cursor=cursor):
                 self.phase = ServerPhase.AUTHENTICATING
                 self.device_id, self.cursor = device_id, cursor

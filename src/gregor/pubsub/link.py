@@ -28,7 +28,7 @@ class Link(Protocol):
     `listen` runs from `open` until the connection breaks. At the same time at most one task
     publishes, and at most one task subscribes and unsubscribes. Each of these calls may be
     cancelled; the link is not used afterwards. Each raises LinkLost when the connection breaks. A
-    link need not detect a silent server: its user does that.
+    link need not detect a silent server: RemotePubSub does that.
     """
 
     async def open(self) -> None:

@@ -4,8 +4,8 @@ A connection can fail in two ways: it breaks, which raises an error, or it stays
 nothing any more, which raises none. To detect the second, the pub/sub publishes a heartbeat to
 itself through the server, and treats a missing heartbeat as a lost connection. After either
 failure it is down: it reconnects, subscribes to all wanted channels, and waits for its own
-heartbeat. Only then is it up again and reports Interrupted, upon which the node reads what it may
-have missed.
+heartbeat. Only then is it up again, and it reports Interrupted, so that the node reads what it may
+have missed from the store.
 
 The wanted channels and the channels that the server has confirmed are two sets. One task updates
 the server until they are equal. So it does not matter how calls overlap, whether the server is
@@ -71,8 +71,8 @@ def pubsub_at(url: str, **options: Any) -> "RemotePubSub":
 
 def redact_url(url: str) -> str:
     """The URL without secrets, for logs and error messages. It leaves out the user name, which may
-    be a token, and the options, which may contain a password. If an unquoted password may be in
-    another part of the URL, only the scheme is left."""
+    be a token, and the options, which may contain a password. If a password that is not
+    percent-encoded may be in another part of the URL, only the scheme is left."""
     if "@" not in url and "?" not in url:
         return url
     try:
@@ -115,13 +115,13 @@ class RemotePubSub:
         self.up = False
         self.dropped = 0
         self._url = url
-        self._link = link
+        self._make_link = link
         self._heartbeat_seconds = heartbeat_seconds
         self._operation_timeout_seconds = operation_timeout_seconds
         self._jitter = jitter
         self._incoming = IncomingQueue()
         self._outgoing: deque[OutgoingPayload] = deque()
-        self._to_send = asyncio.Event()
+        self._send_requested = asyncio.Event()
         self._all_sent = asyncio.Event()
         self._all_sent.set()
         self._heartbeat_channel = f"gregor:heart:{uuid4().hex}"
@@ -176,7 +176,7 @@ class RemotePubSub:
             return
         self._outgoing.append(OutgoingPayload(channel, payload))
         self._all_sent.clear()
-        self._to_send.set()
+        self._send_requested.set()
 
     async def subscribe(self, channel: str) -> None:
         self._wanted_channels[channel] = None
@@ -216,14 +216,14 @@ class RemotePubSub:
 
     async def _run_connection(self, connected: asyncio.Future[None]) -> None:
         """Open a connection and use it until it fails. Never returns; raises LinkLost."""
-        link = self._link(self._url)
+        link = self._make_link(self._url)
         try:
             async with _time_limit(self._operation_timeout_seconds, "connecting"):
                 await link.open()
             await self._run_link(link, connected)
         except LinkLost as error:
             if self.up:
-                log.warning(LogEvent("the pub/sub is down", at=self.name, why=str(error)))
+                log.warning(LogEvent("the pub/sub is down", url=self.name, reason=str(error)))
             raise
         finally:
             self._mark_down()
@@ -250,7 +250,7 @@ class RemotePubSub:
     def _mark_up(self, connected: asyncio.Future[None]) -> None:
         self.up = True
         if connected.done():
-            log.warning(LogEvent("the pub/sub is up again", at=self.name))
+            log.warning(LogEvent("the pub/sub is up again", url=self.name))
             self._incoming.put(Interrupted())
         else:
             connected.set_result(None)
@@ -277,8 +277,8 @@ class RemotePubSub:
 
     async def _send(self, link: Link) -> None:
         while True:
-            await self._to_send.wait()
-            self._to_send.clear()
+            await self._send_requested.wait()
+            self._send_requested.clear()
             # The heartbeat bypasses the queue; otherwise a long queue would delay it, and the
             # server would seem to be silent.
             heartbeats: list[OutgoingPayload] = []
@@ -290,7 +290,7 @@ class RemotePubSub:
             for _ in batch:
                 self._outgoing.popleft()
             if self._outgoing:
-                self._to_send.set()
+                self._send_requested.set()
             else:
                 self._all_sent.set()
 
@@ -303,7 +303,7 @@ class RemotePubSub:
         """Publish a heartbeat and wait for it. Raises LinkLost if it does not come back in time."""
         self._heartbeat_received.clear()
         self._heartbeat_due = True
-        self._to_send.set()
+        self._send_requested.set()
         # Wait in several short steps: if this process itself was stalled, only one step times
         # out, and what has arrived in the meantime is read before the next step.
         for _ in range(HEARTBEAT_POLLS):

@@ -169,7 +169,7 @@ class Server:
             )
             yield counter(
                 "pubsub_dropped",
-                "Lost publications; other servers get these messages later, from the store",
+                "Payloads that were, or may have been, lost; the sweep finds in-band messages",
                 lambda: pubsub.dropped,
             )
 

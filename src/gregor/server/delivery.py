@@ -65,15 +65,15 @@ class Delivery:
         except asyncio.CancelledError:
             if self._end_reason is None or self.task.uncancel() > 0:
                 raise
-            error = self._end_reason.message
-            log.info(LogEvent("ended a delivery", uid=self.session.uid, error=error))
+            reason = self._end_reason.message
+            log.info(LogEvent("ended a delivery", uid=self.session.uid, reason=reason))
         finally:
             self._metrics.slow_consumer_resets += self.session.slow_consumer_resets
             for timer in self._timers:
                 timer.cancel()
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
-        """Call back after this time, unless the delivery ends before; then wake the writer."""
+        """After this time, call the callback and wake the writer, unless the delivery has ended."""
 
         def run() -> None:
             callback()
@@ -133,7 +133,7 @@ class Delivery:
 
     async def _catch_up(self, cursor: int) -> None:
         session = self.session
-        if cursor == 0 < session.cursor:
+        if cursor == 0 < session.cursor:  # a device with a state asks for a snapshot
             self._metrics.mismatches += 1
         try:
             await self._node.catch_up(session, cursor)

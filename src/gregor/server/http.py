@@ -164,7 +164,7 @@ async def get_events(service: Service, request: Request, identity: Identity) -> 
     if not (re.fullmatch("[0-9]{1,16}", cursor) and int(cursor) <= MAX_TIME):
         raise InvalidMessage("the cursor must be a ctime, which is an integer", field="cursor")
     if service.draining:
-        raise Unavailable("this server is stopping")
+        raise Unavailable("this server is stopping; retry with another server")
     device_id = _device(request) or f"events-{new_msg_id()}"
     return EventStream(service, uid, device_id, int(cursor), identity.expires_at)
 

@@ -129,7 +129,7 @@ class Metrics(Observer, Collector):
             ),
             (
                 "pubsub_invalid_messages",
-                "Payloads on the pub/sub that no node has sent",
+                "Invalid payloads on the pub/sub, which no node has sent",
                 self._invalid_publications,
             ),
             (

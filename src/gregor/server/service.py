@@ -112,7 +112,7 @@ class Service:
             for delivery in tuple(self._deliveries):
                 since = delivery.writing_since
                 if since is not None and now() - since > self.write_timeout_seconds:
-                    delivery.end(TooSlow(f"it accepted no data for {now() - since:.0f} s"))
+                    delivery.end(TooSlow(f"the device read nothing for {now() - since:.0f} s"))
 
     async def drain(self, seconds: float) -> None:
         """Refuse new work, finish the injects in flight, and send the devices away, evenly

@@ -44,6 +44,8 @@ NO_SOCKET = NoSocket()
 
 
 class DirectWebSocket(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket as a Socket. It offers itself to the application under EXTENSION."""
+
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
         if self.response.status_code == 101:

@@ -27,7 +27,8 @@ class WebSocketEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: ASGISend) -> None:
         await receive()
         if self._service.draining:
-            await problem(Unavailable("this server is stopping"))(scope, receive, send)
+            error = Unavailable("this server is stopping; retry with another server")
+            await problem(error)(scope, receive, send)
             return
         await send({"type": "websocket.accept"})
         connection = WebSocketConnection(self._service, receive, send, socket_of(scope))

@@ -97,7 +97,8 @@ def _stop_with_supervisor() -> None:
 
 async def supervise(settings: Settings, command: Sequence[str]) -> None:
     """Run `settings.workers` workers, each started with the `command`, until SIGTERM or SIGINT;
-    then stop them gracefully, and return. Raises SetupError if they cannot start."""
+    then stop them gracefully, and return. A worker that ends before is restarted. Raises SetupError
+    if the settings do not allow workers, or if the store or the pub/sub cannot be used."""
     check(settings)
     with (
         listen(*settings.address) as listener,
@@ -161,18 +162,18 @@ class Supervisor:
     async def _keep_running(self, config: WorkerConfig) -> None:
         """Start this worker, and restart it with backoff when it ends."""
         clock = asyncio.get_running_loop().time
-        pause = MIN_RESTART_SECONDS
+        delay = MIN_RESTART_SECONDS
         while not self._stop_requested.is_set():
             started = clock()
             status = await self._run_once(config)
             if self._stop_requested.is_set():
                 return
-            pause = MIN_RESTART_SECONDS if clock() - started > STABLE_SECONDS else pause
-            log.error(LogEvent("worker ended", worker=config.number, status=status, pause=pause))
+            delay = MIN_RESTART_SECONDS if clock() - started > STABLE_SECONDS else delay
+            log.error(LogEvent("worker ended", worker=config.number, status=status, delay=delay))
             with suppress(TimeoutError):
-                async with asyncio.timeout(pause):
+                async with asyncio.timeout(delay):
                     await self._stop_requested.wait()
-            pause = min(2 * pause, MAX_RESTART_SECONDS)
+            delay = min(2 * delay, MAX_RESTART_SECONDS)
 
     async def _run_once(self, config: WorkerConfig) -> int:
         """Run one process of this worker, and return its exit status."""
@@ -195,7 +196,7 @@ class Supervisor:
         self._listener.close()  # otherwise it accepts connections that no worker serves
         self._signal_workers(signal.SIGTERM)
         await asyncio.sleep(2 * self._drain_seconds + STOP_TIMEOUT_SECONDS)
-        log.error(LogEvent("killed the workers that did not stop"))
+        log.error(LogEvent("killing the workers that did not stop in time"))
         self._signal_workers(signal.SIGKILL)
 
     def _signal_workers(self, number: signal.Signals) -> None:

@@ -11,7 +11,7 @@ source, and opens again by itself if the rebalancer does not return. After it, t
 target, although all other shards, the new holder included, may learn that later.
 
 Each step costs the same for several buckets as for one, so buckets with the same source and
-target are closed and released together; fewer at a time if that takes too long.
+target are closed and released together; fewer at a time if their writers would wait too long.
 """
 
 import asyncio
@@ -251,7 +251,7 @@ class Rebalancer:
                 lambda c: shard_map.close(c, group.buckets, CLOSED_SECONDS)
             )
         except Unavailable:
-            return []  # a writer takes too long: the others must not wait for this lock
+            return []  # one writer takes too long: the other writers must not wait for this lock
         try:
             async with asyncio.timeout(CLOSED_SECONDS):
                 # First, so that another rebalancer's `_prune` does not delete what is copied there.
@@ -262,13 +262,14 @@ class Rebalancer:
                 lambda c: shard_map.release(c, group.buckets, group.target, until)
             )
         except (TimeoutError, Unavailable):
-            # Also if the commit is unknown: the source has the placement that holds.
+            # Also if the commit is unknown: the placements in the source are authoritative.
             known = {p.bucket: p for p in await source.read(shard_map.placements)}
             released = [known[bucket] for bucket in group.buckets]
             if any(placement.shard != group.target for placement in released):
                 await source.write(lambda c: shard_map.reopen(c, group.buckets, until))
                 return []
-        # From here on the new holder accepts their messages, even if other shards do not know yet.
+        # From here on, the new holder accepts messages for these buckets, even if other shards do
+        # not know it yet.
         await self._publish_placements([group.target], released)
         return released
 
@@ -309,7 +310,7 @@ class Rebalancer:
 
     async def _require_no_conflicts(self, group: Group) -> None:
         """Raises GregorError if the target has old messages of these buckets that the source lacks.
-        If it has none, the same extent means the same messages."""
+        If the target has none of these, equal extents mean equal messages."""
         for uid in await self._users_with_missing_messages(
             group.source, group.target, group.buckets
         ):
@@ -326,7 +327,7 @@ class Rebalancer:
             )
 
     async def _wrong_shards(self, name: str, buckets: Sequence[int]) -> list[WrongShard]:
-        """Those of these buckets that this shard does not hold, or not any more."""
+        """A WrongShard error for each of these buckets that this shard does not hold now."""
         return await self._databases[name].read(lambda c: wrong_shards(c, buckets))
 
     async def _extents(self, name: str, buckets: Sequence[int]) -> dict[UID, Extent]:
@@ -340,8 +341,8 @@ class Rebalancer:
         prune: bool = False,
         compared: Callable[[int, int], None] = lambda done, total: None,
     ) -> tuple[list[Finding], int]:
-        """Compare the map with the contents of the shards, and old copies of released buckets with
-        the bucket on its holder. With `prune`, delete an old copy if the holder has all its
+        """Compare the map with the contents of the shards, and each old copy of a released bucket
+        with the bucket on its holder. With `prune`, delete an old copy if the holder has all its
         messages; that is safe while other rebalancers move buckets. Returns the problems, and the
         number of old copies that are left over or, with `prune`, were deleted. `compared` is called
         with the progress: how many old copies are done, of how many."""
@@ -447,7 +448,7 @@ async def _read_loads(database: Database) -> dict[int, Load]:
 
 
 async def _read_misplaced_users(database: Database) -> list[UID]:
-    """The users whose stored bucket is not that of their uid."""
+    """The users whose stored bucket is not the bucket of their uid."""
     misplaced_users: list[UID] = []
     last: UID | None = ""
     while last is not None:

@@ -5,7 +5,7 @@ other buckets may be out of date: of two placements of a bucket, the one with th
 takes precedence. So a bucket moves by one transaction in the shard that holds it, and two shards
 never hold it at the same time.
 
-Functions of a connection, each inside its caller's transaction.
+All functions here take a connection, and run inside the transaction of their caller.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -106,7 +106,7 @@ def close(connection: Connection, buckets: Sequence[int], seconds: float) -> Clo
     """Accept no messages for these buckets, for so many seconds. When this is committed, all
     accepted messages are committed and can be read. Raises NotClosed if one of the buckets is not
     held here; then none is closed."""
-    # Counted from before this waits for writers: other writers queue behind it meanwhile.
+    # The time starts before the wait for writers, because new writers already queue behind it.
     until: Time = connection.execute(statements.database_time).scalar_one() + round(
         seconds * SECOND
     )
@@ -162,8 +162,8 @@ def extents(connection: Connection, buckets: Iterable[int]) -> dict[UID, Extent]
 
 
 def page(connection: Connection, cursors: Mapping[UID, Time]) -> list[InBandMessage]:
-    """The next messages of these users, one user after the other, each after a cursor, complete.
-    A page of fewer than MAX_PAGE_MESSAGES messages is the last one."""
+    """The next messages of these users after the cursor of each, one user after the other, and not
+    reduced. A page of fewer than MAX_PAGE_MESSAGES messages is the last one."""
     return [message_of(row) for _, row in _page(connection, cursors)]
 
 
@@ -176,7 +176,7 @@ class Digest(NamedTuple):
 
 
 def digests(connection: Connection, cursors: Mapping[UID, Time]) -> list[Digest]:
-    """The same page, as digests."""
+    """The messages that `page` returns, as digests."""
     return [
         Digest(uid, row.ctime, sha256(encode(message_of(row).stamp(row.ctime, 0))).hexdigest())
         for uid, row in _page(connection, cursors)
@@ -224,8 +224,8 @@ def prune(connection: Connection, placement: Placement) -> bool:
 
 
 class UserPage(NamedTuple):
-    """A page of users that was checked, up to `last`, which is None if there were no users left.
-    The bucket of misplaced users is not that of their uid, so no query for them finds them."""
+    """A page of checked users; `last` is the last of them, None if no users were left. The stored
+    bucket of a misplaced user is not the bucket of its uid, so queries by bucket do not find it."""
 
     last: UID | None
     misplaced_users: list[UID]

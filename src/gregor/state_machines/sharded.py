@@ -37,10 +37,10 @@ WRONG_SHARD_RETRY_SECONDS = 0.02
 
 
 class Shard:
-    """One of the shards. While it is known to be down, calls fail at once. Calls to it wait in a
-    queue, and for connections, of its own. A shard that answers after it was down, or for the
-    first time, may be another database, or one restored from a backup: it is not up until it is
-    `admitted`.
+    """One of the shards. While it is known to be down, calls fail at once. It has a queue and
+    connections of its own, so a slow shard does not delay calls to the others. A shard that
+    answers after it was down, or for the first time, may be another database, or one restored from
+    a backup: it is not up until it is `admitted`.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Shard:
         finally:
             probing.cancel()
         if self.problem is not None and before is None:
-            log.warning(LogEvent("shard down", shard=self.name, problem=self.problem))
+            log.warning(LogEvent("shard down", shard=self.name, reason=self.problem))
         elif self.problem is None and before is not None:
             log.info(LogEvent("shard up again", shard=self.name))
 
@@ -217,7 +217,7 @@ class ShardedStateMachine(StateMachineOfRecord):
     async def _learn_placements(
         self, messages: Sequence[InBandMessage], errors: Mapping[int, WrongShard]
     ) -> None:
-        """Learn from the errors of these messages, by index; one error for each bucket."""
+        """Learn placements from the errors of these messages, by index: one for each bucket."""
         by_bucket = {bucket_of(messages[index].uid): error for index, error in errors.items()}
         for error in by_bucket.values():
             try:
@@ -306,7 +306,7 @@ class ShardedStateMachine(StateMachineOfRecord):
         return clocks
 
     async def problems(self) -> Sequence[str]:
-        """The problems of all shards if none works; while one works, this does too."""
+        """The problems of the shards if none of them works; none while at least one works."""
         problems = self.shard_problems()
         return [] if len(problems) < len(self.shards) else problems
 
@@ -317,8 +317,9 @@ class ShardedStateMachine(StateMachineOfRecord):
     # The map
 
     async def _read_map(self) -> None:
-        """Read the map from the shards that answer: each has placements of all buckets, and rejects
-        buckets that it released, even if the map read here is out of date."""
+        """Read the map from the shards that answer. They are enough: each has placements of all
+        buckets, and rejects the buckets that it released, even if the map read here is out of
+        date."""
         await self._call_each(self.shards.values(), Shard.verify_identity)
         if await self.problems():
             raise SetupError(f"no shard answers: {'; '.join(self.shard_problems())}")
@@ -356,7 +357,7 @@ class ShardedStateMachine(StateMachineOfRecord):
         except KeyError:
             raise Unavailable(
                 f"this node does not know shard {name!r}, which holds the user; "
-                f"restart it with --store {name}=URL besides the others"
+                f"restart it with --store {name}=URL in addition to the others"
             ) from None
 
     async def _learn_placement(self, error: WrongShard) -> None:
@@ -376,7 +377,7 @@ class ShardedStateMachine(StateMachineOfRecord):
 
 
 def _wrong_shard_errors(outcomes: Sequence[Outcome]) -> dict[int, WrongShard]:
-    """By index, the errors of messages that went to a shard which does not hold the user."""
+    """By index, the errors of messages that went to a shard that does not hold their user."""
     return {
         index: outcome.error
         for index, outcome in enumerate(outcomes)
@@ -403,13 +404,13 @@ async def read_map(databases: Mapping[str, Database]) -> dict[int, Placement]:
 async def _read_newest(
     databases: Mapping[str, Database], unavailable: Collection[str] = ()
 ) -> dict[int, Placement]:
-    """The same, without a check of the names; the shards that are `unavailable` are not read."""
+    """Like `read_map`, but without a check of the names. The `unavailable` shards are not read."""
     known = await asyncio.gather(*(d.read(shard_map.placements) for d in databases.values()))
     newest = newest_placements(placement for placements in known for placement in placements)
     missing = {p.shard for p in newest.values()} - {*databases, *unavailable}
     if missing:
         raise SetupError(
-            f"the map has buckets with shard {min(missing)!r}, which is not configured; "
+            f"the map has buckets on shard {min(missing)!r}, which is not configured; "
             f"add --store {min(missing)}=URL"
         )
     if len(newest) < BUCKETS:

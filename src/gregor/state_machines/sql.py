@@ -213,14 +213,14 @@ class SQLStateMachine(StateMachineOfRecord):
         # is certain.
         self.skew = max(database_time - self._clock(), 0) or min(database_time - before, 0)
         if abs(self.skew) > WARN_SKEW:
-            log.warning(LogEvent("clock skew", problem=self._describe_skew()))
+            log.warning(LogEvent("clock skew", reason=self._describe_skew()))
 
     def _describe_skew(self) -> str:
         side = "behind" if self.skew > 0 else "ahead of"
         skew = f"this machine's clock is {abs(self.skew) / SECOND:.1f} s {side} the database's"
         return f"{skew}; set both by NTP"
 
-    # Asking
+    # Reading
 
     async def state(
         self, uid: UID, device_id: DeviceID | None = None, at: TimeOrOffset | None = None
@@ -253,10 +253,11 @@ class SQLStateMachine(StateMachineOfRecord):
 
 
 def reconcile(actual: Sequence[Outcome], expected: Sequence[Outcome]) -> list[Outcome]:
-    """A duplicate of a message that was expected to be stored was stored by the unknown commit."""
+    """The outcomes for the senders. If a message that was expected to be Stored is now a Duplicate,
+    the unknown commit has stored it, so it is Stored."""
     return [
-        before if isinstance(before, Stored) and now == Duplicate(before.message) else now
-        for now, before in zip(actual, expected, strict=True)
+        wanted if isinstance(wanted, Stored) and found == Duplicate(wanted.message) else found
+        for found, wanted in zip(actual, expected, strict=True)
     ]
 
 

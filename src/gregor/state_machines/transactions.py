@@ -33,7 +33,8 @@ from gregor.storage import statements, tables
 from gregor.storage.tables import FOREVER
 
 # A range need not dismiss expired items, and must not read all items that ever expired. But a clock
-# that lags or is set back shows an expired item again: no clock is wrong by more than this.
+# that lags or is set back shows an expired item again, so a range also dismisses items that expired
+# less than this time ago. No clock may be wrong by more.
 MAX_CLOCK_DIFFERENCE = 3600 * SECOND
 
 T = TypeVar("T")
@@ -56,7 +57,7 @@ def consume(
     Facts are order-free, so the messages are not processed one by one: first all new messages are
     stored, then all deaths that follow from old or new facts.
     """
-    # Read only under the users' locks: then it is still true at the commit.
+    # Lock the users before reading: what is read then stays true until the commit.
     users = _lock_users(connection, {message.uid for message in messages})
     messages, rejected = (messages, {}) if moving else _split_by_shard(connection, messages)
     known = _read_known(connection, messages)
@@ -77,8 +78,8 @@ def _split_by_shard(
     connection: Connection, messages: Sequence[InBandMessage]
 ) -> tuple[Sequence[InBandMessage], dict[int, Rejected]]:
     """The messages that this shard accepts, and by index in the batch those that it rejects.
-    True until the commit: closing or releasing a bucket waits for every transaction that has
-    locked users."""
+    This stays true until the commit: closing or releasing a bucket waits for every transaction
+    that has locked users."""
     buckets = {bucket_of(uid) for uid in {message.uid for message in messages}}
     errors = _wrong_shards(connection, statements.buckets_not_writable, buckets)
     errors_by_bucket = {error.bucket: error for error in errors}
@@ -372,7 +373,7 @@ def raise_if_wrong_shard(connection: Connection, uid: UID) -> None:
 
 
 def wrong_shards(connection: Connection, buckets: Iterable[int]) -> list[WrongShard]:
-    """Those of these buckets that another shard holds, each with its holder."""
+    """A WrongShard error for each of these buckets that another shard holds."""
     return _wrong_shards(connection, statements.buckets_of_other_shards, buckets)
 
 

@@ -78,8 +78,8 @@ class Backend:
         await self._wait_until_ready()
 
     async def stop(self) -> None:
-        """Ask it to shut down, and wait until it has. Idempotent. Its data stay until the block
-        ends."""
+        """Ask the server to shut down, and wait until it has ended. Idempotent. The data stay until
+        the block ends."""
         if self._is_running:
             self.resume()
             self._running_process.send_signal(self._stop_signal)

@@ -10,14 +10,18 @@ To test an implementation, subclass the suite, name the class `Test…`, and def
 
 For a durable implementation, subclass DurableStateMachineConformance; each call of `open_machine`
 must then open the same store. The suite needs pytest, pytest-asyncio in auto mode, and Hypothesis.
-Hypothesis opens a machine once for many examples; each example uses a new user.
+Each test opens one machine for all examples of Hypothesis; each example uses a new user.
 
-The original Gregor had the defects D1 to D27, as numbered in our reference of it. These tests show
-that they do not exist here; the name of each begins with `test_dNN_`:
+The original Gregor had 27 known defects, D1 to D27. These tests show that they do not exist here;
+the name of each begins with `test_dNN_`:
 
 - D1 to D12, D15, D23, D25, D26: in this file; the cost of D15 in SQL: tests/storage/test_cost.py;
-- D13, D14, D16, D17, D21, D22, D24, in the client: tests/client/test_defects.py;
+- D13, D14, D17, D21, D22, D24, and D25 in the client: tests/client/test_defects.py;
 - D18, D19, D20, D27, in the node: tests/server/test_defects.py.
+
+D16 (dead items were never pruned, and each message saved the whole state) has no test of this name:
+see `test_dismissed_items_are_bounded_while_connected` and `test_only_changed_records_are_saved` in
+tests/client.
 
 The cases of the original's own engine suite are here under their original names
 (`test_all_devices`, `test_per_device`, …), except for reminders, which do not exist here.

@@ -1,4 +1,4 @@
-"""The oracle: the definition of visibility in section 3 of the design, without optimisation.
+"""The oracle: sections 4 and 5 of `spec/semantics.md`, visibility, without optimisation.
 
 It shares no code with `gregor.core.state`, so a bug in one of the two shows as a difference.
 """

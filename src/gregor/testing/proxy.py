@@ -1,4 +1,4 @@
-"""A faulty network: a TCP proxy that breaks connections, blackholes them, or drops publications.
+"""A faulty network: a TCP proxy that breaks or blackholes connections, or drops PUBLISH commands.
 
 async with Proxy("127.0.0.1", server.port) as proxy:
     url = f"redis://127.0.0.1:{proxy.port}"
@@ -23,7 +23,7 @@ class Proxy:
 
     def __init__(self, target_host: str, target_port: int) -> None:
         self.port = 0
-        self.dropped = 0  # publications
+        self.dropped = 0  # PUBLISH commands
         self._target = (target_host, target_port)
         self._connections: set[_ProxiedConnection] = set()
         self._new_blackholed = (False, False)
@@ -82,10 +82,8 @@ class Proxy:
         self._connections.add(connection)
         try:
             async with asyncio.TaskGroup() as tasks:
-                publications = _PublicationFilter(self._is_dropped)
-                tasks.create_task(
-                    connection.forward(_UP, reader, server_writer, publications.filter)
-                )
+                commands = _PublicationFilter(self._is_dropped)
+                tasks.create_task(connection.forward(_UP, reader, server_writer, commands.filter))
                 tasks.create_task(connection.forward(_DOWN, server_reader, writer, _unchanged))
         finally:
             self._connections.remove(connection)

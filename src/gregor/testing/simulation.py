@@ -6,15 +6,15 @@ decides the faults between them:
 - connections break; frames are delayed, repeated and reordered;
 - the store answers late, out of order or not at all, is unavailable to some nodes for a while, or
   commits and then fails to answer;
-- the pub/sub drops, repeats and reorders publications, is silently partitioned, and carries
-  publications of a foreign publisher;
+- the pub/sub drops, repeats and reorders payloads, is silently partitioned, and carries payloads of
+  a foreign publisher;
 - nodes crash between commit and acknowledgement;
 - devices are killed and restart from their client store;
 - clocks differ and jump back.
 
 One simulation in twenty uses real shards as its store. Shards go down one at a time, while movers,
-which are killed at random moments, move the users' buckets between shards, and pruners remove
-leftovers.
+which are killed at random moments, move the users' buckets between shards, and pruners delete the
+old copies.
 
 Then the faults end, and all must agree. Each replica equals the store in hash and items. Each
 acknowledged message is stored once, on one shard. Each message that a device accepted is stored, or
@@ -706,7 +706,7 @@ def simulate(seed: int, sharded: bool | None = None) -> Simulation:
 
 @contextmanager
 def _silent_logs() -> Iterator[None]:
-    """The errors of a simulation are intended, and its trace shows them."""
+    """Silence the logs: the errors of a simulation are intended, and its trace shows them."""
     logger = logging.getLogger("gregor")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
