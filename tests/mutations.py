@@ -528,7 +528,7 @@ MUTATIONS = [
     Mutation(
         "an interruption of the pub/sub is ignored",
         "consumers/relay.py",
-        "                    self._interrupted()",
+        "                    self._on_interrupted()",
         "                    pass",
         FLEET + "test_missed_message_is_delivered_at_once_after_an_interruption",
     ),

@@ -54,7 +54,7 @@ class Observer:
     def gap_repaired(self, messages: int) -> None:
         """A gap repair has read this number of missed messages from the store."""
 
-    def invalid_publication(self, error: Malformed) -> None:
+    def invalid_payload(self, error: Malformed) -> None:
         """The pub/sub delivered a payload that no node can have published."""
 
     def interrupted(self) -> None:
@@ -92,7 +92,7 @@ class Node:
         self.name = name
         self._consumers = consumers
         (self._broadcaster,) = (c for c in consumers if isinstance(c, Broadcaster))
-        self._broadcaster.gap = self._notice_gap
+        self._broadcaster.on_gap = self._notice_gap
         if any(isinstance(c, Publisher) and c.node != name for c in consumers):
             raise ValueError(f"a Publisher must have the node's own name: pass it {name!r}")
         self._observer = observer or Observer()
@@ -103,8 +103,8 @@ class Node:
                 name,
                 self._broadcaster,
                 clock,
-                invalid_publication=self._observer.invalid_publication,
-                interrupted=self._on_interrupted,
+                on_invalid_payload=self._observer.invalid_payload,
+                on_interrupted=self._on_interrupted,
                 linger_seconds=linger_seconds,
             )
         self._sweep_seconds = sweep_seconds

@@ -324,7 +324,7 @@ async def test_node_with_clock_skew_rejects_writes_until_its_clock_is_set(
         SQLStateMachine(database, clock, clock_check_seconds=0.01) as machine,
     ):
         assert MAX_SKEW < abs(machine.skew) <= 6 * SECOND
-        with pytest.raises(ClockSkew, match="set both by NTP"):
+        with pytest.raises(ClockSkew, match="synchronise both with NTP"):
             await machine.consume_message(create("ann", "a"))
         (problem,) = await machine.problems()
         assert re.search(r" (5\.\d|6\.0) s ", problem)  # less by as much as the query took

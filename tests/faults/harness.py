@@ -12,8 +12,8 @@ from typing import NamedTuple
 import asyncpg
 from msgspec import Raw
 
-from gregor.cli.demo_devices import ReceivedSnapshot, Score, Stage
-from gregor.cli.demo_run import DEVICES_PER_USER, busiest, play, read_stream
+from gregor.cli.demo_devices import Demo, ReceivedSnapshot, Score
+from gregor.cli.demo_run import DEVICES_PER_USER, busiest, read_stream, run_stream
 from gregor.cli.demo_servers import Servers
 from gregor.core.buckets import BUCKETS, bucket_of
 from gregor.core.message import Message
@@ -73,19 +73,19 @@ async def play_round(
             ) as fleet,
             RecordingServers(fleet.urls, Random(rng.random())) as servers,
         ):
-            stage = Stage(servers, Path(folder), devices)
+            demo = Demo(servers, Path(folder), devices)
             faults = inject(name, fleet, Random(rng.random()), seconds)
             users = busiest(lines, -(-devices // DEVICES_PER_USER))
-            ended_at = asyncio.create_task(_time_of(stage.over))
-            await play(stage, lines, seconds, users, devices, rng, faults)
+            ended_at = asyncio.create_task(_time_of(demo.over))
+            await run_stream(demo, lines, seconds, users, devices, rng, faults)
             settled = loop.time() - await ended_at
             problems = [
                 *await misplaced_buckets(fleet),
-                *await inconsistencies(fleet, servers, stage.score),
-                *(f"{d.device} of {d.uid} {d.what}" for d in stage.score.differences),
+                *await inconsistencies(fleet, servers, demo.score),
+                *(f"{d.device} of {d.uid} {d.what}" for d in demo.score.differences),
                 *(f"a node logged: {line}" for line in logged_errors(fleet)),
             ]
-    score = stage.score
+    score = demo.score
     return FaultRound(
         problems, len(servers.acknowledged), score.resynced, len(score.received_snapshots), settled
     )

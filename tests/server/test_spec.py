@@ -171,7 +171,7 @@ def test_spec_numbers_match_code() -> None:
         f"beyond {QUEUE_MESSAGES} messages or {QUEUE_BYTES // 1024} KiB",
         f"within {service.HELLO_SECONDS:.0f} s",
         f"accepts nothing for {service.WRITE_TIMEOUT_SECONDS:.0f} s",
-        f"**{service.GOING_AWAY}** after `goaway`",
+        f"**{service.SERVICE_RESTART}** after `goaway`",
         f"ping themselves every {uvicorn.ws_ping_interval:.0f} s",
         f"answer within {uvicorn.ws_ping_timeout:.0f} s",
         f"| {frames.PROTOCOL} |",

@@ -76,7 +76,7 @@ class Score:
         return len(self.written) - self.rejected - self.unsent
 
 
-class Stage:
+class Demo:
     """What all devices share: the servers, the event that ends the demo, and the score."""
 
     def __init__(self, servers: Servers, folder: Path, devices: int) -> None:
@@ -161,36 +161,36 @@ class FlakyNetwork:
 class DemoDevice:
     """One device of one user, which disconnects and writes at random, with its own `rng`."""
 
-    def __init__(self, number: int, uid: str, rng: Random, stage: Stage) -> None:
+    def __init__(self, number: int, uid: str, rng: Random, demo: Demo) -> None:
         self.name = f"device-{number:03}"
         self.uid = uid
         self.client: Client | None = None
         self._rng = rng
-        self._stage = stage
-        self._network = FlakyNetwork(stage.servers.urls, rng, self._on_snapshot_received)
+        self._demo = demo
+        self._network = FlakyNetwork(demo.servers.urls, rng, self._on_snapshot_received)
         self._syncs = 0
         # Each SQLite file needs a thread, so only every tenth device has one.
-        self._file = stage.folder / f"{self.name}.db" if number % 10 == 0 else None
+        self._file = demo.folder / f"{self.name}.db" if number % 10 == 0 else None
         self._memory = MemoryStore()
 
     async def run(self) -> None:
         """Disconnect and reconnect until the demo is over; then flush the outbox and compare."""
-        await self._stage.sleep(self._rng.uniform(0, MEAN_OFFLINE_SECONDS))
+        await self._demo.sleep(self._rng.uniform(0, MEAN_OFFLINE_SECONDS))
         while True:
             async with self._open_client() as client:
                 await self._use_app(client)
-                if self._stage.over.is_set():
+                if self._demo.over.is_set():
                     await self._settle(client)
                     return
                 self._count_drop_off()
-            await self._stage.sleep(self._rng.expovariate(1 / MEAN_OFFLINE_SECONDS))
+            await self._demo.sleep(self._rng.expovariate(1 / MEAN_OFFLINE_SECONDS))
 
     @asynccontextmanager
     async def _open_client(self) -> AsyncIterator[Client]:
         """Open the app, with the state in its store."""
         async with asyncio.TaskGroup() as tasks:
             client = Client(
-                self._stage.servers.urls[0],
+                self._demo.servers.urls[0],
                 self.uid,
                 device_id=self.name,
                 uid=self.uid,
@@ -202,7 +202,7 @@ class DemoDevice:
             async with client:
                 tasks.create_task(self._read_events(client.events()))
                 yield client
-                self._stage.score.mismatches += client.mismatches
+                self._demo.score.mismatches += client.mismatches
             self.client = None
 
     async def _read_events(self, events: Subscription) -> None:
@@ -213,22 +213,22 @@ class DemoDevice:
         match event:
             case Synced():
                 self._syncs += 1
-                self._stage.score.resynced += self._syncs > 1
+                self._demo.score.resynced += self._syncs > 1
             case WriteRejected():
-                self._stage.score.rejected += 1
+                self._demo.score.rejected += 1
 
     def _on_snapshot_received(self, cursor: Time, items: int) -> None:
         known = 0 if self.client is None else self.client.replica.cursor
         if known:
-            self._stage.score.received_snapshots.append(
+            self._demo.score.received_snapshots.append(
                 ReceivedSnapshot(self.name, self.uid, known, cursor, items)
             )
 
     async def _use_app(self, client: Client) -> None:
         """Use the app, online and offline, until it is closed or the demo is over."""
         while True:
-            await self._stage.sleep(self._rng.expovariate(1 / MEAN_ONLINE_SECONDS))
-            if self._stage.over.is_set():
+            await self._demo.sleep(self._rng.expovariate(1 / MEAN_ONLINE_SECONDS))
+            if self._demo.over.is_set():
                 return
             if self._rng.random() < 0.3:
                 await self._write(client)
@@ -237,14 +237,14 @@ class DemoDevice:
             self._network.cut()
             for _ in range(self._rng.choice((0, 0, 1, 2))):
                 await self._write(client)
-            await self._stage.sleep(self._rng.expovariate(1 / MEAN_OFFLINE_SECONDS))
+            await self._demo.sleep(self._rng.expovariate(1 / MEAN_OFFLINE_SECONDS))
             self._network.restore()
 
     def _count_drop_off(self) -> None:
-        self._stage.score.dropped_off += not self._stage.over.is_set()
+        self._demo.score.dropped_off += not self._demo.over.is_set()
 
     async def _write(self, client: Client) -> None:
-        self._stage.score.written.add(await self._send_random_message(client))
+        self._demo.score.written.add(await self._send_random_message(client))
 
     async def _send_random_message(self, client: Client) -> MsgID:
         """Dismiss, create or replace items, as a person would who uses the app."""
@@ -267,13 +267,13 @@ class DemoDevice:
         """Flush the outbox, compare the replica with the server, and record the result."""
         flushed = await self._flush(client)
         # What one device flushes changes the state of the user's other devices.
-        await self._stage.flushed.wait()
+        await self._demo.flushed.wait()
         what = await self._compare(client) if flushed else "its outbox was not flushed in time"
         if what is None:
-            self._stage.score.agreeing += 1
+            self._demo.score.agreeing += 1
         else:
-            self._stage.score.differences.append(Difference(self.name, self.uid, what))
-        self._stage.score.unsent += client.outbox
+            self._demo.score.differences.append(Difference(self.name, self.uid, what))
+        self._demo.score.unsent += client.outbox
 
     async def _flush(self, client: Client) -> bool:
         """Send the outbox and sync. Returns False after SETTLE_TIMEOUT_SECONDS."""
@@ -298,8 +298,8 @@ class DemoDevice:
 
     async def _difference(self, client: Client) -> str | None:
         try:
-            async with self._stage.query_limit:
-                answer = await self._stage.servers.state(self.uid, self.name)
+            async with self._demo.query_limit:
+                answer = await self._demo.servers.state(self.uid, self.name)
         except Unavailable as error:
             return f"cannot be compared: {error.message}"
         return difference(client.replica.state(answer.as_of), answer)

@@ -13,7 +13,7 @@ from msgspec import Raw
 from prometheus_client.parser import text_string_to_metric_families
 
 from gregor.cli import output, stream
-from gregor.cli.demo_devices import DemoDevice, Difference, Score, Stage
+from gregor.cli.demo_devices import Demo, DemoDevice, Difference, Score
 from gregor.cli.demo_servers import Servers
 from gregor.cli.ordered_sender import Send, Tally, send_all
 from gregor.cli.server_process import running_server
@@ -134,10 +134,10 @@ async def run_on_servers(
     users = busiest(lines, -(-device_count // DEVICES_PER_USER))
     with TemporaryDirectory(prefix="gregor-demo-") as folder:
         async with Servers(urls, Random(rng.random())) as servers:
-            stage = Stage(servers, Path(folder), device_count)
-            tally = await play(stage, lines, seconds, users, device_count, rng, background)
+            demo = Demo(servers, Path(folder), device_count)
+            tally = await run_stream(demo, lines, seconds, users, device_count, rng, background)
             duplicates, delivered = read_counters(await servers.metrics())
-    return DemoResult(device_count, len(users), stage.score, tally, duplicates, delivered)
+    return DemoResult(device_count, len(users), demo.score, tally, duplicates, delivered)
 
 
 async def read_stream(file: Path) -> Stream:
@@ -156,8 +156,8 @@ def busiest(lines: Stream, user_count: int) -> list[str]:
     return [uid for uid, _ in received.most_common(user_count)]
 
 
-async def play(
-    stage: Stage,
+async def run_stream(
+    demo: Demo,
     lines: Stream,
     seconds: float,
     users: list[str],
@@ -166,14 +166,14 @@ async def play(
     background: Coroutine[Any, Any, None] | None = None,
 ) -> Tally:
     """Send the stream while the devices and `background` run; wait until all of them end.
-    Returns the tally of the stream; the results of the devices are in the stage's score."""
+    Returns the tally of the stream; the results of the devices are in the demo's score."""
     tally = Tally()
     devices = [
-        DemoDevice(number, users[number % len(users)], Random(rng.random()), stage)
+        DemoDevice(number, users[number % len(users)], Random(rng.random()), demo)
         for number in range(device_count)
     ]
-    send = with_lost_responses(stage.servers.send, Random(rng.random()))
-    async with _show_progress(stage, tally, len(lines), devices), asyncio.TaskGroup() as tasks:
+    send = with_lost_responses(demo.servers.send, Random(rng.random()))
+    async with _show_progress(demo, tally, len(lines), devices), asyncio.TaskGroup() as tasks:
         for device in devices:
             tasks.create_task(device.run())
         if background is not None:
@@ -181,7 +181,7 @@ async def play(
         await send_all(paced(lines, seconds), send, tally)
         if background is not None:
             await background_task
-        stage.over.set()
+        demo.over.set()
     return tally
 
 
@@ -220,7 +220,7 @@ def read_counters(pages: Sequence[str]) -> tuple[int, int]:
 
 @asynccontextmanager
 async def _show_progress(
-    stage: Stage, tally: Tally, line_count: int, devices: Sequence[DemoDevice]
+    demo: Demo, tally: Tally, line_count: int, devices: Sequence[DemoDevice]
 ) -> AsyncIterator[None]:
     """Show progress bars on a terminal while the block runs."""
     with output.progress() as progress:
@@ -229,14 +229,14 @@ async def _show_progress(
         agree_bar = progress.add_task("agree", total=len(devices), status="")
 
         def draw() -> None:
-            score = stage.score
+            score = demo.score
             online = sum(d.client is not None and d.client.online for d in devices)
             status = f"{tally.done:,} of {line_count:,} messages"
             progress.update(stream_bar, completed=tally.done, status=status)
             status = f"{online:,} of {len(devices):,} devices; {score.dropped_off:,} drop-offs"
             progress.update(online_bar, completed=online, status=status)
             compared = f"{score.agreeing:,} of {len(devices):,} replicas"
-            status = compared if stage.over.is_set() else ""
+            status = compared if demo.over.is_set() else ""
             progress.update(agree_bar, completed=score.agreeing, status=status)
 
         async def redraw() -> None:

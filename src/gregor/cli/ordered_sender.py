@@ -130,7 +130,7 @@ async def send_with_retries(
     while True:
         try:
             results = await send(messages)
-            if not any(result.to_repeat for result in results) or clock() + backoff > deadline:
+            if not any(result.should_retry for result in results) or clock() + backoff > deadline:
                 return results
         except Unavailable:
             if clock() + backoff > deadline:

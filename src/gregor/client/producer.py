@@ -62,11 +62,11 @@ class Producer:
     """Injects messages, and returns when they are durable. Thread-safe.
 
     Connection errors and the statuses 429, 500, 502, 503 and 504 are retried with exponential
-    backoff and the server's Retry-After, `tries` attempts in all; then the last error is raised,
-    which is Unavailable for a connection error. A request with out-of-band messages is retried only
-    if the server has not processed it. Other errors are raised at once, as the GregorError that the
-    server names. `timeout` is in seconds, for each attempt. Use a Producer in a `with` block, or
-    `close` it.
+    backoff and the server's Retry-After, up to `max_attempts` in all; then the last error is
+    raised, which is Unavailable for a connection error. A request with out-of-band messages is
+    retried only if the server has not processed it. Other errors are raised at once, as the
+    GregorError that the server names. `timeout` is in seconds, for each attempt. Use a Producer in
+    a `with` block, or `close` it.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Producer:
         token: str | None = None,
         *,
         timeout: float = 10.0,
-        tries: int = MAX_ATTEMPTS,
+        max_attempts: int = MAX_ATTEMPTS,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
         jitter: Callable[[], float] = random.random,
@@ -84,7 +84,7 @@ class Producer:
         self._http = httpx.Client(
             base_url=url, headers=headers, timeout=timeout, transport=transport
         )
-        self._tries = tries
+        self._max_attempts = max_attempts
         self._sleep = sleep
         self._jitter = jitter
 
@@ -202,16 +202,16 @@ class Producer:
 
     def _post(self, request: Struct, *, idempotent: bool) -> Sequence[Result]:
         content = msgspec.json.encode(request)
-        for attempt in range(1, self._tries + 1):
+        for attempt in range(1, self._max_attempts + 1):
             answer = self._attempt(content)
             if not isinstance(answer, _Retryable):
                 # Some users' shards may not answer. A retry is a duplicate for the stored messages.
-                if attempt == self._tries or not (
-                    idempotent and any(result.to_repeat for result in answer)
+                if attempt == self._max_attempts or not (
+                    idempotent and any(result.should_retry for result in answer)
                 ):
                     return answer
                 answer = _Retryable(Unavailable("not all messages were stored"), 0.0, False)
-            if attempt == self._tries or not (idempotent or answer.not_processed):
+            if attempt == self._max_attempts or not (idempotent or answer.not_processed):
                 raise answer.error
             ceiling = min(MAX_BACKOFF_SECONDS, MIN_BACKOFF_SECONDS * 2.0**attempt)
             self._sleep(answer.retry_after + self._jitter() * ceiling)

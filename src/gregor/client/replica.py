@@ -34,7 +34,7 @@ from gregor.errors import (
     SetupError,
     TooLarge,
 )
-from gregor.protocol.frames import MAX_FRAME, Problem, Result, weight
+from gregor.protocol.frames import MAX_FRAME, Problem, Result, encoded_size
 
 MAX_DISMISSED = 1_000  # dead items that are kept, in addition to the number of live ones
 MAX_REJECTED = 1_000
@@ -182,7 +182,7 @@ class Replica(Struct, frozen=True):
         """The unsent messages to send next, with the uid set: at least one, if there are any,
         and otherwise up to these limits."""
         unsent = self.unsent()[:max_messages]
-        totals = accumulate(weight(message) for message in unsent)
+        totals = accumulate(encoded_size(message) for message in unsent)
         fitting = sum(1 for _ in takewhile(lambda total: total <= max_bytes, totals))
         return [
             msgspec.structs.replace(message, uid=self.uid or message.uid)
@@ -299,7 +299,7 @@ def _require_sendable(message: InBandMessage) -> None:
     if message.stamped:
         raise InvalidMessage("only the server may set `ctime`", field="ctime")
     # A node closes the connection on a frame that is too large, each time it is sent.
-    if weight(message) > MAX_FRAME // 2:
+    if encoded_size(message) > MAX_FRAME // 2:
         raise TooLarge(f"a message is limited to {MAX_FRAME // 2} bytes; split it")
 
 

@@ -36,12 +36,12 @@ class Feed:
 
 
 class Broadcaster(BatchConsumer):
-    """A MessageConsumer that delivers messages to Listeners. It calls `gap` with the uid when a
+    """A MessageConsumer that delivers messages to Listeners. It calls `on_gap` with the uid when a
     message reveals that earlier ones are missing. The gap repair passes them to `publish`."""
 
-    def __init__(self, gap: Callable[[UID], None] = lambda uid: None) -> None:
+    def __init__(self, on_gap: Callable[[UID], None] = lambda uid: None) -> None:
         self.feeds: dict[UID, Feed] = {}
-        self.gap = gap
+        self.on_gap = on_gap
 
     async def consume_batch(self, messages: Sequence[Message]) -> None:
         """Deliver messages. Consecutive messages of a user share one publication, so that a
@@ -62,7 +62,7 @@ class Broadcaster(BatchConsumer):
         position = feed.position
         new = [m for m in run if position is None or m.ctime > position]
         if new and position is not None and new[0].prev != position:
-            self.gap(uid)
+            self.on_gap(uid)
         elif new:
             self.publish(uid, Publication.of(*new))
 

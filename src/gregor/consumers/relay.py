@@ -33,8 +33,8 @@ forged ctime would drop all messages until that time."""
 
 
 class Relay:
-    """A node's subscriber on the pub/sub. It calls `invalid_publication` for each invalid payload,
-    and `interrupted` when messages may have been missed. The node runs `run` and
+    """A node's subscriber on the pub/sub. It calls `on_invalid_payload` for each invalid payload,
+    and `on_interrupted` when messages may have been missed. The node runs `run` and
     `unsubscribe_idle` in tasks of its own."""
 
     def __init__(
@@ -44,16 +44,16 @@ class Relay:
         broadcaster: Broadcaster,
         clock: Callable[[], Time],
         *,
-        invalid_publication: Callable[[Malformed], None],
-        interrupted: Callable[[], None],
+        on_invalid_payload: Callable[[Malformed], None],
+        on_interrupted: Callable[[], None],
         linger_seconds: float = LINGER_SECONDS,
     ) -> None:
         self._pubsub = pubsub
         self._node = node
         self._broadcaster = broadcaster
         self._clock = clock
-        self._invalid_publication = invalid_publication
-        self._interrupted = interrupted
+        self._on_invalid_payload = on_invalid_payload
+        self._on_interrupted = on_interrupted
         self._linger_seconds = linger_seconds
         # By idle user: when the last device disconnected. In the order of these times.
         self._idle_since: dict[UID, float] = {}
@@ -105,7 +105,7 @@ class Relay:
                 case Received(channel) if user_of(channel) in self._broadcaster.feeds:
                     await self._deliver_payload(event)
                 case Interrupted():
-                    self._interrupted()
+                    self._on_interrupted()
         raise RuntimeError("the pub/sub has ended: no messages of other nodes can be received")
 
     async def _deliver_payload(self, received: Received) -> None:
@@ -118,7 +118,7 @@ class Relay:
             if isinstance(message, InBandMessage) and self._is_too_far_ahead(message):
                 self._reject(Malformed(f"the ctime {message.ctime} is too far in the future"))
                 # If it was replayed and is not forged, the gap repair reads it from the store.
-                self._broadcaster.gap(message.uid)
+                self._broadcaster.on_gap(message.uid)
                 return
         await self._broadcaster.consume_batch(messages)
 
@@ -126,7 +126,7 @@ class Relay:
         return message.ctime > self._clock() + MAX_FUTURE
 
     def _reject(self, error: Malformed) -> None:
-        self._invalid_publication(error)
+        self._on_invalid_payload(error)
         times = self._log_throttle.count(_now())
         if times:
             log.warning(

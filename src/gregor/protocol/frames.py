@@ -142,7 +142,7 @@ class Result(Struct, frozen=True, omit_defaults=True):
     error: Problem | None = None
 
     @property
-    def to_repeat(self) -> bool:
+    def should_retry(self) -> bool:
         """Whether to retry the message: the shard that holds its user did not answer."""
         return self.error is not None and self.error.action is Action.RETRY
 
@@ -235,7 +235,7 @@ def pages(sync: Sync, start: Time) -> Iterator[SyncPage]:
         start = cursor if mode == "changes" else 0
 
 
-def weight(entry: Entry) -> int:
+def encoded_size(entry: Entry) -> int:
     """Approximately how many bytes the entry adds to a frame."""
     return len(_encoder.encode(entry))
 
@@ -244,10 +244,10 @@ def _chunks(entries: list[tuple[str, Entry]]) -> Iterator[list[tuple[str, Entry]
     chunk: list[tuple[str, Entry]] = []
     size = 0
     for name, entry in entries:
-        size += weight(entry)
+        size += encoded_size(entry)
         if chunk and (size > PAGE_BYTES or len(chunk) == PAGE_ENTRIES):
             yield chunk
-            chunk, size = [], weight(entry)
+            chunk, size = [], encoded_size(entry)
         chunk.append((name, entry))
     yield chunk
 

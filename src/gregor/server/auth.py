@@ -79,7 +79,7 @@ class JWTAuthenticator:
             role = Role(claims.get("role", Role.DEVICE))
             return Identity(claims["sub"], role, expires_at).validated()
         except (InvalidTokenError, ValueError) as error:
-            raise Unauthenticated(f"the token does not hold: {error}") from error
+            raise Unauthenticated(f"the token is invalid or has expired: {error}") from error
 
 
 def make_token(secret: str, identity: Identity) -> str:

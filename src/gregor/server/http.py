@@ -65,7 +65,7 @@ class Batch(Struct, frozen=True, forbid_unknown_fields=True):
     messages: tuple[Raw, ...]
 
 
-class ToMany(Struct, frozen=True, forbid_unknown_fields=True):
+class MultiUserBatch(Struct, frozen=True, forbid_unknown_fields=True):
     """One message for up to 10,000 users, under one msg_id."""
 
     uids: tuple[UID, ...]
@@ -82,7 +82,7 @@ async def post_messages(service: Service, request: Request, identity: Identity) 
     if "messages" in fields:
         entries = _parse_batch(_decode(body, Batch), identity)
     elif "uids" in fields:
-        entries = _parse_to_many(_decode(body, ToMany), identity)
+        entries = _parse_multi_user_batch(_decode(body, MultiUserBatch), identity)
     else:
         entries = [_parse_single(body, identity, service)]
     return _json(Results(tuple(await service.inject(entries))))
@@ -116,13 +116,13 @@ def _parse_entry(json: Raw, identity: Identity) -> Entry:
         return Result("rejected", error=Problem.of(error))
 
 
-def _parse_to_many(to_many: ToMany, identity: Identity) -> list[Entry]:
-    uids = to_many.uids
+def _parse_multi_user_batch(batch: MultiUserBatch, identity: Identity) -> list[Entry]:
+    uids = batch.uids
     if not 1 <= len(uids) <= MAX_USERS:
         raise TooLarge(f"`uids` takes 1 to {MAX_USERS} users, not {len(uids)}", field="uids")
     for uid in uids:
         identity.require_access(uid)
-    message = parse_message(to_many.message, uid=uids[0])
+    message = parse_message(batch.message, uid=uids[0])
     if message.uid != uids[0]:
         raise InvalidMessage(
             "leave out the `uid` of the message; `uids` replaces it", field="message.uid"

@@ -14,7 +14,7 @@ from gregor.protocol.answers import (
     Results,
     StateAnswer,
 )
-from gregor.server.http import Batch, ToMany
+from gregor.server.http import Batch, MultiUserBatch
 from gregor.server.readiness import PARTS
 
 JSONObject = dict[str, Any]
@@ -35,7 +35,7 @@ def describe() -> JSONObject:
         InBandMessage,
         OutOfBandMessage,
         Batch,
-        ToMany,
+        MultiUserBatch,
         Results,
         StateAnswer,
         CountAnswer,
@@ -73,7 +73,7 @@ def _relax_message(components: JSONObject) -> None:
 
 
 def _paths() -> JSONObject:
-    bodies = ("InBandMessage", "OutOfBandMessage", "Batch", "ToMany")
+    bodies = ("InBandMessage", "OutOfBandMessage", "Batch", "MultiUserBatch")
     post = _operation(
         "Inject one message, up to 500 messages, or one message for up to 10,000 users", "Results"
     )

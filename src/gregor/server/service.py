@@ -19,7 +19,7 @@ from gregor.server.worker_metrics import WorkerMetrics
 HELLO_SECONDS = 5.0
 WRITE_TIMEOUT_SECONDS = 30.0
 DRAIN_STEP_SECONDS = 0.1
-GOING_AWAY = 1012  # the close code "service restart"
+SERVICE_RESTART = 1012  # the close code "service restart"
 
 
 class Service:
@@ -127,7 +127,7 @@ class Service:
         for batch in batches:
             for delivery in batch:
                 delivery.session.go_away(within_ms)
-                delivery.session.close(GOING_AWAY, "going away")
+                delivery.session.close(SERVICE_RESTART, "going away")
                 delivery.wake()
             if batch is not batches[-1]:
                 await asyncio.sleep(seconds / len(batches))

@@ -101,7 +101,7 @@ class WebSocketConnection(Delivery):
             for result in results:
                 # If one message has to be retried, the device retries all of this frame. That is
                 # safe, because storing a message is idempotent.
-                if result.error is not None and result.to_repeat:
+                if result.error is not None and result.should_retry:
                     raise Unavailable(result.error.message)
             self.session.stored(n, results)
         except Unavailable as error:

@@ -218,7 +218,7 @@ class SQLStateMachine(StateMachineOfRecord):
     def _describe_skew(self) -> str:
         side = "behind" if self.skew > 0 else "ahead of"
         skew = f"this machine's clock is {abs(self.skew) / SECOND:.1f} s {side} the database's"
-        return f"{skew}; set both by NTP"
+        return f"{skew}; synchronise both with NTP"
 
     # Reading
 

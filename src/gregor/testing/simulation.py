@@ -577,10 +577,10 @@ class Simulation:
                     unacknowledged = [
                         message
                         for message, result in zip(messages, results, strict=True)
-                        if result.to_repeat
+                        if result.should_retry
                     ]
                     for result in results:
-                        if not result.to_repeat:
+                        if not result.should_retry:
                             self._acknowledge(result)
                     messages = unacknowledged
             except Unavailable:
