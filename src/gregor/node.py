@@ -54,7 +54,7 @@ class Observer:
     def gap_repaired(self, messages: int) -> None:
         """A gap repair has read this number of missed messages from the store."""
 
-    def invalid_payload(self, error: Malformed) -> None:
+    def invalid_publication(self, error: Malformed) -> None:
         """The pub/sub delivered a payload that no node can have published."""
 
     def interrupted(self) -> None:
@@ -103,7 +103,7 @@ class Node:
                 name,
                 self._broadcaster,
                 clock,
-                on_invalid_payload=self._observer.invalid_payload,
+                on_invalid_publication=self._observer.invalid_publication,
                 on_interrupted=self._on_interrupted,
                 linger_seconds=linger_seconds,
             )

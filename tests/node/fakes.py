@@ -54,7 +54,7 @@ class RecordingObserver(Observer):
     def __init__(self) -> None:
         self.outcomes: list[Outcome] = []
         self.repaired_counts: list[int] = []  # messages, for each gap repair
-        self.invalid_payloads: list[Malformed] = []
+        self.invalid_publications: list[Malformed] = []
         self.consumer_errors: list[Exception] = []
         self.interruptions = 0
 
@@ -64,8 +64,8 @@ class RecordingObserver(Observer):
     def gap_repaired(self, messages: int) -> None:
         self.repaired_counts.append(messages)
 
-    def invalid_payload(self, error: Malformed) -> None:
-        self.invalid_payloads.append(error)
+    def invalid_publication(self, error: Malformed) -> None:
+        self.invalid_publications.append(error)
 
     def interrupted(self) -> None:
         self.interruptions += 1

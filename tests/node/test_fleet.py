@@ -394,7 +394,7 @@ async def test_payload_for_disconnected_user_is_not_decoded() -> None:
             pass
         await FaultyPubSub(pair.exchange).publish(channel_of("v"), b"invalid")
         await asyncio.sleep(1)
-        assert pair.observer.invalid_payloads == []
+        assert pair.observer.invalid_publications == []
 
 
 @on_virtual_time
@@ -496,7 +496,7 @@ INVALID_PAYLOADS = {
 async def test_invalid_payload_is_reported_and_not_delivered(kind: str) -> None:
     async with node_pair(ManualClock(NOW)) as pair:  # the last ctime is exactly NOW
         await FaultyPubSub(pair.exchange).publish(CHANNEL, INVALID_PAYLOADS[kind])
-        await within(1, lambda: len(pair.observer.invalid_payloads) == 2)  # one for each node
+        await within(1, lambda: len(pair.observer.invalid_publications) == 2)  # one for each node
         await pair.node_a.inject([create("u", "c", msg_id="m")])
         await within(0.1, lambda: pair.listener_b.ids == ["m"])
         await pair.node_b.inject([dismiss("u", "m", msg_id="d")])
@@ -524,7 +524,7 @@ async def test_all_invalid_payloads_are_reported_but_logged_at_a_limited_rate(
             for _ in range(1000):
                 await sender.publish(CHANNEL, b"invalid")
             await asyncio.sleep(60)
-        assert len(pair.observer.invalid_payloads) == 2 * 3000
+        assert len(pair.observer.invalid_publications) == 2 * 3000
         events = [record.msg for record in caplog.records]
         times = [event.fields["times"] for event in events if isinstance(event, LogEvent)]
         assert times == [1, 1, 1000, 1000, 1000, 1000]

@@ -33,8 +33,8 @@ forged ctime would drop all messages until that time."""
 
 
 class Relay:
-    """A node's subscriber on the pub/sub. It calls `on_invalid_payload` for each invalid payload,
-    and `on_interrupted` when messages may have been missed. The node runs `run` and
+    """A node's subscriber on the pub/sub. It calls `on_invalid_publication` for each invalid
+    payload, and `on_interrupted` when messages may have been missed. The node runs `run` and
     `unsubscribe_idle` in tasks of its own."""
 
     def __init__(
@@ -44,7 +44,7 @@ class Relay:
         broadcaster: Broadcaster,
         clock: Callable[[], Time],
         *,
-        on_invalid_payload: Callable[[Malformed], None],
+        on_invalid_publication: Callable[[Malformed], None],
         on_interrupted: Callable[[], None],
         linger_seconds: float = LINGER_SECONDS,
     ) -> None:
@@ -52,7 +52,7 @@ class Relay:
         self._node = node
         self._broadcaster = broadcaster
         self._clock = clock
-        self._on_invalid_payload = on_invalid_payload
+        self._on_invalid_publication = on_invalid_publication
         self._on_interrupted = on_interrupted
         self._linger_seconds = linger_seconds
         # By idle user: when the last device disconnected. In the order of these times.
@@ -126,7 +126,7 @@ class Relay:
         return message.ctime > self._clock() + MAX_FUTURE
 
     def _reject(self, error: Malformed) -> None:
-        self._on_invalid_payload(error)
+        self._on_invalid_publication(error)
         times = self._log_throttle.count(_now())
         if times:
             log.warning(

@@ -48,7 +48,7 @@ class Metrics(Observer, Collector):
         self._connected = connected
         self._messages: Counter[tuple[str, str]] = Counter()
         self._gap_messages_recovered = 0
-        self._invalid_payloads = 0
+        self._invalid_publications = 0
         self._interruptions = 0
         self._publish_failures = 0
         self._failed_commits = 0
@@ -87,8 +87,8 @@ class Metrics(Observer, Collector):
     def gap_repaired(self, messages: int) -> None:
         self._gap_messages_recovered += messages
 
-    def invalid_payload(self, error: Malformed) -> None:
-        self._invalid_payloads += 1
+    def invalid_publication(self, error: Malformed) -> None:
+        self._invalid_publications += 1
 
     def interrupted(self) -> None:
         self._interruptions += 1
@@ -130,7 +130,7 @@ class Metrics(Observer, Collector):
             (
                 "pubsub_invalid_messages",
                 "Invalid payloads on the pub/sub, which no node has sent",
-                self._invalid_payloads,
+                self._invalid_publications,
             ),
             (
                 "pubsub_interruptions",
