@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import random
 import sqlite3
+import subprocess
 import sys
 from pathlib import Path
 
@@ -36,6 +37,15 @@ def offline_client(store: ClientStore, device_id: str = "laptop", uid: str | Non
         store=store,
         connect=unreachable,
     )
+
+
+def test_client_does_not_load_the_drivers_and_libraries_of_a_node() -> None:
+    slow = "{'sqlalchemy', 'alembic', 'asyncpg', 'starlette'}"
+    program = f"import gregor.client, sys; print({slow} & set(sys.modules))"
+    result = subprocess.run(
+        (sys.executable, "-c", program), capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "set()\n"
 
 
 async def test_new_store_is_empty(store: ClientStore) -> None:

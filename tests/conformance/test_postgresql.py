@@ -8,7 +8,6 @@ from random import Random
 from typing import Any, Self, TypeVar
 
 import pytest
-from sqlalchemy import Connection
 
 from gregor.clock import now
 from gregor.core.buckets import bucket_of
@@ -18,7 +17,7 @@ from gregor.errors import ClockSkew, StorageUnavailable
 from gregor.interfaces import Duplicate, Stored
 from gregor.state_machines.sql import MAX_SKEW, SQLStateMachine
 from gregor.storage import statements
-from gregor.storage.database import CommitUnknown, Database, Work
+from gregor.storage.database import CommitUnknown, Database, DatabaseConnection, Work
 from gregor.storage.engine import database_at
 from gregor.storage.migrations import migrate
 
@@ -83,9 +82,9 @@ class SlowCommitDatabase(WrappedDatabase):
     async def write(self, work: Work[T]) -> T:
         seconds = self._random.choice((0, 0, 0.002, 0.02))
 
-        def work_slowly(connection: Connection) -> T:
+        def work_slowly(connection: DatabaseConnection) -> T:
             result = work(connection)
-            connection.exec_driver_sql(f"SELECT pg_sleep({seconds})")
+            connection.execute_sql(f"SELECT pg_sleep({seconds})")
             return result
 
         return await self.database.write(work_slowly)
@@ -146,10 +145,10 @@ class HeldTransaction(WrappedDatabase):
         self.locks_held = asyncio.Event()
 
     async def write(self, work: Work[T]) -> T:
-        def hold(connection: Connection) -> T:
+        def hold(connection: DatabaseConnection) -> T:
             result = work(connection)
             self.locks_held.set()
-            connection.exec_driver_sql(WAIT_FOR_LOCK_WAITER)
+            connection.execute_sql(WAIT_FOR_LOCK_WAITER)
             return result
 
         return await self.database.write(hold)
@@ -213,10 +212,10 @@ async def test_nodes_that_insert_the_same_new_users_do_not_deadlock(url: str) ->
     async def insert_all(database: Database, number: int) -> None:
         shuffled = [(uid, bucket_of(uid)) for uid in Random(number).sample(uids, len(uids))]
 
-        def insert_and_lock(connection: Connection) -> None:
+        def insert_and_lock(connection: DatabaseConnection) -> None:
             attempts.append(number)  # a second time if the first was a deadlock
-            statements.execute(connection, statements.insert_users, shuffled)
-            statements.execute(connection, statements.lock_users, shuffled)
+            connection.execute_rows(statements.INSERT_USERS, shuffled)
+            connection.execute_rows(statements.LOCK_USERS, [(uid,) for uid, _ in shuffled])
 
         await database.write(insert_and_lock)
 
@@ -252,7 +251,7 @@ class UnknownCommitDatabase(WrappedDatabase):
     async def _roll_back(self, work: Work[T]) -> T:
         results: list[T] = []
 
-        def work_and_fail(connection: Connection) -> None:
+        def work_and_fail(connection: DatabaseConnection) -> None:
             results.append(work(connection))
             raise ZeroDivisionError
 

@@ -4,13 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from sqlalchemy import Connection
 
 from gregor.core.message import create, parse_message
 from gregor.errors import InvalidMessage, Unavailable
 from gregor.interfaces import Outcome
 from gregor.state_machines.sql import MAX_COMMIT_MESSAGES, MAX_QUEUED_MESSAGES, SQLStateMachine
-from gregor.storage.database import Database, StorageBroken
+from gregor.storage.database import Database, DatabaseConnection, StorageBroken
 from gregor.storage.engine import database_at
 from gregor.storage.migrations import migrate
 
@@ -105,14 +104,14 @@ async def test_queued_messages_are_stored_if_the_block_raises(database: Database
         assert len(await machine.state("u")) == 5_000
 
 
-def corrupt(connection: Connection) -> None:
+def corrupt(connection: DatabaseConnection) -> None:
     """Make a table point to a page that does not exist, as a failing disk might."""
     for statement in (
         "PRAGMA writable_schema = ON",
         "UPDATE sqlite_master SET rootpage = 99999 WHERE name = 'messages'",
         "PRAGMA schema_version = 999",
     ):
-        connection.exec_driver_sql(statement)
+        connection.execute_sql(statement)
 
 
 async def test_broken_store_cancels_the_block_and_fails_pending_messages(

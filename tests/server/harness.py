@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Self, TypeAlias
 import httpx
 import uvicorn
 from pydantic import SecretStr
-from sqlalchemy import Connection
 from starlette.types import ASGIApp
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
@@ -22,6 +21,7 @@ from gregor.core.instant import SECOND
 from gregor.server.app import Server
 from gregor.server.auth import Identity, Role, make_token
 from gregor.server.process import config, listen
+from gregor.storage.database import DatabaseConnection
 
 JSON: TypeAlias = dict[str, Any]
 
@@ -231,8 +231,8 @@ async def store_failure(served: Served) -> AsyncIterator[None]:
         await served.server.databases[None].write(_rename("renamed_users", "users"))
 
 
-def _rename(old: str, new: str) -> Callable[[Connection], None]:
-    def work(connection: Connection) -> None:
-        connection.exec_driver_sql(f"ALTER TABLE {old} RENAME TO {new}")
+def _rename(old: str, new: str) -> Callable[[DatabaseConnection], None]:
+    def work(connection: DatabaseConnection) -> None:
+        connection.execute_sql(f"ALTER TABLE {old} RENAME TO {new}")
 
     return work

@@ -4,8 +4,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 
-from sqlalchemy import Connection, func, select
-
 from gregor.clock import now
 from gregor.core.buckets import bucket_of
 from gregor.core.instant import TimeOrOffset
@@ -15,8 +13,8 @@ from gregor.interfaces import StateMachineOfRecord, Stored
 from gregor.state_machines import rebalance
 from gregor.state_machines.sharded import ShardedStateMachine, read_map
 from gregor.state_machines.sql import SQLStateMachine
-from gregor.storage import statements, tables
-from gregor.storage.database import Database, Work
+from gregor.storage import statements
+from gregor.storage.database import Database, DatabaseConnection, Work
 from gregor.storage.engine import databases_at
 from gregor.storage.migrations import migrate
 
@@ -138,11 +136,10 @@ class EarlyReopeningDatabase(FlakyDatabase):
         await self.database.write(self._reopen_if_too_many)
         return result
 
-    def _reopen_if_too_many(self, connection: Connection) -> None:
-        is_closed = tables.buckets.c.closed_until > 0
-        closed = connection.scalar(select(func.count()).where(is_closed))
-        if closed is not None and closed > self._max_closed:
-            connection.execute(tables.buckets.update().values(closed_until=0))
+    def _reopen_if_too_many(self, connection: DatabaseConnection) -> None:
+        closed = "SELECT bucket FROM buckets WHERE closed_until > 0"
+        if len(connection.execute_sql(closed)) > self._max_closed:
+            connection.execute_sql("UPDATE buckets SET closed_until = 0")
 
 
 class ClosureRecorder(FlakyDatabase):
@@ -154,11 +151,12 @@ class ClosureRecorder(FlakyDatabase):
         self._closures = closures
 
     async def write(self, work: Work[T]) -> T:
-        def work_and_record(connection: Connection) -> T:
+        def work_and_record(connection: DatabaseConnection) -> T:
             result = work(connection)
-            until = connection.scalar(select(func.max(tables.buckets.c.closed_until)))
+            ((until,),) = connection.execute_sql("SELECT max(closed_until) FROM buckets")
             if until:
-                self._closures.append(until - connection.scalar(statements.database_time))
+                (clock,) = connection.execute(statements.DATABASE_TIME)
+                self._closures.append(until - (clock.ctime or 0))
             return result
 
         return await self.database.write(work_and_record)

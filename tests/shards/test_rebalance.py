@@ -7,7 +7,6 @@ from functools import partial
 from random import Random
 
 import pytest
-from sqlalchemy import Connection
 
 from gregor.core.buckets import Move, bucket_of
 from gregor.core.instant import SECOND
@@ -18,8 +17,8 @@ from gregor.state_machines import rebalance, shard_map
 from gregor.state_machines.rebalance import Group, Moved, Rebalancer
 from gregor.state_machines.sharded import read_map
 from gregor.state_machines.transactions import consume, raise_if_wrong_shard
-from gregor.storage import statements, tables
-from gregor.storage.database import Database
+from gregor.storage import statements
+from gregor.storage.database import Database, DatabaseConnection
 from gregor.storage.engine import database_at
 from gregor.testing.backends import PostgreSQL
 from tests.shards.harness import (
@@ -93,7 +92,7 @@ async def whole_log(database: Database, uid: str) -> list[InBandMessage]:
     """A user's log in this database."""
     log: list[InBandMessage] = []
 
-    def next_page(connection: Connection) -> list[InBandMessage]:
+    def next_page(connection: DatabaseConnection) -> list[InBandMessage]:
         return shard_map.page(connection, {uid: log[-1].ctime if log else 0})
 
     while page := await database.read(next_page):
@@ -264,10 +263,10 @@ async def test_old_copy_with_messages_that_the_holder_lacks_is_reported_and_kept
 
 async def test_user_in_a_wrong_bucket_is_found_among_many(harness: ShardHarness) -> None:
     names = [f"user{number:05}" for number in range(shard_map.MAX_PAGE_USERS)]
-    users = [(uid, 0, bucket_of(uid)) for uid in names]
-    misplaced = ("zoe", 0, bucket_of("zoe") ^ 1)
+    users = [(uid, bucket_of(uid)) for uid in names]
+    misplaced = ("zoe", bucket_of("zoe") ^ 1)
     await harness.databases["a"].write(
-        lambda c: statements.insert(c, tables.users, [*users, misplaced])
+        lambda c: c.execute_rows(statements.INSERT_USERS, [*users, misplaced])
     )
     (finding,), _ = await Rebalancer(harness.databases).verify()
     assert finding == rebalance.Finding("a", "user 'zoe' is in a wrong bucket")
@@ -372,10 +371,10 @@ async def test_close_waits_for_transactions_that_are_writing(
         message = create(ann, "mail")
         writing = asyncio.Event()
 
-        def write_slowly(connection: Connection) -> None:
+        def write_slowly(connection: DatabaseConnection) -> None:
             consume(connection, [message], 1_000)
             writing.set()
-            connection.exec_driver_sql("SELECT pg_sleep(0.5)")
+            connection.execute_sql("SELECT pg_sleep(0.5)")
 
         async def close() -> None:
             while True:
@@ -412,10 +411,10 @@ async def test_older_placement_that_waited_for_newer_one_is_ignored(
         older, newer = (shard_map.Placement(0, "b", version) for version in (8, 9))
         merged = asyncio.Event()
 
-        def merge_slowly(connection: Connection) -> None:
+        def merge_slowly(connection: DatabaseConnection) -> None:
             shard_map.merge_placements(connection, [newer])
             merged.set()
-            connection.exec_driver_sql("SELECT pg_sleep(0.5)")
+            connection.execute_sql("SELECT pg_sleep(0.5)")
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(harness.databases["a"].write(merge_slowly))

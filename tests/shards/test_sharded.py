@@ -21,7 +21,6 @@ from gregor.state_machines.rebalance import Rebalancer
 from gregor.state_machines.sharded import ShardedStateMachine, read_map
 from gregor.state_machines.sql import SQLStateMachine
 from gregor.state_machines.transactions import wrong_shards
-from gregor.storage import tables
 from gregor.storage.database import Work
 from gregor.storage.engine import database_at
 from gregor.storage.migrations import migrate
@@ -151,9 +150,8 @@ async def test_new_holder_without_placement_of_released_bucket_gets_it_from_node
 
 async def restore(harness: ShardHarness, shard: str, bucket: int) -> None:
     """Make a shard hold a bucket again that it has released since the backup."""
-    where_bucket = tables.buckets.update().where(tables.buckets.c.bucket == bucket)
-    old_placement = where_bucket.values(shard=shard, version=1)
-    await harness.databases[shard].write(lambda c: c.execute(old_placement))
+    update = f"UPDATE buckets SET shard = '{shard}', version = 1 WHERE bucket = {bucket}"
+    await harness.databases[shard].write(lambda c: c.execute_sql(update))
     assert not await rejects(harness, shard, bucket)
 
 
@@ -224,8 +222,8 @@ async def test_write_to_closed_bucket_waits_until_its_time_is_over(harness: Shar
         await until(lambda: attempts >= 2)  # the first attempt was rejected, and is retried
         assert not writing.done()
         # As if the 60 seconds were over.
-        time_is_over = tables.buckets.update().values(closed_until=closed_until - 60 * SECOND)
-        await source.write(lambda c: c.execute(time_is_over))
+        time_is_over = f"UPDATE buckets SET closed_until = {closed_until - 60 * SECOND}"
+        await source.write(lambda c: c.execute_sql(time_is_over))
         await writing
         assert len(await machine.state(ann)) == 1
 

@@ -1,19 +1,19 @@
 """D15: the cost of an operation does not grow with the length of a user's history. In the original,
 every message was slower than the one before. SQLite counts its steps, so no time is measured."""
 
-import sqlite3
 from collections.abc import Callable
 from typing import TypeVar
 
 import pytest
-from sqlalchemy import Connection, text
 
 from gregor.core.instant import SECOND
 from gregor.core.message import InBandMessage, create, dismiss, dismiss_category, replace
 from gregor.state_machines.sql import SQLStateMachine
 from gregor.state_machines.transactions import consume, read_since, read_state, read_sync
+from gregor.storage.database import DatabaseConnection
 from gregor.storage.engine import database_at
 from gregor.storage.migrations import migrate
+from gregor.storage.sqlite import SQLiteConnection
 from gregor.testing.backends import PostgreSQL
 
 T = TypeVar("T")
@@ -22,10 +22,10 @@ DAY = 86_400 * SECOND
 NOW = 20_000 * DAY
 
 
-def steps(connection: Connection, work: Callable[[Connection], T]) -> int:
+def steps(connection: DatabaseConnection, work: Callable[[DatabaseConnection], T]) -> int:
     """The number of steps of SQLite's virtual machine that the work takes, in tens."""
-    driver = connection.connection.driver_connection
-    assert isinstance(driver, sqlite3.Connection)
+    assert isinstance(connection, SQLiteConnection)
+    driver = connection.driver
     tens = 0
 
     def count_ten() -> int:
@@ -39,11 +39,11 @@ def steps(connection: Connection, work: Callable[[Connection], T]) -> int:
     return tens
 
 
-def stored(*messages: InBandMessage) -> Callable[[Connection], object]:
+def stored(*messages: InBandMessage) -> Callable[[DatabaseConnection], object]:
     return lambda connection: consume(connection, messages, NOW)
 
 
-OPERATIONS: dict[str, Callable[[Connection], object]] = {
+OPERATIONS: dict[str, Callable[[DatabaseConnection], object]] = {
     "creation": stored(create("u", "a")),
     "replacement": stored(replace("u", "badge", 1)),
     "dismissal_of_unknown_id": stored(dismiss("u", "unknown")),
@@ -57,7 +57,7 @@ OPERATIONS: dict[str, Callable[[Connection], object]] = {
 }
 
 
-async def with_history(url: str, length: int, work: Callable[[Connection], T]) -> T:
+async def with_history(url: str, length: int, work: Callable[[DatabaseConnection], T]) -> T:
     """The result of the work on a user who has stored so many messages."""
     async with database_at(url, migrate) as database:
         async with SQLStateMachine(database, lambda: NOW) as machine:
@@ -77,18 +77,19 @@ async def test_d15_cost_does_not_grow_with_history(operation: str) -> None:
     assert long < 3 * short + 50
 
 
-def rows_read(connection: Connection, work: Callable[[Connection], T]) -> int:
+def rows_read(connection: DatabaseConnection, work: Callable[[DatabaseConnection], T]) -> int:
     """The number of rows that PostgreSQL reads for the work."""
-    query = text("SELECT sum(seq_tup_read + idx_tup_fetch) FROM pg_stat_xact_user_tables")
-    before = connection.scalar(query)
+    query = "SELECT sum(seq_tup_read + idx_tup_fetch) FROM pg_stat_xact_user_tables"
+    ((before,),) = connection.execute_sql(query)
     work(connection)
-    return int(connection.scalar(query) - before)
+    ((after,),) = connection.execute_sql(query)
+    return int(after - before)
 
 
 async def test_d15_cost_does_not_grow_with_history_on_postgresql(
     postgresql_server: PostgreSQL,
 ) -> None:
-    def costs(connection: Connection) -> dict[str, int]:
+    def costs(connection: DatabaseConnection) -> dict[str, int]:
         return {name: rows_read(connection, work) for name, work in OPERATIONS.items()}
 
     short, long = [

@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection
 
 from gregor.core.message import create
 from gregor.errors import SetupError, StorageUnavailable
 from gregor.interfaces import Duplicate, Stored
 from gregor.state_machines.sql import SQLStateMachine
+from gregor.storage.database import DatabaseConnection
 from gregor.storage.engine import database_at, parse_url
 from gregor.storage.migrations import migrate
 
@@ -120,21 +120,21 @@ def test_unsupported_store_url_is_refused(url: str) -> None:
 async def test_durability_settings_are_set_on_the_connection(tmp_path: Path) -> None:
     """They make a commit durable before it returns."""
 
-    def settings(connection: Connection) -> list[object]:
+    def settings(connection: DatabaseConnection) -> list[object]:
         names = ("journal_mode", "synchronous", "locking_mode")
-        return [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names]
+        return [connection.execute_sql(f"PRAGMA {name}")[0][0] for name in names]
 
     async with database_at(url_of(tmp_path / "gregor.db"), migrate) as database:
         assert await database.read(settings) == ["wal", 2, "exclusive"]
 
 
 async def test_failed_transaction_is_rolled_back(tmp_path: Path) -> None:
-    def insert_and_fail(connection: Connection) -> None:
-        connection.exec_driver_sql("INSERT INTO users VALUES ('u', 5, 0)")
+    def insert_and_fail(connection: DatabaseConnection) -> None:
+        connection.execute_sql("INSERT INTO users VALUES ('u', 5, 0)")
         raise ValueError("in the middle")
 
-    def count_users(connection: Connection) -> int | None:
-        return connection.exec_driver_sql("SELECT count(*) FROM users").scalar()
+    def count_users(connection: DatabaseConnection) -> int:
+        return len(connection.execute_sql("SELECT uid FROM users"))
 
     async with database_at(url_of(tmp_path / "gregor.db"), migrate) as database:
         with pytest.raises(ValueError, match="in the middle"):
@@ -143,8 +143,8 @@ async def test_failed_transaction_is_rolled_back(tmp_path: Path) -> None:
 
 
 async def test_failed_query_raises_storage_unavailable_with_its_cause() -> None:
-    def query_missing_table(connection: Connection) -> None:
-        connection.exec_driver_sql("SELECT * FROM missing")
+    def query_missing_table(connection: DatabaseConnection) -> None:
+        connection.execute_sql("SELECT * FROM missing")
 
     async with database_at("sqlite://", migrate) as database:
         with pytest.raises(StorageUnavailable, match="missing") as raised:
@@ -157,10 +157,10 @@ async def test_database_that_is_not_open_is_unavailable() -> None:
         await database_at("sqlite://").read(lambda connection: None)
 
 
-def limit_growth(connection: Connection, pages: int) -> None:
+def limit_growth(connection: DatabaseConnection, pages: int) -> None:
     """Let the database grow by at most so many pages."""
-    used = connection.exec_driver_sql("PRAGMA page_count").scalar() or 0
-    connection.exec_driver_sql(f"PRAGMA max_page_count = {used + pages}")
+    ((used,),) = connection.execute_sql("PRAGMA page_count")
+    connection.execute_sql(f"PRAGMA max_page_count = {used + pages}")
 
 
 async def test_full_disk_rejects_messages_and_loses_none(tmp_path: Path) -> None:

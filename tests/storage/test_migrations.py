@@ -2,12 +2,14 @@
 
 import asyncio
 import gzip
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias, TypeVar
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, inspect
 
 from gregor.core.instant import SECOND
 from gregor.core.message import create
@@ -15,20 +17,34 @@ from gregor.errors import SetupError
 from gregor.interfaces import Duplicate
 from gregor.state_machines.sharded import ShardedStateMachine
 from gregor.state_machines.sql import SQLStateMachine
+from gregor.storage import statements
+from gregor.storage.database import DatabaseConnection
 from gregor.storage.engine import database_at, databases_at
-from gregor.storage.migrations import migrate, require_newest, revision, upgrade_to
+from gregor.storage.migrations import SchemaWork, migrate, require_newest, revision, upgrade_to
 from gregor.storage.tables import metadata
 
+T = TypeVar("T")
 LATER = 1_767_226_000_000_000  # shortly after the messages in the files were stored
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest) -> str:
-    """A new, empty database of each kind."""
-    if request.param == "sqlite":
-        return "sqlite://"
-    url: str = request.getfixturevalue("postgresql_url")
-    return url
+SQLAlchemyWork: TypeAlias = Callable[[Connection], T]
+
+
+async def inspected(url: str, prepare: SQLAlchemyWork[None], work: SQLAlchemyWork[T]) -> T:
+    """The result of the work on the database after `prepare`."""
+    results: list[T] = []
+
+    @SchemaWork
+    def prepare_and_work(connection: Connection) -> None:
+        prepare(connection)
+        results.append(work(connection))
+
+    async with database_at(url, prepare_and_work):
+        return results[0]
+
+
+def leave_unchanged(connection: Connection) -> None:
+    pass
 
 
 async def test_migrations_create_the_tables_and_nothing_else(url: str) -> None:
@@ -38,8 +54,7 @@ async def test_migrations_create_the_tables_and_nothing_else(url: str) -> None:
             compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
         )
 
-    async with database_at(url, migrate) as database:
-        assert await database.read(differences) == []
+    assert await inspected(url, migrate.run, differences) == []
 
 
 async def test_migrations_create_every_index_and_constraint() -> None:
@@ -61,10 +76,12 @@ async def test_migrations_create_every_index_and_constraint() -> None:
             if name != "alembic_version"
         }
 
-    async with database_at("sqlite://", migrate) as migrated:
-        migrated_schema = await migrated.read(schema)
-    async with database_at("sqlite://", metadata.create_all) as created:
-        assert await created.read(schema) == migrated_schema
+    def create_all(connection: Connection) -> None:
+        metadata.create_all(connection)
+
+    migrated_schema = await inspected("sqlite://", migrate.run, schema)
+    created_schema = await inspected("sqlite://", create_all, schema)
+    assert created_schema == migrated_schema
     assert set(migrated_schema) == set(metadata.tables)
 
 
@@ -75,21 +92,20 @@ def _where(options: object) -> str:
 
 async def test_migrate_is_idempotent(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'gregor.db'}"
-    revisions = []
-    for _ in range(2):
-        async with database_at(url, migrate) as database:
-            revisions.append(await database.read(revision))
+    revisions = [await inspected(url, migrate.run, revision) for _ in range(2)]
     assert revisions[0] is not None
     assert revisions[0] == revisions[1]
 
 
 async def test_new_file_has_no_schema(tmp_path: Path) -> None:
-    async with database_at(f"sqlite:///{tmp_path / 'gregor.db'}") as database:
-        assert await database.read(revision) is None
+    url = f"sqlite:///{tmp_path / 'gregor.db'}"
+    async with database_at(url):
+        pass
+    assert await inspected(url, leave_unchanged, revision) is None
 
 
-def set_revision(connection: Connection, version: str) -> None:
-    connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{version}'")
+def set_revision(connection: DatabaseConnection, version: str) -> None:
+    connection.execute_sql(f"UPDATE alembic_version SET version_num = '{version}'")
 
 
 async def test_newer_schema_is_refused_with_the_command_to_upgrade(tmp_path: Path) -> None:
@@ -99,8 +115,7 @@ async def test_newer_schema_is_refused_with_the_command_to_upgrade(tmp_path: Pat
     with pytest.raises(SetupError, match=r"9999.*pip install -U gregor-sync"):
         async with database_at(url, migrate):
             pass
-    async with database_at(url) as database:
-        assert await database.read(revision) == "9999"
+    assert await inspected(url, leave_unchanged, revision) == "9999"
 
 
 # On a database that nodes share, a node creates tables only with --migrate.
@@ -123,8 +138,7 @@ async def test_node_refuses_schema_that_its_code_does_not_know(postgresql_url: s
 async def test_concurrent_migrations_wait_for_each_other(postgresql_url: str) -> None:
     databases = [database_at(postgresql_url, migrate) for _ in range(5)]
     await asyncio.gather(*(database.__aenter__() for database in databases))
-    revisions = [await database.read(revision) for database in databases]
-    assert len(set(revisions)) == 1
+    assert await inspected(postgresql_url, leave_unchanged, revision) is not None
     for database in databases:
         await database.__aexit__(None, None, None)
 
@@ -142,8 +156,8 @@ def unpack(name: str, folder: Path) -> str:
     return f"sqlite:///{path}"
 
 
-def stored_messages(connection: Connection) -> list[tuple[str, str, str]]:
-    rows = connection.exec_driver_sql("SELECT uid, msg_id, message FROM messages ORDER BY 1, ctime")
+def stored_messages(connection: DatabaseConnection) -> list[tuple[str, str, str]]:
+    rows = connection.execute_sql("SELECT uid, msg_id, message FROM messages ORDER BY 1, ctime")
     return [(uid, msg_id, message) for uid, msg_id, message in rows]
 
 
@@ -201,19 +215,12 @@ async def test_messages_in_postgresql_of_schema_0002_are_kept_with_renamed_field
 ) -> None:
     before = await read_without_migration(unpack("store", tmp_path))
     rows = [
-        {"uid": uid, "ctime": n, "prev": n - 1, "msg_id": msg_id, "message": message}
+        (uid, n, n - 1, msg_id, None, message, None, None, None)
         for n, (uid, msg_id, message) in enumerate(before, start=1)
     ]
-
-    def fill(connection: Connection) -> None:
-        upgrade_to(connection, "0002")
-        connection.execute(text(
-            "INSERT INTO messages (uid, ctime, prev, msg_id, message)"
-            " VALUES (:uid, :ctime, :prev, :msg_id, :message)"
-        ), rows)  # fmt: skip
-
-    async with database_at(postgresql_url, fill):
-        pass
+    schema_0002 = SchemaWork(lambda connection: upgrade_to(connection, "0002"))
+    async with database_at(postgresql_url, schema_0002) as database:
+        await database.write(lambda c: c.insert(statements.INSERT_MESSAGES, rows))
     async with database_at(postgresql_url, migrate) as database:
         assert await database.read(stored_messages) == expected_messages(before)
 

@@ -3,15 +3,23 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
-from sqlalchemy import Connection
 
 from gregor.errors import SetupError, StorageUnavailable
-from gregor.storage.database import CommitUnknown, Database, UniqueViolation, redacted
+from gregor.storage.database import (
+    CommitUnknown,
+    Database,
+    DatabaseConnection,
+    UniqueViolation,
+    redacted,
+)
 from gregor.storage.engine import database_at
 from gregor.storage.migrations import migrate
+from gregor.storage.statements import Statement
 from gregor.testing.backends import PostgreSQL, Redis
 
 COUNT_USERS = "SELECT count(*) FROM users"
@@ -30,23 +38,23 @@ async def server() -> AsyncIterator[PostgreSQL]:
         yield server
 
 
-def run(*statements: str) -> Callable[[Connection], None]:
-    def work(connection: Connection) -> None:
+def run(*statements: str) -> Callable[[DatabaseConnection], None]:
+    def work(connection: DatabaseConnection) -> None:
         for statement in statements:
-            connection.exec_driver_sql(statement)
+            connection.execute_sql(statement)
 
     return work
 
 
-def query(statement: str) -> Callable[[Connection], object]:
-    return lambda connection: connection.exec_driver_sql(statement).scalar()
+def query(statement: str) -> Callable[[DatabaseConnection], object]:
+    return lambda connection: connection.execute_sql(statement)[0][0]
 
 
 def insert_user(uid: str) -> str:
     return f"INSERT INTO users VALUES ('{uid}', 0, 0)"
 
 
-def insert_after_failure(statement: str) -> Callable[[Connection], None]:
+def insert_after_failure(statement: str) -> Callable[[DatabaseConnection], None]:
     """Work that inserts a user; the first time, it also executes a statement, which fails."""
     second_statements = iter((statement, "SELECT 1", "SELECT 1"))
     return lambda connection: run(insert_user("u"), next(second_statements))(connection)
@@ -66,7 +74,7 @@ async def test_deadlock_is_retried_and_both_transactions_succeed(
 ) -> None:
     await database.write(run(insert_user("a"), insert_user("b")))
 
-    def lock(*uids: str) -> Callable[[Connection], None]:
+    def lock(*uids: str) -> Callable[[DatabaseConnection], None]:
         first, second = (f"SELECT 1 FROM users WHERE uid = '{uid}' FOR UPDATE" for uid in uids)
         return run(first, "SELECT pg_sleep(0.1)", second)
 
@@ -95,6 +103,107 @@ async def test_idle_connections_that_broke_are_replaced(
         )
 
 
+# Connections
+
+BACKEND = "SELECT pg_backend_pid()"
+
+
+async def test_cancelled_transaction_is_rolled_back_and_its_connection_is_not_reused(
+    database: Database,
+) -> None:
+    pid = await database.write(query(BACKEND))
+    is_writing = asyncio.Event()
+
+    def insert_and_sleep(connection: DatabaseConnection) -> None:
+        run(insert_user("u"))(connection)
+        is_writing.set()
+        run("SELECT pg_sleep(60)")(connection)
+
+    writing = asyncio.create_task(database.write(insert_and_sleep))
+    await is_writing.wait()
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    assert await database.write(query(BACKEND)) != pid
+    assert await database.read(query(COUNT_USERS)) == 0
+
+
+async def test_failed_transaction_is_rolled_back_and_keeps_its_connection(
+    database: Database,
+) -> None:
+    pid = await database.write(query(BACKEND))
+
+    def insert_and_fail(connection: DatabaseConnection) -> None:
+        run(insert_user("u"))(connection)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await database.write(insert_and_fail)
+    with pytest.raises(UniqueViolation):
+        await database.write(run(insert_user("u"), insert_user("u")))
+    with pytest.raises(StorageUnavailable, match="missing"):
+        await database.write(run(insert_user("u"), "SELECT * FROM missing"))
+    assert await database.write(query(BACKEND)) == pid
+    assert await database.read(query(COUNT_USERS)) == 0
+
+
+async def test_parameter_that_cannot_be_encoded_is_not_retried(database: Database) -> None:
+    attempts = []
+    number = Statement("SELECT CAST(:number AS BIGINT)", tuple)
+
+    def work(connection: DatabaseConnection) -> None:
+        attempts.append(1)
+        connection.execute(number, number=2**64)
+
+    with pytest.raises(StorageUnavailable, match="invalid input"):
+        await database.write(work)
+    assert attempts == [1]
+
+
+@asynccontextmanager
+async def relay_to(port: int, hides_end: asyncio.Event) -> AsyncIterator[int]:
+    """A port that forwards to this one. While `hides_end` is set, a connection that the server
+    closes stays open."""
+
+    async def forward(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, to_client: bool
+    ) -> None:
+        with suppress(OSError):
+            while chunk := await reader.read(65_536):
+                writer.write(chunk)
+        if not (to_client and hides_end.is_set()):
+            writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", port)
+        up, down = forward(reader, server_writer, False), forward(server_reader, writer, True)
+        await asyncio.gather(up, down)
+        writer.close()
+
+    async with asyncio.TaskGroup() as tasks:
+        relay = await asyncio.start_server(
+            lambda reader, writer: tasks.create_task(serve(reader, writer)), "127.0.0.1"
+        )
+        async with relay:
+            yield relay.sockets[0].getsockname()[1]
+
+
+async def test_statement_between_last_message_and_close_of_server_is_retried(
+    postgresql_url: str, database: Database
+) -> None:
+    hides_end = asyncio.Event()
+    async with relay_to(urlsplit(postgresql_url).port or 0, hides_end) as port:
+        url = urlsplit(postgresql_url)._replace(netloc=f"postgres@127.0.0.1:{port}").geturl()
+        async with database_at(url) as behind_relay:
+            pid = await behind_relay.write(query(BACKEND))
+            hides_end.set()
+            await database.read(query(f"SELECT pg_terminate_backend({pid}, 5000)"))
+            for _ in range(20):  # until the server's last message is read
+                await asyncio.sleep(0)
+            await behind_relay.write(run(insert_user("u")))
+    assert await database.read(query(COUNT_USERS)) == 1
+
+
 # Unknown commits
 
 BREAK_AT_COMMIT = (
@@ -110,8 +219,8 @@ async def test_unknown_commit_raises_error_with_the_result_of_the_work(
 ) -> None:
     await database.write(run(*BREAK_AT_COMMIT))
 
-    def work(connection: Connection) -> str:
-        connection.exec_driver_sql(insert_user("u"))
+    def work(connection: DatabaseConnection) -> str:
+        connection.execute_sql(insert_user("u"))
         return "the result"
 
     with pytest.raises(CommitUnknown) as raised:
@@ -131,7 +240,7 @@ async def test_read_sees_one_snapshot(database: Database) -> None:
     counts: list[object] = []
     counted_once = asyncio.Event()
 
-    def count_twice(connection: Connection) -> None:
+    def count_twice(connection: DatabaseConnection) -> None:
         counts.append(query(COUNT_USERS)(connection))
         counted_once.set()
         run("SELECT pg_sleep(0.3)")(connection)
@@ -246,8 +355,8 @@ async def test_malformed_url_is_named_in_error(url: str) -> None:
 async def test_server_without_durable_commits_is_refused(postgresql_server: PostgreSQL) -> None:
     url = await postgresql_server.create_database()
     name = Path(url).name
-    async with database_at(url, run(f"ALTER DATABASE {name} SET synchronous_commit = off")):
-        pass
+    async with database_at(url) as database:
+        await database.write(run(f"ALTER DATABASE {name} SET synchronous_commit = off"))
     assert "synchronous_commit is off" in await open_error(url)
 
 

@@ -51,9 +51,11 @@ async def _establish(stores: Mapping[str | None, str]) -> None:
         await establish(databases)
 
 
-async def _migrate(store: str) -> str | None:
+async def _migrate(store: str) -> str:
     from gregor.storage.engine import database_at
-    from gregor.storage.migrations import migrate, revision
+    from gregor.storage.migrations import migrate
+    from gregor.storage.statements import SCHEMA_REVISION
 
     async with database_at(store, migrate, seconds=STATEMENT_TIMEOUT_SECONDS) as database:
-        return await database.read(revision)
+        (revision,) = await database.read(lambda c: c.execute(SCHEMA_REVISION))
+        return revision.version

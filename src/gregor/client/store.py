@@ -6,13 +6,11 @@ records that differ, so that the size of a write does not grow with the state.
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias, TypeVar
 
 import msgspec
 from immutables import Map
 from msgspec import Struct
-from sqlalchemy import Connection, text
-from sqlalchemy.engine import URL
 
 from gregor.client.replica import OutboxEntry, RejectedEntry, Replica
 from gregor.client.store_migrations import changes_to_schema_2
@@ -20,8 +18,9 @@ from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID
 from gregor.core.state import DismissedRange, Facts, Item
 from gregor.errors import SetupError
-from gregor.storage.database import StorageBroken
-from gregor.storage.sqlite import SQLiteDatabase
+from gregor.storage.database import DatabaseConnection, StorageBroken
+from gregor.storage.sqlite import SQLiteDatabase, transact
+from gregor.storage.statements import Statement, no_row
 
 T = TypeVar("T")
 
@@ -85,9 +84,24 @@ class MemoryStore:
 SCHEMA_VERSION = 2
 APPLICATION_ID = 0x67726567  # "greg": marks the file as ours, for `file` and other programs
 
-_UPSERT = text("INSERT OR REPLACE INTO records (kind, name, json) VALUES (:kind, :name, :json)")
-_DELETE = text("DELETE FROM records WHERE kind = :kind AND name = :name")
-_SELECT_ALL = text("SELECT kind, name, json FROM records")
+
+class _Record(NamedTuple):
+    kind: str
+    name: str
+    json: str
+
+
+_UPSERT = Statement(
+    "INSERT OR REPLACE INTO records (kind, name, json) SELECT kind, name, json FROM input",
+    no_row,
+    input="kind TEXT, name TEXT, json TEXT",
+)
+_DELETE = Statement(
+    "DELETE FROM records WHERE (kind, name) IN (SELECT kind, name FROM input)",
+    no_row,
+    input="kind TEXT, name TEXT",
+)
+_SELECT_ALL = Statement("SELECT kind, name, json FROM records", _Record._make)
 _CREATE_TABLE = """
 CREATE TABLE records (
     kind TEXT NOT NULL, name TEXT NOT NULL, json TEXT NOT NULL, PRIMARY KEY (kind, name)
@@ -102,8 +116,9 @@ class SQLiteStore:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        url = URL.create("sqlite", database=str(self.path))
-        self._database = SQLiteDatabase(url, self._prepare)
+        self._database = SQLiteDatabase(
+            str(self.path), lambda driver: transact(driver, "BEGIN IMMEDIATE", self._prepare)
+        )
 
     async def __aenter__(self) -> Self:
         await self._database.__aenter__()
@@ -121,26 +136,26 @@ class SQLiteStore:
     async def save(self, changes: RecordChanges) -> None:
         await self._database.write(lambda connection: _save(connection, changes))
 
-    def _load(self, connection: Connection) -> Records:
-        result = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
+    def _load(self, connection: DatabaseConnection) -> Records:
+        ((result,),) = connection.execute_sql("PRAGMA quick_check(1)")
         if result != "ok":
             raise self._damaged(result)
         return self._read_records(connection)
 
-    def _read_records(self, connection: Connection) -> Records:
-        return {(kind, name): json.encode() for kind, name, json in connection.execute(_SELECT_ALL)}
+    def _read_records(self, connection: DatabaseConnection) -> Records:
+        return {(r.kind, r.name): r.json.encode() for r in connection.execute(_SELECT_ALL)}
 
-    def _prepare(self, connection: Connection) -> None:
-        if connection.exec_driver_sql("SELECT count(*) FROM sqlite_schema").scalar_one() == 0:
-            connection.exec_driver_sql(_CREATE_TABLE)
-            connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        if connection.exec_driver_sql("PRAGMA application_id").scalar_one() != APPLICATION_ID:
+    def _prepare(self, connection: DatabaseConnection) -> None:
+        if not connection.execute_sql("SELECT 1 FROM sqlite_schema LIMIT 1"):
+            connection.execute_sql(_CREATE_TABLE)
+            connection.execute_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        if connection.execute_sql("PRAGMA application_id") != [(APPLICATION_ID,)]:
             raise SetupError(f"{self.path} is a database of another program; choose another path")
-        schema = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+        ((schema,),) = connection.execute_sql("PRAGMA user_version")
         if schema == 1:
             _save(connection, changes_to_schema_2(self._read_records(connection)))
-            connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            connection.execute_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
             schema = SCHEMA_VERSION
         if schema != SCHEMA_VERSION:
             raise SetupError(
@@ -152,14 +167,13 @@ class SQLiteStore:
         return SetupError(f"{self.path} is damaged ({problem}); move it away and restart")
 
 
-def _save(connection: Connection, changes: RecordChanges) -> None:
+def _save(connection: DatabaseConnection, changes: RecordChanges) -> None:
     put = [(key, record) for key, record in changes.items() if record is not None]
     removed = [key for key, record in changes.items() if record is None]
     if put:
-        rows = [{"kind": k, "name": n, "json": record.decode()} for (k, n), record in put]
-        connection.execute(_UPSERT, rows)
+        connection.execute_rows(_UPSERT, [(*key, record.decode()) for key, record in put])
     if removed:
-        connection.execute(_DELETE, [{"kind": kind, "name": name} for kind, name in removed])
+        connection.execute_rows(_DELETE, removed)
 
 
 # Conversion between a replica and records

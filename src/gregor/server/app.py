@@ -9,7 +9,6 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 import msgspec
-from sqlalchemy import Connection
 from starlette.applications import Starlette
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
@@ -39,13 +38,12 @@ from gregor.server.service import HELLO_SECONDS, WRITE_TIMEOUT_SECONDS, Service
 from gregor.server.websocket import WebSocketEndpoint
 from gregor.server.worker_metrics import WorkerMetrics
 from gregor.state_machines.rebalance import establish
-from gregor.state_machines.shard_map import name_here
 from gregor.state_machines.sharded import Shard, ShardedStateMachine
 from gregor.state_machines.sql import SQLStateMachine
-from gregor.storage.database import Database, Work
+from gregor.storage.database import Database
 from gregor.storage.engine import database_at, is_shared
 from gregor.storage.lazy import LazyDatabase
-from gregor.storage.migrations import migrate, require_newest
+from gregor.storage.migrations import migrate, require_newest, requiring_no_shard
 
 CLOCK_CHECK_SECONDS = 10.0
 
@@ -257,22 +255,12 @@ def _database(url: str, shard: str | None, settings: Settings) -> Database:
     prepare = require_newest if is_shared(url) and not settings.migrate else migrate
     database = database_at(
         url,
-        prepare if shard is not None else lambda c: _prepare_single_store(c, prepare),
+        prepare if shard is not None else requiring_no_shard(prepare),
         connections=settings.store_connections,
         seconds=settings.store_seconds,
     )
     # A server can start while a shard is down, but not if it has to migrate that shard.
     return database if shard is None or settings.migrate else LazyDatabase(database)
-
-
-def _prepare_single_store(connection: Connection, prepare: Work[None]) -> None:
-    prepare(connection)
-    shard = name_here(connection)
-    if shard is not None:
-        raise SetupError(
-            f"this database is shard {shard!r} of several; name all shards: "
-            f"--store {shard}=URL --store NAME=URL"
-        )
 
 
 def _state_machine(

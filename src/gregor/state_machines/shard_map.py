@@ -10,17 +10,18 @@ All functions here take a connection, and run inside the transaction of their ca
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from msgspec.json import encode
-from sqlalchemy import Connection
 
 from gregor.core.buckets import bucket_of
 from gregor.core.instant import SECOND, Time
 from gregor.core.message import UID, InBandMessage
 from gregor.errors import Unavailable
 from gregor.state_machines.transactions import message_of, wrong_shards
-from gregor.storage import statements, tables
+from gregor.storage import statements
+from gregor.storage.database import DatabaseConnection
+from gregor.storage.statements import LoggedMessage, PlacementRow
 
 MAX_PAGE_MESSAGES = 512  # that one transaction copies
 MAX_PAGE_USERS = 10_000
@@ -57,38 +58,40 @@ class NotClosed(Unavailable):
 # The map
 
 
-def name_here(connection: Connection) -> str | None:
+def name_here(connection: DatabaseConnection) -> str | None:
     """The name of this shard; None if the database is not a shard."""
-    return connection.scalar(statements.shard_name)
+    return next((row.name for row in connection.execute(statements.SHARD_NAME)), None)
 
 
-def has_users(connection: Connection) -> bool:
+def has_users(connection: DatabaseConnection) -> bool:
     """Whether this database has users."""
-    return connection.execute(statements.any_user).first() is not None
+    return bool(connection.execute(statements.ANY_USER))
 
 
-def make_shard(connection: Connection, name: str, known: Iterable[Placement]) -> None:
+def make_shard(connection: DatabaseConnection, name: str, known: Iterable[Placement]) -> None:
     """Make this database a shard with this name and this map."""
-    statements.insert(connection, tables.shard, [(name,)])
+    connection.insert(statements.INSERT_SHARD, [(name,)])
     merge_placements(connection, known)
 
 
-def placements(connection: Connection) -> list[Placement]:
+def placements(connection: DatabaseConnection) -> list[Placement]:
     """All placements that this database knows."""
-    return [Placement._make(row) for row in connection.execute(statements.placements).all()]
+    return _placements(connection.execute(statements.PLACEMENTS))
 
 
-def merge_placements(connection: Connection, known: Iterable[Placement]) -> int:
+def merge_placements(connection: DatabaseConnection, known: Iterable[Placement]) -> int:
     """Store the placements that are newer than those stored here, and return their number.
     Idempotent."""
-    statement = statements.upsert_newer_placements(connection.dialect.name)
-    return statements.execute(connection, statement, known).rowcount
+    return len(connection.execute_rows(statements.UPSERT_NEWER_PLACEMENTS, known))
 
 
-def exchange(connection: Connection, known: Sequence[Placement]) -> list[Placement]:
+def exchange(connection: DatabaseConnection, known: Sequence[Placement]) -> list[Placement]:
     """Merge these placements, and return those that are newer here. Idempotent."""
     merge_placements(connection, known)
-    rows = statements.execute(connection, statements.newer_placements, known)
+    return _placements(connection.execute_rows(statements.NEWER_PLACEMENTS, known))
+
+
+def _placements(rows: Iterable[PlacementRow]) -> list[Placement]:
     return [Placement._make(row) for row in rows]
 
 
@@ -102,66 +105,63 @@ class Closed(NamedTuple):
     placements: list[Placement]
 
 
-def close(connection: Connection, buckets: Sequence[int], seconds: float) -> Closed:
+def close(connection: DatabaseConnection, buckets: Sequence[int], seconds: float) -> Closed:
     """Accept no messages for these buckets, for so many seconds. When this is committed, all
     accepted messages are committed and can be read. Raises NotClosed if one of the buckets is not
     held here; then none is closed."""
     # The time starts before the wait for writers, because new writers already queue behind it.
-    until: Time = connection.execute(statements.database_time).scalar_one() + round(
-        seconds * SECOND
-    )
+    (clock,) = connection.execute(statements.DATABASE_TIME)
+    until = clock.ctime + round(seconds * SECOND)
     _wait_for_writers(connection)
     rows = [(bucket, until) for bucket in buckets]
-    closed = statements.execute(connection, statements.close_buckets, rows)
+    closed = connection.execute_rows(statements.CLOSE_BUCKETS, rows)
     return Closed(until, _require_all(buckets, closed))
 
 
 def release(
-    connection: Connection, buckets: Sequence[int], target: str, until: Time
+    connection: DatabaseConnection, buckets: Sequence[int], target: str, until: Time
 ) -> list[Placement]:
     """Give the buckets, which are closed until this time, to another shard. This moves them.
     Raises NotClosed if one of them is open again, or was closed again by another rebalancer; then
     none of them moves."""
     _wait_for_writers(connection)
     rows = [(bucket, until, target) for bucket in buckets]
-    released = statements.execute(connection, statements.release_buckets, rows)
+    released = connection.execute_rows(statements.RELEASE_BUCKETS, rows)
     return _require_all(buckets, released)
 
 
-def reopen(connection: Connection, buckets: Sequence[int], until: Time) -> None:
+def reopen(connection: DatabaseConnection, buckets: Sequence[int], until: Time) -> None:
     """Accept messages again for the buckets that are closed until this time. Idempotent."""
     rows = [(bucket, until) for bucket in buckets]
-    statements.execute(connection, statements.reopen_buckets, rows)
+    connection.execute_rows(statements.REOPEN_BUCKETS, rows)
 
 
-def _require_all(buckets: Sequence[int], rows: Iterable[Any]) -> list[Placement]:
+def _require_all(buckets: Sequence[int], rows: Iterable[PlacementRow]) -> list[Placement]:
     """Raises NotClosed, which rolls the transaction back, unless all buckets were changed."""
-    changed = [Placement._make(row) for row in rows]
+    changed = _placements(rows)
     for bucket in {*buckets} - {placement.bucket for placement in changed}:
         raise NotClosed(f"bucket {bucket} is not held here, or has opened again")
     return changed
 
 
-def _wait_for_writers(connection: Connection) -> None:
+def _wait_for_writers(connection: DatabaseConnection) -> None:
     """Wait until no transaction writes messages, and let none begin. Raises StorageUnavailable if
     that takes too long."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(statements.set_lock_timeout)
-        connection.execute(statements.wait_for_writers)
+    if connection.dialect.has_row_locks:
+        connection.execute(statements.SET_LOCK_TIMEOUT)
+        connection.execute(statements.WAIT_FOR_WRITERS)
 
 
 # The contents of a bucket
 
 
-def extents(connection: Connection, buckets: Iterable[int]) -> dict[UID, Extent]:
+def extents(connection: DatabaseConnection, buckets: Iterable[int]) -> dict[UID, Extent]:
     """The extents of the users of these buckets who have messages here."""
-    rows = statements.execute(
-        connection, statements.users_of_buckets, [(bucket,) for bucket in buckets]
-    )
+    rows = connection.execute_rows(statements.USERS_OF_BUCKETS, [(bucket,) for bucket in buckets])
     return {row.uid: Extent(row.ctime, row.messages) for row in rows}
 
 
-def page(connection: Connection, cursors: Mapping[UID, Time]) -> list[InBandMessage]:
+def page(connection: DatabaseConnection, cursors: Mapping[UID, Time]) -> list[InBandMessage]:
     """The next messages of these users after the cursor of each, one user after the other, and not
     reduced. A page of fewer than MAX_PAGE_MESSAGES messages is the last one."""
     return [message_of(row) for _, row in _page(connection, cursors)]
@@ -175,7 +175,7 @@ class Digest(NamedTuple):
     sha256: str
 
 
-def digests(connection: Connection, cursors: Mapping[UID, Time]) -> list[Digest]:
+def digests(connection: DatabaseConnection, cursors: Mapping[UID, Time]) -> list[Digest]:
     """The messages that `page` returns, as digests."""
     return [
         Digest(uid, row.ctime, sha256(encode(message_of(row).stamp(row.ctime, 0))).hexdigest())
@@ -183,33 +183,35 @@ def digests(connection: Connection, cursors: Mapping[UID, Time]) -> list[Digest]
     ]
 
 
-def _page(connection: Connection, cursors: Mapping[UID, Time]) -> Iterator[tuple[UID, Any]]:
+def _page(
+    connection: DatabaseConnection, cursors: Mapping[UID, Time]
+) -> Iterator[tuple[UID, LoggedMessage]]:
     limit = MAX_PAGE_MESSAGES
     for uid, cursor in cursors.items():
-        parameters = {"uid": uid, "start": cursor + 1, "limit": limit}
-        rows = connection.execute(statements.messages_since_limited, parameters).all()
+        rows = connection.execute(
+            statements.MESSAGES_SINCE_LIMITED, uid=uid, start=cursor + 1, limit=limit
+        )
         yield from ((uid, row) for row in rows)
         limit -= len(rows)
         if not limit:
             return
 
 
-def loads(connection: Connection, buckets: Iterable[int]) -> dict[int, Load]:
+def loads(connection: DatabaseConnection, buckets: Iterable[int]) -> dict[int, Load]:
     """The loads of these buckets here, whether this shard holds them or not; empty ones are left
     out. Reads all their messages."""
-    rows = statements.execute(connection, statements.loads, [(bucket,) for bucket in buckets])
+    rows = connection.execute_rows(statements.LOADS, [(bucket,) for bucket in buckets])
     return {row.bucket: Load(row.users, row.messages, row.bytes) for row in rows}
 
 
-def claim(connection: Connection, bucket: int) -> Placement | None:
+def claim(connection: DatabaseConnection, bucket: int) -> Placement | None:
     """Place a bucket, which this shard holds, on this shard again, with a higher version; None if
     another shard holds it. A rebalancer that is moving it has to close it again."""
-    for row in statements.execute(connection, statements.claim_buckets, [(bucket,)]):
-        return Placement._make(row)
-    return None
+    claimed = _placements(connection.execute_rows(statements.CLAIM_BUCKETS, [(bucket,)]))
+    return next(iter(claimed), None)
 
 
-def prune(connection: Connection, placement: Placement) -> bool:
+def prune(connection: DatabaseConnection, placement: Placement) -> bool:
     """Delete everything here of a bucket that its holder has just claimed; returns whether it was
     deleted. It is kept if this placement is not newer than the one here: a rebalancer that moves
     the bucket to this shard first publishes a placement at least as new, then reads what is stored
@@ -218,8 +220,8 @@ def prune(connection: Connection, placement: Placement) -> bool:
         connection, [placement.bucket]
     ):
         return False
-    for table in (tables.messages, tables.dismissed_ids, tables.dismissed_ranges, tables.users):
-        connection.execute(statements.delete_bucket(table), {"bucket": placement.bucket})
+    for statement in statements.DELETE_BUCKET:
+        connection.execute(statement, bucket=placement.bucket)
     return True
 
 
@@ -231,10 +233,9 @@ class UserPage(NamedTuple):
     misplaced_users: list[UID]
 
 
-def misplaced_users(connection: Connection, after: UID) -> UserPage:
+def misplaced_users(connection: DatabaseConnection, after: UID) -> UserPage:
     """Check the stored buckets of the next users after this one."""
-    parameters = {"after": after, "limit": MAX_PAGE_USERS}
-    rows = connection.execute(statements.users_after, parameters).all()
+    rows = connection.execute(statements.USERS_AFTER, after=after, limit=MAX_PAGE_USERS)
     return UserPage(
         rows[-1].uid if rows else None,
         [row.uid for row in rows if row.bucket != bucket_of(row.uid)],

@@ -6,10 +6,9 @@ proportional to what is live and what is new, not to the length of the user's lo
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, Executable
 
 from gregor.core.buckets import bucket_of
 from gregor.core.instant import SECOND, Time
@@ -29,8 +28,9 @@ from gregor.core.state import (
 )
 from gregor.errors import Conflict, WrongShard
 from gregor.interfaces import Duplicate, Outcome, Rejected, Stored
-from gregor.storage import statements, tables
-from gregor.storage.tables import FOREVER
+from gregor.storage import statements
+from gregor.storage.database import DatabaseConnection
+from gregor.storage.statements import FOREVER, LockedUser, PlacementRow, Statement, StoredRange
 
 # A range need not dismiss expired items, and must not read all items that ever expired. But a clock
 # that lags or is set back shows an expired item again, so a range also dismisses items that expired
@@ -45,7 +45,7 @@ ItemID: TypeAlias = tuple[UID, MsgID]
 
 
 def consume(
-    connection: Connection,
+    connection: DatabaseConnection,
     messages: Sequence[InBandMessage],
     now: Time,
     *,
@@ -65,7 +65,7 @@ def consume(
 
 
 def consume_new(
-    connection: Connection, messages: Sequence[InBandMessage], now: Time
+    connection: DatabaseConnection, messages: Sequence[InBandMessage], now: Time
 ) -> list[Outcome]:
     """The same for messages that are not stamped and whose ids are new; raises UniqueViolation if
     an id is known."""
@@ -75,13 +75,13 @@ def consume_new(
 
 
 def _split_by_shard(
-    connection: Connection, messages: Sequence[InBandMessage]
+    connection: DatabaseConnection, messages: Sequence[InBandMessage]
 ) -> tuple[Sequence[InBandMessage], dict[int, Rejected]]:
     """The messages that this shard accepts, and by index in the batch those that it rejects.
     This stays true until the commit: closing or releasing a bucket waits for every transaction
     that has locked users."""
     buckets = {bucket_of(uid) for uid in {message.uid for message in messages}}
-    errors = _wrong_shards(connection, statements.buckets_not_writable, buckets)
+    errors = _wrong_shards(connection, statements.BUCKETS_NOT_WRITABLE, buckets)
     errors_by_bucket = {error.bucket: error for error in errors}
     if not errors_by_bucket:
         return messages, {}
@@ -100,17 +100,17 @@ def _with_rejected(outcomes: list[Outcome], rejected: Mapping[int, Rejected]) ->
 
 
 def _wrong_shards(
-    connection: Connection, statement: Executable, buckets: Iterable[int]
+    connection: DatabaseConnection, statement: Statement[PlacementRow], buckets: Iterable[int]
 ) -> list[WrongShard]:
-    rows = statements.execute(connection, statement, [(bucket,) for bucket in buckets])
+    rows = connection.execute_rows(statement, [(bucket,) for bucket in buckets])
     return [WrongShard(row.bucket, row.shard, row.version) for row in rows]
 
 
 def _consume(
-    connection: Connection,
+    connection: DatabaseConnection,
     messages: Sequence[InBandMessage],
     now: Time,
-    users: Mapping[UID, "_LockedUser"],
+    users: Mapping[UID, LockedUser],
     known: dict[ItemID, InBandMessage],
 ) -> list[Outcome]:
     clocks = {user.uid: user.ctime for user in users.values()}
@@ -141,7 +141,7 @@ def _consume(
     if stored:
         uids = {message.uid for message in stored}
         rows = [(uid, clocks[uid], bucket_of(uid)) for uid in uids]
-        statements.execute(connection, statements.upsert_clocks(connection.dialect.name), rows)
+        connection.execute_rows(statements.UPSERT_CLOCKS, rows)
     return outcomes
 
 
@@ -152,29 +152,27 @@ def _resolve_known_id(message: InBandMessage, earlier: InBandMessage) -> Outcome
 
 
 def _insert_late_replay(
-    connection: Connection, message: InBandMessage, known: dict[ItemID, InBandMessage]
+    connection: DatabaseConnection, message: InBandMessage, known: dict[ItemID, InBandMessage]
 ) -> Outcome:
     """Store a replay whose ctime is behind the user's clock, between its neighbours in the log."""
-    position = {"uid": message.uid, "ctime": message.ctime}
-    successor = connection.execute(statements.next_message, position).one()
+    uid, ctime = message.uid, message.ctime
+    (successor,) = connection.execute(statements.NEXT_MESSAGE, uid=uid, ctime=ctime)
     if successor.ctime == message.ctime:
         error = Conflict("another message of this user has this ctime", field="ctime")
         return Rejected(message, error)
-    prev = connection.scalar(statements.previous_ctime, position) or 0
-    statements.execute(
-        connection, statements.update_prev, [(message.uid, successor.ctime, message.ctime)]
-    )
+    (previous,) = connection.execute(statements.PREVIOUS_CTIME, uid=uid, ctime=ctime)
+    connection.execute(statements.UPDATE_PREV, uid=uid, ctime=successor.ctime, prev=ctime)
     known_successor = known.get((message.uid, successor.msg_id))
     if known_successor is not None:  # the batch may contain its id again
         stamped = known_successor.stamp(known_successor.ctime, message.ctime)
         known[message.uid, known_successor.msg_id] = stamped
-    stored = message.stamp(message.ctime, prev)
+    stored = message.stamp(message.ctime, previous.ctime)
     _insert(connection, [stored])
     return Stored(stored)
 
 
-def _insert(connection: Connection, new: Sequence[InBandMessage]) -> None:
-    statements.insert(connection, tables.messages, [_row(message) for message in new])
+def _insert(connection: DatabaseConnection, new: Sequence[InBandMessage]) -> None:
+    connection.insert(statements.INSERT_MESSAGES, [_row(message) for message in new])
     ranges = [
         (
             m.uid,
@@ -189,7 +187,7 @@ def _insert(connection: Connection, new: Sequence[InBandMessage]) -> None:
         if m.dismissal is not None
         for number, r in enumerate(dismissed_ranges(m.dismissal, m.ctime))
     ]
-    statements.insert(connection, tables.dismissed_ranges, ranges)
+    connection.insert(statements.INSERT_RANGES, ranges)
 
 
 def _row(message: InBandMessage) -> tuple[object, ...]:
@@ -214,9 +212,9 @@ def _row(message: InBandMessage) -> tuple[object, ...]:
 
 
 def _store_deaths(
-    connection: Connection,
+    connection: DatabaseConnection,
     stored: Sequence[InBandMessage],
-    users: Mapping[UID, "_LockedUser"],
+    users: Mapping[UID, LockedUser],
     now: Time,
     has_late_replay: bool,
 ) -> None:
@@ -226,7 +224,7 @@ def _store_deaths(
     deaths: dict[ItemID, Time] = {}
     created = [(m, users[m.uid]) for m in stored if m.creation is not None and m.uid in users]
     _keep_earliest(
-        deaths, _deaths_by_tombstone(connection, [m for m, u in created if u.has_tombstones])
+        deaths, _deaths_by_tombstone(connection, [m for m, u in created if u.tombstone is not None])
     )
     _keep_earliest(
         deaths,
@@ -243,30 +241,30 @@ def _store_deaths(
         _keep_earliest(deaths, dismissed_ids.items())
         _keep_earliest(deaths, _deaths_by_new_range(connection, dismissing, now, has_late_replay))
     if deaths:
-        statements.execute(
-            connection, statements.dismiss_items, [(*id_, at) for id_, at in deaths.items()]
+        connection.execute_rows(
+            statements.DISMISS_ITEMS, [(*id_, at) for id_, at in deaths.items()]
         )
     if dismissed_ids:
         rows = [(*id_, at) for id_, at in dismissed_ids.items()]
-        statements.execute(connection, statements.insert_tombstones(connection.dialect.name), rows)
+        connection.execute_rows(statements.INSERT_TOMBSTONES, rows)
 
 
 def _deaths_by_tombstone(
-    connection: Connection, created: Sequence[InBandMessage]
+    connection: DatabaseConnection, created: Sequence[InBandMessage]
 ) -> Iterator[tuple[ItemID, Time]]:
     """The deaths of new items that were dismissed by id before they arrived."""
     if not created:
         return
     ids = [(message.uid, message.msg_id) for message in created]
-    tombstones = statements.execute(connection, statements.matching_tombstones, ids).all()
+    tombstones = connection.execute_rows(statements.MATCHING_TOMBSTONES, ids)
     yield from (((row.uid, row.msg_id), row.ctime) for row in tombstones)
     if tombstones:
         matched = [(row.uid, row.msg_id) for row in tombstones]
-        statements.execute(connection, statements.delete_tombstones, matched)
+        connection.execute_rows(statements.DELETE_TOMBSTONES, matched)
 
 
 def _deaths_by_earlier_range(
-    connection: Connection, created: Sequence[InBandMessage]
+    connection: DatabaseConnection, created: Sequence[InBandMessage]
 ) -> Iterator[tuple[ItemID, Time]]:
     """The deaths of new items that an earlier range covers."""
     if not created:
@@ -274,7 +272,7 @@ def _deaths_by_earlier_range(
     first_ctimes: dict[UID, Time] = {}
     _keep_earliest(first_ctimes, ((message.uid, message.ctime) for message in created))
     ranges: defaultdict[UID, list[DismissedRange]] = defaultdict(list)
-    for row in statements.execute(connection, statements.ranges_ending_after, first_ctimes.items()):
+    for row in connection.execute_rows(statements.RANGES_ENDING_AFTER, first_ctimes.items()):
         ranges[row.uid].append(_range(row))
     for message in created:
         item = Item.of(message)
@@ -285,7 +283,7 @@ def _deaths_by_earlier_range(
 
 
 def _deaths_by_new_range(
-    connection: Connection,
+    connection: DatabaseConnection,
     dismissing: Sequence[tuple[InBandMessage, Dismissal]],
     now: Time,
     has_late_replay: bool,
@@ -294,7 +292,7 @@ def _deaths_by_new_range(
     ranges = [(m.uid, r) for m, d in dismissing for r in dismissed_ranges(d, m.ctime)]
     if not ranges:
         return
-    statement = statements.items_covered_in_log if has_late_replay else statements.items_covered
+    statement = statements.ITEMS_COVERED_IN_LOG if has_late_replay else statements.ITEMS_COVERED
     rows = [
         (
             uid,
@@ -307,7 +305,7 @@ def _deaths_by_new_range(
         )
         for number, (uid, r) in enumerate(ranges)
     ]
-    for row in statements.execute(connection, statement, rows):
+    for row in connection.execute_rows(statement, rows):
         range_ = ranges[row.range][1]
         if range_.matches(row.msg_id, row.category):
             yield (row.uid, row.msg_id), range_.ctime
@@ -322,38 +320,25 @@ def _keep_earliest(earliest: dict[T, Time], times: Iterable[tuple[T, Time]]) -> 
 # Reads and locks
 
 
-class _LockedUser(NamedTuple):
-    """A user of a batch, before it is stored: the clock, whether there are tombstones of ids, and
-    the latest end of all ranges."""
-
-    uid: UID
-    ctime: Time
-    has_tombstones: bool
-    latest_range_end: Time
-
-
-def _lock_users(connection: Connection, uids: Iterable[UID]) -> dict[UID, _LockedUser]:
+def _lock_users(connection: DatabaseConnection, uids: Iterable[UID]) -> dict[UID, LockedUser]:
     """Lock the users, so that no other transaction writes for them until the commit."""
     keys = [(uid,) for uid in uids]
-    if connection.dialect.name == "postgresql":
+    if connection.dialect.has_row_locks:
         new_rows = [(uid, bucket_of(uid)) for (uid,) in keys]
-        statements.execute(connection, statements.insert_users, new_rows)
-        statements.execute(connection, statements.lock_users, keys)
-    rows = statements.execute(connection, statements.locked_users, keys)
-    return {
-        row.uid: _LockedUser(row.uid, row.ctime, row.tombstone is not None, row.latest_range_end)
-        for row in rows
-    }
+        connection.execute_rows(statements.INSERT_USERS, new_rows)
+        connection.execute_rows(statements.LOCK_USERS, keys)
+    return {user.uid: user for user in connection.execute_rows(statements.LOCKED_USERS, keys)}
 
 
-def read_database_clock(connection: Connection) -> Time | None:
+def read_database_clock(connection: DatabaseConnection) -> Time | None:
     """The database's clock, in microseconds; None if it is the clock of this machine."""
-    if connection.dialect.name == "postgresql":
-        return connection.scalar(statements.database_time)
-    return None
+    if not connection.dialect.has_row_locks:
+        return None  # the process that holds the file has the only clock
+    (clock,) = connection.execute(statements.DATABASE_TIME)
+    return clock.ctime
 
 
-def read_user_clocks(connection: Connection, uids: Iterable[UID]) -> dict[UID, Time]:
+def read_user_clocks(connection: DatabaseConnection, uids: Iterable[UID]) -> dict[UID, Time]:
     """The clocks of these users; those that another shard holds are left out."""
     by_bucket: defaultdict[int, list[UID]] = defaultdict(list)
     for uid in uids:
@@ -361,65 +346,65 @@ def read_user_clocks(connection: Connection, uids: Iterable[UID]) -> dict[UID, T
     for wrong_shard in wrong_shards(connection, by_bucket):
         del by_bucket[wrong_shard.bucket]
     held = [uid for bucket_uids in by_bucket.values() for uid in bucket_uids]
-    rows = statements.execute(connection, statements.user_clocks, [(uid,) for uid in held])
+    rows = connection.execute_rows(statements.USER_CLOCKS, [(uid,) for uid in held])
     return dict.fromkeys(held, 0) | {row.uid: row.ctime for row in rows}
 
 
-def raise_if_wrong_shard(connection: Connection, uid: UID) -> None:
+def raise_if_wrong_shard(connection: DatabaseConnection, uid: UID) -> None:
     """Raises WrongShard if another shard holds the user. Call it in the transaction that reads:
     then the transaction reads all messages that the user had at that moment."""
     for wrong_shard in wrong_shards(connection, [bucket_of(uid)]):
         raise wrong_shard
 
 
-def wrong_shards(connection: Connection, buckets: Iterable[int]) -> list[WrongShard]:
+def wrong_shards(connection: DatabaseConnection, buckets: Iterable[int]) -> list[WrongShard]:
     """A WrongShard error for each of these buckets that another shard holds."""
-    return _wrong_shards(connection, statements.buckets_of_other_shards, buckets)
+    return _wrong_shards(connection, statements.BUCKETS_OF_OTHER_SHARDS, buckets)
 
 
 def _read_known(
-    connection: Connection, messages: Sequence[InBandMessage]
+    connection: DatabaseConnection, messages: Sequence[InBandMessage]
 ) -> dict[ItemID, InBandMessage]:
     ids = [(message.uid, message.msg_id) for message in messages]
-    rows = statements.execute(connection, statements.known_messages, ids)
+    rows = connection.execute_rows(statements.KNOWN_MESSAGES, ids)
     return {(row.uid, row.msg_id): message_of(row) for row in rows}
 
 
 def read_state(
-    connection: Connection, uid: UID, device_id: DeviceID | None, now: Time, at: Time | None
+    connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, now: Time, at: Time | None
 ) -> State:
     raise_if_wrong_shard(connection, uid)
     return _read_state(connection, uid, device_id, now, at)
 
 
 def _read_state(
-    connection: Connection, uid: UID, device_id: DeviceID | None, now: Time, at: Time | None
+    connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, now: Time, at: Time | None
 ) -> State:
     if at is None:
-        rows = connection.execute(statements.live_items, {"uid": uid, "now": now})
+        rows = connection.execute(statements.LIVE_ITEMS, uid=uid, now=now)
     else:
-        rows = connection.execute(statements.visible_at, {"uid": uid, "at": at})
+        rows = connection.execute(statements.VISIBLE_AT, uid=uid, at=at)
     items = (_item(row) for row in rows)
     visible = [item for item in items if seen_on(item.device_id, device_id)]
     return State.of(visible, now if at is None else at)
 
 
 def read_since(
-    connection: Connection, uid: UID, device_id: DeviceID | None, start: Time, now: Time
+    connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, start: Time, now: Time
 ) -> list[InBandMessage]:
     raise_if_wrong_shard(connection, uid)
-    rows = connection.execute(statements.messages_since, {"uid": uid, "start": start})
+    rows = connection.execute(statements.MESSAGES_SINCE, uid=uid, start=start)
     log = [message_of(row) for row in rows]
     return list(since(log, device_id, start, _read_fates(connection, uid, log, now)))
 
 
 def read_sync(
-    connection: Connection, uid: UID, device_id: DeviceID | None, cursor: Time, now: Time
+    connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, cursor: Time, now: Time
 ) -> Sync:
     raise_if_wrong_shard(connection, uid)
-    clock = connection.scalar(statements.user_clock, {"uid": uid}) or 0
-    rows = connection.execute(statements.live_ids, {"uid": uid, "now": now})
-    ids = [(ctime, msg_id) for ctime, msg_id, scope in rows if seen_on(scope, device_id)]
+    clock = next((row.ctime for row in connection.execute(statements.USER_CLOCK, uid=uid)), 0)
+    rows = connection.execute(statements.LIVE_IDS, uid=uid, now=now)
+    ids = [(row.ctime, row.msg_id) for row in rows if seen_on(row.device_id, device_id)]
     content: Changes | Snapshot | None = None
     if 0 < cursor <= clock:
         content = _read_changes(connection, uid, device_id, cursor, now, max_changes(len(ids)))
@@ -429,7 +414,7 @@ def read_sync(
 
 
 def _read_changes(
-    connection: Connection,
+    connection: DatabaseConnection,
     uid: UID,
     device_id: DeviceID | None,
     cursor: Time,
@@ -437,8 +422,9 @@ def _read_changes(
     limit: int,
 ) -> Changes | None:
     """The messages after the cursor, reduced; None if there are more than `limit`."""
-    parameters = {"uid": uid, "start": cursor + 1, "limit": limit + 1}
-    rows = connection.execute(statements.messages_since_limited, parameters)
+    rows = connection.execute(
+        statements.MESSAGES_SINCE_LIMITED, uid=uid, start=cursor + 1, limit=limit + 1
+    )
     log = [message_of(row) for row in rows]
     if len(log) > limit:
         return None
@@ -447,25 +433,27 @@ def _read_changes(
 
 
 def _read_snapshot(
-    connection: Connection, uid: UID, device_id: DeviceID | None, clock: Time, now: Time
+    connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, clock: Time, now: Time
 ) -> Snapshot:
     state = _read_state(connection, uid, device_id, now, None)
-    ids = connection.execute(statements.unmatched_tombstones, {"uid": uid})
-    ranges = connection.execute(statements.ranges_after, {"uid": uid, "cursor": clock})
+    tombstones = connection.execute(statements.UNMATCHED_TOMBSTONES, uid=uid)
+    ranges = connection.execute(statements.RANGES_AFTER, uid=uid, cursor=clock)
     return Snapshot(
-        state.items, tuple((msg_id, at) for msg_id, at in ids), tuple(_range(row) for row in ranges)
+        state.items,
+        tuple((tombstone.msg_id, tombstone.ctime) for tombstone in tombstones),
+        tuple(_range(row) for row in ranges),
     )
 
 
 def _read_fates(
-    connection: Connection, uid: UID, log: Sequence[InBandMessage], now: Time
+    connection: DatabaseConnection, uid: UID, log: Sequence[InBandMessage], now: Time
 ) -> Callable[[MsgID], ItemFate | None]:
     """The fates of the items that these messages create or dismiss."""
     msg_ids = {message.msg_id for message in log if message.creation is not None}
     for message in log:
         if message.dismissal is not None:
             msg_ids.update(message.dismissal.msg_ids)
-    rows = statements.execute(connection, statements.item_fates, [(uid, id_) for id_ in msg_ids])
+    rows = connection.execute_rows(statements.ITEM_FATES, [(uid, id_) for id_ in msg_ids])
     fates = {
         row.msg_id: ItemFate(
             row.ctime, row.device_id, row.dismissed_at is None and row.expires_at > now
@@ -475,19 +463,31 @@ def _read_fates(
     return fates.get
 
 
-def message_of(row: Any) -> InBandMessage:
+class _Logged(Protocol):
+    """A row with a message."""
+
+    @property
+    def ctime(self) -> Time: ...
+    @property
+    def prev(self) -> Time: ...
+    @property
+    def message(self) -> str: ...
+
+
+def message_of(row: _Logged) -> InBandMessage:
+    """The message of a row, stamped."""
     return _decoder.decode(row.message).stamp(row.ctime, row.prev)
 
 
-def _item(row: Any) -> Item:
+def _item(row: _Logged) -> Item:
     item = Item.of(_decoder.decode(row.message).stamp(row.ctime, 0))
     assert item is not None  # the row has a category, so its message has a creation
     return item
 
 
-def _range(row: Any) -> DismissedRange:
+def _range(row: StoredRange) -> DismissedRange:
     skip = msgspec.json.decode(row.skip_msg_ids, type=tuple[MsgID, ...])
-    return DismissedRange(row.end_time, row.ctime, row.category, row.prefix, skip)
+    return DismissedRange(row.end_time, row.ctime, row.category, bool(row.prefix), skip)
 
 
 def _json(value: object) -> str:

@@ -1,19 +1,56 @@
-"""The interface of a database: transactions in, results out, and errors that say what to do next.
+"""The interface to a database: transactions, their results, and errors with their action.
 
-A transaction is an ordinary function of a connection, so that the same function works on a
-database with an asynchronous driver and on one with a synchronous driver.
+A transaction is a plain function of a connection (decision 1). The connection is synchronous, so
+that one function works with the asynchronous driver of PostgreSQL and with the synchronous driver
+of SQLite.
 """
 
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Protocol, Self, TypeAlias, TypeVar
 
-from sqlalchemy import Connection
-
 from gregor.errors import GregorError, SetupError, StorageUnavailable
+from gregor.storage.dialect import Dialect
+from gregor.storage.statements import Insert, Statement
 
 T = TypeVar("T")
+R = TypeVar("R")
 
-Work: TypeAlias = Callable[[Connection], T]
+
+class DatabaseConnection(Protocol):
+    """A database within one transaction."""
+
+    dialect: Dialect
+
+    def execute(self, statement: Statement[R], /, **parameters: object) -> list[R]:
+        """Run a statement with these parameters, and return its rows."""
+        ...
+
+    def execute_rows(self, statement: Statement[R], rows: Iterable[Sequence[object]]) -> list[R]:
+        """Run a statement once for these input rows."""
+        ...
+
+    def insert(self, insert: Insert, rows: Sequence[Sequence[object]]) -> None:
+        """Insert rows. Raises UniqueViolation."""
+        ...
+
+    def execute_sql(self, text: str) -> list[tuple[Any, ...]]:
+        """Run SQL text as it is, for pragmas and tests."""
+        ...
+
+
+Work: TypeAlias = Callable[[DatabaseConnection], T]
+
+
+class Migration(Protocol):
+    """Brings the schema up to date, or checks it, in one transaction of its own. Idempotent. Raises
+    SetupError, and the driver's errors."""
+
+    def on_sqlite(self, driver: sqlite3.Connection) -> None: ...
+
+    async def on_postgresql(self, connect: Callable[[], Awaitable[Any]]) -> None:
+        """`connect` makes a connection of asyncpg."""
+        ...
 
 
 class Database(Protocol):

@@ -7,19 +7,31 @@ answer raises CommitUnknown.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Any, Self, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import cache, partial
+from math import inf
+from typing import Any, Self, TypeAlias, TypeVar
 
 import asyncpg
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from asyncpg.pool import Pool, PoolConnectionProxy
 
 from gregor.errors import GregorError, SetupError, StorageUnavailable
-from gregor.storage.database import CommitUnknown, UniqueViolation, Unreachable, Work, redacted
+from gregor.storage.database import (
+    CommitUnknown,
+    UniqueViolation,
+    Unreachable,
+    Work,
+    redacted,
+)
+from gregor.storage.dialect import POSTGRESQL, encode_rows, sql_of
+from gregor.storage.statements import Insert, Statement, no_row
+from gregor.storage.sync_bridge import run_sync, wait_for
 
 T = TypeVar("T")
+R = TypeVar("R")
+Prepare: TypeAlias = Callable[[Callable[[], Awaitable[Any]]], Awaitable[None]]
+"""A function of a function that connects."""
 
 MIN_VERSION = 14
 MAX_ATTEMPTS = 5
@@ -52,12 +64,54 @@ SERVER_GONE = (
 )  # shutdown, crash, starting up, or read-only (a replica after a failover)
 
 
+# InternalClientError: a statement was begun after the server's last message, but before its close.
+DRIVER_ERRORS = (
+    OSError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+
+
 class TransactionRolledBack(StorageUnavailable):
     """The server rolled the transaction back because of others. The same may succeed now."""
 
 
 class ConnectionBroken(StorageUnavailable):
     """The connection broke, or could not be made. Nothing was committed."""
+
+
+class PostgreSQLConnection:
+    """A DatabaseConnection of asyncpg, for a transaction that `run_sync` runs."""
+
+    dialect = POSTGRESQL
+
+    def __init__(self, driver: PoolConnectionProxy) -> None:
+        self._driver = driver
+
+    def execute(self, statement: Statement[R], /, **parameters: object) -> list[R]:
+        text, names = sql_of(statement, POSTGRESQL)
+        rows = wait_for(self._driver.fetch(text, *(parameters[name] for name in names)))
+        if statement.row is no_row:
+            return []
+        return [statement.row(row) for row in rows]
+
+    def execute_rows(self, statement: Statement[R], rows: Iterable[Sequence[object]]) -> list[R]:
+        return self.execute(statement, rows=encode_rows(rows))
+
+    def insert(self, insert: Insert, rows: Sequence[Sequence[object]]) -> None:
+        if rows:
+            wait_for(self._driver.execute(_insert_sql(insert), *zip(*rows, strict=True)))
+
+    def execute_sql(self, text: str) -> list[tuple[Any, ...]]:
+        return [tuple(row) for row in wait_for(self._driver.fetch(text))]
+
+
+@cache
+def _insert_sql(insert: Insert) -> str:
+    arrays = ", ".join(f"${n}::{type_}[]" for n, type_ in enumerate(insert.types, start=1))
+    columns = ", ".join(insert.columns)
+    return f"INSERT INTO {insert.table} ({columns}) SELECT * FROM unnest({arrays})"
 
 
 class PostgreSQLDatabase:
@@ -67,26 +121,17 @@ class PostgreSQLDatabase:
     after `seconds`. `prepare` may create the schema, or only check it.
     """
 
-    def __init__(self, url: str, prepare: Work[None], *, connections: int, seconds: float) -> None:
+    def __init__(
+        self, url: str, prepare: Prepare | None, *, connections: int, seconds: float
+    ) -> None:
         self.url = url
         self._prepare = prepare
+        self._max_readers = connections
         self._timeout_seconds = seconds
-        self._write_engine = self._engine(1, isolation_level="READ COMMITTED")
-        self._read_engine = self._engine(
-            connections, isolation_level="REPEATABLE READ", postgresql_readonly=True
-        )
+        self._writer: Pool | None = None
+        self._readers: Pool | None = None
 
-    def _engine(self, connections: int, **options: Any) -> AsyncEngine:
-        return create_async_engine(
-            "postgresql+asyncpg://",
-            async_creator=self._connect,
-            pool_size=connections,
-            max_overflow=0,
-            pool_timeout=self._timeout_seconds,
-            execution_options=options,
-        )
-
-    async def _connect(self) -> asyncpg.Connection:
+    async def _connect(self, *_: object, **__: object) -> asyncpg.Connection:
         return await asyncpg.connect(
             self.url,
             timeout=min(CONNECT_TIMEOUT_SECONDS, self._timeout_seconds),
@@ -111,7 +156,7 @@ class PostgreSQLDatabase:
     async def _open(self) -> None:
         try:
             connection = await self._connect()
-        except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (ValueError, *DRIVER_ERRORS) as error:
             raise _cannot_open(error, self.url) from error
         major = connection.get_server_version().major
         synchronous_commit = await connection.fetchval("SHOW synchronous_commit")
@@ -123,11 +168,33 @@ class PostgreSQLDatabase:
                 "synchronous_commit is off, so a crash could lose acknowledged messages; "
                 "run: ALTER DATABASE … SET synchronous_commit = on"
             )
-        await self.write(self._prepare)
+        if self._prepare is not None:
+            await _with_retries(partial(self._run_prepare, self._prepare))
+        self._writer = await self._pool(1)
+        self._readers = await self._pool(self._max_readers)
+
+    async def _run_prepare(self, prepare: Prepare) -> None:
+        try:
+            await prepare(self._connect)
+        except DRIVER_ERRORS as error:
+            raise _translated(error) from error
+
+    async def _pool(self, connections: int) -> Pool:
+        return await asyncpg.create_pool(
+            min_size=0,
+            max_size=connections,
+            # A connection is kept until it breaks: it holds its prepared statements.
+            max_inactive_connection_lifetime=0,
+            max_queries=inf,
+            connect=self._connect,
+            reset=_keep_session,
+        )
 
     async def __aexit__(self, *exc_info: Any) -> None:
-        await self._write_engine.dispose()
-        await self._read_engine.dispose()
+        for pool in (self._writer, self._readers):
+            if pool is not None:
+                pool.terminate()  # no transaction is under way: what is read or stored is complete
+        self._writer = self._readers = None
 
     async def write(self, work: Work[T]) -> T:
         return await _with_retries(lambda: self._write(work))
@@ -136,34 +203,77 @@ class PostgreSQLDatabase:
         return await _with_retries(lambda: self._read(work))
 
     async def _write(self, work: Work[T]) -> T:
-        async with self._connected(self._write_engine) as connection:
-            result = await connection.run_sync(work)
+        async with self._transaction(self._writer, "READ COMMITTED") as driver:
+            result = await run_sync(lambda: work(PostgreSQLConnection(driver)))
             try:
-                await connection.commit()
-            except (OSError, DBAPIError) as error:
+                await driver.execute("COMMIT")
+            except DRIVER_ERRORS as error:
                 if _is_broken(error):
                     raise CommitUnknown(_describe(error), result) from error
                 raise
             return result
 
     async def _read(self, work: Work[T]) -> T:
-        async with self._connected(self._read_engine) as connection:
-            return await connection.run_sync(work)
+        async with self._transaction(self._readers, "REPEATABLE READ READ ONLY") as driver:
+            result = await run_sync(lambda: work(PostgreSQLConnection(driver)))
+            await driver.execute("COMMIT")
+            return result
 
     @asynccontextmanager
-    async def _connected(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-        """A connection for one transaction, which is rolled back at the end if not committed."""
+    async def _transaction(
+        self, pool: Pool | None, level: str
+    ) -> AsyncIterator[PoolConnectionProxy]:
+        """A connection in a transaction, which is rolled back if the block raises."""
+        if pool is None:
+            raise StorageUnavailable("the database is not open")
         try:
-            async with engine.connect() as connection:
-                try:
-                    yield connection
-                except OSError:  # also a time-out: a late answer is of no use
-                    await connection.invalidate()
-                    raise
-        except PoolTimeout as error:
-            raise StorageUnavailable("all connections to the store are busy") from error
-        except (OSError, DBAPIError) as error:
+            driver = await self._acquire(pool)
+            try:
+                await driver.execute(f"BEGIN ISOLATION LEVEL {level}")
+                yield driver
+            except BaseException as error:
+                await _roll_back(driver, error)
+                raise
+            finally:
+                with suppress(*DRIVER_ERRORS):  # it broke after the transaction, which counts
+                    await pool.release(driver)
+        except DRIVER_ERRORS as error:
             raise _translated(error) from error
+
+    async def _acquire(self, pool: Pool) -> PoolConnectionProxy:
+        try:
+            return await pool.acquire(timeout=self._timeout_seconds)
+        except TimeoutError as error:
+            if pool.get_size() == pool.get_max_size() and not pool.get_idle_size():
+                raise StorageUnavailable("all connections to the store are busy") from error
+            raise
+
+
+async def _keep_session(driver: object) -> None:
+    """Run when a connection returns to its pool. Sessions have no state that must be reset, so it
+    need not cost a round trip."""
+
+
+async def _roll_back(driver: PoolConnectionProxy, error: BaseException) -> None:
+    """Undo the transaction of a block that raised. A connection that may be broken, or may still
+    receive a late answer, is closed instead."""
+    is_rolled_back = False
+    try:
+        if not _interrupts(error):
+            with suppress(*DRIVER_ERRORS):  # the original error says more
+                await driver.execute("ROLLBACK")
+                is_rolled_back = True
+    finally:
+        if not is_rolled_back:
+            with suppress(asyncpg.InterfaceError):  # it is closed already
+                driver.terminate()
+
+
+def _interrupts(error: BaseException) -> bool:
+    """Whether the error, such as a cancellation, leaves a statement without its answer."""
+    if isinstance(error, DRIVER_ERRORS):
+        return _is_broken(error)
+    return isinstance(error, CommitUnknown) or not isinstance(error, Exception)
 
 
 async def _with_retries(transaction: Callable[[], Awaitable[T]]) -> T:
@@ -180,19 +290,21 @@ async def _with_retries(transaction: Callable[[], Awaitable[T]]) -> T:
     return await transaction()
 
 
-def _is_broken(error: OSError | DBAPIError) -> bool:
+def _is_broken(error: BaseException) -> bool:
     """Whether the connection is broken, and not only the statement that was sent over it."""
-    if isinstance(error, DBAPIError):
-        code = _code(error)
-        return error.connection_invalidated or code.startswith("08") or code in SERVER_GONE
+    if isinstance(error, ValueError):  # a parameter that the driver cannot encode
+        return False
+    if isinstance(error, asyncpg.PostgresError):
+        code = error.sqlstate or ""
+        return code.startswith("08") or code in SERVER_GONE
     return True
 
 
-def _translated(error: OSError | DBAPIError) -> GregorError:
+def _translated(error: BaseException) -> GregorError:
     """The error to raise for a driver's error."""
     if _is_broken(error):
         return ConnectionBroken(_describe(error))
-    code = _code(error)
+    code = getattr(error, "sqlstate", "")
     if code in ROLLED_BACK:
         return TransactionRolledBack(_describe(error))
     if code == UNIQUE_VIOLATION:
@@ -200,15 +312,8 @@ def _translated(error: OSError | DBAPIError) -> GregorError:
     return StorageUnavailable(_describe(error))
 
 
-def _code(error: OSError | DBAPIError) -> str:
-    return getattr(getattr(error, "orig", None), "sqlstate", None) or ""
-
-
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     """The message of the server or of the driver."""
-    if isinstance(error, DBAPIError):
-        cause = error.orig.__cause__ if error.orig is not None else None
-        error = cause if isinstance(cause, Exception) else error
     if isinstance(error, TimeoutError):
         return "the store has not answered in time"
     return f"the store: {error}"
@@ -223,7 +328,7 @@ def _cannot_open(error: Exception, url: str) -> SetupError:
             return SetupError(
                 f"{name}: {error}; correct the user or password in the URL of --store"
             )
-        case OSError() | asyncpg.PostgresError():
+        case OSError() | asyncpg.PostgresError() | asyncpg.InternalClientError():
             reason = "no answer" if isinstance(error, TimeoutError) else str(error)
             return Unreachable(
                 f"{name} cannot be reached: {reason}; start PostgreSQL, or correct --store"

@@ -1,524 +1,644 @@
-"""One named SQL statement per query, with its reason above it.
+"""Every SQL statement of a store: why it is needed, its text, its parameters, the type of its rows.
 
-A statement about many users takes its input rows as one JSON document: its text is the same
-for any number of rows, it is compiled once, and SQLite runs it in a single step, during which the
-other threads of the process run.
+The text is the same for SQLite and PostgreSQL. `:name` is a parameter; `database_now()` is the
+database's clock in microseconds. A statement about many rows reads them from the table `input`,
+whose columns it declares: each dialect makes that table of one JSON parameter (decision 2), so a
+statement is prepared once, whatever the number of rows.
 """
 
-from collections.abc import Iterable, Sequence
-from functools import cache
-from itertools import count
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, NamedTuple, TypeVar
 
-import msgspec
-from sqlalchemy import (
-    BigInteger,
-    ColumnElement,
-    Connection,
-    CursorResult,
-    Integer,
-    Select,
-    Table,
-    Text,
-    and_,
-    bindparam,
-    cast,
-    delete,
-    func,
-    literal_column,
-    or_,
-    select,
-    text,
-    true,
-    tuple_,
-    update,
-)
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql import Executable
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import FunctionElement
+from gregor.core.instant import Time
+from gregor.core.message import UID, Category, DeviceID, MsgID
 
-from gregor.storage.tables import (
-    buckets,
-    dismissed_ids,
-    dismissed_ranges,
-    messages,
-    shard,
-    users,
-)
+R = TypeVar("R")
 
-Rows = Iterable[Sequence[object]]
+FOREVER = 2**62
+"""`expires_at` of an item that does not expire, so that one index holds all live items in order."""
 
 
-class _JSONElements(FunctionElement[Any]):
-    """The elements of a JSON array, as a table."""
+class Statement(Generic[R]):
+    """A statement, and what makes a row of its result. `input` are the columns of its input rows,
+    as in "uid TEXT, ctime BIGINT"."""
 
-    inherit_cache = True
-    name = "json_elements"
-
-
-@compiles(_JSONElements, "sqlite")
-def _json_elements_on_sqlite(element: _JSONElements, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"json_each({compiler.process(element.clauses, **kw)})"
-
-
-@compiles(_JSONElements, "postgresql")
-def _json_elements_on_postgresql(element: _JSONElements, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"json_array_elements(CAST({compiler.process(element.clauses, **kw)} AS JSON))"
-
-
-class _DatabaseClock(FunctionElement[int]):
-    """The database's clock, in microseconds, at evaluation (not at the start of the statement)."""
-
-    inherit_cache = True
-    name = "database_now"
-    type = BigInteger()
+    def __init__(
+        self,
+        text: str,
+        row: Callable[[Iterable[Any]], R],
+        *,
+        input: str = "",
+    ) -> None:
+        self.text = text
+        self.row = row
+        self.input = input
 
 
-@compiles(_DatabaseClock, "sqlite")
-def _database_clock_on_sqlite(element: _DatabaseClock, compiler: SQLCompiler, **kw: Any) -> str:
-    return (
-        "database_now()"  # defined in sqlite.py: the process that holds the file has the only clock
-    )
+class Insert:
+    """An insert of whole rows into a table, whose columns it names, with PostgreSQL's types."""
+
+    def __init__(self, table: str, columns: str) -> None:
+        self.table = table
+        pairs = [column.split() for column in columns.split(", ")]
+        self.columns = tuple(name for name, _ in pairs)
+        self.types = tuple(type_ for _, type_ in pairs)
 
 
-@compiles(_DatabaseClock, "postgresql")
-def _database_clock_on_postgresql(element: _DatabaseClock, compiler: SQLCompiler, **kw: Any) -> str:
-    return "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"
+def no_row(values: Iterable[Any]) -> None:
+    """For statements that return no rows."""
 
 
-database_now = _DatabaseClock()
+# Consuming
 
-
-_input = _JSONElements(bindparam("rows", type_=Text)).table_valued("value", name="input")
-
-
-def _text(position: int) -> ColumnElement[str]:
-    """The value at this position of an input row, as text."""
-    return cast(_input.c.value.op("->>")(literal_column(str(position))), Text)
-
-
-def _number(position: int) -> ColumnElement[int]:
-    """The value at this position of an input row, as an integer."""
-    return cast(_input.c.value.op("->>")(literal_column(str(position))), BigInteger)
-
-
-def execute(connection: Connection, statement: Executable, rows: Rows) -> CursorResult[Any]:
-    """Execute a statement with these input rows."""
-    return connection.execute(statement, {"rows": msgspec.json.encode(list(rows)).decode()})
-
-
-# Consuming. Each statement names the columns of its input rows.
 
 # On a database with row locks, a user is locked by the row that holds the user's clock. There is no
 # deadlock: a transaction inserts users before it holds any lock, the lock order is the order of
 # uids, and a row that is not committed yet is not visible, so no transaction waits to lock it.
-# Rows: (uid, bucket).
-insert_users = (
-    postgresql.insert(users)
-    .from_select(
-        ["uid", "ctime", "bucket"],
-        select(_text(0), literal_column("0"), cast(_number(1), Integer))
-        .select_from(_input)
-        .where(~select(users.c.uid).where(users.c.uid == _text(0)).correlate(_input).exists())
-        .order_by(_text(0)),
-    )
-    .on_conflict_do_nothing()
-)
-lock_users = (
-    select(users.c.uid)
-    .select_from(_input.join(users, users.c.uid == _text(0)))
-    .order_by(users.c.uid)
-    .with_for_update(of=users)
+INSERT_USERS = Statement(
+    """
+    INSERT INTO users (uid, ctime, bucket)
+    SELECT input.uid, 0, input.bucket FROM input
+    WHERE NOT EXISTS (SELECT 1 FROM users WHERE users.uid = input.uid)
+    ORDER BY input.uid
+    ON CONFLICT DO NOTHING
+    """,
+    no_row,
+    input="uid TEXT, bucket INTEGER",
 )
 
-# The users of a batch: their clocks, whether a user has tombstones of ids at all, and the latest
-# end of the user's ranges. With these, most new items are known to be live without asking for each.
+LOCK_USERS = Statement(
+    """
+    SELECT users.uid FROM input JOIN users ON users.uid = input.uid
+    ORDER BY users.uid FOR UPDATE OF users
+    """,
+    no_row,
+    input="uid TEXT",
+)
+
+
+class LockedUser(NamedTuple):
+    """A user of a batch, before it is stored: the clock, a dismissed id if there is a tombstone,
+    and the latest end of all ranges."""
+
+    uid: UID
+    ctime: Time
+    tombstone: UID | None
+    latest_range_end: Time
+
+
+# The users of a batch. With these, most new items are known to be live without asking for each.
 # Not part of the locking statement: a statement that waits for a lock sees the locked row as it is
-# afterwards, and all other rows as they were before. Rows: (uid).
+# afterwards, and all other rows as they were before.
 # Not EXISTS: PostgreSQL would build a hash table of the ids of all users for each query.
-_tombstone = select(dismissed_ids.c.uid).where(dismissed_ids.c.uid == users.c.uid).limit(1)
-_latest_range_end = select(func.max(dismissed_ranges.c.end_time)).where(
-    dismissed_ranges.c.uid == users.c.uid
-)
-locked_users = select(
-    users.c.uid,
-    users.c.ctime,
-    _tombstone.scalar_subquery().label("tombstone"),
-    func.coalesce(_latest_range_end.scalar_subquery(), 0).label("latest_range_end"),
-).select_from(_input.join(users, users.c.uid == _text(0)))
-
-# The stored messages with these ids. Rows: (uid, msg_id).
-known_messages = select(
-    messages.c.uid, messages.c.msg_id, messages.c.ctime, messages.c.prev, messages.c.message
-).select_from(
-    _input.join(messages, and_(messages.c.uid == _text(0), messages.c.msg_id == _text(1)))
-)
-
-# The tombstones of new items, which were dismissed before they arrived. Rows: (uid, msg_id).
-matching_tombstones = select(
-    dismissed_ids.c.uid, dismissed_ids.c.msg_id, dismissed_ids.c.ctime
-).select_from(
-    _input.join(
-        dismissed_ids,
-        and_(dismissed_ids.c.uid == _text(0), dismissed_ids.c.msg_id == _text(1)),
-    )
-)
-
-# The ranges that may cover a new item: those that end at or after its ctime. Rows: (uid, ctime).
-ranges_ending_after = select(dismissed_ranges).select_from(
-    _input.join(
-        dismissed_ranges,
-        and_(dismissed_ranges.c.uid == _text(0), dismissed_ranges.c.end_time >= _number(1)),
-    )
+LOCKED_USERS = Statement(
+    """
+    SELECT users.uid, users.ctime,
+        (SELECT uid FROM dismissed_ids WHERE dismissed_ids.uid = users.uid LIMIT 1) AS tombstone,
+        coalesce(
+            (SELECT max(end_time) FROM dismissed_ranges WHERE dismissed_ranges.uid = users.uid), 0
+        ) AS latest_range_end
+    FROM input JOIN users ON users.uid = input.uid
+    """,
+    LockedUser._make,
+    input="uid TEXT",
 )
 
 
-def _items_covered(can_be_dismissed: ColumnElement[bool]) -> Select[Any]:
-    category_matches = or_(
-        messages.c.category == _text(3),
-        and_(
-            _number(4) == 1,
-            func.substr(messages.c.category, 1, func.length(_text(3))) == _text(3),
-        ),
-    )
-    return select(
-        messages.c.uid, messages.c.msg_id, messages.c.category, _number(5).label("range")
-    ).select_from(
-        _input.join(
-            messages,
-            and_(
-                messages.c.uid == _text(0),
-                can_be_dismissed,
-                messages.c.category.is_not(None),
-                messages.c.expires_at > _number(6),
-                messages.c.ctime <= _number(2),
-                category_matches,
-            ),
+class StoredMessage(NamedTuple):
+    """A message as its row has it; the JSON is as it was sent."""
+
+    uid: UID
+    msg_id: MsgID
+    ctime: Time
+    prev: Time
+    message: str
+
+
+# The stored messages with these ids.
+KNOWN_MESSAGES = Statement(
+    """
+    SELECT messages.uid, messages.msg_id, messages.ctime, messages.prev, messages.message
+    FROM input
+    JOIN messages ON messages.uid = input.uid AND messages.msg_id = input.msg_id
+    """,
+    StoredMessage._make,
+    input="uid TEXT, msg_id TEXT",
+)
+
+
+class Tombstone(NamedTuple):
+    """A dismissed id whose item has not arrived, and the ctime of the dismissal."""
+
+    uid: UID
+    msg_id: MsgID
+    ctime: Time
+
+
+# The tombstones of new items, which were dismissed before they arrived.
+MATCHING_TOMBSTONES = Statement(
+    """
+    SELECT dismissed_ids.uid, dismissed_ids.msg_id, dismissed_ids.ctime
+    FROM input
+    JOIN dismissed_ids
+        ON dismissed_ids.uid = input.uid AND dismissed_ids.msg_id = input.msg_id
+    """,
+    Tombstone._make,
+    input="uid TEXT, msg_id TEXT",
+)
+
+
+class StoredRange(NamedTuple):
+    """A range of a dismissal; `skip_msg_ids` is a JSON array."""
+
+    uid: UID
+    ctime: Time
+    end_time: Time
+    category: Category
+    prefix: bool
+    skip_msg_ids: str
+
+
+# The ranges that may cover a new item: those that end at or after its ctime.
+RANGES_ENDING_AFTER = Statement(
+    """
+    SELECT dismissed_ranges.uid, dismissed_ranges.ctime, dismissed_ranges.end_time,
+        dismissed_ranges.category, dismissed_ranges.prefix, dismissed_ranges.skip_msg_ids
+    FROM input
+    JOIN dismissed_ranges
+        ON dismissed_ranges.uid = input.uid AND dismissed_ranges.end_time >= input.ctime
+    """,
+    StoredRange._make,
+    input="uid TEXT, ctime BIGINT",
+)
+
+
+class CoveredItem(NamedTuple):
+    """An item that a range covers, its ids to skip aside; `range` is the number of the range."""
+
+    uid: UID
+    msg_id: MsgID
+    category: Category
+    range: int
+
+
+_COVERED = """
+    SELECT messages.uid, messages.msg_id, messages.category, input.number AS range
+    FROM input
+    JOIN messages ON messages.uid = input.uid
+        AND {undismissed}
+        AND messages.category IS NOT NULL
+        AND messages.expires_at > input.expired
+        AND messages.ctime <= input.end_time
+        AND (
+            messages.category = input.category
+            OR input.prefix = 1
+            AND substr(messages.category, 1, length(input.category)) = input.category
         )
-    )
-
+    """
+_RANGES = (
+    "uid TEXT, ctime BIGINT, end_time BIGINT, category TEXT, prefix BIGINT, number BIGINT, "
+    "expired BIGINT"
+)
 
 # The items that a new range dismisses: those that are live and match. The caller applies the ids to
 # skip. An item that had expired by `expired` is left out: it is dead already.
-# Rows: (uid, ctime, end, category, prefix, range, expired).
-items_covered = _items_covered(messages.c.dismissed_at.is_(None))
+ITEMS_COVERED = Statement(
+    _COVERED.format(undismissed="messages.dismissed_at IS NULL"), CoveredItem._make, input=_RANGES
+)
 
 # The same for a range that is replayed behind the user's clock: it may be an earlier death of an
 # item that is dead already. This statement reads the user's whole log.
-items_covered_in_log = _items_covered(
-    or_(messages.c.dismissed_at.is_(None), messages.c.dismissed_at > _number(1))
+ITEMS_COVERED_IN_LOG = Statement(
+    _COVERED.format(
+        undismissed="(messages.dismissed_at IS NULL OR messages.dismissed_at > input.ctime)"
+    ),
+    CoveredItem._make,
+    input=_RANGES,
 )
 
-# Dismiss items; the earliest death takes precedence. Rows: (uid, msg_id, ctime), each id once.
-dismiss_items = (
-    update(messages)
-    .values(dismissed_at=_number(2))
-    .where(
-        messages.c.uid == _text(0),
-        messages.c.msg_id == _text(1),
-        messages.c.category.is_not(None),
-        or_(messages.c.dismissed_at.is_(None), messages.c.dismissed_at > _number(2)),
-    )
+# Dismiss items; the earliest death takes precedence. Each id occurs once.
+DISMISS_ITEMS = Statement(
+    """
+    UPDATE messages SET dismissed_at = input.ctime FROM input
+    WHERE messages.uid = input.uid AND messages.msg_id = input.msg_id
+        AND messages.category IS NOT NULL
+        AND (messages.dismissed_at IS NULL OR messages.dismissed_at > input.ctime)
+    """,
+    no_row,
+    input="uid TEXT, msg_id TEXT, ctime BIGINT",
 )
 
-# A replay between two messages becomes the predecessor of the later. Rows: (uid, ctime, prev).
-update_prev = (
-    update(messages)
-    .values(prev=_number(2))
-    .where(messages.c.uid == _text(0), messages.c.ctime == _number(1))
+# A replay between two messages becomes the predecessor of the later.
+UPDATE_PREV = Statement(
+    """
+    UPDATE messages SET prev = :prev WHERE uid = :uid AND ctime = :ctime
+    """,
+    no_row,
 )
+
+
+class NextMessage(NamedTuple):
+    ctime: Time
+    msg_id: MsgID
+
 
 # The neighbours of a ctime in a user's log.
-previous_ctime = select(func.max(messages.c.ctime)).where(
-    messages.c.uid == bindparam("uid"), messages.c.ctime < bindparam("ctime")
-)
-next_message = (
-    select(messages.c.ctime, messages.c.msg_id)
-    .where(messages.c.uid == bindparam("uid"), messages.c.ctime >= bindparam("ctime"))
-    .order_by(messages.c.ctime)
-    .limit(1)
+NEXT_MESSAGE = Statement(
+    """
+    SELECT ctime, msg_id FROM messages WHERE uid = :uid AND ctime >= :ctime ORDER BY ctime LIMIT 1
+    """,
+    NextMessage._make,
 )
 
 
-# An upsert is built for the dialect that runs it.
-_INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+class Clock(NamedTuple):
+    ctime: Time
 
 
-@cache
-def upsert_clocks(dialect: str) -> Executable:
-    """Set the users' clocks. Rows: (uid, ctime, bucket)."""
-    rows = select(_text(0), _number(1), cast(_number(2), Integer)).select_from(_input).where(true())
-    insert = _INSERTS[dialect](users).from_select(["uid", "ctime", "bucket"], rows)
-    upsert: Executable = insert.on_conflict_do_update(
-        index_elements=["uid"], set_={"ctime": insert.excluded.ctime}
+PREVIOUS_CTIME = Statement(
+    """
+    SELECT coalesce(max(ctime), 0) AS ctime FROM messages WHERE uid = :uid AND ctime < :ctime
+    """,
+    Clock._make,
+)
+
+# `WHERE true` keeps SQLite from reading ON as part of a join.
+UPSERT_CLOCKS = Statement(
+    """
+    INSERT INTO users (uid, ctime, bucket)
+    SELECT input.uid, input.ctime, input.bucket FROM input WHERE true
+    ON CONFLICT (uid) DO UPDATE SET ctime = excluded.ctime
+    """,
+    no_row,
+    input="uid TEXT, ctime BIGINT, bucket INTEGER",
+)
+
+# Store tombstones of dismissed ids whose item has not arrived.
+INSERT_TOMBSTONES = Statement(
+    """
+    INSERT INTO dismissed_ids (uid, msg_id, ctime)
+    SELECT input.uid, input.msg_id, input.ctime FROM input
+    WHERE NOT EXISTS (
+        SELECT 1 FROM messages
+        WHERE messages.uid = input.uid AND messages.msg_id = input.msg_id
     )
-    return upsert
+    ON CONFLICT (uid, msg_id) DO UPDATE SET ctime = excluded.ctime
+        WHERE excluded.ctime < dismissed_ids.ctime
+    """,
+    no_row,
+    input="uid TEXT, msg_id TEXT, ctime BIGINT",
+)
 
+# The item has arrived, and its row holds its death.
+DELETE_TOMBSTONES = Statement(
+    """
+    DELETE FROM dismissed_ids WHERE (uid, msg_id) IN (SELECT uid, msg_id FROM input)
+    """,
+    no_row,
+    input="uid TEXT, msg_id TEXT",
+)
 
-@cache
-def insert_tombstones(dialect: str) -> Executable:
-    """Store tombstones of dismissed ids whose item has not arrived. Rows: (uid, msg_id, ctime)."""
-    known = (
-        select(messages.c.uid)
-        .where(messages.c.uid == _text(0), messages.c.msg_id == _text(1))
-        .correlate(_input)
-        .exists()
-    )
-    rows = select(_text(0), _text(1), _number(2)).select_from(_input).where(~known)
-    insert = _INSERTS[dialect](dismissed_ids).from_select(["uid", "msg_id", "ctime"], rows)
-    upsert: Executable = insert.on_conflict_do_update(
-        index_elements=["uid", "msg_id"],
-        set_={"ctime": insert.excluded.ctime},
-        where=insert.excluded.ctime < dismissed_ids.c.ctime,
-    )
-    return upsert
+INSERT_MESSAGES = Insert(
+    "messages",
+    "uid text, ctime bigint, prev bigint, msg_id text, device_id text, message text, "
+    "category text, expires_at bigint, dismissed_at bigint",
+)
 
-
-# The item has arrived, and its row holds its death. Rows: (uid, msg_id).
-delete_tombstones = delete(dismissed_ids).where(
-    tuple_(dismissed_ids.c.uid, dismissed_ids.c.msg_id).in_(
-        select(_text(0), _text(1)).select_from(_input)
-    )
+INSERT_RANGES = Insert(
+    "dismissed_ranges",
+    "uid text, ctime bigint, number integer, end_time bigint, category text, prefix boolean, "
+    "skip_msg_ids text",
 )
 
 
 # Shards
 
-# Those of the buckets that another shard holds, with their placement. Rows: (bucket).
-_own_shard = select(shard.c.name).scalar_subquery()
-_input_bucket = cast(_number(0), Integer)
-buckets_of_other_shards = select(buckets.c.bucket, buckets.c.shard, buckets.c.version).select_from(
-    _input.join(buckets, and_(buckets.c.bucket == _input_bucket, buckets.c.shard != _own_shard))
+
+class PlacementRow(NamedTuple):
+    bucket: int
+    shard: str
+    version: int
+
+
+# Those of the buckets that another shard holds, with their placement.
+BUCKETS_OF_OTHER_SHARDS = Statement(
+    """
+    SELECT buckets.bucket, buckets.shard, buckets.version
+    FROM input JOIN buckets ON buckets.bucket = input.bucket
+        AND buckets.shard <> (SELECT name FROM shard)
+    """,
+    PlacementRow._make,
+    input="bucket INTEGER",
 )
+
 # The same for writes: a closed bucket does not accept messages either.
-buckets_not_writable = select(buckets.c.bucket, buckets.c.shard, buckets.c.version).select_from(
-    _input.join(
-        buckets,
-        and_(
-            buckets.c.bucket == _input_bucket,
-            or_(buckets.c.shard != _own_shard, buckets.c.closed_until > database_now),
-        ),
-    )
+BUCKETS_NOT_WRITABLE = Statement(
+    """
+    SELECT buckets.bucket, buckets.shard, buckets.version
+    FROM input JOIN buckets ON buckets.bucket = input.bucket
+        AND (buckets.shard <> (SELECT name FROM shard) OR buckets.closed_until > database_now())
+    """,
+    PlacementRow._make,
+    input="bucket INTEGER",
 )
 
 # A transaction that writes messages locks this table from its first statement until its commit.
 # This lock waits for all of them, and later ones see what has changed meanwhile. PostgreSQL only:
 # on SQLite there is one transaction at a time.
-wait_for_writers = text("LOCK TABLE users IN SHARE MODE")
+WAIT_FOR_WRITERS = Statement("LOCK TABLE users IN SHARE MODE", no_row)
 
 # Short, because other transactions queue behind the waiting lock.
-set_lock_timeout = text("SET LOCAL lock_timeout = '200ms'")
+SET_LOCK_TIMEOUT = Statement("SET LOCAL lock_timeout = '200ms'", no_row)
 
-placements = select(buckets.c.bucket, buckets.c.shard, buckets.c.version).order_by(buckets.c.bucket)
-# The placements that are newer in this database. Rows: (bucket, shard, version).
-newer_placements = select(buckets.c.bucket, buckets.c.shard, buckets.c.version).select_from(
-    _input.join(buckets, and_(buckets.c.bucket == _input_bucket, buckets.c.version > _number(2)))
+PLACEMENTS = Statement(
+    """
+    SELECT bucket, shard, version FROM buckets ORDER BY bucket
+    """,
+    PlacementRow._make,
 )
 
-# Close buckets that this shard holds. Rows: (bucket, until).
-close_buckets = (
-    update(buckets)
-    .where(buckets.c.bucket == _input_bucket, buckets.c.shard == _own_shard)
-    .values(closed_until=_number(1))
-    .returning(buckets.c.bucket, buckets.c.shard, buckets.c.version)
+PLACEMENT = Statement(
+    """
+    SELECT bucket, shard, version FROM buckets WHERE bucket = :bucket
+    """,
+    PlacementRow._make,
 )
+
+# The placements that are newer in this database.
+NEWER_PLACEMENTS = Statement(
+    """
+    SELECT buckets.bucket, buckets.shard, buckets.version
+    FROM input JOIN buckets ON buckets.bucket = input.bucket AND buckets.version > input.version
+    """,
+    PlacementRow._make,
+    input="bucket INTEGER, shard TEXT, version BIGINT",
+)
+
+# Close buckets that this shard holds.
+CLOSE_BUCKETS = Statement(
+    """
+    UPDATE buckets SET closed_until = input.until FROM input
+    WHERE buckets.bucket = input.bucket AND buckets.shard = (SELECT name FROM shard)
+    RETURNING buckets.bucket, buckets.shard, buckets.version
+    """,
+    PlacementRow._make,
+    input="bucket INTEGER, until BIGINT",
+)
+
 # Give buckets to another shard, if this shard holds them and they are still closed until that time.
-# Rows: (bucket, until, shard).
-release_buckets = (
-    update(buckets)
-    .where(
-        buckets.c.bucket == _input_bucket,
-        buckets.c.shard == _own_shard,
-        buckets.c.closed_until == _number(1),
-        buckets.c.closed_until > database_now,
-    )
-    .values(shard=_text(2), version=buckets.c.version + 1, closed_until=0)
-    .returning(buckets.c.bucket, buckets.c.shard, buckets.c.version)
+RELEASE_BUCKETS = Statement(
+    """
+    UPDATE buckets SET shard = input.shard, version = buckets.version + 1, closed_until = 0
+    FROM input
+    WHERE buckets.bucket = input.bucket AND buckets.shard = (SELECT name FROM shard)
+        AND buckets.closed_until = input.until AND buckets.closed_until > database_now()
+    RETURNING buckets.bucket, buckets.shard, buckets.version
+    """,
+    PlacementRow._make,
+    input="bucket INTEGER, until BIGINT, shard TEXT",
 )
+
 # The holder claims buckets: with a higher version, and open, so a move of them must start again.
-# Rows: (bucket).
-claim_buckets = (
-    update(buckets)
-    .where(buckets.c.bucket == _input_bucket, buckets.c.shard == _own_shard)
-    .values(version=buckets.c.version + 1, closed_until=0)
-    .returning(buckets.c.bucket, buckets.c.shard, buckets.c.version)
+CLAIM_BUCKETS = Statement(
+    """
+    UPDATE buckets SET version = buckets.version + 1, closed_until = 0 FROM input
+    WHERE buckets.bucket = input.bucket AND buckets.shard = (SELECT name FROM shard)
+    RETURNING buckets.bucket, buckets.shard, buckets.version
+    """,
+    PlacementRow._make,
+    input="bucket INTEGER",
 )
-# Undo `close_buckets`. Rows: (bucket, until).
-reopen_buckets = (
-    update(buckets)
-    .where(buckets.c.bucket == _input_bucket, buckets.c.closed_until == _number(1))
-    .values(closed_until=0)
+
+# Undo CLOSE_BUCKETS.
+REOPEN_BUCKETS = Statement(
+    """
+    UPDATE buckets SET closed_until = 0 FROM input
+    WHERE buckets.bucket = input.bucket AND buckets.closed_until = input.until
+    """,
+    no_row,
+    input="bucket INTEGER, until BIGINT",
 )
-shard_name = select(shard.c.name)
-any_user = select(users.c.uid).limit(1)
+
+
+class ShardName(NamedTuple):
+    name: str
+
+
+SHARD_NAME = Statement("SELECT name FROM shard", ShardName._make)
+
+INSERT_SHARD = Insert("shard", "name text")
+
+
+class UserRow(NamedTuple):
+    uid: UID
+    bucket: int
+
+
+# Whether there are users: one of them.
+ANY_USER = Statement("SELECT uid, bucket FROM users LIMIT 1", UserRow._make)
+
 # The next users after a uid, in order.
-users_after = (
-    select(users.c.uid, users.c.bucket)
-    .where(users.c.uid > bindparam("after"))
-    .order_by(users.c.uid)
-    .limit(bindparam("limit"))
+USERS_AFTER = Statement(
+    """
+    SELECT uid, bucket FROM users WHERE uid > :after ORDER BY uid LIMIT :limit
+    """,
+    UserRow._make,
+)
+
+# Store the placements that are newer than the known ones; other rows are not even locked.
+UPSERT_NEWER_PLACEMENTS = Statement(
+    """
+    INSERT INTO buckets (bucket, shard, version, closed_until)
+    SELECT input.bucket, input.shard, input.version, 0 FROM input
+    WHERE NOT EXISTS (
+        SELECT 1 FROM buckets
+        WHERE buckets.bucket = input.bucket AND buckets.version >= input.version
+    )
+    ON CONFLICT (bucket) DO UPDATE
+        SET shard = excluded.shard, version = excluded.version, closed_until = 0
+        WHERE excluded.version > buckets.version
+    RETURNING bucket, shard, version
+    """,
+    PlacementRow._make,
+    input="bucket INTEGER, shard TEXT, version BIGINT",
 )
 
 
-@cache
-def upsert_newer_placements(dialect: str) -> Executable:
-    """Store the placements that are newer than the known ones; other rows are not even locked.
-    Rows: (bucket, shard, version)."""
-    known = (
-        select(buckets.c.bucket)
-        .where(buckets.c.bucket == _input_bucket, buckets.c.version >= _number(2))
-        .correlate(_input)
-        .exists()
-    )
-    rows = (
-        select(_input_bucket, _text(1), _number(2), literal_column("0", Integer))
-        .select_from(_input)
-        .where(~known)
-    )
-    insert = _INSERTS[dialect](buckets).from_select(
-        ["bucket", "shard", "version", "closed_until"], rows
-    )
-    upsert: Executable = insert.on_conflict_do_update(
-        index_elements=["bucket"],
-        set_={
-            "shard": insert.excluded.shard,
-            "version": insert.excluded.version,
-            "closed_until": 0,
-        },
-        where=insert.excluded.version > buckets.c.version,
-    )
-    return upsert
+class UserExtent(NamedTuple):
+    uid: UID
+    ctime: Time
+    messages: int
 
 
-# The users of buckets, with their clocks and numbers of messages. Rows: (bucket).
-_message_count = select(func.count()).where(messages.c.uid == users.c.uid)
-users_of_buckets = select(
-    users.c.uid, users.c.ctime, _message_count.scalar_subquery().label("messages")
-).select_from(_input.join(users, and_(users.c.bucket == _input_bucket, users.c.ctime > 0)))
-
-# The numbers of users, messages and bytes of these buckets. Rows: (bucket).
-loads = (
-    select(
-        users.c.bucket,
-        func.count(users.c.uid.distinct()).label("users"),
-        func.count().label("messages"),
-        cast(func.coalesce(func.sum(func.length(messages.c.message)), 0), BigInteger).label(
-            "bytes"
-        ),
-    )
-    .select_from(
-        _input.join(users, users.c.bucket == _input_bucket).join(
-            messages, messages.c.uid == users.c.uid
-        )
-    )
-    .group_by(users.c.bucket)
+# The users of buckets, with their clocks and numbers of messages.
+USERS_OF_BUCKETS = Statement(
+    """
+    SELECT users.uid, users.ctime,
+        (SELECT count(*) FROM messages WHERE messages.uid = users.uid) AS messages
+    FROM input JOIN users ON users.bucket = input.bucket AND users.ctime > 0
+    """,
+    UserExtent._make,
+    input="bucket INTEGER",
 )
 
 
-def delete_bucket(table: Table) -> Executable:
-    """Delete the rows of the users of `bucket` in a table."""
-    uids = select(users.c.uid).where(users.c.bucket == bindparam("bucket"))
-    return delete(table).where(table.c.uid.in_(uids))
+class BucketLoad(NamedTuple):
+    bucket: int
+    users: int
+    messages: int
+    bytes: int
 
 
-_BLOCK_SIZES = tuple(2**power for power in range(9, -1, -1))
-
-
-def insert(connection: Connection, table: Table, rows: Sequence[Sequence[object]]) -> None:
-    """Insert whole rows, in blocks of one statement each: row by row, each insert would release the
-    interpreter lock and then wait for a busy event loop to get it back."""
-    start = 0
-    for size in _BLOCK_SIZES:
-        while len(rows) - start >= size:
-            block = rows[start : start + size]
-            values = tuple(value for row in block for value in row)
-            connection.exec_driver_sql(
-                _insert_sql(table, size, connection.dialect.paramstyle), values
-            )
-            start += size
-
-
-@cache
-def _insert_sql(table: Table, rows: int, paramstyle: str) -> str:
-    width = len(table.columns)
-    is_numbered = paramstyle == "numeric_dollar"
-    names = (f"${n}" if is_numbered else "?" for n in count(1))
-    groups = ", ".join(f"({', '.join(next(names) for _ in range(width))})" for _ in range(rows))
-    return f"INSERT INTO {table.name} VALUES {groups}"
-
-
-# The database's clock, in microseconds.
-database_time = select(database_now)
-
-
-# Reading one user, `uid`
-
-user_clock = select(users.c.ctime).where(users.c.uid == bindparam("uid"))
-
-# The clocks of users. Rows: (uid).
-user_clocks = select(users.c.uid, users.c.ctime).select_from(
-    _input.join(users, users.c.uid == _text(0))
+# The numbers of users, messages and bytes of these buckets.
+LOADS = Statement(
+    """
+    SELECT users.bucket, count(DISTINCT users.uid) AS users, count(*) AS messages,
+        CAST(coalesce(sum(length(messages.message)), 0) AS BIGINT) AS bytes
+    FROM input
+    JOIN users ON users.bucket = input.bucket
+    JOIN messages ON messages.uid = users.uid
+    GROUP BY users.bucket
+    """,
+    BucketLoad._make,
+    input="bucket INTEGER",
 )
 
-_is_live = and_(
-    messages.c.uid == bindparam("uid"),
-    messages.c.dismissed_at.is_(None),
-    messages.c.category.is_not(None),
-    messages.c.expires_at > bindparam("now"),
+
+def delete_of_bucket(table: str) -> Statement[None]:
+    """Delete the rows of the users of `:bucket` in a table."""
+    return Statement(
+        f"DELETE FROM {table} WHERE uid IN (SELECT uid FROM users WHERE bucket = :bucket)", no_row
+    )
+
+
+# The tables of a bucket's contents, the users last: the others are found by them.
+DELETE_BUCKET = tuple(
+    delete_of_bucket(table) for table in ("messages", "dismissed_ids", "dismissed_ranges", "users")
 )
+
+DATABASE_TIME = Statement("SELECT database_now() AS ctime", Clock._make)
+
+
+# Reading one user, `:uid`
+
+
+USER_CLOCK = Statement("SELECT ctime FROM users WHERE uid = :uid", Clock._make)
+
+
+class UserClock(NamedTuple):
+    uid: UID
+    ctime: Time
+
+
+USER_CLOCKS = Statement(
+    """
+    SELECT users.uid, users.ctime FROM input JOIN users ON users.uid = input.uid
+    """,
+    UserClock._make,
+    input="uid TEXT",
+)
+
+
+class LiveID(NamedTuple):
+    ctime: Time
+    msg_id: MsgID
+    device_id: DeviceID | None
+
 
 # The live items without their contents: enough for a hash.
-live_ids = select(messages.c.ctime, messages.c.msg_id, messages.c.device_id).where(_is_live)
+LIVE_IDS = Statement(
+    """
+    SELECT ctime, msg_id, device_id FROM messages
+    WHERE uid = :uid AND dismissed_at IS NULL AND category IS NOT NULL AND expires_at > :now
+    """,
+    LiveID._make,
+)
 
-# The live items.
-live_items = select(messages.c.ctime, messages.c.message).where(_is_live)
+
+class LoggedMessage(NamedTuple):
+    """A message of a user's log; the JSON is as it was sent."""
+
+    ctime: Time
+    prev: Time
+    message: str
+
+
+LIVE_ITEMS = Statement(
+    """
+    SELECT ctime, prev, message FROM messages
+    WHERE uid = :uid AND dismissed_at IS NULL AND category IS NOT NULL AND expires_at > :now
+    """,
+    LoggedMessage._make,
+)
 
 # The items that are live at a stated time. This statement reads the whole log up to then.
-visible_at = select(messages.c.ctime, messages.c.message).where(
-    messages.c.uid == bindparam("uid"),
-    messages.c.category.is_not(None),
-    messages.c.ctime <= bindparam("at"),
-    messages.c.expires_at > bindparam("at"),
-    or_(messages.c.dismissed_at.is_(None), messages.c.dismissed_at > bindparam("at")),
+VISIBLE_AT = Statement(
+    """
+    SELECT ctime, prev, message FROM messages
+    WHERE uid = :uid AND category IS NOT NULL AND ctime <= :at AND expires_at > :at
+        AND (dismissed_at IS NULL OR dismissed_at > :at)
+    """,
+    LoggedMessage._make,
 )
 
 # The messages since a time. Overlap is harmless, a gap is not; therefore >=.
-messages_since = (
-    select(messages.c.ctime, messages.c.prev, messages.c.message)
-    .where(messages.c.uid == bindparam("uid"), messages.c.ctime >= bindparam("start"))
-    .order_by(messages.c.ctime)
-)
-messages_since_limited = messages_since.limit(bindparam("limit"))
-
-# Whether the items that messages name are live, dismissed or expired. Rows: (uid, msg_id).
-item_fates = select(
-    messages.c.msg_id,
-    messages.c.ctime,
-    messages.c.device_id,
-    messages.c.expires_at,
-    messages.c.dismissed_at,
-).select_from(
-    _input.join(
-        messages,
-        and_(
-            messages.c.uid == _text(0),
-            messages.c.msg_id == _text(1),
-            messages.c.category.is_not(None),
-        ),
-    )
+MESSAGES_SINCE = Statement(
+    """
+    SELECT ctime, prev, message FROM messages WHERE uid = :uid AND ctime >= :start ORDER BY ctime
+    """,
+    LoggedMessage._make,
 )
 
-# The tombstones for items that a replica at `cursor` may still receive: of ids, and ranges.
-unmatched_tombstones = select(dismissed_ids.c.msg_id, dismissed_ids.c.ctime).where(
-    dismissed_ids.c.uid == bindparam("uid")
+MESSAGES_SINCE_LIMITED = Statement(
+    """
+    SELECT ctime, prev, message FROM messages WHERE uid = :uid AND ctime >= :start
+    ORDER BY ctime LIMIT :limit
+    """,
+    LoggedMessage._make,
 )
-ranges_after = (
-    select(dismissed_ranges)
-    .where(
-        dismissed_ranges.c.uid == bindparam("uid"),
-        dismissed_ranges.c.end_time > bindparam("cursor"),
-    )
-    .order_by(dismissed_ranges.c.end_time)
+
+
+class ItemFateRow(NamedTuple):
+    msg_id: MsgID
+    ctime: Time
+    device_id: DeviceID | None
+    expires_at: Time
+    dismissed_at: Time | None
+
+
+# Whether the items that messages name are live, dismissed or expired.
+ITEM_FATES = Statement(
+    """
+    SELECT messages.msg_id, messages.ctime, messages.device_id, messages.expires_at,
+        messages.dismissed_at
+    FROM input
+    JOIN messages ON messages.uid = input.uid AND messages.msg_id = input.msg_id
+        AND messages.category IS NOT NULL
+    """,
+    ItemFateRow._make,
+    input="uid TEXT, msg_id TEXT",
 )
+
+# The tombstones for items that a replica at `:cursor` may still receive: of ids, and ranges.
+UNMATCHED_TOMBSTONES = Statement(
+    """
+    SELECT uid, msg_id, ctime FROM dismissed_ids WHERE uid = :uid
+    """,
+    Tombstone._make,
+)
+
+RANGES_AFTER = Statement(
+    """
+    SELECT uid, ctime, end_time, category, prefix, skip_msg_ids FROM dismissed_ranges
+    WHERE uid = :uid AND end_time > :cursor ORDER BY end_time
+    """,
+    StoredRange._make,
+)
+
+
+class Revision(NamedTuple):
+    version: str
+
+
+# The schema's revision, as Alembic keeps it.
+SCHEMA_REVISION = Statement("SELECT version_num AS version FROM alembic_version", Revision._make)

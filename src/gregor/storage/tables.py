@@ -15,9 +15,6 @@ from sqlalchemy import (
     text,
 )
 
-FOREVER = 2**62
-"""`expires_at` of an item that does not expire, so that one index holds all live items in order."""
-
 metadata = MetaData()
 
 # Equality and prefixes are compared byte for byte, in every database.

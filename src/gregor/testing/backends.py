@@ -13,6 +13,7 @@ object represents a server that already runs, and neither starts nor stops it.
 import asyncio
 import os
 import pwd
+import re
 import secrets
 import shlex
 import signal
@@ -21,14 +22,15 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self, TypeVar
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import asyncpg
-from sqlalchemy import make_url
 
 from gregor.errors import SetupError
 
@@ -102,8 +104,11 @@ class Backend:
 
     def resume(self) -> None:
         """Resume all processes after a pause. Idempotent."""
+        import psutil  # from the dev extra
+
         for process in self._processes():
-            process.resume()
+            with suppress(psutil.NoSuchProcess):  # a child has ended
+                process.resume()
 
     @property
     def pid(self) -> int:
@@ -231,8 +236,7 @@ class PostgreSQL(Backend):
             await connection.execute(f"CREATE DATABASE {name}")
         finally:
             await connection.close()
-        url = make_url(self.url).set(database=name)
-        return url.render_as_string(hide_password=False)
+        return re.sub(r"(://[^/?]*)(/[^?]*)?", rf"\1/{name}", self.url, count=1)
 
     async def _prepare(self) -> None:
         await super()._prepare()
@@ -352,9 +356,9 @@ def _free_port() -> int:
 
 async def _request_line(url: str, request: bytes) -> bytes:
     """Send a request to a server; the first line of its reply, empty if it does not answer."""
-    parts = make_url(url)
+    parts = urlsplit(url)
     try:
-        reader, writer = await asyncio.open_connection(parts.host, parts.port)
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     except OSError:
         return b""
     try:

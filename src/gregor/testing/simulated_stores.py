@@ -13,8 +13,6 @@ from random import Random
 from sqlite3 import Connection
 from typing import Any, NamedTuple, Protocol, Self, TypeVar, cast
 
-from sqlalchemy.engine import make_url
-
 from gregor.core.buckets import Move, bucket_of
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import UID, DeviceID, InBandMessage
@@ -28,7 +26,7 @@ from gregor.state_machines.shard_map import Placement
 from gregor.state_machines.sharded import ShardedStateMachine, newest_placements
 from gregor.state_machines.sql import SQLStateMachine
 from gregor.state_machines.transactions import read_sync
-from gregor.storage import statements, tables
+from gregor.storage import statements
 from gregor.storage.database import CommitUnknown, Work
 from gregor.storage.migrations import migrate
 from gregor.storage.sqlite import SQLiteDatabase
@@ -208,7 +206,7 @@ class InlineDatabase(SQLiteDatabase):
     interleaved with other tasks and needs no thread."""
 
     def __init__(self, content: bytes | None = None) -> None:
-        super().__init__(make_url("sqlite://"), migrate if content is None else lambda c: None)
+        super().__init__("", migrate.on_sqlite if content is None else None)
         self._content = content
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
@@ -217,15 +215,13 @@ class InlineDatabase(SQLiteDatabase):
     def _open(self) -> None:
         super()._open()
         if self._content is not None:
-            self.connection.deserialize(self._content)
-        self.connection.create_function("database_now", 0, virtual_time.clock)
+            self.driver.deserialize(self._content)
+        self.driver.create_function("database_now", 0, virtual_time.clock)
 
     @property
-    def connection(self) -> Connection:
-        assert self._engine is not None
-        connection = self._engine.raw_connection().driver_connection
-        assert isinstance(connection, Connection)
-        return connection
+    def driver(self) -> Connection:
+        assert self._driver is not None
+        return self._driver
 
 
 @cache
@@ -237,7 +233,7 @@ def established_shards() -> Mapping[str, bytes]:
             databases = {name: await stack.enter_async_context(InlineDatabase()) for name in SHARDS}
             await establish({name: databases[name] for name in SHARDS[:-1]})
             await establish(databases)
-            return {name: d.connection.serialize() for name, d in databases.items()}
+            return {name: d.driver.serialize() for name, d in databases.items()}
 
     return asyncio.run(establish_all())
 
@@ -432,13 +428,13 @@ class ShardedStore:
 
     async def _holder(self, uid: UID) -> InlineDatabase:
         """The holder of the user by the newest placement; it is updated with that placement."""
-        query = statements.placements.where(tables.buckets.c.bucket == bucket_of(uid))
+        bucket = bucket_of(uid)
         placed = [
-            Placement(*row)
+            Placement._make(row)
             for database in self._databases.values()
-            for row in await database.read(lambda c: c.execute(query).all())
+            for row in await database.read(lambda c: c.execute(statements.PLACEMENT, bucket=bucket))
         ]
-        newest = newest_placements(placed)[bucket_of(uid)]
+        newest = newest_placements(placed)[bucket]
         holder = self._databases[newest.shard]
         await holder.write(lambda c: shard_map.merge_placements(c, [newest]))
         return holder
