@@ -610,6 +610,14 @@ MUTATIONS = [
         "facts=facts",
         "tests/vectors/test_vectors.py::test_client_shows_keeps_reports_and_sends_what_the_vector_says",
     ),
+    Mutation(
+        "a transaction that the server rolled back at the commit is acknowledged",
+        "storage/postgresql.py",
+        'if done != "COMMIT":',
+        'if done == "":',
+        "tests/storage/test_postgresql.py"
+        "::test_work_that_ignores_a_failed_statement_is_not_reported_as_committed",
+    ),
 ]
 
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 
 from gregor.errors import SetupError, StorageUnavailable
@@ -23,6 +24,9 @@ from gregor.storage.statements import Statement
 from gregor.testing.backends import PostgreSQL, Redis
 
 COUNT_USERS = "SELECT count(*) FROM users"
+
+
+IDLE_IN_TRANSACTION = "DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '25P03'; END $$"
 
 
 @pytest.fixture
@@ -87,6 +91,26 @@ async def test_transaction_is_retried_if_connection_breaks_before_commit(
 ) -> None:
     await database.write(insert_after_failure("SELECT pg_terminate_backend(pg_backend_pid())"))
     assert await database.read(query(COUNT_USERS)) == 1
+
+
+async def test_transaction_that_the_server_ended_for_being_idle_is_retried(
+    database: Database,
+) -> None:
+    await database.write(insert_after_failure(IDLE_IN_TRANSACTION))
+    assert await database.read(query(COUNT_USERS)) == 1
+
+
+async def test_work_that_ignores_a_failed_statement_is_not_reported_as_committed(
+    database: Database,
+) -> None:
+    def insert_twice(connection: DatabaseConnection) -> None:
+        run(insert_user("u"))(connection)
+        with suppress(asyncpg.UniqueViolationError):
+            run(insert_user("u"))(connection)
+
+    with pytest.raises(StorageUnavailable, match="failed transaction"):
+        await database.write(insert_twice)
+    assert await database.read(query(COUNT_USERS)) == 0
 
 
 async def test_idle_connections_that_broke_are_replaced(

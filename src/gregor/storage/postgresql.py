@@ -61,8 +61,8 @@ SERVER_GONE = (
     "57P02",
     "57P03",
     "25006",
-)  # shutdown, crash, starting up, or read-only (a replica after a failover)
-
+    "25P03",
+)  # shutdown, crash, starting up, read-only (a replica after a failover), idle in a transaction
 
 # InternalClientError: a statement was begun after the server's last message, but before its close.
 DRIVER_ERRORS = (
@@ -156,11 +156,13 @@ class PostgreSQLDatabase:
     async def _open(self) -> None:
         try:
             connection = await self._connect()
+            try:
+                major = connection.get_server_version().major
+                synchronous_commit = await connection.fetchval("SHOW synchronous_commit")
+            finally:
+                await connection.close(timeout=CONNECT_TIMEOUT_SECONDS)
         except (ValueError, *DRIVER_ERRORS) as error:
             raise _cannot_open(error, self.url) from error
-        major = connection.get_server_version().major
-        synchronous_commit = await connection.fetchval("SHOW synchronous_commit")
-        await connection.close(timeout=CONNECT_TIMEOUT_SECONDS)
         if major < MIN_VERSION:
             raise SetupError(f"PostgreSQL {major} is too old; Gregor needs {MIN_VERSION} or later")
         if synchronous_commit == "off":
@@ -206,11 +208,13 @@ class PostgreSQLDatabase:
         async with self._transaction(self._writer, "READ COMMITTED") as driver:
             result = await run_sync(lambda: work(PostgreSQLConnection(driver)))
             try:
-                await driver.execute("COMMIT")
+                done = await driver.execute("COMMIT")
             except DRIVER_ERRORS as error:
                 if _is_broken(error):
                     raise CommitUnknown(_describe(error), result) from error
                 raise
+            if done != "COMMIT":  # the server rolls a failed transaction back without an error
+                raise StorageUnavailable("the store has not committed a failed transaction")
             return result
 
     async def _read(self, work: Work[T]) -> T:
