@@ -208,11 +208,23 @@ async def test_message_sent_to_two_nodes_concurrently_is_stored_once(url: str) -
 async def test_nodes_that_insert_the_same_new_users_do_not_deadlock(url: str) -> None:
     uids = [f"user{number}" for number in range(2_000)]
     attempts: list[int] = []
+    gate_is_closed = asyncio.Event()
+
+    def open_gate_when_all_wait(connection: DatabaseConnection) -> None:
+        connection.execute_sql("SELECT pg_advisory_xact_lock(1)")
+        gate_is_closed.set()
+        waiting = 0
+        while waiting < 4:
+            ((waiting,),) = connection.execute_sql(
+                "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database "
+                "WHERE datname = current_database() AND locktype = 'advisory' AND NOT granted"
+            )
 
     async def insert_all(database: Database, number: int) -> None:
         shuffled = [(uid, bucket_of(uid)) for uid in Random(number).sample(uids, len(uids))]
 
         def insert_and_lock(connection: DatabaseConnection) -> None:
+            connection.execute_sql("SELECT pg_advisory_xact_lock_shared(1)")
             attempts.append(number)  # a second time if the first was a deadlock
             connection.execute_rows(statements.INSERT_USERS, shuffled)
             connection.execute_rows(statements.LOCK_USERS, [(uid,) for uid, _ in shuffled])
@@ -220,8 +232,12 @@ async def test_nodes_that_insert_the_same_new_users_do_not_deadlock(url: str) ->
         await database.write(insert_and_lock)
 
     async with AsyncExitStack() as stack:
-        databases = [await stack.enter_async_context(database_at(url)) for _ in range(4)]
-        await asyncio.gather(*(insert_all(database, n) for n, database in enumerate(databases)))
+        gate, *databases = [await stack.enter_async_context(database_at(url)) for _ in range(5)]
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(gate.write(open_gate_when_all_wait))
+            await gate_is_closed.wait()
+            for number, database in enumerate(databases):
+                tasks.create_task(insert_all(database, number))
     assert sorted(attempts) == [0, 1, 2, 3]
 
 
