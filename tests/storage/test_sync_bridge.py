@@ -9,7 +9,7 @@ import pytest
 from gregor.storage.sync_bridge import run_sync, wait_for
 
 T = TypeVar("T")
-caller: ContextVar[str] = ContextVar("caller", default="nobody")
+caller: ContextVar[str] = ContextVar("caller", default="none")
 
 
 async def soon(value: T) -> T:

@@ -466,9 +466,9 @@ def _walk(seed: int) -> Tell:
 
 
 def _case(name: str, tell: Tell) -> Case:
-    async def told() -> Case:
+    async def run_story() -> Case:
         s = Story()
         await tell(s)
         return Case(name, s.steps)
 
-    return virtual_time.run(told())
+    return virtual_time.run(run_story())
