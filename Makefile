@@ -25,7 +25,7 @@ demo: $(READY)  ## Hundreds of devices disconnect, reconnect and converge
 	@$(BIN)/gregor demo
 
 fleet: $(READY)  ## The demo with two nodes, PostgreSQL and Redis from wheels; SHARDS=2
-	@$(BIN)/gregor demo --nodes 2 --shards $(SHARDS)
+	@$(BIN)/python -m demo --shards $(SHARDS)
 
 test: $(READY)  ## All tests, in under 12 minutes
 	$(BIN)/pytest -n 2 --dist loadgroup
@@ -37,10 +37,10 @@ check: $(READY)  ## Style, types and the fast tests
 	$(BIN)/pytest -n 2 -m "not slow"
 
 bench: $(READY)  ## Benchmarks, each beside a baseline from the same run
-	@$(BIN)/gregor bench
+	@$(BIN)/python -m bench
 
 simulate: $(READY)  ## Simulations with random seeds; SEEDS=100000
-	@$(BIN)/python -m gregor.testing.simulation --seeds $(SEEDS)
+	@$(BIN)/python -m tests.simulation --seeds $(SEEDS)
 
 faults: $(READY)  ## Each fault, injected into a real fleet; ROUNDS=20
 	@$(BIN)/python -m tests.faults --rounds $(ROUNDS)

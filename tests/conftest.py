@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, settings
 # The thresholds of a server: almost all objects are freed by their reference count.
 gc.set_threshold(50_000, 20, 100)
 
-pytest_plugins = ["tests.backends"]
+pytest_plugins = ["tests.server_fixtures"]
 
 # The suppressed checks are intended: a test opens a state machine once, and each example uses its
 # own user in it; conformance suites are base classes that run in several subclasses.

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,15 +15,14 @@ ROOT = Path(gregor.__file__).parent
 LAYERS = (
     {"__init__"},  # the public names of the package
     {"cli"},
-    {"bench"},
     {"testing"},
     {"server", "client"},
     {"node"},
-    {"state_machines", "consumers"},
-    {"storage", "pubsub"},
+    {"shards", "consumers"},
+    {"stores", "pubsub"},
     {"protocol"},
     {"interfaces", "clock", "log_event", "backoff"},
-    {"core", "config", "data"},
+    {"core", "config"},
     {"errors"},
 )
 HEIGHT = {part: -number for number, layer in enumerate(LAYERS) for part in layer}
@@ -56,6 +56,16 @@ def part_of(path: Path) -> str:
     return path.relative_to(ROOT).with_suffix("").parts[0]
 
 
+def name_of(path: Path) -> str:
+    """The name by which the module is imported."""
+    module = path.parent if is_package(path) else path.with_suffix("")
+    return ".".join(("gregor", *module.relative_to(ROOT).parts))
+
+
+def is_package(path: Path) -> bool:
+    return path.name == "__init__.py"
+
+
 def imports(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         match node:
@@ -82,6 +92,13 @@ def test_imports_only_point_down(path: Path) -> None:
     imported = [name.split(".")[1] for name in imports(tree_of(path)) if name.startswith("gregor.")]
     upward = [other for other in imported if other != part and HEIGHT[other] >= HEIGHT[part]]
     assert not upward
+
+
+def test_modules_do_not_import_each_other_in_a_circle() -> None:
+    imported = {name_of(path): set(imports(tree_of(path))) for path in MODULES}
+    for package in {name for name, path in zip(imported, MODULES, strict=True) if is_package(path)}:
+        del imported[package]  # it only exports what its modules define
+    tuple(TopologicalSorter(imported).static_order())
 
 
 @pytest.mark.parametrize("part", PURE_IMPORTS)

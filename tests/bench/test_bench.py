@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
-from gregor.bench import MEASUREMENTS, run
-from gregor.bench.report import Figure, Wanted
+from bench import MEASUREMENTS, run
+from bench.report import Figure, Wanted
 from gregor.errors import SetupError
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from gregor.cli.main import error_message
 from gregor.errors import StorageUnavailable
-from gregor.storage.database import StorageBroken
+from gregor.stores.sql.database import StorageBroken
 
 BROKEN = StorageBroken("the disk did not confirm a write")
 

@@ -11,7 +11,6 @@ from gregor.cli.main import app
 
 COMMANDS = {
     "serve", "migrate", "token", "send", "dismiss", "state", "count", "log", "watch", "replay",
-    "demo", "bench",
 }  # fmt: skip
 
 

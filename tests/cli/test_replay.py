@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 import pytest
 from msgspec import Raw
 
+from gregor.cli.make_sample import packed, sample
 from gregor.cli.ordered_sender import Tally, send_all
+from gregor.cli.sample import SAMPLE
 from gregor.cli.stream import BadLine, parse
 from gregor.core.instant import SECOND, TimeOrOffset
 from gregor.core.message import InBandMessage
-from gregor.data import SAMPLE
-from gregor.data.make_sample import packed, sample
 from gregor.errors import Unavailable
 from gregor.protocol.frames import Result
 from tests.cli.conftest import Shell

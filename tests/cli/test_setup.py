@@ -8,8 +8,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from gregor.testing.backends import PostgreSQL, Redis
 from tests.cli.conftest import Shell, first_json
+from tests.fleet.servers import PostgreSQL, Redis
 
 SECRET = "0123456789abcdef0123456789abcdef"
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from gregor.data import SAMPLE
-from gregor.testing.backends import PostgreSQL
+from gregor.cli.sample import SAMPLE
 from tests.cli.conftest import Shell
+from tests.fleet.servers import PostgreSQL
 
 
 def stores(**urls: str) -> list[str]:

@@ -20,8 +20,8 @@ from gregor.client.store import ClientStore
 from gregor.consumers.broadcaster import Broadcaster
 from gregor.core.message import InBandMessage
 from gregor.core.state import State
-from gregor.node import Node
-from gregor.state_machines.memory import MemoryStateMachine
+from gregor.node.node import Node
+from gregor.stores.memory import MemoryStateMachine
 from gregor.testing import virtual_time
 from gregor.testing.transport import MemoryServer, token_is_uid
 

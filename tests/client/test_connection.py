@@ -24,7 +24,7 @@ from gregor.errors import (
 )
 from gregor.interfaces import Outcome
 from gregor.protocol.frames import Error, encode
-from gregor.state_machines.memory import MemoryStateMachine
+from gregor.stores.memory import MemoryStateMachine
 from tests.client.harness import (
     ClientHarness,
     categories,

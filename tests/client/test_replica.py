@@ -18,7 +18,7 @@ from gregor.core.state import Changes, Item, Snapshot, Sync
 from gregor.errors import Conflict, HistoryForgotten, InvalidMessage, SetupError, TooLarge
 from gregor.interfaces import Rejected, Stored
 from gregor.protocol.frames import Result
-from gregor.state_machines.memory import MemoryStateMachine
+from gregor.stores.memory import MemoryStateMachine
 from gregor.testing import strategies
 from gregor.testing.clock import ManualClock
 

@@ -215,7 +215,7 @@ async def test_accepted_offline_writes_survive_kill_9(tmp_path: Path) -> None:
         assert set(accepted) <= set(replica.outbox), f"seed {seed}"
 
 
-SCHEMA_1 = Path(__file__).parents[1] / "storage" / "schema_0002" / "device.sqlite.gz"
+SCHEMA_1 = Path(__file__).parents[1] / "stores" / "schema_0002" / "device.sqlite.gz"
 DAY = 86_400_000_000
 
 

@@ -5,12 +5,12 @@ from contextlib import asynccontextmanager
 
 from gregor.core.instant import Time
 from gregor.interfaces import StateMachineOfRecord
-from gregor.state_machines.memory import MemoryStateMachine
-from gregor.state_machines.rebalance import establish
-from gregor.state_machines.sharded import ShardedStateMachine
-from gregor.state_machines.sql import SQLStateMachine
-from gregor.storage.engine import database_at, databases_at
-from gregor.storage.migrations import migrate
+from gregor.shards.rebalance import establish
+from gregor.shards.state_machine import ShardedStateMachine
+from gregor.stores.memory import MemoryStateMachine
+from gregor.stores.sql.migrations import migrate
+from gregor.stores.sql.state_machine import SQLStateMachine
+from gregor.stores.sql.store_url import database_at, databases_at
 from gregor.testing.conformance import OpenMachine
 
 

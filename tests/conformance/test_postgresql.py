@@ -15,11 +15,11 @@ from gregor.core.instant import MAX_TIME, SECOND, Time, TimeOrOffset
 from gregor.core.message import InBandMessage, create, dismiss, dismiss_category
 from gregor.errors import ClockSkew, StorageUnavailable
 from gregor.interfaces import Duplicate, Stored
-from gregor.state_machines.sql import MAX_SKEW, SQLStateMachine
-from gregor.storage import statements
-from gregor.storage.database import CommitUnknown, Database, DatabaseConnection, Work
-from gregor.storage.engine import database_at
-from gregor.storage.migrations import migrate
+from gregor.stores.sql import statements
+from gregor.stores.sql.database import CommitUnknown, Database, DatabaseConnection, Work
+from gregor.stores.sql.migrations import migrate
+from gregor.stores.sql.state_machine import MAX_SKEW, SQLStateMachine
+from gregor.stores.sql.store_url import database_at
 
 T = TypeVar("T")
 
@@ -291,7 +291,7 @@ async def test_unknown_commit_is_resolved_and_reported_as_stored(
     url: str, fates: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The senders get Stored, and the message is published as a newly stored one."""
-    monkeypatch.setattr("gregor.state_machines.sql.RESOLVE_INTERVAL_SECONDS", 0.01)
+    monkeypatch.setattr("gregor.stores.sql.state_machine.RESOLVE_INTERVAL_SECONDS", 0.01)
     earlier, new = create("ann", "a", msg_id="earlier"), create("ann", "a", msg_id="new")
     async with opened(database_at(url), UnknownCommitDatabase(database_at(url), fates)) as machines:
         reliable, unreliable = machines
@@ -306,7 +306,7 @@ async def test_unknown_commit_is_resolved_and_reported_as_stored(
 async def test_unknown_commit_raises_storage_unavailable_if_store_stays_down(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gregor.state_machines.sql.RESOLVE_INTERVAL_SECONDS", 0.01)
+    monkeypatch.setattr("gregor.stores.sql.state_machine.RESOLVE_INTERVAL_SECONDS", 0.01)
     fates = ["committed"] + ["unavailable"] * 10
     async with opened(UnknownCommitDatabase(database_at(url), fates)) as (machine,):
         message = create("ann", "a")

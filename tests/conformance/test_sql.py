@@ -8,10 +8,14 @@ import pytest
 from gregor.core.message import create, parse_message
 from gregor.errors import InvalidMessage, Unavailable
 from gregor.interfaces import Outcome
-from gregor.state_machines.sql import MAX_COMMIT_MESSAGES, MAX_QUEUED_MESSAGES, SQLStateMachine
-from gregor.storage.database import Database, DatabaseConnection, StorageBroken
-from gregor.storage.engine import database_at
-from gregor.storage.migrations import migrate
+from gregor.stores.sql.database import Database, DatabaseConnection, StorageBroken
+from gregor.stores.sql.migrations import migrate
+from gregor.stores.sql.state_machine import (
+    MAX_COMMIT_MESSAGES,
+    MAX_QUEUED_MESSAGES,
+    SQLStateMachine,
+)
+from gregor.stores.sql.store_url import database_at
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from gregor.testing.backends import PostgreSQL
 from gregor.testing.conformance import (
     DurableStateMachineConformance,
     OpenMachine,
     StateMachineConformance,
 )
 from tests.conformance import implementations
+from tests.fleet.servers import PostgreSQL
 
 
 class TestMemory(StateMachineConformance):

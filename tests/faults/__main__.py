@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from random import Random
 
-from gregor.data import SAMPLE
+from gregor.cli.sample import SAMPLE
 from tests.faults.faults import FAULTS
 from tests.faults.harness import FaultRound, play_round
 

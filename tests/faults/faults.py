@@ -10,8 +10,8 @@ import asyncpg
 from redis.asyncio import Redis
 
 from gregor.core.buckets import BUCKETS
-from gregor.state_machines.rebalance import MAX_BUCKETS_PER_SWITCH
-from gregor.testing.fleet import Fleet
+from gregor.shards.rebalance import MAX_BUCKETS_PER_SWITCH
+from tests.fleet.fleet import Fleet
 
 Fault: TypeAlias = Callable[[Fleet, Random], Awaitable[None]]
 

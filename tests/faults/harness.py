@@ -19,10 +19,10 @@ from gregor.core.buckets import BUCKETS, bucket_of
 from gregor.core.message import Message
 from gregor.core.state import max_changes
 from gregor.protocol.frames import Result
-from gregor.state_machines.rebalance import Rebalancer
-from gregor.state_machines.sharded import read_map
-from gregor.testing.fleet import Fleet
+from gregor.shards.rebalance import Rebalancer
+from gregor.shards.state_machine import read_map
 from tests.faults.faults import FAULTS, MOVE_FAULTS, QUARTER_OF_BUCKETS, target_of
+from tests.fleet.fleet import Fleet
 
 
 class FaultRound(NamedTuple):

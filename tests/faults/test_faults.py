@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from gregor.data import SAMPLE
+from gregor.cli.sample import SAMPLE
 from tests.faults.faults import FAULTS
 from tests.faults.harness import play_round
 

@@ -8,11 +8,11 @@ from gregor.core.message import UID, DeviceID, InBandMessage, Message, OutOfBand
 from gregor.core.state import Sync
 from gregor.errors import Malformed, StorageUnavailable
 from gregor.interfaces import Outcome
-from gregor.node import Node, Observer
+from gregor.node.node import Node, Observer
 from gregor.protocol.server_session import Publication, ServerSession
 from gregor.pubsub.interface import Event
 from gregor.pubsub.memory import Exchange, MemoryPubSub
-from gregor.state_machines.memory import MemoryStateMachine
+from gregor.stores.memory import MemoryStateMachine
 
 
 class FakeListener:

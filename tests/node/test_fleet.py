@@ -22,7 +22,7 @@ from gregor.core.state import Sync
 from gregor.errors import StorageUnavailable
 from gregor.interfaces import Outcome, Stored
 from gregor.log_event import LogEvent
-from gregor.node import GAP_REPAIR_WORKERS, GRACE_SECONDS, SWEEP_SECONDS, Node
+from gregor.node.node import GAP_REPAIR_WORKERS, GRACE_SECONDS, SWEEP_SECONDS, Node
 from gregor.pubsub.interface import Event, Interrupted, Received
 from gregor.pubsub.memory import Exchange, MemoryPubSub
 from gregor.testing.clock import ManualClock

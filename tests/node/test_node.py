@@ -13,7 +13,7 @@ from gregor.consumers.publisher import Publisher
 from gregor.core.message import InBandMessage, Message
 from gregor.errors import Conflict, Unavailable
 from gregor.interfaces import Duplicate, MessageConsumer, Rejected, Relayed, Stored
-from gregor.node import Node
+from gregor.node.node import Node
 from gregor.pubsub.memory import Exchange, MemoryPubSub
 from tests.node.fakes import (
     EndingPubSub,

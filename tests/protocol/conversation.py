@@ -19,7 +19,7 @@ from gregor.protocol.server_session import (
     ServerSession,
     Store,
 )
-from gregor.state_machines.memory import MemoryStateMachine
+from gregor.stores.memory import MemoryStateMachine
 from gregor.testing.clock import ManualClock
 
 UID = "user"

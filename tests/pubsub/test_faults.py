@@ -15,8 +15,8 @@ from gregor.errors import SetupError
 from gregor.pubsub import incoming, remote
 from gregor.pubsub.interface import Interrupted, Received
 from gregor.pubsub.remote import RemotePubSub, pubsub_at
-from gregor.testing.backends import NATS, Backend, Redis
-from gregor.testing.proxy import Proxy
+from tests.fleet.proxy import Proxy
+from tests.fleet.servers import NATS, ManagedServer, Redis
 
 TIMEOUT_SECONDS = 10.0
 FAST_HEARTBEAT_SECONDS = 0.25  # detects a silent server fast
@@ -28,17 +28,17 @@ class ProxiedPubSub(NamedTuple):
 
     pubsub: RemotePubSub
     proxy: Proxy
-    server: Backend
+    server: ManagedServer
 
 
-def pubsub_to(server: Backend, port: int = 0, **options: Any) -> RemotePubSub:
+def pubsub_to(server: ManagedServer, port: int = 0, **options: Any) -> RemotePubSub:
     """A pub/sub on the server, or on the port of a proxy to it, with a short reconnect delay."""
     url = server.url.replace(str(server.port), str(port or server.port))
     return pubsub_at(url, jitter=lambda: 0.1, **options)
 
 
 @asynccontextmanager
-async def proxied_pubsub(kind: type[Backend], **options: Any) -> AsyncIterator[ProxiedPubSub]:
+async def proxied_pubsub(kind: type[ManagedServer], **options: Any) -> AsyncIterator[ProxiedPubSub]:
     """A pub/sub, a proxy, and a server, all running."""
     async with (
         kind() as server,
@@ -349,7 +349,7 @@ async def test_setup_error_when_a_nats_server_fails_the_tls_handshake() -> None:
     ],
 )
 async def test_setup_error_names_a_wrong_password_without_showing_it(
-    kind: type[Backend], options: list[str], reason: str
+    kind: type[ManagedServer], options: list[str], reason: str
 ) -> None:
     async with kind(*options) as server:
         url = server.url.replace("://", "://me:sesame@")

@@ -6,8 +6,8 @@ import pytest
 
 from gregor.pubsub.interface import PubSub
 from gregor.pubsub.remote import pubsub_at
-from gregor.testing.backends import NATS, Redis
 from gregor.testing.pubsub_conformance import Connect, PubSubConformance
+from tests.fleet.servers import NATS, Redis
 
 
 class TestRedis(PubSubConformance):

@@ -21,7 +21,7 @@ from gregor.core.instant import SECOND
 from gregor.server.app import Server
 from gregor.server.auth import Identity, Role, make_token
 from gregor.server.process import config, listen
-from gregor.storage.database import DatabaseConnection
+from gregor.stores.sql.database import DatabaseConnection
 
 JSON: TypeAlias = dict[str, Any]
 

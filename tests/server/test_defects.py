@@ -10,10 +10,10 @@ from gregor.clock import now
 from gregor.consumers.broadcaster import Broadcaster
 from gregor.consumers.publisher import Publisher
 from gregor.interfaces import Duplicate, Stored
-from gregor.node import Node
+from gregor.node.node import Node
 from gregor.pubsub.memory import Exchange, MemoryPubSub
 from gregor.server.auth import Role
-from gregor.state_machines.memory import MemoryStateMachine
+from gregor.stores.memory import MemoryStateMachine
 from tests.node.fakes import FailingConsumer, FakeListener, sync_device
 from tests.server.harness import (
     RawDevice,

@@ -9,17 +9,17 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from gregor.consumers.broadcaster import Broadcaster
-from gregor.node import Node
+from gregor.node.node import Node
 from gregor.protocol.server_session import Close, Send
 from gregor.server.auth import OpenAuthenticator
 from gregor.server.delivery import Delivery
 from gregor.server.metrics import Metrics
 from gregor.server.readiness import Readiness
 from gregor.server.service import Service
-from gregor.state_machines.memory import MemoryStateMachine
+from gregor.stores.memory import MemoryStateMachine
 from gregor.testing import virtual_time
-from gregor.testing.backends import Redis
 from tests.client.harness import on_virtual_time
+from tests.fleet.servers import Redis
 from tests.server.harness import RawDevice, Served, creation, serving, shared_settings, to
 
 DRAIN_SECONDS = 1.0

@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from gregor.clock import now
 from gregor.core.instant import SECOND
-from gregor.testing.backends import PostgreSQL, Redis
+from tests.fleet.servers import PostgreSQL, Redis
 from tests.server.harness import TIMEOUT_SECONDS, Served, creation, serving, shared_settings, to
 
 

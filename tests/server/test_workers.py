@@ -15,7 +15,7 @@ import asyncpg
 import httpx
 import psutil
 
-from gregor.testing.backends import Redis
+from tests.fleet.servers import Redis
 from tests.server.harness import JSON, TIMEOUT_SECONDS, RawDevice, creation, http_client
 from tests.server.replicas import LOG_QUERY, RawReplica, check_log, converge, replicas
 

@@ -10,13 +10,13 @@ from gregor.core.instant import TimeOrOffset
 from gregor.core.message import UID, InBandMessage
 from gregor.errors import StorageUnavailable
 from gregor.interfaces import StateMachineOfRecord, Stored
-from gregor.state_machines import rebalance
-from gregor.state_machines.sharded import ShardedStateMachine, read_map
-from gregor.state_machines.sql import SQLStateMachine
-from gregor.storage import statements
-from gregor.storage.database import Database, DatabaseConnection, Work
-from gregor.storage.engine import databases_at
-from gregor.storage.migrations import migrate
+from gregor.shards import rebalance
+from gregor.shards.state_machine import ShardedStateMachine, read_map
+from gregor.stores.sql import statements
+from gregor.stores.sql.database import Database, DatabaseConnection, Work
+from gregor.stores.sql.migrations import migrate
+from gregor.stores.sql.state_machine import SQLStateMachine
+from gregor.stores.sql.store_url import databases_at
 
 T = TypeVar("T")
 FROM_BEGINNING = TimeOrOffset(time=1)

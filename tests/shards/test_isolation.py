@@ -9,10 +9,10 @@ import pytest
 from gregor.core.message import create
 from gregor.errors import SetupError, Unavailable
 from gregor.interfaces import StateMachineOfRecord
-from gregor.state_machines.sharded import ShardedStateMachine
-from gregor.storage.engine import database_at
-from gregor.storage.migrations import migrate
-from gregor.testing.backends import PostgreSQL
+from gregor.shards.state_machine import ShardedStateMachine
+from gregor.stores.sql.migrations import migrate
+from gregor.stores.sql.store_url import database_at
+from tests.fleet.servers import PostgreSQL
 from tests.server.harness import Served, serving, shared_settings, to, until
 from tests.shards.harness import opened, store
 

@@ -13,14 +13,14 @@ from gregor.core.instant import SECOND
 from gregor.core.message import InBandMessage, create, dismiss_category
 from gregor.core.state import Snapshot
 from gregor.errors import GregorError, StorageUnavailable, Unavailable, WrongShard
-from gregor.state_machines import rebalance, shard_map
-from gregor.state_machines.rebalance import Group, Moved, Rebalancer
-from gregor.state_machines.sharded import read_map
-from gregor.state_machines.transactions import consume, raise_if_wrong_shard
-from gregor.storage import statements
-from gregor.storage.database import Database, DatabaseConnection
-from gregor.storage.engine import database_at
-from gregor.testing.backends import PostgreSQL
+from gregor.shards import rebalance, shard_map
+from gregor.shards.rebalance import Group, Moved, Rebalancer
+from gregor.shards.state_machine import read_map
+from gregor.stores.sql import statements
+from gregor.stores.sql.database import Database, DatabaseConnection
+from gregor.stores.sql.store_url import database_at
+from gregor.stores.sql.transactions import consume, raise_if_wrong_shard
+from tests.fleet.servers import PostgreSQL
 from tests.shards.harness import (
     ClosureRecorder,
     CrashingDatabase,

@@ -16,14 +16,14 @@ from gregor.core.message import create
 from gregor.errors import SetupError, StorageUnavailable, Unavailable
 from gregor.interfaces import Rejected, Stored
 from gregor.server import Server
-from gregor.state_machines import rebalance, shard_map
-from gregor.state_machines.rebalance import Rebalancer
-from gregor.state_machines.sharded import ShardedStateMachine, read_map
-from gregor.state_machines.sql import SQLStateMachine
-from gregor.state_machines.transactions import wrong_shards
-from gregor.storage.database import Work
-from gregor.storage.engine import database_at
-from gregor.storage.migrations import migrate
+from gregor.shards import rebalance, shard_map
+from gregor.shards.rebalance import Rebalancer
+from gregor.shards.state_machine import ShardedStateMachine, read_map
+from gregor.stores.sql.database import Work
+from gregor.stores.sql.migrations import migrate
+from gregor.stores.sql.state_machine import SQLStateMachine
+from gregor.stores.sql.store_url import database_at
+from gregor.stores.sql.transactions import wrong_shards
 from tests.server.harness import until
 from tests.shards.harness import ShardHarness, opened, store
 

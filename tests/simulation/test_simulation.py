@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from gregor.testing import simulation
+from tests.simulation import simulation
 
 SEEDS_PER_TEST = 100
 SEEDS = 2_000
@@ -82,7 +82,7 @@ def _require_events(seeds: range, sharded: bool, *events: str) -> None:
 
 
 def _trace_in_another_process(seed: int, hash_seed: str) -> str:
-    command = [sys.executable, "-m", "gregor.testing.simulation", "--seed", str(seed), "--trace"]
+    command = [sys.executable, "-m", "tests.simulation", "--seed", str(seed), "--trace"]
     environment = {"PYTHONHASHSEED": hash_seed, "PATH": ""}
     return subprocess.run(
         command, env=environment, check=True, capture_output=True, text=True

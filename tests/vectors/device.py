@@ -37,7 +37,7 @@ from gregor.protocol.server_session import (
     ServerSession,
 )
 from gregor.protocol.server_session import Store as StoreRequest
-from gregor.state_machines.memory import MemoryStateMachine
+from gregor.stores.memory import MemoryStateMachine
 from gregor.testing.clock import ManualClock
 from tests.vectors.encoding import JSON, frame_text, in_band, plain
 

@@ -97,29 +97,6 @@ async def run_demo(
             return await run_on_servers(file, [url], device_count, seconds, seed)
 
 
-class FleetOptions(NamedTuple):
-    """The parts of a fleet, and whether to add a shard while it runs."""
-
-    nodes: int
-    pubsub: str
-    shards: int = 1
-    add_shard: bool = False
-
-
-async def run_fleet_demo(
-    file: Path, device_count: int, seconds: float, seed: int, options: FleetOptions
-) -> DemoResult:
-    """Start a fleet with its own PostgreSQL and pub/sub, and run the demo on it."""
-    from gregor.testing.fleet import Fleet  # needs wheels that a server does not need
-
-    shards = options.shards + options.add_shard
-    async with Fleet(
-        options.nodes, options.pubsub, shards=shards, unused=int(options.add_shard)
-    ) as fleet:
-        rebalance = fleet.level() if options.add_shard else None
-        return await run_on_servers(file, fleet.urls, device_count, seconds, seed, rebalance)
-
-
 async def run_on_servers(
     file: Path,
     urls: Sequence[str],

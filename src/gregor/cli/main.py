@@ -11,7 +11,6 @@ import typer
 from typer.core import TyperGroup
 
 from gregor.cli import (
-    bench,
     demo,
     migrate,
     output,
@@ -99,7 +98,7 @@ def gregor(
     ctx.obj = config
 
 
-SERVER_PANEL, CLIENT_PANEL, DEMO_PANEL = "Server", "Users and devices", "Demo and benchmarks"
+SERVER_PANEL, CLIENT_PANEL, DEMO_PANEL = "Server", "Users and devices", "Demo"
 
 app.command(rich_help_panel=SERVER_PANEL)(serve.serve)
 app.command(hidden=True)(serve.worker)
@@ -114,7 +113,6 @@ app.command(rich_help_panel=CLIENT_PANEL)(queries.log)
 app.command(rich_help_panel=CLIENT_PANEL)(watch.watch)
 app.command(rich_help_panel=CLIENT_PANEL)(replay.replay)
 app.command(rich_help_panel=DEMO_PANEL)(demo.demo)
-app.command(rich_help_panel=DEMO_PANEL)(bench.bench)
 
 
 def main() -> None:

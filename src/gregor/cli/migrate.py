@@ -26,7 +26,7 @@ def migrate(
     move` rebalances them later.
     """
     from gregor.config import name_and_url
-    from gregor.storage.database import redacted
+    from gregor.stores.sql.database import redacted
 
     given = [name_and_url(value) for value in store or ()]
     sharded = any(name is not None for name, _ in given)
@@ -45,16 +45,16 @@ def migrate(
 
 async def _establish(stores: Mapping[str | None, str]) -> None:
     from gregor.cli.shards import open_databases
-    from gregor.state_machines.rebalance import establish
+    from gregor.shards.rebalance import establish
 
     async with open_databases(stores) as databases:
         await establish(databases)
 
 
 async def _migrate(store: str) -> str:
-    from gregor.storage.engine import database_at
-    from gregor.storage.migrations import migrate
-    from gregor.storage.statements import SCHEMA_REVISION
+    from gregor.stores.sql.migrations import migrate
+    from gregor.stores.sql.statements import SCHEMA_REVISION
+    from gregor.stores.sql.store_url import database_at
 
     async with database_at(store, migrate, seconds=STATEMENT_TIMEOUT_SECONDS) as database:
         (revision,) = await database.read(lambda c: c.execute(SCHEMA_REVISION))

@@ -14,8 +14,8 @@ from gregor.errors import SetupError
 
 if TYPE_CHECKING:
     from gregor.config import Settings
-    from gregor.state_machines.rebalance import Finding, Holding, Moved
-    from gregor.storage.database import Database
+    from gregor.shards.rebalance import Finding, Holding, Moved
+    from gregor.stores.sql.database import Database
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -171,8 +171,8 @@ def _sharded_settings(ctx: typer.Context, store: Sequence[str] | None) -> "Setti
 @asynccontextmanager
 async def open_databases(stores: Mapping[str | None, str]) -> "AsyncIterator[dict[str, Database]]":
     """Open the databases of the shards. Raises SetupError if a schema is not the newest."""
-    from gregor.storage.engine import databases_at
-    from gregor.storage.migrations import require_newest
+    from gregor.stores.sql.migrations import require_newest
+    from gregor.stores.sql.store_url import databases_at
 
     urls = {name or "": url for name, url in stores.items()}
     async with databases_at(urls, require_newest) as databases:
@@ -180,21 +180,21 @@ async def open_databases(stores: Mapping[str | None, str]) -> "AsyncIterator[dic
 
 
 async def _status(settings: "Settings") -> "dict[str, Holding]":
-    from gregor.state_machines.rebalance import Rebalancer
+    from gregor.shards.rebalance import Rebalancer
 
     async with open_databases(settings.stores) as databases:
         return await Rebalancer(databases).holdings()
 
 
 async def _plan(settings: "Settings", added: Sequence[str]) -> list[Move]:
-    from gregor.state_machines.rebalance import Rebalancer
+    from gregor.shards.rebalance import Rebalancer
 
     async with open_databases(settings.stores) as databases:
         return await Rebalancer(databases).plan(added)
 
 
 async def _move(settings: "Settings", buckets: Sequence[int], to: str | None) -> "list[Moved]":
-    from gregor.state_machines.rebalance import Rebalancer
+    from gregor.shards.rebalance import Rebalancer
 
     done: list[Moved] = []
     async with open_databases(settings.stores) as databases:
@@ -211,7 +211,7 @@ async def _move(settings: "Settings", buckets: Sequence[int], to: str | None) ->
 
 
 async def _verify(settings: "Settings", prune: bool) -> "tuple[list[Finding], int]":
-    from gregor.state_machines.rebalance import Rebalancer
+    from gregor.shards.rebalance import Rebalancer
 
     async with open_databases(settings.stores) as databases:
         with output.counting_progress("buckets") as show_progress:

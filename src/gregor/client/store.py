@@ -18,9 +18,9 @@ from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID
 from gregor.core.state import DismissedRange, Facts, Item
 from gregor.errors import SetupError
-from gregor.storage.database import DatabaseConnection, StorageBroken
-from gregor.storage.sqlite import SQLiteDatabase, transact
-from gregor.storage.statements import Statement, no_row
+from gregor.stores.sql.database import DatabaseConnection, StorageBroken
+from gregor.stores.sql.sqlite import SQLiteDatabase, transact
+from gregor.stores.sql.statements import Statement, no_row
 
 T = TypeVar("T")
 

@@ -25,7 +25,7 @@ from gregor.core.instant import SECOND, Time
 from gregor.core.message import UID, Message
 from gregor.errors import Forbidden, SetupError
 from gregor.interfaces import Rejected, StateMachineOfRecord
-from gregor.node import Node
+from gregor.node.node import Node
 from gregor.pubsub.interface import PubSub
 from gregor.pubsub.remote import pubsub_at
 from gregor.server import http
@@ -37,13 +37,13 @@ from gregor.server.readiness import Readiness
 from gregor.server.service import HELLO_SECONDS, WRITE_TIMEOUT_SECONDS, Service
 from gregor.server.websocket import WebSocketEndpoint
 from gregor.server.worker_metrics import WorkerMetrics
-from gregor.state_machines.rebalance import establish
-from gregor.state_machines.sharded import Shard, ShardedStateMachine
-from gregor.state_machines.sql import SQLStateMachine
-from gregor.storage.database import Database
-from gregor.storage.engine import database_at, is_shared
-from gregor.storage.lazy import LazyDatabase
-from gregor.storage.migrations import migrate, require_newest, requiring_no_shard
+from gregor.shards.rebalance import establish
+from gregor.shards.state_machine import Shard, ShardedStateMachine
+from gregor.stores.sql.database import Database
+from gregor.stores.sql.lazy import LazyDatabase
+from gregor.stores.sql.migrations import migrate, require_newest, requiring_no_shard
+from gregor.stores.sql.state_machine import SQLStateMachine
+from gregor.stores.sql.store_url import database_at, is_shared
 
 CLOCK_CHECK_SECONDS = 10.0
 

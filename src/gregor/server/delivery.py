@@ -11,7 +11,7 @@ from gregor.core.instant import SECOND, Time
 from gregor.core.message import OutOfBandMessage
 from gregor.errors import GregorError, Unauthenticated
 from gregor.log_event import LogEvent
-from gregor.node import Node
+from gregor.node.node import Node
 from gregor.protocol.frames import Frame, Messages
 from gregor.protocol.server_session import CatchUp, Close, Effect, Publication, Send, ServerSession
 from gregor.server.metrics import Metrics

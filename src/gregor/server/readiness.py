@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 
 from gregor.errors import GregorError
 from gregor.log_event import LogEvent
-from gregor.node import Node
+from gregor.node.node import Node
 from gregor.pubsub.interface import PubSub
-from gregor.state_machines.sharded import ShardedStateMachine
+from gregor.shards.state_machine import ShardedStateMachine
 
 log = logging.getLogger("gregor.server")
 

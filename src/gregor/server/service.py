@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from gregor.core.message import Message
 from gregor.errors import TooSlow, Unavailable
-from gregor.node import Node
+from gregor.node.node import Node
 from gregor.protocol.frames import Result
 from gregor.server.auth import Authenticator
 from gregor.server.delivery import Delivery

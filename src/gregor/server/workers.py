@@ -28,7 +28,7 @@ from gregor.log_event import LogEvent
 from gregor.server.app import Server
 from gregor.server.process import Process, announce, listen, on_stop_signals
 from gregor.server.worker_metrics import WorkerMetrics
-from gregor.storage.engine import is_shared
+from gregor.stores.sql.store_url import is_shared
 
 log = logging.getLogger("gregor.server")
 

@@ -60,7 +60,7 @@ from gregor.interfaces import (
     StateMachineOfRecord,
     Stored,
 )
-from gregor.state_machines.memory import MemoryStateMachine
+from gregor.stores.memory import MemoryStateMachine
 from gregor.testing import oracle
 from gregor.testing.clock import ManualClock
 from gregor.testing.strategies import (

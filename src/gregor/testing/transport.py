@@ -13,7 +13,7 @@ from typing import Any, Self
 from gregor.client.connection import Disconnected
 from gregor.core.message import UID, Message, OutOfBandMessage
 from gregor.errors import Unauthenticated, Unavailable
-from gregor.node import Node
+from gregor.node.node import Node
 from gregor.protocol.frames import Frame, Result, encode
 from gregor.protocol.server_session import (
     Authenticate,

@@ -1,0 +1,1 @@
+"""The fleet demo: `python -m demo`."""

@@ -1,0 +1,1 @@
+"""One node: accepts messages, stores them, and delivers them to devices."""

@@ -1,0 +1,462 @@
+"""Rebalance: move buckets between shards while servers run.
+
+    copy ──▶ close for half a second ──▶ copy the rest ──▶ release ──▶ publish the placements
+
+Only the log of a user is moved: replayed on another shard, in any order and any number of times,
+it gives the same state with the same ctimes. The progress of a copy is the user's clock on the
+target, so no other record of a move is stored, and an interrupted move is restarted.
+
+The release is one transaction of the shard that holds the bucket. Before it, the bucket is on the
+source, and opens again by itself if the rebalancer does not return. After it, the bucket is on the
+target, although all other shards, the new holder included, may learn that later.
+
+Each step costs the same for several buckets as for one, so buckets with the same source and
+target are closed and released together; fewer at a time if their writers would wait too long.
+"""
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import dropwhile, groupby
+from random import Random
+from typing import NamedTuple, TypeVar
+
+from gregor.clock import now
+from gregor.core.buckets import BUCKETS, Move, bucket_of, plan_rebalance
+from gregor.core.instant import Time
+from gregor.core.message import UID, InBandMessage
+from gregor.errors import GregorError, SetupError, Unavailable, WrongShard
+from gregor.interfaces import Rejected
+from gregor.shards import shard_map
+from gregor.shards.shard_map import (
+    MAX_PAGE_MESSAGES,
+    Digest,
+    Extent,
+    Load,
+    NotClosed,
+    Placement,
+)
+from gregor.shards.state_machine import newest_placements, read_map
+from gregor.stores.sql.database import Database
+from gregor.stores.sql.transactions import consume, wrong_shards
+
+CLOSED_SECONDS = 0.45
+MAX_BUCKETS_PER_SWITCH = 32  # that are closed and released together
+VERIFY_BATCH_USERS = 100  # whose logs are read together
+LOAD_BATCH_BUCKETS = 128  # whose loads one query reads
+MAX_ATTEMPTS = 50  # to move a group of buckets
+MAX_COPY_PASSES = 5
+MAX_RETRY_SECONDS = 2.0
+
+T = TypeVar("T", InBandMessage, Digest)
+
+
+class Moved(NamedTuple):
+    """A bucket has moved: the number of its users, and for how long writers had to wait at most."""
+
+    move: Move
+    users: int
+    pause: float  # seconds
+
+
+class Group(NamedTuple):
+    """Buckets that are moved together from one shard to another."""
+
+    source: str
+    target: str
+    buckets: Sequence[int]
+
+    def first_half(self) -> "Group":
+        """The first half of the buckets, at least one."""
+        return self._replace(buckets=self.buckets[: -(-len(self.buckets) // 2)])
+
+
+class Holding(NamedTuple):
+    """The load of a shard: of the buckets that it holds, and of old copies of released buckets."""
+
+    buckets: int
+    held: Load
+    left_over: Load
+
+
+class LeftOver(NamedTuple):
+    """An old copy of a bucket on a shard that does not hold it any more."""
+
+    bucket: int
+    shard: str
+    holder: str
+
+
+class Finding(NamedTuple):
+    """A problem on a shard that `verify` has found."""
+
+    shard: str
+    what: str
+
+
+async def establish(databases: Mapping[str, Database]) -> dict[int, Placement]:
+    """Make these databases, whose schema is up to date, the shards of one map. Idempotent.
+
+    For a new map: if all are empty, they share the buckets evenly; if one has users, it holds all
+    buckets. A database that is added to a map holds no buckets until some are moved to it. Raises
+    SetupError if the databases do not fit together.
+    """
+    names = {name: await d.read(shard_map.name_here) for name, d in databases.items()}
+    known = newest_placements(
+        [p for d in databases.values() for p in await d.read(shard_map.placements)],
+    )
+    new = [name for name, shard_name in names.items() if shard_name is None]
+    with_users = [name for name in new if await databases[name].read(shard_map.has_users)]
+    if with_users and (known or len(with_users) > 1):
+        raise SetupError(
+            f"the database of shard {with_users[-1]!r} has users of its own already, and cannot "
+            "join others; give an empty one"
+        )
+    if not known:
+        holders = with_users or list(databases)
+        known = {
+            bucket: Placement(bucket, holders[bucket * len(holders) // BUCKETS], 1)
+            for bucket in range(BUCKETS)
+        }
+    for name in new:
+        await databases[name].write(
+            partial(shard_map.make_shard, name=name, known=list(known.values()))
+        )
+    return await read_map(databases)
+
+
+class Rebalancer:
+    """Moves buckets between shards, and verifies them. The databases must be open.
+
+    Several rebalancers may run at the same time: one that finds that another has moved a bucket
+    raises Unavailable.
+    """
+
+    def __init__(
+        self,
+        databases: Mapping[str, Database],
+        *,
+        clock: Callable[[], Time] = now,
+        rng: Random | None = None,
+    ) -> None:
+        self._databases = databases
+        self._clock = clock
+        self._rng = rng or Random()
+
+    # Loads
+
+    async def holdings(self) -> dict[str, Holding]:
+        """The load of each shard, by name. Reads all messages."""
+        placed = await read_map(self._databases)
+        holdings = {}
+        for name, loads in (await self._loads()).items():
+            held = {bucket for bucket, p in placed.items() if p.shard == name}
+            holdings[name] = Holding(
+                len(held),
+                _total(load for bucket, load in loads.items() if bucket in held),
+                _total(load for bucket, load in loads.items() if bucket not in held),
+            )
+        return holdings
+
+    async def plan(self, added: Sequence[str] = ()) -> list[Move]:
+        """The moves that give all shards about the same number of messages (of buckets, while all
+        are empty). Shards that are `added` are planned as empty ones."""
+        placed = await read_map(self._databases)
+        loads = await self._loads()
+        messages = {
+            bucket: loads[p.shard][bucket].messages if bucket in loads[p.shard] else 0
+            for bucket, p in placed.items()
+        }
+        if not any(messages.values()):
+            messages = dict.fromkeys(messages, 1)
+        weights: dict[str, dict[int, int]] = {name: {} for name in (*self._databases, *added)}
+        for bucket, placement in placed.items():
+            weights[placement.shard][bucket] = messages[bucket]
+        return plan_rebalance(weights)
+
+    async def _loads(self) -> dict[str, dict[int, Load]]:
+        loads = await asyncio.gather(*(_read_loads(d) for d in self._databases.values()))
+        return dict(zip(self._databases, loads, strict=True))
+
+    # Moving
+
+    async def move(
+        self, moves: Iterable[Move], moved: Callable[[Moved], None] = lambda moved: None
+    ) -> None:
+        """Move buckets, and call `moved` after each. Buckets that are on their target already are
+        skipped. Idempotent: cancelled or killed at any moment, it can be called again. Raises
+        Unavailable if another rebalancer moves the same buckets, or if the last messages of a
+        bucket could not be copied in time."""
+        placed = await read_map(self._databases)
+        await self._publish_placements(self._databases, placed.values())
+        holders = {bucket: placement.shard for bucket, placement in placed.items()}
+        for target, same_target in groupby(moves, key=lambda move: move.target):
+            by_source: defaultdict[str, list[int]] = defaultdict(list)
+            for bucket in dict.fromkeys(move.bucket for move in same_target):
+                by_source[holders[bucket]].append(bucket)
+            by_source.pop(target, None)
+            for source, buckets in by_source.items():
+                async for moved_bucket in self._move_all(Group(source, target, buckets)):
+                    holders[moved_bucket.move.bucket] = target
+                    moved(moved_bucket)
+
+    async def _move_all(self, group: Group) -> AsyncIterator[Moved]:
+        """Move the buckets in batches: half as large after a long pause, then slowly larger."""
+        batch_size, pending = float(MAX_BUCKETS_PER_SWITCH), group.buckets
+        while pending:
+            batch = await self._move(group._replace(buckets=pending[: int(batch_size)]))
+            for moved_bucket in batch:
+                yield moved_bucket
+            pending = pending[len(batch) :]
+            if batch[0].pause > CLOSED_SECONDS / 2:
+                batch_size = max(1, len(batch) / 2)
+            else:
+                batch_size = min(MAX_BUCKETS_PER_SWITCH, 1.1 * batch_size)
+
+    async def _move(self, group: Group) -> list[Moved]:
+        """Move a group together, or its first part if there is no time for all of it."""
+        await self._require_no_conflicts(group)
+        clock = asyncio.get_running_loop().time
+        longest_pause = 0.0
+        for attempt in range(MAX_ATTEMPTS):
+            await self._copy(group)
+            started_at = clock()
+            released = await self._switch(group)
+            longest_pause = max(longest_pause, clock() - started_at)
+            if released:
+                break
+            await self._require_held(group)
+            group = group.first_half()
+            await asyncio.sleep(self._rng.uniform(0.1, min(MAX_RETRY_SECONDS, 0.2 * 2**attempt)))
+        else:
+            raise Unavailable(
+                f"bucket {group.buckets[0]} could not be moved to {group.target!r}: its last "
+                f"messages could not be copied in {CLOSED_SECONDS} s; it has not moved, try again"
+            )
+        others = [name for name in self._databases if name not in (group.source, group.target)]
+        await self._publish_placements(others, released)
+        users = Counter(bucket_of(uid) for uid in await self._extents(group.target, group.buckets))
+        return [
+            Moved(Move(bucket, group.source, group.target), users[bucket], longest_pause)
+            for bucket in group.buckets
+        ]
+
+    async def _switch(self, group: Group) -> list[Placement]:
+        """Close the buckets, copy the rest, and release them. Returns the new placements, or none
+        if the time was too short; then none of the buckets has moved."""
+        source = self._databases[group.source]
+        try:
+            until, closed = await source.write(
+                lambda c: shard_map.close(c, group.buckets, CLOSED_SECONDS)
+            )
+        except Unavailable:
+            return []  # one writer takes too long: the other writers must not wait for this lock
+        try:
+            async with asyncio.timeout(CLOSED_SECONDS):
+                # First, so that another rebalancer's `_prune` does not delete what is copied there.
+                await self._publish_placements([group.target], closed)
+                if not await self._copy(group):
+                    raise NotClosed("the last messages were not copied in time")
+            released = await source.write(
+                lambda c: shard_map.release(c, group.buckets, group.target, until)
+            )
+        except (TimeoutError, Unavailable):
+            # Also if the commit is unknown: the placements in the source are authoritative.
+            known = {p.bucket: p for p in await source.read(shard_map.placements)}
+            released = [known[bucket] for bucket in group.buckets]
+            if any(placement.shard != group.target for placement in released):
+                await source.write(lambda c: shard_map.reopen(c, group.buckets, until))
+                return []
+        # From here on, the new holder accepts messages for these buckets, even if other shards do
+        # not know it yet.
+        await self._publish_placements([group.target], released)
+        return released
+
+    async def _publish_placements(
+        self, names: Iterable[str], placements: Iterable[Placement]
+    ) -> None:
+        """Merge these placements into the maps of these shards, one after the other."""
+        known = list(placements)
+        for name in names:
+            await self._databases[name].write(lambda c: shard_map.merge_placements(c, known))
+
+    async def _copy(self, group: Group) -> bool:
+        """Replay on the target the messages that it lacks. Returns whether the target had all of
+        them at the end."""
+        for _ in range(MAX_COPY_PASSES):
+            source_extents, target_extents = await asyncio.gather(
+                self._extents(group.source, group.buckets),
+                self._extents(group.target, group.buckets),
+            )
+            cursors = {
+                uid: _copy_cursor(target_extents.get(uid), extent)
+                for uid, extent in source_extents.items()
+                if target_extents.get(uid) != extent
+            }
+            if not cursors:
+                return True
+            async for page in self._pages(group.source, shard_map.page, cursors):
+                await self._store(group, page)
+        return False
+
+    async def _store(self, group: Group, messages: Sequence[InBandMessage]) -> None:
+        now = self._clock()
+        target = self._databases[group.target]
+        outcomes = await target.write(lambda c: consume(c, messages, now, moving=True))
+        for outcome in outcomes:
+            if isinstance(outcome, Rejected):
+                raise _conflict_error(group, outcome.message.uid)
+
+    async def _require_no_conflicts(self, group: Group) -> None:
+        """Raises GregorError if the target has old messages of these buckets that the source lacks.
+        If the target has none of these, equal extents mean equal messages."""
+        for uid in await self._users_with_missing_messages(
+            group.source, group.target, group.buckets
+        ):
+            await self._require_held(group)
+            raise _conflict_error(group, uid)
+
+    async def _require_held(self, group: Group) -> None:
+        """Raises Unavailable if another rebalancer has moved a bucket from the source since the map
+        was read."""
+        for wrong_shard in await self._wrong_shards(group.source, group.buckets):
+            raise Unavailable(
+                f"bucket {wrong_shard.bucket} has moved from {group.source!r} to "
+                f"{wrong_shard.shard!r}: another rebalancer is running; retry when it has finished"
+            )
+
+    async def _wrong_shards(self, name: str, buckets: Sequence[int]) -> list[WrongShard]:
+        """A WrongShard error for each of these buckets that this shard does not hold now."""
+        return await self._databases[name].read(lambda c: wrong_shards(c, buckets))
+
+    async def _extents(self, name: str, buckets: Sequence[int]) -> dict[UID, Extent]:
+        return await self._databases[name].read(lambda c: shard_map.extents(c, buckets))
+
+    # Verifying
+
+    async def verify(
+        self,
+        *,
+        prune: bool = False,
+        compared: Callable[[int, int], None] = lambda done, total: None,
+    ) -> tuple[list[Finding], int]:
+        """Compare the map with the contents of the shards, and each old copy of a released bucket
+        with the bucket on its holder. With `prune`, delete an old copy if the holder has all its
+        messages; that is safe while other rebalancers move buckets. Returns the problems, and the
+        number of old copies that are left over or, with `prune`, were deleted. `compared` is called
+        with the progress: how many old copies are done, of how many."""
+        placed = await read_map(self._databases)
+        await self._publish_placements(self._databases, placed.values())
+        findings = [
+            Finding(name, f"user {uid!r} is in a wrong bucket")
+            for name, database in self._databases.items()
+            for uid in await _read_misplaced_users(database)
+        ]
+        left_over = [
+            LeftOver(bucket, name, placed[bucket].shard)
+            for name, loads in (await self._loads()).items()
+            for bucket in sorted(loads)
+            if placed[bucket].shard != name
+        ]
+        counted = 0
+        for done, copy in enumerate(left_over, 1):
+            copy_findings, is_counted = await self._verify_copy(copy, prune)
+            findings += copy_findings
+            counted += is_counted
+            compared(done, len(left_over))
+        return findings, counted
+
+    async def _verify_copy(self, copy: LeftOver, prune: bool) -> tuple[list[Finding], bool]:
+        """The problems of an old copy; and whether it is left over or, with `prune`, deleted."""
+        uids = await self._users_with_missing_messages(copy.holder, copy.shard, [copy.bucket])
+        if not uids:
+            return [], not prune or await self._prune(copy)
+        if await self._wrong_shards(copy.holder, [copy.bucket]):
+            return [], False  # the bucket has moved since the map was read
+        problem = f"has messages that shard {copy.holder!r}, the holder, lacks"
+        return [Finding(copy.shard, f"user {uid!r} {problem}") for uid in uids], not prune
+
+    async def _prune(self, copy: LeftOver) -> bool:
+        """Delete an old copy, unless the bucket is being moved to its shard, or has moved from its
+        holder. Returns whether it was deleted."""
+        holder, shard = self._databases[copy.holder], self._databases[copy.shard]
+        placement = await holder.write(lambda c: shard_map.claim(c, copy.bucket))
+        return placement is not None and await shard.write(lambda c: shard_map.prune(c, placement))
+
+    async def _users_with_missing_messages(
+        self, holder: str, name: str, buckets: Sequence[int]
+    ) -> list[UID]:
+        """The users of these buckets of whom the holder lacks messages that this shard has."""
+        with_missing: list[UID] = []
+        uids = list(await self._extents(name, buckets))
+        for first in range(0, len(uids), VERIFY_BATCH_USERS):
+            batch = uids[first : first + VERIFY_BATCH_USERS]
+            copied, held = await asyncio.gather(
+                self._digests(name, batch), self._digests(holder, batch)
+            )
+            with_missing += dict.fromkeys(digest.uid for digest in copied - held)
+        return with_missing
+
+    async def _digests(self, name: str, uids: Iterable[UID]) -> set[Digest]:
+        """The digests of all messages of these users."""
+        digests: set[Digest] = set()
+        async for page in self._pages(name, shard_map.digests, dict.fromkeys(uids, 0)):
+            digests.update(page)
+        return digests
+
+    async def _pages(
+        self,
+        name: str,
+        read_page: Callable[..., list[T]],
+        cursors: Mapping[UID, Time],
+    ) -> AsyncIterator[list[T]]:
+        """The users' logs after these cursors, page by page, as `read_page` reads them."""
+        while page := await self._databases[name].read(partial(read_page, cursors=cursors)):
+            yield page
+            if len(page) < MAX_PAGE_MESSAGES:
+                return
+            cursors = _cursors_after(page[-1], cursors)
+
+
+def _conflict_error(group: Group, uid: UID) -> GregorError:
+    return GregorError(
+        f"bucket {bucket_of(uid)} cannot be moved: shard {group.target!r} has messages of {uid!r} "
+        f"that shard {group.source!r}, the holder, lacks; see `gregor shards verify`"
+    )
+
+
+def _cursors_after(last: InBandMessage | Digest, cursors: Mapping[UID, Time]) -> dict[UID, Time]:
+    """The cursors for the next page after one that ends with `last`."""
+    remaining = dropwhile(lambda cursor: cursor[0] != last.uid, cursors.items())
+    return dict(remaining) | {last.uid: last.ctime}
+
+
+def _copy_cursor(target: Extent | None, source: Extent) -> int:
+    """The ctime after which to copy. If the clocks agree and the numbers of messages do not, a
+    message was stored behind the clock, and the whole log is copied again."""
+    return 0 if target is None or target.ctime >= source.ctime else target.ctime
+
+
+async def _read_loads(database: Database) -> dict[int, Load]:
+    """The loads of all buckets, in batches: no query may take long, however much is stored."""
+    loads: dict[int, Load] = {}
+    for first in range(0, BUCKETS, LOAD_BATCH_BUCKETS):
+        batch = range(first, first + LOAD_BATCH_BUCKETS)
+        loads |= await database.read(partial(shard_map.loads, buckets=batch))
+    return loads
+
+
+async def _read_misplaced_users(database: Database) -> list[UID]:
+    """The users whose stored bucket is not the bucket of their uid."""
+    misplaced_users: list[UID] = []
+    last: UID | None = ""
+    while last is not None:
+        last, page = await database.read(partial(shard_map.misplaced_users, after=last))
+        misplaced_users += page
+    return misplaced_users
+
+
+def _total(loads: Iterable[Load]) -> Load:
+    columns = list(zip(*loads, strict=True))
+    return Load(*(sum(column) for column in columns)) if columns else Load(0, 0, 0)

@@ -1,0 +1,446 @@
+"""The state machine of record over several shards: each user is in one of them.
+
+It routes by its copy of the shard map, which may be out of date: a shard rejects a bucket that it
+does not hold and names the holder, and the copy is corrected from that error.
+"""
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, Self, TypeVar
+
+from gregor.core.buckets import BUCKETS, bucket_of
+from gregor.core.instant import Time, TimeOrOffset
+from gregor.core.message import UID, DeviceID, InBandMessage
+from gregor.core.state import State, Sync
+from gregor.errors import SetupError, Unavailable, WrongShard
+from gregor.interfaces import Outcome, Rejected, StateMachineOfRecord
+from gregor.log_event import LogEvent
+from gregor.shards import shard_map
+from gregor.shards.shard_map import Placement
+from gregor.stores.sql.database import Database
+from gregor.stores.sql.state_machine import SQLStateMachine
+from gregor.stores.sql.transactions import wrong_shards
+
+log = logging.getLogger("gregor.shards")
+
+T = TypeVar("T")
+
+PROBE_INTERVAL_SECONDS = 1.0
+SHARD_TIMEOUT_SECONDS = 2.0
+
+# A bucket is closed for half a second at most, but again with each attempt to move it.
+WRONG_SHARD_TIMEOUT_SECONDS = 5.0
+WRONG_SHARD_RETRY_SECONDS = 0.02
+
+
+class Shard:
+    """One of the shards. While it is known to be down, calls fail at once. It has a queue and
+    connections of its own, so a slow shard does not delay calls to the others. A shard that
+    answers after it was down, or for the first time, may be another database, or one restored from
+    a backup: it is not up until it is `admitted`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        machine: SQLStateMachine,
+        shards: Collection[str],
+        admit: Callable[["Shard"], Awaitable[None]],
+    ) -> None:
+        self.name = name
+        self.machine = machine
+        self.problem: str | None = None
+        self.admitted = False
+        self._shards = shards
+        self._admit = admit
+        self._answered_at = 0.0
+
+    async def call(self, method: Callable[[SQLStateMachine], Awaitable[T]]) -> T:
+        """The result of a call to the shard. Raises Unavailable with the name of the shard, and
+        WrongShard as it is."""
+        if self.problem is not None:
+            raise Unavailable(f"shard {self.name!r}: {self.problem}")
+        try:
+            result = await method(self.machine)
+        except WrongShard:
+            raise
+        except Unavailable as error:
+            raise Unavailable(f"shard {self.name!r}: {error.message}") from error
+        self._answered_at = asyncio.get_running_loop().time()
+        return result
+
+    async def probe_periodically(self) -> None:
+        """Check periodically whether the shard answers."""
+        while True:
+            await self.probe()
+            await asyncio.sleep(PROBE_INTERVAL_SECONDS)
+
+    async def verify_identity(self) -> None:
+        """Raises SetupError if the database is not this shard, Unavailable if it is down."""
+        _require_shard_name(
+            self.name, await self.machine.database.read(shard_map.name_here), self._shards
+        )
+
+    async def exchange(self, placements: Iterable[Placement]) -> list[Placement]:
+        """Merge these placements into the shard's map, and return those that are newer there.
+        Idempotent."""
+        known = list(placements)
+        return await self.machine.database.write(lambda c: shard_map.exchange(c, known))
+
+    async def probe(self) -> None:
+        """Check whether the shard answers, set `problem`, and log if that has changed."""
+        before, probing = self.problem, asyncio.create_task(self._probe())
+        try:
+            while not (await asyncio.wait({probing}, timeout=SHARD_TIMEOUT_SECONDS))[0]:
+                # A busy shard delays the probe, but answers other calls meanwhile.
+                if asyncio.get_running_loop().time() - self._answered_at > SHARD_TIMEOUT_SECONDS:
+                    self.problem = f"it has not answered for {SHARD_TIMEOUT_SECONDS:.0f} s"
+            self.problem = probing.result()
+        finally:
+            probing.cancel()
+        if self.problem is not None and before is None:
+            log.warning(LogEvent("shard down", shard=self.name, reason=self.problem))
+        elif self.problem is None and before is not None:
+            log.info(LogEvent("shard up again", shard=self.name))
+
+    async def _probe(self) -> str | None:
+        try:
+            if not self.admitted:
+                await self.verify_identity()
+                await self._admit(self)
+            await self.machine.ctimes([])
+        except (Unavailable, SetupError) as error:
+            self.admitted = False
+            return error.message
+        self._answered_at = asyncio.get_running_loop().time()
+        return None
+
+
+class ShardedStateMachine(StateMachineOfRecord):
+    """A StateMachineOfRecord over one state machine for each shard, by name, on open databases.
+    Open it with `async with`; that raises SetupError if the shard map in the databases does not
+    fit these shards.
+
+    A shard that is down affects its own users only: their messages are Rejected with Unavailable,
+    and may be retried.
+    """
+
+    def __init__(self, machines: Mapping[str, SQLStateMachine]) -> None:
+        self.shards = {
+            name: Shard(name, machine, machines, self._admit) for name, machine in machines.items()
+        }
+        self._map: dict[int, Placement] = {}
+        self._tasks = asyncio.TaskGroup()
+        self._probes: list[asyncio.Task[None]] = []
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            for shard in self.shards.values():
+                await stack.enter_async_context(shard.machine)
+            await self._read_map()
+            await self._tasks.__aenter__()
+            self._probes = [
+                self._tasks.create_task(shard.probe_periodically())
+                for shard in self.shards.values()
+            ]
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        for task in self._probes:
+            task.cancel()
+        await self._tasks.__aexit__(None, None, None)
+        await self._stack.__aexit__(None, None, None)
+
+    @property
+    def databases(self) -> dict[str, Database]:
+        return {name: shard.machine.database for name, shard in self.shards.items()}
+
+    @property
+    def skew(self) -> Time:
+        """The largest clock skew of all shards, in microseconds, with its sign."""
+        return max((shard.machine.skew for shard in self.shards.values()), key=abs)
+
+    # Consuming
+
+    async def consume_messages(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
+        outcomes = await self._consume_once(messages)
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + WRONG_SHARD_TIMEOUT_SECONDS
+        while errors := _wrong_shard_errors(outcomes):
+            if clock() > deadline:
+                break
+            await self._learn_placements(messages, errors)
+            retried = await self._consume_once([messages[index] for index in errors])
+            for index, outcome in zip(errors, retried, strict=True):
+                outcomes[index] = outcome
+        # No shard accepted anything: raise, as a single state machine does.
+        if outcomes and all(_unavailable(outcome) for outcome in outcomes):
+            assert isinstance(outcomes[0], Rejected)
+            raise outcomes[0].error
+        return outcomes
+
+    async def _consume_once(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
+        """Send each message to the shard of its user; the outcomes in the order of the messages."""
+        indexes_by_shard: dict[str, list[int]] = {}
+        for index, message in enumerate(messages):
+            name = self._map[bucket_of(message.uid)].shard
+            indexes_by_shard.setdefault(name, []).append(index)
+        if len(indexes_by_shard) == 1:  # without a task, the call starts at once
+            return list(await self._consume_in_shard(name, messages))
+        results = await asyncio.gather(
+            *(
+                self._consume_in_shard(name, [messages[index] for index in indexes])
+                for name, indexes in indexes_by_shard.items()
+            )
+        )
+        by_index = {
+            index: outcome
+            for indexes, outcomes in zip(indexes_by_shard.values(), results, strict=True)
+            for index, outcome in zip(indexes, outcomes, strict=True)
+        }
+        return [by_index[index] for index in range(len(messages))]
+
+    async def _consume_in_shard(
+        self, name: str, messages: Sequence[InBandMessage]
+    ) -> Sequence[Outcome]:
+        """The outcomes; if the shard is unavailable, each message is Rejected with that error."""
+        try:
+            return await self._shard(name).call(lambda machine: machine.consume_messages(messages))
+        except Unavailable as error:
+            return [Rejected(message, error) for message in messages]
+
+    async def _learn_placements(
+        self, messages: Sequence[InBandMessage], errors: Mapping[int, WrongShard]
+    ) -> None:
+        """Learn placements from the errors of these messages, by index: one for each bucket."""
+        by_bucket = {bucket_of(messages[index].uid): error for index, error in errors.items()}
+        for error in by_bucket.values():
+            try:
+                await self._learn_placement(error)
+            except Unavailable:
+                await asyncio.sleep(WRONG_SHARD_RETRY_SECONDS)
+
+    # Reading
+
+    async def state(
+        self, uid: UID, device_id: DeviceID | None = None, at: TimeOrOffset | None = None
+    ) -> State:
+        return await self._call_holder(uid, lambda machine: machine.state(uid, device_id, at))
+
+    async def in_band_messages_since(
+        self, uid: UID, device_id: DeviceID | None, since: TimeOrOffset
+    ) -> list[InBandMessage]:
+        return await self._call_holder(
+            uid, lambda machine: machine.in_band_messages_since(uid, device_id, since)
+        )
+
+    async def sync(self, uid: UID, device_id: DeviceID | None, cursor: Time) -> Sync:
+        return await self._call_holder(uid, lambda machine: machine.sync(uid, device_id, cursor))
+
+    async def _call_holder(self, uid: UID, method: Callable[[SQLStateMachine], Awaitable[T]]) -> T:
+        """Call the shard that holds the user; retry while the user's bucket moves."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + WRONG_SHARD_TIMEOUT_SECONDS
+        while True:
+            shard = self._shard(self._map[bucket_of(uid)].shard)
+            try:
+                return await shard.call(method)
+            except WrongShard as error:
+                if clock() > deadline:
+                    raise
+                await self._learn_placement(error)
+
+    async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
+        """Users of shards that do not answer are left out. Raises Unavailable if none answers."""
+        placements = {uid: self._map[bucket_of(uid)] for uid in uids}
+        clocks = await self._ctimes_once(uids)
+        # Users of moved buckets may be left out too; the new placements are known by now.
+        moved = [
+            uid
+            for uid, placement in placements.items()
+            if uid not in clocks and self._map[bucket_of(uid)] != placement
+        ]
+        return {**clocks, **await self._ctimes_once(moved)} if moved else clocks
+
+    async def _ctimes_once(self, uids: Sequence[UID]) -> dict[UID, Time]:
+        uids_by_shard: defaultdict[str, list[UID]] = defaultdict(list)
+        for uid in uids:
+            uids_by_shard[self._map[bucket_of(uid)].shard].append(uid)
+        results = await asyncio.gather(
+            *(self._ctimes_in_shard(*item) for item in uids_by_shard.items()),
+            return_exceptions=True,
+        )
+        clocks: dict[UID, Time] = {}
+        failures: list[Unavailable] = []
+        for result in results:
+            match result:
+                case Unavailable():
+                    failures.append(result)
+                case BaseException():
+                    raise result
+                case _:
+                    clocks |= result
+        if failures and len(failures) == len(results):
+            raise failures[0]
+        return clocks
+
+    async def _ctimes_in_shard(self, name: str, uids: Sequence[UID]) -> Mapping[UID, Time]:
+        """The clocks of users of one shard. Learns the placements of users that it left out."""
+        shard = self._shard(name)
+        try:
+            async with asyncio.timeout(SHARD_TIMEOUT_SECONDS):
+                clocks = await shard.call(lambda machine: machine.ctimes(uids))
+                missing = {bucket_of(uid) for uid in uids if uid not in clocks}
+                if missing:
+                    for error in await shard.machine.database.read(
+                        lambda c: wrong_shards(c, missing)
+                    ):
+                        await self._learn_placement(error)
+        except TimeoutError:
+            raise Unavailable(f"shard {name!r} has not answered in time") from None
+        return clocks
+
+    async def problems(self) -> Sequence[str]:
+        """The problems of the shards if none of them works; none while at least one works."""
+        problems = self.shard_problems()
+        return [] if len(problems) < len(self.shards) else problems
+
+    def shard_problems(self) -> list[str]:
+        """The problems of single shards."""
+        return [f"shard {s.name!r}: {s.problem}" for s in self.shards.values() if s.problem]
+
+    # The map
+
+    async def _read_map(self) -> None:
+        """Read the map from the shards that answer. They are enough: each has placements of all
+        buckets, and rejects the buckets that it released, even if the map read here is out of
+        date."""
+        await self._call_each(self.shards.values(), Shard.verify_identity)
+        if await self.problems():
+            raise SetupError(f"no shard answers: {'; '.join(self.shard_problems())}")
+        available = {name: shard for name, shard in self.shards.items() if shard.problem is None}
+        databases = {name: shard.machine.database for name, shard in available.items()}
+        self._map = await _read_newest(databases, self.shards.keys() - available.keys())
+        await self._call_each(available.values(), self._admit)
+
+    async def _call_each(
+        self, shards: Collection[Shard], call: Callable[[Shard], Awaitable[None]]
+    ) -> None:
+        """Call each shard; one that does not answer counts as down until a probe succeeds."""
+        results = await asyncio.gather(*map(call, shards), return_exceptions=True)
+        for shard, error in zip(shards, results, strict=True):
+            match error:
+                case Unavailable():
+                    shard.problem, shard.admitted = error.message, False
+                case BaseException():
+                    raise error
+
+    async def _admit(self, shard: Shard) -> None:
+        """Exchange placements with the shard. One that was restored from a backup does not know
+        which buckets it has released since, and would accept messages for them."""
+        shard.admitted = True  # before the exchange: newer placements may come in meanwhile
+        newer = await shard.exchange(self._map.values())
+        if newer:
+            self._map = newest_placements([*self._map.values(), *newer])
+            for other in self.shards.values():
+                if other is not shard:
+                    other.admitted = False  # its next probe sends it the newer placements
+
+    def _shard(self, name: str) -> Shard:
+        try:
+            return self.shards[name]
+        except KeyError:
+            raise Unavailable(
+                f"this node does not know shard {name!r}, which holds the user; "
+                f"restart it with --store {name}=URL in addition to the others"
+            ) from None
+
+    async def _learn_placement(self, error: WrongShard) -> None:
+        """Learn the placement of a bucket from the shard that rejected it."""
+        known = self._map[error.bucket]
+        if error.version > known.version:
+            self._map[error.bucket] = Placement(error.bucket, error.shard, error.version)
+            self._shard(error.shard)
+        elif error.version < known.version:
+            # The new holder has not received its placement yet; the map here has it already.
+            holder = self._shard(known.shard)
+            await holder.call(
+                lambda m: m.database.write(lambda c: shard_map.merge_placements(c, [known]))
+            )
+        else:
+            await asyncio.sleep(WRONG_SHARD_RETRY_SECONDS)  # closed, because it is being moved
+
+
+def _wrong_shard_errors(outcomes: Sequence[Outcome]) -> dict[int, WrongShard]:
+    """By index, the errors of messages that went to a shard that does not hold their user."""
+    return {
+        index: outcome.error
+        for index, outcome in enumerate(outcomes)
+        if isinstance(outcome, Rejected) and isinstance(outcome.error, WrongShard)
+    }
+
+
+def _unavailable(outcome: Outcome) -> bool:
+    return isinstance(outcome, Rejected) and isinstance(outcome.error, Unavailable)
+
+
+# The map in the databases
+
+
+async def read_map(databases: Mapping[str, Database]) -> dict[int, Placement]:
+    """The placement of each bucket. Raises SetupError if the map does not fit these shards; the
+    message says how to correct that."""
+    names = await asyncio.gather(*(d.read(shard_map.name_here) for d in databases.values()))
+    for configured, found in zip(databases, names, strict=True):
+        _require_shard_name(configured, found, databases)
+    return await _read_newest(databases)
+
+
+async def _read_newest(
+    databases: Mapping[str, Database], unavailable: Collection[str] = ()
+) -> dict[int, Placement]:
+    """Like `read_map`, but without a check of the names. The `unavailable` shards are not read."""
+    known = await asyncio.gather(*(d.read(shard_map.placements) for d in databases.values()))
+    newest = newest_placements(placement for placements in known for placement in placements)
+    missing = {p.shard for p in newest.values()} - {*databases, *unavailable}
+    if missing:
+        raise SetupError(
+            f"the map has buckets on shard {min(missing)!r}, which is not configured; "
+            f"add --store {min(missing)}=URL"
+        )
+    if len(newest) < BUCKETS:
+        raise SetupError(
+            f"the map knows {len(newest)} of {BUCKETS} buckets; a shard is missing, or its "
+            "database was recreated: configure all of them, or restore it from a backup"
+        )
+    return newest
+
+
+def _require_shard_name(configured: str, found: str | None, shards: Iterable[str]) -> None:
+    """Raises SetupError unless the shard that was found is the configured one."""
+    if found is None:
+        stores = " ".join(f"--store {name}=URL" for name in shards)
+        raise SetupError(
+            f"the database configured as shard {configured!r} is not a shard yet; add it with "
+            f"`gregor migrate {stores}`"
+        )
+    if found != configured:
+        raise SetupError(
+            f"the database configured as shard {configured!r} is shard {found!r}; "
+            f"write --store {found}=… before its URL"
+        )
+
+
+def newest_placements(placements: Iterable[Placement]) -> dict[int, Placement]:
+    """The placement with the highest version of each bucket."""
+    newest: dict[int, Placement] = {}
+    for placement in placements:
+        known = newest.get(placement.bucket)
+        if known is None or known.version < placement.version:
+            newest[placement.bucket] = placement
+    return newest

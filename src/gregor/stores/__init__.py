@@ -1,0 +1,1 @@
+"""The state machines of record: in memory, and on a SQL database."""

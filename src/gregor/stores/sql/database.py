@@ -1,0 +1,108 @@
+"""The interface to a database: transactions, their results, and errors with their action.
+
+A transaction is a plain function of a connection (decision 1). The connection is synchronous, so
+that one function works with the asynchronous driver of PostgreSQL and with the synchronous driver
+of SQLite.
+"""
+
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Protocol, Self, TypeAlias, TypeVar
+
+from gregor.errors import GregorError, SetupError, StorageUnavailable
+from gregor.stores.sql.dialect import Dialect
+from gregor.stores.sql.statements import Insert, Statement
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class DatabaseConnection(Protocol):
+    """A database within one transaction."""
+
+    dialect: Dialect
+
+    def execute(self, statement: Statement[R], /, **parameters: object) -> list[R]:
+        """Run a statement with these parameters, and return its rows."""
+        ...
+
+    def execute_rows(self, statement: Statement[R], rows: Iterable[Sequence[object]]) -> list[R]:
+        """Run a statement once for these input rows."""
+        ...
+
+    def insert(self, insert: Insert, rows: Sequence[Sequence[object]]) -> None:
+        """Insert rows. Raises UniqueViolation."""
+        ...
+
+    def execute_sql(self, text: str) -> list[tuple[Any, ...]]:
+        """Run SQL text as it is, for pragmas and tests."""
+        ...
+
+
+Work: TypeAlias = Callable[[DatabaseConnection], T]
+
+
+class Migration(Protocol):
+    """Brings the schema up to date, or checks it, in one transaction of its own. Idempotent. Raises
+    SetupError, and the driver's errors."""
+
+    def on_sqlite(self, driver: sqlite3.Connection) -> None: ...
+
+    async def on_postgresql(self, connect: Callable[[], Awaitable[Any]]) -> None:
+        """`connect` makes a connection of asyncpg."""
+        ...
+
+
+class Database(Protocol):
+    """A database, to be opened with `async with`. Opening raises SetupError, which names the
+    problem; opening may then be retried."""
+
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(self, *exc_info: Any) -> None: ...
+
+    async def write(self, work: Work[T]) -> T:
+        """Run the work in one transaction, which is durable when this returns.
+
+        The work may run again from its beginning if the database has rolled it back. Raises
+        UniqueViolation, StorageUnavailable if the database does not answer, and CommitUnknown if
+        it did not answer the commit. A caller that must learn the outcome must not be cancelled
+        while it waits.
+        """
+        ...
+
+    async def read(self, work: Work[T]) -> T:
+        """Run the work, which only reads, on one snapshot of the database. Idempotent. Raises
+        StorageUnavailable if the database does not answer."""
+        ...
+
+
+def redacted(url: str) -> str:
+    """The URL of a store without anything in it that might be a secret, well-formed or not."""
+    scheme, separator, rest = url.partition("://")
+    if scheme.startswith("sqlite"):
+        return url
+    credentials, at, location = rest.rpartition("@")
+    user, colon, _ = credentials.partition(":")
+    return scheme + separator + user + (":***" if colon else "") + at + location.partition("?")[0]
+
+
+class Unreachable(SetupError):
+    """The database does not answer. There may be nothing else wrong with it."""
+
+
+class StorageBroken(GregorError):
+    """The disk did not confirm a write. Memory may no longer match the disk, so the process must
+    end; the next process reads what was really stored."""
+
+
+class UniqueViolation(GregorError):
+    """A row with this key exists. The whole transaction was rolled back."""
+
+
+class CommitUnknown(StorageUnavailable):
+    """The connection broke during the commit: the database may have committed, or may still be
+    about to. `result` is what the work returned. Read the database to find out."""
+
+    def __init__(self, message: str, result: Any) -> None:
+        super().__init__(message)
+        self.result = result

@@ -1,0 +1,71 @@
+"""What differs between databases in the text of a statement: parameters, input rows, the clock."""
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import msgspec
+
+from gregor.stores.sql.statements import Statement
+
+ROWS = "rows"  # the parameter that holds the input rows, as a JSON array of arrays
+_PARAMETER = re.compile(r"(?<!:):(\w+)")
+
+
+class SQL(NamedTuple):
+    """A statement as a driver runs it: the text, and its parameters in the order of their numbers
+    (where they are numbered)."""
+
+    text: str
+    parameters: tuple[str, ...]
+
+
+class Dialect(NamedTuple):
+    """How one database writes what statements leave open."""
+
+    name: str
+    json_rows: str  # a table of the elements of the JSON array in :rows
+    clock: str  # the database's clock in microseconds, at evaluation
+    has_numbered_parameters: bool  # $1, $2, … instead of :name
+    has_row_locks: bool  # transactions run concurrently and lock rows; otherwise one at a time
+
+
+SQLITE = Dialect(
+    "sqlite",
+    "json_each(:rows)",
+    "database_now()",  # a function of ours: the process that holds the file has the only clock
+    has_numbered_parameters=False,
+    has_row_locks=False,
+)
+POSTGRESQL = Dialect(
+    "postgresql",
+    "json_array_elements(CAST(:rows AS json))",
+    "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)",
+    has_numbered_parameters=True,
+    has_row_locks=True,
+)
+
+
+@cache
+def sql_of(statement: Statement[object], dialect: Dialect) -> SQL:
+    """The statement in this dialect."""
+    text = " ".join(statement.text.split())
+    if statement.input:
+        columns = ", ".join(_input_column(n, c) for n, c in enumerate(statement.input.split(", ")))
+        text = f"WITH input AS (SELECT {columns} FROM {dialect.json_rows}) {text}"
+    text = text.replace("database_now()", dialect.clock)
+    names = tuple(dict.fromkeys(_PARAMETER.findall(text)))
+    if dialect.has_numbered_parameters:
+        text = _PARAMETER.sub(lambda match: f"${names.index(match[1]) + 1}", text)
+    return SQL(text, names)
+
+
+def _input_column(number: int, column: str) -> str:
+    name, type_ = column.split()
+    return f"CAST(value ->> {number} AS {type_}) AS {name}"
+
+
+def encode_rows(rows: Iterable[Sequence[object]]) -> str:
+    """Input rows as the one JSON parameter that carries them."""
+    return msgspec.json.encode(list(rows)).decode()

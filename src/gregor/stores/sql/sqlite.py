@@ -1,0 +1,201 @@
+"""SQLite: one thread runs all work, on one connection.
+
+The connection locks the file exclusively: in versions before 3.51.3, two connections to one WAL
+could corrupt it.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from gregor.clock import now
+from gregor.errors import GregorError, SetupError, StorageUnavailable
+from gregor.stores.sql.database import StorageBroken, UniqueViolation, Work
+from gregor.stores.sql.dialect import SQLITE, encode_rows, sql_of
+from gregor.stores.sql.statements import Insert, Statement, no_row
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+MIN_VERSION = (3, 38)
+CACHED_STATEMENTS = 256
+
+
+class SQLiteConnection:
+    """A DatabaseConnection of sqlite3, in the thread of its database."""
+
+    dialect = SQLITE
+
+    def __init__(self, driver: sqlite3.Connection) -> None:
+        self.driver = driver
+
+    def execute(self, statement: Statement[R], /, **parameters: object) -> list[R]:
+        cursor = self.driver.execute(sql_of(statement, SQLITE).text, parameters)
+        if statement.row is no_row:
+            return []
+        return [statement.row(row) for row in cursor.fetchall()]
+
+    def execute_rows(self, statement: Statement[R], rows: Iterable[Sequence[object]]) -> list[R]:
+        return self.execute(statement, rows=encode_rows(rows))
+
+    def insert(self, insert: Insert, rows: Sequence[Sequence[object]]) -> None:
+        # In blocks of one statement each: row by row, each insert would release the interpreter
+        # lock and then wait for a busy event loop to get it back.
+        start = 0
+        for size in _BLOCK_SIZES:
+            while len(rows) - start >= size:
+                block = rows[start : start + size]
+                values = [value for row in block for value in row]
+                self.driver.execute(_insert_sql(insert, size), values)
+                start += size
+
+    def execute_sql(self, text: str) -> list[tuple[Any, ...]]:
+        return self.driver.execute(text).fetchall()
+
+
+_BLOCK_SIZES = tuple(2**power for power in range(9, -1, -1))
+
+
+@cache
+def _insert_sql(insert: Insert, rows: int) -> str:
+    row = f"({', '.join('?' for _ in insert.columns)})"
+    columns = ", ".join(insert.columns)
+    return f"INSERT INTO {insert.table} ({columns}) VALUES {', '.join([row] * rows)}"
+
+
+class SQLiteDatabase:
+    """A Database in a file, which is created when it is opened; `prepare` brings its schema up to
+    date, or checks it. An empty path is a database in memory. Cancelling a caller does not stop its
+    transaction."""
+
+    def __init__(self, path: str, prepare: Callable[[sqlite3.Connection], None] | None) -> None:
+        self.path = path
+        self._prepare = prepare or _write_nothing
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
+        self._driver: sqlite3.Connection | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._in_thread(self._open)
+        except BaseException:
+            self._thread.shutdown()
+            raise
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        driver, self._driver = self._driver, None
+        if driver is not None:
+            await self._in_thread(driver.close)
+        self._thread.shutdown()
+
+    async def write(self, work: Work[T]) -> T:
+        return await self._transact("BEGIN IMMEDIATE", work)
+
+    async def read(self, work: Work[T]) -> T:
+        return await self._transact("BEGIN", work)
+
+    async def _transact(self, begin: str, work: Work[T]) -> T:
+        driver = self._driver
+        if driver is None:
+            raise StorageUnavailable("the database is not open")
+        return await self._in_thread(lambda: self._transaction(driver, begin, work))
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _transaction(self, driver: sqlite3.Connection, begin: str, work: Work[T]) -> T:
+        try:
+            return transact(driver, begin, work)
+        except sqlite3.Error as error:
+            raise _translated(error, self.path or "sqlite://") from error
+
+    def _open(self) -> None:
+        if sqlite3.sqlite_version_info < MIN_VERSION:
+            needed = ".".join(map(str, MIN_VERSION))
+            raise SetupError(
+                f"SQLite {sqlite3.sqlite_version} is too old; Gregor needs {needed} or later"
+            )
+        if self.path and not Path(self.path).absolute().parent.is_dir():
+            raise SetupError(f"the directory of {self.path} does not exist; make it first")
+        driver: sqlite3.Connection | None = None
+        try:
+            driver = sqlite3.connect(
+                self.path or ":memory:",
+                check_same_thread=False,  # it is closed by whichever thread closes the database
+                cached_statements=CACHED_STATEMENTS,
+            )
+            configure(driver)
+            self._prepare(driver)
+        except sqlite3.Error as error:
+            _close(driver)
+            raise _cannot_open(error, self.path) from error
+        except BaseException:
+            _close(driver)
+            raise
+        self._driver = driver
+
+
+def transact(driver: sqlite3.Connection, begin: str, work: Work[T]) -> T:
+    """Run the work in one transaction. Raises sqlite3.Error."""
+    driver.execute(begin)
+    try:
+        result = work(SQLiteConnection(driver))
+        driver.execute("COMMIT")
+        return result
+    except BaseException:
+        if driver.in_transaction:
+            driver.execute("ROLLBACK")
+        raise
+
+
+def _write_nothing(driver: sqlite3.Connection) -> None:
+    """Fails if the file cannot be written, or is open in another process."""
+    transact(driver, "BEGIN IMMEDIATE", lambda connection: None)
+
+
+def configure(driver: sqlite3.Connection) -> None:
+    driver.isolation_level = None  # no implicit transactions: `transact` begins them
+    for setting in (
+        "locking_mode = EXCLUSIVE",
+        "busy_timeout = 0",
+        "journal_mode = WAL",
+        "synchronous = FULL",
+        "wal_autocheckpoint = 4000",
+        "cache_size = -65536",
+    ):
+        driver.execute(f"PRAGMA {setting}")
+    driver.create_function("database_now", 0, now)
+
+
+def _close(driver: sqlite3.Connection | None) -> None:
+    if driver is not None:
+        driver.close()
+
+
+def _translated(error: sqlite3.Error, path: str) -> GregorError:
+    """The error to raise for a driver's error."""
+    name = getattr(error, "sqlite_errorname", "")
+    if name in ("SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_UNIQUE"):
+        return UniqueViolation(f"{path}: {error}")
+    if name in ("SQLITE_IOERR_FSYNC", "SQLITE_IOERR_DIR_FSYNC", "SQLITE_CORRUPT", "SQLITE_NOTADB"):
+        return StorageBroken(f"{path}: {error} ({name}); the process must end")
+    if name in ("SQLITE_FULL", "SQLITE_IOERR_WRITE"):
+        return StorageUnavailable(f"{path}: the disk is full or refuses writes; make room on it")
+    return StorageUnavailable(f"{path}: {error}")
+
+
+def _cannot_open(error: sqlite3.Error, path: str) -> SetupError:
+    name = getattr(error, "sqlite_errorname", "")
+    if name in ("SQLITE_BUSY", "SQLITE_LOCKED"):
+        return SetupError(f"{path} is open in another process; stop that one, or use another file")
+    if name in ("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_READONLY_DIRECTORY"):
+        return SetupError(f"{path} cannot be written; give this user rights on it and its folder")
+    if name == "SQLITE_NOTADB":
+        return SetupError(f"{path} is not an SQLite database; choose another file")
+    if name in ("SQLITE_FULL", "SQLITE_IOERR_WRITE"):
+        return SetupError(f"{path}: the disk is full; make room on it")
+    return SetupError(f"{path} cannot be opened: {error} ({name})")

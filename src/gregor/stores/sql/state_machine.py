@@ -1,0 +1,267 @@
+"""The state machine of record on a database, SQLite or PostgreSQL.
+
+Concurrent messages of many users are committed together (group commit): while one transaction
+runs, the messages that arrive are queued for the next one. A single message is committed at once.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from time import perf_counter
+from typing import Any, NamedTuple, Self
+
+from gregor.core.instant import SECOND, Time, TimeOrOffset
+from gregor.core.message import UID, DeviceID, InBandMessage
+from gregor.core.state import State, Sync
+from gregor.errors import ClockSkew, GregorError, StorageUnavailable, Unavailable
+from gregor.interfaces import Duplicate, Outcome, StateMachineOfRecord, Stored
+from gregor.log_event import LogEvent
+from gregor.stores.sql.database import CommitUnknown, Database, UniqueViolation
+from gregor.stores.sql.transactions import (
+    consume,
+    consume_new,
+    read_database_clock,
+    read_since,
+    read_state,
+    read_sync,
+    read_user_clocks,
+)
+
+log = logging.getLogger("gregor.state_machine")
+
+MAX_COMMIT_MESSAGES = 1_000
+MAX_QUEUED_MESSAGES = 50_000
+
+# The clock skew, in microseconds, from which it is logged, and from which writes are refused.
+WARN_SKEW = SECOND // 2
+MAX_SKEW = 5 * SECOND
+
+# How often, and at what interval, the outcome of an unknown commit is looked up.
+MAX_RESOLVE_ATTEMPTS = 10
+RESOLVE_INTERVAL_SECONDS = 0.5
+
+
+class _PendingBatch(NamedTuple):
+    """The messages of one call, which awaits their outcomes."""
+
+    messages: Sequence[InBandMessage]
+    outcomes: "asyncio.Future[list[Outcome]]"
+
+
+class SQLStateMachine(StateMachineOfRecord):
+    """A StateMachineOfRecord on an open Database. Open it with `async with`: the task that commits
+    runs inside the block, and if that task fails, the block is cancelled.
+
+    `committed` is called after each commit with the number of messages, the seconds that it took,
+    and whether it succeeded. Every `clock_check_seconds` the clock is compared with the
+    database's, if that is another one; `skew` is by how many microseconds, at least, the
+    database's clock is ahead.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Callable[[], Time],
+        committed: Callable[[int, float, bool], None] = lambda messages, seconds, succeeded: None,
+        *,
+        clock_check_seconds: float | None = None,
+    ) -> None:
+        self.database = database
+        self.skew: Time = 0
+        self._clock_check_seconds = clock_check_seconds
+        self._clock = clock
+        self._committed = committed
+        self._queue: deque[_PendingBatch] = deque()
+        self._queued_messages = 0
+        self._arrival = asyncio.Event()
+        self._tasks = asyncio.TaskGroup()
+        self._clock_check: asyncio.Task[None] | None = None
+        self._open = False
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        self._open = True
+        self._tasks.create_task(self._commit_all(), name="commits")
+        if self._clock_check_seconds is not None:
+            await self._check_clock()
+            self._clock_check = self._tasks.create_task(
+                self._check_clock_periodically(self._clock_check_seconds)
+            )
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        """Commit the queued messages first."""
+        self._open = False
+        self._arrival.set()
+        if self._clock_check is not None:
+            self._clock_check.cancel()
+        # The task group must not get the block's error: it would cancel the task that commits.
+        await self._tasks.__aexit__(None, None, None)
+
+    # Consuming
+
+    async def consume_messages(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
+        if not self._open:
+            raise Unavailable("the store is closed or closing")
+        if abs(self.skew) > MAX_SKEW:
+            raise ClockSkew(self._describe_skew())
+        if self._queued_messages + len(messages) > MAX_QUEUED_MESSAGES:
+            raise Unavailable("too many messages are queued; send them again later")
+        pending = _PendingBatch(messages, asyncio.get_running_loop().create_future())
+        self._queue.append(pending)
+        self._queued_messages += len(messages)
+        self._arrival.set()
+        return await pending.outcomes
+
+    async def _commit_all(self) -> None:
+        try:
+            while self._open or self._queue:
+                if self._queue:
+                    await self._commit(self._next_batch())
+                else:
+                    self._arrival.clear()
+                    await self._arrival.wait()
+        finally:
+            # Every pending caller gets an answer, however this task ends.
+            self._open = False
+            _fail(self._queue, Unavailable("the store has closed; send the message again"))
+
+    def _next_batch(self) -> list[_PendingBatch]:
+        """The batches for the next commit: all that are queued, up to a size; at least one."""
+        batch: list[_PendingBatch] = []
+        size = 0
+        while self._queue and (
+            not batch or size + len(self._queue[0].messages) <= MAX_COMMIT_MESSAGES
+        ):
+            batch.append(self._queue.popleft())
+            size += len(batch[-1].messages)
+        self._queued_messages -= size
+        return batch
+
+    async def _commit(self, batch: Sequence[_PendingBatch]) -> None:
+        messages = [message for pending in batch for message in pending.messages]
+        start = perf_counter()
+        try:
+            outcomes = await self._store(messages)
+        except StorageUnavailable as error:
+            self._committed(len(messages), perf_counter() - start, False)
+            _fail(batch, error)
+            return
+        except BaseException as error:
+            _fail(batch, Unavailable(f"the store has failed: {error}"))
+            raise
+        self._committed(len(messages), perf_counter() - start, True)
+        for pending in batch:
+            share, outcomes = outcomes[: len(pending.messages)], outcomes[len(pending.messages) :]
+            if not pending.outcomes.done():  # a sender that was cancelled does not undo a commit
+                pending.outcomes.set_result(share)
+
+    async def _store(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
+        # Most ids are new, so they are not looked up first, which would add a fifth to the cost.
+        # The table has a unique constraint on ids: at worst, the transaction is done again with
+        # the look-up.
+        now = self._clock()
+        if not any(message.stamped for message in messages):
+            try:
+                return await self.database.write(lambda c: consume_new(c, messages, now))
+            except UniqueViolation:
+                pass
+            except CommitUnknown as unknown:
+                return await self._resolve_unknown_commit(messages, now, unknown.result)
+        try:
+            return await self.database.write(lambda c: consume(c, messages, now))
+        except CommitUnknown as unknown:
+            return await self._resolve_unknown_commit(messages, now, unknown.result)
+
+    async def _resolve_unknown_commit(
+        self, messages: Sequence[InBandMessage], now: Time, expected: list[Outcome]
+    ) -> list[Outcome]:
+        """Store messages again whose commit is unknown, and reconcile the outcomes with the
+        `expected` ones: under the locks on their users, it is certain which are stored. Messages
+        that are stored keep their expected outcome."""
+        for attempts_left in reversed(range(MAX_RESOLVE_ATTEMPTS)):
+            try:
+                actual = await self.database.write(lambda c: consume(c, messages, now))
+                return reconcile(actual, expected)
+            except CommitUnknown as unknown:
+                expected = reconcile(unknown.result, expected)
+                if not attempts_left:
+                    raise
+            except StorageUnavailable:
+                if not attempts_left:
+                    raise
+            await asyncio.sleep(RESOLVE_INTERVAL_SECONDS)
+        raise AssertionError("the last attempt returns or raises")
+
+    # The clock
+
+    async def _check_clock_periodically(self, seconds: float) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            await self._check_clock()
+
+    async def _check_clock(self) -> None:
+        before = self._clock()
+        try:
+            database_time = await self.database.read(read_database_clock)
+        except StorageUnavailable:
+            return  # `consume_messages` and `problems` report it
+        if database_time is None:
+            return
+        # The database read its clock at some moment in between, so only the rest of the difference
+        # is certain.
+        self.skew = max(database_time - self._clock(), 0) or min(database_time - before, 0)
+        if abs(self.skew) > WARN_SKEW:
+            log.warning(LogEvent("clock skew", reason=self._describe_skew()))
+
+    def _describe_skew(self) -> str:
+        side = "behind" if self.skew > 0 else "ahead of"
+        skew = f"this machine's clock is {abs(self.skew) / SECOND:.1f} s {side} the database's"
+        return f"{skew}; synchronise both with NTP"
+
+    # Reading
+
+    async def state(
+        self, uid: UID, device_id: DeviceID | None = None, at: TimeOrOffset | None = None
+    ) -> State:
+        now = self._clock()
+        at_time = None if at is None else at.after(now)
+        return await self.database.read(lambda c: read_state(c, uid, device_id, now, at_time))
+
+    async def in_band_messages_since(
+        self, uid: UID, device_id: DeviceID | None, since: TimeOrOffset
+    ) -> list[InBandMessage]:
+        now = self._clock()
+        start = since.after(now)
+        return await self.database.read(lambda c: read_since(c, uid, device_id, start, now))
+
+    async def sync(self, uid: UID, device_id: DeviceID | None, cursor: Time) -> Sync:
+        now = self._clock()
+        return await self.database.read(lambda c: read_sync(c, uid, device_id, cursor, now))
+
+    async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
+        return await self.database.read(lambda c: read_user_clocks(c, uids))
+
+    async def problems(self) -> list[str]:
+        problems = [self._describe_skew()] if abs(self.skew) > MAX_SKEW else []
+        try:
+            await self.ctimes([])  # reads a table: the server may be up, and its tables lost
+        except GregorError as error:
+            problems.append(error.message)
+        return problems
+
+
+def reconcile(actual: Sequence[Outcome], expected: Sequence[Outcome]) -> list[Outcome]:
+    """The outcomes for the senders. If a message that was expected to be Stored is now a Duplicate,
+    the unknown commit has stored it, so it is Stored."""
+    return [
+        wanted if isinstance(wanted, Stored) and found == Duplicate(wanted.message) else found
+        for found, wanted in zip(actual, expected, strict=True)
+    ]
+
+
+def _fail(batch: Iterable[_PendingBatch], error: Unavailable) -> None:
+    for pending in batch:
+        if not pending.outcomes.done():
+            pending.outcomes.set_exception(error)

@@ -1,0 +1,498 @@
+"""The transactions of the state machine on a database: store a batch, or read one user.
+
+Functions of a connection, which depend on nothing but its dialect. The cost of a message is
+proportional to what is live and what is new, not to the length of the user's log.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol, TypeAlias, TypeVar
+
+import msgspec
+
+from gregor.core.buckets import bucket_of
+from gregor.core.instant import SECOND, Time
+from gregor.core.message import UID, DeviceID, Dismissal, InBandMessage, MsgID, seen_on
+from gregor.core.state import (
+    Changes,
+    DismissedRange,
+    Item,
+    ItemFate,
+    Snapshot,
+    State,
+    Sync,
+    dismissed_ranges,
+    max_changes,
+    since,
+    state_hash,
+)
+from gregor.errors import Conflict, WrongShard
+from gregor.interfaces import Duplicate, Outcome, Rejected, Stored
+from gregor.stores.sql import statements
+from gregor.stores.sql.database import DatabaseConnection
+from gregor.stores.sql.statements import FOREVER, LockedUser, PlacementRow, Statement, StoredRange
+
+# A range need not dismiss expired items, and must not read all items that ever expired. But a clock
+# that lags or is set back shows an expired item again, so a range also dismisses items that expired
+# less than this time ago. No clock may be wrong by more.
+MAX_CLOCK_DIFFERENCE = 3600 * SECOND
+
+T = TypeVar("T")
+ItemID: TypeAlias = tuple[UID, MsgID]
+
+
+# The transaction that consumes
+
+
+def consume(
+    connection: DatabaseConnection,
+    messages: Sequence[InBandMessage],
+    now: Time,
+    *,
+    moving: bool = False,
+) -> list[Outcome]:
+    """Store a batch, and return the outcome of each message. Runs inside a transaction.
+    With `moving`, messages are accepted although another shard still holds their users.
+
+    Facts are order-free, so the messages are not processed one by one: first all new messages are
+    stored, then all deaths that follow from old or new facts.
+    """
+    # Lock the users before reading: what is read then stays true until the commit.
+    users = _lock_users(connection, {message.uid for message in messages})
+    messages, rejected = (messages, {}) if moving else _split_by_shard(connection, messages)
+    known = _read_known(connection, messages)
+    return _with_rejected(_consume(connection, messages, now, users, known), rejected)
+
+
+def consume_new(
+    connection: DatabaseConnection, messages: Sequence[InBandMessage], now: Time
+) -> list[Outcome]:
+    """The same for messages that are not stamped and whose ids are new; raises UniqueViolation if
+    an id is known."""
+    users = _lock_users(connection, {message.uid for message in messages})
+    messages, rejected = _split_by_shard(connection, messages)
+    return _with_rejected(_consume(connection, messages, now, users, {}), rejected)
+
+
+def _split_by_shard(
+    connection: DatabaseConnection, messages: Sequence[InBandMessage]
+) -> tuple[Sequence[InBandMessage], dict[int, Rejected]]:
+    """The messages that this shard accepts, and by index in the batch those that it rejects.
+    This stays true until the commit: closing or releasing a bucket waits for every transaction
+    that has locked users."""
+    buckets = {bucket_of(uid) for uid in {message.uid for message in messages}}
+    errors = _wrong_shards(connection, statements.BUCKETS_NOT_WRITABLE, buckets)
+    errors_by_bucket = {error.bucket: error for error in errors}
+    if not errors_by_bucket:
+        return messages, {}
+    rejected = {
+        index: Rejected(message, errors_by_bucket[bucket])
+        for index, message in enumerate(messages)
+        if (bucket := bucket_of(message.uid)) in errors_by_bucket
+    }
+    return [m for index, m in enumerate(messages) if index not in rejected], rejected
+
+
+def _with_rejected(outcomes: list[Outcome], rejected: Mapping[int, Rejected]) -> list[Outcome]:
+    for index in sorted(rejected):
+        outcomes.insert(index, rejected[index])
+    return outcomes
+
+
+def _wrong_shards(
+    connection: DatabaseConnection, statement: Statement[PlacementRow], buckets: Iterable[int]
+) -> list[WrongShard]:
+    rows = connection.execute_rows(statement, [(bucket,) for bucket in buckets])
+    return [WrongShard(row.bucket, row.shard, row.version) for row in rows]
+
+
+def _consume(
+    connection: DatabaseConnection,
+    messages: Sequence[InBandMessage],
+    now: Time,
+    users: Mapping[UID, LockedUser],
+    known: dict[ItemID, InBandMessage],
+) -> list[Outcome]:
+    clocks = {user.uid: user.ctime for user in users.values()}
+    outcomes: list[Outcome] = []
+    new: list[InBandMessage] = []
+    stored: list[InBandMessage] = []
+    has_late_replay = False
+    for message in messages:
+        earlier = known.get((message.uid, message.msg_id))
+        clock = clocks.get(message.uid, 0)
+        if earlier is not None:
+            outcomes.append(_resolve_known_id(message, earlier))
+        elif message.stamped and message.ctime <= clock:
+            has_late_replay = True
+            _insert(connection, new)
+            new = []
+            outcomes.append(_insert_late_replay(connection, message, known))
+        else:
+            new.append(message.stamp(message.ctime or max(now, clock + 1), clock))
+            outcomes.append(Stored(new[-1]))
+            clocks[message.uid] = new[-1].ctime
+        match outcomes[-1]:
+            case Stored(message):
+                known[message.uid, message.msg_id] = message
+                stored.append(message)
+    _insert(connection, new)
+    _store_deaths(connection, stored, users, now, has_late_replay)
+    if stored:
+        uids = {message.uid for message in stored}
+        rows = [(uid, clocks[uid], bucket_of(uid)) for uid in uids]
+        connection.execute_rows(statements.UPSERT_CLOCKS, rows)
+    return outcomes
+
+
+def _resolve_known_id(message: InBandMessage, earlier: InBandMessage) -> Outcome:
+    if earlier.same_contents(message):
+        return Duplicate(earlier)
+    return Rejected(message, Conflict("this msg_id is known with other contents", field="msg_id"))
+
+
+def _insert_late_replay(
+    connection: DatabaseConnection, message: InBandMessage, known: dict[ItemID, InBandMessage]
+) -> Outcome:
+    """Store a replay whose ctime is behind the user's clock, between its neighbours in the log."""
+    uid, ctime = message.uid, message.ctime
+    (successor,) = connection.execute(statements.NEXT_MESSAGE, uid=uid, ctime=ctime)
+    if successor.ctime == message.ctime:
+        error = Conflict("another message of this user has this ctime", field="ctime")
+        return Rejected(message, error)
+    (previous,) = connection.execute(statements.PREVIOUS_CTIME, uid=uid, ctime=ctime)
+    connection.execute(statements.UPDATE_PREV, uid=uid, ctime=successor.ctime, prev=ctime)
+    known_successor = known.get((message.uid, successor.msg_id))
+    if known_successor is not None:  # the batch may contain its id again
+        stamped = known_successor.stamp(known_successor.ctime, message.ctime)
+        known[message.uid, known_successor.msg_id] = stamped
+    stored = message.stamp(message.ctime, previous.ctime)
+    _insert(connection, [stored])
+    return Stored(stored)
+
+
+def _insert(connection: DatabaseConnection, new: Sequence[InBandMessage]) -> None:
+    connection.insert(statements.INSERT_MESSAGES, [_row(message) for message in new])
+    ranges = [
+        (
+            m.uid,
+            m.ctime,
+            number,
+            r.end,
+            r.category,
+            r.prefix,
+            _encoder.encode(r.skip_msg_ids).decode(),
+        )
+        for m in new
+        if m.dismissal is not None
+        for number, r in enumerate(dismissed_ranges(m.dismissal, m.ctime))
+    ]
+    connection.insert(statements.INSERT_RANGES, ranges)
+
+
+def _row(message: InBandMessage) -> tuple[object, ...]:
+    creation = message.creation
+    category = expires_at = None
+    if creation is not None:
+        category = creation.category
+        expires_at = creation.expires_at(message.ctime)
+        if expires_at is None:
+            expires_at = FOREVER
+    return (
+        message.uid,
+        message.ctime,
+        message.prev,
+        message.msg_id,
+        message.device_id,
+        _json(message),
+        category,
+        expires_at,
+        None,
+    )
+
+
+def _store_deaths(
+    connection: DatabaseConnection,
+    stored: Sequence[InBandMessage],
+    users: Mapping[UID, LockedUser],
+    now: Time,
+    has_late_replay: bool,
+) -> None:
+    """Store every death that follows from these messages, which are stored already: of the items
+    that they create, by earlier facts, and of any item by their own dismissals. `users` are those
+    of the batch as they were before it."""
+    deaths: dict[ItemID, Time] = {}
+    created = [(m, users[m.uid]) for m in stored if m.creation is not None and m.uid in users]
+    _keep_earliest(
+        deaths, _deaths_by_tombstone(connection, [m for m, u in created if u.tombstone is not None])
+    )
+    _keep_earliest(
+        deaths,
+        _deaths_by_earlier_range(
+            connection, [m for m, u in created if m.ctime <= u.latest_range_end]
+        ),
+    )
+    dismissing = [(m, m.dismissal) for m in stored if m.dismissal is not None]
+    dismissed_ids: dict[ItemID, Time] = {}
+    if dismissing:
+        _keep_earliest(
+            dismissed_ids, (((m.uid, id_), m.ctime) for m, d in dismissing for id_ in d.msg_ids)
+        )
+        _keep_earliest(deaths, dismissed_ids.items())
+        _keep_earliest(deaths, _deaths_by_new_range(connection, dismissing, now, has_late_replay))
+    if deaths:
+        connection.execute_rows(
+            statements.DISMISS_ITEMS, [(*id_, at) for id_, at in deaths.items()]
+        )
+    if dismissed_ids:
+        rows = [(*id_, at) for id_, at in dismissed_ids.items()]
+        connection.execute_rows(statements.INSERT_TOMBSTONES, rows)
+
+
+def _deaths_by_tombstone(
+    connection: DatabaseConnection, created: Sequence[InBandMessage]
+) -> Iterator[tuple[ItemID, Time]]:
+    """The deaths of new items that were dismissed by id before they arrived."""
+    if not created:
+        return
+    ids = [(message.uid, message.msg_id) for message in created]
+    tombstones = connection.execute_rows(statements.MATCHING_TOMBSTONES, ids)
+    yield from (((row.uid, row.msg_id), row.ctime) for row in tombstones)
+    if tombstones:
+        matched = [(row.uid, row.msg_id) for row in tombstones]
+        connection.execute_rows(statements.DELETE_TOMBSTONES, matched)
+
+
+def _deaths_by_earlier_range(
+    connection: DatabaseConnection, created: Sequence[InBandMessage]
+) -> Iterator[tuple[ItemID, Time]]:
+    """The deaths of new items that an earlier range covers."""
+    if not created:
+        return
+    first_ctimes: dict[UID, Time] = {}
+    _keep_earliest(first_ctimes, ((message.uid, message.ctime) for message in created))
+    ranges: defaultdict[UID, list[DismissedRange]] = defaultdict(list)
+    for row in connection.execute_rows(statements.RANGES_ENDING_AFTER, first_ctimes.items()):
+        ranges[row.uid].append(_range(row))
+    for message in created:
+        item = Item.of(message)
+        if item is not None:
+            for range_ in ranges[message.uid]:
+                if range_.covers(item):
+                    yield (message.uid, message.msg_id), range_.ctime
+
+
+def _deaths_by_new_range(
+    connection: DatabaseConnection,
+    dismissing: Sequence[tuple[InBandMessage, Dismissal]],
+    now: Time,
+    has_late_replay: bool,
+) -> Iterator[tuple[ItemID, Time]]:
+    """The deaths of items that these new dismissals cover by range."""
+    ranges = [(m.uid, r) for m, d in dismissing for r in dismissed_ranges(d, m.ctime)]
+    if not ranges:
+        return
+    statement = statements.ITEMS_COVERED_IN_LOG if has_late_replay else statements.ITEMS_COVERED
+    rows = [
+        (
+            uid,
+            r.ctime,
+            r.end,
+            r.category,
+            int(r.prefix),
+            number,
+            min(now, r.ctime) - MAX_CLOCK_DIFFERENCE,
+        )
+        for number, (uid, r) in enumerate(ranges)
+    ]
+    for row in connection.execute_rows(statement, rows):
+        range_ = ranges[row.range][1]
+        if range_.matches(row.msg_id, row.category):
+            yield (row.uid, row.msg_id), range_.ctime
+
+
+def _keep_earliest(earliest: dict[T, Time], times: Iterable[tuple[T, Time]]) -> None:
+    """Keep the earliest time of each key."""
+    for key, at in times:
+        earliest[key] = min(at, earliest.get(key, at))
+
+
+# Reads and locks
+
+
+def _lock_users(connection: DatabaseConnection, uids: Iterable[UID]) -> dict[UID, LockedUser]:
+    """Lock the users, so that no other transaction writes for them until the commit."""
+    keys = [(uid,) for uid in uids]
+    if connection.dialect.has_row_locks:
+        new_rows = [(uid, bucket_of(uid)) for (uid,) in keys]
+        connection.execute_rows(statements.INSERT_USERS, new_rows)
+        connection.execute_rows(statements.LOCK_USERS, keys)
+    return {user.uid: user for user in connection.execute_rows(statements.LOCKED_USERS, keys)}
+
+
+def read_database_clock(connection: DatabaseConnection) -> Time | None:
+    """The database's clock, in microseconds; None if it is the clock of this machine."""
+    if not connection.dialect.has_row_locks:
+        return None  # the process that holds the file has the only clock
+    (clock,) = connection.execute(statements.DATABASE_TIME)
+    return clock.ctime
+
+
+def read_user_clocks(connection: DatabaseConnection, uids: Iterable[UID]) -> dict[UID, Time]:
+    """The clocks of these users; those that another shard holds are left out."""
+    by_bucket: defaultdict[int, list[UID]] = defaultdict(list)
+    for uid in uids:
+        by_bucket[bucket_of(uid)].append(uid)
+    for wrong_shard in wrong_shards(connection, by_bucket):
+        del by_bucket[wrong_shard.bucket]
+    held = [uid for bucket_uids in by_bucket.values() for uid in bucket_uids]
+    rows = connection.execute_rows(statements.USER_CLOCKS, [(uid,) for uid in held])
+    return dict.fromkeys(held, 0) | {row.uid: row.ctime for row in rows}
+
+
+def raise_if_wrong_shard(connection: DatabaseConnection, uid: UID) -> None:
+    """Raises WrongShard if another shard holds the user. Call it in the transaction that reads:
+    then the transaction reads all messages that the user had at that moment."""
+    for wrong_shard in wrong_shards(connection, [bucket_of(uid)]):
+        raise wrong_shard
+
+
+def wrong_shards(connection: DatabaseConnection, buckets: Iterable[int]) -> list[WrongShard]:
+    """A WrongShard error for each of these buckets that another shard holds."""
+    return _wrong_shards(connection, statements.BUCKETS_OF_OTHER_SHARDS, buckets)
+
+
+def _read_known(
+    connection: DatabaseConnection, messages: Sequence[InBandMessage]
+) -> dict[ItemID, InBandMessage]:
+    ids = [(message.uid, message.msg_id) for message in messages]
+    rows = connection.execute_rows(statements.KNOWN_MESSAGES, ids)
+    return {(row.uid, row.msg_id): message_of(row) for row in rows}
+
+
+def read_state(
+    connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, now: Time, at: Time | None
+) -> State:
+    raise_if_wrong_shard(connection, uid)
+    return _read_state(connection, uid, device_id, now, at)
+
+
+def _read_state(
+    connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, now: Time, at: Time | None
+) -> State:
+    if at is None:
+        rows = connection.execute(statements.LIVE_ITEMS, uid=uid, now=now)
+    else:
+        rows = connection.execute(statements.VISIBLE_AT, uid=uid, at=at)
+    items = (_item(row) for row in rows)
+    visible = [item for item in items if seen_on(item.device_id, device_id)]
+    return State.of(visible, now if at is None else at)
+
+
+def read_since(
+    connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, start: Time, now: Time
+) -> list[InBandMessage]:
+    raise_if_wrong_shard(connection, uid)
+    rows = connection.execute(statements.MESSAGES_SINCE, uid=uid, start=start)
+    log = [message_of(row) for row in rows]
+    return list(since(log, device_id, start, _read_fates(connection, uid, log, now)))
+
+
+def read_sync(
+    connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, cursor: Time, now: Time
+) -> Sync:
+    raise_if_wrong_shard(connection, uid)
+    clock = next((row.ctime for row in connection.execute(statements.USER_CLOCK, uid=uid)), 0)
+    rows = connection.execute(statements.LIVE_IDS, uid=uid, now=now)
+    ids = [(row.ctime, row.msg_id) for row in rows if seen_on(row.device_id, device_id)]
+    content: Changes | Snapshot | None = None
+    if 0 < cursor <= clock:
+        content = _read_changes(connection, uid, device_id, cursor, now, max_changes(len(ids)))
+    if content is None:
+        content = _read_snapshot(connection, uid, device_id, clock, now)
+    return Sync(content, clock, now, state_hash(ids))
+
+
+def _read_changes(
+    connection: DatabaseConnection,
+    uid: UID,
+    device_id: DeviceID | None,
+    cursor: Time,
+    now: Time,
+    limit: int,
+) -> Changes | None:
+    """The messages after the cursor, reduced; None if there are more than `limit`."""
+    rows = connection.execute(
+        statements.MESSAGES_SINCE_LIMITED, uid=uid, start=cursor + 1, limit=limit + 1
+    )
+    log = [message_of(row) for row in rows]
+    if len(log) > limit:
+        return None
+    fates = _read_fates(connection, uid, log, now)
+    return Changes(tuple(since(log, device_id, cursor + 1, fates)))
+
+
+def _read_snapshot(
+    connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, clock: Time, now: Time
+) -> Snapshot:
+    state = _read_state(connection, uid, device_id, now, None)
+    tombstones = connection.execute(statements.UNMATCHED_TOMBSTONES, uid=uid)
+    ranges = connection.execute(statements.RANGES_AFTER, uid=uid, cursor=clock)
+    return Snapshot(
+        state.items,
+        tuple((tombstone.msg_id, tombstone.ctime) for tombstone in tombstones),
+        tuple(_range(row) for row in ranges),
+    )
+
+
+def _read_fates(
+    connection: DatabaseConnection, uid: UID, log: Sequence[InBandMessage], now: Time
+) -> Callable[[MsgID], ItemFate | None]:
+    """The fates of the items that these messages create or dismiss."""
+    msg_ids = {message.msg_id for message in log if message.creation is not None}
+    for message in log:
+        if message.dismissal is not None:
+            msg_ids.update(message.dismissal.msg_ids)
+    rows = connection.execute_rows(statements.ITEM_FATES, [(uid, id_) for id_ in msg_ids])
+    fates = {
+        row.msg_id: ItemFate(
+            row.ctime, row.device_id, row.dismissed_at is None and row.expires_at > now
+        )
+        for row in rows
+    }
+    return fates.get
+
+
+class _Logged(Protocol):
+    """A row with a message."""
+
+    @property
+    def ctime(self) -> Time: ...
+    @property
+    def prev(self) -> Time: ...
+    @property
+    def message(self) -> str: ...
+
+
+def message_of(row: _Logged) -> InBandMessage:
+    """The message of a row, stamped."""
+    return _decoder.decode(row.message).stamp(row.ctime, row.prev)
+
+
+def _item(row: _Logged) -> Item:
+    item = Item.of(_decoder.decode(row.message).stamp(row.ctime, 0))
+    assert item is not None  # the row has a category, so its message has a creation
+    return item
+
+
+def _range(row: StoredRange) -> DismissedRange:
+    skip = msgspec.json.decode(row.skip_msg_ids, type=tuple[MsgID, ...])
+    return DismissedRange(row.end_time, row.ctime, row.category, bool(row.prefix), skip)
+
+
+def _json(value: object) -> str:
+    return _encoder.encode(value).decode()
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(InBandMessage)

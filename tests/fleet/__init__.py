@@ -1,0 +1,1 @@
+"""Real servers and node processes on this machine, and faults to inject into them."""

@@ -1,0 +1,145 @@
+"""A fleet on this machine: node processes on one PostgreSQL server, connected by a pub/sub.
+
+    async with Fleet(nodes=2) as fleet:
+        await fleet.nodes[0].kill()
+        await fleet.nodes[0].start()
+
+All servers come from wheels and listen on loopback.
+"""
+
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Any, Self
+
+import httpx
+
+from gregor.errors import SetupError
+from gregor.shards.rebalance import Rebalancer, establish
+from gregor.stores.sql.database import Database
+from gregor.stores.sql.migrations import migrate
+from gregor.stores.sql.store_url import database_at, databases_at
+from tests.fleet.proxy import Proxy
+from tests.fleet.servers import NATS, ManagedServer, PostgreSQL, Redis
+
+PUBSUBS: dict[str, type[ManagedServer]] = {"redis": Redis, "nats": NATS}
+
+
+class NodeProcess(ManagedServer):
+    """One `gregor serve` process. Its clock is `ahead` seconds ahead of this machine's."""
+
+    program = "gregor"
+
+    def __init__(self, stores: Sequence[str], pubsub: str, *, ahead: float = 0.0) -> None:
+        super().__init__()
+        self.stores = stores
+        self._pubsub = pubsub
+        self._ahead = ahead
+
+    def _url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def _command(self) -> list[str]:
+        listen = f"127.0.0.1:{self.port}"
+        python = [sys.executable, "-m"]
+        if self._ahead:
+            module = "tests.fleet.skewed_node"
+            return [*python, module, str(self._ahead), listen, *self.stores, self._pubsub]
+        stores = [argument for store in self.stores for argument in ("--store", store)]
+        options = ["--listen", listen, *stores, "--pubsub", self._pubsub]
+        return [*python, "gregor.cli", "serve", *options]
+
+    async def _is_ready(self) -> bool:
+        async with httpx.AsyncClient(trust_env=False) as http:
+            try:
+                response = await http.get(f"{self.url}/readyz")
+            except httpx.HTTPError:
+                return False
+        return response.status_code == httpx.codes.OK
+
+
+class Fleet:
+    """PostgreSQL, a pub/sub and nodes. The clock of the last node is `ahead` seconds ahead. With
+    `proxied`, the nodes reach the pub/sub through `proxy`. With more than one of `shards`, the
+    attribute `shards` maps their names to their URLs; the last `unused` shards hold no buckets at
+    first. Opened with `async with`. Raises SetupError for an unknown pub/sub."""
+
+    def __init__(
+        self,
+        nodes: int = 2,
+        pubsub: str = "redis",
+        *,
+        ahead: float = 0.0,
+        proxied: bool = False,
+        shards: int = 1,
+        unused: int = 0,
+    ) -> None:
+        if pubsub not in PUBSUBS:
+            raise SetupError(f"unknown pub/sub {pubsub!r}; choose redis or nats")
+        self.postgresql = PostgreSQL()
+        self.pubsub = PUBSUBS[pubsub]()
+        self.proxy: Proxy | None = None
+        self.nodes: Sequence[NodeProcess] = ()
+        self.stores: Sequence[str] = ()
+        self.store = ""
+        self.shards: dict[str, str] = {}
+        self._shards = shards
+        self._unused = unused
+        self._proxied = proxied
+        self._clocks = [0.0] * (nodes - 1) + [ahead]
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.postgresql)
+            await stack.enter_async_context(self.pubsub)
+            if self._shards == 1:
+                self.store = await self.new_database()
+                self.stores = [self.store]
+            else:
+                self.shards = {
+                    f"shard{n + 1}": await self.new_database() for n in range(self._shards)
+                }
+                await self._establish()
+            url = self.pubsub.url
+            if self._proxied:
+                self.proxy = Proxy("127.0.0.1", self.pubsub.port)
+                await stack.enter_async_context(self.proxy)
+                url = url.replace(f":{self.pubsub.port}", f":{self.proxy.port}")
+            self.nodes = [NodeProcess(self.stores, url, ahead=ahead) for ahead in self._clocks]
+            for node in self.nodes:
+                await stack.enter_async_context(node)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        await self._stack.__aexit__(*exc_info)
+
+    async def new_database(self) -> str:
+        """Create an empty database with the current schema; its URL."""
+        url = await self.postgresql.create_database()
+        async with database_at(url, migrate):
+            return url
+
+    async def _establish(self) -> None:
+        """Create the shard map. The unused shards are added last, so they hold no buckets."""
+        async with self.databases() as databases:
+            used = list(databases)[: len(databases) - self._unused]
+            await establish({name: databases[name] for name in used})
+            await establish(databases)
+        self.stores = [f"{name}={url}" for name, url in self.shards.items()]
+
+    def databases(self) -> AbstractAsyncContextManager[dict[str, Database]]:
+        """Open the databases of the shards, in addition to the nodes' connections."""
+        return databases_at(self.shards)
+
+    async def rebalance(self) -> None:
+        """Rebalance: move buckets until the shards hold about as many messages."""
+        async with self.databases() as databases:
+            rebalancer = Rebalancer(databases)
+            await rebalancer.move(await rebalancer.plan())
+
+    @property
+    def urls(self) -> list[str]:
+        """The URLs of the nodes."""
+        return [node.url for node in self.nodes]

@@ -1,0 +1,591 @@
+"""Mutations: planted bugs, each of which a named test must notice.
+
+To add one, append a Mutation: its name, the file in src/gregor, the text to replace (which must
+occur exactly once in the file), the buggy text, and the test that must fail.
+"""
+
+from typing import NamedTuple
+
+EXHAUSTIVE = "tests/core/test_exhaustive.py::"
+VECTORS = "tests/core/test_vectors.py::"
+MEMORY = "tests/conformance/test_state_machines.py::TestMemory::"
+SQL = "tests/conformance/test_state_machines.py::TestSQLiteInMemory::"
+FILE = "tests/conformance/test_state_machines.py::TestSQLiteFile::"
+POSTGRESQL = "tests/conformance/test_postgresql.py::"
+SERVER_SESSION = "tests/protocol/test_server_session.py::"
+CLIENT_SESSION = "tests/protocol/test_client_session.py::"
+BROADCASTER = "tests/consumers/test_broadcaster.py::"
+REPLICA = "tests/client/test_replica.py::"
+PUBSUB_FAULTS = "tests/pubsub/test_faults.py::"
+PUBSUB_REDIS = "tests/pubsub/test_remote.py::TestRedis::"
+CONVERSATION = "tests/protocol/test_conversation.py::"
+FLEET = "tests/node/test_fleet.py::"
+SHARDED = "tests/shards/test_sharded.py::"
+REBALANCE = "tests/shards/test_rebalance.py::"
+
+
+class Mutation(NamedTuple):
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+MUTATIONS = [
+    # Shards
+    Mutation(
+        "a shard stores messages for a bucket that it released",
+        "stores/sql/transactions.py",
+        """    if not errors_by_bucket:
+        return messages, {}
+""",
+        """    return messages, {}
+""",
+        REBALANCE + "test_no_message_is_lost_while_buckets_move_under_writers",
+    ),
+    Mutation(
+        "a shard answers reads of users in a bucket that it released",
+        "stores/sql/transactions.py",
+        """        raise wrong_shard
+""",
+        """        del wrong_shard
+""",
+        SHARDED + "test_node_with_old_map_finds_user_whose_bucket_moved",
+    ),
+    Mutation(
+        "a bucket is released after its close has expired",
+        "stores/sql/statements.py",
+        "buckets.closed_until = input.until AND buckets.closed_until > database_now()",
+        "buckets.closed_until = input.until",
+        SHARDED + "test_release_of_bucket_that_has_reopened_raises_not_closed",
+    ),
+    Mutation(
+        "a bucket that another rebalancer closed is released",
+        "stores/sql/statements.py",
+        "buckets.closed_until = input.until AND buckets.closed_until > database_now()",
+        "buckets.closed_until > database_now()",
+        SHARDED + "test_release_of_bucket_that_has_reopened_raises_not_closed",
+    ),
+    Mutation(
+        "a group of buckets is released only in part",
+        "shards/shard_map.py",
+        "_require_all(buckets, released)",
+        "_require_all([], released)",
+        SHARDED + "test_release_moves_all_buckets_or_none",
+    ),
+    Mutation(
+        "a bucket is closed without waiting for the writers in flight",
+        "shards/shard_map.py",
+        """        connection.execute(statements.WAIT_FOR_WRITERS)
+""",
+        """        pass
+""",
+        REBALANCE + "test_close_waits_for_transactions_that_are_writing",
+    ),
+    Mutation(
+        "an older placement of a bucket overwrites a newer one",
+        "stores/sql/statements.py",
+        """        WHERE excluded.version > buckets.version
+""",
+        "",
+        REBALANCE + "test_older_placement_that_waited_for_newer_one_is_ignored",
+    ),
+    Mutation(
+        "old messages at the target are not checked for conflicts",
+        "shards/rebalance.py",
+        """        await self._require_no_conflicts(group)
+""",
+        "",
+        REBALANCE + "test_target_with_messages_that_the_holder_lacks_is_rejected",
+    ),
+    Mutation(
+        "a copy resumes at the target's clock even if it is not behind the source's",
+        "shards/rebalance.py",
+        "return 0 if target is None or target.ctime >= source.ctime else target.ctime",
+        "return 0 if target is None else target.ctime",
+        REBALANCE + "test_message_stored_behind_the_clock_during_a_move_moves_too",
+    ),
+    Mutation(
+        "messages stored before the bucket closed are not copied",
+        "shards/rebalance.py",
+        """                if not await self._copy(group):
+                    raise NotClosed("the last messages were not copied in time")
+""",
+        "",
+        REBALANCE + "test_no_message_is_lost_while_buckets_move_under_writers",
+    ),
+    Mutation(
+        "a restored shard does not receive the newer placements",
+        "shards/shard_map.py",
+        """    merge_placements(connection, known)
+    return _placements""",
+        """    return _placements""",
+        SHARDED + "test_shard_restored_while_down_gets_newer_placements_when_it_is_up_again",
+    ),
+    Mutation(
+        "the target does not receive the placements of buckets that move to it",
+        "shards/rebalance.py",
+        """                await self._publish_placements([group.target], closed)
+""",
+        "",
+        REBALANCE + "test_prune_does_not_delete_bucket_that_is_being_moved_to_the_shard",
+    ),
+    Mutation(
+        "a bucket is released although its copy may have been pruned",
+        "stores/sql/statements.py",
+        "SET version = buckets.version + 1, closed_until = 0",
+        "SET version = buckets.version + 1",
+        REBALANCE + "test_prune_does_not_delete_bucket_that_is_being_moved_to_the_shard",
+    ),
+    # Many nodes over one database
+    Mutation(
+        "the users' rows are not locked",
+        "stores/sql/transactions.py",
+        "connection.execute_rows(statements.LOCK_USERS, keys)",
+        "pass",
+        POSTGRESQL + "test_reader_that_follows_the_cursor_misses_no_message",
+    ),
+    Mutation(
+        "values read before the lock was granted are used",
+        "stores/sql/transactions.py",
+        """        connection.execute_rows(statements.LOCK_USERS, keys)
+""",
+        """        read = statements.LOCKED_USERS
+        both = Statement(f"{read.text} FOR UPDATE OF users", read.row, input=read.input)
+        return {user.uid: user for user in connection.execute_rows(both, keys)}
+""",
+        POSTGRESQL + "test_transaction_that_waited_for_user_lock_sees_messages_stored_meanwhile",
+    ),
+    Mutation(
+        "msg_ids are looked up before their users are locked",
+        "stores/sql/transactions.py",
+        """    users = _lock_users(connection, {message.uid for message in messages})
+    messages, rejected = (messages, {}) if moving else _split_by_shard(connection, messages)
+    known = _read_known(connection, messages)
+""",
+        """    known = _read_known(connection, messages)
+    users = _lock_users(connection, {message.uid for message in messages})
+    messages, rejected = (messages, {}) if moving else _split_by_shard(connection, messages)
+""",
+        POSTGRESQL + "test_id_look_up_waits_for_transaction_that_stores_the_id",
+    ),
+    Mutation(
+        "a commit with unknown result counts as failed",
+        "stores/sql/state_machine.py",
+        "return reconcile(actual, expected)",
+        "return actual",
+        POSTGRESQL + "test_unknown_commit_is_resolved_and_reported_as_stored",
+    ),
+    Mutation(
+        "new users are inserted in arbitrary order",
+        "stores/sql/statements.py",
+        """    ORDER BY input.uid
+    ON CONFLICT DO NOTHING""",
+        "    ON CONFLICT DO NOTHING",
+        POSTGRESQL + "test_nodes_that_insert_the_same_new_users_do_not_deadlock",
+    ),
+    Mutation(
+        "PostgreSQL plans without our planner settings",
+        "stores/sql/postgresql.py",
+        "**PLANNER_SETTINGS,",
+        "",
+        "tests/stores/test_cost.py::test_d15_cost_does_not_grow_with_history_on_postgresql",
+    ),
+    # The core
+    Mutation(
+        "the tombstone of an item that has not arrived is dropped",
+        "core/state.py",
+        "facts = facts._with(tombstones=facts.tombstones.set(msg_id, at))",
+        "facts = facts._with()",
+        EXHAUSTIVE + "test_every_order_of_arrival_gives_the_same_facts",
+    ),
+    Mutation(
+        "the end of a range is exclusive",
+        "core/state.py",
+        "return item.ctime <= self.end and",
+        "return item.ctime < self.end and",
+        VECTORS + "test_visibility_vector",
+    ),
+    Mutation(
+        "a prefix is compared like a whole category",
+        "core/state.py",
+        "return category.startswith(self.category) if self.prefix else category == self.category",
+        "return category == self.category",
+        VECTORS + "test_visibility_vector",
+    ),
+    Mutation(
+        "an item is live at the instant of its expiry",
+        "core/state.py",
+        "self.expires_at <= now",
+        "self.expires_at < now",
+        VECTORS + "test_visibility_vector",
+    ),
+    Mutation(
+        "an item is live at the instant of its dismissal",
+        "core/state.py",
+        """if dismissed.dismissed_at > at
+        ]""",
+        "if dismissed.dismissed_at >= at]",
+        VECTORS + "test_visibility_vector",
+    ),
+    Mutation(
+        "a dismissal that arrives late does not make the death earlier",
+        "core/state.py",
+        "if range_.ctime < self.latest_dismissal:",
+        "if range_.ctime < 0:",
+        EXHAUSTIVE + "test_every_order_of_arrival_gives_the_same_facts",
+    ),
+    Mutation(
+        "a dismissal from one device is missing in the syncs of other devices",
+        "core/state.py",
+        "        creation, dismissal = message.creation, message.dismissal\n",
+        "        if not seen_on(message.device_id, device_id):\n            continue\n"
+        "        creation, dismissal = message.creation, message.dismissal\n",
+        MEMORY + "test_d09_dismissal_from_one_device_reaches_other_devices",
+    ),
+    Mutation(
+        "a dismissal from one device is not broadcast to other devices",
+        "core/message.py",
+        "return self.reduced(None, self.dismissal)",
+        "return None",
+        SERVER_SESSION + "test_creation_for_another_device_is_left_out_but_its_dismissal_is_sent",
+    ),
+    Mutation(
+        "the messages since omit the dismissal of an unknown id",
+        "core/state.py",
+        "return fate is None or (",
+        "return fate is not None and (",
+        VECTORS + "test_since_vector",
+    ),
+    Mutation(
+        "a message for another device counts as a duplicate",
+        "core/message.py",
+        "return canonical((self.device_id, creation,",
+        "return canonical((creation,",
+        MEMORY + "test_known_msg_id_with_other_contents_is_rejected_and_changes_nothing",
+    ),
+    # The state machine on SQL
+    Mutation(
+        "the end of a range is exclusive, in SQL",
+        "stores/sql/statements.py",
+        "messages.ctime <= input.end_time",
+        "messages.ctime < input.end_time",
+        SQL + "test_all_devices",
+    ),
+    Mutation(
+        "messages since a time exclude that time",
+        "stores/sql/statements.py",
+        'AND ctime >= :start ORDER BY ctime\n    """',
+        'AND ctime > :start ORDER BY ctime\n    """',
+        SQL + "test_d26_update_with_several_dismissals_is_synced_completely",
+    ),
+    Mutation(
+        "a dismissal that arrives late does not make the death earlier, in SQL",
+        "stores/sql/transactions.py",
+        "statements.ITEMS_COVERED_IN_LOG if has_late_replay else statements.ITEMS_COVERED",
+        "statements.ITEMS_COVERED",
+        SQL + "test_d06_earliest_dismissal_sets_the_death_when_it_arrives_last",
+    ),
+    Mutation(
+        "the ctime is the wall clock alone",
+        "stores/sql/transactions.py",
+        "message.ctime or max(now, clock + 1)",
+        "message.ctime or now",
+        SQL + "test_ctime_increases_strictly_when_the_clock_runs_backwards",
+    ),
+    Mutation(
+        "a duplicate is returned as sent, not as stored",
+        "stores/sql/transactions.py",
+        "return Duplicate(earlier)",
+        "return Duplicate(message)",
+        SQL + "test_message_sent_twice_is_stored_once",
+    ),
+    Mutation(
+        "a snapshot has no tombstones",
+        "stores/sql/transactions.py",
+        "tuple((tombstone.msg_id, tombstone.ctime) for tombstone in tombstones)",
+        "()",
+        SQL + "test_snapshot_contains_tombstones_for_items_not_yet_created",
+    ),
+    Mutation(
+        "an expiry at time 0 counts as no expiry",
+        "stores/sql/transactions.py",
+        "if expires_at is None:",
+        "if not expires_at:",
+        SQL + "test_expiry_at_time_zero_is_applied",
+    ),
+    Mutation(
+        "a message is acknowledged without a commit",
+        "stores/sql/sqlite.py",
+        'driver.execute("COMMIT")',
+        'driver.execute("ROLLBACK")',
+        FILE + "test_stored_messages_survive_a_restart",
+    ),
+    Mutation(
+        "a commit returns before it is on disk",
+        "stores/sql/sqlite.py",
+        '"synchronous = FULL"',
+        '"synchronous = NORMAL"',
+        "tests/stores/test_engine.py::test_durability_settings_are_set_on_the_connection",
+    ),
+    # The conversation
+    Mutation(
+        "a publication that overlaps the position is accepted",
+        "protocol/server_session.py",
+        "if publication.prev != self.position:",
+        "if publication.prev > self.position:",
+        CONVERSATION + "test_gap_repair_that_starts_before_the_position_does_not_revive_dead_items",
+    ),
+    Mutation(
+        "messages queued before a sync are sent after it",
+        "protocol/server_session.py",
+        """        self._clear_pending()
+        buffered,""",
+        "        buffered,",
+        CONVERSATION + "test_messages_pending_before_a_sync_are_not_sent_after_it",
+    ),
+    Mutation(
+        "a queue that overflows is dropped without a resync",
+        "protocol/server_session.py",
+        """        self._resync_from = self.cursor
+
+    # The writer""",
+        "\n    # The writer",
+        CONVERSATION + "test_slow_consumer_is_reset_and_misses_no_message",
+    ),
+    Mutation(
+        "a page of changes has the cursor of the whole sync",
+        "protocol/frames.py",
+        "cursor = last.ctime if more and",
+        "cursor = sync.cursor if more and",
+        CONVERSATION + "test_reconnect_between_two_pages_continues_after_the_first",
+    ),
+    Mutation(
+        "a duplicate frame is applied again and moves the cursor back",
+        "protocol/client_session.py",
+        "        if cursor <= self.cursor:\n            return []",
+        "        if cursor < 0:\n            return []",
+        CLIENT_SESSION + "test_frame_up_to_the_cursor_is_not_applied_again",
+    ),
+    # The node
+    Mutation(
+        "a feed's position is that of its first device, not the lowest",
+        "consumers/broadcaster.py",
+        "(feed.position is None or position < feed.position)",
+        "feed.position is None",
+        BROADCASTER + "test_position_of_a_feed_is_the_lowest_one_of_its_devices",
+    ),
+    # The pub/sub
+    Mutation(
+        "subscriptions are not restored after a reconnect of the pub/sub",
+        "pubsub/remote.py",
+        "self._next_batch = _SubscriptionBatch(self._wanted_channels)",
+        "self._next_batch = _SubscriptionBatch([self._heartbeat_channel])",
+        PUBSUB_FAULTS + "test_all_subscriptions_are_restored_after_a_server_restart",
+    ),
+    Mutation(
+        "missing heartbeats of the pub/sub are ignored",
+        "pubsub/remote.py",
+        "await self._check_heartbeat(2 * self._heartbeat_seconds)",
+        "pass",
+        PUBSUB_FAULTS + "test_blackholed_connection_is_detected",
+    ),
+    Mutation(
+        "a reconnect of the pub/sub does not report an interruption",
+        "pubsub/remote.py",
+        """            self._incoming.put(Interrupted())
+""",
+        "",
+        PUBSUB_FAULTS + "test_each_of_several_lost_connections_is_reestablished_and_reported",
+    ),
+    Mutation(
+        "a channel counts as subscribed while it is being unsubscribed",
+        "pubsub/remote.py",
+        "        self._confirmed_channels.difference_update(old)\n",
+        "",
+        PUBSUB_REDIS + "test_last_of_overlapping_calls_wins",
+    ),
+    Mutation(
+        "subscribe does not wait for the confirmation, on Redis",
+        "pubsub/redis.py",
+        "        await self._confirmed.wait()\n",
+        "",
+        PUBSUB_FAULTS + "test_pending_subscribe_returns_when_the_connection_breaks",
+    ),
+    Mutation(
+        "subscribe does not wait for the confirmation, on NATS",
+        "pubsub/nats.py",
+        """= subscription
+        await self._flush()
+""",
+        "= subscription\n",
+        PUBSUB_FAULTS + "test_pending_subscribe_returns_when_the_connection_breaks",
+    ),
+    # The client
+    Mutation(
+        "an acknowledged message leaves the outbox before the cursor reaches it",
+        "client/replica.py",
+        "if 0 < e.message.ctime <= self.cursor]",
+        "if 0 < e.message.ctime]",
+        REPLICA + "test_acknowledged_message_is_shown_with_its_ctime_until_cursor_reaches_it",
+    ),
+    Mutation(
+        "tombstones from the node dismiss unsent messages",
+        "client/replica.py",
+        "shown=shown.without_tombstones()",
+        "shown=shown",
+        REPLICA + "test_received_range_does_not_dismiss_unsent_message",
+    ),
+    Mutation(
+        "only the echoed message is marked as echoed, not those before it",
+        "client/replica.py",
+        "entry.number <= last and",
+        "entry.number == last and",
+        REPLICA + "test_message_written_before_an_echoed_one_is_not_shown_from_outbox",
+    ),
+    # A fleet of nodes
+    Mutation(
+        "the sweep never queries the users' clocks",
+        "node/node.py",
+        "if not positions and not self.waiting_for_store:",
+        "if not self.waiting_for_store:",
+        FLEET + "test_lost_publication_is_delivered_within_one_sweep",
+    ),
+    Mutation(
+        "a sweep takes up to 1.5 times its interval",
+        "node/node.py",
+        "(0.5 + self._jitter() / 2)",
+        "(0.5 + self._jitter())",
+        FLEET + "test_lost_publication_is_delivered_within_one_sweep",
+    ),
+    Mutation(
+        "the sweep treats publications in flight as lost",
+        "node/node.py",
+        "if out_of_sync and not interrupted:",
+        "if out_of_sync and interrupted:",
+        FLEET + "test_sweep_does_not_repair_a_message_in_flight",
+    ),
+    Mutation(
+        "gaps of users are repaired one after the other",
+        "node/node.py",
+        "for _ in range(GAP_REPAIR_WORKERS)",
+        "for _ in range(1)",
+        FLEET + "test_concurrent_gap_repairs_are_limited_after_an_interruption",
+    ),
+    Mutation(
+        "a user whose gap repair failed is not retried",
+        "node/node.py",
+        "        self._unrepaired[uid] = None",
+        "        self._unrepaired.pop(uid, None)",
+        FLEET + "test_unavailable_part_of_the_store_delays_only_its_own_users",
+    ),
+    Mutation(
+        "a user without devices stays in the gap repair forever",
+        "node/node.py",
+        "for uid in self._unrepaired if uid in out_of_sync",
+        "for uid in self._unrepaired",
+        FLEET + "test_node_stops_waiting_for_store_when_the_user_disconnects",
+    ),
+    Mutation(
+        "an interruption of the pub/sub is ignored",
+        "consumers/relay.py",
+        "                    self._on_interrupted()",
+        "                    pass",
+        FLEET + "test_missed_message_is_delivered_at_once_after_an_interruption",
+    ),
+    Mutation(
+        "the end of the pub/sub does not end the node",
+        "consumers/relay.py",
+        "raise RuntimeError(",
+        "print(",
+        FLEET + "test_node_fails_when_pubsub_ends_without_error",
+    ),
+    Mutation(
+        "a ctime in the far future is accepted",
+        "consumers/relay.py",
+        "return message.ctime > self._clock() + MAX_FUTURE",
+        "return False",
+        FLEET + "test_invalid_payload_is_reported_and_not_delivered",
+    ),
+    Mutation(
+        "a channel is unsubscribed although its user has reconnected",
+        "consumers/relay.py",
+        """        self._idle_since.pop(uid, None)
+""",
+        "",
+        FLEET + "test_device_that_reconnects_before_unsubscribe_stays_subscribed",
+    ),
+    Mutation(
+        "a channel is subscribed while it is being unsubscribed",
+        "consumers/relay.py",
+        """        async with self._lock(uid):
+            await self._pubsub.subscribe""",
+        "        if uid:\n            await self._pubsub.subscribe",
+        FLEET + "test_device_that_reconnects_during_unsubscribe_is_subscribed_again",
+    ),
+    Mutation(
+        "a channel is unsubscribed without a linger time",
+        "consumers/relay.py",
+        "since > _now() - self._linger_seconds",
+        "since > _now()",
+        FLEET + "test_flapping_device_causes_no_unsubscribe",
+    ),
+    Mutation(
+        "a feed accepts any later message and skips gaps",
+        "consumers/broadcaster.py",
+        "new[0].prev != position",
+        "new[0].ctime <= position",
+        FLEET + "test_message_whose_commit_reply_is_delayed_is_delivered_in_ctime_order",
+    ),
+    Mutation(
+        "an envelope above the size limit is parsed",
+        "consumers/publisher.py",
+        "if len(received.payload) > MAX_ENVELOPE_BYTES:",
+        "if not received.payload:",
+        "tests/consumers/test_publisher.py::test_oversized_payload_is_rejected_without_decoding",
+    ),
+    Mutation(
+        "the delay before reconnecting may be much longer than the outage",
+        "backoff.py",
+        "min(self._max, doubled, outage)",
+        "min(self._max, doubled)",
+        "tests/test_backoff.py::test_delay_is_at_most_the_maximum_and_twice_the_outage",
+    ),
+    Mutation(
+        "a message with an unknown field ends the session",
+        "protocol/later_versions.py",
+        "class _LenientDismissal(Dismissal, frozen=True, forbid_unknown_fields=False)",
+        "class _LenientDismissal(Dismissal, frozen=True)",
+        "tests/protocol/test_later_versions.py::test_unknown_fields_are_ignored_at_every_depth",
+    ),
+    Mutation(
+        "the clocks of users whose buckets have moved are left out",
+        "shards/state_machine.py",
+        "return {**clocks, **await self._ctimes_once(moved)} if moved else clocks",
+        "return clocks",
+        SHARDED + "test_each_read_method_finds_user_whose_bucket_moved[ctimes]",
+    ),
+    Mutation(
+        "a device of schema 1 forgets which of its messages were echoed",
+        "client/store_migrations.py",
+        "_OutboxEntry(old.number, old.written, message, old.echoed)",
+        "_OutboxEntry(old.number, old.written, message, False)",
+        "tests/client/test_store.py::test_file_of_schema_1_keeps_replica_outbox_and_rejected_writes",
+    ),
+    Mutation(
+        "a device answers a time before its last sync",
+        "client/replica.py",
+        "facts=facts, known_since=self.cursor",
+        "facts=facts",
+        "tests/vectors/test_vectors.py::test_client_shows_keeps_reports_and_sends_what_the_vector_says",
+    ),
+    Mutation(
+        "a transaction that the server rolled back at the commit is acknowledged",
+        "stores/sql/postgresql.py",
+        'if done != "COMMIT":',
+        'if done == "":',
+        "tests/stores/test_postgresql.py"
+        "::test_work_that_ignores_a_failed_statement_is_not_reported_as_committed",
+    ),
+]

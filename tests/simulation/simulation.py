@@ -1,0 +1,713 @@
+"""A simulation of nodes, devices and a store on virtual time, with faults by a random seed.
+
+Real Nodes, real server connections and real Clients run on a virtual-time event loop. The seed
+decides the faults between them:
+
+- connections break; frames are delayed, repeated and reordered;
+- the store answers late, out of order or not at all, is unavailable to some nodes for a while, or
+  commits and then fails to answer;
+- the pub/sub drops, repeats and reorders payloads, is silently partitioned, and carries payloads of
+  a foreign publisher;
+- nodes crash between commit and acknowledgement;
+- devices are killed and restart from their client store;
+- clocks differ and jump back.
+
+One simulation in twenty uses real shards as its store. Shards go down one at a time, while movers,
+which are killed at random moments, move the users' buckets between shards, and pruners delete the
+old copies.
+
+Then the faults end, and all must agree. Each replica equals the store in hash and items. Each
+acknowledged message is stored once, on one shard. Each message that a device accepted is stored, or
+was reported as rejected. No dismissed item is shown again. If the clocks agree, no hash mismatch
+had to repair a replica.
+"""
+
+import asyncio
+import logging
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any, cast
+
+from gregor.client import Client, Created, Disconnected, Dismissed, MemoryStore
+from gregor.consumers.broadcaster import Broadcaster
+from gregor.consumers.publisher import Publisher, channel_of, encode_envelope
+from gregor.core.instant import SECOND, Time
+from gregor.core.message import (
+    UID,
+    DeviceID,
+    InBandMessage,
+    MsgID,
+    create,
+    dismiss,
+    dismiss_category,
+    replace,
+)
+from gregor.core.state import Snapshot, State
+from gregor.errors import Unavailable
+from gregor.node.node import Node
+from gregor.protocol.frames import Result
+from gregor.pubsub.interface import Event, Interrupted
+from gregor.pubsub.memory import Exchange, MemoryPubSub
+from gregor.server.auth import OpenAuthenticator
+from gregor.server.delivery import Delivery
+from gregor.server.metrics import Metrics
+from gregor.server.readiness import Readiness
+from gregor.server.service import Service
+from gregor.server.websocket import WebSocketConnection
+from gregor.testing import virtual_time
+from tests.simulation.simulated_stores import ShardedStore, SharedStore, SimulatedStore, StoreLink
+
+USERS = ("ann", "bob")
+CATEGORIES = ("mail", "mail.work", "chat", "theme")
+FORGED = "forged"
+SHARDED_EVERY = 20  # simulations: a sharded one takes about twenty times as long
+
+
+class Disagreement(AssertionError):
+    """A simulation ended in a wrong state. Its seed reproduces it."""
+
+
+class LossyPubSub(MemoryPubSub):
+    """A pub/sub that drops, repeats, delays and reorders, and is slow to subscribe. Sometimes it is
+    silently partitioned: nothing is received or sent, and no error is raised. Afterwards it either
+    reports Interrupted, as after a missed heartbeat, or continues without a report."""
+
+    def __init__(self, exchange: Exchange, simulation: "Simulation") -> None:
+        super().__init__(exchange)
+        self._simulation = simulation
+        self._partitioned = False
+
+    async def publish(self, channel: str, payload: bytes) -> None:
+        if not self._partitioned:
+            await super().publish(channel, payload)
+
+    async def subscribe(self, channel: str) -> None:
+        await self._simulation.delay()
+        await super().subscribe(channel)
+        await self._simulation.delay()
+
+    async def unsubscribe(self, channel: str) -> None:
+        await self._simulation.delay()
+        await super().unsubscribe(channel)
+        await self._simulation.delay()
+
+    def put(self, event: Event) -> None:
+        if self._simulation.chance(0.2):
+            return
+        for _ in range(2 if self._simulation.chance(0.1) else 1):
+            asyncio.get_running_loop().call_later(self._simulation.latency(), self._deliver, event)
+
+    def _deliver(self, event: Event) -> None:
+        if not self._partitioned:
+            super().put(event)
+
+    def start_partition(self) -> None:
+        self._partitioned = True
+
+    def end_partition(self) -> bool:
+        """Returns whether the pub/sub reports the interruption."""
+        self._partitioned = False
+        is_reported = self._simulation.chance(0.5)
+        if is_reported:
+            super().put(Interrupted())
+        return is_reported
+
+    def close(self) -> None:
+        for subscribers in self._exchange.channels.values():
+            subscribers.pop(self, None)
+
+
+class SimulatedConnection:
+    """One connection: a Transport for the device, and an ASGI WebSocket for the node. Frames are
+    delayed; unless the connection is `_ordered`, they are also repeated and reordered."""
+
+    def __init__(self, simulation: "Simulation", name: str) -> None:
+        self._simulation = simulation
+        self._name = name
+        self._ordered = simulation.chance(0.7)
+        self._to_node: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._to_device: asyncio.Queue[str | Disconnected] = asyncio.Queue()
+        self._last_arrival = {True: 0.0, False: 0.0}  # of a frame, by direction (to the node?)
+        self._end: Disconnected | None = None
+
+    # The device's side
+
+    async def send(self, text: str) -> None:
+        if self._end is not None:
+            raise self._end
+        event = {"type": "websocket.receive", "text": text}
+        self._transmit(True, lambda: self._to_node.put_nowait(event))
+
+    async def receive(self) -> str:
+        frame = await self._to_device.get()
+        if isinstance(frame, Disconnected):
+            raise frame
+        return frame
+
+    async def close(self) -> None:
+        self.cut("closed by the device")
+
+    # The node's side
+
+    async def asgi_receive(self) -> dict[str, Any]:
+        return await self._to_node.get()
+
+    async def asgi_send(self, event: Any) -> None:
+        if self._end is not None:
+            raise OSError("the device is disconnected")
+        if event["type"] == "websocket.close":
+            self.cut(event["reason"], event["code"])
+        else:
+            self._transmit(False, lambda: self._to_device.put_nowait(event["text"]))
+        await asyncio.sleep(0)
+
+    # The network
+
+    def _transmit(self, to_node: bool, deliver: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+        if self._simulation.chance(0.01):
+            self.cut("the connection breaks")
+            return
+        for _ in range(2 if not self._ordered and self._simulation.chance(0.1) else 1):
+            at = loop.time() + self._simulation.latency()
+            if self._ordered or self._simulation.faults_over:
+                at = self._last_arrival[to_node] = max(at, self._last_arrival[to_node] + 0.000_001)
+            loop.call_at(at, self._deliver, deliver)
+
+    def _deliver(self, deliver: Callable[[], None]) -> None:
+        if self._end is None:
+            deliver()
+
+    def cut(self, reason: str, code: int = 1006) -> None:
+        if self._end is None:
+            self._end = Disconnected(code, reason)
+            self._simulation.record(self._name, reason)
+            self._to_device.put_nowait(self._end)
+            self._to_node.put_nowait({"type": "websocket.disconnect"})
+
+
+class SimulatedNode:
+    """A node that crashes and restarts. It has its own clock."""
+
+    def __init__(self, simulation: "Simulation", name: str) -> None:
+        self.name = name
+        self._simulation = simulation
+        self._skew = simulation.skew()
+        self._start_count = 0
+        self.link = StoreLink(simulation, name)
+        self.service: Service | None = None
+        self.pubsub: LossyPubSub | None = None
+        self._connections: dict[SimulatedConnection, None] = {}
+        self.task: asyncio.Task[None] | None = None
+
+    def clock(self) -> Time:
+        return virtual_time.clock() + self._skew
+
+    def set_clock(self) -> None:
+        """Set the clock to a random skew, also to an earlier time."""
+        self._skew = self._simulation.skew()
+
+    def start(self) -> None:
+        self._start_count += 1
+        self.task = self._simulation.tasks.create_task(
+            self._run(f"{self.name}#{self._start_count}")
+        )
+
+    async def _run(self, name: str) -> None:
+        simulation = self._simulation
+        self.pubsub = pubsub = LossyPubSub(simulation.exchange, simulation)
+        deliveries: dict[Delivery, None] = {}
+        metrics = Metrics(deliveries)
+        self.link = StoreLink(simulation, self.name)
+        try:
+            async with (
+                simulation.store.serve(self.link, self.clock) as state_machine,
+                Node(
+                    state_machine,
+                    [Publisher(pubsub, name), Broadcaster()],
+                    clock=self.clock,
+                    pubsub=pubsub,
+                    name=name,
+                    linger_seconds=simulation.rng.uniform(0.5, 5),
+                    observer=metrics,
+                    jitter=simulation.rng.random,
+                ) as node,
+            ):
+                readiness = Readiness(node, pubsub)
+                self.service = Service(node, OpenAuthenticator(), metrics, readiness, deliveries)
+                simulation.record(name, "starts")
+                await asyncio.get_running_loop().create_future()
+        finally:
+            self.service = None
+            pubsub.close()
+            for connection in tuple(self._connections):
+                connection.cut("the node crashed")
+
+    async def crash(self) -> None:
+        """Stop at once, in the middle of any work; then restart after up to 3 s."""
+        if self.task is None or self.service is None:
+            return
+        self._simulation.record(self.name, "crashes")
+        self.service = None
+        self.link.cut = True  # without this, the shutdown would still store queued messages
+        for connection in tuple(self._connections):
+            connection.cut("the node crashed")
+        self.task.cancel()
+        await asyncio.wait([self.task])
+        await asyncio.sleep(self._simulation.rng.random() * 3)
+        self.start()
+
+    def accept(self, connection: SimulatedConnection) -> None:
+        self._simulation.tasks.create_task(self._serve(connection))
+
+    async def _serve(self, connection: SimulatedConnection) -> None:
+        service = self.service
+        if service is None:
+            connection.cut("the node is down")
+            return
+        self._connections[connection] = None
+        try:
+            websocket = WebSocketConnection(service, connection.asgi_receive, connection.asgi_send)
+            with service.serving(websocket):
+                await websocket.run()
+        finally:
+            del self._connections[connection]
+            connection.cut("the node closes the connection")
+
+
+class SimulatedDevice:
+    """A device and its user. It goes offline, is killed, and restarts with its client store."""
+
+    def __init__(self, simulation: "Simulation", uid: UID, device_id: DeviceID) -> None:
+        self.uid = uid
+        self.device_id = device_id
+        self.name = f"{uid}/{device_id}"
+        self.accepted: list[MsgID] = []
+        self.client: Client | None = None
+        self.clients: list[Client] = []  # all so far, one per restart
+        self._simulation = simulation
+        self._store = MemoryStore()
+        self._reachable = True
+        self._connection: SimulatedConnection | None = None
+        self._lifetime: asyncio.Timeout | None = None
+
+    async def connect(self) -> SimulatedConnection:
+        await self._simulation.delay()
+        node = self._simulation.rng.choice(self._simulation.nodes)
+        if not self._reachable or node.service is None:
+            raise Disconnected(0, "the node cannot be reached")
+        self._connection = SimulatedConnection(self._simulation, self.name)
+        node.accept(self._connection)
+        return self._connection
+
+    async def run(self) -> None:
+        """Run a Client, and a new one after each kill, until the simulation ends."""
+        while True:
+            client = Client(
+                "ws://simulated",
+                self.uid,
+                device_id=self.device_id,
+                store=self._store,
+                connect=self.connect,
+                clock=virtual_time.clock,
+                jitter=self._simulation.rng.random,
+            )
+            try:
+                async with asyncio.timeout(None) as self._lifetime, client:
+                    self.client = client
+                    self.clients.append(client)
+                    self._simulation.record(self.name, "starts")
+                    await self._watch(client)
+            except TimeoutError:
+                self._simulation.record(self.name, "was killed")
+
+    async def _watch(self, client: Client) -> None:
+        """Raises Disagreement if the client shows an item twice, or one that was never stored."""
+        shown: set[MsgID] = set()
+        async with client.events() as events:
+            async for event in events:
+                if isinstance(event, Created | Dismissed):
+                    change = "shows" if isinstance(event, Created) else f"hides ({event.why})"
+                    self._simulation.record(self.name, f"{change} {event.item.msg_id}")
+                if isinstance(event, Created):
+                    if event.item.msg_id == FORGED:
+                        raise Disagreement(f"{self.name} shows an item that was never stored")
+                    if event.item.msg_id in shown:
+                        raise Disagreement(f"{self.name} shows {event.item.msg_id} twice")
+                    shown.add(event.item.msg_id)
+
+    async def act(self) -> None:
+        """Do one random action of a user, or one random fault of a device."""
+        simulation, client = self._simulation, self.client
+        if client is None:
+            return None
+        items = [item.msg_id for item in client.state().items]
+        category = simulation.rng.choice(CATEGORIES)
+        msg_id = simulation.new_msg_id()
+        match simulation.choice(
+            create=4, replace=2, dismiss=4, category=1, hide=1, offline=2, kill=1
+        ):
+            case "create":
+                expires = (
+                    timedelta(seconds=simulation.rng.randrange(60))
+                    if simulation.chance(0.3)
+                    else None
+                )
+                this_device = simulation.chance(0.3)
+                write = client.create(
+                    category, None, expires=expires, this_device=this_device, msg_id=msg_id
+                )
+            case "replace":
+                write = client.replace(category, simulation.rng.random(), msg_id=msg_id)
+            case "dismiss" if items:
+                write = client.dismiss(simulation.rng.choice(items), msg_id=msg_id)
+            case "category":
+                prefix = simulation.chance(0.5)
+                write = client.dismiss_category(category, prefix=prefix, msg_id=msg_id)
+            case "hide" if items:
+                return await client.hide(simulation.rng.choice(items))
+            case "offline":
+                return await self._go_offline()
+            case "kill":
+                return self._kill()
+            case _:
+                return None
+        try:
+            self._record_write(await write)
+        except Unavailable:
+            simulation.record(self.name, "cannot write, because it was killed")
+
+    def _kill(self) -> None:
+        if self._lifetime is not None:
+            self._lifetime.reschedule(asyncio.get_running_loop().time())
+
+    def _record_write(self, msg_id: MsgID) -> None:
+        self.accepted.append(msg_id)
+        self._simulation.record(self.name, f"writes {msg_id}")
+
+    async def _go_offline(self) -> None:
+        self._reachable = False
+        self.break_connection("goes offline")
+        await asyncio.sleep(self._simulation.rng.random() * 10)
+        self._reachable = True
+
+    def break_connection(self, reason: str) -> None:
+        if self._connection is not None:
+            self._connection.cut(reason)
+
+
+class Simulation:
+    """One run of nodes, devices and a store, fully determined by its seed."""
+
+    def __init__(self, seed: int, sharded: bool = False) -> None:
+        self.seed = seed
+        self.rng = random.Random(seed)
+        self.users: Sequence[UID] = USERS
+        self.trace: list[str] = []
+        self.faults_over = False
+        self.clocks_agree = self.rng.random() < 0.5
+        self.exchange = Exchange()
+        self.tasks = asyncio.TaskGroup()
+        self.store: SimulatedStore = (
+            ShardedStore(self) if sharded else SharedStore(self._store_clock)
+        )
+        self.nodes = [SimulatedNode(self, f"node{n}") for n in range(self.rng.randrange(1, 4))]
+        self.devices = [
+            SimulatedDevice(self, uid, f"d{n}")
+            for uid in USERS
+            for n in range(self.rng.randrange(1, 4))
+        ]
+        self.acknowledged: dict[tuple[UID, MsgID], Time] = {}
+        self._sent: list[InBandMessage] = []
+        self._commit_answered: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+
+    # Random decisions
+
+    def chance(self, probability: float) -> bool:
+        return not self.faults_over and self.rng.random() < probability
+
+    def latency(self) -> float:
+        """A random delay in seconds: usually short, sometimes long."""
+        if self.faults_over:
+            return 0.001
+        return self.rng.expovariate(1 / self.rng.choice((0.005, 0.05, 0.5)))
+
+    def skew(self) -> int:
+        """A random error of a node's clock, in microseconds."""
+        return 0 if self.clocks_agree else self.rng.randrange(-2 * SECOND, 2 * SECOND)
+
+    async def delay(self) -> None:
+        await asyncio.sleep(self.latency())
+
+    def choice(self, **weights: int) -> str:
+        return self.rng.choices(list(weights), list(weights.values()))[0]
+
+    def record(self, actor: str, event: str) -> None:
+        self.trace.append(f"{asyncio.get_running_loop().time():10.3f} {actor:10} {event}")
+
+    def commit_answered(self, name: str) -> None:
+        """The store has answered a commit for this user, or of this shard."""
+        self._commit_answered.pop(name, asyncio.Event()).set()
+
+    async def wait_for_later_commit(self, name: str) -> None:
+        """Wait until a later commit for this user or shard is answered, for 2 s at most: it can
+        then be published everywhere before the answer to this one arrives."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(2):
+                await self._commit_answered[name].wait()
+                self.record("store", f"answers a later commit for {name} first")
+        await self.delay()
+
+    def _store_clock(self) -> Time:
+        # The node that stores a message stamps it, and any node may be that one.
+        return self.rng.choice(self.nodes).clock()
+
+    # Faults
+
+    async def run(self) -> None:
+        """Run with faults, end the faults, and wait until all agree. Raises Disagreement if they do
+        not agree within two minutes."""
+        async with self.store, self.tasks:
+            device_tasks = [self.tasks.create_task(device.run()) for device in self.devices]
+            for node in self.nodes:
+                node.start()
+            for _ in range(self.rng.randrange(30, 90)):
+                await asyncio.sleep(self.rng.random() / 2)
+                self.tasks.create_task(self._random_event())
+            await asyncio.sleep(15)
+            self.faults_over = True
+            self.record("simulation", "ends the faults")
+            await self._settle()
+            node_tasks = [node.task for node in self.nodes if node.task is not None]
+            for task in (*device_tasks, *node_tasks):
+                task.cancel()
+
+    async def _random_event(self) -> None:
+        match self.choice(
+            backend=8,
+            device=12,
+            crash=1,
+            partition=1,
+            outage=1,
+            foreign_publisher=2,
+            clock=1,
+            disconnect=2,
+            **{name: fault.weight for name, fault in self.store.faults.items()},
+        ):
+            case "backend":
+                await self._backend()
+            case "device":
+                await self.rng.choice(self.devices).act()
+            case "crash":
+                await self.rng.choice(self.nodes).crash()
+            case "partition":
+                await self._partition(self.rng.choice(self.nodes))
+            case "outage":
+                await self._store_outage(self.rng.choice(self.nodes))
+            case "foreign_publisher":
+                await self._publish_foreign()
+            case "clock":
+                self.rng.choice(self.nodes).set_clock()
+            case "disconnect":
+                self.rng.choice(self.devices).break_connection("the network fails")
+            case fault:
+                await self.store.faults[fault].run()
+
+    async def _partition(self, node: SimulatedNode) -> None:
+        """Cut one node off from the pub/sub for a while, without an error."""
+        pubsub = node.pubsub
+        if pubsub is not None:
+            pubsub.start_partition()
+            self.record(node.name, "is partitioned from the pub/sub")
+            await asyncio.sleep(self.rng.random() * 10)
+            is_reported = pubsub.end_partition()
+            suffix = "reported" if is_reported else "not reported"
+            self.record(node.name, f"is connected to the pub/sub again, {suffix}")
+
+    async def _store_outage(self, node: SimulatedNode) -> None:
+        """Cut one node off from the store for a while."""
+        link = node.link
+        link.down = True
+        self.record(node.name, "is cut off from the store")
+        await asyncio.sleep(self.rng.random() * 10)
+        link.down = False
+
+    async def _publish_foreign(self) -> None:
+        """Publish something on a user's channel that is not from a node."""
+        uid, other = self.rng.sample(USERS, 2)
+        log = await self.store.log(uid)
+        message: InBandMessage | None = None
+        match self.choice(garbage=1, other=1, future=1, again=1):
+            case "other":
+                message = create(other, "chat", msg_id=FORGED).stamp(self._store_clock(), 0)
+            case "future":
+                known = log[-1].ctime if log else 0
+                ctime = self._store_clock() + 3600 * SECOND
+                message = create(uid, "chat", msg_id=FORGED).stamp(ctime, known)
+            case "again" if log:
+                message = self.rng.choice(log)
+        payload = b"garbage" if message is None else encode_envelope("foreign publisher", message)
+        await MemoryPubSub(self.exchange).publish(channel_of(uid), payload)
+        content = "garbage" if message is None else message.msg_id
+        self.record("foreign", f"publishes {content}")
+
+    async def _backend(self) -> None:
+        """Send messages as a backend does: retry, at any node, until they are acknowledged."""
+        messages = [
+            self._message(self.rng.choice(USERS)) for _ in range(self.rng.choice((1, 1, 1, 3)))
+        ]
+        self._sent += messages
+        while messages:
+            service = self.rng.choice(self.nodes).service
+            try:
+                if service is not None:
+                    results = await service.inject(messages)
+                    unacknowledged = [
+                        message
+                        for message, result in zip(messages, results, strict=True)
+                        if result.should_retry
+                    ]
+                    for result in results:
+                        if not result.should_retry:
+                            self._acknowledge(result)
+                    messages = unacknowledged
+            except Unavailable:
+                pass
+            except asyncio.CancelledError:
+                # Either the node that processed it crashed, or the simulation ends.
+                if cast("asyncio.Task[None]", asyncio.current_task()).cancelling():
+                    raise
+            await asyncio.sleep(self.rng.random())
+
+    def _acknowledge(self, result: Result) -> None:
+        assert result.uid is not None
+        assert result.msg_id is not None
+        assert result.ctime is not None
+        self.acknowledged[result.uid, result.msg_id] = result.ctime
+        self.record("backend", f"{result.status} {result.msg_id} at {result.ctime}")
+
+    def _message(self, uid: UID) -> InBandMessage:
+        msg_id, category = self.new_msg_id(), self.rng.choice(CATEGORIES)
+        known = [message.msg_id for message in self._sent if message.uid == uid]
+        match self.choice(create=5, replace=2, dismiss=3, category=1, again=1):
+            case "replace":
+                return replace(uid, category, self.rng.random(), msg_id=msg_id)
+            case "dismiss" if known:
+                return dismiss(uid, self.rng.choice(known), self.new_msg_id(), msg_id=msg_id)
+            case "category":
+                end = timedelta(seconds=self.rng.randrange(-20, 20))
+                return dismiss_category(
+                    uid, category, prefix=self.chance(0.5), end_time=end, msg_id=msg_id
+                )
+            case "again" if known:
+                return next(message for message in self._sent if message.msg_id == known[0])
+            case _:
+                expires = timedelta(seconds=self.rng.randrange(60)) if self.chance(0.3) else None
+                scope = f"d{self.rng.randrange(3)}" if self.chance(0.3) else None
+                return create(
+                    uid,
+                    category,
+                    self.rng.random(),
+                    expires=expires,
+                    device_id=scope,
+                    msg_id=msg_id,
+                )
+
+    def new_msg_id(self) -> MsgID:
+        return f"{self.rng.getrandbits(64):016x}"
+
+    # The final check
+
+    async def _settle(self) -> None:
+        """Wait until all agree. Raises Disagreement after two minutes."""
+        problem: str | None = "the replicas were not compared"
+        for _ in range(120):
+            await asyncio.sleep(1)
+            problem = await self._disagreement()
+            if problem is None:
+                self.record("simulation", "agrees")
+                return
+        raise Disagreement(problem)
+
+    async def _disagreement(self) -> str | None:
+        """What is wrong; None if all agree."""
+        logs = {uid: await self._log(uid) for uid in USERS}
+        for uid, msg_id in self.acknowledged:
+            ctime = self.acknowledged[uid, msg_id]
+            if logs[uid].get(msg_id) != ctime:
+                return f"{msg_id} was acknowledged at {ctime} and is not in the log with that ctime"
+        for device in self.devices:
+            problem = await self._difference(device, logs[device.uid])
+            if problem is not None:
+                return f"{device.name}: {problem}"
+        return await self.store.problem()
+
+    async def _difference(self, device: SimulatedDevice, log: Mapping[MsgID, Time]) -> str | None:
+        client = device.client
+        if client is None or not client.online:
+            return "is not online"
+        if client.outbox:
+            return f"still has {client.outbox} messages to send"
+        # With expiring items, the hash by one clock may differ from the hash by another clock.
+        if self.clocks_agree and any(client.mismatches for client in device.clients):
+            return "was wrong until a snapshot replaced it"
+        rejected = {rejected_write.message.msg_id for rejected_write in client.rejected()}
+        for msg_id in device.accepted:
+            if msg_id not in rejected and msg_id not in log:
+                return f"wrote {msg_id}, which is neither stored nor rejected"
+        sync = await self.store.sync(device.uid, device.device_id)
+        assert isinstance(sync.content, Snapshot)
+        replica = client.replica.facts.state(device.device_id, sync.as_of)
+        if replica.hash() != sync.hash or replica.items != sync.content.items:
+            stored = State(sync.content.items, sync.as_of)
+            return f"holds {_names(replica)}, and the store {_names(stored)}"
+        return None
+
+    async def _log(self, uid: UID) -> dict[MsgID, Time]:
+        log = await self.store.log(uid)
+        ctimes = {message.msg_id: message.ctime for message in log}
+        if len(ctimes) != len(log):
+            raise Disagreement(f"the log of {uid} contains a message twice")
+        if [message.prev for message in log] != [0, *(message.ctime for message in log)][
+            : len(log)
+        ]:
+            raise Disagreement(f"the log of {uid} is not a chain of prev and ctime")
+        return ctimes
+
+
+def _names(state: State) -> list[str]:
+    return [f"{item.msg_id}@{item.ctime}" for item in state.items]
+
+
+def simulate(seed: int, sharded: bool | None = None) -> Simulation:
+    """Run one simulation. Raises Disagreement, with the seed and the end of the trace in its text,
+    if the result is wrong. If `sharded` is None, the seed decides whether the store is sharded."""
+    simulation = Simulation(seed, seed % SHARDED_EVERY == 0 if sharded is None else sharded)
+    try:
+        with _silent_logs():
+            virtual_time.run(simulation.run())
+    except Exception as error:
+        end = "\n".join(simulation.trace[-60:])
+        raise Disagreement(f"seed {seed}: {_leaf(error)!r}\n{end}") from error
+    return simulation
+
+
+@contextmanager
+def _silent_logs() -> Iterator[None]:
+    """Silence the logs: the errors of a simulation are intended, and its trace shows them."""
+    logger = logging.getLogger("gregor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _leaf(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

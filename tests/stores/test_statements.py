@@ -1,0 +1,88 @@
+"""Every statement runs on each database, and has the columns of its rows and tables."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from gregor.stores.sql import statements
+from gregor.stores.sql.database import DatabaseConnection
+from gregor.stores.sql.dialect import SQLITE, encode_rows, sql_of
+from gregor.stores.sql.migrations import migrate
+from gregor.stores.sql.sqlite import SQLiteConnection
+from gregor.stores.sql.statements import Insert, Statement, no_row
+from gregor.stores.sql.store_url import database_at
+
+NEEDS_ROW_LOCKS = {"LOCK_USERS", "WAIT_FOR_WRITERS", "SET_LOCK_TIMEOUT"}
+EXAMPLES = {"TEXT": "text", "BIGINT": 2**62, "INTEGER": 1}
+TEXT_PARAMETERS = ("uid", "after")
+
+
+def all_statements() -> Iterator[tuple[str, Statement[Any]]]:
+    for name, value in vars(statements).items():
+        for statement in value if isinstance(value, tuple) else (value,):
+            if isinstance(statement, Statement):
+                yield name, statement
+
+
+INSERTS = [value for value in vars(statements).values() if isinstance(value, Insert)]
+
+
+def example_parameters(statement: Statement[Any]) -> dict[str, object]:
+    parameters: dict[str, object] = {
+        name: "text" if name in TEXT_PARAMETERS else 1
+        for name in sql_of(statement, SQLITE).parameters
+    }
+    if statement.input:
+        types = [column.split()[1] for column in statement.input.split(", ")]
+        parameters["rows"] = encode_rows([[EXAMPLES[type_] for type_ in types]])
+    return parameters
+
+
+async def test_every_statement_runs(url: str) -> None:
+    def run_each(connection: DatabaseConnection) -> int:
+        number = 0
+        for name, statement in all_statements():
+            if connection.dialect.has_row_locks or name not in NEEDS_ROW_LOCKS:
+                print(name)
+                connection.execute(statement, **example_parameters(statement))
+                number += 1
+        return number
+
+    async with database_at(url, migrate) as database:
+        assert await database.write(run_each) > 35
+
+
+async def test_rows_have_the_names_of_their_columns() -> None:
+    """A row is made of the values in order, so a column out of order would be read as another."""
+
+    def differences(connection: DatabaseConnection) -> dict[str, object]:
+        assert isinstance(connection, SQLiteConnection)
+        found: dict[str, object] = {}
+        for name, statement in all_statements():
+            if statement.row is not no_row:
+                parameters = example_parameters(statement)
+                cursor = connection.driver.execute(sql_of(statement, SQLITE).text, parameters)
+                columns = tuple(column[0] for column in cursor.description)
+                cursor.fetchall()
+                fields = statement.row.__self__._fields  # type: ignore[attr-defined]  # of a NamedTuple
+                if columns != fields:
+                    found[name] = (columns, fields)
+        return found
+
+    async with database_at("sqlite://", migrate) as database:
+        assert await database.write(differences) == {}
+
+
+async def test_inserts_name_every_column_of_their_table(url: str) -> None:
+    query = (
+        "SELECT name, lower(type) FROM pragma_table_info('{}')"
+        if url.startswith("sqlite")
+        else "SELECT column_name, data_type FROM information_schema.columns"
+        " WHERE table_name = '{}' ORDER BY ordinal_position"
+    )
+
+    def columns(connection: DatabaseConnection) -> dict[str, object]:
+        return {i.table: connection.execute_sql(query.format(i.table)) for i in INSERTS}
+
+    async with database_at(url, migrate) as database:
+        expected = {i.table: list(zip(i.columns, i.types, strict=True)) for i in INSERTS}
+        assert await database.read(columns) == expected
