@@ -11,6 +11,7 @@ from gregor.cli.main import app
 
 COMMANDS = {
     "serve", "migrate", "token", "send", "dismiss", "state", "count", "log", "watch", "replay",
+    "demo",
 }  # fmt: skip
 
 
