@@ -303,10 +303,10 @@ class Rebalancer:
     async def _store(self, group: Group, messages: Sequence[InBandMessage]) -> None:
         now = self._clock()
         target = self._databases[group.target]
-        outcomes = await target.write(lambda c: consume(c, messages, now, moving=True))
-        for outcome in outcomes:
+        outcomes = await target.write(lambda c: consume(c, messages, now, any_bucket=True))
+        for message, outcome in zip(messages, outcomes, strict=True):
             if isinstance(outcome, Rejected):
-                raise _conflict_error(group, outcome.message.uid)
+                raise _conflict_error(group, message.uid)
 
     async def _require_no_conflicts(self, group: Group) -> None:
         """Raises GregorError if the target has old messages of these buckets that the source lacks.
