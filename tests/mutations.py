@@ -578,8 +578,8 @@ MUTATIONS = [
     Mutation(
         "the delay before reconnecting may be much longer than the outage",
         "backoff.py",
-        "min(self._max, doubled, outage)",
-        "min(self._max, doubled)",
+        "min(self._backoff.max_seconds, longest)",
+        "self._backoff.max_seconds",
         "tests/test_backoff.py::test_delay_is_at_most_the_maximum_and_twice_the_outage",
     ),
     Mutation(
