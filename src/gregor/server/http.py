@@ -43,13 +43,12 @@ from gregor.protocol.answers import (
     StateAnswer,
 )
 from gregor.protocol.frames import Problem, Result
+from gregor.protocol.requests import MAX_REQUEST, MAX_USERS, BatchRequest, MultiUserRequest
 from gregor.server.auth import Identity
 from gregor.server.readiness import PARTS
 from gregor.server.service import Service
 from gregor.server.sse import EventStream
 
-MAX_REQUEST = 8 * 1024 * 1024
-MAX_USERS = 10_000
 RETRY_AFTER_SECONDS = 1
 
 T = TypeVar("T")
@@ -57,19 +56,6 @@ Entry: TypeAlias = Message | Result
 Operation: TypeAlias = Callable[[Service, Request, Identity], Awaitable[ASGIApp]]
 PublicOperation: TypeAlias = Callable[[Service, Request], Awaitable[ASGIApp]]
 Endpoint: TypeAlias = Callable[[Request], Awaitable[ASGIApp]]
-
-
-class Batch(Struct, frozen=True, forbid_unknown_fields=True):
-    """Up to 500 messages, each accepted or rejected independently of the others."""
-
-    messages: tuple[Raw, ...]
-
-
-class MultiUserBatch(Struct, frozen=True, forbid_unknown_fields=True):
-    """One message for up to 10,000 users, under one msg_id."""
-
-    uids: tuple[UID, ...]
-    message: Raw
 
 
 # Inject
@@ -80,9 +66,9 @@ async def post_messages(service: Service, request: Request, identity: Identity) 
     body = await _body(request)
     fields = _decode(body, dict[str, Raw])
     if "messages" in fields:
-        entries = _parse_batch(_decode(body, Batch), identity)
+        entries = _parse_batch(_decode(body, BatchRequest), identity)
     elif "uids" in fields:
-        entries = _parse_multi_user_batch(_decode(body, MultiUserBatch), identity)
+        entries = _parse_multi_user(_decode(body, MultiUserRequest), identity)
     else:
         entries = [_parse_single(body, identity, service)]
     return _json(Results(tuple(await service.inject(entries))))
@@ -98,7 +84,7 @@ def _parse_single(body: bytes, identity: Identity, service: Service) -> Message:
         raise
 
 
-def _parse_batch(batch: Batch, identity: Identity) -> list[Entry]:
+def _parse_batch(batch: BatchRequest, identity: Identity) -> list[Entry]:
     if not 1 <= len(batch.messages) <= MAX_BATCH:
         raise TooLarge(
             f"`messages` takes 1 to {MAX_BATCH} messages, not {len(batch.messages)}",
@@ -116,13 +102,13 @@ def _parse_entry(json: Raw, identity: Identity) -> Entry:
         return Result("rejected", error=Problem.of(error))
 
 
-def _parse_multi_user_batch(batch: MultiUserBatch, identity: Identity) -> list[Entry]:
-    uids = batch.uids
+def _parse_multi_user(request: MultiUserRequest, identity: Identity) -> list[Entry]:
+    uids = request.uids
     if not 1 <= len(uids) <= MAX_USERS:
         raise TooLarge(f"`uids` takes 1 to {MAX_USERS} users, not {len(uids)}", field="uids")
     for uid in uids:
         identity.require_access(uid)
-    message = parse_message(batch.message, uid=uids[0])
+    message = parse_message(request.message, uid=uids[0])
     if message.uid != uids[0]:
         raise InvalidMessage(
             "leave out the `uid` of the message; `uids` replaces it", field="message.uid"
