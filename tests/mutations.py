@@ -583,6 +583,14 @@ MUTATIONS = [
         "tests/test_backoff.py::test_delay_is_at_most_the_maximum_and_twice_the_outage",
     ),
     Mutation(
+        "a producer retries an out-of-band message that may have been delivered",
+        "client/calls.py",
+        "(self._call.idempotent or not_processed)",
+        "True",
+        "tests/client/test_producer.py"
+        "::test_out_of_band_message_that_may_be_delivered_is_not_retried",
+    ),
+    Mutation(
         "a message with an unknown field ends the session",
         "protocol/later_versions.py",
         "class _LenientDismissal(Dismissal, frozen=True, forbid_unknown_fields=False)",
