@@ -57,7 +57,7 @@ def _with_options(error: GregorError, url: str) -> GregorError:
             return Unavailable(
                 f"no server answers at {url}; start one with `gregor serve`, or give another --url"
             )
-        case httpx.TransportError(), _:
+        case httpx.RequestError(), _:
             return Unavailable(f"{url} did not answer: {error.message}; try again")
         case _, UnexpectedAnswer():
             return UnexpectedAnswer(f"{url}: {error.message}; check --url")

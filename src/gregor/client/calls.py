@@ -177,7 +177,7 @@ class FailedAttempt(NamedTuple):
     error: GregorError
     retry_after: float = 0.0
     not_processed: bool = False
-    cause: httpx.TransportError | None = None
+    cause: httpx.RequestError | None = None
 
 
 class Attempts(Generic[T]):
@@ -188,7 +188,7 @@ class Attempts(Generic[T]):
         self._limit = limit
         self._made = 0
 
-    def after(self, response: httpx.Response | httpx.TransportError, random: float) -> T | Pause:
+    def after(self, response: httpx.Response | httpx.RequestError, random: float) -> T | Pause:
         """What follows an attempt with this response: the answer to the call, or a pause before
         the next attempt. Raises the error of an attempt that is not retried."""
         self._made += 1
@@ -210,9 +210,9 @@ class Attempts(Generic[T]):
         return Pause(retry_after + BACKOFF.delay(self._made - 1, random))
 
 
-def _answer(call: Call[T], response: httpx.Response | httpx.TransportError) -> T | FailedAttempt:
+def _answer(call: Call[T], response: httpx.Response | httpx.RequestError) -> T | FailedAttempt:
     """The answer, or the error if a retry may help. Raises other errors."""
-    if isinstance(response, httpx.TransportError):
+    if isinstance(response, httpx.RequestError):
         reason = str(response) or type(response).__name__
         not_processed = isinstance(response, httpx.ConnectError | httpx.ConnectTimeout)
         return FailedAttempt(Unavailable(reason), not_processed=not_processed, cause=response)

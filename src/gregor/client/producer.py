@@ -204,11 +204,15 @@ class Producer(BaseProducer[Result, list[Result], StateAnswer, CountAnswer, Mess
         return calls.only_result(self.perform(calls.inject(message)))
 
     def send(self, messages: Iterable[Message]) -> list[Result]:
-        return [r for call in calls.inject_many(messages) for r in self.perform(call).results]
+        return [
+            result for call in calls.inject_many(messages) for result in self.perform(call).results
+        ]
 
     def send_to(self, uids: Iterable[UID], message: Message) -> list[Result]:
         return [
-            r for call in calls.inject_for_many(uids, message) for r in self.perform(call).results
+            result
+            for call in calls.inject_for_many(uids, message)
+            for result in self.perform(call).results
         ]
 
     def perform(self, call: Call[T]) -> T:
@@ -217,10 +221,10 @@ class Producer(BaseProducer[Result, list[Result], StateAnswer, CountAnswer, Mess
             self._sleep(step.seconds)
         return step
 
-    def _respond(self, call: Call[Any]) -> httpx.Response | httpx.TransportError:
+    def _respond(self, call: Call[Any]) -> httpx.Response | httpx.RequestError:
         try:
             return self._http.send(call.request(self._http))
-        except httpx.TransportError as failure:
+        except httpx.RequestError as failure:
             return failure
 
 
@@ -271,14 +275,16 @@ class AsyncProducer(
 
     async def send(self, messages: Iterable[Message]) -> list[Result]:
         return [
-            r for call in calls.inject_many(messages) for r in (await self.perform(call)).results
+            result
+            for call in calls.inject_many(messages)
+            for result in (await self.perform(call)).results
         ]
 
     async def send_to(self, uids: Iterable[UID], message: Message) -> list[Result]:
         return [
-            r
+            result
             for call in calls.inject_for_many(uids, message)
-            for r in (await self.perform(call)).results
+            for result in (await self.perform(call)).results
         ]
 
     async def perform(self, call: Call[T]) -> T:
@@ -287,8 +293,8 @@ class AsyncProducer(
             await self._sleep(step.seconds)
         return step
 
-    async def _respond(self, call: Call[Any]) -> httpx.Response | httpx.TransportError:
+    async def _respond(self, call: Call[Any]) -> httpx.Response | httpx.RequestError:
         try:
             return await self._http.send(call.request(self._http))
-        except httpx.TransportError as failure:
+        except httpx.RequestError as failure:
             return failure
