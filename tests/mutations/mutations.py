@@ -552,9 +552,17 @@ MUTATIONS = [
     Mutation(
         "the delay before reconnecting may be much longer than the outage",
         "backoff.py",
-        "min(self._max, doubled, outage)",
-        "min(self._max, doubled)",
+        "min(self._backoff.max_seconds, longest)",
+        "self._backoff.max_seconds",
         "tests/test_backoff.py::test_delay_is_at_most_the_maximum_and_twice_the_outage",
+    ),
+    Mutation(
+        "a producer retries an out-of-band message that may have been delivered",
+        "client/calls.py",
+        "(self._call.idempotent or not_processed)",
+        "True",
+        "tests/client/test_producer.py"
+        "::test_out_of_band_message_that_may_be_delivered_is_not_retried",
     ),
     Mutation(
         "a message with an unknown field ends the session",

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gregor.core.message import Message, create, out_of_band
+from gregor.core.message import InBandMessage, Message, create, out_of_band
 from gregor.errors import Forbidden
 from gregor.interfaces import Rejected, Relayed, Stored
 from gregor.node.batch import Batch, accepted
@@ -18,7 +18,7 @@ REJECTED = Rejected(None, Forbidden("not yours"))
 async def test_outcomes_are_in_the_order_of_the_entries(kinds: list[str]) -> None:
     entries: list[Message | Rejected] = []
     for number, kind in enumerate(kinds):
-        choices = {
+        choices: dict[str, Message | Rejected] = {
             "in-band": create("u", "a", msg_id=f"m{number}"),
             "out-of-band": out_of_band("u", "s", number),
             "rejected": REJECTED,
@@ -29,9 +29,9 @@ async def test_outcomes_are_in_the_order_of_the_entries(kinds: list[str]) -> Non
     outcomes = batch.outcomes()
     expected = {"in-band": Stored, "out-of-band": Relayed, "rejected": Rejected}
     assert [type(outcome) for outcome in outcomes] == [expected[kind] for kind in kinds]
-    bodies = [m.msg_id if not hasattr(m, "system") else m.body for m in accepted(outcomes)]
+    names = [m.msg_id if isinstance(m, InBandMessage) else m.body for m in accepted(outcomes)]
     numbers = [n for n, kind in enumerate(kinds) if kind != "rejected"]
-    assert bodies == [f"m{n}" if kinds[n] == "in-band" else n for n in numbers]
+    assert names == [f"m{n}" if kinds[n] == "in-band" else n for n in numbers]
 
 
 def test_outcomes_of_a_batch_that_no_store_has_filled_are_an_error() -> None:
