@@ -21,7 +21,7 @@ LAYERS = (
     {"state_machines", "consumers"},
     {"storage", "pubsub"},
     {"protocol"},
-    {"interfaces", "clock", "log_event", "backoff"},
+    {"interfaces", "clock", "log_event", "backoff", "urls"},
     {"core", "config", "data"},
     {"errors"},
 )

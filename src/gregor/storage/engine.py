@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from gregor.errors import SetupError
-from gregor.storage.database import Database, Migration, redacted
+from gregor.storage.database import Database, Migration
 from gregor.storage.postgresql import PostgreSQLDatabase
 from gregor.storage.sqlite import SQLiteDatabase
+from gregor.urls import redacted
 
 READ_CONNECTIONS = 8
 TIMEOUT_SECONDS = 10.0

@@ -17,16 +17,11 @@ import asyncpg
 from asyncpg.pool import Pool, PoolConnectionProxy
 
 from gregor.errors import GregorError, SetupError, StorageUnavailable
-from gregor.storage.database import (
-    CommitUnknown,
-    UniqueViolation,
-    Unreachable,
-    Work,
-    redacted,
-)
+from gregor.storage.database import CommitUnknown, UniqueViolation, Unreachable, Work
 from gregor.storage.dialect import POSTGRESQL, encode_rows, sql_of
 from gregor.storage.statements import Insert, Statement, no_row
 from gregor.storage.sync_bridge import run_sync, wait_for
+from gregor.urls import redacted
 
 T = TypeVar("T")
 R = TypeVar("R")
