@@ -225,21 +225,21 @@ MUTATIONS = [
     # The core
     Mutation(
         "the tombstone of an item that has not arrived is dropped",
-        "core/state.py",
+        "core/facts.py",
         "facts = facts._with(tombstones=facts.tombstones.set(msg_id, at))",
         "facts = facts._with()",
         EXHAUSTIVE + "test_every_order_of_arrival_gives_the_same_facts",
     ),
     Mutation(
         "the end of a range is exclusive",
-        "core/state.py",
+        "core/facts.py",
         "return item.ctime <= self.end and",
         "return item.ctime < self.end and",
         VECTORS + "test_visibility_vector",
     ),
     Mutation(
         "a prefix is compared like a whole category",
-        "core/state.py",
+        "core/facts.py",
         "return category.startswith(self.category) if self.prefix else category == self.category",
         "return category == self.category",
         VECTORS + "test_visibility_vector",
@@ -253,7 +253,7 @@ MUTATIONS = [
     ),
     Mutation(
         "an item is live at the instant of its dismissal",
-        "core/state.py",
+        "core/facts.py",
         """if dismissed.dismissed_at > at
         ]""",
         "if dismissed.dismissed_at >= at]",
@@ -261,14 +261,14 @@ MUTATIONS = [
     ),
     Mutation(
         "a dismissal that arrives late does not make the death earlier",
-        "core/state.py",
+        "core/facts.py",
         "if range_.ctime < self.latest_dismissal:",
         "if range_.ctime < 0:",
         EXHAUSTIVE + "test_every_order_of_arrival_gives_the_same_facts",
     ),
     Mutation(
         "a dismissal from one device is missing in the syncs of other devices",
-        "core/state.py",
+        "core/sync.py",
         "        creation, dismissal = message.creation, message.dismissal\n",
         "        if not seen_on(message.device_id, device_id):\n            continue\n"
         "        creation, dismissal = message.creation, message.dismissal\n",
@@ -283,7 +283,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the messages since omit the dismissal of an unknown id",
-        "core/state.py",
+        "core/sync.py",
         "return fate is None or (",
         "return fate is not None and (",
         VECTORS + "test_since_vector",

@@ -27,6 +27,17 @@ LAYERS = (
 )
 HEIGHT = {part: -number for number, layer in enumerate(LAYERS) for part in layer}
 
+# The same within a folder.
+LAYERS_WITHIN = {
+    "core": (
+        {"sync", "buckets"},
+        {"facts"},
+        {"state"},
+        {"message"},
+        {"instant", "renamed_fields"},
+    ),
+}
+
 # All that pure code may import: no I/O, no clock, no randomness. The one exception is uuid, for
 # the msg_id of a message without one.
 PURE_IMPORTS = {
@@ -82,6 +93,20 @@ def test_imports_only_point_down(path: Path) -> None:
     imported = [name.split(".")[1] for name in imports(tree_of(path)) if name.startswith("gregor.")]
     upward = [other for other in imported if other != part and HEIGHT[other] >= HEIGHT[part]]
     assert not upward
+
+
+@pytest.mark.parametrize("folder", LAYERS_WITHIN)
+def test_every_module_of_a_folder_has_a_layer_and_imports_only_point_down(folder: str) -> None:
+    height = {
+        module: -number for number, layer in enumerate(LAYERS_WITHIN[folder]) for module in layer
+    }
+    package = f"gregor.{folder}."
+    modules = {path.stem: path for path in (ROOT / folder).glob("[!_]*.py")}
+    assert modules.keys() == height.keys()
+    for module, path in modules.items():
+        names = [name for name in imports(tree_of(path)) if name.startswith(package)]
+        imported = [name.removeprefix(package).split(".")[0] for name in names]
+        assert not [other for other in imported if height[other] >= height[module]], module
 
 
 @pytest.mark.parametrize("part", PURE_IMPORTS)

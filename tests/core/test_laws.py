@@ -7,9 +7,11 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gregor.core.facts import Facts
 from gregor.core.instant import Time
 from gregor.core.message import DeviceID, InBandMessage, MsgID, create
-from gregor.core.state import Facts, ItemFate, State, since, state_hash
+from gregor.core.state import State, state_hash
+from gregor.core.sync import ItemFate, since
 from gregor.testing import oracle
 from gregor.testing.strategies import (
     History,

@@ -17,7 +17,7 @@ from gregor.cli.demo_run import DEVICES_PER_USER, busiest, read_stream, run_stre
 from gregor.cli.demo_servers import Servers
 from gregor.core.buckets import BUCKETS, bucket_of
 from gregor.core.message import Message
-from gregor.core.state import max_changes
+from gregor.core.sync import max_changes
 from gregor.protocol.frames import Result
 from gregor.state_machines.rebalance import Rebalancer
 from gregor.state_machines.sharded import read_map

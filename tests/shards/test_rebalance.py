@@ -11,7 +11,7 @@ import pytest
 from gregor.core.buckets import Move, bucket_of
 from gregor.core.instant import SECOND
 from gregor.core.message import InBandMessage, create, dismiss_category
-from gregor.core.state import Snapshot
+from gregor.core.sync import Snapshot
 from gregor.errors import GregorError, StorageUnavailable, Unavailable, WrongShard
 from gregor.state_machines import rebalance, shard_map
 from gregor.state_machines.rebalance import Group, Moved, Rebalancer

@@ -24,9 +24,11 @@ from immutables import Map
 from msgspec import Struct
 
 from gregor.client.events import Created, Dismissed, Event, Why, WriteRejected
+from gregor.core.facts import Facts, dismissed_ranges
 from gregor.core.instant import SECOND, Time
 from gregor.core.message import UID, DeviceID, InBandMessage, MsgID
-from gregor.core.state import Facts, Item, Snapshot, State, dismissed_ranges
+from gregor.core.state import Item, State
+from gregor.core.sync import Snapshot
 from gregor.errors import (
     Conflict,
     HistoryForgotten,

@@ -32,7 +32,7 @@ from gregor.core.message import (
     OutOfBandMessage,
     parse_message,
 )
-from gregor.core.state import Sync
+from gregor.core.sync import Sync
 from gregor.errors import (
     Forbidden,
     GregorError,

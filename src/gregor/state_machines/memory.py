@@ -7,18 +7,11 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from gregor.core.facts import Facts
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import UID, DeviceID, InBandMessage, MsgID
-from gregor.core.state import (
-    Changes,
-    Facts,
-    ItemFate,
-    Snapshot,
-    State,
-    Sync,
-    max_changes,
-    since,
-)
+from gregor.core.state import State
+from gregor.core.sync import Changes, ItemFate, Snapshot, Sync, max_changes, since
 from gregor.errors import Conflict
 from gregor.interfaces import Duplicate, Outcome, Rejected, StateMachineOfRecord, Stored
 

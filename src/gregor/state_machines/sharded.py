@@ -14,7 +14,8 @@ from typing import Any, Self, TypeVar
 from gregor.core.buckets import BUCKETS, bucket_of
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import UID, DeviceID, InBandMessage
-from gregor.core.state import State, Sync
+from gregor.core.state import State
+from gregor.core.sync import Sync
 from gregor.errors import SetupError, Unavailable, WrongShard
 from gregor.interfaces import Outcome, Rejected, StateMachineOfRecord
 from gregor.log_event import LogEvent

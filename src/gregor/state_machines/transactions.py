@@ -11,21 +11,11 @@ from typing import Protocol, TypeAlias, TypeVar
 import msgspec
 
 from gregor.core.buckets import bucket_of
+from gregor.core.facts import DismissedRange, dismissed_ranges
 from gregor.core.instant import SECOND, Time
 from gregor.core.message import UID, DeviceID, Dismissal, InBandMessage, MsgID, seen_on
-from gregor.core.state import (
-    Changes,
-    DismissedRange,
-    Item,
-    ItemFate,
-    Snapshot,
-    State,
-    Sync,
-    dismissed_ranges,
-    max_changes,
-    since,
-    state_hash,
-)
+from gregor.core.state import Item, State, state_hash
+from gregor.core.sync import Changes, ItemFate, Snapshot, Sync, max_changes, since
 from gregor.errors import Conflict, WrongShard
 from gregor.interfaces import Duplicate, Outcome, Rejected, Stored
 from gregor.storage import statements

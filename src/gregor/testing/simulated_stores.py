@@ -16,7 +16,8 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar, cast
 from gregor.core.buckets import Move, bucket_of
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import UID, DeviceID, InBandMessage
-from gregor.core.state import State, Sync
+from gregor.core.state import State
+from gregor.core.sync import Sync
 from gregor.errors import GregorError, StorageUnavailable, Unavailable
 from gregor.interfaces import Outcome, StateMachineOfRecord
 from gregor.state_machines import shard_map

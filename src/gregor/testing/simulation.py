@@ -54,7 +54,8 @@ from gregor.core.message import (
     dismiss_category,
     replace,
 )
-from gregor.core.state import Snapshot, State
+from gregor.core.state import State
+from gregor.core.sync import Snapshot
 from gregor.errors import Unavailable
 from gregor.node import Node
 from gregor.protocol.frames import Result
