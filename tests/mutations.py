@@ -246,17 +246,16 @@ MUTATIONS = [
     ),
     Mutation(
         "an item is live at the instant of its expiry",
-        "core/state.py",
-        "self.expires_at <= now",
-        "self.expires_at < now",
+        "core/visibility.py",
+        "expires_at <= time",
+        "expires_at < time",
         VECTORS + "test_visibility_vector",
     ),
     Mutation(
         "an item is live at the instant of its dismissal",
-        "core/facts.py",
-        """if dismissed.dismissed_at > at
-        ]""",
-        "if dismissed.dismissed_at >= at]",
+        "core/visibility.py",
+        "dismissed_at > time",
+        "dismissed_at >= time",
         VECTORS + "test_visibility_vector",
     ),
     Mutation(

@@ -197,13 +197,8 @@ class Replica(Struct, frozen=True):
 
     def visible(self, now: Time) -> dict[MsgID, Item]:
         """The items visible on this device now."""
-        return {
-            id_: item
-            for id_, item in self.shown.items.items()
-            if item.device_id in (None, self.device_id)
-            and (item.expires_at is None or item.expires_at > now)
-            and id_ not in self.hidden
-        }
+        visible = self.shown.visible(self.device_id, now)
+        return {item.msg_id: item for item in visible if item.msg_id not in self.hidden}
 
     def state(self, now: Time) -> State:
         return State.of(self.visible(now).values(), now)

@@ -15,14 +15,16 @@ argument.
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import NamedTuple, TypeVar
 
 from immutables import Map
 from msgspec import Struct
 
 from gregor.core.instant import Time
-from gregor.core.message import Category, DeviceID, Dismissal, InBandMessage, MsgID, seen_on
+from gregor.core.message import Category, DeviceID, Dismissal, InBandMessage, MsgID
 from gregor.core.state import Item, State
+from gregor.core.visibility import At, Now, is_visible
 
 T = TypeVar("T")
 
@@ -198,27 +200,24 @@ class Facts(Struct, frozen=True):
             item = self.dismissed[msg_id].item
         return item
 
+    def visible(self, device_id: DeviceID | None, now: Time) -> Iterator[Item]:
+        """The items visible on the device now, in no order."""
+        when = Now(now)
+        return (i for i in self.items.values() if is_visible(i, None, device_id, when))
+
     def state(self, device_id: DeviceID | None, now: Time) -> State:
-        """What is visible on the device now. Every known death counts, and so does an item whose
-        ctime is after `now`: a slow clock must not show a past state."""
-        visible = [
-            item
-            for item in self.items.values()
-            if seen_on(item.device_id, device_id) and not item.expired(now)
-        ]
-        return State.of(visible, now)
+        """What is visible on the device now."""
+        return State.of(self.visible(device_id, now), now)
 
     def state_at(self, device_id: DeviceID | None, at: Time) -> State:
         """What was, or will be, visible on the device at a stated time."""
-        undismissed = list(self.items.values())
-        undismissed += [
-            dismissed.item for dismissed in self.dismissed.values() if dismissed.dismissed_at > at
-        ]
-        visible = [
+        when = At(at)
+        undismissed = ((item, None) for item in self.items.values())
+        visible = (
             item
-            for item in undismissed
-            if item.ctime <= at and seen_on(item.device_id, device_id) and not item.expired(at)
-        ]
+            for item, dismissed_at in chain(undismissed, self.dismissed.values())
+            if is_visible(item, dismissed_at, device_id, when)
+        )
         return State.of(visible, at)
 
     def without_tombstones(self) -> "Facts":

@@ -15,6 +15,7 @@ from gregor.core.message import (
     canonical,
     value_of,
 )
+from gregor.core.visibility import has_expired
 
 
 class Item(Struct, frozen=True, omit_defaults=True):
@@ -51,7 +52,7 @@ class Item(Struct, frozen=True, omit_defaults=True):
         return self.ctime, self.msg_id
 
     def expired(self, now: Time) -> bool:
-        return self.expires_at is not None and self.expires_at <= now
+        return has_expired(self.expires_at, now)
 
     def precedes(self, other: "Item") -> bool:
         """Whether this item wins over another with the same msg_id. A store accepts only one of

@@ -9,6 +9,7 @@ from gregor.core.facts import DismissedRange, Facts
 from gregor.core.instant import Time
 from gregor.core.message import DeviceID, Dismissal, InBandMessage, MsgID, seen_on
 from gregor.core.state import Item
+from gregor.core.visibility import Now, is_visible
 
 
 class Changes(Struct, frozen=True, tag_field="mode", tag="changes"):
@@ -52,25 +53,34 @@ class ItemFate(NamedTuple):
 
     ctime: Time
     device_id: DeviceID | None
-    is_live: bool
+    expires_at: Time | None
+    dismissed_at: Time | None
+
+
+def fate_in(facts: Facts, msg_id: MsgID) -> ItemFate | None:
+    """The fate of an item, as a store with these facts reports it; None if it has not arrived."""
+    item = facts.find(msg_id)
+    if item is None:
+        return None
+    dismissed = facts.dismissed.get(msg_id)
+    dismissed_at = None if dismissed is None else dismissed.dismissed_at
+    return ItemFate(item.ctime, item.device_id, item.expires_at, dismissed_at)
 
 
 def since(
     messages: Iterable[InBandMessage],
     device_id: DeviceID | None,
     start: Time,
+    now: Time,
     fate_of: Callable[[MsgID], ItemFate | None],
 ) -> Iterator[InBandMessage]:
-    """Reduce each of the messages from `start` on to what is needed by a replica on `device_id`
+    """Reduce each of the messages from `start` on to what is needed now by a replica on `device_id`
     that knows everything before `start`. `fate_of` looks up the items that the messages create
     and dismiss; None means that the item has not arrived."""
     for message in messages:
         creation, dismissal = message.creation, message.dismissal
-        if creation is not None:
-            fate = fate_of(message.msg_id)
-            may_be_live = fate is None or fate.is_live
-            if not (may_be_live and seen_on(message.device_id, device_id)):
-                creation = None
+        if creation is not None and not _replica_may_show(fate_of(message.msg_id), device_id, now):
+            creation = None
         if dismissal is not None:
             needed = tuple(
                 id_
@@ -81,6 +91,11 @@ def since(
         reduced = message.reduced(creation, dismissal)
         if reduced is not None:
             yield reduced
+
+
+def _replica_may_show(fate: ItemFate | None, device_id: DeviceID | None, now: Time) -> bool:
+    """Whether a replica may show an item: it is visible, or nothing is known about it."""
+    return fate is None or is_visible(fate, fate.dismissed_at, device_id, Now(now))
 
 
 def _replica_may_need(fate: ItemFate | None, device_id: DeviceID | None, start: Time) -> bool:

@@ -385,7 +385,7 @@ def read_since(
     raise_if_wrong_shard(connection, uid)
     rows = connection.execute(statements.MESSAGES_SINCE, uid=uid, start=start)
     log = [message_of(row) for row in rows]
-    return list(since(log, device_id, start, _read_fates(connection, uid, log, now)))
+    return list(since(log, device_id, start, now, _read_fates(connection, uid, log)))
 
 
 def read_sync(
@@ -418,8 +418,8 @@ def _read_changes(
     log = [message_of(row) for row in rows]
     if len(log) > limit:
         return None
-    fates = _read_fates(connection, uid, log, now)
-    return Changes(tuple(since(log, device_id, cursor + 1, fates)))
+    fates = _read_fates(connection, uid, log)
+    return Changes(tuple(since(log, device_id, cursor + 1, now, fates)))
 
 
 def _read_snapshot(
@@ -436,7 +436,7 @@ def _read_snapshot(
 
 
 def _read_fates(
-    connection: DatabaseConnection, uid: UID, log: Sequence[InBandMessage], now: Time
+    connection: DatabaseConnection, uid: UID, log: Sequence[InBandMessage]
 ) -> Callable[[MsgID], ItemFate | None]:
     """The fates of the items that these messages create or dismiss."""
     msg_ids = {message.msg_id for message in log if message.creation is not None}
@@ -445,9 +445,7 @@ def _read_fates(
             msg_ids.update(message.dismissal.msg_ids)
     rows = connection.execute_rows(statements.ITEM_FATES, [(uid, id_) for id_ in msg_ids])
     fates = {
-        row.msg_id: ItemFate(
-            row.ctime, row.device_id, row.dismissed_at is None and row.expires_at > now
-        )
+        row.msg_id: ItemFate(row.ctime, row.device_id, row.expires_at, row.dismissed_at)
         for row in rows
     }
     return fates.get
