@@ -13,7 +13,7 @@ import msgspec
 from gregor.core.buckets import bucket_of
 from gregor.core.facts import DismissedRange, dismissed_ranges
 from gregor.core.instant import SECOND, Time
-from gregor.core.message import UID, DeviceID, Dismissal, InBandMessage, MsgID, seen_on
+from gregor.core.message import UID, DeviceID, Dismissal, InBandMessage, MsgID
 from gregor.core.state import Item, State, state_hash
 from gregor.core.sync import Changes, ItemFate, Snapshot, Sync, max_changes, since
 from gregor.errors import Conflict, WrongShard
@@ -371,12 +371,10 @@ def _read_state(
     connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, now: Time, at: Time | None
 ) -> State:
     if at is None:
-        rows = connection.execute(statements.LIVE_ITEMS, uid=uid, now=now)
+        rows = connection.execute(statements.VISIBLE_ITEMS, uid=uid, device_id=device_id, now=now)
     else:
-        rows = connection.execute(statements.VISIBLE_AT, uid=uid, at=at)
-    items = (_item(row) for row in rows)
-    visible = [item for item in items if seen_on(item.device_id, device_id)]
-    return State.of(visible, now if at is None else at)
+        rows = connection.execute(statements.VISIBLE_ITEMS_AT, uid=uid, device_id=device_id, at=at)
+    return State.of(map(_item, rows), now if at is None else at)
 
 
 def read_since(
@@ -393,8 +391,8 @@ def read_sync(
 ) -> Sync:
     raise_if_wrong_shard(connection, uid)
     clock = next((row.ctime for row in connection.execute(statements.USER_CLOCK, uid=uid)), 0)
-    rows = connection.execute(statements.LIVE_IDS, uid=uid, now=now)
-    ids = [(row.ctime, row.msg_id) for row in rows if seen_on(row.device_id, device_id)]
+    rows = connection.execute(statements.VISIBLE_IDS, uid=uid, device_id=device_id, now=now)
+    ids = [(row.ctime, row.msg_id) for row in rows]
     content: Changes | Snapshot | None = None
     if 0 < cursor <= clock:
         content = _read_changes(connection, uid, device_id, cursor, now, max_changes(len(ids)))
