@@ -20,7 +20,7 @@ from gregor.core.message import Message
 from gregor.core.sync import max_changes
 from gregor.protocol.frames import Result
 from gregor.state_machines.rebalance import Rebalancer
-from gregor.state_machines.sharded import read_map
+from gregor.state_machines.shard_map import read_map
 from gregor.testing.fleet import Fleet
 from tests.faults.faults import FAULTS, MOVE_FAULTS, QUARTER_OF_BUCKETS, target_of
 

@@ -11,7 +11,8 @@ from gregor.core.message import UID, InBandMessage
 from gregor.errors import StorageUnavailable
 from gregor.interfaces import StateMachineOfRecord, Stored
 from gregor.state_machines import rebalance
-from gregor.state_machines.sharded import ShardedStateMachine, read_map
+from gregor.state_machines.shard_map import read_map
+from gregor.state_machines.sharded import ShardedStateMachine
 from gregor.state_machines.sql import SQLStateMachine
 from gregor.storage import statements
 from gregor.storage.database import Database, DatabaseConnection, Work

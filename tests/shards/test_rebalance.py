@@ -15,7 +15,7 @@ from gregor.core.sync import Snapshot
 from gregor.errors import GregorError, StorageUnavailable, Unavailable, WrongShard
 from gregor.state_machines import rebalance, shard_map
 from gregor.state_machines.rebalance import Group, Moved, Rebalancer
-from gregor.state_machines.sharded import read_map
+from gregor.state_machines.shard_map import read_map
 from gregor.state_machines.transactions import consume, raise_if_wrong_shard
 from gregor.storage import statements
 from gregor.storage.database import Database, DatabaseConnection

@@ -18,7 +18,8 @@ from gregor.interfaces import Rejected, Stored
 from gregor.server import Server
 from gregor.state_machines import rebalance, shard_map
 from gregor.state_machines.rebalance import Rebalancer
-from gregor.state_machines.sharded import ShardedStateMachine, read_map
+from gregor.state_machines.shard_map import read_map
+from gregor.state_machines.sharded import ShardedStateMachine
 from gregor.state_machines.sql import SQLStateMachine
 from gregor.state_machines.transactions import wrong_shards
 from gregor.storage.database import Work

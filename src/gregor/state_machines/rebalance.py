@@ -36,8 +36,9 @@ from gregor.state_machines.shard_map import (
     Load,
     NotClosed,
     Placement,
+    newest_placements,
+    read_map,
 )
-from gregor.state_machines.sharded import newest_placements, read_map
 from gregor.state_machines.transactions import consume, wrong_shards
 from gregor.storage.database import Database
 

@@ -23,8 +23,8 @@ from gregor.interfaces import Outcome, StateMachineOfRecord
 from gregor.state_machines import shard_map
 from gregor.state_machines.memory import MemoryStateMachine
 from gregor.state_machines.rebalance import Moved, Rebalancer, establish
-from gregor.state_machines.shard_map import Placement
-from gregor.state_machines.sharded import ShardedStateMachine, newest_placements
+from gregor.state_machines.shard_map import Placement, newest_placements
+from gregor.state_machines.sharded import ShardedStateMachine
 from gregor.state_machines.sql import SQLStateMachine
 from gregor.state_machines.transactions import read_sync
 from gregor.storage import statements
