@@ -22,7 +22,7 @@ from gregor.errors import GregorError, StorageUnavailable, Unavailable
 from gregor.interfaces import Slot, StateMachineOfRecord
 from gregor.shards import shard_map
 from gregor.shards.rebalance import Moved, Rebalancer, establish
-from gregor.shards.shard_map import Placement, newest_placements
+from gregor.shards.shard_map import newest_placements
 from gregor.shards.state_machine import ShardedStateMachine
 from gregor.stores.memory import MemoryStateMachine
 from gregor.stores.sql import statements
@@ -30,6 +30,7 @@ from gregor.stores.sql.database import CommitUnknown, Work
 from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.sqlite import SQLiteDatabase
 from gregor.stores.sql.state_machine import SQLStateMachine
+from gregor.stores.sql.statements import Placement
 from gregor.stores.sql.transactions import read_sync
 from gregor.testing import virtual_time
 

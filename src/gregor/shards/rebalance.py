@@ -36,11 +36,11 @@ from gregor.shards.shard_map import (
     Extent,
     Load,
     NotClosed,
-    Placement,
     newest_placements,
     read_map,
 )
 from gregor.stores.sql.database import Database
+from gregor.stores.sql.statements import Placement
 from gregor.stores.sql.transactions import consume, wrong_shards
 
 CLOSED_SECONDS = 0.45

@@ -23,19 +23,18 @@ from gregor.core.message import UID, InBandMessage
 from gregor.errors import SetupError, Unavailable
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import Database, DatabaseConnection
-from gregor.stores.sql.statements import LoggedMessage, PlacementRow
+from gregor.stores.sql.statements import (
+    BucketKey,
+    ClosedBucket,
+    LoggedMessage,
+    Placement,
+    ReleasedBucket,
+    ShardName,
+)
 from gregor.stores.sql.transactions import message_of, wrong_shards
 
 MAX_PAGE_MESSAGES = 512  # that one transaction copies
 MAX_PAGE_USERS = 10_000
-
-
-class Placement(NamedTuple):
-    """The shard that holds a bucket. The version grows by one with each placement of the bucket."""
-
-    bucket: int
-    shard: str
-    version: int
 
 
 class Extent(NamedTuple):
@@ -73,13 +72,13 @@ def has_users(connection: DatabaseConnection) -> bool:
 
 def make_shard(connection: DatabaseConnection, name: str, known: Iterable[Placement]) -> None:
     """Make this database a shard with this name and this map."""
-    connection.insert(statements.INSERT_SHARD, [(name,)])
+    connection.insert(statements.INSERT_SHARD, [ShardName(name)])
     merge_placements(connection, known)
 
 
 def placements(connection: DatabaseConnection) -> list[Placement]:
     """All placements that this database knows."""
-    return _placements(connection.execute(statements.PLACEMENTS))
+    return connection.execute(statements.PLACEMENTS)
 
 
 def merge_placements(connection: DatabaseConnection, known: Iterable[Placement]) -> int:
@@ -91,11 +90,7 @@ def merge_placements(connection: DatabaseConnection, known: Iterable[Placement])
 def exchange(connection: DatabaseConnection, known: Sequence[Placement]) -> list[Placement]:
     """Merge these placements, and return those that are newer here. Idempotent."""
     merge_placements(connection, known)
-    return _placements(connection.execute_rows(statements.NEWER_PLACEMENTS, known))
-
-
-def _placements(rows: Iterable[PlacementRow]) -> list[Placement]:
-    return [Placement._make(row) for row in rows]
+    return connection.execute_rows(statements.NEWER_PLACEMENTS, known)
 
 
 # The map of all shards, read from each of them
@@ -173,7 +168,7 @@ def close(connection: DatabaseConnection, buckets: Sequence[int], seconds: float
     (clock,) = connection.execute(statements.DATABASE_TIME)
     until = clock.ctime + round(seconds * SECOND)
     _wait_for_writers(connection)
-    rows = [(bucket, until) for bucket in buckets]
+    rows = [ClosedBucket(bucket, until) for bucket in buckets]
     closed = connection.execute_rows(statements.CLOSE_BUCKETS, rows)
     return Closed(until, _require_all(buckets, closed))
 
@@ -185,20 +180,20 @@ def release(
     Raises NotClosed if one of them is open again, or was closed again by another rebalancer; then
     none of them moves."""
     _wait_for_writers(connection)
-    rows = [(bucket, until, target) for bucket in buckets]
+    rows = [ReleasedBucket(bucket, until, target) for bucket in buckets]
     released = connection.execute_rows(statements.RELEASE_BUCKETS, rows)
     return _require_all(buckets, released)
 
 
 def reopen(connection: DatabaseConnection, buckets: Sequence[int], until: Time) -> None:
     """Accept messages again for the buckets that are closed until this time. Idempotent."""
-    rows = [(bucket, until) for bucket in buckets]
+    rows = [ClosedBucket(bucket, until) for bucket in buckets]
     connection.execute_rows(statements.REOPEN_BUCKETS, rows)
 
 
-def _require_all(buckets: Sequence[int], rows: Iterable[PlacementRow]) -> list[Placement]:
+def _require_all(buckets: Sequence[int], rows: Iterable[Placement]) -> list[Placement]:
     """Raises NotClosed, which rolls the transaction back, unless all buckets were changed."""
-    changed = _placements(rows)
+    changed = list(rows)
     for bucket in {*buckets} - {placement.bucket for placement in changed}:
         raise NotClosed(f"bucket {bucket} is not held here, or has opened again")
     return changed
@@ -217,7 +212,7 @@ def _wait_for_writers(connection: DatabaseConnection) -> None:
 
 def extents(connection: DatabaseConnection, buckets: Iterable[int]) -> dict[UID, Extent]:
     """The extents of the users of these buckets who have messages here."""
-    rows = connection.execute_rows(statements.USERS_OF_BUCKETS, [(bucket,) for bucket in buckets])
+    rows = connection.execute_rows(statements.USERS_OF_BUCKETS, map(BucketKey, buckets))
     return {row.uid: Extent(row.ctime, row.messages) for row in rows}
 
 
@@ -260,14 +255,14 @@ def _page(
 def loads(connection: DatabaseConnection, buckets: Iterable[int]) -> dict[int, Load]:
     """The loads of these buckets here, whether this shard holds them or not; empty ones are left
     out. Reads all their messages."""
-    rows = connection.execute_rows(statements.LOADS, [(bucket,) for bucket in buckets])
+    rows = connection.execute_rows(statements.LOADS, map(BucketKey, buckets))
     return {row.bucket: Load(row.users, row.messages, row.bytes) for row in rows}
 
 
 def claim(connection: DatabaseConnection, bucket: int) -> Placement | None:
     """Place a bucket, which this shard holds, on this shard again, with a higher version; None if
     another shard holds it. A rebalancer that is moving it has to close it again."""
-    claimed = _placements(connection.execute_rows(statements.CLAIM_BUCKETS, [(bucket,)]))
+    claimed = connection.execute_rows(statements.CLAIM_BUCKETS, [BucketKey(bucket)])
     return next(iter(claimed), None)
 
 
