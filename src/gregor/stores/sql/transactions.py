@@ -488,14 +488,14 @@ def _item(row: StoredItem) -> Item:
     )
 
 
-class _Creation(Struct):
+class _StoredCreation(Struct):
     body: Raw
 
 
-class _Created(Struct):
+class _StoredBody(Struct):
     """What is needed of a stored message for its item."""
 
-    creation: _Creation
+    creation: _StoredCreation
 
 
 def _range(row: StoredRange) -> DismissedRange:
@@ -509,4 +509,4 @@ def _json(value: object) -> str:
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(InBandMessage)
-_body_decoder = msgspec.json.Decoder(_Created)
+_body_decoder = msgspec.json.Decoder(_StoredBody)
