@@ -80,7 +80,7 @@ async def test_device_that_accepts_no_data_is_disconnected_and_others_stay() -> 
     ):
         await flood(served, "u")
         await receive_ids(fast, FLOOD_MESSAGES)
-        await until(lambda: served.server.node.connected("u") == 1)
+        await until(lambda: served.server.node.device_count("u") == 1)
         await fast.assert_usable()
         assert await served.metric("gregor_connections ") == 1
 
@@ -89,7 +89,7 @@ async def test_disconnected_slow_device_receives_all_messages_after_reconnect() 
     async with serving(write_timeout_seconds=0.3) as served:
         async with slow_device(served, "u"):
             await flood(served, "u")
-            await until(lambda: served.server.node.connected("u") == 0)
+            await until(lambda: served.server.node.device_count("u") == 0)
         async with await served.device("u", "slow") as device:
             assert len(await receive_ids(device, FLOOD_MESSAGES)) == FLOOD_MESSAGES
 
@@ -114,6 +114,6 @@ async def test_device_that_never_reads_its_acks_is_disconnected() -> None:
 
     async with serving(write_timeout_seconds=0.3) as served, slow_device(served, "u") as device:
         sender = asyncio.create_task(send_invalid_messages(device))
-        await until(lambda: served.server.node.connected("u") == 0)
+        await until(lambda: served.server.node.device_count("u") == 0)
         sender.cancel()
         assert await served.metric("gregor_connections ") == 0

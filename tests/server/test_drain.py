@@ -71,7 +71,7 @@ class DrainTimes(NamedTuple):
 async def drain_on_virtual_time(devices: int, seconds: float) -> DrainTimes:
     """Drain a service with this number of devices. Needs a loop with virtual time."""
     clock = asyncio.get_running_loop().time
-    node = Node(MemoryStateMachine(virtual_time.clock), [Broadcaster()], clock=virtual_time.clock)
+    node = Node(MemoryStateMachine(virtual_time.clock), Broadcaster(), clock=virtual_time.clock)
     deliveries: dict[Delivery, None] = {}
     metrics = Metrics(deliveries)
     service = Service(node, OpenAuthenticator(), metrics, Readiness(node, None), deliveries)

@@ -227,10 +227,9 @@ class SimulatedNode:
                 simulation.store.serve(self.link, self.clock) as state_machine,
                 Node(
                     state_machine,
-                    [Publisher(pubsub, name), Broadcaster()],
+                    Broadcaster(),
+                    Publisher(pubsub, name),
                     clock=self.clock,
-                    pubsub=pubsub,
-                    name=name,
                     linger_seconds=simulation.rng.uniform(0.5, 5),
                     observer=metrics,
                     jitter=simulation.rng.random,

@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from ipaddress import ip_address
-from secrets import token_hex
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -292,14 +291,11 @@ def _node(
     metrics: Metrics,
 ) -> Node:
     """A single node, or with a pub/sub a node of a fleet."""
-    name = token_hex(8)  # unique, also among the nodes of this process
-    publisher = [] if pubsub is None else [Publisher(pubsub, name)]
     return Node(
         state_machine,
-        [*publisher, Broadcaster()],
+        Broadcaster(),
+        None if pubsub is None else Publisher(pubsub),
         clock=clock,
-        pubsub=pubsub,
-        name=name,
         sweep_seconds=settings.sweep_seconds,
         observer=metrics,
     )

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from gregor.core.message import InBandMessage
 from gregor.errors import Malformed
 from gregor.interfaces import Outcome
-from gregor.node.node import Observer
+from gregor.node.observer import Observer
 from gregor.protocol.server_session import ServerSession
 
 
