@@ -33,4 +33,4 @@ def make_app(gregor: Server) -> FastAPI:
     return app
 
 
-app = make_app(Server(load()))
+app = make_app(Server.from_settings(load()))

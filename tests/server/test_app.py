@@ -28,7 +28,7 @@ def fastapi(gregor: Server) -> ASGIApp:
 async def test_mounted_app_serves_websocket_http_and_events(
     host: Callable[[Server], ASGIApp],
 ) -> None:
-    gregor = Server(open_settings())
+    gregor = Server.from_settings(open_settings())
     async with listening(host(gregor), lifespan="on") as port, http_client(port) as http:
         url = f"ws://127.0.0.1:{port}/a/gregor/v1/connect"
         async with await RawDevice.connect(url) as device:
@@ -53,7 +53,7 @@ async def test_mounted_app_serves_websocket_http_and_events(
 
 
 async def test_inject_into_server_that_is_not_open_raises_unavailable() -> None:
-    gregor = Server(open_settings())
+    gregor = Server.from_settings(open_settings())
     with pytest.raises(Unavailable):
         await gregor.inject(create("u", "c"))
 
@@ -70,7 +70,7 @@ async def test_inject_returns_stored_message_and_raises_error_of_rejected_messag
 
 
 async def test_closed_server_answers_503_and_does_not_hang() -> None:
-    server = Server(open_settings())
+    server = Server.from_settings(open_settings())
     async with server:
         await server.inject(create("u", "c"))
     with pytest.raises(Unavailable):
@@ -82,7 +82,7 @@ async def test_closed_server_answers_503_and_does_not_hang() -> None:
 
 
 async def test_opening_server_twice_raises() -> None:
-    server = Server(open_settings())
+    server = Server.from_settings(open_settings())
     async with server:
         pass
     with pytest.raises(RuntimeError, match="once"):

@@ -13,6 +13,7 @@ from gregor.interfaces import Duplicate, Stored
 from gregor.node.node import Node
 from gregor.pubsub.memory import Exchange, MemoryPubSub
 from gregor.server.auth import Role
+from gregor.server.service import Timeouts
 from gregor.stores.memory import MemoryStateMachine
 from tests.node.fakes import FailingPubSub, FakeListener, sync_device
 from tests.server.harness import (
@@ -167,7 +168,7 @@ async def test_blocked_user_delays_no_other_user() -> None:
 
 async def test_broadcast_timeout_disconnects_slow_device_only() -> None:
     async with (
-        serving(write_timeout_seconds=0.3) as served,
+        serving(timeouts=Timeouts(write=0.3)) as served,
         slow_device(served, "u"),
         await served.synced("u", "fast") as fast,
     ):
