@@ -95,7 +95,13 @@ async def listening(app: ASGIApp, lifespan: str = "off") -> AsyncIterator[int]:
 @asynccontextmanager
 async def serving(settings: Settings | None = None, **options: Any) -> AsyncIterator[Served]:
     """A running server; the `options` are those of Server.from_settings."""
-    server = Server.from_settings(settings or open_settings(), **options)
+    async with running(Server.from_settings(settings or open_settings(), **options)) as served:
+        yield served
+
+
+@asynccontextmanager
+async def running(server: Server) -> AsyncIterator[Served]:
+    """Open the server, and serve it."""
     async with server, listening(server.app) as port, http_client(port) as http:
         yield Served(server, http, f"ws://127.0.0.1:{port}/v1/connect")
 

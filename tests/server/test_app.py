@@ -1,6 +1,7 @@
 """Server as an ordinary ASGI app: standalone, and mounted in other apps."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 from fastapi import FastAPI
@@ -9,9 +10,25 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp
 
 from gregor import InBandMessage, create
+from gregor.clock import now
+from gregor.consumers.broadcaster import Broadcaster
+from gregor.consumers.publisher import Publisher
 from gregor.errors import Conflict, InvalidMessage, Unavailable
-from gregor.server import Server
-from tests.server.harness import RawDevice, http_client, listening, open_settings, serving, to
+from gregor.node.node import Node
+from gregor.pubsub.memory import Exchange, MemoryPubSub
+from gregor.server import Metrics, Server
+from gregor.server.auth import OpenAuthenticator
+from gregor.stores.memory import MemoryStateMachine
+from tests.server.harness import (
+    RawDevice,
+    Served,
+    http_client,
+    listening,
+    open_settings,
+    running,
+    serving,
+    to,
+)
 
 
 def starlette(gregor: Server) -> ASGIApp:
@@ -50,6 +67,31 @@ async def test_mounted_app_serves_websocket_http_and_events(
         assert (await http.get("/a/gregor/readyz")).json() == {"ready": True, "problems": []}
         unknown = await http.get("/a/gregor/nowhere")
         assert unknown.json()["code"] == "not-found"
+
+
+async def test_servers_of_given_parts_share_store_and_pubsub() -> None:
+    store, exchange = MemoryStateMachine(now), Exchange()
+    async with (
+        server_on(store, exchange) as one,
+        server_on(store, exchange) as two,
+        await two.synced("alice") as device,
+    ):
+        await one.server.inject(create("alice", "chat", msg_id="m"))
+        (message,) = (await device.receive_type("messages"))["messages"]
+        assert message["msg_id"] == "m"
+        assert (await two.http.get("/readyz")).json() == {"ready": True, "problems": []}
+        assert await one.metric("gregor_pubsub_up ") == await two.metric("gregor_users ") == 1
+        assert await one.metric('gregor_messages_total{kind="in_band",result="stored"}') == 1
+
+
+@asynccontextmanager
+async def server_on(store: MemoryStateMachine, exchange: Exchange) -> AsyncIterator[Served]:
+    """A server whose parts are made and opened here, as a host does."""
+    metrics, publisher = Metrics(), Publisher(MemoryPubSub(exchange))
+    node = Node(store, Broadcaster(), publisher, clock=now, observer=metrics, sweep_seconds=1000)
+    server = Server(node, authenticator=OpenAuthenticator(), metrics=metrics, drain_seconds=0)
+    async with node, running(server) as served:
+        yield served
 
 
 async def test_inject_into_server_that_is_not_open_raises_unavailable() -> None:

@@ -13,8 +13,7 @@ from gregor.core.message import Message
 from gregor.interfaces import Rejected
 from gregor.node.node import Node
 from gregor.server.auth import Authenticator, OpenAuthenticator
-from gregor.server.composition import Parts
-from gregor.server.composition import authenticator as authenticator_of
+from gregor.server.composition import Parts, authenticator_of
 from gregor.server.loopback import LoopbackOnly
 from gregor.server.metrics import Metrics
 from gregor.server.routes import make_app
@@ -38,9 +37,9 @@ class Server:
     are also the node's observer. It then opens them itself, before the server:
 
     metrics = Metrics()
-    node = Node(store, Broadcaster(), Publisher(pubsub), clock=now, observer=metrics)
-    gregor = Server(node, authenticator=SessionAuthenticator(sessions), metrics=metrics)
-    async with store, pubsub, node, gregor: ...
+    node = Node(state_machine, Broadcaster(), Publisher(pubsub), clock=now, observer=metrics)
+    gregor = Server(node, authenticator=SessionAuthenticator(), metrics=metrics)
+    async with database, state_machine, pubsub, node, gregor: ...
 
     With an OpenAuthenticator the app answers on loopback addresses only.
     """

@@ -121,7 +121,7 @@ def _is_up(shard: Shard) -> bool:
     return shard.problem is None
 
 
-def authenticator(settings: Settings) -> Authenticator:
+def authenticator_of(settings: Settings) -> Authenticator:
     """The authenticator for these settings. Raises SetupError if they are unsafe."""
     if settings.auth is Auth.JWT:
         if settings.jwt_secret is None:

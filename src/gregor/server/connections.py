@@ -20,6 +20,9 @@ class Connections:
         self._deliveries: dict[Delivery, None] = {}
         self._ended_resets = 0  # slow consumer resets of deliveries that have ended
 
+    def __len__(self) -> int:
+        return len(self._deliveries)
+
     @contextmanager
     def serving(self, delivery: Delivery) -> Iterator[None]:
         """While the block runs, the delivery counts as connected, and ends if it is too slow."""
@@ -61,7 +64,7 @@ class Connections:
     # For the metrics
 
     def readings(self) -> Iterator[Reading]:
-        yield gauge("connections", "Devices connected now", lambda: len(self._deliveries))
+        yield gauge("connections", "Devices connected now", lambda: len(self))
         yield gauge("users", "Users who have a device connected now", self._users)
         yield gauge(
             "lagging_sessions", "Devices that wait for a sync from the store", self._lagging
