@@ -15,7 +15,7 @@ from gregor.pubsub.memory import Exchange, MemoryPubSub
 from gregor.server.auth import Role
 from gregor.server.service import Timeouts
 from gregor.stores.memory import MemoryStateMachine
-from tests.node.fakes import FailingPubSub, FakeListener, sync_device
+from tests.node.fakes import BACKEND, FailingPubSub, FakeListener, sync_device
 from tests.server.harness import (
     RawDevice,
     Served,
@@ -47,10 +47,10 @@ async def test_d18_stored_message_is_not_answered_with_error_if_publish_fails(
         Node(state_machine, Broadcaster(), Publisher(FailingPubSub()), clock=now) as node,
         node.attach("u", listener),
     ):
-        (outcome,) = await node.inject([create("u", "chat", msg_id="m")])
+        (outcome,) = await node.inject(BACKEND, [create("u", "chat", msg_id="m")])
         assert isinstance(outcome, Stored)
         assert listener.ids == ["m"]
-        (repeated,) = await node.inject([create("u", "chat", msg_id="m")])
+        (repeated,) = await node.inject(BACKEND, [create("u", "chat", msg_id="m")])
         assert isinstance(repeated, Duplicate)
         assert listener.ids == ["m"]
     # The node logs the failed publish with its traceback, which `_no_traceback` would not allow.
@@ -74,7 +74,7 @@ async def test_d19_node_finds_message_whose_publication_was_lost() -> None:
         receiver.attach("u", listener),
     ):
         await sync_device(receiver)
-        await publisher.inject([create("u", "chat", msg_id="lost")])
+        await publisher.inject(BACKEND, [create("u", "chat", msg_id="lost")])
         await until(lambda: listener.ids == ["lost"])
 
 

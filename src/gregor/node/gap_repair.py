@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from gregor.consumers.broadcaster import Broadcaster
 from gregor.core.message import UID
-from gregor.core.state import Changes
+from gregor.core.sync import Changes
 from gregor.errors import Unavailable
 from gregor.interfaces import StateMachineOfRecord
 from gregor.log_event import LogEvent

@@ -1,14 +1,14 @@
 """What a node reports of itself, for metrics."""
 
 from gregor.errors import Malformed
-from gregor.interfaces import Outcome
+from gregor.interfaces import Caller, Outcome
 
 
 class Observer:
     """Receives the events of a node. This base class ignores them."""
 
-    def injected(self, outcome: Outcome) -> None:
-        """A message was accepted or rejected."""
+    def injected(self, caller: Caller, outcome: Outcome) -> None:
+        """A message of this caller was accepted or rejected."""
 
     def gap_repaired(self, messages: int) -> None:
         """A gap repair has read this number of missed messages from the store."""

@@ -10,7 +10,7 @@ from gregor.clock import now
 from gregor.config import Settings
 from gregor.core.instant import Time
 from gregor.core.message import Message
-from gregor.interfaces import Rejected
+from gregor.interfaces import Caller, Rejected
 from gregor.node.node import Node
 from gregor.server.auth import Authenticator, OpenAuthenticator
 from gregor.server.composition import Parts, authenticator_of
@@ -19,6 +19,9 @@ from gregor.server.metrics import Metrics
 from gregor.server.routes import make_app
 from gregor.server.service import DEFAULT_TIMEOUTS, Service, Timeouts
 from gregor.server.worker_metrics import WorkerMetrics
+
+IN_PROCESS = Caller("in-process")
+"""The host application, which injects without a token."""
 
 
 class Server:
@@ -127,7 +130,7 @@ class Server:
     async def inject(self, message: Message) -> Message:
         """Inject a new message from this process, and return it as all devices will receive it.
         Raises the error of a rejected message, and Unavailable if the store does not answer."""
-        (outcome,) = await self.node.inject([message])
+        (outcome,) = await self.node.inject(IN_PROCESS, [message])
         if isinstance(outcome, Rejected):
             raise outcome.error
         return outcome.message

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, Self
 
 from gregor.core.message import Message
 from gregor.errors import GregorError, Unavailable
+from gregor.interfaces import Caller, Outcome, Rejected
 from gregor.log_event import LogEvent
 from gregor.node.node import Node
-from gregor.protocol.frames import Result
 from gregor.server.auth import Authenticator, Identity
 from gregor.server.connections import Connections
 from gregor.server.metrics import Metrics, Reading, counter, gauge
@@ -90,20 +90,17 @@ class Service:
             log.error(LogEvent("the authenticator failed"), exc_info=failure)
             raise GregorError("internal error; the server's log has the traceback") from None
 
-    async def inject(self, entries: Sequence[Message | Result]) -> list[Result]:
-        """Inject messages, in order. An entry that is already a Result is returned unchanged.
-        Raises Unavailable if the store does not answer, or if this server is stopping."""
+    async def inject(self, caller: Caller, entries: Sequence[Message | Rejected]) -> list[Outcome]:
+        """Inject messages, in order, and return the outcome of each entry. Raises Unavailable if
+        the store does not answer, or if this server is stopping."""
         if self.draining:
             raise Unavailable("this server is stopping; retry with another server")
-        messages = [entry for entry in entries if not isinstance(entry, Result)]
-        self.metrics.refused(len(entries) - len(messages))
         self._injects_in_flight += 1
         try:
-            outcomes = iter(await self.node.inject(messages) if messages else ())
+            return await self.node.inject(caller, entries)
         finally:
             self._injects_in_flight -= 1
             self._inject_finished.set()
-        return [e if isinstance(e, Result) else Result.of(next(outcomes)) for e in entries]
 
     @property
     def draining(self) -> bool:
