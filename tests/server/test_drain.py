@@ -14,7 +14,6 @@ from gregor.protocol.server_session import Close, Send
 from gregor.server.auth import OpenAuthenticator
 from gregor.server.delivery import Delivery
 from gregor.server.metrics import Metrics
-from gregor.server.readiness import Readiness
 from gregor.server.service import Service
 from gregor.stores.memory import MemoryStateMachine
 from gregor.testing import virtual_time
@@ -71,10 +70,9 @@ class DrainTimes(NamedTuple):
 async def drain_on_virtual_time(devices: int, seconds: float) -> DrainTimes:
     """Drain a service with this number of devices. Needs a loop with virtual time."""
     clock = asyncio.get_running_loop().time
-    node = Node(MemoryStateMachine(virtual_time.clock), [Broadcaster()], clock=virtual_time.clock)
-    deliveries: dict[Delivery, None] = {}
-    metrics = Metrics(deliveries)
-    service = Service(node, OpenAuthenticator(), metrics, Readiness(node, None), deliveries)
+    node = Node(MemoryStateMachine(virtual_time.clock), Broadcaster(), clock=virtual_time.clock)
+    metrics = Metrics()
+    service = Service(node, OpenAuthenticator(), metrics)
     closed: list[float] = []
 
     async def run_device() -> None:
@@ -83,7 +81,7 @@ async def drain_on_virtual_time(devices: int, seconds: float) -> DrainTimes:
                 closed.append(clock())
 
         delivery = Delivery(node, metrics)
-        with service.serving(delivery):
+        with service.connections.serving(delivery):
             await delivery.write_all(write)
 
     async with asyncio.TaskGroup() as tasks:

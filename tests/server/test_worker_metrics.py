@@ -11,7 +11,7 @@ from gregor.server.worker_metrics import WorkerMetrics
 
 
 def metrics_with(commits: int) -> Metrics:
-    metrics = Metrics(())
+    metrics = Metrics()
     for _ in range(commits):
         metrics.committed(1, 0.003, True)
     return metrics

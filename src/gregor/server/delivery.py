@@ -68,7 +68,6 @@ class Delivery:
             reason = self._end_reason.message
             log.info(LogEvent("ended a delivery", uid=self.session.uid, reason=reason))
         finally:
-            self._metrics.slow_consumer_resets += self.session.slow_consumer_resets
             for timer in self._timers:
                 timer.cancel()
 

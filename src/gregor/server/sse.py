@@ -45,7 +45,7 @@ class EventStream:
             }
         )
         delivery = Delivery(self._service.node, self._service.metrics)
-        with self._service.serving(delivery), delivery.guarded():
+        with self._service.connections.serving(delivery), delivery.guarded():
             delivery.expire(self._expires_at)
             async with (
                 self._service.node.attach(self._uid, delivery),

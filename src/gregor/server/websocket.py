@@ -33,7 +33,7 @@ class WebSocketEndpoint:
             return
         await send({"type": "websocket.accept"})
         connection = WebSocketConnection(self._service, receive, send, socket_of(scope))
-        with self._service.serving(connection):
+        with self._service.connections.serving(connection):
             await connection.run()
 
 
@@ -48,11 +48,14 @@ class WebSocketConnection(Delivery):
         self._receive = receive
         self._send = send
         self._attachment = AsyncExitStack()
+        self._authenticate_by = 0.0  # the loop time at which the hello time-out ends
 
     async def run(self) -> None:
         """Run the conversation until either side closes it."""
         with self.guarded():
-            self.call_later(self._service.hello_seconds, self.session.hello_timed_out)
+            seconds = self._service.timeouts.hello
+            self._authenticate_by = self._loop.time() + seconds
+            self.call_later(seconds, self.session.hello_timed_out)
             async with self._attachment, asyncio.TaskGroup() as tasks:
                 writer = tasks.create_task(self._write())
                 await self._read()
@@ -86,7 +89,9 @@ class WebSocketConnection(Delivery):
 
     async def _authenticate(self, token: str) -> None:
         try:
-            identity = self._service.authenticator.identify(token)
+            # The time that the device took for its hello is not available again.
+            seconds = self._authenticate_by - self._loop.time()
+            identity = await self._service.identify(token, seconds)
             if identity.role is not Role.DEVICE:
                 raise Forbidden("a service token cannot connect a device; use the role `device`")
         except GregorError as error:
