@@ -13,7 +13,7 @@ from gregor.core.instant import SECOND
 from gregor.core.message import InBandMessage, create, dismiss_category
 from gregor.core.sync import Snapshot
 from gregor.errors import GregorError, StorageUnavailable, Unavailable, WrongShard
-from gregor.shards import rebalance, shard_map
+from gregor.shards import bucket_contents, rebalance, shard_map
 from gregor.shards.rebalance import Group, Moved, Rebalancer
 from gregor.shards.shard_map import read_map
 from gregor.stores.sql import statements
@@ -94,7 +94,7 @@ async def whole_log(database: Database, uid: str) -> list[InBandMessage]:
     log: list[InBandMessage] = []
 
     def next_page(connection: DatabaseConnection) -> list[InBandMessage]:
-        return shard_map.page(connection, {uid: log[-1].ctime if log else 0})
+        return bucket_contents.page(connection, {uid: log[-1].ctime if log else 0})
 
     while page := await database.read(next_page):
         log += page
@@ -263,7 +263,7 @@ async def test_old_copy_with_messages_that_the_holder_lacks_is_reported_and_kept
 
 
 async def test_user_in_a_wrong_bucket_is_found_among_many(harness: ShardHarness) -> None:
-    names = [f"user{number:05}" for number in range(shard_map.MAX_PAGE_USERS)]
+    names = [f"user{number:05}" for number in range(bucket_contents.MAX_PAGE_USERS)]
     users = [UserRow(uid, bucket_of(uid)) for uid in names]
     misplaced = UserRow("zoe", bucket_of("zoe") ^ 1)
     await harness.databases["a"].write(
@@ -282,7 +282,9 @@ async def test_prune_on_the_holder_deletes_nothing(harness: ShardHarness) -> Non
     for version in (1, 2):
         here = Placement(bucket, "a", version)
         assert not await harness.databases["a"].write(partial(shard_map.prune, placement=here))
-    assert len(await harness.databases["a"].read(lambda c: shard_map.extents(c, [bucket]))) == 1
+    assert (
+        len(await harness.databases["a"].read(lambda c: bucket_contents.extents(c, [bucket]))) == 1
+    )
 
 
 async def test_move_of_bucket_that_another_rebalancer_moved_raises_unavailable(
@@ -387,7 +389,7 @@ async def test_close_waits_for_transactions_that_are_writing(
             tasks.create_task(harness.databases["a"].write(write_slowly))
             await writing.wait()
             await close()
-            assert ann in await other.read(lambda c: shard_map.extents(c, [bucket_of(ann)]))
+            assert ann in await other.read(lambda c: bucket_contents.extents(c, [bucket_of(ann)]))
 
 
 async def test_older_placement_does_not_replace_newer_one(
