@@ -17,14 +17,19 @@ from gregor.core.message import (
 )
 from gregor.core.state import Item, State
 from gregor.errors import GregorError
+from gregor.protocol.frames import Result
+
+__version__ = "0.1.0"
 
 __all__ = [
     "GregorError",
     "InBandMessage",
     "Item",
     "OutOfBandMessage",
+    "Result",
     "State",
     "TimeOrOffset",
+    "__version__",
     "create",
     "dismiss",
     "dismiss_category",

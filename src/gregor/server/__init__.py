@@ -1,5 +1,8 @@
 """A node served over HTTP: WebSocket, JSON and server-sent events, as an ordinary ASGI app."""
 
-from gregor.server.app import Server
+from gregor.extras import required_extra
+
+with required_extra("server"):
+    from gregor.server.app import Server
 
 __all__ = ["Server"]
