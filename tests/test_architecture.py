@@ -35,7 +35,11 @@ PLUG_IN_POINTS = {
     "gregor.pubsub.remote": {"gregor.pubsub.nats", "gregor.pubsub.redis"},
     "gregor.stores.sql.store_url": {"gregor.stores.sql.postgresql"},
     "gregor.stores.sql.migrations": {"gregor.stores.sql.migrations.upgrade"},
+    "gregor.client.client": {"gregor.client.websocket"},
+    "gregor.client": {"gregor.client.producer"},
 }
+# These export some names when they are used; type checkers see the import of these names.
+LAZY_EXPORTS = {"gregor.client"}
 
 # All that pure code may import: no I/O, no clock, no randomness. The one exception is uuid, for
 # the msg_id of a message without one.
@@ -139,7 +143,7 @@ def _is_field(node: ast.Attribute) -> bool:
 
 @pytest.mark.parametrize("path", MODULES, ids=MODULE_NAMES)
 def test_no_import_cycle_is_hidden(path: Path) -> None:
-    """No import is under TYPE_CHECKING, and none is in a function, except at the plug-in points.
+    """No import is under TYPE_CHECKING or in a function, except at the plug-in points.
     The command line may defer any import, to start fast; it is the top layer, where no cycle is
     possible."""
     tree = tree_of(path)
@@ -147,7 +151,7 @@ def test_no_import_cycle_is_hidden(path: Path) -> None:
     deferred = {name for function in functions for name in imports(function)}
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     if part_of(path) != "cli":
-        assert "TYPE_CHECKING" not in names
+        assert "TYPE_CHECKING" not in names or name_of(path) in LAZY_EXPORTS
         deferred_parts = {name for name in deferred if name.startswith("gregor")}
         assert deferred_parts == PLUG_IN_POINTS.get(name_of(path), set())
 
