@@ -10,17 +10,16 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import asyncpg
-from msgspec import Raw
 
 from gregor.cli.demo_devices import Demo, ReceivedSnapshot, Score
 from gregor.cli.demo_run import DEVICES_PER_USER, busiest, read_stream, run_stream
 from gregor.cli.demo_servers import Servers
 from gregor.core.buckets import BUCKETS, bucket_of
 from gregor.core.message import Message
-from gregor.core.state import max_changes
+from gregor.core.sync import max_changes
 from gregor.protocol.frames import Result
 from gregor.shards.rebalance import Rebalancer
-from gregor.shards.state_machine import read_map
+from gregor.shards.shard_map import read_map
 from tests.faults.faults import FAULTS, MOVE_FAULTS, QUARTER_OF_BUCKETS, target_of
 from tests.fleet.fleet import Fleet
 
@@ -43,7 +42,7 @@ class RecordingServers(Servers):
         self.acknowledged: dict[tuple[str, str], int] = {}
         self.contradictions: list[str] = []
 
-    async def send(self, messages: Sequence[Message | Raw]) -> Sequence[Result]:
+    async def send(self, messages: Sequence[Message]) -> Sequence[Result]:
         results = await super().send(messages)
         for result in results:
             if result.ctime is not None and result.uid is not None and result.msg_id is not None:

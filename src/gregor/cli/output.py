@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from gregor.core.facts import DismissedRange, dismissed_ranges
 from gregor.core.instant import SECOND, Time, to_rfc3339
 from gregor.core.message import InBandMessage
-from gregor.core.state import DismissedRange, Item, dismissed_ranges
+from gregor.core.state import Item
 
 if TYPE_CHECKING:
     from rich.console import Console

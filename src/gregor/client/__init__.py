@@ -1,4 +1,4 @@
-"""Clients: a user's state on a device, online and offline, and the producer for backends."""
+"""Clients: a user's state on a device, online and offline, and the producers for backends."""
 
 from typing import TYPE_CHECKING
 
@@ -19,20 +19,21 @@ from gregor.client.state_machine import DeviceStateMachine
 from gregor.client.store import ClientStore, MemoryStore, SQLiteStore
 
 if TYPE_CHECKING:
-    from gregor.client.producer import Producer
+    from gregor.client.producer import AsyncProducer, Producer
 else:
 
     def __getattr__(name):
-        """Load the producer when it is used: a device does without its HTTP client, which takes as
-        long to load as the rest."""
-        if name != "Producer":
+        """Load the producers when they are used: a device does without their HTTP client, which
+        takes as long to load as the rest."""
+        if name not in ("AsyncProducer", "Producer"):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from gregor.client.producer import Producer
+        import gregor.client.producer as producers
 
-        return Producer
+        return getattr(producers, name)
 
 
 __all__ = [
+    "AsyncProducer",
     "Client",
     "ClientStore",
     "Connect",

@@ -13,9 +13,11 @@ from typing import NamedTuple, TypeAlias
 
 from msgspec import Raw
 
+from gregor.core.facts import DismissedRange
 from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID, InBandMessage, Message, MsgID
-from gregor.core.state import DismissedRange, Item, Snapshot
+from gregor.core.state import Item
+from gregor.core.sync import Snapshot
 from gregor.errors import Action
 from gregor.protocol.frames import (
     PROTOCOL,

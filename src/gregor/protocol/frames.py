@@ -6,6 +6,7 @@ from typing import Annotated, Literal, TypeAlias, TypeVar
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from gregor.core.facts import DismissedRange
 from gregor.core.instant import MAX_TIME, Time
 from gregor.core.message import (
     MAX_BATCH,
@@ -18,7 +19,8 @@ from gregor.core.message import (
     check_text,
     field_of,
 )
-from gregor.core.state import Changes, DismissedRange, Item, Snapshot, Sync
+from gregor.core.state import Item
+from gregor.core.sync import Changes, Snapshot, Sync
 from gregor.errors import Action, GregorError, Malformed
 from gregor.interfaces import Duplicate, Outcome, Rejected, Relayed, Stored
 
@@ -156,7 +158,8 @@ class Result(Struct, frozen=True, omit_defaults=True):
             case Rejected(InBandMessage() as message, error):
                 return cls("rejected", message.uid, message.msg_id, error=Problem.of(error))
             case Rejected(message, error):
-                return cls("rejected", message.uid, error=Problem.of(error))
+                uid = None if message is None else message.uid
+                return cls("rejected", uid, error=Problem.of(error))
             case Relayed(message):
                 return cls("relayed", message.uid)
 

@@ -20,8 +20,6 @@ from collections.abc import Iterator, Sequence
 from enum import Enum, auto
 from typing import NamedTuple, TypeAlias
 
-from msgspec import Raw
-
 from gregor.core.instant import Time
 from gregor.core.message import (
     MAX_BATCH,
@@ -30,18 +28,19 @@ from gregor.core.message import (
     InBandMessage,
     Message,
     OutOfBandMessage,
-    parse_message,
 )
-from gregor.core.state import Sync
+from gregor.core.sync import Sync
 from gregor.errors import (
-    Forbidden,
+    Action,
     GregorError,
     HelloTimeout,
-    InvalidMessage,
     ProtocolError,
     TooLarge,
     TooSlow,
+    Unavailable,
 )
+from gregor.interfaces import Outcome, Rejected
+from gregor.protocol.entries import read_entries
 from gregor.protocol.frames import (
     PROTOCOL,
     Ack,
@@ -54,7 +53,6 @@ from gregor.protocol.frames import (
     Limits,
     Messages,
     OutOfBand,
-    Problem,
     Result,
     SyncPage,
     Verify,
@@ -113,10 +111,10 @@ class Authenticate(NamedTuple):
 
 class Store(NamedTuple):
     """Inject these messages, and report to `stored` or `unavailable`.
-    An entry that is already rejected is a Result."""
+    An entry that is already rejected is Rejected."""
 
     n: int
-    messages: tuple[Message | Result, ...]
+    entries: Sequence[Message | Rejected]
 
 
 # Effects for the writer
@@ -212,19 +210,10 @@ class ServerSession:
                 self._queue_control(Error.of(error, n))
                 return None
             case ServerPhase.OPEN, Consume(n, messages):
-                return Store(n, tuple(self._parse(message) for message in messages))
+                return Store(n, read_entries(messages, self.uid.__eq__, uid=self.uid))
             case _:
                 name = type(frame).__struct_config__.tag
                 raise ProtocolError(f"a {name} frame is not allowed in phase {self.phase.name}")
-
-    def _parse(self, json: Raw) -> Message | Result:
-        try:
-            message = parse_message(json, uid=self.uid)
-            if message.uid != self.uid:
-                raise Forbidden("a device may only write messages of its own user", field="uid")
-            return message
-        except (InvalidMessage, TooLarge, Forbidden) as error:
-            return Result("rejected", error=Problem.of(error))
 
     def authenticated(self, uid: UID, now: Time) -> None:
         """The token belongs to this user. The transport attaches the session, then calls `next`."""
@@ -239,9 +228,14 @@ class ServerSession:
         self.uid, self.device_id, self.cursor = uid, device_id, cursor
         self._resync_from = cursor
 
-    def stored(self, n: int, results: Sequence[Result]) -> None:
-        """The results of a Store; the stored messages are durable."""
-        self._queue_control(Ack(n, tuple(results)))
+    def stored(self, n: int, outcomes: Sequence[Outcome]) -> None:
+        """The outcomes of a Store. If one message has to be retried, the device retries all of
+        them. That is safe, because storing a message is idempotent."""
+        for outcome in outcomes:
+            if isinstance(outcome, Rejected) and outcome.error.action is Action.RETRY:
+                self.unavailable(n, Unavailable(outcome.error.message))
+                return
+        self._queue_control(Ack(n, tuple(map(Result.of, outcomes))))
 
     def unavailable(self, n: int, error: GregorError) -> None:
         """The store did not answer; the device will retry the messages of this Store."""

@@ -23,20 +23,21 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from gregor.backoff import Backoff, Outage
 from gregor.errors import SetupError
 from gregor.extras import required_extra
 from gregor.log_event import LogEvent
 from gregor.pubsub.incoming import IncomingQueue
 from gregor.pubsub.interface import Event, Interrupted, Received
 from gregor.pubsub.link import Link, LinkLost, OutgoingPayload
+from gregor.urls import redacted
 
 log = logging.getLogger("gregor.pubsub")
 
 HEARTBEAT_SECONDS = 2.0
 OPERATION_TIMEOUT_SECONDS = 5.0  # for connecting, and for each batch of subscriptions
 FLUSH_TIMEOUT_SECONDS = 1.0  # for sending the pending payloads on close
-MIN_BACKOFF_SECONDS = 0.1
-MAX_BACKOFF_SECONDS = 5.0
+BACKOFF = Backoff(0.1, 5.0)
 MAX_QUEUED_PAYLOADS = 10_000
 MAX_BATCH_SIZE = 500  # of payloads or channels, in one call to the server
 HEARTBEAT_POLLS = 10  # the time-out of a heartbeat is divided into this many waits
@@ -44,21 +45,20 @@ HEARTBEAT_POLLS = 10  # the time-out of a heartbeat is divided into this many wa
 REDIS_SCHEMES = ("redis", "rediss", "unix")
 NATS_SCHEMES = ("nats", "tls")
 
-UNPARSABLE_SUFFIX = "://…"
 URL_FORMS = "redis://HOST:PORT/DB or nats://HOST:PORT"
 
 
 def pubsub_at(url: str, **options: Any) -> "RemotePubSub":
     """A pub/sub on the server at the URL. Raises SetupError if the URL is invalid, or if the extra
     for this kind of server is not installed."""
-    scheme, redacted_url = url.partition(":")[0], redact_url(url)
+    scheme = url.partition(":")[0]
     if scheme not in (*REDIS_SCHEMES, *NATS_SCHEMES):
         raise SetupError(
-            f"{redacted_url} is not the URL of a supported pub/sub: use --pubsub {URL_FORMS}"
+            f"{redacted(url)} is not the URL of a supported pub/sub: use --pubsub {URL_FORMS}"
         )
-    if redacted_url.endswith(UNPARSABLE_SUFFIX):
+    if not _is_unambiguous(url):
         raise SetupError(
-            f"{redacted_url} is not a valid URL: use --pubsub {URL_FORMS}, and percent-encode "
+            f"{redacted(url)} is not a valid URL: use --pubsub {URL_FORMS}, and percent-encode "
             "each of / ? # @ : in a password (/ is %2F)"
         )
     return RemotePubSub(url, _redis() if scheme in REDIS_SCHEMES else _nats(), **options)
@@ -76,20 +76,16 @@ def _nats() -> Callable[[str], Link]:
     return NATSLink
 
 
-def redact_url(url: str) -> str:
-    """The URL without secrets, for logs and error messages. It leaves out the user name, which may
-    be a token, and the options, which may contain a password. If a password that is not
-    percent-encoded may be in another part of the URL, only the scheme is left."""
+def _is_unambiguous(url: str) -> bool:
+    """Whether no part of the URL can be the rest of a password that is not percent-encoded."""
     if "@" not in url and "?" not in url:
-        return url
+        return True
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:
-        return url.partition(":")[0] + UNPARSABLE_SUFFIX
-    if "@" in parts.path + parts.query + parts.fragment:
-        return parts.scheme + UNPARSABLE_SUFFIX
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        return False
+    return "@" not in parts.path + parts.query + parts.fragment
 
 
 class _SubscriptionBatch:
@@ -118,7 +114,7 @@ class RemotePubSub:
         operation_timeout_seconds: float = OPERATION_TIMEOUT_SECONDS,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        self.name = redact_url(url)
+        self.name = redacted(url)
         self.up = False
         self.dropped = 0
         self._url = url
@@ -207,7 +203,7 @@ class RemotePubSub:
         """Run one connection after another, forever. If the first one fails, set the error on
         `connected` and stop."""
         clock = asyncio.get_running_loop().time
-        backoff = 0.0
+        outage = Outage(BACKOFF)
         while True:
             started = clock()
             try:
@@ -216,10 +212,10 @@ class RemotePubSub:
                 if not connected.done():
                     connected.set_exception(error)
                     return
-            # Reset the backoff only after a connection that was stable.
-            was_stable = clock() - started > MAX_BACKOFF_SECONDS
-            backoff = MIN_BACKOFF_SECONDS if was_stable else _next_backoff(backoff)
-            await asyncio.sleep(self._jitter() * backoff)
+            # Only a connection that was stable ends the outage.
+            if clock() - started > BACKOFF.max_seconds:
+                outage.end()
+            await asyncio.sleep(outage.delay(clock(), self._jitter()))
 
     async def _run_connection(self, connected: asyncio.Future[None]) -> None:
         """Open a connection and use it until it fails. Never returns; raises LinkLost."""
@@ -356,10 +352,6 @@ class RemotePubSub:
             if old:
                 await link.unsubscribe(old)
         self._confirmed_channels.update(new)
-
-
-def _next_backoff(backoff: float) -> float:
-    return min(max(2 * backoff, MIN_BACKOFF_SECONDS), MAX_BACKOFF_SECONDS)
 
 
 @asynccontextmanager

@@ -7,20 +7,13 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from gregor.core.facts import Facts
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import UID, DeviceID, InBandMessage, MsgID
-from gregor.core.state import (
-    Changes,
-    Facts,
-    ItemFate,
-    Snapshot,
-    State,
-    Sync,
-    max_changes,
-    since,
-)
+from gregor.core.state import State
+from gregor.core.sync import Changes, Snapshot, Sync, fate_in, max_changes, since
 from gregor.errors import Conflict
-from gregor.interfaces import Duplicate, Outcome, Rejected, StateMachineOfRecord, Stored
+from gregor.interfaces import Duplicate, Rejected, Slot, StateMachineOfRecord, Stored, StoreOutcome
 
 
 class MemoryStateMachine(StateMachineOfRecord):
@@ -30,12 +23,11 @@ class MemoryStateMachine(StateMachineOfRecord):
         self._clock = clock
         self._users: dict[UID, _UserLog] = {}
 
-    async def consume_messages(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
+    async def store(self, slots: Sequence[Slot]) -> None:
         now = self._clock()
-        return [
-            self._users.setdefault(message.uid, _UserLog()).consume(message, now)
-            for message in messages
-        ]
+        for slot in slots:
+            user = self._users.setdefault(slot.message.uid, _UserLog())
+            slot.outcome = user.consume(slot.message, now)
 
     async def state(
         self, uid: UID, device_id: DeviceID | None = None, at: TimeOrOffset | None = None
@@ -78,7 +70,7 @@ class _UserLog:
         self.log: list[InBandMessage] = []
         self._by_msg_id: dict[MsgID, InBandMessage] = {}
 
-    def consume(self, message: InBandMessage, now: Time) -> Outcome:
+    def consume(self, message: InBandMessage, now: Time) -> StoreOutcome:
         known = self._by_msg_id.get(message.msg_id)
         if known is not None:
             if known.same_contents(message):
@@ -90,7 +82,7 @@ class _UserLog:
         self._add(stored)
         return Stored(stored)
 
-    def _replay(self, message: InBandMessage) -> Outcome:
+    def _replay(self, message: InBandMessage) -> StoreOutcome:
         index = bisect_left(self.log, message.ctime, key=_ctime)
         if index < len(self.log) and self.log[index].ctime == message.ctime:
             return Rejected(message, Conflict("another message of this user has this ctime"))
@@ -109,7 +101,7 @@ class _UserLog:
 
     def since(self, device_id: DeviceID | None, start: Time, now: Time) -> list[InBandMessage]:
         log = self.log[bisect_left(self.log, start, key=_ctime) :]
-        return list(since(log, device_id, start, partial(self._item_fate, now)))
+        return list(since(log, device_id, start, now, partial(fate_in, self.facts)))
 
     def sync(self, device_id: DeviceID | None, cursor: Time, now: Time) -> Sync:
         state = self.facts.state(device_id, now)
@@ -126,13 +118,6 @@ class _UserLog:
         if missing > max_changes(len(state)):
             return snapshot
         return Changes(tuple(self.since(device_id, cursor + 1, now)))
-
-    def _item_fate(self, now: Time, msg_id: MsgID) -> ItemFate | None:
-        item = self.facts.find(msg_id)
-        if item is None:
-            return None
-        is_live = msg_id in self.facts.items and not item.expired(now)
-        return ItemFate(item.ctime, item.device_id, is_live)
 
 
 def _ctime(message: InBandMessage) -> Time:

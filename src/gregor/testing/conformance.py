@@ -35,6 +35,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from gregor.core.facts import Facts
 from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.message import (
     UID,
@@ -48,7 +49,8 @@ from gregor.core.message import (
     out_of_band,
     replace,
 )
-from gregor.core.state import Changes, Facts, Snapshot, State, Sync, state_hash
+from gregor.core.state import State, state_hash
+from gregor.core.sync import Changes, Snapshot, Sync
 from gregor.errors import Conflict
 from gregor.extras import required_extra
 from gregor.interfaces import (

@@ -8,8 +8,9 @@ from urllib.parse import urlsplit
 
 from gregor.errors import SetupError
 from gregor.extras import required_extra
-from gregor.stores.sql.database import Database, DatabaseConnection, Migration, redacted
+from gregor.stores.sql.database import Database, DatabaseConnection, Migration
 from gregor.stores.sql.sqlite import SQLiteDatabase, migrating
+from gregor.urls import redacted
 
 READ_CONNECTIONS = 8
 TIMEOUT_SECONDS = 10.0
