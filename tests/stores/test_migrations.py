@@ -21,7 +21,13 @@ from gregor.interfaces import Duplicate
 from gregor.shards.state_machine import ShardedStateMachine
 from gregor.stores.sql import migrations, statements
 from gregor.stores.sql.database import DatabaseConnection
-from gregor.stores.sql.migrations import REVISIONS, migrate, require_newest, revision
+from gregor.stores.sql.migrations import (
+    REVISIONS,
+    migrate,
+    require_newest,
+    requiring_no_shard,
+    revision,
+)
 from gregor.stores.sql.migrations.postgresql import run_on_postgresql
 from gregor.stores.sql.migrations.sqlite import run_on_sqlite
 from gregor.stores.sql.migrations.upgrade import NEWEST, Upgrade
@@ -311,3 +317,11 @@ async def test_shards_of_schema_0002_are_served_after_each_is_migrated(tmp_path:
         async with ShardedStateMachine(machines) as machine:
             for uid in ("alice", "bob", "carol", "dan"):
                 assert len(await machine.state(uid)) == 4
+
+
+async def test_shard_that_is_opened_without_its_name_is_not_migrated(tmp_path: Path) -> None:
+    url = unpack("shard-a", tmp_path)
+    with pytest.raises(SetupError, match=r"shard 'a' of several"):
+        async with database_at(url, requiring_no_shard(migrate)):
+            pass
+    assert await read_revision(url) == "0002"
