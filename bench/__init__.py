@@ -15,6 +15,7 @@ from bench import (
     memory,
     servers,
     shards,
+    startup,
     sync,
     throughput,
 )
@@ -32,6 +33,7 @@ MEASUREMENTS: dict[str, Callable[[bool], Awaitable[list[Figure]]]] = {
     "fleet-latency": fleet_latency.measure,
     "fleet-sweep": fleet_sweep.measure,
     "shards": shards.measure,
+    "startup": startup.measure,
 }
 
 

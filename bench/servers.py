@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -101,10 +101,49 @@ async def bare() -> AsyncIterator[ServerProcess]:
 
 
 @asynccontextmanager
+async def gregor_serve(store: Path) -> AsyncIterator[ServerProcess]:
+    """The command `gregor serve`, on an SQLite file."""
+    address = _free_address()
+    listen = f"{address.host}:{address.port}"
+    command = ("-m", "gregor.cli", "serve", "--listen", listen, "--store", f"sqlite:///{store}")
+    async with _started(address, command, stderr=subprocess.DEVNULL) as server:  # it logs there
+        yield server
+
+
+@asynccontextmanager
+async def bare_starlette() -> AsyncIterator[ServerProcess]:
+    """An app of one route, which answers that it is ready."""
+    address = _free_address()
+    async with _started(address, ("-c", BARE_STARLETTE, str(address.port))) as server:
+        yield server
+
+
+BARE_STARLETTE = """
+import sys
+import uvicorn
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+app = Starlette(routes=[Route("/readyz", lambda request: PlainTextResponse("ready"))])
+uvicorn.run(app, port=int(sys.argv[1]), log_level="warning")
+"""
+
+
+@asynccontextmanager
 async def _server(*arguments: str) -> AsyncIterator[ServerProcess]:
-    address = Address("127.0.0.1", _free_port())
-    command = [sys.executable, "-m", "bench.target", str(address.port), *arguments]
-    process = await asyncio.create_subprocess_exec(*command)
+    address = _free_address()
+    command = ("-m", "bench.target", str(address.port), *arguments)
+    async with _started(address, command) as server:
+        yield server
+
+
+@asynccontextmanager
+async def _started(
+    address: Address, arguments: Sequence[str], stderr: int | None = None
+) -> AsyncIterator[ServerProcess]:
+    """A Python process, once it accepts connections at the address."""
+    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stderr=stderr)
     try:
         await _wait_until_listening(address, process)
         yield ServerProcess(address, process)
@@ -113,11 +152,10 @@ async def _server(*arguments: str) -> AsyncIterator[ServerProcess]:
         await process.wait()
 
 
-def _free_port() -> int:
+def _free_address() -> Address:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return Address(*probe.getsockname())
 
 
 async def _wait_until_listening(address: Address, process: asyncio.subprocess.Process) -> None:
@@ -126,7 +164,7 @@ async def _wait_until_listening(address: Address, process: asyncio.subprocess.Pr
             try:
                 _, writer = await asyncio.open_connection(*address)
             except OSError:
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.005)
             else:
                 writer.close()
                 return

@@ -1,7 +1,7 @@
 """A shop with Gregor mounted in its app: customers place orders over the shop's API, and every
 device of the customer receives them through Gregor.
 
-    pip install gregor-sync fastapi
+    pip install 'gregor-sync[server]' fastapi
     uvicorn examples.fastapi_app:app --no-access-log --timeout-graceful-shutdown 10
 
     curl -X POST 'http://127.0.0.1:8000/orders?customer=alice&item=umbrella'

@@ -19,6 +19,8 @@ from gregor.core.state import Item, State
 from gregor.errors import GregorError
 from gregor.protocol.frames import Result
 
+__version__ = "0.1.0"
+
 __all__ = [
     "GregorError",
     "InBandMessage",
@@ -27,6 +29,7 @@ __all__ = [
     "Result",
     "State",
     "TimeOrOffset",
+    "__version__",
     "create",
     "dismiss",
     "dismiss_category",

@@ -1,7 +1,7 @@
 """Structured log messages of the library: an event and its fields, through standard logging.
 
 Library code configures no handlers and never prints; the program that uses it decides where its
-logs go. `gregor serve` formats them as readable lines or as JSON (`cli/options.py`).
+logs go. `gregor serve` formats them as readable lines or as JSON (`cli/log_format.py`).
 """
 
 

@@ -64,7 +64,7 @@ def test_wrong_usage_exits_with_2() -> None:
 
 
 def test_help_imports_no_slow_module() -> None:
-    slow = "{'sqlalchemy', 'starlette', 'uvicorn', 'httpx', 'pydantic', 'websockets'}"
+    slow = "{'sqlalchemy', 'starlette', 'uvicorn', 'httpx', 'pydantic', 'websockets', 'rich'}"
     program = f"import gregor.cli.main, sys; print({slow} & set(sys.modules))"
     result = subprocess.run(
         (sys.executable, "-c", program), capture_output=True, text=True, check=True

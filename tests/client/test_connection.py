@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from gregor.client import Client, Disconnected, MemoryStore, Offline
-from gregor.client.connection import Transport, websocket_url
+from gregor.client.connection import Transport
+from gregor.client.websocket import websocket_url
 from gregor.core.message import UID, create
 from gregor.core.sync import Snapshot, Sync
 from gregor.errors import (

@@ -637,4 +637,26 @@ MUTATIONS = [
         "tests/stores/test_postgresql.py"
         "::test_work_that_ignores_a_failed_statement_is_not_reported_as_committed",
     ),
+    Mutation(
+        "the tables of a new file differ from those of the migrations",
+        "stores/sql/tables.py",
+        '"CREATE INDEX users_of_bucket ON users (bucket)",',
+        '"CREATE INDEX users_of_bucket ON users (uid, bucket)",',
+        "tests/stores/test_migrations.py::test_migrations_create_the_tables_of_a_new_file[sqlite]",
+    ),
+    Mutation(
+        "a defect in a dependency is reported as a missing extra",
+        "extras.py",
+        "if error.name not in extra.modules:",
+        "if error.name is None:",
+        "tests/test_extras.py::test_other_import_error_is_raised_unchanged[another extra]",
+    ),
+    Mutation(
+        "a shard that is opened without its name is migrated",
+        "stores/sql/migrations/__init__.py",
+        "shard = None if self.may_be_shard else _shard(connection, found)",
+        "shard = None",
+        "tests/stores/test_migrations.py"
+        "::test_shard_that_is_opened_without_its_name_is_not_migrated",
+    ),
 ]

@@ -21,7 +21,7 @@ FORKSERVER.set_forkserver_preload(
         *("hypothesis.stateful", "pytest_asyncio.plugin"),
         *("asyncpg", "sqlalchemy.ext.asyncio", "sqlalchemy.dialects.postgresql.asyncpg"),
         *("alembic.context", "alembic.command", "greenlet"),
-        *("nats", "pydantic_settings", "redis.asyncio", "starlette.applications", "structlog"),
+        *("nats", "pydantic_settings", "redis.asyncio", "starlette.applications"),
     ]
 )
 TEST_TIMEOUT_SECONDS = 120

@@ -1,14 +1,17 @@
-"""The migrations create exactly the tables that the code knows, and keep the stored messages."""
+"""The migrations create exactly the tables of a new file, and keep the stored messages."""
 
 import asyncio
 import gzip
-from collections.abc import Callable
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Any, Generic, TypeVar
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.runtime.migration import MigrationContext
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect
 
 from gregor.core.instant import SECOND
@@ -16,93 +19,175 @@ from gregor.core.message import create
 from gregor.errors import SetupError
 from gregor.interfaces import Duplicate
 from gregor.shards.state_machine import ShardedStateMachine
-from gregor.stores.sql import statements
+from gregor.stores.sql import migrations, statements
 from gregor.stores.sql.database import DatabaseConnection
-from gregor.stores.sql.migrations import SchemaWork, migrate, require_newest, revision, upgrade_to
+from gregor.stores.sql.migrations import (
+    REVISIONS,
+    migrate,
+    require_newest,
+    requiring_no_shard,
+    revision,
+)
+from gregor.stores.sql.migrations.postgresql import run_on_postgresql
+from gregor.stores.sql.migrations.sqlite import run_on_sqlite
+from gregor.stores.sql.migrations.upgrade import NEWEST, Upgrade
 from gregor.stores.sql.state_machine import SQLStateMachine
 from gregor.stores.sql.statements import MessageRow
 from gregor.stores.sql.store_url import database_at, databases_at
-from gregor.stores.sql.tables import metadata
+from gregor.stores.sql.tables import CREATE_TABLES
 
 T = TypeVar("T")
 LATER = 1_767_226_000_000_000  # shortly after the messages in the files were stored
 
 
-SQLAlchemyWork: TypeAlias = Callable[[Connection], T]
+class OnSQLAlchemy(Generic[T]):
+    """A Migration that runs the work once, on a connection of SQLAlchemy."""
+
+    def __init__(self, work: Callable[[Connection], T]) -> None:
+        self._work = work
+        self.results: list[T] = []
+
+    def is_due(self, connection: DatabaseConnection) -> bool:
+        return not self.results
+
+    def on_sqlite(self, driver: sqlite3.Connection) -> None:
+        run_on_sqlite(driver, self._run)
+
+    async def on_postgresql(self, connect: Callable[[], Awaitable[Any]]) -> None:
+        await run_on_postgresql(connect, self._run)
+
+    def _run(self, connection: Connection) -> None:
+        self.results.append(self._work(connection))
 
 
-async def inspected(url: str, prepare: SQLAlchemyWork[None], work: SQLAlchemyWork[T]) -> T:
-    """The result of the work on the database after `prepare`."""
-    results: list[T] = []
-
-    @SchemaWork
-    def prepare_and_work(connection: Connection) -> None:
-        prepare(connection)
-        results.append(work(connection))
-
-    async with database_at(url, prepare_and_work):
-        return results[0]
+async def on_sqlalchemy(url: str, work: Callable[[Connection], T]) -> T:
+    migration = OnSQLAlchemy(work)
+    async with database_at(url, migration):
+        return migration.results[0]
 
 
-def leave_unchanged(connection: Connection) -> None:
-    pass
+async def read_revision(url: str) -> str | None:
+    async with database_at(url) as database:
+        return await database.read(revision)
 
 
-async def test_migrations_create_the_tables_and_nothing_else(url: str) -> None:
-    def differences(connection: Connection) -> list[object]:
-        options = {"compare_type": True, "compare_server_default": True}
-        return list(
-            compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
+def schema(connection: Connection) -> dict[str, object]:
+    """The columns, keys and indexes of each table, apart from collations and partial indexes,
+    which other tests compare."""
+    inspector = inspect(connection)
+    return {
+        name: (
+            [
+                (c["name"], _type(c["type"]), c["nullable"], _default(c["default"]))
+                for c in inspector.get_columns(name)
+            ],
+            inspector.get_pk_constraint(name)["constrained_columns"],
+            [c["column_names"] for c in inspector.get_unique_constraints(name)],
+            [
+                (i["name"], i["column_names"])
+                for i in inspector.get_indexes(name)
+                if "duplicates_constraint" not in i
+            ],
         )
-
-    assert await inspected(url, migrate.run, differences) == []
-
-
-async def test_migrations_create_every_index_and_constraint() -> None:
-    """Alembic does not compare these in full on SQLite: partial indexes, primary keys."""
-
-    def schema(connection: Connection) -> dict[str, object]:
-        inspector = inspect(connection)
-        return {
-            name: (
-                [(c["name"], str(c["type"]), c["nullable"]) for c in inspector.get_columns(name)],
-                inspector.get_pk_constraint(name)["constrained_columns"],
-                [c["column_names"] for c in inspector.get_unique_constraints(name)],
-                [
-                    (i["name"], i["column_names"], _where(i.get("dialect_options")))
-                    for i in inspector.get_indexes(name)
-                ],
-            )
-            for name in inspector.get_table_names()
-            if name != "alembic_version"
-        }
-
-    def create_all(connection: Connection) -> None:
-        metadata.create_all(connection)
-
-    migrated_schema = await inspected("sqlite://", migrate.run, schema)
-    created_schema = await inspected("sqlite://", create_all, schema)
-    assert created_schema == migrated_schema
-    assert set(migrated_schema) == set(metadata.tables)
+        for name in inspector.get_table_names()
+    }
 
 
-def _where(options: object) -> str:
-    where = options.get("sqlite_where") if isinstance(options, dict) else None
-    return str(where)
+def _default(default: str | None) -> str | None:
+    return None if default is None else default.removesuffix("::integer").strip("'()")
 
 
-async def test_migrate_is_idempotent(tmp_path: Path) -> None:
+def _type(column_type: object) -> str:
+    return str(column_type).removesuffix(' COLLATE "C"')
+
+
+def partial_indexes(connection: Connection) -> list[tuple[str, str]]:
+    inspector = inspect(connection)
+    return [
+        (str(index["name"]), str(index["dialect_options"]["sqlite_where"]))
+        for name in inspector.get_table_names()
+        for index in inspector.get_indexes(name)
+        if index.get("dialect_options")
+    ]
+
+
+def create_tables(connection: Connection) -> None:
+    for statement in CREATE_TABLES:
+        connection.exec_driver_sql(statement)
+
+
+async def test_migrations_create_the_tables_of_a_new_file(url: str) -> None:
+    def created(connection: Connection) -> dict[str, object]:
+        create_tables(connection)
+        return schema(connection)
+
+    def migrated(connection: Connection) -> dict[str, object]:
+        NEWEST.run(connection)
+        return schema(connection)
+
+    tables = await on_sqlalchemy("sqlite://", created)
+    assert tables == await on_sqlalchemy(url, migrated)
+    assert {"users", "messages", "shard", "alembic_version"} < set(tables)
+
+
+async def test_migrations_create_the_partial_indexes_of_a_new_file() -> None:
+    def created(connection: Connection) -> list[tuple[str, str]]:
+        create_tables(connection)
+        return partial_indexes(connection)
+
+    def migrated(connection: Connection) -> list[tuple[str, str]]:
+        NEWEST.run(connection)
+        return partial_indexes(connection)
+
+    indexes = await on_sqlalchemy("sqlite://", created)
+    assert indexes == await on_sqlalchemy("sqlite://", migrated)
+    assert [name for name, _ in indexes] == ["live_items"]
+
+
+async def test_names_are_compared_byte_for_byte_on_postgresql(postgresql_url: str) -> None:
+    query = """
+        SELECT table_name, column_name FROM information_schema.columns
+        WHERE table_schema = current_schema() AND data_type = 'text' AND collation_name IS NULL
+        """
+    async with database_at(postgresql_url, migrate) as database:
+        others = await database.read(lambda c: c.execute_sql(query))
+    assert set(others) == {("messages", "message"), ("dismissed_ranges", "skip_msg_ids")}
+
+
+def test_code_knows_the_revisions_of_the_migrations() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    scripts = list(ScriptDirectory.from_config(config).walk_revisions())
+    assert tuple(script.revision for script in reversed(scripts)) == REVISIONS
+
+
+def test_file_that_is_new_or_has_the_newest_schema_loads_no_alembic(tmp_path: Path) -> None:
+    program = """
+import asyncio, sys
+from gregor.stores.sql.migrations import migrate
+from gregor.stores.sql.store_url import database_at
+
+async def main():
+    for _ in range(2):
+        async with database_at(sys.argv[1], migrate) as database:
+            pass
+    print({"alembic", "sqlalchemy"} & set(sys.modules))
+
+asyncio.run(main())
+"""
     url = f"sqlite:///{tmp_path / 'gregor.db'}"
-    revisions = [await inspected(url, migrate.run, revision) for _ in range(2)]
-    assert revisions[0] is not None
-    assert revisions[0] == revisions[1]
+    command = (sys.executable, "-c", program, url)
+    assert subprocess.run(command, capture_output=True, check=True).stdout == b"set()\n"
+
+
+async def test_migrate_is_idempotent(url: str) -> None:
+    async with database_at(url, migrate) as database:
+        assert await database.read(revision) == REVISIONS[-1]
+        assert not await database.read(migrate.is_due)
 
 
 async def test_new_file_has_no_schema(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'gregor.db'}"
-    async with database_at(url):
-        pass
-    assert await inspected(url, leave_unchanged, revision) is None
+    assert await read_revision(f"sqlite:///{tmp_path / 'gregor.db'}") is None
 
 
 def set_revision(connection: DatabaseConnection, version: str) -> None:
@@ -116,7 +201,7 @@ async def test_newer_schema_is_refused_with_the_command_to_upgrade(tmp_path: Pat
     with pytest.raises(SetupError, match=r"9999.*pip install -U gregor-sync"):
         async with database_at(url, migrate):
             pass
-    assert await inspected(url, leave_unchanged, revision) == "9999"
+    assert await read_revision(url) == "9999"
 
 
 # On a database that nodes share, a node creates tables only with --migrate.
@@ -139,7 +224,7 @@ async def test_node_refuses_schema_that_its_code_does_not_know(postgresql_url: s
 async def test_concurrent_migrations_wait_for_each_other(postgresql_url: str) -> None:
     databases = [database_at(postgresql_url, migrate) for _ in range(5)]
     await asyncio.gather(*(database.__aenter__() for database in databases))
-    assert await inspected(postgresql_url, leave_unchanged, revision) is not None
+    assert await read_revision(postgresql_url) == REVISIONS[-1]
     for database in databases:
         await database.__aexit__(None, None, None)
 
@@ -219,7 +304,7 @@ async def test_messages_in_postgresql_of_schema_0002_are_kept_with_renamed_field
         MessageRow(uid, n, n - 1, msg_id, None, message, None, None)
         for n, (uid, msg_id, message) in enumerate(before, start=1)
     ]
-    schema_0002 = SchemaWork(lambda connection: upgrade_to(connection, "0002"))
+    schema_0002 = OnSQLAlchemy(Upgrade("0002").run)
     async with database_at(postgresql_url, schema_0002) as database:
         await database.write(lambda c: c.insert(statements.INSERT_MESSAGES, rows))
     async with database_at(postgresql_url, migrate) as database:
@@ -233,3 +318,11 @@ async def test_shards_of_schema_0002_are_served_after_each_is_migrated(tmp_path:
         async with ShardedStateMachine(machines) as machine:
             for uid in ("alice", "bob", "carol", "dan"):
                 assert len(await machine.state(uid)) == 4
+
+
+async def test_shard_that_is_opened_without_its_name_is_not_migrated(tmp_path: Path) -> None:
+    url = unpack("shard-a", tmp_path)
+    with pytest.raises(SetupError, match=r"shard 'a' of several"):
+        async with database_at(url, requiring_no_shard(migrate)):
+            pass
+    assert await read_revision(url) == "0002"

@@ -1,6 +1,19 @@
-"""`python -m gregor.cli` is `gregor`."""
+"""The entry point of `gregor`, and of `python -m gregor.cli`."""
 
-from gregor.cli.main import main
+import sys
+
+from gregor.extras import MissingExtra, required_extra
+
+
+def main() -> None:
+    """Run the command line; without its extra, name it, and exit with status 1."""
+    try:
+        with required_extra("cli"):
+            from gregor.cli.main import app
+    except MissingExtra as error:
+        sys.exit(f"gregor: {error.message}")
+    app(prog_name="gregor")
+
 
 if __name__ == "__main__":
     main()

@@ -10,6 +10,7 @@ import typer
 from gregor.cli import options, output
 from gregor.cli.event_loop import run
 from gregor.cli.sample import SAMPLE
+from gregor.extras import required_extra
 
 if TYPE_CHECKING:
     from gregor.cli.demo_run import DemoResult
@@ -59,7 +60,8 @@ def demo(
 
     The exit status is 1 if any replica differs from the server.
     """
-    from gregor.cli import demo_run
+    with required_extra("server"):
+        from gregor.cli import demo_run
 
     def play(file: Path, seed: int) -> Coroutine[Any, Any, "DemoResult"]:
         return demo_run.run_demo(file, devices, seconds, seed, store)

@@ -23,8 +23,8 @@ from gregor.client import (
     Transport,
     WriteRejected,
 )
-from gregor.client.connection import WebSocketTransport, websocket
 from gregor.client.events import Subscription
+from gregor.client.websocket import WebSocketTransport, websocket
 from gregor.core.instant import Time
 from gregor.core.message import MsgID
 from gregor.core.state import Item, State

@@ -113,8 +113,3 @@ app.command(rich_help_panel=CLIENT_PANEL)(queries.log)
 app.command(rich_help_panel=CLIENT_PANEL)(watch.watch)
 app.command(rich_help_panel=CLIENT_PANEL)(replay.replay)
 app.command(rich_help_panel=DEMO_PANEL)(demo.demo)
-
-
-def main() -> None:
-    """The entry point."""
-    app(prog_name="gregor")

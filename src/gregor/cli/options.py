@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gregor.cli.log_format import JSONFormatter, LineFormatter
 from gregor.core.instant import TimeOrOffset, parse_time_or_offset
-from gregor.log_event import LogEvent
 
 if TYPE_CHECKING:  # the import takes 0.25 s, too long for `gregor --help`
     from gregor.config import Settings
@@ -71,38 +71,13 @@ def load_settings(ctx: typer.Context, *, quiet: bool = True, **given: Any) -> "S
     return loaded
 
 
-def log_to_stderr(format_: str, level: int) -> None:
-    """Write all logs, ours and those of libraries, to stderr in one format."""
-    import structlog
-
-    processors: list[Any] = [
-        _add_event_fields,
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_logger_name,
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso"),
-    ]
-    renderers: list[Any]
-    if format_ == "json":
-        renderers = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    else:
-        renderers = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
-    formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=processors,
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
-    )
+def log_to_stderr(format_: str, level: int, **context: object) -> None:
+    """Write all logs, ours and those of libraries, to stderr in one format, with the `context` in
+    each entry."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter)
+    handler.setFormatter(JSONFormatter(context) if format_ == "json" else LineFormatter(context))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("gregor").setLevel(level)
-
-
-def _add_event_fields(logger: object, method: str, entry: dict[str, Any]) -> dict[str, Any]:
-    """Render the fields of a LogEvent as separate fields of the log entry."""
-    match entry["_record"].msg:
-        case LogEvent(event=event, fields=fields):
-            return {**entry, "event": event, **fields}
-    return entry
 
 
 def parse_time(text: str | None) -> TimeOrOffset | None:

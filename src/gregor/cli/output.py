@@ -1,30 +1,39 @@
-"""The output of commands: tables and text for people, JSON for scripts."""
+"""The output of commands: tables and text for people, JSON for scripts.
+
+Rich is imported where it is used: `gregor serve` prints nothing with it.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
-from rich.text import Text
 
 from gregor.core.facts import DismissedRange, dismissed_ranges
 from gregor.core.instant import SECOND, Time, to_rfc3339
 from gregor.core.message import InBandMessage
 from gregor.core.state import Item
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+
 PIPE_WIDTH = 1_000  # characters; lines in a pipe are not wrapped
 
 
-def console() -> Console:
+def console() -> "Console":
     """The console on stdout."""
+    from rich.console import Console
+
     stdout = Console(highlight=False)
     return stdout if stdout.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
 
 
 def print_error(message: str) -> None:
     """Print an error to stderr as one plain line."""
+    from rich.console import Console
+
     line = printable(" ".join(message.split()))
     Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"gregor: {line}")
 
@@ -61,9 +70,11 @@ def format_duration(microseconds: int) -> str:
 # Items and messages
 
 
-def item_table(items: Iterable[Item], now: Time) -> Table:
+def item_table(items: Iterable[Item], now: Time) -> "Table":
     """A table of live items, one line each. On a narrow terminal only the categories and bodies
     are cut off."""
+    from rich.text import Text
+
     rows = [
         (
             printable(item.category),
@@ -109,15 +120,17 @@ def _range_text(range_: DismissedRange, message: InBandMessage) -> str:
 # Tables and progress bars
 
 
-def plain_table(*columns: str) -> Table:
+def plain_table(*columns: str) -> "Table":
     """An empty table without borders."""
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column)
     return table
 
 
-def figures_table(figures: Mapping[str, int | float | str]) -> Table:
+def figures_table(figures: Mapping[str, int | float | str]) -> "Table":
     """A table with one row: each figure under its name."""
     table = plain_table()
     for name in figures:
@@ -126,9 +139,12 @@ def figures_table(figures: Mapping[str, int | float | str]) -> Table:
     return table
 
 
-def progress() -> Progress:
+def progress() -> "Progress":
     """A progress bar on stderr if that is a terminal, otherwise nothing. The field `status` of a
     task is shown beside its bar."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
     stderr = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),

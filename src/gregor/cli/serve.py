@@ -134,11 +134,8 @@ def serve(
 
 def worker() -> None:
     """Run one worker process of a server; it reads its configuration from stdin."""
-    import structlog
-
     from gregor.server.workers import WorkerConfig, work
 
     config = WorkerConfig.read()
-    options.log_to_stderr(config.settings["log_format"], logging.INFO)
-    structlog.contextvars.bind_contextvars(worker=config.number)
+    options.log_to_stderr(config.settings["log_format"], logging.INFO, worker=config.number)
     run(work(config))

@@ -1,5 +1,7 @@
 """Clients: a user's state on a device, online and offline, and the producers for backends."""
 
+from typing import TYPE_CHECKING
+
 from gregor.client.client import Client
 from gregor.client.connection import Connect, Disconnected, Transport
 from gregor.client.events import (
@@ -13,9 +15,22 @@ from gregor.client.events import (
     Synced,
     WriteRejected,
 )
-from gregor.client.producer import AsyncProducer, Producer
 from gregor.client.state_machine import DeviceStateMachine
 from gregor.client.store import ClientStore, MemoryStore, SQLiteStore
+
+if TYPE_CHECKING:
+    from gregor.client.producer import AsyncProducer, Producer
+else:
+
+    def __getattr__(name):
+        """Load the producers when they are used: a device does without their HTTP client, which
+        takes as long to load as the rest."""
+        if name not in ("AsyncProducer", "Producer"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import gregor.client.producer as producers
+
+        return getattr(producers, name)
+
 
 __all__ = [
     "AsyncProducer",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple, Self
 
-from gregor.client.connection import Connect, Connection, Operation, Token, websocket
+from gregor.client.connection import Connect, Connection, Operation, Token
 from gregor.client.events import Event, Subscription, WriteRejected
 from gregor.client.replica import Replica, events_between, new_rejections
 from gregor.client.store import ClientStore, MemoryStore, changed_records, load_replica
@@ -76,7 +76,7 @@ class Client:
         self._uid = uid
         self._store: ClientStore = MemoryStore() if store is None else store
         self._clock = clock
-        self._connection = Connection(self, connect or websocket(url), token, jitter)
+        self._connection = Connection(self, connect or _websocket(url), token, jitter)
         self._replica = Replica(device_id)
         self._visible: dict[MsgID, Item] = {}
         self._pending_changes: list[_Change] = []
@@ -404,6 +404,14 @@ class Client:
         """Wake the tasks in `_wait_until`, so that they check their conditions again."""
         self._condition_changed.set()
         self._condition_changed = asyncio.Event()
+
+
+def _websocket(url: str) -> Connect:
+    """The default transport. Its library takes as long to load as the rest of the client, which
+    needs it only here."""
+    from gregor.client.websocket import websocket
+
+    return websocket(url)
 
 
 def _fail(change: _Change, error: GregorError) -> None:

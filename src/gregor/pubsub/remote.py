@@ -25,12 +25,11 @@ from uuid import uuid4
 
 from gregor.backoff import Backoff, Outage
 from gregor.errors import SetupError
+from gregor.extras import required_extra
 from gregor.log_event import LogEvent
 from gregor.pubsub.incoming import IncomingQueue
 from gregor.pubsub.interface import Event, Interrupted, Received
 from gregor.pubsub.link import Link, LinkLost, OutgoingPayload
-from gregor.pubsub.nats import NATSLink
-from gregor.pubsub.redis import RedisLink
 from gregor.urls import redacted
 
 log = logging.getLogger("gregor.pubsub")
@@ -43,21 +42,17 @@ MAX_QUEUED_PAYLOADS = 10_000
 MAX_BATCH_SIZE = 500  # of payloads or channels, in one call to the server
 HEARTBEAT_POLLS = 10  # the time-out of a heartbeat is divided into this many waits
 
-LINKS: dict[str, Callable[[str], Link]] = {
-    "redis": RedisLink,
-    "rediss": RedisLink,
-    "unix": RedisLink,
-    "nats": NATSLink,
-    "tls": NATSLink,
-}
+REDIS_SCHEMES = ("redis", "rediss", "unix")
+NATS_SCHEMES = ("nats", "tls")
 
 URL_FORMS = "redis://HOST:PORT/DB or nats://HOST:PORT"
 
 
 def pubsub_at(url: str, **options: Any) -> "RemotePubSub":
-    """A pub/sub on the server at the URL. Raises SetupError if the URL is invalid."""
+    """A pub/sub on the server at the URL. Raises SetupError if the URL is invalid, or if the extra
+    for this kind of server is not installed."""
     scheme = url.partition(":")[0]
-    if scheme not in LINKS:
+    if scheme not in (*REDIS_SCHEMES, *NATS_SCHEMES):
         raise SetupError(
             f"{redacted(url)} is not the URL of a supported pub/sub: use --pubsub {URL_FORMS}"
         )
@@ -66,7 +61,19 @@ def pubsub_at(url: str, **options: Any) -> "RemotePubSub":
             f"{redacted(url)} is not a valid URL: use --pubsub {URL_FORMS}, and percent-encode "
             "each of / ? # @ : in a password (/ is %2F)"
         )
-    return RemotePubSub(url, LINKS[scheme], **options)
+    return RemotePubSub(url, _redis() if scheme in REDIS_SCHEMES else _nats(), **options)
+
+
+def _redis() -> Callable[[str], Link]:
+    with required_extra("redis"):
+        from gregor.pubsub.redis import RedisLink
+    return RedisLink
+
+
+def _nats() -> Callable[[str], Link]:
+    with required_extra("nats"):
+        from gregor.pubsub.nats import NATSLink
+    return NATSLink
 
 
 def _is_unambiguous(url: str) -> bool:

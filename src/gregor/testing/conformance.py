@@ -34,9 +34,6 @@ from itertools import count
 from typing import TypeAlias
 
 import msgspec
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from gregor.core.facts import Facts
 from gregor.core.instant import SECOND, Time, TimeOrOffset
@@ -55,6 +52,7 @@ from gregor.core.message import (
 from gregor.core.state import State, state_hash
 from gregor.core.sync import Changes, Snapshot, Sync
 from gregor.errors import Conflict
+from gregor.extras import required_extra
 from gregor.interfaces import (
     Duplicate,
     Outcome,
@@ -74,6 +72,11 @@ from gregor.testing.strategies import (
     shuffled,
     times,
 )
+
+with required_extra("testing"):
+    import pytest
+    from hypothesis import given, settings
+    from hypothesis import strategies as st
 
 OpenMachine: TypeAlias = Callable[
     [Callable[[], Time]], AbstractAsyncContextManager[StateMachineOfRecord]

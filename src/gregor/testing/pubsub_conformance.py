@@ -17,9 +17,11 @@ from contextlib import AbstractAsyncContextManager
 from typing import TypeAlias
 from uuid import uuid4
 
-import pytest
-
+from gregor.extras import required_extra
 from gregor.pubsub.interface import Event, PubSub, Received
+
+with required_extra("testing"):
+    import pytest
 
 TIMEOUT_SECONDS = 10.0
 CHANNELS = 5_000

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 import msgspec
-from hypothesis import strategies as st
 
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import (
@@ -22,6 +21,10 @@ from gregor.core.message import (
     Range,
     raw,
 )
+from gregor.extras import required_extra
+
+with required_extra("testing"):
+    from hypothesis import strategies as st
 
 MAX_TIME = 80
 MSG_IDS: tuple[MsgID, ...] = tuple(f"m{n}" for n in range(8))

@@ -43,13 +43,18 @@ Work: TypeAlias = Callable[[DatabaseConnection], T]
 
 
 class Migration(Protocol):
-    """Brings the schema up to date, or checks it, in one transaction of its own. Idempotent. Raises
-    SetupError, and the driver's errors."""
+    """Brings the schema up to date, or only checks it."""
 
-    def on_sqlite(self, driver: sqlite3.Connection) -> None: ...
+    def is_due(self, connection: DatabaseConnection) -> bool:
+        """Whether the migration must run. Raises SetupError if the database cannot be used."""
+        ...
+
+    def on_sqlite(self, driver: sqlite3.Connection) -> None:
+        """Run, in one transaction. Idempotent. Raises SetupError, and the driver's errors."""
+        ...
 
     async def on_postgresql(self, connect: Callable[[], Awaitable[Any]]) -> None:
-        """`connect` makes a connection of asyncpg."""
+        """The same. `connect` makes a connection of asyncpg."""
         ...
 
 

@@ -27,6 +27,7 @@ class Dialect(NamedTuple):
     name: str
     json_rows: str  # a table of the elements of the JSON array in :rows
     clock: str  # the database's clock in microseconds, at evaluation
+    tables: str  # a table of the `name` of each table
     has_numbered_parameters: bool  # $1, $2, … instead of :name
     has_row_locks: bool  # transactions run concurrently and lock rows; otherwise one at a time
 
@@ -35,6 +36,7 @@ SQLITE = Dialect(
     "sqlite",
     "json_each(:rows)",
     "database_now()",  # a function of ours: the process that holds the file has the only clock
+    "sqlite_master",
     has_numbered_parameters=False,
     has_row_locks=False,
 )
@@ -42,6 +44,7 @@ POSTGRESQL = Dialect(
     "postgresql",
     "json_array_elements(CAST(:rows AS json))",
     "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)",
+    "(SELECT relname AS name FROM pg_class WHERE pg_table_is_visible(oid)) AS visible",
     has_numbered_parameters=True,
     has_row_locks=True,
 )
@@ -56,6 +59,7 @@ def sql_of(statement: Statement[object], dialect: Dialect) -> SQL:
         columns = ", ".join(_input_column(n, *column) for n, column in enumerate(types))
         text = f"WITH input AS (SELECT {columns} FROM {dialect.json_rows}) {text}"
     text = text.replace("database_now()", dialect.clock)
+    text = text.replace("database_tables", dialect.tables)
     names = tuple(dict.fromkeys(_PARAMETER.findall(text)))
     if dialect.has_numbered_parameters:
         text = _PARAMETER.sub(lambda match: f"${names.index(match[1]) + 1}", text)

@@ -11,14 +11,20 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from contextlib import asynccontextmanager, suppress
 from functools import cache, partial
 from math import inf
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import Any, Self, TypeVar
 
 import asyncpg
 from asyncpg.pool import Pool, PoolConnectionProxy
 
 from gregor.backoff import Backoff
 from gregor.errors import GregorError, SetupError, StorageUnavailable
-from gregor.stores.sql.database import CommitUnknown, UniqueViolation, Unreachable, Work
+from gregor.stores.sql.database import (
+    CommitUnknown,
+    Migration,
+    UniqueViolation,
+    Unreachable,
+    Work,
+)
 from gregor.stores.sql.dialect import POSTGRESQL, encode_rows, sql_of
 from gregor.stores.sql.statements import BulkStatement, Insert, Row, Statement, no_row
 from gregor.stores.sql.sync_bridge import run_sync, wait_for
@@ -26,8 +32,6 @@ from gregor.urls import redacted
 
 T = TypeVar("T")
 R = TypeVar("R")
-Prepare: TypeAlias = Callable[[Callable[[], Awaitable[Any]]], Awaitable[None]]
-"""A function of a function that connects."""
 
 MIN_VERSION = 14
 MAX_ATTEMPTS = 5
@@ -83,7 +87,7 @@ class PostgreSQLConnection:
 
     dialect = POSTGRESQL
 
-    def __init__(self, driver: PoolConnectionProxy) -> None:
+    def __init__(self, driver: asyncpg.Connection | PoolConnectionProxy) -> None:
         self._driver = driver
 
     def execute(self, statement: Statement[R], /, **parameters: object) -> list[R]:
@@ -117,14 +121,14 @@ class PostgreSQLDatabase:
     """A Database on a server that other processes use as well.
 
     Writes have a connection of their own, so readers cannot starve them. Each query times out
-    after `seconds`. `prepare` may create the schema, or only check it.
+    after `seconds`. `migration` may create the schema, or only check it.
     """
 
     def __init__(
-        self, url: str, prepare: Prepare | None, *, connections: int, seconds: float
+        self, url: str, migration: Migration | None, *, connections: int, seconds: float
     ) -> None:
         self.url = url
-        self._prepare = prepare
+        self._migration = migration
         self._max_readers = connections
         self._timeout_seconds = seconds
         self._writer: Pool | None = None
@@ -169,16 +173,24 @@ class PostgreSQLDatabase:
                 "synchronous_commit is off, so a crash could lose acknowledged messages; "
                 "run: ALTER DATABASE … SET synchronous_commit = on"
             )
-        if self._prepare is not None:
-            await _with_retries(partial(self._run_prepare, self._prepare))
+        if self._migration is not None:
+            await _with_retries(partial(self._migrate, self._migration))
         self._writer = await self._pool(1)
         self._readers = await self._pool(self._max_readers)
 
-    async def _run_prepare(self, prepare: Prepare) -> None:
+    async def _migrate(self, migration: Migration) -> None:
         try:
-            await prepare(self._connect)
+            while await self._is_due(migration):
+                await migration.on_postgresql(self._connect)
         except DRIVER_ERRORS as error:
             raise _translated(error) from error
+
+    async def _is_due(self, migration: Migration) -> bool:
+        driver = await self._connect()
+        try:
+            return await run_sync(lambda: migration.is_due(PostgreSQLConnection(driver)))
+        finally:
+            await driver.close(timeout=CONNECT_TIMEOUT_SECONDS)
 
     async def _pool(self, connections: int) -> Pool:
         return await asyncpg.create_pool(

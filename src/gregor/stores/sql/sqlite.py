@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 
 from gregor.clock import now
 from gregor.errors import GregorError, SetupError, StorageUnavailable
-from gregor.stores.sql.database import StorageBroken, UniqueViolation, Work
+from gregor.stores.sql.database import Migration, StorageBroken, UniqueViolation, Work
 from gregor.stores.sql.dialect import SQLITE, encode_rows, sql_of
 from gregor.stores.sql.statements import BulkStatement, Insert, Row, Statement, no_row
 
@@ -150,6 +150,16 @@ def transact(driver: sqlite3.Connection, begin: str, work: Work[T]) -> T:
         if driver.in_transaction:
             driver.execute("ROLLBACK")
         raise
+
+
+def migrating(migration: Migration) -> Callable[[sqlite3.Connection], None]:
+    """What prepares an SQLiteDatabase by this migration."""
+
+    def prepare(driver: sqlite3.Connection) -> None:
+        while transact(driver, "BEGIN IMMEDIATE", migration.is_due):
+            migration.on_sqlite(driver)
+
+    return prepare
 
 
 def _write_nothing(driver: sqlite3.Connection) -> None:

@@ -1,9 +1,9 @@
 """Every SQL statement of a store: why it is needed, its text, its parameters, the type of its rows.
 
 The text is the same for SQLite and PostgreSQL. `:name` is a parameter; `database_now()` is the
-database's clock in microseconds. A statement about many rows reads them from the table `input`:
-each dialect makes that table of one JSON parameter (decision 2), so a statement is prepared once,
-whatever the number of rows.
+database's clock in microseconds; `database_tables` lists its tables. A statement about many rows
+reads them from the table `input`: each dialect makes that table of one JSON parameter (decision 2),
+so a statement is prepared once, whatever the number of rows.
 """
 
 from collections.abc import Callable, Iterable
@@ -743,6 +743,17 @@ RANGES_AFTER = Statement(
     WHERE uid = :uid AND end_time > :cursor ORDER BY end_time
     """,
     StoredRange._make,
+)
+
+
+class SchemaTables(NamedTuple):
+    tables: int
+
+
+# Whether the database has a schema: a new one does not even have the table with its revision.
+HAS_SCHEMA = Statement(
+    "SELECT count(*) AS tables FROM database_tables WHERE name = 'alembic_version'",
+    SchemaTables._make,
 )
 
 

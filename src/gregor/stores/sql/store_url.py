@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from gregor.errors import SetupError
-from gregor.stores.sql.database import Database, Migration
-from gregor.stores.sql.postgresql import PostgreSQLDatabase
-from gregor.stores.sql.sqlite import SQLiteDatabase
+from gregor.extras import required_extra
+from gregor.stores.sql.database import Database, DatabaseConnection, Migration
+from gregor.stores.sql.sqlite import SQLiteDatabase, migrating
 from gregor.urls import redacted
 
 READ_CONNECTIONS = 8
@@ -33,7 +33,8 @@ def database_at(
     seconds: float = TIMEOUT_SECONDS,
 ) -> Database:
     """The database at this URL, to be opened with `async with`; opening it runs `migration` first.
-    Raises SetupError if the URL is not one of a supported database.
+    Raises SetupError if the URL is not one of a supported database, or if its extra is not
+    installed.
 
     The URL is `sqlite:///FILE`, or `sqlite://` in memory, or any URL that libpq accepts for
     PostgreSQL, unix sockets included: `postgresql://user@/name?host=/run/postgresql`. On
@@ -43,9 +44,10 @@ def database_at(
     parsed = parse_url(url)
     named = None if migration is None else MigrationOfURL(migration, url)
     if parsed.is_shared:
-        prepare = None if named is None else named.on_postgresql
-        return PostgreSQLDatabase(url, prepare, connections=connections, seconds=seconds)
-    return SQLiteDatabase(parsed.path, None if named is None else named.on_sqlite)
+        with required_extra("postgresql"):
+            from gregor.stores.sql.postgresql import PostgreSQLDatabase
+        return PostgreSQLDatabase(url, named, connections=connections, seconds=seconds)
+    return SQLiteDatabase(parsed.path, None if named is None else migrating(named))
 
 
 class MigrationOfURL(NamedTuple):
@@ -53,6 +55,10 @@ class MigrationOfURL(NamedTuple):
 
     migration: Migration
     url: str
+
+    def is_due(self, connection: DatabaseConnection) -> bool:
+        with self._url_in_errors():
+            return self.migration.is_due(connection)
 
     def on_sqlite(self, driver: sqlite3.Connection) -> None:
         with self._url_in_errors():
