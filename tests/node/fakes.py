@@ -9,7 +9,8 @@ from gregor.core.state import Sync
 from gregor.errors import Malformed, StorageUnavailable
 from gregor.interfaces import Outcome
 from gregor.node.node import Node, Observer
-from gregor.protocol.server_session import Publication, ServerSession
+from gregor.protocol.publication import Publication
+from gregor.protocol.server_session import ServerSession
 from gregor.pubsub.interface import Event
 from gregor.pubsub.memory import Exchange, MemoryPubSub
 from gregor.stores.memory import MemoryStateMachine

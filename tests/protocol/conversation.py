@@ -7,18 +7,12 @@ from collections.abc import Iterable, Sequence
 from gregor.core.message import DeviceID, InBandMessage, Message, OutOfBandMessage
 from gregor.core.state import Changes, Facts, State, Sync
 from gregor.interfaces import Relayed, Stored
-from gregor.protocol import client_session, server_session
+from gregor.protocol import client_session
 from gregor.protocol.client_session import ClientSession
+from gregor.protocol.effects import Close, Send
 from gregor.protocol.frames import Result, encode
-from gregor.protocol.server_session import (
-    Authenticate,
-    CatchUp,
-    Close,
-    Publication,
-    Send,
-    ServerSession,
-    Store,
-)
+from gregor.protocol.publication import Publication
+from gregor.protocol.server_session import Authenticate, CatchUp, ServerSession, Store
 from gregor.stores.memory import MemoryStateMachine
 from gregor.testing.clock import ManualClock
 
@@ -143,7 +137,7 @@ class Conversation:
         for effect in effects:
             self.effects.append(effect)
             match effect:
-                case server_session.Send() as send:
+                case Send() as send:
                     self.to_node.append(encode(send.frame))
                 case client_session.Apply(messages, cursor):
                     self.replica = self.replica.replay_all(messages).prune(cursor)

@@ -20,6 +20,7 @@ from gregor.protocol.client_session import (
     Replace,
     Welcomed,
 )
+from gregor.protocol.effects import Send
 from gregor.protocol.frames import (
     Ack,
     Consume,
@@ -36,7 +37,6 @@ from gregor.protocol.frames import (
     Welcome,
     encode,
 )
-from gregor.protocol.server_session import Send
 
 HASH = state_hash(())
 OK = (Result("stored", "u", "m", 12),)

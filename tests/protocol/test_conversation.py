@@ -16,6 +16,7 @@ from gregor.protocol.client_session import (
     DeliverOutOfBand,
     Replace,
 )
+from gregor.protocol.publication import Publication
 from gregor.testing.strategies import messages
 from tests.protocol.conversation import UID, Conversation
 
@@ -227,7 +228,7 @@ async def test_gap_repair_that_starts_before_the_position_does_not_revive_dead_i
     (dismissed,) = await conversation.store_messages(dismiss(UID, "m"))
     await conversation.store_messages(create(UID, "b"))
     sync = await conversation.store.sync(UID, None, 0)
-    conversation.node.publish(server_session.Publication.span(start, (), sync.cursor))
+    conversation.node.publish(Publication.span(start, (), sync.cursor))
     assert dismissed.cursor < sync.cursor
     await conversation.run_until_idle()
     assert conversation.visible() == await conversation.stored_state()

@@ -14,6 +14,7 @@ from gregor.core.message import (
 )
 from gregor.core.state import Changes, Snapshot, Sync, state_hash
 from gregor.errors import Unavailable
+from gregor.protocol.effects import Close, Send
 from gregor.protocol.frames import (
     Ack,
     Error,
@@ -27,15 +28,13 @@ from gregor.protocol.frames import (
     encode,
 )
 from gregor.protocol.later_versions import decode_node_frame
+from gregor.protocol.publication import Publication
 from gregor.protocol.server_session import (
     QUEUE_BYTES,
     QUEUE_MESSAGES,
     Authenticate,
     CatchUp,
-    Close,
     Effect,
-    Publication,
-    Send,
     ServerPhase,
     ServerSession,
     Store,

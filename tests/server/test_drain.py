@@ -10,7 +10,7 @@ from websockets.exceptions import InvalidStatus
 
 from gregor.consumers.broadcaster import Broadcaster
 from gregor.node.node import Node
-from gregor.protocol.server_session import Close, Send
+from gregor.protocol.effects import Close, Send
 from gregor.server.auth import OpenAuthenticator
 from gregor.server.delivery import Delivery
 from gregor.server.metrics import Metrics

@@ -28,14 +28,10 @@ from gregor.protocol.client_session import (
     Replace,
     Welcomed,
 )
+from gregor.protocol.effects import Send
 from gregor.protocol.frames import PAGE_BYTES, Result, encode
-from gregor.protocol.server_session import (
-    Authenticate,
-    CatchUp,
-    Publication,
-    Send,
-    ServerSession,
-)
+from gregor.protocol.publication import Publication
+from gregor.protocol.server_session import Authenticate, CatchUp, ServerSession
 from gregor.protocol.server_session import Store as StoreRequest
 from gregor.stores.memory import MemoryStateMachine
 from gregor.testing.clock import ManualClock

@@ -33,8 +33,8 @@ from gregor.errors import Action, GregorError, Malformed, SetupError, Unavailabl
 from gregor.log_event import LogEvent
 from gregor.protocol import client_session as session
 from gregor.protocol.client_session import ClientPhase, ClientSession
+from gregor.protocol.effects import Send
 from gregor.protocol.frames import MAX_FRAME, PAGE_BYTES, Error, Problem, Result
-from gregor.protocol.server_session import Send
 
 log = logging.getLogger("gregor.client")
 

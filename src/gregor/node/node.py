@@ -31,7 +31,8 @@ from gregor.interfaces import (
     Stored,
 )
 from gregor.log_event import LogEvent
-from gregor.protocol.server_session import Publication, ServerSession
+from gregor.protocol.publication import Publication
+from gregor.protocol.server_session import ServerSession
 from gregor.pubsub.interface import PubSub
 
 log = logging.getLogger("gregor.node")

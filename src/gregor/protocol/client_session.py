@@ -17,6 +17,7 @@ from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID, InBandMessage, Message, MsgID
 from gregor.core.state import DismissedRange, Item, Snapshot
 from gregor.errors import Action
+from gregor.protocol.effects import Send
 from gregor.protocol.frames import (
     PROTOCOL,
     Ack,
@@ -33,7 +34,6 @@ from gregor.protocol.frames import (
     encode,
 )
 from gregor.protocol.later_versions import decode_node_frame
-from gregor.protocol.server_session import Send
 
 
 class ClientPhase(Enum):

@@ -27,7 +27,6 @@ from gregor.core.message import (
     MAX_BATCH,
     UID,
     DeviceID,
-    InBandMessage,
     Message,
     OutOfBandMessage,
     parse_message,
@@ -42,6 +41,7 @@ from gregor.errors import (
     TooLarge,
     TooSlow,
 )
+from gregor.protocol.effects import Close, Send
 from gregor.protocol.frames import (
     PROTOCOL,
     Ack,
@@ -60,9 +60,9 @@ from gregor.protocol.frames import (
     Verify,
     Welcome,
     decode_device_frame,
-    encode,
     pages,
 )
+from gregor.protocol.publication import Publication
 
 QUEUE_MESSAGES = 256
 QUEUE_BYTES = 256 * 1024
@@ -73,32 +73,6 @@ class ServerPhase(Enum):
     AUTHENTICATING = auto()
     OPEN = auto()
     CLOSED = auto()
-
-
-class Publication(NamedTuple):
-    """The messages of a user from `prev` (exclusive) to `cursor` (inclusive), in order.
-
-    `shared_frame` is the frame for all devices whose cursor is `prev`, encoded once; None if a
-    message is scoped to one device. `size` is the approximate size in bytes."""
-
-    prev: Time
-    messages: tuple[InBandMessage, ...]
-    cursor: Time
-    size: int
-    shared_frame: "Send | None"
-
-    @classmethod
-    def of(cls, *messages: InBandMessage) -> "Publication":
-        """A publication of consecutive messages."""
-        return cls.span(messages[0].prev, messages, messages[-1].ctime)
-
-    @classmethod
-    def span(cls, prev: Time, messages: tuple[InBandMessage, ...], cursor: Time) -> "Publication":
-        """A publication of the messages after `prev` and up to `cursor` that still matter."""
-        frame = Messages(prev, messages, cursor)
-        text = encode(frame)
-        scoped = any(message.device_id is not None for message in messages)
-        return cls(prev, messages, cursor, len(text), None if scoped else Send(frame, text))
 
 
 # Requests to the reader
@@ -122,26 +96,10 @@ class Store(NamedTuple):
 # Effects for the writer
 
 
-class Send(NamedTuple):
-    """Write this frame."""
-
-    frame: Frame
-    encoded: str | None = None
-
-    @property
-    def text(self) -> str:
-        return encode(self.frame) if self.encoded is None else self.encoded
-
-
 class CatchUp(NamedTuple):
     """Read a sync for the device from this cursor, and pass it to `synced`."""
 
     cursor: Time
-
-
-class Close(NamedTuple):
-    code: int
-    reason: str
 
 
 Request: TypeAlias = Authenticate | Store
@@ -354,8 +312,7 @@ class ServerSession:
         self._clear_pending()
         send = pending[0].shared_frame
         if send is None or len(pending) > 1 or pending[0].prev != self.cursor:
-            addressed = (m.addressed_to(self.device_id) for p in pending for m in p.messages)
-            messages = tuple(message for message in addressed if message is not None)
+            messages = tuple(m for p in pending for m in p.addressed_to(self.device_id))
             if not messages:
                 return None
             send = Send(Messages(self.cursor, messages, self.position))

@@ -12,8 +12,10 @@ from gregor.core.message import OutOfBandMessage
 from gregor.errors import GregorError, Unauthenticated
 from gregor.log_event import LogEvent
 from gregor.node.node import Node
+from gregor.protocol.effects import Close, Send
 from gregor.protocol.frames import Frame, Messages
-from gregor.protocol.server_session import CatchUp, Close, Effect, Publication, Send, ServerSession
+from gregor.protocol.publication import Publication
+from gregor.protocol.server_session import CatchUp, Effect, ServerSession
 from gregor.server.metrics import Metrics
 from gregor.server.socket import NO_SOCKET, Socket
 

@@ -6,7 +6,7 @@ from starlette.types import Receive, Scope, Send
 
 from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID
-from gregor.protocol import server_session as protocol
+from gregor.protocol import effects
 from gregor.protocol.frames import Frame, Messages, SyncPage, encode
 from gregor.server.delivery import Delivery
 from gregor.server.service import Service
@@ -60,11 +60,11 @@ class EventStream:
                     task.cancel()
 
     async def _write(self, delivery: Delivery, send: Send) -> None:
-        async def write(effect: protocol.Send | protocol.Close) -> None:
+        async def write(effect: effects.Send | effects.Close) -> None:
             match effect:
-                case protocol.Close():
+                case effects.Close():
                     await send({"type": "http.response.body", "body": b""})
-                case protocol.Send(frame):
+                case effects.Send(frame):
                     await send(_body(as_event(frame)))
 
         await delivery.write_all(write)

@@ -9,8 +9,9 @@ from starlette.types import Send as ASGISend
 
 from gregor.core.message import Message
 from gregor.errors import Forbidden, GregorError, TooLarge, Unavailable
+from gregor.protocol.effects import Close, Send
 from gregor.protocol.frames import MAX_FRAME, Result
-from gregor.protocol.server_session import Authenticate, Close, Send, Store
+from gregor.protocol.server_session import Authenticate, Store
 from gregor.server.auth import Role
 from gregor.server.delivery import Delivery
 from gregor.server.http import problem

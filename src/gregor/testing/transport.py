@@ -14,16 +14,10 @@ from gregor.client.connection import Disconnected
 from gregor.core.message import UID, Message, OutOfBandMessage
 from gregor.errors import Unauthenticated, Unavailable
 from gregor.node.node import Node
+from gregor.protocol.effects import Close, Send
 from gregor.protocol.frames import Frame, Result, encode
-from gregor.protocol.server_session import (
-    Authenticate,
-    CatchUp,
-    Close,
-    Publication,
-    Send,
-    ServerSession,
-    Store,
-)
+from gregor.protocol.publication import Publication
+from gregor.protocol.server_session import Authenticate, CatchUp, ServerSession, Store
 
 MAX_IN_FLIGHT = 64
 
