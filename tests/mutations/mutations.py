@@ -338,21 +338,40 @@ MUTATIONS = [
         CONVERSATION + "test_gap_repair_that_starts_before_the_position_does_not_revive_dead_items",
     ),
     Mutation(
-        "messages queued before a sync are sent after it",
+        "publications that arrive during a read are not compared with the sync",
         "protocol/server_session.py",
-        """        self._clear_pending()
-        buffered,""",
-        "        buffered,",
-        CONVERSATION + "test_messages_pending_before_a_sync_are_not_sent_after_it",
+        """        for publication in self._queue.take_publications():
+            self.publish(publication)
+""",
+        "",
+        SERVER_SESSION + "test_publications_during_a_catch_up_are_sent_after_the_sync",
     ),
     Mutation(
         "a queue that overflows is dropped without a resync",
         "protocol/server_session.py",
-        """        self._resync_from = self.cursor
-
-    # The writer""",
-        "\n    # The writer",
+        """        self._queue.drop_out_of_band()
+        self._sync_from(self.cursor)
+""",
+        "        self._queue.drop_out_of_band()\n        self._queue.take_publications()\n",
         CONVERSATION + "test_slow_consumer_is_reset_and_misses_no_message",
+    ),
+    Mutation(
+        "a sync in progress is given up when another one is needed",
+        "protocol/delivery_state.py",
+        """        case Paging(unsent, _), SyncNeeded(cursor):
+            return Paging(unsent, then=Lagging(cursor))
+""",
+        """        case Paging(), SyncNeeded(cursor):
+            return Lagging(cursor)
+""",
+        SERVER_SESSION + "test_verify_during_a_sync_is_answered_after_its_last_page",
+    ),
+    Mutation(
+        "a conversation that is closed while it authenticates opens again",
+        "protocol/handshake.py",
+        "    Phase.CLOSED: {},",
+        '    Phase.CLOSED: {"authenticated": Phase.OPEN},',
+        SERVER_SESSION + "test_conversation_closed_during_authentication_stays_closed",
     ),
     Mutation(
         "a page of changes has the cursor of the whole sync",

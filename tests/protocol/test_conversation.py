@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gregor.core.message import InBandMessage, create, dismiss, out_of_band
-from gregor.protocol import frames, server_session
+from gregor.protocol import frames, outbound_queue
 from gregor.protocol.client_session import (
     Acked,
     Apply,
@@ -85,7 +85,7 @@ async def test_law_replica_converges_after_lost_repeated_and_late_frames(
 ) -> None:
     with pytest.MonkeyPatch.context() as small_limits:
         small_limits.setattr(frames, "PAGE_ENTRIES", 2)
-        small_limits.setattr(server_session, "QUEUE_MESSAGES", 3)
+        small_limits.setattr(outbound_queue, "QUEUE_MESSAGES", 3)
         conversation = Conversation()
         await conversation.run_until_idle()
         for step in history:
@@ -185,7 +185,7 @@ async def test_reconnect_between_two_pages_continues_after_the_first() -> None:
 async def test_slow_consumer_is_reset_and_misses_no_message() -> None:
     conversation = Conversation()
     await conversation.run_until_idle()
-    for n in range(server_session.QUEUE_MESSAGES + 100):
+    for n in range(outbound_queue.QUEUE_MESSAGES + 100):
         await conversation.store_and_publish(create(UID, "a", n))
     assert conversation.node.slow_consumer_resets == 1
     await conversation.run_until_idle()
