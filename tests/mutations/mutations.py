@@ -387,6 +387,13 @@ MUTATIONS = [
         "        if cursor < 0:\n            return []",
         CLIENT_SESSION + "test_frame_up_to_the_cursor_is_not_applied_again",
     ),
+    Mutation(
+        "a sync that ends before an ignored frame is taken for complete",
+        "protocol/sync_state.py",
+        "return UpToDate() if highest <= page.cursor else Syncing(highest=highest)",
+        "return UpToDate()",
+        CLIENT_SESSION + "test_sync_that_ends_before_an_ignored_frame_is_requested_again",
+    ),
     # The node
     Mutation(
         "a feed's position is that of its first device, not the lowest",

@@ -11,12 +11,12 @@ from gregor.protocol import frames, outbound_queue
 from gregor.protocol.client_session import (
     Acked,
     Apply,
-    ClientPhase,
     Compare,
     DeliverOutOfBand,
     Replace,
 )
 from gregor.protocol.publication import Publication
+from gregor.protocol.sync_state import Greeting
 from gregor.testing.strategies import messages
 from tests.protocol.conversation import UID, Conversation
 
@@ -62,9 +62,9 @@ async def carry_out(conversation: Conversation, step: Step) -> None:
             conversation.clock.now += microseconds
         case "gap repair", _ if conversation.node.position:
             conversation.node.publish(await conversation.gap_repair())
-        case "verify", _ if conversation.device.phase is not ClientPhase.GREETING:
+        case "verify", _ if conversation.device.state != Greeting():
             conversation.verify()
-        case "verify from 0", _ if conversation.device.phase is not ClientPhase.GREETING:
+        case "verify from 0", _ if conversation.device.state != Greeting():
             conversation.verify(0)
         case "reconnect", _:
             conversation.connect()
