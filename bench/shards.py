@@ -19,8 +19,8 @@ from time import perf_counter, process_time
 from bench.load import BenchFailed
 from bench.report import Figure, Wanted
 from gregor.clock import now
-from gregor.core.message import InBandMessage, create
-from gregor.interfaces import Outcome, StateMachineOfRecord, Stored
+from gregor.core.message import create
+from gregor.interfaces import Slot, StateMachineOfRecord, Stored
 from gregor.shards.rebalance import Moved, Rebalancer, establish
 from gregor.shards.state_machine import ShardedStateMachine
 from gregor.stores.sql.database import Database
@@ -120,8 +120,9 @@ async def _rate(machine: StateMachineOfRecord, seconds: float) -> float:
 class _NoOpStateMachine(SQLStateMachine):
     """Stores nothing, so that only the cost of routing remains."""
 
-    async def consume_messages(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
-        return [Stored(message) for message in messages]
+    async def store(self, slots: Sequence[Slot]) -> None:
+        for slot in slots:
+            slot.outcome = Stored(slot.message)
 
 
 async def _routing(server: PostgreSQL, calls: int) -> Figure:

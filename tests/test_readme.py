@@ -5,10 +5,12 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.server.harness import Served, serving
 
 README = Path(__file__).parents[1] / "README.md"
-BACKEND, DEVICE = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+BACKEND, ASYNC_BACKEND, DEVICE = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
 def with_test_address(code: str, served: Served) -> str:
@@ -26,6 +28,14 @@ async def test_readme_backend_injects_messages() -> None:
     async with serving() as served:
         await asyncio.to_thread(exec, with_test_address(BACKEND, served), {})
         assert await categories(served) == ["invoices", "settings.theme"]
+
+
+async def test_readme_asynchronous_backend_injects_and_counts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with serving() as served:
+        await asyncio.to_thread(exec, with_test_address(ASYNC_BACKEND, served), {})
+        assert "{'chat.unread': 1, 'invoices': 0}" in capsys.readouterr().out
 
 
 async def test_readme_device_holds_a_replica(tmp_path: Path) -> None:

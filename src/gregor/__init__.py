@@ -17,12 +17,14 @@ from gregor.core.message import (
 )
 from gregor.core.state import Item, State
 from gregor.errors import GregorError
+from gregor.protocol.frames import Result
 
 __all__ = [
     "GregorError",
     "InBandMessage",
     "Item",
     "OutOfBandMessage",
+    "Result",
     "State",
     "TimeOrOffset",
     "create",

@@ -75,9 +75,10 @@ class Duplicate(NamedTuple):
 
 class Rejected(NamedTuple):
     """The message changed nothing. Exception: with Unavailable, the error of one of several shards,
-    it may have been stored. `error.action` says whether a retry can help."""
+    it may have been stored. `error.action` says whether a retry can help. `message` is None if it
+    could not be read, or if the caller may not write for its user."""
 
-    message: Message
+    message: Message | None
     error: GregorError
 
 
@@ -87,7 +88,27 @@ class Relayed(NamedTuple):
     message: OutOfBandMessage
 
 
-Outcome: TypeAlias = Stored | Duplicate | Rejected | Relayed
+StoreOutcome: TypeAlias = Stored | Duplicate | Rejected
+Outcome: TypeAlias = StoreOutcome | Relayed
+
+
+class Slot:
+    """An in-band message on its way to the store, with the place for its outcome. It is None until
+    a state machine of record has decided it."""
+
+    __slots__ = ("message", "outcome")
+
+    def __init__(self, message: InBandMessage) -> None:
+        self.message = message
+        self.outcome: StoreOutcome | None = None
+
+
+class Caller(NamedTuple):
+    """Who injects messages: the subject of the token, which is a user or the name of a service, and
+    the id of the device, if it is a device."""
+
+    subject: str
+    device_id: DeviceID | None = None
 
 
 @runtime_checkable
@@ -106,13 +127,20 @@ class StateMachineOfRecord(StateMachine, Protocol):
             raise outcome.error
         return outcome.message
 
-    async def consume_messages(self, messages: Sequence[InBandMessage]) -> Sequence[Outcome]:
-        """Store messages in order, and return the outcome of each. Idempotent.
+    async def consume_messages(self, messages: Sequence[InBandMessage]) -> list[StoreOutcome]:
+        """Store messages in order, with the contract of `store`, and return their outcomes."""
+        slots = [Slot(message) for message in messages]
+        await self.store(slots)
+        return [slot.outcome for slot in slots if slot.outcome is not None]
+
+    @abstractmethod
+    async def store(self, slots: Sequence[Slot]) -> None:
+        """Store the messages in order, and fill in the outcome of each. Idempotent.
 
         What is Stored is durable when this returns. A message that already has a ctime is a
-        replay and keeps it. An invalid message is rejected alone; the rest of the batch is not
-        affected. Raises Unavailable if the store cannot be reached; then any of the messages may
-        have been stored.
+        replay and keeps it. An invalid message is rejected alone; the others are not affected.
+        Raises Unavailable if the store cannot be reached; then any of the messages may have been
+        stored.
         """
         ...
 

@@ -10,8 +10,8 @@ from websockets.asyncio.server import serve
 from gregor.cli import demo_devices, demo_run, demo_servers
 from gregor.cli.demo_devices import difference
 from gregor.cli.main import app
-from gregor.cli.remote import RemoteServer
-from gregor.core.message import raw
+from gregor.client import AsyncProducer
+from gregor.core.message import When, raw
 from gregor.core.state import Item, State
 from gregor.protocol.answers import StateAnswer
 from tests.cli.conftest import Shell
@@ -88,21 +88,21 @@ def test_demo_without_json_ends_with_the_verdict(shell: Shell) -> None:
     assert result.out.splitlines()[-1] == "All 4 replicas agree with the server."
 
 
-class IncompleteServer(RemoteServer):
+class IncompleteServer(AsyncProducer):
     """A server whose answer to one device lacks the last item."""
 
     async def state(
-        self, uid: str, device: str | None = None, *, at: str | None = None, prefix: str = ""
+        self, uid: str, device_id: str | None = None, *, at: When = None, prefix: str = ""
     ) -> StateAnswer:
-        full = await super().state(uid, device, at=at, prefix=prefix)
-        return answer(*full.items[:-1]) if device == "device-002" else full
+        full = await super().state(uid, device_id, at=at, prefix=prefix)
+        return answer(*full.items[:-1]) if device_id == "device-002" else full
 
 
 @pytest.mark.slow
 def test_demo_with_a_different_replica_names_the_device_and_exits_with_1(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(demo_servers, "RemoteServer", IncompleteServer)
+    monkeypatch.setattr(demo_servers, "AsyncProducer", IncompleteServer)
     monkeypatch.setattr(demo_devices, "SETTLE_TIMEOUT_SECONDS", 2.0)
     result = CliRunner().invoke(app, ["demo", "--devices", "3", "--seconds", "1"])
     assert result.exit_code == 1

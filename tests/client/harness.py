@@ -20,6 +20,7 @@ from gregor.client.store import ClientStore
 from gregor.consumers.broadcaster import Broadcaster
 from gregor.core.message import InBandMessage
 from gregor.core.state import State
+from gregor.interfaces import Caller
 from gregor.node.node import Node
 from gregor.stores.memory import MemoryStateMachine
 from gregor.testing import virtual_time
@@ -69,7 +70,7 @@ class ClientHarness:
 
     async def inject(self, *messages: InBandMessage) -> None:
         """Inject messages, as a backend does."""
-        await self.node.inject(messages)
+        await self.node.inject(Caller("backend"), messages)
 
     async def state(self, device_id: str | None = None) -> State:
         return await self.machine.state("alice", device_id)

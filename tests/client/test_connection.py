@@ -10,7 +10,7 @@ import pytest
 
 from gregor.client import Client, Disconnected, MemoryStore, Offline
 from gregor.client.connection import Transport, websocket_url
-from gregor.core.message import UID, InBandMessage, create
+from gregor.core.message import UID, create
 from gregor.core.state import Snapshot, Sync
 from gregor.errors import (
     Action,
@@ -22,7 +22,7 @@ from gregor.errors import (
     Unauthenticated,
     Unavailable,
 )
-from gregor.interfaces import Outcome
+from gregor.interfaces import Slot
 from gregor.protocol.frames import Error, encode
 from gregor.stores.memory import MemoryStateMachine
 from tests.client.harness import (
@@ -243,11 +243,11 @@ class FailingStateMachine(MemoryStateMachine):
 
     failures = 0
 
-    async def consume_messages(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
+    async def store(self, slots: Sequence[Slot]) -> None:
         if self.failures:
             self.failures -= 1
             raise StorageUnavailable("the store is unavailable")
-        return await super().consume_messages(messages)
+        await super().store(slots)
 
 
 @on_virtual_time
@@ -272,10 +272,10 @@ class SlowStateMachine(MemoryStateMachine):
 
     seconds = 70
 
-    async def consume_messages(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
+    async def store(self, slots: Sequence[Slot]) -> None:
         seconds, self.seconds = self.seconds, 0
         await asyncio.sleep(seconds)
-        return await super().consume_messages(messages)
+        await super().store(slots)
 
 
 @on_virtual_time
@@ -300,10 +300,11 @@ class PermanentRefusal(Unavailable):
 class RefusingStateMachine(MemoryStateMachine):
     """A store that refuses all messages of a consume if one has the category "bad"."""
 
-    async def consume_messages(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
-        if any(m.creation is not None and m.creation.category == "bad" for m in messages):
+    async def store(self, slots: Sequence[Slot]) -> None:
+        created = [slot.message.creation for slot in slots]
+        if any(c is not None and c.category == "bad" for c in created):
             raise PermanentRefusal("a message is bad")
-        return await super().consume_messages(messages)
+        await super().store(slots)
 
 
 @on_virtual_time

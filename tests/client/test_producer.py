@@ -1,12 +1,60 @@
-"""A producer returns when a message is durable, retries, and raises the server's errors."""
+"""A producer returns when a message is durable, retries, and raises the server's errors.
+
+Each test runs with both producers.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import timedelta
+from functools import partial
+from typing import Any
 
 import httpx
 import msgspec
 import pytest
 
-from gregor.client import Producer
+from gregor.client import AsyncProducer, Producer
+from gregor.client.calls import UnexpectedAnswer
 from gregor.core.message import Message, create, out_of_band
-from gregor.errors import Conflict, GregorError, Malformed, Unauthenticated, Unavailable
+from gregor.errors import (
+    Conflict,
+    GregorError,
+    Malformed,
+    SetupError,
+    Unauthenticated,
+    Unavailable,
+)
+from gregor.protocol.requests import MAX_REQUEST
+from tests.server.harness import serving
+
+
+class InThread:
+    """A blocking Producer whose methods are awaited: each runs in a thread."""
+
+    def __init__(self, producer: Producer) -> None:
+        self._producer = producer
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        return partial(asyncio.to_thread, getattr(self._producer, name))
+
+
+@pytest.fixture(params=["Producer", "AsyncProducer"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """The producer that a test runs with."""
+    assert isinstance(request.param, str)
+    return request.param
+
+
+@asynccontextmanager
+async def producer_for(kind: str, url: str, **options: Any) -> AsyncIterator[Any]:
+    """A producer of this kind. Its methods are awaited."""
+    if kind == "Producer":
+        with Producer(url, **options) as producer:
+            yield InThread(producer)
+    else:
+        async with AsyncProducer(url, **options) as async_producer:
+            yield async_producer
 
 
 class FakeServer:
@@ -22,16 +70,21 @@ class FakeServer:
         answer = self.answers.pop(0) if self.answers else stored(request)
         if isinstance(answer, Exception):
             raise answer
-        return answer
+        # A copy, because a response can be sent only once.
+        return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
 
-    def producer(self) -> Producer:
-        return Producer(
+    def producer(self, kind: str) -> AbstractAsyncContextManager[Any]:
+        return producer_for(
+            kind,
             "http://gregor",
-            "token",
+            token="token",
             transport=httpx.MockTransport(self),
-            sleep=self.delays.append,
+            sleep=self.delays.append if kind == "Producer" else self._sleep,
             jitter=lambda: 0.5,
         )
+
+    async def _sleep(self, seconds: float) -> None:
+        self.delays.append(seconds)
 
     def bodies(self) -> list[dict[str, object]]:
         return [msgspec.json.decode(request.content) for request in self.requests]
@@ -56,17 +109,17 @@ def problem(status: int, code: str, action: str = "stop", **headers: str) -> htt
     )
 
 
-def rejected(code: str) -> httpx.Response:
-    error = {"code": code, "message": "details", "action": "stop", "field": "msg_id"}
+def rejected(code: str, action: str = "stop") -> httpx.Response:
+    error = {"code": code, "message": "details", "action": action, "field": "msg_id"}
     return httpx.Response(
         200, json={"results": [{"uid": "alice", "status": "rejected", "error": error}]}
     )
 
 
-def test_message_is_sent_with_msg_id_and_token() -> None:
+async def test_message_is_sent_with_msg_id_and_token(kind: str) -> None:
     server = FakeServer()
-    with server.producer() as producer:
-        result = producer.create("alice", "mail", {"n": 1}, expires="90s")
+    async with server.producer(kind) as producer:
+        result = await producer.create("alice", "mail", {"n": 1}, expires="90s")
     (request,) = server.requests
     (body,) = server.bodies()
     assert (request.method, str(request.url)) == ("POST", "http://gregor/v1/messages")
@@ -79,12 +132,12 @@ def test_message_is_sent_with_msg_id_and_token() -> None:
     assert (result.status, result.msg_id, result.ctime) == ("stored", body["msg_id"], 7)
 
 
-def test_dismiss_and_replace_methods_send_their_dismissals() -> None:
+async def test_dismiss_and_replace_methods_send_their_dismissals(kind: str) -> None:
     server = FakeServer()
-    with server.producer() as producer:
-        producer.dismiss("alice", "a", "b")
-        producer.dismiss_category("alice", "mail", prefix=True)
-        producer.replace("alice", "theme", "dark", msg_id="m")
+    async with server.producer(kind) as producer:
+        await producer.dismiss("alice", "a", "b")
+        await producer.dismiss_category("alice", "mail", prefix=True)
+        await producer.replace("alice", "theme", "dark", msg_id="m")
     dismissals = [body["dismissal"] for body in server.bodies()]
     assert dismissals == [
         {"msg_ids": ["a", "b"]},
@@ -103,27 +156,29 @@ def test_dismiss_and_replace_methods_send_their_dismissals() -> None:
     ],
     ids=["unavailable", "bad-gateway", "connection-refused", "read-timeout"],
 )
-def test_temporary_failure_is_retried_with_same_msg_id(
+async def test_temporary_failure_is_retried_with_same_msg_id(
+    kind: str,
     failure: httpx.Response | Exception,
 ) -> None:
     server = FakeServer(failure, failure)
-    with server.producer() as producer:
-        assert producer.create("alice", "mail").status == "stored"
+    async with server.producer(kind) as producer:
+        assert (await producer.create("alice", "mail")).status == "stored"
     assert len({str(body["msg_id"]) for body in server.bodies()}) == 1
     assert server.delays == [0.25, 0.5]
 
 
-def test_retry_after_is_added_to_backoff() -> None:
+async def test_retry_after_is_added_to_backoff(kind: str) -> None:
     server = FakeServer(problem(503, "unavailable", "retry", **{"Retry-After": "3"}))
-    with server.producer() as producer:
-        producer.create("alice", "mail")
+    async with server.producer(kind) as producer:
+        await producer.create("alice", "mail")
     assert server.delays == [3.25]
 
 
-def test_last_error_is_raised_after_six_attempts() -> None:
+async def test_last_error_is_raised_after_six_attempts(kind: str) -> None:
     server = FakeServer(*[problem(503, "unavailable", "retry")] * 10)
-    with server.producer() as producer, pytest.raises(Unavailable):
-        producer.create("alice", "mail")
+    async with server.producer(kind) as producer:
+        with pytest.raises(Unavailable):
+            await producer.create("alice", "mail")
     assert len(server.requests) == 6
 
 
@@ -133,59 +188,123 @@ def test_last_error_is_raised_after_six_attempts() -> None:
         (problem(401, "unauthenticated", "reauthenticate"), Unauthenticated),
         (problem(400, "malformed"), Malformed),
         (rejected("conflict"), Conflict),
-        (httpx.Response(404, text="not here"), GregorError),
+        (httpx.Response(404, text="not here"), UnexpectedAnswer),
+        (httpx.Response(200, text="<html>welcome</html>"), UnexpectedAnswer),
         (problem(499, "of-a-later-version"), GregorError),
     ],
-    ids=["unauthenticated", "malformed", "conflict", "not-json", "unknown-code"],
+    ids=["unauthenticated", "malformed", "conflict", "not-found", "not-json", "unknown-code"],
 )
-def test_permanent_error_is_raised_without_retry(
-    answer: httpx.Response, error: type[GregorError]
+async def test_permanent_error_is_raised_without_retry(
+    kind: str, answer: httpx.Response, error: type[GregorError]
 ) -> None:
     server = FakeServer(answer)
-    with server.producer() as producer, pytest.raises(error):
-        producer.create("alice", "mail")
+    async with server.producer(kind) as producer:
+        with pytest.raises(error):
+            await producer.create("alice", "mail")
     assert len(server.requests) == 1
 
 
-def test_out_of_band_message_that_may_be_delivered_is_not_retried() -> None:
+async def test_out_of_band_message_that_may_be_delivered_is_not_retried(kind: str) -> None:
     server = FakeServer(httpx.ReadTimeout("no answer"))
-    with server.producer() as producer, pytest.raises(Unavailable):
-        producer.out_of_band("alice", "typing")
+    async with server.producer(kind) as producer:
+        with pytest.raises(Unavailable):
+            await producer.out_of_band("alice", "typing")
     assert len(server.requests) == 1
 
 
-def test_out_of_band_message_that_was_not_processed_is_retried() -> None:
+async def test_out_of_band_message_that_was_not_processed_is_retried(kind: str) -> None:
     server = FakeServer(httpx.ConnectError("refused"), problem(503, "unavailable", "retry"))
-    with server.producer() as producer:
-        producer.out_of_band("alice", "typing")
+    async with server.producer(kind) as producer:
+        await producer.out_of_band("alice", "typing")
     assert len(server.requests) == 3
 
 
-def test_many_messages_are_split_into_requests_within_limits() -> None:
+async def test_many_messages_are_split_into_requests_within_limits(kind: str) -> None:
     server = FakeServer()
     messages: list[Message] = [create(f"u{n}", "mail", n) for n in range(1_100)]
     messages.append(out_of_band("u0", "typing"))
-    with server.producer() as producer:
-        results = producer.send(messages)
-        large = producer.send(create("u", "mail", "x" * 60_000) for _ in range(100))
+    async with server.producer(kind) as producer:
+        results = await producer.send(messages)
+        large = await producer.send(create("u", "mail", "x" * 60_000) for _ in range(200))
     assert [result.uid for result in results] == [message.uid for message in messages]
-    assert len(large) == 100
+    assert len(large) == 200
     assert [len(body["messages"]) for body in server.bodies()[:3]] == [500, 500, 101]  # type: ignore[arg-type]
-    assert all(len(request.content) < 8 * 1024 * 1024 for request in server.requests)
+    sizes = [len(request.content) for request in server.requests]
+    assert max(sizes) <= MAX_REQUEST < sizes[3] + sizes[4]
 
 
-def test_rejected_message_in_batch_is_returned_as_result() -> None:
+async def test_rejected_message_in_batch_is_returned_as_result(kind: str) -> None:
     server = FakeServer(rejected("conflict"))
-    with server.producer() as producer:
-        (result,) = producer.send([create("alice", "mail")])
+    async with server.producer(kind) as producer:
+        (result,) = await producer.send([create("alice", "mail")])
     assert result.error is not None
     assert result.error.code == "conflict"
 
 
-def test_message_for_many_users_is_split_into_requests_with_one_msg_id() -> None:
+async def test_message_for_many_users_is_split_into_requests_with_one_msg_id(kind: str) -> None:
     server = FakeServer()
-    with server.producer() as producer:
-        results = producer.send_to((f"u{n}" for n in range(10_001)), create("ignored", "news"))
+    async with server.producer(kind) as producer:
+        results = await producer.send_to(
+            (f"u{n}" for n in range(10_001)), create("ignored", "news")
+        )
     assert len(results) == 10_001
     assert len({result.msg_id for result in results}) == 1
     assert [len(body["uids"]) for body in server.bodies()] == [10_000, 1]  # type: ignore[arg-type]
+
+
+async def test_message_whose_shard_did_not_answer_is_retried_until_the_last_attempt(
+    kind: str,
+) -> None:
+    server = FakeServer(*[rejected("unavailable", "retry")] * 10)
+    async with server.producer(kind) as producer:
+        (result,) = await producer.send([create("alice", "mail")])
+    assert result.should_retry
+    assert len(server.requests) == 6
+
+
+async def test_url_that_is_not_of_a_server_is_refused(kind: str) -> None:
+    for url in ("nonsense", "localhost:9911", "ftp://host", "http://", "http://[::1"):
+        with pytest.raises(SetupError, match="is not the URL of a server"):
+            async with producer_for(kind, url):
+                pass
+
+
+# Reading
+
+
+async def test_state_count_and_messages_are_those_of_the_server(kind: str) -> None:
+    uid = "ann/1?ü"
+    async with (
+        serving() as served,
+        producer_for(kind, str(served.http.base_url)) as producer,
+    ):
+        mail = await producer.create(uid, "mail", 1)
+        news = await producer.create(uid, "news.local", 2, device_id="phone")
+        state = await producer.state(uid)
+        assert [item.msg_id for item in state.items] == [mail.msg_id, news.msg_id]
+        assert [item.category for item in (await producer.state(uid, "laptop")).items] == ["mail"]
+        assert [item.body for item in (await producer.state(uid, prefix="news")).items] == [2]
+        assert (await producer.state(uid, at=timedelta(hours=-1))).items == ()
+        assert (await producer.count(uid)).counts == {"": 2}
+        counted = await producer.count(uid, "mail", "news", device_id="laptop")
+        assert counted.counts == {"mail": 1, "news": 0}
+        log = await producer.messages(uid)
+        assert [message.msg_id for message in log.messages] == [mail.msg_id, news.msg_id]
+        assert log.cursor == news.ctime
+        later = await producer.messages(uid, "phone", since=news.ctime)
+        assert [message.msg_id for message in later.messages] == [news.msg_id]
+
+
+async def test_reading_is_retried(kind: str) -> None:
+    answer = httpx.Response(200, json={"counts": {"": 3}, "as_of": 7})
+    server = FakeServer(httpx.ReadTimeout("no answer"), problem(503, "unavailable"), answer)
+    async with server.producer(kind) as producer:
+        assert (await producer.count("alice")).counts == {"": 3}
+    assert len(server.delays) == 2
+
+
+async def test_reading_what_the_token_does_not_allow_raises(kind: str) -> None:
+    server = FakeServer(problem(401, "unauthenticated", "reauthenticate"))
+    async with server.producer(kind) as producer:
+        with pytest.raises(Unauthenticated):
+            await producer.state("alice")

@@ -7,7 +7,7 @@ import pytest
 
 from gregor.core.message import create, parse_message
 from gregor.errors import InvalidMessage, Unavailable
-from gregor.interfaces import Outcome
+from gregor.interfaces import StoreOutcome
 from gregor.stores.sql.database import Database, DatabaseConnection, StorageBroken
 from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.state_machine import (
@@ -90,7 +90,7 @@ async def test_message_after_close_is_rejected(database: Database) -> None:
 
 
 async def test_queued_messages_are_stored_if_the_block_raises(database: Database) -> None:
-    senders: list[asyncio.Task[list[Outcome]]] = []
+    senders: list[asyncio.Task[list[StoreOutcome]]] = []
 
     async def serve() -> None:
         async with SQLStateMachine(database, clock) as machine:
@@ -121,7 +121,7 @@ def corrupt(connection: DatabaseConnection) -> None:
 async def test_broken_store_cancels_the_block_and_fails_pending_messages(
     database: Database,
 ) -> None:
-    senders: list[asyncio.Task[list[Outcome]]] = []
+    senders: list[asyncio.Task[list[StoreOutcome]]] = []
 
     async def serve() -> None:
         async with asyncio.timeout(30), SQLStateMachine(database, clock) as machine:

@@ -20,6 +20,14 @@ from gregor.core.instant import (
 NEW_YEAR = 1_767_225_600 * SECOND
 
 
+@given(
+    st.builds(TimeOrOffset, time=st.integers(0, MAX_TIME))
+    | st.builds(TimeOrOffset, offset=st.integers(-MAX_TIME, MAX_TIME))
+)
+def test_text_of_a_time_or_offset_is_parsed_as_the_same(instant: TimeOrOffset) -> None:
+    assert parse_time_or_offset(instant.text) == instant
+
+
 @pytest.mark.parametrize(
     "notation",
     [

@@ -10,7 +10,6 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import asyncpg
-from msgspec import Raw
 
 from gregor.cli.demo_devices import Demo, ReceivedSnapshot, Score
 from gregor.cli.demo_run import DEVICES_PER_USER, busiest, read_stream, run_stream
@@ -43,7 +42,7 @@ class RecordingServers(Servers):
         self.acknowledged: dict[tuple[str, str], int] = {}
         self.contradictions: list[str] = []
 
-    async def send(self, messages: Sequence[Message | Raw]) -> Sequence[Result]:
+    async def send(self, messages: Sequence[Message]) -> Sequence[Result]:
         results = await super().send(messages)
         for result in results:
             if result.ctime is not None and result.uid is not None and result.msg_id is not None:

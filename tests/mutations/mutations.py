@@ -35,13 +35,17 @@ class Mutation(NamedTuple):
 MUTATIONS = [
     # Shards
     Mutation(
+        "a message that a shard rejects because it moved is not sent to the new holder",
+        "shards/state_machine.py",
+        "await self._store_once(list(misplaced))",
+        "await asyncio.sleep(0)",
+        SHARDED + "test_node_with_old_map_finds_user_whose_bucket_moved",
+    ),
+    Mutation(
         "a shard stores messages for a bucket that it released",
         "stores/sql/transactions.py",
-        """    if not errors_by_bucket:
-        return messages, {}
-""",
-        """    return messages, {}
-""",
+        "bucket in by_bucket}",
+        "bucket in ()}",
         REBALANCE + "test_no_message_is_lost_while_buckets_move_under_writers",
     ),
     Mutation(
@@ -161,20 +165,20 @@ MUTATIONS = [
         "msg_ids are looked up before their users are locked",
         "stores/sql/transactions.py",
         """    users = _lock_users(connection, {message.uid for message in messages})
-    messages, rejected = (messages, {}) if moving else _split_by_shard(connection, messages)
+    closed = {} if any_bucket else _closed_users(connection, messages)
     known = _read_known(connection, messages)
 """,
         """    known = _read_known(connection, messages)
     users = _lock_users(connection, {message.uid for message in messages})
-    messages, rejected = (messages, {}) if moving else _split_by_shard(connection, messages)
+    closed = {} if any_bucket else _closed_users(connection, messages)
 """,
         POSTGRESQL + "test_id_look_up_waits_for_transaction_that_stores_the_id",
     ),
     Mutation(
         "a commit with unknown result counts as failed",
         "stores/sql/state_machine.py",
-        "return reconcile(actual, expected)",
-        "return actual",
+        "return reconcile(await self._store_or_find(messages, now), expected)",
+        "return await self._store_or_find(messages, now)",
         POSTGRESQL + "test_unknown_commit_is_resolved_and_reported_as_stored",
     ),
     Mutation(
@@ -327,7 +331,7 @@ MUTATIONS = [
         "stores/sql/sqlite.py",
         '"synchronous = FULL"',
         '"synchronous = NORMAL"',
-        "tests/stores/test_engine.py::test_durability_settings_are_set_on_the_connection",
+        "tests/stores/test_store_url.py::test_durability_settings_are_set_on_the_connection",
     ),
     # The conversation
     Mutation(
@@ -574,9 +578,17 @@ MUTATIONS = [
     Mutation(
         "the delay before reconnecting may be much longer than the outage",
         "backoff.py",
-        "min(self._max, doubled, outage)",
-        "min(self._max, doubled)",
+        "min(self._backoff.max_seconds, longest)",
+        "self._backoff.max_seconds",
         "tests/test_backoff.py::test_delay_is_at_most_the_maximum_and_twice_the_outage",
+    ),
+    Mutation(
+        "a producer retries an out-of-band message that may have been delivered",
+        "client/calls.py",
+        "(self._call.idempotent or not_processed)",
+        "True",
+        "tests/client/test_producer.py"
+        "::test_out_of_band_message_that_may_be_delivered_is_not_retried",
     ),
     Mutation(
         "a message with an unknown field ends the session",

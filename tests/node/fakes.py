@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from gregor.core.instant import Time
-from gregor.core.message import UID, DeviceID, InBandMessage, Message, OutOfBandMessage
+from gregor.core.message import UID, DeviceID, Message, OutOfBandMessage
 from gregor.core.state import Sync
 from gregor.errors import Malformed, StorageUnavailable
-from gregor.interfaces import Outcome
+from gregor.interfaces import Caller, Outcome, Slot
 from gregor.node.node import Node, Observer
 from gregor.protocol.publication import Publication
 from gregor.protocol.server_session import ServerSession
@@ -59,7 +59,7 @@ class RecordingObserver(Observer):
         self.consumer_errors: list[Exception] = []
         self.interruptions = 0
 
-    def injected(self, outcome: Outcome) -> None:
+    def injected(self, caller: Caller, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
 
     def gap_repaired(self, messages: int) -> None:
@@ -73,6 +73,9 @@ class RecordingObserver(Observer):
 
     def consumer_failed(self, error: Exception) -> None:
         self.consumer_errors.append(error)
+
+
+BACKEND = Caller("backend")
 
 
 class SteppingClock:
@@ -97,10 +100,10 @@ class FailingStore(MemoryStateMachine):
         self.commits_allowed.set()
         self.ctimes_queries: list[Sequence[UID]] = []
 
-    async def consume_messages(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
+    async def store(self, slots: Sequence[Slot]) -> None:
         await self.commits_allowed.wait()
         self._check()
-        return await super().consume_messages(messages)
+        await super().store(slots)
 
     async def sync(self, uid: UID, device_id: DeviceID | None, cursor: Time) -> Sync:
         self._check()

@@ -17,10 +17,10 @@ from gregor.consumers.broadcaster import Broadcaster
 from gregor.consumers.publisher import MAX_ENVELOPE_BYTES, Publisher, channel_of
 from gregor.consumers.relay import LINGER_SECONDS, MAX_FUTURE
 from gregor.core.instant import MAX_TIME, Time
-from gregor.core.message import UID, DeviceID, InBandMessage, new_msg_id
+from gregor.core.message import UID, DeviceID, new_msg_id
 from gregor.core.state import Sync
 from gregor.errors import StorageUnavailable
-from gregor.interfaces import Outcome, Stored
+from gregor.interfaces import Slot, Stored
 from gregor.log_event import LogEvent
 from gregor.node.node import GAP_REPAIR_WORKERS, GRACE_SECONDS, SWEEP_SECONDS, Node
 from gregor.pubsub.interface import Event, Interrupted, Received
@@ -28,6 +28,7 @@ from gregor.pubsub.memory import Exchange, MemoryPubSub
 from gregor.testing.clock import ManualClock
 from tests.client.harness import on_virtual_time
 from tests.node.fakes import (
+    BACKEND,
     EndingPubSub,
     FailingStore,
     FakeListener,
@@ -69,12 +70,11 @@ class SlowStore(FailingStore):
         self.users_without_ctime: set[UID] = set()
         self.concurrent_syncs = self.max_concurrent_syncs = 0
 
-    async def consume_messages(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
-        outcomes = await super().consume_messages(messages)
-        for message in messages:
-            if message.msg_id in self.held_commits:
-                await self.held_commits[message.msg_id].wait()
-        return outcomes
+    async def store(self, slots: Sequence[Slot]) -> None:
+        await super().store(slots)
+        for slot in slots:
+            if slot.message.msg_id in self.held_commits:
+                await self.held_commits[slot.message.msg_id].wait()
 
     async def sync(self, uid: UID, device_id: DeviceID | None, cursor: Time) -> Sync:
         self.concurrent_syncs += 1
@@ -158,7 +158,7 @@ async def test_message_injected_at_either_node_reaches_the_devices_of_both_once(
     async with node_pair() as pair:
         for number in range(10):
             node = pair.node_a if number % 2 else pair.node_b
-            await node.inject([create("u", "c", msg_id=str(number))])
+            await node.inject(BACKEND, [create("u", "c", msg_id=str(number))])
             await within(1, lambda: pair.listener_b.ids == pair.listener_a.ids)
         expected = [str(number) for number in range(10)]
         assert (pair.listener_a.ids, pair.listener_b.ids) == (expected, expected)
@@ -171,7 +171,7 @@ async def test_concurrent_injects_at_both_nodes_are_delivered_in_the_same_order(
         async with asyncio.TaskGroup() as tasks:
             for number in range(50):
                 node = pair.node_a if number % 2 else pair.node_b
-                tasks.create_task(node.inject([create("u", "c", msg_id=str(number))]))
+                tasks.create_task(node.inject(BACKEND, [create("u", "c", msg_id=str(number))]))
         await within(1, lambda: len(pair.listener_a.ids) == len(pair.listener_b.ids) == 50)
         assert pair.listener_a.ids == pair.listener_b.ids
 
@@ -182,9 +182,11 @@ async def test_message_whose_commit_reply_is_delayed_is_delivered_in_ctime_order
     node B, which stores second."""
     async with node_pair() as pair:
         pair.store.held_commits["first"] = asyncio.Event()
-        injecting = asyncio.create_task(pair.node_a.inject([create("u", "c", msg_id="first")]))
+        injecting = asyncio.create_task(
+            pair.node_a.inject(BACKEND, [create("u", "c", msg_id="first")])
+        )
         await asyncio.sleep(0)
-        await pair.node_b.inject([create("u", "c", msg_id="second")])
+        await pair.node_b.inject(BACKEND, [create("u", "c", msg_id="second")])
         await within(1, lambda: pair.listener_a.ids == pair.listener_b.ids == ["first", "second"])
         pair.store.held_commits["first"].set()
         await injecting
@@ -195,7 +197,7 @@ async def test_message_whose_commit_reply_is_delayed_is_delivered_in_ctime_order
 async def test_out_of_band_messages_reach_each_device_exactly_once() -> None:
     async with node_pair() as pair:
         for number in range(10):
-            await pair.node_a.inject([out_of_band("u", "s", number)])
+            await pair.node_a.inject(BACKEND, [out_of_band("u", "s", number)])
         await within(1, lambda: len(pair.listener_b.out_of_band) == 10)
         for listener in (pair.listener_a, pair.listener_b):
             assert [message.body for message in listener.out_of_band] == list(range(10))
@@ -205,7 +207,7 @@ async def test_out_of_band_messages_reach_each_device_exactly_once() -> None:
 async def test_overflow_of_the_incoming_queue_loses_no_message() -> None:
     async with node_pair() as pair:
         outcomes = await pair.node_a.inject(
-            [create("u", "c", msg_id=f"{number:05}") for number in range(10_500)]
+            BACKEND, [create("u", "c", msg_id=f"{number:05}") for number in range(10_500)]
         )
         assert {type(outcome) for outcome in outcomes} == {Stored}
         (*_, last) = (outcome.message for outcome in outcomes if isinstance(outcome, Stored))
@@ -225,7 +227,7 @@ async def test_lost_publication_is_delivered_within_one_sweep(jitter: float) -> 
             await asyncio.sleep(delay)
             pair.pubsub_b.blackholed = True
             msg_id = f"after {delay}"
-            await pair.node_a.inject([create("u", "c", msg_id=msg_id)])
+            await pair.node_a.inject(BACKEND, [create("u", "c", msg_id=msg_id)])
             pair.pubsub_b.blackholed = False
             # A little longer than a sweep, because the sync takes time too.
             await within(SWEEP_SECONDS + 0.02, lambda: msg_id in pair.listener_b.ids)  # noqa: B023
@@ -235,7 +237,7 @@ async def test_lost_publication_is_delivered_within_one_sweep(jitter: float) -> 
 async def test_missed_message_is_delivered_at_once_after_an_interruption() -> None:
     async with node_pair() as pair:
         pair.pubsub_b.blackholed = True
-        await pair.node_a.inject([create("u", "c", msg_id="missed")])
+        await pair.node_a.inject(BACKEND, [create("u", "c", msg_id="missed")])
         pair.pubsub_b.blackholed = False
         pair.pubsub_b.put(Interrupted())
         await within(0.1, lambda: pair.listener_b.ids == ["missed"])
@@ -249,7 +251,7 @@ async def test_concurrent_gap_repairs_are_limited_after_an_interruption() -> Non
         attached_users(pair.node_b, [f"u{n}" for n in range(100)]) as listeners,
     ):
         pair.pubsub_b.blackholed = True
-        await pair.node_a.inject([create(uid, "c", msg_id="missed") for uid in listeners])
+        await pair.node_a.inject(BACKEND, [create(uid, "c", msg_id="missed") for uid in listeners])
         pair.pubsub_b.blackholed = False
         pair.pubsub_b.put(Interrupted())
         await within(1, lambda: all(listener.ids == ["missed"] for listener in listeners.values()))
@@ -275,7 +277,9 @@ async def test_sweep_does_not_repair_a_message_in_flight() -> None:
     ctime."""
     async with node_pair(jitter=lambda: 0.5) as pair:
         pair.store.held_commits["slow"] = asyncio.Event()
-        injecting = asyncio.create_task(pair.node_a.inject([create("u", "c", msg_id="slow")]))
+        injecting = asyncio.create_task(
+            pair.node_a.inject(BACKEND, [create("u", "c", msg_id="slow")])
+        )
         pair.store.ctimes_queries.clear()
         await within(SWEEP_SECONDS, lambda: len(pair.store.ctimes_queries) == 2)  # of the two nodes
         pair.store.held_commits["slow"].set()
@@ -293,7 +297,9 @@ async def test_unavailable_part_of_the_store_delays_only_its_own_users() -> None
     ):
         pair.store.unavailable_users = set(listeners)
         pair.pubsub_b.blackholed = True
-        await pair.node_a.inject([create(uid, "c", msg_id="missed") for uid in [*listeners, "u"]])
+        await pair.node_a.inject(
+            BACKEND, [create(uid, "c", msg_id="missed") for uid in [*listeners, "u"]]
+        )
         pair.pubsub_b.blackholed = False
         pair.pubsub_b.put(Interrupted())
         await within(1, lambda: pair.listener_b.ids == ["missed"])
@@ -314,7 +320,7 @@ async def test_sweep_repairs_users_whose_part_of_the_store_answers() -> None:
     async with node_pair() as pair, attached_users(pair.node_b, ["v"]) as listeners:
         pair.store.users_without_ctime = {"v"}
         pair.pubsub_b.blackholed = True
-        await pair.node_a.inject([create(uid, "c", msg_id="lost") for uid in ("u", "v")])
+        await pair.node_a.inject(BACKEND, [create(uid, "c", msg_id="lost") for uid in ("u", "v")])
         pair.pubsub_b.blackholed = False
         await within(SWEEP_SECONDS, lambda: pair.listener_b.ids == ["lost"])
         await asyncio.sleep(10 * SWEEP_SECONDS)
@@ -329,7 +335,7 @@ async def test_node_stops_waiting_for_store_when_the_user_disconnects() -> None:
         async with attached_users(pair.node_b, ["disconnecting"]):
             pair.store.unavailable_users = {"disconnecting"}
             pair.pubsub_b.blackholed = True
-            await pair.node_a.inject([create("disconnecting", "c")])
+            await pair.node_a.inject(BACKEND, [create("disconnecting", "c")])
             await within(SWEEP_SECONDS, lambda: pair.node_b.waiting_for_store)
         await within(SWEEP_SECONDS, lambda: not pair.node_b.waiting_for_store)
 
@@ -366,10 +372,10 @@ async def test_device_that_reconnects_during_unsubscribe_is_subscribed_again() -
         await within(2 * LINGER_SECONDS, lambda: pair.pubsub_a.unsubscribe_calls == 1)
         listener = FakeListener()
         async with pair.node_a.attach("v", listener):
-            await pair.node_b.inject([create("v", "c", msg_id="1")])
+            await pair.node_b.inject(BACKEND, [create("v", "c", msg_id="1")])
             await within(0.1, lambda: listener.ids == ["1"])
             await asyncio.sleep(3 * LINGER_SECONDS)
-            await pair.node_b.inject([create("v", "c", msg_id="2")])
+            await pair.node_b.inject(BACKEND, [create("v", "c", msg_id="2")])
             await within(0.1, lambda: listener.ids == ["1", "2"])
             assert pair.observer.repaired_counts == []
 
@@ -497,9 +503,9 @@ async def test_invalid_payload_is_reported_and_not_delivered(kind: str) -> None:
     async with node_pair(ManualClock(NOW)) as pair:  # the last ctime is exactly NOW
         await FaultyPubSub(pair.exchange).publish(CHANNEL, INVALID_PAYLOADS[kind])
         await within(1, lambda: len(pair.observer.invalid_publications) == 2)  # one for each node
-        await pair.node_a.inject([create("u", "c", msg_id="m")])
+        await pair.node_a.inject(BACKEND, [create("u", "c", msg_id="m")])
         await within(0.1, lambda: pair.listener_b.ids == ["m"])
-        await pair.node_b.inject([dismiss("u", "m", msg_id="d")])
+        await pair.node_b.inject(BACKEND, [dismiss("u", "m", msg_id="d")])
         await within(0.1, lambda: pair.listener_a.ids == ["m", "d"])
         assert pair.listener_a.out_of_band == pair.listener_b.out_of_band == []
         assert pair.observer.repaired_counts in ([], [0, 0])
@@ -510,7 +516,7 @@ async def test_replayed_message_from_the_future_is_delivered_from_store() -> Non
     clock = ManualClock(NOW)
     async with node_pair(clock) as pair:
         replayed = create("u", "c", msg_id="m").stamp(NOW + 2 * MAX_FUTURE, 0)
-        await pair.node_a.inject([replayed])
+        await pair.node_a.inject(BACKEND, [replayed])
         await within(0.1, lambda: pair.listener_a.ids == pair.listener_b.ids == ["m"])
 
 

@@ -16,6 +16,7 @@ from gregor.interfaces import Duplicate, MessageConsumer, Rejected, Relayed, Sto
 from gregor.node.node import Node
 from gregor.pubsub.memory import Exchange, MemoryPubSub
 from tests.node.fakes import (
+    BACKEND,
     EndingPubSub,
     FailingConsumer,
     FailingStore,
@@ -65,7 +66,9 @@ class NodeHarness:
 async def test_injected_messages_are_stored_and_delivered_in_order() -> None:
     harness = NodeHarness()
     async with harness.attached_device() as listener:
-        outcomes = await harness.node.inject([create("u", "c", msg_id=id_) for id_ in "abc"])
+        outcomes = await harness.node.inject(
+            BACKEND, [create("u", "c", msg_id=id_) for id_ in "abc"]
+        )
         assert [type(outcome) for outcome in outcomes] == [Stored] * 3
         assert listener.ids == ["a", "b", "c"]
         assert [message.prev for p in listener.publications for message in p.messages][1:] == [
@@ -77,13 +80,14 @@ async def test_each_message_of_a_batch_gets_its_own_outcome() -> None:
     harness = NodeHarness()
     async with harness.attached_device() as listener:
         outcomes = await harness.node.inject(
+            BACKEND,
             [
                 create("u", "c", 1, msg_id="m"),
                 out_of_band("u", "typing"),
                 create("u", "c", 1, msg_id="m"),
                 create("u", "c", 2, msg_id="m"),
                 dismiss("u", "m"),
-            ]
+            ],
         )
         kinds = [Stored, Relayed, Duplicate, Rejected, Stored]
         assert [type(outcome) for outcome in outcomes] == kinds
@@ -98,7 +102,7 @@ async def test_message_is_delivered_only_after_it_is_stored() -> None:
     harness = NodeHarness()
     async with harness.attached_device() as listener, asyncio.TaskGroup() as tasks:
         harness.store.commits_allowed.clear()
-        injecting = tasks.create_task(harness.node.inject([create("u", "c", msg_id="m")]))
+        injecting = tasks.create_task(harness.node.inject(BACKEND, [create("u", "c", msg_id="m")]))
         await asyncio.sleep(0)
         assert listener.ids == []
         assert not injecting.done()
@@ -112,17 +116,17 @@ async def test_messages_are_not_delivered_when_store_is_down() -> None:
     async with harness.attached_device() as listener:
         harness.store.down = True
         with pytest.raises(Unavailable):
-            await harness.node.inject([create("u", "c"), out_of_band("u", "typing")])
+            await harness.node.inject(BACKEND, [create("u", "c"), out_of_band("u", "typing")])
         assert (listener.ids, listener.out_of_band) == ([], [])
         harness.store.down = False
-        await harness.node.inject([create("u", "c", msg_id="m")])
+        await harness.node.inject(BACKEND, [create("u", "c", msg_id="m")])
         assert listener.ids == ["m"]
 
 
 async def test_failing_consumer_affects_neither_sender_nor_other_consumers() -> None:
     harness = NodeHarness([FailingConsumer()])
     async with harness.attached_device() as listener:
-        (outcome,) = await harness.node.inject([create("u", "c", msg_id="m")])
+        (outcome,) = await harness.node.inject(BACKEND, [create("u", "c", msg_id="m")])
         assert isinstance(outcome, Stored)
         assert listener.ids == ["m"]
         assert [type(error) for error in harness.observer.consumer_errors] == [ConnectionError]
@@ -132,7 +136,9 @@ async def test_cancelled_inject_is_still_stored_and_delivered() -> None:
     harness = NodeHarness()
     async with harness.attached_device() as listener:
         harness.store.commits_allowed.clear()
-        injecting = asyncio.create_task(harness.node.inject([create("u", "c", msg_id="m")]))
+        injecting = asyncio.create_task(
+            harness.node.inject(BACKEND, [create("u", "c", msg_id="m")])
+        )
         await asyncio.sleep(0)
         injecting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -145,7 +151,9 @@ async def test_inject_in_flight_is_finished_when_node_closes() -> None:
     harness = NodeHarness()
     async with harness.attached_device():
         harness.store.commits_allowed.clear()
-        injecting = asyncio.create_task(harness.node.inject([create("u", "c", msg_id="m")]))
+        injecting = asyncio.create_task(
+            harness.node.inject(BACKEND, [create("u", "c", msg_id="m")])
+        )
         await asyncio.sleep(0)
         asyncio.get_running_loop().call_soon(harness.store.commits_allowed.set)
     (outcome,) = await injecting
@@ -161,11 +169,11 @@ async def test_exception_of_the_block_is_raised_unchanged() -> None:
 async def test_inject_raises_unavailable_when_node_is_not_open() -> None:
     harness = NodeHarness()
     with pytest.raises(Unavailable):
-        await harness.node.inject([create("u", "c")])
+        await harness.node.inject(BACKEND, [create("u", "c")])
     async with harness.node:
         pass
     with pytest.raises(Unavailable):
-        await harness.node.inject([create("u", "c")])
+        await harness.node.inject(BACKEND, [create("u", "c")])
 
 
 async def test_gap_is_repaired_from_store() -> None:
@@ -295,7 +303,7 @@ async def test_inject_in_flight_raises_unavailable_when_node_fails() -> None:
     async def run_node() -> None:
         async with harness.node:
             harness.store.commits_allowed.clear()
-            injecting.append(asyncio.create_task(harness.node.inject([create("u", "c")])))
+            injecting.append(asyncio.create_task(harness.node.inject(BACKEND, [create("u", "c")])))
             await asyncio.sleep(0)
             pubsub.may_end.set()
             await asyncio.Event().wait()

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 
 from gregor.core.message import DeviceID, InBandMessage, Message, OutOfBandMessage
 from gregor.core.state import Changes, Facts, State, Sync
-from gregor.interfaces import Relayed, Stored
+from gregor.interfaces import Outcome, Rejected, Relayed, Stored
 from gregor.protocol import client_session
 from gregor.protocol.client_session import ClientSession
 from gregor.protocol.effects import Close, Send
-from gregor.protocol.frames import Result, encode
+from gregor.protocol.frames import encode
 from gregor.protocol.publication import Publication
 from gregor.protocol.server_session import Authenticate, CatchUp, ServerSession, Store
 from gregor.stores.memory import MemoryStateMachine
@@ -79,23 +79,23 @@ class Conversation:
         match self.node.receive(self.to_node.popleft()):
             case Authenticate():
                 self.node.authenticated(UID, self.clock.now)
-            case Store(n, messages):
-                self.node.stored(n, [await self._stored(message) for message in messages])
+            case Store(n, entries):
+                self.node.stored(n, [await self._stored(entry) for entry in entries])
         return True
 
-    async def _stored(self, message: Message | Result) -> Result:
-        match message:
-            case Result():
-                return message
+    async def _stored(self, entry: Message | Rejected) -> Outcome:
+        match entry:
+            case Rejected():
+                return entry
             case OutOfBandMessage():
-                self.node.deliver_out_of_band(message)
-                return Result.of(Relayed(message))
+                self.node.deliver_out_of_band(entry)
+                return Relayed(entry)
             case InBandMessage():
-                (outcome,) = await self.store.consume_messages([message])
+                (outcome,) = await self.store.consume_messages([entry])
                 if isinstance(outcome, Stored):
                     self.published.append(Publication.of(outcome.message))
                     self.node.publish(self.published[-1])
-                return Result.of(outcome)
+                return outcome
 
     async def write_on_node(self) -> bool:
         """The node's writer carries out one effect, or one half of a CatchUp: the read from the

@@ -13,7 +13,8 @@ from gregor.core.message import (
     replace,
 )
 from gregor.core.state import Changes, Snapshot, Sync, state_hash
-from gregor.errors import Unavailable
+from gregor.errors import Action, Conflict, Unavailable
+from gregor.interfaces import Rejected, Stored
 from gregor.protocol.effects import Close, Send
 from gregor.protocol.frames import (
     Ack,
@@ -22,6 +23,7 @@ from gregor.protocol.frames import (
     GoAway,
     Messages,
     OutOfBand,
+    Problem,
     Result,
     SyncPage,
     Welcome,
@@ -39,6 +41,7 @@ from gregor.protocol.server_session import (
     Store,
 )
 
+CONFLICT = Conflict("this msg_id is known with other contents")
 HELLO = '{"type":"hello","token":"t","device_id":"d1","cursor":7,"protocol":2}'
 
 
@@ -198,7 +201,7 @@ def test_message_without_uid_gets_the_uid_of_the_session() -> None:
         live_session(), {"creation": creation}, {"uid": "u", "system": "s", "body": None}
     )
     assert request.n == 3
-    assert [message.uid for message in request.messages] == ["u", "u"]
+    assert [e.uid for e in request.entries if not isinstance(e, Rejected)] == ["u", "u"]
 
 
 @pytest.mark.parametrize(
@@ -217,10 +220,8 @@ def test_message_without_uid_gets_the_uid_of_the_session() -> None:
 )
 def test_invalid_message_is_rejected_alone(message: object, code: str, field: str | None) -> None:
     valid = {"creation": {"category": "a", "body": 1}}
-    before, rejected, after = consume(live_session(), valid, message, valid).messages
-    assert isinstance(rejected, Result)
-    assert rejected.status == "rejected"
-    assert rejected.error is not None
+    before, rejected, after = consume(live_session(), valid, message, valid).entries
+    assert isinstance(rejected, Rejected)
     assert (rejected.error.code, rejected.error.field) == (code, field)
     assert isinstance(before, InBandMessage)
     assert isinstance(after, InBandMessage)
@@ -253,10 +254,19 @@ def test_binary_frame_closes_the_session() -> None:
     assert all_effects(session)[-1] == Close(4002, "protocol")
 
 
-def test_results_of_stored_messages_are_acknowledged() -> None:
+def test_outcomes_of_a_consume_are_acknowledged() -> None:
     session = live_session()
-    session.stored(3, [Result("stored", "u", "m", 11)])
-    assert sent_frames(session) == [Ack(3, (Result("stored", "u", "m", 11),))]
+    session.stored(3, [Stored(create("u", "a", msg_id="m").stamp(11, 0)), Rejected(None, CONFLICT)])
+    rejected = Result("rejected", error=Problem.of(CONFLICT))
+    assert sent_frames(session) == [Ack(3, (Result("stored", "u", "m", 11), rejected))]
+
+
+def test_consume_with_a_message_to_retry_is_retried_whole() -> None:
+    session = live_session()
+    message = create("u", "a", msg_id="m").stamp(11, 0)
+    session.stored(3, [Stored(message), Rejected(message, Unavailable("the shard is down"))])
+    (error,) = sent_frames(session)
+    assert error == Error("unavailable", "the shard is down", Action.RETRY, n=3)
 
 
 def test_unavailable_store_is_an_error_of_that_consume() -> None:

@@ -14,7 +14,7 @@ from gregor.node.node import Node
 from gregor.pubsub.memory import Exchange, MemoryPubSub
 from gregor.server.auth import Role
 from gregor.stores.memory import MemoryStateMachine
-from tests.node.fakes import FailingConsumer, FakeListener, sync_device
+from tests.node.fakes import BACKEND, FailingConsumer, FakeListener, sync_device
 from tests.server.harness import (
     RawDevice,
     Served,
@@ -46,10 +46,10 @@ async def test_d18_stored_message_is_not_answered_with_error_if_publish_fails(
         Node(state_machine, [FailingConsumer(), Broadcaster()], clock=now) as node,
         node.attach("u", listener),
     ):
-        (outcome,) = await node.inject([create("u", "chat", msg_id="m")])
+        (outcome,) = await node.inject(BACKEND, [create("u", "chat", msg_id="m")])
         assert isinstance(outcome, Stored)
         assert listener.ids == ["m"]
-        (repeated,) = await node.inject([create("u", "chat", msg_id="m")])
+        (repeated,) = await node.inject(BACKEND, [create("u", "chat", msg_id="m")])
         assert isinstance(repeated, Duplicate)
         assert listener.ids == ["m"]
     # The node logs the failed publish with its traceback, which `_no_traceback` would not allow.
@@ -84,7 +84,7 @@ async def test_d19_node_finds_message_whose_publication_was_lost() -> None:
         receiver.attach("u", listener),
     ):
         await sync_device(receiver)
-        await publisher.inject([create("u", "chat", msg_id="lost")])
+        await publisher.inject(BACKEND, [create("u", "chat", msg_id="lost")])
         await until(lambda: listener.ids == ["lost"])
 
 

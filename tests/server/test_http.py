@@ -12,7 +12,7 @@ from gregor.clock import now
 from gregor.core.instant import SECOND
 from gregor.core.message import MAX_BODY
 from gregor.core.state import state_hash
-from gregor.server.http import MAX_REQUEST, MAX_USERS
+from gregor.protocol.requests import MAX_REQUEST, MAX_USERS
 from tests.server.harness import JSON, Served, creation, serving, store_failure, to
 from tests.server.test_websocket import BAD_MESSAGES
 

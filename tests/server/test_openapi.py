@@ -8,7 +8,7 @@ import pytest
 from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from gregor.server.http import MAX_USERS
+from gregor.protocol.requests import MAX_USERS
 from gregor.server.openapi import describe
 from tests.server.harness import Served, creation, to
 

@@ -254,7 +254,7 @@ async def test_old_copy_with_messages_that_the_holder_lacks_is_reported_and_kept
         stored = await store(machine, create(ann, "mail"))
         await rebalancer.move([Move(bucket_of(ann), "a", "b")])
     extra = create(ann, "mail").stamp(stored.ctime + 1, 0)
-    await harness.databases["a"].write(lambda c: consume(c, [extra], extra.ctime, moving=True))
+    await harness.databases["a"].write(lambda c: consume(c, [extra], extra.ctime, any_bucket=True))
     (finding,), removed = await rebalancer.verify(prune=True)
     assert (finding.shard, removed) == ("a", 0)
     assert ann in finding.what
@@ -355,7 +355,7 @@ async def test_target_with_messages_that_the_holder_lacks_is_rejected(
     async with harness.machine() as machine:
         stored = await store(machine, create(ann, "mail"))
     other = create(ann, "mail").stamp(stored.ctime, 0)
-    await harness.databases["b"].write(lambda c: consume(c, [other], other.ctime, moving=True))
+    await harness.databases["b"].write(lambda c: consume(c, [other], other.ctime, any_bucket=True))
     with pytest.raises(GregorError, match="that shard 'a', the holder, lacks"):
         await Rebalancer(harness.databases).move([Move(bucket_of(ann), "a", "b")])
     assert await harness.holder(ann) == "a"

@@ -18,7 +18,7 @@ from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import UID, DeviceID, InBandMessage
 from gregor.core.state import State, Sync
 from gregor.errors import GregorError, StorageUnavailable, Unavailable
-from gregor.interfaces import Outcome, StateMachineOfRecord
+from gregor.interfaces import Slot, StateMachineOfRecord
 from gregor.shards import shard_map
 from gregor.shards.rebalance import Moved, Rebalancer, establish
 from gregor.shards.shard_map import Placement
@@ -161,16 +161,15 @@ class DelayedStateMachine(StateMachineOfRecord):
         self._machine = machine
         self._link = link
 
-    async def consume_messages(self, messages: Sequence[InBandMessage]) -> Sequence[Outcome]:
+    async def store(self, slots: Sequence[Slot]) -> None:
         environment = self._link.environment
         await self._link.transmit("before storing")
-        outcomes = await self._machine.consume_messages(messages)
+        await self._machine.store(slots)
         if environment.chance(0.2):
-            await environment.wait_for_later_commit(messages[0].uid)
+            await environment.wait_for_later_commit(slots[0].message.uid)
         await self._link.transmit("after storing")
-        for message in messages:
-            environment.commit_answered(message.uid)
-        return outcomes
+        for slot in slots:
+            environment.commit_answered(slot.message.uid)
 
     async def state(
         self, uid: UID, device_id: DeviceID | None = None, at: TimeOrOffset | None = None

@@ -47,6 +47,7 @@ from gregor.core.message import (
 )
 from gregor.core.state import Snapshot, State
 from gregor.errors import Unavailable
+from gregor.interfaces import Caller
 from gregor.node.node import Node
 from gregor.protocol.frames import Result
 from gregor.pubsub.interface import Event, Interrupted
@@ -564,7 +565,8 @@ class Simulation:
             service = self.rng.choice(self.nodes).service
             try:
                 if service is not None:
-                    results = await service.inject(messages)
+                    outcomes = await service.inject(Caller("backend"), messages)
+                    results = [Result.of(outcome) for outcome in outcomes]
                     unacknowledged = [
                         message
                         for message, result in zip(messages, results, strict=True)

@@ -16,7 +16,7 @@ from gregor.core.instant import Time
 from gregor.core.message import InBandMessage, Message, MsgID
 from gregor.core.state import Item
 from gregor.errors import Conflict, HistoryForgotten
-from gregor.interfaces import Relayed, Stored
+from gregor.interfaces import Outcome, Rejected, Relayed, Stored
 from gregor.protocol.client_session import (
     Acked,
     Apply,
@@ -216,20 +216,19 @@ class NodeRun:
             case Authenticate():
                 self._session.authenticated(USER, self.clock.now)
             case StoreRequest(n, entries):
-                results = [await self._store(entry) for entry in entries]
-                self._session.stored(n, results)
+                self._session.stored(n, [await self._store(entry) for entry in entries])
 
-    async def _store(self, entry: Message | Result) -> Result:
+    async def _store(self, entry: Message | Rejected) -> Outcome:
         match entry:
             case InBandMessage():
                 (outcome,) = await self.machine.consume_messages([entry])
                 if isinstance(outcome, Stored):
                     self._publish(outcome.message)
-                return Result.of(outcome)
-            case Result():
+                return outcome
+            case Rejected():
                 return entry
             case message:
-                return Result.of(Relayed(message))
+                return Relayed(message)
 
     async def inject(self, *messages: InBandMessage) -> None:
         """A backend, or another device, writes."""

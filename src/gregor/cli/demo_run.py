@@ -9,7 +9,6 @@ from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeAlias
 
-from msgspec import Raw
 from prometheus_client.parser import text_string_to_metric_families
 
 from gregor.cli import output, stream
@@ -176,7 +175,7 @@ async def paced(lines: Stream, seconds: float) -> AsyncIterator[tuple[int, bytes
 def with_lost_responses(send: Send, rng: Random) -> Send:
     """A `send` that sometimes acts as if the response was lost: it sends the same again."""
 
-    async def send_once_or_twice(messages: Sequence[InBandMessage | Raw]) -> Sequence[Result]:
+    async def send_once_or_twice(messages: Sequence[InBandMessage]) -> Sequence[Result]:
         results = await send(messages)
         return await send(messages) if rng.random() < LOST_RESPONSE_RATIO else results
 

@@ -27,11 +27,13 @@ def state(
     [dim]$[/] gregor state alice --prefix chat. --device phone
     [dim]$[/] gregor state alice --at -1h --json
     """
-    options.parse_time(at)
+    instant = options.parse_time(at)
     settings = options.load_settings(ctx, url=url, token=token)
     from gregor.cli.remote import request
 
-    answer = run(request(settings, lambda server: server.state(uid, device, at=at, prefix=prefix)))
+    answer = run(
+        request(settings, lambda server: server.state(uid, device, at=instant, prefix=prefix))
+    )
     if json:
         output.print_json(answer)
     elif answer.items:
@@ -61,7 +63,9 @@ def count(
     settings = options.load_settings(ctx, url=url, token=token)
     from gregor.cli.remote import request
 
-    answer = run(request(settings, lambda server: server.count(uid, device, prefixes or [])))
+    answer = run(
+        request(settings, lambda server: server.count(uid, *(prefixes or ()), device_id=device))
+    )
     if json:
         output.print_json(answer)
     elif not prefixes:
@@ -91,11 +95,11 @@ def log(
     [dim]$[/] gregor log alice --since -1h
     [dim]$[/] gregor log alice --device phone --json
     """
-    options.parse_time(since)
+    start = options.parse_time(since)
     settings = options.load_settings(ctx, url=url, token=token)
     from gregor.cli.remote import request
 
-    answer = run(request(settings, lambda server: server.messages(uid, device, since=since)))
+    answer = run(request(settings, lambda server: server.messages(uid, device, since=start)))
     if json:
         for message in answer.messages:
             output.print_json(message)

@@ -58,12 +58,12 @@ def replay(
 
 async def _send(settings: "Settings", source: "Source") -> "Tally":
     from gregor.cli.ordered_sender import Tally, send_all
-    from gregor.cli.remote import remote_server
+    from gregor.cli.remote import REPLAY_ATTEMPTS, CommandProducer, producer, request
 
     tally = Tally()
-    async with remote_server(settings) as server:
-        # send_all retries if the server goes away. If none answers at the start, fail at once.
-        await server.check_server()
+    # If the server goes away, sending is retried. If none answers at the start, fail at once.
+    await request(settings, CommandProducer.check_server)
+    async with producer(settings, max_attempts=REPLAY_ATTEMPTS) as server:
         await send_all(_lines_with_progress(source, tally), server.send, tally)
     return tally
 

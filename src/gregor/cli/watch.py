@@ -54,12 +54,11 @@ def watch(
 async def _watch(
     settings: "Settings", uid: str, device: str, prefix: str, on_screen: bool, json: bool
 ) -> None:
-    from gregor.cli.remote import remote_server
+    from gregor.cli.remote import CommandProducer, request
     from gregor.client import Client
 
     # A Client retries forever. If no server answers at the start, report that instead.
-    async with remote_server(settings) as server:
-        await server.check_server()
+    await request(settings, CommandProducer.check_server)
     # A server with --auth open accepts the uid as a token.
     token = settings.token.get_secret_value() if settings.token else uid
     async with Client(settings.url, token, device_id=device, uid=uid) as client:

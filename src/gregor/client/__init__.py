@@ -1,4 +1,4 @@
-"""Clients: a user's state on a device, online and offline, and the producer for backends."""
+"""Clients: a user's state on a device, online and offline, and the producers for backends."""
 
 from gregor.client.client import Client
 from gregor.client.connection import Connect, Disconnected, Transport
@@ -13,11 +13,12 @@ from gregor.client.events import (
     Synced,
     WriteRejected,
 )
-from gregor.client.producer import Producer
+from gregor.client.producer import AsyncProducer, Producer
 from gregor.client.state_machine import DeviceStateMachine
 from gregor.client.store import ClientStore, MemoryStore, SQLiteStore
 
 __all__ = [
+    "AsyncProducer",
     "Client",
     "ClientStore",
     "Connect",

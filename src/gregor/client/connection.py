@@ -22,9 +22,9 @@ from websockets.exceptions import (
     WebSocketException,
 )
 
-from gregor.backoff import Backoff
+from gregor.backoff import Outage
 from gregor.client.events import Event, Offline, Online, OutOfBandReceived, Synced
-from gregor.client.reconnect import MAX_BACKOFF_SECONDS, MIN_BACKOFF_SECONDS, ReconnectPolicy
+from gregor.client.reconnect import BACKOFF, ReconnectPolicy
 from gregor.client.replica import Replica
 from gregor.core.instant import Time
 from gregor.core.message import UID, InBandMessage, Message, OutOfBandMessage, value_of
@@ -233,7 +233,7 @@ class _Conversation:
         self._owner = owner
         self._transport = transport
         self._jitter = jitter
-        self._backoff = Backoff(MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS)
+        self._outage = Outage(BACKOFF)  # in which the node defers each consume
         self._user_confirmed = False  # whether the token belongs to the user of the replica
         self._max_messages = 1  # in one consume
         self._in_flight: list[Message] = []  # sent in a consume and not yet answered
@@ -383,7 +383,7 @@ class _Conversation:
             return False
         if needs_backoff:
             now = asyncio.get_running_loop().time()
-            await asyncio.sleep(self._backoff.delay(now, self._jitter()))
+            await asyncio.sleep(self._outage.delay(now, self._jitter()))
         return True
 
     async def _on_ack(self, results: Sequence[Result]) -> None:
@@ -398,7 +398,7 @@ class _Conversation:
             )
         else:
             self._finish_out_of_band(results[0].error)
-        self._backoff.reset()
+        self._outage.end()
         self._answered(needs_backoff=False)
 
     def _finish_out_of_band(self, error: Problem | None) -> None:

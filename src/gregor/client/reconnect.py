@@ -1,20 +1,20 @@
-"""When a device connects again after its connection has ended. Pure, as `Backoff` is."""
+"""When a device connects again after its connection has ended. Pure, as `Outage` is."""
 
-from gregor.backoff import Backoff
+from gregor.backoff import Backoff, Outage
 
-MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 60.0
+BACKOFF = Backoff(0.5, 60.0)
 
 
 class ReconnectPolicy:
     """The rules of `spec/protocol.md`, section 7: backoff, `goaway` and `Retry-After`."""
 
     def __init__(self) -> None:
-        self._backoff = Backoff(MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS)
+        self._outage = Outage(BACKOFF)
         self._return_at: float | None = None  # when a node that is leaving wants its devices back
 
     def synced(self) -> None:
         """The replica has been brought to the present: the outage, if there was one, is over."""
-        self._backoff.reset()
+        self._outage.end()
 
     def goaway(self, now: float, random: float, within_ms: int) -> float:
         """The node is leaving. Returns when to connect again, on the clock of `now`."""
@@ -27,4 +27,4 @@ class ReconnectPolicy:
         if self._return_at is not None:
             return_at, self._return_at = self._return_at, None
             return max(0.0, return_at - now)
-        return retry_after + self._backoff.delay(now, random)
+        return retry_after + self._outage.delay(now, random)

@@ -57,6 +57,11 @@ class TimeOrOffset(Struct, frozen=True, forbid_unknown_fields=True, omit_default
         return min(base + self.offset, MAX_TIME)
 
     @property
+    def text(self) -> str:
+        """The notation that `parse_time_or_offset` reads."""
+        return str(self.time) if self.offset is None else f"{self.offset}us"
+
+    @property
     def is_negative_offset(self) -> bool:
         return isinstance(self.offset, int) and self.offset < 0
 

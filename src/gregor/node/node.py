@@ -19,18 +19,19 @@ from gregor.consumers.broadcaster import Broadcaster, Listener
 from gregor.consumers.publisher import Publisher
 from gregor.consumers.relay import LINGER_SECONDS, Relay
 from gregor.core.instant import Time
-from gregor.core.message import UID, InBandMessage, Message
+from gregor.core.message import UID, Message
 from gregor.core.state import Changes
 from gregor.errors import Malformed, Unavailable
 from gregor.interfaces import (
     BatchConsumer,
+    Caller,
     MessageConsumer,
     Outcome,
-    Relayed,
+    Rejected,
     StateMachineOfRecord,
-    Stored,
 )
 from gregor.log_event import LogEvent
+from gregor.node.batch import Batch, accepted
 from gregor.protocol.publication import Publication
 from gregor.protocol.server_session import ServerSession
 from gregor.pubsub.interface import PubSub
@@ -49,8 +50,8 @@ time includes the reply to the commit and the pub/sub: milliseconds, tens of the
 class Observer:
     """Receives the events of a node, for metrics. This base class ignores them."""
 
-    def injected(self, outcome: Outcome) -> None:
-        """A message was accepted or rejected."""
+    def injected(self, caller: Caller, outcome: Outcome) -> None:
+        """A message of this caller was accepted or rejected."""
 
     def gap_repaired(self, messages: int) -> None:
         """A gap repair has read this number of missed messages from the store."""
@@ -140,16 +141,16 @@ class Node:
 
     # Accepting messages
 
-    async def inject(self, messages: Sequence[Message]) -> list[Outcome]:
-        """Store new messages, in order, and return the outcome of each.
+    async def inject(self, caller: Caller, entries: Sequence[Message | Rejected]) -> list[Outcome]:
+        """Store new messages, in order, and return the outcome of each entry.
 
         A Stored message is durable and is being delivered to the devices. Raises Unavailable if
-        the store does not answer. If the caller is cancelled, the messages are stored and
+        the store does not answer. If the task that calls is cancelled, the messages are stored and
         delivered all the same.
         """
         if not self._is_open:
             raise Unavailable("this node is not open; send the messages again to another node")
-        task = self._tasks.create_task(self._inject(messages))
+        task = self._tasks.create_task(self._inject(caller, Batch(entries)))
         try:
             outcomes = await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -162,20 +163,18 @@ class Node:
             raise outcomes
         return outcomes
 
-    async def _inject(self, messages: Sequence[Message]) -> list[Outcome] | Unavailable:
+    async def _inject(self, caller: Caller, batch: Batch) -> list[Outcome] | Unavailable:
         # Store first: a stored message that was not delivered can still be read from the store;
         # a message that was delivered but not stored would be lost afterwards.
-        in_band = [message for message in messages if isinstance(message, InBandMessage)]
-        try:
-            stored = iter(await self.state_machine.consume_messages(in_band) if in_band else ())
-        except Unavailable as error:
-            return error
-        outcomes = [next(stored) if isinstance(m, InBandMessage) else Relayed(m) for m in messages]
+        if batch.slots:
+            try:
+                await self.state_machine.store(batch.slots)
+            except Unavailable as error:
+                return error
+        outcomes = batch.outcomes()
         for outcome in outcomes:
-            self._observer.injected(outcome)
-        await self._pass_to_consumers(
-            [o.message for o in outcomes if isinstance(o, Stored | Relayed)]
-        )
+            self._observer.injected(caller, outcome)
+        await self._pass_to_consumers(accepted(outcomes))
         return outcomes
 
     async def _pass_to_consumers(self, messages: Sequence[Message]) -> None:

@@ -14,6 +14,11 @@ class Results(Struct, frozen=True):
 
     results: tuple[Result, ...]
 
+    @property
+    def should_retry(self) -> bool:
+        """Whether to retry the request: the shards of some users did not answer."""
+        return any(result.should_retry for result in self.results)
+
 
 class StateAnswer(Struct, frozen=True):
     """The visible items, and the state hash of a replica that shows the same items."""

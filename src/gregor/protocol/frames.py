@@ -156,7 +156,8 @@ class Result(Struct, frozen=True, omit_defaults=True):
             case Rejected(InBandMessage() as message, error):
                 return cls("rejected", message.uid, message.msg_id, error=Problem.of(error))
             case Rejected(message, error):
-                return cls("rejected", message.uid, error=Problem.of(error))
+                uid = None if message is None else message.uid
+                return cls("rejected", uid, error=Problem.of(error))
             case Relayed(message):
                 return cls("relayed", message.uid)
 

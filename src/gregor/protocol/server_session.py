@@ -22,8 +22,6 @@ other device, and misses no in-band message.
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
-from msgspec import Raw
-
 from gregor.core.instant import Time
 from gregor.core.message import (
     MAX_BATCH,
@@ -31,18 +29,18 @@ from gregor.core.message import (
     DeviceID,
     Message,
     OutOfBandMessage,
-    parse_message,
 )
 from gregor.core.state import Sync
 from gregor.errors import (
-    Forbidden,
+    Action,
     GregorError,
     HelloTimeout,
-    InvalidMessage,
     ProtocolError,
     TooLarge,
     TooSlow,
+    Unavailable,
 )
+from gregor.interfaces import Outcome, Rejected
 from gregor.protocol.delivery_state import (
     DeliveryEvent,
     DeliveryState,
@@ -57,6 +55,7 @@ from gregor.protocol.delivery_state import (
     after,
 )
 from gregor.protocol.effects import Close, Send
+from gregor.protocol.entries import read_entries
 from gregor.protocol.frames import (
     Ack,
     Consume,
@@ -67,7 +66,6 @@ from gregor.protocol.frames import (
     Hello,
     Limits,
     Messages,
-    Problem,
     Result,
     Verify,
     Welcome,
@@ -89,10 +87,10 @@ class Authenticate(NamedTuple):
 
 class Store(NamedTuple):
     """Inject these messages, and report to `stored` or `unavailable`.
-    An entry that is already rejected is a Result."""
+    An entry that is already rejected is Rejected."""
 
     n: int
-    messages: tuple[Message | Result, ...]
+    entries: Sequence[Message | Rejected]
 
 
 # Effects for the writer
@@ -174,19 +172,10 @@ class ServerSession:
                 self._queue_control(Error.of(error, n))
                 return None
             case Phase.OPEN, Consume(n, messages):
-                return Store(n, tuple(self._parse(message) for message in messages))
+                return Store(n, read_entries(messages, self.uid.__eq__, uid=self.uid))
             case _:
                 name = type(frame).__struct_config__.tag
                 raise ProtocolError(f"a {name} frame is not allowed in phase {self.phase.name}")
-
-    def _parse(self, json: Raw) -> Message | Result:
-        try:
-            message = parse_message(json, uid=self.uid)
-            if message.uid != self.uid:
-                raise Forbidden("a device may only write messages of its own user", field="uid")
-            return message
-        except (InvalidMessage, TooLarge, Forbidden) as error:
-            return Result("rejected", error=Problem.of(error))
 
     def authenticated(self, uid: UID, now: Time) -> None:
         """The token belongs to this user. The transport attaches the session, then calls `next`.
@@ -201,9 +190,14 @@ class ServerSession:
             self.cursor = cursor
             self.delivery = Lagging(cursor)
 
-    def stored(self, n: int, results: Sequence[Result]) -> None:
-        """The results of a Store; the stored messages are durable."""
-        self._queue_control(Ack(n, tuple(results)))
+    def stored(self, n: int, outcomes: Sequence[Outcome]) -> None:
+        """The outcomes of a Store. If one message has to be retried, the device retries all of
+        them. That is safe, because storing a message is idempotent."""
+        for outcome in outcomes:
+            if isinstance(outcome, Rejected) and outcome.error.action is Action.RETRY:
+                self.unavailable(n, Unavailable(outcome.error.message))
+                return
+        self._queue_control(Ack(n, tuple(map(Result.of, outcomes))))
 
     def unavailable(self, n: int, error: GregorError) -> None:
         """The store did not answer; the device will retry the messages of this Store."""

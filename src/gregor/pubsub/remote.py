@@ -23,6 +23,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from gregor.backoff import Backoff, Outage
 from gregor.errors import SetupError
 from gregor.log_event import LogEvent
 from gregor.pubsub.incoming import IncomingQueue
@@ -36,8 +37,7 @@ log = logging.getLogger("gregor.pubsub")
 HEARTBEAT_SECONDS = 2.0
 OPERATION_TIMEOUT_SECONDS = 5.0  # for connecting, and for each batch of subscriptions
 FLUSH_TIMEOUT_SECONDS = 1.0  # for sending the pending payloads on close
-MIN_BACKOFF_SECONDS = 0.1
-MAX_BACKOFF_SECONDS = 5.0
+BACKOFF = Backoff(0.1, 5.0)
 MAX_QUEUED_PAYLOADS = 10_000
 MAX_BATCH_SIZE = 500  # of payloads or channels, in one call to the server
 HEARTBEAT_POLLS = 10  # the time-out of a heartbeat is divided into this many waits
@@ -200,7 +200,7 @@ class RemotePubSub:
         """Run one connection after another, forever. If the first one fails, set the error on
         `connected` and stop."""
         clock = asyncio.get_running_loop().time
-        backoff = 0.0
+        outage = Outage(BACKOFF)
         while True:
             started = clock()
             try:
@@ -209,10 +209,10 @@ class RemotePubSub:
                 if not connected.done():
                     connected.set_exception(error)
                     return
-            # Reset the backoff only after a connection that was stable.
-            was_stable = clock() - started > MAX_BACKOFF_SECONDS
-            backoff = MIN_BACKOFF_SECONDS if was_stable else _next_backoff(backoff)
-            await asyncio.sleep(self._jitter() * backoff)
+            # Only a connection that was stable ends the outage.
+            if clock() - started > BACKOFF.max_seconds:
+                outage.end()
+            await asyncio.sleep(outage.delay(clock(), self._jitter()))
 
     async def _run_connection(self, connected: asyncio.Future[None]) -> None:
         """Open a connection and use it until it fails. Never returns; raises LinkLost."""
@@ -349,10 +349,6 @@ class RemotePubSub:
             if old:
                 await link.unsubscribe(old)
         self._confirmed_channels.update(new)
-
-
-def _next_backoff(backoff: float) -> float:
-    return min(max(2 * backoff, MIN_BACKOFF_SECONDS), MAX_BACKOFF_SECONDS)
 
 
 @asynccontextmanager

@@ -24,7 +24,7 @@ from gregor.consumers.publisher import Publisher
 from gregor.core.instant import SECOND, Time
 from gregor.core.message import UID, Message
 from gregor.errors import Forbidden, SetupError
-from gregor.interfaces import Rejected, StateMachineOfRecord
+from gregor.interfaces import Caller, Rejected, StateMachineOfRecord
 from gregor.node.node import Node
 from gregor.pubsub.interface import PubSub
 from gregor.pubsub.remote import pubsub_at
@@ -46,6 +46,9 @@ from gregor.stores.sql.state_machine import SQLStateMachine
 from gregor.stores.sql.store_url import database_at, is_shared
 
 CLOCK_CHECK_SECONDS = 10.0
+
+IN_PROCESS = Caller("in-process")
+"""The host application, which injects without a token."""
 
 
 def _is_up(shard: Shard) -> bool:
@@ -135,7 +138,7 @@ class Server:
     async def inject(self, message: Message) -> Message:
         """Inject a new message from this process, and return it as all devices will receive it.
         Raises the error of a rejected message, and Unavailable if the store does not answer."""
-        (outcome,) = await self.node.inject([message])
+        (outcome,) = await self.node.inject(IN_PROCESS, [message])
         if isinstance(outcome, Rejected):
             raise outcome.error
         return outcome.message
@@ -276,6 +279,7 @@ def _state_machine(
             clock,
             metrics.committed,
             clock_check_seconds=CLOCK_CHECK_SECONDS if is_shared(settings.stores[name]) else None,
+            may_become_shard=name is not None or is_shared(settings.stores[name]),
         )
         for name, database in databases.items()
     }

@@ -24,7 +24,6 @@ from gregor.core.message import (
     parse_message,
 )
 from gregor.errors import (
-    Forbidden,
     GregorError,
     InvalidMessage,
     Malformed,
@@ -34,6 +33,7 @@ from gregor.errors import (
     Unauthenticated,
     Unavailable,
 )
+from gregor.interfaces import Caller, Rejected
 from gregor.protocol.answers import (
     CountAnswer,
     MessagesAnswer,
@@ -42,34 +42,20 @@ from gregor.protocol.answers import (
     Results,
     StateAnswer,
 )
-from gregor.protocol.frames import Problem, Result
+from gregor.protocol.entries import read_entries
+from gregor.protocol.frames import Result
+from gregor.protocol.requests import MAX_REQUEST, MAX_USERS, BatchRequest, MultiUserRequest
 from gregor.server.auth import Identity
 from gregor.server.readiness import PARTS
 from gregor.server.service import Service
 from gregor.server.sse import EventStream
 
-MAX_REQUEST = 8 * 1024 * 1024
-MAX_USERS = 10_000
 RETRY_AFTER_SECONDS = 1
 
 T = TypeVar("T")
-Entry: TypeAlias = Message | Result
 Operation: TypeAlias = Callable[[Service, Request, Identity], Awaitable[ASGIApp]]
 PublicOperation: TypeAlias = Callable[[Service, Request], Awaitable[ASGIApp]]
 Endpoint: TypeAlias = Callable[[Request], Awaitable[ASGIApp]]
-
-
-class Batch(Struct, frozen=True, forbid_unknown_fields=True):
-    """Up to 500 messages, each accepted or rejected independently of the others."""
-
-    messages: tuple[Raw, ...]
-
-
-class MultiUserBatch(Struct, frozen=True, forbid_unknown_fields=True):
-    """One message for up to 10,000 users, under one msg_id."""
-
-    uids: tuple[UID, ...]
-    message: Raw
 
 
 # Inject
@@ -80,49 +66,40 @@ async def post_messages(service: Service, request: Request, identity: Identity) 
     body = await _body(request)
     fields = _decode(body, dict[str, Raw])
     if "messages" in fields:
-        entries = _parse_batch(_decode(body, Batch), identity)
+        entries = _read_batch(_decode(body, BatchRequest), identity)
     elif "uids" in fields:
-        entries = _parse_multi_user_batch(_decode(body, MultiUserBatch), identity)
+        entries = _read_multi_user(_decode(body, MultiUserRequest), identity)
     else:
-        entries = [_parse_single(body, identity, service)]
-    return _json(Results(tuple(await service.inject(entries))))
+        return _json(Results((await _inject_one(service, identity, body),)))
+    outcomes = await service.inject(Caller(identity.uid), entries)
+    return _json(Results(tuple(map(Result.of, outcomes))))
 
 
-def _parse_single(body: bytes, identity: Identity, service: Service) -> Message:
-    try:
-        message = parse_message(body)
-        identity.require_access(message.uid)
-        return message
-    except GregorError:
-        service.metrics.refused(1)
-        raise
+async def _inject_one(service: Service, identity: Identity, body: bytes) -> Result:
+    """Inject a single message. Raises the error of one that is invalid or forbidden."""
+    entries = read_entries([Raw(body)], identity.may_access)
+    (outcome,) = await service.inject(Caller(identity.uid), entries)
+    if isinstance(outcome, Rejected) and outcome.message is None:
+        raise outcome.error
+    return Result.of(outcome)
 
 
-def _parse_batch(batch: Batch, identity: Identity) -> list[Entry]:
-    if not 1 <= len(batch.messages) <= MAX_BATCH:
+def _read_batch(request: BatchRequest, identity: Identity) -> list[Message | Rejected]:
+    if not 1 <= len(request.messages) <= MAX_BATCH:
         raise TooLarge(
-            f"`messages` takes 1 to {MAX_BATCH} messages, not {len(batch.messages)}",
+            f"`messages` takes 1 to {MAX_BATCH} messages, not {len(request.messages)}",
             field="messages",
         )
-    return [_parse_entry(json, identity) for json in batch.messages]
+    return read_entries(request.messages, identity.may_access)
 
 
-def _parse_entry(json: Raw, identity: Identity) -> Entry:
-    try:
-        message = parse_message(json)
-        identity.require_access(message.uid)
-        return message
-    except (InvalidMessage, TooLarge, Forbidden) as error:
-        return Result("rejected", error=Problem.of(error))
-
-
-def _parse_multi_user_batch(batch: MultiUserBatch, identity: Identity) -> list[Entry]:
-    uids = batch.uids
+def _read_multi_user(request: MultiUserRequest, identity: Identity) -> list[Message | Rejected]:
+    uids = request.uids
     if not 1 <= len(uids) <= MAX_USERS:
         raise TooLarge(f"`uids` takes 1 to {MAX_USERS} users, not {len(uids)}", field="uids")
     for uid in uids:
         identity.require_access(uid)
-    message = parse_message(batch.message, uid=uids[0])
+    message = parse_message(request.message, uid=uids[0])
     if message.uid != uids[0]:
         raise InvalidMessage(
             "leave out the `uid` of the message; `uids` replaces it", field="message.uid"

@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from gregor.core.message import InBandMessage
+from gregor.core.message import InBandMessage, Message, OutOfBandMessage
 from gregor.errors import Malformed
-from gregor.interfaces import Outcome
+from gregor.interfaces import Caller, Outcome
 from gregor.node.node import Observer
 from gregor.protocol.server_session import ServerSession
 
@@ -76,13 +76,8 @@ class Metrics(Observer, Collector):
         self._commit_seconds.observe(seconds)
         self._commit_messages.observe(messages)
 
-    def injected(self, outcome: Outcome) -> None:
-        kind = "in_band" if isinstance(outcome.message, InBandMessage) else "out_of_band"
-        self._messages[kind, type(outcome).__name__.lower()] += 1
-
-    def refused(self, messages: int) -> None:
-        """Messages that were rejected before the inject: invalid, or forbidden to the sender."""
-        self._messages["unknown", "rejected"] += messages
+    def injected(self, caller: Caller, outcome: Outcome) -> None:
+        self._messages[_kind(outcome.message), type(outcome).__name__.lower()] += 1
 
     def gap_repaired(self, messages: int) -> None:
         self._gap_messages_recovered += messages
@@ -160,3 +155,13 @@ class Metrics(Observer, Collector):
             new = family(f"gregor_{name}", text, labels=tuple(label_values))
             families.setdefault(name, new).add_metric(tuple(label_values.values()), value())
         yield from families.values()
+
+
+def _kind(message: Message | None) -> str:
+    match message:
+        case None:
+            return "unknown"  # invalid, or forbidden to the caller
+        case InBandMessage():
+            return "in_band"
+        case OutOfBandMessage():
+            return "out_of_band"

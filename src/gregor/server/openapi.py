@@ -14,7 +14,7 @@ from gregor.protocol.answers import (
     Results,
     StateAnswer,
 )
-from gregor.server.http import Batch, MultiUserBatch
+from gregor.protocol.requests import BatchRequest, MultiUserRequest
 from gregor.server.readiness import PARTS
 
 JSONObject = dict[str, Any]
@@ -34,8 +34,8 @@ def describe() -> JSONObject:
     types = (
         InBandMessage,
         OutOfBandMessage,
-        Batch,
-        MultiUserBatch,
+        BatchRequest,
+        MultiUserRequest,
         Results,
         StateAnswer,
         CountAnswer,
@@ -73,7 +73,7 @@ def _relax_message(components: JSONObject) -> None:
 
 
 def _paths() -> JSONObject:
-    bodies = ("InBandMessage", "OutOfBandMessage", "Batch", "MultiUserBatch")
+    bodies = ("InBandMessage", "OutOfBandMessage", "BatchRequest", "MultiUserRequest")
     post = _operation(
         "Inject one message, up to 500 messages, or one message for up to 10,000 users", "Results"
     )

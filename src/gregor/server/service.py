@@ -8,8 +8,8 @@ from typing import Any, Self
 
 from gregor.core.message import Message
 from gregor.errors import TooSlow, Unavailable
+from gregor.interfaces import Caller, Outcome, Rejected
 from gregor.node.node import Node
-from gregor.protocol.frames import Result
 from gregor.server.auth import Authenticator
 from gregor.server.delivery import Delivery
 from gregor.server.metrics import Metrics
@@ -64,20 +64,17 @@ class Service:
             task.cancel()
         await self._tasks.__aexit__(None, None, None)
 
-    async def inject(self, entries: Sequence[Message | Result]) -> list[Result]:
-        """Inject messages, in order. An entry that is already a Result is returned unchanged.
-        Raises Unavailable if the store does not answer, or if this server is stopping."""
+    async def inject(self, caller: Caller, entries: Sequence[Message | Rejected]) -> list[Outcome]:
+        """Inject messages, in order, and return the outcome of each entry. Raises Unavailable if
+        the store does not answer, or if this server is stopping."""
         if self.draining:
             raise Unavailable("this server is stopping; retry with another server")
-        messages = [entry for entry in entries if not isinstance(entry, Result)]
-        self.metrics.refused(len(entries) - len(messages))
         self._injects_in_flight += 1
         try:
-            outcomes = iter(await self.node.inject(messages) if messages else ())
+            return await self.node.inject(caller, entries)
         finally:
             self._injects_in_flight -= 1
             self._inject_finished.set()
-        return [e if isinstance(e, Result) else Result.of(next(outcomes)) for e in entries]
 
     @property
     def draining(self) -> bool:

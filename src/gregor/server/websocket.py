@@ -9,8 +9,9 @@ from starlette.types import Send as ASGISend
 
 from gregor.core.message import Message
 from gregor.errors import Forbidden, GregorError, TooLarge, Unavailable
+from gregor.interfaces import Caller, Rejected
 from gregor.protocol.effects import Close, Send
-from gregor.protocol.frames import MAX_FRAME, Result
+from gregor.protocol.frames import MAX_FRAME
 from gregor.protocol.server_session import Authenticate, Store
 from gregor.server.auth import Role
 from gregor.server.delivery import Delivery
@@ -66,8 +67,8 @@ class WebSocketConnection(Delivery):
             match self.session.receive(text):
                 case Authenticate(token):
                     await self._authenticate(token)
-                case Store(n, messages):
-                    await self._store(n, messages)
+                case Store(n, entries):
+                    await self._store(n, entries)
             self.wake()
 
     async def _write(self) -> None:
@@ -96,15 +97,10 @@ class WebSocketConnection(Delivery):
         await self._attachment.enter_async_context(self._service.node.attach(identity.uid, self))
         self.session.authenticated(identity.uid, self._service.node.clock())
 
-    async def _store(self, n: int, entries: Sequence[Message | Result]) -> None:
+    async def _store(self, n: int, entries: Sequence[Message | Rejected]) -> None:
+        caller = Caller(self.session.uid, self.session.device_id)
         try:
-            results = await self._service.inject(entries)
-            for result in results:
-                # If one message has to be retried, the device retries all of this frame. That is
-                # safe, because storing a message is idempotent.
-                if result.error is not None and result.should_retry:
-                    raise Unavailable(result.error.message)
-            self.session.stored(n, results)
+            self.session.stored(n, await self._service.inject(caller, entries))
         except Unavailable as error:
             self.session.unavailable(n, error)
 

@@ -22,6 +22,7 @@ import msgspec
 from msgspec import Struct
 from pydantic import SecretStr
 
+from gregor.backoff import Backoff, Outage
 from gregor.config import Settings
 from gregor.errors import SetupError
 from gregor.log_event import LogEvent
@@ -32,8 +33,7 @@ from gregor.stores.sql.store_url import is_shared
 
 log = logging.getLogger("gregor.server")
 
-MIN_RESTART_SECONDS = 0.1
-MAX_RESTART_SECONDS = 10.0
+RESTART_BACKOFF = Backoff(0.1, 10.0)
 STABLE_SECONDS = 60.0
 STOP_TIMEOUT_SECONDS = 20.0  # a healthy worker needs less, in addition to twice the drain time
 
@@ -162,18 +162,19 @@ class Supervisor:
     async def _keep_running(self, config: WorkerConfig) -> None:
         """Start this worker, and restart it with backoff when it ends."""
         clock = asyncio.get_running_loop().time
-        delay = MIN_RESTART_SECONDS
+        outage = Outage(RESTART_BACKOFF)
         while not self._stop_requested.is_set():
             started = clock()
             status = await self._run_once(config)
             if self._stop_requested.is_set():
                 return
-            delay = MIN_RESTART_SECONDS if clock() - started > STABLE_SECONDS else delay
+            if clock() - started > STABLE_SECONDS:
+                outage.end()
+            delay = outage.delay(clock(), 1.0)  # no jitter: the workers are few
             log.error(LogEvent("worker ended", worker=config.number, status=status, delay=delay))
             with suppress(TimeoutError):
                 async with asyncio.timeout(delay):
                     await self._stop_requested.wait()
-            delay = min(2 * delay, MAX_RESTART_SECONDS)
 
     async def _run_once(self, config: WorkerConfig) -> int:
         """Run one process of this worker, and return its exit status."""

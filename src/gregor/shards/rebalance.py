@@ -22,6 +22,7 @@ from itertools import dropwhile, groupby
 from random import Random
 from typing import NamedTuple, TypeVar
 
+from gregor.backoff import Backoff
 from gregor.clock import now
 from gregor.core.buckets import BUCKETS, Move, bucket_of, plan_rebalance
 from gregor.core.instant import Time
@@ -47,7 +48,8 @@ VERIFY_BATCH_USERS = 100  # whose logs are read together
 LOAD_BATCH_BUCKETS = 128  # whose loads one query reads
 MAX_ATTEMPTS = 50  # to move a group of buckets
 MAX_COPY_PASSES = 5
-MAX_RETRY_SECONDS = 2.0
+MIN_PAUSE_SECONDS = 0.1  # in which the writers of a group can write, before it closes again
+BACKOFF = Backoff(0.1, 1.9)  # in addition
 
 T = TypeVar("T", InBandMessage, Digest)
 
@@ -228,7 +230,7 @@ class Rebalancer:
                 break
             await self._require_held(group)
             group = group.first_half()
-            await asyncio.sleep(self._rng.uniform(0.1, min(MAX_RETRY_SECONDS, 0.2 * 2**attempt)))
+            await asyncio.sleep(MIN_PAUSE_SECONDS + BACKOFF.delay(attempt, self._rng.random()))
         else:
             raise Unavailable(
                 f"bucket {group.buckets[0]} could not be moved to {group.target!r}: its last "
@@ -303,10 +305,10 @@ class Rebalancer:
     async def _store(self, group: Group, messages: Sequence[InBandMessage]) -> None:
         now = self._clock()
         target = self._databases[group.target]
-        outcomes = await target.write(lambda c: consume(c, messages, now, moving=True))
-        for outcome in outcomes:
+        outcomes = await target.write(lambda c: consume(c, messages, now, any_bucket=True))
+        for message, outcome in zip(messages, outcomes, strict=True):
             if isinstance(outcome, Rejected):
-                raise _conflict_error(group, outcome.message.uid)
+                raise _conflict_error(group, message.uid)
 
     async def _require_no_conflicts(self, group: Group) -> None:
         """Raises GregorError if the target has old messages of these buckets that the source lacks.

@@ -16,7 +16,7 @@ from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import UID, DeviceID, InBandMessage
 from gregor.core.state import State, Sync
 from gregor.errors import SetupError, Unavailable, WrongShard
-from gregor.interfaces import Outcome, Rejected, StateMachineOfRecord
+from gregor.interfaces import Rejected, Slot, StateMachineOfRecord
 from gregor.log_event import LogEvent
 from gregor.shards import shard_map
 from gregor.shards.shard_map import Placement
@@ -27,6 +27,7 @@ from gregor.stores.sql.transactions import wrong_shards
 log = logging.getLogger("gregor.shards")
 
 T = TypeVar("T")
+E = TypeVar("E", bound=Unavailable)
 
 PROBE_INTERVAL_SECONDS = 1.0
 SHARD_TIMEOUT_SECONDS = 2.0
@@ -167,58 +168,38 @@ class ShardedStateMachine(StateMachineOfRecord):
 
     # Consuming
 
-    async def consume_messages(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
-        outcomes = await self._consume_once(messages)
+    async def store(self, slots: Sequence[Slot]) -> None:
+        await self._store_once(slots)
         clock = asyncio.get_running_loop().time
         deadline = clock() + WRONG_SHARD_TIMEOUT_SECONDS
-        while errors := _wrong_shard_errors(outcomes):
-            if clock() > deadline:
-                break
-            await self._learn_placements(messages, errors)
-            retried = await self._consume_once([messages[index] for index in errors])
-            for index, outcome in zip(errors, retried, strict=True):
-                outcomes[index] = outcome
-        # No shard accepted anything: raise, as a single state machine does.
-        if outcomes and all(_unavailable(outcome) for outcome in outcomes):
-            assert isinstance(outcomes[0], Rejected)
-            raise outcomes[0].error
-        return outcomes
+        while (misplaced := _misplaced(slots)) and clock() <= deadline:
+            await self._learn_placements(misplaced.values())
+            await self._store_once(list(misplaced))
+        errors = [error for slot in slots if (error := _error(slot, Unavailable)) is not None]
+        if errors and len(errors) == len(slots):
+            raise errors[0]  # no shard accepted anything: as a single state machine does
 
-    async def _consume_once(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
-        """Send each message to the shard of its user; the outcomes in the order of the messages."""
-        indexes_by_shard: dict[str, list[int]] = {}
-        for index, message in enumerate(messages):
-            name = self._map[bucket_of(message.uid)].shard
-            indexes_by_shard.setdefault(name, []).append(index)
-        if len(indexes_by_shard) == 1:  # without a task, the call starts at once
-            return list(await self._consume_in_shard(name, messages))
-        results = await asyncio.gather(
-            *(
-                self._consume_in_shard(name, [messages[index] for index in indexes])
-                for name, indexes in indexes_by_shard.items()
-            )
-        )
-        by_index = {
-            index: outcome
-            for indexes, outcomes in zip(indexes_by_shard.values(), results, strict=True)
-            for index, outcome in zip(indexes, outcomes, strict=True)
-        }
-        return [by_index[index] for index in range(len(messages))]
+    async def _store_once(self, slots: Sequence[Slot]) -> None:
+        """Give each message to the shard of its user."""
+        by_shard: defaultdict[str, list[Slot]] = defaultdict(list)
+        for slot in slots:
+            by_shard[self._map[bucket_of(slot.message.uid)].shard].append(slot)
+        if len(by_shard) == 1:  # without a task, the call starts at once
+            await self._store_in_shard(*by_shard.popitem())
+        else:
+            await asyncio.gather(*(self._store_in_shard(*item) for item in by_shard.items()))
 
-    async def _consume_in_shard(
-        self, name: str, messages: Sequence[InBandMessage]
-    ) -> Sequence[Outcome]:
-        """The outcomes; if the shard is unavailable, each message is Rejected with that error."""
+    async def _store_in_shard(self, name: str, slots: Sequence[Slot]) -> None:
+        """If the shard is unavailable, each message is Rejected with that error."""
         try:
-            return await self._shard(name).call(lambda machine: machine.consume_messages(messages))
+            await self._shard(name).call(lambda machine: machine.store(slots))
         except Unavailable as error:
-            return [Rejected(message, error) for message in messages]
+            for slot in slots:
+                slot.outcome = Rejected(slot.message, error)
 
-    async def _learn_placements(
-        self, messages: Sequence[InBandMessage], errors: Mapping[int, WrongShard]
-    ) -> None:
-        """Learn placements from the errors of these messages, by index: one for each bucket."""
-        by_bucket = {bucket_of(messages[index].uid): error for index, error in errors.items()}
+    async def _learn_placements(self, errors: Iterable[WrongShard]) -> None:
+        """Learn placements from these errors: one for each bucket."""
+        by_bucket = {error.bucket: error for error in errors}
         for error in by_bucket.values():
             try:
                 await self._learn_placement(error)
@@ -376,17 +357,18 @@ class ShardedStateMachine(StateMachineOfRecord):
             await asyncio.sleep(WRONG_SHARD_RETRY_SECONDS)  # closed, because it is being moved
 
 
-def _wrong_shard_errors(outcomes: Sequence[Outcome]) -> dict[int, WrongShard]:
-    """By index, the errors of messages that went to a shard that does not hold their user."""
-    return {
-        index: outcome.error
-        for index, outcome in enumerate(outcomes)
-        if isinstance(outcome, Rejected) and isinstance(outcome.error, WrongShard)
-    }
+def _misplaced(slots: Sequence[Slot]) -> dict[Slot, WrongShard]:
+    """The messages that went to a shard that does not hold their user, with its error."""
+    errors = ((slot, _error(slot, WrongShard)) for slot in slots)
+    return {slot: error for slot, error in errors if error is not None}
 
 
-def _unavailable(outcome: Outcome) -> bool:
-    return isinstance(outcome, Rejected) and isinstance(outcome.error, Unavailable)
+def _error(slot: Slot, kind: type[E]) -> E | None:
+    """The error of a rejected message, if it is of this kind."""
+    outcome = slot.outcome
+    if isinstance(outcome, Rejected) and isinstance(outcome.error, kind):
+        return outcome.error
+    return None
 
 
 # The map in the databases

@@ -20,7 +20,7 @@ from gregor.core.state import (
     since,
 )
 from gregor.errors import Conflict
-from gregor.interfaces import Duplicate, Outcome, Rejected, StateMachineOfRecord, Stored
+from gregor.interfaces import Duplicate, Rejected, Slot, StateMachineOfRecord, Stored, StoreOutcome
 
 
 class MemoryStateMachine(StateMachineOfRecord):
@@ -30,12 +30,11 @@ class MemoryStateMachine(StateMachineOfRecord):
         self._clock = clock
         self._users: dict[UID, _UserLog] = {}
 
-    async def consume_messages(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
+    async def store(self, slots: Sequence[Slot]) -> None:
         now = self._clock()
-        return [
-            self._users.setdefault(message.uid, _UserLog()).consume(message, now)
-            for message in messages
-        ]
+        for slot in slots:
+            user = self._users.setdefault(slot.message.uid, _UserLog())
+            slot.outcome = user.consume(slot.message, now)
 
     async def state(
         self, uid: UID, device_id: DeviceID | None = None, at: TimeOrOffset | None = None
@@ -78,7 +77,7 @@ class _UserLog:
         self.log: list[InBandMessage] = []
         self._by_msg_id: dict[MsgID, InBandMessage] = {}
 
-    def consume(self, message: InBandMessage, now: Time) -> Outcome:
+    def consume(self, message: InBandMessage, now: Time) -> StoreOutcome:
         known = self._by_msg_id.get(message.msg_id)
         if known is not None:
             if known.same_contents(message):
@@ -90,7 +89,7 @@ class _UserLog:
         self._add(stored)
         return Stored(stored)
 
-    def _replay(self, message: InBandMessage) -> Outcome:
+    def _replay(self, message: InBandMessage) -> StoreOutcome:
         index = bisect_left(self.log, message.ctime, key=_ctime)
         if index < len(self.log) and self.log[index].ctime == message.ctime:
             return Rejected(message, Conflict("another message of this user has this ctime"))

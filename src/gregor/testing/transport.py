@@ -6,16 +6,17 @@ test can delay frames, lose a frame together with its connection, and break all 
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Self
 
 from gregor.client.connection import Disconnected
 from gregor.core.message import UID, Message, OutOfBandMessage
 from gregor.errors import Unauthenticated, Unavailable
+from gregor.interfaces import Caller, Rejected
 from gregor.node.node import Node
 from gregor.protocol.effects import Close, Send
-from gregor.protocol.frames import Frame, Result, encode
+from gregor.protocol.frames import Frame, encode
 from gregor.protocol.publication import Publication
 from gregor.protocol.server_session import Authenticate, CatchUp, ServerSession, Store
 
@@ -234,8 +235,8 @@ class _ServerConnection:
             match self.session.receive(frame):
                 case Authenticate(token):
                     await self._authenticate_device(token, attached)
-                case Store(n, messages):
-                    await self._store(n, messages)
+                case Store(n, entries):
+                    await self._store(n, entries)
             self.wake()
 
     async def _authenticate_device(self, token: str, attached: AsyncExitStack) -> None:
@@ -247,17 +248,12 @@ class _ServerConnection:
         await attached.enter_async_context(self._node.attach(uid, self))
         self.session.authenticated(uid, self._node.clock())
 
-    async def _store(self, n: int, entries: tuple[Message | Result, ...]) -> None:
-        messages = [entry for entry in entries if not isinstance(entry, Result)]
+    async def _store(self, n: int, entries: Sequence[Message | Rejected]) -> None:
+        caller = Caller(self.session.uid, self.session.device_id)
         try:
-            outcomes = iter(await self._node.inject(messages) if messages else ())
+            self.session.stored(n, await self._node.inject(caller, entries))
         except Unavailable as error:
             self.session.unavailable(n, error)
-            return
-        results = [
-            entry if isinstance(entry, Result) else Result.of(next(outcomes)) for entry in entries
-        ]
-        self.session.stored(n, results)
 
     async def _write(self) -> None:
         while True:

@@ -16,6 +16,7 @@ from typing import Any, Self, TypeAlias, TypeVar
 import asyncpg
 from asyncpg.pool import Pool, PoolConnectionProxy
 
+from gregor.backoff import Backoff
 from gregor.errors import GregorError, SetupError, StorageUnavailable
 from gregor.stores.sql.database import (
     CommitUnknown,
@@ -35,6 +36,7 @@ Prepare: TypeAlias = Callable[[Callable[[], Awaitable[Any]]], Awaitable[None]]
 
 MIN_VERSION = 14
 MAX_ATTEMPTS = 5
+BACKOFF = Backoff(0.02, 0.16)
 CONNECT_TIMEOUT_SECONDS = 5.0
 
 # The node that holds the locks of users may freeze in the middle of a transaction. Other nodes wait
@@ -290,7 +292,7 @@ async def _with_retries(transaction: Callable[[], Awaitable[T]]) -> T:
             if attempt > 1:
                 raise
         except TransactionRolledBack:
-            await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))
+            await asyncio.sleep(BACKOFF.delay(attempt - 1, random.random()))
     return await transaction()
 
 

@@ -9,18 +9,25 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import perf_counter
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.message import UID, DeviceID, InBandMessage
 from gregor.core.state import State, Sync
 from gregor.errors import ClockSkew, GregorError, StorageUnavailable, Unavailable
-from gregor.interfaces import Duplicate, Outcome, StateMachineOfRecord, Stored
+from gregor.interfaces import Duplicate, Slot, StateMachineOfRecord, Stored, StoreOutcome
 from gregor.log_event import LogEvent
-from gregor.stores.sql.database import CommitUnknown, Database, UniqueViolation
+from gregor.stores.sql.database import (
+    CommitUnknown,
+    Database,
+    DatabaseConnection,
+    UniqueViolation,
+    Work,
+)
 from gregor.stores.sql.transactions import (
     consume,
     consume_new,
+    raise_if_wrong_shard,
     read_database_clock,
     read_since,
     read_state,
@@ -29,6 +36,8 @@ from gregor.stores.sql.transactions import (
 )
 
 log = logging.getLogger("gregor.state_machine")
+
+T = TypeVar("T")
 
 MAX_COMMIT_MESSAGES = 1_000
 MAX_QUEUED_MESSAGES = 50_000
@@ -43,10 +52,10 @@ RESOLVE_INTERVAL_SECONDS = 0.5
 
 
 class _PendingBatch(NamedTuple):
-    """The messages of one call, which awaits their outcomes."""
+    """The slots of one call, which awaits that they are filled."""
 
-    messages: Sequence[InBandMessage]
-    outcomes: "asyncio.Future[list[Outcome]]"
+    slots: Sequence[Slot]
+    filled: "asyncio.Future[None]"
 
 
 class SQLStateMachine(StateMachineOfRecord):
@@ -57,6 +66,9 @@ class SQLStateMachine(StateMachineOfRecord):
     and whether it succeeded. Every `clock_check_seconds` the clock is compared with the
     database's, if that is another one; `skew` is by how many microseconds, at least, the
     database's clock is ahead.
+
+    A database that is one of several shards, or `may_become_shard` while it is open, is asked in
+    every transaction whether it holds the users. A file cannot: this process alone can open it.
     """
 
     def __init__(
@@ -66,10 +78,12 @@ class SQLStateMachine(StateMachineOfRecord):
         committed: Callable[[int, float, bool], None] = lambda messages, seconds, succeeded: None,
         *,
         clock_check_seconds: float | None = None,
+        may_become_shard: bool = True,
     ) -> None:
         self.database = database
         self.skew: Time = 0
         self._clock_check_seconds = clock_check_seconds
+        self._any_bucket = not may_become_shard
         self._clock = clock
         self._committed = committed
         self._queue: deque[_PendingBatch] = deque()
@@ -101,18 +115,18 @@ class SQLStateMachine(StateMachineOfRecord):
 
     # Consuming
 
-    async def consume_messages(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
+    async def store(self, slots: Sequence[Slot]) -> None:
         if not self._open:
             raise Unavailable("the store is closed or closing")
         if abs(self.skew) > MAX_SKEW:
             raise ClockSkew(self._describe_skew())
-        if self._queued_messages + len(messages) > MAX_QUEUED_MESSAGES:
+        if self._queued_messages + len(slots) > MAX_QUEUED_MESSAGES:
             raise Unavailable("too many messages are queued; send them again later")
-        pending = _PendingBatch(messages, asyncio.get_running_loop().create_future())
+        pending = _PendingBatch(slots, asyncio.get_running_loop().create_future())
         self._queue.append(pending)
-        self._queued_messages += len(messages)
+        self._queued_messages += len(slots)
         self._arrival.set()
-        return await pending.outcomes
+        await pending.filled
 
     async def _commit_all(self) -> None:
         try:
@@ -132,58 +146,69 @@ class SQLStateMachine(StateMachineOfRecord):
         batch: list[_PendingBatch] = []
         size = 0
         while self._queue and (
-            not batch or size + len(self._queue[0].messages) <= MAX_COMMIT_MESSAGES
+            not batch or size + len(self._queue[0].slots) <= MAX_COMMIT_MESSAGES
         ):
             batch.append(self._queue.popleft())
-            size += len(batch[-1].messages)
+            size += len(batch[-1].slots)
         self._queued_messages -= size
         return batch
 
     async def _commit(self, batch: Sequence[_PendingBatch]) -> None:
-        messages = [message for pending in batch for message in pending.messages]
+        slots = [slot for pending in batch for slot in pending.slots]
         start = perf_counter()
         try:
-            outcomes = await self._store(messages)
+            outcomes = await self._store_messages([slot.message for slot in slots])
         except StorageUnavailable as error:
-            self._committed(len(messages), perf_counter() - start, False)
+            self._committed(len(slots), perf_counter() - start, False)
             _fail(batch, error)
             return
         except BaseException as error:
             _fail(batch, Unavailable(f"the store has failed: {error}"))
             raise
-        self._committed(len(messages), perf_counter() - start, True)
+        self._committed(len(slots), perf_counter() - start, True)
+        # Only now: a transaction may run more than once, and decides with its commit.
+        for slot, outcome in zip(slots, outcomes, strict=True):
+            slot.outcome = outcome
         for pending in batch:
-            share, outcomes = outcomes[: len(pending.messages)], outcomes[len(pending.messages) :]
-            if not pending.outcomes.done():  # a sender that was cancelled does not undo a commit
-                pending.outcomes.set_result(share)
+            if not pending.filled.done():  # a sender that was cancelled does not undo a commit
+                pending.filled.set_result(None)
 
-    async def _store(self, messages: Sequence[InBandMessage]) -> list[Outcome]:
+    async def _store_messages(self, messages: Sequence[InBandMessage]) -> list[StoreOutcome]:
         # Most ids are new, so they are not looked up first, which would add a fifth to the cost.
         # The table has a unique constraint on ids: at worst, the transaction is done again with
         # the look-up.
         now = self._clock()
         if not any(message.stamped for message in messages):
             try:
-                return await self.database.write(lambda c: consume_new(c, messages, now))
+                return await self.database.write(
+                    lambda c: consume_new(c, messages, now, any_bucket=self._any_bucket)
+                )
             except UniqueViolation:
                 pass
             except CommitUnknown as unknown:
                 return await self._resolve_unknown_commit(messages, now, unknown.result)
         try:
-            return await self.database.write(lambda c: consume(c, messages, now))
+            return await self._store_or_find(messages, now)
         except CommitUnknown as unknown:
             return await self._resolve_unknown_commit(messages, now, unknown.result)
 
+    async def _store_or_find(
+        self, messages: Sequence[InBandMessage], now: Time
+    ) -> list[StoreOutcome]:
+        """Store messages, of which some may be stored already."""
+        return await self.database.write(
+            lambda c: consume(c, messages, now, any_bucket=self._any_bucket)
+        )
+
     async def _resolve_unknown_commit(
-        self, messages: Sequence[InBandMessage], now: Time, expected: list[Outcome]
-    ) -> list[Outcome]:
+        self, messages: Sequence[InBandMessage], now: Time, expected: list[StoreOutcome]
+    ) -> list[StoreOutcome]:
         """Store messages again whose commit is unknown, and reconcile the outcomes with the
         `expected` ones: under the locks on their users, it is certain which are stored. Messages
         that are stored keep their expected outcome."""
         for attempts_left in reversed(range(MAX_RESOLVE_ATTEMPTS)):
             try:
-                actual = await self.database.write(lambda c: consume(c, messages, now))
-                return reconcile(actual, expected)
+                return reconcile(await self._store_or_find(messages, now), expected)
             except CommitUnknown as unknown:
                 expected = reconcile(unknown.result, expected)
                 if not attempts_left:
@@ -206,7 +231,7 @@ class SQLStateMachine(StateMachineOfRecord):
         try:
             database_time = await self.database.read(read_database_clock)
         except StorageUnavailable:
-            return  # `consume_messages` and `problems` report it
+            return  # `store` and `problems` report it
         if database_time is None:
             return
         # The database read its clock at some moment in between, so only the rest of the difference
@@ -227,21 +252,34 @@ class SQLStateMachine(StateMachineOfRecord):
     ) -> State:
         now = self._clock()
         at_time = None if at is None else at.after(now)
-        return await self.database.read(lambda c: read_state(c, uid, device_id, now, at_time))
+        return await self._read_user(uid, lambda c: read_state(c, uid, device_id, now, at_time))
 
     async def in_band_messages_since(
         self, uid: UID, device_id: DeviceID | None, since: TimeOrOffset
     ) -> list[InBandMessage]:
         now = self._clock()
         start = since.after(now)
-        return await self.database.read(lambda c: read_since(c, uid, device_id, start, now))
+        return await self._read_user(uid, lambda c: read_since(c, uid, device_id, start, now))
 
     async def sync(self, uid: UID, device_id: DeviceID | None, cursor: Time) -> Sync:
         now = self._clock()
-        return await self.database.read(lambda c: read_sync(c, uid, device_id, cursor, now))
+        return await self._read_user(uid, lambda c: read_sync(c, uid, device_id, cursor, now))
 
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
-        return await self.database.read(lambda c: read_user_clocks(c, uids))
+        return await self.database.read(
+            lambda c: read_user_clocks(c, uids, any_bucket=self._any_bucket)
+        )
+
+    async def _read_user(self, uid: UID, work: Work[T]) -> T:
+        """Run work that reads one user. Raises WrongShard if another shard holds the user."""
+        if self._any_bucket:
+            return await self.database.read(work)
+
+        def read_if_held(connection: DatabaseConnection) -> T:
+            raise_if_wrong_shard(connection, uid)
+            return work(connection)
+
+        return await self.database.read(read_if_held)
 
     async def problems(self) -> list[str]:
         problems = [self._describe_skew()] if abs(self.skew) > MAX_SKEW else []
@@ -252,7 +290,9 @@ class SQLStateMachine(StateMachineOfRecord):
         return problems
 
 
-def reconcile(actual: Sequence[Outcome], expected: Sequence[Outcome]) -> list[Outcome]:
+def reconcile(
+    actual: Sequence[StoreOutcome], expected: Sequence[StoreOutcome]
+) -> list[StoreOutcome]:
     """The outcomes for the senders. If a message that was expected to be Stored is now a Duplicate,
     the unknown commit has stored it, so it is Stored."""
     return [
@@ -263,5 +303,5 @@ def reconcile(actual: Sequence[Outcome], expected: Sequence[Outcome]) -> list[Ou
 
 def _fail(batch: Iterable[_PendingBatch], error: Unavailable) -> None:
     for pending in batch:
-        if not pending.outcomes.done():
-            pending.outcomes.set_exception(error)
+        if not pending.filled.done():
+            pending.filled.set_exception(error)

@@ -27,7 +27,7 @@ from gregor.core.state import (
     state_hash,
 )
 from gregor.errors import Conflict, WrongShard
-from gregor.interfaces import Duplicate, Outcome, Rejected, Stored
+from gregor.interfaces import Duplicate, Rejected, Stored, StoreOutcome
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.statements import FOREVER, LockedUser, PlacementRow, Statement, StoredRange
@@ -49,54 +49,44 @@ def consume(
     messages: Sequence[InBandMessage],
     now: Time,
     *,
-    moving: bool = False,
-) -> list[Outcome]:
+    any_bucket: bool = False,
+) -> list[StoreOutcome]:
     """Store a batch, and return the outcome of each message. Runs inside a transaction.
-    With `moving`, messages are accepted although another shard still holds their users.
+    With `any_bucket`, messages are accepted whichever shard holds their users.
 
     Facts are order-free, so the messages are not processed one by one: first all new messages are
     stored, then all deaths that follow from old or new facts.
     """
     # Lock the users before reading: what is read then stays true until the commit.
     users = _lock_users(connection, {message.uid for message in messages})
-    messages, rejected = (messages, {}) if moving else _split_by_shard(connection, messages)
+    closed = {} if any_bucket else _closed_users(connection, messages)
     known = _read_known(connection, messages)
-    return _with_rejected(_consume(connection, messages, now, users, known), rejected)
+    return _consume(connection, messages, now, users, closed, known)
 
 
 def consume_new(
-    connection: DatabaseConnection, messages: Sequence[InBandMessage], now: Time
-) -> list[Outcome]:
+    connection: DatabaseConnection,
+    messages: Sequence[InBandMessage],
+    now: Time,
+    *,
+    any_bucket: bool = False,
+) -> list[StoreOutcome]:
     """The same for messages that are not stamped and whose ids are new; raises UniqueViolation if
     an id is known."""
     users = _lock_users(connection, {message.uid for message in messages})
-    messages, rejected = _split_by_shard(connection, messages)
-    return _with_rejected(_consume(connection, messages, now, users, {}), rejected)
+    closed = {} if any_bucket else _closed_users(connection, messages)
+    return _consume(connection, messages, now, users, closed, {})
 
 
-def _split_by_shard(
+def _closed_users(
     connection: DatabaseConnection, messages: Sequence[InBandMessage]
-) -> tuple[Sequence[InBandMessage], dict[int, Rejected]]:
-    """The messages that this shard accepts, and by index in the batch those that it rejects.
-    This stays true until the commit: closing or releasing a bucket waits for every transaction
-    that has locked users."""
-    buckets = {bucket_of(uid) for uid in {message.uid for message in messages}}
-    errors = _wrong_shards(connection, statements.BUCKETS_NOT_WRITABLE, buckets)
-    errors_by_bucket = {error.bucket: error for error in errors}
-    if not errors_by_bucket:
-        return messages, {}
-    rejected = {
-        index: Rejected(message, errors_by_bucket[bucket])
-        for index, message in enumerate(messages)
-        if (bucket := bucket_of(message.uid)) in errors_by_bucket
-    }
-    return [m for index, m in enumerate(messages) if index not in rejected], rejected
-
-
-def _with_rejected(outcomes: list[Outcome], rejected: Mapping[int, Rejected]) -> list[Outcome]:
-    for index in sorted(rejected):
-        outcomes.insert(index, rejected[index])
-    return outcomes
+) -> dict[UID, WrongShard]:
+    """The users whose messages this shard rejects, with the error. This stays true until the
+    commit: closing or releasing a bucket waits for every transaction that has locked users."""
+    buckets = {message.uid: bucket_of(message.uid) for message in messages}
+    errors = _wrong_shards(connection, statements.BUCKETS_NOT_WRITABLE, set(buckets.values()))
+    by_bucket = {error.bucket: error for error in errors}
+    return {uid: by_bucket[bucket] for uid, bucket in buckets.items() if bucket in by_bucket}
 
 
 def _wrong_shards(
@@ -111,17 +101,20 @@ def _consume(
     messages: Sequence[InBandMessage],
     now: Time,
     users: Mapping[UID, LockedUser],
+    closed: Mapping[UID, WrongShard],
     known: dict[ItemID, InBandMessage],
-) -> list[Outcome]:
+) -> list[StoreOutcome]:
     clocks = {user.uid: user.ctime for user in users.values()}
-    outcomes: list[Outcome] = []
+    outcomes: list[StoreOutcome] = []
     new: list[InBandMessage] = []
     stored: list[InBandMessage] = []
     has_late_replay = False
     for message in messages:
         earlier = known.get((message.uid, message.msg_id))
         clock = clocks.get(message.uid, 0)
-        if earlier is not None:
+        if message.uid in closed:
+            outcomes.append(Rejected(message, closed[message.uid]))
+        elif earlier is not None:
             outcomes.append(_resolve_known_id(message, earlier))
         elif message.stamped and message.ctime <= clock:
             has_late_replay = True
@@ -145,7 +138,7 @@ def _consume(
     return outcomes
 
 
-def _resolve_known_id(message: InBandMessage, earlier: InBandMessage) -> Outcome:
+def _resolve_known_id(message: InBandMessage, earlier: InBandMessage) -> StoreOutcome:
     if earlier.same_contents(message):
         return Duplicate(earlier)
     return Rejected(message, Conflict("this msg_id is known with other contents", field="msg_id"))
@@ -153,7 +146,7 @@ def _resolve_known_id(message: InBandMessage, earlier: InBandMessage) -> Outcome
 
 def _insert_late_replay(
     connection: DatabaseConnection, message: InBandMessage, known: dict[ItemID, InBandMessage]
-) -> Outcome:
+) -> StoreOutcome:
     """Store a replay whose ctime is behind the user's clock, between its neighbours in the log."""
     uid, ctime = message.uid, message.ctime
     (successor,) = connection.execute(statements.NEXT_MESSAGE, uid=uid, ctime=ctime)
@@ -338,16 +331,20 @@ def read_database_clock(connection: DatabaseConnection) -> Time | None:
     return clock.ctime
 
 
-def read_user_clocks(connection: DatabaseConnection, uids: Iterable[UID]) -> dict[UID, Time]:
-    """The clocks of these users; those that another shard holds are left out."""
-    by_bucket: defaultdict[int, list[UID]] = defaultdict(list)
-    for uid in uids:
-        by_bucket[bucket_of(uid)].append(uid)
-    for wrong_shard in wrong_shards(connection, by_bucket):
-        del by_bucket[wrong_shard.bucket]
-    held = [uid for bucket_uids in by_bucket.values() for uid in bucket_uids]
+def read_user_clocks(
+    connection: DatabaseConnection, uids: Iterable[UID], *, any_bucket: bool = False
+) -> dict[UID, Time]:
+    """The clocks of these users; without `any_bucket`, those that another shard holds are left
+    out."""
+    held = list(uids) if any_bucket else _held_users(connection, uids)
     rows = connection.execute_rows(statements.USER_CLOCKS, [(uid,) for uid in held])
     return dict.fromkeys(held, 0) | {row.uid: row.ctime for row in rows}
+
+
+def _held_users(connection: DatabaseConnection, uids: Iterable[UID]) -> list[UID]:
+    buckets = {uid: bucket_of(uid) for uid in uids}
+    elsewhere = {error.bucket for error in wrong_shards(connection, set(buckets.values()))}
+    return [uid for uid, bucket in buckets.items() if bucket not in elsewhere]
 
 
 def raise_if_wrong_shard(connection: DatabaseConnection, uid: UID) -> None:
@@ -373,13 +370,6 @@ def _read_known(
 def read_state(
     connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, now: Time, at: Time | None
 ) -> State:
-    raise_if_wrong_shard(connection, uid)
-    return _read_state(connection, uid, device_id, now, at)
-
-
-def _read_state(
-    connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, now: Time, at: Time | None
-) -> State:
     if at is None:
         rows = connection.execute(statements.LIVE_ITEMS, uid=uid, now=now)
     else:
@@ -392,7 +382,6 @@ def _read_state(
 def read_since(
     connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, start: Time, now: Time
 ) -> list[InBandMessage]:
-    raise_if_wrong_shard(connection, uid)
     rows = connection.execute(statements.MESSAGES_SINCE, uid=uid, start=start)
     log = [message_of(row) for row in rows]
     return list(since(log, device_id, start, _read_fates(connection, uid, log, now)))
@@ -401,7 +390,6 @@ def read_since(
 def read_sync(
     connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, cursor: Time, now: Time
 ) -> Sync:
-    raise_if_wrong_shard(connection, uid)
     clock = next((row.ctime for row in connection.execute(statements.USER_CLOCK, uid=uid)), 0)
     rows = connection.execute(statements.LIVE_IDS, uid=uid, now=now)
     ids = [(row.ctime, row.msg_id) for row in rows if seen_on(row.device_id, device_id)]
@@ -435,7 +423,7 @@ def _read_changes(
 def _read_snapshot(
     connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, clock: Time, now: Time
 ) -> Snapshot:
-    state = _read_state(connection, uid, device_id, now, None)
+    state = read_state(connection, uid, device_id, now, None)
     tombstones = connection.execute(statements.UNMATCHED_TOMBSTONES, uid=uid)
     ranges = connection.execute(statements.RANGES_AFTER, uid=uid, cursor=clock)
     return Snapshot(

@@ -1,0 +1,267 @@
+"""The HTTP calls of a producer: what is sent, what an answer means, and when to try again.
+
+Pure: a producer takes a Call, makes the requests, and asks `Attempts` after each what follows.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Generic, NamedTuple, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+from msgspec import Raw, Struct
+
+from gregor.backoff import Backoff
+from gregor.core.instant import as_time_or_offset
+from gregor.core.message import (
+    MAX_BATCH,
+    UID,
+    Category,
+    DeviceID,
+    InBandMessage,
+    Message,
+    When,
+)
+from gregor.errors import Action, GregorError, SetupError, Unavailable, error_from_code
+from gregor.protocol.answers import (
+    CountAnswer,
+    MessagesAnswer,
+    ProblemDocument,
+    Results,
+    StateAnswer,
+)
+from gregor.protocol.frames import Result
+from gregor.protocol.requests import MAX_REQUEST, MAX_USERS, BatchRequest, MultiUserRequest
+
+MAX_ATTEMPTS = 6
+BACKOFF = Backoff(0.5, 10.0)
+MAX_RETRY_AFTER_SECONDS = 60.0
+RETRYABLE_STATUSES = (429, 500, 502, 503, 504)
+EMPTY_BATCH_BYTES = len(msgspec.json.encode(BatchRequest(())))
+
+T = TypeVar("T")
+
+
+class UnexpectedAnswer(GregorError):
+    """The answer is not that of a Gregor server. Check the URL."""
+
+    code, action = "unexpected", Action.STOP
+
+
+class Call(Struct, Generic[T], frozen=True):
+    """One request, and how the contents of its answer are read. One that is not `idempotent` is
+    retried only if the server has certainly not processed it."""
+
+    method: str
+    path: str
+    read: Callable[[bytes], T]
+    parameters: Mapping[str, str | Sequence[str]] = {}
+    content: bytes | None = None
+    idempotent: bool = True
+
+    def request(self, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
+        headers = {} if self.content is None else {"Content-Type": "application/json"}
+        return http.build_request(
+            self.method, self.path, params=self.parameters, content=self.content, headers=headers
+        )
+
+
+# Inject
+
+
+def inject(message: Message) -> Call[Results]:
+    return _post(msgspec.json.encode(message), isinstance(message, InBandMessage))
+
+
+def inject_many(messages: Iterable[Message]) -> Iterator[Call[Results]]:
+    """As many calls as the messages need, in order."""
+    for batch in _batches(messages):
+        contents = BatchRequest(tuple(encoded for _, encoded in batch))
+        idempotent = all(isinstance(message, InBandMessage) for message, _ in batch)
+        yield _post(msgspec.json.encode(contents), idempotent)
+
+
+def inject_for_many(uids: Iterable[UID], message: Message) -> Iterator[Call[Results]]:
+    """As many calls as the users need, in order."""
+    remaining = iter(uids)
+    while batch := tuple(islice(remaining, MAX_USERS)):
+        # The server accepts a uid in the message only if it is the first one of `uids`.
+        addressed = msgspec.structs.replace(message, uid=batch[0])
+        contents = MultiUserRequest(batch, Raw(msgspec.json.encode(addressed)))
+        yield _post(msgspec.json.encode(contents), isinstance(message, InBandMessage))
+
+
+def only_result(results: Results) -> Result:
+    """The result of one message. Raises the error that the message is rejected with."""
+    (result,) = results.results
+    if result.error is not None:
+        raise error_from_code(
+            result.error.code, result.error.message, result.error.field, result.error.action
+        )
+    return result
+
+
+def _post(content: bytes, idempotent: bool) -> Call[Results]:
+    return Call("POST", "/v1/messages", _results.decode, content=content, idempotent=idempotent)
+
+
+def _batches(messages: Iterable[Message]) -> Iterator[Sequence[tuple[Message, Raw]]]:
+    """The messages, each with its JSON, in batches of at most MAX_BATCH and MAX_REQUEST bytes."""
+    batch: list[tuple[Message, Raw]] = []
+    size = EMPTY_BATCH_BYTES
+    for message in messages:
+        encoded = msgspec.json.encode(message)
+        added = len(encoded) + len(",")
+        if batch and (len(batch) == MAX_BATCH or size + added > MAX_REQUEST):
+            yield batch
+            batch, size = [], EMPTY_BATCH_BYTES
+        batch.append((message, Raw(encoded)))
+        size += added
+    if batch:
+        yield batch
+
+
+# Read
+
+
+def state(uid: UID, device_id: DeviceID | None, at: When, prefix: Category) -> Call[StateAnswer]:
+    path = _user(uid, "state")
+    given = _given(device_id=device_id, at=_text(at), prefix=prefix)
+    return Call("GET", path, _state.decode, given)
+
+
+def count(uid: UID, prefixes: Sequence[Category], device_id: DeviceID | None) -> Call[CountAnswer]:
+    path = _user(uid, "count")
+    return Call("GET", path, _count.decode, _given(device_id=device_id, prefix=prefixes))
+
+
+def messages(uid: UID, device_id: DeviceID | None, since: When) -> Call[MessagesAnswer]:
+    path = _user(uid, "messages")
+    return Call("GET", path, _messages.decode, _given(device_id=device_id, since=_text(since)))
+
+
+def _user(uid: UID, resource: str) -> str:
+    return f"/v1/users/{quote(uid, safe='')}/{resource}"
+
+
+def _given(**parameters: str | Sequence[str] | None) -> dict[str, str | Sequence[str]]:
+    return {name: value for name, value in parameters.items() if value}
+
+
+def _text(when: When) -> str | None:
+    instant = as_time_or_offset(when)
+    return None if instant is None else instant.text
+
+
+_results = msgspec.json.Decoder(Results)
+_state = msgspec.json.Decoder(StateAnswer)
+_count = msgspec.json.Decoder(CountAnswer)
+_messages = msgspec.json.Decoder(MessagesAnswer)
+
+
+# Attempts and their answers
+
+
+class Pause(NamedTuple):
+    """The call is to be tried again, after so many seconds."""
+
+    seconds: float
+
+
+class FailedAttempt(NamedTuple):
+    """An attempt that may be retried, after `retry_after` seconds or later. `not_processed`: the
+    server has certainly done nothing."""
+
+    error: GregorError
+    retry_after: float = 0.0
+    not_processed: bool = False
+    cause: httpx.RequestError | None = None
+
+
+class Attempts(Generic[T]):
+    """The attempts at one call so far: at most `limit`."""
+
+    def __init__(self, call: Call[T], limit: int) -> None:
+        self._call = call
+        self._limit = limit
+        self._made = 0
+
+    def after(self, response: httpx.Response | httpx.RequestError, random: float) -> T | Pause:
+        """What follows an attempt with this response: the answer to the call, or a pause before
+        the next attempt. Raises the error of an attempt that is not retried."""
+        self._made += 1
+        match _answer(self._call, response):
+            case FailedAttempt() as failed if self._may_retry(failed.not_processed):
+                return self._pause(failed.retry_after, random)
+            case FailedAttempt() as failed:
+                raise failed.error from failed.cause
+            # Some users' shards did not answer. A retry is a duplicate for the stored messages.
+            case Results(should_retry=True) if self._may_retry(False):
+                return self._pause(0.0, random)
+            case answer:
+                return answer
+
+    def _may_retry(self, not_processed: bool) -> bool:
+        return self._made < self._limit and (self._call.idempotent or not_processed)
+
+    def _pause(self, retry_after: float, random: float) -> Pause:
+        return Pause(retry_after + BACKOFF.delay(self._made - 1, random))
+
+
+def _answer(call: Call[T], response: httpx.Response | httpx.RequestError) -> T | FailedAttempt:
+    """The answer, or the error if a retry may help. Raises other errors."""
+    if isinstance(response, httpx.RequestError):
+        reason = str(response) or type(response).__name__
+        not_processed = isinstance(response, httpx.ConnectError | httpx.ConnectTimeout)
+        return FailedAttempt(Unavailable(reason), not_processed=not_processed, cause=response)
+    if response.status_code == httpx.codes.OK:
+        return _read(call, response)
+    error = _error_from(response)
+    if response.status_code not in RETRYABLE_STATUSES:
+        raise error
+    not_processed = response.status_code == httpx.codes.SERVICE_UNAVAILABLE
+    return FailedAttempt(error, _retry_after_seconds(response), not_processed)
+
+
+def _read(call: Call[T], response: httpx.Response) -> T:
+    try:
+        return call.read(response.content)
+    except (msgspec.MsgspecError, UnicodeError, GregorError) as error:
+        raise UnexpectedAnswer(_not_gregor(response)) from error
+
+
+def _error_from(response: httpx.Response) -> GregorError:
+    try:
+        problem = msgspec.json.decode(response.content, type=ProblemDocument)
+    except (msgspec.MsgspecError, UnicodeError):
+        retryable = response.status_code in RETRYABLE_STATUSES
+        return (Unavailable if retryable else UnexpectedAnswer)(_not_gregor(response))
+    return error_from_code(problem.code, problem.detail, problem.field, problem.action)
+
+
+def _not_gregor(response: httpx.Response) -> str:
+    status = f"{response.status_code} {response.reason_phrase}".strip()
+    return f"the server answered {status}, but not as a Gregor server"
+
+
+def _retry_after_seconds(response: httpx.Response) -> float:
+    text = response.headers.get("Retry-After", "")
+    return min(float(text), MAX_RETRY_AFTER_SECONDS) if text.isdigit() else 0.0
+
+
+# The server
+
+
+def server_url(url: str) -> httpx.URL:
+    """Raises SetupError if it is not the URL of a server."""
+    with suppress(httpx.InvalidURL):
+        parsed = httpx.URL(url)
+        if parsed.scheme in ("http", "https") and parsed.host:
+            return parsed
+    raise SetupError(f"{url!r} is not the URL of a server, such as http://127.0.0.1:9911")
+
+
+def authorization(token: str | None) -> dict[str, str]:
+    return {} if token is None else {"Authorization": f"Bearer {token}"}

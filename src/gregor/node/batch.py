@@ -1,0 +1,45 @@
+"""A batch: messages that one caller injects together, in order, with an outcome for each.
+
+The same batch goes through every stage of the node. Each stage fills in the outcomes that it
+decides, so no stage has to take the batch apart, or to know what another one has rejected.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from gregor.core.message import InBandMessage, Message, OutOfBandMessage
+from gregor.interfaces import Outcome, Rejected, Relayed, Slot, Stored
+
+
+class Batch:
+    """The entries of one inject. `slots` are those for the store. The others are decided: what the
+    caller may not send is Rejected, and an out-of-band message is Relayed."""
+
+    def __init__(self, entries: Iterable[Message | Rejected]) -> None:
+        self._entries = [_entry(entry) for entry in entries]
+        self.slots = [entry for entry in self._entries if isinstance(entry, Slot)]
+
+    def outcomes(self) -> list[Outcome]:
+        """The outcome of each entry, in order, once the store has filled the slots."""
+        return [_outcome(entry) for entry in self._entries]
+
+
+def _entry(entry: Message | Rejected) -> Slot | Relayed | Rejected:
+    match entry:
+        case InBandMessage():
+            return Slot(entry)
+        case OutOfBandMessage():
+            return Relayed(entry)
+        case Rejected():
+            return entry
+
+
+def _outcome(entry: Slot | Relayed | Rejected) -> Outcome:
+    if not isinstance(entry, Slot):
+        return entry
+    assert entry.outcome is not None  # a store fills every slot, or raises
+    return entry.outcome
+
+
+def accepted(outcomes: Iterable[Outcome]) -> Sequence[Message]:
+    """The messages for the devices, in order: what is new in the store, and out-of-band."""
+    return [outcome.message for outcome in outcomes if isinstance(outcome, Stored | Relayed)]

@@ -1,0 +1,22 @@
+"""The request bodies of the HTTP API that are not one message, and the limits of a request."""
+
+from msgspec import Raw, Struct
+
+from gregor.core.message import UID
+
+MAX_USERS = 10_000
+# Enough for a message of the largest size to MAX_USERS users with the longest ids.
+MAX_REQUEST = 8 * 1024 * 1024
+
+
+class BatchRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Up to 500 messages, each accepted or rejected independently of the others."""
+
+    messages: tuple[Raw, ...]
+
+
+class MultiUserRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """One message for up to 10,000 users, under one msg_id."""
+
+    uids: tuple[UID, ...]
+    message: Raw
