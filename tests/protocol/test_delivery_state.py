@@ -15,7 +15,7 @@ from gregor.protocol.delivery_state import (
     Live,
     PageSent,
     Paging,
-    Reading,
+    ReadingStore,
     ReadStarted,
     SyncNeeded,
     SyncRead,
@@ -30,7 +30,7 @@ FIRST, LAST = pages(SYNC, 0)
 STATES: list[DeliveryState] = [
     Live(),
     Lagging(3),
-    *(Reading(0, then) for then in (Live(), Lagging(7))),
+    *(ReadingStore(0, then) for then in (Live(), Lagging(7))),
     *(Paging(unsent, then) for unsent in ((FIRST, LAST), (LAST,)) for then in (Live(), Lagging(7))),
 ]
 EVENTS: list[DeliveryEvent] = [SyncNeeded(5), ReadStarted(), SyncRead(SYNC), PageSent()]
@@ -69,18 +69,20 @@ def test_every_row_of_the_table_happens() -> None:
 
 def test_sync_is_read_from_the_cursor_that_needs_it_and_sent_in_pages() -> None:
     state = after(Lagging(0), ReadStarted())
-    assert state == Reading(0, then=Live())
+    assert state == ReadingStore(0, then=Live())
     state = after(state, SyncRead(SYNC))
     assert state == Paging((FIRST, LAST), then=Live())
     assert len(FIRST.messages) == PAGE_ENTRIES
     assert after(after(state, PageSent()), PageSent()) == Live()
 
 
-@pytest.mark.parametrize("state", [Reading(0, then=Live()), Paging((FIRST, LAST), then=Live())])
+@pytest.mark.parametrize(
+    "state", [ReadingStore(0, then=Live()), Paging((FIRST, LAST), then=Live())]
+)
 def test_sync_that_is_needed_during_a_sync_follows_it(state: DeliveryState) -> None:
     needed = after(state, SyncNeeded(5))
     latest = after(needed, SyncNeeded(9))
-    if isinstance(latest, Reading):
+    if isinstance(latest, ReadingStore):
         latest = after(latest, SyncRead(SYNC))
     assert latest == Paging((FIRST, LAST), then=Lagging(9))
     assert after(after(latest, PageSent()), PageSent()) == Lagging(9)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gregor.core.message import InBandMessage, create, out_of_band
 from gregor.core.state import Changes, Sync, state_hash
 from gregor.protocol import frames, outbound_queue
-from gregor.protocol.delivery_state import TRANSITIONS, DeliveryState, Reading
+from gregor.protocol.delivery_state import TRANSITIONS, DeliveryState, ReadingStore
 from gregor.protocol.effects import Close, Send
 from gregor.protocol.frames import Messages, SyncPage
 from gregor.protocol.publication import Publication
@@ -42,7 +42,7 @@ class SessionUnderTest:
                 self.session.receive(f'{{"type":"verify","cursor":{cursor}}}')
             case "next", _:
                 self.write(self.session.next())
-            case "synced", _ if isinstance(self.session.delivery, Reading):
+            case "synced", _ if isinstance(self.session.delivery, ReadingStore):
                 self.session.synced(self.sync(self.session.delivery.cursor))
             case "out of band", _:
                 self.session.deliver_out_of_band(out_of_band("u", "s", 1))

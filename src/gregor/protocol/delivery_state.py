@@ -8,14 +8,14 @@ queued for the socket. That is fast, and costs the store nothing.
 
 A session that cannot continue like this (a publication is missing, the queue is full, or the device
 asks for a sync) uses the other source, which is always complete. It is `Lagging`. When the socket
-accepts data, it reads a sync from the store (`Reading`), sends the pages of the sync (`Paging`),
-and is `Live` again. So a device that is slow costs one read whenever it has caught up with what was
-sent to it, however much it has missed.
+accepts data, it reads a sync from the store (`ReadingStore`), sends the pages of the sync
+(`Paging`), and is `Live` again. So a device that is slow costs one read whenever it has caught up
+with what was sent to it, however much it has missed.
 
 Two things can overlap with a sync:
 
 - A publication. Whether it continues the sync is known when the sync has been read, so during
-  `Reading` it is kept, and compared afterwards. During `Paging` it is queued behind the pages.
+  `ReadingStore` it is kept, and compared afterwards. During `Paging` it is queued behind the pages.
 - The need for another sync. The one in progress is completed first, because the device may have
   applied its first pages already; `then` is the state after it. Publications until then are
   dropped: the second sync contains them.
@@ -43,7 +43,7 @@ class Lagging(Struct, frozen=True):
     cursor: Time
 
 
-class Reading(Struct, frozen=True):
+class ReadingStore(Struct, frozen=True):
     """The store reads a sync from this cursor. Publications are kept until it has answered."""
 
     cursor: Time
@@ -81,15 +81,15 @@ class PageSent(Struct, frozen=True):
     """The socket has accepted the next page."""
 
 
-DeliveryState: TypeAlias = Live | Lagging | Reading | Paging
+DeliveryState: TypeAlias = Live | Lagging | ReadingStore | Paging
 DeliveryEvent: TypeAlias = SyncNeeded | ReadStarted | SyncRead | PageSent
 
 TRANSITIONS: Mapping[
     type[DeliveryState], Mapping[type[DeliveryEvent], tuple[type[DeliveryState], ...]]
 ] = {
     Live: {SyncNeeded: (Lagging,)},
-    Lagging: {SyncNeeded: (Lagging,), ReadStarted: (Reading,)},
-    Reading: {SyncNeeded: (Reading,), SyncRead: (Paging,)},
+    Lagging: {SyncNeeded: (Lagging,), ReadStarted: (ReadingStore,)},
+    ReadingStore: {SyncNeeded: (ReadingStore,), SyncRead: (Paging,)},
     Paging: {SyncNeeded: (Paging,), PageSent: (Paging, Live, Lagging)},
 }
 
@@ -100,10 +100,10 @@ def after(state: DeliveryState, event: DeliveryEvent) -> DeliveryState:
         case Live() | Lagging(), SyncNeeded(cursor):
             return Lagging(cursor)
         case Lagging(cursor), ReadStarted():
-            return Reading(cursor, then=Live())
-        case Reading(start, _), SyncNeeded(cursor):
-            return Reading(start, then=Lagging(cursor))
-        case Reading(start, then), SyncRead(sync):
+            return ReadingStore(cursor, then=Live())
+        case ReadingStore(start, _), SyncNeeded(cursor):
+            return ReadingStore(start, then=Lagging(cursor))
+        case ReadingStore(start, then), SyncRead(sync):
             return Paging(tuple(pages(sync, start)), then)
         case Paging(unsent, _), SyncNeeded(cursor):
             return Paging(unsent, then=Lagging(cursor))

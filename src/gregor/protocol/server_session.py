@@ -48,7 +48,7 @@ from gregor.protocol.delivery_state import (
     Live,
     PageSent,
     Paging,
-    Reading,
+    ReadingStore,
     ReadStarted,
     SyncNeeded,
     SyncRead,
@@ -235,7 +235,7 @@ class ServerSession:
             case Live() | Paging(then=Live()):
                 if publication.cursor > self.position:
                     self._continue_with(publication)
-            case Reading(then=Live()):
+            case ReadingStore(then=Live()):
                 self._enqueue(publication)
             case _:
                 pass  # the next sync will contain it, if there is one
@@ -294,7 +294,7 @@ class ServerSession:
             case Lagging(cursor):
                 self._move(ReadStarted())
                 return CatchUp(cursor)
-            case Reading() | None:
+            case ReadingStore() | None:
                 return None
             case Paging(pages):
                 self._move(PageSent())

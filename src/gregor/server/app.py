@@ -31,7 +31,7 @@ from gregor.pubsub.remote import pubsub_at
 from gregor.server import http
 from gregor.server.auth import Authenticator, JWTAuthenticator, OpenAuthenticator
 from gregor.server.delivery import Delivery
-from gregor.server.metrics import Metrics, SampledMetric, counter, gauge
+from gregor.server.metrics import Metrics, Reading, counter, gauge
 from gregor.server.openapi import describe
 from gregor.server.readiness import Readiness
 from gregor.server.service import HELLO_SECONDS, WRITE_TIMEOUT_SECONDS, Service
@@ -148,7 +148,7 @@ class Server:
         for the schema."""
         return self.settings.migrate or not any(map(is_shared, self.settings.stores.values()))
 
-    def _readings(self) -> Iterator[SampledMetric]:
+    def _readings(self) -> Iterator[Reading]:
         """The metrics whose values other objects keep."""
         yield gauge("ready", "1 if /readyz answers 200", lambda: self.readiness.ready)
         yield gauge(

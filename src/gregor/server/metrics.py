@@ -25,7 +25,7 @@ class Connected(Protocol):
     session: ServerSession
 
 
-class SampledMetric(NamedTuple):
+class Reading(NamedTuple):
     """A metric that another object keeps: `value` is called when the page is requested."""
 
     family: type[CounterMetricFamily | GaugeMetricFamily]
@@ -35,8 +35,8 @@ class SampledMetric(NamedTuple):
     labels: Mapping[str, str] = {}
 
 
-counter = partial(SampledMetric, CounterMetricFamily)
-gauge = partial(SampledMetric, GaugeMetricFamily)
+counter = partial(Reading, CounterMetricFamily)
+gauge = partial(Reading, GaugeMetricFamily)
 
 
 class Metrics(Observer, Collector):
@@ -44,7 +44,7 @@ class Metrics(Observer, Collector):
     connected now."""
 
     def __init__(self, connected: Iterable[Connected]) -> None:
-        self.readings: list[SampledMetric] = []
+        self.readings: list[Reading] = []
         self._connected = connected
         self._messages: Counter[tuple[str, str]] = Counter()
         self._gap_messages_recovered = 0
