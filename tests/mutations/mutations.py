@@ -18,7 +18,7 @@ BROADCASTER = "tests/consumers/test_broadcaster.py::"
 REPLICA = "tests/client/test_replica.py::"
 PUBSUB_FAULTS = "tests/pubsub/test_faults.py::"
 PUBSUB_REDIS = "tests/pubsub/test_remote.py::TestRedis::"
-CONVERSATION = "tests/protocol/test_conversation.py::"
+SESSION_PAIR = "tests/protocol/test_session_pair.py::"
 FLEET = "tests/node/test_fleet.py::"
 SHARDED = "tests/shards/test_sharded.py::"
 REBALANCE = "tests/shards/test_rebalance.py::"
@@ -339,7 +339,7 @@ MUTATIONS = [
         "protocol/server_session.py",
         "if publication.prev != self.position:",
         "if publication.prev > self.position:",
-        CONVERSATION + "test_gap_repair_that_starts_before_the_position_does_not_revive_dead_items",
+        SESSION_PAIR + "test_gap_repair_that_starts_before_the_position_does_not_revive_dead_items",
     ),
     Mutation(
         "publications that arrive during a read are not compared with the sync",
@@ -357,7 +357,7 @@ MUTATIONS = [
         self._sync_from(self.cursor)
 """,
         "        self._queue.drop_out_of_band()\n        self._queue.take_publications()\n",
-        CONVERSATION + "test_slow_consumer_is_reset_and_misses_no_message",
+        SESSION_PAIR + "test_slow_consumer_is_reset_and_misses_no_message",
     ),
     Mutation(
         "a sync in progress is given up when another one is needed",
@@ -382,7 +382,7 @@ MUTATIONS = [
         "protocol/frames.py",
         "cursor = last.ctime if more and",
         "cursor = sync.cursor if more and",
-        CONVERSATION + "test_reconnect_between_two_pages_continues_after_the_first",
+        SESSION_PAIR + "test_reconnect_between_two_pages_continues_after_the_first",
     ),
     Mutation(
         "a duplicate frame is applied again and moves the cursor back",

@@ -53,11 +53,11 @@ from gregor.protocol.frames import Result
 from gregor.pubsub.interface import Event, Interrupted
 from gregor.pubsub.memory import Exchange, MemoryPubSub
 from gregor.server.auth import OpenAuthenticator
-from gregor.server.delivery import Delivery
+from gregor.server.conversation import Conversation
 from gregor.server.metrics import Metrics
 from gregor.server.readiness import Readiness
 from gregor.server.service import Service
-from gregor.server.websocket import WebSocketConnection
+from gregor.server.websocket import WebSocketChannel
 from gregor.testing import virtual_time
 from tests.simulation.simulated_stores import ShardedStore, SharedStore, SimulatedStore, StoreLink
 
@@ -220,8 +220,8 @@ class SimulatedNode:
     async def _run(self, name: str) -> None:
         simulation = self._simulation
         self.pubsub = pubsub = LossyPubSub(simulation.exchange, simulation)
-        deliveries: dict[Delivery, None] = {}
-        metrics = Metrics(deliveries)
+        conversations: dict[Conversation, None] = {}
+        metrics = Metrics(conversations)
         self.link = StoreLink(simulation, self.name)
         try:
             async with (
@@ -238,7 +238,7 @@ class SimulatedNode:
                 ) as node,
             ):
                 readiness = Readiness(node, pubsub)
-                self.service = Service(node, OpenAuthenticator(), metrics, readiness, deliveries)
+                self.service = Service(node, OpenAuthenticator(), metrics, readiness, conversations)
                 simulation.record(name, "starts")
                 await asyncio.get_running_loop().create_future()
         finally:
@@ -271,9 +271,7 @@ class SimulatedNode:
             return
         self._connections[connection] = None
         try:
-            websocket = WebSocketConnection(service, connection.asgi_receive, connection.asgi_send)
-            with service.serving(websocket):
-                await websocket.run()
+            await service.serve(WebSocketChannel(connection.asgi_receive, connection.asgi_send))
         finally:
             del self._connections[connection]
             connection.cut("the node closes the connection")

@@ -30,7 +30,7 @@ from gregor.pubsub.interface import PubSub
 from gregor.pubsub.remote import pubsub_at
 from gregor.server import http
 from gregor.server.auth import Authenticator, JWTAuthenticator, OpenAuthenticator
-from gregor.server.delivery import Delivery
+from gregor.server.conversation import Conversation
 from gregor.server.metrics import Metrics, Reading, counter, gauge
 from gregor.server.openapi import describe
 from gregor.server.readiness import Readiness
@@ -78,8 +78,8 @@ class Server:
     ) -> None:
         self.settings = settings
         self.worker_metrics = worker_metrics
-        deliveries: dict[Delivery, None] = {}
-        self.metrics = Metrics(deliveries)
+        conversations: dict[Conversation, None] = {}
+        self.metrics = Metrics(conversations)
         self.databases = {n: _database(url, n, settings) for n, url in settings.stores.items()}
         self.state_machine = _state_machine(self.databases, settings, clock, self.metrics)
         self.pubsub = None if settings.pubsub is None else pubsub_at(settings.pubsub)
@@ -91,7 +91,7 @@ class Server:
             authenticator(settings),
             self.metrics,
             self.readiness,
-            deliveries,
+            conversations,
             worker_metrics=worker_metrics,
             hello_seconds=hello_seconds,
             write_timeout_seconds=write_timeout_seconds,

@@ -46,6 +46,7 @@ from gregor.protocol.entries import read_entries
 from gregor.protocol.frames import Result
 from gregor.protocol.requests import MAX_REQUEST, MAX_USERS, BatchRequest, MultiUserRequest
 from gregor.server.auth import Identity
+from gregor.server.conversation import Admission, Resumption
 from gregor.server.readiness import PARTS
 from gregor.server.service import Service
 from gregor.server.sse import EventStream
@@ -143,7 +144,8 @@ async def get_events(service: Service, request: Request, identity: Identity) -> 
     if service.draining:
         raise Unavailable("this server is stopping; retry with another server")
     device_id = _device(request) or f"events-{new_msg_id()}"
-    return EventStream(service, uid, device_id, int(cursor), identity.expires_at)
+    admission = Admission(uid, identity.expires_at)
+    return EventStream(service, Resumption(admission, device_id, int(cursor)))
 
 
 # Health

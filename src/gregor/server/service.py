@@ -2,16 +2,16 @@
 
 import asyncio
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Self
 
 from gregor.core.message import Message
-from gregor.errors import TooSlow, Unavailable
+from gregor.errors import Forbidden, TooSlow, Unavailable
 from gregor.interfaces import Caller, Outcome, Rejected
 from gregor.node.node import Node
-from gregor.server.auth import Authenticator
-from gregor.server.delivery import Delivery
+from gregor.server.auth import Authenticator, Role
+from gregor.server.conversation import Admission, Channel, Conversation, Resumption
 from gregor.server.metrics import Metrics
 from gregor.server.readiness import Readiness
 from gregor.server.worker_metrics import WorkerMetrics
@@ -35,7 +35,7 @@ class Service:
         authenticator: Authenticator,
         metrics: Metrics,
         readiness: Readiness,
-        deliveries: dict[Delivery, None],
+        conversations: dict[Conversation, None],
         *,
         worker_metrics: WorkerMetrics | None = None,
         hello_seconds: float = HELLO_SECONDS,
@@ -44,10 +44,11 @@ class Service:
         self.node = node
         self.authenticator = authenticator
         self.metrics = metrics
+        self.counts = metrics
         self.readiness = readiness
         self.hello_seconds = hello_seconds
         self.write_timeout_seconds = write_timeout_seconds
-        self._deliveries = deliveries
+        self._conversations = conversations
         self._worker_metrics = worker_metrics
         self._injects_in_flight = 0
         self._inject_finished = asyncio.Event()
@@ -86,14 +87,24 @@ class Service:
         """Whether an inject is in flight."""
         return self._injects_in_flight > 0
 
-    @contextmanager
-    def serving(self, delivery: Delivery) -> Iterator[None]:
-        """While the block runs, the delivery counts as connected, and ends if it is too slow."""
-        self._deliveries[delivery] = None
+    async def serve(self, channel: Channel, resumption: Resumption | None = None) -> None:
+        """Run a conversation over the channel until it ends. It counts as connected, and ends if
+        its device is too slow."""
+        conversation = Conversation(self, channel)
+        self._conversations[conversation] = None
         try:
-            yield
+            await conversation.run(resumption)
         finally:
-            del self._deliveries[delivery]
+            del self._conversations[conversation]
+            self.metrics.slow_consumer_resets += conversation.session.slow_consumer_resets
+
+    async def admit(self, token: str, seconds: float) -> Admission:
+        """The user whose device has this token. Raises Unauthenticated, and Forbidden if the token
+        is not a device's."""
+        identity = self.authenticator.identify(token)
+        if identity.role is not Role.DEVICE:
+            raise Forbidden("a service token cannot connect a device; use the role `device`")
+        return Admission(identity.uid, identity.expires_at)
 
     async def metrics_page(self) -> bytes:
         """The metrics of this server, including those of all its workers."""
@@ -102,34 +113,33 @@ class Service:
         return await self._worker_metrics.page()
 
     async def _end_slow_consumers(self) -> None:
-        """End deliveries whose device accepts no data."""
+        """End conversations whose device accepts no data."""
         now = asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(min(1.0, self.write_timeout_seconds / 4))
-            for delivery in tuple(self._deliveries):
-                since = delivery.writing_since
+            for conversation in tuple(self._conversations):
+                since = conversation.writing_since
                 if since is not None and now() - since > self.write_timeout_seconds:
-                    delivery.end(TooSlow(f"the device read nothing for {now() - since:.0f} s"))
+                    conversation.end(TooSlow(f"the device read nothing for {now() - since:.0f} s"))
 
     async def drain(self, seconds: float) -> None:
         """Refuse new work, finish the injects in flight, and send the devices away, evenly
         distributed over this time."""
         self.readiness.stopping = True
         await self._wait_for_injects(seconds)
-        deliveries = list(self._deliveries)
-        if not deliveries:
+        conversations = list(self._conversations)
+        if not conversations:
             return
         within_ms = max(1000, round(seconds * 1000))
-        batches = _batches_over(deliveries, seconds)
+        batches = _batches_over(conversations, seconds)
         for batch in batches:
-            for delivery in batch:
-                delivery.session.go_away(within_ms)
-                delivery.session.close(SERVICE_RESTART, "going away")
-                delivery.wake()
+            for conversation in batch:
+                conversation.go_away(within_ms)
+                conversation.close(SERVICE_RESTART, "going away")
             if batch is not batches[-1]:
                 await asyncio.sleep(seconds / len(batches))
         # Give the writers time to send the last frames.
-        await asyncio.wait([delivery.task for delivery in deliveries], timeout=1.0)
+        await asyncio.wait([conversation.task for conversation in conversations], timeout=1.0)
 
     async def _wait_for_injects(self, seconds: float) -> None:
         """Wait until no inject is in flight, so that devices get their acks before the goaway."""
@@ -140,7 +150,7 @@ class Service:
                     await self._inject_finished.wait()
 
 
-def _batches_over(deliveries: Sequence[Delivery], seconds: float) -> list[Sequence[Delivery]]:
+def _batches_over(all_: Sequence[Conversation], seconds: float) -> list[Sequence[Conversation]]:
     """Batches to send away one every DRAIN_STEP_SECONDS, or less often if there are few devices."""
-    size = math.ceil(len(deliveries) / max(1, round(seconds / DRAIN_STEP_SECONDS)))
-    return [deliveries[start : start + size] for start in range(0, len(deliveries), size)]
+    size = math.ceil(len(all_) / max(1, round(seconds / DRAIN_STEP_SECONDS)))
+    return [all_[start : start + size] for start in range(0, len(all_), size)]

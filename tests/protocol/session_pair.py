@@ -19,7 +19,7 @@ from gregor.testing.clock import ManualClock
 UID = "user"
 
 
-class Conversation:
+class SessionPair:
     """One device, connected to a node; `connect` starts a new conversation."""
 
     def __init__(self, device_id: DeviceID = "d1") -> None:
