@@ -21,11 +21,23 @@ LAYERS = (
     {"shards", "consumers"},
     {"stores", "pubsub"},
     {"protocol"},
-    {"interfaces", "clock", "log_event", "backoff"},
+    {"interfaces", "clock", "log_event", "backoff", "urls"},
     {"core", "config"},
     {"errors"},
 )
 HEIGHT = {part: -number for number, layer in enumerate(LAYERS) for part in layer}
+
+# The same within a folder.
+LAYERS_WITHIN = {
+    "core": (
+        {"sync", "buckets"},
+        {"facts"},
+        {"state"},
+        {"visibility"},
+        {"message"},
+        {"instant", "renamed_fields"},
+    ),
+}
 
 # All that pure code may import: no I/O, no clock, no randomness. The one exception is uuid, for
 # the msg_id of a message without one.
@@ -38,6 +50,7 @@ PURE_IMPORTS = {
             "enum",
             "functools",
             "hashlib",
+            "itertools",
             "re",
             "typing",
             "uuid",
@@ -99,6 +112,20 @@ def test_modules_do_not_import_each_other_in_a_circle() -> None:
     for package in {name for name, path in zip(imported, MODULES, strict=True) if is_package(path)}:
         del imported[package]  # it only exports what its modules define
     tuple(TopologicalSorter(imported).static_order())
+
+
+@pytest.mark.parametrize("folder", LAYERS_WITHIN)
+def test_every_module_of_a_folder_has_a_layer_and_imports_only_point_down(folder: str) -> None:
+    height = {
+        module: -number for number, layer in enumerate(LAYERS_WITHIN[folder]) for module in layer
+    }
+    package = f"gregor.{folder}."
+    modules = {path.stem: path for path in (ROOT / folder).glob("[!_]*.py")}
+    assert modules.keys() == height.keys()
+    for module, path in modules.items():
+        names = [name for name in imports(tree_of(path)) if name.startswith(package)]
+        imported = [name.removeprefix(package).split(".")[0] for name in names]
+        assert not [other for other in imported if height[other] >= height[module]], module
 
 
 @pytest.mark.parametrize("part", PURE_IMPORTS)

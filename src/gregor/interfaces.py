@@ -6,7 +6,8 @@ from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import UID, DeviceID, InBandMessage, Message, OutOfBandMessage
-from gregor.core.state import State, Sync
+from gregor.core.state import State
+from gregor.core.sync import Sync
 from gregor.errors import GregorError, Unavailable
 
 

@@ -11,7 +11,7 @@ import pytest
 from gregor.client import Client, Disconnected, MemoryStore, Offline
 from gregor.client.connection import Transport, websocket_url
 from gregor.core.message import UID, create
-from gregor.core.state import Snapshot, Sync
+from gregor.core.sync import Snapshot, Sync
 from gregor.errors import (
     Action,
     Forbidden,

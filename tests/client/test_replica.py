@@ -14,7 +14,8 @@ from gregor.client.replica import Replica, events_between
 from gregor.client.store import changed_records, load_replica
 from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.message import InBandMessage, MsgID, create, dismiss, dismiss_category, replace
-from gregor.core.state import Changes, Item, Snapshot, Sync
+from gregor.core.state import Item
+from gregor.core.sync import Changes, Snapshot, Sync
 from gregor.errors import Conflict, HistoryForgotten, InvalidMessage, SetupError, TooLarge
 from gregor.interfaces import Rejected, Stored
 from gregor.protocol.frames import Result

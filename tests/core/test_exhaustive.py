@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from itertools import product
 
+from gregor.core.facts import Facts
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import (
     DeviceID,
@@ -15,7 +16,6 @@ from gregor.core.message import (
     dismiss_category,
     replace,
 )
-from gregor.core.state import Facts
 from gregor.testing import oracle
 from tests.core.test_laws import ctimes_and_ids, messages_since
 

@@ -7,9 +7,11 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gregor.core.facts import Facts
 from gregor.core.instant import Time
 from gregor.core.message import DeviceID, InBandMessage, MsgID, create
-from gregor.core.state import Facts, ItemFate, State, since, state_hash
+from gregor.core.state import State, state_hash
+from gregor.core.sync import fate_in, since
 from gregor.testing import oracle
 from gregor.testing.strategies import (
     History,
@@ -24,20 +26,12 @@ from gregor.testing.strategies import (
 EMPTY = Facts()
 
 
-def fate_in(facts: Facts, now: Time, msg_id: MsgID) -> ItemFate | None:
-    """The fate of an item, as a store with these facts reports it."""
-    item = facts.find(msg_id)
-    if item is None:
-        return None
-    return ItemFate(item.ctime, item.device_id, msg_id in facts.items and not item.expired(now))
-
-
 def messages_since(
     history: Sequence[InBandMessage], device_id: DeviceID | None, start: Time, now: Time
 ) -> list[InBandMessage]:
     later = [message for message in history if message.ctime >= start]
-    fate_of = partial(fate_in, EMPTY.replay_all(history), now)
-    return list(since(later, device_id, start, fate_of))
+    fate_of = partial(fate_in, EMPTY.replay_all(history))
+    return list(since(later, device_id, start, now, fate_of))
 
 
 def ctimes_and_ids(state: State) -> list[tuple[Time, MsgID]]:

@@ -7,9 +7,10 @@ import msgspec
 import pytest
 from msgspec import Struct
 
+from gregor.core.facts import Facts
 from gregor.core.instant import Time
 from gregor.core.message import DeviceID, InBandMessage, MsgID
-from gregor.core.state import Facts, state_hash
+from gregor.core.state import state_hash
 from gregor.testing import oracle
 from tests.core.test_laws import ctimes_and_ids, messages_since
 

@@ -16,10 +16,10 @@ from gregor.cli.demo_run import DEVICES_PER_USER, busiest, read_stream, run_stre
 from gregor.cli.demo_servers import Servers
 from gregor.core.buckets import BUCKETS, bucket_of
 from gregor.core.message import Message
-from gregor.core.state import max_changes
+from gregor.core.sync import max_changes
 from gregor.protocol.frames import Result
 from gregor.shards.rebalance import Rebalancer
-from gregor.shards.state_machine import read_map
+from gregor.shards.shard_map import read_map
 from tests.faults.faults import FAULTS, MOVE_FAULTS, QUARTER_OF_BUCKETS, target_of
 from tests.fleet.fleet import Fleet
 

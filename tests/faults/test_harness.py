@@ -2,7 +2,8 @@
 
 from gregor.cli.demo_devices import ReceivedSnapshot, RecordingTransport
 from gregor.core.message import create
-from gregor.core.state import Changes, Item, Snapshot, Sync
+from gregor.core.state import Item
+from gregor.core.sync import Changes, Snapshot, Sync
 from gregor.protocol.frames import encode, pages
 from tests.faults.harness import unnecessary_snapshots
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID, Message, OutOfBandMessage
-from gregor.core.state import Sync
+from gregor.core.sync import Sync
 from gregor.errors import Malformed, StorageUnavailable
 from gregor.interfaces import Caller, Outcome, Slot
 from gregor.node.node import Node, Observer

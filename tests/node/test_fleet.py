@@ -18,7 +18,7 @@ from gregor.consumers.publisher import MAX_ENVELOPE_BYTES, Publisher, channel_of
 from gregor.consumers.relay import LINGER_SECONDS, MAX_FUTURE
 from gregor.core.instant import MAX_TIME, Time
 from gregor.core.message import UID, DeviceID, new_msg_id
-from gregor.core.state import Sync
+from gregor.core.sync import Sync
 from gregor.errors import StorageUnavailable
 from gregor.interfaces import Slot, Stored
 from gregor.log_event import LogEvent

@@ -4,8 +4,10 @@ queue of frames in each direction. Each step, such as reading one frame, is a ca
 from collections import deque
 from collections.abc import Iterable, Sequence
 
+from gregor.core.facts import Facts
 from gregor.core.message import DeviceID, InBandMessage, Message, OutOfBandMessage
-from gregor.core.state import Changes, Facts, State, Sync
+from gregor.core.state import State
+from gregor.core.sync import Changes, Sync
 from gregor.interfaces import Outcome, Rejected, Relayed, Stored
 from gregor.protocol import client_session
 from gregor.protocol.client_session import ClientSession

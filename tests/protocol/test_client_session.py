@@ -3,8 +3,10 @@
 import msgspec
 import pytest
 
+from gregor.core.facts import DismissedRange
 from gregor.core.message import InBandMessage, create, dismiss, out_of_band
-from gregor.core.state import DismissedRange, Item, Snapshot, state_hash
+from gregor.core.state import Item, state_hash
+from gregor.core.sync import Snapshot
 from gregor.errors import Action, Malformed
 from gregor.protocol.client_session import (
     Acked,

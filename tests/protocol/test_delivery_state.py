@@ -6,7 +6,8 @@ from itertools import product
 import pytest
 
 from gregor.core.message import create
-from gregor.core.state import Changes, Sync, state_hash
+from gregor.core.state import state_hash
+from gregor.core.sync import Changes, Sync
 from gregor.protocol.delivery_state import (
     TRANSITIONS,
     DeliveryEvent,

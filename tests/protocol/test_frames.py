@@ -5,8 +5,10 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gregor.core.facts import Facts
 from gregor.core.message import MAX_BODY, InBandMessage, create
-from gregor.core.state import Changes, Facts, Item, Snapshot, Sync, state_hash
+from gregor.core.state import Item, state_hash
+from gregor.core.sync import Changes, Snapshot, Sync
 from gregor.protocol.frames import (
     MAX_FRAME,
     PAGE_BYTES,

@@ -12,7 +12,8 @@ from gregor.core.message import (
     out_of_band,
     replace,
 )
-from gregor.core.state import Changes, Snapshot, Sync, state_hash
+from gregor.core.state import state_hash
+from gregor.core.sync import Changes, Snapshot, Sync
 from gregor.errors import Action, Conflict, Unavailable
 from gregor.interfaces import Rejected, Stored
 from gregor.protocol.effects import Close, Send

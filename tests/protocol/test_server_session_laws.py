@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gregor.core.message import InBandMessage, create, out_of_band
-from gregor.core.state import Changes, Sync, state_hash
+from gregor.core.state import state_hash
+from gregor.core.sync import Changes, Sync
 from gregor.protocol import frames, outbound_queue
 from gregor.protocol.delivery_state import TRANSITIONS, DeliveryState, ReadingStore
 from gregor.protocol.effects import Close, Send

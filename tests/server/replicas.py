@@ -10,8 +10,8 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from gregor import InBandMessage, create, dismiss
+from gregor.core.facts import Facts
 from gregor.core.message import dismiss_category
-from gregor.core.state import Facts
 from gregor.protocol.client_session import (
     Acked,
     Apply,

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from msgspec import Struct
 
+from gregor.core.facts import DismissedRange
 from gregor.core.instant import TimeOrOffset
 from gregor.core.message import (
     MAX_BODY,
@@ -21,7 +22,7 @@ from gregor.core.message import (
     Range,
     parse_message,
 )
-from gregor.core.state import DismissedRange, Item
+from gregor.core.state import Item
 from gregor.errors import Action, GregorError, HistoryForgotten, Malformed, SetupError
 from gregor.protocol import frames
 from gregor.protocol.later_versions import decode_node_frame

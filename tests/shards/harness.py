@@ -11,7 +11,8 @@ from gregor.core.message import UID, InBandMessage
 from gregor.errors import StorageUnavailable
 from gregor.interfaces import StateMachineOfRecord, Stored
 from gregor.shards import rebalance
-from gregor.shards.state_machine import ShardedStateMachine, read_map
+from gregor.shards.shard_map import read_map
+from gregor.shards.state_machine import ShardedStateMachine
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import Database, DatabaseConnection, Work
 from gregor.stores.sql.migrations import migrate

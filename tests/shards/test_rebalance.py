@@ -11,11 +11,11 @@ import pytest
 from gregor.core.buckets import Move, bucket_of
 from gregor.core.instant import SECOND
 from gregor.core.message import InBandMessage, create, dismiss_category
-from gregor.core.state import Snapshot
+from gregor.core.sync import Snapshot
 from gregor.errors import GregorError, StorageUnavailable, Unavailable, WrongShard
 from gregor.shards import rebalance, shard_map
 from gregor.shards.rebalance import Group, Moved, Rebalancer
-from gregor.shards.state_machine import read_map
+from gregor.shards.shard_map import read_map
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import Database, DatabaseConnection
 from gregor.stores.sql.store_url import database_at

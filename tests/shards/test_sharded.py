@@ -18,7 +18,8 @@ from gregor.interfaces import Rejected, Stored
 from gregor.server import Server
 from gregor.shards import rebalance, shard_map
 from gregor.shards.rebalance import Rebalancer
-from gregor.shards.state_machine import ShardedStateMachine, read_map
+from gregor.shards.shard_map import read_map
+from gregor.shards.state_machine import ShardedStateMachine
 from gregor.stores.sql.database import Work
 from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.state_machine import SQLStateMachine

@@ -16,13 +16,14 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar, cast
 from gregor.core.buckets import Move, bucket_of
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import UID, DeviceID, InBandMessage
-from gregor.core.state import State, Sync
+from gregor.core.state import State
+from gregor.core.sync import Sync
 from gregor.errors import GregorError, StorageUnavailable, Unavailable
 from gregor.interfaces import Slot, StateMachineOfRecord
 from gregor.shards import shard_map
 from gregor.shards.rebalance import Moved, Rebalancer, establish
-from gregor.shards.shard_map import Placement
-from gregor.shards.state_machine import ShardedStateMachine, newest_placements
+from gregor.shards.shard_map import Placement, newest_placements
+from gregor.shards.state_machine import ShardedStateMachine
 from gregor.stores.memory import MemoryStateMachine
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import CommitUnknown, Work

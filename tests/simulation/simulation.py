@@ -45,7 +45,8 @@ from gregor.core.message import (
     dismiss_category,
     replace,
 )
-from gregor.core.state import Snapshot, State
+from gregor.core.state import State
+from gregor.core.sync import Snapshot
 from gregor.errors import Unavailable
 from gregor.interfaces import Caller
 from gregor.node.node import Node

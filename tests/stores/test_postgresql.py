@@ -16,7 +16,6 @@ from gregor.stores.sql.database import (
     Database,
     DatabaseConnection,
     UniqueViolation,
-    redacted,
 )
 from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.statements import Statement
@@ -382,15 +381,3 @@ async def test_server_without_durable_commits_is_refused(postgresql_server: Post
     async with database_at(url) as database:
         await database.write(run(f"ALTER DATABASE {name} SET synchronous_commit = off"))
     assert "synchronous_commit is off" in await open_error(url)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "postgresql://u:secret@host/db?password=secret&sslpassword=secret",
-        "postgresql://u:sec/secret@host/db",
-        "postgresql://u:sec@secret@host/db",
-    ],
-)
-def test_redacted_url_has_no_part_of_password(url: str) -> None:
-    assert redacted(url) == "postgresql://u:***@host/db"

@@ -13,7 +13,7 @@ from gregor.stores.sql.store_url import database_at
 
 NEEDS_ROW_LOCKS = {"LOCK_USERS", "WAIT_FOR_WRITERS", "SET_LOCK_TIMEOUT"}
 EXAMPLES = {"TEXT": "text", "BIGINT": 2**62, "INTEGER": 1}
-TEXT_PARAMETERS = ("uid", "after")
+TEXT_PARAMETERS = ("uid", "device_id", "after")
 
 
 def all_statements() -> Iterator[tuple[str, Statement[Any]]]:

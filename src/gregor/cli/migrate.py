@@ -26,7 +26,7 @@ def migrate(
     move` rebalances them later.
     """
     from gregor.config import name_and_url
-    from gregor.stores.sql.database import redacted
+    from gregor.urls import redacted
 
     given = [name_and_url(value) for value in store or ()]
     sharded = any(name is not None for name, _ in given)

@@ -9,9 +9,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from gregor.core.facts import DismissedRange, dismissed_ranges
 from gregor.core.instant import SECOND, Time, to_rfc3339
 from gregor.core.message import InBandMessage
-from gregor.core.state import DismissedRange, Item, dismissed_ranges
+from gregor.core.state import Item
 
 PIPE_WIDTH = 1_000  # characters; lines in a pipe are not wrapped
 

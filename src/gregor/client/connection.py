@@ -28,7 +28,7 @@ from gregor.client.reconnect import BACKOFF, ReconnectPolicy
 from gregor.client.replica import Replica
 from gregor.core.instant import Time
 from gregor.core.message import UID, InBandMessage, Message, OutOfBandMessage, value_of
-from gregor.core.state import Snapshot
+from gregor.core.sync import Snapshot
 from gregor.errors import Action, GregorError, Malformed, SetupError, Unavailable, error_from_code
 from gregor.log_event import LogEvent
 from gregor.protocol import client_session as session

@@ -24,9 +24,11 @@ from immutables import Map
 from msgspec import Struct
 
 from gregor.client.events import Created, Dismissed, Event, Why, WriteRejected
+from gregor.core.facts import Facts, dismissed_ranges
 from gregor.core.instant import SECOND, Time
 from gregor.core.message import UID, DeviceID, InBandMessage, MsgID
-from gregor.core.state import Facts, Item, Snapshot, State, dismissed_ranges
+from gregor.core.state import Item, State
+from gregor.core.sync import Snapshot
 from gregor.errors import (
     Conflict,
     HistoryForgotten,
@@ -195,13 +197,8 @@ class Replica(Struct, frozen=True):
 
     def visible(self, now: Time) -> dict[MsgID, Item]:
         """The items visible on this device now."""
-        return {
-            id_: item
-            for id_, item in self.shown.items.items()
-            if item.device_id in (None, self.device_id)
-            and (item.expires_at is None or item.expires_at > now)
-            and id_ not in self.hidden
-        }
+        visible = self.shown.visible(self.device_id, now)
+        return {item.msg_id: item for item in visible if item.msg_id not in self.hidden}
 
     def state(self, now: Time) -> State:
         return State.of(self.visible(now).values(), now)

@@ -14,9 +14,10 @@ from msgspec import Struct
 
 from gregor.client.replica import OutboxEntry, RejectedEntry, Replica
 from gregor.client.store_migrations import changes_to_schema_2
+from gregor.core.facts import DismissedRange, Facts
 from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID
-from gregor.core.state import DismissedRange, Facts, Item
+from gregor.core.state import Item
 from gregor.errors import SetupError
 from gregor.stores.sql.database import DatabaseConnection, StorageBroken
 from gregor.stores.sql.sqlite import SQLiteDatabase, transact

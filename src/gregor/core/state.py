@@ -1,24 +1,8 @@
-"""The replicated state of one user, and the rules by which replicas agree.
+"""What a user sees: items, and a state, which is the items that are visible at an instant."""
 
-A user's state is a pure function of the *set* of that user's messages, of the device and of the
-time. There are two kinds of facts, and both only grow:
-
-- A creation: this item exists from its ctime on.
-- A dismissal with ctime d: these ids are dead from d on, and so is every item whose category
-  a range matches, whose ctime is not after the end of the range, and which it does not skip.
-
-If several deaths apply to an item, the earliest counts. So facts are independent of the order of
-arrival, and adding them is idempotent: `Facts` is a join-semilattice (a state-based CRDT). `replay`
-adds a message, `join` merges the facts of another replica. No code here reads a clock: time is an
-argument.
-"""
-
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
-from typing import NamedTuple, TypeVar
 
-from immutables import Map
 from msgspec import Raw, Struct, field
 
 from gregor.core.instant import Time
@@ -26,15 +10,12 @@ from gregor.core.message import (
     JSON,
     Category,
     DeviceID,
-    Dismissal,
     InBandMessage,
     MsgID,
     canonical,
-    seen_on,
     value_of,
 )
-
-T = TypeVar("T")
+from gregor.core.visibility import has_expired
 
 
 class Item(Struct, frozen=True, omit_defaults=True):
@@ -71,7 +52,7 @@ class Item(Struct, frozen=True, omit_defaults=True):
         return self.ctime, self.msg_id
 
     def expired(self, now: Time) -> bool:
-        return self.expires_at is not None and self.expires_at <= now
+        return has_expired(self.expires_at, now)
 
     def precedes(self, other: "Item") -> bool:
         """Whether this item wins over another with the same msg_id. A store accepts only one of
@@ -82,32 +63,6 @@ class Item(Struct, frozen=True, omit_defaults=True):
         contents = (self.category, self.body, self.device_id, self.expires_at)
         # The raw body decides between bodies that differ only in whitespace.
         return self.ctime, canonical(contents), bytes(self.raw_body)
-
-
-class DismissedRange(Struct, frozen=True, omit_defaults=True):
-    """A range as a fact: with its end as a time, and the ctime of its dismissal."""
-
-    end: Time
-    ctime: Time
-    category: Category
-    prefix: bool = False
-    skip_msg_ids: tuple[MsgID, ...] = ()
-
-    def covers(self, item: Item) -> bool:
-        return item.ctime <= self.end and self.matches(item.msg_id, item.category)
-
-    def matches(self, msg_id: MsgID, category: Category) -> bool:
-        """Whether the range matches this id and category; ignores the ctime."""
-        if msg_id in self.skip_msg_ids:
-            return False
-        return category.startswith(self.category) if self.prefix else category == self.category
-
-
-def dismissed_ranges(dismissal: Dismissal, ctime: Time) -> Iterator[DismissedRange]:
-    """The ranges of a dismissal whose message has this ctime."""
-    for range_ in dismissal.ranges:
-        end = ctime if range_.end_time is None else range_.end_time.after(ctime)
-        yield DismissedRange(end, ctime, range_.category, range_.prefix, range_.skip_msg_ids)
 
 
 class State(Struct, frozen=True):
@@ -146,268 +101,3 @@ def state_hash(ctimes_and_ids: Iterable[tuple[Time, MsgID]]) -> str:
     """The hash of a state that consists of items with these ctimes and ids, in any order."""
     lines = "".join([f"{ctime} {msg_id}\n" for ctime, msg_id in sorted(ctimes_and_ids)])
     return sha256(lines.encode()).hexdigest()
-
-
-class DismissedItem(NamedTuple):
-    """A dead item, with its earliest known death."""
-
-    item: Item
-    dismissed_at: Time
-
-
-class Facts(Struct, frozen=True):
-    """All that a replica knows of one user. A value: every operation returns a new one.
-
-    `items` have no known death (they may have expired); `dismissed` have one. `tombstones` are
-    the dismissed ids, whether or not their items have arrived. `ranges` are ordered by end, so
-    that those that may cover a new item are a tail of them. `latest_dismissal` is the greatest
-    ctime of a dismissal: a dismissal at or after it cannot give a dead item an earlier death.
-    """
-
-    items: Map[MsgID, Item] = Map()
-    dismissed: Map[MsgID, DismissedItem] = Map()
-    tombstones: Map[MsgID, Time] = Map()
-    ranges: tuple[DismissedRange, ...] = ()
-    latest_dismissal: Time = 0
-
-    # Adding facts
-
-    def replay(self, message: InBandMessage) -> "Facts":
-        """Add the facts of a stamped message. Idempotent, and independent of order."""
-        facts = self
-        if message.dismissal is not None:
-            facts = facts._with(latest_dismissal=max(message.ctime, self.latest_dismissal))
-            facts = facts._dismiss_ids((id_, message.ctime) for id_ in message.dismissal.msg_ids)
-            for range_ in dismissed_ranges(message.dismissal, message.ctime):
-                facts = facts._dismiss_range(range_)
-        item = Item.of(message)
-        return facts if item is None else facts._add(item)
-
-    def replay_all(self, messages: Iterable[InBandMessage]) -> "Facts":
-        facts = self
-        for message in messages:
-            facts = facts.replay(message)
-        return facts
-
-    def join(self, other: "Facts") -> "Facts":
-        """Merge the facts of two replicas: commutative, associative, idempotent."""
-        facts = self._with(latest_dismissal=max(self.latest_dismissal, other.latest_dismissal))
-        facts = facts._dismiss_ids(other.tombstones.items())
-        for range_ in other.ranges:
-            facts = facts._dismiss_range(range_)
-        for item in other.items.values():
-            facts = facts._add(item)
-        for dismissed in other.dismissed.values():
-            facts = facts._add(dismissed.item)
-        return facts
-
-    def _add(self, item: Item) -> "Facts":
-        known = self.find(item.msg_id)
-        if known is not None and not item.precedes(known):
-            return self
-        dismissed_at = self._dismissed_at(item)
-        if dismissed_at is None:
-            return self._with(
-                items=self.items.set(item.msg_id, item),
-                dismissed=_without(self.dismissed, item.msg_id),
-            )
-        return self._with(
-            items=_without(self.items, item.msg_id),
-            dismissed=self.dismissed.set(item.msg_id, DismissedItem(item, dismissed_at)),
-        )
-
-    def _dismiss_ids(self, deaths: Iterable[tuple[MsgID, Time]]) -> "Facts":
-        facts = self
-        for msg_id, at in deaths:
-            if at >= facts.tombstones.get(msg_id, at + 1):
-                continue
-            facts = facts._with(tombstones=facts.tombstones.set(msg_id, at))
-            item = facts.find(msg_id)
-            if item is not None:
-                facts = facts._dismiss([item], at)
-        return facts
-
-    def _dismiss_range(self, range_: DismissedRange) -> "Facts":
-        index = bisect_left(self.ranges, _range_order(range_), key=_range_order)
-        if index < len(self.ranges) and self.ranges[index] == range_:
-            return self
-        candidates: list[Item] = list(self.items.values())
-        if range_.ctime < self.latest_dismissal:
-            candidates += [dismissed.item for dismissed in self.dismissed.values()]
-        facts = self._with(ranges=(*self.ranges[:index], range_, *self.ranges[index:]))
-        return facts._dismiss([item for item in candidates if range_.covers(item)], range_.ctime)
-
-    def _dismiss(self, dismissed_items: Iterable[Item], at: Time) -> "Facts":
-        items, dismissed = self.items, self.dismissed
-        for item in dismissed_items:
-            items = _without(items, item.msg_id)
-            known = dismissed.get(item.msg_id)
-            if known is None or at < known.dismissed_at:
-                dismissed = dismissed.set(item.msg_id, DismissedItem(item, at))
-        return self._with(items=items, dismissed=dismissed)
-
-    def _dismissed_at(self, item: Item) -> Time | None:
-        candidates = self.ranges[bisect_left(self.ranges, item.ctime, key=_range_end) :]
-        deaths = [range_.ctime for range_ in candidates if range_.covers(item)]
-        if item.msg_id in self.tombstones:
-            deaths.append(self.tombstones[item.msg_id])
-        return min(deaths, default=None)
-
-    def _with(
-        self,
-        items: Map[MsgID, Item] | None = None,
-        dismissed: Map[MsgID, DismissedItem] | None = None,
-        tombstones: Map[MsgID, Time] | None = None,
-        ranges: tuple[DismissedRange, ...] | None = None,
-        latest_dismissal: Time | None = None,
-    ) -> "Facts":
-        return Facts(
-            self.items if items is None else items,
-            self.dismissed if dismissed is None else dismissed,
-            self.tombstones if tombstones is None else tombstones,
-            self.ranges if ranges is None else ranges,
-            self.latest_dismissal if latest_dismissal is None else latest_dismissal,
-        )
-
-    # Queries
-
-    def find(self, msg_id: MsgID) -> Item | None:
-        """The item with this id, dead or live; None if it has not arrived."""
-        item = self.items.get(msg_id)
-        if item is None and msg_id in self.dismissed:
-            item = self.dismissed[msg_id].item
-        return item
-
-    def state(self, device_id: DeviceID | None, now: Time) -> State:
-        """What is visible on the device now. Every known death counts, and so does an item whose
-        ctime is after `now`: a slow clock must not show a past state."""
-        visible = [
-            item
-            for item in self.items.values()
-            if seen_on(item.device_id, device_id) and not item.expired(now)
-        ]
-        return State.of(visible, now)
-
-    def state_at(self, device_id: DeviceID | None, at: Time) -> State:
-        """What was, or will be, visible on the device at a stated time."""
-        undismissed = list(self.items.values())
-        undismissed += [
-            dismissed.item for dismissed in self.dismissed.values() if dismissed.dismissed_at > at
-        ]
-        visible = [
-            item
-            for item in undismissed
-            if item.ctime <= at and seen_on(item.device_id, device_id) and not item.expired(at)
-        ]
-        return State.of(visible, at)
-
-    def without_tombstones(self) -> "Facts":
-        """The same items, live and dead, without the tombstones and ranges for later arrivals."""
-        return self._with(tombstones=Map(), ranges=())
-
-    # Pruning, for a device's replica only
-
-    def prune(self, cursor: Time) -> "Facts":
-        """Keep only what can still matter to a replica that knows everything up to `cursor`.
-        Drops dead items with their tombstones, and ranges that cannot cover a later item."""
-        ranges = self.ranges[bisect_left(self.ranges, cursor + 1, key=_range_end) :]
-        unmatched = Map(
-            {id_: at for id_, at in self.tombstones.items() if id_ not in self.dismissed}
-        )
-        return self._with(dismissed=Map(), tombstones=unmatched, ranges=ranges)
-
-
-class Changes(Struct, frozen=True, tag_field="mode", tag="changes"):
-    """The messages that a replica lacks, in order, each reduced to what matters to it."""
-
-    messages: tuple[InBandMessage, ...]
-
-
-class Snapshot(Struct, frozen=True, tag_field="mode", tag="snapshot", omit_defaults=True):
-    """A whole state, and the tombstones of items that may still arrive."""
-
-    items: tuple[Item, ...] = ()
-    dismissed_ids: tuple[tuple[MsgID, Time], ...] = ()
-    dismissed_ranges: tuple[DismissedRange, ...] = ()
-
-    def facts(self) -> Facts:
-        deaths = [at for _, at in self.dismissed_ids]
-        deaths += [range_.ctime for range_ in self.dismissed_ranges]
-        return Facts(
-            tombstones=Map(self.dismissed_ids),
-            ranges=tuple(sorted(self.dismissed_ranges, key=_range_order)),
-            latest_dismissal=max(deaths, default=0),
-        ).join(Facts(items=Map({item.msg_id: item for item in self.items})))
-
-    def __len__(self) -> int:
-        return len(self.items) + len(self.dismissed_ids) + len(self.dismissed_ranges)
-
-
-class Sync(Struct, frozen=True):
-    """What brings a replica from its cursor to `cursor`, and the hash that its visible items must
-    then have at the instant `as_of`. All read from the store at one instant."""
-
-    content: Changes | Snapshot
-    cursor: Time
-    as_of: Time
-    hash: str
-
-
-def max_changes(snapshot_entries: int) -> int:
-    """How many messages of the log a sync may read. If there are more, a snapshot with this number
-    of entries is smaller."""
-    return snapshot_entries + 16
-
-
-class ItemFate(NamedTuple):
-    """What a store knows about the item with an id."""
-
-    ctime: Time
-    device_id: DeviceID | None
-    is_live: bool
-
-
-def since(
-    messages: Iterable[InBandMessage],
-    device_id: DeviceID | None,
-    start: Time,
-    fate_of: Callable[[MsgID], ItemFate | None],
-) -> Iterator[InBandMessage]:
-    """Reduce each of the messages from `start` on to what is needed by a replica on `device_id`
-    that knows everything before `start`. `fate_of` looks up the items that the messages create
-    and dismiss; None means that the item has not arrived."""
-    for message in messages:
-        creation, dismissal = message.creation, message.dismissal
-        if creation is not None:
-            fate = fate_of(message.msg_id)
-            may_be_live = fate is None or fate.is_live
-            if not (may_be_live and seen_on(message.device_id, device_id)):
-                creation = None
-        if dismissal is not None:
-            needed = tuple(
-                id_
-                for id_ in dismissal.msg_ids
-                if _replica_may_need(fate_of(id_), device_id, start)
-            )
-            dismissal = Dismissal(needed, dismissal.ranges)
-        reduced = message.reduced(creation, dismissal)
-        if reduced is not None:
-            yield reduced
-
-
-def _replica_may_need(fate: ItemFate | None, device_id: DeviceID | None, start: Time) -> bool:
-    """Whether a replica that knows everything before `start` may need the dismissal of an item:
-    it may hold the item, or the item has not arrived."""
-    return fate is None or (fate.ctime < start and seen_on(fate.device_id, device_id))
-
-
-def _range_end(range_: DismissedRange) -> Time:
-    return range_.end
-
-
-def _range_order(range_: DismissedRange) -> tuple[Time, Time, Category, bool, tuple[MsgID, ...]]:
-    return range_.end, range_.ctime, range_.category, range_.prefix, range_.skip_msg_ids
-
-
-def _without(map_: Map[MsgID, T], msg_id: MsgID) -> Map[MsgID, T]:
-    return map_.delete(msg_id) if msg_id in map_ else map_

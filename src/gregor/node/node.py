@@ -20,7 +20,7 @@ from gregor.consumers.publisher import Publisher
 from gregor.consumers.relay import LINGER_SECONDS, Relay
 from gregor.core.instant import Time
 from gregor.core.message import UID, Message
-from gregor.core.state import Changes
+from gregor.core.sync import Changes
 from gregor.errors import Malformed, Unavailable
 from gregor.interfaces import (
     BatchConsumer,

@@ -14,7 +14,7 @@ from msgspec import Raw, Struct
 
 from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID, InBandMessage, Message
-from gregor.core.state import Snapshot
+from gregor.core.sync import Snapshot
 from gregor.errors import Action
 from gregor.protocol.effects import Send
 from gregor.protocol.frames import (

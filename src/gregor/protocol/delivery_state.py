@@ -27,7 +27,7 @@ from typing import TypeAlias
 from msgspec import Struct
 
 from gregor.core.instant import Time
-from gregor.core.state import Sync
+from gregor.core.sync import Sync
 from gregor.protocol.frames import SyncPage, pages
 
 # States

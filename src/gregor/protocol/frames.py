@@ -6,6 +6,7 @@ from typing import Annotated, Literal, TypeAlias, TypeVar
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from gregor.core.facts import DismissedRange
 from gregor.core.instant import MAX_TIME, Time
 from gregor.core.message import (
     MAX_BATCH,
@@ -18,7 +19,8 @@ from gregor.core.message import (
     check_text,
     field_of,
 )
-from gregor.core.state import Changes, DismissedRange, Item, Snapshot, Sync
+from gregor.core.state import Item
+from gregor.core.sync import Changes, Snapshot, Sync
 from gregor.errors import Action, GregorError, Malformed
 from gregor.interfaces import Duplicate, Outcome, Rejected, Relayed, Stored
 

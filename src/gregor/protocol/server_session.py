@@ -30,7 +30,7 @@ from gregor.core.message import (
     Message,
     OutOfBandMessage,
 )
-from gregor.core.state import Sync
+from gregor.core.sync import Sync
 from gregor.errors import (
     Action,
     GregorError,

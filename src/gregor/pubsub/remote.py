@@ -31,6 +31,7 @@ from gregor.pubsub.interface import Event, Interrupted, Received
 from gregor.pubsub.link import Link, LinkLost, OutgoingPayload
 from gregor.pubsub.nats import NATSLink
 from gregor.pubsub.redis import RedisLink
+from gregor.urls import redacted
 
 log = logging.getLogger("gregor.pubsub")
 
@@ -50,39 +51,34 @@ LINKS: dict[str, Callable[[str], Link]] = {
     "tls": NATSLink,
 }
 
-UNPARSABLE_SUFFIX = "://…"
 URL_FORMS = "redis://HOST:PORT/DB or nats://HOST:PORT"
 
 
 def pubsub_at(url: str, **options: Any) -> "RemotePubSub":
     """A pub/sub on the server at the URL. Raises SetupError if the URL is invalid."""
-    scheme, redacted_url = url.partition(":")[0], redact_url(url)
+    scheme = url.partition(":")[0]
     if scheme not in LINKS:
         raise SetupError(
-            f"{redacted_url} is not the URL of a supported pub/sub: use --pubsub {URL_FORMS}"
+            f"{redacted(url)} is not the URL of a supported pub/sub: use --pubsub {URL_FORMS}"
         )
-    if redacted_url.endswith(UNPARSABLE_SUFFIX):
+    if not _is_unambiguous(url):
         raise SetupError(
-            f"{redacted_url} is not a valid URL: use --pubsub {URL_FORMS}, and percent-encode "
+            f"{redacted(url)} is not a valid URL: use --pubsub {URL_FORMS}, and percent-encode "
             "each of / ? # @ : in a password (/ is %2F)"
         )
     return RemotePubSub(url, LINKS[scheme], **options)
 
 
-def redact_url(url: str) -> str:
-    """The URL without secrets, for logs and error messages. It leaves out the user name, which may
-    be a token, and the options, which may contain a password. If a password that is not
-    percent-encoded may be in another part of the URL, only the scheme is left."""
+def _is_unambiguous(url: str) -> bool:
+    """Whether no part of the URL can be the rest of a password that is not percent-encoded."""
     if "@" not in url and "?" not in url:
-        return url
+        return True
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:
-        return url.partition(":")[0] + UNPARSABLE_SUFFIX
-    if "@" in parts.path + parts.query + parts.fragment:
-        return parts.scheme + UNPARSABLE_SUFFIX
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        return False
+    return "@" not in parts.path + parts.query + parts.fragment
 
 
 class _SubscriptionBatch:
@@ -111,7 +107,7 @@ class RemotePubSub:
         operation_timeout_seconds: float = OPERATION_TIMEOUT_SECONDS,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        self.name = redact_url(url)
+        self.name = redacted(url)
         self.up = False
         self.dropped = 0
         self._url = url

@@ -23,7 +23,7 @@ from gregor.protocol.frames import MAX_FRAME
 from gregor.server.app import Server
 from gregor.server.service import WRITE_TIMEOUT_SECONDS
 from gregor.server.socket import DirectWebSocket
-from gregor.stores.sql.database import redacted
+from gregor.urls import redacted
 
 log = logging.getLogger("gregor.server")
 

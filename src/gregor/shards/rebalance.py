@@ -37,8 +37,9 @@ from gregor.shards.shard_map import (
     Load,
     NotClosed,
     Placement,
+    newest_placements,
+    read_map,
 )
-from gregor.shards.state_machine import newest_placements, read_map
 from gregor.stores.sql.database import Database
 from gregor.stores.sql.transactions import consume, wrong_shards
 

@@ -5,21 +5,24 @@ other buckets may be out of date: of two placements of a bucket, the one with th
 takes precedence. So a bucket moves by one transaction in the shard that holds it, and two shards
 never hold it at the same time.
 
-All functions here take a connection, and run inside the transaction of their caller.
+A function that takes a connection runs inside the transaction of its caller. What a database itself
+says to a message or a query for a released bucket is in `transactions`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
+from itertools import chain
 from typing import NamedTuple
 
 from msgspec.json import encode
 
-from gregor.core.buckets import bucket_of
+from gregor.core.buckets import BUCKETS, bucket_of
 from gregor.core.instant import SECOND, Time
 from gregor.core.message import UID, InBandMessage
-from gregor.errors import Unavailable
+from gregor.errors import SetupError, Unavailable
 from gregor.stores.sql import statements
-from gregor.stores.sql.database import DatabaseConnection
+from gregor.stores.sql.database import Database, DatabaseConnection
 from gregor.stores.sql.statements import LoggedMessage, PlacementRow
 from gregor.stores.sql.transactions import message_of, wrong_shards
 
@@ -93,6 +96,63 @@ def exchange(connection: DatabaseConnection, known: Sequence[Placement]) -> list
 
 def _placements(rows: Iterable[PlacementRow]) -> list[Placement]:
     return [Placement._make(row) for row in rows]
+
+
+# The map of all shards, read from each of them
+
+
+async def read_map(databases: Mapping[str, Database]) -> dict[int, Placement]:
+    """The placement of each bucket. Raises SetupError if the map does not fit these shards; the
+    message says how to correct that."""
+    names = await asyncio.gather(*(d.read(name_here) for d in databases.values()))
+    for configured, found in zip(databases, names, strict=True):
+        require_name(configured, found, databases)
+    return await read_newest(databases)
+
+
+async def read_newest(
+    databases: Mapping[str, Database], unavailable: Collection[str] = ()
+) -> dict[int, Placement]:
+    """Like `read_map`, but without a check of the names. The `unavailable` shards are not read."""
+    known = await asyncio.gather(*(d.read(placements) for d in databases.values()))
+    newest = newest_placements(chain.from_iterable(known))
+    missing = {p.shard for p in newest.values()} - {*databases, *unavailable}
+    if missing:
+        raise SetupError(
+            f"the map has buckets on shard {min(missing)!r}, which is not configured; "
+            f"add --store {min(missing)}=URL"
+        )
+    if len(newest) < BUCKETS:
+        raise SetupError(
+            f"the map knows {len(newest)} of {BUCKETS} buckets; a shard is missing, or its "
+            "database was recreated: configure all of them, or restore it from a backup"
+        )
+    return newest
+
+
+def require_name(configured: str, found: str | None, shards: Iterable[str]) -> None:
+    """Raises SetupError unless the shard that was found is the configured one of these shards."""
+    if found is None:
+        stores = " ".join(f"--store {name}=URL" for name in shards)
+        raise SetupError(
+            f"the database configured as shard {configured!r} is not a shard yet; add it with "
+            f"`gregor migrate {stores}`"
+        )
+    if found != configured:
+        raise SetupError(
+            f"the database configured as shard {configured!r} is shard {found!r}; "
+            f"write --store {found}=… before its URL"
+        )
+
+
+def newest_placements(candidates: Iterable[Placement]) -> dict[int, Placement]:
+    """The placement with the highest version of each bucket."""
+    newest: dict[int, Placement] = {}
+    for placement in candidates:
+        known = newest.get(placement.bucket)
+        if known is None or known.version < placement.version:
+            newest[placement.bucket] = placement
+    return newest
 
 
 # Buckets that move

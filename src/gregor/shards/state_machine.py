@@ -11,10 +11,11 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from contextlib import AsyncExitStack
 from typing import Any, Self, TypeVar
 
-from gregor.core.buckets import BUCKETS, bucket_of
+from gregor.core.buckets import bucket_of
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import UID, DeviceID, InBandMessage
-from gregor.core.state import State, Sync
+from gregor.core.state import State
+from gregor.core.sync import Sync
 from gregor.errors import SetupError, Unavailable, WrongShard
 from gregor.interfaces import Rejected, Slot, StateMachineOfRecord
 from gregor.log_event import LogEvent
@@ -81,9 +82,8 @@ class Shard:
 
     async def verify_identity(self) -> None:
         """Raises SetupError if the database is not this shard, Unavailable if it is down."""
-        _require_shard_name(
-            self.name, await self.machine.database.read(shard_map.name_here), self._shards
-        )
+        name = await self.machine.database.read(shard_map.name_here)
+        shard_map.require_name(self.name, name, self._shards)
 
     async def exchange(self, placements: Iterable[Placement]) -> list[Placement]:
         """Merge these placements into the shard's map, and return those that are newer there.
@@ -306,7 +306,7 @@ class ShardedStateMachine(StateMachineOfRecord):
             raise SetupError(f"no shard answers: {'; '.join(self.shard_problems())}")
         available = {name: shard for name, shard in self.shards.items() if shard.problem is None}
         databases = {name: shard.machine.database for name, shard in available.items()}
-        self._map = await _read_newest(databases, self.shards.keys() - available.keys())
+        self._map = await shard_map.read_newest(databases, self.shards.keys() - available.keys())
         await self._call_each(available.values(), self._admit)
 
     async def _call_each(
@@ -327,7 +327,7 @@ class ShardedStateMachine(StateMachineOfRecord):
         shard.admitted = True  # before the exchange: newer placements may come in meanwhile
         newer = await shard.exchange(self._map.values())
         if newer:
-            self._map = newest_placements([*self._map.values(), *newer])
+            self._map = shard_map.newest_placements([*self._map.values(), *newer])
             for other in self.shards.values():
                 if other is not shard:
                     other.admitted = False  # its next probe sends it the newer placements
@@ -369,60 +369,3 @@ def _error(slot: Slot, kind: type[E]) -> E | None:
     if isinstance(outcome, Rejected) and isinstance(outcome.error, kind):
         return outcome.error
     return None
-
-
-# The map in the databases
-
-
-async def read_map(databases: Mapping[str, Database]) -> dict[int, Placement]:
-    """The placement of each bucket. Raises SetupError if the map does not fit these shards; the
-    message says how to correct that."""
-    names = await asyncio.gather(*(d.read(shard_map.name_here) for d in databases.values()))
-    for configured, found in zip(databases, names, strict=True):
-        _require_shard_name(configured, found, databases)
-    return await _read_newest(databases)
-
-
-async def _read_newest(
-    databases: Mapping[str, Database], unavailable: Collection[str] = ()
-) -> dict[int, Placement]:
-    """Like `read_map`, but without a check of the names. The `unavailable` shards are not read."""
-    known = await asyncio.gather(*(d.read(shard_map.placements) for d in databases.values()))
-    newest = newest_placements(placement for placements in known for placement in placements)
-    missing = {p.shard for p in newest.values()} - {*databases, *unavailable}
-    if missing:
-        raise SetupError(
-            f"the map has buckets on shard {min(missing)!r}, which is not configured; "
-            f"add --store {min(missing)}=URL"
-        )
-    if len(newest) < BUCKETS:
-        raise SetupError(
-            f"the map knows {len(newest)} of {BUCKETS} buckets; a shard is missing, or its "
-            "database was recreated: configure all of them, or restore it from a backup"
-        )
-    return newest
-
-
-def _require_shard_name(configured: str, found: str | None, shards: Iterable[str]) -> None:
-    """Raises SetupError unless the shard that was found is the configured one."""
-    if found is None:
-        stores = " ".join(f"--store {name}=URL" for name in shards)
-        raise SetupError(
-            f"the database configured as shard {configured!r} is not a shard yet; add it with "
-            f"`gregor migrate {stores}`"
-        )
-    if found != configured:
-        raise SetupError(
-            f"the database configured as shard {configured!r} is shard {found!r}; "
-            f"write --store {found}=… before its URL"
-        )
-
-
-def newest_placements(placements: Iterable[Placement]) -> dict[int, Placement]:
-    """The placement with the highest version of each bucket."""
-    newest: dict[int, Placement] = {}
-    for placement in placements:
-        known = newest.get(placement.bucket)
-        if known is None or known.version < placement.version:
-            newest[placement.bucket] = placement
-    return newest

@@ -7,18 +7,11 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from gregor.core.facts import Facts
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import UID, DeviceID, InBandMessage, MsgID
-from gregor.core.state import (
-    Changes,
-    Facts,
-    ItemFate,
-    Snapshot,
-    State,
-    Sync,
-    max_changes,
-    since,
-)
+from gregor.core.state import State
+from gregor.core.sync import Changes, Snapshot, Sync, fate_in, max_changes, since
 from gregor.errors import Conflict
 from gregor.interfaces import Duplicate, Rejected, Slot, StateMachineOfRecord, Stored, StoreOutcome
 
@@ -108,7 +101,7 @@ class _UserLog:
 
     def since(self, device_id: DeviceID | None, start: Time, now: Time) -> list[InBandMessage]:
         log = self.log[bisect_left(self.log, start, key=_ctime) :]
-        return list(since(log, device_id, start, partial(self._item_fate, now)))
+        return list(since(log, device_id, start, now, partial(fate_in, self.facts)))
 
     def sync(self, device_id: DeviceID | None, cursor: Time, now: Time) -> Sync:
         state = self.facts.state(device_id, now)
@@ -125,13 +118,6 @@ class _UserLog:
         if missing > max_changes(len(state)):
             return snapshot
         return Changes(tuple(self.since(device_id, cursor + 1, now)))
-
-    def _item_fate(self, now: Time, msg_id: MsgID) -> ItemFate | None:
-        item = self.facts.find(msg_id)
-        if item is None:
-            return None
-        is_live = msg_id in self.facts.items and not item.expired(now)
-        return ItemFate(item.ctime, item.device_id, is_live)
 
 
 def _ctime(message: InBandMessage) -> Time:

@@ -38,6 +38,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gregor.core.facts import Facts
 from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.message import (
     UID,
@@ -51,7 +52,8 @@ from gregor.core.message import (
     out_of_band,
     replace,
 )
-from gregor.core.state import Changes, Facts, Snapshot, State, Sync, state_hash
+from gregor.core.state import State, state_hash
+from gregor.core.sync import Changes, Snapshot, Sync
 from gregor.errors import Conflict
 from gregor.interfaces import (
     Duplicate,

@@ -1,6 +1,6 @@
 """The oracle: sections 4 and 5 of `spec/semantics.md`, visibility, without optimisation.
 
-It shares no code with `gregor.core.state`, so a bug in one of the two shows as a difference.
+It shares no code with `gregor.core`, so a bug in one of the two shows as a difference.
 """
 
 from collections.abc import Collection, Iterator

@@ -76,16 +76,6 @@ class Database(Protocol):
         ...
 
 
-def redacted(url: str) -> str:
-    """The URL of a store without anything in it that might be a secret, well-formed or not."""
-    scheme, separator, rest = url.partition("://")
-    if scheme.startswith("sqlite"):
-        return url
-    credentials, at, location = rest.rpartition("@")
-    user, colon, _ = credentials.partition(":")
-    return scheme + separator + user + (":***" if colon else "") + at + location.partition("?")[0]
-
-
 class Unreachable(SetupError):
     """The database does not answer. There may be nothing else wrong with it."""
 

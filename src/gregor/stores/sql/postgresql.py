@@ -18,16 +18,11 @@ from asyncpg.pool import Pool, PoolConnectionProxy
 
 from gregor.backoff import Backoff
 from gregor.errors import GregorError, SetupError, StorageUnavailable
-from gregor.stores.sql.database import (
-    CommitUnknown,
-    UniqueViolation,
-    Unreachable,
-    Work,
-    redacted,
-)
+from gregor.stores.sql.database import CommitUnknown, UniqueViolation, Unreachable, Work
 from gregor.stores.sql.dialect import POSTGRESQL, encode_rows, sql_of
 from gregor.stores.sql.statements import Insert, Statement, no_row
 from gregor.stores.sql.sync_bridge import run_sync, wait_for
+from gregor.urls import redacted
 
 T = TypeVar("T")
 R = TypeVar("R")

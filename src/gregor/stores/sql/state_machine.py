@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.message import UID, DeviceID, InBandMessage
-from gregor.core.state import State, Sync
+from gregor.core.state import State
+from gregor.core.sync import Sync
 from gregor.errors import ClockSkew, GregorError, StorageUnavailable, Unavailable
 from gregor.interfaces import Duplicate, Slot, StateMachineOfRecord, Stored, StoreOutcome
 from gregor.log_event import LogEvent

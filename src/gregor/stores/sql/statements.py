@@ -48,6 +48,37 @@ def no_row(values: Iterable[Any]) -> None:
     """For statements that return no rows."""
 
 
+# Visibility: the rule of `gregor.core.visibility` as conditions on a row of `messages`. Tests
+# compare the two. A row without a category creates no item.
+
+
+def _live(time: str) -> str:
+    """Every known death counts. With this condition, a query can use the index `live_items`."""
+    return (
+        "messages.category IS NOT NULL AND messages.dismissed_at IS NULL"
+        f" AND messages.expires_at > {time}"
+    )
+
+
+def _not_dead_at(time: str) -> str:
+    """Deaths after a stated time do not count."""
+    return (
+        "messages.category IS NOT NULL"
+        f" AND (messages.dismissed_at IS NULL OR messages.dismissed_at > {time})"
+    )
+
+
+_IN_SCOPE = """(
+    messages.device_id IS NULL
+    OR messages.device_id = :device_id
+    OR CAST(:device_id AS TEXT) IS NULL
+)"""
+_VISIBLE_NOW = f"{_live(':now')} AND {_IN_SCOPE}"
+_VISIBLE_AT = f"""
+    messages.ctime <= :at AND {_not_dead_at(":at")} AND messages.expires_at > :at AND {_IN_SCOPE}
+"""
+
+
 # Consuming
 
 
@@ -185,9 +216,7 @@ _COVERED = """
     SELECT messages.uid, messages.msg_id, messages.category, input.number AS range
     FROM input
     JOIN messages ON messages.uid = input.uid
-        AND {undismissed}
-        AND messages.category IS NOT NULL
-        AND messages.expires_at > input.expired
+        AND {alive}
         AND messages.ctime <= input.end_time
         AND (
             messages.category = input.category
@@ -203,26 +232,23 @@ _RANGES = (
 # The items that a new range dismisses: those that are live and match. The caller applies the ids to
 # skip. An item that had expired by `expired` is left out: it is dead already.
 ITEMS_COVERED = Statement(
-    _COVERED.format(undismissed="messages.dismissed_at IS NULL"), CoveredItem._make, input=_RANGES
+    _COVERED.format(alive=_live("input.expired")), CoveredItem._make, input=_RANGES
 )
 
 # The same for a range that is replayed behind the user's clock: it may be an earlier death of an
 # item that is dead already. This statement reads the user's whole log.
 ITEMS_COVERED_IN_LOG = Statement(
-    _COVERED.format(
-        undismissed="(messages.dismissed_at IS NULL OR messages.dismissed_at > input.ctime)"
-    ),
+    _COVERED.format(alive=f"{_not_dead_at('input.ctime')} AND messages.expires_at > input.expired"),
     CoveredItem._make,
     input=_RANGES,
 )
 
 # Dismiss items; the earliest death takes precedence. Each id occurs once.
 DISMISS_ITEMS = Statement(
-    """
+    f"""
     UPDATE messages SET dismissed_at = input.ctime FROM input
     WHERE messages.uid = input.uid AND messages.msg_id = input.msg_id
-        AND messages.category IS NOT NULL
-        AND (messages.dismissed_at IS NULL OR messages.dismissed_at > input.ctime)
+        AND {_not_dead_at("input.ctime")}
     """,
     no_row,
     input="uid TEXT, msg_id TEXT, ctime BIGINT",
@@ -539,19 +565,14 @@ USER_CLOCKS = Statement(
 )
 
 
-class LiveID(NamedTuple):
+class VisibleID(NamedTuple):
     ctime: Time
     msg_id: MsgID
-    device_id: DeviceID | None
 
 
-# The live items without their contents: enough for a hash.
-LIVE_IDS = Statement(
-    """
-    SELECT ctime, msg_id, device_id FROM messages
-    WHERE uid = :uid AND dismissed_at IS NULL AND category IS NOT NULL AND expires_at > :now
-    """,
-    LiveID._make,
+# The items that `:device_id` (NULL: any device) sees now, without contents: enough for a hash.
+VISIBLE_IDS = Statement(
+    f"SELECT ctime, msg_id FROM messages WHERE uid = :uid AND {_VISIBLE_NOW}", VisibleID._make
 )
 
 
@@ -563,21 +584,15 @@ class LoggedMessage(NamedTuple):
     message: str
 
 
-LIVE_ITEMS = Statement(
-    """
-    SELECT ctime, prev, message FROM messages
-    WHERE uid = :uid AND dismissed_at IS NULL AND category IS NOT NULL AND expires_at > :now
-    """,
+# The items that `:device_id` sees now.
+VISIBLE_ITEMS = Statement(
+    f"SELECT ctime, prev, message FROM messages WHERE uid = :uid AND {_VISIBLE_NOW}",
     LoggedMessage._make,
 )
 
-# The items that are live at a stated time. This statement reads the whole log up to then.
-VISIBLE_AT = Statement(
-    """
-    SELECT ctime, prev, message FROM messages
-    WHERE uid = :uid AND category IS NOT NULL AND ctime <= :at AND expires_at > :at
-        AND (dismissed_at IS NULL OR dismissed_at > :at)
-    """,
+# The same at a stated time. This statement reads the whole log up to then.
+VISIBLE_ITEMS_AT = Statement(
+    f"SELECT ctime, prev, message FROM messages WHERE uid = :uid AND {_VISIBLE_AT}",
     LoggedMessage._make,
 )
 

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from gregor.errors import SetupError
-from gregor.stores.sql.database import Database, Migration, redacted
+from gregor.stores.sql.database import Database, Migration
 from gregor.stores.sql.postgresql import PostgreSQLDatabase
 from gregor.stores.sql.sqlite import SQLiteDatabase
+from gregor.urls import redacted
 
 READ_CONNECTIONS = 8
 TIMEOUT_SECONDS = 10.0

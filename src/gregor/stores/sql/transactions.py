@@ -11,21 +11,11 @@ from typing import Protocol, TypeAlias, TypeVar
 import msgspec
 
 from gregor.core.buckets import bucket_of
+from gregor.core.facts import DismissedRange, dismissed_ranges
 from gregor.core.instant import SECOND, Time
-from gregor.core.message import UID, DeviceID, Dismissal, InBandMessage, MsgID, seen_on
-from gregor.core.state import (
-    Changes,
-    DismissedRange,
-    Item,
-    ItemFate,
-    Snapshot,
-    State,
-    Sync,
-    dismissed_ranges,
-    max_changes,
-    since,
-    state_hash,
-)
+from gregor.core.message import UID, DeviceID, Dismissal, InBandMessage, MsgID
+from gregor.core.state import Item, State, state_hash
+from gregor.core.sync import Changes, ItemFate, Snapshot, Sync, max_changes, since
 from gregor.errors import Conflict, WrongShard
 from gregor.interfaces import Duplicate, Rejected, Stored, StoreOutcome
 from gregor.stores.sql import statements
@@ -371,12 +361,10 @@ def read_state(
     connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, now: Time, at: Time | None
 ) -> State:
     if at is None:
-        rows = connection.execute(statements.LIVE_ITEMS, uid=uid, now=now)
+        rows = connection.execute(statements.VISIBLE_ITEMS, uid=uid, device_id=device_id, now=now)
     else:
-        rows = connection.execute(statements.VISIBLE_AT, uid=uid, at=at)
-    items = (_item(row) for row in rows)
-    visible = [item for item in items if seen_on(item.device_id, device_id)]
-    return State.of(visible, now if at is None else at)
+        rows = connection.execute(statements.VISIBLE_ITEMS_AT, uid=uid, device_id=device_id, at=at)
+    return State.of(map(_item, rows), now if at is None else at)
 
 
 def read_since(
@@ -384,15 +372,15 @@ def read_since(
 ) -> list[InBandMessage]:
     rows = connection.execute(statements.MESSAGES_SINCE, uid=uid, start=start)
     log = [message_of(row) for row in rows]
-    return list(since(log, device_id, start, _read_fates(connection, uid, log, now)))
+    return list(since(log, device_id, start, now, _read_fates(connection, uid, log)))
 
 
 def read_sync(
     connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, cursor: Time, now: Time
 ) -> Sync:
     clock = next((row.ctime for row in connection.execute(statements.USER_CLOCK, uid=uid)), 0)
-    rows = connection.execute(statements.LIVE_IDS, uid=uid, now=now)
-    ids = [(row.ctime, row.msg_id) for row in rows if seen_on(row.device_id, device_id)]
+    rows = connection.execute(statements.VISIBLE_IDS, uid=uid, device_id=device_id, now=now)
+    ids = [(row.ctime, row.msg_id) for row in rows]
     content: Changes | Snapshot | None = None
     if 0 < cursor <= clock:
         content = _read_changes(connection, uid, device_id, cursor, now, max_changes(len(ids)))
@@ -416,8 +404,8 @@ def _read_changes(
     log = [message_of(row) for row in rows]
     if len(log) > limit:
         return None
-    fates = _read_fates(connection, uid, log, now)
-    return Changes(tuple(since(log, device_id, cursor + 1, fates)))
+    fates = _read_fates(connection, uid, log)
+    return Changes(tuple(since(log, device_id, cursor + 1, now, fates)))
 
 
 def _read_snapshot(
@@ -434,7 +422,7 @@ def _read_snapshot(
 
 
 def _read_fates(
-    connection: DatabaseConnection, uid: UID, log: Sequence[InBandMessage], now: Time
+    connection: DatabaseConnection, uid: UID, log: Sequence[InBandMessage]
 ) -> Callable[[MsgID], ItemFate | None]:
     """The fates of the items that these messages create or dismiss."""
     msg_ids = {message.msg_id for message in log if message.creation is not None}
@@ -443,9 +431,7 @@ def _read_fates(
             msg_ids.update(message.dismissal.msg_ids)
     rows = connection.execute_rows(statements.ITEM_FATES, [(uid, id_) for id_ in msg_ids])
     fates = {
-        row.msg_id: ItemFate(
-            row.ctime, row.device_id, row.dismissed_at is None and row.expires_at > now
-        )
+        row.msg_id: ItemFate(row.ctime, row.device_id, row.expires_at, row.dismissed_at)
         for row in rows
     }
     return fates.get
