@@ -9,9 +9,9 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from gregor.consumers.broadcaster import Broadcaster
+from gregor.node.conversation import Conversation
 from gregor.node.node import Node
 from gregor.server.auth import OpenAuthenticator
-from gregor.server.conversation import Conversation
 from gregor.server.metrics import Metrics
 from gregor.server.readiness import Readiness
 from gregor.server.service import Service
@@ -19,7 +19,7 @@ from gregor.stores.memory import MemoryStateMachine
 from gregor.testing import virtual_time
 from tests.client.harness import on_virtual_time
 from tests.fleet.servers import Redis
-from tests.server.channels import FakeChannel
+from tests.node.channels import FakeChannel
 from tests.server.harness import RawDevice, Served, creation, serving, shared_settings, to
 
 DRAIN_SECONDS = 1.0

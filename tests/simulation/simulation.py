@@ -49,12 +49,12 @@ from gregor.core.state import State
 from gregor.core.sync import Snapshot
 from gregor.errors import Unavailable
 from gregor.interfaces import Caller
+from gregor.node.conversation import Conversation
 from gregor.node.node import Node
 from gregor.protocol.frames import Result
 from gregor.pubsub.interface import Event, Interrupted
 from gregor.pubsub.memory import Exchange, MemoryPubSub
 from gregor.server.auth import OpenAuthenticator
-from gregor.server.conversation import Conversation
 from gregor.server.metrics import Metrics
 from gregor.server.readiness import Readiness
 from gregor.server.service import Service

@@ -25,12 +25,12 @@ from gregor.core.instant import SECOND, Time
 from gregor.core.message import UID, Message
 from gregor.errors import Forbidden, SetupError
 from gregor.interfaces import Caller, Rejected, StateMachineOfRecord
+from gregor.node.conversation import Conversation
 from gregor.node.node import Node
 from gregor.pubsub.interface import PubSub
 from gregor.pubsub.remote import pubsub_at
 from gregor.server import http
 from gregor.server.auth import Authenticator, JWTAuthenticator, OpenAuthenticator
-from gregor.server.conversation import Conversation
 from gregor.server.metrics import Metrics, Reading, counter, gauge
 from gregor.server.openapi import describe
 from gregor.server.readiness import Readiness

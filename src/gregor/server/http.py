@@ -34,6 +34,7 @@ from gregor.errors import (
     Unavailable,
 )
 from gregor.interfaces import Caller, Rejected
+from gregor.node.conversation import Admission, Resumption
 from gregor.protocol.answers import (
     CountAnswer,
     MessagesAnswer,
@@ -46,7 +47,6 @@ from gregor.protocol.entries import read_entries
 from gregor.protocol.frames import Result
 from gregor.protocol.requests import MAX_REQUEST, MAX_USERS, BatchRequest, MultiUserRequest
 from gregor.server.auth import Identity
-from gregor.server.conversation import Admission, Resumption
 from gregor.server.readiness import PARTS
 from gregor.server.service import Service
 from gregor.server.sse import EventStream

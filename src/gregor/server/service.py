@@ -9,9 +9,9 @@ from typing import Any, Self
 from gregor.core.message import Message
 from gregor.errors import Forbidden, TooSlow, Unavailable
 from gregor.interfaces import Caller, Outcome, Rejected
+from gregor.node.conversation import Admission, Channel, Conversation, Resumption
 from gregor.node.node import Node
 from gregor.server.auth import Authenticator, Role
-from gregor.server.conversation import Admission, Channel, Conversation, Resumption
 from gregor.server.metrics import Metrics
 from gregor.server.readiness import Readiness
 from gregor.server.worker_metrics import WorkerMetrics

@@ -5,9 +5,9 @@ import asyncio
 from starlette.types import Receive, Scope
 from starlette.types import Send as ASGISend
 
+from gregor.node.conversation import NO_SOCKET, ChannelClosed, Resumption
 from gregor.protocol.effects import Close, Send
 from gregor.protocol.frames import Messages, SyncPage
-from gregor.server.conversation import NO_SOCKET, ChannelClosed, Resumption
 from gregor.server.service import Service
 
 KEEP_ALIVE_SECONDS = 15.0

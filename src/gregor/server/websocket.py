@@ -4,8 +4,8 @@ from starlette.types import Receive, Scope
 from starlette.types import Send as ASGISend
 
 from gregor.errors import Unavailable
+from gregor.node.conversation import NO_SOCKET, ChannelClosed, Socket
 from gregor.protocol.effects import Close, Send
-from gregor.server.conversation import NO_SOCKET, ChannelClosed, Socket
 from gregor.server.http import problem
 from gregor.server.service import Service
 from gregor.server.socket import socket_of

@@ -13,15 +13,15 @@ from gregor.client.connection import Disconnected
 from gregor.core.message import UID, Message
 from gregor.errors import Unauthenticated
 from gregor.interfaces import Caller, Outcome, Rejected
-from gregor.node.node import Node
-from gregor.protocol.effects import Close, Send
-from gregor.server.conversation import (
+from gregor.node.conversation import (
     NO_SOCKET,
     Admission,
     ChannelClosed,
     Conversation,
     DeliveryCounts,
 )
+from gregor.node.node import Node
+from gregor.protocol.effects import Close, Send
 
 MAX_IN_FLIGHT = 64
 

@@ -31,7 +31,7 @@ from gregor.protocol.server_session import (
     Store,
 )
 
-log = logging.getLogger("gregor.server")
+log = logging.getLogger("gregor.node")
 
 
 class ChannelClosed(Exception):

@@ -10,9 +10,9 @@ import msgspec
 from gregor.core.message import Message
 from gregor.errors import Unauthenticated
 from gregor.interfaces import Caller, Outcome, Rejected
+from gregor.node.conversation import Admission, ChannelClosed
 from gregor.node.node import Node
 from gregor.protocol.effects import Close, Send
-from gregor.server.conversation import Admission, ChannelClosed
 
 
 class FakeSocket:

@@ -9,14 +9,14 @@ from gregor.core.instant import SECOND
 from gregor.core.message import create
 from gregor.errors import TooSlow
 from gregor.interfaces import Caller
+from gregor.node.conversation import Admission, Conversation, Resumption
 from gregor.node.node import Node
 from gregor.protocol.effects import Close
 from gregor.protocol.frames import MAX_FRAME
-from gregor.server.conversation import Admission, Conversation, Resumption
 from gregor.stores.memory import MemoryStateMachine
 from gregor.testing import virtual_time
 from tests.client.harness import on_virtual_time
-from tests.server.channels import FakeChannel, FakeHost
+from tests.node.channels import FakeChannel, FakeHost
 
 ADMITTED = Resumption(Admission("u"), "d1", 0)
 
