@@ -24,7 +24,7 @@ from bench.report import Figure, Wanted
 from bench.servers import ServerProcess
 from gregor.clock import now
 from gregor.core.message import new_msg_id
-from gregor.node.node import SWEEP_SECONDS
+from gregor.node.gap_repair import SWEEP_SECONDS
 from gregor.stores.sql.state_machine import SQLStateMachine
 from gregor.stores.sql.store_url import database_at
 

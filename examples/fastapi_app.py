@@ -7,7 +7,8 @@ device of the customer receives them through Gregor.
     curl -X POST 'http://127.0.0.1:8000/orders?customer=alice&item=umbrella'
     curl http://127.0.0.1:8000/gregor/v1/users/alice/state
 
-Devices connect to ws://127.0.0.1:8000/gregor/v1/connect.
+Devices connect to ws://127.0.0.1:8000/gregor/v1/connect. A shop with sessions of its own passes an
+`authenticator=`, whose `async def identify(token)` may ask the shop's database.
 """
 
 from fastapi import FastAPI
@@ -33,4 +34,4 @@ def make_app(gregor: Server) -> FastAPI:
     return app
 
 
-app = make_app(Server(load()))
+app = make_app(Server.from_settings(load()))

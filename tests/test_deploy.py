@@ -22,7 +22,8 @@ def test_every_setting_in_a_deploy_file_exists(path: Path) -> None:
 
 def test_operations_page_lists_exactly_the_metrics_that_exist() -> None:
     stores = ("a=sqlite://", "b=sqlite://")
-    page = Server(Settings(store=stores, pubsub="redis://localhost")).metrics.page().decode()
+    server = Server.from_settings(Settings(store=stores, pubsub="redis://localhost"))
+    page = server.metrics.page().decode()
     exported = set(re.findall(r"^# TYPE (gregor_\w+) ", page, re.MULTILINE))
     exported = {name for name in exported if not name.endswith("_created")} | SUPERVISOR_METRICS
     operations = (ROOT / "docs" / "operations.md").read_text()

@@ -104,8 +104,8 @@ class Resync(GregorError):
 
 
 class Unavailable(GregorError):
-    """The store did not answer, or the node is stopping. Retry later with the same messages;
-    storing a message is idempotent."""
+    """The store or the authenticator did not answer, or the node is stopping. Retry later with the
+    same messages; storing a message is idempotent."""
 
     code, action, status, close_code = "unavailable", Action.RETRY, 503, 1013
 

@@ -166,3 +166,7 @@ class StateMachineOfRecord(StateMachine, Protocol):
     async def problems(self) -> Sequence[str]:
         """Why this state machine is not ready, as texts for operators; empty if it is ready."""
         ...
+
+    def partial_problems(self) -> Sequence[str]:
+        """Problems of some users only: for the others, this state machine is ready."""
+        return ()

@@ -96,7 +96,7 @@ async def client_harness(
     clock = virtual_time.clock
     machine = machine_type(clock)
     async with (
-        Node(machine, [Broadcaster()], clock=clock, jitter=lambda: 0.5) as node,
+        Node(machine, Broadcaster(), clock=clock, jitter=lambda: 0.5) as node,
         MemoryServer(node, **({"authenticate": token_is_uid} | server_options)) as server,
     ):
         yield ClientHarness(machine, node, server)

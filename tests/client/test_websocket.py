@@ -17,7 +17,9 @@ from gregor.server.app import Server
 async def url(tmp_path: Path) -> AsyncIterator[str]:
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    async with Server(Settings(store=f"sqlite:///{tmp_path / 'server.db'}")) as server:
+    async with Server.from_settings(
+        Settings(store=f"sqlite:///{tmp_path / 'server.db'}")
+    ) as server:
         config = uvicorn.Config(
             server.app, log_level="warning", lifespan="off", ws="websockets-sansio"
         )

@@ -85,9 +85,10 @@ def test_feed_is_removed_with_its_last_device() -> None:
     broadcaster, first, second = Broadcaster(), FakeListener(), FakeListener()
     broadcaster.add("u", first)
     broadcaster.add("u", second)
+    assert broadcaster.device_count("u") == 2
     assert not broadcaster.remove("u", first)
     assert broadcaster.remove("u", second)
-    assert broadcaster.feeds == {}
+    assert not broadcaster.has_devices("u")
 
 
 async def test_listener_removed_during_delivery_does_not_affect_others() -> None:

@@ -19,6 +19,7 @@ REPLICA = "tests/client/test_replica.py::"
 PUBSUB_FAULTS = "tests/pubsub/test_faults.py::"
 PUBSUB_REDIS = "tests/pubsub/test_remote.py::TestRedis::"
 SESSION_PAIR = "tests/protocol/test_session_pair.py::"
+AUTHENTICATOR = "tests/server/test_authenticator.py::"
 FLEET = "tests/node/test_fleet.py::"
 SHARDED = "tests/shards/test_sharded.py::"
 REBALANCE = "tests/shards/test_rebalance.py::"
@@ -397,6 +398,15 @@ MUTATIONS = [
         "return UpToDate()",
         CLIENT_SESSION + "test_sync_that_ends_before_an_ignored_frame_is_requested_again",
     ),
+    Mutation(
+        "a conversation whose socket is ready overtakes its writer",
+        "node/conversation.py",
+        """        if self._wakeup.done():
+            return  # the writer is busy, and asks the session again before it waits
+""",
+        "",
+        "tests/node/test_conversation.py::test_nothing_is_written_directly_while_a_write_is_pending",
+    ),
     # The node
     Mutation(
         "a feed's position is that of its first device, not the lowest",
@@ -476,42 +486,42 @@ MUTATIONS = [
     # A fleet of nodes
     Mutation(
         "the sweep never queries the users' clocks",
-        "node/node.py",
+        "node/gap_repair.py",
         "if not positions and not self.waiting_for_store:",
         "if not self.waiting_for_store:",
         FLEET + "test_lost_publication_is_delivered_within_one_sweep",
     ),
     Mutation(
         "a sweep takes up to 1.5 times its interval",
-        "node/node.py",
+        "node/gap_repair.py",
         "(0.5 + self._jitter() / 2)",
         "(0.5 + self._jitter())",
         FLEET + "test_lost_publication_is_delivered_within_one_sweep",
     ),
     Mutation(
         "the sweep treats publications in flight as lost",
-        "node/node.py",
+        "node/gap_repair.py",
         "if out_of_sync and not interrupted:",
         "if out_of_sync and interrupted:",
         FLEET + "test_sweep_does_not_repair_a_message_in_flight",
     ),
     Mutation(
         "gaps of users are repaired one after the other",
-        "node/node.py",
+        "node/gap_repair.py",
         "for _ in range(GAP_REPAIR_WORKERS)",
         "for _ in range(1)",
         FLEET + "test_concurrent_gap_repairs_are_limited_after_an_interruption",
     ),
     Mutation(
         "a user whose gap repair failed is not retried",
-        "node/node.py",
+        "node/gap_repair.py",
         "        self._unrepaired[uid] = None",
         "        self._unrepaired.pop(uid, None)",
         FLEET + "test_unavailable_part_of_the_store_delays_only_its_own_users",
     ),
     Mutation(
         "a user without devices stays in the gap repair forever",
-        "node/node.py",
+        "node/gap_repair.py",
         "for uid in self._unrepaired if uid in out_of_sync",
         "for uid in self._unrepaired",
         FLEET + "test_node_stops_waiting_for_store_when_the_user_disconnects",
@@ -602,6 +612,43 @@ MUTATIONS = [
         "return {**clocks, **await self._ctimes_once(moved)} if moved else clocks",
         "return clocks",
         SHARDED + "test_each_read_method_finds_user_whose_bucket_moved[ctimes]",
+    ),
+    # The authenticator
+    Mutation(
+        "an authenticator may take any time",
+        "server/service.py",
+        "asyncio.timeout(limit if seconds is None else min(limit, seconds))",
+        "asyncio.timeout(None)",
+        AUTHENTICATOR + "test_authenticator_that_hangs_is_unavailable",
+    ),
+    Mutation(
+        "the time for the hello does not limit the authenticator",
+        "server/service.py",
+        "identity = await self.identify(token, seconds)",
+        "identity = await self.identify(token)",
+        AUTHENTICATOR + "test_wait_for_the_authenticator_counts_towards_the_hello_timeout",
+    ),
+    Mutation(
+        "the log shows the token on which an authenticator failed",
+        "server/service.py",
+        "exc_info=failure",
+        "exc_info=error",
+        AUTHENTICATOR
+        + "test_bug_of_the_authenticator_ends_one_connection_and_is_logged_without_the_token",
+    ),
+    Mutation(
+        "an authenticator may give any uid",
+        "server/service.py",
+        ".identify(token)).validated()",
+        ".identify(token))",
+        AUTHENTICATOR + "test_identity_with_an_invalid_uid_is_refused",
+    ),
+    Mutation(
+        "a server without authentication answers other machines",
+        "server/app.py",
+        "if isinstance(authenticator, OpenAuthenticator):",
+        "if authenticator is None:",
+        "tests/server/test_auth.py::test_open_auth_rejects_pages_of_other_origins",
     ),
     Mutation(
         "a device of schema 1 forgets which of its messages were echoed",

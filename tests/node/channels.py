@@ -10,7 +10,7 @@ import msgspec
 from gregor.core.message import Message
 from gregor.errors import Unauthenticated
 from gregor.interfaces import Caller, Outcome, Rejected
-from gregor.node.conversation import Admission, ChannelClosed
+from gregor.node.conversation import Admission, ChannelClosed, DeliveryCounts
 from gregor.node.node import Node
 from gregor.protocol.effects import Close, Send
 
@@ -72,9 +72,7 @@ class FakeHost:
 
     def __init__(self, node: Node) -> None:
         self.node = node
-        self.counts = self
-        self.delivered = 0
-        self.mismatches = 0
+        self.counts = DeliveryCounts()
         self.hello_seconds = 5.0
         self.expires_at: int | None = None
         self.admission_seconds = 0.0  # how long an admission takes

@@ -8,7 +8,8 @@ from gregor.core.message import UID, DeviceID, Message, OutOfBandMessage
 from gregor.core.sync import Sync
 from gregor.errors import Malformed, StorageUnavailable
 from gregor.interfaces import Caller, Outcome, Slot
-from gregor.node.node import Node, Observer
+from gregor.node.node import Node
+from gregor.node.observer import Observer
 from gregor.protocol.publication import Publication
 from gregor.protocol.server_session import ServerSession
 from gregor.pubsub.interface import Event
@@ -47,6 +48,27 @@ class FailingConsumer:
 
     async def consume_message(self, message: Message) -> Message:
         raise ConnectionError("connection refused")
+
+
+class FailingPubSub(MemoryPubSub):
+    """A pub/sub whose server refuses every payload."""
+
+    def __init__(self) -> None:
+        super().__init__(Exchange())
+
+    async def publish(self, channel: str, payload: bytes) -> None:
+        raise ConnectionError("connection refused")
+
+
+class RecordingConsumer:
+    """A MessageConsumer that records what it consumes."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+
+    async def consume_message(self, message: Message) -> Message:
+        self.messages.append(message)
+        return message
 
 
 class RecordingObserver(Observer):

@@ -56,7 +56,7 @@ async def talk(
         await conversation.run(resumption)
 
     async with (
-        Node(MemoryStateMachine(clock), [Broadcaster()], clock=clock) as node,
+        Node(MemoryStateMachine(clock), Broadcaster(), clock=clock) as node,
         asyncio.TaskGroup() as tasks,
     ):
         host = FakeHost(node)
@@ -74,7 +74,7 @@ async def test_device_that_says_hello_is_welcomed_and_synced() -> None:
         assert t.channel.types == ["welcome", "sync"]
         await t.inject()
         assert t.channel.types[2:] == ["messages"]
-        assert t.host.delivered == 1
+        assert t.host.counts.delivered == 1
 
 
 @on_virtual_time
@@ -102,7 +102,7 @@ async def test_device_that_is_not_admitted_gets_the_error() -> None:
         await settle()
         assert t.channel.types == ["error"]
         assert t.channel.close == Close(4001, "unauthenticated")
-        assert t.host.node.connected("refused") == 0
+        assert t.host.node.device_count("refused") == 0
 
 
 @on_virtual_time
@@ -147,7 +147,7 @@ async def test_messages_go_directly_to_a_socket_that_is_ready() -> None:
         await t.inject()
         assert len(t.channel.socket.written) == 1
         assert t.channel.types == ["sync", "messages"]
-        assert t.host.delivered == 2
+        assert t.host.counts.delivered == 2
 
 
 @on_virtual_time
@@ -166,13 +166,13 @@ async def test_nothing_is_written_directly_while_a_write_is_pending() -> None:
 async def test_conversation_that_the_server_ends_is_no_error_and_is_detached() -> None:
     async with talk(ADMITTED) as t:
         await settle()
-        assert t.host.node.connected("u") == 1
+        assert t.host.node.device_count("u") == 1
         t.channel.blocked = True
         await t.inject()
         t.conversation.end(TooSlow("the device read nothing for 30 s"))
         await settle()
         assert t.conversation.task.done()
-        assert t.host.node.connected("u") == 0
+        assert t.host.node.device_count("u") == 0
 
 
 @on_virtual_time
@@ -182,5 +182,5 @@ async def test_snapshot_that_a_device_with_a_state_asks_for_counts_as_a_mismatch
         await t.inject()
         t.channel.send("verify", cursor=0)
         await settle()
-        assert t.host.mismatches == 1
+        assert t.host.counts.mismatches == 1
         assert t.channel.types == ["sync", "messages", "sync"]

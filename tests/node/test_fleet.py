@@ -22,7 +22,8 @@ from gregor.core.sync import Sync
 from gregor.errors import StorageUnavailable
 from gregor.interfaces import Slot, Stored
 from gregor.log_event import LogEvent
-from gregor.node.node import GAP_REPAIR_WORKERS, GRACE_SECONDS, SWEEP_SECONDS, Node
+from gregor.node.gap_repair import GAP_REPAIR_WORKERS, GRACE_SECONDS, SWEEP_SECONDS
+from gregor.node.node import Node
 from gregor.pubsub.interface import Event, Interrupted, Received
 from gregor.pubsub.memory import Exchange, MemoryPubSub
 from gregor.testing.clock import ManualClock
@@ -106,10 +107,9 @@ class NodePair:
     def _node(self, name: str, pubsub: FaultyPubSub, options: dict[str, Any]) -> Node:
         return Node(
             self.store,
-            [Publisher(pubsub, name), Broadcaster()],
+            Broadcaster(),
+            Publisher(pubsub, name),
             clock=self.clock,
-            pubsub=pubsub,
-            name=name,
             observer=self.observer,
             **options,
         )
@@ -421,7 +421,7 @@ async def test_second_device_waits_for_pending_subscription() -> None:
         async with node.attach("u", FakeListener()):
             attached.append(name)
 
-    async with Node(FailingStore(clock), [Broadcaster()], clock=clock, pubsub=pubsub) as node:
+    async with Node(FailingStore(clock), Broadcaster(), Publisher(pubsub), clock=clock) as node:
         async with asyncio.TaskGroup() as tasks:
             first = tasks.create_task(attach_device(node, "first"))
             tasks.create_task(attach_device(node, "second"))
@@ -542,7 +542,7 @@ async def test_all_invalid_payloads_are_reported_but_logged_at_a_limited_rate(
 @on_virtual_time
 async def test_node_fails_when_pubsub_ends_without_error() -> None:
     clock, pubsub = SteppingClock(), EndingPubSub(Received(CHANNEL, b"last payload"))
-    node = Node(FailingStore(clock), [Broadcaster()], clock=clock, pubsub=pubsub)
+    node = Node(FailingStore(clock), Broadcaster(), Publisher(pubsub), clock=clock)
     with pytest.raises(ExceptionGroup) as failure:
         async with node:
             await asyncio.sleep(60)

@@ -14,13 +14,15 @@ from gregor.core.message import InBandMessage, Message
 from gregor.errors import Conflict, Unavailable
 from gregor.interfaces import Duplicate, MessageConsumer, Rejected, Relayed, Stored
 from gregor.node.node import Node
-from gregor.pubsub.memory import Exchange, MemoryPubSub
+from gregor.pubsub.interface import PubSub
 from tests.node.fakes import (
     BACKEND,
     EndingPubSub,
     FailingConsumer,
+    FailingPubSub,
     FailingStore,
     FakeListener,
+    RecordingConsumer,
     RecordingObserver,
     SteppingClock,
     sync_device,
@@ -31,15 +33,23 @@ from tests.server.harness import until
 class NodeHarness:
     """A node over a store that can fail, the listener of one device, and an observer."""
 
-    def __init__(self, consumers: Sequence[MessageConsumer] = (), **options: Any) -> None:
+    def __init__(
+        self,
+        *consumers: MessageConsumer,
+        store: FailingStore | None = None,
+        pubsub: PubSub | None = None,
+        **options: Any,
+    ) -> None:
         clock = SteppingClock()
-        self.store = FailingStore(clock)
+        self.store = store or FailingStore(clock)
         self.observer = RecordingObserver()
         self.listener = FakeListener()
         self.broadcaster = Broadcaster()
         self.node = Node(
             self.store,
-            [*consumers, self.broadcaster],
+            self.broadcaster,
+            None if pubsub is None else Publisher(pubsub),
+            consumers=consumers,
             clock=clock,
             observer=self.observer,
             jitter=lambda: 0.5,
@@ -123,13 +133,15 @@ async def test_messages_are_not_delivered_when_store_is_down() -> None:
         assert listener.ids == ["m"]
 
 
-async def test_failing_consumer_affects_neither_sender_nor_other_consumers() -> None:
-    harness = NodeHarness([FailingConsumer()])
+async def test_failing_consumers_affect_neither_sender_nor_other_consumers() -> None:
+    last = RecordingConsumer()
+    harness = NodeHarness(FailingConsumer(), last, pubsub=FailingPubSub())
     async with harness.attached_device() as listener:
         (outcome,) = await harness.node.inject(BACKEND, [create("u", "c", msg_id="m")])
         assert isinstance(outcome, Stored)
         assert listener.ids == ["m"]
-        assert [type(error) for error in harness.observer.consumer_errors] == [ConnectionError]
+        assert last.messages == [outcome.message]
+        assert [type(error) for error in harness.observer.consumer_errors] == [ConnectionError] * 2
 
 
 async def test_cancelled_inject_is_still_stored_and_delivered() -> None:
@@ -274,8 +286,7 @@ async def test_failing_background_task_ends_the_block() -> None:
         async def ctimes(self, uids: Sequence[str]) -> dict[str, int]:
             raise ZeroDivisionError
 
-    harness = NodeHarness(sweep_seconds=0.001)
-    harness.node.state_machine = BrokenStore(SteppingClock())
+    harness = NodeHarness(store=BrokenStore(SteppingClock()), sweep_seconds=0.001)
 
     async def run_node() -> None:
         async with harness.attached_device():
@@ -314,17 +325,12 @@ async def test_inject_in_flight_raises_unavailable_when_node_fails() -> None:
         await injecting[0]
 
 
-async def test_connected_is_zero_after_last_device_is_detached() -> None:
+async def test_device_count_is_zero_after_last_device_is_detached() -> None:
     harness = NodeHarness()
     async with harness.node:
         async with (
             harness.node.attach("u", harness.listener),
             harness.node.attach("u", FakeListener()),
         ):
-            assert harness.node.connected("u") == 2
-        assert harness.node.connected("u") == 0
-
-
-async def test_publisher_with_name_of_another_node_is_rejected() -> None:
-    with pytest.raises(ValueError, match="own name"):
-        NodeHarness([Publisher(MemoryPubSub(Exchange()), "other node")], name="node")
+            assert harness.node.device_count("u") == 2
+        assert harness.node.device_count("u") == 0

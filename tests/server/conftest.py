@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 
+from gregor.server.service import Timeouts
 from tests.server.harness import Served, jwt_settings, serving
 
 
@@ -21,7 +22,7 @@ def _no_traceback(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 async def shared() -> AsyncIterator[Served]:
     """One server for a module whose tests use different users. It accepts any uid as a token, and
     its time-out for a hello is short."""
-    async with serving(hello_seconds=0.3) as served:
+    async with serving(timeouts=Timeouts(hello=0.3)) as served:
         yield served
 
 

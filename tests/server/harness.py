@@ -22,6 +22,7 @@ from gregor.server.app import Server
 from gregor.server.auth import Identity, Role, make_token
 from gregor.server.process import config, listen
 from gregor.stores.sql.database import DatabaseConnection
+from gregor.stores.sql.state_machine import SQLStateMachine
 
 JSON: TypeAlias = dict[str, Any]
 
@@ -93,8 +94,14 @@ async def listening(app: ASGIApp, lifespan: str = "off") -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def serving(settings: Settings | None = None, **options: Any) -> AsyncIterator[Served]:
-    """A running server; the `options` are those of Server."""
-    server = Server(settings or open_settings(), **options)
+    """A running server; the `options` are those of Server.from_settings."""
+    async with running(Server.from_settings(settings or open_settings(), **options)) as served:
+        yield served
+
+
+@asynccontextmanager
+async def running(server: Server) -> AsyncIterator[Served]:
+    """Open the server, and serve it."""
     async with server, listening(server.app) as port, http_client(port) as http:
         yield Served(server, http, f"ws://127.0.0.1:{port}/v1/connect")
 
@@ -223,12 +230,13 @@ def small_buffer_socket(port: int) -> socket.socket:
 @asynccontextmanager
 async def store_failure(served: Served) -> AsyncIterator[None]:
     """While the block runs, statements fail, because a table has another name."""
-
-    await served.server.databases[None].write(_rename("users", "renamed_users"))
+    store = served.server.node.state_machine
+    assert isinstance(store, SQLStateMachine)
+    await store.database.write(_rename("users", "renamed_users"))
     try:
         yield
     finally:
-        await served.server.databases[None].write(_rename("renamed_users", "users"))
+        await store.database.write(_rename("renamed_users", "users"))
 
 
 def _rename(old: str, new: str) -> Callable[[DatabaseConnection], None]:

@@ -12,7 +12,7 @@ from websockets.typing import Origin
 
 from gregor.config import Auth
 from gregor.errors import SetupError, Unauthenticated
-from gregor.server.app import LoopbackOnly, Server
+from gregor.server.app import Server
 from gregor.server.auth import (
     Identity,
     JWTAuthenticator,
@@ -20,6 +20,7 @@ from gregor.server.auth import (
     Role,
     make_token,
 )
+from gregor.server.loopback import LoopbackOnly
 from tests.server.harness import (
     SECRET,
     RawDevice,
@@ -172,29 +173,29 @@ async def test_short_or_missing_secret_raises_setup_error() -> None:
     for secret in (None, SecretStr(""), SecretStr("x" * 31)):
         settings = open_settings(auth=Auth.JWT, jwt_secret=secret)
         with pytest.raises(SetupError, match="openssl rand -hex 32"):
-            Server(settings)
+            Server.from_settings(settings)
     with pytest.raises(SetupError):
         make_token("short", Identity("alice", Role.DEVICE))
 
 
 async def test_made_token_identifies_the_same_identity() -> None:
     identity = Identity("alice", Role.SERVICE, 4_000_000_000_000_000)
-    assert JWTAuthenticator(SECRET).identify(make_token(SECRET, identity)) == identity
+    assert await JWTAuthenticator(SECRET).identify(make_token(SECRET, identity)) == identity
 
 
 async def test_open_auth_uses_token_as_uid_and_no_token_as_service() -> None:
     authenticator = OpenAuthenticator()
-    assert authenticator.identify("alice") == Identity("alice", Role.DEVICE)
-    assert authenticator.identify(None) == Identity("", Role.SERVICE)
+    assert await authenticator.identify("alice") == Identity("alice", Role.DEVICE)
+    assert await authenticator.identify(None) == Identity("", Role.SERVICE)
     with pytest.raises(Unauthenticated):
-        authenticator.identify("a\0b")
+        (await authenticator.identify("a\0b")).validated()
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:1", "192.0.2.1:1", "[::]:1", "example.com:1"])
 async def test_open_auth_on_address_that_is_not_loopback_raises_setup_error(address: str) -> None:
     with pytest.raises(SetupError, match="loopback"):
-        Server(open_settings(listen=address))
-    Server(jwt_settings(listen=address))
+        Server.from_settings(open_settings(listen=address))
+    Server.from_settings(jwt_settings(listen=address))
 
 
 @pytest.mark.parametrize(

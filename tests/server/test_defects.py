@@ -13,8 +13,9 @@ from gregor.interfaces import Duplicate, Stored
 from gregor.node.node import Node
 from gregor.pubsub.memory import Exchange, MemoryPubSub
 from gregor.server.auth import Role
+from gregor.server.service import Timeouts
 from gregor.stores.memory import MemoryStateMachine
-from tests.node.fakes import BACKEND, FailingConsumer, FakeListener, sync_device
+from tests.node.fakes import BACKEND, FailingPubSub, FakeListener, sync_device
 from tests.server.harness import (
     RawDevice,
     Served,
@@ -43,7 +44,7 @@ async def test_d18_stored_message_is_not_answered_with_error_if_publish_fails(
     listener = FakeListener()
     state_machine = MemoryStateMachine(now)
     async with (
-        Node(state_machine, [FailingConsumer(), Broadcaster()], clock=now) as node,
+        Node(state_machine, Broadcaster(), Publisher(FailingPubSub()), clock=now) as node,
         node.attach("u", listener),
     ):
         (outcome,) = await node.inject(BACKEND, [create("u", "chat", msg_id="m")])
@@ -66,20 +67,9 @@ async def test_d19_node_finds_message_whose_publication_was_lost() -> None:
     one, two = LosingPubSub(exchange), MemoryPubSub(exchange)
     await state_machine.consume_message(create("u", "chat", msg_id="known"))
     async with (
+        Node(state_machine, Broadcaster(), Publisher(one), clock=now) as publisher,
         Node(
-            state_machine,
-            [Publisher(one, "one"), Broadcaster()],
-            clock=now,
-            pubsub=one,
-            name="one",
-        ) as publisher,
-        Node(
-            state_machine,
-            [Publisher(two, "two"), Broadcaster()],
-            clock=now,
-            pubsub=two,
-            name="two",
-            sweep_seconds=0.01,
+            state_machine, Broadcaster(), Publisher(two), clock=now, sweep_seconds=0.01
         ) as receiver,
         receiver.attach("u", listener),
     ):
@@ -111,8 +101,8 @@ async def test_d27_second_hello_cannot_change_user_of_connection() -> None:
         await device.send("hello", token="bob", device_id="d", protocol=2)
         assert (await device.receive())["code"] == "protocol"
         assert await device.wait_closed() == 4002
-        await until(lambda: not served.server.node.connected("alice"))
-        assert not served.server.node.connected("bob")
+        await until(lambda: not served.server.node.device_count("alice"))
+        assert not served.server.node.device_count("bob")
 
 
 # The cases of the original tests
@@ -128,9 +118,9 @@ async def test_authentication_accepts_valid_and_rejects_invalid_token() -> None:
 
 async def test_create_per_uid_server_counts_connected_devices() -> None:
     async with serving() as served:
-        assert served.server.node.connected("u") == 0
+        assert served.server.node.device_count("u") == 0
         async with await served.synced("u"):
-            assert served.server.node.connected("u") == 1
+            assert served.server.node.device_count("u") == 1
 
 
 async def test_broadcast_delivers_out_of_band_messages_in_order() -> None:
@@ -178,21 +168,21 @@ async def test_blocked_user_delays_no_other_user() -> None:
 
 async def test_broadcast_timeout_disconnects_slow_device_only() -> None:
     async with (
-        serving(write_timeout_seconds=0.3) as served,
+        serving(timeouts=Timeouts(write=0.3)) as served,
         slow_device(served, "u"),
         await served.synced("u", "fast") as fast,
     ):
         await flood(served, "u")
         await receive_ids(fast, FLOOD_MESSAGES)
-        await until(lambda: served.server.node.connected("u") == 1)
+        await until(lambda: served.server.node.device_count("u") == 1)
         await served.post({"uid": "u", "system": "s", "body": 1})
         assert (await fast.receive())["body"] == 1
-        assert served.server.node.connected("u") == 1
+        assert served.server.node.device_count("u") == 1
 
 
 async def wait_connected(served: Served, uid: str, number: int) -> None:
     """Wait until this number of the user's devices is connected."""
-    await until(lambda: served.server.node.connected(uid) == number)
+    await until(lambda: served.server.node.device_count(uid) == number)
 
 
 async def test_close_one_leaves_no_connection() -> None:
@@ -218,7 +208,7 @@ async def test_close_connect_2_does_not_deliver_messages_from_between_connection
         await wait_connected(served, "u", 0)
         await served.post({"uid": "u", "system": "s", "body": "to no device"})
         async with await served.synced("u", "c2") as second:
-            assert served.server.node.connected("u") == 1
+            assert served.server.node.device_count("u") == 1
             await served.post({"uid": "u", "system": "s", "body": "to the second"})
             assert (await second.receive())["body"] == "to the second"
 

@@ -9,11 +9,9 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from gregor.consumers.broadcaster import Broadcaster
-from gregor.node.conversation import Conversation
 from gregor.node.node import Node
 from gregor.server.auth import OpenAuthenticator
 from gregor.server.metrics import Metrics
-from gregor.server.readiness import Readiness
 from gregor.server.service import Service
 from gregor.stores.memory import MemoryStateMachine
 from gregor.testing import virtual_time
@@ -71,10 +69,8 @@ class DrainTimes(NamedTuple):
 async def drain_on_virtual_time(devices: int, seconds: float) -> DrainTimes:
     """Drain a service with this number of devices. Needs a loop with virtual time."""
     clock = asyncio.get_running_loop().time
-    node = Node(MemoryStateMachine(virtual_time.clock), [Broadcaster()], clock=virtual_time.clock)
-    conversations: dict[Conversation, None] = {}
-    metrics = Metrics(conversations)
-    service = Service(node, OpenAuthenticator(), metrics, Readiness(node, None), conversations)
+    node = Node(MemoryStateMachine(virtual_time.clock), Broadcaster(), clock=virtual_time.clock)
+    service = Service(node, OpenAuthenticator(), Metrics())
     channels = [FakeChannel() for _ in range(devices)]
     async with asyncio.TaskGroup() as tasks:
         for channel in channels:

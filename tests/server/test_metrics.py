@@ -52,7 +52,7 @@ async def test_server_is_ready_again_if_waiting_devices_disconnected_meanwhile()
             await until(lambda: node.waiting_for_store)
             assert "devices wait for the store" in (await readiness(served))[1]
             await device.close()
-            await until(lambda: not node.connected("u"))
+            await until(lambda: not node.device_count("u"))
             assert node.waiting_for_store
         await until(lambda: not node.waiting_for_store)
         assert await readiness(served) == (200, [])
@@ -110,7 +110,7 @@ async def test_connections_and_deliveries_are_counted() -> None:
             await one.receive_type("messages")
             await two.receive_type("messages")
             assert await served.metric("gregor_deliveries_total") == 2
-        await until(lambda: not served.server.node.connected("u"))
+        await until(lambda: not served.server.node.device_count("u"))
         assert await served.metric("gregor_connections ") == 0
 
 

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from urllib.parse import urlsplit
 
 from gregor.protocol.outbound_queue import QUEUE_MESSAGES
+from gregor.server.service import Timeouts
 from tests.server.harness import RawDevice, Served, serving, small_buffer_socket, to, until
 
 LARGE_BODY = "x" * 60_000
@@ -74,22 +75,22 @@ async def receive_wanted(device: RawDevice, wanted: set[str]) -> set[str]:
 
 async def test_device_that_accepts_no_data_is_disconnected_and_others_stay() -> None:
     async with (
-        serving(write_timeout_seconds=0.3) as served,
+        serving(timeouts=Timeouts(write=0.3)) as served,
         slow_device(served, "u"),
         await served.synced("u", "fast") as fast,
     ):
         await flood(served, "u")
         await receive_ids(fast, FLOOD_MESSAGES)
-        await until(lambda: served.server.node.connected("u") == 1)
+        await until(lambda: served.server.node.device_count("u") == 1)
         await fast.assert_usable()
         assert await served.metric("gregor_connections ") == 1
 
 
 async def test_disconnected_slow_device_receives_all_messages_after_reconnect() -> None:
-    async with serving(write_timeout_seconds=0.3) as served:
+    async with serving(timeouts=Timeouts(write=0.3)) as served:
         async with slow_device(served, "u"):
             await flood(served, "u")
-            await until(lambda: served.server.node.connected("u") == 0)
+            await until(lambda: served.server.node.device_count("u") == 0)
         async with await served.device("u", "slow") as device:
             assert len(await receive_ids(device, FLOOD_MESSAGES)) == FLOOD_MESSAGES
 
@@ -112,8 +113,8 @@ async def test_device_that_never_reads_its_acks_is_disconnected() -> None:
         while True:  # each ack contains 500 errors
             await device.send("consume", n=1, messages=[{}] * 500)
 
-    async with serving(write_timeout_seconds=0.3) as served, slow_device(served, "u") as device:
+    async with serving(timeouts=Timeouts(write=0.3)) as served, slow_device(served, "u") as device:
         sender = asyncio.create_task(send_invalid_messages(device))
-        await until(lambda: served.server.node.connected("u") == 0)
+        await until(lambda: served.server.node.device_count("u") == 0)
         sender.cancel()
         assert await served.metric("gregor_connections ") == 0

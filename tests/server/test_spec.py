@@ -27,7 +27,7 @@ from gregor.errors import Action, GregorError, HistoryForgotten, Malformed, Setu
 from gregor.protocol import frames
 from gregor.protocol.later_versions import decode_node_frame
 from gregor.protocol.outbound_queue import QUEUE_BYTES, QUEUE_MESSAGES
-from gregor.server import service
+from gregor.server import connections, service
 from gregor.server.process import config
 
 SPEC = (Path(__file__).parents[2] / "spec" / "protocol.md").read_text()
@@ -170,9 +170,9 @@ def test_spec_numbers_match_code() -> None:
         f"up to {MAX_BODY // 1024} KiB and {MAX_DEPTH} levels",
         f"({frames.MAX_FRAME:,} bytes)",
         f"beyond {QUEUE_MESSAGES} messages or {QUEUE_BYTES // 1024} KiB",
-        f"within {service.HELLO_SECONDS:.0f} s",
+        f"within {service.DEFAULT_TIMEOUTS.hello:.0f} s",
         f"accepts nothing for {service.WRITE_TIMEOUT_SECONDS:.0f} s",
-        f"**{service.SERVICE_RESTART}** after `goaway`",
+        f"**{connections.SERVICE_RESTART}** after `goaway`",
         f"ping themselves every {uvicorn.ws_ping_interval:.0f} s",
         f"answer within {uvicorn.ws_ping_timeout:.0f} s",
         f"| {frames.PROTOCOL} |",

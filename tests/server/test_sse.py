@@ -128,9 +128,9 @@ async def test_closed_stream_is_no_longer_connected() -> None:
         node = served.server.node
         async with events(served, "u") as stream:
             await stream.next()
-            assert node.connected("u") == 1
+            assert node.device_count("u") == 1
             assert await served.metric("gregor_connections") == 1
-        await until(lambda: node.connected("u") == 0)
+        await until(lambda: node.device_count("u") == 0)
         assert await served.metric("gregor_connections") == 0
 
 

@@ -63,8 +63,8 @@ async def test_users_of_other_shards_do_not_wait_for_frozen_shard(
 async def node_over(urls: Mapping[str, str]) -> AsyncIterator[tuple[Served, ShardedStateMachine]]:
     stores = tuple(f"{name}={url}" for name, url in urls.items())
     async with serving(shared_settings(stores, migrate=False)) as node:
-        assert isinstance(node.server.state_machine, ShardedStateMachine)
-        yield node, node.server.state_machine
+        assert isinstance(node.server.node.state_machine, ShardedStateMachine)
+        yield node, node.server.node.state_machine
 
 
 async def test_node_that_starts_while_a_shard_is_down_serves_the_other_shards(
@@ -87,7 +87,7 @@ async def test_node_that_starts_while_a_shard_is_down_serves_the_other_shards(
             assert ready.status_code == 200
             assert "shard 'a'" in ready.text
             await down_server.start()
-            await until(lambda: machine.shard_problems() == [])
+            await until(lambda: machine.partial_problems() == [])
             assert (await node.post(to(ann))).status_code == 200
 
 
@@ -108,7 +108,7 @@ async def test_database_that_turns_out_not_to_be_the_shard_stays_unavailable(
         async with node_over({**urls, "b": empty}) as (node, machine):
             await down_server.start()
             await until(
-                lambda: any("is not a shard yet" in problem for problem in machine.shard_problems())
+                lambda: any("is not a shard yet" in text for text in machine.partial_problems())
             )
             assert (await node.post(to(bob))).status_code == 503
 

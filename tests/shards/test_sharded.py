@@ -75,16 +75,16 @@ async def test_problems_name_shards_that_are_down_until_they_are_up_again(
 ) -> None:
     async with harness.machine() as machine:
         harness.flaky["a"].down = True
-        await until(lambda: machine.shard_problems() == ["shard 'a': it is down"])
+        await until(lambda: machine.partial_problems() == ["shard 'a': it is down"])
         assert not await machine.problems()
         for name in "bc":
             harness.flaky[name].down = True
-        await until(lambda: len(machine.shard_problems()) == 3)
+        await until(lambda: len(machine.partial_problems()) == 3)
         assert len(await machine.problems()) == 3
         with pytest.raises(Unavailable):
             await machine.ctimes(["ann"])
         harness.flaky["a"].down = False
-        await until(lambda: len(machine.shard_problems()) == 2)
+        await until(lambda: len(machine.partial_problems()) == 2)
         assert not await machine.problems()
 
 
@@ -96,7 +96,7 @@ async def test_node_starts_while_a_shard_is_read_only(harness: ShardHarness) -> 
 
     harness.flaky["a"].write = reject_write  # type: ignore[method-assign,assignment]
     async with harness.machine() as machine:
-        assert machine.shard_problems() == ["shard 'a': it is read-only"]
+        assert machine.partial_problems() == ["shard 'a': it is read-only"]
         await store(machine, create(await harness.user_of("b"), "x"))
 
 
@@ -179,10 +179,10 @@ async def test_shard_restored_while_down_gets_newer_placements_when_it_is_up_aga
     await Rebalancer(harness.databases).move([Move(bucket, "a", "b")])
     async with harness.machine() as machine:
         harness.flaky["a"].down = True
-        await until(lambda: bool(machine.shard_problems()))
+        await until(lambda: bool(machine.partial_problems()))
         await restore(harness, "a", bucket)
         harness.flaky["a"].down = False
-        await until(lambda: not machine.shard_problems())
+        await until(lambda: not machine.partial_problems())
         assert await rejects(harness, "a", bucket)
 
 
@@ -195,9 +195,9 @@ async def test_restored_shard_gets_placement_when_the_holder_is_up_again(
     await restore(harness, "a", bucket)
     harness.flaky["b"].down = True
     async with harness.machine() as machine:
-        assert machine.shard_problems() == ["shard 'b': it is down"]
+        assert machine.partial_problems() == ["shard 'b': it is down"]
         harness.flaky["b"].down = False
-        await until(lambda: not machine.shard_problems())
+        await until(lambda: not machine.partial_problems())
         await store(machine, create(ann, "x"))
         extents = await harness.databases["b"].read(lambda c: shard_map.extents(c, [bucket]))
         assert list(extents) == [ann]
@@ -335,9 +335,9 @@ async def test_http_read_finds_user_whose_bucket_moved(resource: str, tmp_path: 
     settings = Settings(
         store=tuple(f"{name}=sqlite:///{tmp_path}/{name}.db" for name in "ab"), drain_seconds=0
     )
-    async with Server(settings) as server:
+    async with Server.from_settings(settings) as server:
         await server.inject(create("alice", "x", 1))
-        machine = server.state_machine
+        machine = server.node.state_machine
         assert isinstance(machine, ShardedStateMachine)
         holders = await read_map(machine.databases)
         source = holders[bucket_of("alice")].shard

@@ -49,14 +49,12 @@ from gregor.core.state import State
 from gregor.core.sync import Snapshot
 from gregor.errors import Unavailable
 from gregor.interfaces import Caller
-from gregor.node.conversation import Conversation
 from gregor.node.node import Node
 from gregor.protocol.frames import Result
 from gregor.pubsub.interface import Event, Interrupted
 from gregor.pubsub.memory import Exchange, MemoryPubSub
 from gregor.server.auth import OpenAuthenticator
 from gregor.server.metrics import Metrics
-from gregor.server.readiness import Readiness
 from gregor.server.service import Service
 from gregor.server.websocket import WebSocketChannel
 from gregor.testing import virtual_time
@@ -221,25 +219,22 @@ class SimulatedNode:
     async def _run(self, name: str) -> None:
         simulation = self._simulation
         self.pubsub = pubsub = LossyPubSub(simulation.exchange, simulation)
-        conversations: dict[Conversation, None] = {}
-        metrics = Metrics(conversations)
+        metrics = Metrics()
         self.link = StoreLink(simulation, self.name)
         try:
             async with (
                 simulation.store.serve(self.link, self.clock) as state_machine,
                 Node(
                     state_machine,
-                    [Publisher(pubsub, name), Broadcaster()],
+                    Broadcaster(),
+                    Publisher(pubsub, name),
                     clock=self.clock,
-                    pubsub=pubsub,
-                    name=name,
                     linger_seconds=simulation.rng.uniform(0.5, 5),
                     observer=metrics,
                     jitter=simulation.rng.random,
                 ) as node,
             ):
-                readiness = Readiness(node, pubsub)
-                self.service = Service(node, OpenAuthenticator(), metrics, readiness, conversations)
+                self.service = Service(node, OpenAuthenticator(), metrics)
                 simulation.record(name, "starts")
                 await asyncio.get_running_loop().create_future()
         finally:

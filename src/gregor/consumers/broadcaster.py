@@ -40,7 +40,7 @@ class Broadcaster(BatchConsumer):
     message reveals that earlier ones are missing. The gap repair passes them to `publish`."""
 
     def __init__(self, on_gap: Callable[[UID], None] = lambda uid: None) -> None:
-        self.feeds: dict[UID, Feed] = {}
+        self._feeds: dict[UID, Feed] = {}
         self.on_gap = on_gap
 
     async def consume_batch(self, messages: Sequence[Message]) -> None:
@@ -56,7 +56,7 @@ class Broadcaster(BatchConsumer):
 
     def _deliver_run(self, run: Sequence[InBandMessage]) -> None:
         uid = run[0].uid
-        feed = self.feeds.get(uid)
+        feed = self._feeds.get(uid)
         if feed is None:
             return  # no device of this user is connected here
         position = feed.position
@@ -67,13 +67,13 @@ class Broadcaster(BatchConsumer):
             self.publish(uid, Publication.of(*new))
 
     def _listeners(self, uid: UID) -> tuple[Listener, ...]:
-        feed = self.feeds.get(uid)
+        feed = self._feeds.get(uid)
         return () if feed is None else tuple(feed.listeners)
 
     def publish(self, uid: UID, publication: Publication) -> None:
         """Send a publication to all devices of the user. One that ends at or before the feed's
         position is dropped."""
-        feed = self.feeds.get(uid)
+        feed = self._feeds.get(uid)
         if feed is None or (feed.position is not None and publication.cursor <= feed.position):
             return
         feed.position = publication.cursor
@@ -82,35 +82,45 @@ class Broadcaster(BatchConsumer):
 
     def add(self, uid: UID, listener: Listener) -> None:
         """Add a connected device."""
-        self.feeds.setdefault(uid, Feed()).listeners[listener] = None
+        self._feeds.setdefault(uid, Feed()).listeners[listener] = None
 
     def remove(self, uid: UID, listener: Listener) -> bool:
         """Remove a disconnected device. Returns whether it was the user's last one."""
-        feed = self.feeds[uid]
+        feed = self._feeds[uid]
         del feed.listeners[listener]
         if feed.listeners:
             return False
-        del self.feeds[uid]
+        del self._feeds[uid]
         return True
+
+    def has_devices(self, uid: UID) -> bool:
+        """Whether a device of the user is connected here."""
+        return uid in self._feeds
+
+    def device_count(self, uid: UID) -> int:
+        """The number of the user's devices that are connected here."""
+        return len(self._listeners(uid))
 
     def lower_position(self, uid: UID, position: Time) -> None:
         """Record that a device of the user has read the store up to this position.
 
         The position of the feed is the lowest one of its devices. If two devices read the store
         at different times, the first still needs the messages that were stored in between."""
-        feed = self.feeds.get(uid)
+        feed = self._feeds.get(uid)
         if feed is not None and (feed.position is None or position < feed.position):
             feed.position = position
 
     def position(self, uid: UID) -> Time | None:
         """The position of the user's feed. None if the user has no device here, or if no device
         has received anything yet."""
-        feed = self.feeds.get(uid)
+        feed = self._feeds.get(uid)
         return None if feed is None else feed.position
 
     def positions(self) -> dict[UID, Time]:
         """The positions of all feeds that have one."""
-        return {uid: feed.position for uid, feed in self.feeds.items() if feed.position is not None}
+        return {
+            uid: feed.position for uid, feed in self._feeds.items() if feed.position is not None
+        }
 
 
 def _group_consecutive(

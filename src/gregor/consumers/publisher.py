@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from secrets import token_hex
 
 import msgspec
 from msgspec import Raw, Struct
@@ -32,11 +33,14 @@ class Envelope(Struct, frozen=True, forbid_unknown_fields=True):
 
 class Publisher(BatchConsumer):
     """A MessageConsumer that publishes messages on the user's channel. A lost payload is not an
-    error for the sender: the message is stored, and the other nodes find it in the store."""
+    error for the sender: the message is stored, and the other nodes find it in the store.
 
-    def __init__(self, pubsub: PubSub, node: str) -> None:
+    `node` is the name by which a node recognises its own payloads. It must be unique among all
+    nodes, also of one process; by default it is random."""
+
+    def __init__(self, pubsub: PubSub, node: str | None = None) -> None:
         self.pubsub = pubsub
-        self.node = node
+        self.node = node or token_hex(8)
 
     async def consume_batch(self, messages: Sequence[Message]) -> None:
         """Publish messages. Messages of one user share envelopes."""

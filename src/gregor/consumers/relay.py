@@ -102,7 +102,7 @@ class Relay:
         ends without an error, raises RuntimeError."""
         async for event in self._pubsub.received():
             match event:
-                case Received(channel) if user_of(channel) in self._broadcaster.feeds:
+                case Received(channel) if self._broadcaster.has_devices(user_of(channel)):
                     await self._deliver_payload(event)
                 case Interrupted():
                     self._on_interrupted()

@@ -93,11 +93,13 @@ class Resumption(NamedTuple):
     cursor: Time
 
 
-class DeliveryCounts(Protocol):
-    """What conversations count for the metrics of their server."""
+class DeliveryCounts:
+    """What the conversations of a server count: messages that were written to devices, and
+    snapshots that devices asked for because their state hash differed."""
 
-    delivered: int
-    mismatches: int
+    def __init__(self) -> None:
+        self.delivered = 0
+        self.mismatches = 0
 
 
 class Host(Protocol):

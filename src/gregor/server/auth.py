@@ -49,17 +49,23 @@ class Identity(NamedTuple):
 class Authenticator(Protocol):
     """Verifies tokens."""
 
-    def identify(self, token: str | None) -> Identity:
+    async def identify(self, token: str | None) -> Identity:
         """The identity of the token's owner. Raises Unauthenticated if the token is invalid or
-        expired, or if it is missing and required. Never blocks."""
+        expired, or if it is missing and required; Unavailable if that cannot be found out now.
+
+        It may wait, for example for a database of sessions. The wait counts towards the hello
+        time-out of a device, and is cancelled after some seconds: the caller then gets Unavailable.
+        Any other exception is a bug: it ends this one connection or request with the error
+        `internal`, and is logged without its message, which may contain the token.
+        """
         ...
 
 
 class OpenAuthenticator:
     """For development on one machine: a token is the plain uid, and HTTP needs no token."""
 
-    def identify(self, token: str | None) -> Identity:
-        return Identity(token, Role.DEVICE).validated() if token else Identity("", Role.SERVICE)
+    async def identify(self, token: str | None) -> Identity:
+        return Identity(token, Role.DEVICE) if token else Identity("", Role.SERVICE)
 
 
 class JWTAuthenticator:
@@ -68,7 +74,7 @@ class JWTAuthenticator:
     def __init__(self, secret: str) -> None:
         self._secret = validated_secret(secret)
 
-    def identify(self, token: str | None) -> Identity:
+    async def identify(self, token: str | None) -> Identity:
         if not token:
             raise Unauthenticated("a token is needed: Authorization: Bearer TOKEN")
         try:
@@ -77,7 +83,7 @@ class JWTAuthenticator:
             )
             expires_at = claims["exp"] * SECOND if "exp" in claims else None
             role = Role(claims.get("role", Role.DEVICE))
-            return Identity(claims["sub"], role, expires_at).validated()
+            return Identity(claims["sub"], role, expires_at)
         except (InvalidTokenError, ValueError) as error:
             raise Unauthenticated(f"the token is invalid or has expired: {error}") from error
 

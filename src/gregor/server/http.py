@@ -187,7 +187,7 @@ def authenticated_endpoint(service: Service, operation: Operation) -> Endpoint:
 
     async def respond(request: Request) -> ASGIApp:
         try:
-            identity = service.authenticator.identify(_token(request))
+            identity = await service.identify(_token(request))
             return await operation(service, request, identity)
         except GregorError as error:
             return problem(error)

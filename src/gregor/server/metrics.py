@@ -4,9 +4,9 @@ The hot path counts in plain integers. They are converted to metrics when the pa
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -15,14 +15,7 @@ from prometheus_client.registry import Collector
 from gregor.core.message import InBandMessage, Message, OutOfBandMessage
 from gregor.errors import Malformed
 from gregor.interfaces import Caller, Outcome
-from gregor.node.node import Observer
-from gregor.protocol.server_session import ServerSession
-
-
-class Connected(Protocol):
-    """A connected device, as the metrics see it."""
-
-    session: ServerSession
+from gregor.node.observer import Observer
 
 
 class Reading(NamedTuple):
@@ -40,21 +33,17 @@ gauge = partial(Reading, GaugeMetricFamily)
 
 
 class Metrics(Observer, Collector):
-    """The counters of one server, and its `readings`. `connected` are the devices that are
-    connected now."""
+    """The counters of one server, and the `readings` that its parts add. A node's Observer: to see
+    its events as well, subclass it."""
 
-    def __init__(self, connected: Iterable[Connected]) -> None:
+    def __init__(self) -> None:
         self.readings: list[Reading] = []
-        self._connected = connected
         self._messages: Counter[tuple[str, str]] = Counter()
         self._gap_messages_recovered = 0
         self._invalid_publications = 0
         self._interruptions = 0
         self._publish_failures = 0
         self._failed_commits = 0
-        self.delivered = 0
-        self.slow_consumer_resets = 0
-        self.mismatches = 0
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self._commit_seconds = Histogram(
@@ -96,7 +85,6 @@ class Metrics(Observer, Collector):
         return generate_latest(self.registry)
 
     def collect(self) -> Iterator[Metric]:
-        sessions = [connection.session for connection in self._connected]
         messages = CounterMetricFamily(
             "gregor_messages",
             "Messages by kind and result",
@@ -105,18 +93,8 @@ class Metrics(Observer, Collector):
         for labels, number in self._messages.items():
             messages.add_metric(labels, number)
         yield messages
-        resets = self.slow_consumer_resets + sum(
-            session.slow_consumer_resets for session in sessions
-        )
         for name, text, number in (
             ("failed_commits", "Commits that the store did not accept", self._failed_commits),
-            ("deliveries", "Messages written to devices", self.delivered),
-            ("slow_consumer_resets", "How often the queue of a slow consumer was dropped", resets),
-            (
-                "hash_mismatches",
-                "Snapshots that devices requested because their state hash differed",
-                self.mismatches,
-            ),
             (
                 "gap_messages_recovered",
                 "Messages that were missed and then read from the store",
@@ -139,17 +117,6 @@ class Metrics(Observer, Collector):
             ),
         ):
             yield CounterMetricFamily(f"gregor_{name}", text, value=number)
-        yield GaugeMetricFamily("gregor_connections", "Devices connected now", value=len(sessions))
-        yield GaugeMetricFamily(
-            "gregor_users",
-            "Users who have a device connected now",
-            value=len({session.uid for session in sessions if session.uid}),
-        )
-        yield GaugeMetricFamily(
-            "gregor_lagging_sessions",
-            "Devices that wait for a sync from the store",
-            value=sum(session.lagging for session in sessions),
-        )
         families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
         for family, name, text, value, label_values in self.readings:
             new = family(f"gregor_{name}", text, labels=tuple(label_values))

@@ -33,7 +33,7 @@ async def serve(settings: Settings, clock: Callable[[], Time] = now) -> None:
     send the devices away, and return. Raises SetupError if the server cannot start, and any error
     that ends it early."""
     with listen(*settings.address) as listener:
-        async with Server(settings, clock) as server:
+        async with Server.from_settings(settings, clock) as server:
             process = Process(server)
             with on_stop_signals(process.request_stop):
                 announce(listener, settings)

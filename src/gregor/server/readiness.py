@@ -7,8 +7,6 @@ from collections.abc import Collection, Sequence
 from gregor.errors import GregorError
 from gregor.log_event import LogEvent
 from gregor.node.node import Node
-from gregor.pubsub.interface import PubSub
-from gregor.shards.state_machine import ShardedStateMachine
 
 log = logging.getLogger("gregor.server")
 
@@ -20,10 +18,9 @@ STORE_TIMEOUT_SECONDS = 2.0
 class Readiness:
     """The problems that the last check of a server's parts found. The service sets `stopping`."""
 
-    def __init__(self, node: Node, pubsub: PubSub | None) -> None:
+    def __init__(self, node: Node) -> None:
         self.stopping = False
         self._node = node
-        self._pubsub = pubsub
         self._problems: dict[str, Sequence[str]] = {}
 
     @property
@@ -46,10 +43,9 @@ class Readiness:
     def all_problems(self) -> list[str]:
         """All problems, including those of single shards. A shard that is down affects its own
         users only, so the server stays ready and a load balancer keeps using it."""
-        store = self._node.state_machine
-        shards = store.shard_problems() if isinstance(store, ShardedStateMachine) else []
         problems = self.problems()
-        return [*problems, *(problem for problem in shards if problem not in problems)]
+        partial = self._node.state_machine.partial_problems()
+        return [*problems, *(problem for problem in partial if problem not in problems)]
 
     async def check_periodically(self) -> None:
         """Check every few seconds, for the log and the metrics, also without requests."""
@@ -80,6 +76,6 @@ class Readiness:
             return [error.message]
 
     def _check_pubsub(self) -> list[str]:
-        if self._pubsub is None or self._pubsub.up:
+        if self._node.pubsub is None or self._node.pubsub.up:
             return []
         return ["the pub/sub is down: devices receive messages from other servers late"]

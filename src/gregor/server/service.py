@@ -1,54 +1,66 @@
 """What all endpoints of one server share: the node, authentication, and the connected devices."""
 
 import asyncio
-import math
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from gregor.core.message import Message
-from gregor.errors import Forbidden, TooSlow, Unavailable
+from gregor.errors import Forbidden, GregorError, Unavailable
 from gregor.interfaces import Caller, Outcome, Rejected
-from gregor.node.conversation import Admission, Channel, Conversation, Resumption
+from gregor.log_event import LogEvent
+from gregor.node.conversation import (
+    Admission,
+    Channel,
+    Conversation,
+    DeliveryCounts,
+    Resumption,
+)
 from gregor.node.node import Node
-from gregor.server.auth import Authenticator, Role
-from gregor.server.metrics import Metrics
+from gregor.server.auth import Authenticator, Identity, Role
+from gregor.server.connections import Connections
+from gregor.server.metrics import Metrics, Reading, counter, gauge
 from gregor.server.readiness import Readiness
 from gregor.server.worker_metrics import WorkerMetrics
 
-HELLO_SECONDS = 5.0
+log = logging.getLogger("gregor.server")
+
 WRITE_TIMEOUT_SECONDS = 30.0
-DRAIN_STEP_SECONDS = 0.1
-SERVICE_RESTART = 1012  # the close code "service restart"
+
+
+class Timeouts(NamedTuple):
+    """How long a server waits, in seconds: for a device's hello after it has connected, for the
+    authenticator, and for a device to accept data before it is disconnected."""
+
+    hello: float = 5.0
+    authentication: float = 5.0
+    write: float = WRITE_TIMEOUT_SECONDS
+
+
+DEFAULT_TIMEOUTS = Timeouts()
 
 
 class Service:
-    """One node, with everything that serves devices and backends. Open it with `async with`.
-
-    A device must send its hello within `hello_seconds`. A device that accepts no data for
-    `write_timeout_seconds` is disconnected.
-    """
+    """One node, with everything that serves devices and backends. Open it with `async with`,
+    inside the block of the node."""
 
     def __init__(
         self,
         node: Node,
         authenticator: Authenticator,
         metrics: Metrics,
-        readiness: Readiness,
-        conversations: dict[Conversation, None],
         *,
         worker_metrics: WorkerMetrics | None = None,
-        hello_seconds: float = HELLO_SECONDS,
-        write_timeout_seconds: float = WRITE_TIMEOUT_SECONDS,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ) -> None:
         self.node = node
-        self.authenticator = authenticator
         self.metrics = metrics
-        self.counts = metrics
-        self.readiness = readiness
-        self.hello_seconds = hello_seconds
-        self.write_timeout_seconds = write_timeout_seconds
-        self._conversations = conversations
+        self.timeouts = timeouts
+        self.readiness = Readiness(node)
+        self.connections = Connections()
+        metrics.readings += [*self._readings(), *self.connections.readings()]
+        self._authenticator = authenticator
         self._worker_metrics = worker_metrics
         self._injects_in_flight = 0
         self._inject_finished = asyncio.Event()
@@ -56,7 +68,10 @@ class Service:
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
-        background = (self._end_slow_consumers(), self.readiness.check_periodically())
+        background = (
+            self.connections.end_slow_consumers(self.timeouts.write),
+            self.readiness.check_periodically(),
+        )
         self._background = [self._tasks.create_task(loop) for loop in background]
         return self
 
@@ -64,6 +79,47 @@ class Service:
         for task in self._background:
             task.cancel()
         await self._tasks.__aexit__(None, None, None)
+
+    async def identify(self, token: str | None, seconds: float | None = None) -> Identity:
+        """The identity of the token's owner, from the authenticator; it may take this time, and
+        `timeouts.authentication` at most. Raises the authenticator's GregorError, Unavailable if it
+        does not answer in time, and a plain GregorError, "internal", if it fails otherwise."""
+        limit = self.timeouts.authentication
+        try:
+            async with asyncio.timeout(limit if seconds is None else min(limit, seconds)):
+                return (await self._authenticator.identify(token)).validated()
+        except GregorError:
+            raise
+        except TimeoutError:
+            raise Unavailable("the authenticator does not answer; retry later") from None
+        except Exception as error:
+            failure = AuthenticatorFailed(type(error).__name__).with_traceback(error.__traceback__)
+            log.error(LogEvent("the authenticator failed"), exc_info=failure)
+            raise GregorError("internal error; the server's log has the traceback") from None
+
+    async def serve(self, channel: Channel, resumption: Resumption | None = None) -> None:
+        """Run a conversation over the channel until it ends."""
+        conversation = Conversation(self, channel)
+        with self.connections.serving(conversation):
+            await conversation.run(resumption)
+
+    # What a conversation needs of its server
+
+    @property
+    def counts(self) -> DeliveryCounts:
+        return self.connections.counts
+
+    @property
+    def hello_seconds(self) -> float:
+        return self.timeouts.hello
+
+    async def admit(self, token: str, seconds: float) -> Admission:
+        """The user whose device has this token. Raises as `identify` does, and Forbidden if the
+        token is not a device's."""
+        identity = await self.identify(token, seconds)
+        if identity.role is not Role.DEVICE:
+            raise Forbidden("a service token cannot connect a device; use the role `device`")
+        return Admission(identity.uid, identity.expires_at)
 
     async def inject(self, caller: Caller, entries: Sequence[Message | Rejected]) -> list[Outcome]:
         """Inject messages, in order, and return the outcome of each entry. Raises Unavailable if
@@ -87,59 +143,31 @@ class Service:
         """Whether an inject is in flight."""
         return self._injects_in_flight > 0
 
-    async def serve(self, channel: Channel, resumption: Resumption | None = None) -> None:
-        """Run a conversation over the channel until it ends. It counts as connected, and ends if
-        its device is too slow."""
-        conversation = Conversation(self, channel)
-        self._conversations[conversation] = None
-        try:
-            await conversation.run(resumption)
-        finally:
-            del self._conversations[conversation]
-            self.metrics.slow_consumer_resets += conversation.session.slow_consumer_resets
-
-    async def admit(self, token: str, seconds: float) -> Admission:
-        """The user whose device has this token. Raises Unauthenticated, and Forbidden if the token
-        is not a device's."""
-        identity = self.authenticator.identify(token)
-        if identity.role is not Role.DEVICE:
-            raise Forbidden("a service token cannot connect a device; use the role `device`")
-        return Admission(identity.uid, identity.expires_at)
-
     async def metrics_page(self) -> bytes:
         """The metrics of this server, including those of all its workers."""
         if self._worker_metrics is None:
             return self.metrics.page()
         return await self._worker_metrics.page()
 
-    async def _end_slow_consumers(self) -> None:
-        """End conversations whose device accepts no data."""
-        now = asyncio.get_running_loop().time
-        while True:
-            await asyncio.sleep(min(1.0, self.write_timeout_seconds / 4))
-            for conversation in tuple(self._conversations):
-                since = conversation.writing_since
-                if since is not None and now() - since > self.write_timeout_seconds:
-                    conversation.end(TooSlow(f"the device read nothing for {now() - since:.0f} s"))
+    def _readings(self) -> Iterator[Reading]:
+        """The metrics whose values the node's pub/sub and the readiness keep."""
+        yield gauge("ready", "1 if /readyz answers 200", lambda: self.readiness.ready)
+        if (pubsub := self.node.pubsub) is not None:
+            yield gauge(
+                "pubsub_up", "1 while this server can publish and receive", lambda: pubsub.up
+            )
+            yield counter(
+                "pubsub_dropped",
+                "Payloads that were, or may have been, lost; the sweep finds in-band messages",
+                lambda: pubsub.dropped,
+            )
 
     async def drain(self, seconds: float) -> None:
         """Refuse new work, finish the injects in flight, and send the devices away, evenly
         distributed over this time."""
         self.readiness.stopping = True
         await self._wait_for_injects(seconds)
-        conversations = list(self._conversations)
-        if not conversations:
-            return
-        within_ms = max(1000, round(seconds * 1000))
-        batches = _batches_over(conversations, seconds)
-        for batch in batches:
-            for conversation in batch:
-                conversation.go_away(within_ms)
-                conversation.close(SERVICE_RESTART, "going away")
-            if batch is not batches[-1]:
-                await asyncio.sleep(seconds / len(batches))
-        # Give the writers time to send the last frames.
-        await asyncio.wait([conversation.task for conversation in conversations], timeout=1.0)
+        await self.connections.send_away(seconds)
 
     async def _wait_for_injects(self, seconds: float) -> None:
         """Wait until no inject is in flight, so that devices get their acks before the goaway."""
@@ -150,7 +178,6 @@ class Service:
                     await self._inject_finished.wait()
 
 
-def _batches_over(all_: Sequence[Conversation], seconds: float) -> list[Sequence[Conversation]]:
-    """Batches to send away one every DRAIN_STEP_SECONDS, or less often if there are few devices."""
-    size = math.ceil(len(all_) / max(1, round(seconds / DRAIN_STEP_SECONDS)))
-    return [all_[start : start + size] for start in range(0, len(all_), size)]
+class AuthenticatorFailed(Exception):
+    """The authenticator raised an exception of this name. It stands in the log in place of that
+    exception, whose message may contain the token."""

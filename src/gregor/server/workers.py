@@ -73,7 +73,7 @@ async def work(config: WorkerConfig) -> None:
     settings = Settings(**config.settings)
     worker_metrics = WorkerMetrics(Path(config.folder), config.number, settings.workers)
     with socket.socket(fileno=config.listener) as listener:
-        async with Server(settings, worker_metrics=worker_metrics) as server:
+        async with Server.from_settings(settings, worker_metrics=worker_metrics) as server:
             process = Process(server)
             with on_stop_signals(process.request_stop):
                 _stop_with_supervisor()
@@ -104,7 +104,7 @@ async def supervise(settings: Settings, command: Sequence[str]) -> None:
         listen(*settings.address) as listener,
         TemporaryDirectory(prefix="gregor-") as folder,
     ):
-        async with Server(settings):
+        async with Server.from_settings(settings):
             pass  # finds errors of the settings once, and prepares the store
         supervisor = Supervisor(command, listener, settings.drain_seconds)
         with on_stop_signals(supervisor.request_stop):

@@ -288,10 +288,10 @@ class ShardedStateMachine(StateMachineOfRecord):
 
     async def problems(self) -> Sequence[str]:
         """The problems of the shards if none of them works; none while at least one works."""
-        problems = self.shard_problems()
+        problems = self.partial_problems()
         return [] if len(problems) < len(self.shards) else problems
 
-    def shard_problems(self) -> list[str]:
+    def partial_problems(self) -> list[str]:
         """The problems of single shards."""
         return [f"shard {s.name!r}: {s.problem}" for s in self.shards.values() if s.problem]
 
@@ -303,7 +303,7 @@ class ShardedStateMachine(StateMachineOfRecord):
         date."""
         await self._call_each(self.shards.values(), Shard.verify_identity)
         if await self.problems():
-            raise SetupError(f"no shard answers: {'; '.join(self.shard_problems())}")
+            raise SetupError(f"no shard answers: {'; '.join(self.partial_problems())}")
         available = {name: shard for name, shard in self.shards.items() if shard.problem is None}
         databases = {name: shard.machine.database for name, shard in available.items()}
         self._map = await shard_map.read_newest(databases, self.shards.keys() - available.keys())

@@ -1,0 +1,23 @@
+"""What a node reports of itself, for metrics."""
+
+from gregor.errors import Malformed
+from gregor.interfaces import Caller, Outcome
+
+
+class Observer:
+    """Receives the events of a node. This base class ignores them."""
+
+    def injected(self, caller: Caller, outcome: Outcome) -> None:
+        """A message of this caller was accepted or rejected."""
+
+    def gap_repaired(self, messages: int) -> None:
+        """A gap repair has read this number of missed messages from the store."""
+
+    def invalid_publication(self, error: Malformed) -> None:
+        """The pub/sub delivered a payload that no node can have published."""
+
+    def interrupted(self) -> None:
+        """The pub/sub was down and is up again."""
+
+    def consumer_failed(self, error: Exception) -> None:
+        """A consumer raised this error for a message that is already stored."""

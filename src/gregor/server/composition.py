@@ -1,0 +1,139 @@
+"""From the settings to the parts of a server: its databases, its pub/sub, its authenticator."""
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+
+from gregor.config import Auth, Settings
+from gregor.consumers.broadcaster import Broadcaster
+from gregor.consumers.publisher import Publisher
+from gregor.core.instant import SECOND, Time
+from gregor.errors import SetupError
+from gregor.node.node import Node
+from gregor.pubsub.remote import pubsub_at
+from gregor.server.auth import Authenticator, JWTAuthenticator, OpenAuthenticator
+from gregor.server.metrics import Metrics, Reading, gauge
+from gregor.shards.rebalance import establish
+from gregor.shards.state_machine import Shard, ShardedStateMachine
+from gregor.stores.sql.database import Database
+from gregor.stores.sql.lazy import LazyDatabase
+from gregor.stores.sql.migrations import migrate, require_newest, requiring_no_shard
+from gregor.stores.sql.state_machine import SQLStateMachine
+from gregor.stores.sql.store_url import database_at, is_shared
+
+CLOCK_CHECK_SECONDS = 10.0
+
+
+class Parts:
+    """The parts that the settings ask for: the metrics, the databases by shard name (None for a
+    single one), the state machine of record on them, the pub/sub, and the node."""
+
+    def __init__(self, settings: Settings, clock: Callable[[], Time]) -> None:
+        self._settings = settings
+        self.metrics = Metrics()
+        self.databases = {n: _database(url, n, settings) for n, url in settings.stores.items()}
+        self.state_machine = _state_machine(self.databases, settings, clock, self.metrics)
+        self.pubsub = None if settings.pubsub is None else pubsub_at(settings.pubsub)
+        self.node = Node(
+            self.state_machine,
+            Broadcaster(),
+            None if self.pubsub is None else Publisher(self.pubsub),
+            clock=clock,
+            observer=self.metrics,
+            sweep_seconds=settings.sweep_seconds,
+        )
+        self.metrics.readings += _readings(self.state_machine)
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        """While the block runs, the parts are open: each before those that use it. Raises
+        SetupError if one cannot be used."""
+        async with AsyncExitStack() as stack:
+            for database in self.databases.values():
+                await stack.enter_async_context(database)
+            if isinstance(self.state_machine, ShardedStateMachine) and self._may_add_shards():
+                await establish(self.state_machine.databases)
+            await stack.enter_async_context(self.state_machine)
+            if self.pubsub is not None:
+                await stack.enter_async_context(self.pubsub)
+            await stack.enter_async_context(self.node)
+            yield
+
+    def _may_add_shards(self) -> bool:
+        """Whether new shards may be added to the map: with --migrate, or if all are files, as
+        for the schema."""
+        return self._settings.migrate or not any(map(is_shared, self._settings.stores.values()))
+
+
+def _database(url: str, shard: str | None, settings: Settings) -> Database:
+    """The store, or one of its shards. A file belongs to this server alone, so its schema is
+    migrated; the schema of a shared database is migrated only with --migrate."""
+    prepare = require_newest if is_shared(url) and not settings.migrate else migrate
+    database = database_at(
+        url,
+        prepare if shard is not None else requiring_no_shard(prepare),
+        connections=settings.store_connections,
+        seconds=settings.store_seconds,
+    )
+    # A server can start while a shard is down, but not if it has to migrate that shard.
+    return database if shard is None or settings.migrate else LazyDatabase(database)
+
+
+def _state_machine(
+    databases: Mapping[str | None, Database],
+    settings: Settings,
+    clock: Callable[[], Time],
+    metrics: Metrics,
+) -> SQLStateMachine | ShardedStateMachine:
+    """The state machine of record: of one database, or of several shards."""
+    machines = {
+        name: SQLStateMachine(
+            database,
+            clock,
+            metrics.committed,
+            clock_check_seconds=CLOCK_CHECK_SECONDS if is_shared(settings.stores[name]) else None,
+            may_become_shard=name is not None or is_shared(settings.stores[name]),
+        )
+        for name, database in databases.items()
+    }
+    if None in machines:
+        return machines[None]
+    return ShardedStateMachine({name or "": machine for name, machine in machines.items()})
+
+
+def _readings(state_machine: SQLStateMachine | ShardedStateMachine) -> Iterator[Reading]:
+    """The metrics whose values the state machine keeps."""
+    yield gauge(
+        "clock_skew_seconds",
+        "By how much, at the least, the store's clock is ahead of this machine's",
+        lambda: state_machine.skew / SECOND,
+    )
+    if isinstance(state_machine, ShardedStateMachine):
+        for shard in state_machine.shards.values():
+            yield gauge(
+                "shard_up",
+                "1 while the shard answers; otherwise requests of its users fail",
+                partial(_is_up, shard),
+                {"shard": shard.name},
+            )
+
+
+def _is_up(shard: Shard) -> bool:
+    return shard.problem is None
+
+
+def authenticator_of(settings: Settings) -> Authenticator:
+    """The authenticator for these settings. Raises SetupError if they are unsafe."""
+    if settings.auth is Auth.JWT:
+        if settings.jwt_secret is None:
+            raise SetupError(
+                "--auth jwt needs a secret: set GREGOR_JWT_SECRET, "
+                "for example to the output of `openssl rand -hex 32`"
+            )
+        return JWTAuthenticator(settings.jwt_secret.get_secret_value())
+    if not settings.loopback:
+        raise SetupError(
+            f"--auth open accepts every caller, so it listens on loopback addresses only, not on "
+            f"{settings.listen}; use --auth jwt, or --listen 127.0.0.1:9911"
+        )
+    return OpenAuthenticator()

@@ -1,0 +1,66 @@
+"""The URLs of a server, and what answers at each."""
+
+from functools import partial
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, WebSocketRoute
+
+from gregor.core.message import UID
+from gregor.server import http
+from gregor.server.openapi import describe
+from gregor.server.service import Service
+from gregor.server.websocket import WebSocketEndpoint
+from gregor.server.welcome import get_welcome
+
+
+def make_app(service: Service) -> Starlette:
+    """The ASGI app of a server. It has no lifespan: the service is opened elsewhere."""
+    user = "/v1/users/{uid:uid}"
+    private = partial(http.authenticated_endpoint, service)
+    public = partial(http.public_endpoint, service)
+    routes = [
+        WebSocketRoute("/v1/connect", WebSocketEndpoint(service)),
+        Route("/v1/messages", private(http.post_messages), methods=["POST"]),
+        Route(f"{user}/state", private(http.get_state), methods=["GET"]),
+        Route(f"{user}/count", private(http.get_count), methods=["GET"]),
+        Route(f"{user}/messages", private(http.get_messages), methods=["GET"]),
+        Route(f"{user}/events", private(http.get_events), methods=["GET"]),
+        Route("/healthz", public(http.get_health), methods=["GET"]),
+        Route("/readyz", public(http.get_ready), methods=["GET"]),
+        Route("/metrics", public(http.get_metrics), methods=["GET"]),
+        Route("/openapi.json", public(_get_openapi), methods=["GET"]),
+        Route("/", public(get_welcome), methods=["GET"]),
+    ]
+    app = Starlette(
+        routes=routes,
+        exception_handlers={
+            HTTPException: http.on_http_exception,
+            Exception: http.on_exception,
+        },
+    )
+    app.router.redirect_slashes = False  # each resource has exactly one URL
+    return app
+
+
+async def _get_openapi(service: Service, request: Request) -> Response:
+    return Response(msgspec.json.encode(describe()), media_type="application/json")
+
+
+class _UID(Convertor[str]):
+    """Accepts any uid. It is opaque, so it may contain slashes and line breaks."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> UID:
+        return value
+
+    def to_string(self, value: UID) -> str:
+        return value
+
+
+register_url_convertor("uid", _UID())
