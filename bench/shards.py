@@ -21,7 +21,8 @@ from bench.report import Figure, Wanted
 from gregor.clock import now
 from gregor.core.message import create
 from gregor.interfaces import Slot, StateMachineOfRecord, Stored
-from gregor.shards.rebalance import Moved, Rebalancer, establish
+from gregor.shards.rebalance import Moved, Rebalancer
+from gregor.shards.shard_map import establish
 from gregor.shards.state_machine import ShardedStateMachine
 from gregor.stores.sql.database import Database
 from gregor.stores.sql.migrations import migrate

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 from gregor.core.instant import Time
 from gregor.interfaces import StateMachineOfRecord
-from gregor.shards.rebalance import establish
+from gregor.shards.shard_map import establish
 from gregor.shards.state_machine import ShardedStateMachine
 from gregor.stores.memory import MemoryStateMachine
 from gregor.stores.sql.migrations import migrate

@@ -19,6 +19,7 @@ from gregor.stores.sql import statements
 from gregor.stores.sql.database import CommitUnknown, Database, DatabaseConnection, Work
 from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.state_machine import MAX_SKEW, SQLStateMachine
+from gregor.stores.sql.statements import UserKey, UserRow
 from gregor.stores.sql.store_url import database_at
 
 T = TypeVar("T")
@@ -221,13 +222,13 @@ async def test_nodes_that_insert_the_same_new_users_do_not_deadlock(url: str) ->
             )
 
     async def insert_all(database: Database, number: int) -> None:
-        shuffled = [(uid, bucket_of(uid)) for uid in Random(number).sample(uids, len(uids))]
+        shuffled = [UserRow(uid, bucket_of(uid)) for uid in Random(number).sample(uids, len(uids))]
 
         def insert_and_lock(connection: DatabaseConnection) -> None:
             connection.execute_sql("SELECT pg_advisory_xact_lock_shared(1)")
             attempts.append(number)  # a second time if the first was a deadlock
             connection.execute_rows(statements.INSERT_USERS, shuffled)
-            connection.execute_rows(statements.LOCK_USERS, [(uid,) for uid, _ in shuffled])
+            connection.execute_rows(statements.LOCK_USERS, [UserKey(uid) for uid, _ in shuffled])
 
         await database.write(insert_and_lock)
 

@@ -15,7 +15,8 @@ from typing import Any, Self
 import httpx
 
 from gregor.errors import SetupError
-from gregor.shards.rebalance import Rebalancer, establish
+from gregor.shards.rebalance import Rebalancer
+from gregor.shards.shard_map import establish
 from gregor.stores.sql.database import Database
 from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.store_url import database_at, databases_at

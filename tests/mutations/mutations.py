@@ -124,8 +124,8 @@ MUTATIONS = [
         "a restored shard does not receive the newer placements",
         "shards/shard_map.py",
         """    merge_placements(connection, known)
-    return _placements""",
-        """    return _placements""",
+    return connection""",
+        """    return connection""",
         SHARDED + "test_shard_restored_while_down_gets_newer_placements_when_it_is_up_again",
     ),
     Mutation(
@@ -157,7 +157,7 @@ MUTATIONS = [
         """        connection.execute_rows(statements.LOCK_USERS, keys)
 """,
         """        read = statements.LOCKED_USERS
-        both = Statement(f"{read.text} FOR UPDATE OF users", read.row, input=read.input)
+        both = BulkStatement(f"{read.text} FOR UPDATE OF users", read.input, read.row)
         return {user.uid: user for user in connection.execute_rows(both, keys)}
 """,
         POSTGRESQL + "test_transaction_that_waited_for_user_lock_sees_messages_stored_meanwhile",

@@ -10,7 +10,7 @@ from gregor.core.instant import TimeOrOffset
 from gregor.core.message import UID, InBandMessage
 from gregor.errors import StorageUnavailable
 from gregor.interfaces import StateMachineOfRecord, Stored
-from gregor.shards import rebalance
+from gregor.shards import shard_map
 from gregor.shards.shard_map import read_map
 from gregor.shards.state_machine import ShardedStateMachine
 from gregor.stores.sql import statements
@@ -96,7 +96,7 @@ class ShardHarness:
 async def opened(urls: Mapping[str, str]) -> AsyncIterator[ShardHarness]:
     """Empty shards of one map, with these names."""
     async with databases_at(urls, migrate) as databases:
-        await rebalance.establish(databases)
+        await shard_map.establish(databases)
         yield ShardHarness(databases, urls)
 
 

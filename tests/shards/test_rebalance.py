@@ -13,11 +13,12 @@ from gregor.core.instant import SECOND
 from gregor.core.message import InBandMessage, create, dismiss_category
 from gregor.core.sync import Snapshot
 from gregor.errors import GregorError, StorageUnavailable, Unavailable, WrongShard
-from gregor.shards import rebalance, shard_map
+from gregor.shards import bucket_contents, rebalance, shard_map
 from gregor.shards.rebalance import Group, Moved, Rebalancer
 from gregor.shards.shard_map import read_map
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import Database, DatabaseConnection
+from gregor.stores.sql.statements import Placement, UserRow
 from gregor.stores.sql.store_url import database_at
 from gregor.stores.sql.transactions import consume, raise_if_wrong_shard
 from tests.fleet.servers import PostgreSQL
@@ -93,7 +94,7 @@ async def whole_log(database: Database, uid: str) -> list[InBandMessage]:
     log: list[InBandMessage] = []
 
     def next_page(connection: DatabaseConnection) -> list[InBandMessage]:
-        return shard_map.page(connection, {uid: log[-1].ctime if log else 0})
+        return bucket_contents.page(connection, {uid: log[-1].ctime if log else 0})
 
     while page := await database.read(next_page):
         log += page
@@ -262,9 +263,9 @@ async def test_old_copy_with_messages_that_the_holder_lacks_is_reported_and_kept
 
 
 async def test_user_in_a_wrong_bucket_is_found_among_many(harness: ShardHarness) -> None:
-    names = [f"user{number:05}" for number in range(shard_map.MAX_PAGE_USERS)]
-    users = [(uid, bucket_of(uid)) for uid in names]
-    misplaced = ("zoe", bucket_of("zoe") ^ 1)
+    names = [f"user{number:05}" for number in range(bucket_contents.MAX_PAGE_USERS)]
+    users = [UserRow(uid, bucket_of(uid)) for uid in names]
+    misplaced = UserRow("zoe", bucket_of("zoe") ^ 1)
     await harness.databases["a"].write(
         lambda c: c.execute_rows(statements.INSERT_USERS, [*users, misplaced])
     )
@@ -279,9 +280,11 @@ async def test_prune_on_the_holder_deletes_nothing(harness: ShardHarness) -> Non
         await store(machine, create(ann, "mail"))
     assert await harness.databases["b"].write(lambda c: shard_map.claim(c, bucket)) is None
     for version in (1, 2):
-        here = shard_map.Placement(bucket, "a", version)
+        here = Placement(bucket, "a", version)
         assert not await harness.databases["a"].write(partial(shard_map.prune, placement=here))
-    assert len(await harness.databases["a"].read(lambda c: shard_map.extents(c, [bucket]))) == 1
+    assert (
+        len(await harness.databases["a"].read(lambda c: bucket_contents.extents(c, [bucket]))) == 1
+    )
 
 
 async def test_move_of_bucket_that_another_rebalancer_moved_raises_unavailable(
@@ -327,7 +330,7 @@ async def test_prune_does_not_delete_bucket_that_is_being_moved_to_the_shard(
     ann = await harness.user_of("a")
     bucket = bucket_of(ann)
     a, b = harness.databases["a"], harness.databases["b"]
-    claims: list[shard_map.Placement | None] = []
+    claims: list[Placement | None] = []
     deleted: list[bool] = []
 
     async def prune(copies: int) -> None:
@@ -386,7 +389,7 @@ async def test_close_waits_for_transactions_that_are_writing(
             tasks.create_task(harness.databases["a"].write(write_slowly))
             await writing.wait()
             await close()
-            assert ann in await other.read(lambda c: shard_map.extents(c, [bucket_of(ann)]))
+            assert ann in await other.read(lambda c: bucket_contents.extents(c, [bucket_of(ann)]))
 
 
 async def test_older_placement_does_not_replace_newer_one(
@@ -395,7 +398,7 @@ async def test_older_placement_does_not_replace_newer_one(
     ann = await harness.user_of("a")
     bucket = bucket_of(ann)
     await Rebalancer(harness.databases).move([Move(bucket, "a", "b")])
-    older = shard_map.Placement(bucket, "a", 1)
+    older = Placement(bucket, "a", 1)
     await harness.databases["a"].write(lambda c: shard_map.merge_placements(c, [older]))
     assert await harness.holder(ann) == "b"
     with pytest.raises(WrongShard):
@@ -408,7 +411,7 @@ async def test_older_placement_that_waited_for_newer_one_is_ignored(
     """Two transactions at the same time; on SQLite there is one at a time."""
     url = await postgresql_server.create_database()
     async with opened({"a": url}) as harness, database_at(url) as other:
-        older, newer = (shard_map.Placement(0, "b", version) for version in (8, 9))
+        older, newer = (Placement(0, "b", version) for version in (8, 9))
         merged = asyncio.Event()
 
         def merge_slowly(connection: DatabaseConnection) -> None:

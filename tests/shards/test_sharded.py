@@ -16,7 +16,7 @@ from gregor.core.message import create
 from gregor.errors import SetupError, StorageUnavailable, Unavailable
 from gregor.interfaces import Rejected, Stored
 from gregor.server import Server
-from gregor.shards import rebalance, shard_map
+from gregor.shards import bucket_contents, rebalance, shard_map
 from gregor.shards.rebalance import Rebalancer
 from gregor.shards.shard_map import read_map
 from gregor.shards.state_machine import ShardedStateMachine
@@ -142,7 +142,7 @@ async def test_new_holder_without_placement_of_released_bucket_gets_it_from_node
         until, _ = await harness.databases["a"].write(lambda c: shard_map.close(c, [bucket], 10))
         await harness.databases["a"].write(lambda c: shard_map.release(c, [bucket], "b", until))
         stored = await store(machine, create(ann, "x"))
-    extents = await harness.databases["b"].read(lambda c: shard_map.extents(c, [bucket]))
+    extents = await harness.databases["b"].read(lambda c: bucket_contents.extents(c, [bucket]))
     assert extents[ann].ctime == stored.ctime
 
 
@@ -199,7 +199,7 @@ async def test_restored_shard_gets_placement_when_the_holder_is_up_again(
         harness.flaky["b"].down = False
         await until(lambda: not machine.partial_problems())
         await store(machine, create(ann, "x"))
-        extents = await harness.databases["b"].read(lambda c: shard_map.extents(c, [bucket]))
+        extents = await harness.databases["b"].read(lambda c: bucket_contents.extents(c, [bucket]))
         assert list(extents) == [ann]
         await until(lambda: all(shard.admitted for shard in machine.shards.values()))
         assert await rejects(harness, "a", bucket)
@@ -257,7 +257,7 @@ async def test_node_without_the_new_shard_raises_unavailable_with_the_option_to_
     ann, bob = await harness.user_of("a"), await harness.user_of("b")
     async with harness.machine() as machine, database_at("sqlite://", migrate) as fourth:
         databases = {**harness.databases, "d": fourth}
-        await rebalance.establish(databases)
+        await shard_map.establish(databases)
         await Rebalancer(databases).move([Move(bucket_of(ann), "a", "d")])
         with pytest.raises(Unavailable, match="--store d=URL"):
             await machine.sync(ann, None, 0)
@@ -293,7 +293,7 @@ async def test_database_with_users_cannot_be_added_to_a_map(harness: ShardHarnes
         async with SQLStateMachine(other, now) as machine:
             await store(machine, create("ann", "x"))
         with pytest.raises(SetupError, match="has users of its own"):
-            await rebalance.establish({**harness.databases, "d": other})
+            await shard_map.establish({**harness.databases, "d": other})
 
 
 async def test_store_with_users_becomes_the_holder_of_all_buckets_of_a_new_map() -> None:
@@ -304,7 +304,7 @@ async def test_store_with_users_becomes_the_holder_of_all_buckets_of_a_new_map()
     ):
         await store(machine, create("ann", "x"))
         both = {"new": new, "old": old}
-        placed = await rebalance.establish(both)
+        placed = await shard_map.establish(both)
         assert {placement.shard for placement in placed.values()} == {"old"}
         await store(machine, create("ann", "x"))  # a node that was not restarted
         await Rebalancer(both).move([Move(bucket_of("ann"), "old", "new")])

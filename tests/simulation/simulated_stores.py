@@ -20,9 +20,9 @@ from gregor.core.state import State
 from gregor.core.sync import Sync
 from gregor.errors import GregorError, StorageUnavailable, Unavailable
 from gregor.interfaces import Slot, StateMachineOfRecord
-from gregor.shards import shard_map
-from gregor.shards.rebalance import Moved, Rebalancer, establish
-from gregor.shards.shard_map import Placement, newest_placements
+from gregor.shards import bucket_contents, shard_map
+from gregor.shards.rebalance import Moved, Rebalancer
+from gregor.shards.shard_map import establish, newest_placements
 from gregor.shards.state_machine import ShardedStateMachine
 from gregor.stores.memory import MemoryStateMachine
 from gregor.stores.sql import statements
@@ -30,6 +30,7 @@ from gregor.stores.sql.database import CommitUnknown, Work
 from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.sqlite import SQLiteDatabase
 from gregor.stores.sql.state_machine import SQLStateMachine
+from gregor.stores.sql.statements import Placement
 from gregor.stores.sql.transactions import read_sync
 from gregor.testing import virtual_time
 
@@ -424,7 +425,7 @@ class ShardedStore:
 
     async def log(self, uid: UID) -> Sequence[InBandMessage]:
         holder = await self._holder(uid)
-        return await holder.read(lambda c: shard_map.page(c, {uid: 0}))
+        return await holder.read(lambda c: bucket_contents.page(c, {uid: 0}))
 
     async def _holder(self, uid: UID) -> InlineDatabase:
         """The holder of the user by the newest placement; it is updated with that placement."""

@@ -9,7 +9,7 @@ from gregor.stores.sql import statements
 from gregor.stores.sql.database import Database
 from gregor.stores.sql.dialect import POSTGRESQL, SQLITE, sql_of
 from gregor.stores.sql.migrations import migrate
-from gregor.stores.sql.statements import Statement
+from gregor.stores.sql.statements import BulkStatement, MessageRow, RangeRow, Statement
 from gregor.stores.sql.store_url import database_at
 
 TEXTS = [
@@ -30,11 +30,11 @@ class Echo(NamedTuple):
     bucket: int | None
 
 
-ECHO = Statement(
-    "SELECT input.label, input.number, input.bucket FROM input",
-    Echo._make,
-    input="label TEXT, number BIGINT, bucket INTEGER",
-)
+class OneText(NamedTuple):
+    a: str
+
+
+ECHO = BulkStatement("SELECT input.label, input.number, input.bucket FROM input", Echo, Echo._make)
 
 
 @pytest.fixture
@@ -72,7 +72,9 @@ async def test_parameter_is_read_back_unchanged(database: Database, text: str) -
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 700])
 async def test_inserted_rows_are_read_back_unchanged(database: Database, count: int) -> None:
     rows = [
-        ("u", n, 2**62, f"m{n}", None, TEXTS[n % len(TEXTS)], TEXTS[-1 - n % len(TEXTS)], None, n)
+        MessageRow(
+            "u", n, 2**62, f"m{n}", None, TEXTS[n % len(TEXTS)], TEXTS[-1 - n % len(TEXTS)], None, n
+        )
         for n in range(count)
     ]
     await database.write(lambda c: c.insert(statements.INSERT_MESSAGES, rows))
@@ -81,15 +83,15 @@ async def test_inserted_rows_are_read_back_unchanged(database: Database, count: 
 
 
 async def test_boolean_column_is_stored(database: Database) -> None:
-    rows = [("u", 1, 0, 9, "a", True, "[]"), ("u", 2, 0, 9, "a", False, "[]")]
+    rows = [RangeRow("u", 1, 0, 9, "a", True, "[]"), RangeRow("u", 2, 0, 9, "a", False, "[]")]
     await database.write(lambda c: c.insert(statements.INSERT_RANGES, rows))
     ranges = await database.read(lambda c: c.execute(statements.RANGES_AFTER, uid="u", cursor=0))
     assert [bool(range_.prefix) for range_ in ranges] == [True, False]
 
 
 def test_text_of_a_statement_in_each_dialect() -> None:
-    statement = Statement(
-        "SELECT a FROM input WHERE b = :b AND c = :c AND d = :b", Echo._make, input="a TEXT"
+    statement = BulkStatement(
+        "SELECT a FROM input WHERE b = :b AND c = :c AND d = :b", OneText, OneText._make
     )
     assert sql_of(statement, SQLITE).text == (
         "WITH input AS (SELECT CAST(value ->> 0 AS TEXT) AS a FROM json_each(:rows)) "

@@ -20,6 +20,7 @@ from gregor.stores.sql import statements
 from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.migrations import SchemaWork, migrate, require_newest, revision, upgrade_to
 from gregor.stores.sql.state_machine import SQLStateMachine
+from gregor.stores.sql.statements import MessageRow
 from gregor.stores.sql.store_url import database_at, databases_at
 from gregor.stores.sql.tables import metadata
 
@@ -215,7 +216,7 @@ async def test_messages_in_postgresql_of_schema_0002_are_kept_with_renamed_field
 ) -> None:
     before = await read_without_migration(unpack("store", tmp_path))
     rows = [
-        (uid, n, n - 1, msg_id, None, message, None, None, None)
+        MessageRow(uid, n, n - 1, msg_id, None, message, None, None)
         for n, (uid, msg_id, message) in enumerate(before, start=1)
     ]
     schema_0002 = SchemaWork(lambda connection: upgrade_to(connection, "0002"))

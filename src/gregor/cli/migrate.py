@@ -45,7 +45,7 @@ def migrate(
 
 async def _establish(stores: Mapping[str | None, str]) -> None:
     from gregor.cli.shards import open_databases
-    from gregor.shards.rebalance import establish
+    from gregor.shards.shard_map import establish
 
     async with open_databases(stores) as databases:
         await establish(databases)

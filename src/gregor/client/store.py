@@ -21,7 +21,7 @@ from gregor.core.state import Item
 from gregor.errors import SetupError
 from gregor.stores.sql.database import DatabaseConnection, StorageBroken
 from gregor.stores.sql.sqlite import SQLiteDatabase, transact
-from gregor.stores.sql.statements import Statement, no_row
+from gregor.stores.sql.statements import BulkStatement, Statement, no_row
 
 T = TypeVar("T")
 
@@ -92,15 +92,18 @@ class _Record(NamedTuple):
     json: str
 
 
-_UPSERT = Statement(
+class _Key(NamedTuple):
+    kind: str
+    name: str
+
+
+_UPSERT = BulkStatement(
     "INSERT OR REPLACE INTO records (kind, name, json) SELECT kind, name, json FROM input",
+    _Record,
     no_row,
-    input="kind TEXT, name TEXT, json TEXT",
 )
-_DELETE = Statement(
-    "DELETE FROM records WHERE (kind, name) IN (SELECT kind, name FROM input)",
-    no_row,
-    input="kind TEXT, name TEXT",
+_DELETE = BulkStatement(
+    "DELETE FROM records WHERE (kind, name) IN (SELECT kind, name FROM input)", _Key, no_row
 )
 _SELECT_ALL = Statement("SELECT kind, name, json FROM records", _Record._make)
 _CREATE_TABLE = """
@@ -172,9 +175,9 @@ def _save(connection: DatabaseConnection, changes: RecordChanges) -> None:
     put = [(key, record) for key, record in changes.items() if record is not None]
     removed = [key for key, record in changes.items() if record is None]
     if put:
-        connection.execute_rows(_UPSERT, [(*key, record.decode()) for key, record in put])
+        connection.execute_rows(_UPSERT, [_Record(*key, record.decode()) for key, record in put])
     if removed:
-        connection.execute_rows(_DELETE, removed)
+        connection.execute_rows(_DELETE, [_Key(*key) for key in removed])
 
 
 # Conversion between a replica and records

@@ -13,7 +13,7 @@ from gregor.node.node import Node
 from gregor.pubsub.remote import pubsub_at
 from gregor.server.auth import Authenticator, JWTAuthenticator, OpenAuthenticator
 from gregor.server.metrics import Metrics, Reading, gauge
-from gregor.shards.rebalance import establish
+from gregor.shards.shard_map import establish
 from gregor.shards.state_machine import Shard, ShardedStateMachine
 from gregor.stores.sql.database import Database
 from gregor.stores.sql.lazy import LazyDatabase

@@ -27,20 +27,13 @@ from gregor.clock import now
 from gregor.core.buckets import BUCKETS, Move, bucket_of, plan_rebalance
 from gregor.core.instant import Time
 from gregor.core.message import UID, InBandMessage
-from gregor.errors import GregorError, SetupError, Unavailable, WrongShard
+from gregor.errors import GregorError, Unavailable, WrongShard
 from gregor.interfaces import Rejected
-from gregor.shards import shard_map
-from gregor.shards.shard_map import (
-    MAX_PAGE_MESSAGES,
-    Digest,
-    Extent,
-    Load,
-    NotClosed,
-    Placement,
-    newest_placements,
-    read_map,
-)
+from gregor.shards import bucket_contents, shard_map
+from gregor.shards.bucket_contents import Digest, Extent, Load
+from gregor.shards.shard_map import NotClosed, read_map
 from gregor.stores.sql.database import Database
+from gregor.stores.sql.statements import Placement
 from gregor.stores.sql.transactions import consume, wrong_shards
 
 CLOSED_SECONDS = 0.45
@@ -96,37 +89,6 @@ class Finding(NamedTuple):
 
     shard: str
     what: str
-
-
-async def establish(databases: Mapping[str, Database]) -> dict[int, Placement]:
-    """Make these databases, whose schema is up to date, the shards of one map. Idempotent.
-
-    For a new map: if all are empty, they share the buckets evenly; if one has users, it holds all
-    buckets. A database that is added to a map holds no buckets until some are moved to it. Raises
-    SetupError if the databases do not fit together.
-    """
-    names = {name: await d.read(shard_map.name_here) for name, d in databases.items()}
-    known = newest_placements(
-        [p for d in databases.values() for p in await d.read(shard_map.placements)],
-    )
-    new = [name for name, shard_name in names.items() if shard_name is None]
-    with_users = [name for name in new if await databases[name].read(shard_map.has_users)]
-    if with_users and (known or len(with_users) > 1):
-        raise SetupError(
-            f"the database of shard {with_users[-1]!r} has users of its own already, and cannot "
-            "join others; give an empty one"
-        )
-    if not known:
-        holders = with_users or list(databases)
-        known = {
-            bucket: Placement(bucket, holders[bucket * len(holders) // BUCKETS], 1)
-            for bucket in range(BUCKETS)
-        }
-    for name in new:
-        await databases[name].write(
-            partial(shard_map.make_shard, name=name, known=list(known.values()))
-        )
-    return await read_map(databases)
 
 
 class Rebalancer:
@@ -299,7 +261,7 @@ class Rebalancer:
             }
             if not cursors:
                 return True
-            async for page in self._pages(group.source, shard_map.page, cursors):
+            async for page in self._pages(group.source, bucket_contents.page, cursors):
                 await self._store(group, page)
         return False
 
@@ -334,7 +296,7 @@ class Rebalancer:
         return await self._databases[name].read(lambda c: wrong_shards(c, buckets))
 
     async def _extents(self, name: str, buckets: Sequence[int]) -> dict[UID, Extent]:
-        return await self._databases[name].read(lambda c: shard_map.extents(c, buckets))
+        return await self._databases[name].read(lambda c: bucket_contents.extents(c, buckets))
 
     # Verifying
 
@@ -404,7 +366,7 @@ class Rebalancer:
     async def _digests(self, name: str, uids: Iterable[UID]) -> set[Digest]:
         """The digests of all messages of these users."""
         digests: set[Digest] = set()
-        async for page in self._pages(name, shard_map.digests, dict.fromkeys(uids, 0)):
+        async for page in self._pages(name, bucket_contents.digests, dict.fromkeys(uids, 0)):
             digests.update(page)
         return digests
 
@@ -417,7 +379,7 @@ class Rebalancer:
         """The users' logs after these cursors, page by page, as `read_page` reads them."""
         while page := await self._databases[name].read(partial(read_page, cursors=cursors)):
             yield page
-            if len(page) < MAX_PAGE_MESSAGES:
+            if len(page) < bucket_contents.MAX_PAGE_MESSAGES:
                 return
             cursors = _cursors_after(page[-1], cursors)
 
@@ -446,7 +408,7 @@ async def _read_loads(database: Database) -> dict[int, Load]:
     loads: dict[int, Load] = {}
     for first in range(0, BUCKETS, LOAD_BATCH_BUCKETS):
         batch = range(first, first + LOAD_BATCH_BUCKETS)
-        loads |= await database.read(partial(shard_map.loads, buckets=batch))
+        loads |= await database.read(partial(bucket_contents.loads, buckets=batch))
     return loads
 
 
@@ -455,7 +417,7 @@ async def _read_misplaced_users(database: Database) -> list[UID]:
     misplaced_users: list[UID] = []
     last: UID | None = ""
     while last is not None:
-        last, page = await database.read(partial(shard_map.misplaced_users, after=last))
+        last, page = await database.read(partial(bucket_contents.misplaced_users, after=last))
         misplaced_users += page
     return misplaced_users
 

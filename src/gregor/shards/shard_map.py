@@ -10,47 +10,24 @@ says to a message or a query for a released bucket is in `transactions`.
 """
 
 import asyncio
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from hashlib import sha256
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
-from msgspec.json import encode
-
-from gregor.core.buckets import BUCKETS, bucket_of
+from gregor.core.buckets import BUCKETS
 from gregor.core.instant import SECOND, Time
-from gregor.core.message import UID, InBandMessage
 from gregor.errors import SetupError, Unavailable
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import Database, DatabaseConnection
-from gregor.stores.sql.statements import LoggedMessage, PlacementRow
-from gregor.stores.sql.transactions import message_of, wrong_shards
-
-MAX_PAGE_MESSAGES = 512  # that one transaction copies
-MAX_PAGE_USERS = 10_000
-
-
-class Placement(NamedTuple):
-    """The shard that holds a bucket. The version grows by one with each placement of the bucket."""
-
-    bucket: int
-    shard: str
-    version: int
-
-
-class Extent(NamedTuple):
-    """The ctime of the last message of a user's log, and the number of messages in it."""
-
-    ctime: Time
-    messages: int
-
-
-class Load(NamedTuple):
-    """The contents of a bucket; the bytes are those of the messages, without indexes."""
-
-    users: int
-    messages: int
-    bytes: int
+from gregor.stores.sql.statements import (
+    BucketKey,
+    ClosedBucket,
+    Placement,
+    ReleasedBucket,
+    ShardName,
+)
+from gregor.stores.sql.transactions import wrong_shards
 
 
 class NotClosed(Unavailable):
@@ -73,13 +50,13 @@ def has_users(connection: DatabaseConnection) -> bool:
 
 def make_shard(connection: DatabaseConnection, name: str, known: Iterable[Placement]) -> None:
     """Make this database a shard with this name and this map."""
-    connection.insert(statements.INSERT_SHARD, [(name,)])
+    connection.insert(statements.INSERT_SHARD, [ShardName(name)])
     merge_placements(connection, known)
 
 
 def placements(connection: DatabaseConnection) -> list[Placement]:
     """All placements that this database knows."""
-    return _placements(connection.execute(statements.PLACEMENTS))
+    return connection.execute(statements.PLACEMENTS)
 
 
 def merge_placements(connection: DatabaseConnection, known: Iterable[Placement]) -> int:
@@ -91,11 +68,7 @@ def merge_placements(connection: DatabaseConnection, known: Iterable[Placement])
 def exchange(connection: DatabaseConnection, known: Sequence[Placement]) -> list[Placement]:
     """Merge these placements, and return those that are newer here. Idempotent."""
     merge_placements(connection, known)
-    return _placements(connection.execute_rows(statements.NEWER_PLACEMENTS, known))
-
-
-def _placements(rows: Iterable[PlacementRow]) -> list[Placement]:
-    return [Placement._make(row) for row in rows]
+    return connection.execute_rows(statements.NEWER_PLACEMENTS, known)
 
 
 # The map of all shards, read from each of them
@@ -155,6 +128,35 @@ def newest_placements(candidates: Iterable[Placement]) -> dict[int, Placement]:
     return newest
 
 
+async def establish(databases: Mapping[str, Database]) -> dict[int, Placement]:
+    """Make these databases, whose schema is up to date, the shards of one map. Idempotent.
+
+    For a new map: if all are empty, they share the buckets evenly; if one has users, it holds all
+    buckets. A database that is added to a map holds no buckets until some are moved to it. Raises
+    SetupError if the databases do not fit together.
+    """
+    names = {name: await d.read(name_here) for name, d in databases.items()}
+    known = newest_placements(
+        [p for d in databases.values() for p in await d.read(placements)],
+    )
+    new = [name for name, shard_name in names.items() if shard_name is None]
+    with_users = [name for name in new if await databases[name].read(has_users)]
+    if with_users and (known or len(with_users) > 1):
+        raise SetupError(
+            f"the database of shard {with_users[-1]!r} has users of its own already, and cannot "
+            "join others; give an empty one"
+        )
+    if not known:
+        holders = with_users or list(databases)
+        known = {
+            bucket: Placement(bucket, holders[bucket * len(holders) // BUCKETS], 1)
+            for bucket in range(BUCKETS)
+        }
+    for name in new:
+        await databases[name].write(partial(make_shard, name=name, known=list(known.values())))
+    return await read_map(databases)
+
+
 # Buckets that move
 
 
@@ -173,7 +175,7 @@ def close(connection: DatabaseConnection, buckets: Sequence[int], seconds: float
     (clock,) = connection.execute(statements.DATABASE_TIME)
     until = clock.ctime + round(seconds * SECOND)
     _wait_for_writers(connection)
-    rows = [(bucket, until) for bucket in buckets]
+    rows = [ClosedBucket(bucket, until) for bucket in buckets]
     closed = connection.execute_rows(statements.CLOSE_BUCKETS, rows)
     return Closed(until, _require_all(buckets, closed))
 
@@ -185,89 +187,21 @@ def release(
     Raises NotClosed if one of them is open again, or was closed again by another rebalancer; then
     none of them moves."""
     _wait_for_writers(connection)
-    rows = [(bucket, until, target) for bucket in buckets]
+    rows = [ReleasedBucket(bucket, until, target) for bucket in buckets]
     released = connection.execute_rows(statements.RELEASE_BUCKETS, rows)
     return _require_all(buckets, released)
 
 
 def reopen(connection: DatabaseConnection, buckets: Sequence[int], until: Time) -> None:
     """Accept messages again for the buckets that are closed until this time. Idempotent."""
-    rows = [(bucket, until) for bucket in buckets]
+    rows = [ClosedBucket(bucket, until) for bucket in buckets]
     connection.execute_rows(statements.REOPEN_BUCKETS, rows)
-
-
-def _require_all(buckets: Sequence[int], rows: Iterable[PlacementRow]) -> list[Placement]:
-    """Raises NotClosed, which rolls the transaction back, unless all buckets were changed."""
-    changed = _placements(rows)
-    for bucket in {*buckets} - {placement.bucket for placement in changed}:
-        raise NotClosed(f"bucket {bucket} is not held here, or has opened again")
-    return changed
-
-
-def _wait_for_writers(connection: DatabaseConnection) -> None:
-    """Wait until no transaction writes messages, and let none begin. Raises StorageUnavailable if
-    that takes too long."""
-    if connection.dialect.has_row_locks:
-        connection.execute(statements.SET_LOCK_TIMEOUT)
-        connection.execute(statements.WAIT_FOR_WRITERS)
-
-
-# The contents of a bucket
-
-
-def extents(connection: DatabaseConnection, buckets: Iterable[int]) -> dict[UID, Extent]:
-    """The extents of the users of these buckets who have messages here."""
-    rows = connection.execute_rows(statements.USERS_OF_BUCKETS, [(bucket,) for bucket in buckets])
-    return {row.uid: Extent(row.ctime, row.messages) for row in rows}
-
-
-def page(connection: DatabaseConnection, cursors: Mapping[UID, Time]) -> list[InBandMessage]:
-    """The next messages of these users after the cursor of each, one user after the other, and not
-    reduced. A page of fewer than MAX_PAGE_MESSAGES messages is the last one."""
-    return [message_of(row) for _, row in _page(connection, cursors)]
-
-
-class Digest(NamedTuple):
-    """A message as a hash of its contents, without `prev`: a predecessor may arrive later."""
-
-    uid: UID
-    ctime: Time
-    sha256: str
-
-
-def digests(connection: DatabaseConnection, cursors: Mapping[UID, Time]) -> list[Digest]:
-    """The messages that `page` returns, as digests."""
-    return [
-        Digest(uid, row.ctime, sha256(encode(message_of(row).stamp(row.ctime, 0))).hexdigest())
-        for uid, row in _page(connection, cursors)
-    ]
-
-
-def _page(
-    connection: DatabaseConnection, cursors: Mapping[UID, Time]
-) -> Iterator[tuple[UID, LoggedMessage]]:
-    limit = MAX_PAGE_MESSAGES
-    for uid, cursor in cursors.items():
-        rows = connection.execute(
-            statements.MESSAGES_SINCE_LIMITED, uid=uid, start=cursor + 1, limit=limit
-        )
-        yield from ((uid, row) for row in rows)
-        limit -= len(rows)
-        if not limit:
-            return
-
-
-def loads(connection: DatabaseConnection, buckets: Iterable[int]) -> dict[int, Load]:
-    """The loads of these buckets here, whether this shard holds them or not; empty ones are left
-    out. Reads all their messages."""
-    rows = connection.execute_rows(statements.LOADS, [(bucket,) for bucket in buckets])
-    return {row.bucket: Load(row.users, row.messages, row.bytes) for row in rows}
 
 
 def claim(connection: DatabaseConnection, bucket: int) -> Placement | None:
     """Place a bucket, which this shard holds, on this shard again, with a higher version; None if
     another shard holds it. A rebalancer that is moving it has to close it again."""
-    claimed = _placements(connection.execute_rows(statements.CLAIM_BUCKETS, [(bucket,)]))
+    claimed = connection.execute_rows(statements.CLAIM_BUCKETS, [BucketKey(bucket)])
     return next(iter(claimed), None)
 
 
@@ -285,18 +219,17 @@ def prune(connection: DatabaseConnection, placement: Placement) -> bool:
     return True
 
 
-class UserPage(NamedTuple):
-    """A page of checked users; `last` is the last of them, None if no users were left. The stored
-    bucket of a misplaced user is not the bucket of its uid, so queries by bucket do not find it."""
+def _require_all(buckets: Sequence[int], rows: Iterable[Placement]) -> list[Placement]:
+    """Raises NotClosed, which rolls the transaction back, unless all buckets were changed."""
+    changed = list(rows)
+    for bucket in {*buckets} - {placement.bucket for placement in changed}:
+        raise NotClosed(f"bucket {bucket} is not held here, or has opened again")
+    return changed
 
-    last: UID | None
-    misplaced_users: list[UID]
 
-
-def misplaced_users(connection: DatabaseConnection, after: UID) -> UserPage:
-    """Check the stored buckets of the next users after this one."""
-    rows = connection.execute(statements.USERS_AFTER, after=after, limit=MAX_PAGE_USERS)
-    return UserPage(
-        rows[-1].uid if rows else None,
-        [row.uid for row in rows if row.bucket != bucket_of(row.uid)],
-    )
+def _wait_for_writers(connection: DatabaseConnection) -> None:
+    """Wait until no transaction writes messages, and let none begin. Raises StorageUnavailable if
+    that takes too long."""
+    if connection.dialect.has_row_locks:
+        connection.execute(statements.SET_LOCK_TIMEOUT)
+        connection.execute(statements.WAIT_FOR_WRITERS)

@@ -20,9 +20,9 @@ from gregor.errors import SetupError, Unavailable, WrongShard
 from gregor.interfaces import Rejected, Slot, StateMachineOfRecord
 from gregor.log_event import LogEvent
 from gregor.shards import shard_map
-from gregor.shards.shard_map import Placement
 from gregor.stores.sql.database import Database
 from gregor.stores.sql.state_machine import SQLStateMachine
+from gregor.stores.sql.statements import Placement
 from gregor.stores.sql.transactions import wrong_shards
 
 log = logging.getLogger("gregor.shards")

@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self, TypeAlias, TypeVar
 
 from gregor.errors import GregorError, SetupError, StorageUnavailable
 from gregor.stores.sql.dialect import Dialect
-from gregor.stores.sql.statements import Insert, Statement
+from gregor.stores.sql.statements import BulkStatement, Insert, Row, Statement
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -26,11 +26,11 @@ class DatabaseConnection(Protocol):
         """Run a statement with these parameters, and return its rows."""
         ...
 
-    def execute_rows(self, statement: Statement[R], rows: Iterable[Sequence[object]]) -> list[R]:
+    def execute_rows(self, statement: BulkStatement[Row, R], rows: Iterable[Row]) -> list[R]:
         """Run a statement once for these input rows."""
         ...
 
-    def insert(self, insert: Insert, rows: Sequence[Sequence[object]]) -> None:
+    def insert(self, insert: Insert[Row], rows: Sequence[Row]) -> None:
         """Insert rows. Raises UniqueViolation."""
         ...
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from gregor.stores.sql.statements import Statement
+from gregor.stores.sql.statements import BulkStatement, Statement, columns_of
 
 ROWS = "rows"  # the parameter that holds the input rows, as a JSON array of arrays
 _PARAMETER = re.compile(r"(?<!:):(\w+)")
@@ -51,8 +51,9 @@ POSTGRESQL = Dialect(
 def sql_of(statement: Statement[object], dialect: Dialect) -> SQL:
     """The statement in this dialect."""
     text = " ".join(statement.text.split())
-    if statement.input:
-        columns = ", ".join(_input_column(n, c) for n, c in enumerate(statement.input.split(", ")))
+    if isinstance(statement, BulkStatement):
+        types = columns_of(statement.input).items()
+        columns = ", ".join(_input_column(n, *column) for n, column in enumerate(types))
         text = f"WITH input AS (SELECT {columns} FROM {dialect.json_rows}) {text}"
     text = text.replace("database_now()", dialect.clock)
     names = tuple(dict.fromkeys(_PARAMETER.findall(text)))
@@ -61,8 +62,7 @@ def sql_of(statement: Statement[object], dialect: Dialect) -> SQL:
     return SQL(text, names)
 
 
-def _input_column(number: int, column: str) -> str:
-    name, type_ = column.split()
+def _input_column(number: int, name: str, type_: str) -> str:
     return f"CAST(value ->> {number} AS {type_}) AS {name}"
 
 

@@ -20,7 +20,7 @@ from gregor.backoff import Backoff
 from gregor.errors import GregorError, SetupError, StorageUnavailable
 from gregor.stores.sql.database import CommitUnknown, UniqueViolation, Unreachable, Work
 from gregor.stores.sql.dialect import POSTGRESQL, encode_rows, sql_of
-from gregor.stores.sql.statements import Insert, Statement, no_row
+from gregor.stores.sql.statements import BulkStatement, Insert, Row, Statement, no_row
 from gregor.stores.sql.sync_bridge import run_sync, wait_for
 from gregor.urls import redacted
 
@@ -93,10 +93,10 @@ class PostgreSQLConnection:
             return []
         return [statement.row(row) for row in rows]
 
-    def execute_rows(self, statement: Statement[R], rows: Iterable[Sequence[object]]) -> list[R]:
+    def execute_rows(self, statement: BulkStatement[Row, R], rows: Iterable[Row]) -> list[R]:
         return self.execute(statement, rows=encode_rows(rows))
 
-    def insert(self, insert: Insert, rows: Sequence[Sequence[object]]) -> None:
+    def insert(self, insert: Insert[Row], rows: Sequence[Row]) -> None:
         if rows:
             wait_for(self._driver.execute(_insert_sql(insert), *zip(*rows, strict=True)))
 
@@ -105,8 +105,10 @@ class PostgreSQLConnection:
 
 
 @cache
-def _insert_sql(insert: Insert) -> str:
-    arrays = ", ".join(f"${n}::{type_}[]" for n, type_ in enumerate(insert.types, start=1))
+def _insert_sql(insert: Insert[Any]) -> str:
+    arrays = ", ".join(
+        f"${n}::{type_}[]" for n, type_ in enumerate(insert.columns.values(), start=1)
+    )
     columns = ", ".join(insert.columns)
     return f"INSERT INTO {insert.table} ({columns}) SELECT * FROM unnest({arrays})"
 

@@ -16,7 +16,7 @@ from gregor.clock import now
 from gregor.errors import GregorError, SetupError, StorageUnavailable
 from gregor.stores.sql.database import StorageBroken, UniqueViolation, Work
 from gregor.stores.sql.dialect import SQLITE, encode_rows, sql_of
-from gregor.stores.sql.statements import Insert, Statement, no_row
+from gregor.stores.sql.statements import BulkStatement, Insert, Row, Statement, no_row
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -39,10 +39,10 @@ class SQLiteConnection:
             return []
         return [statement.row(row) for row in cursor.fetchall()]
 
-    def execute_rows(self, statement: Statement[R], rows: Iterable[Sequence[object]]) -> list[R]:
+    def execute_rows(self, statement: BulkStatement[Row, R], rows: Iterable[Row]) -> list[R]:
         return self.execute(statement, rows=encode_rows(rows))
 
-    def insert(self, insert: Insert, rows: Sequence[Sequence[object]]) -> None:
+    def insert(self, insert: Insert[Row], rows: Sequence[Row]) -> None:
         # In blocks of one statement each: row by row, each insert would release the interpreter
         # lock and then wait for a busy event loop to get it back.
         start = 0
@@ -61,7 +61,7 @@ _BLOCK_SIZES = tuple(2**power for power in range(9, -1, -1))
 
 
 @cache
-def _insert_sql(insert: Insert, rows: int) -> str:
+def _insert_sql(insert: Insert[Any], rows: int) -> str:
     row = f"({', '.join('?' for _ in insert.columns)})"
     columns = ", ".join(insert.columns)
     return f"INSERT INTO {insert.table} ({columns}) VALUES {', '.join([row] * rows)}"

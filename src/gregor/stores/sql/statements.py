@@ -1,47 +1,62 @@
 """Every SQL statement of a store: why it is needed, its text, its parameters, the type of its rows.
 
 The text is the same for SQLite and PostgreSQL. `:name` is a parameter; `database_now()` is the
-database's clock in microseconds. A statement about many rows reads them from the table `input`,
-whose columns it declares: each dialect makes that table of one JSON parameter (decision 2), so a
-statement is prepared once, whatever the number of rows.
+database's clock in microseconds. A statement about many rows reads them from the table `input`:
+each dialect makes that table of one JSON parameter (decision 2), so a statement is prepared once,
+whatever the number of rows.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_type_hints
 
 from gregor.core.instant import Time
 from gregor.core.message import UID, Category, DeviceID, MsgID
 
 R = TypeVar("R")
+Row = TypeVar("Row", bound=tuple[Any, ...])
 
 FOREVER = 2**62
 """`expires_at` of an item that does not expire, so that one index holds all live items in order."""
 
 
 class Statement(Generic[R]):
-    """A statement, and what makes a row of its result. `input` are the columns of its input rows,
-    as in "uid TEXT, ctime BIGINT"."""
+    """A statement with named parameters, and what makes a row of its result."""
 
-    def __init__(
-        self,
-        text: str,
-        row: Callable[[Iterable[Any]], R],
-        *,
-        input: str = "",
-    ) -> None:
+    def __init__(self, text: str, row: Callable[[Iterable[Any]], R]) -> None:
         self.text = text
         self.row = row
+
+
+class BulkStatement(Statement[R], Generic[Row, R]):
+    """A statement about many rows. It reads them from the table `input`, whose columns are the
+    fields of their type."""
+
+    def __init__(self, text: str, input: type[Row], row: Callable[[Iterable[Any]], R]) -> None:
+        super().__init__(text, row)
         self.input = input
 
 
-class Insert:
-    """An insert of whole rows into a table, whose columns it names, with PostgreSQL's types."""
+class Insert(Generic[Row]):
+    """An insert of whole rows into a table, whose columns are the fields of their type."""
 
-    def __init__(self, table: str, columns: str) -> None:
+    def __init__(self, table: str, row: type[Row]) -> None:
         self.table = table
-        pairs = [column.split() for column in columns.split(", ")]
-        self.columns = tuple(name for name, _ in pairs)
-        self.types = tuple(type_ for _, type_ in pairs)
+        self.columns = columns_of(row)
+
+
+def columns_of(row: type[tuple[Any, ...]]) -> dict[str, str]:
+    """The SQL type of each field of a row."""
+    return {name: _sql_type(hint) for name, hint in get_type_hints(row).items()}
+
+
+def _sql_type(hint: Any) -> str:
+    """The SQL type of a field, which may be `| None`."""
+    kinds = {kind for kind in (hint, *get_args(hint)) if kind in _SQL_TYPES}
+    (kind,) = kinds
+    return _SQL_TYPES[kind]
+
+
+_SQL_TYPES = {str: "TEXT", int: "BIGINT", bool: "BOOLEAN"}
 
 
 def no_row(values: Iterable[Any]) -> None:
@@ -79,13 +94,53 @@ _VISIBLE_AT = f"""
 """
 
 
+# Rows that several statements share
+
+
+class UserKey(NamedTuple):
+    uid: UID
+
+
+class UserRow(NamedTuple):
+    uid: UID
+    bucket: int
+
+
+class UserClock(NamedTuple):
+    uid: UID
+    ctime: Time
+
+
+class UserRecord(NamedTuple):
+    uid: UID
+    ctime: Time
+    bucket: int
+
+
+class ItemKey(NamedTuple):
+    uid: UID
+    msg_id: MsgID
+
+
+class Death(NamedTuple):
+    """The id of an item, and the ctime of its dismissal."""
+
+    uid: UID
+    msg_id: MsgID
+    ctime: Time
+
+
+class BucketKey(NamedTuple):
+    bucket: int
+
+
 # Consuming
 
 
 # On a database with row locks, a user is locked by the row that holds the user's clock. There is no
 # deadlock: a transaction inserts users before it holds any lock, the lock order is the order of
 # uids, and a row that is not committed yet is not visible, so no transaction waits to lock it.
-INSERT_USERS = Statement(
+INSERT_USERS = BulkStatement(
     """
     INSERT INTO users (uid, ctime, bucket)
     SELECT input.uid, 0, input.bucket FROM input
@@ -93,17 +148,17 @@ INSERT_USERS = Statement(
     ORDER BY input.uid
     ON CONFLICT DO NOTHING
     """,
+    UserRow,
     no_row,
-    input="uid TEXT, bucket INTEGER",
 )
 
-LOCK_USERS = Statement(
+LOCK_USERS = BulkStatement(
     """
     SELECT users.uid FROM input JOIN users ON users.uid = input.uid
     ORDER BY users.uid FOR UPDATE OF users
     """,
+    UserKey,
     no_row,
-    input="uid TEXT",
 )
 
 
@@ -121,7 +176,7 @@ class LockedUser(NamedTuple):
 # Not part of the locking statement: a statement that waits for a lock sees the locked row as it is
 # afterwards, and all other rows as they were before.
 # Not EXISTS: PostgreSQL would build a hash table of the ids of all users for each query.
-LOCKED_USERS = Statement(
+LOCKED_USERS = BulkStatement(
     """
     SELECT users.uid, users.ctime,
         (SELECT uid FROM dismissed_ids WHERE dismissed_ids.uid = users.uid LIMIT 1) AS tombstone,
@@ -130,8 +185,8 @@ LOCKED_USERS = Statement(
         ) AS latest_range_end
     FROM input JOIN users ON users.uid = input.uid
     """,
+    UserKey,
     LockedUser._make,
-    input="uid TEXT",
 )
 
 
@@ -146,35 +201,27 @@ class StoredMessage(NamedTuple):
 
 
 # The stored messages with these ids.
-KNOWN_MESSAGES = Statement(
+KNOWN_MESSAGES = BulkStatement(
     """
     SELECT messages.uid, messages.msg_id, messages.ctime, messages.prev, messages.message
     FROM input
     JOIN messages ON messages.uid = input.uid AND messages.msg_id = input.msg_id
     """,
+    ItemKey,
     StoredMessage._make,
-    input="uid TEXT, msg_id TEXT",
 )
 
 
-class Tombstone(NamedTuple):
-    """A dismissed id whose item has not arrived, and the ctime of the dismissal."""
-
-    uid: UID
-    msg_id: MsgID
-    ctime: Time
-
-
 # The tombstones of new items, which were dismissed before they arrived.
-MATCHING_TOMBSTONES = Statement(
+MATCHING_TOMBSTONES = BulkStatement(
     """
     SELECT dismissed_ids.uid, dismissed_ids.msg_id, dismissed_ids.ctime
     FROM input
     JOIN dismissed_ids
         ON dismissed_ids.uid = input.uid AND dismissed_ids.msg_id = input.msg_id
     """,
-    Tombstone._make,
-    input="uid TEXT, msg_id TEXT",
+    ItemKey,
+    Death._make,
 )
 
 
@@ -190,7 +237,7 @@ class StoredRange(NamedTuple):
 
 
 # The ranges that may cover a new item: those that end at or after its ctime.
-RANGES_ENDING_AFTER = Statement(
+RANGES_ENDING_AFTER = BulkStatement(
     """
     SELECT dismissed_ranges.uid, dismissed_ranges.ctime, dismissed_ranges.end_time,
         dismissed_ranges.category, dismissed_ranges.prefix, dismissed_ranges.skip_msg_ids
@@ -198,8 +245,8 @@ RANGES_ENDING_AFTER = Statement(
     JOIN dismissed_ranges
         ON dismissed_ranges.uid = input.uid AND dismissed_ranges.end_time >= input.ctime
     """,
+    UserClock,
     StoredRange._make,
-    input="uid TEXT, ctime BIGINT",
 )
 
 
@@ -224,34 +271,44 @@ _COVERED = """
             AND substr(messages.category, 1, length(input.category)) = input.category
         )
     """
-_RANGES = (
-    "uid TEXT, ctime BIGINT, end_time BIGINT, category TEXT, prefix BIGINT, number BIGINT, "
-    "expired BIGINT"
-)
+
+
+class NewRange(NamedTuple):
+    """A range that is being stored, with its number in the batch. Items that had expired by
+    `expired` are not looked up."""
+
+    uid: UID
+    ctime: Time
+    end_time: Time
+    category: Category
+    prefix: int  # 0 or 1
+    number: int
+    expired: Time
+
 
 # The items that a new range dismisses: those that are live and match. The caller applies the ids to
 # skip. An item that had expired by `expired` is left out: it is dead already.
-ITEMS_COVERED = Statement(
-    _COVERED.format(alive=_live("input.expired")), CoveredItem._make, input=_RANGES
+ITEMS_COVERED = BulkStatement(
+    _COVERED.format(alive=_live("input.expired")), NewRange, CoveredItem._make
 )
 
 # The same for a range that is replayed behind the user's clock: it may be an earlier death of an
 # item that is dead already. This statement reads the user's whole log.
-ITEMS_COVERED_IN_LOG = Statement(
+ITEMS_COVERED_IN_LOG = BulkStatement(
     _COVERED.format(alive=f"{_not_dead_at('input.ctime')} AND messages.expires_at > input.expired"),
+    NewRange,
     CoveredItem._make,
-    input=_RANGES,
 )
 
 # Dismiss items; the earliest death takes precedence. Each id occurs once.
-DISMISS_ITEMS = Statement(
+DISMISS_ITEMS = BulkStatement(
     f"""
     UPDATE messages SET dismissed_at = input.ctime FROM input
     WHERE messages.uid = input.uid AND messages.msg_id = input.msg_id
         AND {_not_dead_at("input.ctime")}
     """,
+    Death,
     no_row,
-    input="uid TEXT, msg_id TEXT, ctime BIGINT",
 )
 
 # A replay between two messages becomes the predecessor of the later.
@@ -289,18 +346,18 @@ PREVIOUS_CTIME = Statement(
 )
 
 # `WHERE true` keeps SQLite from reading ON as part of a join.
-UPSERT_CLOCKS = Statement(
+UPSERT_CLOCKS = BulkStatement(
     """
     INSERT INTO users (uid, ctime, bucket)
     SELECT input.uid, input.ctime, input.bucket FROM input WHERE true
     ON CONFLICT (uid) DO UPDATE SET ctime = excluded.ctime
     """,
+    UserRecord,
     no_row,
-    input="uid TEXT, ctime BIGINT, bucket INTEGER",
 )
 
 # Store tombstones of dismissed ids whose item has not arrived.
-INSERT_TOMBSTONES = Statement(
+INSERT_TOMBSTONES = BulkStatement(
     """
     INSERT INTO dismissed_ids (uid, msg_id, ctime)
     SELECT input.uid, input.msg_id, input.ctime FROM input
@@ -311,61 +368,85 @@ INSERT_TOMBSTONES = Statement(
     ON CONFLICT (uid, msg_id) DO UPDATE SET ctime = excluded.ctime
         WHERE excluded.ctime < dismissed_ids.ctime
     """,
+    Death,
     no_row,
-    input="uid TEXT, msg_id TEXT, ctime BIGINT",
 )
 
 # The item has arrived, and its row holds its death.
-DELETE_TOMBSTONES = Statement(
+DELETE_TOMBSTONES = BulkStatement(
     """
     DELETE FROM dismissed_ids WHERE (uid, msg_id) IN (SELECT uid, msg_id FROM input)
     """,
+    ItemKey,
     no_row,
-    input="uid TEXT, msg_id TEXT",
 )
 
-INSERT_MESSAGES = Insert(
-    "messages",
-    "uid text, ctime bigint, prev bigint, msg_id text, device_id text, message text, "
-    "category text, expires_at bigint, dismissed_at bigint",
-)
 
-INSERT_RANGES = Insert(
-    "dismissed_ranges",
-    "uid text, ctime bigint, number integer, end_time bigint, category text, prefix boolean, "
-    "skip_msg_ids text",
-)
+class MessageRow(NamedTuple):
+    """A message as it is stored: `message` is the JSON that was sent. Only a creation has a
+    category and a time of expiry."""
+
+    uid: UID
+    ctime: Time
+    prev: Time
+    msg_id: MsgID
+    device_id: DeviceID | None
+    message: str
+    category: Category | None
+    expires_at: Time | None
+    dismissed_at: Time | None = None
+
+
+INSERT_MESSAGES = Insert("messages", MessageRow)
+
+
+class RangeRow(NamedTuple):
+    """A range of a dismissal as it is stored, with its number in the dismissal. `skip_msg_ids` is
+    a JSON array."""
+
+    uid: UID
+    ctime: Time
+    number: int
+    end_time: Time
+    category: Category
+    prefix: bool
+    skip_msg_ids: str
+
+
+INSERT_RANGES = Insert("dismissed_ranges", RangeRow)
 
 
 # Shards
 
 
-class PlacementRow(NamedTuple):
+class Placement(NamedTuple):
+    """The shard that holds a bucket. The version grows by one with each placement of the bucket."""
+
     bucket: int
     shard: str
     version: int
 
 
 # Those of the buckets that another shard holds, with their placement.
-BUCKETS_OF_OTHER_SHARDS = Statement(
+BUCKETS_OF_OTHER_SHARDS = BulkStatement(
     """
     SELECT buckets.bucket, buckets.shard, buckets.version
     FROM input JOIN buckets ON buckets.bucket = input.bucket
         AND buckets.shard <> (SELECT name FROM shard)
     """,
-    PlacementRow._make,
-    input="bucket INTEGER",
+    BucketKey,
+    Placement._make,
 )
 
 # The same for writes: a closed bucket does not accept messages either.
-BUCKETS_NOT_WRITABLE = Statement(
+BUCKETS_NOT_WRITABLE = BulkStatement(
     """
     SELECT buckets.bucket, buckets.shard, buckets.version
     FROM input JOIN buckets ON buckets.bucket = input.bucket
         AND (buckets.shard <> (SELECT name FROM shard) OR buckets.closed_until > database_now())
     """,
-    PlacementRow._make,
-    input="bucket INTEGER",
+    BucketKey,
+    Placement._make,
 )
 
 # A transaction that writes messages locks this table from its first statement until its commit.
@@ -380,39 +461,56 @@ PLACEMENTS = Statement(
     """
     SELECT bucket, shard, version FROM buckets ORDER BY bucket
     """,
-    PlacementRow._make,
+    Placement._make,
 )
 
 PLACEMENT = Statement(
     """
     SELECT bucket, shard, version FROM buckets WHERE bucket = :bucket
     """,
-    PlacementRow._make,
+    Placement._make,
 )
 
 # The placements that are newer in this database.
-NEWER_PLACEMENTS = Statement(
+NEWER_PLACEMENTS = BulkStatement(
     """
     SELECT buckets.bucket, buckets.shard, buckets.version
     FROM input JOIN buckets ON buckets.bucket = input.bucket AND buckets.version > input.version
     """,
-    PlacementRow._make,
-    input="bucket INTEGER, shard TEXT, version BIGINT",
+    Placement,
+    Placement._make,
 )
 
+
+class ClosedBucket(NamedTuple):
+    """A bucket, and until when it is closed, by the database's clock."""
+
+    bucket: int
+    until: Time
+
+
 # Close buckets that this shard holds.
-CLOSE_BUCKETS = Statement(
+CLOSE_BUCKETS = BulkStatement(
     """
     UPDATE buckets SET closed_until = input.until FROM input
     WHERE buckets.bucket = input.bucket AND buckets.shard = (SELECT name FROM shard)
     RETURNING buckets.bucket, buckets.shard, buckets.version
     """,
-    PlacementRow._make,
-    input="bucket INTEGER, until BIGINT",
+    ClosedBucket,
+    Placement._make,
 )
 
+
+class ReleasedBucket(NamedTuple):
+    """A closed bucket, and the shard to which it moves."""
+
+    bucket: int
+    until: Time
+    shard: str
+
+
 # Give buckets to another shard, if this shard holds them and they are still closed until that time.
-RELEASE_BUCKETS = Statement(
+RELEASE_BUCKETS = BulkStatement(
     """
     UPDATE buckets SET shard = input.shard, version = buckets.version + 1, closed_until = 0
     FROM input
@@ -420,29 +518,29 @@ RELEASE_BUCKETS = Statement(
         AND buckets.closed_until = input.until AND buckets.closed_until > database_now()
     RETURNING buckets.bucket, buckets.shard, buckets.version
     """,
-    PlacementRow._make,
-    input="bucket INTEGER, until BIGINT, shard TEXT",
+    ReleasedBucket,
+    Placement._make,
 )
 
 # The holder claims buckets: with a higher version, and open, so a move of them must start again.
-CLAIM_BUCKETS = Statement(
+CLAIM_BUCKETS = BulkStatement(
     """
     UPDATE buckets SET version = buckets.version + 1, closed_until = 0 FROM input
     WHERE buckets.bucket = input.bucket AND buckets.shard = (SELECT name FROM shard)
     RETURNING buckets.bucket, buckets.shard, buckets.version
     """,
-    PlacementRow._make,
-    input="bucket INTEGER",
+    BucketKey,
+    Placement._make,
 )
 
 # Undo CLOSE_BUCKETS.
-REOPEN_BUCKETS = Statement(
+REOPEN_BUCKETS = BulkStatement(
     """
     UPDATE buckets SET closed_until = 0 FROM input
     WHERE buckets.bucket = input.bucket AND buckets.closed_until = input.until
     """,
+    ClosedBucket,
     no_row,
-    input="bucket INTEGER, until BIGINT",
 )
 
 
@@ -452,12 +550,7 @@ class ShardName(NamedTuple):
 
 SHARD_NAME = Statement("SELECT name FROM shard", ShardName._make)
 
-INSERT_SHARD = Insert("shard", "name text")
-
-
-class UserRow(NamedTuple):
-    uid: UID
-    bucket: int
+INSERT_SHARD = Insert("shard", ShardName)
 
 
 # Whether there are users: one of them.
@@ -472,7 +565,7 @@ USERS_AFTER = Statement(
 )
 
 # Store the placements that are newer than the known ones; other rows are not even locked.
-UPSERT_NEWER_PLACEMENTS = Statement(
+UPSERT_NEWER_PLACEMENTS = BulkStatement(
     """
     INSERT INTO buckets (bucket, shard, version, closed_until)
     SELECT input.bucket, input.shard, input.version, 0 FROM input
@@ -485,8 +578,8 @@ UPSERT_NEWER_PLACEMENTS = Statement(
         WHERE excluded.version > buckets.version
     RETURNING bucket, shard, version
     """,
-    PlacementRow._make,
-    input="bucket INTEGER, shard TEXT, version BIGINT",
+    Placement,
+    Placement._make,
 )
 
 
@@ -497,14 +590,14 @@ class UserExtent(NamedTuple):
 
 
 # The users of buckets, with their clocks and numbers of messages.
-USERS_OF_BUCKETS = Statement(
+USERS_OF_BUCKETS = BulkStatement(
     """
     SELECT users.uid, users.ctime,
         (SELECT count(*) FROM messages WHERE messages.uid = users.uid) AS messages
     FROM input JOIN users ON users.bucket = input.bucket AND users.ctime > 0
     """,
+    BucketKey,
     UserExtent._make,
-    input="bucket INTEGER",
 )
 
 
@@ -516,7 +609,7 @@ class BucketLoad(NamedTuple):
 
 
 # The numbers of users, messages and bytes of these buckets.
-LOADS = Statement(
+LOADS = BulkStatement(
     """
     SELECT users.bucket, count(DISTINCT users.uid) AS users, count(*) AS messages,
         CAST(coalesce(sum(length(messages.message)), 0) AS BIGINT) AS bytes
@@ -525,8 +618,8 @@ LOADS = Statement(
     JOIN messages ON messages.uid = users.uid
     GROUP BY users.bucket
     """,
+    BucketKey,
     BucketLoad._make,
-    input="bucket INTEGER",
 )
 
 
@@ -551,17 +644,12 @@ DATABASE_TIME = Statement("SELECT database_now() AS ctime", Clock._make)
 USER_CLOCK = Statement("SELECT ctime FROM users WHERE uid = :uid", Clock._make)
 
 
-class UserClock(NamedTuple):
-    uid: UID
-    ctime: Time
-
-
-USER_CLOCKS = Statement(
+USER_CLOCKS = BulkStatement(
     """
     SELECT users.uid, users.ctime FROM input JOIN users ON users.uid = input.uid
     """,
+    UserKey,
     UserClock._make,
-    input="uid TEXT",
 )
 
 
@@ -584,17 +672,24 @@ class LoggedMessage(NamedTuple):
     message: str
 
 
+class StoredItem(NamedTuple):
+    """An item. `message` is the JSON of its message, which contains the body."""
+
+    msg_id: MsgID
+    ctime: Time
+    category: Category
+    device_id: DeviceID | None
+    expires_at: Time
+    message: str
+
+
+_ITEMS = "SELECT msg_id, ctime, category, device_id, expires_at, message FROM messages"
+
 # The items that `:device_id` sees now.
-VISIBLE_ITEMS = Statement(
-    f"SELECT ctime, prev, message FROM messages WHERE uid = :uid AND {_VISIBLE_NOW}",
-    LoggedMessage._make,
-)
+VISIBLE_ITEMS = Statement(f"{_ITEMS} WHERE uid = :uid AND {_VISIBLE_NOW}", StoredItem._make)
 
 # The same at a stated time. This statement reads the whole log up to then.
-VISIBLE_ITEMS_AT = Statement(
-    f"SELECT ctime, prev, message FROM messages WHERE uid = :uid AND {_VISIBLE_AT}",
-    LoggedMessage._make,
-)
+VISIBLE_ITEMS_AT = Statement(f"{_ITEMS} WHERE uid = :uid AND {_VISIBLE_AT}", StoredItem._make)
 
 # The messages since a time. Overlap is harmless, a gap is not; therefore >=.
 MESSAGES_SINCE = Statement(
@@ -622,7 +717,7 @@ class ItemFateRow(NamedTuple):
 
 
 # Whether the items that messages name are live, dismissed or expired.
-ITEM_FATES = Statement(
+ITEM_FATES = BulkStatement(
     """
     SELECT messages.msg_id, messages.ctime, messages.device_id, messages.expires_at,
         messages.dismissed_at
@@ -630,8 +725,8 @@ ITEM_FATES = Statement(
     JOIN messages ON messages.uid = input.uid AND messages.msg_id = input.msg_id
         AND messages.category IS NOT NULL
     """,
+    ItemKey,
     ItemFateRow._make,
-    input="uid TEXT, msg_id TEXT",
 )
 
 # The tombstones for items that a replica at `:cursor` may still receive: of ids, and ranges.
@@ -639,7 +734,7 @@ UNMATCHED_TOMBSTONES = Statement(
     """
     SELECT uid, msg_id, ctime FROM dismissed_ids WHERE uid = :uid
     """,
-    Tombstone._make,
+    Death._make,
 )
 
 RANGES_AFTER = Statement(

@@ -6,9 +6,10 @@ proportional to what is live and what is new, not to the length of the user's lo
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
+from msgspec import Raw, Struct
 
 from gregor.core.buckets import bucket_of
 from gregor.core.facts import DismissedRange, dismissed_ranges
@@ -20,7 +21,24 @@ from gregor.errors import Conflict, WrongShard
 from gregor.interfaces import Duplicate, Rejected, Stored, StoreOutcome
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import DatabaseConnection
-from gregor.stores.sql.statements import FOREVER, LockedUser, PlacementRow, Statement, StoredRange
+from gregor.stores.sql.statements import (
+    FOREVER,
+    BucketKey,
+    BulkStatement,
+    Death,
+    ItemKey,
+    LockedUser,
+    MessageRow,
+    NewRange,
+    Placement,
+    RangeRow,
+    StoredItem,
+    StoredRange,
+    UserClock,
+    UserKey,
+    UserRecord,
+    UserRow,
+)
 
 # A range need not dismiss expired items, and must not read all items that ever expired. But a clock
 # that lags or is set back shows an expired item again, so a range also dismisses items that expired
@@ -28,7 +46,6 @@ from gregor.stores.sql.statements import FOREVER, LockedUser, PlacementRow, Stat
 MAX_CLOCK_DIFFERENCE = 3600 * SECOND
 
 T = TypeVar("T")
-ItemID: TypeAlias = tuple[UID, MsgID]
 
 
 # The transaction that consumes
@@ -80,9 +97,11 @@ def _closed_users(
 
 
 def _wrong_shards(
-    connection: DatabaseConnection, statement: Statement[PlacementRow], buckets: Iterable[int]
+    connection: DatabaseConnection,
+    statement: BulkStatement[BucketKey, Placement],
+    buckets: Iterable[int],
 ) -> list[WrongShard]:
-    rows = connection.execute_rows(statement, [(bucket,) for bucket in buckets])
+    rows = connection.execute_rows(statement, map(BucketKey, buckets))
     return [WrongShard(row.bucket, row.shard, row.version) for row in rows]
 
 
@@ -92,7 +111,7 @@ def _consume(
     now: Time,
     users: Mapping[UID, LockedUser],
     closed: Mapping[UID, WrongShard],
-    known: dict[ItemID, InBandMessage],
+    known: dict[ItemKey, InBandMessage],
 ) -> list[StoreOutcome]:
     clocks = {user.uid: user.ctime for user in users.values()}
     outcomes: list[StoreOutcome] = []
@@ -100,7 +119,7 @@ def _consume(
     stored: list[InBandMessage] = []
     has_late_replay = False
     for message in messages:
-        earlier = known.get((message.uid, message.msg_id))
+        earlier = known.get(ItemKey(message.uid, message.msg_id))
         clock = clocks.get(message.uid, 0)
         if message.uid in closed:
             outcomes.append(Rejected(message, closed[message.uid]))
@@ -117,13 +136,13 @@ def _consume(
             clocks[message.uid] = new[-1].ctime
         match outcomes[-1]:
             case Stored(message):
-                known[message.uid, message.msg_id] = message
+                known[ItemKey(message.uid, message.msg_id)] = message
                 stored.append(message)
     _insert(connection, new)
     _store_deaths(connection, stored, users, now, has_late_replay)
     if stored:
         uids = {message.uid for message in stored}
-        rows = [(uid, clocks[uid], bucket_of(uid)) for uid in uids]
+        rows = [UserRecord(uid, clocks[uid], bucket_of(uid)) for uid in uids]
         connection.execute_rows(statements.UPSERT_CLOCKS, rows)
     return outcomes
 
@@ -135,7 +154,7 @@ def _resolve_known_id(message: InBandMessage, earlier: InBandMessage) -> StoreOu
 
 
 def _insert_late_replay(
-    connection: DatabaseConnection, message: InBandMessage, known: dict[ItemID, InBandMessage]
+    connection: DatabaseConnection, message: InBandMessage, known: dict[ItemKey, InBandMessage]
 ) -> StoreOutcome:
     """Store a replay whose ctime is behind the user's clock, between its neighbours in the log."""
     uid, ctime = message.uid, message.ctime
@@ -145,35 +164,22 @@ def _insert_late_replay(
         return Rejected(message, error)
     (previous,) = connection.execute(statements.PREVIOUS_CTIME, uid=uid, ctime=ctime)
     connection.execute(statements.UPDATE_PREV, uid=uid, ctime=successor.ctime, prev=ctime)
-    known_successor = known.get((message.uid, successor.msg_id))
+    known_successor = known.get(ItemKey(uid, successor.msg_id))
     if known_successor is not None:  # the batch may contain its id again
         stamped = known_successor.stamp(known_successor.ctime, message.ctime)
-        known[message.uid, known_successor.msg_id] = stamped
+        known[ItemKey(uid, successor.msg_id)] = stamped
     stored = message.stamp(message.ctime, previous.ctime)
     _insert(connection, [stored])
     return Stored(stored)
 
 
 def _insert(connection: DatabaseConnection, new: Sequence[InBandMessage]) -> None:
-    connection.insert(statements.INSERT_MESSAGES, [_row(message) for message in new])
-    ranges = [
-        (
-            m.uid,
-            m.ctime,
-            number,
-            r.end,
-            r.category,
-            r.prefix,
-            _encoder.encode(r.skip_msg_ids).decode(),
-        )
-        for m in new
-        if m.dismissal is not None
-        for number, r in enumerate(dismissed_ranges(m.dismissal, m.ctime))
-    ]
+    connection.insert(statements.INSERT_MESSAGES, [_message_row(message) for message in new])
+    ranges = [_range_row(m, n, r) for m in new for n, r in enumerate(_ranges_of(m))]
     connection.insert(statements.INSERT_RANGES, ranges)
 
 
-def _row(message: InBandMessage) -> tuple[object, ...]:
+def _message_row(message: InBandMessage) -> MessageRow:
     creation = message.creation
     category = expires_at = None
     if creation is not None:
@@ -181,16 +187,31 @@ def _row(message: InBandMessage) -> tuple[object, ...]:
         expires_at = creation.expires_at(message.ctime)
         if expires_at is None:
             expires_at = FOREVER
-    return (
-        message.uid,
-        message.ctime,
-        message.prev,
-        message.msg_id,
-        message.device_id,
-        _json(message),
-        category,
-        expires_at,
-        None,
+    return MessageRow(
+        uid=message.uid,
+        ctime=message.ctime,
+        prev=message.prev,
+        msg_id=message.msg_id,
+        device_id=message.device_id,
+        message=_json(message),
+        category=category,
+        expires_at=expires_at,
+    )
+
+
+def _ranges_of(message: InBandMessage) -> Iterable[DismissedRange]:
+    return () if message.dismissal is None else dismissed_ranges(message.dismissal, message.ctime)
+
+
+def _range_row(message: InBandMessage, number: int, range_: DismissedRange) -> RangeRow:
+    return RangeRow(
+        uid=message.uid,
+        ctime=message.ctime,
+        number=number,
+        end_time=range_.end,
+        category=range_.category,
+        prefix=range_.prefix,
+        skip_msg_ids=_json(range_.skip_msg_ids),
     )
 
 
@@ -204,7 +225,7 @@ def _store_deaths(
     """Store every death that follows from these messages, which are stored already: of the items
     that they create, by earlier facts, and of any item by their own dismissals. `users` are those
     of the batch as they were before it."""
-    deaths: dict[ItemID, Time] = {}
+    deaths: dict[ItemKey, Time] = {}
     created = [(m, users[m.uid]) for m in stored if m.creation is not None and m.uid in users]
     _keep_earliest(
         deaths, _deaths_by_tombstone(connection, [m for m, u in created if u.tombstone is not None])
@@ -216,53 +237,54 @@ def _store_deaths(
         ),
     )
     dismissing = [(m, m.dismissal) for m in stored if m.dismissal is not None]
-    dismissed_ids: dict[ItemID, Time] = {}
+    dismissed_ids: dict[ItemKey, Time] = {}
     if dismissing:
-        _keep_earliest(
-            dismissed_ids, (((m.uid, id_), m.ctime) for m, d in dismissing for id_ in d.msg_ids)
-        )
+        dismissals = ((m, id_) for m, d in dismissing for id_ in d.msg_ids)
+        _keep_earliest(dismissed_ids, ((ItemKey(m.uid, id_), m.ctime) for m, id_ in dismissals))
         _keep_earliest(deaths, dismissed_ids.items())
         _keep_earliest(deaths, _deaths_by_new_range(connection, dismissing, now, has_late_replay))
     if deaths:
-        connection.execute_rows(
-            statements.DISMISS_ITEMS, [(*id_, at) for id_, at in deaths.items()]
-        )
+        connection.execute_rows(statements.DISMISS_ITEMS, _deaths(deaths))
     if dismissed_ids:
-        rows = [(*id_, at) for id_, at in dismissed_ids.items()]
-        connection.execute_rows(statements.INSERT_TOMBSTONES, rows)
+        connection.execute_rows(statements.INSERT_TOMBSTONES, _deaths(dismissed_ids))
+
+
+def _deaths(times: Mapping[ItemKey, Time]) -> list[Death]:
+    return [Death(key.uid, key.msg_id, at) for key, at in times.items()]
 
 
 def _deaths_by_tombstone(
     connection: DatabaseConnection, created: Sequence[InBandMessage]
-) -> Iterator[tuple[ItemID, Time]]:
+) -> Iterator[tuple[ItemKey, Time]]:
     """The deaths of new items that were dismissed by id before they arrived."""
     if not created:
         return
-    ids = [(message.uid, message.msg_id) for message in created]
+    ids = [ItemKey(message.uid, message.msg_id) for message in created]
     tombstones = connection.execute_rows(statements.MATCHING_TOMBSTONES, ids)
-    yield from (((row.uid, row.msg_id), row.ctime) for row in tombstones)
+    yield from ((ItemKey(row.uid, row.msg_id), row.ctime) for row in tombstones)
     if tombstones:
-        matched = [(row.uid, row.msg_id) for row in tombstones]
+        matched = [ItemKey(row.uid, row.msg_id) for row in tombstones]
         connection.execute_rows(statements.DELETE_TOMBSTONES, matched)
 
 
 def _deaths_by_earlier_range(
     connection: DatabaseConnection, created: Sequence[InBandMessage]
-) -> Iterator[tuple[ItemID, Time]]:
+) -> Iterator[tuple[ItemKey, Time]]:
     """The deaths of new items that an earlier range covers."""
     if not created:
         return
     first_ctimes: dict[UID, Time] = {}
     _keep_earliest(first_ctimes, ((message.uid, message.ctime) for message in created))
     ranges: defaultdict[UID, list[DismissedRange]] = defaultdict(list)
-    for row in connection.execute_rows(statements.RANGES_ENDING_AFTER, first_ctimes.items()):
+    keys = [UserClock(uid, ctime) for uid, ctime in first_ctimes.items()]
+    for row in connection.execute_rows(statements.RANGES_ENDING_AFTER, keys):
         ranges[row.uid].append(_range(row))
     for message in created:
         item = Item.of(message)
         if item is not None:
             for range_ in ranges[message.uid]:
                 if range_.covers(item):
-                    yield (message.uid, message.msg_id), range_.ctime
+                    yield ItemKey(message.uid, message.msg_id), range_.ctime
 
 
 def _deaths_by_new_range(
@@ -270,28 +292,28 @@ def _deaths_by_new_range(
     dismissing: Sequence[tuple[InBandMessage, Dismissal]],
     now: Time,
     has_late_replay: bool,
-) -> Iterator[tuple[ItemID, Time]]:
+) -> Iterator[tuple[ItemKey, Time]]:
     """The deaths of items that these new dismissals cover by range."""
     ranges = [(m.uid, r) for m, d in dismissing for r in dismissed_ranges(d, m.ctime)]
     if not ranges:
         return
     statement = statements.ITEMS_COVERED_IN_LOG if has_late_replay else statements.ITEMS_COVERED
     rows = [
-        (
-            uid,
-            r.ctime,
-            r.end,
-            r.category,
-            int(r.prefix),
-            number,
-            min(now, r.ctime) - MAX_CLOCK_DIFFERENCE,
+        NewRange(
+            uid=uid,
+            ctime=range_.ctime,
+            end_time=range_.end,
+            category=range_.category,
+            prefix=int(range_.prefix),
+            number=number,
+            expired=min(now, range_.ctime) - MAX_CLOCK_DIFFERENCE,
         )
-        for number, (uid, r) in enumerate(ranges)
+        for number, (uid, range_) in enumerate(ranges)
     ]
     for row in connection.execute_rows(statement, rows):
         range_ = ranges[row.range][1]
         if range_.matches(row.msg_id, row.category):
-            yield (row.uid, row.msg_id), range_.ctime
+            yield ItemKey(row.uid, row.msg_id), range_.ctime
 
 
 def _keep_earliest(earliest: dict[T, Time], times: Iterable[tuple[T, Time]]) -> None:
@@ -305,10 +327,10 @@ def _keep_earliest(earliest: dict[T, Time], times: Iterable[tuple[T, Time]]) -> 
 
 def _lock_users(connection: DatabaseConnection, uids: Iterable[UID]) -> dict[UID, LockedUser]:
     """Lock the users, so that no other transaction writes for them until the commit."""
-    keys = [(uid,) for uid in uids]
+    keys = [UserKey(uid) for uid in uids]
     if connection.dialect.has_row_locks:
-        new_rows = [(uid, bucket_of(uid)) for (uid,) in keys]
-        connection.execute_rows(statements.INSERT_USERS, new_rows)
+        rows = [UserRow(key.uid, bucket_of(key.uid)) for key in keys]
+        connection.execute_rows(statements.INSERT_USERS, rows)
         connection.execute_rows(statements.LOCK_USERS, keys)
     return {user.uid: user for user in connection.execute_rows(statements.LOCKED_USERS, keys)}
 
@@ -327,7 +349,7 @@ def read_user_clocks(
     """The clocks of these users; without `any_bucket`, those that another shard holds are left
     out."""
     held = list(uids) if any_bucket else _held_users(connection, uids)
-    rows = connection.execute_rows(statements.USER_CLOCKS, [(uid,) for uid in held])
+    rows = connection.execute_rows(statements.USER_CLOCKS, map(UserKey, held))
     return dict.fromkeys(held, 0) | {row.uid: row.ctime for row in rows}
 
 
@@ -351,10 +373,10 @@ def wrong_shards(connection: DatabaseConnection, buckets: Iterable[int]) -> list
 
 def _read_known(
     connection: DatabaseConnection, messages: Sequence[InBandMessage]
-) -> dict[ItemID, InBandMessage]:
-    ids = [(message.uid, message.msg_id) for message in messages]
+) -> dict[ItemKey, InBandMessage]:
+    ids = [ItemKey(message.uid, message.msg_id) for message in messages]
     rows = connection.execute_rows(statements.KNOWN_MESSAGES, ids)
-    return {(row.uid, row.msg_id): message_of(row) for row in rows}
+    return {ItemKey(row.uid, row.msg_id): message_of(row) for row in rows}
 
 
 def read_state(
@@ -429,7 +451,7 @@ def _read_fates(
     for message in log:
         if message.dismissal is not None:
             msg_ids.update(message.dismissal.msg_ids)
-    rows = connection.execute_rows(statements.ITEM_FATES, [(uid, id_) for id_ in msg_ids])
+    rows = connection.execute_rows(statements.ITEM_FATES, [ItemKey(uid, id_) for id_ in msg_ids])
     fates = {
         row.msg_id: ItemFate(row.ctime, row.device_id, row.expires_at, row.dismissed_at)
         for row in rows
@@ -453,10 +475,27 @@ def message_of(row: _Logged) -> InBandMessage:
     return _decoder.decode(row.message).stamp(row.ctime, row.prev)
 
 
-def _item(row: _Logged) -> Item:
-    item = Item.of(_decoder.decode(row.message).stamp(row.ctime, 0))
-    assert item is not None  # the row has a category, so its message has a creation
-    return item
+def _item(row: StoredItem) -> Item:
+    """The item of a row. Only the body is taken from the JSON, as bytes: the rest is in columns,
+    and all of it was checked before it was stored."""
+    return Item(
+        row.msg_id,
+        row.ctime,
+        row.category,
+        _body_decoder.decode(row.message).creation.body,
+        row.device_id,
+        None if row.expires_at == FOREVER else row.expires_at,
+    )
+
+
+class _StoredCreation(Struct):
+    body: Raw
+
+
+class _StoredBody(Struct):
+    """What is needed of a stored message for its item."""
+
+    creation: _StoredCreation
 
 
 def _range(row: StoredRange) -> DismissedRange:
@@ -470,3 +509,4 @@ def _json(value: object) -> str:
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(InBandMessage)
+_body_decoder = msgspec.json.Decoder(_StoredBody)
