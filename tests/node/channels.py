@@ -10,7 +10,8 @@ import msgspec
 from gregor.core.message import Message
 from gregor.errors import Unauthenticated
 from gregor.interfaces import Caller, Outcome, Rejected
-from gregor.node.conversation import Admission, ChannelClosed, DeliveryCounts
+from gregor.node.channel import ChannelClosed
+from gregor.node.conversation import Admission, DeliveryCounts
 from gregor.node.node import Node
 from gregor.protocol.effects import Close, Send
 

@@ -3,7 +3,7 @@
 import pytest
 from websockets.frames import Frame, Opcode
 
-from gregor.node.conversation import NO_SOCKET
+from gregor.node.channel import NO_SOCKET
 from gregor.server.socket import socket_of, text_frame
 
 

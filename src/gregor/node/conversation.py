@@ -18,6 +18,7 @@ from gregor.core.message import UID, DeviceID, Message, OutOfBandMessage
 from gregor.errors import GregorError, TooLarge, Unauthenticated, Unavailable
 from gregor.interfaces import Caller, Outcome, Rejected
 from gregor.log_event import LogEvent
+from gregor.node.channel import Channel, ChannelClosed
 from gregor.node.node import Node
 from gregor.protocol.effects import Close, Send
 from gregor.protocol.frames import MAX_FRAME, Frame, Messages
@@ -32,49 +33,6 @@ from gregor.protocol.server_session import (
 )
 
 log = logging.getLogger("gregor.node")
-
-
-class ChannelClosed(Exception):
-    """The connection to the device has ended, by either side."""
-
-
-class Socket(Protocol):
-    """A socket to which a text frame can be written without waiting, while it is `ready`."""
-
-    @property
-    def ready(self) -> bool: ...
-    def write(self, text: str) -> None: ...
-
-
-class NoSocket:
-    """For channels without such a socket: never ready."""
-
-    ready = False
-
-    def write(self, text: str) -> None:
-        raise AssertionError("write to a socket that is not ready")
-
-
-NO_SOCKET = NoSocket()
-
-
-class Channel(Protocol):
-    """A connection to one device. A reader and a writer use it at the same time."""
-
-    @property
-    def socket(self) -> Socket:
-        """Takes frames directly while no `write` is pending, and it is ready."""
-        ...
-
-    async def read(self) -> str | None:
-        """The next frame of the device: its text, or None if it is binary. Raises ChannelClosed
-        when the connection has ended, also after a Close was written."""
-        ...
-
-    async def write(self, effect: Send | Close) -> None:
-        """Send a frame, or close the connection. Waits until the connection accepts it. Raises
-        ChannelClosed if the connection has ended."""
-        ...
 
 
 class Admission(NamedTuple):

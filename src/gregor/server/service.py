@@ -10,13 +10,8 @@ from gregor.core.message import Message
 from gregor.errors import Forbidden, GregorError, Unavailable
 from gregor.interfaces import Caller, Outcome, Rejected
 from gregor.log_event import LogEvent
-from gregor.node.conversation import (
-    Admission,
-    Channel,
-    Conversation,
-    DeliveryCounts,
-    Resumption,
-)
+from gregor.node.channel import Channel
+from gregor.node.conversation import Admission, Conversation, DeliveryCounts, Resumption
 from gregor.node.node import Node
 from gregor.server.auth import Authenticator, Identity, Role
 from gregor.server.connections import Connections

@@ -14,7 +14,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.http11 import Request
 from websockets.protocol import State
 
-from gregor.node.conversation import NO_SOCKET, Socket
+from gregor.node.channel import NO_SOCKET, Socket
 
 EXTENSION = "gregor.socket"
 

@@ -5,7 +5,8 @@ import asyncio
 from starlette.types import Receive, Scope
 from starlette.types import Send as ASGISend
 
-from gregor.node.conversation import NO_SOCKET, ChannelClosed, Resumption
+from gregor.node.channel import NO_SOCKET, ChannelClosed
+from gregor.node.conversation import Resumption
 from gregor.protocol.effects import Close, Send
 from gregor.protocol.frames import Messages, SyncPage
 from gregor.server.service import Service

@@ -13,13 +13,8 @@ from gregor.client.connection import Disconnected
 from gregor.core.message import UID, Message
 from gregor.errors import Unauthenticated
 from gregor.interfaces import Caller, Outcome, Rejected
-from gregor.node.conversation import (
-    NO_SOCKET,
-    Admission,
-    ChannelClosed,
-    Conversation,
-    DeliveryCounts,
-)
+from gregor.node.channel import NO_SOCKET, ChannelClosed
+from gregor.node.conversation import Admission, Conversation, DeliveryCounts
 from gregor.node.node import Node
 from gregor.protocol.effects import Close, Send
 
