@@ -33,7 +33,9 @@ def arrows(table: Mapping[Any, Mapping[Any, Any]]) -> Iterator[Arrow]:
     for state, row in table.items():
         for event, following in row.items():
             targets = following if isinstance(following, tuple) else (following,)
-            yield Arrow(words(state), words(event), " or ".join(words(each) for each in targets))
+            *others, last = [words(each) for each in targets]
+            either = f"{', '.join(others)} or {last}" if others else last
+            yield Arrow(words(state), words(event), either)
 
 
 def words(name: Any) -> str:

@@ -81,6 +81,8 @@ class PageSent(Struct, frozen=True):
     """The socket has accepted the next page."""
 
 
+LIVE = Live()  # one value for all sessions: most are live
+
 DeliveryState: TypeAlias = Live | Lagging | ReadingStore | Paging
 DeliveryEvent: TypeAlias = SyncNeeded | ReadStarted | SyncRead | PageSent
 
@@ -100,7 +102,7 @@ def after(state: DeliveryState, event: DeliveryEvent) -> DeliveryState:
         case Live() | Lagging(), SyncNeeded(cursor):
             return Lagging(cursor)
         case Lagging(cursor), ReadStarted():
-            return ReadingStore(cursor, then=Live())
+            return ReadingStore(cursor, then=LIVE)
         case ReadingStore(start, _), SyncNeeded(cursor):
             return ReadingStore(start, then=Lagging(cursor))
         case ReadingStore(start, then), SyncRead(sync):

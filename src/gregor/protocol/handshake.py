@@ -39,6 +39,8 @@ class Handshake:
     """The phase of a conversation, and the user and device once they are known. Each method does
     one transition, and returns whether the phase allows it."""
 
+    __slots__ = ("device_id", "phase", "uid")
+
     def __init__(self) -> None:
         self.phase = Phase.GREETING
         self.uid: UID = ""

@@ -17,6 +17,16 @@ class OutboundQueue:
     There are at most QUEUE_MESSAGES control frames. Messages have at most QUEUE_BYTES, and those of
     publications are at most QUEUE_MESSAGES. Who adds more is told, and decides what to drop."""
 
+    __slots__ = (
+        "_bytes",
+        "_close",
+        "_control_frames",
+        "_out_of_band",
+        "_publication_bytes",
+        "_publication_messages",
+        "_publications",
+    )
+
     def __init__(self) -> None:
         self._control_frames: list[Frame] = []
         self._close: Close | None = None

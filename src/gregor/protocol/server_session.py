@@ -109,6 +109,15 @@ Effect: TypeAlias = Send | CatchUp | Close
 class ServerSession:
     """The node's side of one conversation. It does no I/O; it returns requests and effects."""
 
+    __slots__ = (
+        "_handshake",
+        "_queue",
+        "cursor",
+        "delivery",
+        "position",
+        "slow_consumer_resets",
+    )
+
     def __init__(self) -> None:
         self.cursor: Time = 0
         self.position: Time = 0
