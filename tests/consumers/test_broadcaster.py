@@ -2,7 +2,7 @@
 
 from gregor.consumers.broadcaster import Broadcaster
 from gregor.core.message import InBandMessage, create, out_of_band
-from gregor.protocol.server_session import Publication
+from gregor.protocol.publication import Publication
 from tests.node.fakes import FakeListener
 
 

@@ -18,7 +18,7 @@ BROADCASTER = "tests/consumers/test_broadcaster.py::"
 REPLICA = "tests/client/test_replica.py::"
 PUBSUB_FAULTS = "tests/pubsub/test_faults.py::"
 PUBSUB_REDIS = "tests/pubsub/test_remote.py::TestRedis::"
-CONVERSATION = "tests/protocol/test_conversation.py::"
+SESSION_PAIR = "tests/protocol/test_session_pair.py::"
 AUTHENTICATOR = "tests/server/test_authenticator.py::"
 FLEET = "tests/node/test_fleet.py::"
 SHARDED = "tests/shards/test_sharded.py::"
@@ -339,31 +339,50 @@ MUTATIONS = [
         "protocol/server_session.py",
         "if publication.prev != self.position:",
         "if publication.prev > self.position:",
-        CONVERSATION + "test_gap_repair_that_starts_before_the_position_does_not_revive_dead_items",
+        SESSION_PAIR + "test_gap_repair_that_starts_before_the_position_does_not_revive_dead_items",
     ),
     Mutation(
-        "messages queued before a sync are sent after it",
+        "publications that arrive during a read are not compared with the sync",
         "protocol/server_session.py",
-        """        self._clear_pending()
-        buffered,""",
-        "        buffered,",
-        CONVERSATION + "test_messages_pending_before_a_sync_are_not_sent_after_it",
+        """        for publication in self._queue.take_publications():
+            self.publish(publication)
+""",
+        "",
+        SERVER_SESSION + "test_publications_during_a_catch_up_are_sent_after_the_sync",
     ),
     Mutation(
         "a queue that overflows is dropped without a resync",
         "protocol/server_session.py",
-        """        self._resync_from = self.cursor
-
-    # The writer""",
-        "\n    # The writer",
-        CONVERSATION + "test_slow_consumer_is_reset_and_misses_no_message",
+        """        self._queue.drop_out_of_band()
+        self._sync_from(self.cursor)
+""",
+        "        self._queue.drop_out_of_band()\n        self._queue.take_publications()\n",
+        SESSION_PAIR + "test_slow_consumer_is_reset_and_misses_no_message",
+    ),
+    Mutation(
+        "a sync in progress is given up when another one is needed",
+        "protocol/delivery_state.py",
+        """        case Paging(unsent, _), SyncNeeded(cursor):
+            return Paging(unsent, then=Lagging(cursor))
+""",
+        """        case Paging(), SyncNeeded(cursor):
+            return Lagging(cursor)
+""",
+        SERVER_SESSION + "test_verify_during_a_sync_is_answered_after_its_last_page",
+    ),
+    Mutation(
+        "a conversation that is closed while it authenticates opens again",
+        "protocol/handshake.py",
+        "    Phase.CLOSED: {},",
+        '    Phase.CLOSED: {"authenticated": Phase.OPEN},',
+        SERVER_SESSION + "test_conversation_closed_during_authentication_stays_closed",
     ),
     Mutation(
         "a page of changes has the cursor of the whole sync",
         "protocol/frames.py",
         "cursor = last.ctime if more and",
         "cursor = sync.cursor if more and",
-        CONVERSATION + "test_reconnect_between_two_pages_continues_after_the_first",
+        SESSION_PAIR + "test_reconnect_between_two_pages_continues_after_the_first",
     ),
     Mutation(
         "a duplicate frame is applied again and moves the cursor back",
@@ -371,6 +390,22 @@ MUTATIONS = [
         "        if cursor <= self.cursor:\n            return []",
         "        if cursor < 0:\n            return []",
         CLIENT_SESSION + "test_frame_up_to_the_cursor_is_not_applied_again",
+    ),
+    Mutation(
+        "a sync that ends before an ignored frame is taken for complete",
+        "protocol/sync_state.py",
+        "return UpToDate() if highest <= page.cursor else Syncing(highest=highest)",
+        "return UpToDate()",
+        CLIENT_SESSION + "test_sync_that_ends_before_an_ignored_frame_is_requested_again",
+    ),
+    Mutation(
+        "a conversation whose socket is ready overtakes its writer",
+        "node/conversation.py",
+        """        if self._wakeup.done():
+            return  # the writer is busy, and asks the session again before it waits
+""",
+        "",
+        "tests/node/test_conversation.py::test_nothing_is_written_directly_while_a_write_is_pending",
     ),
     # The node
     Mutation(
@@ -588,9 +623,9 @@ MUTATIONS = [
     ),
     Mutation(
         "the time for the hello does not limit the authenticator",
-        "server/websocket.py",
-        "self._service.identify(token, seconds)",
-        "self._service.identify(token)",
+        "server/service.py",
+        "identity = await self.identify(token, seconds)",
+        "identity = await self.identify(token)",
         AUTHENTICATOR + "test_wait_for_the_authenticator_counts_towards_the_hello_timeout",
     ),
     Mutation(

@@ -10,7 +10,8 @@ from gregor.errors import Malformed, StorageUnavailable
 from gregor.interfaces import Caller, Outcome, Slot
 from gregor.node.node import Node
 from gregor.node.observer import Observer
-from gregor.protocol.server_session import Publication, ServerSession
+from gregor.protocol.publication import Publication
+from gregor.protocol.server_session import ServerSession
 from gregor.pubsub.interface import Event
 from gregor.pubsub.memory import Exchange, MemoryPubSub
 from gregor.stores.memory import MemoryStateMachine

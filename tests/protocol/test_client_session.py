@@ -11,7 +11,6 @@ from gregor.errors import Action, Malformed
 from gregor.protocol.client_session import (
     Acked,
     Apply,
-    ClientPhase,
     ClientSession,
     Compare,
     Deferred,
@@ -22,6 +21,7 @@ from gregor.protocol.client_session import (
     Replace,
     Welcomed,
 )
+from gregor.protocol.effects import Send
 from gregor.protocol.frames import (
     Ack,
     Consume,
@@ -38,7 +38,7 @@ from gregor.protocol.frames import (
     Welcome,
     encode,
 )
-from gregor.protocol.server_session import Send
+from gregor.protocol.sync_state import Syncing, UpToDate
 
 HASH = state_hash(())
 OK = (Result("stored", "u", "m", 12),)
@@ -77,9 +77,10 @@ def test_last_page_of_a_sync_leads_to_a_compare() -> None:
     session = ClientSession("t", "d1", 7)
     receive(session, Welcome("u", "d1", 50, Limits()))
     assert receive(session, changes(7, 9, message(9), more=True)) == [Apply((message(9),), 9)]
-    assert session.phase is ClientPhase.SYNCING
+    assert session.state == Syncing()
     assert receive(session, changes(9, 12)) == [Apply((), 12), Compare(50, HASH)]
-    assert (session.phase, session.cursor) == (ClientPhase.LIVE, 12)
+    assert session.is_up_to_date
+    assert session.cursor == 12
 
 
 def test_snapshot_replaces_the_replica_only_after_its_last_page() -> None:
@@ -113,7 +114,7 @@ def test_frame_up_to_the_cursor_is_not_applied_again() -> None:
 def test_frame_after_a_gap_is_ignored_and_a_sync_is_requested() -> None:
     session = live_session(10)
     assert receive(session, Messages(11, (message(12),), 12)) == [Send(Verify(10))]
-    assert (session.phase, session.cursor) == (ClientPhase.SYNCING, 10)
+    assert (session.state, session.cursor) == (Syncing(), 10)
 
 
 def test_frame_during_a_sync_does_not_move_the_cursor() -> None:
@@ -142,6 +143,15 @@ def test_sync_that_ends_before_an_ignored_frame_is_requested_again() -> None:
     session.verify()
     assert receive(session, Messages(13, (message(14),), 14)) == []
     assert receive(session, changes(10, 12))[-1] == Send(Verify(12))
+
+
+def test_pages_of_a_snapshot_that_was_not_completed_are_forgotten() -> None:
+    session = live_session(10)
+    item = Item("m", 5, "a", msgspec.Raw(b"1"))
+    receive(session, SyncPage("snapshot", 0, 12, 50, HASH, more=True, items=(item,)))
+    receive(session, changes(10, 12))
+    replaced = receive(session, SyncPage("snapshot", 0, 12, 50, HASH))
+    assert replaced[0] == Replace(Snapshot(), 12)
 
 
 def test_hash_mismatch_is_counted_and_requests_a_snapshot() -> None:
@@ -222,5 +232,5 @@ def test_malformed_frame_is_rejected_and_changes_nothing(text: str | bytes) -> N
     session = live_session(10)
     with pytest.raises(Malformed):
         session.receive(text)
-    assert (session.phase, session.cursor) == (ClientPhase.LIVE, 10)
+    assert (session.state, session.cursor) == (UpToDate(), 10)
     assert receive(session, Messages(10, (message(11),), 11)) == [Apply((message(11),), 11)]

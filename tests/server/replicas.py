@@ -22,7 +22,7 @@ from gregor.protocol.client_session import (
     Reconnect,
     Replace,
 )
-from gregor.protocol.server_session import Send
+from gregor.protocol.effects import Send
 
 CONNECTION_ERRORS = (ConnectionClosed, InvalidHandshake, OSError)
 LOG_QUERY = "SELECT uid, ctime, prev, msg_id FROM messages ORDER BY uid, ctime"

@@ -26,7 +26,7 @@ from tests.server.harness import (
     token,
     until,
 )
-from tests.server.test_delivery import (
+from tests.server.test_slow_consumers import (
     FLOOD_MESSAGES,
     flood,
     receive_ids,

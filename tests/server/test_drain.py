@@ -10,15 +10,14 @@ from websockets.exceptions import InvalidStatus
 
 from gregor.consumers.broadcaster import Broadcaster
 from gregor.node.node import Node
-from gregor.protocol.server_session import Close, Send
 from gregor.server.auth import OpenAuthenticator
-from gregor.server.delivery import Delivery
 from gregor.server.metrics import Metrics
 from gregor.server.service import Service
 from gregor.stores.memory import MemoryStateMachine
 from gregor.testing import virtual_time
 from tests.client.harness import on_virtual_time
 from tests.fleet.servers import Redis
+from tests.node.channels import FakeChannel
 from tests.server.harness import RawDevice, Served, creation, serving, shared_settings, to
 
 DRAIN_SECONDS = 1.0
@@ -71,27 +70,16 @@ async def drain_on_virtual_time(devices: int, seconds: float) -> DrainTimes:
     """Drain a service with this number of devices. Needs a loop with virtual time."""
     clock = asyncio.get_running_loop().time
     node = Node(MemoryStateMachine(virtual_time.clock), Broadcaster(), clock=virtual_time.clock)
-    metrics = Metrics()
-    service = Service(node, OpenAuthenticator(), metrics)
-    closed: list[float] = []
-
-    async def run_device() -> None:
-        async def write(effect: Send | Close) -> None:
-            if isinstance(effect, Close):
-                closed.append(clock())
-
-        delivery = Delivery(node, metrics)
-        with service.connections.serving(delivery):
-            await delivery.write_all(write)
-
+    service = Service(node, OpenAuthenticator(), Metrics())
+    channels = [FakeChannel() for _ in range(devices)]
     async with asyncio.TaskGroup() as tasks:
-        for _ in range(devices):
-            tasks.create_task(run_device())
+        for channel in channels:
+            tasks.create_task(service.serve(channel))
         await asyncio.sleep(1.0)
         started = clock()
         await service.drain(seconds)
         complete = clock() - started
-    return DrainTimes([when - started for when in closed], complete)
+    return DrainTimes([channel.closed_at - started for channel in channels], complete)
 
 
 @on_virtual_time

@@ -3,7 +3,8 @@
 import pytest
 from websockets.frames import Frame, Opcode
 
-from gregor.server.socket import NO_SOCKET, socket_of, text_frame
+from gregor.node.channel import NO_SOCKET
+from gregor.server.socket import socket_of, text_frame
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 65_535, 65_536, 300_000])

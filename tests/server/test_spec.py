@@ -26,7 +26,7 @@ from gregor.core.state import Item
 from gregor.errors import Action, GregorError, HistoryForgotten, Malformed, SetupError
 from gregor.protocol import frames
 from gregor.protocol.later_versions import decode_node_frame
-from gregor.protocol.server_session import QUEUE_BYTES, QUEUE_MESSAGES
+from gregor.protocol.outbound_queue import QUEUE_BYTES, QUEUE_MESSAGES
 from gregor.server import connections, service
 from gregor.server.process import config
 

@@ -27,11 +27,11 @@ async def test_samples_of_all_workers_have_a_worker_label(tmp_path: Path) -> Non
         assert f'gregor_commit_seconds_count{{worker="{worker}"}} {commits}.0' in page
         assert f'gregor_commit_seconds_bucket{{le="0.002",worker="{worker}"}} 0.0' in page
         assert f'gregor_commit_seconds_bucket{{le="+Inf",worker="{worker}"}} {commits}.0' in page
-        assert f'gregor_deliveries_total{{worker="{worker}"}} 0.0' in page
+        assert f'gregor_failed_commits_total{{worker="{worker}"}} 0.0' in page
     described = [line.split()[2] for line in page if line.startswith("# TYPE")]
     assert len(described) == len(set(described))
-    assert "# TYPE gregor_deliveries_total counter" in page
-    assert "# HELP gregor_deliveries_total Messages written to devices" in page
+    assert "# TYPE gregor_failed_commits_total counter" in page
+    assert "# HELP gregor_failed_commits_total Commits that the store did not accept" in page
 
 
 async def test_worker_that_does_not_answer_is_left_out_and_shown_as_down(

@@ -56,7 +56,7 @@ from gregor.pubsub.memory import Exchange, MemoryPubSub
 from gregor.server.auth import OpenAuthenticator
 from gregor.server.metrics import Metrics
 from gregor.server.service import Service
-from gregor.server.websocket import WebSocketConnection
+from gregor.server.websocket import WebSocketChannel
 from gregor.testing import virtual_time
 from tests.simulation.simulated_stores import ShardedStore, SharedStore, SimulatedStore, StoreLink
 
@@ -267,9 +267,7 @@ class SimulatedNode:
             return
         self._connections[connection] = None
         try:
-            websocket = WebSocketConnection(service, connection.asgi_receive, connection.asgi_send)
-            with service.connections.serving(websocket):
-                await websocket.run()
+            await service.serve(WebSocketChannel(connection.asgi_receive, connection.asgi_send))
         finally:
             del self._connections[connection]
             connection.cut("the node closes the connection")

@@ -20,7 +20,6 @@ from gregor.interfaces import Outcome, Rejected, Relayed, Stored
 from gregor.protocol.client_session import (
     Acked,
     Apply,
-    ClientPhase,
     ClientSession,
     Compare,
     DeliverOutOfBand,
@@ -28,14 +27,10 @@ from gregor.protocol.client_session import (
     Replace,
     Welcomed,
 )
+from gregor.protocol.effects import Send
 from gregor.protocol.frames import PAGE_BYTES, Result, encode
-from gregor.protocol.server_session import (
-    Authenticate,
-    CatchUp,
-    Publication,
-    Send,
-    ServerSession,
-)
+from gregor.protocol.publication import Publication
+from gregor.protocol.server_session import Authenticate, CatchUp, ServerSession
 from gregor.protocol.server_session import Store as StoreRequest
 from gregor.stores.memory import MemoryStateMachine
 from gregor.testing.clock import ManualClock
@@ -122,7 +117,7 @@ class DeviceRun:
         self._session, self._welcomed, self._online, self._window = None, False, False, ()
 
     def _restart(self) -> None:
-        """The app ends, and starts again with what its store has kept. Listeners start again."""
+        """The app ends, and starts again with what its store has kept. Subscribers start again."""
         self._disconnect()
         self._events = []
         self.replica = load_replica(self._records, DEVICE).derived()
@@ -152,7 +147,7 @@ class DeviceRun:
     def _compare(self, as_of: Time, hash_: str) -> None:
         assert self._session is not None
         self._carry_out(self._session.hash_compared(self.replica.hash_matches(as_of, hash_)))
-        if self._session.phase is ClientPhase.LIVE:
+        if self._session.is_up_to_date:
             self._change(self.replica.prune(self._now))
             self._events += [{"synced": {}}] if self._online else [{"online": {}}, {"synced": {}}]
             self._online = True

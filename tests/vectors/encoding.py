@@ -18,7 +18,7 @@ from gregor.protocol.client_session import (
     Replace,
     Welcomed,
 )
-from gregor.protocol.server_session import Send
+from gregor.protocol.effects import Send
 
 JSON: TypeAlias = Any
 

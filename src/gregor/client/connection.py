@@ -22,9 +22,9 @@ from gregor.core.sync import Snapshot
 from gregor.errors import Action, GregorError, Malformed, SetupError, Unavailable, error_from_code
 from gregor.log_event import LogEvent
 from gregor.protocol import client_session as session
-from gregor.protocol.client_session import ClientPhase, ClientSession
+from gregor.protocol.client_session import ClientSession
+from gregor.protocol.effects import Send
 from gregor.protocol.frames import PAGE_BYTES, Error, Problem, Result
-from gregor.protocol.server_session import Send
 
 log = logging.getLogger("gregor.client")
 
@@ -115,7 +115,7 @@ class Connection:
     def synced(self) -> bool:
         """Whether the replica is connected and up to date with the node."""
         current = self._conversation
-        return self.online and current is not None and current.session.phase is ClientPhase.LIVE
+        return self.online and current is not None and current.session.is_up_to_date
 
     async def run(self) -> None:
         """Connect, and reconnect whenever the connection is lost. Returns once `failure` is set."""
@@ -277,7 +277,7 @@ class _Conversation:
     def _next_deadline(self) -> float | None:
         """When to give up reading, in loop time. A live conversation may be silent; one that waits
         for a welcome or a sync may not."""
-        if self.session.phase is not ClientPhase.LIVE:
+        if not self.session.is_up_to_date:
             return asyncio.get_running_loop().time() + ANSWER_TIMEOUT_SECONDS
         return self._reconnect_at
 
@@ -330,7 +330,7 @@ class _Conversation:
                 LogEvent("the replica differs from the node's state", cursor=self.session.cursor)
             )
         await self._execute(self.session.hash_compared(equal))
-        if self.session.phase is ClientPhase.LIVE:
+        if self.session.is_up_to_date:
             await self._owner.change(lambda replica, now: replica.prune(now))
             self._connection.on_synced()
 

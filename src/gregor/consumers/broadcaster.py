@@ -12,7 +12,7 @@ from typing import Protocol
 from gregor.core.instant import Time
 from gregor.core.message import UID, InBandMessage, Message, OutOfBandMessage
 from gregor.interfaces import BatchConsumer
-from gregor.protocol.server_session import Publication
+from gregor.protocol.publication import Publication
 
 MAX_PUBLICATION_MESSAGES = 100
 

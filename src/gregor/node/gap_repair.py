@@ -18,7 +18,7 @@ from gregor.errors import Unavailable
 from gregor.interfaces import StateMachineOfRecord
 from gregor.log_event import LogEvent
 from gregor.node.observer import Observer
-from gregor.protocol.server_session import Publication
+from gregor.protocol.publication import Publication
 
 log = logging.getLogger("gregor.node")
 

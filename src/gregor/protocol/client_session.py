@@ -1,24 +1,22 @@
 """The device's side of one conversation: a pure state machine.
 
-    GREETING ── welcome ──▶ SYNCING ── last page ──▶ LIVE
-
 Input is a frame or an event; output is a list of effects, which the transport carries out in order.
 The session knows the replica's cursor, which decides whether a frame continues what the replica
-knows; it has no access to the replica itself. At most one `consume` is in flight.
+knows; it has no access to the replica itself. `sync_state.py` has the states of a session, and the
+table of their transitions; this module turns frames and calls into its events. At most one
+`consume` is in flight.
 """
 
 from collections.abc import Sequence
-from enum import Enum, auto
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
-from msgspec import Raw
+from msgspec import Raw, Struct
 
-from gregor.core.facts import DismissedRange
 from gregor.core.instant import Time
-from gregor.core.message import UID, DeviceID, InBandMessage, Message, MsgID
-from gregor.core.state import Item
+from gregor.core.message import UID, DeviceID, InBandMessage, Message
 from gregor.core.sync import Snapshot
 from gregor.errors import Action
+from gregor.protocol.effects import Send
 from gregor.protocol.frames import (
     PROTOCOL,
     Ack,
@@ -35,13 +33,16 @@ from gregor.protocol.frames import (
     encode,
 )
 from gregor.protocol.later_versions import decode_node_frame
-from gregor.protocol.server_session import Send
-
-
-class ClientPhase(Enum):
-    GREETING = auto()
-    SYNCING = auto()
-    LIVE = auto()
+from gregor.protocol.sync_state import (
+    FrameIgnored,
+    Greeting,
+    PageAccepted,
+    SyncExpected,
+    Syncing,
+    SyncState,
+    UpToDate,
+    after,
+)
 
 
 class Welcomed(NamedTuple):
@@ -118,25 +119,35 @@ Effect: TypeAlias = (
 )
 
 
+class Answered(Struct, frozen=True):
+    """No consume is in flight. The last one, if there was one, had the number `n`."""
+
+    n: int
+
+
+class InFlight(Struct, frozen=True):
+    """The consume with the number `n` is sent, and not answered."""
+
+    n: int
+
+
 class ClientSession:
     """The device's side of one conversation with a node. It does no I/O; it returns effects. Each
     connection has a new session, which starts at the replica's cursor."""
 
     def __init__(self, token: str, device_id: DeviceID, cursor: Time) -> None:
-        self.phase = ClientPhase.GREETING
+        self.state: SyncState = Greeting()
         self.cursor = cursor
         self.mismatches = 0
         self._token = token
         self._device_id = device_id
-        self._consumes_sent = 0
-        self._in_flight: int | None = None  # the `n` of the consume in flight
-        self._from_snapshot = False
-        # The first sync may end before our cursor: the node's store may be a restored backup.
-        self._accept_older_snapshot = True
-        self._highest_cursor: Time = 0  # of the frames that were ignored during a sync
-        self._items: list[Item] = []
-        self._dismissed_ids: list[tuple[MsgID, Time]] = []
-        self._dismissed_ranges: list[DismissedRange] = []
+        self._last_consume: Answered | InFlight = Answered(0)
+        self._last_sync: Literal["changes", "snapshot"] | None = None  # the last complete one
+
+    @property
+    def is_up_to_date(self) -> bool:
+        """Whether the last sync is complete, and nothing is known to be missing."""
+        return isinstance(self.state, UpToDate)
 
     def opened(self) -> list[Effect]:
         """The connection is open: say hello."""
@@ -148,20 +159,23 @@ class ClientSession:
     @property
     def may_consume(self) -> bool:
         """Whether a consume may be sent: the node has welcomed us, and none is in flight."""
-        return self.phase is not ClientPhase.GREETING and self._in_flight is None
+        match self.state, self._last_consume:
+            case Syncing() | UpToDate(), Answered():
+                return True
+            case _:
+                return False
 
     def consume(self, messages: Sequence[Message]) -> list[Effect]:
         """Send messages, if `may_consume`. Acked or Deferred will report their results."""
         if not self.may_consume or not messages:
             return []
-        self._consumes_sent += 1
-        self._in_flight = self._consumes_sent
-        return [Send(Consume(self._consumes_sent, tuple(Raw(encode(m)) for m in messages)))]
+        n = self._last_consume.n + 1
+        self._last_consume = InFlight(n)
+        return [Send(Consume(n, tuple(Raw(encode(message)) for message in messages)))]
 
     def verify(self, cursor: Time | None = None) -> list[Effect]:
         """Ask for a sync; from cursor 0 for a snapshot."""
-        # Until a sync is complete, `messages` frames are ignored.
-        self.phase = ClientPhase.SYNCING
+        self.state = after(self.state, SyncExpected())
         return [Send(Verify(self.cursor if cursor is None else cursor))]
 
     def hash_compared(self, equal: bool) -> list[Effect]:
@@ -170,13 +184,13 @@ class ClientSession:
         if equal:
             return []
         self.mismatches += 1
-        return [] if self._from_snapshot else self.verify(0)
+        return [] if self._last_sync == "snapshot" else self.verify(0)
 
     def receive(self, text: str | bytes) -> list[Effect]:
         """Process a frame. Raises Malformed if the text is not a frame; then nothing changes."""
         match decode_node_frame(text):
             case Welcome(uid=uid, limits=limits):
-                self.phase = ClientPhase.SYNCING
+                self.state = after(self.state, SyncExpected())
                 return [Welcomed(uid, limits.messages)]
             case SyncPage() as page:
                 return self._sync(page)
@@ -200,9 +214,9 @@ class ClientSession:
     def _apply(self, prev: Time, messages: tuple[InBandMessage, ...], cursor: Time) -> list[Effect]:
         if cursor <= self.cursor:
             return []
-        if self.phase is not ClientPhase.LIVE:
+        if not self.is_up_to_date:
             # The sync in progress starts at our cursor, so the cursor must not move.
-            self._highest_cursor = max(self._highest_cursor, cursor)
+            self.state = after(self.state, FrameIgnored(cursor))
             return []
         if prev != self.cursor:
             return self.verify()
@@ -211,46 +225,51 @@ class ClientSession:
 
     def _sync(self, page: SyncPage) -> list[Effect]:
         if not self._continues_cursor(page):
-            self._highest_cursor = max(self._highest_cursor, page.cursor)
-            if self.phase is ClientPhase.SYNCING or page.cursor <= self.cursor:
-                return []
-            return self.verify()
-        self.phase = ClientPhase.SYNCING
-        if page.mode == "changes":
-            self.cursor = page.cursor
-            effects: list[Effect] = [Apply(page.messages, page.cursor)]
-        else:
-            effects = self._add_snapshot_page(page)
+            return self._ignore(page)
+        effects = self._content_of(page)
+        self.state = after(self.state, PageAccepted(page))
         if page.more:
             return effects
-        self.phase = ClientPhase.LIVE
-        self._from_snapshot = page.mode == "snapshot"
-        self._accept_older_snapshot = False
+        self._last_sync = page.mode
         effects.append(Compare(page.as_of, page.hash))
-        return effects + (self.verify() if self._highest_cursor > self.cursor else [])
+        return effects if self.is_up_to_date else effects + self.verify()
 
     def _continues_cursor(self, page: SyncPage) -> bool:
         """Whether a page continues from our cursor. A node sends an unrequested sync when it has
         dropped its queue for us, and a transport may deliver an old page again."""
         if page.mode == "changes":
             return page.prev == self.cursor
-        return self._accept_older_snapshot or page.cursor >= self.cursor
+        # The first sync may end before our cursor: the node's store may be a restored backup.
+        return self._last_sync is None or page.cursor >= self.cursor
 
-    def _add_snapshot_page(self, page: SyncPage) -> list[Effect]:
-        self._items += page.items
-        self._dismissed_ids += page.dismissed_ids
-        self._dismissed_ranges += page.dismissed_ranges
+    def _ignore(self, page: SyncPage) -> list[Effect]:
+        if page.cursor <= self.cursor:
+            return []
+        was_up_to_date = self.is_up_to_date
+        self.state = after(self.state, FrameIgnored(page.cursor))
+        return self.verify() if was_up_to_date else []
+
+    def _content_of(self, page: SyncPage) -> list[Effect]:
+        """What a page changes: one of changes at once, one of a snapshot with the last page."""
+        if page.mode == "changes":
+            self.cursor = page.cursor
+            return [Apply(page.messages, page.cursor)]
         if page.more:
             return []
-        snapshot = Snapshot(
-            tuple(self._items), tuple(self._dismissed_ids), tuple(self._dismissed_ranges)
-        )
-        self._items, self._dismissed_ids, self._dismissed_ranges = [], [], []
         self.cursor = page.cursor
-        return [Replace(snapshot, page.cursor)]
+        collected = self.state.pages if isinstance(self.state, Syncing) else ()
+        return [Replace(_snapshot_of([*collected, page]), page.cursor)]
 
     def _settle_consume(self, n: int) -> bool:
-        if n != self._in_flight:
+        if self._last_consume != InFlight(n):
             return False
-        self._in_flight = None
+        self._last_consume = Answered(n)
         return True
+
+
+def _snapshot_of(pages: Sequence[SyncPage]) -> Snapshot:
+    return Snapshot(
+        tuple(item for page in pages for item in page.items),
+        tuple(id_ for page in pages for id_ in page.dismissed_ids),
+        tuple(range_ for page in pages for range_ in page.dismissed_ranges),
+    )

@@ -1,23 +1,25 @@
 """The node's side of one conversation: a pure state machine.
 
-    GREETING ── hello ──▶ AUTHENTICATING ── authenticated ──▶ OPEN ──▶ CLOSED
-
 Input is a frame (`receive`) or an event (`authenticated`, `publish`, `synced`, …). A transport has
 two tasks, and each gets its own output. The reader gets from `receive` a request to carry out
 before the next frame: Authenticate or Store. The writer calls `next()` whenever the socket accepts
 data, and gets an effect: Send a frame, CatchUp (read a sync from the store, and pass it to
 `synced`), or Close.
 
+A session has three parts. The handshake (`handshake.py`) has a phase, which decides what frames are
+allowed. The delivery state (`delivery_state.py`) decides where messages come from: publications, or
+the store. The queue (`outbound_queue.py`) holds what waits for the socket. The first two have a
+table of their transitions; this module turns frames and calls into events of these tables.
+
 Delivery uses three positions on the user's clock, in ascending order: `cursor`, up to which
 messages were sent to the device; `position`, up to which they are sent or pending here; and the
 position up to which they are published. A publication that continues `position` is queued for the
-writer. After a gap, or when the queue is full, the session lags: it drops its queue, and syncs the
-device from the store as soon as the socket accepts data. So a slow consumer uses bounded memory,
-delays no other device, and misses no in-band message.
+writer. After a gap, or when the queue is full, the session drops its queue, and syncs the device
+from the store as soon as the socket accepts data. So a slow consumer uses bounded memory, delays no
+other device, and misses no in-band message.
 """
 
-from collections.abc import Iterator, Sequence
-from enum import Enum, auto
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 from gregor.core.instant import Time
@@ -25,7 +27,6 @@ from gregor.core.message import (
     MAX_BATCH,
     UID,
     DeviceID,
-    InBandMessage,
     Message,
     OutOfBandMessage,
 )
@@ -40,9 +41,22 @@ from gregor.errors import (
     Unavailable,
 )
 from gregor.interfaces import Outcome, Rejected
+from gregor.protocol.delivery_state import (
+    DeliveryEvent,
+    DeliveryState,
+    Lagging,
+    Live,
+    PageSent,
+    Paging,
+    ReadingStore,
+    ReadStarted,
+    SyncNeeded,
+    SyncRead,
+    after,
+)
+from gregor.protocol.effects import Close, Send
 from gregor.protocol.entries import read_entries
 from gregor.protocol.frames import (
-    PROTOCOL,
     Ack,
     Consume,
     DeviceFrame,
@@ -52,52 +66,14 @@ from gregor.protocol.frames import (
     Hello,
     Limits,
     Messages,
-    OutOfBand,
     Result,
-    SyncPage,
     Verify,
     Welcome,
     decode_device_frame,
-    encode,
-    pages,
 )
-
-QUEUE_MESSAGES = 256
-QUEUE_BYTES = 256 * 1024
-
-
-class ServerPhase(Enum):
-    GREETING = auto()
-    AUTHENTICATING = auto()
-    OPEN = auto()
-    CLOSED = auto()
-
-
-class Publication(NamedTuple):
-    """The messages of a user from `prev` (exclusive) to `cursor` (inclusive), in order.
-
-    `shared_frame` is the frame for all devices whose cursor is `prev`, encoded once; None if a
-    message is scoped to one device. `size` is the approximate size in bytes."""
-
-    prev: Time
-    messages: tuple[InBandMessage, ...]
-    cursor: Time
-    size: int
-    shared_frame: "Send | None"
-
-    @classmethod
-    def of(cls, *messages: InBandMessage) -> "Publication":
-        """A publication of consecutive messages."""
-        return cls.span(messages[0].prev, messages, messages[-1].ctime)
-
-    @classmethod
-    def span(cls, prev: Time, messages: tuple[InBandMessage, ...], cursor: Time) -> "Publication":
-        """A publication of the messages after `prev` and up to `cursor` that still matter."""
-        frame = Messages(prev, messages, cursor)
-        text = encode(frame)
-        scoped = any(message.device_id is not None for message in messages)
-        return cls(prev, messages, cursor, len(text), None if scoped else Send(frame, text))
-
+from gregor.protocol.handshake import Handshake, Phase
+from gregor.protocol.outbound_queue import OutboundQueue
+from gregor.protocol.publication import Publication
 
 # Requests to the reader
 
@@ -120,26 +96,10 @@ class Store(NamedTuple):
 # Effects for the writer
 
 
-class Send(NamedTuple):
-    """Write this frame."""
-
-    frame: Frame
-    encoded: str | None = None
-
-    @property
-    def text(self) -> str:
-        return encode(self.frame) if self.encoded is None else self.encoded
-
-
 class CatchUp(NamedTuple):
     """Read a sync for the device from this cursor, and pass it to `synced`."""
 
     cursor: Time
-
-
-class Close(NamedTuple):
-    code: int
-    reason: str
 
 
 Request: TypeAlias = Authenticate | Store
@@ -149,35 +109,50 @@ Effect: TypeAlias = Send | CatchUp | Close
 class ServerSession:
     """The node's side of one conversation. It does no I/O; it returns requests and effects."""
 
+    __slots__ = (
+        "_handshake",
+        "_queue",
+        "cursor",
+        "delivery",
+        "position",
+        "slow_consumer_resets",
+    )
+
     def __init__(self) -> None:
-        self.phase = ServerPhase.GREETING
-        self.uid: UID = ""
-        self.device_id: DeviceID = ""
         self.cursor: Time = 0
         self.position: Time = 0
         self.slow_consumer_resets = 0  # how often the queue overflowed and was dropped
-        self._resync_from: Time | None = None  # the cursor of the next CatchUp, if one is needed
-        self._catching_up = False
-        self._sync_start: Time = 0  # the cursor of the CatchUp in progress
-        self._buffered: list[Publication] = []  # published during the CatchUp
-        self._control_frames: list[Frame] = []
-        self._pages: Iterator[SyncPage] | None = None
-        self._pending: list[Publication] = []
-        self._pending_messages = 0
-        self._out_of_band: list[OutOfBandMessage] = []
-        self._queued_bytes = 0
-        self._close: Close | None = None
+        self.delivery: DeliveryState | None = None  # while the session is open
+        self._handshake = Handshake()
+        self._queue = OutboundQueue()
+
+    @property
+    def phase(self) -> Phase:
+        return self._handshake.phase
+
+    @property
+    def uid(self) -> UID:
+        """The user, when the device is authenticated; before that, an empty text."""
+        return self._handshake.uid
+
+    @property
+    def device_id(self) -> DeviceID:
+        return self._handshake.device_id
 
     @property
     def lagging(self) -> bool:
         """Whether the device has to be synced from the store."""
-        return self._resync_from is not None or self._catching_up
+        match self.delivery:
+            case None | Live() | Paging(then=Live()):
+                return False
+            case _:
+                return True
 
     # The reader
 
     def receive(self, text: str | None) -> Request | None:
         """Process a frame: its text, or None for a binary frame."""
-        if self.phase is ServerPhase.CLOSED:
+        if self.phase is Phase.CLOSED:
             return None
         try:
             if text is None:
@@ -186,7 +161,7 @@ class ServerSession:
         except ProtocolError as error:
             self.refuse(error)
         except GregorError as error:
-            if self.phase is ServerPhase.OPEN:
+            if self.phase is Phase.OPEN:
                 self._queue_control(Error.of(error))
             else:
                 self.refuse(ProtocolError(f"the first frame must be a hello: {error.message}"))
@@ -194,39 +169,35 @@ class ServerSession:
 
     def _dispatch(self, frame: DeviceFrame) -> Request | None:
         match self.phase, frame:
-            case ServerPhase.GREETING, Hello(protocol=protocol) if protocol != PROTOCOL:
-                raise ProtocolError(
-                    f"this node supports protocol {PROTOCOL}, not {protocol}; update the older side"
-                )
-            case ServerPhase.GREETING, Hello(token=token, device_id=device_id, cursor=cursor):
-                self.phase = ServerPhase.AUTHENTICATING
-                self.device_id, self.cursor = device_id, cursor
-                return Authenticate(token, device_id)
-            case ServerPhase.OPEN, Verify(cursor):
-                self._resync_from = cursor
+            case Phase.GREETING, Hello() as hello:
+                self._handshake.hello(hello)
+                self.cursor = hello.cursor
+                return Authenticate(hello.token, hello.device_id)
+            case Phase.OPEN, Verify(cursor):
+                self._sync_from(cursor)
                 return None
-            case ServerPhase.OPEN, Consume(n, messages) if not 1 <= len(messages) <= MAX_BATCH:
+            case Phase.OPEN, Consume(n, messages) if not 1 <= len(messages) <= MAX_BATCH:
                 error = TooLarge(f"a consume takes 1 to {MAX_BATCH} messages, not {len(messages)}")
                 self._queue_control(Error.of(error, n))
                 return None
-            case ServerPhase.OPEN, Consume(n, messages):
+            case Phase.OPEN, Consume(n, messages):
                 return Store(n, read_entries(messages, self.uid.__eq__, uid=self.uid))
             case _:
                 name = type(frame).__struct_config__.tag
                 raise ProtocolError(f"a {name} frame is not allowed in phase {self.phase.name}")
 
     def authenticated(self, uid: UID, now: Time) -> None:
-        """The token belongs to this user. The transport attaches the session, then calls `next`."""
-        self.phase = ServerPhase.OPEN
-        self.uid = uid
-        self._resync_from = self.cursor
-        self._queue_control(Welcome(uid, self.device_id, now, Limits()))
+        """The token belongs to this user. The transport attaches the session, then calls `next`.
+        Ignored if the conversation was closed meanwhile."""
+        if self._handshake.authenticated(uid):
+            self.delivery = Lagging(self.cursor)
+            self._queue_control(Welcome(uid, self.device_id, now, Limits()))
 
     def resume(self, uid: UID, device_id: DeviceID, cursor: Time) -> None:
         """Open the session without a hello: the transport knows the user, device and cursor."""
-        self.phase = ServerPhase.OPEN
-        self.uid, self.device_id, self.cursor = uid, device_id, cursor
-        self._resync_from = cursor
+        if self._handshake.resume(uid, device_id):
+            self.cursor = cursor
+            self.delivery = Lagging(cursor)
 
     def stored(self, n: int, outcomes: Sequence[Outcome]) -> None:
         """The outcomes of a Store. If one message has to be retried, the device retries all of
@@ -244,11 +215,11 @@ class ServerSession:
     def refuse(self, error: GregorError) -> None:
         """Send the error, and close the conversation."""
         self._queue_control(Error.of(error))
-        self._close_session(error.close_code, error.code)
+        self.close(error.close_code, error.code)
 
     def hello_timed_out(self) -> None:
         """The time-out for the hello has passed; ignored if a hello has come."""
-        if self.phase is ServerPhase.GREETING:
+        if self.phase is Phase.GREETING:
             self.refuse(HelloTimeout("no hello came in time"))
 
     def go_away(self, reconnect_after_ms: int) -> None:
@@ -257,116 +228,101 @@ class ServerSession:
 
     def close(self, code: int, reason: str) -> None:
         """Close the conversation. Idempotent."""
-        self._close_session(code, reason)
+        if self._handshake.close():
+            self.delivery = None
+            self._queue.end(Close(code, reason))
+
+    def _queue_control(self, frame: Frame) -> None:
+        if not self._queue.add_control_frame(frame):
+            self.close(TooSlow.close_code, "the device does not read its answers")
 
     # Publications and syncs
 
     def publish(self, publication: Publication) -> None:
         """Queue new messages of this user. Parts that are scoped to other devices are left out."""
-        if self.phase is not ServerPhase.OPEN or self._resync_from is not None:
-            return  # the pending CatchUp will read it from the store
-        if self._catching_up:
-            self._buffered.append(publication)
-            self._queued_bytes += publication.size
-            self._check_queue(len(self._buffered))
-        elif publication.cursor > self.position:
-            self._enqueue(publication)
+        match self.delivery:
+            case Live() | Paging(then=Live()):
+                if publication.cursor > self.position:
+                    self._continue_with(publication)
+            case ReadingStore(then=Live()):
+                self._enqueue(publication)
+            case _:
+                pass  # the next sync will contain it, if there is one
 
-    def _enqueue(self, publication: Publication) -> None:
+    def _continue_with(self, publication: Publication) -> None:
         if publication.prev != self.position:
             # There is a gap, or the publication is a gap repair that starts before our position.
             # Such a repair leaves out items that are dead, together with their dismissals; but
             # this device may already have received those items.
-            self._drop_queue()
-            return
-        self._pending.append(publication)
-        self._pending_messages += len(publication.messages)
-        self.position = publication.cursor
-        self._queued_bytes += publication.size
-        self._check_queue(self._pending_messages)
+            self._fall_behind()
+        else:
+            self.position = publication.cursor
+            self._enqueue(publication)
+
+    def _enqueue(self, publication: Publication) -> None:
+        if not self._queue.add_publication(publication):
+            self.slow_consumer_resets += 1
+            self._fall_behind()
+
+    def _fall_behind(self) -> None:
+        self._queue.drop_out_of_band()
+        self._sync_from(self.cursor)
+
+    def _sync_from(self, cursor: Time) -> None:
+        """Sync the device from the store. The sync contains all that is pending now."""
+        self._queue.take_publications()
+        self.position = self.cursor
+        self._move(SyncNeeded(cursor))
+
+    def _move(self, event: DeliveryEvent) -> None:
+        if self.delivery is not None:
+            self.delivery = after(self.delivery, event)
 
     def deliver_out_of_band(self, message: OutOfBandMessage) -> None:
         """Queue an out-of-band message; it is dropped if the queue is full."""
-        size = len(memoryview(message.raw_body))
-        if self.phase is ServerPhase.OPEN and self._queued_bytes + size <= QUEUE_BYTES:
-            self._out_of_band.append(message)
-            self._queued_bytes += size
+        if self.phase is Phase.OPEN:
+            self._queue.add_out_of_band(message)
 
     def synced(self, sync: Sync) -> None:
         """The store has answered the CatchUp."""
-        self._catching_up = False
-        self._pages = pages(sync, self._sync_start)
+        self._move(SyncRead(sync))
         self.cursor = self.position = sync.cursor
-        # The sync contains what is pending. Sent after the sync, it would bring back items that
-        # have died since.
-        self._clear_pending()
-        buffered, self._buffered = self._buffered, []
-        for publication in buffered:
+        for publication in self._queue.take_publications():
             self.publish(publication)
-
-    def _check_queue(self, messages: int) -> None:
-        if messages > QUEUE_MESSAGES or self._queued_bytes > QUEUE_BYTES:
-            self.slow_consumer_resets += 1
-            self._drop_queue()
-
-    def _drop_queue(self) -> None:
-        self._buffered, self._out_of_band = [], []
-        self._clear_pending()
-        self._resync_from = self.cursor
 
     # The writer
 
     def next(self) -> Effect | None:
         """The next effect, when the socket accepts data; None if there is nothing to do."""
-        if self._control_frames:
-            return Send(self._control_frames.pop(0))
-        if self._close is not None:
-            close, self._close = self._close, None
-            return close
-        if self.phase is not ServerPhase.OPEN:
-            return None
-        if self._out_of_band:
-            message = self._out_of_band.pop(0)
-            self._queued_bytes -= len(memoryview(message.raw_body))
-            return Send(OutOfBand(message.system, message.raw_body))
-        if self._pages is not None:
-            page = next(self._pages, None)
-            if page is not None:
-                return Send(page)
-            self._pages = None
-        if self._resync_from is not None and not self._catching_up:
-            self._sync_start, self._resync_from = self._resync_from, None
-            self._catching_up = True
-            return CatchUp(self._sync_start)
-        if self._pending and not self._catching_up:
-            return self._next_messages()
-        return None
+        urgent = self._queue.next_urgent()
+        if urgent is not None:
+            return urgent
+        match self.delivery:
+            case Live():
+                return self._next_messages()
+            case Lagging(cursor):
+                self._move(ReadStarted())
+                return CatchUp(cursor)
+            case ReadingStore() | None:
+                return None
+            case Paging(pages):
+                self._move(PageSent())
+                return Send(pages[0])
 
     def _next_messages(self) -> Send | None:
-        """All pending messages in one frame; None if none of them is for this device."""
-        pending = self._pending
-        self._clear_pending()
-        send = pending[0].shared_frame
-        if send is None or len(pending) > 1 or pending[0].prev != self.cursor:
-            addressed = (m.addressed_to(self.device_id) for p in pending for m in p.messages)
-            messages = tuple(message for message in addressed if message is not None)
-            if not messages:
-                return None
-            send = Send(Messages(self.cursor, messages, self.position))
-        self.cursor = self.position
+        """All pending messages in one frame; None if none of them is for this device, whose cursor
+        then stays where it is."""
+        publications = self._queue.take_publications()
+        if not publications:
+            return None
+        send = self._frame_of(publications)
+        if send is not None:
+            self.cursor = self.position
         return send
 
-    def _clear_pending(self) -> None:
-        self._pending, self._pending_messages = [], 0
-        self._queued_bytes = sum(len(memoryview(m.raw_body)) for m in self._out_of_band)
-
-    def _queue_control(self, frame: Frame) -> None:
-        if len(self._control_frames) < QUEUE_MESSAGES:
-            self._control_frames.append(frame)
-        else:
-            self._close_session(TooSlow.close_code, "the device does not read its answers")
-
-    def _close_session(self, code: int, reason: str) -> None:
-        if self.phase is not ServerPhase.CLOSED:
-            self.phase = ServerPhase.CLOSED
-            self._close = Close(code, reason)
+    def _frame_of(self, publications: Sequence[Publication]) -> Send | None:
+        first = publications[0]
+        if len(publications) == 1 and first.prev == self.cursor and first.shared_frame is not None:
+            return first.shared_frame
+        messages = tuple(m for p in publications for m in p.addressed_to(self.device_id))
+        return Send(Messages(self.cursor, messages, self.position)) if messages else None

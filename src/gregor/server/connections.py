@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from gregor.errors import TooSlow
-from gregor.server.delivery import Delivery
+from gregor.node.conversation import Conversation, DeliveryCounts
 from gregor.server.metrics import Reading, counter, gauge
 
 DRAIN_STEP_SECONDS = 0.1
@@ -14,52 +14,53 @@ SERVICE_RESTART = 1012  # the close code "service restart"
 
 
 class Connections:
-    """The deliveries to the devices that are connected now."""
+    """The conversations with the devices that are connected now."""
 
     def __init__(self) -> None:
-        self._deliveries: dict[Delivery, None] = {}
-        self._ended_resets = 0  # slow consumer resets of deliveries that have ended
+        self.counts = DeliveryCounts()
+        self._conversations: dict[Conversation, None] = {}
+        self._ended_resets = 0  # slow consumer resets of conversations that have ended
 
     def __len__(self) -> int:
-        return len(self._deliveries)
+        return len(self._conversations)
 
     @contextmanager
-    def serving(self, delivery: Delivery) -> Iterator[None]:
-        """While the block runs, the delivery counts as connected, and ends if it is too slow."""
-        self._deliveries[delivery] = None
+    def serving(self, conversation: Conversation) -> Iterator[None]:
+        """While the block runs, the device counts as connected; if it is too slow, the
+        conversation ends."""
+        self._conversations[conversation] = None
         try:
             yield
         finally:
-            del self._deliveries[delivery]
-            self._ended_resets += delivery.session.slow_consumer_resets
+            del self._conversations[conversation]
+            self._ended_resets += conversation.session.slow_consumer_resets
 
     async def end_slow_consumers(self, seconds: float) -> None:
-        """Periodically end deliveries whose device has accepted no data for this time."""
+        """Periodically end conversations whose device has accepted no data for this time."""
         now = asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(min(1.0, seconds / 4))
-            for delivery in tuple(self._deliveries):
-                since = delivery.writing_since
+            for conversation in tuple(self._conversations):
+                since = conversation.writing_since
                 if since is not None and now() - since > seconds:
-                    delivery.end(TooSlow(f"the device read nothing for {now() - since:.0f} s"))
+                    conversation.end(TooSlow(f"the device read nothing for {now() - since:.0f} s"))
 
     async def send_away(self, seconds: float) -> None:
         """Ask the devices to reconnect, and close their conversations, evenly distributed over
         this time."""
-        deliveries = list(self._deliveries)
-        if not deliveries:
+        conversations = list(self._conversations)
+        if not conversations:
             return
         within_ms = max(1000, round(seconds * 1000))
-        batches = _batches_over(deliveries, seconds)
+        batches = _batches_over(conversations, seconds)
         for batch in batches:
-            for delivery in batch:
-                delivery.session.go_away(within_ms)
-                delivery.session.close(SERVICE_RESTART, "going away")
-                delivery.wake()
+            for conversation in batch:
+                conversation.go_away(within_ms)
+                conversation.close(SERVICE_RESTART, "going away")
             if batch is not batches[-1]:
                 await asyncio.sleep(seconds / len(batches))
         # Give the writers time to send the last frames.
-        await asyncio.wait([delivery.task for delivery in deliveries], timeout=1.0)
+        await asyncio.wait([conversation.task for conversation in conversations], timeout=1.0)
 
     # For the metrics
 
@@ -74,18 +75,24 @@ class Connections:
             "How often the queue of a slow consumer was dropped",
             self._slow_consumer_resets,
         )
+        yield counter("deliveries", "Messages written to devices", lambda: self.counts.delivered)
+        yield counter(
+            "hash_mismatches",
+            "Snapshots that devices requested because their state hash differed",
+            lambda: self.counts.mismatches,
+        )
 
     def _users(self) -> int:
-        return len({d.session.uid for d in self._deliveries if d.session.uid})
+        return len({c.session.uid for c in self._conversations if c.session.uid})
 
     def _lagging(self) -> int:
-        return sum(delivery.session.lagging for delivery in self._deliveries)
+        return sum(conversation.session.lagging for conversation in self._conversations)
 
     def _slow_consumer_resets(self) -> int:
-        return self._ended_resets + sum(d.session.slow_consumer_resets for d in self._deliveries)
+        return self._ended_resets + sum(c.session.slow_consumer_resets for c in self._conversations)
 
 
-def _batches_over(deliveries: Sequence[Delivery], seconds: float) -> list[Sequence[Delivery]]:
+def _batches_over(all_: Sequence[Conversation], seconds: float) -> list[Sequence[Conversation]]:
     """Batches to send away one every DRAIN_STEP_SECONDS, or less often if there are few devices."""
-    size = math.ceil(len(deliveries) / max(1, round(seconds / DRAIN_STEP_SECONDS)))
-    return [deliveries[start : start + size] for start in range(0, len(deliveries), size)]
+    size = math.ceil(len(all_) / max(1, round(seconds / DRAIN_STEP_SECONDS)))
+    return [all_[start : start + size] for start in range(0, len(all_), size)]

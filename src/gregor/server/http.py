@@ -34,6 +34,7 @@ from gregor.errors import (
     Unavailable,
 )
 from gregor.interfaces import Caller, Rejected
+from gregor.node.conversation import Admission, Resumption
 from gregor.protocol.answers import (
     CountAnswer,
     MessagesAnswer,
@@ -143,7 +144,8 @@ async def get_events(service: Service, request: Request, identity: Identity) -> 
     if service.draining:
         raise Unavailable("this server is stopping; retry with another server")
     device_id = _device(request) or f"events-{new_msg_id()}"
-    return EventStream(service, uid, device_id, int(cursor), identity.expires_at)
+    admission = Admission(uid, identity.expires_at)
+    return EventStream(service, Resumption(admission, device_id, int(cursor)))
 
 
 # Health

@@ -44,8 +44,6 @@ class Metrics(Observer, Collector):
         self._interruptions = 0
         self._publish_failures = 0
         self._failed_commits = 0
-        self.delivered = 0
-        self.mismatches = 0
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self._commit_seconds = Histogram(
@@ -97,12 +95,6 @@ class Metrics(Observer, Collector):
         yield messages
         for name, text, number in (
             ("failed_commits", "Commits that the store did not accept", self._failed_commits),
-            ("deliveries", "Messages written to devices", self.delivered),
-            (
-                "hash_mismatches",
-                "Snapshots that devices requested because their state hash differed",
-                self.mismatches,
-            ),
             (
                 "gap_messages_recovered",
                 "Messages that were missed and then read from the store",

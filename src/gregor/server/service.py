@@ -7,11 +7,13 @@ from contextlib import suppress
 from typing import Any, NamedTuple, Self
 
 from gregor.core.message import Message
-from gregor.errors import GregorError, Unavailable
+from gregor.errors import Forbidden, GregorError, Unavailable
 from gregor.interfaces import Caller, Outcome, Rejected
 from gregor.log_event import LogEvent
+from gregor.node.channel import Channel
+from gregor.node.conversation import Admission, Conversation, DeliveryCounts, Resumption
 from gregor.node.node import Node
-from gregor.server.auth import Authenticator, Identity
+from gregor.server.auth import Authenticator, Identity, Role
 from gregor.server.connections import Connections
 from gregor.server.metrics import Metrics, Reading, counter, gauge
 from gregor.server.readiness import Readiness
@@ -89,6 +91,30 @@ class Service:
             failure = AuthenticatorFailed(type(error).__name__).with_traceback(error.__traceback__)
             log.error(LogEvent("the authenticator failed"), exc_info=failure)
             raise GregorError("internal error; the server's log has the traceback") from None
+
+    async def serve(self, channel: Channel, resumption: Resumption | None = None) -> None:
+        """Run a conversation over the channel until it ends."""
+        conversation = Conversation(self, channel)
+        with self.connections.serving(conversation):
+            await conversation.run(resumption)
+
+    # What a conversation needs of its server
+
+    @property
+    def counts(self) -> DeliveryCounts:
+        return self.connections.counts
+
+    @property
+    def hello_seconds(self) -> float:
+        return self.timeouts.hello
+
+    async def admit(self, token: str, seconds: float) -> Admission:
+        """The user whose device has this token. Raises as `identify` does, and Forbidden if the
+        token is not a device's."""
+        identity = await self.identify(token, seconds)
+        if identity.role is not Role.DEVICE:
+            raise Forbidden("a service token cannot connect a device; use the role `device`")
+        return Admission(identity.uid, identity.expires_at)
 
     async def inject(self, caller: Caller, entries: Sequence[Message | Rejected]) -> list[Outcome]:
         """Inject messages, in order, and return the outcome of each entry. Raises Unavailable if

@@ -8,39 +8,21 @@ offer it, and the application sends as usual.
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
 from websockets.protocol import State
 
+from gregor.node.channel import NO_SOCKET, Socket
+
 EXTENSION = "gregor.socket"
-
-
-class Socket(Protocol):
-    """A socket to which a text frame can be written without waiting, while it is `ready`."""
-
-    @property
-    def ready(self) -> bool: ...
-    def write(self, text: str) -> None: ...
-
-
-class NoSocket:
-    """For transports without such a socket: never ready."""
-
-    ready = False
-
-    def write(self, text: str) -> None:
-        raise AssertionError("write to a socket that is not ready")
 
 
 def socket_of(scope: Mapping[str, Any]) -> Socket:
     """The socket that the ASGI server offers, or NO_SOCKET."""
     socket: Socket = scope.get("extensions", {}).get(EXTENSION, NO_SOCKET)
     return socket
-
-
-NO_SOCKET = NoSocket()
 
 
 class DirectWebSocket(WebSocketsSansIOProtocol):

@@ -2,13 +2,13 @@
 
 import asyncio
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Scope
+from starlette.types import Send as ASGISend
 
-from gregor.core.instant import Time
-from gregor.core.message import UID, DeviceID
-from gregor.protocol import server_session as protocol
-from gregor.protocol.frames import Frame, Messages, SyncPage, encode
-from gregor.server.delivery import Delivery
+from gregor.node.channel import NO_SOCKET, ChannelClosed
+from gregor.node.conversation import Resumption
+from gregor.protocol.effects import Close, Send
+from gregor.protocol.frames import Messages, SyncPage
 from gregor.server.service import Service
 
 KEEP_ALIVE_SECONDS = 15.0
@@ -18,21 +18,11 @@ class EventStream:
     """An ASGI response that streams a user's frames as events. The event id is the cursor from
     which a client resumes."""
 
-    def __init__(
-        self,
-        service: Service,
-        uid: UID,
-        device_id: DeviceID,
-        cursor: Time,
-        expires_at: Time | None,
-    ) -> None:
+    def __init__(self, service: Service, resumption: Resumption) -> None:
         self._service = service
-        self._uid = uid
-        self._device_id = device_id
-        self._cursor = cursor
-        self._expires_at = expires_at
+        self._resumption = resumption
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: ASGISend) -> None:
         await send(
             {
                 "type": "http.response.start",
@@ -44,55 +34,56 @@ class EventStream:
                 ],
             }
         )
-        delivery = Delivery(self._service.node, self._service.metrics)
-        with self._service.connections.serving(delivery), delivery.guarded():
-            delivery.expire(self._expires_at)
-            async with (
-                self._service.node.attach(self._uid, delivery),
-                asyncio.TaskGroup() as tasks,
-            ):
-                delivery.session.resume(self._uid, self._device_id, self._cursor)
-                writer = tasks.create_task(self._write(delivery, send))
-                keep_alive = tasks.create_task(_keep_alive(send))
-                disconnect = tasks.create_task(_wait_for_disconnect(receive))
-                await asyncio.wait([writer, disconnect], return_when=asyncio.FIRST_COMPLETED)
-                for task in (writer, keep_alive, disconnect):
-                    task.cancel()
-
-    async def _write(self, delivery: Delivery, send: Send) -> None:
-        async def write(effect: protocol.Send | protocol.Close) -> None:
-            match effect:
-                case protocol.Close():
-                    await send({"type": "http.response.body", "body": b""})
-                case protocol.Send(frame):
-                    await send(_body(as_event(frame)))
-
-        await delivery.write_all(write)
+        await self._service.serve(EventStreamChannel(receive, send), self._resumption)
 
 
-def as_event(frame: Frame) -> str:
+class EventStreamChannel:
+    """A response of events as a Channel. No frame is ever read from it."""
+
+    socket = NO_SOCKET
+
+    def __init__(self, receive: Receive, send: ASGISend) -> None:
+        self._receive = receive
+        self._send = send
+
+    async def read(self) -> str | None:
+        """Wait for the end of the connection. Meanwhile, send comments, because proxies and clients
+        close connections that are silent for long."""
+        while True:
+            try:
+                async with asyncio.timeout(KEEP_ALIVE_SECONDS):
+                    await self._disconnected()
+            except TimeoutError:
+                await self._write_text(": keep-alive\n\n")
+            else:
+                raise ChannelClosed
+
+    async def write(self, effect: Send | Close) -> None:
+        match effect:
+            case Send() as send:
+                await self._write_text(as_event(send))
+            case Close():
+                await self._send({"type": "http.response.body", "body": b""})
+
+    async def _write_text(self, text: str) -> None:
+        try:
+            event = {"type": "http.response.body", "body": text.encode(), "more_body": True}
+            await self._send(event)
+        except OSError as error:
+            raise ChannelClosed from error
+
+    async def _disconnected(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+
+def as_event(send: Send) -> str:
     """A frame as an event. An event has an id if a client can resume from it: not a page of a
     snapshot that is followed by more pages."""
-    lines = [f"event: {frame.__struct_config__.tag}", f"data: {encode(frame)}"]
-    match frame:
+    lines = [f"event: {send.frame.__struct_config__.tag}", f"data: {send.text}"]
+    match send.frame:
         case SyncPage(mode="snapshot", more=True):
             pass
         case SyncPage(cursor=cursor) | Messages(cursor=cursor):
             lines.insert(0, f"id: {cursor}")
     return "\n".join(lines) + "\n\n"
-
-
-async def _keep_alive(send: Send) -> None:
-    """Send comments, because proxies and clients close connections that are silent for long."""
-    while True:
-        await asyncio.sleep(KEEP_ALIVE_SECONDS)
-        await send(_body(": keep-alive\n\n"))
-
-
-async def _wait_for_disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def _body(text: str) -> dict[str, object]:
-    return {"type": "http.response.body", "body": text.encode(), "more_body": True}

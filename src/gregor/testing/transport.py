@@ -1,30 +1,22 @@
 """A server and a transport in memory: devices connect to a node without sockets.
 
-The server executes the effects of each ServerSession, as the real server does over WebSockets. A
-test can delay frames, lose a frame together with its connection, and break all connections.
+The conversations are those of the real server, over channels in memory. A test can delay frames,
+lose a frame together with its connection, and break all connections.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
 from typing import Any, Self
 
 from gregor.client.connection import Disconnected
-from gregor.core.message import UID, Message, OutOfBandMessage
-from gregor.errors import Unauthenticated, Unavailable
-from gregor.interfaces import Caller, Rejected
+from gregor.core.message import UID, Message
+from gregor.errors import Unauthenticated
+from gregor.interfaces import Caller, Outcome, Rejected
+from gregor.node.channel import NO_SOCKET, ChannelClosed
+from gregor.node.conversation import Admission, Conversation, DeliveryCounts
 from gregor.node.node import Node
-from gregor.protocol.frames import Frame, encode
-from gregor.protocol.server_session import (
-    Authenticate,
-    CatchUp,
-    Close,
-    Publication,
-    Send,
-    ServerSession,
-    Store,
-)
+from gregor.protocol.effects import Close, Send
 
 MAX_IN_FLIGHT = 64
 
@@ -148,9 +140,12 @@ class MemoryServer:
         self.delay = delay
         self.lost = lost
         self.connected = 0  # connections so far
+        self.counts = DeliveryCounts()
+        self.hello_seconds = 5.0
         self._authenticate = authenticate
         self._tasks = asyncio.TaskGroup()
-        self._connections: dict[_ServerConnection, asyncio.Task[None]] = {}
+        self._transports: dict[MemoryTransport, None] = {}
+        self._conversations: dict[Conversation, None] = {}
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
@@ -168,26 +163,34 @@ class MemoryServer:
         up = Pipe(self._delay, self._lost)
         down = Pipe(self._delay, self._lost)
         transport = MemoryTransport(up, down)
-        connection = _ServerConnection(self.node, self._authenticate, transport, up, down)
-        self._connections[connection] = self._tasks.create_task(self._serve(connection))
+        self._transports[transport] = None
+        self._tasks.create_task(self._serve(transport, MemoryChannel(up, down)))
         return transport
 
     def cut_all(self) -> None:
         """Break all connections; frames in flight are lost."""
-        for connection in self._connections:
-            connection.transport.cut()
+        for transport in self._transports:
+            transport.cut()
 
     def go_away(self, reconnect_after_ms: int) -> None:
         """Send a goaway to all devices, as before a deploy."""
-        for connection in self._connections:
-            connection.session.go_away(reconnect_after_ms)
-            connection.wake()
+        for conversation in self._conversations:
+            conversation.go_away(reconnect_after_ms)
 
-    async def _serve(self, connection: "_ServerConnection") -> None:
+    async def _serve(self, transport: MemoryTransport, channel: "MemoryChannel") -> None:
+        conversation = Conversation(self, channel)
+        self._conversations[conversation] = None
         try:
-            await connection.run()
+            await conversation.run()
         finally:
-            del self._connections[connection]
+            del self._conversations[conversation]
+            del self._transports[transport]
+
+    async def admit(self, token: str, seconds: float) -> Admission:
+        return Admission(self._authenticate(token))
+
+    async def inject(self, caller: Caller, entries: Sequence[Message | Rejected]) -> list[Outcome]:
+        return await self.node.inject(caller, entries)
 
     def _delay(self) -> float:
         return self.delay()
@@ -196,98 +199,29 @@ class MemoryServer:
         return self.lost(frame)
 
 
-class _ServerConnection:
-    """The server's side of a connection: a Listener with a reader task and a writer task."""
+class MemoryChannel:
+    """The server's side of a connection."""
 
-    def __init__(
-        self,
-        node: Node,
-        authenticate: Callable[[str], UID],
-        transport: MemoryTransport,
-        up: Pipe,
-        down: Pipe,
-    ) -> None:
-        self.session = ServerSession()
-        self.transport = transport
-        self._node = node
-        self._authenticate = authenticate
+    socket = NO_SOCKET
+
+    def __init__(self, up: Pipe, down: Pipe) -> None:
         self._up = up
         self._down = down
-        self._wake = asyncio.Event()
 
-    def publish(self, publication: Publication) -> None:
-        self.session.publish(publication)
-        self.wake()
-
-    def deliver_out_of_band(self, message: OutOfBandMessage) -> None:
-        self.session.deliver_out_of_band(message)
-        self.wake()
-
-    def wake(self) -> None:
-        self._wake.set()
-
-    async def run(self) -> None:
-        async with AsyncExitStack() as attached, asyncio.TaskGroup() as tasks:
-            writer = tasks.create_task(self._write())
-            await self._read(attached)
-            writer.cancel()
-
-    async def _read(self, attached: AsyncExitStack) -> None:
-        while True:
-            try:
-                frame = await self._up.receive()
-            except Disconnected:
-                return
-            match self.session.receive(frame):
-                case Authenticate(token):
-                    await self._authenticate_device(token, attached)
-                case Store(n, entries):
-                    await self._store(n, entries)
-            self.wake()
-
-    async def _authenticate_device(self, token: str, attached: AsyncExitStack) -> None:
+    async def read(self) -> str | None:
         try:
-            uid = self._authenticate(token)
-        except Unauthenticated as error:
-            self.session.refuse(error)
-            return
-        await attached.enter_async_context(self._node.attach(uid, self))
-        self.session.authenticated(uid, self._node.clock())
-
-    async def _store(self, n: int, entries: Sequence[Message | Rejected]) -> None:
-        caller = Caller(self.session.uid, self.session.device_id)
-        try:
-            self.session.stored(n, await self._node.inject(caller, entries))
-        except Unavailable as error:
-            self.session.unavailable(n, error)
-
-    async def _write(self) -> None:
-        while True:
-            match self.session.next():
-                case Send(frame):
-                    if not await self._send(frame):
-                        return
-                case CatchUp(cursor):
-                    await self._catch_up(cursor)
-                case Close(code, reason):
-                    self._down.end(Disconnected(code, reason))
-                    self._up.end(Disconnected(code, reason))
-                    return
-                case None:
-                    self._wake.clear()
-                    await self._wake.wait()
-
-    async def _send(self, frame: Frame) -> bool:
-        try:
-            await self._down.send(encode(frame))
+            return await self._up.receive()
         except Disconnected as reason:
-            self._up.end(reason)  # ends the reader, too
-            return False
-        return True
+            raise ChannelClosed from reason
 
-    async def _catch_up(self, cursor: int) -> None:
-        session = self.session
-        try:
-            await self._node.catch_up(session, cursor)
-        except Unavailable as error:
-            session.refuse(error)
+    async def write(self, effect: Send | Close) -> None:
+        match effect:
+            case Send() as send:
+                try:
+                    await self._down.send(send.text)
+                except Disconnected as reason:
+                    self._up.end(reason)
+                    raise ChannelClosed from reason
+            case Close(code, text):
+                self._down.end(Disconnected(code, text))
+                self._up.end(Disconnected(code, text))

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from urllib.parse import urlsplit
 
-from gregor.protocol.server_session import QUEUE_MESSAGES
+from gregor.protocol.outbound_queue import QUEUE_MESSAGES
 from gregor.server.service import Timeouts
 from tests.server.harness import RawDevice, Served, serving, small_buffer_socket, to, until
 

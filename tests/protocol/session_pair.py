@@ -9,25 +9,19 @@ from gregor.core.message import DeviceID, InBandMessage, Message, OutOfBandMessa
 from gregor.core.state import State
 from gregor.core.sync import Changes, Sync
 from gregor.interfaces import Outcome, Rejected, Relayed, Stored
-from gregor.protocol import client_session, server_session
+from gregor.protocol import client_session
 from gregor.protocol.client_session import ClientSession
+from gregor.protocol.effects import Close, Send
 from gregor.protocol.frames import encode
-from gregor.protocol.server_session import (
-    Authenticate,
-    CatchUp,
-    Close,
-    Publication,
-    Send,
-    ServerSession,
-    Store,
-)
+from gregor.protocol.publication import Publication
+from gregor.protocol.server_session import Authenticate, CatchUp, ServerSession, Store
 from gregor.stores.memory import MemoryStateMachine
 from gregor.testing.clock import ManualClock
 
 UID = "user"
 
 
-class Conversation:
+class SessionPair:
     """One device, connected to a node; `connect` starts a new conversation."""
 
     def __init__(self, device_id: DeviceID = "d1") -> None:
@@ -145,7 +139,7 @@ class Conversation:
         for effect in effects:
             self.effects.append(effect)
             match effect:
-                case server_session.Send() as send:
+                case Send() as send:
                     self.to_node.append(encode(send.frame))
                 case client_session.Apply(messages, cursor):
                     self.replica = self.replica.replay_all(messages).prune(cursor)

@@ -1,0 +1,291 @@
+"""One conversation with a device, over any channel: what its session decides is done here.
+
+    channel.read ──▶ ServerSession ──▶ authenticate, store      the reader
+    node ── publish ──▶ ServerSession ──▶ channel.write         the writer, or the socket directly
+
+A conversation is the same over a WebSocket, server-sent events and memory. Its channel only knows
+how to read a frame, how to write one, and how to close.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
+from typing import NamedTuple, Protocol
+
+from gregor.core.instant import SECOND, Time
+from gregor.core.message import UID, DeviceID, Message, OutOfBandMessage
+from gregor.errors import GregorError, TooLarge, Unauthenticated, Unavailable
+from gregor.interfaces import Caller, Outcome, Rejected
+from gregor.log_event import LogEvent
+from gregor.node.channel import Channel, ChannelClosed
+from gregor.node.node import Node
+from gregor.protocol.effects import Close, Send
+from gregor.protocol.frames import MAX_FRAME, Frame, Messages
+from gregor.protocol.publication import Publication
+from gregor.protocol.server_session import (
+    Authenticate,
+    CatchUp,
+    Effect,
+    Request,
+    ServerSession,
+    Store,
+)
+
+log = logging.getLogger("gregor.node")
+
+
+class Admission(NamedTuple):
+    """The user that a device's token belongs to, and when the token expires; None if never."""
+
+    uid: UID
+    expires_at: Time | None = None
+
+
+class Resumption(NamedTuple):
+    """A conversation without a hello: the request that has opened the channel says who the device
+    is, and what it knows."""
+
+    admission: Admission
+    device_id: DeviceID
+    cursor: Time
+
+
+class DeliveryCounts:
+    """What the conversations of a server count: messages that were written to devices, and
+    snapshots that devices asked for because their state hash differed."""
+
+    def __init__(self) -> None:
+        self.delivered = 0
+        self.mismatches = 0
+
+
+class Host(Protocol):
+    """What a conversation needs of its server."""
+
+    @property
+    def node(self) -> Node: ...
+    @property
+    def counts(self) -> DeliveryCounts: ...
+    @property
+    def hello_seconds(self) -> float:
+        """How long a device may take for its hello, and for being admitted."""
+        ...
+
+    async def admit(self, token: str, seconds: float) -> Admission:
+        """The user whose device has this token; it may take this time. Raises GregorError if the
+        device is not admitted."""
+        ...
+
+    async def inject(self, caller: Caller, entries: Sequence[Message | Rejected]) -> list[Outcome]:
+        """Inject messages, in order, and return the outcome of each entry. Raises Unavailable if
+        they have to be sent again."""
+        ...
+
+
+class Conversation:
+    """One connected device: a Listener of the node, with the reader and the writer of its channel.
+    It is created by the task that runs it.
+
+    `writing_since` is the loop time at which the pending write began; None while no write is
+    pending. The server ends conversations whose write is pending for too long.
+    """
+
+    def __init__(self, host: Host, channel: Channel) -> None:
+        self.session = ServerSession()
+        self.writing_since: float | None = None
+        self._host = host
+        self._node = host.node
+        self._counts = host.counts
+        self._channel = channel
+        self._socket = channel.socket
+        self._loop = asyncio.get_running_loop()
+        self._wakeup: asyncio.Future[None] = self._loop.create_future()
+        self._effect: Effect | None = None  # taken from the session by `wake`, for the writer
+        self._attachment = AsyncExitStack()
+        self._timers: list[asyncio.TimerHandle] = []
+        self._admit_by = 0.0  # the loop time at which the hello time-out ends
+        self._end_reason: GregorError | None = None
+        task = asyncio.current_task()
+        assert task is not None
+        self.task = task
+
+    async def run(self, resumption: Resumption | None = None) -> None:
+        """Run the conversation until its channel has ended. It begins with a hello, unless it is
+        resumed."""
+        with self._ended_by_server():
+            async with self._attachment, asyncio.TaskGroup() as tasks:
+                writer = tasks.create_task(self._write())
+                if resumption is None:
+                    self._wait_for_hello()
+                else:
+                    await self._resume(resumption)
+                await self._read()
+                writer.cancel()
+
+    def go_away(self, reconnect_after_ms: int) -> None:
+        """Ask the device to reconnect, to any node, within this time."""
+        self.session.go_away(reconnect_after_ms)
+        self.wake()
+
+    def close(self, code: int, reason: str) -> None:
+        """Close the conversation, after what is still to be answered."""
+        self.session.close(code, reason)
+        self.wake()
+
+    def end(self, error: GregorError) -> None:
+        """Stop immediately. The error is logged, not sent: the device accepts no data."""
+        self._end_reason = error
+        self.task.cancel()
+
+    @contextmanager
+    def _ended_by_server(self) -> Iterator[None]:
+        """Run the conversation inside the block. `end` cancels the block, and is not an error."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._end_reason is None or self.task.uncancel() > 0:
+                raise
+            reason = self._end_reason.message
+            log.info(LogEvent("ended a conversation", uid=self.session.uid, reason=reason))
+        finally:
+            for timer in self._timers:
+                timer.cancel()
+
+    # Messages from the node
+
+    def publish(self, publication: Publication) -> None:
+        self.session.publish(publication)
+        self.wake()
+
+    def deliver_out_of_band(self, message: OutOfBandMessage) -> None:
+        self.session.deliver_out_of_band(message)
+        self.wake()
+
+    # The beginning
+
+    def _wait_for_hello(self) -> None:
+        seconds = self._host.hello_seconds
+        self._admit_by = self._loop.time() + seconds
+        self._call_later(seconds, self.session.hello_timed_out)
+
+    async def _resume(self, resumption: Resumption) -> None:
+        (uid, expires_at), device_id, cursor = resumption
+        self._expire(expires_at)
+        await self._attach(uid)
+        self.session.resume(uid, device_id, cursor)
+        self.wake()
+
+    async def _attach(self, uid: UID) -> None:
+        """Receive the user's messages from here on, until the conversation ends."""
+        await self._attachment.enter_async_context(self._node.attach(uid, self))
+
+    def _expire(self, at: Time | None) -> None:
+        """Close the conversation when the token expires."""
+        if at is not None:
+            expired = Unauthenticated("the token has expired")
+            seconds = (at - self._node.clock()) / SECOND
+            self._call_later(seconds, lambda: self.session.refuse(expired))
+
+    def _call_later(self, seconds: float, callback: Callable[[], None]) -> None:
+        """After this time, call the callback and wake the writer, unless the conversation has
+        ended."""
+
+        def run() -> None:
+            callback()
+            self.wake()
+
+        self._timers.append(self._loop.call_later(seconds, run))
+
+    # The reader
+
+    async def _read(self) -> None:
+        with suppress(ChannelClosed):
+            while True:
+                text = await self._channel.read()
+                if text is not None and len(text) > MAX_FRAME:  # a host app's limit may be higher
+                    self.session.refuse(TooLarge(f"a frame has at most {MAX_FRAME} bytes"))
+                await self._carry_out(self.session.receive(text))
+                self.wake()
+
+    async def _carry_out(self, request: Request | None) -> None:
+        match request:
+            case Authenticate(token):
+                await self._authenticate(token)
+            case Store(n, entries):
+                await self._store(n, entries)
+            case None:
+                pass
+
+    async def _authenticate(self, token: str) -> None:
+        try:
+            # The time that the device took for its hello is not available again.
+            uid, expires_at = await self._host.admit(token, self._admit_by - self._loop.time())
+        except GregorError as error:
+            self.session.refuse(error)
+            return
+        self._expire(expires_at)
+        await self._attach(uid)
+        self.session.authenticated(uid, self._node.clock())
+
+    async def _store(self, n: int, entries: Sequence[Message | Rejected]) -> None:
+        caller = Caller(self.session.uid, self.session.device_id)
+        try:
+            self.session.stored(n, await self._host.inject(caller, entries))
+        except Unavailable as error:
+            self.session.unavailable(n, error)
+
+    # The writer
+
+    def wake(self) -> None:
+        """Write what the session has queued: directly, as far as the socket accepts it without
+        waiting; the rest is left to the writer."""
+        if self._wakeup.done():
+            return  # the writer is busy, and asks the session again before it waits
+        while self._socket.ready:
+            match self.session.next():
+                case None:
+                    return
+                case Send() as send:
+                    self._socket.write(send.text)
+                    self._count(send.frame)
+                case effect:
+                    self._effect = effect
+                    break
+        self._wakeup.set_result(None)
+
+    async def _write(self) -> None:
+        """Carry out the session's effects, until one of them is Close."""
+        with suppress(ChannelClosed):  # the reader gets it too, and ends the conversation
+            while True:
+                effect, self._effect = self._effect, None
+                match effect or self.session.next():
+                    case Send() as send:
+                        await self._write_timed(send)
+                        self._count(send.frame)
+                    case CatchUp(cursor):
+                        await self._catch_up(cursor)
+                    case Close() as close:
+                        await self._write_timed(close)
+                        return
+                    case None:
+                        self._wakeup = self._loop.create_future()
+                        await self._wakeup
+
+    async def _write_timed(self, effect: Send | Close) -> None:
+        self.writing_since = self._loop.time()
+        await self._channel.write(effect)
+        self.writing_since = None
+
+    def _count(self, frame: Frame) -> None:
+        if isinstance(frame, Messages):
+            self._counts.delivered += len(frame.messages)
+
+    async def _catch_up(self, cursor: Time) -> None:
+        session = self.session
+        if cursor == 0 < session.cursor:  # a device with a state asks for a snapshot
+            self._counts.mismatches += 1
+        try:
+            await self._node.catch_up(session, cursor)
+        except GregorError as error:
+            session.refuse(error)  # the device reconnects with its cursor

@@ -1,0 +1,39 @@
+"""What a node sends to all devices of a user at once: a span of the user's clock."""
+
+from typing import NamedTuple
+
+from gregor.core.instant import Time
+from gregor.core.message import DeviceID, InBandMessage
+from gregor.protocol.effects import Send
+from gregor.protocol.frames import Messages, encode
+
+
+class Publication(NamedTuple):
+    """The messages of a user from `prev` (exclusive) to `cursor` (inclusive), in order.
+
+    `shared_frame` is the frame for all devices whose cursor is `prev`, encoded once; None if a
+    message is scoped to one device. `size` is the approximate size in bytes."""
+
+    prev: Time
+    messages: tuple[InBandMessage, ...]
+    cursor: Time
+    size: int
+    shared_frame: Send | None
+
+    @classmethod
+    def of(cls, *messages: InBandMessage) -> "Publication":
+        """A publication of consecutive messages."""
+        return cls.span(messages[0].prev, messages, messages[-1].ctime)
+
+    @classmethod
+    def span(cls, prev: Time, messages: tuple[InBandMessage, ...], cursor: Time) -> "Publication":
+        """A publication of the messages after `prev` and up to `cursor` that still matter."""
+        frame = Messages(prev, messages, cursor)
+        text = encode(frame)
+        scoped = any(message.device_id is not None for message in messages)
+        return cls(prev, messages, cursor, len(text), None if scoped else Send(frame, text))
+
+    def addressed_to(self, device_id: DeviceID) -> tuple[InBandMessage, ...]:
+        """The messages for this device; what is scoped to another device is left out."""
+        addressed = (message.addressed_to(device_id) for message in self.messages)
+        return tuple(message for message in addressed if message is not None)

@@ -1,0 +1,186 @@
+"""The driver of a conversation, over a channel that the test plays, on virtual time."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from gregor.consumers.broadcaster import Broadcaster
+from gregor.core.instant import SECOND
+from gregor.core.message import create
+from gregor.errors import TooSlow
+from gregor.interfaces import Caller
+from gregor.node.conversation import Admission, Conversation, Resumption
+from gregor.node.node import Node
+from gregor.protocol.effects import Close
+from gregor.protocol.frames import MAX_FRAME
+from gregor.stores.memory import MemoryStateMachine
+from gregor.testing import virtual_time
+from tests.client.harness import on_virtual_time
+from tests.node.channels import FakeChannel, FakeHost
+
+ADMITTED = Resumption(Admission("u"), "d1", 0)
+
+
+class Talk:
+    """One conversation that runs, with its channel and its host."""
+
+    def __init__(self, host: FakeHost, channel: FakeChannel, conversation: Conversation) -> None:
+        self.host = host
+        self.channel = channel
+        self.conversation = conversation
+
+    def hello(self, token: str = "u") -> None:
+        self.channel.send("hello", token=token, device_id="d1", protocol=2)
+
+    async def inject(self) -> None:
+        await self.host.node.inject(Caller("backend"), [create("u", "a")])
+        await settle()
+
+
+async def settle() -> None:
+    """Let every task do what it can do now."""
+    await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def talk(
+    resumption: Resumption | None = None, prepare: Callable[[FakeHost], None] = lambda host: None
+) -> AsyncIterator[Talk]:
+    clock = virtual_time.clock
+    started: asyncio.Future[Conversation] = asyncio.get_running_loop().create_future()
+    channel = FakeChannel()
+
+    async def run(host: FakeHost) -> None:
+        conversation = Conversation(host, channel)
+        started.set_result(conversation)
+        await conversation.run(resumption)
+
+    async with (
+        Node(MemoryStateMachine(clock), Broadcaster(), clock=clock) as node,
+        asyncio.TaskGroup() as tasks,
+    ):
+        host = FakeHost(node)
+        prepare(host)
+        tasks.create_task(run(host))
+        yield Talk(host, channel, await started)
+        channel.disconnect()
+
+
+@on_virtual_time
+async def test_device_that_says_hello_is_welcomed_and_synced() -> None:
+    async with talk() as t:
+        t.hello()
+        await settle()
+        assert t.channel.types == ["welcome", "sync"]
+        await t.inject()
+        assert t.channel.types[2:] == ["messages"]
+        assert t.host.counts.delivered == 1
+
+
+@on_virtual_time
+async def test_resumed_conversation_needs_no_hello_and_has_no_time_limit_for_it() -> None:
+    async with talk(ADMITTED) as t:
+        await asyncio.sleep(100)
+        assert t.channel.types == ["sync"]
+        await t.inject()
+        assert t.channel.types == ["sync", "messages"]
+
+
+@on_virtual_time
+async def test_device_without_hello_is_disconnected_in_time() -> None:
+    async with talk() as t:
+        await asyncio.sleep(4.9)
+        assert t.channel.close is None
+        await asyncio.sleep(0.2)
+        assert t.channel.close == Close(4008, "hello-timeout")
+
+
+@on_virtual_time
+async def test_device_that_is_not_admitted_gets_the_error() -> None:
+    async with talk() as t:
+        t.hello("refused")
+        await settle()
+        assert t.channel.types == ["error"]
+        assert t.channel.close == Close(4001, "unauthenticated")
+        assert t.host.node.device_count("refused") == 0
+
+
+@on_virtual_time
+async def test_admission_gets_what_the_hello_has_left_of_the_time() -> None:
+    def slow(host: FakeHost) -> None:
+        host.admission_seconds = 60.0
+
+    async with talk(prepare=slow) as t:
+        await asyncio.sleep(3.0)
+        t.hello()
+        await asyncio.sleep(1.9)
+        assert t.channel.types == []
+        await asyncio.sleep(0.2)
+        assert t.channel.types == ["welcome", "sync"]
+
+
+@on_virtual_time
+async def test_conversation_ends_when_the_token_expires() -> None:
+    resumption = Resumption(Admission("u", virtual_time.clock() + 10 * SECOND), "d1", 0)
+    async with talk(resumption) as t:
+        await asyncio.sleep(9.9)
+        assert t.channel.close is None
+        await asyncio.sleep(0.2)
+        assert t.channel.close == Close(4001, "unauthenticated")
+
+
+@on_virtual_time
+async def test_frame_above_the_limit_closes_the_conversation() -> None:
+    async with talk(ADMITTED) as t:
+        t.channel.send("x" * MAX_FRAME)
+        await settle()
+        assert t.channel.close == Close(1009, "too-large")
+
+
+@on_virtual_time
+async def test_messages_go_directly_to_a_socket_that_is_ready() -> None:
+    async with talk(ADMITTED) as t:
+        await settle()
+        t.channel.socket.ready = True
+        await t.inject()
+        t.channel.socket.ready = False
+        await t.inject()
+        assert len(t.channel.socket.written) == 1
+        assert t.channel.types == ["sync", "messages"]
+        assert t.host.counts.delivered == 2
+
+
+@on_virtual_time
+async def test_nothing_is_written_directly_while_a_write_is_pending() -> None:
+    async with talk(ADMITTED) as t:
+        await settle()
+        t.channel.blocked = True
+        await t.inject()
+        t.channel.socket.ready = True
+        await t.inject()
+        assert t.channel.socket.written == []
+        assert t.conversation.writing_since is not None
+
+
+@on_virtual_time
+async def test_conversation_that_the_server_ends_is_no_error_and_is_detached() -> None:
+    async with talk(ADMITTED) as t:
+        await settle()
+        assert t.host.node.device_count("u") == 1
+        t.channel.blocked = True
+        await t.inject()
+        t.conversation.end(TooSlow("the device read nothing for 30 s"))
+        await settle()
+        assert t.conversation.task.done()
+        assert t.host.node.device_count("u") == 0
+
+
+@on_virtual_time
+async def test_snapshot_that_a_device_with_a_state_asks_for_counts_as_a_mismatch() -> None:
+    async with talk(ADMITTED) as t:
+        await settle()
+        await t.inject()
+        t.channel.send("verify", cursor=0)
+        await settle()
+        assert t.host.counts.mismatches == 1
+        assert t.channel.types == ["sync", "messages", "sync"]

@@ -1,0 +1,89 @@
+"""The table of delivery states: each row happens, and nothing else does."""
+
+from collections.abc import Iterable
+from itertools import product
+
+import pytest
+
+from gregor.core.message import create
+from gregor.core.state import state_hash
+from gregor.core.sync import Changes, Sync
+from gregor.protocol.delivery_state import (
+    TRANSITIONS,
+    DeliveryEvent,
+    DeliveryState,
+    Lagging,
+    Live,
+    PageSent,
+    Paging,
+    ReadingStore,
+    ReadStarted,
+    SyncNeeded,
+    SyncRead,
+    after,
+)
+from gregor.protocol.frames import PAGE_ENTRIES, pages
+
+MESSAGES = tuple(create("u", "a", msg_id=f"m{n}").stamp(n, n - 1) for n in range(1, 600))
+SYNC = Sync(Changes(MESSAGES), 599, 700, state_hash(()))
+FIRST, LAST = pages(SYNC, 0)
+
+STATES: list[DeliveryState] = [
+    Live(),
+    Lagging(3),
+    *(ReadingStore(0, then) for then in (Live(), Lagging(7))),
+    *(Paging(unsent, then) for unsent in ((FIRST, LAST), (LAST,)) for then in (Live(), Lagging(7))),
+]
+EVENTS: list[DeliveryEvent] = [SyncNeeded(5), ReadStarted(), SyncRead(SYNC), PageSent()]
+
+
+def name(value: DeliveryState | DeliveryEvent) -> str:
+    return type(value).__name__
+
+
+@pytest.mark.parametrize("state", STATES, ids=name)
+@pytest.mark.parametrize("event", EVENTS, ids=name)
+def test_event_leads_to_a_state_of_the_table_or_is_refused(
+    state: DeliveryState, event: DeliveryEvent
+) -> None:
+    allowed = TRANSITIONS[type(state)].get(type(event))
+    if allowed is None:
+        with pytest.raises(AssertionError, match=f"{name(event)} during {name(state)}"):
+            after(state, event)
+    else:
+        assert type(after(state, event)) in allowed
+
+
+def test_every_row_of_the_table_happens() -> None:
+    def rows() -> Iterable[tuple[type, type, type]]:
+        for state, event in product(STATES, EVENTS):
+            if type(event) in TRANSITIONS[type(state)]:
+                yield type(state), type(event), type(after(state, event))
+
+    assert set(rows()) == {
+        (state, event, following)
+        for state, events in TRANSITIONS.items()
+        for event, followings in events.items()
+        for following in followings
+    }
+
+
+def test_sync_is_read_from_the_cursor_that_needs_it_and_sent_in_pages() -> None:
+    state = after(Lagging(0), ReadStarted())
+    assert state == ReadingStore(0, then=Live())
+    state = after(state, SyncRead(SYNC))
+    assert state == Paging((FIRST, LAST), then=Live())
+    assert len(FIRST.messages) == PAGE_ENTRIES
+    assert after(after(state, PageSent()), PageSent()) == Live()
+
+
+@pytest.mark.parametrize(
+    "state", [ReadingStore(0, then=Live()), Paging((FIRST, LAST), then=Live())]
+)
+def test_sync_that_is_needed_during_a_sync_follows_it(state: DeliveryState) -> None:
+    needed = after(state, SyncNeeded(5))
+    latest = after(needed, SyncNeeded(9))
+    if isinstance(latest, ReadingStore):
+        latest = after(latest, SyncRead(SYNC))
+    assert latest == Paging((FIRST, LAST), then=Lagging(9))
+    assert after(after(latest, PageSent()), PageSent()) == Lagging(9)
