@@ -213,6 +213,13 @@ MUTATIONS = [
         VECTORS + "test_visibility_vector",
     ),
     Mutation(
+        "a range covers what is created after its dismissal",
+        "core/facts.py",
+        "end = min(stated, ctime)",
+        "end = stated",
+        MEMORY + "test_range_that_ends_in_the_future_covers_nothing_created_after_it",
+    ),
+    Mutation(
         "a prefix is compared like a whole category",
         "core/facts.py",
         "return category.startswith(self.category) if self.prefix else category == self.category",

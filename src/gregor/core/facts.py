@@ -5,7 +5,8 @@ time. There are two kinds of facts, and both only grow:
 
 - A creation: this item exists from its ctime on.
 - A dismissal with ctime d: these ids are dead from d on, and so is every item whose category
-  a range matches, whose ctime is not after the end of the range, and which it does not skip.
+  a range matches, whose ctime is not after the end of the range, and which it does not skip. A
+  range never ends after d: a dismissal says nothing about what comes after it.
 
 If several deaths apply to an item, the earliest counts. So facts are independent of the order of
 arrival, and adding them is idempotent: `Facts` is a join-semilattice (a state-based CRDT). `replay`
@@ -49,9 +50,10 @@ class DismissedRange(Struct, frozen=True, omit_defaults=True):
 
 
 def dismissed_ranges(dismissal: Dismissal, ctime: Time) -> Iterator[DismissedRange]:
-    """The ranges of a dismissal whose message has this ctime."""
+    """The ranges of a dismissal whose message has this ctime, at which they end at the latest."""
     for range_ in dismissal.ranges:
-        end = ctime if range_.end_time is None else range_.end_time.after(ctime)
+        stated = ctime if range_.end_time is None else range_.end_time.after(ctime)
+        end = min(stated, ctime)
         yield DismissedRange(end, ctime, range_.category, range_.prefix, range_.skip_msg_ids)
 
 
