@@ -80,19 +80,9 @@ class Facts(Struct, frozen=True):
     latest_dismissal: Time = 0
 
     @classmethod
-    def of(
-        cls,
-        items: Iterable[Item],
-        tombstones: Iterable[tuple[MsgID, Time]],
-        ranges: Iterable[DismissedRange],
-    ) -> "Facts":
-        """The facts that these items, dismissed ids and ranges are."""
-        facts = cls(tombstones=Map(tombstones), ranges=tuple(sorted(ranges, key=_range_order)))
-        deaths = [*facts.tombstones.values(), *(range_.ctime for range_ in facts.ranges)]
-        facts = facts._with(latest_dismissal=max(deaths, default=0))
-        for item in items:
-            facts = facts._add(item)
-        return facts
+    def of(cls, items: Iterable[Item]) -> "Facts":
+        """The facts that these items exist, and nothing is known to be dead."""
+        return cls(Map({item.msg_id: item for item in items}))
 
     # Adding facts
 
@@ -226,16 +216,10 @@ class Facts(Struct, frozen=True):
         """The same items, live and dead, without the tombstones and ranges for later arrivals."""
         return self._with(tombstones=Map(), ranges=())
 
-    # Pruning, for a device's replica only
-
-    def prune(self, cursor: Time) -> "Facts":
-        """Keep only what can still matter to a replica that knows everything up to `cursor`.
-        Drops dead items with their tombstones, and ranges that cannot cover a later item."""
-        ranges = self.ranges[bisect_left(self.ranges, cursor + 1, key=_range_end) :]
-        unmatched = Map(
-            {id_: at for id_, at in self.tombstones.items() if id_ not in self.dismissed}
-        )
-        return self._with(dismissed=Map(), tombstones=unmatched, ranges=ranges)
+    def pruned(self) -> "Facts":
+        """Only the items without a known death: all that a replica keeps which is told in order,
+        and is not told of what is dead when it arrives."""
+        return Facts(self.items)
 
 
 def _range_end(range_: DismissedRange) -> Time:

@@ -117,6 +117,11 @@ class InBandMessage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     def stamped(self) -> bool:
         return self.ctime > 0
 
+    @property
+    def expires_at(self) -> Time | None:
+        """When the item of this stamped message expires; None if it does not, or creates none."""
+        return None if self.creation is None else self.creation.expires_at(self.ctime)
+
     def stamp(self, ctime: Time, prev: Time) -> "InBandMessage":
         return msgspec.structs.replace(self, ctime=ctime, prev=prev)
 
