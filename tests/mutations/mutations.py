@@ -803,6 +803,22 @@ MUTATIONS = [
         "tests/test_extras.py::test_other_import_error_is_raised_unchanged[another extra]",
     ),
     Mutation(
+        "a message that a migration has added ids to is a conflict when it is sent again",
+        "core/message.py",
+        "self.dismissal and self.dismissal.as_sent()",
+        "self.dismissal",
+        "tests/stores/test_migrations.py"
+        "::test_items_killed_by_a_range_beyond_its_dismissal_stay_dead_and_are_named_in_it[sqlite]",
+    ),
+    Mutation(
+        "items that an old range has killed are alive again after the migration",
+        "stores/sql/migrations/versions/0004_ends_of_ranges.py",
+        "        connection.execute(sa.update(messages).where(this).values(message=naming))\n",
+        "        del naming\n",
+        "tests/stores/test_migrations.py"
+        "::test_items_killed_by_a_range_beyond_its_dismissal_stay_dead_and_are_named_in_it[sqlite]",
+    ),
+    Mutation(
         "a shard that is opened without its name is migrated",
         "stores/sql/migrations/__init__.py",
         "shard = None if self.may_be_shard else _shard(connection, found)",
