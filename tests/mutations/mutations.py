@@ -495,6 +495,14 @@ MUTATIONS = [
         "",
         "tests/node/test_conversation.py::test_nothing_is_written_directly_while_a_write_is_pending",
     ),
+    Mutation(
+        "small out-of-band messages to a slow consumer are not limited",
+        "protocol/outbound_queue.py",
+        "len(self._out_of_band) >= QUEUE_MESSAGES or ",
+        "",
+        "tests/protocol/test_outbound_queue.py"
+        "::test_out_of_band_messages_are_limited_however_small",
+    ),
     # The node
     Mutation(
         "a feed's position is that of its first device, not the lowest",
