@@ -13,6 +13,7 @@ from gregor.core.instant import SECOND
 from gregor.core.message import MAX_BODY
 from gregor.core.state import state_hash
 from gregor.protocol.requests import MAX_REQUEST, MAX_USERS
+from tests.protocol.bad_entries import NOT_JSON
 from tests.server.harness import JSON, Served, creation, serving, store_failure, to
 from tests.server.test_websocket import BAD_MESSAGES
 
@@ -65,8 +66,9 @@ async def test_repeated_message_is_duplicate_and_other_contents_are_conflict(
 ) -> None:
     (first,) = (await shared.post(to(uid, msg_id="m"))).json()["results"]
     (repeated,) = (await shared.post(to(uid, msg_id="m"))).json()["results"]
-    (other,) = (await shared.post(to(uid, body=2, msg_id="m"))).json()["results"]
     assert repeated == {**first, "status": "duplicate"}
+    assert problem(await shared.post(to(uid, body=2, msg_id="m"))) == (409, "conflict", "msg_id")
+    (other,) = (await shared.post({"messages": [to(uid, body=2, msg_id="m")]})).json()["results"]
     assert (other["status"], other["error"]["code"]) == ("rejected", "conflict")
 
 
@@ -177,14 +179,49 @@ async def test_message_to_no_or_too_many_users_is_rejected(shared: Served, numbe
     assert problem(response) == (413, "too-large", "uids")
 
 
-async def test_message_to_many_users_rejects_own_uid_and_invalid_uids(
-    shared: Served, uid: str
-) -> None:
+async def test_message_to_many_users_may_not_name_another_user(shared: Served, uid: str) -> None:
     response = await shared.post({"uids": [uid], "message": to("another")})
     assert problem(response) == (422, "invalid", "message.uid")
-    response = await shared.post({"uids": [uid, "é" * 65], "message": creation()})
-    assert problem(response) == (422, "invalid", "uid")
-    assert (await state(shared, uid))["items"] == []
+    response = await shared.post({"uids": [uid, f"{uid} 2"], "message": to(uid)})
+    assert [result["status"] for result in response.json()["results"]] == ["stored"] * 2
+
+
+async def test_invalid_message_to_many_users_is_problem(shared: Served, uid: str) -> None:
+    response = await shared.post({"uids": [uid], "message": {"creation": {"category": "c"}}})
+    assert problem(response) == (422, "invalid", "creation.body")
+
+
+async def test_one_bad_uid_of_ten_thousand_is_rejected_alone(shared: Served) -> None:
+    uids = [f"one bad {n}" for n in range(MAX_USERS - 1)]
+    response = await shared.post({"uids": [*uids, "é" * 100], "message": creation()})
+    *results, bad = response.json()["results"]
+    assert {result["status"] for result in results} == {"stored"}
+    assert (bad["status"], bad["error"]["code"]) == ("rejected", "invalid")
+    assert bad["error"]["field"] == f"uids[{MAX_USERS - 1}]"
+
+
+@pytest.mark.parametrize("defect", NOT_JSON)
+async def test_one_bad_message_of_many_is_rejected_alone(
+    shared: Served, uid: str, defect: str
+) -> None:
+    bad = b'{"uid":"x","creation":{"category":"c","body":' + NOT_JSON[defect] + b"}}"
+    messages = [json.dumps(to(uid)).encode() for _ in range(499)]
+    body = b'{"messages":[' + b",".join([*messages[:250], bad, *messages[250:]]) + b"]}"
+    results = (await shared.http.post("/v1/messages", content=body)).json()["results"]
+    assert [n for n, result in enumerate(results) if result["status"] != "stored"] == [250]
+    assert results[250]["error"]["code"] == "invalid"
+    assert problem(await shared.http.post("/v1/messages", content=bad))[:2] == (422, "invalid")
+
+
+@pytest.mark.parametrize("offset", ["9" * 400 + "s", "P" + "9" * 400 + "D", "9" * 5000, "-P9" * 9])
+async def test_absurd_duration_is_rejected_alone(shared: Served, uid: str, offset: str) -> None:
+    message = to(uid)
+    message["creation"]["expires"] = {"offset": offset}
+    assert problem(await shared.post(message)) == (422, "invalid", "creation.expires")
+    stored, rejected = (await shared.post({"messages": [to(uid), message]})).json()["results"]
+    assert (stored["status"], rejected["error"]["code"]) == ("stored", "invalid")
+    response = await shared.http.get(f"/v1/users/{uid}/state", params={"at": offset})
+    assert problem(response) == (422, "invalid", "at")
 
 
 async def test_out_of_band_message_to_many_users_is_relayed_to_each(

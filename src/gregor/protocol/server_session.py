@@ -69,6 +69,7 @@ from gregor.protocol.frames import (
     Result,
     Verify,
     Welcome,
+    consume_number,
     decode_device_frame,
 )
 from gregor.protocol.handshake import Handshake, Phase
@@ -162,7 +163,7 @@ class ServerSession:
             self.refuse(error)
         except GregorError as error:
             if self.phase is Phase.OPEN:
-                self._queue_control(Error.of(error))
+                self._queue_control(Error.of(error, consume_number(text or "")))
             else:
                 self.refuse(ProtocolError(f"the first frame must be a hello: {error.message}"))
         return None

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 import msgspec
 from msgspec import Raw, Struct
@@ -19,9 +19,7 @@ from gregor.core.message import (
     DeviceID,
     Message,
     check_text,
-    field_of,
     new_msg_id,
-    parse_message,
 )
 from gregor.errors import (
     GregorError,
@@ -43,8 +41,9 @@ from gregor.protocol.answers import (
     Results,
     StateAnswer,
 )
-from gregor.protocol.entries import read_entries
-from gregor.protocol.frames import Result
+from gregor.protocol.entries import read_addressed, read_entries
+from gregor.protocol.frames import Result, decode
+from gregor.protocol.json_parts import array_elements, object_members
 from gregor.protocol.requests import MAX_REQUEST, MAX_USERS, BatchRequest, MultiUserRequest
 from gregor.server.auth import Identity
 from gregor.server.readiness import PARTS
@@ -53,7 +52,6 @@ from gregor.server.sse import EventStream
 
 RETRY_AFTER_SECONDS = 1
 
-T = TypeVar("T")
 Operation: TypeAlias = Callable[[Service, Request, Identity], Awaitable[ASGIApp]]
 PublicOperation: TypeAlias = Callable[[Service, Request], Awaitable[ASGIApp]]
 Endpoint: TypeAlias = Callable[[Request], Awaitable[ASGIApp]]
@@ -65,11 +63,11 @@ Endpoint: TypeAlias = Callable[[Request], Awaitable[ASGIApp]]
 async def post_messages(service: Service, request: Request, identity: Identity) -> Response:
     """Inject one message, a batch of messages, or one message for many users."""
     body = await _body(request)
-    fields = _decode(body, dict[str, Raw])
+    fields = decode(object_members, body)
     if "messages" in fields:
-        entries = _read_batch(_decode(body, BatchRequest), identity)
+        entries = _read_batch(_fields_of(BatchRequest, fields), identity)
     elif "uids" in fields:
-        entries = _read_multi_user(_decode(body, MultiUserRequest), identity)
+        entries = _read_multi_user(_fields_of(MultiUserRequest, fields), identity)
     else:
         return _json(Results((await _inject_one(service, identity, body),)))
     outcomes = await service.inject(Caller(identity.uid), entries)
@@ -77,35 +75,46 @@ async def post_messages(service: Service, request: Request, identity: Identity) 
 
 
 async def _inject_one(service: Service, identity: Identity, body: bytes) -> Result:
-    """Inject a single message. Raises the error of one that is invalid or forbidden."""
+    """Inject a single message. Raises the error of one that is rejected."""
     entries = read_entries([Raw(body)], identity.may_access)
     (outcome,) = await service.inject(Caller(identity.uid), entries)
-    if isinstance(outcome, Rejected) and outcome.message is None:
+    if isinstance(outcome, Rejected):
         raise outcome.error
     return Result.of(outcome)
 
 
-def _read_batch(request: BatchRequest, identity: Identity) -> list[Message | Rejected]:
-    if not 1 <= len(request.messages) <= MAX_BATCH:
+def _read_batch(fields: Mapping[str, Raw], identity: Identity) -> list[Message | Rejected]:
+    messages = _list_in(fields, "messages")
+    if not 1 <= len(messages) <= MAX_BATCH:
         raise TooLarge(
-            f"`messages` takes 1 to {MAX_BATCH} messages, not {len(request.messages)}",
-            field="messages",
+            f"`messages` takes 1 to {MAX_BATCH} messages, not {len(messages)}", field="messages"
         )
-    return read_entries(request.messages, identity.may_access)
+    return read_entries(messages, identity.may_access)
 
 
-def _read_multi_user(request: MultiUserRequest, identity: Identity) -> list[Message | Rejected]:
-    uids = request.uids
+def _read_multi_user(fields: Mapping[str, Raw], identity: Identity) -> list[Message | Rejected]:
+    uids = _list_in(fields, "uids")
     if not 1 <= len(uids) <= MAX_USERS:
         raise TooLarge(f"`uids` takes 1 to {MAX_USERS} users, not {len(uids)}", field="uids")
-    for uid in uids:
-        identity.require_access(uid)
-    message = parse_message(request.message, uid=uids[0])
-    if message.uid != uids[0]:
-        raise InvalidMessage(
-            "leave out the `uid` of the message; `uids` replaces it", field="message.uid"
-        )
-    return [msgspec.structs.replace(message, uid=uid) for uid in uids]
+    return read_addressed(fields["message"], uids, identity.may_access)
+
+
+def _fields_of(kind: type[Struct], fields: Mapping[str, Raw]) -> Mapping[str, Raw]:
+    """The fields of a request of this kind. Raises Malformed if one is unknown or missing."""
+    for name in fields:
+        if name not in kind.__struct_fields__:
+            raise Malformed(f"unknown field `{name}`", field=name)
+    for name in kind.__struct_fields__:
+        if name not in fields:
+            raise Malformed(f"the field `{name}` is missing", field=name)
+    return fields
+
+
+def _list_in(fields: Mapping[str, Raw], name: str) -> tuple[Raw, ...]:
+    try:
+        return decode(array_elements, fields[name])
+    except Malformed as error:
+        raise Malformed(f"`{name}`: {error.message}", field=name) from error
 
 
 # Read
@@ -289,15 +298,6 @@ async def _body(request: Request) -> bytes:
         if len(body) > MAX_REQUEST:
             raise TooLarge(f"a request has at most {MAX_REQUEST} bytes; send several requests")
     return bytes(body)
-
-
-def _decode(body: bytes, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:
-        raise Malformed(str(error), field=field_of(error)) from error
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise Malformed(f"the request is not JSON: {error}") from error
 
 
 def _json(answer: Struct) -> Response:
