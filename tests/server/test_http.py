@@ -17,6 +17,8 @@ from tests.protocol.bad_entries import NOT_JSON
 from tests.server.harness import JSON, Served, creation, serving, store_failure, to
 from tests.server.test_websocket import BAD_MESSAGES
 
+RESOURCES = ("state", "count", "messages", "events")
+
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
@@ -352,6 +354,37 @@ async def test_unknown_parameter_is_rejected_and_named(shared: Served, resource:
     assert problem(response) == (422, "invalid", "colour")
 
 
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/v1/users/u/state?at=-1h&at=0s", "at"),
+        ("/v1/users/u/messages?since=0&since=1", "since"),
+        ("/v1/users/u/events?cursor=0&cursor=1", "cursor"),
+        *((f"/v1/users/u/{name}?device_id=a&device_id=b", "device_id") for name in RESOURCES),
+        *((f"/v1/users/u/{name}?device_id=%ff", "device_id") for name in RESOURCES),
+        ("/v1/users/u/count?prefix=a&prefix=%C3", "prefix"),
+        ("/readyz?excluded=pubsub", "excluded"),
+    ],
+)
+async def test_parameter_that_is_repeated_or_not_utf8_or_unknown_is_rejected_and_named(
+    shared: Served, path: str, field: str
+) -> None:
+    response = await shared.http.get(path)
+    assert problem(response) == (422, "invalid", field)
+
+
+async def test_unknown_parameter_of_post_is_rejected(shared: Served, uid: str) -> None:
+    response = await shared.http.post(f"/v1/messages?uid={uid}", json=to(uid))
+    assert problem(response) == (422, "invalid", "uid")
+
+
+async def test_state_of_several_prefixes_is_that_of_all(shared: Served, uid: str) -> None:
+    await shared.post({"messages": [to(uid, name) for name in ("a.1", "b.1", "a.2", "c.1")]})
+    answer = await state(shared, uid, prefix=["b", "a", "a.1"])
+    assert [item["category"] for item in answer["items"]] == ["a.1", "b.1", "a.2"]
+    assert answer["hash"] == state_hash((i["ctime"], i["msg_id"]) for i in answer["items"])
+
+
 @pytest.mark.parametrize("resource", ["state", "count", "messages", "events"])
 @pytest.mark.parametrize("device_id", ["", "é" * 65, "a\0"])
 async def test_invalid_device_id_is_rejected(shared: Served, resource: str, device_id: str) -> None:
@@ -406,7 +439,9 @@ async def test_uid_with_special_characters_works_in_url(shared: Served, special_
             assert entry["msg_id"] == "m"
 
 
-@pytest.mark.parametrize("invalid_uid", ["", "%00", "a%00b", quote("é" * 65), "x" * 129])
+@pytest.mark.parametrize(
+    "invalid_uid", ["", "%00", "a%00b", quote("é" * 65), "x" * 129, "%ff", "a%C3", "%ed%a0%80"]
+)
 @pytest.mark.parametrize("resource", ["state", "count", "messages", "events"])
 async def test_invalid_uid_in_url_is_rejected(
     shared: Served, invalid_uid: str, resource: str

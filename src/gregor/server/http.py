@@ -1,9 +1,11 @@
 """The HTTP API: inject messages and read states, one request at a time."""
 
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from http import HTTPStatus
 from typing import TypeAlias
+from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
 from msgspec import Raw, Struct
@@ -62,6 +64,7 @@ Endpoint: TypeAlias = Callable[[Request], Awaitable[ASGIApp]]
 
 async def post_messages(service: Service, request: Request, identity: Identity) -> Response:
     """Inject one message, a batch of messages, or one message for many users."""
+    _check_parameters(request, frozenset(), frozenset())
     body = await _body(request)
     fields = decode(object_members, body)
     if "messages" in fields:
@@ -121,15 +124,15 @@ def _list_in(fields: Mapping[str, Raw], name: str) -> tuple[Raw, ...]:
 
 
 async def get_state(service: Service, request: Request, identity: Identity) -> Response:
-    uid = _user(request, identity, {"device_id", "at", "prefix"})
+    uid = _user(request, identity, {"device_id", "at"}, {"prefix"})
     at = _time(request, "at")
     state = await service.node.state_machine.state(uid, _device(request), at)
-    selected = state.with_prefix(request.query_params.get("prefix", ""))
+    selected = state.with_prefix(*(request.query_params.getlist("prefix") or [""]))
     return _json(StateAnswer(selected.items, selected.as_of, selected.hash()))
 
 
 async def get_count(service: Service, request: Request, identity: Identity) -> Response:
-    uid = _user(request, identity, {"device_id", "prefix"})
+    uid = _user(request, identity, {"device_id"}, {"prefix"})
     state = await service.node.state_machine.state(uid, _device(request))
     prefixes = request.query_params.getlist("prefix") or [""]
     return _json(CountAnswer({prefix: state.count(prefix) for prefix in prefixes}, state.as_of))
@@ -172,6 +175,7 @@ async def get_ready(service: Service, request: Request) -> Response:
     from other servers a few seconds late, and none is lost. A load balancer should use this, so
     that it does not remove all servers when the pub/sub fails.
     """
+    _check_parameters(request, frozenset(), {"exclude"})
     excluded = request.query_params.getlist("exclude")
     for part in excluded:
         if part not in PARTS:
@@ -263,15 +267,39 @@ def _token(request: Request) -> str | None:
     return token.strip() if scheme.lower() == "bearer" else None
 
 
-def _user(request: Request, identity: Identity, allowed: set[str]) -> UID:
+def _user(
+    request: Request, identity: Identity, once: set[str], repeatable: Set[str] = frozenset()
+) -> UID:
+    """The user in the path. Raises InvalidMessage if a parameter is not one of these."""
     uid: UID = request.path_params["uid"]
+    _check_utf8("uid", unquote_to_bytes(request.scope.get("raw_path") or b""))
     check_text("uid", uid, 128)
     identity.require_access(uid)
-    for name in request.query_params:
-        if name not in allowed:
-            names = ", ".join(sorted(allowed))
-            raise InvalidMessage(f"unknown parameter `{name}`; allowed are {names}", field=name)
+    _check_parameters(request, once, repeatable)
     return uid
+
+
+def _check_parameters(request: Request, once: Set[str], repeatable: Set[str]) -> None:
+    query: bytes = request.scope["query_string"]
+    names = Counter[str]()
+    for name, value in parse_qsl(query.decode("latin-1"), True, encoding="latin-1"):
+        _check_utf8(name, value.encode("latin-1"))
+        names[name] += 1
+    for name, times in names.items():
+        if name not in once | repeatable:
+            allowed = ", ".join(sorted(once | repeatable)) or "none"
+            raise InvalidMessage(f"unknown parameter `{name}`; allowed are {allowed}", field=name)
+        if times > 1 and name not in repeatable:
+            raise InvalidMessage(f"give `{name}` once, not {times} times", field=name)
+
+
+def _check_utf8(name: str, value: bytes) -> None:
+    """Raise InvalidMessage unless it is UTF-8. (Servers replace what is not, and so would answer
+    about another user.)"""
+    try:
+        value.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidMessage(f"`{name}` is not UTF-8", field=name) from error
 
 
 def _device(request: Request) -> DeviceID | None:
