@@ -1,7 +1,6 @@
 """The frames of the conversation and their JSON encoding, as specified in `spec/protocol.md`."""
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Annotated, Literal, TypeAlias, TypeVar
 
 import msgspec
@@ -24,7 +23,7 @@ from gregor.core.state import Item
 from gregor.core.sync import Changes, Snapshot, Sync
 from gregor.errors import Action, GregorError, Malformed
 from gregor.interfaces import Duplicate, Outcome, Rejected, Relayed, Stored
-from gregor.protocol.json_parts import array_elements, members, object_members
+from gregor.protocol.json_parts import array_elements, members_before_error, object_members
 
 PROTOCOL = 2
 MAX_FRAME = 1024 * 1024
@@ -238,10 +237,7 @@ def _decode_apart(fields: dict[str, Raw]) -> DeviceFrame:
 
 def consume_number(text: str) -> int | None:
     """The `n` of a consume that cannot be decoded; None if it is not a consume, or has no `n`."""
-    fields: dict[str, Raw] = {}
-    with suppress(msgspec.DecodeError):
-        for name, value in members(_utf8(text)):
-            fields[name] = value
+    fields = dict(members_before_error(_utf8(text)))
     numbered = {name: fields[name] for name in ("type", "n") if name in fields}
     try:
         return _number_decoder.decode(msgspec.json.encode(numbered)).n

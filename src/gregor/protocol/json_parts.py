@@ -39,7 +39,7 @@ def object_members(json: bytes) -> dict[str, Raw]:
     except msgspec.ValidationError:
         raise
     except (DecodeError, UnicodeError, RecursionError):
-        return dict(members(json))
+        return dict(_members(json))
 
 
 def array_elements(json: Raw) -> tuple[Raw, ...]:
@@ -53,8 +53,15 @@ def array_elements(json: Raw) -> tuple[Raw, ...]:
         return tuple(map(Raw, _parts(bytes(json), b"[")))
 
 
-def members(json: bytes) -> Iterator[tuple[str, Raw]]:
-    """The members of an object, cut. Raises DecodeError after those that come before an error."""
+def members_before_error(json: bytes) -> Iterator[tuple[str, Raw]]:
+    """The members of what may begin like an object, as far as it can be cut into members."""
+    try:
+        yield from _members(json)
+    except DecodeError:
+        return
+
+
+def _members(json: bytes) -> Iterator[tuple[str, Raw]]:
     for part in _parts(json, b"{"):
         member = _MEMBER.fullmatch(part)
         if member is None:
