@@ -274,8 +274,6 @@ async def test_drained_server_rejects_messages_and_still_answers_reads() -> None
     async with serving() as served:
         await served.server.drain()
         assert problem(await served.post(to("u"))) == (503, "unavailable", None)
-        events = await served.http.get("/v1/users/u/events")
-        assert problem(events) == (503, "unavailable", None)
         assert (await state(served, "u"))["items"] == []
 
 
@@ -396,8 +394,9 @@ async def test_invalid_device_id_is_rejected(shared: Served, resource: str, devi
 async def test_invalid_cursor_is_rejected(shared: Served, cursor: str) -> None:
     response = await shared.http.get("/v1/users/u/events", params={"cursor": cursor})
     assert problem(response) == (422, "invalid", "cursor")
-    headers = {b"Last-Event-ID": cursor.encode()}
-    response = await shared.http.get("/v1/users/u/events", headers=headers)
+    headers = {"Last-Event-ID": "0"}
+    url = "/v1/users/u/events"
+    response = await shared.http.get(url, params={"cursor": cursor}, headers=headers)
     assert problem(response) == (422, "invalid", "cursor")
 
 

@@ -1,8 +1,7 @@
 """The HTTP API: inject messages and read states, one request at a time."""
 
-import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Mapping, Set
 from http import HTTPStatus
 from typing import TypeAlias
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -14,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from gregor.core.instant import MAX_TIME, TimeOrOffset, parse_time_or_offset
+from gregor.core.instant import TimeOrOffset, parse_time_or_offset
 from gregor.core.message import (
     MAX_BATCH,
     UID,
@@ -30,7 +29,6 @@ from gregor.errors import (
     MethodNotAllowed,
     NotFound,
     TooLarge,
-    Unauthenticated,
     Unavailable,
 )
 from gregor.interfaces import Caller, Rejected
@@ -38,21 +36,19 @@ from gregor.node.conversation import Admission, Resumption
 from gregor.protocol.answers import (
     CountAnswer,
     MessagesAnswer,
-    ProblemDocument,
     ReadyAnswer,
     Results,
     StateAnswer,
 )
 from gregor.protocol.entries import read_addressed, read_entries
-from gregor.protocol.frames import Result, decode
+from gregor.protocol.frames import GoAway, Result, decode
 from gregor.protocol.json_parts import array_elements, object_members
 from gregor.protocol.requests import MAX_REQUEST, MAX_USERS, BatchRequest, MultiUserRequest
 from gregor.server.auth import Identity
+from gregor.server.problems import problem
 from gregor.server.readiness import PARTS
 from gregor.server.service import Service
-from gregor.server.sse import EventStream
-
-RETRY_AFTER_SECONDS = 1
+from gregor.server.sse import RECONNECT_MS, EventStream, cursor_to_resume_from, only_event
 
 Operation: TypeAlias = Callable[[Service, Request, Identity], Awaitable[ASGIApp]]
 PublicOperation: TypeAlias = Callable[[Service, Request], Awaitable[ASGIApp]]
@@ -150,14 +146,12 @@ async def get_messages(service: Service, request: Request, identity: Identity) -
 
 async def get_events(service: Service, request: Request, identity: Identity) -> ASGIApp:
     uid = _user(request, identity, {"device_id", "cursor"})
-    cursor = request.headers.get("last-event-id") or request.query_params.get("cursor", "0")
-    if not (re.fullmatch("[0-9]{1,16}", cursor) and int(cursor) <= MAX_TIME):
-        raise InvalidMessage("the cursor must be a ctime, which is an integer", field="cursor")
-    if service.draining:
-        raise Unavailable("this server is stopping; retry with another server")
+    cursor = cursor_to_resume_from(request.headers, request.query_params)
     device_id = _device(request) or f"events-{new_msg_id()}"
+    if service.draining:
+        return only_event(GoAway(RECONNECT_MS))
     admission = Admission(uid, identity.expires_at)
-    return EventStream(service, Resumption(admission, device_id, int(cursor)))
+    return EventStream(service, Resumption(admission, device_id, cursor))
 
 
 # Health
@@ -195,15 +189,18 @@ async def get_metrics(service: Service, request: Request) -> Response:
 # Endpoints and errors
 
 
-def authenticated_endpoint(service: Service, operation: Operation) -> Endpoint:
-    """An endpoint that authenticates the caller, and reports errors as problem documents."""
+def authenticated_endpoint(
+    service: Service, operation: Operation, refuse: Callable[[GregorError], Response] = problem
+) -> Endpoint:
+    """An endpoint that authenticates the caller, and reports errors: as problem documents, unless
+    it is told otherwise."""
 
     async def respond(request: Request) -> ASGIApp:
         try:
             identity = await service.identify(_token(request))
             return await operation(service, request, identity)
         except GregorError as error:
-            return problem(error)
+            return refuse(error)
         except ClientDisconnect:
             return Response()  # never sent: the client is gone
 
@@ -220,32 +217,6 @@ def public_endpoint(service: Service, operation: PublicOperation) -> Endpoint:
             return problem(error)
 
     return respond
-
-
-def problem(
-    error: GregorError,
-    headers: Mapping[str, str] | None = None,
-    problems: Sequence[str] = (),
-) -> Response:
-    """The error as a problem document."""
-    status = HTTPStatus(error.status)
-    document = ProblemDocument(
-        f"urn:gregor:error:{error.code}",
-        status.phrase,
-        error.status,
-        error.message,
-        error.code,
-        error.action,
-        error.field,
-        tuple(problems),
-    )
-    headers = dict(headers or {})
-    if isinstance(error, Unauthenticated):
-        headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, Unavailable):
-        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    body = msgspec.json.encode(document)
-    return Response(body, status, headers, media_type="application/problem+json")
 
 
 async def on_http_exception(request: Request, exception: Exception) -> Response:
