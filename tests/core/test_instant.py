@@ -120,6 +120,6 @@ def test_offset_counts_from_its_base_and_is_capped_at_max_time() -> None:
 )
 def test_absurd_times_and_offsets_are_refused(text: str) -> None:
     for parse in (parse_time_or_offset, to_time, to_microseconds):
-        with pytest.raises(ValueError, match="time|offset|duration") as refused:
+        with pytest.raises(ValueError, match=r"time|offset|duration") as refused:
             parse(text)
         assert len(str(refused.value)) < 200
