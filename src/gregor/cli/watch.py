@@ -32,7 +32,11 @@ def watch(
     device: Annotated[
         str | None,
         typer.Option(
-            "--device", metavar="ID", help="Connect as this device.", show_default="a new one"
+            "--device",
+            metavar="ID",
+            callback=options.not_empty,
+            help="Connect as this device.",
+            show_default="a new one",
         ),
     ] = None,
     prefix: options.Prefix = "",
