@@ -81,7 +81,7 @@ async def test_order_is_stored_across_a_restart(tmp_path: Path) -> None:
 # Stopping, under each server that docs/operations.md names, with the settings that it names
 
 
-class Host(NamedTuple):
+class HostServer(NamedTuple):
     """`sends_goaway`: whether it leaves connections open while the shop drains."""
 
     command: Sequence[str]
@@ -90,13 +90,13 @@ class Host(NamedTuple):
 
 
 HOSTS = {
-    "uvicorn": Host((*UVICORN, "--port", "PORT")),
-    "uvicorn --reload": Host((*UVICORN, "--port", "PORT", "--reload")),
-    "uvicorn --workers": Host((*UVICORN, "--port", "PORT", "--workers", "1")),
-    "hypercorn": Host(
+    "uvicorn": HostServer((*UVICORN, "--port", "PORT")),
+    "uvicorn --reload": HostServer((*UVICORN, "--port", "PORT", "--reload")),
+    "uvicorn --workers": HostServer((*UVICORN, "--port", "PORT", "--workers", "1")),
+    "hypercorn": HostServer(
         ("hypercorn", UVICORN[1], "--bind", "127.0.0.1:PORT", "--workers", "0"), drain_seconds="1"
     ),
-    "granian": Host(
+    "granian": HostServer(
         ("granian", "--interface", "asgi", UVICORN[1], "--port", "PORT"),
         drain_seconds="0",
         sends_goaway=False,
@@ -127,7 +127,7 @@ async def test_host_that_is_stopped_sends_its_devices_away_and_ends(
 
 
 @asynccontextmanager
-async def hosted(host: Host, directory: Path) -> AsyncIterator[Shop]:
+async def hosted(host: HostServer, directory: Path) -> AsyncIterator[Shop]:
     """The shop under this server, when it answers. Nothing of it is left afterwards."""
     port = free_port()
     process = await asyncio.create_subprocess_exec(

@@ -628,7 +628,7 @@ MUTATIONS = [
     Mutation(
         "commas and brackets in a string separate entries",
         "protocol/json_parts.py",
-        """_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)'""",
+        r"""_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)'""",
         """_STRING = rb'"'""",
         "tests/protocol/test_json_parts.py::test_elements_are_what_stands_between_the_commas",
     ),
