@@ -88,6 +88,12 @@ def before_the_line() -> dict[str, int]:
         (line("u", "m", dismiss={"ranges": [{}]}), "category"),
         (creation("u" * 129, "m"), "uid"),
         (b"\xff\xfe", "malformed"),
+        (
+            line(
+                "u", "m", t=10**18, dismiss={"ranges": [{"category": "c", "end_time": {"time": 5}}]}
+            ),
+            "at most",
+        ),
     ],
 )
 def test_bad_line_has_a_reason(invalid_line: bytes, reason: str) -> None:
