@@ -287,8 +287,8 @@ MUTATIONS = [
     Mutation(
         "a dismissal that arrives late does not make the death earlier, in SQL",
         "stores/sql/transactions.py",
-        "statements.ITEMS_COVERED_IN_LOG if has_late_replay else statements.ITEMS_COVERED",
-        "statements.ITEMS_COVERED",
+        "statements.ITEMS_MATCHED_IN_LOG if has_late_replay else statements.ITEMS_MATCHED",
+        "statements.ITEMS_MATCHED",
         SQL + "test_d06_earliest_dismissal_sets_the_death_when_it_arrives_last",
     ),
     Mutation(

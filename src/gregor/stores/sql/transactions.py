@@ -1,7 +1,8 @@
 """The transactions of the state machine on a database: store a batch, or read one user.
 
-Functions of a connection, which depend on nothing but its dialect. The cost of a message is
-proportional to what is live and what is new, not to the length of the user's log.
+Functions of a connection, which depend on nothing but its dialect. The cost of a batch is
+proportional to what is live and what is new: not to the length of the user's log, and not to the
+product of the batch's ranges and the items.
 """
 
 from collections import defaultdict
@@ -15,6 +16,7 @@ from gregor.core.buckets import bucket_of
 from gregor.core.facts import DismissedRange, dismissed_ranges
 from gregor.core.instant import SECOND, Time
 from gregor.core.message import UID, DeviceID, Dismissal, InBandMessage, MsgID
+from gregor.core.range_deaths import Pattern, range_deaths
 from gregor.core.state import Item, State, state_hash
 from gregor.core.sync import Changes, ItemFate, Snapshot, Sync, max_changes, since
 from gregor.errors import Conflict, WrongShard
@@ -28,9 +30,10 @@ from gregor.stores.sql.statements import (
     Death,
     ItemKey,
     LockedUser,
+    MatchedItem,
     MessageRow,
-    NewRange,
     Placement,
+    RangePattern,
     RangeRow,
     StoredItem,
     StoredRange,
@@ -44,6 +47,9 @@ from gregor.stores.sql.statements import (
 # that lags or is set back shows an expired item again, so a range also dismisses items that expired
 # less than this time ago. No clock may be wrong by more.
 MAX_CLOCK_DIFFERENCE = 3600 * SECOND
+
+# How many patterns of one user's ranges are looked up by themselves in one transaction.
+MAX_PATTERNS = 4
 
 T = TypeVar("T")
 
@@ -275,16 +281,14 @@ def _deaths_by_earlier_range(
         return
     first_ctimes: dict[UID, Time] = {}
     _keep_earliest(first_ctimes, ((message.uid, message.ctime) for message in created))
-    ranges: defaultdict[UID, list[DismissedRange]] = defaultdict(list)
     keys = [UserClock(uid, ctime) for uid, ctime in first_ctimes.items()]
-    for row in connection.execute_rows(statements.RANGES_ENDING_AFTER, keys):
-        ranges[row.uid].append(_range(row))
-    for message in created:
-        item = Item.of(message)
-        if item is not None:
-            for range_ in ranges[message.uid]:
-                if range_.covers(item):
-                    yield ItemKey(message.uid, message.msg_id), range_.ctime
+    ranges = connection.execute_rows(statements.RANGES_ENDING_AFTER, keys)
+    items = [
+        MatchedItem(message.uid, message.msg_id, message.ctime, message.creation.category)
+        for message in created
+        if message.creation is not None
+    ]
+    yield from _range_deaths(_by_user((row.uid, _range(row)) for row in ranges), items)
 
 
 def _deaths_by_new_range(
@@ -294,26 +298,46 @@ def _deaths_by_new_range(
     has_late_replay: bool,
 ) -> Iterator[tuple[ItemKey, Time]]:
     """The deaths of items that these new dismissals cover by range."""
-    ranges = [(m.uid, r) for m, d in dismissing for r in dismissed_ranges(d, m.ctime)]
+    ranges = _by_user((m.uid, r) for m, d in dismissing for r in dismissed_ranges(d, m.ctime))
     if not ranges:
         return
-    statement = statements.ITEMS_COVERED_IN_LOG if has_late_replay else statements.ITEMS_COVERED
-    rows = [
-        NewRange(
+    statement = statements.ITEMS_MATCHED_IN_LOG if has_late_replay else statements.ITEMS_MATCHED
+    patterns = [pattern for uid in ranges for pattern in _patterns(uid, ranges[uid], now)]
+    yield from _range_deaths(ranges, connection.execute_rows(statement, patterns))
+
+
+def _patterns(uid: UID, ranges: Sequence[DismissedRange], now: Time) -> Iterator[RangePattern]:
+    """A few patterns that together match all that these ranges cover. The database compares each
+    pattern with each live item, so instead of many there is one that matches every category."""
+    patterns = {Pattern(range_.category, range_.prefix) for range_ in ranges}
+    if len(patterns) > MAX_PATTERNS:
+        patterns = {Pattern("", prefix=True)}
+    first_ctime = min(range_.ctime for range_ in ranges)
+    for pattern in patterns:
+        yield RangePattern(
             uid=uid,
-            ctime=range_.ctime,
-            end_time=range_.end,
-            category=range_.category,
-            prefix=int(range_.prefix),
-            number=number,
-            expired=min(now, range_.ctime) - MAX_CLOCK_DIFFERENCE,
+            ctime=first_ctime,
+            end_time=max(range_.end for range_ in ranges),
+            category=pattern.category,
+            prefix=int(pattern.prefix),
+            expired=min(now, first_ctime) - MAX_CLOCK_DIFFERENCE,
         )
-        for number, (uid, range_) in enumerate(ranges)
-    ]
-    for row in connection.execute_rows(statement, rows):
-        range_ = ranges[row.range][1]
-        if range_.matches(row.msg_id, row.category):
-            yield ItemKey(row.uid, row.msg_id), range_.ctime
+
+
+def _range_deaths(
+    ranges: Mapping[UID, Sequence[DismissedRange]], items: Iterable[MatchedItem]
+) -> Iterator[tuple[ItemKey, Time]]:
+    """The deaths of these items by the ranges of their users."""
+    for uid, matched in _by_user((item.uid, item) for item in items).items():
+        for item, at in range_deaths(ranges.get(uid, ()), matched):
+            yield ItemKey(uid, item.msg_id), at
+
+
+def _by_user(values: Iterable[tuple[UID, T]]) -> dict[UID, list[T]]:
+    grouped: defaultdict[UID, list[T]] = defaultdict(list)
+    for uid, value in values:
+        grouped[uid].append(value)
+    return grouped
 
 
 def _keep_earliest(earliest: dict[T, Time], times: Iterable[tuple[T, Time]]) -> None:
