@@ -5,8 +5,15 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from gregor.core.instant import Time, TimeOrOffset
-from gregor.core.message import UID, DeviceID, InBandMessage, Message, OutOfBandMessage
-from gregor.core.state import State
+from gregor.core.message import (
+    UID,
+    Category,
+    DeviceID,
+    InBandMessage,
+    Message,
+    OutOfBandMessage,
+)
+from gregor.core.state import Counts, State
 from gregor.core.sync import Sync
 from gregor.errors import GregorError, Unavailable
 
@@ -149,6 +156,13 @@ class StateMachineOfRecord(StateMachine, Protocol):
         """The changes or snapshot that bring a replica, which knows everything up to `cursor`, to
         the present, with the hash of the result; all read at one instant. From cursor 0, or from
         one ahead of the user's clock, it is a snapshot; otherwise the smaller of the two."""
+        ...
+
+    async def count(
+        self, uid: UID, device_id: DeviceID | None, prefixes: Sequence[Category]
+    ) -> Counts:
+        """How many items that are visible now have a category that begins with each prefix, byte
+        for byte. It costs less than the state: no item is read."""
         ...
 
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:

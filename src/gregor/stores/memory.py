@@ -9,8 +9,8 @@ from functools import partial
 
 from gregor.core.facts import Facts
 from gregor.core.instant import Time, TimeOrOffset
-from gregor.core.message import UID, DeviceID, InBandMessage, MsgID
-from gregor.core.state import State
+from gregor.core.message import UID, Category, DeviceID, InBandMessage, MsgID
+from gregor.core.state import Counts, State
 from gregor.core.sync import Changes, Snapshot, Sync, fate_in, max_changes, since
 from gregor.errors import Conflict
 from gregor.interfaces import Duplicate, Rejected, Slot, StateMachineOfRecord, Stored, StoreOutcome
@@ -46,6 +46,13 @@ class MemoryStateMachine(StateMachineOfRecord):
 
     async def sync(self, uid: UID, device_id: DeviceID | None, cursor: Time) -> Sync:
         return self._user(uid).sync(device_id, cursor, self._clock())
+
+    async def count(
+        self, uid: UID, device_id: DeviceID | None, prefixes: Sequence[Category]
+    ) -> Counts:
+        now = self._clock()
+        visible = self._user(uid).facts.visible(device_id, now)
+        return Counts.of(((item.category, 1) for item in visible), prefixes, now)
 
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
         return {uid: self._user(uid).ctime for uid in uids}

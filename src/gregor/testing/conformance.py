@@ -49,7 +49,7 @@ from gregor.core.message import (
     out_of_band,
     replace,
 )
-from gregor.core.state import State, state_hash
+from gregor.core.state import Counts, State, state_hash
 from gregor.core.sync import Changes, Snapshot, Sync
 from gregor.errors import Conflict
 from gregor.extras import required_extra
@@ -86,6 +86,8 @@ EPOCH = 1_600_000_000 * SECOND
 BEGINNING = TimeOrOffset(time=0)
 
 _numbers = count()
+
+PREFIXES = ("", "a", "a.", "a.b", "b", "z")
 
 
 def new_uid() -> UID:
@@ -269,11 +271,28 @@ class StateMachineConformance:
 
     # The contract of interfaces.py
 
+    @settings(max_examples=40)
+    @given(histories(), devices, times)
+    async def test_law_counts_are_those_of_the_state(
+        self,
+        machine: StateMachineOfRecord,
+        clock: ManualClock,
+        history: History,
+        device_id: DeviceID | None,
+        now: Time,
+    ) -> None:
+        clock.now, uid = now, new_uid()
+        await machine.consume_messages(of_user(uid, history))
+        state = await machine.state(uid, device_id)
+        expected = Counts({prefix: state.count(prefix) for prefix in PREFIXES}, now)
+        assert await machine.count(uid, device_id, PREFIXES) == expected
+
     async def test_unknown_user_has_an_empty_state(
         self, machine: StateMachineOfRecord, uid: UID
     ) -> None:
         assert await machine.state(uid) == State((), EPOCH)
         assert await machine.state(uid, "d1", TimeOrOffset(time=3)) == State((), 3)
+        assert await machine.count(uid, None, [""]) == Counts({"": 0}, EPOCH)
         assert list(await read_log(machine, uid)) == []
         assert await machine.ctimes([uid]) == {uid: 0}
         sync = await machine.sync(uid, "d1", 0)
@@ -605,7 +624,7 @@ class StateMachineConformance:
         assert creations == [f2.msg_id, b4.msg_id]
         (dismissal,) = [m.dismissal for m in since if m.dismissal and m.dismissal.ranges]
         assert dismissal.ranges[0].end_time == TimeOrOffset(time=after_expiry)
-        assert (await machine.state(uid)).count("f") == 1
+        assert (await machine.count(uid, None, ["f"])).by_prefix == {"f": 1}
 
     async def test_per_device(
         self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
@@ -939,6 +958,7 @@ async def read_all(
     return (
         await machine.state(uid, device_id),
         await machine.state(uid, device_id, when),
+        await machine.count(uid, device_id, PREFIXES),
         list(await machine.in_band_messages_since(uid, device_id, when)),
         without_tombstones(await machine.sync(uid, device_id, t)),
     )

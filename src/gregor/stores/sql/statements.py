@@ -661,6 +661,21 @@ VISIBLE_IDS = Statement(
 )
 
 
+class CategoryCount(NamedTuple):
+    category: Category
+    items: int
+
+
+# How many items of each category `:device_id` (NULL: any device) sees now.
+VISIBLE_CATEGORIES = Statement(
+    f"""
+    SELECT category, count(*) AS items FROM messages WHERE uid = :uid AND {_VISIBLE_NOW}
+    GROUP BY category
+    """,
+    CategoryCount._make,
+)
+
+
 class LoggedMessage(NamedTuple):
     """A message of a user's log; the JSON is as it was sent."""
 

@@ -15,9 +15,9 @@ from msgspec import Raw, Struct
 from gregor.core.buckets import bucket_of
 from gregor.core.facts import DismissedRange, dismissed_ranges
 from gregor.core.instant import SECOND, Time
-from gregor.core.message import UID, DeviceID, Dismissal, InBandMessage, MsgID
+from gregor.core.message import UID, Category, DeviceID, Dismissal, InBandMessage, MsgID
 from gregor.core.range_deaths import Pattern, range_deaths
-from gregor.core.state import Item, State, state_hash
+from gregor.core.state import Counts, Item, State, state_hash
 from gregor.core.sync import Changes, ItemFate, Snapshot, Sync, max_changes, since
 from gregor.errors import Conflict, WrongShard
 from gregor.interfaces import Duplicate, Rejected, Stored, StoreOutcome
@@ -411,6 +411,17 @@ def read_state(
     else:
         rows = connection.execute(statements.VISIBLE_ITEMS_AT, uid=uid, device_id=device_id, at=at)
     return State.of(map(_item, rows), now if at is None else at)
+
+
+def read_counts(
+    connection: DatabaseConnection,
+    uid: UID,
+    device_id: DeviceID | None,
+    prefixes: Iterable[Category],
+    now: Time,
+) -> Counts:
+    rows = connection.execute(statements.VISIBLE_CATEGORIES, uid=uid, device_id=device_id, now=now)
+    return Counts.of(((row.category, row.items) for row in rows), prefixes, now)
 
 
 def read_since(
