@@ -13,7 +13,7 @@ from gregor.core.message import (
     Message,
     OutOfBandMessage,
 )
-from gregor.core.state import Counts, State
+from gregor.core.state import Counts, Item, State
 from gregor.core.sync import Sync
 from gregor.errors import GregorError, Unavailable
 
@@ -155,7 +155,14 @@ class StateMachineOfRecord(StateMachine, Protocol):
     async def sync(self, uid: UID, device_id: DeviceID | None, cursor: Time) -> Sync:
         """The changes or snapshot that bring a replica, which knows everything up to `cursor`, to
         the present, with the hash of the result; all read at one instant. From cursor 0, or from
-        one ahead of the user's clock, it is a snapshot; otherwise the smaller of the two."""
+        one ahead of the user's clock, it is a snapshot; otherwise the smaller of the two. Of a
+        large snapshot only the first items are read."""
+        ...
+
+    async def items(self, uid: UID, ctimes: Sequence[Time]) -> Sequence[Item]:
+        """The items that the messages with these ctimes create, live or dead. The ctimes ascend,
+        and so do those of the items. Fewer are returned if they are large, but at least one if
+        there is one; ask again from the ctime after the last."""
         ...
 
     async def count(

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar, cast
 from gregor.core.buckets import Move, bucket_of
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import UID, Category, DeviceID, InBandMessage
-from gregor.core.state import Counts, State
+from gregor.core.state import Counts, Item, State
 from gregor.core.sync import Sync
 from gregor.errors import GregorError, StorageUnavailable, Unavailable
 from gregor.interfaces import Slot, StateMachineOfRecord
@@ -188,6 +188,12 @@ class DelayedStateMachine(StateMachineOfRecord):
         sync = await self._machine.sync(uid, device_id, cursor)
         await self._link.delay()
         return sync
+
+    async def items(self, uid: UID, ctimes: Sequence[Time]) -> Sequence[Item]:
+        await self._link.transmit("before reading items")
+        items = await self._machine.items(uid, ctimes)
+        await self._link.delay()
+        return items
 
     async def count(
         self, uid: UID, device_id: DeviceID | None, prefixes: Sequence[Category]

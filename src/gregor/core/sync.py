@@ -1,9 +1,9 @@
 """What brings a replica up to date."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from gregor.core.facts import DismissedRange, Facts
 from gregor.core.instant import Time
@@ -19,11 +19,17 @@ class Changes(Struct, frozen=True, tag_field="mode", tag="changes"):
 
 
 class Snapshot(Struct, frozen=True, tag_field="mode", tag="snapshot", omit_defaults=True):
-    """A whole state, and the tombstones of items that may still arrive."""
+    """A whole state, and the tombstones of items that may still arrive.
+
+    A state may be too large to be held in memory at once. Then `items` are the first ones, and
+    `unread` are the ctimes of the others, in groups. An item never changes, so the others can be
+    read later, and belong to the snapshot even if they are dismissed meanwhile.
+    """
 
     items: tuple[Item, ...] = ()
     dismissed_ids: tuple[tuple[MsgID, Time], ...] = ()
     dismissed_ranges: tuple[DismissedRange, ...] = ()
+    unread: tuple[tuple[Time, ...], ...] = ()
 
     def facts(self) -> Facts:
         return Facts.of(self.items, self.dismissed_ids, self.dismissed_ranges)
@@ -40,6 +46,40 @@ class Sync(Struct, frozen=True):
     cursor: Time
     as_of: Time
     hash: str
+
+    @property
+    def rest(self) -> "Sync | None":
+        """The part of a snapshot that is not read yet; None if all of it is read."""
+        match self.content:
+            case Snapshot(unread=unread) if unread:
+                return structs.replace(self, content=Snapshot(unread=unread))
+            case _:
+                return None
+
+    def continued(self, items: Sequence[Item]) -> "Sync":
+        """The rest of a snapshot with these items, which were read from its first group."""
+        assert isinstance(self.content, Snapshot)
+        group, *others = self.content.unread
+        unread = (left_of(group, items), *others)
+        content = Snapshot(tuple(items), unread=tuple(group for group in unread if group))
+        return structs.replace(self, content=content)
+
+
+# What a store reads of a snapshot at once: so many items, fewer if they have so many bytes.
+MAX_ITEMS_READ = 500
+MAX_BYTES_READ = 256 * 1024
+
+
+def groups(ctimes: Sequence[Time]) -> Iterator[tuple[Time, ...]]:
+    """The groups in which the items with these ctimes are read."""
+    for start in range(0, len(ctimes), MAX_ITEMS_READ):
+        yield tuple(ctimes[start : start + MAX_ITEMS_READ])
+
+
+def left_of(group: Sequence[Time], items: Sequence[Item]) -> tuple[Time, ...]:
+    """The ctimes of a group that are left after these items were read from it. If there were none,
+    the store has none of the group, and nothing is left."""
+    return tuple(ctime for ctime in group if items and ctime > items[-1].ctime)
 
 
 def max_changes(snapshot_entries: int) -> int:

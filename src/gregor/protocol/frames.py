@@ -210,7 +210,8 @@ def decode_device_frame(text: str | bytes) -> DeviceFrame:
 
 
 def pages(sync: Sync, start: Time) -> Iterator[SyncPage]:
-    """Split a sync from the cursor `start` into pages of limited size; at least one page."""
+    """Split what is read of a sync from the cursor `start` into pages of limited size; at least one
+    page."""
     match sync.content:
         case Changes(messages):
             mode: Literal["changes", "snapshot"] = "changes"
@@ -224,7 +225,7 @@ def pages(sync: Sync, start: Time) -> Iterator[SyncPage]:
             ]
     chunks = list(_chunks(entries))
     for number, chunk in enumerate(chunks, start=1):
-        more = number < len(chunks)
+        more = number < len(chunks) or sync.rest is not None
         last = chunk[-1][1] if chunk else None
         # The device applies each page of changes at once; a reconnect continues after it.
         cursor = last.ctime if more and isinstance(last, InBandMessage) else sync.cursor

@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 from gregor.core.buckets import bucket_of
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import UID, Category, DeviceID, InBandMessage
-from gregor.core.state import Counts, State
+from gregor.core.state import Counts, Item, State
 from gregor.core.sync import Sync
 from gregor.errors import SetupError, Unavailable, WrongShard
 from gregor.interfaces import Rejected, Slot, StateMachineOfRecord
@@ -222,6 +222,9 @@ class ShardedStateMachine(StateMachineOfRecord):
 
     async def sync(self, uid: UID, device_id: DeviceID | None, cursor: Time) -> Sync:
         return await self._call_holder(uid, lambda machine: machine.sync(uid, device_id, cursor))
+
+    async def items(self, uid: UID, ctimes: Sequence[Time]) -> Sequence[Item]:
+        return await self._call_holder(uid, lambda machine: machine.items(uid, ctimes))
 
     async def count(
         self, uid: UID, device_id: DeviceID | None, prefixes: Sequence[Category]

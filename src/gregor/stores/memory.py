@@ -10,8 +10,18 @@ from functools import partial
 from gregor.core.facts import Facts
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import UID, Category, DeviceID, InBandMessage, MsgID
-from gregor.core.state import Counts, State
-from gregor.core.sync import Changes, Snapshot, Sync, fate_in, max_changes, since
+from gregor.core.state import Counts, Item, State
+from gregor.core.sync import (
+    MAX_BYTES_READ,
+    Changes,
+    Snapshot,
+    Sync,
+    fate_in,
+    groups,
+    left_of,
+    max_changes,
+    since,
+)
 from gregor.errors import Conflict
 from gregor.interfaces import Duplicate, Rejected, Slot, StateMachineOfRecord, Stored, StoreOutcome
 
@@ -46,6 +56,9 @@ class MemoryStateMachine(StateMachineOfRecord):
 
     async def sync(self, uid: UID, device_id: DeviceID | None, cursor: Time) -> Sync:
         return self._user(uid).sync(device_id, cursor, self._clock())
+
+    async def items(self, uid: UID, ctimes: Sequence[Time]) -> Sequence[Item]:
+        return self._user(uid).items(ctimes)
 
     async def count(
         self, uid: UID, device_id: DeviceID | None, prefixes: Sequence[Category]
@@ -118,13 +131,29 @@ class _UserLog:
         self, device_id: DeviceID | None, cursor: Time, now: Time, state: State
     ) -> Changes | Snapshot:
         pruned = self.facts.prune(self.ctime)
-        snapshot = Snapshot(state.items, tuple(pruned.tombstones.items()), pruned.ranges)
+        first, *others = [*groups([item.ctime for item in state]), ()]
+        items = self.items(first)
+        unread = tuple(group for group in (left_of(first, items), *others) if group)
+        snapshot = Snapshot(tuple(items), tuple(pruned.tombstones.items()), pruned.ranges, unread)
         if not 0 < cursor <= self.ctime:
             return snapshot
         missing = len(self.log) - bisect_right(self.log, cursor, key=_ctime)
         if missing > max_changes(len(state)):
             return snapshot
         return Changes(tuple(self.since(device_id, cursor + 1, now)))
+
+    def items(self, ctimes: Sequence[Time]) -> list[Item]:
+        items: list[Item] = []
+        size = 0
+        for ctime in ctimes:
+            index = bisect_left(self.log, ctime, key=_ctime)
+            for item in map(Item.of, self.log[index : index + 1]):
+                if item is not None and item.ctime == ctime:
+                    items.append(item)
+                    size += len(bytes(item.raw_body))
+            if size >= MAX_BYTES_READ:
+                break
+        return items
 
 
 def _ctime(message: InBandMessage) -> Time:

@@ -287,6 +287,27 @@ class StateMachineConformance:
         expected = Counts({prefix: state.count(prefix) for prefix in PREFIXES}, now)
         assert await machine.count(uid, device_id, PREFIXES) == expected
 
+    async def test_snapshot_of_large_items_is_read_in_parts_and_stays_as_it_was(
+        self, machine: StateMachineOfRecord, uid: UID
+    ) -> None:
+        for n in range(80):
+            await consume(machine, create(uid, "a", f"{n:x>30000}", msg_id=f"m{n}"))
+        await consume(machine, create(uid, "b", device_id="d2"))
+        before = await machine.state(uid, "d1")
+        sync = await machine.sync(uid, "d1", 0)
+        assert isinstance(sync.content, Snapshot)
+        items, parts = list(sync.content.items), 1
+        await consume(machine, dismiss_category(uid, "a"))
+        for group in sync.content.unread:
+            ctimes = list(group)
+            while read := await machine.items(uid, ctimes):
+                ctimes = [ctime for ctime in ctimes if ctime > read[-1].ctime]
+                items += read
+                parts += 1
+        assert State(tuple(items), before.as_of) == before
+        assert parts > 1
+        assert list(await machine.items(uid, [1, 2])) == []
+
     async def test_unknown_user_has_an_empty_state(
         self, machine: StateMachineOfRecord, uid: UID
     ) -> None:

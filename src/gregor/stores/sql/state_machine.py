@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.message import UID, Category, DeviceID, InBandMessage
-from gregor.core.state import Counts, State
+from gregor.core.state import Counts, Item, State
 from gregor.core.sync import Sync
 from gregor.errors import ClockSkew, GregorError, StorageUnavailable, Unavailable
 from gregor.interfaces import Duplicate, Slot, StateMachineOfRecord, Stored, StoreOutcome
@@ -31,6 +31,7 @@ from gregor.stores.sql.transactions import (
     raise_if_wrong_shard,
     read_counts,
     read_database_clock,
+    read_items,
     read_since,
     read_state,
     read_sync,
@@ -266,6 +267,9 @@ class SQLStateMachine(StateMachineOfRecord):
     async def sync(self, uid: UID, device_id: DeviceID | None, cursor: Time) -> Sync:
         now = self._clock()
         return await self._read_user(uid, lambda c: read_sync(c, uid, device_id, cursor, now))
+
+    async def items(self, uid: UID, ctimes: Sequence[Time]) -> Sequence[Item]:
+        return await self._read_user(uid, lambda c: read_items(c, uid, ctimes))
 
     async def count(
         self, uid: UID, device_id: DeviceID | None, prefixes: Sequence[Category]

@@ -703,6 +703,19 @@ VISIBLE_ITEMS = Statement(f"{_ITEMS} WHERE uid = :uid AND {_VISIBLE_NOW}", Store
 # The same at a stated time. This statement reads the whole log up to then.
 VISIBLE_ITEMS_AT = Statement(f"{_ITEMS} WHERE uid = :uid AND {_VISIBLE_AT}", StoredItem._make)
 
+# The items that messages with these ctimes created, live or dead.
+ITEMS_AT = BulkStatement(
+    """
+    SELECT messages.msg_id, messages.ctime, messages.category, messages.device_id,
+        messages.expires_at, messages.message
+    FROM input
+    JOIN messages ON messages.uid = input.uid AND messages.ctime = input.ctime
+        AND messages.category IS NOT NULL
+    """,
+    UserClock,
+    StoredItem._make,
+)
+
 # The messages since a time. Overlap is harmless, a gap is not; therefore >=.
 MESSAGES_SINCE = Statement(
     """

@@ -18,7 +18,17 @@ from gregor.core.instant import SECOND, Time
 from gregor.core.message import UID, Category, DeviceID, Dismissal, InBandMessage, MsgID
 from gregor.core.range_deaths import Pattern, range_deaths
 from gregor.core.state import Counts, Item, State, state_hash
-from gregor.core.sync import Changes, ItemFate, Snapshot, Sync, max_changes, since
+from gregor.core.sync import (
+    MAX_BYTES_READ,
+    Changes,
+    ItemFate,
+    Snapshot,
+    Sync,
+    groups,
+    left_of,
+    max_changes,
+    since,
+)
 from gregor.errors import Conflict, WrongShard
 from gregor.interfaces import Duplicate, Rejected, Stored, StoreOutcome
 from gregor.stores.sql import statements
@@ -50,6 +60,9 @@ MAX_CLOCK_DIFFERENCE = 3600 * SECOND
 
 # How many patterns of one user's ranges are looked up by themselves in one transaction.
 MAX_PATTERNS = 4
+
+# How many items are read in one statement, since their sizes are not known before.
+ITEMS_IN_BLOCK = 32
 
 T = TypeVar("T")
 
@@ -442,7 +455,7 @@ def read_sync(
     if 0 < cursor <= clock:
         content = _read_changes(connection, uid, device_id, cursor, now, max_changes(len(ids)))
     if content is None:
-        content = _read_snapshot(connection, uid, device_id, clock, now)
+        content = _read_snapshot(connection, uid, sorted(ctime for ctime, _ in ids), clock)
     return Sync(content, clock, now, state_hash(ids))
 
 
@@ -466,16 +479,33 @@ def _read_changes(
 
 
 def _read_snapshot(
-    connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, clock: Time, now: Time
+    connection: DatabaseConnection, uid: UID, ctimes: Sequence[Time], clock: Time
 ) -> Snapshot:
-    state = read_state(connection, uid, device_id, now, None)
+    first, *others = [*groups(ctimes), ()]
+    items = read_items(connection, uid, first)
+    unread = tuple(group for group in (left_of(first, items), *others) if group)
     tombstones = connection.execute(statements.UNMATCHED_TOMBSTONES, uid=uid)
     ranges = connection.execute(statements.RANGES_AFTER, uid=uid, cursor=clock)
     return Snapshot(
-        state.items,
+        tuple(items),
         tuple((tombstone.msg_id, tombstone.ctime) for tombstone in tombstones),
         tuple(_range(row) for row in ranges),
+        unread,
     )
+
+
+def read_items(connection: DatabaseConnection, uid: UID, ctimes: Sequence[Time]) -> list[Item]:
+    """The items with these ctimes, live or dead, up to MAX_BYTES_READ and one block."""
+    items: list[Item] = []
+    size = 0
+    for start in range(0, len(ctimes), ITEMS_IN_BLOCK):
+        if size >= MAX_BYTES_READ:
+            break
+        keys = [UserClock(uid, ctime) for ctime in ctimes[start : start + ITEMS_IN_BLOCK]]
+        rows = connection.execute_rows(statements.ITEMS_AT, keys)
+        size += sum(len(row.message) for row in rows)
+        items += sorted(map(_item, rows), key=Item.order)
+    return items
 
 
 def _read_fates(
