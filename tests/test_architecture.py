@@ -33,6 +33,7 @@ LAYERS_WITHIN = {
     "core": (
         {"sync", "range_deaths", "buckets"},
         {"facts"},
+        {"item_index"},
         {"state"},
         {"visibility"},
         {"message"},

@@ -26,6 +26,7 @@ from msgspec import Struct
 from gregor.client.events import Created, Dismissed, Event, Why, WriteRejected
 from gregor.core.facts import Facts, dismissed_ranges
 from gregor.core.instant import SECOND, Time
+from gregor.core.item_index import ItemIndex
 from gregor.core.message import UID, DeviceID, InBandMessage, MsgID
 from gregor.core.state import Item, State
 from gregor.core.sync import Snapshot
@@ -170,8 +171,8 @@ class Replica(Struct, frozen=True):
         tombstones that can no longer apply. The visible state stays the same."""
         cutoff = min(self.cursor, now) - EXPIRY_GRACE
         facts = self.facts.prune(self.cursor)
-        expired = [id_ for id_, item in facts.items.items() if item.expired(cutoff)]
-        facts = msgspec.structs.replace(facts, items=_without(facts.items, expired))
+        live = (item for item in facts.items.values() if not item.expired(cutoff))
+        facts = msgspec.structs.replace(facts, items=ItemIndex.of(live))
         return self._with(facts=facts, known_since=self.cursor).derived()
 
     # Queries

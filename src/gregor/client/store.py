@@ -16,6 +16,7 @@ from gregor.client.replica import OutboxEntry, RejectedEntry, Replica
 from gregor.client.store_migrations import changes_to_schema_2
 from gregor.core.facts import DismissedRange, Facts
 from gregor.core.instant import Time
+from gregor.core.item_index import ItemIndex
 from gregor.core.message import UID, DeviceID
 from gregor.core.state import Item
 from gregor.errors import SetupError
@@ -217,7 +218,7 @@ def _replica_from(records: Records, device: _DeviceRecord) -> Replica:
     outbox = Map(_decode(records, "outbox", OutboxEntry))
     rejected = Map(_decode(records, "rejected", RejectedEntry))
     facts = Facts(
-        items=Map(_decode(records, "item", Item)),
+        items=ItemIndex.of(item for _, item in _decode(records, "item", Item)),
         tombstones=Map(_decode(records, "dismissed_id", int)),
     )
     for range_ in sorted(ranges.values(), key=lambda range_: range_.end):
@@ -256,7 +257,7 @@ def _values_by_kind(replica: Replica) -> Iterator[tuple[str, Mapping[str, object
     yield "device", {"": _DeviceRecord(replica.device_id, replica.uid, replica.cursor)}
     # Dead items are needed only for past states, which a replica has since its process started.
     kept = replica.facts.prune(replica.cursor)
-    yield "item", kept.items
+    yield "item", kept.items.by_id
     yield "dismissed_id", kept.tombstones
     yield "range", {msgspec.json.encode(range_).decode(): range_ for range_ in kept.ranges}
     yield "outbox", replica.outbox

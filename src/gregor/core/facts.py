@@ -22,6 +22,7 @@ from immutables import Map
 from msgspec import Struct
 
 from gregor.core.instant import Time
+from gregor.core.item_index import ItemIndex
 from gregor.core.message import Category, DeviceID, Dismissal, InBandMessage, MsgID
 from gregor.core.state import Item, State
 from gregor.core.visibility import At, Now, is_visible
@@ -71,7 +72,7 @@ class Facts(Struct, frozen=True):
     ctime of a dismissal: a dismissal at or after it cannot give a dead item an earlier death.
     """
 
-    items: Map[MsgID, Item] = Map()
+    items: ItemIndex = ItemIndex()
     dismissed: Map[MsgID, DismissedItem] = Map()
     tombstones: Map[MsgID, Time] = Map()
     ranges: tuple[DismissedRange, ...] = ()
@@ -134,7 +135,7 @@ class Facts(Struct, frozen=True):
                 dismissed=_without(self.dismissed, item.msg_id),
             )
         return self._with(
-            items=_without(self.items, item.msg_id),
+            items=self.items.without(item.msg_id),
             dismissed=self.dismissed.set(item.msg_id, DismissedItem(item, dismissed_at)),
         )
 
@@ -153,16 +154,20 @@ class Facts(Struct, frozen=True):
         index = bisect_left(self.ranges, _range_order(range_), key=_range_order)
         if index < len(self.ranges) and self.ranges[index] == range_:
             return self
-        candidates: list[Item] = list(self.items.values())
+        candidates = list(
+            self.items.of_category(range_.category, prefix=range_.prefix, end=range_.end)
+        )
         if range_.ctime < self.latest_dismissal:
             candidates += [dismissed.item for dismissed in self.dismissed.values()]
+        skipped = frozenset(range_.skip_msg_ids)
+        covered = [i for i in candidates if i.msg_id not in skipped and range_.covers(i)]
         facts = self._with(ranges=(*self.ranges[:index], range_, *self.ranges[index:]))
-        return facts._dismiss([item for item in candidates if range_.covers(item)], range_.ctime)
+        return facts._dismiss(covered, range_.ctime)
 
     def _dismiss(self, dismissed_items: Iterable[Item], at: Time) -> "Facts":
         items, dismissed = self.items, self.dismissed
         for item in dismissed_items:
-            items = _without(items, item.msg_id)
+            items = items.without(item.msg_id)
             known = dismissed.get(item.msg_id)
             if known is None or at < known.dismissed_at:
                 dismissed = dismissed.set(item.msg_id, DismissedItem(item, at))
@@ -177,7 +182,7 @@ class Facts(Struct, frozen=True):
 
     def _with(
         self,
-        items: Map[MsgID, Item] | None = None,
+        items: ItemIndex | None = None,
         dismissed: Map[MsgID, DismissedItem] | None = None,
         tombstones: Map[MsgID, Time] | None = None,
         ranges: tuple[DismissedRange, ...] | None = None,
