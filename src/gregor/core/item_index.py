@@ -1,11 +1,12 @@
-"""Items by id and by category: a value, like a map, of which each change is a new one.
+"""Items by id, by category and by expiry: a value, like a map, of which each change is a new one.
 
-A range finds the items that it covers without looking at the others.
+A range finds the items that it covers, and the time those that it ends, without looking at the
+others.
 """
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from typing import TypeAlias
+from typing import Any, Generic, TypeVar
 
 from immutables import Map
 from msgspec import Struct
@@ -16,22 +17,22 @@ from gregor.core.state import Item
 
 MAX_RUN = 128
 
-Key: TypeAlias = tuple[Category, Time, MsgID]
+K = TypeVar("K", bound=tuple[Any, ...])
 
 
-class SortedKeys(Struct, frozen=True, eq=False):
+class SortedKeys(Struct, Generic[K], frozen=True, eq=False):
     """A sorted set of keys in short runs, so that a change copies one run and the list of runs
     instead of all keys. No run is empty."""
 
-    runs: tuple[tuple[Key, ...], ...] = ()
+    runs: tuple[tuple[K, ...], ...] = ()
 
     @classmethod
-    def of(cls, keys: Iterable[Key]) -> "SortedKeys":
+    def of(cls, keys: Iterable[K]) -> "SortedKeys[K]":
         ordered = sorted(keys)
         starts = range(0, len(ordered), MAX_RUN)
         return cls(tuple(tuple(ordered[start : start + MAX_RUN]) for start in starts))
 
-    def add(self, key: Key) -> "SortedKeys":
+    def add(self, key: K) -> "SortedKeys[K]":
         """With a key that is not in the set."""
         if not self.runs:
             return SortedKeys(((key,),))
@@ -42,7 +43,7 @@ class SortedKeys(Struct, frozen=True, eq=False):
         half = len(run) // 2
         return self._with_runs(index, (run,) if len(run) <= MAX_RUN else (run[:half], run[half:]))
 
-    def remove(self, key: Key) -> "SortedKeys":
+    def remove(self, key: K) -> "SortedKeys[K]":
         """Without a key that is in the set."""
         index = self._run_of(key)
         run = self.runs[index]
@@ -50,7 +51,7 @@ class SortedKeys(Struct, frozen=True, eq=False):
         run = (*run[:place], *run[place + 1 :])
         return self._with_runs(index, (run,) if run else ())
 
-    def first_from(self, start: tuple[str | int, ...]) -> Key | None:
+    def first_from(self, start: tuple[Any, ...]) -> K | None:
         """The first key that is not before this one, which may be the beginning of a key."""
         index = self._run_of(start)
         if index == len(self.runs):
@@ -58,24 +59,30 @@ class SortedKeys(Struct, frozen=True, eq=False):
         run = self.runs[index]
         return run[bisect_left(run, start)]
 
-    def _run_of(self, key: tuple[str | int, ...]) -> int:
+    def _run_of(self, key: tuple[Any, ...]) -> int:
         """The index of the first run that ends at or after the key."""
         return bisect_left(self.runs, key, key=_last)
 
-    def _with_runs(self, index: int, runs: tuple[tuple[Key, ...], ...]) -> "SortedKeys":
+    def _with_runs(self, index: int, runs: tuple[tuple[K, ...], ...]) -> "SortedKeys[K]":
         return SortedKeys((*self.runs[:index], *runs, *self.runs[index + 1 :]))
 
 
 class ItemIndex(Struct, frozen=True, eq=False):
-    """Items by id, with the operations of a map, and by category."""
+    """Items by id, with the operations of a map; by category and ctime; and those that expire by
+    their expiry."""
 
     by_id: Map[MsgID, Item] = Map()
-    by_category: SortedKeys = SortedKeys()
+    by_category: SortedKeys[tuple[Category, Time, MsgID]] = SortedKeys()
+    by_expiry: SortedKeys[tuple[Time, MsgID]] = SortedKeys()
 
     @classmethod
     def of(cls, items: Iterable[Item]) -> "ItemIndex":
         by_id = Map({item.msg_id: item for item in items})
-        return cls(by_id, SortedKeys.of(map(_key, by_id.values())))
+        return cls(
+            by_id,
+            SortedKeys.of(map(_category_key, by_id.values())),
+            SortedKeys.of(key for item in by_id.values() if (key := _expiry_key(item)) is not None),
+        )
 
     # A map
 
@@ -86,15 +93,24 @@ class ItemIndex(Struct, frozen=True, eq=False):
         return self.by_id.values()
 
     def set(self, msg_id: MsgID, item: Item) -> "ItemIndex":
-        index = self.without(msg_id)
-        return ItemIndex(index.by_id.set(msg_id, item), index.by_category.add(_key(item)))
+        others, expiry = self.without(msg_id), _expiry_key(item)
+        return ItemIndex(
+            others.by_id.set(msg_id, item),
+            others.by_category.add(_category_key(item)),
+            others.by_expiry if expiry is None else others.by_expiry.add(expiry),
+        )
 
     def without(self, msg_id: MsgID) -> "ItemIndex":
         """Without the item with this id, if there is one."""
-        if msg_id not in self.by_id:
+        item = self.by_id.get(msg_id)
+        if item is None:
             return self
-        key = _key(self.by_id[msg_id])
-        return ItemIndex(self.by_id.delete(msg_id), self.by_category.remove(key))
+        expiry = _expiry_key(item)
+        return ItemIndex(
+            self.by_id.delete(msg_id),
+            self.by_category.remove(_category_key(item)),
+            self.by_expiry if expiry is None else self.by_expiry.remove(expiry),
+        )
 
     def __contains__(self, msg_id: object) -> bool:
         return msg_id in self.by_id
@@ -116,7 +132,7 @@ class ItemIndex(Struct, frozen=True, eq=False):
     def of_category(self, category: Category, *, prefix: bool, end: Time) -> Iterator[Item]:
         """The items of this category, with `prefix` of all that begin with it, whose ctime is at
         most `end`. It takes a few steps for each of them, and for each other category."""
-        start: tuple[str | int, ...] = (category,)
+        start: tuple[Any, ...] = (category,)
         while (key := self.by_category.first_from(start)) is not None:
             found, ctime, msg_id = key
             if not (found.startswith(category) if prefix else found == category):
@@ -127,10 +143,28 @@ class ItemIndex(Struct, frozen=True, eq=False):
             else:
                 start = (f"{found}\0",)  # the least category after this one
 
+    # By expiry
 
-def _key(item: Item) -> Key:
+    def next_expiry(self, after: Time) -> Time | None:
+        """The earliest expiry later than this time; None if there is none."""
+        key = self.by_expiry.first_from((after + 1,))
+        return None if key is None else key[0]
+
+    def expired(self, after: Time, until: Time) -> Iterator[Item]:
+        """The items whose expiry is later than `after`, and at most `until`, in that order."""
+        start: tuple[Any, ...] = (after + 1,)
+        while (key := self.by_expiry.first_from(start)) is not None and key[0] <= until:
+            yield self.by_id[key[1]]
+            start = (*key, "")
+
+
+def _category_key(item: Item) -> tuple[Category, Time, MsgID]:
     return item.category, item.ctime, item.msg_id
 
 
-def _last(run: tuple[Key, ...]) -> Key:
+def _expiry_key(item: Item) -> tuple[Time, MsgID] | None:
+    return None if item.expires_at is None else (item.expires_at, item.msg_id)
+
+
+def _last(run: tuple[K, ...]) -> K:
     return run[-1]
