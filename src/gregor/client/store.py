@@ -4,7 +4,7 @@ A store does not know what the records mean. A replica is saved as records, and 
 records that differ, so that the size of a write does not grow with the state.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, TypeAlias, TypeVar
 
@@ -17,7 +17,7 @@ from gregor.client.store_migrations import changes_to_schema_2
 from gregor.core.facts import DismissedRange, Facts
 from gregor.core.instant import Time
 from gregor.core.item_index import ItemIndex
-from gregor.core.message import UID, DeviceID
+from gregor.core.message import UID, DeviceID, MsgID
 from gregor.core.state import Item
 from gregor.errors import SetupError
 from gregor.stores.sql.database import DatabaseConnection, StorageBroken
@@ -242,36 +242,55 @@ def _decode(records: Records, kind: str, type_: type[T]) -> Iterator[tuple[str, 
             yield name, msgspec.json.decode(record, type=type_)
 
 
-def changed_records(before: Replica | None, after: Replica) -> RecordChanges:
-    """The changes to save so that a store with `before` (None: an empty store) holds `after`."""
-    changes: dict[Key, bytes | None] = {}
-    saved = {} if before is None else dict(_values_by_kind(before))
-    for kind, new in _values_by_kind(after):
-        old = saved.get(kind, {})
-        if old is not new:
-            changes.update(_changes_of_kind(kind, old, new))
+def changed_records(
+    before: Replica | None, after: Replica, changed: Iterable[MsgID] | None = None
+) -> RecordChanges:
+    """The changes to save so that a store with `before` (None: an empty store) holds `after`. The
+    records that may differ are those of the ids in `changed`; by default, all may."""
+    if before is None:
+        before = Replica("")  # its record of the device differs from that of any device
+    if changed is None:
+        changed = _recorded_ids(before) | _recorded_ids(after)
+    changes = dict(_differences(_without_ids(before), _without_ids(after)))
+    for msg_id in changed:
+        changes.update(_differences(_values(before, msg_id), _values(after, msg_id)))
     return changes
 
 
-def _values_by_kind(replica: Replica) -> Iterator[tuple[str, Mapping[str, object]]]:
-    yield "device", {"": _DeviceRecord(replica.device_id, replica.uid, replica.cursor)}
+def _recorded_ids(replica: Replica) -> set[MsgID]:
+    facts = replica.facts
+    maps = (facts.items, facts.tombstones, replica.outbox, replica.hidden, replica.rejected)
+    return {msg_id for map_ in maps for msg_id in map_}
+
+
+def _without_ids(replica: Replica) -> dict[Key, object]:
+    """What is recorded, and belongs to no id: the device, and the ranges that may still apply."""
+    ranges = replica.facts.ranges_after(replica.cursor)
+    return {
+        _DEVICE_KEY: _DeviceRecord(replica.device_id, replica.uid, replica.cursor),
+        **{("range", msgspec.json.encode(range_).decode()): range_ for range_ in ranges},
+    }
+
+
+def _values(replica: Replica, msg_id: MsgID) -> dict[Key, object]:
+    """What is recorded for an id."""
+    facts = replica.facts
     # Dead items are needed only for past states, which a replica has since its process started.
-    kept = replica.facts.prune(replica.cursor)
-    yield "item", kept.items.by_id
-    yield "dismissed_id", kept.tombstones
-    yield "range", {msgspec.json.encode(range_).decode(): range_ for range_ in kept.ranges}
-    yield "outbox", replica.outbox
-    yield "hidden", replica.hidden
-    yield "rejected", replica.rejected
+    unmatched = None if msg_id in facts.dismissed else facts.tombstones.get(msg_id)
+    values = {
+        "item": facts.items.get(msg_id),
+        "dismissed_id": unmatched,
+        "outbox": replica.outbox.get(msg_id),
+        "hidden": replica.hidden.get(msg_id),
+        "rejected": replica.rejected.get(msg_id),
+    }
+    return {(kind, msg_id): value for kind, value in values.items() if value is not None}
 
 
-def _changes_of_kind(
-    kind: str, before: Mapping[str, object], after: Mapping[str, object]
+def _differences(
+    before: Mapping[Key, object], after: Mapping[Key, object]
 ) -> Iterator[tuple[Key, bytes | None]]:
-    changed = [name for name, value in after.items() if before.get(name) is not value]
-    for name in changed:
-        if before.get(name) != after[name]:
-            yield (kind, name), msgspec.json.encode(after[name])
-    added = sum(name not in before for name in changed)
-    if len(before) + added > len(after):
-        yield from (((kind, name), None) for name in before if name not in after)
+    for key, value in after.items():
+        if before.get(key) is not value and before.get(key) != value:
+            yield key, msgspec.json.encode(value)
+    yield from ((key, None) for key in before if key not in after)

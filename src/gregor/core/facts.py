@@ -154,9 +154,7 @@ class Facts(Struct, frozen=True):
         index = bisect_left(self.ranges, _range_order(range_), key=_range_order)
         if index < len(self.ranges) and self.ranges[index] == range_:
             return self
-        candidates = list(
-            self.items.of_category(range_.category, prefix=range_.prefix, end=range_.end)
-        )
+        candidates = list(self._matched_by(range_))
         if range_.ctime < self.latest_dismissal:
             candidates += [dismissed.item for dismissed in self.dismissed.values()]
         skipped = frozenset(range_.skip_msg_ids)
@@ -205,6 +203,17 @@ class Facts(Struct, frozen=True):
             item = self.dismissed[msg_id].item
         return item
 
+    def reached_by(self, message: InBandMessage) -> Iterator[MsgID]:
+        """The ids of the items that a replay of the stamped message may create or dismiss."""
+        yield message.msg_id
+        if message.dismissal is not None:
+            yield from message.dismissal.msg_ids
+            for range_ in dismissed_ranges(message.dismissal, message.ctime):
+                yield from (item.msg_id for item in self._matched_by(range_))
+
+    def _matched_by(self, range_: DismissedRange) -> Iterator[Item]:
+        return self.items.of_category(range_.category, prefix=range_.prefix, end=range_.end)
+
     def visible(self, device_id: DeviceID | None, now: Time) -> Iterator[Item]:
         """The items visible on the device now, in no order."""
         when = Now(now)
@@ -234,11 +243,14 @@ class Facts(Struct, frozen=True):
     def prune(self, cursor: Time) -> "Facts":
         """Keep only what can still matter to a replica that knows everything up to `cursor`.
         Drops dead items with their tombstones, and ranges that cannot cover a later item."""
-        ranges = self.ranges[bisect_left(self.ranges, cursor + 1, key=_range_end) :]
         unmatched = Map(
             {id_: at for id_, at in self.tombstones.items() if id_ not in self.dismissed}
         )
-        return self._with(dismissed=Map(), tombstones=unmatched, ranges=ranges)
+        return self._with(dismissed=Map(), tombstones=unmatched, ranges=self.ranges_after(cursor))
+
+    def ranges_after(self, cursor: Time) -> tuple[DismissedRange, ...]:
+        """The ranges that may cover an item whose ctime is later than `cursor`."""
+        return self.ranges[bisect_left(self.ranges, cursor + 1, key=_range_end) :]
 
 
 def _range_end(range_: DismissedRange) -> Time:

@@ -112,6 +112,12 @@ class ItemIndex(Struct, frozen=True, eq=False):
             self.by_expiry if expiry is None else self.by_expiry.remove(expiry),
         )
 
+    def without_all(self, msg_ids: Iterable[MsgID]) -> "ItemIndex":
+        items = self
+        for msg_id in msg_ids:
+            items = items.without(msg_id)
+        return items
+
     def __contains__(self, msg_id: object) -> bool:
         return msg_id in self.by_id
 
