@@ -1,7 +1,8 @@
 """The cost of a piece of work in steps, which unlike seconds are the same on every machine."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -9,8 +10,9 @@ from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.sqlite import SQLiteConnection
 
 
-def python_steps(work: Callable[[], object]) -> int:
-    """The number of bytecode instructions that the work executes."""
+@contextmanager
+def counting_python_steps() -> Iterator[Callable[[], int]]:
+    """Count the bytecode instructions that this thread executes inside the block."""
     count = 0
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
@@ -22,10 +24,16 @@ def python_steps(work: Callable[[], object]) -> int:
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        work()
+        yield lambda: count
     finally:
         sys.settrace(before)
-    return count
+
+
+def python_steps(work: Callable[[], object]) -> int:
+    """The number of bytecode instructions that the work executes."""
+    with counting_python_steps() as steps:
+        work()
+    return steps()
 
 
 def sqlite_steps(connection: DatabaseConnection, work: Callable[[], object]) -> int:

@@ -23,6 +23,7 @@ AUTHENTICATOR = "tests/server/test_authenticator.py::"
 FLEET = "tests/node/test_fleet.py::"
 SHARDED = "tests/shards/test_sharded.py::"
 LINEAR = "tests/stores/test_linear.py::"
+CLIENT_COST = "tests/client/test_cost.py::"
 CORE_COST = "tests/core/test_cost.py::"
 RANGE_DEATHS = "tests/core/test_range_deaths.py::"
 REBALANCE = "tests/shards/test_rebalance.py::"
@@ -224,6 +225,34 @@ MUTATIONS = [
         "Paging(then=Live()) | Incomplete(then=Live()) | ReadingItems(then=Live()):",
         "Paging(then=Live()):",
         SESSION_PAIR + "test_large_snapshot_is_read_in_parts_and_is_the_state_at_its_cursor",
+    ),
+    Mutation(
+        "a device compares all records to find those to save",
+        "client/client.py",
+        "changed_records(self._replica, final_replica, changed)",
+        "changed_records(self._replica, final_replica)",
+        CLIENT_COST + "test_cost_of_a_frame_does_not_grow_with_what_is_live",
+    ),
+    Mutation(
+        "a device looks at all items to find what has changed",
+        "client/client.py",
+        "self._refresh_visible(replica.changed, messages)",
+        "self._refresh_visible([*self._visible, *replica.changed], messages)",
+        CLIENT_COST + "test_cost_of_a_frame_does_not_grow_with_what_is_live",
+    ),
+    Mutation(
+        "each dismissed item is compared with each message to say why",
+        "client/replica.py",
+        "    replaced.update(item.msg_id for item, _ in range_deaths(ranges, dismissed))\n",
+        "    replaced.update(i.msg_id for i in dismissed for r in ranges if r.covers(i))\n",
+        CLIENT_COST + "test_reasons_of_dismissals_cost_the_sum_of_messages_and_items",
+    ),
+    Mutation(
+        "a replica does not name what its outbox no longer changes",
+        "client/replica.py",
+        "chain(changed, self.outbox, self.overlaid, derived.overlaid)",
+        "chain(changed, self.outbox, derived.overlaid)",
+        REPLICA + "test_item_that_a_rejected_message_no_longer_dismisses_is_named_as_changed",
     ),
     # Many nodes over one database
     Mutation(
@@ -554,8 +583,8 @@ MUTATIONS = [
     Mutation(
         "tombstones from the node dismiss unsent messages",
         "client/replica.py",
-        "shown=shown.without_tombstones()",
-        "shown=shown",
+        "shown=derived.shown.without_tombstones()",
+        "shown=derived.shown",
         REPLICA + "test_received_range_does_not_dismiss_unsent_message",
     ),
     Mutation(
