@@ -24,7 +24,7 @@ NOW = 20_000 * 86_400 * SECOND
 SIZE = 60
 
 
-class Case(NamedTuple):
+class Growth(NamedTuple):
     """What is stored first, and the operation, both by size."""
 
     history: Callable[[int], Sequence[InBandMessage]]
@@ -56,21 +56,21 @@ def ranges_of_the_past(size: int) -> list[InBandMessage]:
 
 
 CASES = {
-    "replaces_of_one_category": Case(
+    "replaces_of_one_category": Growth(
         items(), storing(lambda size: [replace("u", "a", n) for n in range(size)])
     ),
-    "replaces_of_many_categories": Case(
+    "replaces_of_many_categories": Growth(
         items(lambda n: f"c{n}"),
         storing(lambda size: [replace("u", f"c{n}", n) for n in range(size)]),
     ),
-    "ranges_that_match_nothing": Case(
+    "ranges_that_match_nothing": Growth(
         items(), storing(lambda size: [dismissal("d", [Range(f"z{n}") for n in range(size)])])
     ),
-    "prefixes_that_match_nothing": Case(
+    "prefixes_that_match_nothing": Growth(
         items(),
         storing(lambda size: [dismissal("d", [Range(f"z{n}", prefix=True) for n in range(size)])]),
     ),
-    "ranges_that_skip_what_others_dismiss": Case(
+    "ranges_that_skip_what_others_dismiss": Growth(
         items(),
         storing(
             lambda size: [
@@ -78,34 +78,37 @@ CASES = {
             ]
         ),
     ),
-    "ranges_that_end_before_the_items": Case(
+    "ranges_that_end_before_the_items": Growth(
         items(),
         storing(
             lambda size: [dismissal("d", [Range("a", TimeOrOffset(time=n)) for n in range(size)])]
         ),
     ),
-    "replays_behind_many_ranges": Case(ranges_of_the_past, storing(replays)),
-    "ranges_of_the_past_after_dead_items": Case(
+    "replays_behind_many_ranges": Growth(ranges_of_the_past, storing(replays)),
+    "ranges_of_the_past_after_dead_items": Growth(
         lambda size: [*items()(size), dismissal("all", [Range("a")])],
         storing(lambda size: [m.stamp(n + 1, 0) for n, m in enumerate(ranges_of_the_past(size))]),
     ),
-    "ids_that_are_unknown": Case(
+    "ids_that_are_unknown": Growth(
         items(), storing(lambda size: [dismiss("u", *(f"unknown{n}" for n in range(size)))])
     ),
-    "ids_that_are_stored": Case(
+    "ids_that_are_stored": Growth(
         items(), storing(lambda size: [dismiss("u", *(f"i{n}" for n in range(size)))])
     ),
-    "counts_of_many_prefixes": Case(
+    "counts_of_many_prefixes": Growth(
         items(lambda n: f"c{n}"),
         lambda size, c: read_counts(c, "u", None, [f"c{n}" for n in range(size)], NOW),
     ),
-    "snapshot": Case(items(), lambda size, c: read_sync(c, "u", "d1", 0, NOW)),
-    "messages_since": Case(items(), lambda size, c: read_since(c, "u", "d1", 1, NOW)),
+    "snapshot": Growth(items(), lambda size, c: read_sync(c, "u", "d1", 0, NOW)),
+    "messages_since": Growth(items(), lambda size, c: read_since(c, "u", "d1", 1, NOW)),
 }
 
 
 async def costs(
-    url: str, case: Case, size: int, count: Callable[[DatabaseConnection, Callable[[], object]], T]
+    url: str,
+    case: Growth,
+    size: int,
+    count: Callable[[DatabaseConnection, Callable[[], object]], T],
 ) -> T:
     async with database_at(url, migrate) as database:
         async with SQLStateMachine(database, lambda: NOW) as machine:

@@ -72,8 +72,8 @@ class Replica(Struct, frozen=True):
     `uid` is None until a node has reported it. The facts are complete from `known_since` on.
     `shown`, and `latest_ctime` in it, are derived from the other fields; `overlaid` are the ids of
     the items that the outbox may have changed there. `changed` are the ids for which the last
-    operation may have changed anything: whoever follows the replica looks at these alone, so that
-    an operation costs what it changes, not what there is.
+    operation may have changed anything: its store and its events look at these alone, so that an
+    operation costs what it changes, not what there is.
     """
 
     device_id: DeviceID
