@@ -126,9 +126,7 @@ async def _frame_seconds(live: int, rounds: int) -> float:
 
 
 async def _receive(client: Client, message: InBandMessage) -> None:
-    await client.change(
-        lambda replica, now: replica.apply([message], message.ctime, now), [message]
-    )
+    await client.change(lambda replica, _: replica.apply([message], message.ctime), [message])
 
 
 async def _unreachable() -> Transport:

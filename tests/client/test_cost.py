@@ -60,9 +60,7 @@ async def cost(size: int, operation: Operation) -> int:
 def received(message: InBandMessage) -> Operation:
     def operation(client: Client, cursor: int) -> Awaitable[object]:
         messages = [message.stamp(cursor + 1, cursor)]
-        return client.change(
-            lambda replica, now: replica.apply(messages, cursor + 1, now), messages
-        )
+        return client.change(lambda replica, now: replica.apply(messages, cursor + 1), messages)
 
     return operation
 

@@ -48,7 +48,7 @@ from gregor.core.message import (
 from gregor.core.state import State
 from gregor.core.sync import Snapshot
 from gregor.errors import Unavailable
-from gregor.interfaces import Caller
+from gregor.interfaces import Caller, Stored
 from gregor.node.node import Node
 from gregor.protocol.frames import Result
 from gregor.pubsub.interface import Event, Interrupted
@@ -544,7 +544,9 @@ class Simulation:
                 message = create(uid, "chat", msg_id=FORGED).stamp(ctime, known)
             case "again" if log:
                 message = self.rng.choice(log)
-        payload = b"garbage" if message is None else encode_envelope("foreign publisher", message)
+        payload = (
+            b"garbage" if message is None else encode_envelope("foreign publisher", Stored(message))
+        )
         await MemoryPubSub(self.exchange).publish(channel_of(uid), payload)
         content = "garbage" if message is None else message.msg_id
         self.record("foreign", f"publishes {content}")
@@ -657,8 +659,8 @@ class Simulation:
         sync = await self.store.sync(device.uid, device.device_id)
         assert isinstance(sync.content, Snapshot)
         replica = client.replica.facts.state(device.device_id, sync.as_of)
-        if replica.hash() != sync.hash or replica.items != sync.content.items:
-            stored = State(sync.content.items, sync.as_of)
+        stored = sync.content.facts().state(device.device_id, sync.as_of)
+        if replica.hash() != sync.hash or replica != stored:
             return f"holds {_names(replica)}, and the store {_names(stored)}"
         return None
 

@@ -11,6 +11,7 @@ from gregor.core.instant import SECOND, TimeOrOffset
 from gregor.core.message import Dismissal, InBandMessage, Range, create, dismiss, replace
 from gregor.core.range_deaths import range_deaths
 from gregor.core.state import Item
+from gregor.core.sync import Since
 from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.state_machine import SQLStateMachine
@@ -100,7 +101,7 @@ CASES = {
         lambda size, c: read_counts(c, "u", None, [f"c{n}" for n in range(size)], NOW),
     ),
     "snapshot": Growth(items(), lambda size, c: read_sync(c, "u", "d1", 0, NOW)),
-    "messages_since": Growth(items(), lambda size, c: read_since(c, "u", "d1", 1, NOW)),
+    "messages_since": Growth(items(), lambda size, c: read_since(c, "u", "d1", Since(1), NOW)),
 }
 
 

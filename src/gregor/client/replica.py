@@ -5,6 +5,10 @@
 A replica is an immutable value, like its facts: each operation returns a new replica, and gets the
 time as an argument.
 
+A node tells a replica in order, and never sends a creation that is dead when it is stored. So the
+facts are the items without a known death, and nothing else: no tombstone, no dead item. What a
+replica holds is proportional to what is live and what is unsent, whatever has passed.
+
 A written message stays in the outbox until the node acknowledges it, and then, with the ctime that
 it was given, until the cursor reaches that ctime. Only messages received from the node become
 facts: the node does not send the dismissal of an item that a replica at this cursor cannot have,
@@ -25,11 +29,11 @@ from msgspec import Struct
 
 from gregor.client.events import Created, Dismissed, Event, Why, WriteRejected
 from gregor.core.facts import DismissedRange, Facts, dismissed_ranges
-from gregor.core.instant import MAX_TIME, SECOND, Time
+from gregor.core.instant import MAX_TIME, Time
 from gregor.core.message import UID, DeviceID, InBandMessage, MsgID
 from gregor.core.range_deaths import range_deaths
 from gregor.core.state import Item, State
-from gregor.core.sync import Snapshot
+from gregor.core.sync import EXPIRY_GRACE, Snapshot
 from gregor.core.visibility import Now, is_visible
 from gregor.errors import (
     Conflict,
@@ -42,20 +46,27 @@ from gregor.protocol.frames import MAX_FRAME, Problem, Result, encoded_size
 
 T = TypeVar("T")
 
-MAX_DISMISSED = 1_000  # dead items that are kept, in addition to the number of live ones
 MAX_REJECTED = 1_000
-EXPIRY_GRACE = 60 * SECOND  # an expired item is kept longer than the nodes' clocks can differ
 
 
 class OutboxEntry(Struct, frozen=True, omit_defaults=True):
     """A message written on this device, its position in the outbox, and the device's time of
-    writing. An acknowledged message has a ctime. It is `echoed` once the node has sent it back to
-    this device, even if the acknowledgement was lost."""
+    writing. An acknowledged message has a ctime; it is `dead` if the node said that its item is not
+    visible. It is `echoed` once the node has sent it back to this device, even if the
+    acknowledgement was lost."""
 
     number: int
     written: Time
     message: InBandMessage
     echoed: bool = False
+    dead: bool = False
+
+    def acknowledged_part(self, device_id: DeviceID) -> InBandMessage | None:
+        """What the acknowledged message changes on this device; None if nothing."""
+        message = self.message.addressed_to(device_id)
+        if message is None or not self.dead:
+            return message
+        return message.reduced(None, message.dismissal)
 
 
 class RejectedEntry(Struct, frozen=True):
@@ -69,11 +80,11 @@ class RejectedEntry(Struct, frozen=True):
 class Replica(Struct, frozen=True):
     """One device's replica of its user's state, with the outbox of the device.
 
-    `uid` is None until a node has reported it. The facts are complete from `known_since` on.
-    `shown`, and `latest_ctime` in it, are derived from the other fields; `overlaid` are the ids of
-    the items that the outbox may have changed there. `changed` are the ids for which the last
-    operation may have changed anything: its store and its events look at these alone, so that an
-    operation costs what it changes, not what there is.
+    `uid` is None until a node has reported it. The facts are complete from `known_since` on: since
+    then, no item has been forgotten. `shown`, and `latest_ctime` in it, are derived from the other
+    fields; `overlaid` are the ids of the items that the outbox may have changed there. `changed`
+    are the ids for which the last operation may have changed anything: its store and its events
+    look at these alone, so that an operation costs what it changes, not what there is.
     """
 
     device_id: DeviceID
@@ -130,37 +141,37 @@ class Replica(Struct, frozen=True):
             )
         return self._with(uid=uid, changed=frozenset())
 
-    def apply(self, messages: Iterable[InBandMessage], cursor: Time, now: Time) -> Self:
+    def apply(self, messages: Iterable[InBandMessage], cursor: Time) -> Self:
         """Replay messages that continue the facts, which are then complete up to `cursor`.
         Idempotent: messages up to the present cursor are ignored."""
-        # Dead items up to the cursor may have been pruned, so a repeated creation from that time
-        # must not bring its item back.
+        # Dead items are forgotten, so a repeated creation must not bring its item back.
         new = [message for message in messages if message.ctime > self.cursor]
+        cursor = max(cursor, self.cursor)
         facts, changed = self.facts, set[MsgID]()
         for message in new:
             changed.update(facts.reached_by(message))
             facts = facts.replay(message)
-        outbox = _mark_echoed(self.outbox, (message.msg_id for message in new))
-        applied = self._with(facts=facts, cursor=max(cursor, self.cursor), outbox=outbox)
-        if len(facts.dismissed) > len(facts.items) + MAX_DISMISSED:
-            applied = applied.prune(now)
-            changed |= applied.changed
-        return applied.derived(changed)
+        applied = self._with(
+            facts=facts.pruned(),
+            cursor=cursor,
+            known_since=cursor if facts.dismissed else self.known_since,
+            outbox=_mark_echoed(self.outbox, (message.msg_id for message in new)),
+        )
+        return applied._forget_expired(cursor, changed)
 
     def apply_snapshot(self, snapshot: Snapshot, cursor: Time) -> Self:
         """Replace the facts by a snapshot. The outbox stays, and so do the hidden ids of the items
         that still exist."""
         outbox = _mark_echoed(self.outbox, (item.msg_id for item in snapshot.items))
-        facts = snapshot.facts()
-        replaced = self._with(facts=facts, cursor=cursor, known_since=cursor, outbox=outbox)
-        before = self.facts
-        return replaced.derived(
-            chain(before.items, before.tombstones, facts.items, facts.tombstones)
+        replaced = self._with(
+            facts=snapshot.facts(), cursor=cursor, known_since=cursor, outbox=outbox
         )
+        return replaced._forget_expired(cursor, chain(self.facts.items, replaced.facts.items))
 
     def apply_results(self, results: Sequence[tuple[InBandMessage, Result]]) -> Self:
-        """Apply the node's results for messages of the outbox: stored ones get their ctime,
-        rejected ones move from the outbox to `rejected`."""
+        """Apply the node's results for messages of the outbox: stored ones get their ctime, and
+        leave the outbox if they change nothing on this device; rejected ones move from the outbox
+        to `rejected`."""
         outbox, rejected, number = self.outbox, self.rejected, self.last_number
         for message, result in results:
             entry = outbox.get(message.msg_id)
@@ -174,8 +185,14 @@ class Replica(Struct, frozen=True):
                 )
             else:
                 stamped = entry.message.stamp(result.ctime or self.cursor, 0)
-                entry = msgspec.structs.replace(entry, message=stamped)
-                outbox = outbox.set(message.msg_id, entry)
+                entry = msgspec.structs.replace(
+                    entry, message=stamped, dead=result.visible is False
+                )
+                outbox = (
+                    outbox.delete(message.msg_id)
+                    if entry.acknowledged_part(self.device_id) is None
+                    else outbox.set(message.msg_id, entry)
+                )
         surplus = [entry.message.msg_id for entry in _in_order(rejected)[:-MAX_REJECTED]]
         rejected = _without(rejected, surplus)
         settled = self._with(outbox=outbox, rejected=rejected, last_number=number)
@@ -185,15 +202,21 @@ class Replica(Struct, frozen=True):
         """Whether the facts give the state with this hash at `as_of`."""
         return self.facts.state(self.device_id, as_of).hash() == hash_
 
-    def prune(self, now: Time) -> Self:
-        """Drop dead items, items that expired 60 s or more before both the cursor and `now`, and
-        tombstones that can no longer apply. The visible state stays the same."""
-        cutoff = min(self.cursor, now) - EXPIRY_GRACE
-        facts = self.facts.prune(self.cursor)
-        expired = [item.msg_id for item in facts.items.expired(after=-1, until=cutoff)]
-        facts = msgspec.structs.replace(facts, items=facts.items.without_all(expired))
-        pruned = self._with(facts=facts, known_since=self.cursor)
-        return pruned.derived(chain(expired, self.facts.dismissed))
+    def synced(self, as_of: Time) -> Self:
+        """A sync is complete, which the node read at the instant `as_of`. What was created and
+        dismissed since the cursor before it was never sent."""
+        return self._with(known_since=self.cursor)._forget_expired(as_of)
+
+    def _forget_expired(self, told: Time, changed: Iterable[MsgID] = ()) -> Self:
+        """Forget the items that expired EXPIRY_GRACE or more before an instant that a node told,
+        after a change of the facts that concerns the ids in `changed`."""
+        expired = list(self.facts.items.expired(after=-1, until=told - EXPIRY_GRACE))
+        ids = [item.msg_id for item in expired]
+        forgotten = self._with(
+            facts=Facts(self.facts.items.without_all(ids)),
+            known_since=max([self.known_since, *(item.expires_at or 0 for item in expired)]),
+        )
+        return forgotten.derived(chain(changed, ids))
 
     # Queries
 
@@ -259,8 +282,9 @@ class Replica(Struct, frozen=True):
             outbox=outbox, shown=self.facts, latest_ctime=self.cursor, overlaid=Map()
         )
         for entry in entries:
-            if entry.message.stamped:
-                derived = derived._show(entry.message)
+            part = entry.acknowledged_part(self.device_id) if entry.message.stamped else None
+            if part is not None:
+                derived = derived._show(part)
         derived = derived._with(shown=derived.shown.without_tombstones())
         for entry in entries:
             if not (entry.message.stamped or entry.echoed):

@@ -13,10 +13,9 @@ from immutables import Map
 from msgspec import Struct
 
 from gregor.client.replica import OutboxEntry, RejectedEntry, Replica
-from gregor.client.store_migrations import changes_to_schema_2
-from gregor.core.facts import DismissedRange, Facts
+from gregor.client.store_migrations import MIGRATIONS
+from gregor.core.facts import Facts
 from gregor.core.instant import Time
-from gregor.core.item_index import ItemIndex
 from gregor.core.message import UID, DeviceID, MsgID
 from gregor.core.state import Item
 from gregor.errors import SetupError
@@ -83,7 +82,7 @@ class MemoryStore:
                 self.records[key] = record
 
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 APPLICATION_ID = 0x67726567  # "greg": marks the file as ours, for `file` and other programs
 
 
@@ -158,10 +157,10 @@ class SQLiteStore:
         if connection.execute_sql("PRAGMA application_id") != [(APPLICATION_ID,)]:
             raise SetupError(f"{self.path} is a database of another program; choose another path")
         ((schema,),) = connection.execute_sql("PRAGMA user_version")
-        if schema == 1:
-            _save(connection, changes_to_schema_2(self._read_records(connection)))
-            connection.execute_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            schema = SCHEMA_VERSION
+        for older in range(schema, SCHEMA_VERSION):
+            _save(connection, MIGRATIONS[older](self._read_records(connection)))
+            schema = older + 1
+            connection.execute_sql(f"PRAGMA user_version = {schema}")
         if schema != SCHEMA_VERSION:
             raise SetupError(
                 f"{self.path} has schema {schema}, but this version reads {SCHEMA_VERSION};"
@@ -214,25 +213,20 @@ def load_replica(records: Records, device_id: DeviceID) -> Replica:
 
 
 def _replica_from(records: Records, device: _DeviceRecord) -> Replica:
-    ranges = Map(_decode(records, "range", DismissedRange))
     outbox = Map(_decode(records, "outbox", OutboxEntry))
     rejected = Map(_decode(records, "rejected", RejectedEntry))
-    facts = Facts(
-        items=ItemIndex.of(item for _, item in _decode(records, "item", Item)),
-        tombstones=Map(_decode(records, "dismissed_id", int)),
-    )
-    for range_ in sorted(ranges.values(), key=lambda range_: range_.end):
-        facts = facts.join(Facts(ranges=(range_,)))
     return Replica(
         device.device_id,
         device.uid,
-        device.cursor,
-        device.cursor,
-        facts,
-        outbox,
-        Map(_decode(records, "hidden", bool)),
-        rejected,
-        max((entry.number for entry in (*outbox.values(), *rejected.values())), default=0),
+        cursor=device.cursor,
+        known_since=device.cursor,
+        facts=Facts.of(item for _, item in _decode(records, "item", Item)),
+        outbox=outbox,
+        hidden=Map(_decode(records, "hidden", bool)),
+        rejected=rejected,
+        last_number=max(
+            (entry.number for entry in (*outbox.values(), *rejected.values())), default=0
+        ),
     )
 
 
@@ -251,35 +245,24 @@ def changed_records(
         before = Replica("")  # its record of the device differs from that of any device
     if changed is None:
         changed = _recorded_ids(before) | _recorded_ids(after)
-    changes = dict(_differences(_without_ids(before), _without_ids(after)))
+    changes = dict(_differences(_device(before), _device(after)))
     for msg_id in changed:
         changes.update(_differences(_values(before, msg_id), _values(after, msg_id)))
     return changes
 
 
 def _recorded_ids(replica: Replica) -> set[MsgID]:
-    facts = replica.facts
-    maps = (facts.items, facts.tombstones, replica.outbox, replica.hidden, replica.rejected)
-    return {msg_id for map_ in maps for msg_id in map_}
+    return {*replica.facts.items, *replica.outbox, *replica.hidden, *replica.rejected}
 
 
-def _without_ids(replica: Replica) -> dict[Key, object]:
-    """What is recorded, and belongs to no id: the device, and the ranges that may still apply."""
-    ranges = replica.facts.ranges_after(replica.cursor)
-    return {
-        _DEVICE_KEY: _DeviceRecord(replica.device_id, replica.uid, replica.cursor),
-        **{("range", msgspec.json.encode(range_).decode()): range_ for range_ in ranges},
-    }
+def _device(replica: Replica) -> dict[Key, object]:
+    return {_DEVICE_KEY: _DeviceRecord(replica.device_id, replica.uid, replica.cursor)}
 
 
 def _values(replica: Replica, msg_id: MsgID) -> dict[Key, object]:
     """What is recorded for an id."""
-    facts = replica.facts
-    # Dead items are needed only for past states, which a replica has since its process started.
-    unmatched = None if msg_id in facts.dismissed else facts.tombstones.get(msg_id)
     values = {
-        "item": facts.items.get(msg_id),
-        "dismissed_id": unmatched,
+        "item": replica.facts.items.get(msg_id),
         "outbox": replica.outbox.get(msg_id),
         "hidden": replica.hidden.get(msg_id),
         "rejected": replica.rejected.get(msg_id),

@@ -62,7 +62,7 @@ class Creation(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
 class Range(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """All items of a category (with `prefix`: of all categories that begin with it) that were
     created up to `end_time` inclusive, except those in `skip_msg_ids`. `end_time` defaults to
-    the ctime of the message."""
+    the ctime of the message, and counts as that if it is later."""
 
     category: Category
     end_time: TimeOrOffset | None = None
@@ -116,6 +116,11 @@ class InBandMessage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     @property
     def stamped(self) -> bool:
         return self.ctime > 0
+
+    @property
+    def expires_at(self) -> Time | None:
+        """When the item of this stamped message expires; None if it does not, or creates none."""
+        return None if self.creation is None else self.creation.expires_at(self.ctime)
 
     def stamp(self, ctime: Time, prev: Time) -> "InBandMessage":
         return msgspec.structs.replace(self, ctime=ctime, prev=prev)
