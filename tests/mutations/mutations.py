@@ -606,6 +606,14 @@ MUTATIONS = [
         "",
         "tests/node/test_conversation.py::test_nothing_is_written_directly_while_a_write_is_pending",
     ),
+    Mutation(
+        "small out-of-band messages to a slow consumer are not limited",
+        "protocol/outbound_queue.py",
+        "len(self._out_of_band) >= QUEUE_MESSAGES or ",
+        "",
+        "tests/protocol/test_outbound_queue.py"
+        "::test_out_of_band_messages_are_limited_however_small",
+    ),
     # The node
     Mutation(
         "a feed's position is that of its first device, not the lowest",
@@ -912,6 +920,22 @@ MUTATIONS = [
         "if error.name not in extra.modules:",
         "if error.name is None:",
         "tests/test_extras.py::test_other_import_error_is_raised_unchanged[another extra]",
+    ),
+    Mutation(
+        "a message that a migration has added ids to is a conflict when it is sent again",
+        "core/message.py",
+        "self.dismissal and self.dismissal.as_sent()",
+        "self.dismissal",
+        "tests/stores/test_migrations.py"
+        "::test_items_killed_by_a_range_beyond_its_dismissal_stay_dead_and_are_named_in_it[sqlite]",
+    ),
+    Mutation(
+        "items that an old range has killed are alive again after the migration",
+        "stores/sql/migrations/versions/0004_ends_of_ranges.py",
+        "        connection.execute(sa.update(messages).where(this).values(message=naming))\n",
+        "        del naming\n",
+        "tests/stores/test_migrations.py"
+        "::test_items_killed_by_a_range_beyond_its_dismissal_stay_dead_and_are_named_in_it[sqlite]",
     ),
     Mutation(
         "a shard that is opened without its name is migrated",
