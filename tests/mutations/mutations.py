@@ -278,9 +278,9 @@ MUTATIONS = [
         "stores/sql/transactions.py",
         """    users = _lock_users(connection, {message.uid for message in messages})
     closed = {} if any_bucket else _closed_users(connection, messages)
-    known = _read_known(connection, messages)
+    known, dead = _read_known(connection, messages)
 """,
-        """    known = _read_known(connection, messages)
+        """    known, dead = _read_known(connection, messages)
     users = _lock_users(connection, {message.uid for message in messages})
     closed = {} if any_bucket else _closed_users(connection, messages)
 """,
@@ -579,8 +579,8 @@ MUTATIONS = [
     Mutation(
         "a page of changes has the cursor of the whole sync",
         "protocol/frames.py",
-        "cursor = last.ctime if more and",
-        "cursor = sync.cursor if more and",
+        "cursor = chunk[-1].ctime if more else sync.cursor",
+        "cursor = sync.cursor",
         SESSION_PAIR + "test_reconnect_between_two_pages_continues_after_the_first",
     ),
     Mutation(
@@ -780,8 +780,8 @@ MUTATIONS = [
     Mutation(
         "a feed accepts any later message and skips gaps",
         "consumers/broadcaster.py",
-        "new[0].prev != position",
-        "new[0].ctime <= position",
+        "new[0].message.prev != position",
+        "new[0].message.ctime <= position",
         FLEET + "test_message_whose_commit_reply_is_delayed_is_delivered_in_ctime_order",
     ),
     Mutation(
