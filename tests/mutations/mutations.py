@@ -421,8 +421,8 @@ MUTATIONS = [
     Mutation(
         "a snapshot has what expired long ago, in SQL",
         "stores/sql/transactions.py",
-        "statements.VISIBLE_ITEMS, uid=uid, device_id=device_id, now=now - EXPIRY_GRACE",
-        "statements.VISIBLE_ITEMS, uid=uid, device_id=device_id, now=0",
+        "statements.VISIBLE_IDS, uid=uid, device_id=device_id, now=now - EXPIRY_GRACE",
+        "statements.VISIBLE_IDS, uid=uid, device_id=device_id, now=0",
         SQL + "test_expired_item_is_sent_for_a_minute_more",
     ),
     Mutation(
@@ -888,8 +888,8 @@ MUTATIONS = [
     Mutation(
         "a device keeps expired items while it is connected",
         "client/replica.py",
-        "return applied._forget_expired(cursor).derived()",
-        "return applied.derived()",
+        "return applied._forget_expired(cursor, changed)",
+        "return applied.derived(changed)",
         REPLICA + "TestReplica::runTest",
     ),
     Mutation(
