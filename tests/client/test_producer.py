@@ -27,6 +27,7 @@ from gregor.errors import (
     GregorError,
     InvalidMessage,
     Malformed,
+    Resync,
     SetupError,
     Unauthenticated,
     Unavailable,
@@ -442,8 +443,8 @@ def test_idle_connections_are_given_up_before_servers_close_them() -> None:
 async def test_answer_about_another_user_is_retried(kind: str) -> None:
     of_another = create("bob", "mail", msg_id="m").stamp(7, 0)
     server = FakeServer(
-        httpx.Response(200, content=msgspec.json.encode(MessagesAnswer((of_another,), 7))),
-        httpx.Response(200, content=msgspec.json.encode(MessagesAnswer((), 7))),
+        httpx.Response(200, content=msgspec.json.encode(MessagesAnswer((of_another,), 7, False))),
+        httpx.Response(200, content=msgspec.json.encode(MessagesAnswer((), 7, False))),
         httpx.Response(200, json={"counts": {"": 3}, "as_of": 7}),
         httpx.Response(200, json={"counts": {"mail": 1}, "as_of": 7}),
     )
@@ -483,6 +484,15 @@ async def test_state_count_and_messages_are_those_of_the_server(kind: str) -> No
         assert log.cursor == news.ctime
         later = await producer.messages(uid, "phone", since=news.ctime)
         assert [message.msg_id for message in later.messages] == [news.msg_id]
+        first = await producer.messages(uid, limit=1)
+        assert ([m.msg_id for m in first.messages], first.more) == ([mail.msg_id], True)
+        second = await producer.messages(uid, after=first.cursor)
+        assert ([m.msg_id for m in second.messages], second.more) == ([news.msg_id], False)
+        assert state.cursor == second.cursor
+        with pytest.raises(Resync):
+            await producer.messages(uid, after=second.cursor + 1)
+        with pytest.raises(InvalidMessage):
+            await producer.messages(uid, since=0, after=0)
 
 
 async def test_reading_is_retried(kind: str) -> None:

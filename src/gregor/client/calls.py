@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from gregor.backoff import Backoff
-from gregor.core.instant import as_time_or_offset
+from gregor.core.instant import Time, as_time_or_offset
 from gregor.core.message import (
     MAX_BATCH,
     UID,
@@ -26,7 +26,14 @@ from gregor.core.message import (
     MsgID,
     When,
 )
-from gregor.errors import Action, GregorError, SetupError, Unavailable, error_from_code
+from gregor.errors import (
+    Action,
+    GregorError,
+    InvalidMessage,
+    SetupError,
+    Unavailable,
+    error_from_code,
+)
 from gregor.protocol.answers import (
     CountAnswer,
     MessagesAnswer,
@@ -191,10 +198,16 @@ def count(uid: UID, prefixes: Sequence[Category], device_id: DeviceID | None) ->
     return Call("GET", path, read, _given(device_id=device_id, prefix=prefixes))
 
 
-def messages(uid: UID, device_id: DeviceID | None, since: When) -> Call[MessagesAnswer]:
+def messages(
+    uid: UID, device_id: DeviceID | None, since: When, after: Time | None, limit: int | None
+) -> Call[MessagesAnswer]:
+    if since is not None and after is not None:
+        raise InvalidMessage("give `after`, a cursor, or `since`, an instant, but not both")
     path = _user(uid, "messages")
-    read = partial(_read_messages, uid)
-    return Call("GET", path, read, _given(device_id=device_id, since=_text(since)))
+    given = _given(
+        device_id=device_id, since=_text(since), after=_number(after), limit=_number(limit)
+    )
+    return Call("GET", path, partial(_read_messages, uid), given)
 
 
 def _read_count(prefixes: Sequence[Category], content: bytes) -> CountAnswer:
@@ -215,6 +228,10 @@ def _user(uid: UID, resource: str) -> str:
 
 def _given(**parameters: str | Sequence[str] | None) -> dict[str, str | Sequence[str]]:
     return {name: value for name, value in parameters.items() if value not in (None, ())}
+
+
+def _number(number: int | None) -> str | None:
+    return None if number is None else str(number)
 
 
 def _text(when: When) -> str | None:
