@@ -72,6 +72,9 @@ def test_expiry_before_the_line_becomes_offset_zero() -> None:
     assert created.expires == TimeOrOffset(offset=0)
 
 
+RANGE_UNTIL_1970 = {"category": "c", "end_time": {"time": 5}}
+
+
 def before_the_line() -> dict[str, int]:
     return {"time": T * 1000 - SECOND}
 
