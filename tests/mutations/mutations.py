@@ -939,6 +939,41 @@ MUTATIONS = [
         "if loop is None:",
         PRODUCER + "test_producer_in_another_event_loop_raises_at_once",
     ),
+    Mutation(
+        "the host of a mounted server stops before the drain",
+        "server/going_away.py",
+        "        if len(self.received) > 1:",
+        "        if self.received:",
+        "tests/server/test_going_away.py::test_first_signal_drains_before_the_host_gets_it",
+    ),
+    Mutation(
+        "a device that reads nothing outlasts the drain",
+        "server/connections.py",
+        '            tasks[task].end(TooSlow("the device did not read its goaway"))',
+        "            pass",
+        "tests/server/test_drain.py::test_device_that_reads_nothing_does_not_outlast_the_drain",
+    ),
+    Mutation(
+        "idle connections are closed when clients still use them",
+        "server/process.py",
+        "        timeout_keep_alive=keep_alive_seconds,\n",
+        "",
+        "tests/server/test_process.py::test_idle_connections_are_kept_as_the_settings_say",
+    ),
+    Mutation(
+        "text that only looks like JSON is sent as text",
+        "cli/send.py",
+        "if _LIKE_JSON.match(typed) or isinstance(error, UnicodeError):",
+        "if isinstance(error, UnicodeError):",
+        "tests/cli/test_messages.py::test_body_that_only_looks_like_json_is_refused",
+    ),
+    Mutation(
+        "of an option that is given twice, the last value counts",
+        "cli/values_once.py",
+        "if takes_one and given.count(option) > 1:",
+        "if takes_one and not given:",
+        "tests/cli/test_messages.py::test_wrong_usage_exits_with_2",
+    ),
     # The authenticator
     Mutation(
         "an authenticator may take any time",
