@@ -192,6 +192,16 @@ async def test_retry_after_is_added_to_backoff(kind: str) -> None:
     assert server.delays == [3.25]
 
 
+@pytest.mark.parametrize("text", ["²", "-1", "soon", "9" * 400, ""])
+async def test_absurd_retry_after_does_no_harm(kind: str, text: str) -> None:
+    content = problem(503, "unavailable", "retry").content
+    headers = [(b"Retry-After", text.encode("latin-1"))]
+    server = FakeServer(httpx.Response(503, content=content, headers=headers))
+    async with server.producer(kind) as producer:
+        assert (await producer.create("alice", "mail")).status == "stored"
+    assert server.delays in ([0.25], [60.25])
+
+
 async def test_last_error_is_raised_after_six_attempts(kind: str) -> None:
     server = FakeServer(*[problem(503, "unavailable", "retry")] * 10)
     async with server.producer(kind) as producer:

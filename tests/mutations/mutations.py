@@ -26,6 +26,10 @@ SSE = "tests/server/test_sse.py::"
 PRODUCER = "tests/client/test_producer.py::"
 FLEET = "tests/node/test_fleet.py::"
 SHARDED = "tests/shards/test_sharded.py::"
+LINEAR = "tests/stores/test_linear.py::"
+CLIENT_COST = "tests/client/test_cost.py::"
+CORE_COST = "tests/core/test_cost.py::"
+RANGE_DEATHS = "tests/core/test_range_deaths.py::"
 REBALANCE = "tests/shards/test_rebalance.py::"
 
 
@@ -146,6 +150,113 @@ MUTATIONS = [
         "SET version = buckets.version + 1, closed_until = 0",
         "SET version = buckets.version + 1",
         REBALANCE + "test_prune_does_not_delete_bucket_that_is_being_moved_to_the_shard",
+    ),
+    # The cost of what one request holds
+    Mutation(
+        "each range of a batch is compared with each live item in SQL",
+        "stores/sql/transactions.py",
+        "if len(patterns) > MAX_PATTERNS:",
+        "if not patterns:",
+        LINEAR + "test_cost_in_sqlite_grows_with_the_sum",
+    ),
+    Mutation(
+        "each prefix of a batch is compared with each item",
+        "core/range_deaths.py",
+        "for pattern in _patterns_of(item.category, lengths):\n"
+        "            if pattern in by_pattern:",
+        "for pattern in by_pattern:\n"
+        "            if item.category[: len(pattern.category)] == pattern.category:",
+        LINEAR + "test_cost_in_python_grows_with_the_sum",
+    ),
+    Mutation(
+        "a range that reaches an item later dismisses it first",
+        "core/range_deaths.py",
+        "heappush(reached, (range_.ctime, len(not_reached), skipped))",
+        "heappush(reached, (-range_.ctime, len(not_reached), skipped))",
+        RANGE_DEATHS + "test_earliest_death_is_that_of_the_first_range_that_covers_the_item",
+    ),
+    Mutation(
+        "a range walks all items of a replica",
+        "core/item_index.py",
+        "start: tuple[Any, ...] = (category,)",
+        'start: tuple[Any, ...] = ("",)\n'
+        "        for key in [key for run in self.by_category.runs for key in run]:\n"
+        "            start = (category,)",
+        CORE_COST + "test_cost_does_not_grow_with_what_is_live",
+    ),
+    Mutation(
+        "a count builds the state",
+        "stores/sql/transactions.py",
+        "return Counts.of(((row.category, row.items) for row in rows), prefixes, now)",
+        "items = read_state(connection, uid, device_id, now, None)\n"
+        "    del rows\n"
+        "    return Counts({prefix: items.count(prefix) for prefix in prefixes}, now)",
+        LINEAR + "test_cost_in_python_grows_with_the_sum",
+    ),
+    Mutation(
+        "a count leaves out the categories that are longer than the prefix",
+        "core/state.py",
+        "key=lambda entry: entry[0][: len(prefix)])",
+        "key=_category)",
+        MEMORY + "test_law_counts_are_those_of_the_state",
+    ),
+    Mutation(
+        "a large snapshot is read at once",
+        "stores/sql/transactions.py",
+        "        if size >= MAX_BYTES_READ:\n            break\n",
+        "",
+        SQL + "test_snapshot_of_large_items_is_read_in_parts_and_stays_as_it_was",
+    ),
+    Mutation(
+        "an item that dies while its snapshot is read is missing in it",
+        "stores/sql/statements.py",
+        "    JOIN messages ON messages.uid = input.uid AND messages.ctime = input.ctime\n"
+        "        AND messages.category IS NOT NULL\n",
+        "    JOIN messages ON messages.uid = input.uid AND messages.ctime = input.ctime\n"
+        "        AND messages.category IS NOT NULL AND messages.dismissed_at IS NULL\n",
+        SQL + "test_snapshot_of_large_items_is_read_in_parts_and_stays_as_it_was",
+    ),
+    Mutation(
+        "a snapshot ends with its first part",
+        "protocol/frames.py",
+        "more = number < len(chunks) or sync.rest is not None",
+        "more = number < len(chunks)",
+        SESSION_PAIR + "test_large_snapshot_is_read_in_parts_and_is_the_state_at_its_cursor",
+    ),
+    Mutation(
+        "what is published while a large snapshot is sent is dropped",
+        "protocol/server_session.py",
+        "Paging(then=Live()) | Incomplete(then=Live()) | ReadingItems(then=Live()):",
+        "Paging(then=Live()):",
+        SESSION_PAIR + "test_large_snapshot_is_read_in_parts_and_is_the_state_at_its_cursor",
+    ),
+    Mutation(
+        "a device compares all records to find those to save",
+        "client/client.py",
+        "changed_records(self._replica, final_replica, changed)",
+        "changed_records(self._replica, final_replica)",
+        CLIENT_COST + "test_cost_of_a_frame_does_not_grow_with_what_is_live",
+    ),
+    Mutation(
+        "a device looks at all items to find what has changed",
+        "client/client.py",
+        "self._refresh_visible(replica.changed, messages)",
+        "self._refresh_visible([*self._visible, *replica.changed], messages)",
+        CLIENT_COST + "test_cost_of_a_frame_does_not_grow_with_what_is_live",
+    ),
+    Mutation(
+        "each dismissed item is compared with each message to say why",
+        "client/replica.py",
+        "    replaced.update(item.msg_id for item, _ in range_deaths(ranges, dismissed))\n",
+        "    replaced.update(i.msg_id for i in dismissed for r in ranges if r.covers(i))\n",
+        CLIENT_COST + "test_reasons_of_dismissals_cost_the_sum_of_messages_and_items",
+    ),
+    Mutation(
+        "a replica does not name what its outbox no longer changes",
+        "client/replica.py",
+        "chain(changed, self.outbox, self.overlaid, derived.overlaid)",
+        "chain(changed, self.outbox, derived.overlaid)",
+        REPLICA + "test_item_that_a_rejected_message_no_longer_dismisses_is_named_as_changed",
     ),
     # Many nodes over one database
     Mutation(
@@ -314,8 +425,8 @@ MUTATIONS = [
     Mutation(
         "a snapshot has what expired long ago, in SQL",
         "stores/sql/transactions.py",
-        "statements.VISIBLE_ITEMS, uid=uid, device_id=device_id, now=now - EXPIRY_GRACE",
-        "statements.VISIBLE_ITEMS, uid=uid, device_id=device_id, now=0",
+        "statements.VISIBLE_IDS, uid=uid, device_id=device_id, now=now - EXPIRY_GRACE",
+        "statements.VISIBLE_IDS, uid=uid, device_id=device_id, now=0",
         SQL + "test_expired_item_is_sent_for_a_minute_more",
     ),
     Mutation(
@@ -386,8 +497,8 @@ MUTATIONS = [
     Mutation(
         "a dismissal that arrives late does not make the death earlier, in SQL",
         "stores/sql/transactions.py",
-        "statements.ITEMS_COVERED_IN_LOG if has_late_replay else statements.ITEMS_COVERED",
-        "statements.ITEMS_COVERED",
+        "statements.ITEMS_MATCHED_IN_LOG if has_late_replay else statements.ITEMS_MATCHED",
+        "statements.ITEMS_MATCHED",
         SQL + "test_d06_earliest_dismissal_sets_the_death_when_it_arrives_last",
     ),
     Mutation(
@@ -454,8 +565,8 @@ MUTATIONS = [
     Mutation(
         "a sync in progress is given up when another one is needed",
         "protocol/delivery_state.py",
-        """        case Paging(unsent, _), SyncNeeded(cursor):
-            return Paging(unsent, then=Lagging(cursor))
+        """        case Paging(unsent, _, rest), SyncNeeded(cursor):
+            return Paging(unsent, Lagging(cursor), rest)
 """,
         """        case Paging(), SyncNeeded(cursor):
             return Lagging(cursor)
@@ -572,8 +683,8 @@ MUTATIONS = [
     Mutation(
         "tombstones from the node dismiss unsent messages",
         "client/replica.py",
-        "shown=shown.without_tombstones()",
-        "shown=shown",
+        "shown=derived.shown.without_tombstones()",
+        "shown=derived.shown",
         REPLICA + "test_dismissal_that_is_acknowledged_does_not_dismiss_unsent_message",
     ),
     Mutation(
@@ -828,6 +939,41 @@ MUTATIONS = [
         "if loop is None:",
         PRODUCER + "test_producer_in_another_event_loop_raises_at_once",
     ),
+    Mutation(
+        "the host of a mounted server stops before the drain",
+        "server/going_away.py",
+        "        if len(self.received) > 1:",
+        "        if self.received:",
+        "tests/server/test_going_away.py::test_first_signal_drains_before_the_host_gets_it",
+    ),
+    Mutation(
+        "a device that reads nothing outlasts the drain",
+        "server/connections.py",
+        '            tasks[task].end(TooSlow("the device did not read its goaway"))',
+        "            pass",
+        "tests/server/test_drain.py::test_device_that_reads_nothing_does_not_outlast_the_drain",
+    ),
+    Mutation(
+        "idle connections are closed when clients still use them",
+        "server/process.py",
+        "        timeout_keep_alive=keep_alive_seconds,\n",
+        "",
+        "tests/server/test_process.py::test_idle_connections_are_kept_as_the_settings_say",
+    ),
+    Mutation(
+        "text that only looks like JSON is sent as text",
+        "cli/send.py",
+        "if _LIKE_JSON.match(typed) or isinstance(error, UnicodeError):",
+        "if isinstance(error, UnicodeError):",
+        "tests/cli/test_messages.py::test_body_that_only_looks_like_json_is_refused",
+    ),
+    Mutation(
+        "of an option that is given twice, the last value counts",
+        "cli/values_once.py",
+        "if takes_one and given.count(option) > 1:",
+        "if takes_one and not given:",
+        "tests/cli/test_messages.py::test_wrong_usage_exits_with_2",
+    ),
     # The authenticator
     Mutation(
         "an authenticator may take any time",
@@ -896,8 +1042,8 @@ MUTATIONS = [
     Mutation(
         "a device keeps expired items while it is connected",
         "client/replica.py",
-        "return applied._forget_expired(cursor).derived()",
-        "return applied.derived()",
+        "return applied._forget_expired(cursor, changed)",
+        "return applied.derived(changed)",
         REPLICA + "test_expired_items_are_forgotten_a_minute_later_by_what_a_node_told",
     ),
     Mutation(

@@ -334,7 +334,8 @@ def _not_gregor(response: httpx.Response) -> str:
 
 def _retry_after_seconds(response: httpx.Response) -> float:
     text = response.headers.get("Retry-After", "")
-    return min(float(text), MAX_RETRY_AFTER_SECONDS) if text.isdigit() else 0.0
+    is_number = text.isascii() and text.isdigit()  # "²" is a digit, but no number
+    return min(float(text), MAX_RETRY_AFTER_SECONDS) if is_number else 0.0
 
 
 # The server

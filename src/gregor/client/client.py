@@ -8,8 +8,9 @@ to subscribers only after it is saved.
 import asyncio
 import random
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
+from itertools import chain
 from typing import Any, NamedTuple, Self
 
 from gregor.client.connection import Connect, Connection, Operation, Token
@@ -79,6 +80,7 @@ class Client:
         self._connection = Connection(self, connect or _websocket(url), token, jitter)
         self._replica = Replica(device_id)
         self._visible: dict[MsgID, Item] = {}
+        self._refreshed_at: Time = 0
         self._pending_changes: list[_Change] = []
         self._change_queued = asyncio.Event()
         self._condition_changed = asyncio.Event()
@@ -110,7 +112,7 @@ class Client:
         if changes:
             await self._store.save(changes)
         self._replica = replica.derived()
-        self._refresh_visible()
+        self._refresh_visible(self._replica.shown.items)
 
     async def __aexit__(self, kind: type[BaseException] | None, *exc_info: Any) -> None:
         """Save the pending changes, then close. Unsent messages stay in the store."""
@@ -336,8 +338,9 @@ class Client:
         if not results:
             return
         final_replica = results[-1][1]
+        changed = {msg_id for _, replica in results for msg_id in replica.changed}
         try:
-            records = changed_records(self._replica, final_replica)
+            records = changed_records(self._replica, final_replica, changed)
             if records:
                 await self._store.save(records)
         except StorageUnavailable as error:
@@ -366,7 +369,7 @@ class Client:
     def _set_replica(self, replica: Replica, messages: Sequence[InBandMessage]) -> None:
         before, self._replica = self._replica, replica
         if replica is not before:
-            self._refresh_visible(messages)
+            self._refresh_visible(replica.changed, messages)
             self.emit(*new_rejections(before, replica))
 
     # Notifying subscribers and waiters
@@ -376,20 +379,32 @@ class Client:
             subscription.put(events)
         self._notify_waiters()
 
-    def _refresh_visible(self, messages: Sequence[InBandMessage] = ()) -> None:
-        """Emit what has changed in the visible state, and set a timer for the next expiry."""
-        now = self._clock()
-        before, self._visible = self._visible, self._replica.visible(now)
-        self.emit(*events_between(before, self._visible, now, messages))
+    def _refresh_visible(
+        self, changed: Iterable[MsgID], messages: Sequence[InBandMessage] = ()
+    ) -> None:
+        """Emit what has changed in the visible state: by the replica, for these ids, and by the
+        time. Set a timer for the next expiry."""
+        before, self._refreshed_at = self._refreshed_at, self._clock()
+        now, items = self._refreshed_at, self._replica.shown.items
+        if now < before:  # the clock was set back: what had expired is visible again
+            changed = chain(changed, (item.msg_id for item in items.expired(now, before)))
+        expired = (item.msg_id for item in items.expired(before, now))
+        msg_ids = set(chain(changed, expired))
+        old = {msg_id: self._visible[msg_id] for msg_id in msg_ids if msg_id in self._visible}
+        new = self._replica.visible_among(msg_ids, now)
+        for msg_id in old:
+            del self._visible[msg_id]
+        self._visible.update(new)
+        self.emit(*events_between(old, new, now, messages))
+        self._set_expiry_timer(items.next_expiry(now))
+
+    def _set_expiry_timer(self, expiry: Time | None) -> None:
         if self._expiry_timer is not None:
             self._expiry_timer.cancel()
-        expiries = [
-            item.expires_at for item in self._visible.values() if item.expires_at is not None
-        ]
-        if expiries:
-            seconds = max(0, min(expiries) - now) / SECOND
+        if expiry is not None:
+            seconds = (expiry - self._refreshed_at) / SECOND
             self._expiry_timer = asyncio.get_running_loop().call_later(
-                seconds, self._refresh_visible
+                seconds, self._refresh_visible, ()
             )
 
     def _live_subscriptions(self) -> list[Subscription]:

@@ -268,7 +268,8 @@ def _utf8(text: str | bytes) -> bytes:
 
 
 def pages(sync: Sync, start: Time) -> Iterator[SyncPage]:
-    """Split a sync from the cursor `start` into pages of limited size; at least one page."""
+    """Split what is read of a sync from the cursor `start` into pages of limited size; at least one
+    page."""
     match sync.content:
         case Changes(messages):
             yield from _pages_of_changes(sync, messages, start)
@@ -276,7 +277,8 @@ def pages(sync: Sync, start: Time) -> Iterator[SyncPage]:
             chunks = list(_chunks(items))
             for number, chunk in enumerate(chunks, start=1):
                 page = SyncPage("snapshot", 0, sync.cursor, sync.as_of, sync.hash)
-                yield msgspec.structs.replace(page, more=number < len(chunks), items=chunk)
+                more = number < len(chunks) or sync.rest is not None
+                yield msgspec.structs.replace(page, more=more, items=chunk)
 
 
 def _pages_of_changes(

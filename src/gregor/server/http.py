@@ -137,9 +137,9 @@ async def get_state(service: Service, request: Request, identity: Identity) -> R
 
 async def get_count(service: Service, request: Request, identity: Identity) -> Response:
     uid = _user(request, identity, {"device_id"}, {"prefix"})
-    state = await service.node.state_machine.state(uid, _device(request))
     prefixes = request.query_params.getlist("prefix") or [""]
-    return _json(CountAnswer({prefix: state.count(prefix) for prefix in prefixes}, state.as_of))
+    counts = await service.node.state_machine.count(uid, _device(request), prefixes)
+    return _json(CountAnswer(counts.by_prefix, counts.as_of))
 
 
 async def get_messages(service: Service, request: Request, identity: Identity) -> Response:

@@ -68,11 +68,11 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: ASGISend) -> None:
         headers = {"content-type": f"{MEDIA_TYPE}; charset=utf-8", **HEADERS}
-        await send({"type": "http.response.start", "status": 200, "headers": Headers(headers).raw})
         if scope["method"] == "HEAD":
-            await send({"type": "http.response.body"})
-        else:
-            await self._service.serve(EventStreamChannel(receive, send), self._resumption)
+            await Response(headers={**headers, "connection": "close"})(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": Headers(headers).raw})
+        await self._service.serve(EventStreamChannel(receive, send), self._resumption)
 
 
 class EventStreamChannel:
