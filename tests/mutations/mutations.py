@@ -891,7 +891,7 @@ MUTATIONS = [
     Mutation(
         "an id that is no cursor ends an event stream",
         "server/sse.py",
-        "return int(last) if _is_cursor(last) else 0",
+        "return int(last) if is_cursor(last) else 0",
         "return int(last)",
         SSE + "test_strange_or_stale_last_event_id_means_from_the_beginning",
     ),
