@@ -246,6 +246,7 @@ async def test_past_state_is_exact_or_forgotten() -> None:
             laptop.state(at=before)
         since_then = virtual_time.clock()
         assert categories(laptop.state(at=since_then)) == []
+        await asyncio.sleep(1)
         harness.server.cut_all()
         await harness.inject(create("alice", "chat"))
         await asyncio.sleep(10)
