@@ -890,7 +890,7 @@ MUTATIONS = [
         "client/replica.py",
         "return applied._forget_expired(cursor, changed)",
         "return applied.derived(changed)",
-        REPLICA + "TestReplica::runTest",
+        REPLICA + "test_expired_items_are_forgotten_a_minute_later_by_what_a_node_told",
     ),
     Mutation(
         "a message for another device stays in the outbox until something else happens",
