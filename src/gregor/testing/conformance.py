@@ -78,6 +78,7 @@ from gregor.testing.strategies import (
     History,
     devices,
     histories,
+    histories_and_instants,
     late_times,
     messages,
     of_user,
@@ -224,18 +225,18 @@ class StateMachineConformance:
         assert await machine.state(uid, device_id, offset) == state
 
     @settings(max_examples=60)
-    @given(histories(), devices, times, late_times)
+    @given(histories_and_instants(), devices, late_times)
     async def test_law_messages_since_make_who_knows_what_is_before_know_the_present(
         self,
         machine: StateMachineOfRecord,
         clock: ManualClock,
-        history: History,
+        case: tuple[History, Time],
         device_id: DeviceID | None,
-        start: Time,
         now: Time,
     ) -> None:
         """Whether the message at that very instant is known or not; for full facts, and for a
         device, which keeps nothing of what is dead."""
+        history, start = case
         clock.now, uid = now, new_uid()
         await machine.consume_messages(of_user(uid, history))
         since = await machine.in_band_messages_since(uid, device_id, TimeOrOffset(time=start))
@@ -247,17 +248,17 @@ class StateMachineConformance:
         assert names(await machine.state(uid, device_id)) == expected
 
     @settings(max_examples=60)
-    @given(histories(), devices, times, late_times, st.integers(1, 4))
+    @given(histories_and_instants(), devices, late_times, st.integers(1, 4))
     async def test_law_pages_after_a_cursor_make_who_knows_all_up_to_it_know_the_present(
         self,
         machine: StateMachineOfRecord,
         clock: ManualClock,
-        history: History,
+        case: tuple[History, Time],
         device_id: DeviceID | None,
-        cursor: Time,
         now: Time,
         limit: int,
     ) -> None:
+        history, cursor = case
         clock.now, uid = now, new_uid()
         await machine.consume_messages(of_user(uid, history))
         user_clock = history[-1].ctime if history else 0
