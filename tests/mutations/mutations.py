@@ -382,7 +382,7 @@ MUTATIONS = [
         "core/sync.py",
         "and fate.ctime <= recipient.known",
         "and fate.ctime < recipient.known",
-        MEMORY + "test_law_pages_after_a_cursor_make_who_knows_all_up_to_it_know_the_present",
+        EXHAUSTIVE + "test_messages_since_bring_every_replica_from_every_start_to_the_present",
     ),
     Mutation(
         "the messages since an instant omit the dismissal of the item at that instant",
@@ -891,7 +891,7 @@ MUTATIONS = [
     Mutation(
         "an id that is no cursor ends an event stream",
         "server/sse.py",
-        "return int(last) if _is_cursor(last) else 0",
+        "return int(last) if is_cursor(last) else 0",
         "return int(last)",
         SSE + "test_strange_or_stale_last_event_id_means_from_the_beginning",
     ),
@@ -1045,6 +1045,13 @@ MUTATIONS = [
         "return applied._forget_expired(cursor, changed)",
         "return applied.derived(changed)",
         REPLICA + "test_expired_items_are_forgotten_a_minute_later_by_what_a_node_told",
+    ),
+    Mutation(
+        "a device hides its own message before it is told of it and of its end",
+        "client/replica.py",
+        'return result.status == "stored" and result.visible is False',
+        "return result.visible is False",
+        REPLICA + "test_duplicate_that_is_not_visible_any_more_is_shown_until_the_device_is_told",
     ),
     Mutation(
         "a message for another device stays in the outbox until something else happens",

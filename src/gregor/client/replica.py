@@ -51,9 +51,9 @@ MAX_REJECTED = 1_000
 
 class OutboxEntry(Struct, frozen=True, omit_defaults=True):
     """A message written on this device, its position in the outbox, and the device's time of
-    writing. An acknowledged message has a ctime; it is `dead` if the node said that its item is not
-    visible. It is `echoed` once the node has sent it back to this device, even if the
-    acknowledgement was lost."""
+    writing. An acknowledged message has a ctime; it is `dead` if its item was when the node stored
+    it. It is `echoed` once the node has sent it back to this device, even if the acknowledgement
+    was lost."""
 
     number: int
     written: Time
@@ -186,7 +186,7 @@ class Replica(Struct, frozen=True):
             else:
                 stamped = entry.message.stamp(result.ctime or self.cursor, 0)
                 entry = msgspec.structs.replace(
-                    entry, message=stamped, dead=result.visible is False
+                    entry, message=stamped, dead=_is_dead_when_stored(result)
                 )
                 outbox = (
                     outbox.delete(message.msg_id)
@@ -363,6 +363,12 @@ def _replaced(dismissed: Sequence[Item], messages: Iterable[InBandMessage]) -> s
                 ranges.append(msgspec.structs.replace(range_, end=MAX_TIME))
     replaced.update(item.msg_id for item, _ in range_deaths(ranges, dismissed))
     return replaced
+
+
+def _is_dead_when_stored(result: Result) -> bool:
+    """Whether no frame will bring the item. The item of a duplicate may have died later: then the
+    frames that are still to come bring it, and its dismissal after it."""
+    return result.status == "stored" and result.visible is False
 
 
 def _require_sendable(message: InBandMessage) -> None:
