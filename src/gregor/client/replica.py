@@ -351,12 +351,6 @@ def _why(item: Item, now: Time, replaced: Container[MsgID]) -> Why:
     return "replaced" if item.msg_id in replaced else "dismissed"
 
 
-def _is_dead_when_stored(result: Result) -> bool:
-    """Whether no frame will bring the item. The item of a duplicate may have died later: then the
-    frames that are still to come bring it, and its dismissal after it."""
-    return result.status == "stored" and result.visible is False
-
-
 def _replaced(dismissed: Sequence[Item], messages: Iterable[InBandMessage]) -> set[MsgID]:
     """The ids of the items that a message with a creation names, or matches by a range. The items
     are known to be dismissed, so their ctimes are not compared with the range's end."""
@@ -369,6 +363,12 @@ def _replaced(dismissed: Sequence[Item], messages: Iterable[InBandMessage]) -> s
                 ranges.append(msgspec.structs.replace(range_, end=MAX_TIME))
     replaced.update(item.msg_id for item, _ in range_deaths(ranges, dismissed))
     return replaced
+
+
+def _is_dead_when_stored(result: Result) -> bool:
+    """Whether no frame will bring the item. The item of a duplicate may have died later: then the
+    frames that are still to come bring it, and its dismissal after it."""
+    return result.status == "stored" and result.visible is False
 
 
 def _require_sendable(message: InBandMessage) -> None:
