@@ -942,8 +942,8 @@ MUTATIONS = [
     Mutation(
         "the host of a mounted server stops before the drain",
         "server/going_away.py",
-        "        if len(self.received) > 1:",
-        "        if self.received:",
+        "    await drain()\n    signals.pass_on(number)\n",
+        "    signals.pass_on(number)\n    await drain()\n",
         "tests/server/test_going_away.py::test_first_signal_drains_before_the_host_gets_it",
     ),
     Mutation(

@@ -167,7 +167,7 @@ async def test_event_stream_ends_when_its_token_expires(jwt_server: Served) -> N
     async with jwt_server.http.stream("GET", "/v1/users/alice/events", headers=headers) as answer:
         lines = [line async for line in answer.aiter_lines()]
     events = [line for line in lines if line.startswith("event: ")]
-    assert events == ["event: sync", "event: error"]
+    assert events == ["event: welcome", "event: sync", "event: error"]
     assert "unauthenticated" in lines[-2]
 
 
