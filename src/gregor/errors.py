@@ -67,6 +67,13 @@ class Unauthenticated(GregorError):
     code, action, status, close_code = "unauthenticated", Action.REAUTHENTICATE, 401, 4001
 
 
+class NotYetValid(Unauthenticated):
+    """The token is signed, and begins to be valid later by the server's clock. One of the clocks is
+    wrong, or the token is early: retry later with the same token."""
+
+    code, action = "not-yet-valid", Action.RETRY
+
+
 class Forbidden(GregorError):
     """The token is valid, but not for this user. Nothing was read or changed."""
 
@@ -155,6 +162,7 @@ WIRE_ERRORS: dict[str, type[GregorError]] = {
         TooLarge,
         ProtocolError,
         Unauthenticated,
+        NotYetValid,
         Forbidden,
         NotFound,
         MethodNotAllowed,

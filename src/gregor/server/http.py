@@ -144,7 +144,7 @@ async def get_events(service: Service, request: Request, identity: Identity) -> 
     if service.draining:
         raise Unavailable("this server is stopping; retry with another server")
     device_id = _device(request) or f"events-{new_msg_id()}"
-    admission = Admission(uid, identity.expires_at)
+    admission = Admission(uid, identity.accepted_until)
     return EventStream(service, Resumption(admission, device_id, int(cursor)))
 
 
