@@ -152,6 +152,13 @@ class SetupError(GregorError):
     code, action = "setup", Action.STOP
 
 
+class WrongEventLoop(GregorError):
+    """The object belongs to another event loop, so nothing was done. From another thread, use
+    `asyncio.run_coroutine_threadsafe(client.create(…), loop)`."""
+
+    code, action = "wrong-event-loop", Action.STOP
+
+
 WIRE_ERRORS: dict[str, type[GregorError]] = {
     error_class.code: error_class
     for error_class in (

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from gregor.client import Client, ClientStore, MemoryStore, SQLiteStore
-from gregor.client.connection import Disconnected, Transport
+from gregor.client.connection import Transport
+from gregor.client.outside import Disconnected
 from gregor.client.replica import Replica
 from gregor.client.store import changed_records, load_replica
 from gregor.core.instant import TimeOrOffset

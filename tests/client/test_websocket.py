@@ -65,4 +65,4 @@ async def test_unreachable_server_leaves_client_offline_and_writable(tmp_path: P
     async with Client("http://127.0.0.1:9", "alice", device_id="laptop") as laptop:
         await laptop.create("mail")
         await asyncio.sleep(0)
-        assert (laptop.online, laptop.outbox, laptop.failure) == (False, 1, None)
+        assert (laptop.online, laptop.unsent_count, laptop.failure) == (False, 1, None)

@@ -645,8 +645,8 @@ class Simulation:
         client = device.client
         if client is None or not client.online:
             return "is not online"
-        if client.outbox:
-            return f"still has {client.outbox} messages to send"
+        if client.unsent_count:
+            return f"still has {client.unsent_count} messages to send"
         # With expiring items, the hash by one clock may differ from the hash by another clock.
         if self.clocks_agree and any(client.mismatches for client in device.clients):
             return "was wrong until a snapshot replaced it"

@@ -66,7 +66,8 @@ class Replica(Struct, frozen=True):
     """One device's replica of its user's state, with the outbox of the device.
 
     `uid` is None until a node has reported it. The facts are complete from `known_since` on.
-    `shown`, and `latest_ctime` in it, are derived from the other fields.
+    `clock_offset` is by how much the node's clock is ahead of this device's, in microseconds, to
+    about a second. `shown`, and `latest_ctime` in it, are derived from the other fields.
     """
 
     device_id: DeviceID
@@ -78,6 +79,7 @@ class Replica(Struct, frozen=True):
     hidden: Map[MsgID, bool] = Map()
     rejected: Map[MsgID, RejectedEntry] = Map()
     last_number: int = 0
+    clock_offset: int = 0
     shown: Facts = Facts()
     latest_ctime: Time = 0
 
@@ -106,6 +108,12 @@ class Replica(Struct, frozen=True):
     def discard(self, msg_ids: Iterable[MsgID]) -> Self:
         """Forget rejected messages. Idempotent."""
         return self._with(rejected=_without(self.rejected, msg_ids))
+
+    def with_clock_offset(self, offset: int) -> Self:
+        """Keep the offset of the node's clock, if it differs by a second or more."""
+        if abs(offset - self.clock_offset) < SECOND:
+            return self
+        return self._with(clock_offset=offset)
 
     # Changes received from the node
 

@@ -35,7 +35,10 @@ RecordChanges: TypeAlias = Mapping[Key, bytes | None]
 
 class ClientStore(Protocol):
     """Keeps the records of one device. Opened with `async with`, by one client at a time: opening
-    it raises SetupError if another client has it open and could corrupt it."""
+    it raises SetupError if another client has it open and could corrupt it. `durable` says whether
+    the records survive the process."""
+
+    durable: bool
 
     async def __aenter__(self) -> Self: ...
 
@@ -61,6 +64,8 @@ class ClientStore(Protocol):
 class MemoryStore:
     """A ClientStore that lives as long as this object. Clients may open it one after another, as
     after a restart of the device."""
+
+    durable = False
 
     def __init__(self) -> None:
         self.records: dict[Key, bytes] = {}
@@ -117,6 +122,8 @@ class SQLiteStore:
     """A ClientStore in an SQLite file, which is created if it does not exist. A change that `save`
     has returned from survives `kill -9` and a power cut. One process has the file open at a time;
     opening raises SetupError for a second one."""
+
+    durable = True
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -189,6 +196,7 @@ class _DeviceRecord(Struct, frozen=True):
     device_id: DeviceID
     uid: UID | None
     cursor: Time
+    clock_offset: int = 0
 
 
 _DEVICE_KEY: Key = ("device", "")
@@ -232,6 +240,7 @@ def _replica_from(records: Records, device: _DeviceRecord) -> Replica:
         Map(_decode(records, "hidden", bool)),
         rejected,
         max((entry.number for entry in (*outbox.values(), *rejected.values())), default=0),
+        device.clock_offset,
     )
 
 
@@ -253,7 +262,8 @@ def changed_records(before: Replica | None, after: Replica) -> RecordChanges:
 
 
 def _values_by_kind(replica: Replica) -> Iterator[tuple[str, Mapping[str, object]]]:
-    yield "device", {"": _DeviceRecord(replica.device_id, replica.uid, replica.cursor)}
+    device = _DeviceRecord(replica.device_id, replica.uid, replica.cursor, replica.clock_offset)
+    yield "device", {"": device}
     # Dead items are needed only for past states, which a replica has since its process started.
     kept = replica.facts.prune(replica.cursor)
     yield "item", kept.items

@@ -46,10 +46,12 @@ from gregor.protocol.sync_state import (
 
 
 class Welcomed(NamedTuple):
-    """The node has authenticated this user. A consume may hold up to `messages` messages."""
+    """The node has authenticated this user, and its clock shows `now`. A consume may hold up to
+    `messages` messages."""
 
     uid: UID
     messages: int
+    now: Time
 
 
 class Apply(NamedTuple):
@@ -189,9 +191,9 @@ class ClientSession:
     def receive(self, text: str | bytes) -> list[Effect]:
         """Process a frame. Raises Malformed if the text is not a frame; then nothing changes."""
         match decode_node_frame(text):
-            case Welcome(uid=uid, limits=limits):
+            case Welcome(uid=uid, now=now, limits=limits):
                 self.state = after(self.state, SyncExpected())
-                return [Welcomed(uid, limits.messages)]
+                return [Welcomed(uid, max(1, limits.messages), now)]
             case SyncPage() as page:
                 return self._sync(page)
             case Messages(prev, messages, cursor):

@@ -116,13 +116,17 @@ class JWTAuthenticator:
     def _claims(self, token: str) -> _Claims:
         # The library converts a time of another type, or fails with an error of another kind, so
         # times are read and compared here.
-        options = {"require": ["sub"], "verify_exp": False, "verify_nbf": False}
         try:
             decoded = jwt.decode(
                 token,
                 self._secret,
                 algorithms=[ALGORITHM],
-                options={**options, "verify_iat": False},
+                options={
+                    "require": ["sub"],
+                    "verify_exp": False,
+                    "verify_nbf": False,
+                    "verify_iat": False,
+                },
             )
             return msgspec.convert(decoded, _Claims)
         except (InvalidTokenError, ValueError, OverflowError, RecursionError) as error:
