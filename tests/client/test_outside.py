@@ -6,11 +6,12 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gregor.client import Client, Disconnected, MemoryStore
+from gregor.client import Client, Disconnected, MemoryStore, SQLiteStore
 from gregor.client.connection import Transport
 from gregor.client.events import Offline
 from gregor.client.store import RecordChanges
@@ -340,10 +341,8 @@ async def test_reconnect_ends_the_wait_for_the_next_attempt() -> None:
             assert asyncio.get_running_loop().time() == 1000
 
 
-@on_virtual_time
-async def test_status_is_durable_while_the_store_keeps_what_is_written() -> None:
-    class FailingDisk(MemoryStore):
-        durable = True
+async def test_status_is_durable_while_the_store_keeps_what_is_written(tmp_path: Path) -> None:
+    class FailingDisk(SQLiteStore):
         is_full = False
 
         async def save(self, changes: RecordChanges) -> None:
@@ -351,7 +350,7 @@ async def test_status_is_durable_while_the_store_keeps_what_is_written() -> None
                 raise OSError("no space left on device")
             await super().save(changes)
 
-    store = FailingDisk()
+    store = FailingDisk(tmp_path / "device.db")
     async with client_harness() as harness, harness.device(store=store) as laptop:
         assert laptop.status.durable
         store.is_full = True

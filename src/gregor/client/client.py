@@ -294,7 +294,7 @@ class Client:
         return Status(
             connection.online,
             connection.synced,
-            self._store.durable and not self._saving_fails,
+            not (self._saving_fails or isinstance(self._store, MemoryStore)),
             self.unsent_count,
             connection.last_error,
             connection.retry_at,

@@ -11,7 +11,7 @@ class Status(Struct, frozen=True):
 
     `online`: it is connected, and the first sync is complete. `synced`: it also has all that the
     node has sent about. `durable`: what is written on this device survives its process, because the
-    store keeps it and could save the last change. `unsent`: how many written messages no node has
+    store is not in memory and could save the last change. `unsent`: how many written messages no node has
     acknowledged. `last_error`: why the last connection ended or could not be made; None after a
     sync. `retry_at`: when the client connects again by the device's clock; None if it does not wait
     for that.

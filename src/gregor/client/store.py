@@ -35,10 +35,7 @@ RecordChanges: TypeAlias = Mapping[Key, bytes | None]
 
 class ClientStore(Protocol):
     """Keeps the records of one device. Opened with `async with`, by one client at a time: opening
-    it raises SetupError if another client has it open and could corrupt it. `durable` says whether
-    the records survive the process."""
-
-    durable: bool
+    it raises SetupError if another client has it open and could corrupt it."""
 
     async def __aenter__(self) -> Self: ...
 
@@ -64,8 +61,6 @@ class ClientStore(Protocol):
 class MemoryStore:
     """A ClientStore that lives as long as this object. Clients may open it one after another, as
     after a restart of the device."""
-
-    durable = False
 
     def __init__(self) -> None:
         self.records: dict[Key, bytes] = {}
@@ -122,8 +117,6 @@ class SQLiteStore:
     """A ClientStore in an SQLite file, which is created if it does not exist. A change that `save`
     has returned from survives `kill -9` and a power cut. One process has the file open at a time;
     opening raises SetupError for a second one."""
-
-    durable = True
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
