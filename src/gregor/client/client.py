@@ -154,6 +154,7 @@ class Client:
     def _close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         for change in self._pending_changes:
             _fail(change, Unavailable("the client was closed before this was saved"))
         for subscription in self._live_subscriptions():
@@ -448,10 +449,12 @@ class Client:
         """The node's time. Whatever has expired by it is reported first, so that a state never
         differs from the events."""
         now = self._clock.now()
-        is_due = self._next_expiry is not None and self._next_expiry <= now
-        if is_due and self._open and self._own_loop.is_running_here:
+        if self._is_expiry_due(now) and self._timer is not None and self._own_loop.is_running_here:
             self._refresh_visible()
         return now
+
+    def _is_expiry_due(self, now: Time) -> bool:
+        return self._next_expiry is not None and self._next_expiry <= now
 
     def _refresh_visible(self, messages: Sequence[InBandMessage] = ()) -> None:
         """Emit what has changed in the visible state, and set the timer for the next change."""
@@ -476,7 +479,11 @@ class Client:
         """Look for a jump of the wall clock, and for what has expired."""
         if self._clock.was_suspended(self._connection.online):
             self._connection.restart("the device may have been suspended")
-        self._set_timer(self._now())
+        now = self._clock.now()
+        if self._is_expiry_due(now):
+            self._refresh_visible()
+        else:
+            self._set_timer(now)
 
     def _live_subscriptions(self) -> list[Subscription]:
         subscriptions = [reference() for reference in self._subscriptions]
