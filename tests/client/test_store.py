@@ -61,6 +61,13 @@ async def test_store_returns_exactly_the_saved_records(store: ClientStore) -> No
         assert await store.load() == {("item", "b"): b"3", ("outbox", "a"): b'"\xc3\xa9"'}
 
 
+async def test_store_can_be_opened_again_after_it_was_closed(store: ClientStore) -> None:
+    for n in range(3):
+        async with offline_client(store) as client:
+            assert client.count() == n
+            await client.create("mail")
+
+
 async def test_reopened_client_has_state_and_outbox(store: ClientStore, tmp_path: Path) -> None:
     async with offline_client(store) as client:
         await client.create("mail", {"n": 1}, expires="1h", msg_id="m")

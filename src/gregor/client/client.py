@@ -38,6 +38,7 @@ from gregor.core.message import (
 from gregor.core.state import Item, State
 from gregor.errors import GregorError, StorageUnavailable, Unavailable
 from gregor.log_event import LogEvent
+from gregor.protocol.frames import Problem
 
 log = logging.getLogger("gregor.client")
 
@@ -297,7 +298,7 @@ class Client:
             connection.synced,
             not (self._saving_fails or isinstance(self._store, MemoryStore)),
             self.unsent_count,
-            connection.last_error,
+            self.last_error,
             connection.retry_at,
         )
 
@@ -309,6 +310,11 @@ class Client:
     def failure(self) -> GregorError | None:
         """Why the client has stopped trying to connect; None while it still tries."""
         return self._connection.failure
+
+    @property
+    def last_error(self) -> Problem | None:
+        """Why the last connection ended, or could not be made; None after a sync."""
+        return self._connection.last_error
 
     @property
     def mismatches(self) -> int:

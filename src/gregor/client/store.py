@@ -120,11 +120,15 @@ class SQLiteStore:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._database = SQLiteDatabase(
+        self._database = self._new_database()
+
+    def _new_database(self) -> SQLiteDatabase:
+        return SQLiteDatabase(
             str(self.path), lambda driver: transact(driver, "BEGIN IMMEDIATE", self._prepare)
         )
 
     async def __aenter__(self) -> Self:
+        self._database = self._new_database()  # each can be opened once
         await self._database.__aenter__()
         return self
 
