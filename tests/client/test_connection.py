@@ -1,7 +1,6 @@
 """A client reconnects with backoff until it succeeds, and stops only on a permanent error."""
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import pairwise
 
@@ -42,24 +41,28 @@ def now() -> float:
 
 
 class FixedFramesTransport:
-    """A Transport that receives these frames, and then nothing."""
+    """A Transport that receives these frames, and then nothing, unless some are added."""
 
     def __init__(self, *frames: str) -> None:
-        self._frames = deque(frames)
-        self._closed = asyncio.Event()
+        self._frames: asyncio.Queue[str | None] = asyncio.Queue()
         self.sent: list[str] = []
+        for frame in frames:
+            self.add(frame)
+
+    def add(self, frame: str) -> None:
+        self._frames.put_nowait(frame)
 
     async def send(self, text: str) -> None:
         self.sent.append(text)
 
     async def receive(self) -> str:
-        if not self._frames:
-            await self._closed.wait()
+        frame = await self._frames.get()
+        if frame is None:
             raise Disconnected(1006, "closed")
-        return self._frames.popleft()
+        return frame
 
     async def close(self) -> None:
-        self._closed.set()
+        self._frames.put_nowait(None)
 
 
 async def connect_times(

@@ -204,6 +204,7 @@ def test_device_goes_on_after_what_hangs(place: str) -> None:
 
 
 WELCOME = '{"type":"welcome","uid":"alice","device_id":"laptop","now":1,"limits":{}}'
+RESYNC = '{"type":"error","code":"x","message":"","action":"resync"}'
 ABSURD_ANSWERS = [
     "",
     "null",
@@ -221,7 +222,7 @@ ABSURD_ANSWERS = [
     '{"type":"goaway","reconnect_after_ms":864000000}',
     '{"type":"goaway","reconnect_after_ms":-864000000}',
     '{"type":"ack","n":1,"results":[]}',
-    '{"type":"error","code":"x","message":"","action":"resync"}',
+    RESYNC,
     '{"type":"error","code":"x","message":"","action":"stop"}',
     '{"type":"error","code":"x","message":"","action":"dance"}',
     '{"type":"messages","prev":0,"messages":[],"cursor":-5}',
@@ -259,6 +260,58 @@ def test_device_goes_on_and_converges_after_an_absurd_answer(
                 assert set(laptop.replica.facts.items) == {
                     item.msg_id for item in await harness.state()
                 }
+
+    run_test()
+
+
+class AnsweringTransport(FixedFramesTransport):
+    """A node that welcomes a device, and answers each frame of this kind always like this."""
+
+    def __init__(self, kind: str, answer: str) -> None:
+        super().__init__(WELCOME)
+        self._kind = kind
+        self._answer = answer
+
+    async def send(self, text: str) -> None:
+        await super().send(text)
+        if f'"type":"{self._kind}"' in text:
+            self.add(self._answer)
+
+
+RETRY = '{"code":"unavailable","message":"later","action":"retry"}'
+REPEATED_ANSWERS = {
+    "resync to each verify": ("verify", RESYNC),
+    "resync to each hello": ("hello", RESYNC),
+    "rejected, to be retried": (
+        "consume",
+        f'{{"type":"ack","n":1,"results":[{{"status":"rejected","error":{RETRY}}}]}}',
+    ),
+    "two results for one message": (
+        "consume",
+        '{"type":"ack","n":1,"results":[{"status":"stored"},{"status":"stored"}]}',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REPEATED_ANSWERS)
+def test_device_goes_on_and_loses_nothing_after_an_answer_that_repeats_itself(name: str) -> None:
+    @on_virtual_time
+    async def run_test() -> None:
+        async with asyncio.timeout(3600), client_harness() as harness:
+            transports: list[AnsweringTransport] = []
+
+            async def connect() -> Transport:
+                if len(transports) == TIMES:
+                    return await harness.server.connect()
+                transports.append(AnsweringTransport(*REPEATED_ANSWERS[name]))
+                return transports[-1]
+
+            async with harness.device(connect=connect) as laptop:
+                await laptop.create("mail")
+                await laptop.flush()
+                assert categories(await harness.state()) == ["mail"]
+                assert laptop.rejected() == []
+                assert all(len(transport.sent) < 100 for transport in transports)
 
     run_test()
 

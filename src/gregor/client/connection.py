@@ -441,6 +441,10 @@ class _Conversation:
     async def _on_ack(self, results: Sequence[Result]) -> None:
         if len(results) != len(self._in_flight):
             raise Malformed(f"{len(results)} results for {len(self._in_flight)} messages")
+        for result in results:
+            if result.error is not None and result.should_retry:
+                await self._on_deferred(result.error)
+                return
         pairs = zip(self._in_flight, results, strict=True)
         in_band = [(m, result) for m, result in pairs if isinstance(m, InBandMessage)]
         if in_band:
@@ -462,7 +466,7 @@ class _Conversation:
         else:
             pending.acknowledged.set_exception(_error_from(error))
 
-    async def _on_deferred(self, error: Error) -> None:
+    async def _on_deferred(self, error: Error | Problem) -> None:
         """The node did not take the window. Retry it after a backoff; if the action is `stop`,
         halve it until the one message is found that the node refuses, and reject that."""
         problem = Problem(error.code, error.message, error.action, error.field)

@@ -144,6 +144,7 @@ class ClientSession:
         self._token = token
         self._device_id = device_id
         self._last_consume: Answered | InFlight = Answered(0)
+        self._resync_requested = False  # and no page has come since
         self._last_sync: Literal["changes", "snapshot"] | None = None  # the last complete one
 
     @property
@@ -204,7 +205,8 @@ class ClientSession:
                 return [Acked(results)] if self._settle_consume(n) else []
             case Error(n=int(n)) as error:
                 return [Deferred(error)] if self._settle_consume(n) else []
-            case Error(action=Action.RESYNC):
+            case Error(action=Action.RESYNC) if not self._resync_requested:
+                self._resync_requested = True
                 return self.verify(0)
             case Error() as error:
                 return [Failed(error)]
@@ -228,6 +230,7 @@ class ClientSession:
     def _sync(self, page: SyncPage) -> list[Effect]:
         if not self._continues_cursor(page):
             return self._ignore(page)
+        self._resync_requested = False
         effects = self._content_of(page)
         self.state = after(self.state, PageAccepted(page))
         if page.more:
