@@ -20,7 +20,9 @@ from gregor.core.message import Message, create, out_of_band
 from gregor.errors import (
     Conflict,
     GregorError,
+    InvalidMessage,
     Malformed,
+    Resync,
     SetupError,
     Unauthenticated,
     Unavailable,
@@ -293,6 +295,15 @@ async def test_state_count_and_messages_are_those_of_the_server(kind: str) -> No
         assert log.cursor == news.ctime
         later = await producer.messages(uid, "phone", since=news.ctime)
         assert [message.msg_id for message in later.messages] == [news.msg_id]
+        first = await producer.messages(uid, limit=1)
+        assert ([m.msg_id for m in first.messages], first.more) == ([mail.msg_id], True)
+        second = await producer.messages(uid, after=first.cursor)
+        assert ([m.msg_id for m in second.messages], second.more) == ([news.msg_id], False)
+        assert state.cursor == second.cursor
+        with pytest.raises(Resync):
+            await producer.messages(uid, after=second.cursor + 1)
+        with pytest.raises(InvalidMessage):
+            await producer.messages(uid, since=0, after=0)
 
 
 async def test_reading_is_retried(kind: str) -> None:

@@ -51,7 +51,7 @@ class SessionPair:
     async def store_messages(self, *messages: InBandMessage) -> list[Publication]:
         """Store messages, and return their publications, which the node does not receive."""
         outcomes = await self.store.consume_messages(messages)
-        new = [Publication.of(o.message) for o in outcomes if isinstance(o, Stored)]
+        new = [Publication.of(o) for o in outcomes if isinstance(o, Stored)]
         self.published += new
         return new
 
@@ -95,7 +95,7 @@ class SessionPair:
             case InBandMessage():
                 (outcome,) = await self.store.consume_messages([entry])
                 if isinstance(outcome, Stored):
-                    self.published.append(Publication.of(outcome.message))
+                    self.published.append(Publication.of(outcome))
                     self.node.publish(self.published[-1])
                 return outcome
 
@@ -141,8 +141,8 @@ class SessionPair:
             match effect:
                 case Send() as send:
                     self.to_node.append(encode(send.frame))
-                case client_session.Apply(messages, cursor):
-                    self.replica = self.replica.replay_all(messages).prune(cursor)
+                case client_session.Apply(messages, _):
+                    self.replica = self.replica.replay_all(messages).pruned()
                 case client_session.Replace(snapshot, _):
                     self.replica = snapshot.facts()
                 case client_session.Compare(as_of, hash_):

@@ -1,6 +1,7 @@
 """What waits for a socket: its order, and its limits."""
 
 from gregor.core.message import create, out_of_band
+from gregor.interfaces import Stored
 from gregor.protocol.effects import Close, Send
 from gregor.protocol.frames import GoAway, OutOfBand
 from gregor.protocol.outbound_queue import QUEUE_BYTES, QUEUE_MESSAGES, OutboundQueue
@@ -10,7 +11,8 @@ TYPING = out_of_band("u", "typing", 1)
 
 
 def publication(ctime: int, size: int = 1) -> Publication:
-    return Publication.of(create("u", "a", "x" * size, msg_id=f"m{ctime}").stamp(ctime, ctime - 1))
+    message = create("u", "a", "x" * size, msg_id=f"m{ctime}")
+    return Publication.of(Stored(message.stamp(ctime, ctime - 1)))
 
 
 def test_control_frames_come_before_out_of_band_messages() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from gregor.core.message import InBandMessage, create, out_of_band
 from gregor.core.state import state_hash
 from gregor.core.sync import Changes, Sync
+from gregor.interfaces import Stored
 from gregor.protocol import frames, outbound_queue
 from gregor.protocol.delivery_state import TRANSITIONS, DeliveryState, ReadingStore
 from gregor.protocol.effects import Close, Send
@@ -58,7 +59,7 @@ class SessionUnderTest:
             device_id = "d2" if len(self.log) % 3 == 0 else None
             message = create("u", "a", device_id=device_id, msg_id=f"m{len(self.log)}")
             self.log.append(message.stamp(len(self.log) + 1, len(self.log)))
-        self.session.publish(Publication.of(self.log[-1]))
+        self.session.publish(Publication.of(Stored(self.log[-1])))
 
     def sync(self, cursor: int) -> Sync:
         return Sync(Changes(tuple(self.log[cursor:])), len(self.log), 999, state_hash(()))

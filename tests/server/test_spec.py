@@ -10,7 +10,6 @@ import msgspec
 import pytest
 from msgspec import Struct
 
-from gregor.core.facts import DismissedRange
 from gregor.core.instant import TimeOrOffset
 from gregor.core.message import (
     MAX_BODY,
@@ -53,7 +52,6 @@ VALUES: dict[str, type[Struct]] = {
     "time or offset": TimeOrOffset,
     "out-of-band message": OutOfBandMessage,
     "item": Item,
-    "dismissed range": DismissedRange,
     "limits": frames.Limits,
     "result": frames.Result,
     "problem": frames.Problem,

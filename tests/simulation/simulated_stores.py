@@ -16,8 +16,7 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar, cast
 from gregor.core.buckets import Move, bucket_of
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import UID, DeviceID, InBandMessage
-from gregor.core.state import State
-from gregor.core.sync import Sync
+from gregor.core.sync import Page, PageLimits, PolledState, Start, Sync
 from gregor.errors import GregorError, StorageUnavailable, Unavailable
 from gregor.interfaces import Slot, StateMachineOfRecord
 from gregor.shards import bucket_contents, shard_map
@@ -173,15 +172,20 @@ class DelayedStateMachine(StateMachineOfRecord):
         for slot in slots:
             environment.commit_answered(slot.message.uid)
 
-    async def state(
-        self, uid: UID, device_id: DeviceID | None = None, at: TimeOrOffset | None = None
-    ) -> State:
-        return await self._machine.state(uid, device_id, at)
+    async def polled_state(
+        self, uid: UID, device_id: DeviceID | None, at: TimeOrOffset | None
+    ) -> PolledState:
+        return await self._machine.polled_state(uid, device_id, at)
 
     async def in_band_messages_since(
         self, uid: UID, device_id: DeviceID | None, since: TimeOrOffset
     ) -> Sequence[InBandMessage]:
         return await self._machine.in_band_messages_since(uid, device_id, since)
+
+    async def messages_page(
+        self, uid: UID, device_id: DeviceID | None, start: Start, limits: PageLimits
+    ) -> Page:
+        return await self._machine.messages_page(uid, device_id, start, limits)
 
     async def sync(self, uid: UID, device_id: DeviceID | None, cursor: Time) -> Sync:
         await self._link.transmit("before reading")

@@ -8,6 +8,7 @@ import pytest
 
 from gregor.core.instant import SECOND
 from gregor.core.message import InBandMessage, create, dismiss, dismiss_category, replace
+from gregor.core.sync import Since
 from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.sqlite import SQLiteConnection
@@ -53,7 +54,7 @@ OPERATIONS: dict[str, Callable[[DatabaseConnection], object]] = {
     "snapshot": lambda c: read_sync(c, "u", "d1", 0, NOW),
     "sync_from_old_cursor": lambda c: read_sync(c, "u", "d1", 1, NOW),
     "sync_from_recent_cursor": lambda c: read_sync(c, "u", "d1", NOW, NOW),
-    "messages_since_tomorrow": lambda c: read_since(c, "u", "d1", NOW + DAY, NOW),
+    "messages_since_tomorrow": lambda c: read_since(c, "u", "d1", Since(NOW + DAY), NOW),
 }
 
 

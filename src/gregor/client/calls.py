@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from gregor.backoff import Backoff, retry_after
-from gregor.core.instant import as_time_or_offset
+from gregor.core.instant import Time, as_time_or_offset
 from gregor.core.message import (
     MAX_BATCH,
     UID,
@@ -24,7 +24,14 @@ from gregor.core.message import (
     Message,
     When,
 )
-from gregor.errors import Action, GregorError, SetupError, Unavailable, error_from_code
+from gregor.errors import (
+    Action,
+    GregorError,
+    InvalidMessage,
+    SetupError,
+    Unavailable,
+    error_from_code,
+)
 from gregor.protocol.answers import (
     CountAnswer,
     MessagesAnswer,
@@ -136,9 +143,16 @@ def count(uid: UID, prefixes: Sequence[Category], device_id: DeviceID | None) ->
     return Call("GET", path, _count.decode, _given(device_id=device_id, prefix=prefixes))
 
 
-def messages(uid: UID, device_id: DeviceID | None, since: When) -> Call[MessagesAnswer]:
+def messages(
+    uid: UID, device_id: DeviceID | None, since: When, after: Time | None, limit: int | None
+) -> Call[MessagesAnswer]:
+    if since is not None and after is not None:
+        raise InvalidMessage("give `after`, a cursor, or `since`, an instant, but not both")
     path = _user(uid, "messages")
-    return Call("GET", path, _messages.decode, _given(device_id=device_id, since=_text(since)))
+    given = _given(
+        device_id=device_id, since=_text(since), after=_number(after), limit=_number(limit)
+    )
+    return Call("GET", path, _messages.decode, given)
 
 
 def _user(uid: UID, resource: str) -> str:
@@ -147,6 +161,10 @@ def _user(uid: UID, resource: str) -> str:
 
 def _given(**parameters: str | Sequence[str] | None) -> dict[str, str | Sequence[str]]:
     return {name: value for name, value in parameters.items() if value}
+
+
+def _number(number: int | None) -> str | None:
+    return None if number is None else str(number)
 
 
 def _text(when: When) -> str | None:

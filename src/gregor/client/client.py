@@ -255,7 +255,8 @@ class Client:
 
     def state(self, at: When = None) -> State:
         """The state visible on this device now, or at a stated time (an offset counts from now).
-        Raises HistoryForgotten for a time before `replica.known_since`, usually the last sync."""
+        Raises HistoryForgotten for a time before `replica.known_since`: when an item was dismissed
+        that this device held, or the last sync."""
         now = self._now()
         instant = as_time_or_offset(at)
         if instant is None:

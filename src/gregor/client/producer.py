@@ -16,6 +16,7 @@ import httpx
 from gregor.client import calls
 from gregor.client.calls import MAX_ATTEMPTS, Attempts, Call, Pause, authorization, server_url
 from gregor.core import message as factory
+from gregor.core.instant import Time
 from gregor.core.message import JSON, UID, Category, DeviceID, Message, MsgID, System, When
 from gregor.protocol.answers import CountAnswer, MessagesAnswer, StateAnswer
 from gregor.protocol.frames import Result
@@ -135,7 +136,8 @@ class BaseProducer(ABC, Generic[OneResult, ManyResults, AState, ACount, SomeMess
         prefix: Category = "",
     ) -> AState:
         """The user's visible items now, or at a stated time (an offset counts from now); with
-        `prefix`, those whose category begins with it."""
+        `prefix`, those whose category begins with it. `messages` after the answer's cursor continue
+        the state."""
         return self.perform(calls.state(uid, device_id, at, prefix))
 
     def count(self, uid: UID, *prefixes: Category, device_id: DeviceID | None = None) -> ACount:
@@ -144,11 +146,20 @@ class BaseProducer(ABC, Generic[OneResult, ManyResults, AState, ACount, SomeMess
         return self.perform(calls.count(uid, prefixes, device_id))
 
     def messages(
-        self, uid: UID, device_id: DeviceID | None = None, *, since: When = None
+        self,
+        uid: UID,
+        device_id: DeviceID | None = None,
+        *,
+        since: When = None,
+        after: Time | None = None,
+        limit: int | None = None,
     ) -> SomeMessages:
-        """The messages from `since` on, inclusive (by default, all), each reduced to what still
-        matters. The answer's cursor is the next `since`."""
-        return self.perform(calls.messages(uid, device_id, since))
+        """A page of messages, at most `limit`, each reduced to what still matters: those after a
+        cursor, which is exclusive, or from the instant `since` on, inclusive; by default, from the
+        beginning. To go on, ask `after` the answer's cursor: at once if there are `more`, later for
+        news. After a cursor that the server cannot continue, because its store is a restored
+        backup, raises Resync: read the state, and go on after its cursor."""
+        return self.perform(calls.messages(uid, device_id, since, after, limit))
 
     # Requests with retries
 

@@ -5,6 +5,10 @@
 A replica is an immutable value, like its facts: each operation returns a new replica, and gets the
 time as an argument.
 
+A node tells a replica in order, and never sends a creation that is dead when it is stored. So the
+facts are the items without a known death, and nothing else: no tombstone, no dead item. What a
+replica holds is proportional to what is live and what is unsent, whatever has passed.
+
 A written message stays in the outbox until the node acknowledges it, and then, with the ctime that
 it was given, until the cursor reaches that ctime. Only messages received from the node become
 facts: the node does not send the dismissal of an item that a replica at this cursor cannot have,
@@ -25,10 +29,10 @@ from msgspec import Struct
 
 from gregor.client.events import Created, Dismissed, Event, Why, WriteRejected
 from gregor.core.facts import Facts, dismissed_ranges
-from gregor.core.instant import SECOND, Time
+from gregor.core.instant import MAX_TIME, SECOND, Time
 from gregor.core.message import UID, DeviceID, InBandMessage, MsgID
 from gregor.core.state import Item, State
-from gregor.core.sync import Snapshot
+from gregor.core.sync import EXPIRY_GRACE, Snapshot
 from gregor.errors import (
     Conflict,
     HistoryForgotten,
@@ -38,20 +42,27 @@ from gregor.errors import (
 )
 from gregor.protocol.frames import MAX_FRAME, Problem, Result, encoded_size
 
-MAX_DISMISSED = 1_000  # dead items that are kept, in addition to the number of live ones
 MAX_REJECTED = 1_000
-EXPIRY_GRACE = 60 * SECOND  # an expired item is kept longer than the nodes' clocks can differ
 
 
 class OutboxEntry(Struct, frozen=True, omit_defaults=True):
     """A message written on this device, its position in the outbox, and the device's time of
-    writing. An acknowledged message has a ctime. It is `echoed` once the node has sent it back to
-    this device, even if the acknowledgement was lost."""
+    writing. An acknowledged message has a ctime; it is `dead` if the node said that its item is not
+    visible. It is `echoed` once the node has sent it back to this device, even if the
+    acknowledgement was lost."""
 
     number: int
     written: Time
     message: InBandMessage
     echoed: bool = False
+    dead: bool = False
+
+    def acknowledged_part(self, device_id: DeviceID) -> InBandMessage | None:
+        """What the acknowledged message changes on this device; None if nothing."""
+        message = self.message.addressed_to(device_id)
+        if message is None or not self.dead:
+            return message
+        return message.reduced(None, message.dismissal)
 
 
 class RejectedEntry(Struct, frozen=True):
@@ -65,15 +76,17 @@ class RejectedEntry(Struct, frozen=True):
 class Replica(Struct, frozen=True):
     """One device's replica of its user's state, with the outbox of the device.
 
-    `uid` is None until a node has reported it. The facts are complete from `known_since` on.
-    `clock_offset` is by how much the node's clock is ahead of this device's, in microseconds, to
-    about a second. `shown`, and `latest_ctime` in it, are derived from the other fields.
+    `uid` is None until a node has reported it. The facts are complete from `known_since` on: since
+    then, no item has been forgotten. No item expires before `next_expiry`. `clock_offset` is by how
+    much the node's clock is ahead of this device's, in microseconds, to about a second. `shown`,
+    and `latest_ctime` in it, are derived from the other fields.
     """
 
     device_id: DeviceID
     uid: UID | None = None
     cursor: Time = 0
     known_since: Time = 0
+    next_expiry: Time = 0
     facts: Facts = Facts()
     outbox: Map[MsgID, OutboxEntry] = Map()
     hidden: Map[MsgID, bool] = Map()
@@ -126,30 +139,36 @@ class Replica(Struct, frozen=True):
             )
         return self._with(uid=uid)
 
-    def apply(self, messages: Iterable[InBandMessage], cursor: Time, now: Time) -> Self:
+    def apply(self, messages: Iterable[InBandMessage], cursor: Time) -> Self:
         """Replay messages that continue the facts, which are then complete up to `cursor`.
         Idempotent: messages up to the present cursor are ignored."""
-        # Dead items up to the cursor may have been pruned, so a repeated creation from that time
-        # must not bring its item back.
+        # Dead items are forgotten, so a repeated creation must not bring its item back.
         new = [message for message in messages if message.ctime > self.cursor]
+        cursor = max(cursor, self.cursor)
         facts = self.facts.replay_all(new)
-        outbox = _mark_echoed(self.outbox, (message.msg_id for message in new))
-        applied = self._with(facts=facts, cursor=max(cursor, self.cursor), outbox=outbox)
-        if len(facts.dismissed) > len(facts.items) + MAX_DISMISSED:
-            applied = applied.prune(now)
-        return applied.derived()
+        expiries = [at for message in new if (at := message.expires_at) is not None]
+        applied = self._with(
+            facts=facts.pruned(),
+            cursor=cursor,
+            known_since=cursor if facts.dismissed else self.known_since,
+            next_expiry=min([self.next_expiry, *expiries]),
+            outbox=_mark_echoed(self.outbox, (message.msg_id for message in new)),
+        )
+        return applied._forget_expired(cursor).derived()
 
     def apply_snapshot(self, snapshot: Snapshot, cursor: Time) -> Self:
         """Replace the facts by a snapshot. The outbox stays, and so do the hidden ids of the items
         that still exist."""
         outbox = _mark_echoed(self.outbox, (item.msg_id for item in snapshot.items))
-        facts = snapshot.facts()
-        replaced = self._with(facts=facts, cursor=cursor, known_since=cursor, outbox=outbox)
-        return replaced.derived()
+        replaced = self._with(
+            facts=snapshot.facts(), cursor=cursor, known_since=cursor, next_expiry=0, outbox=outbox
+        )
+        return replaced._forget_expired(cursor).derived()
 
     def apply_results(self, results: Iterable[tuple[InBandMessage, Result]]) -> Self:
-        """Apply the node's results for messages of the outbox: stored ones get their ctime,
-        rejected ones move from the outbox to `rejected`."""
+        """Apply the node's results for messages of the outbox: stored ones get their ctime, and
+        leave the outbox if they change nothing on this device; rejected ones move from the outbox
+        to `rejected`."""
         outbox, rejected, number = self.outbox, self.rejected, self.last_number
         for message, result in results:
             entry = outbox.get(message.msg_id)
@@ -163,8 +182,14 @@ class Replica(Struct, frozen=True):
                 )
             else:
                 stamped = entry.message.stamp(result.ctime or self.cursor, 0)
-                entry = msgspec.structs.replace(entry, message=stamped)
-                outbox = outbox.set(message.msg_id, entry)
+                entry = msgspec.structs.replace(
+                    entry, message=stamped, dead=result.visible is False
+                )
+                outbox = (
+                    outbox.delete(message.msg_id)
+                    if entry.acknowledged_part(self.device_id) is None
+                    else outbox.set(message.msg_id, entry)
+                )
         surplus = [entry.message.msg_id for entry in _in_order(rejected)[:-MAX_REJECTED]]
         rejected = _without(rejected, surplus)
         return self._with(outbox=outbox, rejected=rejected, last_number=number).derived()
@@ -173,14 +198,24 @@ class Replica(Struct, frozen=True):
         """Whether the facts give the state with this hash at `as_of`."""
         return self.facts.state(self.device_id, as_of).hash() == hash_
 
-    def prune(self, now: Time) -> Self:
-        """Drop dead items, items that expired 60 s or more before both the cursor and `now`, and
-        tombstones that can no longer apply. The visible state stays the same."""
-        cutoff = min(self.cursor, now) - EXPIRY_GRACE
-        facts = self.facts.prune(self.cursor)
-        expired = [id_ for id_, item in facts.items.items() if item.expired(cutoff)]
-        facts = msgspec.structs.replace(facts, items=_without(facts.items, expired))
-        return self._with(facts=facts, known_since=self.cursor).derived()
+    def synced(self, as_of: Time) -> Self:
+        """A sync is complete, which the node read at the instant `as_of`. What was created and
+        dismissed since the cursor before it was never sent."""
+        return self._with(known_since=self.cursor)._forget_expired(as_of).derived()
+
+    def _forget_expired(self, told: Time) -> Self:
+        """Forget the items that expired EXPIRY_GRACE or more before an instant that a node told."""
+        cutoff = told - EXPIRY_GRACE
+        if cutoff < self.next_expiry:
+            return self
+        items = self.facts.items
+        expired = [item for item in items.values() if item.expired(cutoff)]
+        items = _without(items, (item.msg_id for item in expired))
+        return self._with(
+            facts=Facts(items),
+            known_since=max([self.known_since, *map(_expiry, expired)]),
+            next_expiry=min(map(_expiry, items.values()), default=MAX_TIME),
+        )
 
     # Queries
 
@@ -230,8 +265,9 @@ class Replica(Struct, frozen=True):
         outbox = _without(self.outbox, reached)
         shown, latest_ctime = self.facts, self.cursor
         for entry in _in_order(outbox):
-            if entry.message.stamped:
-                shown, latest_ctime = shown.replay(entry.message), entry.message.ctime
+            part = entry.acknowledged_part(self.device_id) if entry.message.stamped else None
+            if part is not None:
+                shown, latest_ctime = shown.replay(part), part.ctime
         derived = self._with(
             outbox=outbox, shown=shown.without_tombstones(), latest_ctime=latest_ctime
         )
@@ -298,6 +334,10 @@ def _dismisses(message: InBandMessage, item: Item) -> bool:
         range_.matches(item.msg_id, item.category)
         for range_ in dismissed_ranges(message.dismissal, message.ctime)
     )
+
+
+def _expiry(item: Item) -> Time:
+    return MAX_TIME if item.expires_at is None else item.expires_at
 
 
 def _require_sendable(message: InBandMessage) -> None:

@@ -13,8 +13,8 @@ from immutables import Map
 from msgspec import Struct
 
 from gregor.client.replica import OutboxEntry, RejectedEntry, Replica
-from gregor.client.store_migrations import changes_to_schema_2
-from gregor.core.facts import DismissedRange, Facts
+from gregor.client.store_migrations import MIGRATIONS
+from gregor.core.facts import Facts
 from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID
 from gregor.core.state import Item
@@ -82,7 +82,7 @@ class MemoryStore:
                 self.records[key] = record
 
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 APPLICATION_ID = 0x67726567  # "greg": marks the file as ours, for `file` and other programs
 
 
@@ -161,10 +161,10 @@ class SQLiteStore:
         if connection.execute_sql("PRAGMA application_id") != [(APPLICATION_ID,)]:
             raise SetupError(f"{self.path} is a database of another program; choose another path")
         ((schema,),) = connection.execute_sql("PRAGMA user_version")
-        if schema == 1:
-            _save(connection, changes_to_schema_2(self._read_records(connection)))
-            connection.execute_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            schema = SCHEMA_VERSION
+        for older in range(schema, SCHEMA_VERSION):
+            _save(connection, MIGRATIONS[older](self._read_records(connection)))
+            schema = older + 1
+            connection.execute_sql(f"PRAGMA user_version = {schema}")
         if schema != SCHEMA_VERSION:
             raise SetupError(
                 f"{self.path} has schema {schema}, but this version reads {SCHEMA_VERSION};"
@@ -218,26 +218,21 @@ def load_replica(records: Records, device_id: DeviceID) -> Replica:
 
 
 def _replica_from(records: Records, device: _DeviceRecord) -> Replica:
-    ranges = Map(_decode(records, "range", DismissedRange))
     outbox = Map(_decode(records, "outbox", OutboxEntry))
     rejected = Map(_decode(records, "rejected", RejectedEntry))
-    facts = Facts(
-        items=Map(_decode(records, "item", Item)),
-        tombstones=Map(_decode(records, "dismissed_id", int)),
-    )
-    for range_ in sorted(ranges.values(), key=lambda range_: range_.end):
-        facts = facts.join(Facts(ranges=(range_,)))
     return Replica(
         device.device_id,
         device.uid,
-        device.cursor,
-        device.cursor,
-        facts,
-        outbox,
-        Map(_decode(records, "hidden", bool)),
-        rejected,
-        max((entry.number for entry in (*outbox.values(), *rejected.values())), default=0),
-        device.clock_offset,
+        cursor=device.cursor,
+        known_since=device.cursor,
+        facts=Facts(Map(_decode(records, "item", Item))),
+        outbox=outbox,
+        hidden=Map(_decode(records, "hidden", bool)),
+        rejected=rejected,
+        last_number=max(
+            (entry.number for entry in (*outbox.values(), *rejected.values())), default=0
+        ),
+        clock_offset=device.clock_offset,
     )
 
 
@@ -261,11 +256,7 @@ def changed_records(before: Replica | None, after: Replica) -> RecordChanges:
 def _values_by_kind(replica: Replica) -> Iterator[tuple[str, Mapping[str, object]]]:
     device = _DeviceRecord(replica.device_id, replica.uid, replica.cursor, replica.clock_offset)
     yield "device", {"": device}
-    # Dead items are needed only for past states, which a replica has since its process started.
-    kept = replica.facts.prune(replica.cursor)
-    yield "item", kept.items
-    yield "dismissed_id", kept.tombstones
-    yield "range", {msgspec.json.encode(range_).decode(): range_ for range_ in kept.ranges}
+    yield "item", replica.facts.items
     yield "outbox", replica.outbox
     yield "hidden", replica.hidden
     yield "rejected", replica.rejected

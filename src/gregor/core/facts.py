@@ -5,7 +5,8 @@ time. There are two kinds of facts, and both only grow:
 
 - A creation: this item exists from its ctime on.
 - A dismissal with ctime d: these ids are dead from d on, and so is every item whose category
-  a range matches, whose ctime is not after the end of the range, and which it does not skip.
+  a range matches, whose ctime is not after the end of the range, and which it does not skip. A
+  range never ends after d: a dismissal says nothing about what comes after it.
 
 If several deaths apply to an item, the earliest counts. So facts are independent of the order of
 arrival, and adding them is idempotent: `Facts` is a join-semilattice (a state-based CRDT). `replay`
@@ -49,9 +50,10 @@ class DismissedRange(Struct, frozen=True, omit_defaults=True):
 
 
 def dismissed_ranges(dismissal: Dismissal, ctime: Time) -> Iterator[DismissedRange]:
-    """The ranges of a dismissal whose message has this ctime."""
+    """The ranges of a dismissal whose message has this ctime, at which they end at the latest."""
     for range_ in dismissal.ranges:
-        end = ctime if range_.end_time is None else range_.end_time.after(ctime)
+        stated = ctime if range_.end_time is None else range_.end_time.after(ctime)
+        end = min(stated, ctime)
         yield DismissedRange(end, ctime, range_.category, range_.prefix, range_.skip_msg_ids)
 
 
@@ -78,19 +80,9 @@ class Facts(Struct, frozen=True):
     latest_dismissal: Time = 0
 
     @classmethod
-    def of(
-        cls,
-        items: Iterable[Item],
-        tombstones: Iterable[tuple[MsgID, Time]],
-        ranges: Iterable[DismissedRange],
-    ) -> "Facts":
-        """The facts that these items, dismissed ids and ranges are."""
-        facts = cls(tombstones=Map(tombstones), ranges=tuple(sorted(ranges, key=_range_order)))
-        deaths = [*facts.tombstones.values(), *(range_.ctime for range_ in facts.ranges)]
-        facts = facts._with(latest_dismissal=max(deaths, default=0))
-        for item in items:
-            facts = facts._add(item)
-        return facts
+    def of(cls, items: Iterable[Item]) -> "Facts":
+        """The facts that these items exist, and nothing is known to be dead."""
+        return cls(Map({item.msg_id: item for item in items}))
 
     # Adding facts
 
@@ -224,16 +216,10 @@ class Facts(Struct, frozen=True):
         """The same items, live and dead, without the tombstones and ranges for later arrivals."""
         return self._with(tombstones=Map(), ranges=())
 
-    # Pruning, for a device's replica only
-
-    def prune(self, cursor: Time) -> "Facts":
-        """Keep only what can still matter to a replica that knows everything up to `cursor`.
-        Drops dead items with their tombstones, and ranges that cannot cover a later item."""
-        ranges = self.ranges[bisect_left(self.ranges, cursor + 1, key=_range_end) :]
-        unmatched = Map(
-            {id_: at for id_, at in self.tombstones.items() if id_ not in self.dismissed}
-        )
-        return self._with(dismissed=Map(), tombstones=unmatched, ranges=ranges)
+    def pruned(self) -> "Facts":
+        """Only the items without a known death: all that a replica keeps which is told in order,
+        and is not told of what is dead when it arrives."""
+        return Facts(self.items)
 
 
 def _range_end(range_: DismissedRange) -> Time:

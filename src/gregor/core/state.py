@@ -40,7 +40,7 @@ class Item(Struct, frozen=True, omit_defaults=True):
             creation.category,
             creation.raw_body.copy(),  # a view would keep the whole frame in memory
             message.device_id,
-            creation.expires_at(message.ctime),
+            message.expires_at,
         )
 
     @property

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from gregor.core.instant import MAX_TIME, TimeOrOffset, parse_time_or_offset
+from gregor.core.instant import MAX_TIME, Time, TimeOrOffset, parse_time_or_offset
 from gregor.core.message import (
     MAX_BATCH,
     UID,
@@ -23,6 +23,7 @@ from gregor.core.message import (
     new_msg_id,
     parse_message,
 )
+from gregor.core.sync import After, PageLimits, Since, Start
 from gregor.errors import (
     GregorError,
     InvalidMessage,
@@ -44,7 +45,7 @@ from gregor.protocol.answers import (
     StateAnswer,
 )
 from gregor.protocol.entries import read_entries
-from gregor.protocol.frames import Result
+from gregor.protocol.frames import PAGE_BYTES, PAGE_ENTRIES, Result
 from gregor.protocol.requests import MAX_REQUEST, MAX_USERS, BatchRequest, MultiUserRequest
 from gregor.server.auth import Identity
 from gregor.server.readiness import PARTS
@@ -114,9 +115,10 @@ def _read_multi_user(request: MultiUserRequest, identity: Identity) -> list[Mess
 async def get_state(service: Service, request: Request, identity: Identity) -> Response:
     uid = _user(request, identity, {"device_id", "at", "prefix"})
     at = _time(request, "at")
-    state = await service.node.state_machine.state(uid, _device(request), at)
+    machine = service.node.state_machine
+    state, cursor = await machine.polled_state(uid, _device(request), at)
     selected = state.with_prefix(request.query_params.get("prefix", ""))
-    return _json(StateAnswer(selected.items, selected.as_of, selected.hash()))
+    return _json(StateAnswer(selected.items, selected.as_of, selected.hash(), cursor))
 
 
 async def get_count(service: Service, request: Request, identity: Identity) -> Response:
@@ -127,25 +129,34 @@ async def get_count(service: Service, request: Request, identity: Identity) -> R
 
 
 async def get_messages(service: Service, request: Request, identity: Identity) -> Response:
-    uid = _user(request, identity, {"since", "device_id"})
-    since = _time(request, "since") or TimeOrOffset(time=0)
-    # The cursor is read first: a message that is stored in between is then read twice rather
-    # than missed.
-    cursor = await service.node.state_machine.ctime(uid)
-    messages = await service.node.state_machine.in_band_messages_since(uid, _device(request), since)
-    return _json(MessagesAnswer(tuple(messages), cursor))
+    uid = _user(request, identity, {"since", "after", "limit", "device_id"})
+    start = _start(request, service.node.clock())
+    limits = PageLimits(_limit(request, PAGE_ENTRIES), PAGE_BYTES)
+    machine = service.node.state_machine
+    page = await machine.messages_page(uid, _device(request), start, limits)
+    return _json(MessagesAnswer(page.messages, page.cursor, page.more))
+
+
+def _start(request: Request, now: Time) -> Start:
+    since, after = _time(request, "since"), request.query_params.get("after")
+    if after is None:
+        return Since(0 if since is None else max(since.after(now), 0))
+    if since is not None:
+        raise InvalidMessage(
+            "give `after`, a cursor, or `since`, an instant, but not both", field="after"
+        )
+    return After(_cursor(after, "after"))
 
 
 async def get_events(service: Service, request: Request, identity: Identity) -> ASGIApp:
     uid = _user(request, identity, {"device_id", "cursor"})
-    cursor = request.headers.get("last-event-id") or request.query_params.get("cursor", "0")
-    if not (re.fullmatch("[0-9]{1,16}", cursor) and int(cursor) <= MAX_TIME):
-        raise InvalidMessage("the cursor must be a ctime, which is an integer", field="cursor")
+    text = request.headers.get("last-event-id") or request.query_params.get("cursor", "0")
+    cursor = _cursor(text, "cursor")
     if service.draining:
         raise Unavailable("this server is stopping; retry with another server")
     device_id = _device(request) or f"events-{new_msg_id()}"
     admission = Admission(uid, identity.accepted_until)
-    return EventStream(service, Resumption(admission, device_id, int(cursor)))
+    return EventStream(service, Resumption(admission, device_id, cursor))
 
 
 # Health
@@ -270,6 +281,19 @@ def _device(request: Request) -> DeviceID | None:
     if device_id is not None:
         check_text("device_id", device_id, 128)
     return device_id
+
+
+def _cursor(text: str, name: str) -> Time:
+    if not (re.fullmatch("[0-9]{1,16}", text) and int(text) <= MAX_TIME):
+        raise InvalidMessage(f"`{name}` must be a ctime, which is an integer", field=name)
+    return int(text)
+
+
+def _limit(request: Request, largest: int) -> int:
+    text = request.query_params.get("limit", str(largest))
+    if not (re.fullmatch("[0-9]{1,9}", text) and 1 <= int(text) <= largest):
+        raise InvalidMessage(f"`limit` is a number from 1 to {largest}", field="limit")
+    return int(text)
 
 
 def _time(request: Request, name: str) -> TimeOrOffset | None:

@@ -14,6 +14,7 @@ from gregor.protocol.answers import (
     Results,
     StateAnswer,
 )
+from gregor.protocol.frames import PAGE_ENTRIES
 from gregor.protocol.requests import BatchRequest, MultiUserRequest
 from gregor.server.readiness import PARTS
 
@@ -86,6 +87,14 @@ def _paths() -> JSONObject:
     prefix = _query("prefix", "Only categories that begin with this prefix, compared as bytes")
     at = _query("at", "A time (microseconds or RFC 3339) or an offset from now (-90s, P1D)")
     since = _query("since", "A time or offset like `at`: messages from this instant on, inclusive")
+    after = _query(
+        "after",
+        "A cursor, instead of `since`: messages after it, exclusive. If it is ahead of the user's"
+        " clock, because the server's store is a restored backup, the answer is 409 `resync`: read"
+        " the state, and go on after its cursor",
+    )
+    limit = _query("limit", f"At most so many messages in the answer; by default {PAGE_ENTRIES}")
+    limit["schema"] = {"type": "integer", "minimum": 1, "maximum": PAGE_ENTRIES}
     return {
         "/v1/messages": {"post": post},
         f"{user}/state": {
@@ -96,7 +105,12 @@ def _paths() -> JSONObject:
         },
         f"{user}/messages": {
             "get": _operation(
-                "The messages that bring a replica up to date", "MessagesAnswer", since, device
+                "The messages that bring a replica up to date, in pages",
+                "MessagesAnswer",
+                since,
+                after,
+                limit,
+                device,
             )
         },
         f"{user}/events": {"get": _stream(device)},

@@ -4,14 +4,33 @@ For tests, simulations and models. It is the reference for every other state mac
 """
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from gregor.core.facts import Facts
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import UID, DeviceID, InBandMessage, MsgID
-from gregor.core.state import State
-from gregor.core.sync import Changes, Snapshot, Sync, fate_in, max_changes, since
+from gregor.core.sync import (
+    After,
+    Changes,
+    Page,
+    PageLimits,
+    PolledState,
+    Recipient,
+    Reduced,
+    Since,
+    Snapshot,
+    Start,
+    Sync,
+    fate_in,
+    first_page,
+    max_changes,
+    reductions,
+    require_not_ahead,
+    snapshot_of,
+    what_is_left,
+)
+from gregor.core.visibility import has_expired
 from gregor.errors import Conflict
 from gregor.interfaces import Duplicate, Rejected, Slot, StateMachineOfRecord, Stored, StoreOutcome
 
@@ -28,21 +47,31 @@ class MemoryStateMachine(StateMachineOfRecord):
         for slot in slots:
             user = self._users.setdefault(slot.message.uid, _UserLog())
             slot.outcome = user.consume(slot.message, now)
+        for slot in slots:  # only now: what the outcomes say is as of the end of the batch
+            user = self._users[slot.message.uid]
+            slot.outcome = user.judged(slot.outcome, now)
 
-    async def state(
-        self, uid: UID, device_id: DeviceID | None = None, at: TimeOrOffset | None = None
-    ) -> State:
-        now = self._clock()
-        facts = self._user(uid).facts
+    async def polled_state(
+        self, uid: UID, device_id: DeviceID | None, at: TimeOrOffset | None
+    ) -> PolledState:
+        now, user = self._clock(), self._user(uid)
         if at is None:
-            return facts.state(device_id, now)
-        return facts.state_at(device_id, at.after(now))
+            return PolledState(user.facts.state(device_id, now), user.ctime)
+        time = at.after(now)
+        return PolledState(user.facts.state_at(device_id, time), min(time, user.ctime))
 
     async def in_band_messages_since(
         self, uid: UID, device_id: DeviceID | None, since: TimeOrOffset
-    ) -> list[InBandMessage]:
+    ) -> Sequence[InBandMessage]:
         now = self._clock()
-        return self._user(uid).since(device_id, since.after(now), now)
+        return what_is_left(self._user(uid).since(device_id, Since(since.after(now)), now))
+
+    async def messages_page(
+        self, uid: UID, device_id: DeviceID | None, start: Start, limits: PageLimits
+    ) -> Page:
+        user = self._user(uid)
+        require_not_ahead(start, user.ctime)
+        return first_page(user.since(device_id, start, self._clock()), user.ctime, limits)
 
     async def sync(self, uid: UID, device_id: DeviceID | None, cursor: Time) -> Sync:
         return self._user(uid).sync(device_id, cursor, self._clock())
@@ -99,25 +128,44 @@ class _UserLog:
         self.facts = self.facts.replay(message)
         self.ctime = max(self.ctime, message.ctime)
 
-    def since(self, device_id: DeviceID | None, start: Time, now: Time) -> list[InBandMessage]:
-        log = self.log[bisect_left(self.log, start, key=_ctime) :]
-        return list(since(log, device_id, start, now, partial(fate_in, self.facts)))
+    def judged(self, outcome: StoreOutcome | None, now: Time) -> StoreOutcome | None:
+        """The outcome, with what has come of the message by now."""
+        match outcome:
+            case Stored(message):
+                dismissed = 0 if message.dismissal is None else self._killed_at(message.ctime)
+                return Stored(message, *self._end_of_item(message, now), dismissed)
+            case Duplicate(message):
+                return Duplicate(message, *self._end_of_item(message, now))
+            case _:
+                return outcome
+
+    def _end_of_item(self, message: InBandMessage, now: Time) -> tuple[bool, bool]:
+        """Whether the item of a stored message is dead, and whether it has expired."""
+        dead = message.creation is not None and message.msg_id in self.facts.dismissed
+        return dead, has_expired(message.expires_at, now)
+
+    def _killed_at(self, ctime: Time) -> int:
+        """How many items, live before it, died of the message with this ctime."""
+        died = (d.item for d in self.facts.dismissed.values() if d.dismissed_at == ctime)
+        return sum(item.ctime < ctime and not item.expired(ctime) for item in died)
+
+    def since(self, device_id: DeviceID | None, start: Start, now: Time) -> Iterator[Reduced]:
+        log = self.log[bisect_left(self.log, start.first, key=_ctime) :]
+        recipient = Recipient(device_id, start.known, now)
+        return reductions(log, recipient, partial(fate_in, self.facts))
 
     def sync(self, device_id: DeviceID | None, cursor: Time, now: Time) -> Sync:
-        state = self.facts.state(device_id, now)
-        return Sync(self._content(device_id, cursor, now, state), self.ctime, now, state.hash())
+        content = self._content(device_id, cursor, now)
+        return Sync(content, self.ctime, now, self.facts.state(device_id, now).hash())
 
-    def _content(
-        self, device_id: DeviceID | None, cursor: Time, now: Time, state: State
-    ) -> Changes | Snapshot:
-        pruned = self.facts.prune(self.ctime)
-        snapshot = Snapshot(state.items, tuple(pruned.tombstones.items()), pruned.ranges)
+    def _content(self, device_id: DeviceID | None, cursor: Time, now: Time) -> Changes | Snapshot:
+        snapshot = snapshot_of(self.facts, device_id, now)
         if not 0 < cursor <= self.ctime:
             return snapshot
         missing = len(self.log) - bisect_right(self.log, cursor, key=_ctime)
-        if missing > max_changes(len(state)):
+        if missing > max_changes(len(snapshot)):
             return snapshot
-        return Changes(tuple(self.since(device_id, cursor + 1, now)))
+        return Changes(what_is_left(self.since(device_id, After(cursor), now)))
 
 
 def _ctime(message: InBandMessage) -> Time:

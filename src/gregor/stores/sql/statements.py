@@ -191,19 +191,21 @@ LOCKED_USERS = BulkStatement(
 
 
 class StoredMessage(NamedTuple):
-    """A message as its row has it; the JSON is as it was sent."""
+    """A message as its row has it; the JSON is as it was sent. `dismissed_at` is of its item."""
 
     uid: UID
     msg_id: MsgID
     ctime: Time
     prev: Time
     message: str
+    dismissed_at: Time | None
 
 
 # The stored messages with these ids.
 KNOWN_MESSAGES = BulkStatement(
     """
-    SELECT messages.uid, messages.msg_id, messages.ctime, messages.prev, messages.message
+    SELECT messages.uid, messages.msg_id, messages.ctime, messages.prev, messages.message,
+        messages.dismissed_at
     FROM input
     JOIN messages ON messages.uid = input.uid AND messages.msg_id = input.msg_id
     """,
@@ -300,15 +302,27 @@ ITEMS_COVERED_IN_LOG = BulkStatement(
     CoveredItem._make,
 )
 
-# Dismiss items; the earliest death takes precedence. Each id occurs once.
+
+class DismissedRow(NamedTuple):
+    """An item, and the ctime of the dismissal of which it died."""
+
+    uid: UID
+    ctime: Time
+    expires_at: Time
+    dismissed_at: Time
+
+
+# Dismiss items; the earliest death takes precedence. Each id occurs once. Returns the items that
+# have not had an earlier death.
 DISMISS_ITEMS = BulkStatement(
     f"""
     UPDATE messages SET dismissed_at = input.ctime FROM input
     WHERE messages.uid = input.uid AND messages.msg_id = input.msg_id
         AND {_not_dead_at("input.ctime")}
+    RETURNING messages.uid, messages.ctime, messages.expires_at, messages.dismissed_at
     """,
     Death,
-    no_row,
+    DismissedRow._make,
 )
 
 # A replay between two messages becomes the predecessor of the later.
@@ -656,11 +670,13 @@ USER_CLOCKS = BulkStatement(
 class VisibleID(NamedTuple):
     ctime: Time
     msg_id: MsgID
+    expires_at: Time
 
 
 # The items that `:device_id` (NULL: any device) sees now, without contents: enough for a hash.
 VISIBLE_IDS = Statement(
-    f"SELECT ctime, msg_id FROM messages WHERE uid = :uid AND {_VISIBLE_NOW}", VisibleID._make
+    f"SELECT ctime, msg_id, expires_at FROM messages WHERE uid = :uid AND {_VISIBLE_NOW}",
+    VisibleID._make,
 )
 
 
@@ -691,15 +707,8 @@ VISIBLE_ITEMS = Statement(f"{_ITEMS} WHERE uid = :uid AND {_VISIBLE_NOW}", Store
 # The same at a stated time. This statement reads the whole log up to then.
 VISIBLE_ITEMS_AT = Statement(f"{_ITEMS} WHERE uid = :uid AND {_VISIBLE_AT}", StoredItem._make)
 
-# The messages since a time. Overlap is harmless, a gap is not; therefore >=.
-MESSAGES_SINCE = Statement(
-    """
-    SELECT ctime, prev, message FROM messages WHERE uid = :uid AND ctime >= :start ORDER BY ctime
-    """,
-    LoggedMessage._make,
-)
-
-MESSAGES_SINCE_LIMITED = Statement(
+# The next messages of the log, from a ctime on.
+MESSAGES_FROM = Statement(
     """
     SELECT ctime, prev, message FROM messages WHERE uid = :uid AND ctime >= :start
     ORDER BY ctime LIMIT :limit
@@ -727,22 +736,6 @@ ITEM_FATES = BulkStatement(
     """,
     ItemKey,
     ItemFateRow._make,
-)
-
-# The tombstones for items that a replica at `:cursor` may still receive: of ids, and ranges.
-UNMATCHED_TOMBSTONES = Statement(
-    """
-    SELECT uid, msg_id, ctime FROM dismissed_ids WHERE uid = :uid
-    """,
-    Death._make,
-)
-
-RANGES_AFTER = Statement(
-    """
-    SELECT uid, ctime, end_time, category, prefix, skip_msg_ids FROM dismissed_ranges
-    WHERE uid = :uid AND end_time > :cursor ORDER BY end_time
-    """,
-    StoredRange._make,
 )
 
 
