@@ -170,9 +170,9 @@ MUTATIONS = [
         "stores/sql/transactions.py",
         """    users = _lock_users(connection, {message.uid for message in messages})
     closed = {} if any_bucket else _closed_users(connection, messages)
-    known = _read_known(connection, messages)
+    known, dead = _read_known(connection, messages)
 """,
-        """    known = _read_known(connection, messages)
+        """    known, dead = _read_known(connection, messages)
     users = _lock_users(connection, {message.uid for message in messages})
     closed = {} if any_bucket else _closed_users(connection, messages)
 """,
@@ -471,8 +471,8 @@ MUTATIONS = [
     Mutation(
         "a page of changes has the cursor of the whole sync",
         "protocol/frames.py",
-        "cursor = last.ctime if more and",
-        "cursor = sync.cursor if more and",
+        "cursor = chunk[-1].ctime if more else sync.cursor",
+        "cursor = sync.cursor",
         SESSION_PAIR + "test_reconnect_between_two_pages_continues_after_the_first",
     ),
     Mutation(
@@ -497,6 +497,14 @@ MUTATIONS = [
 """,
         "",
         "tests/node/test_conversation.py::test_nothing_is_written_directly_while_a_write_is_pending",
+    ),
+    Mutation(
+        "small out-of-band messages to a slow consumer are not limited",
+        "protocol/outbound_queue.py",
+        "len(self._out_of_band) >= QUEUE_MESSAGES or ",
+        "",
+        "tests/protocol/test_outbound_queue.py"
+        "::test_out_of_band_messages_are_limited_however_small",
     ),
     # The node
     Mutation(
@@ -778,8 +786,8 @@ MUTATIONS = [
     Mutation(
         "a feed accepts any later message and skips gaps",
         "consumers/broadcaster.py",
-        "new[0].prev != position",
-        "new[0].ctime <= position",
+        "new[0].message.prev != position",
+        "new[0].message.ctime <= position",
         FLEET + "test_message_whose_commit_reply_is_delayed_is_delivered_in_ctime_order",
     ),
     Mutation(

@@ -42,6 +42,12 @@ def test_control_frames_are_limited() -> None:
     assert added == [True] * QUEUE_MESSAGES + [False]
 
 
+def test_out_of_band_messages_are_limited_however_small() -> None:
+    queue = OutboundQueue()
+    added = [queue.add_out_of_band(TYPING) for _ in range(QUEUE_MESSAGES + 1)]
+    assert added == [True] * QUEUE_MESSAGES + [False]
+
+
 def test_publications_are_limited_in_messages_and_taken_all_at_once() -> None:
     queue = OutboundQueue()
     publications = [publication(n) for n in range(1, QUEUE_MESSAGES + 1)]

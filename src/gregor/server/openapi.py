@@ -95,6 +95,15 @@ def _paths() -> JSONObject:
     )
     limit = _query("limit", f"At most so many messages in the answer; by default {PAGE_ENTRIES}")
     limit["schema"] = {"type": "integer", "minimum": 1, "maximum": PAGE_ENTRIES}
+    messages = _operation(
+        "The messages that bring a replica up to date, in pages",
+        "MessagesAnswer",
+        since,
+        after,
+        limit,
+        device,
+    )
+    messages["responses"]["409"] = _problem("The cursor cannot be continued")
     return {
         "/v1/messages": {"post": post},
         f"{user}/state": {
@@ -103,16 +112,7 @@ def _paths() -> JSONObject:
         f"{user}/count": {
             "get": _operation("Counts of visible items, per prefix", "CountAnswer", device, prefix)
         },
-        f"{user}/messages": {
-            "get": _operation(
-                "The messages that bring a replica up to date, in pages",
-                "MessagesAnswer",
-                since,
-                after,
-                limit,
-                device,
-            )
-        },
+        f"{user}/messages": {"get": messages},
         f"{user}/events": {"get": _stream(device)},
         "/healthz": {"get": _public("Liveness: the process responds")},
         "/readyz": {"get": _ready()},

@@ -20,7 +20,7 @@ the name of each begins with `test_dNN_`:
 - D18, D19, D20, D27, in the node: tests/server/test_defects.py.
 
 D16 (dead items were never pruned, and each message saved the whole state) has no test of this name:
-see `test_dismissed_items_are_bounded_while_connected` and `test_only_changed_records_are_saved` in
+see `test_dismissals_leave_nothing_while_connected` and `test_only_changed_records_are_saved` in
 tests/client.
 
 The cases of the original's own engine suite are here under their original names
