@@ -31,8 +31,9 @@ HEIGHT = {part: -number for number, layer in enumerate(LAYERS) for part in layer
 # The same within a folder.
 LAYERS_WITHIN = {
     "core": (
-        {"sync", "buckets"},
+        {"sync", "range_deaths", "buckets"},
         {"facts"},
+        {"item_index"},
         {"state"},
         {"visibility"},
         {"message"},
@@ -59,11 +60,13 @@ PURE_IMPORTS = {
     "core": {
         *(
             "bisect",
+            "collections",
             "collections.abc",
             "datetime",
             "enum",
             "functools",
             "hashlib",
+            "heapq",
             "itertools",
             "re",
             "typing",
@@ -71,7 +74,7 @@ PURE_IMPORTS = {
         ),
         *("immutables", "msgspec"),
     },
-    "protocol": {"collections.abc", "enum", "typing", "msgspec"},
+    "protocol": {"collections.abc", "enum", "re", "typing", "msgspec"},
 }
 
 MODULES = sorted(path for path in ROOT.rglob("*.py"))

@@ -5,8 +5,15 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from gregor.core.instant import Time, TimeOrOffset
-from gregor.core.message import UID, DeviceID, InBandMessage, Message, OutOfBandMessage
-from gregor.core.state import State
+from gregor.core.message import (
+    UID,
+    Category,
+    DeviceID,
+    InBandMessage,
+    Message,
+    OutOfBandMessage,
+)
+from gregor.core.state import Counts, Item, State
 from gregor.core.sync import Page, PageLimits, PolledState, Start, Sync
 from gregor.errors import GregorError, Unavailable
 
@@ -188,7 +195,21 @@ class StateMachineOfRecord(StateMachine, Protocol):
     async def sync(self, uid: UID, device_id: DeviceID | None, cursor: Time) -> Sync:
         """The changes or snapshot that bring a replica, which knows everything up to `cursor`, to
         the present, with the hash of the result; all read at one instant. From cursor 0, or from
-        one ahead of the user's clock, it is a snapshot; otherwise the smaller of the two."""
+        one ahead of the user's clock, it is a snapshot; otherwise the smaller of the two. Of a
+        large snapshot only the first items are read."""
+        ...
+
+    async def items(self, uid: UID, ctimes: Sequence[Time]) -> Sequence[Item]:
+        """The items that the messages with these ctimes create, live or dead. The ctimes ascend,
+        and so do those of the items. Fewer are returned if they are large, but at least one if
+        there is one; ask again from the ctime after the last."""
+        ...
+
+    async def count(
+        self, uid: UID, device_id: DeviceID | None, prefixes: Sequence[Category]
+    ) -> Counts:
+        """How many items that are visible now have a category that begins with each prefix, byte
+        for byte. It costs less than the state: no item is read."""
         ...
 
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:

@@ -19,7 +19,7 @@ from gregor.core.state import Item
 from gregor.core.sync import EXPIRY_GRACE, Changes, Snapshot, Sync, just_stored
 from gregor.errors import Conflict, HistoryForgotten, InvalidMessage, SetupError, TooLarge
 from gregor.interfaces import Rejected, Stored, StoreOutcome
-from gregor.protocol.frames import Result
+from gregor.protocol.frames import Problem, Result
 from gregor.stores.memory import MemoryStateMachine
 from gregor.testing import strategies
 from gregor.testing.clock import ManualClock
@@ -50,9 +50,19 @@ class ReplicaModel(RuleBasedStateMachine):
                 self.records[key] = record
 
     def set_replica(self, replica: Replica, messages: Sequence[InBandMessage] = ()) -> None:
+        self.check_changed(self.replica, replica)
         self.save(self.replica, replica)
         self.replica = replica
         self.apply_events(messages)
+
+    def check_changed(self, before: Replica, after: Replica) -> None:
+        """An operation names all ids for which something has changed."""
+        now = self.clock()
+        assert changed_records(before, after, after.changed) == changed_records(before, after)
+        old, new = before.visible(now), after.visible(now)
+        changed = {id_ for id_ in old.keys() | new.keys() if old.get(id_) != new.get(id_)}
+        assert changed <= after.changed
+        assert after.visible_among([*old, *new], now) == new
 
     def apply_events(self, messages: Sequence[InBandMessage] = ()) -> None:
         """Apply the events to the reported items, as a subscriber does."""
@@ -412,3 +422,13 @@ def test_message_written_before_an_echoed_one_is_not_shown_from_outbox() -> None
     replica = replica.write(dismiss("self", "m", msg_id="end"), 11)
     echo = dismiss_category("self", "b", msg_id="end").stamp(30, 20)
     assert "m" not in replica.apply([echo], 30).visible(40)
+
+
+def test_item_that_a_rejected_message_no_longer_dismisses_is_named_as_changed() -> None:
+    replica = Replica(DEVICE).apply([stamp(create("u", "mail", msg_id="m"), 10)], 10)
+    read = dismiss_category("u", "mail")
+    written = replica.write(read, 20)
+    assert written.changed == {"m", read.msg_id}
+    rejected = written.apply_results([(read, Result("rejected", error=Problem.of(Conflict("x"))))])
+    assert rejected.changed == {"m", read.msg_id}
+    assert "m" in rejected.visible(20)

@@ -29,6 +29,7 @@ from gregor.testing.strategies import (
     categories,
     devices,
     histories,
+    histories_and_instants,
     late_times,
     messages,
     shuffled,
@@ -184,11 +185,12 @@ def test_count_is_the_number_of_items_with_the_prefix(
 # Messages since
 
 
-@given(histories(), devices, times, late_times, st.booleans())
+@given(histories_and_instants(), devices, late_times, st.booleans())
 def test_law_since_an_instant_makes_who_knows_what_is_before_it_know_the_present(
-    history: History, device_id: DeviceID | None, start: Time, now: Time, knows_it: bool
+    case: tuple[History, Time], device_id: DeviceID | None, now: Time, knows_it: bool
 ) -> None:
     """With or without the message at that very instant."""
+    history, start = case
     known = known_up_to(history, start if knows_it else start - 1)
     sent = messages_since(history, device_id, Since(start), now)
     expected = oracle.visible(history, device_id, now)
@@ -196,10 +198,11 @@ def test_law_since_an_instant_makes_who_knows_what_is_before_it_know_the_present
         assert ctimes_and_ids(replica.state(device_id, now)) == expected
 
 
-@given(histories(), devices, times, late_times)
+@given(histories_and_instants(), devices, late_times)
 def test_law_after_a_cursor_makes_who_knows_all_up_to_it_know_the_present(
-    history: History, device_id: DeviceID | None, cursor: Time, now: Time
+    case: tuple[History, Time], device_id: DeviceID | None, now: Time
 ) -> None:
+    history, cursor = case
     known = known_up_to(history, cursor)
     sent = messages_since(history, device_id, After(cursor), now)
     expected = oracle.visible(history, device_id, now)

@@ -23,8 +23,16 @@ PUBSUB_FAULTS = "tests/pubsub/test_faults.py::"
 PUBSUB_REDIS = "tests/pubsub/test_remote.py::TestRedis::"
 SESSION_PAIR = "tests/protocol/test_session_pair.py::"
 AUTHENTICATOR = "tests/server/test_authenticator.py::"
+ENTRIES = "tests/protocol/test_entries.py::"
+HTTP = "tests/server/test_http.py::"
+SSE = "tests/server/test_sse.py::"
+PRODUCER = "tests/client/test_producer.py::"
 FLEET = "tests/node/test_fleet.py::"
 SHARDED = "tests/shards/test_sharded.py::"
+LINEAR = "tests/stores/test_linear.py::"
+CLIENT_COST = "tests/client/test_cost.py::"
+CORE_COST = "tests/core/test_cost.py::"
+RANGE_DEATHS = "tests/core/test_range_deaths.py::"
 REBALANCE = "tests/shards/test_rebalance.py::"
 
 
@@ -145,6 +153,113 @@ MUTATIONS = [
         "SET version = buckets.version + 1, closed_until = 0",
         "SET version = buckets.version + 1",
         REBALANCE + "test_prune_does_not_delete_bucket_that_is_being_moved_to_the_shard",
+    ),
+    # The cost of what one request holds
+    Mutation(
+        "each range of a batch is compared with each live item in SQL",
+        "stores/sql/transactions.py",
+        "if len(patterns) > MAX_PATTERNS:",
+        "if not patterns:",
+        LINEAR + "test_cost_in_sqlite_grows_with_the_sum",
+    ),
+    Mutation(
+        "each prefix of a batch is compared with each item",
+        "core/range_deaths.py",
+        "for pattern in _patterns_of(item.category, lengths):\n"
+        "            if pattern in by_pattern:",
+        "for pattern in by_pattern:\n"
+        "            if item.category[: len(pattern.category)] == pattern.category:",
+        LINEAR + "test_cost_in_python_grows_with_the_sum",
+    ),
+    Mutation(
+        "a range that reaches an item later dismisses it first",
+        "core/range_deaths.py",
+        "heappush(reached, (range_.ctime, len(not_reached), skipped))",
+        "heappush(reached, (-range_.ctime, len(not_reached), skipped))",
+        RANGE_DEATHS + "test_earliest_death_is_that_of_the_first_range_that_covers_the_item",
+    ),
+    Mutation(
+        "a range walks all items of a replica",
+        "core/item_index.py",
+        "start: tuple[Any, ...] = (category,)",
+        'start: tuple[Any, ...] = ("",)\n'
+        "        for key in [key for run in self.by_category.runs for key in run]:\n"
+        "            start = (category,)",
+        CORE_COST + "test_cost_does_not_grow_with_what_is_live",
+    ),
+    Mutation(
+        "a count builds the state",
+        "stores/sql/transactions.py",
+        "return Counts.of(((row.category, row.items) for row in rows), prefixes, now)",
+        "items = read_state(connection, uid, device_id, now, None)\n"
+        "    del rows\n"
+        "    return Counts({prefix: items.count(prefix) for prefix in prefixes}, now)",
+        LINEAR + "test_cost_in_python_grows_with_the_sum",
+    ),
+    Mutation(
+        "a count leaves out the categories that are longer than the prefix",
+        "core/state.py",
+        "key=lambda entry: entry[0][: len(prefix)])",
+        "key=_category)",
+        MEMORY + "test_law_counts_are_those_of_the_state",
+    ),
+    Mutation(
+        "a large snapshot is read at once",
+        "stores/sql/transactions.py",
+        "        if size >= MAX_BYTES_READ:\n            break\n",
+        "",
+        SQL + "test_snapshot_of_large_items_is_read_in_parts_and_stays_as_it_was",
+    ),
+    Mutation(
+        "an item that dies while its snapshot is read is missing in it",
+        "stores/sql/statements.py",
+        "    JOIN messages ON messages.uid = input.uid AND messages.ctime = input.ctime\n"
+        "        AND messages.category IS NOT NULL\n",
+        "    JOIN messages ON messages.uid = input.uid AND messages.ctime = input.ctime\n"
+        "        AND messages.category IS NOT NULL AND messages.dismissed_at IS NULL\n",
+        SQL + "test_snapshot_of_large_items_is_read_in_parts_and_stays_as_it_was",
+    ),
+    Mutation(
+        "a snapshot ends with its first part",
+        "protocol/frames.py",
+        "more = number < len(chunks) or sync.rest is not None",
+        "more = number < len(chunks)",
+        SESSION_PAIR + "test_large_snapshot_is_read_in_parts_and_is_the_state_at_its_cursor",
+    ),
+    Mutation(
+        "what is published while a large snapshot is sent is dropped",
+        "protocol/server_session.py",
+        "Paging(then=Live()) | Incomplete(then=Live()) | ReadingItems(then=Live()):",
+        "Paging(then=Live()):",
+        SESSION_PAIR + "test_large_snapshot_is_read_in_parts_and_is_the_state_at_its_cursor",
+    ),
+    Mutation(
+        "a device compares all records to find those to save",
+        "client/client.py",
+        "changed_records(self._replica, replica, changed)",
+        "changed_records(self._replica, replica)",
+        CLIENT_COST + "test_cost_of_a_frame_does_not_grow_with_what_is_live",
+    ),
+    Mutation(
+        "a device looks at all items to find what has changed",
+        "client/client.py",
+        "self._refresh_visible(replica.changed, messages)",
+        "self._refresh_visible([*self._visible, *replica.changed], messages)",
+        CLIENT_COST + "test_cost_of_a_frame_does_not_grow_with_what_is_live",
+    ),
+    Mutation(
+        "each dismissed item is compared with each message to say why",
+        "client/replica.py",
+        "    replaced.update(item.msg_id for item, _ in range_deaths(ranges, dismissed))\n",
+        "    replaced.update(i.msg_id for i in dismissed for r in ranges if r.covers(i))\n",
+        CLIENT_COST + "test_reasons_of_dismissals_cost_the_sum_of_messages_and_items",
+    ),
+    Mutation(
+        "a replica does not name what its outbox no longer changes",
+        "client/replica.py",
+        "chain(changed, self.outbox, self.overlaid, derived.overlaid)",
+        "chain(changed, self.outbox, derived.overlaid)",
+        REPLICA + "test_item_that_a_rejected_message_no_longer_dismisses_is_named_as_changed",
     ),
     # Many nodes over one database
     Mutation(
@@ -313,8 +428,8 @@ MUTATIONS = [
     Mutation(
         "a snapshot has what expired long ago, in SQL",
         "stores/sql/transactions.py",
-        "statements.VISIBLE_ITEMS, uid=uid, device_id=device_id, now=now - EXPIRY_GRACE",
-        "statements.VISIBLE_ITEMS, uid=uid, device_id=device_id, now=0",
+        "statements.VISIBLE_IDS, uid=uid, device_id=device_id, now=now - EXPIRY_GRACE",
+        "statements.VISIBLE_IDS, uid=uid, device_id=device_id, now=0",
         SQL + "test_expired_item_is_sent_for_a_minute_more",
     ),
     Mutation(
@@ -385,8 +500,8 @@ MUTATIONS = [
     Mutation(
         "a dismissal that arrives late does not make the death earlier, in SQL",
         "stores/sql/transactions.py",
-        "statements.ITEMS_COVERED_IN_LOG if has_late_replay else statements.ITEMS_COVERED",
-        "statements.ITEMS_COVERED",
+        "statements.ITEMS_MATCHED_IN_LOG if has_late_replay else statements.ITEMS_MATCHED",
+        "statements.ITEMS_MATCHED",
         SQL + "test_d06_earliest_dismissal_sets_the_death_when_it_arrives_last",
     ),
     Mutation(
@@ -453,8 +568,8 @@ MUTATIONS = [
     Mutation(
         "a sync in progress is given up when another one is needed",
         "protocol/delivery_state.py",
-        """        case Paging(unsent, _), SyncNeeded(cursor):
-            return Paging(unsent, then=Lagging(cursor))
+        """        case Paging(unsent, _, rest), SyncNeeded(cursor):
+            return Paging(unsent, Lagging(cursor), rest)
 """,
         """        case Paging(), SyncNeeded(cursor):
             return Lagging(cursor)
@@ -571,8 +686,8 @@ MUTATIONS = [
     Mutation(
         "tombstones from the node dismiss unsent messages",
         "client/replica.py",
-        "shown=shown.without_tombstones()",
-        "shown=shown",
+        "shown=derived.shown.without_tombstones()",
+        "shown=derived.shown",
         REPLICA + "test_dismissal_that_is_acknowledged_does_not_dismiss_unsent_message",
     ),
     Mutation(
@@ -826,6 +941,121 @@ MUTATIONS = [
         "return clocks",
         SHARDED + "test_each_read_method_finds_user_whose_bucket_moved[ctimes]",
     ),
+    # The edges of HTTP, server-sent events and the producers
+    Mutation(
+        "a consume with a message that is not JSON is malformed",
+        "protocol/frames.py",
+        'if "messages" not in fields:',
+        "if fields:",
+        ENTRIES + "test_exactly_the_bad_messages_of_a_consume_are_rejected",
+    ),
+    Mutation(
+        "commas and brackets in a string separate entries",
+        "protocol/json_parts.py",
+        r"""_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)'""",
+        """_STRING = rb'"'""",
+        "tests/protocol/test_json_parts.py::test_elements_are_what_stands_between_the_commas",
+    ),
+    Mutation(
+        "an error about a consume has no number",
+        "protocol/server_session.py",
+        'Error.of(error, consume_number(text or ""))',
+        "Error.of(error)",
+        SERVER_SESSION + "test_error_about_a_consume_carries_its_number",
+    ),
+    Mutation(
+        "a forbidden uid forbids all",
+        "protocol/entries.py",
+        'return Rejected(None, Forbidden("this token belongs to another user", field=place))',
+        'raise Forbidden("this token belongs to another user", field=place)',
+        ENTRIES + "test_invalid_or_forbidden_uid_costs_itself",
+    ),
+    Mutation(
+        "a duration of 400 digits overflows",
+        "core/instant.py",
+        "round(min(microseconds, MAX_TIME + 1))",
+        "round(microseconds)",
+        "tests/core/test_instant.py::test_absurd_times_and_offsets_are_refused",
+    ),
+    Mutation(
+        "a single message in conflict is answered with 200",
+        "server/http.py",
+        "    if isinstance(outcome, Rejected):\n        raise outcome.error\n",
+        "",
+        HTTP + "test_repeated_message_is_duplicate_and_other_contents_are_conflict",
+    ),
+    Mutation(
+        "of a parameter that is given twice, the last one counts",
+        "server/http.py",
+        "if times > 1 and name not in repeatable:",
+        "if times < 1:",
+        HTTP + "test_parameter_that_is_repeated_or_not_utf8_or_unknown_is_rejected_and_named",
+    ),
+    Mutation(
+        "bytes in a URL that are not UTF-8 are replaced",
+        "server/http.py",
+        '_check_utf8("uid", unquote_to_bytes(request.scope.get("raw_path") or b""))',
+        "pass",
+        HTTP + "test_invalid_uid_in_url_is_rejected",
+    ),
+    Mutation(
+        "an event has the line breaks of a body",
+        "server/sse.py",
+        "json_line(send.text)",
+        "send.text",
+        SSE + "test_body_with_line_breaks_between_its_tokens_is_one_line",
+    ),
+    Mutation(
+        "an id that is no cursor ends an event stream",
+        "server/sse.py",
+        "return int(last) if is_cursor(last) else 0",
+        "return int(last)",
+        SSE + "test_strange_or_stale_last_event_id_means_from_the_beginning",
+    ),
+    Mutation(
+        "all browsers come back at once",
+        "server/sse.py",
+        "RECONNECT_MS * (0.5 + jitter() / 2)",
+        "RECONNECT_MS",
+        SSE + "test_stream_begins_with_welcome_and_a_random_time_to_come_back",
+    ),
+    Mutation(
+        "a browser is refused while a server stops",
+        "server/sse.py",
+        "only_event(Error.of(error)) if error.action is Action.RETRY else problem(error)",
+        "problem(error)",
+        SSE + "test_stream_that_cannot_begin_now_is_an_event_that_says_when_to_come_back",
+    ),
+    Mutation(
+        "HTTP/1.0 gets chunks",
+        "server/http10.py",
+        'if self.scope["http_version"] == "1.0"',
+        'if self.scope["http_version"] == "0.9"',
+        SSE + "test_http_1_0_gets_no_chunks",
+    ),
+    Mutation(
+        "forked processes share their connections",
+        "client/per_process.py",
+        """        owned = self._owned
+        if owned.pid != os.getpid():""",
+        """        owned = self._owned
+        if owned.pid == 0:""",
+        PRODUCER + "test_forked_processes_get_their_own_answers",
+    ),
+    Mutation(
+        "an answer to another request is returned",
+        "client/calls.py",
+        "    _require(all(map(_is_result_of, sent, answer.results)))\n",
+        "",
+        PRODUCER + "test_answer_to_another_request_is_retried",
+    ),
+    Mutation(
+        "a producer waits forever in another event loop",
+        "client/producer.py",
+        "if self._loop is not loop:",
+        "if loop is None:",
+        PRODUCER + "test_producer_in_another_event_loop_raises_at_once",
+    ),
     # The authenticator
     Mutation(
         "an authenticator may take any time",
@@ -894,8 +1124,8 @@ MUTATIONS = [
     Mutation(
         "a device keeps expired items while it is connected",
         "client/replica.py",
-        "return applied._forget_expired(cursor).derived()",
-        "return applied.derived()",
+        "return applied._forget_expired(cursor, changed)",
+        "return applied.derived(changed)",
         REPLICA + "TestReplica::runTest",
     ),
     Mutation(

@@ -125,7 +125,9 @@ async def test_device_token_cannot_read_or_write_another_user(jwt_server: Served
     alices = {"Authorization": f"Bearer {token('alice')}"}
     assert problem(await jwt_server.post(to("bob"), token("alice"))) == (403, "forbidden", "uid")
     to_many = {"uids": ["alice", "bob"], "message": creation()}
-    assert problem(await jwt_server.post(to_many, token("alice"))) == (403, "forbidden", "uid")
+    stored, rejected = (await jwt_server.post(to_many, token("alice"))).json()["results"]
+    assert (stored["status"], rejected["status"]) == ("stored", "rejected")
+    assert (rejected["error"]["code"], rejected["error"]["field"]) == ("forbidden", "uids[1]")
     for resource in RESOURCES:
         answer = await jwt_server.http.get(f"/v1/users/bob/{resource}", headers=alices)
         assert problem(answer) == (403, "forbidden", "uid")
@@ -210,7 +212,7 @@ async def test_event_stream_ends_when_its_token_expires(jwt_server: Served) -> N
     async with jwt_server.http.stream("GET", "/v1/users/alice/events", headers=headers) as answer:
         lines = [line async for line in answer.aiter_lines()]
     events = [line for line in lines if line.startswith("event: ")]
-    assert events == ["event: sync", "event: error"]
+    assert events == ["event: welcome", "event: sync", "event: error"]
     assert "unauthenticated" in lines[-2]
 
 

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar, cast
 
 from gregor.core.buckets import Move, bucket_of
 from gregor.core.instant import Time, TimeOrOffset
-from gregor.core.message import UID, DeviceID, InBandMessage
+from gregor.core.message import UID, Category, DeviceID, InBandMessage
+from gregor.core.state import Counts, Item
 from gregor.core.sync import Page, PageLimits, PolledState, Start, Sync
 from gregor.errors import GregorError, StorageUnavailable, Unavailable
 from gregor.interfaces import Slot, StateMachineOfRecord
@@ -192,6 +193,17 @@ class DelayedStateMachine(StateMachineOfRecord):
         sync = await self._machine.sync(uid, device_id, cursor)
         await self._link.delay()
         return sync
+
+    async def items(self, uid: UID, ctimes: Sequence[Time]) -> Sequence[Item]:
+        await self._link.transmit("before reading items")
+        items = await self._machine.items(uid, ctimes)
+        await self._link.delay()
+        return items
+
+    async def count(
+        self, uid: UID, device_id: DeviceID | None, prefixes: Sequence[Category]
+    ) -> Counts:
+        return await self._machine.count(uid, device_id, prefixes)
 
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
         await self._link.transmit("before reading clocks")

@@ -30,7 +30,7 @@ from gregor.protocol.client_session import (
 from gregor.protocol.effects import Send
 from gregor.protocol.frames import PAGE_BYTES, Result, encode
 from gregor.protocol.publication import Publication
-from gregor.protocol.server_session import Authenticate, CatchUp, ServerSession
+from gregor.protocol.server_session import Authenticate, CatchUp, ReadItems, ServerSession
 from gregor.protocol.server_session import Store as StoreRequest
 from gregor.stores.memory import MemoryStateMachine
 from gregor.testing.clock import ManualClock
@@ -244,6 +244,8 @@ class NodeRun:
                     sent.append(plain(Raw(encode(frame).encode())))
                 case CatchUp(cursor):
                     self._session.synced(await self.machine.sync(USER, DEVICE, cursor))
+                case ReadItems(ctimes):
+                    self._session.items_read(await self.machine.items(USER, ctimes))
                 case _:
                     raise AssertionError(f"the node closes: {effect}")
         return sent

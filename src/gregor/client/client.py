@@ -10,8 +10,9 @@ import logging
 import random
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
+from itertools import chain
 from typing import Any, NamedTuple, Self
 
 from gregor.client.connection import Connect, Connection, Operation, Token
@@ -99,10 +100,10 @@ class Client:
         self._connection = Connection(self, connect or _websocket(url), token, jitter)
         self._replica = Replica(device_id)
         self._visible: dict[MsgID, Item] = {}
+        self._refreshed_at: Time = 0
         self._pending_changes: list[_Change] = []
         self._change_queued = asyncio.Event()
         self._condition_changed = asyncio.Event()
-        self._next_expiry: Time | None = None  # of a visible item, by the node's clock
         self._timer: asyncio.TimerHandle | None = None
         self._subscriptions: list[weakref.ref[Subscription]] = []
         self._open = False
@@ -134,7 +135,7 @@ class Client:
         self._replica = replica.derived()
         monotonic = asyncio.get_running_loop().time
         self._clock = DeviceClock(self._wall_clock, monotonic, replica.clock_offset)
-        self._refresh_visible()
+        self._refresh_visible(self._replica.shown.items)
 
     async def __aexit__(self, kind: type[BaseException] | None, *exc_info: Any) -> None:
         """Save the pending changes, then close. Unsent messages stay in the store."""
@@ -401,8 +402,9 @@ class Client:
         results = self._run_operations(changes)
         if not results:
             return
+        changed = {msg_id for _, replica in results for msg_id in replica.changed}
         try:
-            await self._save(results[-1][1])
+            await self._save(results[-1][1], changed)
         except Unavailable as error:
             for change, _ in results:
                 _fail(change, error)
@@ -413,10 +415,11 @@ class Client:
                 change.done.set_result(None)
         self._connection.wake()
 
-    async def _save(self, replica: Replica) -> None:
-        """Save what differs from the present replica. Raises StorageUnavailable if that fails."""
+    async def _save(self, replica: Replica, changed: Iterable[MsgID]) -> None:
+        """Save what differs from the present replica, for these ids. Raises StorageUnavailable if
+        that fails."""
         try:
-            records = changed_records(self._replica, replica)
+            records = changed_records(self._replica, replica, changed)
             if records:
                 await call_outside("the client's store", lambda: self._store.save(records))
         except Exception as error:
@@ -442,7 +445,7 @@ class Client:
     def _set_replica(self, replica: Replica, messages: Sequence[InBandMessage]) -> None:
         before, self._replica = self._replica, replica
         if replica is not before:
-            self._refresh_visible(messages)
+            self._refresh_visible(replica.changed, messages)
             self.emit(*new_rejections(before, replica))
 
     # Notifying subscribers and waiters
@@ -456,28 +459,35 @@ class Client:
         """The node's time. Whatever has expired by it is reported first, so that a state never
         differs from the events."""
         now = self._clock.now()
-        if self._is_expiry_due(now) and self._timer is not None and self._own_loop.is_running_here:
+        expiry = self._replica.shown.items.next_expiry(self._refreshed_at)
+        is_due = expiry is not None and expiry <= now
+        if is_due and self._timer is not None and self._own_loop.is_running_here:
             self._refresh_visible()
         return now
 
-    def _is_expiry_due(self, now: Time) -> bool:
-        return self._next_expiry is not None and self._next_expiry <= now
+    def _refresh_visible(
+        self, changed: Iterable[MsgID] = (), messages: Sequence[InBandMessage] = ()
+    ) -> None:
+        """Emit what has changed in the visible state: by the replica, for these ids, and by the
+        time. Set the timer for the next expiry."""
+        before, self._refreshed_at = self._refreshed_at, self._clock.now()
+        now, items = self._refreshed_at, self._replica.shown.items
+        if now < before:  # the clock was set back: what had expired is visible again
+            changed = chain(changed, (item.msg_id for item in items.expired(now, before)))
+        expired = (item.msg_id for item in items.expired(before, now))
+        msg_ids = set(chain(changed, expired))
+        old = {msg_id: self._visible[msg_id] for msg_id in msg_ids if msg_id in self._visible}
+        new = self._replica.visible_among(msg_ids, now)
+        for msg_id in old:
+            del self._visible[msg_id]
+        self._visible.update(new)
+        self.emit(*events_between(old, new, now, messages))
+        self._set_timer(items.next_expiry(now))
 
-    def _refresh_visible(self, messages: Sequence[InBandMessage] = ()) -> None:
-        """Emit what has changed in the visible state, and set the timer for the next change."""
-        now = self._clock.now()
-        before, self._visible = self._visible, self._replica.visible(now)
-        self.emit(*events_between(before, self._visible, now, messages))
-        self._next_expiry = min(
-            (item.expires_at for item in self._visible.values() if item.expires_at is not None),
-            default=None,
-        )
-        self._set_timer(now)
-
-    def _set_timer(self, now: Time) -> None:
+    def _set_timer(self, expiry: Time | None) -> None:
         seconds = CLOCK_CHECK_SECONDS
-        if self._next_expiry is not None:
-            seconds = min(seconds, max(0, self._next_expiry - now) / SECOND)
+        if expiry is not None:
+            seconds = min(seconds, (expiry - self._refreshed_at) / SECOND)
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(seconds, self._check_clock)
@@ -486,11 +496,7 @@ class Client:
         """Look for a jump of the wall clock, and for what has expired."""
         if self._clock.was_suspended(self._connection.online):
             self._connection.restart("the device may have been suspended")
-        now = self._clock.now()
-        if self._is_expiry_due(now):
-            self._refresh_visible()
-        else:
-            self._set_timer(now)
+        self._refresh_visible()
 
     def _live_subscriptions(self) -> list[Subscription]:
         subscriptions = [reference() for reference in self._subscriptions]

@@ -25,7 +25,6 @@ from gregor import clock
 from gregor.core.instant import MAX_TIME, SECOND, Time
 
 JUMP = 2 * SECOND  # what the two clocks of a device differ by only if one of them has jumped
-FIRST_TIME: Time = 978_307_200 * SECOND  # the year 2001: a clock that shows less is not set
 
 
 class ClockReading(NamedTuple):
@@ -80,7 +79,7 @@ class NodeClock(Struct, frozen=True):
 
 class DeviceClock:
     """The two clocks of a device, and the node's clock as far as they and the nodes tell it. `wall`
-    is the host's: where it fails, or shows no time since 2001, the monotonic clock counts on."""
+    is the host's: where it fails, or shows no time, the monotonic clock counts on."""
 
     def __init__(
         self, wall: Callable[[], Time], monotonic: Callable[[], float], offset: int = 0
@@ -125,14 +124,16 @@ class DeviceClock:
 
     def _read(self) -> ClockReading:
         monotonic, last = self.monotonic(), self._node.reading
-        return ClockReading(_shown(self._wall) or last.wall + monotonic - last.monotonic, monotonic)
+        shown = _shown(self._wall)
+        wall = last.wall + monotonic - last.monotonic if shown is None else shown
+        return ClockReading(wall, monotonic)
 
 
 def _shown(wall: Callable[[], Time]) -> Time | None:
-    """What the host's clock shows; None if it fails, or if that is no time since 2001."""
+    """What the host's clock shows; None if it fails, or if that is no time."""
     with suppress(Exception):
         shown = round(wall())
-        if FIRST_TIME <= shown <= MAX_TIME:
+        if 0 <= shown <= MAX_TIME:
             return shown
     return None
 

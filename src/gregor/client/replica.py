@@ -19,20 +19,22 @@ known dismissals do not apply to it, and an expiry that is an offset from the ct
 yet. Once the node has sent the message back (it is echoed), it is shown from the facts alone.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate, takewhile
-from typing import Any, Self
+from collections.abc import Container, Iterable, Mapping, Sequence
+from itertools import accumulate, chain, takewhile
+from typing import Any, Self, TypeVar
 
 import msgspec
 from immutables import Map
 from msgspec import Struct
 
 from gregor.client.events import Created, Dismissed, Event, Why, WriteRejected
-from gregor.core.facts import Facts, dismissed_ranges
+from gregor.core.facts import DismissedRange, Facts, dismissed_ranges
 from gregor.core.instant import MAX_TIME, SECOND, Time
 from gregor.core.message import UID, DeviceID, InBandMessage, MsgID
+from gregor.core.range_deaths import range_deaths
 from gregor.core.state import Item, State
 from gregor.core.sync import EXPIRY_GRACE, Snapshot
+from gregor.core.visibility import Now, is_visible
 from gregor.errors import (
     Conflict,
     HistoryForgotten,
@@ -41,6 +43,8 @@ from gregor.errors import (
     TooLarge,
 )
 from gregor.protocol.frames import MAX_FRAME, Problem, Result, encoded_size
+
+T = TypeVar("T")
 
 MAX_REJECTED = 1_000
 
@@ -77,16 +81,18 @@ class Replica(Struct, frozen=True):
     """One device's replica of its user's state, with the outbox of the device.
 
     `uid` is None until a node has reported it. The facts are complete from `known_since` on: since
-    then, no item has been forgotten. No item expires before `next_expiry`. `clock_offset` is by how
-    much the node's clock is ahead of this device's, in microseconds, to about a second. `shown`,
-    and `latest_ctime` in it, are derived from the other fields.
+    then, no item has been forgotten. `clock_offset` is by how much the node's clock is ahead of
+    this device's, in microseconds, to about a second. `shown`, and `latest_ctime` in it, are
+    derived from the other fields; `overlaid` are the ids of the items that the outbox may have
+    changed there. `changed` are the ids for which the last operation may have changed anything: its
+    store and its events look at these alone, so that an operation costs what it changes, not what
+    there is.
     """
 
     device_id: DeviceID
     uid: UID | None = None
     cursor: Time = 0
     known_since: Time = 0
-    next_expiry: Time = 0
     facts: Facts = Facts()
     outbox: Map[MsgID, OutboxEntry] = Map()
     hidden: Map[MsgID, bool] = Map()
@@ -95,6 +101,8 @@ class Replica(Struct, frozen=True):
     clock_offset: int = 0
     shown: Facts = Facts()
     latest_ctime: Time = 0
+    overlaid: Map[MsgID, bool] = Map()
+    changed: frozenset[MsgID] = frozenset()
 
     # Changes made on this device
 
@@ -110,17 +118,20 @@ class Replica(Struct, frozen=True):
         number = self.last_number + 1
         entry = OutboxEntry(number, now, message)
         outbox = self.outbox.set(message.msg_id, entry)
-        return self._with(outbox=outbox, last_number=number)._show_unsent(entry)
+        stored_next = self._as_stored_next(entry)
+        changed = frozenset(self.shown.reached_by(stored_next))
+        return self._with(outbox=outbox, last_number=number, changed=changed)._show(stored_next)
 
     def hide(self, msg_id: MsgID) -> Self:
         """Hide this item on this device. Idempotent; an unknown id is ignored."""
         if msg_id not in self.shown.items:
             return self
-        return self._with(hidden=self.hidden.set(msg_id, True))
+        return self._with(hidden=self.hidden.set(msg_id, True), changed=frozenset([msg_id]))
 
     def discard(self, msg_ids: Iterable[MsgID]) -> Self:
         """Forget rejected messages. Idempotent."""
-        return self._with(rejected=_without(self.rejected, msg_ids))
+        discarded = frozenset(msg_ids)
+        return self._with(rejected=_without(self.rejected, discarded), changed=discarded)
 
     def with_clock_offset(self, offset: int) -> Self:
         """Keep the offset of the node's clock, if it differs by a second or more."""
@@ -137,7 +148,7 @@ class Replica(Struct, frozen=True):
                 f"this store belongs to the user {self.uid!r}, not to {uid!r};"
                 " use one store per user"
             )
-        return self._with(uid=uid)
+        return self._with(uid=uid, changed=frozenset())
 
     def apply(self, messages: Iterable[InBandMessage], cursor: Time) -> Self:
         """Replay messages that continue the facts, which are then complete up to `cursor`.
@@ -145,27 +156,28 @@ class Replica(Struct, frozen=True):
         # Dead items are forgotten, so a repeated creation must not bring its item back.
         new = [message for message in messages if message.ctime > self.cursor]
         cursor = max(cursor, self.cursor)
-        facts = self.facts.replay_all(new)
-        expiries = [at for message in new if (at := message.expires_at) is not None]
+        facts, changed = self.facts, set[MsgID]()
+        for message in new:
+            changed.update(facts.reached_by(message))
+            facts = facts.replay(message)
         applied = self._with(
             facts=facts.pruned(),
             cursor=cursor,
             known_since=cursor if facts.dismissed else self.known_since,
-            next_expiry=min([self.next_expiry, *expiries]),
             outbox=_mark_echoed(self.outbox, (message.msg_id for message in new)),
         )
-        return applied._forget_expired(cursor).derived()
+        return applied._forget_expired(cursor, changed)
 
     def apply_snapshot(self, snapshot: Snapshot, cursor: Time) -> Self:
         """Replace the facts by a snapshot. The outbox stays, and so do the hidden ids of the items
         that still exist."""
         outbox = _mark_echoed(self.outbox, (item.msg_id for item in snapshot.items))
         replaced = self._with(
-            facts=snapshot.facts(), cursor=cursor, known_since=cursor, next_expiry=0, outbox=outbox
+            facts=snapshot.facts(), cursor=cursor, known_since=cursor, outbox=outbox
         )
-        return replaced._forget_expired(cursor).derived()
+        return replaced._forget_expired(cursor, chain(self.facts.items, replaced.facts.items))
 
-    def apply_results(self, results: Iterable[tuple[InBandMessage, Result]]) -> Self:
+    def apply_results(self, results: Sequence[tuple[InBandMessage, Result]]) -> Self:
         """Apply the node's results for messages of the outbox: stored ones get their ctime, and
         leave the outbox if they change nothing on this device; rejected ones move from the outbox
         to `rejected`."""
@@ -192,7 +204,8 @@ class Replica(Struct, frozen=True):
                 )
         surplus = [entry.message.msg_id for entry in _in_order(rejected)[:-MAX_REJECTED]]
         rejected = _without(rejected, surplus)
-        return self._with(outbox=outbox, rejected=rejected, last_number=number).derived()
+        settled = self._with(outbox=outbox, rejected=rejected, last_number=number)
+        return settled.derived(chain((message.msg_id for message, _ in results), surplus))
 
     def hash_matches(self, as_of: Time, hash_: str) -> bool:
         """Whether the facts give the state with this hash at `as_of`."""
@@ -201,21 +214,18 @@ class Replica(Struct, frozen=True):
     def synced(self, as_of: Time) -> Self:
         """A sync is complete, which the node read at the instant `as_of`. What was created and
         dismissed since the cursor before it was never sent."""
-        return self._with(known_since=self.cursor)._forget_expired(as_of).derived()
+        return self._with(known_since=self.cursor)._forget_expired(as_of)
 
-    def _forget_expired(self, told: Time) -> Self:
-        """Forget the items that expired EXPIRY_GRACE or more before an instant that a node told."""
-        cutoff = told - EXPIRY_GRACE
-        if cutoff < self.next_expiry:
-            return self
-        items = self.facts.items
-        expired = [item for item in items.values() if item.expired(cutoff)]
-        items = _without(items, (item.msg_id for item in expired))
-        return self._with(
-            facts=Facts(items),
-            known_since=max([self.known_since, *map(_expiry, expired)]),
-            next_expiry=min(map(_expiry, items.values()), default=MAX_TIME),
+    def _forget_expired(self, told: Time, changed: Iterable[MsgID] = ()) -> Self:
+        """Forget the items that expired EXPIRY_GRACE or more before an instant that a node told,
+        after a change of the facts that concerns the ids in `changed`."""
+        expired = list(self.facts.items.expired(after=-1, until=told - EXPIRY_GRACE))
+        ids = [item.msg_id for item in expired]
+        forgotten = self._with(
+            facts=Facts(self.facts.items.without_all(ids)),
+            known_since=max([self.known_since, *(item.expires_at or 0 for item in expired)]),
         )
+        return forgotten.derived(chain(changed, ids))
 
     # Queries
 
@@ -238,6 +248,18 @@ class Replica(Struct, frozen=True):
         """The rejected messages, in the order of rejection."""
         return _in_order(self.rejected)
 
+    def visible_among(self, msg_ids: Iterable[MsgID], now: Time) -> dict[MsgID, Item]:
+        """Those of the items with these ids that are visible on this device now."""
+        found = ((msg_id, self.shown.items.get(msg_id)) for msg_id in msg_ids)
+        when = Now(now)
+        return {
+            msg_id: item
+            for msg_id, item in found
+            if item is not None
+            and msg_id not in self.hidden
+            and is_visible(item, None, self.device_id, when)
+        }
+
     def visible(self, now: Time) -> dict[MsgID, Item]:
         """The items visible on this device now."""
         visible = self.shown.visible(self.device_id, now)
@@ -259,47 +281,60 @@ class Replica(Struct, frozen=True):
 
     # Derived fields
 
-    def derived(self) -> Self:
-        """This replica with its derived fields computed from the facts, cursor and outbox."""
+    def derived(self, changed: Iterable[MsgID] = ()) -> Self:
+        """This replica with its derived fields computed from the facts, cursor and outbox.
+        `changed` are the ids for which these may have changed."""
         reached = [id_ for id_, e in self.outbox.items() if 0 < e.message.ctime <= self.cursor]
         outbox = _without(self.outbox, reached)
-        shown, latest_ctime = self.facts, self.cursor
-        for entry in _in_order(outbox):
+        entries = _in_order(outbox)
+        derived = self._with(
+            outbox=outbox, shown=self.facts, latest_ctime=self.cursor, overlaid=Map()
+        )
+        for entry in entries:
             part = entry.acknowledged_part(self.device_id) if entry.message.stamped else None
             if part is not None:
-                shown, latest_ctime = shown.replay(part), part.ctime
-        derived = self._with(
-            outbox=outbox, shown=shown.without_tombstones(), latest_ctime=latest_ctime
-        )
-        for entry in _in_order(outbox):
+                derived = derived._show(part)
+        derived = derived._with(shown=derived.shown.without_tombstones())
+        for entry in entries:
             if not (entry.message.stamped or entry.echoed):
-                derived = derived._show_unsent(entry)
+                derived = derived._show(derived._as_stored_next(entry))
+        all_changed = frozenset(chain(changed, self.outbox, self.overlaid, derived.overlaid))
         # `shown` does not decide: a dismissal in the outbox may still be rejected.
         obsolete = [
             id_
-            for id_ in derived.hidden
-            if id_ not in derived.facts.items and id_ not in derived.outbox
+            for id_ in all_changed
+            if id_ in derived.hidden and id_ not in derived.facts.items and id_ not in outbox
         ]
-        return derived._with(hidden=_without(derived.hidden, obsolete))
+        return derived._with(hidden=_without(derived.hidden, obsolete), changed=all_changed)
 
-    def _show_unsent(self, entry: OutboxEntry) -> Self:
-        """Show an unsent message as if the node stored it next."""
+    def _as_stored_next(self, entry: OutboxEntry) -> InBandMessage:
+        """An unsent message as if the node stored it next."""
         message, creation = entry.message, entry.message.creation
         if creation is not None and creation.expires is not None and creation.expires.time is None:
             creation = msgspec.structs.replace(creation, expires=None)
             message = msgspec.structs.replace(message, creation=creation)
-        ctime = max(entry.written, self.latest_ctime + 1)
-        shown = self.shown.replay(message.stamp(ctime, self.latest_ctime))
-        return self._with(shown=shown, latest_ctime=ctime)
+        return message.stamp(max(entry.written, self.latest_ctime + 1), self.latest_ctime)
+
+    def _show(self, message: InBandMessage) -> Self:
+        """Show a message of the outbox on top of what is shown."""
+        overlaid = self.overlaid
+        for msg_id in self.shown.reached_by(message):
+            overlaid = overlaid.set(msg_id, True)
+        shown = self.shown.replay(message)
+        return self._with(shown=shown, latest_ctime=message.ctime, overlaid=overlaid)
 
     def _with(self, **changes: Any) -> Self:
         return msgspec.structs.replace(self, **changes)
 
 
 def new_rejections(before: Replica, after: Replica) -> list[WriteRejected]:
-    """The messages rejected between two versions of a replica."""
-    new = [e for e in after.rejected_entries() if e.message.msg_id not in before.rejected]
-    return [WriteRejected(entry.message, entry.error) for entry in new]
+    """The messages that the operation that led from one replica to the other has rejected."""
+    new = {
+        msg_id: after.rejected[msg_id]
+        for msg_id in after.changed
+        if msg_id in after.rejected and msg_id not in before.rejected
+    }
+    return [WriteRejected(entry.message, entry.error) for entry in _in_order(new)]
 
 
 def events_between(
@@ -308,36 +343,35 @@ def events_between(
     now: Time,
     messages: Sequence[InBandMessage],
 ) -> list[Event]:
-    """How the visible items have changed. `messages` are those that may have caused it."""
+    """How visible items have changed: those that may have, before and after. `messages` are those
+    that may have caused it."""
     dismissed = sorted((item for id_, item in before.items() if id_ not in after), key=Item.order)
     created = sorted((item for id_, item in after.items() if id_ not in before), key=Item.order)
+    replaced = _replaced(dismissed, messages)
     return [
-        *(Dismissed(item, _why(item, now, messages)) for item in dismissed),
+        *(Dismissed(item, _why(item, now, replaced)) for item in dismissed),
         *(Created(item) for item in created),
     ]
 
 
-def _why(item: Item, now: Time, messages: Sequence[InBandMessage]) -> Why:
+def _why(item: Item, now: Time, replaced: Container[MsgID]) -> Why:
     if item.expired(now):
         return "expired"
-    if any(message.creation and _dismisses(message, item) for message in messages):
-        return "replaced"
-    return "dismissed"
+    return "replaced" if item.msg_id in replaced else "dismissed"
 
 
-def _dismisses(message: InBandMessage, item: Item) -> bool:
-    """Whether the message names this item, or has a range that matches it. The item is known to
-    be dismissed, so its ctime is not compared with the range's end."""
-    if message.dismissal is None:
-        return False
-    return item.msg_id in message.dismissal.msg_ids or any(
-        range_.matches(item.msg_id, item.category)
-        for range_ in dismissed_ranges(message.dismissal, message.ctime)
-    )
-
-
-def _expiry(item: Item) -> Time:
-    return MAX_TIME if item.expires_at is None else item.expires_at
+def _replaced(dismissed: Sequence[Item], messages: Iterable[InBandMessage]) -> set[MsgID]:
+    """The ids of the items that a message with a creation names, or matches by a range. The items
+    are known to be dismissed, so their ctimes are not compared with the range's end."""
+    replaced: set[MsgID] = set()
+    ranges: list[DismissedRange] = []
+    for message in messages:
+        if message.creation is not None and message.dismissal is not None:
+            replaced.update(message.dismissal.msg_ids)
+            for range_ in dismissed_ranges(message.dismissal, message.ctime):
+                ranges.append(msgspec.structs.replace(range_, end=MAX_TIME))
+    replaced.update(item.msg_id for item, _ in range_deaths(ranges, dismissed))
+    return replaced
 
 
 def _require_sendable(message: InBandMessage) -> None:
@@ -365,7 +399,7 @@ def _mark_echoed(
     return outbox
 
 
-def _without(map_: Map[MsgID, Any], msg_ids: Iterable[MsgID]) -> Map[MsgID, Any]:
+def _without(map_: Map[MsgID, T], msg_ids: Iterable[MsgID]) -> Map[MsgID, T]:
     for msg_id in msg_ids:
         if msg_id in map_:
             map_ = map_.delete(msg_id)

@@ -4,7 +4,7 @@ A store does not know what the records mean. A replica is saved as records, and 
 records that differ, so that the size of a write does not grow with the state.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, TypeAlias, TypeVar
 
@@ -16,7 +16,7 @@ from gregor.client.replica import OutboxEntry, RejectedEntry, Replica
 from gregor.client.store_migrations import MIGRATIONS
 from gregor.core.facts import Facts
 from gregor.core.instant import Time
-from gregor.core.message import UID, DeviceID
+from gregor.core.message import UID, DeviceID, MsgID
 from gregor.core.state import Item
 from gregor.errors import SetupError
 from gregor.stores.sql.database import DatabaseConnection, StorageBroken
@@ -225,7 +225,7 @@ def _replica_from(records: Records, device: _DeviceRecord) -> Replica:
         device.uid,
         cursor=device.cursor,
         known_since=device.cursor,
-        facts=Facts(Map(_decode(records, "item", Item))),
+        facts=Facts.of(item for _, item in _decode(records, "item", Item)),
         outbox=outbox,
         hidden=Map(_decode(records, "hidden", bool)),
         rejected=rejected,
@@ -242,33 +242,45 @@ def _decode(records: Records, kind: str, type_: type[T]) -> Iterator[tuple[str, 
             yield name, msgspec.json.decode(record, type=type_)
 
 
-def changed_records(before: Replica | None, after: Replica) -> RecordChanges:
-    """The changes to save so that a store with `before` (None: an empty store) holds `after`."""
-    changes: dict[Key, bytes | None] = {}
-    saved = {} if before is None else dict(_values_by_kind(before))
-    for kind, new in _values_by_kind(after):
-        old = saved.get(kind, {})
-        if old is not new:
-            changes.update(_changes_of_kind(kind, old, new))
+def changed_records(
+    before: Replica | None, after: Replica, changed: Iterable[MsgID] | None = None
+) -> RecordChanges:
+    """The changes to save so that a store with `before` (None: an empty store) holds `after`. The
+    records that may differ are those of the ids in `changed`; by default, all may."""
+    if before is None:
+        before = Replica("")  # its record of the device differs from that of any device
+    if changed is None:
+        changed = _recorded_ids(before) | _recorded_ids(after)
+    changes = dict(_differences(_device(before), _device(after)))
+    for msg_id in changed:
+        changes.update(_differences(_values(before, msg_id), _values(after, msg_id)))
     return changes
 
 
-def _values_by_kind(replica: Replica) -> Iterator[tuple[str, Mapping[str, object]]]:
-    device = _DeviceRecord(replica.device_id, replica.uid, replica.cursor, replica.clock_offset)
-    yield "device", {"": device}
-    yield "item", replica.facts.items
-    yield "outbox", replica.outbox
-    yield "hidden", replica.hidden
-    yield "rejected", replica.rejected
+def _recorded_ids(replica: Replica) -> set[MsgID]:
+    return {*replica.facts.items, *replica.outbox, *replica.hidden, *replica.rejected}
 
 
-def _changes_of_kind(
-    kind: str, before: Mapping[str, object], after: Mapping[str, object]
+def _device(replica: Replica) -> dict[Key, object]:
+    record = _DeviceRecord(replica.device_id, replica.uid, replica.cursor, replica.clock_offset)
+    return {_DEVICE_KEY: record}
+
+
+def _values(replica: Replica, msg_id: MsgID) -> dict[Key, object]:
+    """What is recorded for an id."""
+    values = {
+        "item": replica.facts.items.get(msg_id),
+        "outbox": replica.outbox.get(msg_id),
+        "hidden": replica.hidden.get(msg_id),
+        "rejected": replica.rejected.get(msg_id),
+    }
+    return {(kind, msg_id): value for kind, value in values.items() if value is not None}
+
+
+def _differences(
+    before: Mapping[Key, object], after: Mapping[Key, object]
 ) -> Iterator[tuple[Key, bytes | None]]:
-    changed = [name for name, value in after.items() if before.get(name) is not value]
-    for name in changed:
-        if before.get(name) != after[name]:
-            yield (kind, name), msgspec.json.encode(after[name])
-    added = sum(name not in before for name in changed)
-    if len(before) + added > len(after):
-        yield from (((kind, name), None) for name in before if name not in after)
+    for key, value in after.items():
+        if before.get(key) is not value and before.get(key) != value:
+            yield key, msgspec.json.encode(value)
+    yield from ((key, None) for key in before if key not in after)

@@ -23,6 +23,7 @@ from immutables import Map
 from msgspec import Struct
 
 from gregor.core.instant import Time
+from gregor.core.item_index import ItemIndex
 from gregor.core.message import Category, DeviceID, Dismissal, InBandMessage, MsgID
 from gregor.core.state import Item, State
 from gregor.core.visibility import At, Now, is_visible
@@ -73,7 +74,7 @@ class Facts(Struct, frozen=True):
     ctime of a dismissal: a dismissal at or after it cannot give a dead item an earlier death.
     """
 
-    items: Map[MsgID, Item] = Map()
+    items: ItemIndex = ItemIndex()
     dismissed: Map[MsgID, DismissedItem] = Map()
     tombstones: Map[MsgID, Time] = Map()
     ranges: tuple[DismissedRange, ...] = ()
@@ -82,7 +83,7 @@ class Facts(Struct, frozen=True):
     @classmethod
     def of(cls, items: Iterable[Item]) -> "Facts":
         """The facts that these items exist, and nothing is known to be dead."""
-        return cls(Map({item.msg_id: item for item in items}))
+        return cls(ItemIndex.of(items))
 
     # Adding facts
 
@@ -126,7 +127,7 @@ class Facts(Struct, frozen=True):
                 dismissed=_without(self.dismissed, item.msg_id),
             )
         return self._with(
-            items=_without(self.items, item.msg_id),
+            items=self.items.without(item.msg_id),
             dismissed=self.dismissed.set(item.msg_id, DismissedItem(item, dismissed_at)),
         )
 
@@ -145,16 +146,18 @@ class Facts(Struct, frozen=True):
         index = bisect_left(self.ranges, _range_order(range_), key=_range_order)
         if index < len(self.ranges) and self.ranges[index] == range_:
             return self
-        candidates: list[Item] = list(self.items.values())
+        candidates = list(self._matched_by(range_))
         if range_.ctime < self.latest_dismissal:
             candidates += [dismissed.item for dismissed in self.dismissed.values()]
+        skipped = frozenset(range_.skip_msg_ids)
+        covered = [i for i in candidates if i.msg_id not in skipped and range_.covers(i)]
         facts = self._with(ranges=(*self.ranges[:index], range_, *self.ranges[index:]))
-        return facts._dismiss([item for item in candidates if range_.covers(item)], range_.ctime)
+        return facts._dismiss(covered, range_.ctime)
 
     def _dismiss(self, dismissed_items: Iterable[Item], at: Time) -> "Facts":
         items, dismissed = self.items, self.dismissed
         for item in dismissed_items:
-            items = _without(items, item.msg_id)
+            items = items.without(item.msg_id)
             known = dismissed.get(item.msg_id)
             if known is None or at < known.dismissed_at:
                 dismissed = dismissed.set(item.msg_id, DismissedItem(item, at))
@@ -169,7 +172,7 @@ class Facts(Struct, frozen=True):
 
     def _with(
         self,
-        items: Map[MsgID, Item] | None = None,
+        items: ItemIndex | None = None,
         dismissed: Map[MsgID, DismissedItem] | None = None,
         tombstones: Map[MsgID, Time] | None = None,
         ranges: tuple[DismissedRange, ...] | None = None,
@@ -191,6 +194,17 @@ class Facts(Struct, frozen=True):
         if item is None and msg_id in self.dismissed:
             item = self.dismissed[msg_id].item
         return item
+
+    def reached_by(self, message: InBandMessage) -> Iterator[MsgID]:
+        """The ids of the items that a replay of the stamped message may create or dismiss."""
+        yield message.msg_id
+        if message.dismissal is not None:
+            yield from message.dismissal.msg_ids
+            for range_ in dismissed_ranges(message.dismissal, message.ctime):
+                yield from (item.msg_id for item in self._matched_by(range_))
+
+    def _matched_by(self, range_: DismissedRange) -> Iterator[Item]:
+        return self.items.of_category(range_.category, prefix=range_.prefix, end=range_.end)
 
     def visible(self, device_id: DeviceID | None, now: Time) -> Iterator[Item]:
         """The items visible on the device now, in no order."""

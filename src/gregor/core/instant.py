@@ -19,7 +19,9 @@ T = TypeVar("T")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_PARTS = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h|d|w)")
+_PARTS = re.compile(r"([0-9]+(?:\.[0-9]+)?)(us|ms|s|m|h|d|w)")
+_DIGITS = re.compile(r"[0-9]+")  # str.isdigit accepts the digits of all scripts
+_MAX_DIGITS = 32  # far beyond MAX_TIME; int() refuses more than 4,300 with another message
 _UNITS = {
     "us": 1,
     "ms": 1_000,
@@ -92,9 +94,9 @@ def to_microseconds(value: int | str | timedelta) -> int:
 
 def parse_time_or_offset(text: str) -> TimeOrOffset:
     """Parse typed text: `1767225600000000`, `2026-01-01T00:00:00Z`, `-90s` or `P1D`."""
-    if text.isdigit():
-        return TimeOrOffset(time=int(text))
-    if text[:4].isdigit() and text[4:5] == "-":
+    if _DIGITS.fullmatch(text):
+        return TimeOrOffset(time=_integer(text))
+    if _DIGITS.fullmatch(text[:4]) and text[4:5] == "-":
         return TimeOrOffset(time=text)
     return TimeOrOffset(offset=text)
 
@@ -125,12 +127,23 @@ def _duration(text: str) -> int | timedelta:
     if digits.startswith("P"):
         return sign * _parse(digits, timedelta, "an ISO 8601 duration such as P1D")
     if not digits or _PARTS.sub("", digits):
-        raise ValueError(f"{text!r} is not a duration such as 90s, 1h30m or P1D")
-    return sign * round(sum(float(n) * _UNITS[unit] for n, unit in _PARTS.findall(digits)))
+        raise ValueError(f"{_shown(text)} is not a duration such as 90s, 1h30m or P1D")
+    microseconds = sum(float(n) * _UNITS[unit] for n, unit in _PARTS.findall(digits))
+    # A number of 400 digits is infinite as a float.
+    return sign * round(min(microseconds, MAX_TIME + 1))
+
+
+def _integer(digits: str) -> int:
+    return int(digits) if len(digits) <= _MAX_DIGITS else MAX_TIME + 1
 
 
 def _parse(text: str, kind: type[T], expected: str) -> T:
     try:
         return msgspec.convert(text, kind)
     except (msgspec.ValidationError, OverflowError) as error:
-        raise ValueError(f"{text!r} is not {expected}") from error
+        raise ValueError(f"{_shown(text)} is not {expected}") from error
+
+
+def _shown(text: str) -> str:
+    """The text for an error; a long one is cut off."""
+    return repr(text) if len(text) <= _MAX_DIGITS else f"{text[:_MAX_DIGITS]!r}…"

@@ -8,11 +8,11 @@ A replica is told in order, so it needs no tombstones: a creation that is dead i
 and a dismissal concerns only what it already holds.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from gregor.core.facts import Facts
 from gregor.core.instant import SECOND, Time
@@ -225,25 +225,80 @@ class Changes(Struct, frozen=True, tag_field="mode", tag="changes"):
 
 
 class Snapshot(Struct, frozen=True, tag_field="mode", tag="snapshot"):
-    """All items that are sent to a device, and nothing else."""
+    """All items that are sent to a device, and nothing else.
+
+    They may be too large to be held in memory at once. Then `items` are the first ones, and
+    `unread` are the ctimes of the others, in groups. An item never changes, so the others can be
+    read later, and belong to the snapshot even if they are dismissed meanwhile.
+    """
 
     items: tuple[Item, ...] = ()
+    unread: tuple[tuple[Time, ...], ...] = ()
+
+    @classmethod
+    def of(
+        cls, ctimes: Sequence[Time], read: Callable[[Sequence[Time]], Sequence[Item]]
+    ) -> "Snapshot":
+        """The snapshot with these items in order, of which the first ones are read."""
+        first, *others = [*_groups(ctimes), ()]
+        items = read(first)
+        return cls(tuple(items), _without_empty(_left_of(first, items), *others))
+
+    def continued(self, items: Sequence[Item]) -> "Snapshot":
+        """The rest of a snapshot with these items, which were read from its first group."""
+        group, *others = self.unread
+        return Snapshot(tuple(items), _without_empty(_left_of(group, items), *others))
 
     def facts(self) -> Facts:
         return Facts.of(self.items)
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.items) + sum(map(len, self.unread))
+
+
+# What a store reads of a snapshot at once: so many items, fewer if they have so many bytes.
+MAX_ITEMS_READ = 500
+MAX_BYTES_READ = 256 * 1024
+
+
+def _groups(ctimes: Sequence[Time]) -> Iterator[tuple[Time, ...]]:
+    for start in range(0, len(ctimes), MAX_ITEMS_READ):
+        yield tuple(ctimes[start : start + MAX_ITEMS_READ])
+
+
+def _left_of(group: Sequence[Time], items: Sequence[Item]) -> tuple[Time, ...]:
+    """The ctimes of a group that are left after these items were read from it. If there were none,
+    the store has none of the group, and nothing is left."""
+    return tuple(ctime for ctime in group if items and ctime > items[-1].ctime)
+
+
+def _without_empty(*groups: tuple[Time, ...]) -> tuple[tuple[Time, ...], ...]:
+    return tuple(group for group in groups if group)
 
 
 class Sync(Struct, frozen=True):
     """What brings a replica from its cursor to `cursor`, and the hash that its visible items must
-    then have at the instant `as_of`. All read from the store at one instant."""
+    then have at the instant `as_of`. All read from the store at one instant, but for the items of
+    a snapshot that are unread."""
 
     content: Changes | Snapshot
     cursor: Time
     as_of: Time
     hash: str
+
+    @property
+    def rest(self) -> "Sync | None":
+        """The part of a snapshot that is not read yet; None if all of it is read."""
+        match self.content:
+            case Snapshot(unread=unread) if unread:
+                return structs.replace(self, content=Snapshot(unread=unread))
+            case _:
+                return None
+
+    def continued(self, items: Sequence[Item]) -> "Sync":
+        """The rest of a snapshot with these items, which were read from its first group."""
+        assert isinstance(self.content, Snapshot)
+        return structs.replace(self, content=self.content.continued(items))
 
 
 def snapshot_of(facts: Facts, device_id: DeviceID | None, now: Time) -> Snapshot:

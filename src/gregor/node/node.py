@@ -197,3 +197,7 @@ class Node:
         session.synced(sync)
         if not session.lagging:
             self._broadcaster.lower_position(session.uid, session.position)
+
+    async def read_items(self, session: ServerSession, ctimes: Sequence[Time]) -> None:
+        """Read these items of a snapshot from the store and pass them to the session."""
+        session.items_read(await self.state_machine.items(session.uid, ctimes))

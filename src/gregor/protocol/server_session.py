@@ -4,7 +4,7 @@ Input is a frame (`receive`) or an event (`authenticated`, `publish`, `synced`, 
 two tasks, and each gets its own output. The reader gets from `receive` a request to carry out
 before the next frame: Authenticate or Store. The writer calls `next()` whenever the socket accepts
 data, and gets an effect: Send a frame, CatchUp (read a sync from the store, and pass it to
-`synced`), or Close.
+`synced`), ReadItems (read the next items of a large snapshot), or Close.
 
 A session has three parts. The handshake (`handshake.py`) has a phase, which decides what frames are
 allowed. The delivery state (`delivery_state.py`) decides where messages come from: publications, or
@@ -30,7 +30,8 @@ from gregor.core.message import (
     Message,
     OutOfBandMessage,
 )
-from gregor.core.sync import Sync
+from gregor.core.state import Item
+from gregor.core.sync import Snapshot, Sync
 from gregor.errors import (
     Action,
     GregorError,
@@ -44,10 +45,13 @@ from gregor.interfaces import Outcome, Rejected
 from gregor.protocol.delivery_state import (
     DeliveryEvent,
     DeliveryState,
+    Incomplete,
+    ItemsRead,
     Lagging,
     Live,
     PageSent,
     Paging,
+    ReadingItems,
     ReadingStore,
     ReadStarted,
     SyncNeeded,
@@ -69,6 +73,7 @@ from gregor.protocol.frames import (
     Result,
     Verify,
     Welcome,
+    consume_number,
     decode_device_frame,
 )
 from gregor.protocol.handshake import Handshake, Phase
@@ -102,8 +107,14 @@ class CatchUp(NamedTuple):
     cursor: Time
 
 
+class ReadItems(NamedTuple):
+    """Read the items of a snapshot with these ctimes, and pass them to `items_read`."""
+
+    ctimes: Sequence[Time]
+
+
 Request: TypeAlias = Authenticate | Store
-Effect: TypeAlias = Send | CatchUp | Close
+Effect: TypeAlias = Send | CatchUp | ReadItems | Close
 
 
 class ServerSession:
@@ -145,6 +156,8 @@ class ServerSession:
         match self.delivery:
             case None | Live() | Paging(then=Live()):
                 return False
+            case Incomplete(then=Live()) | ReadingItems(then=Live()):
+                return False
             case _:
                 return True
 
@@ -162,7 +175,7 @@ class ServerSession:
             self.refuse(error)
         except GregorError as error:
             if self.phase is Phase.OPEN:
-                self._queue_control(Error.of(error))
+                self._queue_control(Error.of(error, consume_number(text or "")))
             else:
                 self.refuse(ProtocolError(f"the first frame must be a hello: {error.message}"))
         return None
@@ -190,14 +203,17 @@ class ServerSession:
         """The token belongs to this user. The transport attaches the session, then calls `next`.
         Ignored if the conversation was closed meanwhile."""
         if self._handshake.authenticated(uid):
-            self.delivery = Lagging(self.cursor)
-            self._queue_control(Welcome(uid, self.device_id, now, Limits()))
+            self._open(now)
 
-    def resume(self, uid: UID, device_id: DeviceID, cursor: Time) -> None:
+    def resume(self, uid: UID, device_id: DeviceID, cursor: Time, now: Time) -> None:
         """Open the session without a hello: the transport knows the user, device and cursor."""
         if self._handshake.resume(uid, device_id):
             self.cursor = cursor
-            self.delivery = Lagging(cursor)
+            self._open(now)
+
+    def _open(self, now: Time) -> None:
+        self.delivery = Lagging(self.cursor)
+        self._queue_control(Welcome(self.uid, self.device_id, now, Limits()))
 
     def stored(self, n: int, outcomes: Sequence[Outcome]) -> None:
         """The outcomes of a Store. If one message has to be retried, the device retries all of
@@ -241,7 +257,7 @@ class ServerSession:
     def publish(self, publication: Publication) -> None:
         """Queue new messages of this user. Parts that are scoped to other devices are left out."""
         match self.delivery:
-            case Live() | Paging(then=Live()):
+            case Live() | Paging(then=Live()) | Incomplete(then=Live()) | ReadingItems(then=Live()):
                 if publication.cursor > self.position:
                     self._continue_with(publication)
             case ReadingStore(then=Live()):
@@ -290,6 +306,10 @@ class ServerSession:
         for publication in self._queue.take_publications():
             self.publish(publication)
 
+    def items_read(self, items: Sequence[Item]) -> None:
+        """The store has answered the ReadItems."""
+        self._move(ItemsRead(tuple(items)))
+
     # The writer
 
     def next(self) -> Effect | None:
@@ -303,11 +323,14 @@ class ServerSession:
             case Lagging(cursor):
                 self._move(ReadStarted())
                 return CatchUp(cursor)
-            case ReadingStore() | None:
-                return None
+            case Incomplete(Sync(content=Snapshot(unread=(ctimes, *_)))):
+                self._move(ReadStarted())
+                return ReadItems(ctimes)
             case Paging(pages):
                 self._move(PageSent())
                 return Send(pages[0])
+            case _:
+                return None
 
     def _next_messages(self) -> Send | None:
         """All pending messages in one frame; None if none of them is for this device, whose cursor

@@ -13,7 +13,8 @@ from typing import Any, Self, TypeVar
 
 from gregor.core.buckets import bucket_of
 from gregor.core.instant import Time, TimeOrOffset
-from gregor.core.message import UID, DeviceID, InBandMessage
+from gregor.core.message import UID, Category, DeviceID, InBandMessage
+from gregor.core.state import Counts, Item
 from gregor.core.sync import Page, PageLimits, PolledState, Start, Sync
 from gregor.errors import SetupError, Unavailable, WrongShard
 from gregor.interfaces import Rejected, Slot, StateMachineOfRecord
@@ -230,6 +231,14 @@ class ShardedStateMachine(StateMachineOfRecord):
 
     async def sync(self, uid: UID, device_id: DeviceID | None, cursor: Time) -> Sync:
         return await self._call_holder(uid, lambda machine: machine.sync(uid, device_id, cursor))
+
+    async def items(self, uid: UID, ctimes: Sequence[Time]) -> Sequence[Item]:
+        return await self._call_holder(uid, lambda machine: machine.items(uid, ctimes))
+
+    async def count(
+        self, uid: UID, device_id: DeviceID | None, prefixes: Sequence[Category]
+    ) -> Counts:
+        return await self._call_holder(uid, lambda machine: machine.count(uid, device_id, prefixes))
 
     async def _call_holder(self, uid: UID, method: Callable[[SQLStateMachine], Awaitable[T]]) -> T:
         """Call the shard that holds the user; retry while the user's bucket moves."""

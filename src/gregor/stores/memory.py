@@ -9,8 +9,10 @@ from functools import partial
 
 from gregor.core.facts import Facts
 from gregor.core.instant import Time, TimeOrOffset
-from gregor.core.message import UID, DeviceID, InBandMessage, MsgID
+from gregor.core.message import UID, Category, DeviceID, InBandMessage, MsgID
+from gregor.core.state import Counts, Item
 from gregor.core.sync import (
+    MAX_BYTES_READ,
     After,
     Changes,
     Page,
@@ -75,6 +77,16 @@ class MemoryStateMachine(StateMachineOfRecord):
 
     async def sync(self, uid: UID, device_id: DeviceID | None, cursor: Time) -> Sync:
         return self._user(uid).sync(device_id, cursor, self._clock())
+
+    async def items(self, uid: UID, ctimes: Sequence[Time]) -> Sequence[Item]:
+        return self._user(uid).items(ctimes)
+
+    async def count(
+        self, uid: UID, device_id: DeviceID | None, prefixes: Sequence[Category]
+    ) -> Counts:
+        now = self._clock()
+        visible = self._user(uid).facts.visible(device_id, now)
+        return Counts.of(((item.category, 1) for item in visible), prefixes, now)
 
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
         return {uid: self._user(uid).ctime for uid in uids}
@@ -159,13 +171,24 @@ class _UserLog:
         return Sync(content, self.ctime, now, self.facts.state(device_id, now).hash())
 
     def _content(self, device_id: DeviceID | None, cursor: Time, now: Time) -> Changes | Snapshot:
-        snapshot = snapshot_of(self.facts, device_id, now)
-        if not 0 < cursor <= self.ctime:
-            return snapshot
+        whole = snapshot_of(self.facts, device_id, now)
         missing = len(self.log) - bisect_right(self.log, cursor, key=_ctime)
-        if missing > max_changes(len(snapshot)):
-            return snapshot
-        return Changes(what_is_left(self.since(device_id, After(cursor), now)))
+        if 0 < cursor <= self.ctime and missing <= max_changes(len(whole)):
+            return Changes(what_is_left(self.since(device_id, After(cursor), now)))
+        return Snapshot.of([item.ctime for item in whole.items], self.items)
+
+    def items(self, ctimes: Sequence[Time]) -> list[Item]:
+        items: list[Item] = []
+        size = 0
+        for ctime in ctimes:
+            index = bisect_left(self.log, ctime, key=_ctime)
+            for item in map(Item.of, self.log[index : index + 1]):
+                if item is not None and item.ctime == ctime:
+                    items.append(item)
+                    size += len(bytes(item.raw_body))
+            if size >= MAX_BYTES_READ:
+                break
+        return items
 
 
 def _ctime(message: InBandMessage) -> Time:

@@ -49,7 +49,7 @@ from gregor.core.message import (
     out_of_band,
     replace,
 )
-from gregor.core.state import State, state_hash
+from gregor.core.state import Counts, State, state_hash
 from gregor.core.sync import (
     EXPIRY_GRACE,
     After,
@@ -78,6 +78,7 @@ from gregor.testing.strategies import (
     History,
     devices,
     histories,
+    histories_and_instants,
     late_times,
     messages,
     of_user,
@@ -98,6 +99,8 @@ EPOCH = 1_600_000_000 * SECOND
 BEGINNING = TimeOrOffset(time=0)
 
 _numbers = count()
+
+PREFIXES = ("", "a", "a.", "a.b", "b", "z")
 
 
 def new_uid() -> UID:
@@ -222,18 +225,18 @@ class StateMachineConformance:
         assert await machine.state(uid, device_id, offset) == state
 
     @settings(max_examples=60)
-    @given(histories(), devices, times, late_times)
+    @given(histories_and_instants(), devices, late_times)
     async def test_law_messages_since_make_who_knows_what_is_before_know_the_present(
         self,
         machine: StateMachineOfRecord,
         clock: ManualClock,
-        history: History,
+        case: tuple[History, Time],
         device_id: DeviceID | None,
-        start: Time,
         now: Time,
     ) -> None:
         """Whether the message at that very instant is known or not; for full facts, and for a
         device, which keeps nothing of what is dead."""
+        history, start = case
         clock.now, uid = now, new_uid()
         await machine.consume_messages(of_user(uid, history))
         since = await machine.in_band_messages_since(uid, device_id, TimeOrOffset(time=start))
@@ -245,17 +248,17 @@ class StateMachineConformance:
         assert names(await machine.state(uid, device_id)) == expected
 
     @settings(max_examples=60)
-    @given(histories(), devices, times, late_times, st.integers(1, 4))
+    @given(histories_and_instants(), devices, late_times, st.integers(1, 4))
     async def test_law_pages_after_a_cursor_make_who_knows_all_up_to_it_know_the_present(
         self,
         machine: StateMachineOfRecord,
         clock: ManualClock,
-        history: History,
+        case: tuple[History, Time],
         device_id: DeviceID | None,
-        cursor: Time,
         now: Time,
         limit: int,
     ) -> None:
+        history, cursor = case
         clock.now, uid = now, new_uid()
         await machine.consume_messages(of_user(uid, history))
         user_clock = history[-1].ctime if history else 0
@@ -351,11 +354,49 @@ class StateMachineConformance:
 
     # The contract of interfaces.py
 
+    @settings(max_examples=40)
+    @given(histories(), devices, times)
+    async def test_law_counts_are_those_of_the_state(
+        self,
+        machine: StateMachineOfRecord,
+        clock: ManualClock,
+        history: History,
+        device_id: DeviceID | None,
+        now: Time,
+    ) -> None:
+        clock.now, uid = now, new_uid()
+        await machine.consume_messages(of_user(uid, history))
+        state = await machine.state(uid, device_id)
+        expected = Counts({prefix: state.count(prefix) for prefix in PREFIXES}, now)
+        assert await machine.count(uid, device_id, PREFIXES) == expected
+
+    async def test_snapshot_of_large_items_is_read_in_parts_and_stays_as_it_was(
+        self, machine: StateMachineOfRecord, uid: UID
+    ) -> None:
+        for n in range(80):
+            await consume(machine, create(uid, "a", f"{n:x>30000}", msg_id=f"m{n}"))
+        await consume(machine, create(uid, "b", device_id="d2"))
+        before = await machine.state(uid, "d1")
+        sync = await machine.sync(uid, "d1", 0)
+        assert isinstance(sync.content, Snapshot)
+        items, parts = list(sync.content.items), 1
+        await consume(machine, dismiss_category(uid, "a"))
+        for group in sync.content.unread:
+            ctimes = list(group)
+            while read := await machine.items(uid, ctimes):
+                ctimes = [ctime for ctime in ctimes if ctime > read[-1].ctime]
+                items += read
+                parts += 1
+        assert State(tuple(items), before.as_of) == before
+        assert parts > 1
+        assert list(await machine.items(uid, [1, 2])) == []
+
     async def test_unknown_user_has_an_empty_state(
         self, machine: StateMachineOfRecord, uid: UID
     ) -> None:
         assert await machine.state(uid) == State((), EPOCH)
         assert await machine.state(uid, "d1", TimeOrOffset(time=3)) == State((), 3)
+        assert await machine.count(uid, None, [""]) == Counts({"": 0}, EPOCH)
         assert list(await read_log(machine, uid)) == []
         assert await machine.ctimes([uid]) == {uid: 0}
         sync = await machine.sync(uid, "d1", 0)
@@ -815,7 +856,7 @@ class StateMachineConformance:
         clock.now = EPOCH + 11 * SECOND
         await consume(machine, dismiss_category(uid, "bars", end_time=after_expiry))
         assert bodies(await machine.state(uid)) == ["f2", "b4"]
-        assert (await machine.state(uid)).count("f") == 1
+        assert (await machine.count(uid, None, ["f"])).by_prefix == {"f": 1}
         # What has expired is sent for a minute more here; the original did not send it.
         clock.now = expiry + EXPIRY_GRACE
         since = await machine.in_band_messages_since(uid, None, TimeOrOffset(time=EPOCH))
@@ -1163,6 +1204,7 @@ async def read_all(
     return (
         await machine.state(uid, device_id),
         await machine.state(uid, device_id, when),
+        await machine.count(uid, device_id, PREFIXES),
         list(await machine.in_band_messages_since(uid, device_id, when)),
         await machine.sync(uid, device_id, t),
         await machine.polled_state(uid, device_id, when),

@@ -93,6 +93,14 @@ def histories(draw: st.DrawFn, max_size: int = 8) -> History:
 
 
 @st.composite
+def histories_and_instants(draw: st.DrawFn) -> tuple[History, Time]:
+    """A history, and a time that is often that of one of its messages, or next to it."""
+    history = draw(histories())
+    edges = [message.ctime + step for message in history for step in (0, 0, 1, -1)]
+    return history, draw(st.sampled_from(edges) | times if edges else times)
+
+
+@st.composite
 def shuffled(draw: st.DrawFn, history: Sequence[InBandMessage]) -> list[InBandMessage]:
     """The same messages in random order, each at least once."""
     if not history:

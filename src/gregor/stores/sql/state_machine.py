@@ -12,7 +12,8 @@ from time import perf_counter
 from typing import Any, NamedTuple, Self, TypeVar
 
 from gregor.core.instant import SECOND, Time, TimeOrOffset
-from gregor.core.message import UID, DeviceID, InBandMessage
+from gregor.core.message import UID, Category, DeviceID, InBandMessage
+from gregor.core.state import Counts, Item
 from gregor.core.sync import Page, PageLimits, PolledState, Since, Start, Sync
 from gregor.errors import ClockSkew, GregorError, StorageUnavailable, Unavailable
 from gregor.interfaces import Duplicate, Slot, StateMachineOfRecord, Stored, StoreOutcome
@@ -28,7 +29,9 @@ from gregor.stores.sql.transactions import (
     consume,
     consume_new,
     raise_if_wrong_shard,
+    read_counts,
     read_database_clock,
+    read_items,
     read_page,
     read_since,
     read_state,
@@ -273,6 +276,15 @@ class SQLStateMachine(StateMachineOfRecord):
     async def sync(self, uid: UID, device_id: DeviceID | None, cursor: Time) -> Sync:
         now = self._clock()
         return await self._read_user(uid, lambda c: read_sync(c, uid, device_id, cursor, now))
+
+    async def items(self, uid: UID, ctimes: Sequence[Time]) -> Sequence[Item]:
+        return await self._read_user(uid, lambda c: read_items(c, uid, ctimes))
+
+    async def count(
+        self, uid: UID, device_id: DeviceID | None, prefixes: Sequence[Category]
+    ) -> Counts:
+        now = self._clock()
+        return await self._read_user(uid, lambda c: read_counts(c, uid, device_id, prefixes, now))
 
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
         return await self.database.read(

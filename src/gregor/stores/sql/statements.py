@@ -252,17 +252,28 @@ RANGES_ENDING_AFTER = BulkStatement(
 )
 
 
-class CoveredItem(NamedTuple):
-    """An item that a range covers, its ids to skip aside; `range` is the number of the range."""
+class RangePattern(NamedTuple):
+    """What new ranges of a user may cover: items whose category matches, up to the latest end of
+    the ranges. `ctime` is the earliest of the ranges. Items that had expired by `expired` are not
+    looked up."""
 
     uid: UID
-    msg_id: MsgID
+    ctime: Time
+    end_time: Time
     category: Category
-    range: int
+    prefix: int  # 0 or 1
+    expired: Time
 
 
-_COVERED = """
-    SELECT messages.uid, messages.msg_id, messages.category, input.number AS range
+class MatchedItem(NamedTuple):
+    uid: UID
+    msg_id: MsgID
+    ctime: Time
+    category: Category
+
+
+_MATCHED = """
+    SELECT messages.uid, messages.msg_id, messages.ctime, messages.category
     FROM input
     JOIN messages ON messages.uid = input.uid
         AND {alive}
@@ -274,32 +285,18 @@ _COVERED = """
         )
     """
 
-
-class NewRange(NamedTuple):
-    """A range that is being stored, with its number in the batch. Items that had expired by
-    `expired` are not looked up."""
-
-    uid: UID
-    ctime: Time
-    end_time: Time
-    category: Category
-    prefix: int  # 0 or 1
-    number: int
-    expired: Time
-
-
-# The items that a new range dismisses: those that are live and match. The caller applies the ids to
-# skip. An item that had expired by `expired` is left out: it is dead already.
-ITEMS_COVERED = BulkStatement(
-    _COVERED.format(alive=_live("input.expired")), NewRange, CoveredItem._make
+# The items that new ranges may dismiss: those that are live and match. The caller compares them
+# with the single ranges. An item that had expired by `expired` is left out: it is dead already.
+ITEMS_MATCHED = BulkStatement(
+    _MATCHED.format(alive=_live("input.expired")), RangePattern, MatchedItem._make
 )
 
-# The same for a range that is replayed behind the user's clock: it may be an earlier death of an
-# item that is dead already. This statement reads the user's whole log.
-ITEMS_COVERED_IN_LOG = BulkStatement(
-    _COVERED.format(alive=f"{_not_dead_at('input.ctime')} AND messages.expires_at > input.expired"),
-    NewRange,
-    CoveredItem._make,
+# The same for ranges of which one is replayed behind the user's clock: it may be an earlier death
+# of an item that is dead already. This statement reads the user's whole log.
+ITEMS_MATCHED_IN_LOG = BulkStatement(
+    _MATCHED.format(alive=f"{_not_dead_at('input.ctime')} AND messages.expires_at > input.expired"),
+    RangePattern,
+    MatchedItem._make,
 )
 
 
@@ -680,6 +677,21 @@ VISIBLE_IDS = Statement(
 )
 
 
+class CategoryCount(NamedTuple):
+    category: Category
+    items: int
+
+
+# How many items of each category `:device_id` (NULL: any device) sees now.
+VISIBLE_CATEGORIES = Statement(
+    f"""
+    SELECT category, count(*) AS items FROM messages WHERE uid = :uid AND {_VISIBLE_NOW}
+    GROUP BY category
+    """,
+    CategoryCount._make,
+)
+
+
 class LoggedMessage(NamedTuple):
     """A message of a user's log; the JSON is as it was sent."""
 
@@ -706,6 +718,19 @@ VISIBLE_ITEMS = Statement(f"{_ITEMS} WHERE uid = :uid AND {_VISIBLE_NOW}", Store
 
 # The same at a stated time. This statement reads the whole log up to then.
 VISIBLE_ITEMS_AT = Statement(f"{_ITEMS} WHERE uid = :uid AND {_VISIBLE_AT}", StoredItem._make)
+
+# The items that messages with these ctimes created, live or dead.
+ITEMS_AT = BulkStatement(
+    """
+    SELECT messages.msg_id, messages.ctime, messages.category, messages.device_id,
+        messages.expires_at, messages.message
+    FROM input
+    JOIN messages ON messages.uid = input.uid AND messages.ctime = input.ctime
+        AND messages.category IS NOT NULL
+    """,
+    UserClock,
+    StoredItem._make,
+)
 
 # The next messages of the log, from a ctime on.
 MESSAGES_FROM = Statement(

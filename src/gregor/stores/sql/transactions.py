@@ -1,11 +1,13 @@
 """The transactions of the state machine on a database: store a batch, or read one user.
 
-Functions of a connection, which depend on nothing but its dialect. The cost of a message is
-proportional to what is live and what is new, not to the length of the user's log.
+Functions of a connection, which depend on nothing but its dialect. The cost of a batch is
+proportional to what is live and what is new: not to the length of the user's log, and not to the
+product of the batch's ranges and the items.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
@@ -14,10 +16,12 @@ from msgspec import Raw, Struct
 from gregor.core.buckets import bucket_of
 from gregor.core.facts import DismissedRange, dismissed_ranges
 from gregor.core.instant import SECOND, Time
-from gregor.core.message import UID, DeviceID, Dismissal, InBandMessage, MsgID
-from gregor.core.state import Item, State, state_hash
+from gregor.core.message import UID, Category, DeviceID, Dismissal, InBandMessage, MsgID
+from gregor.core.range_deaths import Pattern, range_deaths
+from gregor.core.state import Counts, Item, State, state_hash
 from gregor.core.sync import (
     EXPIRY_GRACE,
+    MAX_BYTES_READ,
     Changes,
     FateOf,
     ItemFate,
@@ -47,9 +51,10 @@ from gregor.stores.sql.statements import (
     Death,
     ItemKey,
     LockedUser,
+    MatchedItem,
     MessageRow,
-    NewRange,
     Placement,
+    RangePattern,
     RangeRow,
     StoredItem,
     StoredRange,
@@ -64,6 +69,11 @@ from gregor.stores.sql.statements import (
 # less than this time ago. No clock may be wrong by more.
 MAX_CLOCK_DIFFERENCE = 3600 * SECOND
 
+# How many patterns of one user's ranges are looked up by themselves in one transaction.
+MAX_PATTERNS = 4
+
+# How many items are read in one statement, since their sizes are not known before.
+ITEMS_IN_BLOCK = 32
 READ_MESSAGES = 200  # of a user's log at a time
 
 T = TypeVar("T")
@@ -331,16 +341,14 @@ def _deaths_by_earlier_range(
         return
     first_ctimes: dict[UID, Time] = {}
     _keep_earliest(first_ctimes, ((message.uid, message.ctime) for message in created))
-    ranges: defaultdict[UID, list[DismissedRange]] = defaultdict(list)
     keys = [UserClock(uid, ctime) for uid, ctime in first_ctimes.items()]
-    for row in connection.execute_rows(statements.RANGES_ENDING_AFTER, keys):
-        ranges[row.uid].append(_range(row))
-    for message in created:
-        item = Item.of(message)
-        if item is not None:
-            for range_ in ranges[message.uid]:
-                if range_.covers(item):
-                    yield ItemKey(message.uid, message.msg_id), range_.ctime
+    ranges = connection.execute_rows(statements.RANGES_ENDING_AFTER, keys)
+    items = [
+        MatchedItem(message.uid, message.msg_id, message.ctime, message.creation.category)
+        for message in created
+        if message.creation is not None
+    ]
+    yield from _range_deaths(_by_user((row.uid, _range(row)) for row in ranges), items)
 
 
 def _deaths_by_new_range(
@@ -350,26 +358,46 @@ def _deaths_by_new_range(
     has_late_replay: bool,
 ) -> Iterator[tuple[ItemKey, Time]]:
     """The deaths of items that these new dismissals cover by range."""
-    ranges = [(m.uid, r) for m, d in dismissing for r in dismissed_ranges(d, m.ctime)]
+    ranges = _by_user((m.uid, r) for m, d in dismissing for r in dismissed_ranges(d, m.ctime))
     if not ranges:
         return
-    statement = statements.ITEMS_COVERED_IN_LOG if has_late_replay else statements.ITEMS_COVERED
-    rows = [
-        NewRange(
+    statement = statements.ITEMS_MATCHED_IN_LOG if has_late_replay else statements.ITEMS_MATCHED
+    patterns = [pattern for uid in ranges for pattern in _patterns(uid, ranges[uid], now)]
+    yield from _range_deaths(ranges, connection.execute_rows(statement, patterns))
+
+
+def _patterns(uid: UID, ranges: Sequence[DismissedRange], now: Time) -> Iterator[RangePattern]:
+    """A few patterns that together match all that these ranges cover. The database compares each
+    pattern with each live item, so instead of many there is one that matches every category."""
+    patterns = {Pattern(range_.category, range_.prefix) for range_ in ranges}
+    if len(patterns) > MAX_PATTERNS:
+        patterns = {Pattern("", prefix=True)}
+    first_ctime = min(range_.ctime for range_ in ranges)
+    for pattern in patterns:
+        yield RangePattern(
             uid=uid,
-            ctime=range_.ctime,
-            end_time=range_.end,
-            category=range_.category,
-            prefix=int(range_.prefix),
-            number=number,
-            expired=min(now, range_.ctime) - MAX_CLOCK_DIFFERENCE,
+            ctime=first_ctime,
+            end_time=max(range_.end for range_ in ranges),
+            category=pattern.category,
+            prefix=int(pattern.prefix),
+            expired=min(now, first_ctime) - MAX_CLOCK_DIFFERENCE,
         )
-        for number, (uid, range_) in enumerate(ranges)
-    ]
-    for row in connection.execute_rows(statement, rows):
-        range_ = ranges[row.range][1]
-        if range_.matches(row.msg_id, row.category):
-            yield ItemKey(row.uid, row.msg_id), range_.ctime
+
+
+def _range_deaths(
+    ranges: Mapping[UID, Sequence[DismissedRange]], items: Iterable[MatchedItem]
+) -> Iterator[tuple[ItemKey, Time]]:
+    """The deaths of these items by the ranges of their users."""
+    for uid, matched in _by_user((item.uid, item) for item in items).items():
+        for item, at in range_deaths(ranges.get(uid, ()), matched):
+            yield ItemKey(uid, item.msg_id), at
+
+
+def _by_user(values: Iterable[tuple[UID, T]]) -> dict[UID, list[T]]:
+    grouped: defaultdict[UID, list[T]] = defaultdict(list)
+    for uid, value in values:
+        grouped[uid].append(value)
+    return grouped
 
 
 def _keep_earliest(earliest: dict[T, Time], times: Iterable[tuple[T, Time]]) -> None:
@@ -453,6 +481,17 @@ def _read_clock(connection: DatabaseConnection, uid: UID) -> Time:
     return next((row.ctime for row in connection.execute(statements.USER_CLOCK, uid=uid)), 0)
 
 
+def read_counts(
+    connection: DatabaseConnection,
+    uid: UID,
+    device_id: DeviceID | None,
+    prefixes: Iterable[Category],
+    now: Time,
+) -> Counts:
+    rows = connection.execute(statements.VISIBLE_CATEGORIES, uid=uid, device_id=device_id, now=now)
+    return Counts.of(((row.category, row.items) for row in rows), prefixes, now)
+
+
 def read_since(
     connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, start: Start, now: Time
 ) -> Sequence[InBandMessage]:
@@ -504,7 +543,8 @@ def read_sync(
     if 0 < cursor <= clock:
         content = _read_changes(connection, uid, device_id, cursor, now, max_changes(len(sent)))
     if content is None:
-        content = _read_snapshot(connection, uid, device_id, now)
+        ctimes = sorted(row.ctime for row in sent)
+        content = Snapshot.of(ctimes, partial(read_items, connection, uid))
     hash_ = state_hash((row.ctime, row.msg_id) for row in sent if row.expires_at > now)
     return Sync(content, clock, now, hash_)
 
@@ -525,13 +565,18 @@ def _read_changes(
     return Changes(what_is_left(reductions(log, recipient, _read_fates(connection, uid, log))))
 
 
-def _read_snapshot(
-    connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, now: Time
-) -> Snapshot:
-    rows = connection.execute(
-        statements.VISIBLE_ITEMS, uid=uid, device_id=device_id, now=now - EXPIRY_GRACE
-    )
-    return Snapshot(State.of(map(_item, rows), now).items)
+def read_items(connection: DatabaseConnection, uid: UID, ctimes: Sequence[Time]) -> list[Item]:
+    """The items with these ctimes, live or dead, up to MAX_BYTES_READ and one block."""
+    items: list[Item] = []
+    size = 0
+    for start in range(0, len(ctimes), ITEMS_IN_BLOCK):
+        if size >= MAX_BYTES_READ:
+            break
+        keys = [UserClock(uid, ctime) for ctime in ctimes[start : start + ITEMS_IN_BLOCK]]
+        rows = connection.execute_rows(statements.ITEMS_AT, keys)
+        size += sum(len(row.message) for row in rows)
+        items += sorted(map(_item, rows), key=Item.order)
+    return items
 
 
 def _read_fates(connection: DatabaseConnection, uid: UID, log: Sequence[InBandMessage]) -> FateOf:
