@@ -36,6 +36,8 @@ LAYERS_WITHIN = {
         {"state"},
         {"visibility"},
         {"message"},
+        {"arguments"},
+        {"admission"},
         {"instant", "renamed_fields"},
     ),
 }

@@ -7,6 +7,7 @@ import pytest
 from gregor.client import Created, MemoryStore, Offline, OutOfBandReceived
 from gregor.client.events import Subscription
 from gregor.client.store import RecordChanges
+from gregor.core.instant import TimeOrOffset
 from gregor.core.message import create, dismiss, dismiss_category, replace
 from gregor.errors import (
     Conflict,
@@ -233,7 +234,7 @@ async def test_past_state_is_exact_back_to_last_sync_only() -> None:
         msg_id = await laptop.create("mail")
         await laptop.flush()
         await asyncio.sleep(1)
-        before_dismissal = virtual_time.clock()
+        before_dismissal = TimeOrOffset(time=virtual_time.clock())
         await asyncio.sleep(1)
         await laptop.dismiss(msg_id)
         await laptop.flush()

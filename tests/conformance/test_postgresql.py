@@ -163,7 +163,7 @@ END $$"""
 
 @pytest.mark.parametrize(
     "dismissal",
-    [dismiss("ann", "item"), dismiss_category("ann", "a", end_time=MAX_TIME)],
+    [dismiss("ann", "item"), dismiss_category("ann", "a", end_time=TimeOrOffset(time=MAX_TIME))],
     ids=["by_id", "by_range"],
 )
 @pytest.mark.parametrize("user_exists", [True, False], ids=["existing_user", "new_user"])

@@ -10,11 +10,11 @@ import msgspec
 import pytest
 from msgspec import Struct
 
+from gregor.core.arguments import MAX_DEPTH
 from gregor.core.facts import DismissedRange
 from gregor.core.instant import TimeOrOffset
 from gregor.core.message import (
     MAX_BODY,
-    MAX_DEPTH,
     Creation,
     Dismissal,
     InBandMessage,

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, TypeAlias, TypeVar
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from gregor.core.admission import check_id, check_text
 from gregor.core.facts import DismissedRange
 from gregor.core.instant import MAX_TIME, Time
 from gregor.core.message import (
@@ -16,7 +17,6 @@ from gregor.core.message import (
     DeviceID,
     InBandMessage,
     MsgID,
-    check_text,
     field_of,
 )
 from gregor.core.state import Item
@@ -54,6 +54,7 @@ class Hello(_StrictFrame, frozen=True, tag="hello", kw_only=True):
 
     def __post_init__(self) -> None:
         check_text("device_id", self.device_id, 128)
+        check_id("device_id", self.device_id)
 
 
 class Consume(_StrictFrame, frozen=True, tag="consume"):

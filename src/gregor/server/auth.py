@@ -6,8 +6,9 @@ from typing import NamedTuple, Protocol
 import jwt
 from jwt.exceptions import InvalidTokenError
 
+from gregor.core.admission import check_id, check_text
 from gregor.core.instant import SECOND, Time
-from gregor.core.message import UID, check_text
+from gregor.core.message import UID
 from gregor.errors import Forbidden, InvalidMessage, SetupError, Unauthenticated
 
 ALGORITHM = "HS256"
@@ -36,6 +37,7 @@ class Identity(NamedTuple):
         try:
             if self.role is Role.DEVICE:
                 check_text("uid", self.uid, 128)
+                check_id("uid", self.uid)
         except InvalidMessage as error:
             raise Unauthenticated(f"the token has no valid uid: {error}") from error
         return self

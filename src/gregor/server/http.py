@@ -12,13 +12,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from gregor.core.admission import check_text
 from gregor.core.instant import MAX_TIME, TimeOrOffset, parse_time_or_offset
 from gregor.core.message import (
     MAX_BATCH,
     UID,
     DeviceID,
     Message,
-    check_text,
     field_of,
     new_msg_id,
     parse_message,

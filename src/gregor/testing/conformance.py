@@ -39,6 +39,7 @@ from gregor.core.facts import Facts
 from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.message import (
     UID,
+    Creation,
     DeviceID,
     Dismissal,
     InBandMessage,
@@ -47,6 +48,7 @@ from gregor.core.message import (
     dismiss,
     dismiss_category,
     out_of_band,
+    raw,
     replace,
 )
 from gregor.core.state import State, state_hash
@@ -330,7 +332,7 @@ class StateMachineConformance:
             create(uid, "a", "second", msg_id="m"),
             create(uid, "b", "first", msg_id="m"),
             create(uid, "a", "first", device_id="d1", msg_id="m"),
-            create(uid, "a", "first", expires=EPOCH, msg_id="m"),
+            create(uid, "a", "first", expires=TimeOrOffset(time=EPOCH), msg_id="m"),
             dismiss(uid, "m", msg_id="m"),
             create(uid, "a", "second", msg_id="m").stamp(5, 0),
         ]
@@ -480,17 +482,19 @@ class StateMachineConformance:
     async def test_expiry_at_time_zero_is_applied(
         self, machine: StateMachineOfRecord, uid: UID
     ) -> None:
-        await consume(machine, create(uid, "a", expires=0))
+        expired = Creation("a", raw(None), TimeOrOffset(time=0))
+        await consume(machine, InBandMessage(uid, "m", creation=expired))
         assert len(await machine.state(uid)) == 0
 
     async def test_item_expires_exactly_at_its_expiry_time(
         self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
     ) -> None:
-        await consume(machine, create(uid, "a", "absolute", expires=EPOCH + 5))
-        await consume(machine, create(uid, "a", "offset", expires=TimeOrOffset(offset=4)))
-        clock.now = EPOCH + 4
+        absolute, offset = TimeOrOffset(time=EPOCH + SECOND + 1), TimeOrOffset(offset=SECOND)
+        await consume(machine, create(uid, "a", "absolute", expires=absolute))
+        await consume(machine, create(uid, "a", "offset", expires=offset))
+        clock.now = EPOCH + SECOND
         assert bodies(await machine.state(uid)) == ["absolute", "offset"]
-        clock.now = EPOCH + 5
+        clock.now = EPOCH + SECOND + 1
         assert bodies(await machine.state(uid)) == []
         assert bodies(await machine.state(uid, None, TimeOrOffset(offset=-1))) == [
             "absolute",
@@ -501,8 +505,8 @@ class StateMachineConformance:
         self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
     ) -> None:
         """Even if the item had already expired: by another node's clock it may still be live."""
-        await consume(machine, create(uid, "a", expires=TimeOrOffset(offset=10)))
-        clock.now += 20
+        await consume(machine, create(uid, "a", expires="1s"))
+        clock.now += 2 * SECOND
         await consume(machine, dismiss_category(uid, "a"))
         clock.now = EPOCH
         assert len(await machine.state(uid)) == 0
@@ -583,7 +587,11 @@ class StateMachineConformance:
         expiry = EPOCH + 5 * SECOND
         f2 = create(uid, "foos", "f2")
         await machine.consume_messages(
-            [f2, create(uid, "foos", "f3", expires=expiry), create(uid, "bars", "b1")]
+            [
+                f2,
+                create(uid, "foos", "f3", expires=TimeOrOffset(time=expiry)),
+                create(uid, "bars", "b1"),
+            ]
         )
         clock.now += 2  # the three have successive ctimes
         assert await counts() == (3, 2)
@@ -598,7 +606,9 @@ class StateMachineConformance:
         b4 = create(uid, "bars", "b4")
         await consume(machine, b4)
         clock.now = EPOCH + 11 * SECOND
-        await consume(machine, dismiss_category(uid, "bars", end_time=after_expiry))
+        await consume(
+            machine, dismiss_category(uid, "bars", end_time=TimeOrOffset(time=after_expiry))
+        )
         assert bodies(await machine.state(uid)) == ["f2", "b4"]
         since = await machine.in_band_messages_since(uid, None, TimeOrOffset(time=EPOCH))
         creations = [m.msg_id for m in since if m.creation is not None]
@@ -725,7 +735,7 @@ class StateMachineConformance:
         await consume(machine, create(uid, "a", msg_id="m").stamp(2, 0))
         earlier = [
             dismiss(uid, "m").stamp(5, 0),
-            dismiss_category(uid, "a", end_time=2).stamp(4, 0),
+            dismiss_category(uid, "a", end_time=TimeOrOffset(offset=-2)).stamp(4, 0),
         ]
         for dismissal in (dismiss(uid, "m").stamp(9, 0), *earlier):
             await consume(machine, dismissal)
@@ -792,13 +802,13 @@ class StateMachineConformance:
         self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
     ) -> None:
         """The original lost the offset when it saved its state; then its hash always differed."""
-        stored = await consume(machine, create(uid, "a", expires=TimeOrOffset(offset=10)))
+        stored = await consume(machine, create(uid, "a", expires="1s"))
         sync = await machine.sync(uid, None, 0)
         assert isinstance(sync.content, Snapshot)
-        assert sync.content.items[0].expires_at == stored.ctime + 10
+        assert sync.content.items[0].expires_at == stored.ctime + SECOND
         for replica in (sync.content.facts(), Facts().replay(stored)):
             assert replica.state(None, EPOCH).hash() == sync.hash
-            assert len(replica.state(None, EPOCH + 10)) == 0
+            assert len(replica.state(None, EPOCH + SECOND)) == 0
 
     async def test_d12_sync_hash_is_computed_at_the_time_of_the_read(
         self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
@@ -806,11 +816,11 @@ class StateMachineConformance:
         """The original read messages and hash at two different times. If an item expired between
         them, they differed, and the device fetched the whole state again."""
         first = await consume(machine, create(uid, "a"))
-        await consume(machine, create(uid, "a", expires=TimeOrOffset(offset=10)))
+        await consume(machine, create(uid, "a", expires="1s"))
         for cursor in (0, first.ctime):
             clock.now = EPOCH
             sync = await machine.sync(uid, None, cursor)
-            clock.now = EPOCH + 100
+            clock.now = EPOCH + 2 * SECOND
             replica = apply_sync(Facts().replay(first), sync)
             assert sync.as_of == EPOCH
             assert replica.state(None, sync.as_of).hash() == sync.hash
@@ -899,7 +909,9 @@ class DurableStateMachineConformance(StateMachineConformance):
         clock = ManualClock(EPOCH)
         async with open_machine(clock) as machine:
             await consume(machine, dismiss(uid, "by id"))
-            await consume(machine, dismiss_category(uid, "a", end_time=EPOCH + 50))
+            await consume(
+                machine, dismiss_category(uid, "a", end_time=TimeOrOffset(time=EPOCH + 50))
+            )
         async with open_machine(clock) as machine:
             await consume(machine, create(uid, "b", msg_id="by id"))
             await consume(machine, create(uid, "a", msg_id="by range"))
