@@ -68,6 +68,7 @@ PURE_IMPORTS = {
             "hashlib",
             "itertools",
             "re",
+            "types",
             "typing",
             "uuid",
         ),

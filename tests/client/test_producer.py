@@ -16,6 +16,7 @@ import pytest
 
 from gregor.client import AsyncProducer, Producer
 from gregor.client.calls import UnexpectedAnswer
+from gregor.core.instant import TimeOrOffset
 from gregor.core.message import Message, create, out_of_band
 from gregor.errors import (
     Conflict,
@@ -291,7 +292,7 @@ async def test_state_count_and_messages_are_those_of_the_server(kind: str) -> No
         log = await producer.messages(uid)
         assert [message.msg_id for message in log.messages] == [mail.msg_id, news.msg_id]
         assert log.cursor == news.ctime
-        later = await producer.messages(uid, "phone", since=news.ctime)
+        later = await producer.messages(uid, "phone", since=TimeOrOffset(time=news.ctime))
         assert [message.msg_id for message in later.messages] == [news.msg_id]
 
 

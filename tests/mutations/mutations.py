@@ -6,6 +6,8 @@ occur exactly once in the file), the buggy text, and the test that must fail.
 
 from typing import NamedTuple
 
+ADMISSION = "tests/core/test_admission.py::"
+ARGUMENTS = "tests/client/test_arguments.py::"
 EXHAUSTIVE = "tests/core/test_exhaustive.py::"
 VECTORS = "tests/core/test_vectors.py::"
 MEMORY = "tests/conformance/test_state_machines.py::TestMemory::"
@@ -196,6 +198,44 @@ MUTATIONS = [
         "**PLANNER_SETTINGS,",
         "",
         "tests/stores/test_cost.py::test_d15_cost_does_not_grow_with_history_on_postgresql",
+    ),
+    # What is admitted
+    Mutation(
+        "seconds taken for microseconds are admitted",
+        "core/admission.py",
+        "instant.time < EARLIEST_TIME",
+        "instant.time < 0",
+        ADMISSION + "test_seconds_and_milliseconds_taken_for_microseconds_are_refused",
+    ),
+    Mutation(
+        "what a sender's message says is not checked for admission",
+        "core/message.py",
+        """        check_admission(message)
+""",
+        """        pass
+""",
+        ADMISSION + "test_dots_that_no_url_can_contain_are_no_ids",
+    ),
+    Mutation(
+        "a string is taken as a list of ids",
+        "core/arguments.py",
+        "isinstance(values, str | bytes | bytearray | Mapping)",
+        "isinstance(values, bytes | bytearray | Mapping)",
+        ARGUMENTS + "test_wrong_type_of_each_public_parameter_is_refused_by_name",
+    ),
+    Mutation(
+        "NaN in a body becomes null",
+        "core/arguments.py",
+        "case float() if -_INFINITY < value < _INFINITY:",
+        "case float():",
+        ARGUMENTS + "test_wrong_type_of_each_public_parameter_is_refused_by_name",
+    ),
+    Mutation(
+        "a bool is taken as an integer",
+        "core/admission.py",
+        " and (type(value) is not bool or bool in types)",
+        "",
+        ARGUMENTS + "test_message_made_of_wrong_parts_is_refused_by_name",
     ),
     # The core
     Mutation(

@@ -14,17 +14,29 @@ import msgspec
 from msgspec import Raw, Struct
 
 from gregor.backoff import Backoff
-from gregor.core.instant import as_time_or_offset
+from gregor.core import arguments
+from gregor.core.admission import check_type
 from gregor.core.message import (
     MAX_BATCH,
-    UID,
+    MAX_CATEGORY,
+    MAX_DEVICE_ID,
+    MAX_UID,
+    AnyID,
     Category,
     DeviceID,
     InBandMessage,
     Message,
     When,
+    as_message,
 )
-from gregor.errors import Action, GregorError, SetupError, Unavailable, error_from_code
+from gregor.errors import (
+    Action,
+    GregorError,
+    InvalidMessage,
+    SetupError,
+    Unavailable,
+    error_from_code,
+)
 from gregor.protocol.answers import (
     CountAnswer,
     MessagesAnswer,
@@ -32,7 +44,7 @@ from gregor.protocol.answers import (
     Results,
     StateAnswer,
 )
-from gregor.protocol.frames import Result
+from gregor.protocol.frames import MAX_TOKEN, Result
 from gregor.protocol.requests import MAX_REQUEST, MAX_USERS, BatchRequest, MultiUserRequest
 
 MAX_ATTEMPTS = 6
@@ -72,20 +84,22 @@ class Call(Struct, Generic[T], frozen=True):
 
 
 def inject(message: Message) -> Call[Results]:
+    as_message("message", message)
     return _post(msgspec.json.encode(message), isinstance(message, InBandMessage))
 
 
 def inject_many(messages: Iterable[Message]) -> Iterator[Call[Results]]:
     """As many calls as the messages need, in order."""
-    for batch in _batches(messages):
+    for batch in _batches(arguments.many("messages", messages)):
         contents = BatchRequest(tuple(encoded for _, encoded in batch))
         idempotent = all(isinstance(message, InBandMessage) for message, _ in batch)
         yield _post(msgspec.json.encode(contents), idempotent)
 
 
-def inject_for_many(uids: Iterable[UID], message: Message) -> Iterator[Call[Results]]:
+def inject_for_many(uids: Iterable[AnyID], message: Message) -> Iterator[Call[Results]]:
     """As many calls as the users need, in order."""
-    remaining = iter(uids)
+    as_message("message", message)
+    remaining = (arguments.identifier("uids", uid, MAX_UID) for uid in arguments.many("uids", uids))
     while batch := tuple(islice(remaining, MAX_USERS)):
         # The server accepts a uid in the message only if it is the first one of `uids`.
         addressed = msgspec.structs.replace(message, uid=batch[0])
@@ -107,11 +121,12 @@ def _post(content: bytes, idempotent: bool) -> Call[Results]:
     return Call("POST", "/v1/messages", _results.decode, content=content, idempotent=idempotent)
 
 
-def _batches(messages: Iterable[Message]) -> Iterator[Sequence[tuple[Message, Raw]]]:
+def _batches(messages: Iterable[object]) -> Iterator[Sequence[tuple[Message, Raw]]]:
     """The messages, each with its JSON, in batches of at most MAX_BATCH and MAX_REQUEST bytes."""
     batch: list[tuple[Message, Raw]] = []
     size = EMPTY_BATCH_BYTES
-    for message in messages:
+    for value in messages:
+        message = as_message("messages", value)
         encoded = msgspec.json.encode(message)
         added = len(encoded) + len(",")
         if batch and (len(batch) == MAX_BATCH or size + added > MAX_REQUEST):
@@ -126,32 +141,42 @@ def _batches(messages: Iterable[Message]) -> Iterator[Sequence[tuple[Message, Ra
 # Read
 
 
-def state(uid: UID, device_id: DeviceID | None, at: When, prefix: Category) -> Call[StateAnswer]:
+def state(uid: AnyID, device_id: AnyID | None, at: When, prefix: Category) -> Call[StateAnswer]:
     path = _user(uid, "state")
-    given = _given(device_id=device_id, at=_text(at), prefix=prefix)
+    given = _given(device_id=_device(device_id), at=_text("at", at), prefix=_prefix(prefix))
     return Call("GET", path, _state.decode, given)
 
 
-def count(uid: UID, prefixes: Sequence[Category], device_id: DeviceID | None) -> Call[CountAnswer]:
+def count(uid: AnyID, prefixes: Sequence[Category], device_id: AnyID | None) -> Call[CountAnswer]:
     path = _user(uid, "count")
-    return Call("GET", path, _count.decode, _given(device_id=device_id, prefix=prefixes))
+    given = _given(device_id=_device(device_id), prefix=[_prefix(p, "prefixes") for p in prefixes])
+    return Call("GET", path, _count.decode, given)
 
 
-def messages(uid: UID, device_id: DeviceID | None, since: When) -> Call[MessagesAnswer]:
+def messages(uid: AnyID, device_id: AnyID | None, since: When) -> Call[MessagesAnswer]:
     path = _user(uid, "messages")
-    return Call("GET", path, _messages.decode, _given(device_id=device_id, since=_text(since)))
+    given = _given(device_id=_device(device_id), since=_text("since", since))
+    return Call("GET", path, _messages.decode, given)
 
 
-def _user(uid: UID, resource: str) -> str:
-    return f"/v1/users/{quote(uid, safe='')}/{resource}"
+def _user(uid: AnyID, resource: str) -> str:
+    return f"/v1/users/{quote(arguments.identifier('uid', uid, MAX_UID), safe='')}/{resource}"
+
+
+def _device(device_id: AnyID | None) -> DeviceID | None:
+    return arguments.optional_identifier("device_id", device_id, MAX_DEVICE_ID)
+
+
+def _prefix(prefix: Category, name: str = "prefix") -> Category:
+    return arguments.prefix(name, prefix, MAX_CATEGORY)
 
 
 def _given(**parameters: str | Sequence[str] | None) -> dict[str, str | Sequence[str]]:
     return {name: value for name, value in parameters.items() if value}
 
 
-def _text(when: When) -> str | None:
-    instant = as_time_or_offset(when)
+def _text(name: str, when: When) -> str | None:
+    instant = arguments.query_time(name, when)
     return None if instant is None else instant.text
 
 
@@ -256,7 +281,8 @@ def _retry_after_seconds(response: httpx.Response) -> float:
 
 def server_url(url: str) -> httpx.URL:
     """Raises SetupError if it is not the URL of a server."""
-    with suppress(httpx.InvalidURL):
+    check_type("url", url, str)
+    with suppress(httpx.InvalidURL, UnicodeError):
         parsed = httpx.URL(url)
         if parsed.scheme in ("http", "https") and parsed.host:
             return parsed
@@ -264,4 +290,8 @@ def server_url(url: str) -> httpx.URL:
 
 
 def authorization(token: str | None) -> dict[str, str]:
-    return {} if token is None else {"Authorization": f"Bearer {token}"}
+    if token is None:
+        return {}
+    if not (arguments.text("token", token, MAX_TOKEN).isascii() and token.isprintable()):
+        raise InvalidMessage("`token` has characters that no HTTP header takes", field="token")
+    return {"Authorization": f"Bearer {token}"}

@@ -8,29 +8,40 @@ to subscribers only after it is saved.
 import asyncio
 import random
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple, Self
+
+import msgspec
 
 from gregor.client.connection import Connect, Connection, Operation, Token
 from gregor.client.events import Event, Subscription, WriteRejected
 from gregor.client.replica import Replica, events_between, new_rejections
 from gregor.client.store import ClientStore, MemoryStore, changed_records, load_replica
 from gregor.clock import now
+from gregor.core import arguments
 from gregor.core import message as factory
-from gregor.core.instant import SECOND, Time, as_time_or_offset
+from gregor.core.admission import check_type
+from gregor.core.instant import SECOND, Time
 from gregor.core.message import (
     JSON,
+    MAX_CATEGORY,
+    MAX_DEVICE_ID,
+    MAX_MSG_ID,
+    MAX_UID,
     UID,
+    AnyID,
     Category,
     DeviceID,
     InBandMessage,
     MsgID,
     System,
     When,
+    parse_message,
 )
 from gregor.core.state import Item, State
-from gregor.errors import GregorError, StorageUnavailable, Unavailable
+from gregor.errors import GregorError, InvalidMessage, StorageUnavailable, Unavailable
+from gregor.protocol.frames import MAX_TOKEN
 
 UNKNOWN_UID: UID = "self"
 """The uid in messages that are written before a node has reported the device's real uid."""
@@ -58,6 +69,9 @@ class Client:
     trying: `failure` is set, subscribers get Offline with `final`, `wait_synced` and `flush` raise
     the error, and unsent messages stay in the store for the next client. If `uid` is given
     and the store belongs to another user, opening raises SetupError.
+
+    Arguments are checked when they are given: InvalidMessage names the parameter. What is written
+    can be read back after a restart.
     """
 
     def __init__(
@@ -65,19 +79,20 @@ class Client:
         url: str,
         token: Token,
         *,
-        device_id: DeviceID,
-        uid: UID | None = None,
+        device_id: AnyID,
+        uid: AnyID | None = None,
         store: ClientStore | None = None,
         connect: Connect | None = None,
         clock: Callable[[], Time] = now,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        self._device_id = device_id
-        self._uid = uid
+        _check_parts(url, token, store, connect, clock, jitter)
+        self._device_id = arguments.identifier("device_id", device_id, MAX_DEVICE_ID)
+        self._uid = arguments.optional_identifier("uid", uid, MAX_UID)
         self._store: ClientStore = MemoryStore() if store is None else store
         self._clock = clock
         self._connection = Connection(self, connect or _websocket(url), token, jitter)
-        self._replica = Replica(device_id)
+        self._replica = Replica(self._device_id)
         self._visible: dict[MsgID, Item] = {}
         self._pending_changes: list[_Change] = []
         self._change_queued = asyncio.Event()
@@ -144,19 +159,19 @@ class Client:
         body: JSON = None,
         *,
         expires: When = None,
-        device_id: DeviceID | None = None,
+        device_id: AnyID | None = None,
         this_device: bool = False,
-        msg_id: MsgID | None = None,
+        msg_id: AnyID | None = None,
     ) -> MsgID:
         """Create an item on all devices of the user, or on one."""
-        scope = self._device_id if this_device else device_id
+        scope = self._scope(device_id, this_device)
         return await self.write(
             factory.create(
                 UNKNOWN_UID, category, body, expires=expires, device_id=scope, msg_id=msg_id
             )
         )
 
-    async def dismiss(self, *msg_ids: MsgID, msg_id: MsgID | None = None) -> MsgID:
+    async def dismiss(self, *msg_ids: AnyID, msg_id: AnyID | None = None) -> MsgID:
         """Dismiss items, on all devices."""
         return await self.write(factory.dismiss(UNKNOWN_UID, *msg_ids, msg_id=msg_id))
 
@@ -166,8 +181,8 @@ class Client:
         prefix: bool = False,
         *,
         end_time: When = None,
-        skip_msg_ids: Sequence[MsgID] = (),
-        msg_id: MsgID | None = None,
+        skip_msg_ids: Iterable[AnyID] = (),
+        msg_id: AnyID | None = None,
     ) -> MsgID:
         """Dismiss all items of a category, on all devices. With `prefix`: of all categories that
         begin with it. Without `end_time`: all items that exist when the server stores this."""
@@ -188,12 +203,12 @@ class Client:
         body: JSON,
         *,
         expires: When = None,
-        device_id: DeviceID | None = None,
+        device_id: AnyID | None = None,
         this_device: bool = False,
-        msg_id: MsgID | None = None,
+        msg_id: AnyID | None = None,
     ) -> MsgID:
         """Make this the only item of its category: the last write wins."""
-        scope = self._device_id if this_device else device_id
+        scope = self._scope(device_id, this_device)
         return await self.write(
             factory.replace(
                 UNKNOWN_UID, category, body, expires=expires, device_id=scope, msg_id=msg_id
@@ -204,13 +219,22 @@ class Client:
         """Put a message into the outbox. Idempotent: writing the same message again changes
         nothing. Raises Conflict if the outbox has its msg_id with other contents, and
         InvalidMessage or TooLarge if no node can accept it."""
+        message = _admitted(message)
         await self.change(lambda replica, now: replica.write(message, now), [message])
         return message.msg_id
 
-    async def hide(self, msg_id: MsgID) -> None:
+    def _scope(self, device_id: AnyID | None, this_device: bool) -> AnyID | None:
+        if not arguments.flag("this_device", this_device):
+            return device_id
+        if device_id is not None:
+            raise InvalidMessage("give `device_id` or `this_device`, not both", field="device_id")
+        return self._device_id
+
+    async def hide(self, msg_id: AnyID) -> None:
         """Hide an item on this device only. Idempotent. The hidden id is forgotten once the item
         no longer exists."""
-        await self.change(lambda replica, now: replica.hide(msg_id))
+        id_ = arguments.known_id("msg_id", msg_id, MAX_MSG_ID)
+        await self.change(lambda replica, now: replica.hide(id_))
 
     async def out_of_band(self, system: System, body: JSON = None) -> None:
         """Send an out-of-band message to the devices that are connected now: at once, and at most
@@ -220,9 +244,10 @@ class Client:
         message = factory.out_of_band(self._replica.uid or UNKNOWN_UID, system, body)
         await self._connection.send_out_of_band(message)
 
-    async def discard(self, *msg_ids: MsgID) -> None:
+    async def discard(self, *msg_ids: AnyID) -> None:
         """Remove rejected messages from `rejected()`. Idempotent."""
-        await self.change(lambda replica, now: replica.discard(msg_ids))
+        ids = arguments.known_ids("msg_ids", msg_ids, MAX_MSG_ID)
+        await self.change(lambda replica, now: replica.discard(ids))
 
     # Reading
 
@@ -230,14 +255,14 @@ class Client:
         """The state visible on this device now, or at a stated time (an offset counts from now).
         Raises HistoryForgotten for a time before `replica.known_since`, usually the last sync."""
         now = self._clock()
-        instant = as_time_or_offset(at)
+        instant = arguments.query_time("at", at)
         if instant is None:
             return self._replica.state(now)
         return self._replica.state_at(instant.after(now))
 
     def count(self, prefix: Category = "") -> int:
         """How many visible items have a category that begins with `prefix`."""
-        return self.state().count(prefix)
+        return self.state().count(arguments.prefix("prefix", prefix, MAX_CATEGORY))
 
     def rejected(self) -> list[WriteRejected]:
         """The messages that the node has rejected: the last 1,000, until they are discarded."""
@@ -404,6 +429,31 @@ class Client:
         """Wake the tasks in `_wait_until`, so that they check their conditions again."""
         self._condition_changed.set()
         self._condition_changed = asyncio.Event()
+
+
+def _check_parts(
+    url: object, token: object, store: object, connect: object, clock: object, jitter: object
+) -> None:
+    """Raise InvalidMessage for a part of the wrong type."""
+    check_type("url", url, str)
+    if not callable(token):
+        arguments.text("token", token, MAX_TOKEN)
+    if store is not None:
+        check_type("store", store, ClientStore)
+    if connect is not None:
+        arguments.function("connect", connect)
+    arguments.function("clock", clock)
+    arguments.function("jitter", jitter)
+
+
+def _admitted(message: object) -> InBandMessage:
+    """The message as a node reads it, which can be read back from the store as well. Raises what
+    the node would reject it with."""
+    if isinstance(message, InBandMessage):
+        read = parse_message(msgspec.json.encode(message))
+        if isinstance(read, InBandMessage):
+            return read
+    raise InvalidMessage("`message` must be an InBandMessage", field="message")
 
 
 def _websocket(url: str) -> Connect:

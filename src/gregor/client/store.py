@@ -6,7 +6,7 @@ records that differ, so that the size of a write does not grow with the state.
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias, TypeVar, runtime_checkable
 
 import msgspec
 from immutables import Map
@@ -14,6 +14,8 @@ from msgspec import Struct
 
 from gregor.client.replica import OutboxEntry, RejectedEntry, Replica
 from gregor.client.store_migrations import changes_to_schema_2
+from gregor.core import arguments
+from gregor.core.admission import check_type
 from gregor.core.facts import DismissedRange, Facts
 from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID
@@ -33,6 +35,7 @@ RecordChanges: TypeAlias = Mapping[Key, bytes | None]
 """Records to put; a record that is None is removed."""
 
 
+@runtime_checkable
 class ClientStore(Protocol):
     """Keeps the records of one device. Opened with `async with`, by one client at a time: opening
     it raises SetupError if another client has it open and could corrupt it."""
@@ -82,6 +85,7 @@ class MemoryStore:
                 self.records[key] = record
 
 
+MAX_PATH = 4096
 SCHEMA_VERSION = 2
 APPLICATION_ID = 0x67726567  # "greg": marks the file as ours, for `file` and other programs
 
@@ -119,7 +123,8 @@ class SQLiteStore:
     opening raises SetupError for a second one."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        check_type("path", path, str, Path)
+        self.path = Path(arguments.text("path", str(path), MAX_PATH))
         self._database = SQLiteDatabase(
             str(self.path), lambda driver: transact(driver, "BEGIN IMMEDIATE", self._prepare)
         )

@@ -32,11 +32,12 @@ def check_text(name: str, value: object, limit: int) -> None:
         raise InvalidMessage(f"`{name}` must not contain the character NUL", field=name)
 
 
-def check_type(name: str, value: object, *types: type | None) -> None:
+def check_type(name: str, value: object, *types: type) -> None:
     """Raise InvalidMessage unless the value is of one of these types. A bool is not an int."""
-    if not (type(value) in types or (value is None and None in types)):
-        expected = " or ".join("None" if t is None else t.__name__ for t in types)
-        raise InvalidMessage(f"`{name}` must be {expected}, not {kind_of(value)}", field=name)
+    if isinstance(value, types) and (type(value) is not bool or bool in types):
+        return
+    expected = " or ".join(type_.__name__ for type_ in types)
+    raise InvalidMessage(f"`{name}` must be {expected}, not {kind_of(value)}", field=name)
 
 
 def check_id(name: str, value: str | None) -> None:

@@ -57,10 +57,20 @@ def known_id(name: str, value: object, limit: int) -> str:
 
 
 def known_ids(name: str, values: object, limit: int) -> tuple[str, ...]:
-    """Ids from an iterable of them. A string is not one: its characters are no ids."""
+    """Ids from an iterable of them."""
+    return tuple(known_id(name, value, limit) for value in many(name, values))
+
+
+def many(name: str, values: object) -> Iterable[object]:
+    """Several values. A string is not that: its characters are no ids."""
     if not isinstance(values, Iterable) or isinstance(values, str | bytes | bytearray | Mapping):
-        raise InvalidMessage(f"`{name}` must be a list of ids, not {kind_of(values)}", field=name)
-    return tuple(known_id(name, value, limit) for value in values)
+        raise InvalidMessage(f"`{name}` must be a list, not {kind_of(values)}", field=name)
+    return values
+
+
+def prefix(name: str, value: object, limit: int) -> str:
+    """Text that others begin with: the empty one, too."""
+    return "" if value == "" else text(name, value, limit)
 
 
 def flag(name: str, value: object) -> bool:
@@ -76,11 +86,9 @@ def function(name: str, value: object) -> None:
 
 
 def positive_number(name: str, value: object, kind: type[float | int]) -> None:
-    """Raise InvalidMessage unless it is a finite number of this kind above zero."""
-    if not isinstance(value, kind | int) or isinstance(value, bool) or not 0 < value < _INFINITY:
-        raise InvalidMessage(
-            f"`{name}` must be a positive {kind.__name__}, not {value!r}", field=name
-        )
+    """Raise InvalidMessage unless it is a number of this kind, above zero and not absurd."""
+    if not isinstance(value, kind | int) or isinstance(value, bool) or not 0 < value < 2**31:
+        raise InvalidMessage(f"`{name}` must be a positive {kind.__name__}", field=name)
 
 
 # Times

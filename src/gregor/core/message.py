@@ -7,6 +7,7 @@ device; only the state machine of record adds to it, with `ctime` and `prev`.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from types import NoneType
 from typing import Annotated, TypeAlias
 from uuid import UUID, uuid4
 
@@ -14,7 +15,14 @@ import msgspec
 from msgspec import Meta, Raw, Struct, field
 
 from gregor.core import arguments
-from gregor.core.admission import check_expiry, check_id, check_text, check_time, check_type
+from gregor.core.admission import (
+    check_expiry,
+    check_id,
+    check_text,
+    check_time,
+    check_type,
+    kind_of,
+)
 from gregor.core.arguments import MAX_DEPTH
 from gregor.core.instant import MAX_TIME, Time, TimeOrOffset
 from gregor.errors import InvalidMessage, TooLarge
@@ -56,7 +64,7 @@ class Creation(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
     def __post_init__(self) -> None:
         check_text("category", self.category, MAX_CATEGORY)
         _check_body(self.raw_body)
-        check_type("expires", self.expires, TimeOrOffset, None)
+        check_type("expires", self.expires, TimeOrOffset, NoneType)
         if self.expires is not None and self.expires.is_negative_offset:
             raise InvalidMessage("an expiry's offset must not be negative", field="expires")
 
@@ -81,7 +89,7 @@ class Range(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
 
     def __post_init__(self) -> None:
         check_text("category", self.category, MAX_CATEGORY)
-        check_type("end_time", self.end_time, TimeOrOffset, None)
+        check_type("end_time", self.end_time, TimeOrOffset, NoneType)
         check_type("prefix", self.prefix, bool)
         check_type("skip_msg_ids", self.skip_msg_ids, tuple)
         for msg_id in self.skip_msg_ids:
@@ -129,8 +137,8 @@ class InBandMessage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
             check_text("device_id", self.device_id, MAX_DEVICE_ID)
         check_type("ctime", self.ctime, int)
         check_type("prev", self.prev, int)
-        check_type("creation", self.creation, Creation, None)
-        check_type("dismissal", self.dismissal, Dismissal, None)
+        check_type("creation", self.creation, Creation, NoneType)
+        check_type("dismissal", self.dismissal, Dismissal, NoneType)
         if self.creation is None and not self.dismissal:
             raise InvalidMessage("an in-band message needs a `creation` or a `dismissal`, or both")
 
@@ -290,6 +298,13 @@ def _own_id(msg_id: AnyID | None) -> MsgID:
 
 
 # Parsing messages
+
+
+def as_message(name: str, value: object) -> Message:
+    """The value, which is a message. Raises InvalidMessage if it is none."""
+    if isinstance(value, InBandMessage | OutOfBandMessage):
+        return value
+    raise InvalidMessage(f"`{name}` must be a message, not {kind_of(value)}", field=name)
 
 
 def parse_message(

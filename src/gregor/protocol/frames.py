@@ -25,6 +25,7 @@ from gregor.errors import Action, GregorError, Malformed
 from gregor.interfaces import Duplicate, Outcome, Rejected, Relayed, Stored
 
 PROTOCOL = 2
+MAX_TOKEN = 8192
 MAX_FRAME = 1024 * 1024
 PAGE_BYTES = 256 * 1024
 PAGE_ENTRIES = 500
@@ -47,7 +48,7 @@ class _StrictFrame(Frame, frozen=True, forbid_unknown_fields=True):
 class Hello(_StrictFrame, frozen=True, tag="hello", kw_only=True):
     """The first frame of every conversation: the device's token, id and cursor."""
 
-    token: Annotated[str, Meta(max_length=8192)]
+    token: Annotated[str, Meta(max_length=MAX_TOKEN)]
     device_id: Annotated[str, Meta(min_length=1, max_length=128)]
     cursor: Cursor = 0
     protocol: int
