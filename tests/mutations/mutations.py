@@ -17,6 +17,7 @@ POSTGRESQL = "tests/conformance/test_postgresql.py::"
 SERVER_SESSION = "tests/protocol/test_server_session.py::"
 CLIENT_SESSION = "tests/protocol/test_client_session.py::"
 BROADCASTER = "tests/consumers/test_broadcaster.py::"
+STORE = "tests/client/test_store.py::"
 REPLICA = "tests/client/test_replica.py::"
 PUBSUB_FAULTS = "tests/pubsub/test_faults.py::"
 PUBSUB_REDIS = "tests/pubsub/test_remote.py::TestRedis::"
@@ -236,6 +237,20 @@ MUTATIONS = [
         " and (type(value) is not bool or bool in types)",
         "",
         ARGUMENTS + "test_message_made_of_wrong_parts_is_refused_by_name",
+    ),
+    Mutation(
+        "one record that cannot be read makes a device's store unusable",
+        "client/client.py",
+        "aside = set_aside(records)",
+        "aside: dict[Key, bytes] = {}",
+        STORE + "test_record_that_cannot_be_read_costs_only_itself",
+    ),
+    Mutation(
+        "a record that is set aside is dropped",
+        "client/store.py",
+        'changes |= {(kind, name): None, (_ASIDE, f"{kind}/{name}"): record}',
+        "changes |= {(kind, name): None}",
+        STORE + "test_record_that_cannot_be_read_costs_only_itself",
     ),
     # The core
     Mutation(

@@ -6,9 +6,10 @@ to subscribers only after it is saved.
 """
 
 import asyncio
+import logging
 import random
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple, Self
 
@@ -17,7 +18,17 @@ import msgspec
 from gregor.client.connection import Connect, Connection, Operation, Token
 from gregor.client.events import Event, Subscription, WriteRejected
 from gregor.client.replica import Replica, events_between, new_rejections
-from gregor.client.store import ClientStore, MemoryStore, changed_records, load_replica
+from gregor.client.store import (
+    DEVICE_KEY,
+    ClientStore,
+    Key,
+    MemoryStore,
+    Records,
+    changed_records,
+    load_replica,
+    records_aside,
+    set_aside,
+)
 from gregor.clock import now
 from gregor.core import arguments
 from gregor.core import message as factory
@@ -41,7 +52,10 @@ from gregor.core.message import (
 )
 from gregor.core.state import Item, State
 from gregor.errors import GregorError, InvalidMessage, StorageUnavailable, Unavailable
+from gregor.log_event import LogEvent
 from gregor.protocol.frames import MAX_TOKEN
+
+log = logging.getLogger("gregor.client")
 
 UNKNOWN_UID: UID = "self"
 """The uid in messages that are written before a node has reported the device's real uid."""
@@ -93,6 +107,7 @@ class Client:
         self._clock = clock
         self._connection = Connection(self, connect or _websocket(url), token, jitter)
         self._replica = Replica(self._device_id)
+        self._set_aside: Mapping[Key, bytes] = {}
         self._visible: dict[MsgID, Item] = {}
         self._pending_changes: list[_Change] = []
         self._change_queued = asyncio.Event()
@@ -115,17 +130,29 @@ class Client:
         return self
 
     async def _restore(self) -> None:
-        records = await self._store.load()
+        records = await self._load_records()
         replica = load_replica(records, self._device_id)
         if self._uid is not None:
             replica = replica.owned_by(self._uid)
         changes = changed_records(
-            load_replica(records, self._device_id) if records else None, replica
+            load_replica(records, self._device_id) if DEVICE_KEY in records else None, replica
         )
         if changes:
             await self._store.save(changes)
         self._replica = replica.derived()
         self._refresh_visible()
+
+    async def _load_records(self) -> Records:
+        """The records of the store, after those that cannot be read have been set aside."""
+        records = await self._store.load()
+        aside = set_aside(records)
+        if aside:
+            await self._store.save(aside)
+            records = await self._store.load()
+        self._set_aside = records_aside(records)
+        for kind, name in self._set_aside:
+            log.error(LogEvent("a record cannot be read, and is set aside", kind=kind, name=name))
+        return records
 
     async def __aexit__(self, kind: type[BaseException] | None, *exc_info: Any) -> None:
         """Save the pending changes, then close. Unsent messages stay in the store."""
@@ -285,6 +312,12 @@ class Client:
     def outbox(self) -> int:
         """How many written messages no node has acknowledged yet."""
         return len(self._replica.unsent())
+
+    @property
+    def set_aside(self) -> Mapping[Key, bytes]:
+        """Records of the store that could not be read, by kind and name. They are kept in the
+        store as they are, and have no effect; each is in the log when the client opens."""
+        return self._set_aside
 
     @property
     def online(self) -> bool:

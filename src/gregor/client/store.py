@@ -20,7 +20,7 @@ from gregor.core.facts import DismissedRange, Facts
 from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID
 from gregor.core.state import Item
-from gregor.errors import SetupError
+from gregor.errors import GregorError, SetupError
 from gregor.stores.sql.database import DatabaseConnection, StorageBroken
 from gregor.stores.sql.sqlite import SQLiteDatabase, transact
 from gregor.stores.sql.statements import BulkStatement, Statement, no_row
@@ -96,6 +96,12 @@ class _Record(NamedTuple):
     json: str
 
 
+class _StoredRecord(NamedTuple):
+    kind: str
+    name: str
+    json: bytes
+
+
 class _Key(NamedTuple):
     kind: str
     name: str
@@ -109,7 +115,10 @@ _UPSERT = BulkStatement(
 _DELETE = BulkStatement(
     "DELETE FROM records WHERE (kind, name) IN (SELECT kind, name FROM input)", _Key, no_row
 )
-_SELECT_ALL = Statement("SELECT kind, name, json FROM records", _Record._make)
+# As bytes, so that a record that is not valid text costs only itself.
+_SELECT_ALL = Statement(
+    "SELECT kind, name, CAST(json AS BLOB) AS json FROM records", _StoredRecord._make
+)
 _CREATE_TABLE = """
 CREATE TABLE records (
     kind TEXT NOT NULL, name TEXT NOT NULL, json TEXT NOT NULL, PRIMARY KEY (kind, name)
@@ -152,7 +161,7 @@ class SQLiteStore:
         return self._read_records(connection)
 
     def _read_records(self, connection: DatabaseConnection) -> Records:
-        return {(r.kind, r.name): r.json.encode() for r in connection.execute(_SELECT_ALL)}
+        return {(r.kind, r.name): r.json for r in connection.execute(_SELECT_ALL)}
 
     def _prepare(self, connection: DatabaseConnection) -> None:
         if not connection.execute_sql("SELECT 1 FROM sqlite_schema LIMIT 1"):
@@ -180,7 +189,9 @@ def _save(connection: DatabaseConnection, changes: RecordChanges) -> None:
     put = [(key, record) for key, record in changes.items() if record is not None]
     removed = [key for key, record in changes.items() if record is None]
     if put:
-        connection.execute_rows(_UPSERT, [_Record(*key, record.decode()) for key, record in put])
+        # Only a record that is set aside can be invalid text.
+        texts = [_Record(*key, record.decode(errors="backslashreplace")) for key, record in put]
+        connection.execute_rows(_UPSERT, texts)
     if removed:
         connection.execute_rows(_DELETE, [_Key(*key) for key in removed])
 
@@ -196,18 +207,59 @@ class _DeviceRecord(Struct, frozen=True):
     cursor: Time
 
 
-_DEVICE_KEY: Key = ("device", "")
+DEVICE_KEY: Key = ("device", "")
+_TYPES: Mapping[str, Any] = {
+    "device": _DeviceRecord,
+    "item": Item,
+    "dismissed_id": int,
+    "range": DismissedRange,
+    "outbox": OutboxEntry,
+    "hidden": bool,
+    "rejected": RejectedEntry,
+}
+"""What each kind of record is decoded as."""
+
+_ASIDE = "set_aside"
+_UNREADABLE = (msgspec.MsgspecError, GregorError, UnicodeError, RecursionError)
+
+
+def set_aside(records: Records) -> RecordChanges:
+    """The changes that set aside the records that cannot be read: they are kept, under another
+    kind, and the others can be loaded without them."""
+    changes: dict[Key, bytes | None] = {}
+    for (kind, name), record in records.items():
+        if kind in _TYPES and not _is_readable(kind, record):
+            changes |= {(kind, name): None, (_ASIDE, f"{kind}/{name}"): record}
+    return changes
+
+
+def records_aside(records: Records) -> dict[Key, bytes]:
+    """The records that have been set aside, by their former keys."""
+    return {
+        (former_kind, former_name): record
+        for (kind, name), record in records.items()
+        if kind == _ASIDE
+        for former_kind, _, former_name in [name.partition("/")]
+    }
+
+
+def _is_readable(kind: str, record: bytes) -> bool:
+    try:
+        msgspec.json.decode(record)  # with the bodies, which the next line leaves undecoded
+        msgspec.json.decode(record, type=_TYPES[kind])
+    except _UNREADABLE:
+        return False
+    return True
 
 
 def load_replica(records: Records, device_id: DeviceID) -> Replica:
-    """The saved replica, without its derived fields; a new one if there are no records. Raises
-    SetupError if the records are damaged or belong to another device."""
-    if _DEVICE_KEY not in records:
-        return Replica(device_id)
+    """The saved replica, without its derived fields; a new one if there are no records. Without
+    the record of the device itself, its cursor is 0, so the first sync is a snapshot. Raises
+    SetupError if a record cannot be read, or if they belong to another device."""
     try:
-        device = msgspec.json.decode(records[_DEVICE_KEY], type=_DeviceRecord)
+        device = _device_record(records, device_id)
         replica = _replica_from(records, device)
-    except (msgspec.MsgspecError, UnicodeError) as error:
+    except _UNREADABLE as error:
         raise SetupError(f"the client's store is damaged ({error}); use a new one") from error
     if device.device_id != device_id:
         raise SetupError(
@@ -215,6 +267,12 @@ def load_replica(records: Records, device_id: DeviceID) -> Replica:
             " use one store per device"
         )
     return replica
+
+
+def _device_record(records: Records, device_id: DeviceID) -> _DeviceRecord:
+    if DEVICE_KEY not in records:
+        return _DeviceRecord(device_id, None, 0)
+    return msgspec.json.decode(records[DEVICE_KEY], type=_DeviceRecord)
 
 
 def _replica_from(records: Records, device: _DeviceRecord) -> Replica:

@@ -1,6 +1,7 @@
 """Migrations of a device's store: they convert its records to the next schema."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 import msgspec
 from msgspec import Raw, Struct
@@ -49,14 +50,16 @@ class _RejectedEntry(Struct):
 
 
 def changes_to_schema_2(records: Mapping[tuple[str, str], bytes]) -> dict[tuple[str, str], bytes]:
-    """The records of schema 1 to save again for schema 2, which renames some of their fields."""
+    """The records of schema 1 to save again for schema 2, which renames some of their fields. One
+    that cannot be read stays as it is, and is set aside when the records are loaded."""
     changed: dict[tuple[str, str], bytes] = {}
     for (kind, name), record in records.items():
-        match kind:
-            case "outbox":
-                changed[kind, name] = _outbox_entry(record)
-            case "rejected":
-                changed[kind, name] = _rejected_entry(record)
+        with suppress(msgspec.MsgspecError, UnicodeError, RecursionError):
+            match kind:
+                case "outbox":
+                    changed[kind, name] = _outbox_entry(record)
+                case "rejected":
+                    changed[kind, name] = _rejected_entry(record)
     return changed
 
 
