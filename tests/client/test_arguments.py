@@ -152,7 +152,7 @@ VALID: dict[str, Any] = {
 }
 
 
-class Call(NamedTuple):
+class PublicCall(NamedTuple):
     """A public function, method or class, and one of its parameters."""
 
     name: str
@@ -200,10 +200,10 @@ def methods(class_: type) -> Iterator[tuple[str, Callable[..., Any]]]:
             yield name, method
 
 
-def calls(name: str, function: Callable[..., Any]) -> Iterator[Call]:
+def calls(name: str, function: Callable[..., Any]) -> Iterator[PublicCall]:
     for parameter in inspect.signature(function).parameters.values():
         if parameter.name != "self":
-            yield Call(name, parameter)
+            yield PublicCall(name, parameter)
 
 
 ALL_CALLS = [
@@ -222,7 +222,7 @@ def no_request(request: httpx.Request) -> httpx.Response:
     raise AssertionError(f"{request.url} was asked")
 
 
-async def perform(call: Call, value: Any) -> None:
+async def perform(call: PublicCall, value: Any) -> None:
     """Make the call with the value; nothing must leave this process."""
     owner, _, method = call.name.partition(".")
     if not method:
@@ -243,7 +243,7 @@ async def perform(call: Call, value: Any) -> None:
                 await _perform_method(async_producer, method, call, value)
 
 
-async def _perform_method(target: object, method: str, call: Call, value: Any) -> None:
+async def _perform_method(target: object, method: str, call: PublicCall, value: Any) -> None:
     function = getattr(target, method)
     positional, named = call.arguments(function, value)
     result = function(*positional, **named)
@@ -252,7 +252,7 @@ async def _perform_method(target: object, method: str, call: Call, value: Any) -
 
 
 @pytest.mark.parametrize("call", ALL_CALLS, ids=lambda call: f"{call.name}-{call.parameter.name}")
-def test_wrong_type_of_each_public_parameter_is_refused_by_name(call: Call) -> None:
+def test_wrong_type_of_each_public_parameter_is_refused_by_name(call: PublicCall) -> None:
     refused = 0
     for label, (value, _) in WRONG.items():
         if call.takes(label) or (call.parameter.default is None and value is None):
@@ -262,7 +262,7 @@ def test_wrong_type_of_each_public_parameter_is_refused_by_name(call: Call) -> N
     assert refused > 5
 
 
-def error_of(call: Call, value: object) -> str | None:
+def error_of(call: PublicCall, value: object) -> str | None:
     """The parameter that the refusal names; "taken" if the value is not refused."""
     try:
         asyncio.run(perform(call, value))

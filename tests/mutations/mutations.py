@@ -252,6 +252,34 @@ MUTATIONS = [
         "changes |= {(kind, name): None}",
         STORE + "test_record_that_cannot_be_read_costs_only_itself",
     ),
+    Mutation(
+        "a device's dismissal of a category takes what the device has not been told",
+        "client/replica.py",
+        "return self.write(msgspec.structs.replace(message, dismissal=seen), now)",
+        "return self.write(message, now)",
+        REPLICA + "test_law_category_dismissal_on_a_device_takes_what_it_showed_and_nothing_else",
+    ),
+    Mutation(
+        "a device's dismissal of a category spares its own items beyond the cursor",
+        "client/replica.py",
+        "if item.ctime > self.cursor and dismisses(dismissal, item)",
+        "if item.ctime < self.cursor and dismisses(dismissal, item)",
+        REPLICA + "test_law_category_dismissal_on_a_device_takes_what_it_showed_and_nothing_else",
+    ),
+    Mutation(
+        "hiding an item that has not arrived is forgotten",
+        "client/replica.py",
+        "return self._with(awaited=awaited, last_number=number)",
+        "return self",
+        REPLICA + "test_item_that_is_hidden_before_it_arrives_is_never_shown",
+    ),
+    Mutation(
+        "an id that cannot be read back is hidden",
+        "client/client.py",
+        'id_ = arguments.known_id("msg_id", msg_id, MAX_MSG_ID)',
+        "id_ = str(msg_id)",
+        STORE + "test_law_whatever_is_accepted_is_read_back",
+    ),
     # The core
     Mutation(
         "the tombstone of an item that has not arrived is dropped",

@@ -212,17 +212,21 @@ class Client:
         msg_id: AnyID | None = None,
     ) -> MsgID:
         """Dismiss all items of a category, on all devices. With `prefix`: of all categories that
-        begin with it. Without `end_time`: all items that exist when the server stores this."""
-        return await self.write(
-            factory.dismiss_category(
-                UNKNOWN_UID,
-                category,
-                prefix=prefix,
-                end_time=end_time,
-                skip_msg_ids=skip_msg_ids,
-                msg_id=msg_id,
-            )
+        begin with it. Without `end_time`: all items that this device shows now or has shown, and
+        none that it has not yet been told of. With `end_time="0s"`: all that exist when the server
+        stores this."""
+        message = factory.dismiss_category(
+            UNKNOWN_UID,
+            category,
+            prefix=prefix,
+            end_time=end_time,
+            skip_msg_ids=skip_msg_ids,
+            msg_id=msg_id,
         )
+        if end_time is not None:
+            return await self.write(message)
+        await self.change(lambda replica, now: replica.dismiss_category(message, now), [message])
+        return message.msg_id
 
     async def replace(
         self,
@@ -258,8 +262,9 @@ class Client:
         return self._device_id
 
     async def hide(self, msg_id: AnyID) -> None:
-        """Hide an item on this device only. Idempotent. The hidden id is forgotten once the item
-        no longer exists."""
+        """Hide an item on this device only. Idempotent. An item that has not arrived yet is hidden
+        when it comes: the last 1,000 such ids are kept. The hidden id is forgotten once the item no
+        longer exists."""
         id_ = arguments.known_id("msg_id", msg_id, MAX_MSG_ID)
         await self.change(lambda replica, now: replica.hide(id_))
 

@@ -1,6 +1,6 @@
 """A device's replica: the facts received from the server, and the outbox of unsent messages.
 
-    shown = facts + outbox applied on top          visible = shown − hidden − expired
+    shown = facts + outbox applied on top          visible = shown − hidden − awaited − expired
 
 A replica is an immutable value, like its facts: each operation returns a new replica, and gets the
 time as an argument.
@@ -24,9 +24,10 @@ from immutables import Map
 from msgspec import Struct
 
 from gregor.client.events import Created, Dismissed, Event, Why, WriteRejected
+from gregor.core.admission import EARLIEST_TIME
 from gregor.core.facts import Facts, dismissed_ranges
-from gregor.core.instant import SECOND, Time
-from gregor.core.message import UID, DeviceID, InBandMessage, MsgID
+from gregor.core.instant import SECOND, Time, TimeOrOffset
+from gregor.core.message import UID, DeviceID, Dismissal, InBandMessage, MsgID
 from gregor.core.state import Item, State
 from gregor.core.sync import Snapshot
 from gregor.errors import (
@@ -40,6 +41,7 @@ from gregor.protocol.frames import MAX_FRAME, Problem, Result, encoded_size
 
 MAX_DISMISSED = 1_000  # dead items that are kept, in addition to the number of live ones
 MAX_REJECTED = 1_000
+MAX_AWAITED = 1_000
 EXPIRY_GRACE = 60 * SECOND  # an expired item is kept longer than the nodes' clocks can differ
 
 
@@ -65,8 +67,9 @@ class RejectedEntry(Struct, frozen=True):
 class Replica(Struct, frozen=True):
     """One device's replica of its user's state, with the outbox of the device.
 
-    `uid` is None until a node has reported it. The facts are complete from `known_since` on.
-    `shown`, and `latest_ctime` in it, are derived from the other fields.
+    `awaited` are hidden ids whose items have not arrived, each with its number in the order of
+    hiding. `uid` is None until a node has reported it. The facts are complete from `known_since`
+    on. `shown`, and `latest_ctime` in it, are derived from the other fields.
     """
 
     device_id: DeviceID
@@ -76,6 +79,7 @@ class Replica(Struct, frozen=True):
     facts: Facts = Facts()
     outbox: Map[MsgID, OutboxEntry] = Map()
     hidden: Map[MsgID, bool] = Map()
+    awaited: Map[MsgID, int] = Map()
     rejected: Map[MsgID, RejectedEntry] = Map()
     last_number: int = 0
     shown: Facts = Facts()
@@ -97,11 +101,44 @@ class Replica(Struct, frozen=True):
         outbox = self.outbox.set(message.msg_id, entry)
         return self._with(outbox=outbox, last_number=number)._show_unsent(entry)
 
-    def hide(self, msg_id: MsgID) -> Self:
-        """Hide this item on this device. Idempotent; an unknown id is ignored."""
-        if msg_id not in self.shown.items:
+    def dismiss_category(self, message: InBandMessage, now: Time) -> Self:
+        """Write the dismissal of a category without an end. It takes what the person has seen on
+        this device: what the node has told it, and by id what the device shows beyond that. What
+        has arrived elsewhere meanwhile stays. Idempotent, as `write` is."""
+        known = self.outbox.get(message.msg_id)
+        if known is not None and _without_ends(known.message) == message.dismissal:
             return self
-        return self._with(hidden=self.hidden.set(msg_id, True))
+        seen = self._seen(message.dismissal or Dismissal(), now)
+        return self.write(msgspec.structs.replace(message, dismissal=seen), now)
+
+    def _seen(self, dismissal: Dismissal, now: Time) -> Dismissal:
+        """The dismissal with the ends of its ranges at the cursor, and the ids of later items."""
+        end = TimeOrOffset(time=self.cursor or EARLIEST_TIME)
+        beyond = [
+            item.msg_id
+            for item in self.state(now)
+            if item.ctime > self.cursor and dismisses(dismissal, item)
+        ]
+        ranges = (msgspec.structs.replace(r, end_time=end) for r in dismissal.ranges)
+        return Dismissal((*dismissal.msg_ids, *beyond), tuple(ranges))
+
+    def hide(self, msg_id: MsgID) -> Self:
+        """Hide this item on this device. Idempotent. The id of an item that has not arrived is
+        kept until the item comes; of more than 1,000 such ids, the oldest are forgotten."""
+        if self._has_come(msg_id):
+            return self._with(hidden=self.hidden.set(msg_id, True))
+        if msg_id in self.awaited:
+            return self
+        number = self.last_number + 1
+        awaited = self.awaited.set(msg_id, number)
+        if len(awaited) > MAX_AWAITED:
+            awaited = awaited.delete(min(awaited, key=awaited.__getitem__))
+        return self._with(awaited=awaited, last_number=number)
+
+    def _has_come(self, msg_id: MsgID) -> bool:
+        """Whether the item exists here. `shown` does not decide: a dismissal in the outbox may
+        still be rejected."""
+        return msg_id in self.facts.items or msg_id in self.outbox
 
     def discard(self, msg_ids: Iterable[MsgID]) -> Self:
         """Forget rejected messages. Idempotent."""
@@ -198,7 +235,7 @@ class Replica(Struct, frozen=True):
     def visible(self, now: Time) -> dict[MsgID, Item]:
         """The items visible on this device now."""
         visible = self.shown.visible(self.device_id, now)
-        return {item.msg_id: item for item in visible if item.msg_id not in self.hidden}
+        return {item.msg_id: item for item in visible if not self._is_hidden(item)}
 
     def state(self, now: Time) -> State:
         return State.of(self.visible(now).values(), now)
@@ -212,7 +249,10 @@ class Replica(Struct, frozen=True):
                 " ask the server"
             )
         state = self.shown.state_at(self.device_id, at)
-        return State.of((item for item in state if item.msg_id not in self.hidden), at)
+        return State.of((item for item in state if not self._is_hidden(item)), at)
+
+    def _is_hidden(self, item: Item) -> bool:
+        return item.msg_id in self.hidden or item.msg_id in self.awaited
 
     # Derived fields
 
@@ -230,13 +270,14 @@ class Replica(Struct, frozen=True):
         for entry in _in_order(outbox):
             if not (entry.message.stamped or entry.echoed):
                 derived = derived._show_unsent(entry)
-        # `shown` does not decide: a dismissal in the outbox may still be rejected.
-        obsolete = [
-            id_
-            for id_ in derived.hidden
-            if id_ not in derived.facts.items and id_ not in derived.outbox
-        ]
-        return derived._with(hidden=_without(derived.hidden, obsolete))
+        return derived._hide_arrived()
+
+    def _hide_arrived(self) -> Self:
+        """Hide the awaited items that have come, and forget the hidden ones that are gone."""
+        gone = [id_ for id_ in self.hidden if not self._has_come(id_)]
+        come = [id_ for id_ in self.awaited if id_ in self.facts.items]
+        hidden = _without(self.hidden, gone).update(dict.fromkeys(come, True))
+        return self._with(hidden=hidden, awaited=_without(self.awaited, come))
 
     def _show_unsent(self, entry: OutboxEntry) -> Self:
         """Show an unsent message as if the node stored it next."""
@@ -276,20 +317,23 @@ def events_between(
 def _why(item: Item, now: Time, messages: Sequence[InBandMessage]) -> Why:
     if item.expired(now):
         return "expired"
-    if any(message.creation and _dismisses(message, item) for message in messages):
+    # The item is known to be dismissed, so its ctime is not compared with the ends of ranges.
+    if any(m.creation and m.dismissal and dismisses(m.dismissal, item) for m in messages):
         return "replaced"
     return "dismissed"
 
 
-def _dismisses(message: InBandMessage, item: Item) -> bool:
-    """Whether the message names this item, or has a range that matches it. The item is known to
-    be dismissed, so its ctime is not compared with the range's end."""
-    if message.dismissal is None:
-        return False
-    return item.msg_id in message.dismissal.msg_ids or any(
-        range_.matches(item.msg_id, item.category)
-        for range_ in dismissed_ranges(message.dismissal, message.ctime)
+def dismisses(dismissal: Dismissal, item: Item) -> bool:
+    """Whether it names this item, or has a range that matches it, whatever the range's end."""
+    return item.msg_id in dismissal.msg_ids or any(
+        range_.matches(item.msg_id, item.category) for range_ in dismissed_ranges(dismissal, 0)
     )
+
+
+def _without_ends(message: InBandMessage) -> Dismissal:
+    """The dismissal of a category as it was meant, before the replica said what was seen."""
+    ranges = message.dismissal.ranges if message.dismissal is not None else ()
+    return Dismissal(ranges=tuple(msgspec.structs.replace(r, end_time=None) for r in ranges))
 
 
 def _require_sendable(message: InBandMessage) -> None:

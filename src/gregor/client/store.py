@@ -215,6 +215,7 @@ _TYPES: Mapping[str, Any] = {
     "range": DismissedRange,
     "outbox": OutboxEntry,
     "hidden": bool,
+    "awaited": int,
     "rejected": RejectedEntry,
 }
 """What each kind of record is decoded as."""
@@ -279,6 +280,8 @@ def _replica_from(records: Records, device: _DeviceRecord) -> Replica:
     ranges = Map(_decode(records, "range", DismissedRange))
     outbox = Map(_decode(records, "outbox", OutboxEntry))
     rejected = Map(_decode(records, "rejected", RejectedEntry))
+    awaited = Map(_decode(records, "awaited", int))
+    numbers = [entry.number for entry in (*outbox.values(), *rejected.values())]
     facts = Facts(
         items=Map(_decode(records, "item", Item)),
         tombstones=Map(_decode(records, "dismissed_id", int)),
@@ -293,8 +296,9 @@ def _replica_from(records: Records, device: _DeviceRecord) -> Replica:
         facts,
         outbox,
         Map(_decode(records, "hidden", bool)),
+        awaited,
         rejected,
-        max((entry.number for entry in (*outbox.values(), *rejected.values())), default=0),
+        max([0, *numbers, *awaited.values()]),
     )
 
 
@@ -324,6 +328,7 @@ def _values_by_kind(replica: Replica) -> Iterator[tuple[str, Mapping[str, object
     yield "range", {msgspec.json.encode(range_).decode(): range_ for range_ in kept.ranges}
     yield "outbox", replica.outbox
     yield "hidden", replica.hidden
+    yield "awaited", replica.awaited
     yield "rejected", replica.rejected
 
 
