@@ -347,7 +347,7 @@ class SimulatedDevice:
         ):
             case "create":
                 expires = (
-                    timedelta(seconds=simulation.rng.randrange(60))
+                    timedelta(seconds=simulation.rng.randrange(1, 60))
                     if simulation.chance(0.3)
                     else None
                 )
