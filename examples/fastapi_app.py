@@ -2,7 +2,7 @@
 device of the customer receives them through Gregor.
 
     pip install 'gregor-sync[server]' fastapi
-    uvicorn examples.fastapi_app:app --no-access-log --timeout-graceful-shutdown 10
+    uvicorn examples.fastapi_app:app --no-access-log
 
     curl -X POST 'http://127.0.0.1:8000/orders?customer=alice&item=umbrella'
     curl http://127.0.0.1:8000/gregor/v1/users/alice/state

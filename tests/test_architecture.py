@@ -74,7 +74,7 @@ PURE_IMPORTS = {
         ),
         *("immutables", "msgspec"),
     },
-    "protocol": {"collections.abc", "enum", "typing", "msgspec"},
+    "protocol": {"collections.abc", "enum", "re", "typing", "msgspec"},
 }
 
 MODULES = sorted(path for path in ROOT.rglob("*.py"))

@@ -20,6 +20,10 @@ with required_extra("server"):
     )
 
 
+# Longer than clients keep an idle connection, so that none sends on one that is being closed.
+KEEP_ALIVE_SECONDS = 75
+
+
 class Auth(StrEnum):
     """How callers are authenticated."""
 
@@ -86,6 +90,7 @@ class Settings(BaseSettings):
     jwt_secret: SecretStr | None = None
     sweep_seconds: Annotated[float, Field(gt=0)] = 5.0
     drain_seconds: Annotated[float, Field(ge=0)] = 5.0
+    keep_alive_seconds: Annotated[int, Field(ge=1)] = KEEP_ALIVE_SECONDS
     log_format: Literal["console", "json"] = "console"
     url: str = "http://127.0.0.1:9911"
     token: SecretStr | None = None

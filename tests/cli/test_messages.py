@@ -43,13 +43,47 @@ def test_json_option_prints_json(gregor: Shell) -> None:
 
 @pytest.mark.parametrize(
     ("typed", "body"),
-    [('{"a": 1}', {"a": 1}), ("17", 17), ("true", True), ("plain words", "plain words")],
+    [
+        *(('{"a": 1}', {"a": 1}), ("17", 17), ("true", True), ("plain words", "plain words")),
+        *(("3 new, 1.2.3", "3 new, 1.2.3"), ("[urgent] call", "[urgent] call"), ("", "")),
+    ],
 )
 def test_body_that_is_not_json_is_text(gregor: Shell, typed: str, body: object) -> None:
     uid = f"body-{typed}"
     gregor("send", uid, "note", typed)
     (item,) = gregor("state", uid, "--json").json["items"]
     assert item["body"] == body
+
+
+LIKE_JSON = ["{bad}", "{'a': 1}", "[1,]", '"open', "[bad]", "NaN", "-Infinity", "007", ".5"]
+
+
+@pytest.mark.parametrize("typed", [*LIKE_JSON, '"\\ud83d"', "[" * 2000 + "]" * 2000])
+def test_body_that_only_looks_like_json_is_refused(gregor: Shell, typed: str) -> None:
+    result = gregor("send", "refused", "note", "--", typed)
+    assert result.status == 2
+    assert "--text" in result.err
+    assert gregor("count", "refused").out == "0\n"
+
+
+@pytest.mark.parametrize("typed", [*LIKE_JSON, '{"a": 1}', "17"])
+def test_body_is_text_with_the_option_text(gregor: Shell, typed: str) -> None:
+    uid = f"text-{typed}"
+    gregor("send", uid, "note", "--text", "--", typed)
+    (item,) = gregor("state", uid, "--json").json["items"]
+    assert item["body"] == typed
+
+
+def test_body_is_stored_as_it_was_typed_and_shown_on_one_line(gregor: Shell) -> None:
+    typed = '{\n  "a":\t[1.10, 2e0,\r\n 12345678901234567890123]\n}\n'
+    gregor("send", "jon", "note", "-", stdin=typed)
+    for command in ("state", "log"):
+        (line,) = gregor(command, "jon", "--json").out.splitlines()
+        assert '{"a":[1.10,2e0,12345678901234567890123]}' in line
+    with gregor.running("watch", "jon", "--json", stdout=subprocess.PIPE) as watching:
+        assert watching.stdout is not None
+        created = first_json(watching.stdout, event="created")
+        assert created["item"]["body"]["a"][2] == 12345678901234567890123
 
 
 def test_body_dash_reads_stdin(gregor: Shell) -> None:
@@ -115,6 +149,17 @@ def test_control_characters_of_a_sender_are_not_printed(gregor: Shell) -> None:
         ("dismiss", "ann"),
         ("dismiss", "ann", "m1", "--prefix"),
         ("send", "ann", "note", "1", "--expires", "soon"),
+        ("send", "ann", "note", "1", "--msg-id", ""),
+        ("send", "ann", "note", "1", "--device", ""),
+        ("send", "ann", "note", "1", "--expires", ""),
+        ("send", "ann", "typing", "1", "--out-of-band", "--msg-id", ""),
+        ("send", "ann", "note", "1", "--msg-id", "a", "--msg-id", "b"),
+        ("dismiss", "ann", "m1", "--msg-id", ""),
+        ("dismiss", "ann", "m1", "--until", ""),
+        ("state", "ann", "--prefix", "a", "--prefix", "b"),
+        ("state", "ann", "--device", ""),
+        ("watch", "ann", "--device", ""),
+        ("--config", "a.toml", "--config", "b.toml", "state", "ann"),
         ("send", "ann", "typing", "1", "--out-of-band", "--replace"),
         ("state", "ann", "--at", "yesterday"),
         ("log", "ann", "--since", "2026-01-01"),

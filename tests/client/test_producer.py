@@ -4,6 +4,8 @@ Each test runs with both producers.
 """
 
 import asyncio
+import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
@@ -13,19 +15,24 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+import uvicorn
 
 from gregor.client import AsyncProducer, Producer
-from gregor.client.calls import UnexpectedAnswer
+from gregor.client.calls import LIMITS, UnexpectedAnswer
+from gregor.client.per_process import PerProcess
+from gregor.config import KEEP_ALIVE_SECONDS
 from gregor.core.instant import TimeOrOffset
 from gregor.core.message import Message, create, out_of_band
 from gregor.errors import (
     Conflict,
     GregorError,
+    InvalidMessage,
     Malformed,
     SetupError,
     Unauthenticated,
     Unavailable,
 )
+from gregor.protocol.answers import MessagesAnswer
 from gregor.protocol.requests import MAX_REQUEST
 from tests.server.harness import serving
 
@@ -97,10 +104,13 @@ def stored(request: httpx.Request) -> httpx.Response:
         ids = [(uid, body["message"]["msg_id"]) for uid in body["uids"]]
     else:
         ids = [(m["uid"], m.get("msg_id")) for m in body.get("messages", [body])]
-    results = [
-        {"uid": uid, "msg_id": msg_id, "ctime": 7, "status": "stored"} for uid, msg_id in ids
-    ]
-    return httpx.Response(200, json={"results": results})
+    return httpx.Response(200, json={"results": [result(uid, msg_id) for uid, msg_id in ids]})
+
+
+def result(uid: str, msg_id: str | None) -> dict[str, Any]:
+    if msg_id is None:
+        return {"status": "relayed", "uid": uid}
+    return {"status": "stored", "uid": uid, "msg_id": msg_id, "ctime": 7}
 
 
 def problem(status: int, code: str, action: str = "stop", **headers: str) -> httpx.Response:
@@ -154,8 +164,15 @@ async def test_dismiss_and_replace_methods_send_their_dismissals(kind: str) -> N
         httpx.Response(502, text="<html>bad gateway</html>"),
         httpx.ConnectError("refused"),
         httpx.ReadTimeout("no answer"),
+        httpx.Response(200, text="<html>welcome</html>"),
+        httpx.Response(200, content=b'{"results": [{"status": "sto'),
+        httpx.Response(200, content=b"\xff" * 10),
+        httpx.Response(200, content=b"[" * 100_000),
     ],
-    ids=["unavailable", "bad-gateway", "connection-refused", "read-timeout"],
+    ids=[
+        *("unavailable", "bad-gateway", "connection-refused", "read-timeout"),
+        *("not-json", "cut-off", "not-utf8", "nested"),
+    ],
 )
 async def test_temporary_failure_is_retried_with_same_msg_id(
     kind: str,
@@ -190,10 +207,9 @@ async def test_last_error_is_raised_after_six_attempts(kind: str) -> None:
         (problem(400, "malformed"), Malformed),
         (rejected("conflict"), Conflict),
         (httpx.Response(404, text="not here"), UnexpectedAnswer),
-        (httpx.Response(200, text="<html>welcome</html>"), UnexpectedAnswer),
         (problem(499, "of-a-later-version"), GregorError),
     ],
-    ids=["unauthenticated", "malformed", "conflict", "not-found", "not-json", "unknown-code"],
+    ids=["unauthenticated", "malformed", "conflict", "not-found", "unknown-code"],
 )
 async def test_permanent_error_is_raised_without_retry(
     kind: str, answer: httpx.Response, error: type[GregorError]
@@ -270,7 +286,171 @@ async def test_url_that_is_not_of_a_server_is_refused(kind: str) -> None:
                 pass
 
 
+STORED = {"status": "stored", "uid": "alice", "msg_id": "m", "ctime": 7}
+OTHER_ANSWERS: dict[str, list[dict[str, Any]]] = {
+    "of another user": [{**STORED, "uid": "bob"}],
+    "of another message": [{**STORED, "msg_id": "n"}],
+    "without ids": [{"status": "stored"}],
+    "without a ctime": [{"status": "stored", "uid": "alice", "msg_id": "m"}],
+    "of an out-of-band message": [{"status": "relayed", "uid": "alice"}],
+    "rejection of another message": [
+        {
+            "status": "rejected",
+            "uid": "bob",
+            "error": {"code": "x", "message": "", "action": "stop"},
+        }
+    ],
+    "rejection without an error": [{"status": "rejected", "uid": "alice", "msg_id": "m"}],
+    "none": [],
+    "of two messages": [STORED, STORED],
+}
+
+
+@pytest.mark.parametrize("other", OTHER_ANSWERS)
+async def test_answer_to_another_request_is_retried(kind: str, other: str) -> None:
+    server = FakeServer(httpx.Response(200, json={"results": OTHER_ANSWERS[other]}))
+    async with server.producer(kind) as producer:
+        found = await producer.create("alice", "mail", msg_id="m")
+    assert (found.uid, found.msg_id, found.status) == ("alice", "m", "stored")
+    assert len(server.requests) == 2
+
+
+async def test_answers_in_another_order_are_never_returned(kind: str) -> None:
+    results = [result(uid, "m") for uid in ("bob", "alice")]
+    server = FakeServer(*[httpx.Response(200, json={"results": results})] * 20)
+    async with server.producer(kind) as producer:
+        with pytest.raises(Unavailable):
+            await producer.send_to(["alice", "bob"], create("ignored", "news", msg_id="m"))
+        with pytest.raises(Unavailable):
+            await producer.send([create(uid, "a", msg_id="m") for uid in ("alice", "bob")])
+    assert len(server.requests) > 6
+
+
+async def test_wrong_answer_to_an_out_of_band_message_is_not_retried(kind: str) -> None:
+    server = FakeServer(httpx.Response(200, json={"results": [{"status": "relayed", "uid": "x"}]}))
+    async with server.producer(kind) as producer:
+        with pytest.raises(Unavailable):
+            await producer.out_of_band("alice", "typing")
+    assert len(server.requests) == 1
+
+
+# Processes, threads and event loops
+
+
+async def test_forked_processes_get_their_own_answers() -> None:
+    """As of `gunicorn --preload` and Celery: the producer was used before the fork."""
+    async with serving() as served:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", FORKING, str(served.http.base_url)),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, errors = await process.communicate()
+        assert process.returncode == 0, errors.decode()
+        counts = (await served.http.get("/v1/users/parent/count")).json()["counts"]
+        assert counts == {"": 51}
+        for child in range(4):
+            answer = await served.http.get(f"/v1/users/child {child}/count")
+            assert answer.json()["counts"] == {"": 50}
+
+
+FORKING = """
+import asyncio, os, sys
+from gregor.client import AsyncProducer, Producer
+
+producer = Producer(sys.argv[1])
+for_children = AsyncProducer(sys.argv[1])
+asyncio.run(for_children.count("parent"))
+
+def use(uid, number):
+    for n in range(number):
+        result = producer.create(uid, "mail", n, msg_id=f"m{n}")
+        assert (result.uid, result.msg_id, result.status) == (uid, f"m{n}", "stored"), result
+
+async def use_async(uid):
+    assert list((await for_children.count(uid)).counts) == [""]
+
+producer.create("parent", "mail", "first", msg_id="first")
+children = []
+for child in range(4):
+    pid = os.fork()
+    if pid == 0:
+        use(f"child {child}", 50)
+        asyncio.run(use_async(f"child {child}"))
+        producer.close()
+        os._exit(0)
+    children.append(pid)
+use("parent", 50)
+assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
+producer.close()
+"""
+
+
+async def test_threads_get_their_own_answers() -> None:
+    async with serving() as served:
+        with Producer(str(served.http.base_url)) as producer:
+
+            def use(thread: int) -> None:
+                for n in range(30):
+                    found = producer.create(f"u{thread}", "mail", n, msg_id=f"m{n}")
+                    assert (found.uid, found.msg_id) == (f"u{thread}", f"m{n}")
+                    messages = producer.messages(f"u{thread}").messages
+                    assert {message.uid for message in messages} == {f"u{thread}"}
+
+            await asyncio.gather(*(asyncio.to_thread(use, thread) for thread in range(8)))
+
+
+def test_producer_in_another_event_loop_raises_at_once() -> None:
+    server = FakeServer()
+    producer = AsyncProducer("http://gregor", transport=httpx.MockTransport(server))
+    asyncio.run(producer.create("alice", "mail"))
+    with pytest.raises(RuntimeError, match="another event loop"):
+        asyncio.run(producer.create("alice", "mail"))
+    with pytest.raises(RuntimeError, match="another event loop"):
+        asyncio.run(producer.close())
+    assert len(server.requests) == 1
+
+
+def test_own_transport_is_not_used_after_a_fork() -> None:
+    pid = os.getpid()
+    per_process = PerProcess(object, may_be_made_again=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: pid + 1)
+        assert per_process.made() is None
+        with pytest.raises(SetupError):
+            per_process.get()
+
+
+def test_idle_connections_are_given_up_before_servers_close_them() -> None:
+    """The default of uvicorn, under which a host may run the server, is the shortest."""
+    assert LIMITS.keepalive_expiry is not None
+    assert LIMITS.keepalive_expiry <= uvicorn.Config("app").timeout_keep_alive - 1
+    assert uvicorn.Config("app").timeout_keep_alive < KEEP_ALIVE_SECONDS
+
+
 # Reading
+
+
+async def test_answer_about_another_user_is_retried(kind: str) -> None:
+    of_another = create("bob", "mail", msg_id="m").stamp(7, 0)
+    server = FakeServer(
+        httpx.Response(200, content=msgspec.json.encode(MessagesAnswer((of_another,), 7))),
+        httpx.Response(200, content=msgspec.json.encode(MessagesAnswer((), 7))),
+        httpx.Response(200, json={"counts": {"": 3}, "as_of": 7}),
+        httpx.Response(200, json={"counts": {"mail": 1}, "as_of": 7}),
+    )
+    async with server.producer(kind) as producer:
+        assert (await producer.messages("alice")).messages == ()
+        assert (await producer.count("alice", "mail")).counts == {"mail": 1}
+    assert len(server.delays) == 2
+
+
+async def test_empty_device_id_is_not_all_devices(kind: str) -> None:
+    async with (
+        serving() as served,
+        producer_for(kind, str(served.http.base_url)) as producer,
+    ):
+        with pytest.raises(InvalidMessage):
+            await producer.count("alice", device_id="")
 
 
 async def test_state_count_and_messages_are_those_of_the_server(kind: str) -> None:

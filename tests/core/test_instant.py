@@ -107,3 +107,19 @@ def test_offset_counts_from_its_base_and_is_capped_at_max_time() -> None:
     assert TimeOrOffset(offset=-3).after(10) == 7
     assert TimeOrOffset(time=3).after(10) == 3
     assert TimeOrOffset(offset=MAX_TIME).after(10) == MAX_TIME
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("9" * 400 + "s", "1" * 300 + "w", "9" * 5000, "9" * 5000 + "us", "9" * 40 + "d1us"),
+        *("P" + "9" * 400 + "D", "P999999999D", "-P999999999DT999999H", "PT" + "9" * 300 + "S"),
+        *("0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "9" * 400 + "-01-01"),
+        *("\N{ARABIC-INDIC DIGIT ONE}", "\N{ARABIC-INDIC DIGIT ONE}s", "\N{SUPERSCRIPT TWO}"),
+    ],
+)
+def test_absurd_times_and_offsets_are_refused(text: str) -> None:
+    for parse in (parse_time_or_offset, to_time, to_microseconds):
+        with pytest.raises(ValueError, match=r"time|offset|duration") as refused:
+            parse(text)
+        assert len(str(refused.value)) < 200

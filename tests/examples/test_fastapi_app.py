@@ -5,33 +5,50 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import pytest
 
 from tests.server.harness import RawDevice, http_client
 
 ROOT = Path(__file__).parents[2]
+UVICORN = ("uvicorn", "examples.fastapi_app:app", "--no-access-log")
+
+
+class Shop(NamedTuple):
+    process: Process
+    port: int
+
+
+def command(*arguments: str) -> Sequence[str]:
+    """Runs a module of this Python."""
+    return (sys.executable, "-m", *arguments)
 
 
 @asynccontextmanager
-async def running_shop(directory: Path) -> AsyncIterator[int]:
-    """Run uvicorn with the example, and yield its port."""
+async def running_shop(directory: Path) -> AsyncIterator[Shop]:
+    """Run uvicorn with the example."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "uvicorn", "examples.fastapi_app:app"),
-            *("--fd", str(listener.fileno()), "--timeout-graceful-shutdown", "10"),
+            *command(*UVICORN, "--fd", str(listener.fileno())),
             cwd=ROOT,
             env={**os.environ, "GREGOR_STORE": f"sqlite:///{directory}/shop.db"},
             pass_fds=[listener.fileno()],
             stderr=asyncio.subprocess.PIPE,
         )
         try:
-            yield listener.getsockname()[1]  # the backlog holds connections until uvicorn is ready
+            # The backlog holds connections until uvicorn is ready.
+            yield Shop(process, listener.getsockname()[1])
         finally:
-            process.terminate()
+            if process.returncode is None:
+                process.terminate()
             _, log = await process.communicate()
             # After its shutdown uvicorn sends the signal to itself.
             assert process.returncode == -signal.SIGTERM, log.decode()
@@ -39,8 +56,8 @@ async def running_shop(directory: Path) -> AsyncIterator[int]:
 
 
 async def test_device_receives_messages_of_the_app_through_the_mount(tmp_path: Path) -> None:
-    async with running_shop(tmp_path) as port, http_client(port) as http:
-        url = f"ws://127.0.0.1:{port}/gregor/v1/connect"
+    async with running_shop(tmp_path) as shop, http_client(shop.port) as http:
+        url = f"ws://127.0.0.1:{shop.port}/gregor/v1/connect"
         async with asyncio.timeout(30), await RawDevice.connect(url) as device:
             await device.send("hello", token="alice", device_id="phone", protocol=2)
             await device.receive_type("sync")
@@ -54,8 +71,106 @@ async def test_device_receives_messages_of_the_app_through_the_mount(tmp_path: P
 
 
 async def test_order_is_stored_across_a_restart(tmp_path: Path) -> None:
-    async with running_shop(tmp_path) as port, http_client(port) as http:
+    async with running_shop(tmp_path) as shop, http_client(shop.port) as http:
         await http.post("/orders", params={"customer": "alice", "item": "umbrella"}, timeout=30)
-    async with running_shop(tmp_path) as port, http_client(port) as http:
+    async with running_shop(tmp_path) as shop, http_client(shop.port) as http:
         answer = await http.get("/gregor/v1/users/alice/count", timeout=30)
         assert answer.json()["counts"] == {"": 1}
+
+
+# Stopping, under each server that docs/operations.md names, with the settings that it names
+
+
+class HostServer(NamedTuple):
+    """`sends_goaway`: whether it leaves connections open while the shop drains."""
+
+    command: Sequence[str]
+    drain_seconds: str = "5"
+    sends_goaway: bool = True
+
+
+HOSTS = {
+    "uvicorn": HostServer((*UVICORN, "--port", "PORT")),
+    "uvicorn --reload": HostServer((*UVICORN, "--port", "PORT", "--reload")),
+    "uvicorn --workers": HostServer((*UVICORN, "--port", "PORT", "--workers", "1")),
+    "hypercorn": HostServer(
+        ("hypercorn", UVICORN[1], "--bind", "127.0.0.1:PORT", "--workers", "0"), drain_seconds="1"
+    ),
+    "granian": HostServer(
+        ("granian", "--interface", "asgi", UVICORN[1], "--port", "PORT"),
+        drain_seconds="0",
+        sends_goaway=False,
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HOSTS)
+async def test_host_that_is_stopped_sends_its_devices_away_and_ends(
+    tmp_path: Path, name: str
+) -> None:
+    async with hosted(HOSTS[name], tmp_path) as shop, http_client(shop.port) as http:
+        device = await RawDevice.connect(f"ws://127.0.0.1:{shop.port}/gregor/v1/connect")
+        await device.send("hello", token="alice", device_id="phone", protocol=2)
+        await device.receive_type("sync")
+        async with http.stream("GET", "/gregor/v1/users/alice/events") as response:
+            lines = response.aiter_lines()
+            await read_until(lines, "event: sync")
+            shop.process.terminate()
+            if HOSTS[name].sends_goaway:
+                async with asyncio.timeout(15):
+                    await read_until(lines, "event: goaway")
+                    await device.receive_type("goaway")
+            await device.wait_ended()
+        async with asyncio.timeout(15):
+            assert await shop.process.wait() in (0, -signal.SIGTERM)
+
+
+@asynccontextmanager
+async def hosted(host: HostServer, directory: Path) -> AsyncIterator[Shop]:
+    """The shop under this server, when it answers. Nothing of it is left afterwards."""
+    port = free_port()
+    process = await asyncio.create_subprocess_exec(
+        *command(*(part.replace("PORT", str(port)) for part in host.command)),
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "GREGOR_STORE": f"sqlite:///{directory}/shop.db",
+            "GREGOR_DRAIN_SECONDS": host.drain_seconds,
+        },
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        await answering(port)
+        yield Shop(process, port)
+    finally:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+
+
+async def answering(port: int) -> None:
+    async with asyncio.timeout(30), http_client(port) as http:
+        while True:
+            try:
+                await http.get("/gregor/healthz")
+            except httpx.TransportError:
+                await asyncio.sleep(0.05)
+            else:
+                return
+
+
+async def read_until(lines: AsyncIterator[str], expected: str) -> None:
+    async for line in lines:
+        if line == expected:
+            return
+    raise AssertionError(f"the stream ended before {expected}")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port

@@ -20,6 +20,7 @@ from gregor.shards.shard_map import establish
 from gregor.stores.sql.database import Database
 from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.store_url import database_at, databases_at
+from tests.fleet import skewed_node
 from tests.fleet.proxy import Proxy
 from tests.fleet.servers import NATS, ManagedServer, PostgreSQL, Redis
 
@@ -42,13 +43,12 @@ class NodeProcess(ManagedServer):
 
     def _command(self) -> list[str]:
         listen = f"127.0.0.1:{self.port}"
-        python = [sys.executable, "-m"]
         if self._ahead:
-            module = "tests.fleet.skewed_node"
-            return [*python, module, str(self._ahead), listen, *self.stores, self._pubsub]
+            program = [sys.executable, skewed_node.__file__]
+            return [*program, str(self._ahead), listen, *self.stores, self._pubsub]
         stores = [argument for store in self.stores for argument in ("--store", store)]
         options = ["--listen", listen, *stores, "--pubsub", self._pubsub]
-        return [*python, "gregor.cli", "serve", *options]
+        return [sys.executable, "-m", "gregor.cli", "serve", *options]
 
     async def _is_ready(self) -> bool:
         async with httpx.AsyncClient(trust_env=False) as http:

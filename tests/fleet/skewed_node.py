@@ -1,6 +1,6 @@
 """The entry point of a node process whose clock is ahead by some seconds:
 
-python -m tests.fleet.skewed_node SECONDS HOST:PORT STORE… PUBSUB
+python tests/fleet/skewed_node.py SECONDS HOST:PORT STORE… PUBSUB
 """
 
 import asyncio

@@ -23,6 +23,10 @@ PUBSUB_FAULTS = "tests/pubsub/test_faults.py::"
 PUBSUB_REDIS = "tests/pubsub/test_remote.py::TestRedis::"
 SESSION_PAIR = "tests/protocol/test_session_pair.py::"
 AUTHENTICATOR = "tests/server/test_authenticator.py::"
+ENTRIES = "tests/protocol/test_entries.py::"
+HTTP = "tests/server/test_http.py::"
+SSE = "tests/server/test_sse.py::"
+PRODUCER = "tests/client/test_producer.py::"
 FLEET = "tests/node/test_fleet.py::"
 SHARDED = "tests/shards/test_sharded.py::"
 REBALANCE = "tests/shards/test_rebalance.py::"
@@ -695,6 +699,121 @@ MUTATIONS = [
         "return {**clocks, **await self._ctimes_once(moved)} if moved else clocks",
         "return clocks",
         SHARDED + "test_each_read_method_finds_user_whose_bucket_moved[ctimes]",
+    ),
+    # The edges of HTTP, server-sent events and the producers
+    Mutation(
+        "a consume with a message that is not JSON is malformed",
+        "protocol/frames.py",
+        'if "messages" not in fields:',
+        "if fields:",
+        ENTRIES + "test_exactly_the_bad_messages_of_a_consume_are_rejected",
+    ),
+    Mutation(
+        "commas and brackets in a string separate entries",
+        "protocol/json_parts.py",
+        r"""_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)'""",
+        """_STRING = rb'"'""",
+        "tests/protocol/test_json_parts.py::test_elements_are_what_stands_between_the_commas",
+    ),
+    Mutation(
+        "an error about a consume has no number",
+        "protocol/server_session.py",
+        'Error.of(error, consume_number(text or ""))',
+        "Error.of(error)",
+        SERVER_SESSION + "test_error_about_a_consume_carries_its_number",
+    ),
+    Mutation(
+        "a forbidden uid forbids all",
+        "protocol/entries.py",
+        'return Rejected(None, Forbidden("this token belongs to another user", field=place))',
+        'raise Forbidden("this token belongs to another user", field=place)',
+        ENTRIES + "test_invalid_or_forbidden_uid_costs_itself",
+    ),
+    Mutation(
+        "a duration of 400 digits overflows",
+        "core/instant.py",
+        "round(min(microseconds, MAX_TIME + 1))",
+        "round(microseconds)",
+        "tests/core/test_instant.py::test_absurd_times_and_offsets_are_refused",
+    ),
+    Mutation(
+        "a single message in conflict is answered with 200",
+        "server/http.py",
+        "    if isinstance(outcome, Rejected):\n        raise outcome.error\n",
+        "",
+        HTTP + "test_repeated_message_is_duplicate_and_other_contents_are_conflict",
+    ),
+    Mutation(
+        "of a parameter that is given twice, the last one counts",
+        "server/http.py",
+        "if times > 1 and name not in repeatable:",
+        "if times < 1:",
+        HTTP + "test_parameter_that_is_repeated_or_not_utf8_or_unknown_is_rejected_and_named",
+    ),
+    Mutation(
+        "bytes in a URL that are not UTF-8 are replaced",
+        "server/http.py",
+        '_check_utf8("uid", unquote_to_bytes(request.scope.get("raw_path") or b""))',
+        "pass",
+        HTTP + "test_invalid_uid_in_url_is_rejected",
+    ),
+    Mutation(
+        "an event has the line breaks of a body",
+        "server/sse.py",
+        "json_line(send.text)",
+        "send.text",
+        SSE + "test_body_with_line_breaks_between_its_tokens_is_one_line",
+    ),
+    Mutation(
+        "an id that is no cursor ends an event stream",
+        "server/sse.py",
+        "return int(last) if _is_cursor(last) else 0",
+        "return int(last)",
+        SSE + "test_strange_or_stale_last_event_id_means_from_the_beginning",
+    ),
+    Mutation(
+        "all browsers come back at once",
+        "server/sse.py",
+        "RECONNECT_MS * (0.5 + jitter() / 2)",
+        "RECONNECT_MS",
+        SSE + "test_stream_begins_with_welcome_and_a_random_time_to_come_back",
+    ),
+    Mutation(
+        "a browser is refused while a server stops",
+        "server/sse.py",
+        "only_event(Error.of(error)) if error.action is Action.RETRY else problem(error)",
+        "problem(error)",
+        SSE + "test_stream_that_cannot_begin_now_is_an_event_that_says_when_to_come_back",
+    ),
+    Mutation(
+        "HTTP/1.0 gets chunks",
+        "server/http10.py",
+        'if self.scope["http_version"] == "1.0"',
+        'if self.scope["http_version"] == "0.9"',
+        SSE + "test_http_1_0_gets_no_chunks",
+    ),
+    Mutation(
+        "forked processes share their connections",
+        "client/per_process.py",
+        """        owned = self._owned
+        if owned.pid != os.getpid():""",
+        """        owned = self._owned
+        if owned.pid == 0:""",
+        PRODUCER + "test_forked_processes_get_their_own_answers",
+    ),
+    Mutation(
+        "an answer to another request is returned",
+        "client/calls.py",
+        "    _require(all(map(_is_result_of, sent, answer.results)))\n",
+        "",
+        PRODUCER + "test_answer_to_another_request_is_retried",
+    ),
+    Mutation(
+        "a producer waits forever in another event loop",
+        "client/producer.py",
+        "if self._loop is not loop:",
+        "if loop is None:",
+        PRODUCER + "test_producer_in_another_event_loop_raises_at_once",
     ),
     # The authenticator
     Mutation(

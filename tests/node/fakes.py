@@ -11,7 +11,7 @@ from gregor.interfaces import Caller, Outcome, Slot
 from gregor.node.node import Node
 from gregor.node.observer import Observer
 from gregor.protocol.publication import Publication
-from gregor.protocol.server_session import ServerSession
+from gregor.protocol.server_session import CatchUp, ServerSession
 from gregor.pubsub.interface import Event
 from gregor.pubsub.memory import Exchange, MemoryPubSub
 from gregor.stores.memory import MemoryStateMachine
@@ -38,8 +38,9 @@ class FakeListener:
 async def sync_device(node: Node, uid: UID = "u") -> None:
     """A device of the user syncs from the store, which gives the user's feed a position."""
     session = ServerSession()
-    session.resume(uid, "d", 0)
-    session.next()
+    session.resume(uid, "d", 0, now=0)
+    while not isinstance(session.next(), CatchUp):
+        pass
     await node.catch_up(session, 0)
 
 

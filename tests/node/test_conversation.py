@@ -81,9 +81,9 @@ async def test_device_that_says_hello_is_welcomed_and_synced() -> None:
 async def test_resumed_conversation_needs_no_hello_and_has_no_time_limit_for_it() -> None:
     async with talk(ADMITTED) as t:
         await asyncio.sleep(100)
-        assert t.channel.types == ["sync"]
+        assert t.channel.types == ["welcome", "sync"]
         await t.inject()
-        assert t.channel.types == ["sync", "messages"]
+        assert t.channel.types == ["welcome", "sync", "messages"]
 
 
 @on_virtual_time
@@ -146,7 +146,7 @@ async def test_messages_go_directly_to_a_socket_that_is_ready() -> None:
         t.channel.socket.ready = False
         await t.inject()
         assert len(t.channel.socket.written) == 1
-        assert t.channel.types == ["sync", "messages"]
+        assert t.channel.types == ["welcome", "sync", "messages"]
         assert t.host.counts.delivered == 2
 
 
@@ -183,4 +183,4 @@ async def test_snapshot_that_a_device_with_a_state_asks_for_counts_as_a_mismatch
         t.channel.send("verify", cursor=0)
         await settle()
         assert t.host.counts.mismatches == 1
-        assert t.channel.types == ["sync", "messages", "sync"]
+        assert t.channel.types == ["welcome", "sync", "messages", "sync"]

@@ -161,7 +161,7 @@ SECRET = "not a secret, but at least 32 bytes long"
 async def main():
     settings = Settings(store="sqlite:///gregor.db", auth=Auth.JWT, jwt_secret=SECRET)
     with listen("127.0.0.1", 0) as listener:
-        async with Server(settings) as server, asyncio.TaskGroup() as tasks:
+        async with Server.from_settings(settings) as server, asyncio.TaskGroup() as tasks:
             process = Process(server)
             tasks.create_task(process.serve_on(listener))
             async with httpx.AsyncClient() as http:
@@ -172,7 +172,7 @@ async def main():
 asyncio.run(main())
 for given in {"store": "postgresql://x/x"}, {"pubsub": "redis://x"}, {"pubsub": "nats://x"}:
     try:
-        Server(Settings(**{"store": "sqlite://", **given}))
+        Server.from_settings(Settings(**{"store": "sqlite://", **given}))
     except Exception as error:
         print(error)
 """

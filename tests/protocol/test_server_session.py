@@ -482,3 +482,22 @@ def test_messages_with_only_a_dismissal_are_sent() -> None:
     (frame,) = sent_frames(session)
     assert isinstance(frame, Messages)
     assert len(frame.messages) == 2
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        '{"type":"consume","n":7,"messages":5}',
+        '{"type":"consume","n":7,"messages":[],"colour":"red"}',
+        '{"type":"consume","n":7,"messages":[NaN],"colour":"red"}',
+        '{"type":"consume","n":7,"messages":[{"uid":"not closed}]}',
+        '{"n":7,"messages":[],"type":"consume"',
+        '{"type":"consume","n":7,"messages":[]}',
+        '{"type":"consume","n":7,"messages":[{}],"messages":[NaN}',
+    ],
+)
+def test_error_about_a_consume_carries_its_number(frame: str) -> None:
+    session = open_session()
+    assert session.receive(frame) is None
+    errors = [e.frame for e in all_effects(session) if isinstance(e, Send)]
+    assert [e.n for e in errors if isinstance(e, Error)] == [7]

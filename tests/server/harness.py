@@ -187,6 +187,11 @@ class RawDevice:
             assert code is not None
             return code
 
+    async def wait_ended(self) -> None:
+        """Wait until the connection has ended, with or without a close code."""
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            await self.connection.wait_closed()
+
     async def assert_usable(self) -> None:
         """Assert that the node still stores a valid message of this device."""
         ack = await self.consume(creation("usable"))

@@ -110,7 +110,9 @@ async def test_device_token_cannot_read_or_write_another_user(jwt_server: Served
     alices = {"Authorization": f"Bearer {token('alice')}"}
     assert problem(await jwt_server.post(to("bob"), token("alice"))) == (403, "forbidden", "uid")
     to_many = {"uids": ["alice", "bob"], "message": creation()}
-    assert problem(await jwt_server.post(to_many, token("alice"))) == (403, "forbidden", "uid")
+    stored, rejected = (await jwt_server.post(to_many, token("alice"))).json()["results"]
+    assert (stored["status"], rejected["status"]) == ("stored", "rejected")
+    assert (rejected["error"]["code"], rejected["error"]["field"]) == ("forbidden", "uids[1]")
     for resource in RESOURCES:
         answer = await jwt_server.http.get(f"/v1/users/bob/{resource}", headers=alices)
         assert problem(answer) == (403, "forbidden", "uid")

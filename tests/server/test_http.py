@@ -13,8 +13,11 @@ from gregor.core.instant import SECOND
 from gregor.core.message import MAX_BODY
 from gregor.core.state import state_hash
 from gregor.protocol.requests import MAX_REQUEST, MAX_USERS
+from tests.protocol.bad_entries import NOT_JSON
 from tests.server.harness import JSON, Served, creation, serving, store_failure, to
 from tests.server.test_websocket import BAD_MESSAGES
+
+RESOURCES = ("state", "count", "messages", "events")
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -65,8 +68,9 @@ async def test_repeated_message_is_duplicate_and_other_contents_are_conflict(
 ) -> None:
     (first,) = (await shared.post(to(uid, msg_id="m"))).json()["results"]
     (repeated,) = (await shared.post(to(uid, msg_id="m"))).json()["results"]
-    (other,) = (await shared.post(to(uid, body=2, msg_id="m"))).json()["results"]
     assert repeated == {**first, "status": "duplicate"}
+    assert problem(await shared.post(to(uid, body=2, msg_id="m"))) == (409, "conflict", "msg_id")
+    (other,) = (await shared.post({"messages": [to(uid, body=2, msg_id="m")]})).json()["results"]
     assert (other["status"], other["error"]["code"]) == ("rejected", "conflict")
 
 
@@ -177,14 +181,49 @@ async def test_message_to_no_or_too_many_users_is_rejected(shared: Served, numbe
     assert problem(response) == (413, "too-large", "uids")
 
 
-async def test_message_to_many_users_rejects_own_uid_and_invalid_uids(
-    shared: Served, uid: str
-) -> None:
+async def test_message_to_many_users_may_not_name_another_user(shared: Served, uid: str) -> None:
     response = await shared.post({"uids": [uid], "message": to("another")})
     assert problem(response) == (422, "invalid", "message.uid")
-    response = await shared.post({"uids": [uid, "é" * 65], "message": creation()})
-    assert problem(response) == (422, "invalid", "uid")
-    assert (await state(shared, uid))["items"] == []
+    response = await shared.post({"uids": [uid, f"{uid} 2"], "message": to(uid)})
+    assert [result["status"] for result in response.json()["results"]] == ["stored"] * 2
+
+
+async def test_invalid_message_to_many_users_is_problem(shared: Served, uid: str) -> None:
+    response = await shared.post({"uids": [uid], "message": {"creation": {"category": "c"}}})
+    assert problem(response) == (422, "invalid", "creation.body")
+
+
+async def test_one_bad_uid_of_ten_thousand_is_rejected_alone(shared: Served) -> None:
+    uids = [f"one bad {n}" for n in range(MAX_USERS - 1)]
+    response = await shared.post({"uids": [*uids, "é" * 100], "message": creation()})
+    *results, bad = response.json()["results"]
+    assert {result["status"] for result in results} == {"stored"}
+    assert (bad["status"], bad["error"]["code"]) == ("rejected", "invalid")
+    assert bad["error"]["field"] == f"uids[{MAX_USERS - 1}]"
+
+
+@pytest.mark.parametrize("defect", NOT_JSON)
+async def test_one_bad_message_of_many_is_rejected_alone(
+    shared: Served, uid: str, defect: str
+) -> None:
+    bad = b'{"uid":"x","creation":{"category":"c","body":' + NOT_JSON[defect] + b"}}"
+    messages = [json.dumps(to(uid)).encode() for _ in range(499)]
+    body = b'{"messages":[' + b",".join([*messages[:250], bad, *messages[250:]]) + b"]}"
+    results = (await shared.http.post("/v1/messages", content=body)).json()["results"]
+    assert [n for n, result in enumerate(results) if result["status"] != "stored"] == [250]
+    assert results[250]["error"]["code"] == "invalid"
+    assert problem(await shared.http.post("/v1/messages", content=bad))[:2] == (422, "invalid")
+
+
+@pytest.mark.parametrize("offset", ["9" * 400 + "s", "P" + "9" * 400 + "D", "9" * 5000, "-P9" * 9])
+async def test_absurd_duration_is_rejected_alone(shared: Served, uid: str, offset: str) -> None:
+    message = to(uid)
+    message["creation"]["expires"] = {"offset": offset}
+    assert problem(await shared.post(message)) == (422, "invalid", "creation.expires")
+    stored, rejected = (await shared.post({"messages": [to(uid), message]})).json()["results"]
+    assert (stored["status"], rejected["error"]["code"]) == ("stored", "invalid")
+    response = await shared.http.get(f"/v1/users/{uid}/state", params={"at": offset})
+    assert problem(response) == (422, "invalid", "at")
 
 
 async def test_out_of_band_message_to_many_users_is_relayed_to_each(
@@ -235,8 +274,6 @@ async def test_drained_server_rejects_messages_and_still_answers_reads() -> None
     async with serving() as served:
         await served.server.drain()
         assert problem(await served.post(to("u"))) == (503, "unavailable", None)
-        events = await served.http.get("/v1/users/u/events")
-        assert problem(events) == (503, "unavailable", None)
         assert (await state(served, "u"))["items"] == []
 
 
@@ -315,6 +352,37 @@ async def test_unknown_parameter_is_rejected_and_named(shared: Served, resource:
     assert problem(response) == (422, "invalid", "colour")
 
 
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/v1/users/u/state?at=-1h&at=0s", "at"),
+        ("/v1/users/u/messages?since=0&since=1", "since"),
+        ("/v1/users/u/events?cursor=0&cursor=1", "cursor"),
+        *((f"/v1/users/u/{name}?device_id=a&device_id=b", "device_id") for name in RESOURCES),
+        *((f"/v1/users/u/{name}?device_id=%ff", "device_id") for name in RESOURCES),
+        ("/v1/users/u/count?prefix=a&prefix=%C3", "prefix"),
+        ("/readyz?excluded=pubsub", "excluded"),
+    ],
+)
+async def test_parameter_that_is_repeated_or_not_utf8_or_unknown_is_rejected_and_named(
+    shared: Served, path: str, field: str
+) -> None:
+    response = await shared.http.get(path)
+    assert problem(response) == (422, "invalid", field)
+
+
+async def test_unknown_parameter_of_post_is_rejected(shared: Served, uid: str) -> None:
+    response = await shared.http.post(f"/v1/messages?uid={uid}", json=to(uid))
+    assert problem(response) == (422, "invalid", "uid")
+
+
+async def test_state_of_several_prefixes_is_that_of_all(shared: Served, uid: str) -> None:
+    await shared.post({"messages": [to(uid, name) for name in ("a.1", "b.1", "a.2", "c.1")]})
+    answer = await state(shared, uid, prefix=["b", "a", "a.1"])
+    assert [item["category"] for item in answer["items"]] == ["a.1", "b.1", "a.2"]
+    assert answer["hash"] == state_hash((i["ctime"], i["msg_id"]) for i in answer["items"])
+
+
 @pytest.mark.parametrize("resource", ["state", "count", "messages", "events"])
 @pytest.mark.parametrize("device_id", ["", "é" * 65, "a\0"])
 async def test_invalid_device_id_is_rejected(shared: Served, resource: str, device_id: str) -> None:
@@ -326,8 +394,9 @@ async def test_invalid_device_id_is_rejected(shared: Served, resource: str, devi
 async def test_invalid_cursor_is_rejected(shared: Served, cursor: str) -> None:
     response = await shared.http.get("/v1/users/u/events", params={"cursor": cursor})
     assert problem(response) == (422, "invalid", "cursor")
-    headers = {b"Last-Event-ID": cursor.encode()}
-    response = await shared.http.get("/v1/users/u/events", headers=headers)
+    headers = {"Last-Event-ID": "0"}
+    url = "/v1/users/u/events"
+    response = await shared.http.get(url, params={"cursor": cursor}, headers=headers)
     assert problem(response) == (422, "invalid", "cursor")
 
 
@@ -368,7 +437,9 @@ async def test_uid_with_special_characters_works_in_url(shared: Served, special_
             assert entry["msg_id"] == "m"
 
 
-@pytest.mark.parametrize("invalid_uid", ["", "%00", "a%00b", quote("é" * 65), "x" * 129])
+@pytest.mark.parametrize(
+    "invalid_uid", ["", "%00", "a%00b", quote("é" * 65), "x" * 129, "%ff", "a%C3", "%ed%a0%80"]
+)
 @pytest.mark.parametrize("resource", ["state", "count", "messages", "events"])
 async def test_invalid_uid_in_url_is_rejected(
     shared: Served, invalid_uid: str, resource: str
@@ -402,3 +473,24 @@ async def test_unsupported_method_answers_405_with_allowed_methods(
 
 async def test_front_page_lists_endpoints(shared: Served) -> None:
     assert "/v1/messages" in (await shared.http.get("/")).text
+
+
+@pytest.mark.parametrize("seconds", [1, 1_767_225_600, 1_767_225_600_000])
+async def test_query_for_seconds_or_milliseconds_is_refused_with_a_hint(
+    shared: Served, seconds: int
+) -> None:
+    for path in (f"u/state?at={seconds}", f"u/messages?since={seconds}"):
+        answer = await shared.http.get(f"/v1/users/{path}")
+        assert answer.status_code == 422
+        assert "microseconds" in answer.json()["detail"]
+    assert (await shared.http.get("/v1/users/u/messages?since=0")).status_code == 200
+
+
+async def test_dots_are_no_ids_in_any_place_of_a_request(shared: Served) -> None:
+    for fields in ({"uid": ".."}, {"uid": "u", "msg_id": "."}, {"uid": "u", "device_id": ".."}):
+        message = {**fields, "creation": {"category": "c", "body": 1}}
+        answer = await shared.http.post("/v1/messages", json=message)
+        assert (answer.status_code, answer.json()["field"]) == (422, list(fields)[-1])
+    message = {"msg_id": "m", "creation": {"category": "c", "body": 1}}
+    answer = await shared.http.post("/v1/messages", json={"uids": ["a", ".."], "message": message})
+    assert [result["status"] for result in answer.json()["results"]] == ["stored", "rejected"]

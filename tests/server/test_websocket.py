@@ -10,6 +10,7 @@ from websockets.exceptions import ConnectionClosed
 
 from gregor.core.message import MAX_BODY, MAX_MESSAGE
 from gregor.protocol.frames import MAX_FRAME
+from tests.protocol.bad_entries import NOT_JSON
 from tests.server.harness import RawDevice, Served, creation, serving, store_failure, to, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -141,6 +142,21 @@ async def test_consume_accepts_only_1_to_500_messages(
         await device.assert_usable()
         ack = await device.consume(*[creation() for _ in range(500)])
         assert len(ack["results"]) == 500
+
+
+@pytest.mark.parametrize("defect", [name for name in NOT_JSON if "UTF-8" not in name])
+async def test_one_bad_message_of_a_consume_is_rejected_alone(
+    shared: Served, uid: str, defect: str
+) -> None:
+    bad = f'{{"creation":{{"category":"c","body":{NOT_JSON[defect].decode()}}}}}'
+    good = json.dumps(creation())
+    async with await shared.synced(uid) as device:
+        frame = f'{{"type":"consume","n":7,"messages":[{good},{bad},{good}]}}'
+        await device.connection.send(frame)
+        ack = await device.receive_type("ack")
+        assert ack["n"] == 7
+        assert [r["status"] for r in ack["results"]] == ["stored", "rejected", "stored"]
+        await device.assert_usable()
 
 
 async def test_range_may_end_before_the_ctime(shared: Served, uid: str) -> None:

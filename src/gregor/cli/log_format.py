@@ -7,6 +7,7 @@ import msgspec
 
 from gregor.core.instant import SECOND, to_rfc3339
 from gregor.log_event import LogEvent
+from gregor.protocol.json_line import json_line
 
 
 class LineFormatter(logging.Formatter):
@@ -38,7 +39,7 @@ class JSONFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(entry, enc_hook=repr).decode()
+        return json_line(msgspec.json.encode(entry, enc_hook=repr).decode())
 
 
 def _event_and_fields(record: logging.LogRecord) -> dict[str, object]:

@@ -4,6 +4,7 @@ A command is a thin function: it reads its options and calls the package. Module
 import are imported inside the functions, so that `gregor --help` starts fast.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,11 +23,16 @@ from gregor.cli import (
     token,
     watch,
 )
+from gregor.cli.values_once import ValuesOnce, refuse_repeated_values
 from gregor.errors import GregorError
 
 
 class Commands(TyperGroup):
     """The subcommands. An expected error is printed as one line, with exit status 1."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        refuse_repeated_values(self, ctx, args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -100,16 +106,17 @@ def gregor(
 
 SERVER_PANEL, CLIENT_PANEL, DEMO_PANEL = "Server", "Users and devices", "Demo"
 
-app.command(rich_help_panel=SERVER_PANEL)(serve.serve)
-app.command(hidden=True)(serve.worker)
-app.command(rich_help_panel=SERVER_PANEL)(migrate.migrate)
+command = partial(app.command, cls=ValuesOnce)
+command(rich_help_panel=SERVER_PANEL)(serve.serve)
+command(hidden=True)(serve.worker)
+command(rich_help_panel=SERVER_PANEL)(migrate.migrate)
 app.add_typer(shards.app, name="shards", rich_help_panel=SERVER_PANEL)
-app.command(rich_help_panel=SERVER_PANEL)(token.token)
-app.command(rich_help_panel=CLIENT_PANEL)(send.send)
-app.command(rich_help_panel=CLIENT_PANEL)(send.dismiss)
-app.command(rich_help_panel=CLIENT_PANEL)(queries.state)
-app.command(rich_help_panel=CLIENT_PANEL)(queries.count)
-app.command(rich_help_panel=CLIENT_PANEL)(queries.log)
-app.command(rich_help_panel=CLIENT_PANEL)(watch.watch)
-app.command(rich_help_panel=CLIENT_PANEL)(replay.replay)
-app.command(rich_help_panel=DEMO_PANEL)(demo.demo)
+command(rich_help_panel=SERVER_PANEL)(token.token)
+command(rich_help_panel=CLIENT_PANEL)(send.send)
+command(rich_help_panel=CLIENT_PANEL)(send.dismiss)
+command(rich_help_panel=CLIENT_PANEL)(queries.state)
+command(rich_help_panel=CLIENT_PANEL)(queries.count)
+command(rich_help_panel=CLIENT_PANEL)(queries.log)
+command(rich_help_panel=CLIENT_PANEL)(watch.watch)
+command(rich_help_panel=CLIENT_PANEL)(replay.replay)
+command(rich_help_panel=DEMO_PANEL)(demo.demo)

@@ -16,6 +16,15 @@ if TYPE_CHECKING:  # the import takes 0.25 s, too long for `gregor --help`
 QUIET = logging.CRITICAL  # for client commands, which print their own errors
 TIME_HELP = "a time (2026-01-31T12:00:00Z, or microseconds) or an offset from now (-90s, -1h, P1D)"
 
+
+def not_empty(text: str | None) -> str | None:
+    """The value of an option that may be left out, but not be empty: that is often a variable that
+    is not set."""
+    if text == "":
+        raise typer.BadParameter("must not be empty")
+    return text
+
+
 UserID = Annotated[str, typer.Argument(metavar="UID", help="The user.", show_default=False)]
 ServerURL = Annotated[
     str | None,
@@ -50,7 +59,13 @@ Stores = Annotated[
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Device = Annotated[
     str | None,
-    typer.Option("--device", metavar="ID", help="Show what this device sees.", show_default=False),
+    typer.Option(
+        "--device",
+        metavar="ID",
+        callback=not_empty,
+        help="Show what this device sees.",
+        show_default=False,
+    ),
 ]
 Prefix = Annotated[
     str,

@@ -13,6 +13,7 @@ from gregor.core.facts import DismissedRange, dismissed_ranges
 from gregor.core.instant import SECOND, Time, to_rfc3339
 from gregor.core.message import InBandMessage
 from gregor.core.state import Item
+from gregor.protocol.json_line import json_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,7 +41,7 @@ def print_error(message: str) -> None:
 
 def print_json(value: object) -> None:
     """Print one JSON document on one line."""
-    print(msgspec.json.encode(value).decode(), flush=True)
+    print(json_line(msgspec.json.encode(value).decode()), flush=True)
 
 
 def printable(text: str) -> str:

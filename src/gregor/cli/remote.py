@@ -6,7 +6,7 @@ from typing import TypeVar
 import httpx
 
 from gregor.client import AsyncProducer
-from gregor.client.calls import Call, UnexpectedAnswer
+from gregor.client.calls import LIMITS, Call, MismatchedAnswer, UnexpectedAnswer
 from gregor.config import Settings
 from gregor.errors import Action, GregorError, SetupError, Unauthenticated, Unavailable
 
@@ -29,7 +29,7 @@ class CommandProducer(AsyncProducer):
                 token,
                 timeout=REQUEST_TIMEOUT_SECONDS,
                 max_attempts=max_attempts,
-                transport=httpx.AsyncHTTPTransport(trust_env=False),
+                transport=httpx.AsyncHTTPTransport(trust_env=False, limits=LIMITS),
             )
         except SetupError as error:
             example = "use a URL such as http://HOST:9911"
@@ -59,7 +59,7 @@ def _with_options(error: GregorError, url: str) -> GregorError:
             )
         case httpx.RequestError(), _:
             return Unavailable(f"{url} did not answer: {error.message}; try again")
-        case _, UnexpectedAnswer():
+        case _, UnexpectedAnswer() | MismatchedAnswer():
             return UnexpectedAnswer(f"{url}: {error.message}; check --url")
         case _, Unauthenticated():
             return Unauthenticated(

@@ -1,5 +1,6 @@
 """`gregor send` and `gregor dismiss`: send one message to one user."""
 
+import re
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +23,7 @@ MessageID = Annotated[
     typer.Option(
         "--msg-id",
         metavar="ID",
+        callback=options.not_empty,
         help="Sending is idempotent: a message with the same id is stored once.",
         show_default="a new one",
     ),
@@ -40,7 +42,7 @@ def send(
     body: Annotated[
         str,
         typer.Argument(
-            metavar="BODY", help="JSON, or else plain text; - reads stdin.", show_default=False
+            metavar="BODY", help="JSON, or plain text; - reads stdin.", show_default=False
         ),
     ],
     expires: Annotated[
@@ -54,9 +56,16 @@ def send(
     device: Annotated[
         str | None,
         typer.Option(
-            "--device", metavar="ID", help="Show it on this device only.", show_default=False
+            "--device",
+            metavar="ID",
+            callback=options.not_empty,
+            help="Show it on this device only.",
+            show_default=False,
         ),
     ] = None,
+    text: Annotated[
+        bool, typer.Option("--text", help="BODY is plain text, even if it looks like JSON.")
+    ] = False,
     replace: Annotated[
         bool, typer.Option("--replace", help="Dismiss all other items in the category.")
     ] = False,
@@ -78,10 +87,10 @@ def send(
     [dim]$[/] gregor send alice settings.theme dark --replace
     [dim]$[/] gregor send alice typing '{"room": 7}' --out-of-band
     """
-    content = _body(sys.stdin.read() if body == "-" else body)
+    content = _body(sys.stdin.read() if body == "-" else body, text)
     message: Message
     if out_of_band:
-        if expires or device or replace or msg_id:
+        if replace or (expires, device, msg_id) != (None, None, None):
             raise typer.BadParameter(
                 "--out-of-band cannot be combined with --expires, --device, --replace or --msg-id"
             )
@@ -136,21 +145,40 @@ def dismiss(
     """
     if not (msg_ids or category):
         raise typer.BadParameter("give a MSG_ID or --category")
-    if not category and (prefix or until):
+    if not category and (prefix or until is not None):
         raise typer.BadParameter("--prefix and --until need --category")
     end = options.parse_time(until)
     ranges = tuple(Range(name, end, prefix=prefix) for name in category or ())
     dismissal = Dismissal(tuple(msg_ids or ()), ranges)
-    message = InBandMessage(uid, msg_id or new_msg_id(), dismissal=dismissal)
+    message = InBandMessage(uid, new_msg_id() if msg_id is None else msg_id, dismissal=dismissal)
     _send(options.load_settings(ctx, url=url, token=token), message, json)
 
 
-def _body(text: str) -> messages.JSON:
+# Objects, strings, arrays, numbers, and what other languages write in their place; but not
+# "[urgent] call back", "3 new" or "1.2.3".
+_LIKE_JSON = re.compile(
+    r"""\s*(
+        [{"] | \[\s*[]{"'\d[+-] | \[\s*(true|false|null)\b | \[[\w\s,]*\]\s*$
+        | [+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*$ | [+-]?(NaN|Infinity)\s*$
+    )""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def _body(typed: str, is_text: bool) -> messages.JSON:
+    """The body: JSON as it was typed, or text."""
+    if is_text:
+        return typed.rstrip("\n")
     try:
-        value: messages.JSON = msgspec.json.decode(text)
-        return value
-    except msgspec.DecodeError:
-        return text.rstrip("\n")
+        json = typed.encode()
+        msgspec.json.decode(json)
+        return msgspec.Raw(json.strip())
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        if _LIKE_JSON.match(typed) or isinstance(error, UnicodeError):
+            raise typer.BadParameter(
+                f"BODY looks like JSON, but is not: {error}; with --text it is sent as plain text"
+            ) from error
+        return typed.rstrip("\n")
 
 
 def _send(settings: "Settings", message: Message, json: bool) -> None:
@@ -166,13 +194,14 @@ def _send(settings: "Settings", message: Message, json: bool) -> None:
 
 
 def _result_text(result: "Result") -> str:
+    msg_id = output.printable(result.msg_id or "")
     match result.status:
         case "relayed":
             return "relayed to the devices that are connected now"
         case "duplicate":
-            return f"{result.msg_id} is a duplicate, stored at {to_rfc3339(result.ctime or 0)}"
+            return f"{msg_id} is a duplicate, stored at {to_rfc3339(result.ctime or 0)}"
         case _:
-            return f"{result.msg_id} stored at {to_rfc3339(result.ctime or 0)}"
+            return f"{msg_id} stored at {to_rfc3339(result.ctime or 0)}"
 
 
 class _Rejected(GregorError):

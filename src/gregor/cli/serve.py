@@ -82,6 +82,14 @@ def serve(
             rich_help_panel=DETAILS_PANEL,
         ),
     ] = None,
+    keep_alive_seconds: Annotated[
+        int | None,
+        typer.Option(
+            help="When idle HTTP connections are closed; longer than a load balancer keeps them.",
+            show_default="75",
+            rich_help_panel=DETAILS_PANEL,
+        ),
+    ] = None,
     store_connections: Annotated[
         int | None,
         typer.Option(
@@ -119,6 +127,7 @@ def serve(
         log_format=log_format,
         sweep_seconds=sweep_seconds,
         drain_seconds=drain_seconds,
+        keep_alive_seconds=keep_alive_seconds,
         store_connections=store_connections,
         store_seconds=store_seconds,
     )

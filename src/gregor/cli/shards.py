@@ -9,6 +9,7 @@ import typer
 
 from gregor.cli import options, output
 from gregor.cli.event_loop import run
+from gregor.cli.values_once import ValuesOnce
 from gregor.core.buckets import BUCKETS, Move
 from gregor.errors import SetupError
 
@@ -25,7 +26,7 @@ app = typer.Typer(
 )
 
 
-@app.command()
+@app.command(cls=ValuesOnce)
 def status(ctx: typer.Context, store: options.Stores = None, json: options.JSON = False) -> None:
     """Show what each shard holds.
 
@@ -53,7 +54,7 @@ def status(ctx: typer.Context, store: options.Stores = None, json: options.JSON 
     output.console().print(table)
 
 
-@app.command()
+@app.command(cls=ValuesOnce)
 def plan(
     ctx: typer.Context,
     store: options.Stores = None,
@@ -71,7 +72,7 @@ def plan(
     _print_plan(run(_plan(_sharded_settings(ctx, store), added)), json)
 
 
-@app.command()
+@app.command(cls=ValuesOnce)
 def move(
     ctx: typer.Context,
     store: options.Stores = None,
@@ -119,7 +120,7 @@ def move(
         )
 
 
-@app.command()
+@app.command(cls=ValuesOnce)
 def verify(
     ctx: typer.Context,
     store: options.Stores = None,

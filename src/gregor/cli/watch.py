@@ -12,6 +12,7 @@ import typer
 from gregor.cli import options, output
 from gregor.cli.event_loop import run
 from gregor.core.instant import SECOND
+from gregor.protocol.json_line import json_line
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -31,7 +32,11 @@ def watch(
     device: Annotated[
         str | None,
         typer.Option(
-            "--device", metavar="ID", help="Connect as this device.", show_default="a new one"
+            "--device",
+            metavar="ID",
+            callback=options.not_empty,
+            help="Connect as this device.",
+            show_default="a new one",
         ),
     ] = None,
     prefix: options.Prefix = "",
@@ -143,14 +148,14 @@ def _event_text(event: "Event") -> str:
         case Offline(reason):
             return f"offline: {output.printable(reason)}"
         case WriteRejected(message, problem):
-            return f"rejected {message.msg_id}: {problem.message}"
+            return output.printable(f"rejected {message.msg_id}: {problem.message}")
         case _:
             return _name(event)
 
 
 def _event_json(event: "Event") -> str:
     fields = msgspec.to_builtins(event, builtin_types=(msgspec.Raw,))
-    return msgspec.json.encode({"event": _name(event), **fields}).decode()
+    return json_line(msgspec.json.encode({"event": _name(event), **fields}).decode())
 
 
 def _name(event: "Event") -> str:

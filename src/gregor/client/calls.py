@@ -5,6 +5,7 @@ Pure: a producer takes a Call, makes the requests, and asks `Attempts` after eac
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import Generic, NamedTuple, TypeVar
 from urllib.parse import quote
@@ -21,11 +22,13 @@ from gregor.core.message import (
     MAX_CATEGORY,
     MAX_DEVICE_ID,
     MAX_UID,
+    UID,
     AnyID,
     Category,
     DeviceID,
     InBandMessage,
     Message,
+    MsgID,
     When,
     as_message,
 )
@@ -56,10 +59,20 @@ EMPTY_BATCH_BYTES = len(msgspec.json.encode(BatchRequest(())))
 T = TypeVar("T")
 
 
+# Shorter than servers keep an idle connection (uvicorn: 5 s, `gregor serve`: 75 s), because a
+# request on a connection that is being closed may have been processed or not.
+LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=3.0)
+
+
 class UnexpectedAnswer(GregorError):
     """The answer is not that of a Gregor server. Check the URL."""
 
     code, action = "unexpected", Action.STOP
+
+
+class MismatchedAnswer(Unavailable):
+    """The answer is damaged, or is that to another request, so it is unknown what became of this
+    one. Retry."""
 
 
 class Call(Struct, Generic[T], frozen=True):
@@ -84,16 +97,14 @@ class Call(Struct, Generic[T], frozen=True):
 
 
 def inject(message: Message) -> Call[Results]:
-    as_message("message", message)
-    return _post(msgspec.json.encode(message), isinstance(message, InBandMessage))
+    return _post(msgspec.json.encode(as_message("message", message)), [_sent(message)])
 
 
 def inject_many(messages: Iterable[Message]) -> Iterator[Call[Results]]:
     """As many calls as the messages need, in order."""
     for batch in _batches(arguments.many("messages", messages)):
         contents = BatchRequest(tuple(encoded for _, encoded in batch))
-        idempotent = all(isinstance(message, InBandMessage) for message, _ in batch)
-        yield _post(msgspec.json.encode(contents), idempotent)
+        yield _post(msgspec.json.encode(contents), [_sent(message) for message, _ in batch])
 
 
 def inject_for_many(uids: Iterable[AnyID], message: Message) -> Iterator[Call[Results]]:
@@ -101,10 +112,9 @@ def inject_for_many(uids: Iterable[AnyID], message: Message) -> Iterator[Call[Re
     as_message("message", message)
     remaining = (arguments.identifier("uids", uid, MAX_UID) for uid in arguments.many("uids", uids))
     while batch := tuple(islice(remaining, MAX_USERS)):
-        # The server accepts a uid in the message only if it is the first one of `uids`.
-        addressed = msgspec.structs.replace(message, uid=batch[0])
-        contents = MultiUserRequest(batch, Raw(msgspec.json.encode(addressed)))
-        yield _post(msgspec.json.encode(contents), isinstance(message, InBandMessage))
+        contents = MultiUserRequest(batch, _without_uid(message))
+        sent = _sent(message)
+        yield _post(msgspec.json.encode(contents), [sent._replace(uid=uid) for uid in batch])
 
 
 def only_result(results: Results) -> Result:
@@ -117,8 +127,51 @@ def only_result(results: Results) -> Result:
     return result
 
 
-def _post(content: bytes, idempotent: bool) -> Call[Results]:
-    return Call("POST", "/v1/messages", _results.decode, content=content, idempotent=idempotent)
+class _Sent(NamedTuple):
+    """What the result of a message must name; an out-of-band message has no msg_id."""
+
+    uid: UID
+    msg_id: MsgID | None
+
+
+def _sent(message: Message) -> _Sent:
+    return _Sent(message.uid, message.msg_id if isinstance(message, InBandMessage) else None)
+
+
+def _without_uid(message: Message) -> Raw:
+    fields = msgspec.json.decode(msgspec.json.encode(message), type=dict[str, Raw])
+    del fields["uid"]
+    return Raw(msgspec.json.encode(fields))
+
+
+def _post(content: bytes, sent: Sequence[_Sent]) -> Call[Results]:
+    idempotent = all(message.msg_id is not None for message in sent)
+    read = partial(_read_results, sent)
+    return Call("POST", "/v1/messages", read, content=content, idempotent=idempotent)
+
+
+def _read_results(sent: Sequence[_Sent], content: bytes) -> Results:
+    answer = _results.decode(content)
+    _require(len(answer.results) == len(sent))
+    _require(all(map(_is_result_of, sent, answer.results)))
+    return answer
+
+
+def _is_result_of(sent: _Sent, result: Result) -> bool:
+    match result.status:
+        case "stored" | "duplicate":
+            named = sent.msg_id is not None and result.ctime is not None
+            return named and (result.uid, result.msg_id) == sent
+        case "relayed":
+            return sent.msg_id is None and result.uid == sent.uid
+        case "rejected":  # one that the server could not read has no ids
+            named = result.uid in (sent.uid, None) and result.msg_id in (sent.msg_id, None)
+            return named and result.error is not None
+
+
+def _require(matching: bool) -> None:
+    if not matching:
+        raise MismatchedAnswer("the server's answer is that to another request")
 
 
 def _batches(messages: Iterable[object]) -> Iterator[Sequence[tuple[Message, Raw]]]:
@@ -149,18 +202,36 @@ def state(uid: AnyID, device_id: AnyID | None, at: When, prefix: Category) -> Ca
 
 def count(uid: AnyID, prefixes: Sequence[Category], device_id: AnyID | None) -> Call[CountAnswer]:
     path = _user(uid, "count")
-    given = _given(device_id=_device(device_id), prefix=[_prefix(p, "prefixes") for p in prefixes])
-    return Call("GET", path, _count.decode, given)
+    given = _given(
+        device_id=_device(device_id), prefix=tuple(_prefix(p, "prefixes") for p in prefixes)
+    )
+    return Call("GET", path, partial(_read_count, prefixes or ("",)), given)
 
 
 def messages(uid: AnyID, device_id: AnyID | None, since: When) -> Call[MessagesAnswer]:
     path = _user(uid, "messages")
     given = _given(device_id=_device(device_id), since=_text("since", since))
-    return Call("GET", path, _messages.decode, given)
+    return Call("GET", path, partial(_read_messages, _uid(uid)), given)
+
+
+def _read_count(prefixes: Sequence[Category], content: bytes) -> CountAnswer:
+    answer = _count.decode(content)
+    _require(answer.counts.keys() == set(prefixes))
+    return answer
+
+
+def _read_messages(uid: UID, content: bytes) -> MessagesAnswer:
+    answer = _messages.decode(content)
+    _require(all(message.uid == uid for message in answer.messages))
+    return answer
 
 
 def _user(uid: AnyID, resource: str) -> str:
-    return f"/v1/users/{quote(arguments.identifier('uid', uid, MAX_UID), safe='')}/{resource}"
+    return f"/v1/users/{quote(_uid(uid), safe='')}/{resource}"
+
+
+def _uid(uid: AnyID) -> UID:
+    return arguments.identifier("uid", uid, MAX_UID)
 
 
 def _device(device_id: AnyID | None) -> DeviceID | None:
@@ -172,7 +243,7 @@ def _prefix(prefix: Category, name: str = "prefix") -> Category:
 
 
 def _given(**parameters: str | Sequence[str] | None) -> dict[str, str | Sequence[str]]:
-    return {name: value for name, value in parameters.items() if value}
+    return {name: value for name, value in parameters.items() if value not in (None, ())}
 
 
 def _text(name: str, when: When) -> str | None:
@@ -202,7 +273,7 @@ class FailedAttempt(NamedTuple):
     error: GregorError
     retry_after: float = 0.0
     not_processed: bool = False
-    cause: httpx.RequestError | None = None
+    cause: Exception | None = None
 
 
 class Attempts(Generic[T]):
@@ -250,11 +321,13 @@ def _answer(call: Call[T], response: httpx.Response | httpx.RequestError) -> T |
     return FailedAttempt(error, _retry_after_seconds(response), not_processed)
 
 
-def _read(call: Call[T], response: httpx.Response) -> T:
+def _read(call: Call[T], response: httpx.Response) -> T | FailedAttempt:
     try:
         return call.read(response.content)
-    except (msgspec.MsgspecError, UnicodeError, GregorError) as error:
-        raise UnexpectedAnswer(_not_gregor(response)) from error
+    except MismatchedAnswer as error:
+        return FailedAttempt(error)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, GregorError) as error:
+        return FailedAttempt(MismatchedAnswer(_not_gregor(response)), cause=error)
 
 
 def _error_from(response: httpx.Response) -> GregorError:

@@ -9,13 +9,23 @@ import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from functools import partial
 from types import NoneType
 from typing import Any, Generic, Self, TypeAlias, TypeVar, overload
 
 import httpx
 
 from gregor.client import calls
-from gregor.client.calls import MAX_ATTEMPTS, Attempts, Call, Pause, authorization, server_url
+from gregor.client.calls import (
+    LIMITS,
+    MAX_ATTEMPTS,
+    Attempts,
+    Call,
+    Pause,
+    authorization,
+    server_url,
+)
+from gregor.client.per_process import PerProcess
 from gregor.core import arguments
 from gregor.core import message as factory
 from gregor.core.admission import check_type
@@ -49,8 +59,10 @@ class BaseProducer(ABC, Generic[OneResult, ManyResults, AState, ACount, SomeMess
     429, 500, 502, 503 and 504 are retried with exponential backoff and the server's Retry-After,
     up to `max_attempts` in all; then the last error is raised, which is Unavailable for a
     connection error. A request with out-of-band messages is retried only if the server has not
-    processed it. Other errors are raised at once, as the GregorError that the server names; an
-    answer that is not a Gregor server's is an UnexpectedAnswer. `timeout` is in seconds, for each
+    processed it. An answer that cannot be read, or is not that to the request (its number of
+    results, their uids and msg_ids), is retried like a connection error: what is returned as stored
+    is stored. Other errors are raised at once, as the GregorError that the server names; one that
+    is not a Gregor server's is an UnexpectedAnswer. `timeout` is in seconds, for each
     attempt. A `url` that is not a server's raises SetupError. Arguments are checked when they are
     given: InvalidMessage names the parameter, and nothing is sent.
     """
@@ -179,8 +191,9 @@ class BaseProducer(ABC, Generic[OneResult, ManyResults, AState, ACount, SomeMess
 
 
 class Producer(BaseProducer[Result, list[Result], StateAnswer, CountAnswer, MessagesAnswer]):
-    """Injects messages and reads states, and returns when that is done. Thread-safe. Use it in a
-    `with` block, or `close` it. BaseProducer states the promises."""
+    """Injects messages and reads states, and returns when that is done. Thread-safe. A forked
+    process makes its own connections. Use it in a `with` block, or `close` it. BaseProducer states
+    the promises."""
 
     def __init__(
         self,
@@ -195,12 +208,15 @@ class Producer(BaseProducer[Result, list[Result], StateAnswer, CountAnswer, Mess
     ) -> None:
         _check_parts(timeout, max_attempts, sleep, jitter)
         check_type("transport", transport, httpx.BaseTransport, NoneType)
-        self._http = httpx.Client(
+        connect = partial(
+            httpx.Client,
             base_url=server_url(url),
             headers=authorization(token),
             timeout=timeout,
+            limits=LIMITS,
             transport=transport,
         )
+        self._connections = PerProcess(connect, may_be_made_again=transport is None)
         self._max_attempts = max_attempts
         self._sleep = sleep
         self._jitter = jitter
@@ -212,7 +228,8 @@ class Producer(BaseProducer[Result, list[Result], StateAnswer, CountAnswer, Mess
         self.close()
 
     def close(self) -> None:
-        self._http.close()
+        if (http := self._connections.made()) is not None:
+            http.close()
 
     def send_one(self, message: Message) -> Result:
         return calls.only_result(self.perform(calls.inject(message)))
@@ -236,10 +253,27 @@ class Producer(BaseProducer[Result, list[Result], StateAnswer, CountAnswer, Mess
         return step
 
     def _respond(self, call: Call[Any]) -> httpx.Response | httpx.RequestError:
+        http = self._connections.get()
         try:
-            return self._http.send(call.request(self._http))
+            return http.send(call.request(http))
         except httpx.RequestError as failure:
             return failure
+
+
+class _LoopConnections(httpx.AsyncClient):
+    """Connections that belong to the event loop in which they are first used."""
+
+    _loop: asyncio.AbstractEventLoop | None = None
+
+    def in_this_loop(self) -> Self:
+        """Raises RuntimeError in another event loop, in which it would wait forever."""
+        loop = asyncio.get_running_loop()
+        self._loop = self._loop or loop
+        if self._loop is not loop:
+            raise RuntimeError(
+                "this AsyncProducer is used in another event loop; create one in each event loop"
+            )
+        return self
 
 
 class AsyncProducer(
@@ -251,7 +285,8 @@ class AsyncProducer(
         Awaited[MessagesAnswer],
     ]
 ):
-    """A Producer whose methods are awaited. Use it in an `async with` block, or `close` it.
+    """A Producer whose methods are awaited, all in one event loop: that of the first call; in
+    another one they raise RuntimeError. Use it in an `async with` block, or `close` it.
     BaseProducer states the promises."""
 
     def __init__(
@@ -267,12 +302,15 @@ class AsyncProducer(
     ) -> None:
         _check_parts(timeout, max_attempts, sleep, jitter)
         check_type("transport", transport, httpx.AsyncBaseTransport, NoneType)
-        self._http = httpx.AsyncClient(
+        connect = partial(
+            _LoopConnections,
             base_url=server_url(url),
             headers=authorization(token),
             timeout=timeout,
+            limits=LIMITS,
             transport=transport,
         )
+        self._connections = PerProcess(connect, may_be_made_again=transport is None)
         self._max_attempts = max_attempts
         self._sleep = sleep
         self._jitter = jitter
@@ -284,7 +322,8 @@ class AsyncProducer(
         await self.close()
 
     async def close(self) -> None:
-        await self._http.aclose()
+        if (connections := self._connections.made()) is not None:
+            await connections.in_this_loop().aclose()
 
     async def send_one(self, message: Message) -> Result:
         return calls.only_result(await self.perform(calls.inject(message)))
@@ -310,7 +349,8 @@ class AsyncProducer(
         return step
 
     async def _respond(self, call: Call[Any]) -> httpx.Response | httpx.RequestError:
+        http = self._connections.get().in_this_loop()
         try:
-            return await self._http.send(call.request(self._http))
+            return await http.send(call.request(http))
         except httpx.RequestError as failure:
             return failure

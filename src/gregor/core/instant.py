@@ -27,7 +27,7 @@ _TIMES = (
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _PARTS = re.compile(r"([0-9]+(?:\.[0-9]+)?)(us|ms|s|m|h|d|w)")
-_DIGITS = re.compile(r"[0-9]{1,20}")
+_DIGITS = re.compile(r"[0-9]{1,20}")  # str.isdigit accepts the digits of all scripts
 _DATE = re.compile(r"[0-9]{4}-")
 _UNITS = {
     "us": 1,

@@ -83,8 +83,9 @@ class State(Struct, frozen=True):
         """How many items have a category that begins with `prefix`, byte for byte."""
         return sum(item.category.startswith(prefix) for item in self.items)
 
-    def with_prefix(self, prefix: Category) -> "State":
-        items = tuple(item for item in self.items if item.category.startswith(prefix))
+    def with_prefix(self, *prefixes: Category) -> "State":
+        """Only the items whose category begins with one of these."""
+        items = tuple(item for item in self.items if item.category.startswith(prefixes))
         return State(items, self.as_of)
 
     def __contains__(self, msg_id: object) -> bool:

@@ -173,7 +173,7 @@ class Conversation:
         (uid, expires_at), device_id, cursor = resumption
         self._expire(expires_at)
         await self._attach(uid)
-        self.session.resume(uid, device_id, cursor)
+        self.session.resume(uid, device_id, cursor, self._node.clock())
         self.wake()
 
     async def _attach(self, uid: UID) -> None:

@@ -1,30 +1,68 @@
 """Reads the messages that a caller sends: each is accepted or rejected by itself."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
-from msgspec import Raw
+import msgspec
+from msgspec import DecodeError, Raw
 
+from gregor.core.admission import check_id
 from gregor.core.message import UID, Message, parse_message
-from gregor.errors import Forbidden, InvalidMessage, TooLarge
+from gregor.errors import Forbidden, GregorError, InvalidMessage, TooLarge
 from gregor.interfaces import Rejected
+from gregor.protocol.json_parts import object_members
+
+MayWrite: TypeAlias = Callable[[UID], bool]
+"""Says whether the caller may write for a user."""
+
+_ANY_UID: UID = "any"  # until each of the `uids` takes its place
 
 
 def read_entries(
-    raw: Iterable[Raw], may_write: Callable[[UID], bool], *, uid: UID | None = None
+    raw: Iterable[Raw], may_write: MayWrite, *, uid: UID | None = None
 ) -> list[Message | Rejected]:
-    """The messages in order; in the place of an invalid or forbidden one, its rejection.
-
-    `may_write` says whether the caller may write for a user. `uid` is the default for messages
-    without one.
-    """
+    """The messages in order; in the place of an invalid or forbidden one, its rejection. `uid` is
+    the default for messages without one."""
     return [_read_entry(json, may_write, uid) for json in raw]
 
 
-def _read_entry(json: Raw, may_write: Callable[[UID], bool], uid: UID | None) -> Message | Rejected:
+def _read_entry(json: Raw, may_write: MayWrite, uid: UID | None) -> Message | Rejected:
     try:
         message = parse_message(json, uid=uid)
     except (InvalidMessage, TooLarge) as error:
         return Rejected(None, error)
     if not may_write(message.uid):
         return Rejected(None, Forbidden("this token belongs to another user", field="uid"))
+    return message
+
+
+def read_addressed(json: Raw, uids: Sequence[Raw], may_write: MayWrite) -> list[Message | Rejected]:
+    """One message for each of the users, in order; in the place of an invalid or forbidden uid,
+    its rejection, whose field is that place. Raises InvalidMessage or TooLarge if the message is
+    invalid."""
+    template = parse_message(_without_uid(json, uids[0]), uid=_ANY_UID)
+    return [_address(template, uid, f"uids[{n}]", may_write) for n, uid in enumerate(uids)]
+
+
+def _without_uid(json: Raw, first: Raw) -> Raw:
+    """The message without its uid, which may only be the first one of `uids`."""
+    try:
+        fields = object_members(bytes(json))
+    except DecodeError:
+        return json  # parse_message says what is wrong with it
+    if fields.pop("uid", first) != first:
+        raise InvalidMessage(
+            "leave out the `uid` of the message; `uids` replaces it", field="message.uid"
+        )
+    return Raw(msgspec.json.encode(fields))
+
+
+def _address(template: Message, uid: Raw, place: str, may_write: MayWrite) -> Message | Rejected:
+    try:
+        message = msgspec.structs.replace(template, uid=msgspec.json.decode(uid, type=UID))
+        check_id("uid", message.uid)
+    except (GregorError, DecodeError, UnicodeError, RecursionError) as error:
+        return Rejected(None, InvalidMessage(f"not a uid: {error}", field=place))
+    if not may_write(message.uid):
+        return Rejected(None, Forbidden("this token belongs to another user", field=place))
     return message

@@ -23,6 +23,7 @@ from gregor.core.state import Item
 from gregor.core.sync import Changes, Snapshot, Sync
 from gregor.errors import Action, GregorError, Malformed
 from gregor.interfaces import Duplicate, Outcome, Rejected, Relayed, Stored
+from gregor.protocol.json_parts import array_elements, members_before_error, object_members
 
 PROTOCOL = 2
 MAX_TOKEN = 8192
@@ -30,6 +31,7 @@ MAX_FRAME = 1024 * 1024
 PAGE_BYTES = 256 * 1024
 PAGE_ENTRIES = 500
 
+S = TypeVar("S")
 T = TypeVar("T")
 Cursor: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_TIME)]
 
@@ -59,10 +61,15 @@ class Hello(_StrictFrame, frozen=True, tag="hello", kw_only=True):
 
 
 class Consume(_StrictFrame, frozen=True, tag="consume"):
-    """Messages from this device. Each is parsed separately, so an invalid one affects no other."""
+    """Messages from this device. Each is parsed separately, so one that is invalid, or not even
+    JSON, affects no other."""
 
     n: int
     messages: tuple[Raw, ...]
+
+
+class _ConsumeNumber(Frame, frozen=True, tag="consume"):
+    n: int
 
 
 class Verify(_StrictFrame, frozen=True, tag="verify"):
@@ -196,7 +203,7 @@ NodeFrame: TypeAlias = Welcome | SyncPage | Messages | OutOfBand | Ack | Error |
 
 _encoder = msgspec.json.Encoder()
 _device_decoder: msgspec.json.Decoder[DeviceFrame] = msgspec.json.Decoder(DeviceFrame)
-
+_number_decoder = msgspec.json.Decoder(_ConsumeNumber)
 
 Entry: TypeAlias = InBandMessage | Item | tuple[MsgID, Time] | DismissedRange
 
@@ -208,7 +215,40 @@ def encode(frame: Struct) -> str:
 
 def decode_device_frame(text: str | bytes) -> DeviceFrame:
     """Decode a frame of a device. Raises Malformed, which names the field if there is one."""
-    return decode(_device_decoder.decode, text)
+    return decode(_decode_device_frame, text)
+
+
+def _decode_device_frame(text: str | bytes) -> DeviceFrame:
+    try:
+        return _device_decoder.decode(text)
+    except msgspec.ValidationError:
+        raise
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        fields = object_members(_utf8(text))
+        if "messages" not in fields:
+            raise
+        return _decode_apart(fields)
+
+
+def _decode_apart(fields: dict[str, Raw]) -> DeviceFrame:
+    """Decode a consume of which not every message is JSON: first all but the messages."""
+    messages = array_elements(fields["messages"])
+    consume = _device_decoder.decode(msgspec.json.encode({**fields, "messages": ()}))
+    return msgspec.structs.replace(consume, messages=messages)
+
+
+def consume_number(text: str) -> int | None:
+    """The `n` of a consume that cannot be decoded; None if it is not a consume, or has no `n`."""
+    fields = dict(members_before_error(_utf8(text)))
+    numbered = {name: fields[name] for name in ("type", "n") if name in fields}
+    try:
+        return _number_decoder.decode(msgspec.json.encode(numbered)).n
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+
+
+def _utf8(text: str | bytes) -> bytes:
+    return text.encode(errors="surrogatepass") if isinstance(text, str) else text
 
 
 def pages(sync: Sync, start: Time) -> Iterator[SyncPage]:
@@ -257,7 +297,7 @@ def _chunks(entries: list[tuple[str, Entry]]) -> Iterator[list[tuple[str, Entry]
     yield chunk
 
 
-def decode(decode_text: Callable[[str | bytes], T], text: str | bytes) -> T:
+def decode(decode_text: Callable[[S], T], text: S) -> T:
     """Decode a text. Each error is raised as Malformed, which names the field if there is one."""
     try:
         return decode_text(text)

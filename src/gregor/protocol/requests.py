@@ -1,4 +1,6 @@
-"""The request bodies of the HTTP API that are not one message, and the limits of a request."""
+"""The request bodies of the HTTP API that are not one message, and the limits of a request.
+
+A server reads each entry of `messages` and `uids` by itself."""
 
 from msgspec import Raw, Struct
 
@@ -16,7 +18,8 @@ class BatchRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MultiUserRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """One message for up to 10,000 users, under one msg_id."""
+    """One message for up to 10,000 users, under one msg_id; each uid is accepted or rejected
+    independently of the others."""
 
     uids: tuple[UID, ...]
     message: Raw

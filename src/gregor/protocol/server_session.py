@@ -69,6 +69,7 @@ from gregor.protocol.frames import (
     Result,
     Verify,
     Welcome,
+    consume_number,
     decode_device_frame,
 )
 from gregor.protocol.handshake import Handshake, Phase
@@ -162,7 +163,7 @@ class ServerSession:
             self.refuse(error)
         except GregorError as error:
             if self.phase is Phase.OPEN:
-                self._queue_control(Error.of(error))
+                self._queue_control(Error.of(error, consume_number(text or "")))
             else:
                 self.refuse(ProtocolError(f"the first frame must be a hello: {error.message}"))
         return None
@@ -190,14 +191,17 @@ class ServerSession:
         """The token belongs to this user. The transport attaches the session, then calls `next`.
         Ignored if the conversation was closed meanwhile."""
         if self._handshake.authenticated(uid):
-            self.delivery = Lagging(self.cursor)
-            self._queue_control(Welcome(uid, self.device_id, now, Limits()))
+            self._open(now)
 
-    def resume(self, uid: UID, device_id: DeviceID, cursor: Time) -> None:
+    def resume(self, uid: UID, device_id: DeviceID, cursor: Time, now: Time) -> None:
         """Open the session without a hello: the transport knows the user, device and cursor."""
         if self._handshake.resume(uid, device_id):
             self.cursor = cursor
-            self.delivery = Lagging(cursor)
+            self._open(now)
+
+    def _open(self, now: Time) -> None:
+        self.delivery = Lagging(self.cursor)
+        self._queue_control(Welcome(self.uid, self.device_id, now, Limits()))
 
     def stored(self, n: int, outcomes: Sequence[Outcome]) -> None:
         """The outcomes of a Store. If one message has to be retried, the device retries all of

@@ -14,6 +14,7 @@ from gregor.interfaces import Caller, Rejected
 from gregor.node.node import Node
 from gregor.server.auth import Authenticator, OpenAuthenticator
 from gregor.server.composition import Parts, authenticator_of
+from gregor.server.going_away import draining_on_stop
 from gregor.server.loopback import LoopbackOnly
 from gregor.server.metrics import Metrics
 from gregor.server.routes import make_app
@@ -117,9 +118,11 @@ class Server:
 
     @asynccontextmanager
     async def lifespan(self, app: object) -> AsyncIterator[None]:
-        """The lifespan for the host application. Drains the server before it closes it."""
+        """The lifespan for the host application. Drains the server before it closes it: as soon as
+        the process is told to stop by SIGTERM or SIGINT, or else when the lifespan ends."""
         async with self:
-            yield
+            async with draining_on_stop(self.drain):
+                yield
             await self.drain()
 
     async def drain(self) -> None:

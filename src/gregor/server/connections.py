@@ -59,8 +59,11 @@ class Connections:
                 conversation.close(SERVICE_RESTART, "going away")
             if batch is not batches[-1]:
                 await asyncio.sleep(seconds / len(batches))
-        # Give the writers time to send the last frames.
-        await asyncio.wait([conversation.task for conversation in conversations], timeout=1.0)
+        # Give the writers time to send the last frames, but not to a device that reads nothing.
+        tasks = {conversation.task: conversation for conversation in conversations}
+        _, pending = await asyncio.wait(tasks, timeout=1.0)
+        for task in pending:
+            tasks[task].end(TooSlow("the device did not read its goaway"))
 
     # For the metrics
 

@@ -1,9 +1,10 @@
 """The HTTP API: inject messages and read states, one request at a time."""
 
-import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Set
 from http import HTTPStatus
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
+from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
 from msgspec import Raw, Struct
@@ -12,16 +13,15 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from gregor.core.admission import check_text
-from gregor.core.instant import MAX_TIME, TimeOrOffset, parse_time_or_offset
+from gregor.core.admission import check_id, check_text
+from gregor.core.arguments import query_time
+from gregor.core.instant import TimeOrOffset
 from gregor.core.message import (
     MAX_BATCH,
     UID,
     DeviceID,
     Message,
-    field_of,
     new_msg_id,
-    parse_message,
 )
 from gregor.errors import (
     GregorError,
@@ -30,7 +30,6 @@ from gregor.errors import (
     MethodNotAllowed,
     NotFound,
     TooLarge,
-    Unauthenticated,
     Unavailable,
 )
 from gregor.interfaces import Caller, Rejected
@@ -38,22 +37,20 @@ from gregor.node.conversation import Admission, Resumption
 from gregor.protocol.answers import (
     CountAnswer,
     MessagesAnswer,
-    ProblemDocument,
     ReadyAnswer,
     Results,
     StateAnswer,
 )
-from gregor.protocol.entries import read_entries
-from gregor.protocol.frames import Result
+from gregor.protocol.entries import read_addressed, read_entries
+from gregor.protocol.frames import GoAway, Result, decode
+from gregor.protocol.json_parts import array_elements, object_members
 from gregor.protocol.requests import MAX_REQUEST, MAX_USERS, BatchRequest, MultiUserRequest
 from gregor.server.auth import Identity
+from gregor.server.problems import problem
 from gregor.server.readiness import PARTS
 from gregor.server.service import Service
-from gregor.server.sse import EventStream
+from gregor.server.sse import RECONNECT_MS, EventStream, cursor_to_resume_from, only_event
 
-RETRY_AFTER_SECONDS = 1
-
-T = TypeVar("T")
 Operation: TypeAlias = Callable[[Service, Request, Identity], Awaitable[ASGIApp]]
 PublicOperation: TypeAlias = Callable[[Service, Request], Awaitable[ASGIApp]]
 Endpoint: TypeAlias = Callable[[Request], Awaitable[ASGIApp]]
@@ -64,12 +61,13 @@ Endpoint: TypeAlias = Callable[[Request], Awaitable[ASGIApp]]
 
 async def post_messages(service: Service, request: Request, identity: Identity) -> Response:
     """Inject one message, a batch of messages, or one message for many users."""
+    _check_parameters(request, frozenset(), frozenset())
     body = await _body(request)
-    fields = _decode(body, dict[str, Raw])
+    fields = decode(object_members, body)
     if "messages" in fields:
-        entries = _read_batch(_decode(body, BatchRequest), identity)
+        entries = _read_batch(_fields_of(BatchRequest, fields), identity)
     elif "uids" in fields:
-        entries = _read_multi_user(_decode(body, MultiUserRequest), identity)
+        entries = _read_multi_user(_fields_of(MultiUserRequest, fields), identity)
     else:
         return _json(Results((await _inject_one(service, identity, body),)))
     outcomes = await service.inject(Caller(identity.uid), entries)
@@ -77,50 +75,61 @@ async def post_messages(service: Service, request: Request, identity: Identity) 
 
 
 async def _inject_one(service: Service, identity: Identity, body: bytes) -> Result:
-    """Inject a single message. Raises the error of one that is invalid or forbidden."""
+    """Inject a single message. Raises the error of one that is rejected."""
     entries = read_entries([Raw(body)], identity.may_access)
     (outcome,) = await service.inject(Caller(identity.uid), entries)
-    if isinstance(outcome, Rejected) and outcome.message is None:
+    if isinstance(outcome, Rejected):
         raise outcome.error
     return Result.of(outcome)
 
 
-def _read_batch(request: BatchRequest, identity: Identity) -> list[Message | Rejected]:
-    if not 1 <= len(request.messages) <= MAX_BATCH:
+def _read_batch(fields: Mapping[str, Raw], identity: Identity) -> list[Message | Rejected]:
+    messages = _list_in(fields, "messages")
+    if not 1 <= len(messages) <= MAX_BATCH:
         raise TooLarge(
-            f"`messages` takes 1 to {MAX_BATCH} messages, not {len(request.messages)}",
-            field="messages",
+            f"`messages` takes 1 to {MAX_BATCH} messages, not {len(messages)}", field="messages"
         )
-    return read_entries(request.messages, identity.may_access)
+    return read_entries(messages, identity.may_access)
 
 
-def _read_multi_user(request: MultiUserRequest, identity: Identity) -> list[Message | Rejected]:
-    uids = request.uids
+def _read_multi_user(fields: Mapping[str, Raw], identity: Identity) -> list[Message | Rejected]:
+    uids = _list_in(fields, "uids")
     if not 1 <= len(uids) <= MAX_USERS:
         raise TooLarge(f"`uids` takes 1 to {MAX_USERS} users, not {len(uids)}", field="uids")
-    for uid in uids:
-        identity.require_access(uid)
-    message = parse_message(request.message, uid=uids[0])
-    if message.uid != uids[0]:
-        raise InvalidMessage(
-            "leave out the `uid` of the message; `uids` replaces it", field="message.uid"
-        )
-    return [msgspec.structs.replace(message, uid=uid) for uid in uids]
+    return read_addressed(fields["message"], uids, identity.may_access)
+
+
+def _fields_of(kind: type[Struct], fields: Mapping[str, Raw]) -> Mapping[str, Raw]:
+    """The fields of a request of this kind. Raises Malformed if one is unknown or missing."""
+    for name in fields:
+        if name not in kind.__struct_fields__:
+            raise Malformed(f"unknown field `{name}`", field=name)
+    for name in kind.__struct_fields__:
+        if name not in fields:
+            raise Malformed(f"the field `{name}` is missing", field=name)
+    return fields
+
+
+def _list_in(fields: Mapping[str, Raw], name: str) -> tuple[Raw, ...]:
+    try:
+        return decode(array_elements, fields[name])
+    except Malformed as error:
+        raise Malformed(f"`{name}`: {error.message}", field=name) from error
 
 
 # Read
 
 
 async def get_state(service: Service, request: Request, identity: Identity) -> Response:
-    uid = _user(request, identity, {"device_id", "at", "prefix"})
+    uid = _user(request, identity, {"device_id", "at"}, {"prefix"})
     at = _time(request, "at")
     state = await service.node.state_machine.state(uid, _device(request), at)
-    selected = state.with_prefix(request.query_params.get("prefix", ""))
+    selected = state.with_prefix(*(request.query_params.getlist("prefix") or [""]))
     return _json(StateAnswer(selected.items, selected.as_of, selected.hash()))
 
 
 async def get_count(service: Service, request: Request, identity: Identity) -> Response:
-    uid = _user(request, identity, {"device_id", "prefix"})
+    uid = _user(request, identity, {"device_id"}, {"prefix"})
     state = await service.node.state_machine.state(uid, _device(request))
     prefixes = request.query_params.getlist("prefix") or [""]
     return _json(CountAnswer({prefix: state.count(prefix) for prefix in prefixes}, state.as_of))
@@ -138,14 +147,12 @@ async def get_messages(service: Service, request: Request, identity: Identity) -
 
 async def get_events(service: Service, request: Request, identity: Identity) -> ASGIApp:
     uid = _user(request, identity, {"device_id", "cursor"})
-    cursor = request.headers.get("last-event-id") or request.query_params.get("cursor", "0")
-    if not (re.fullmatch("[0-9]{1,16}", cursor) and int(cursor) <= MAX_TIME):
-        raise InvalidMessage("the cursor must be a ctime, which is an integer", field="cursor")
-    if service.draining:
-        raise Unavailable("this server is stopping; retry with another server")
+    cursor = cursor_to_resume_from(request.headers, request.query_params)
     device_id = _device(request) or f"events-{new_msg_id()}"
+    if service.draining:
+        return only_event(GoAway(RECONNECT_MS))
     admission = Admission(uid, identity.expires_at)
-    return EventStream(service, Resumption(admission, device_id, int(cursor)))
+    return EventStream(service, Resumption(admission, device_id, cursor))
 
 
 # Health
@@ -163,6 +170,7 @@ async def get_ready(service: Service, request: Request) -> Response:
     from other servers a few seconds late, and none is lost. A load balancer should use this, so
     that it does not remove all servers when the pub/sub fails.
     """
+    _check_parameters(request, frozenset(), {"exclude"})
     excluded = request.query_params.getlist("exclude")
     for part in excluded:
         if part not in PARTS:
@@ -182,15 +190,18 @@ async def get_metrics(service: Service, request: Request) -> Response:
 # Endpoints and errors
 
 
-def authenticated_endpoint(service: Service, operation: Operation) -> Endpoint:
-    """An endpoint that authenticates the caller, and reports errors as problem documents."""
+def authenticated_endpoint(
+    service: Service, operation: Operation, refuse: Callable[[GregorError], Response] = problem
+) -> Endpoint:
+    """An endpoint that authenticates the caller, and reports errors: as problem documents, unless
+    it is told otherwise."""
 
     async def respond(request: Request) -> ASGIApp:
         try:
             identity = await service.identify(_token(request))
             return await operation(service, request, identity)
         except GregorError as error:
-            return problem(error)
+            return refuse(error)
         except ClientDisconnect:
             return Response()  # never sent: the client is gone
 
@@ -207,32 +218,6 @@ def public_endpoint(service: Service, operation: PublicOperation) -> Endpoint:
             return problem(error)
 
     return respond
-
-
-def problem(
-    error: GregorError,
-    headers: Mapping[str, str] | None = None,
-    problems: Sequence[str] = (),
-) -> Response:
-    """The error as a problem document."""
-    status = HTTPStatus(error.status)
-    document = ProblemDocument(
-        f"urn:gregor:error:{error.code}",
-        status.phrase,
-        error.status,
-        error.message,
-        error.code,
-        error.action,
-        error.field,
-        tuple(problems),
-    )
-    headers = dict(headers or {})
-    if isinstance(error, Unauthenticated):
-        headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, Unavailable):
-        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    body = msgspec.json.encode(document)
-    return Response(body, status, headers, media_type="application/problem+json")
 
 
 async def on_http_exception(request: Request, exception: Exception) -> Response:
@@ -254,32 +239,52 @@ def _token(request: Request) -> str | None:
     return token.strip() if scheme.lower() == "bearer" else None
 
 
-def _user(request: Request, identity: Identity, allowed: set[str]) -> UID:
+def _user(
+    request: Request, identity: Identity, once: set[str], repeatable: Set[str] = frozenset()
+) -> UID:
+    """The user in the path. Raises InvalidMessage if a parameter is not one of these."""
     uid: UID = request.path_params["uid"]
+    _check_utf8("uid", unquote_to_bytes(request.scope.get("raw_path") or b""))
     check_text("uid", uid, 128)
+    check_id("uid", uid)
     identity.require_access(uid)
-    for name in request.query_params:
-        if name not in allowed:
-            names = ", ".join(sorted(allowed))
-            raise InvalidMessage(f"unknown parameter `{name}`; allowed are {names}", field=name)
+    _check_parameters(request, once, repeatable)
     return uid
+
+
+def _check_parameters(request: Request, once: Set[str], repeatable: Set[str]) -> None:
+    query: bytes = request.scope["query_string"]
+    names = Counter[str]()
+    for name, value in parse_qsl(query.decode("latin-1"), True, encoding="latin-1"):
+        _check_utf8(name, value.encode("latin-1"))
+        names[name] += 1
+    for name, times in names.items():
+        if name not in once | repeatable:
+            allowed = ", ".join(sorted(once | repeatable)) or "none"
+            raise InvalidMessage(f"unknown parameter `{name}`; allowed are {allowed}", field=name)
+        if times > 1 and name not in repeatable:
+            raise InvalidMessage(f"give `{name}` once, not {times} times", field=name)
+
+
+def _check_utf8(name: str, value: bytes) -> None:
+    """Raise InvalidMessage unless it is UTF-8. (Servers replace what is not, and so would answer
+    about another user.)"""
+    try:
+        value.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidMessage(f"`{name}` is not UTF-8", field=name) from error
 
 
 def _device(request: Request) -> DeviceID | None:
     device_id = request.query_params.get("device_id")
     if device_id is not None:
         check_text("device_id", device_id, 128)
+        check_id("device_id", device_id)
     return device_id
 
 
 def _time(request: Request, name: str) -> TimeOrOffset | None:
-    text = request.query_params.get(name)
-    if text is None:
-        return None
-    try:
-        return parse_time_or_offset(text)
-    except ValueError as error:
-        raise InvalidMessage(f"`{name}`: {error}", field=name) from error
+    return query_time(name, request.query_params.get(name))
 
 
 async def _body(request: Request) -> bytes:
@@ -289,15 +294,6 @@ async def _body(request: Request) -> bytes:
         if len(body) > MAX_REQUEST:
             raise TooLarge(f"a request has at most {MAX_REQUEST} bytes; send several requests")
     return bytes(body)
-
-
-def _decode(body: bytes, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:
-        raise Malformed(str(error), field=field_of(error)) from error
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise Malformed(f"the request is not JSON: {error}") from error
 
 
 def _json(answer: Struct) -> Response:

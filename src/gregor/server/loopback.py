@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gregor.config import is_loopback
 from gregor.errors import Forbidden
-from gregor.server.http import problem
+from gregor.server.problems import problem
 
 
 class LoopbackOnly:

@@ -77,13 +77,18 @@ def _paths() -> JSONObject:
     post = _operation(
         "Inject one message, up to 500 messages, or one message for up to 10,000 users", "Results"
     )
+    post["responses"]["409"] = _problem("The msg_id of the single message is known otherwise")
     post["requestBody"] = {
         "required": True,
         "content": {"application/json": {"schema": {"anyOf": [_ref(name) for name in bodies]}}},
     }
     user = "/v1/users/{uid}"
     device = _query("device_id", "Only what is visible on this device; by default, on any device")
-    prefix = _query("prefix", "Only categories that begin with this prefix, compared as bytes")
+    prefix = _query(
+        "prefix",
+        "Only categories that begin with this prefix, compared as bytes; can be repeated",
+    )
+    prefix["schema"] = {"type": "array", "items": {"type": "string"}}
     at = _query("at", "A time (microseconds or RFC 3339) or an offset from now (-90s, P1D)")
     since = _query("since", "A time or offset like `at`: messages from this instant on, inclusive")
     return {
@@ -127,9 +132,15 @@ def _problems() -> JSONObject:
 
 
 def _stream(device: JSONObject) -> JSONObject:
-    cursor = _query("cursor", "The cursor to resume from; Last-Event-ID takes precedence")
+    cursor = _query(
+        "cursor",
+        "The cursor to resume from. The header Last-Event-ID takes precedence; one that is no "
+        "cursor means 0",
+    )
     success = {
-        "description": "`sync`, then `messages` and `out_of_band`; the event id is the cursor",
+        "description": "`welcome`, `sync`, then `messages` and `out_of_band`, with one line of "
+        "`data` each; the event id is the cursor; `retry` says when to come back. An `error` that "
+        "passes is an event too",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }
     return {

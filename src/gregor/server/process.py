@@ -15,12 +15,13 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from gregor.clock import now
-from gregor.config import Settings
+from gregor.config import KEEP_ALIVE_SECONDS, Settings
 from gregor.core.instant import Time
 from gregor.errors import SetupError
 from gregor.log_event import LogEvent
 from gregor.protocol.frames import MAX_FRAME
 from gregor.server.app import Server
+from gregor.server.http10 import UnchunkedHTTP10
 from gregor.server.service import WRITE_TIMEOUT_SECONDS
 from gregor.server.socket import DirectWebSocket
 from gregor.urls import redacted
@@ -34,7 +35,7 @@ async def serve(settings: Settings, clock: Callable[[], Time] = now) -> None:
     that ends it early."""
     with listen(*settings.address) as listener:
         async with Server.from_settings(settings, clock) as server:
-            process = Process(server)
+            process = Process(server, settings.keep_alive_seconds)
             with on_stop_signals(process.request_stop):
                 announce(listener, settings)
                 await process.serve_on(listener)
@@ -72,11 +73,15 @@ def _shorten_switch_interval() -> None:
 def config(
     app: ASGIApp,
     ws: type[WebSocketsSansIOProtocol] | Literal["websockets-sansio"] = DirectWebSocket,
+    *,
+    keep_alive_seconds: int = KEEP_ALIVE_SECONDS,
 ) -> uvicorn.Config:
     """The configuration of uvicorn. Messages are small and frequent, so they are not compressed."""
     return uvicorn.Config(
         app,
         lifespan="off",
+        http=UnchunkedHTTP10,
+        timeout_keep_alive=keep_alive_seconds,
         ws=ws,
         ws_max_size=MAX_FRAME,
         ws_per_message_deflate=False,
@@ -127,8 +132,8 @@ def listen(host: str, port: int) -> socket.socket:
 class Process(uvicorn.Server):
     """uvicorn around an open Server. It stops after the server has sent its devices away."""
 
-    def __init__(self, server: Server) -> None:
-        super().__init__(config(server.app))
+    def __init__(self, server: Server, keep_alive_seconds: int) -> None:
+        super().__init__(config(server.app, keep_alive_seconds=keep_alive_seconds))
         self._server = server
         self._stop_requested = asyncio.Event()
 

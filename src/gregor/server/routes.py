@@ -14,6 +14,7 @@ from gregor.core.message import UID
 from gregor.server import http
 from gregor.server.openapi import describe
 from gregor.server.service import Service
+from gregor.server.sse import refusal
 from gregor.server.websocket import WebSocketEndpoint
 from gregor.server.welcome import get_welcome
 
@@ -29,7 +30,7 @@ def make_app(service: Service) -> Starlette:
         Route(f"{user}/state", private(http.get_state), methods=["GET"]),
         Route(f"{user}/count", private(http.get_count), methods=["GET"]),
         Route(f"{user}/messages", private(http.get_messages), methods=["GET"]),
-        Route(f"{user}/events", private(http.get_events), methods=["GET"]),
+        Route(f"{user}/events", private(http.get_events, refuse=refusal), methods=["GET"]),
         Route("/healthz", public(http.get_health), methods=["GET"]),
         Route("/readyz", public(http.get_ready), methods=["GET"]),
         Route("/metrics", public(http.get_metrics), methods=["GET"]),

@@ -1,17 +1,60 @@
-"""The frames that a device would receive, as server-sent events: read-only and one way."""
+"""The frames that a device would receive, as server-sent events: read-only and one way.
+
+They are for browsers, whose EventSource gives up for good after any answer but 200, comes back
+after the last `retry:` that it got, and then sends the id of the last event that had one.
+"""
 
 import asyncio
+import random
+import re
+from collections.abc import Callable
 
+from starlette.datastructures import Headers, QueryParams
+from starlette.responses import Response
 from starlette.types import Receive, Scope
 from starlette.types import Send as ASGISend
 
+from gregor.core.instant import MAX_TIME, Time
+from gregor.errors import Action, GregorError, InvalidMessage
 from gregor.node.channel import NO_SOCKET, ChannelClosed
 from gregor.node.conversation import Resumption
 from gregor.protocol.effects import Close, Send
-from gregor.protocol.frames import Messages, SyncPage
+from gregor.protocol.frames import Error, Frame, GoAway, Messages, SyncPage, Welcome
+from gregor.protocol.json_line import json_line
+from gregor.server.problems import problem
 from gregor.server.service import Service
 
 KEEP_ALIVE_SECONDS = 15.0
+RECONNECT_MS = 4_000  # a browser comes back after half of this, up to all of it
+MEDIA_TYPE = "text/event-stream"
+HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+
+
+def cursor_to_resume_from(headers: Headers, parameters: QueryParams) -> Time:
+    """The cursor of the last event that the client has seen; of an id that is no cursor, 0. Raises
+    InvalidMessage if the parameter `cursor` is none."""
+    given = parameters.get("cursor", "0")
+    if not _is_cursor(given):
+        raise InvalidMessage("the cursor must be a ctime, which is an integer", field="cursor")
+    last = headers.get("last-event-id")
+    if last is None:
+        return int(given)
+    return int(last) if _is_cursor(last) else 0
+
+
+def _is_cursor(text: str) -> bool:
+    return re.fullmatch("[0-9]{1,16}", text) is not None and int(text) <= MAX_TIME
+
+
+def only_event(frame: Frame) -> Response:
+    """A stream of one event, after which the client connects again."""
+    return Response(as_event(Send(frame)), headers=HEADERS, media_type=MEDIA_TYPE)
+
+
+def refusal(error: GregorError) -> Response:
+    """The answer to a request that fails: an event if the client is to try again, as it would not
+    after another status than 200."""
+    return only_event(Error.of(error)) if error.action is Action.RETRY else problem(error)
 
 
 class EventStream:
@@ -23,18 +66,12 @@ class EventStream:
         self._resumption = resumption
 
     async def __call__(self, scope: Scope, receive: Receive, send: ASGISend) -> None:
-        await send(
-            {
-                "type": "http.response.start",
-                "status": 200,
-                "headers": [
-                    (b"content-type", b"text/event-stream; charset=utf-8"),
-                    (b"cache-control", b"no-store"),
-                    (b"x-accel-buffering", b"no"),
-                ],
-            }
-        )
-        await self._service.serve(EventStreamChannel(receive, send), self._resumption)
+        headers = {"content-type": f"{MEDIA_TYPE}; charset=utf-8", **HEADERS}
+        await send({"type": "http.response.start", "status": 200, "headers": Headers(headers).raw})
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.body"})
+        else:
+            await self._service.serve(EventStreamChannel(receive, send), self._resumption)
 
 
 class EventStreamChannel:
@@ -77,13 +114,18 @@ class EventStreamChannel:
             pass
 
 
-def as_event(send: Send) -> str:
+def as_event(send: Send, jitter: Callable[[], float] = random.random) -> str:
     """A frame as an event. An event has an id if a client can resume from it: not a page of a
-    snapshot that is followed by more pages."""
-    lines = [f"event: {send.frame.__struct_config__.tag}", f"data: {send.text}"]
+    snapshot that is followed by more pages. The first and the last event of a stream say when to
+    come back, each client at another moment."""
+    lines = [f"event: {send.frame.__struct_config__.tag}", f"data: {json_line(send.text)}"]
     match send.frame:
         case SyncPage(mode="snapshot", more=True):
             pass
         case SyncPage(cursor=cursor) | Messages(cursor=cursor):
             lines.insert(0, f"id: {cursor}")
+        case Welcome() | Error():
+            lines.insert(0, f"retry: {round(RECONNECT_MS * (0.5 + jitter() / 2))}")
+        case GoAway(within_ms):
+            lines.insert(0, f"retry: {round(within_ms * jitter())}")
     return "\n".join(lines) + "\n\n"

@@ -6,7 +6,7 @@ from starlette.types import Send as ASGISend
 from gregor.errors import Unavailable
 from gregor.node.channel import NO_SOCKET, ChannelClosed, Socket
 from gregor.protocol.effects import Close, Send
-from gregor.server.http import problem
+from gregor.server.problems import problem
 from gregor.server.service import Service
 from gregor.server.socket import socket_of
 

@@ -74,7 +74,7 @@ async def work(config: WorkerConfig) -> None:
     worker_metrics = WorkerMetrics(Path(config.folder), config.number, settings.workers)
     with socket.socket(fileno=config.listener) as listener:
         async with Server.from_settings(settings, worker_metrics=worker_metrics) as server:
-            process = Process(server)
+            process = Process(server, settings.keep_alive_seconds)
             with on_stop_signals(process.request_stop):
                 _stop_with_supervisor()
                 log.info(LogEvent("working"))

@@ -81,6 +81,9 @@ class Database(Protocol):
         ...
 
 
+MIGRATION_NOT_KEPT = "the database has not kept its new schema; look at its log and its disk"
+
+
 class Unreachable(SetupError):
     """The database does not answer. There may be nothing else wrong with it."""
 

@@ -19,6 +19,7 @@ from asyncpg.pool import Pool, PoolConnectionProxy
 from gregor.backoff import Backoff
 from gregor.errors import GregorError, SetupError, StorageUnavailable
 from gregor.stores.sql.database import (
+    MIGRATION_NOT_KEPT,
     CommitUnknown,
     Migration,
     UniqueViolation,
@@ -180,8 +181,10 @@ class PostgreSQLDatabase:
 
     async def _migrate(self, migration: Migration) -> None:
         try:
-            while await self._is_due(migration):
+            if await self._is_due(migration):
                 await migration.on_postgresql(self._connect)
+                if await self._is_due(migration):
+                    raise SetupError(MIGRATION_NOT_KEPT)
         except DRIVER_ERRORS as error:
             raise _translated(error) from error
 

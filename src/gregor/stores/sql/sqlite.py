@@ -14,7 +14,13 @@ from typing import Any, Self, TypeVar
 
 from gregor.clock import now
 from gregor.errors import GregorError, SetupError, StorageUnavailable
-from gregor.stores.sql.database import Migration, StorageBroken, UniqueViolation, Work
+from gregor.stores.sql.database import (
+    MIGRATION_NOT_KEPT,
+    Migration,
+    StorageBroken,
+    UniqueViolation,
+    Work,
+)
 from gregor.stores.sql.dialect import SQLITE, encode_rows, sql_of
 from gregor.stores.sql.statements import BulkStatement, Insert, Row, Statement, no_row
 
@@ -155,9 +161,14 @@ def transact(driver: sqlite3.Connection, begin: str, work: Work[T]) -> T:
 def migrating(migration: Migration) -> Callable[[sqlite3.Connection], None]:
     """What prepares an SQLiteDatabase by this migration."""
 
+    def is_due(driver: sqlite3.Connection) -> bool:
+        return transact(driver, "BEGIN IMMEDIATE", migration.is_due)
+
     def prepare(driver: sqlite3.Connection) -> None:
-        while transact(driver, "BEGIN IMMEDIATE", migration.is_due):
+        if is_due(driver):
             migration.on_sqlite(driver)
+            if is_due(driver):
+                raise SetupError(MIGRATION_NOT_KEPT)
 
     return prepare
 
