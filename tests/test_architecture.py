@@ -31,8 +31,9 @@ HEIGHT = {part: -number for number, layer in enumerate(LAYERS) for part in layer
 # The same within a folder.
 LAYERS_WITHIN = {
     "core": (
-        {"sync", "buckets"},
+        {"sync", "range_deaths", "buckets"},
         {"facts"},
+        {"item_index"},
         {"state"},
         {"visibility"},
         {"message"},
@@ -61,11 +62,13 @@ PURE_IMPORTS = {
     "core": {
         *(
             "bisect",
+            "collections",
             "collections.abc",
             "datetime",
             "enum",
             "functools",
             "hashlib",
+            "heapq",
             "itertools",
             "re",
             "types",

@@ -138,7 +138,7 @@ class WrongShard(Unavailable):
 
 
 class HistoryForgotten(GregorError):
-    """A replica does not know the state before its last sync. Ask the server."""
+    """A replica no longer knows the state at this time. Ask the server."""
 
     code, action, status = "history-forgotten", Action.STOP, 410
 

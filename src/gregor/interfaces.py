@@ -5,9 +5,16 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from gregor.core.instant import Time, TimeOrOffset
-from gregor.core.message import UID, DeviceID, InBandMessage, Message, OutOfBandMessage
-from gregor.core.state import State
-from gregor.core.sync import Sync
+from gregor.core.message import (
+    UID,
+    Category,
+    DeviceID,
+    InBandMessage,
+    Message,
+    OutOfBandMessage,
+)
+from gregor.core.state import Counts, Item, State
+from gregor.core.sync import Page, PageLimits, PolledState, Start, Sync
 from gregor.errors import GregorError, Unavailable
 
 
@@ -25,18 +32,6 @@ class MessageConsumer(Protocol):
         with the same message.
         """
         ...
-
-
-class BatchConsumer(MessageConsumer):
-    """A MessageConsumer for which a batch costs less than its messages one by one."""
-
-    async def consume_message(self, message: Message) -> Message:
-        await self.consume_batch([message])
-        return message
-
-    @abstractmethod
-    async def consume_batch(self, messages: Sequence[Message]) -> None:
-        """Consume messages, in order for each user, with the contract of `consume_message`."""
 
 
 @runtime_checkable
@@ -58,20 +53,30 @@ class StateMachine(MessageConsumer, Protocol):
     ) -> Sequence[InBandMessage]:
         """The messages that bring a replica on the device, which knows everything before `since`,
         to the present: those from `since` (inclusive) on, in order, each reduced to what still
-        matters. Added to the facts from before `since`, they give the present state."""
+        matters. Added to the facts from before `since`, they give the present state; so they do
+        if the replica knows the message at `since` as well."""
         ...
 
 
 class Stored(NamedTuple):
-    """The message is durable. `message` is the stamped one, as all readers will see it."""
+    """The message is durable. `message` is the stamped one, as all readers will see it.
+
+    As of the commit: whether its item is `dead` or `expired`, and how many items were `dismissed`
+    by it, which existed before it and had no earlier death or expiry."""
 
     message: InBandMessage
+    dead: bool = False
+    expired: bool = False
+    dismissed: int = 0
 
 
 class Duplicate(NamedTuple):
-    """A success: the message was stored before; nothing changed. `message` is the stored one."""
+    """A success: the message was stored before; nothing changed. `message` is the stored one, whose
+    item is `dead` or `expired` as of now."""
 
     message: InBandMessage
+    dead: bool = False
+    expired: bool = False
 
 
 class Rejected(NamedTuple):
@@ -91,6 +96,25 @@ class Relayed(NamedTuple):
 
 StoreOutcome: TypeAlias = Stored | Duplicate | Rejected
 Outcome: TypeAlias = StoreOutcome | Relayed
+Accepted: TypeAlias = Stored | Relayed
+"""What concerns the devices: it is new in the store, or out-of-band."""
+
+
+class BatchConsumer(MessageConsumer):
+    """A MessageConsumer for which a batch costs less than its messages one by one, and which wants
+    to know what the store said of them."""
+
+    async def consume_message(self, message: Message) -> Message:
+        match message:
+            case InBandMessage():
+                await self.consume_batch([Stored(message)])
+            case OutOfBandMessage():
+                await self.consume_batch([Relayed(message)])
+        return message
+
+    @abstractmethod
+    async def consume_batch(self, accepted: Sequence[Accepted]) -> None:
+        """Consume messages, in order for each user, with the contract of `consume_message`."""
 
 
 class Slot:
@@ -145,10 +169,47 @@ class StateMachineOfRecord(StateMachine, Protocol):
         """
         ...
 
+    async def state(
+        self, uid: UID, device_id: DeviceID | None = None, at: TimeOrOffset | None = None
+    ) -> State:
+        return (await self.polled_state(uid, device_id, at)).state
+
+    @abstractmethod
+    async def polled_state(
+        self, uid: UID, device_id: DeviceID | None, at: TimeOrOffset | None
+    ) -> PolledState:
+        """The state, with the contract of `state`, and the cursor after which `messages_page`
+        continues it: the user's clock, or `at` if that is earlier. Read at one instant."""
+        ...
+
+    @abstractmethod
+    async def messages_page(
+        self, uid: UID, device_id: DeviceID | None, start: Start, limits: PageLimits
+    ) -> Page:
+        """The first page of the messages since `start`, with the contract of
+        `in_band_messages_since`, read at one instant. The pages after it begin after the cursor of
+        the one before. Raises Resync for a start after a cursor that is ahead of the user's
+        clock."""
+        ...
+
     async def sync(self, uid: UID, device_id: DeviceID | None, cursor: Time) -> Sync:
         """The changes or snapshot that bring a replica, which knows everything up to `cursor`, to
         the present, with the hash of the result; all read at one instant. From cursor 0, or from
-        one ahead of the user's clock, it is a snapshot; otherwise the smaller of the two."""
+        one ahead of the user's clock, it is a snapshot; otherwise the smaller of the two. Of a
+        large snapshot only the first items are read."""
+        ...
+
+    async def items(self, uid: UID, ctimes: Sequence[Time]) -> Sequence[Item]:
+        """The items that the messages with these ctimes create, live or dead. The ctimes ascend,
+        and so do those of the items. Fewer are returned if they are large, but at least one if
+        there is one; ask again from the ctime after the last."""
+        ...
+
+    async def count(
+        self, uid: UID, device_id: DeviceID | None, prefixes: Sequence[Category]
+    ) -> Counts:
+        """How many items that are visible now have a category that begins with each prefix, byte
+        for byte. It costs less than the state: no item is read."""
         ...
 
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:

@@ -22,7 +22,7 @@ B = Item("b", 2, "c", raw(2))
 
 def answer(*items: Item) -> StateAnswer:
     state = State.of(items, 9)
-    return StateAnswer(state.items, 9, state.hash())
+    return StateAnswer(state.items, 9, state.hash(), 0)
 
 
 def test_equal_replica_has_no_difference() -> None:
@@ -47,7 +47,7 @@ def test_tampered_replica_is_reported_with_the_items(items: list[Item], expected
 
 
 def test_different_hash_or_order_of_equal_items_is_reported() -> None:
-    wrong_hash = StateAnswer((A, B), 9, "0" * 64)
+    wrong_hash = StateAnswer((A, B), 9, "0" * 64, 0)
     assert "has the hash" in (difference(State.of([A, B], 9), wrong_hash) or "")
     assert difference(State((B, A), 9), answer(A, B)) == "has the items in a different order"
 

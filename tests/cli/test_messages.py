@@ -95,7 +95,10 @@ def test_body_dash_reads_stdin(gregor: Shell) -> None:
 def test_message_with_known_id_is_a_duplicate_or_a_conflict(gregor: Shell) -> None:
     send = ("send", "dan", "note", "1", "--msg-id", "m")
     gregor(*send)
-    assert "is a duplicate" in gregor(*send).out
+    assert gregor(*send).out.startswith("m is a duplicate, stored at ")
+    assert "not visible" not in gregor(*send).out
+    assert gregor("dismiss", "dan", "m", "other").out.endswith("; 1 dismissed\n")
+    assert "not visible" in gregor(*send).out
     assert gregor(*send, "--json").json["status"] == "duplicate"
     conflicting = gregor("send", "dan", "note", "2", "--msg-id", "m")
     assert conflicting.failed_with("other contents", "conflict")
@@ -124,6 +127,8 @@ def test_state_and_log_accept_a_past_time(gregor: Shell) -> None:
     assert gregor(*state_at, str(dismissed["ctime"])).json["items"] == []
     assert gregor("log", "gus", "--since", str(dismissed["ctime"] + 1)).out == "nothing\n"
     assert "- m" in gregor("log", "gus", "--since", str(dismissed["ctime"])).out
+    assert "- m" in gregor("log", "gus", "--after", str(sent["ctime"])).out
+    assert gregor("log", "gus", "--after", str(dismissed["ctime"])).out == "nothing\n"
     # A replica with a cursor from an hour ago needs neither the item nor its dismissal.
     assert gregor("log", "gus", "--since", "-1h").out == "nothing\n"
 

@@ -72,6 +72,9 @@ def test_expiry_before_the_line_becomes_the_shortest_that_a_server_admits() -> N
     assert created.expires == TimeOrOffset(offset=SECOND)
 
 
+RANGE_UNTIL_1970 = {"category": "c", "end_time": {"time": 5}}
+
+
 def before_the_line() -> dict[str, int]:
     return {"time": T * 1000 - SECOND}
 
@@ -88,6 +91,12 @@ def before_the_line() -> dict[str, int]:
         (line("u", "m", dismiss={"ranges": [{}]}), "category"),
         (creation("u" * 129, "m"), "uid"),
         (b"\xff\xfe", "malformed"),
+        (
+            line(
+                "u", "m", t=10**18, dismiss={"ranges": [{"category": "c", "end_time": {"time": 5}}]}
+            ),
+            "at most",
+        ),
     ],
 )
 def test_bad_line_has_a_reason(invalid_line: bytes, reason: str) -> None:

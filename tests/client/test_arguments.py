@@ -56,12 +56,12 @@ WRONG = {
     "None": wrong(None, *OPTIONAL),
     "True": wrong(True, "flag", "body"),
     "False": wrong(False, "flag", "body"),
-    "an integer": wrong(7, "id", "optional id", "ids", "body", "count", "seconds", "integer"),
-    "zero": wrong(0, "id", "optional id", "ids", "body", "query time", "integer"),
+    "an integer": wrong(7, "id", "optional id", "ids", "body", "count", "seconds", "cursor"),
+    "zero": wrong(0, "id", "optional id", "ids", "body", "query time", "cursor"),
     "seconds": wrong(
-        1_700_000_000, "id", "optional id", "ids", "body", "count", "seconds", "integer"
+        1_700_000_000, "id", "optional id", "ids", "body", "count", "seconds", "cursor"
     ),
-    "a long integer": wrong(10**5_000, "integer"),
+    "a long integer": wrong(10**5_000),
     "a float": wrong(1.5, "body", "seconds"),
     "NaN": wrong(float("nan")),
     "infinity": wrong(float("inf")),
@@ -107,6 +107,8 @@ KINDS = {
     "end_time": "time",
     "at": "query time",
     "since": "query time",
+    "after": "cursor",
+    "limit": "count",
     "prefix": "prefix",
     "prefixes": "prefix",
     "this_device": "flag",

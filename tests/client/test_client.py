@@ -262,23 +262,31 @@ async def test_out_of_band_message_with_lost_ack_is_not_retried() -> None:
 
 
 @on_virtual_time
-async def test_past_state_is_exact_back_to_last_sync_only() -> None:
+async def test_past_state_is_exact_or_forgotten() -> None:
+    """A device forgets the past with the items of it, and while it is away."""
     async with client_harness() as harness, harness.device() as laptop:
         await laptop.wait_synced()
+        await asyncio.sleep(1)
+        before = TimeOrOffset(time=virtual_time.clock())
+        await asyncio.sleep(1)
         msg_id = await laptop.create("mail")
         await laptop.flush()
         await asyncio.sleep(1)
-        before_dismissal = TimeOrOffset(time=virtual_time.clock())
-        await asyncio.sleep(1)
+        assert categories(laptop.state()) == ["mail"]
+        assert categories(laptop.state(at=before)) == []
         await laptop.dismiss(msg_id)
         await laptop.flush()
         await asyncio.sleep(1)
-        assert categories(laptop.state()) == []
-        assert categories(laptop.state(at=before_dismissal)) == ["mail"]
+        with pytest.raises(HistoryForgotten):
+            laptop.state(at=before)
+        since_then = TimeOrOffset(time=virtual_time.clock())
+        assert categories(laptop.state(at=since_then)) == []
+        await asyncio.sleep(1)
         harness.server.cut_all()
+        await harness.inject(create("alice", "chat"))
         await asyncio.sleep(10)
         with pytest.raises(HistoryForgotten):
-            laptop.state(at=before_dismissal)
+            laptop.state(at=since_then)
 
 
 @on_virtual_time

@@ -483,7 +483,7 @@ async def corrupt_replica(client: Client) -> None:
     cursor = client.replica.cursor
     unknown = create("alice", "unknown").stamp(cursor, 0)
     replica = msgspec.structs.replace(client.replica, cursor=cursor - 1)
-    await client.change(lambda _, now: replica.apply([unknown], cursor, now))
+    await client.change(lambda _, now: replica.apply([unknown], cursor))
 
 
 @on_virtual_time

@@ -28,6 +28,7 @@ from gregor.errors import (
     GregorError,
     InvalidMessage,
     Malformed,
+    Resync,
     SetupError,
     Unauthenticated,
     Unavailable,
@@ -190,6 +191,16 @@ async def test_retry_after_is_added_to_backoff(kind: str) -> None:
     async with server.producer(kind) as producer:
         await producer.create("alice", "mail")
     assert server.delays == [3.25]
+
+
+@pytest.mark.parametrize("text", ["²", "-1", "soon", "9" * 400, ""])
+async def test_absurd_retry_after_does_no_harm(kind: str, text: str) -> None:
+    content = problem(503, "unavailable", "retry").content
+    headers = [(b"Retry-After", text.encode("latin-1"))]
+    server = FakeServer(httpx.Response(503, content=content, headers=headers))
+    async with server.producer(kind) as producer:
+        assert (await producer.create("alice", "mail")).status == "stored"
+    assert server.delays in ([0.25], [60.25])
 
 
 async def test_last_error_is_raised_after_six_attempts(kind: str) -> None:
@@ -433,8 +444,8 @@ def test_idle_connections_are_given_up_before_servers_close_them() -> None:
 async def test_answer_about_another_user_is_retried(kind: str) -> None:
     of_another = create("bob", "mail", msg_id="m").stamp(7, 0)
     server = FakeServer(
-        httpx.Response(200, content=msgspec.json.encode(MessagesAnswer((of_another,), 7))),
-        httpx.Response(200, content=msgspec.json.encode(MessagesAnswer((), 7))),
+        httpx.Response(200, content=msgspec.json.encode(MessagesAnswer((of_another,), 7, False))),
+        httpx.Response(200, content=msgspec.json.encode(MessagesAnswer((), 7, False))),
         httpx.Response(200, json={"counts": {"": 3}, "as_of": 7}),
         httpx.Response(200, json={"counts": {"mail": 1}, "as_of": 7}),
     )
@@ -474,6 +485,15 @@ async def test_state_count_and_messages_are_those_of_the_server(kind: str) -> No
         assert log.cursor == news.ctime
         later = await producer.messages(uid, "phone", since=TimeOrOffset(time=news.ctime))
         assert [message.msg_id for message in later.messages] == [news.msg_id]
+        first = await producer.messages(uid, limit=1)
+        assert ([m.msg_id for m in first.messages], first.more) == ([mail.msg_id], True)
+        second = await producer.messages(uid, after=first.cursor)
+        assert ([m.msg_id for m in second.messages], second.more) == ([news.msg_id], False)
+        assert state.cursor == second.cursor
+        with pytest.raises(Resync):
+            await producer.messages(uid, after=second.cursor + 1)
+        with pytest.raises(InvalidMessage):
+            await producer.messages(uid, since=0, after=0)
 
 
 async def test_reading_is_retried(kind: str) -> None:

@@ -14,13 +14,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from gregor.client.events import Created, Dismissed
 from gregor.client.replica import Replica, dismisses, events_between
 from gregor.client.store import changed_records, load_replica
+from gregor.core.facts import Facts
 from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.message import InBandMessage, MsgID, create, dismiss, dismiss_category, replace
 from gregor.core.state import Item
-from gregor.core.sync import Changes, Snapshot, Sync
+from gregor.core.sync import EXPIRY_GRACE, Changes, Snapshot, Sync, just_stored
 from gregor.errors import Conflict, HistoryForgotten, InvalidMessage, SetupError, TooLarge
-from gregor.interfaces import Rejected, Stored
-from gregor.protocol.frames import Result
+from gregor.interfaces import Rejected, Stored, StoreOutcome
+from gregor.protocol.frames import Problem, Result
 from gregor.stores.memory import MemoryStateMachine
 from gregor.testing import strategies
 from gregor.testing.clock import ManualClock
@@ -39,6 +40,7 @@ class ReplicaModel(RuleBasedStateMachine):
         self.machine = MemoryStateMachine(self.clock)
         self.replica = Replica(DEVICE)
         self.records: dict[tuple[str, str], bytes] = {}
+        self.dead: set[MsgID] = set()  # of the messages whose item was dead when it was stored
         self.save(None, self.replica)
         self.written: set[MsgID] = set()
         self.stored: set[MsgID] = set()
@@ -52,9 +54,19 @@ class ReplicaModel(RuleBasedStateMachine):
                 self.records[key] = record
 
     def set_replica(self, replica: Replica, messages: Sequence[InBandMessage] = ()) -> None:
+        self.check_changed(self.replica, replica)
         self.save(self.replica, replica)
         self.replica = replica
         self.apply_events(messages)
+
+    def check_changed(self, before: Replica, after: Replica) -> None:
+        """An operation names all ids for which something has changed."""
+        now = self.clock()
+        assert changed_records(before, after, after.changed) == changed_records(before, after)
+        old, new = before.visible(now), after.visible(now)
+        changed = {id_ for id_ in old.keys() | new.keys() if old.get(id_) != new.get(id_)}
+        assert changed <= after.changed
+        assert after.visible_among([*old, *new], now) == new
 
     def apply_events(self, messages: Sequence[InBandMessage] = ()) -> None:
         """Apply the events to the reported items, as a subscriber does."""
@@ -72,22 +84,45 @@ class ReplicaModel(RuleBasedStateMachine):
         return asyncio.run(self.machine.sync("user", DEVICE, cursor))
 
     def apply_sync(self, sync: Sync) -> None:
-        now = self.clock()
         match sync.content:
             case Changes(messages):
-                self.set_replica(self.replica.apply(messages, sync.cursor, now), messages)
+                self.set_replica(self.replica.apply(messages, sync.cursor), messages)
             case Snapshot() as snapshot:
                 self.set_replica(self.replica.apply_snapshot(snapshot, sync.cursor))
         assert self.replica.hash_matches(sync.as_of, sync.hash)
+        self.set_replica(self.replica.synced(sync.as_of))
+        self.holds_only_what_a_snapshot_holds()
 
-    @rule(microseconds=st.integers(1, 20))
+    def holds_only_what_a_snapshot_holds(self) -> None:
+        """So what it holds does not depend on what has passed."""
+        snapshot = self.sync(0).content
+        assert isinstance(snapshot, Snapshot)
+        assert self.replica.facts == snapshot.facts()
+
+    def store(self, messages: Sequence[InBandMessage]) -> list[StoreOutcome]:
+        outcomes = asyncio.run(self.machine.consume_messages(messages))
+        new = [outcome for outcome in outcomes if isinstance(outcome, Stored)]
+        self.dead |= {outcome.message.msg_id for outcome in new if outcome.dead}
+        return outcomes
+
+    @rule(microseconds=st.integers(1, 20) | st.just(EXPIRY_GRACE))
     def advance_clock(self, microseconds: int) -> None:
         self.clock.now += microseconds
         self.apply_events()
 
     @rule(message=strategies.messages(tuple(f"b{n}" for n in range(6))))
     def write_on_backend(self, message: InBandMessage) -> None:
-        asyncio.run(self.machine.consume_messages([message]))
+        self.store([message])
+
+    @rule()
+    def receive_what_is_stored(self) -> None:
+        """As a node sends it to a device that keeps up."""
+        for message in self.machine.log("user"):
+            if message.prev == self.replica.cursor:
+                part = just_stored(message, message.msg_id in self.dead)
+                part = part and part.addressed_to(DEVICE)
+                sent = [] if part is None else [part]
+                self.set_replica(self.replica.apply(sent, message.ctime), sent)
 
     @rule(message=strategies.messages())
     def write_on_device(self, message: InBandMessage) -> None:
@@ -107,7 +142,7 @@ class ReplicaModel(RuleBasedStateMachine):
         window = self.replica.window(max_messages, 1_000_000)
         if not self.replica.unsent():
             return
-        outcomes = asyncio.run(self.machine.consume_messages(window))
+        outcomes = self.store(window)
         self.stored |= {
             outcome.message.msg_id for outcome in outcomes if isinstance(outcome, Stored)
         }
@@ -133,14 +168,8 @@ class ReplicaModel(RuleBasedStateMachine):
         )
         old = [message for message in messages if message.ctime <= self.replica.cursor]
         before = self.replica.facts
-        self.set_replica(self.replica.apply(old, self.replica.cursor, self.clock()), old)
+        self.set_replica(self.replica.apply(old, self.replica.cursor), old)
         assert self.replica.facts == before
-
-    @rule()
-    def prune_replica(self) -> None:
-        before = self.replica.visible(self.clock())
-        self.set_replica(self.replica.prune(self.clock()))
-        assert self.replica.visible(self.clock()) == before
 
     @rule()
     def restart_device(self) -> None:
@@ -156,7 +185,7 @@ class ReplicaModel(RuleBasedStateMachine):
         now = self.clock()
         loaded = load_replica(self.records, DEVICE).derived()
         assert loaded.facts.state(DEVICE, now) == self.replica.facts.state(DEVICE, now)
-        assert loaded.facts.tombstones == self.replica.facts.prune(self.replica.cursor).tombstones
+        assert loaded.facts == self.replica.facts == Facts(self.replica.facts.items)
         for field in ("outbox", "hidden", "awaited", "rejected", "cursor"):
             assert getattr(loaded, field) == getattr(self.replica, field), field
 
@@ -175,6 +204,26 @@ class ReplicaModel(RuleBasedStateMachine):
         visible = self.replica.state(self.clock())
         expected = tuple(item for item in state if item.msg_id not in self.replica.hidden)
         assert visible.items == expected
+
+    @precondition(lambda self: self.machine.log("user"))
+    @rule(live=st.booleans())
+    def end_of_everything_leaves_nothing(self, live: bool) -> None:
+        """With nothing live and nothing unsent, a device and its store hold a constant."""
+        while self.replica.unsent():
+            self.send_outbox(4, True)
+        if live:
+            self.sync_from_cursor()
+        self.store([dismiss_category("user", prefix, prefix=True) for prefix in "aAb%é"])
+        self.clock.now += EXPIRY_GRACE
+        if live:
+            self.receive_what_is_stored()
+        else:
+            self.sync_from_cursor()
+        assert not self.replica.facts.items
+        assert not self.replica.outbox
+        assert not self.replica.shown.items
+        assert not self.replica.shown.dismissed
+        assert {kind for kind, _ in self.records} <= {"device", "rejected", "awaited"}
 
 
 ReplicaModel.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
@@ -196,13 +245,13 @@ def test_acknowledged_message_is_shown_with_its_ctime_until_cursor_reaches_it() 
     assert [item.ctime for item in replica.state(40)] == [30]
     assert "m" not in replica.facts.items
     assert (replica.unsent(), list(replica.outbox)) == ([], ["m"])
-    assert not replica.apply([], 30, 40).outbox
+    assert not replica.apply([], 30).outbox
 
 
 def test_acknowledged_item_that_is_dead_at_sync_is_removed() -> None:
     """The node does not send the dismissal of an item that a replica at this cursor cannot have."""
     replica = acknowledge(Replica(DEVICE).write(create("u", "mail", msg_id="m"), 10), "m", 30)
-    assert len(replica.apply([], 31, 40).state(40)) == 0
+    assert len(replica.apply([], 31).state(40)) == 0
 
 
 def test_acknowledged_message_survives_restart() -> None:
@@ -214,43 +263,43 @@ def test_acknowledged_message_survives_restart() -> None:
 
 def test_unsent_messages_are_shown_after_all_known_items() -> None:
     """Even if the device's clock is behind the node's."""
-    replica = Replica(DEVICE).apply([stamp(create("u", "mail", msg_id="a"), 100)], 100, 5)
+    replica = Replica(DEVICE).apply([stamp(create("u", "mail", msg_id="a"), 100)], 100)
     replica = replica.write(create("u", "mail", msg_id="b"), 5)
     replica = replica.write(create("u", "mail", msg_id="c"), 5)
     assert [(i.msg_id, i.ctime) for i in replica.state(5)] == [("a", 100), ("b", 101), ("c", 102)]
-    replica = replica.apply([stamp(create("u", "mail", msg_id="d"), 200)], 200, 5)
+    replica = replica.apply([stamp(create("u", "mail", msg_id="d"), 200)], 200)
     assert [i.msg_id for i in replica.state(5)] == ["a", "d", "b", "c"]
 
 
 def test_unsent_category_dismissal_covers_items_that_arrive_before_it_is_sent() -> None:
     """The node will store the dismissal after those items."""
     replica = Replica(DEVICE).write(dismiss_category("u", "mail"), 10)
-    replica = replica.apply([stamp(create("u", "mail", msg_id="a"), 100)], 100, 20)
+    replica = replica.apply([stamp(create("u", "mail", msg_id="a"), 100)], 100)
     assert len(replica.state(20)) == 0
 
 
 def test_repeated_creation_does_not_revive_dismissed_item() -> None:
     creation = stamp(create("u", "mail", msg_id="m"), 10)
-    replica = Replica(DEVICE).apply([creation, stamp(dismiss("u", "m"), 11)], 11, 20).prune(20)
-    assert not replica.facts.tombstones
-    assert len(replica.apply([creation], 10, 20).state(20)) == 0
+    replica = Replica(DEVICE).apply([creation, stamp(dismiss("u", "m"), 11)], 11)
+    assert replica.facts == Facts()
+    assert len(replica.apply([creation], 10).state(20)) == 0
 
 
 def test_hidden_id_is_forgotten_with_its_item() -> None:
-    replica = Replica(DEVICE).apply([stamp(create("u", "mail", msg_id="m"), 10)], 10, 20)
+    replica = Replica(DEVICE).apply([stamp(create("u", "mail", msg_id="m"), 10)], 10)
     hidden = replica.hide("m").hide("unknown")
     assert list(hidden.hidden) == ["m"]
     assert len(hidden.state(20)) == 0
-    assert not hidden.apply([stamp(dismiss("u", "m"), 11)], 11, 20).hidden
+    assert not hidden.apply([stamp(dismiss("u", "m"), 11)], 11).hidden
 
 
 def test_item_that_is_hidden_before_it_arrives_is_never_shown() -> None:
     """A person has swiped the push notification away."""
     replica = reloaded(Replica(DEVICE).hide("m"))
-    replica = replica.apply([stamp(create("u", "mail", msg_id="m"), 10)], 10, 20)
+    replica = replica.apply([stamp(create("u", "mail", msg_id="m"), 10)], 10)
     assert len(replica.state(20)) == len(replica.state_at(20)) == 0
     assert (list(replica.hidden), list(replica.awaited)) == (["m"], [])
-    assert not replica.apply([stamp(dismiss("u", "m"), 11)], 11, 20).hidden
+    assert not replica.apply([stamp(dismiss("u", "m"), 11)], 11).hidden
 
 
 def test_ids_hidden_before_their_items_arrive_are_bounded_and_the_oldest_are_forgotten() -> None:
@@ -312,7 +361,7 @@ def acknowledged_by(machine: MemoryStateMachine, replica: Replica, count: int) -
     """The replica after the first messages of its outbox are stored, and not yet sent back."""
     window = replica.unsent()[:count]
     outcomes = run(machine.consume_messages(window))
-    return replica.apply_results(zip(window, map(Result.of, outcomes), strict=True))
+    return replica.apply_results(list(zip(window, map(Result.of, outcomes), strict=True)))
 
 
 def outbox_of(replica: Replica) -> list[InBandMessage]:
@@ -327,31 +376,60 @@ def matches(message: InBandMessage, item: Item) -> bool:
 def test_category_dismissal_is_idempotent_and_conflicts_with_another() -> None:
     dismissal = dismiss_category("u", "mail", msg_id="d")
     replica = Replica(DEVICE).dismiss_category(dismissal, 10)
-    later = replica.apply([stamp(create("u", "mail"), 10)], 10, 20)
+    later = replica.apply([stamp(create("u", "mail"), 10)], 10)
     assert later.dismiss_category(dismissal, 20) == later
     with pytest.raises(Conflict):
         later.dismiss_category(dismiss_category("u", "chat", msg_id="d"), 20)
 
 
-def test_dismissed_items_are_bounded_while_connected() -> None:
+def test_dismissals_leave_nothing_while_connected() -> None:
+    """Neither those of items that were held, nor those of other devices' items, nor ranges."""
     replica = Replica(DEVICE)
-    for n in range(1, 2_400, 2):
+    for n in range(1, 300, 3):
         creation = stamp(create("u", "mail", msg_id=f"m{n}"), n)
-        replica = replica.apply([creation, stamp(dismiss("u", f"m{n}"), n + 1)], n + 1, n)
-    assert len(replica.facts.dismissed) <= 1_001
-    assert len(replica.facts.tombstones) <= 1_001
+        replica = replica.apply([creation, stamp(dismiss("u", f"m{n}", "other"), n + 1)], n + 1)
+        replica = replica.apply([stamp(dismiss_category("u", "chat"), n + 2)], n + 2)
+    assert replica.facts == replica.shown == Facts()
     with pytest.raises(HistoryForgotten):
         replica.state_at(1)
     assert len(replica.state_at(replica.known_since)) == 0
 
 
-def test_expired_items_are_pruned() -> None:
-    replica = Replica(DEVICE)
-    minute = 60 * SECOND
-    message = stamp(create("u", "typing", msg_id="m", expires="1s"), minute)
-    replica = replica.apply([message], minute, minute)
-    replica = replica.apply([stamp(dismiss("u", "x"), 4 * minute)], 4 * minute, 4 * minute)
-    assert not replica.prune(4 * minute).facts.items
+def test_expired_items_are_forgotten_a_minute_later_by_what_a_node_told() -> None:
+    """However often a device is told something, and whatever its own clock shows."""
+    expiry = 100 * SECOND
+    brief = stamp(create("u", "typing", msg_id="m", expires="99s"), SECOND)
+    lasting = stamp(create("u", "typing", msg_id="n", expires="199s"), SECOND + 1)
+    replica = Replica(DEVICE).apply([brief, lasting], SECOND + 1)
+    assert len(replica.synced(expiry + EXPIRY_GRACE - 1).facts.items) == 2
+    assert list(replica.synced(expiry + EXPIRY_GRACE).facts.items) == ["n"]
+    assert len(replica.apply([], expiry + EXPIRY_GRACE - 1).facts.items) == 2
+    replica = replica.apply([], expiry + EXPIRY_GRACE)
+    assert list(replica.facts.items) == ["n"]
+    assert [item.msg_id for item in replica.state_at(expiry)] == ["n"]
+    with pytest.raises(HistoryForgotten):
+        replica.state_at(expiry - 1)
+    snapshot = Snapshot(tuple(Facts().replay_all([brief, lasting]).items.values()))
+    assert list(Replica(DEVICE).apply_snapshot(snapshot, 3 * expiry).facts.items) == []
+
+
+def test_acknowledged_message_that_is_not_visible_is_not_shown() -> None:
+    """Its item was dead when it was stored, so no frame will bring it."""
+    message = create("u", "mail", msg_id="m")
+    replica = Replica(DEVICE).write(message, 10)
+    result = Result("stored", ctime=30, visible=False)
+    assert not replica.apply_results([(message, result)]).outbox
+    update = replace("u", "mail", 1, msg_id="n")
+    replica = replica.write(update, 11).apply_results([(update, result)])
+    assert [item.msg_id for item in replica.state(40)] == ["m"]
+    assert set(replica.outbox) == {"m", "n"}
+
+
+def test_acknowledged_message_for_another_device_leaves_the_outbox_at_once() -> None:
+    """No frame about it comes to this device, so none would take it out of the outbox."""
+    message = create("u", "mail", device_id="d2", msg_id="m")
+    replica = Replica(DEVICE).write(message, 10)
+    assert not acknowledge(replica, "m", 30).outbox
 
 
 def test_window_is_limited_in_messages_and_bytes_but_never_empty() -> None:
@@ -398,11 +476,9 @@ def test_rejected_messages_are_kept_in_order_and_bounded() -> None:
 @given(strategies.histories())
 def test_replica_shows_state_of_applied_history(history: strategies.History) -> None:
     cursor = history[-1].ctime if history else 0
-    replica = Replica(DEVICE).apply(history, cursor, 0)
+    replica = Replica(DEVICE).apply(history, cursor)
     for now in range(0, 100, 7):
         assert replica.state(now).items == replica.facts.state(DEVICE, now).items
-    if replica.facts.dismissed:
-        assert replica.state_at(1).as_of == 1
 
 
 def test_last_of_several_replaces_remains() -> None:
@@ -412,19 +488,20 @@ def test_last_of_several_replaces_remains() -> None:
     assert [item.body for item in replica.state(1)] == ["blue"]
 
 
-def test_received_range_does_not_dismiss_unsent_message() -> None:
-    """The message has no ctime yet, so a known range cannot be said to cover it."""
-    future_range = dismiss_category("self", "a", end_time=TimeOrOffset(offset=SECOND)).stamp(50, 0)
-    replica = Replica(DEVICE).write(create("self", "a", msg_id="m"), 10)
-    assert "m" in replica.apply([future_range], 50, 60).visible(60)
+def test_dismissal_that_is_acknowledged_does_not_dismiss_unsent_message() -> None:
+    """The message has no ctime yet: the node will store it after the dismissal."""
+    ended = dismiss("self", "m", msg_id="d")
+    replica = Replica(DEVICE).write(ended, 10).write(create("self", "a", msg_id="m"), 11)
+    assert "m" not in replica.visible(60)
+    assert "m" in acknowledge(replica, "d", 50).visible(60)
 
 
 def test_echoed_message_is_not_shown_from_outbox() -> None:
     """The acknowledgement was lost, and the item is dead by now: the facts decide."""
     creation = create("self", "a", msg_id="m")
     replica = Replica(DEVICE).write(creation, 10)
-    replica = replica.apply([creation.stamp(20, 0), dismiss("self", "m").stamp(30, 20)], 30, 40)
-    assert "m" not in replica.prune(40).visible(40)
+    replica = replica.apply([creation.stamp(20, 0), dismiss("self", "m").stamp(30, 20)], 30)
+    assert "m" not in replica.visible(40)
     assert [message.msg_id for message in replica.unsent()] == ["m"]
 
 
@@ -433,4 +510,14 @@ def test_message_written_before_an_echoed_one_is_not_shown_from_outbox() -> None
     replica = Replica(DEVICE).write(create("self", "a", msg_id="m"), 10)
     replica = replica.write(dismiss("self", "m", msg_id="end"), 11)
     echo = dismiss_category("self", "b", msg_id="end").stamp(30, 20)
-    assert "m" not in replica.apply([echo], 30, 40).visible(40)
+    assert "m" not in replica.apply([echo], 30).visible(40)
+
+
+def test_item_that_a_rejected_message_no_longer_dismisses_is_named_as_changed() -> None:
+    replica = Replica(DEVICE).apply([stamp(create("u", "mail", msg_id="m"), 10)], 10)
+    read = dismiss_category("u", "mail")
+    written = replica.write(read, 20)
+    assert written.changed == {"m", read.msg_id}
+    rejected = written.apply_results([(read, Result("rejected", error=Problem.of(Conflict("x"))))])
+    assert rejected.changed == {"m", read.msg_id}
+    assert "m" in rejected.visible(20)

@@ -375,3 +375,23 @@ async def test_file_of_schema_1_keeps_replica_outbox_and_rejected_writes(tmp_pat
         }
         assert set(replica.facts.items) == {"plain", "offset", "time", "trap", "both", "told"}
         assert dict(replica.hidden) == {"plain": True}
+
+
+async def test_file_of_schema_2_forgets_its_tombstones(tmp_path: Path) -> None:
+    path = tmp_path / "device.sqlite"
+    item = b'{"msg_id":"m","ctime":5,"category":"a","body":1}'
+    device = b'{"device_id":"laptop","uid":"alice","cursor":9}'
+    async with SQLiteStore(path) as store:
+        await store.save(
+            {
+                ("device", ""): device,
+                ("item", "m"): item,
+                ("dismissed_id", "x"): b"7",
+                ("range", "r"): b'{"end":99,"ctime":7,"category":"a"}',
+            }
+        )
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 2")
+    connection.close()
+    async with SQLiteStore(path) as store:
+        assert await store.load() == {("device", ""): device, ("item", "m"): item}

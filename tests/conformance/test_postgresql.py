@@ -11,7 +11,7 @@ import pytest
 
 from gregor.clock import now
 from gregor.core.buckets import bucket_of
-from gregor.core.instant import MAX_TIME, SECOND, Time, TimeOrOffset
+from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.message import InBandMessage, create, dismiss, dismiss_category
 from gregor.errors import ClockSkew, StorageUnavailable
 from gregor.interfaces import Duplicate, Stored
@@ -162,13 +162,13 @@ END $$"""
 
 
 @pytest.mark.parametrize(
-    "dismissal",
-    [dismiss("ann", "item"), dismiss_category("ann", "a", end_time=TimeOrOffset(time=MAX_TIME))],
+    ("dismissal", "replayed_at"),
+    [(dismiss("ann", "item"), 0), (dismiss_category("ann", "a"), 5)],
     ids=["by_id", "by_range"],
 )
 @pytest.mark.parametrize("user_exists", [True, False], ids=["existing_user", "new_user"])
 async def test_transaction_that_waited_for_user_lock_sees_messages_stored_meanwhile(
-    url: str, dismissal: InBandMessage, user_exists: bool
+    url: str, dismissal: InBandMessage, replayed_at: Time, user_exists: bool
 ) -> None:
     """The locking statement returns the locked row as it is after the wait; all other rows must be
     read again."""
@@ -178,11 +178,13 @@ async def test_transaction_that_waited_for_user_lock_sees_messages_stored_meanwh
             await second.consume_message(create("ann", "b", msg_id="first"))
         dismissing = asyncio.create_task(first.consume_message(dismissal))
         await held.locks_held.wait()
-        item = await second.consume_message(create("ann", "a", msg_id="item"))
-        await dismissing
+        created = create("ann", "a", msg_id="item").stamp(replayed_at, 0)
+        item = await second.consume_message(created)
+        dismissed = await dismissing
         assert "item" not in {shown.msg_id for shown in (await second.state("ann")).items}
         assert isinstance(item, InBandMessage)
-        assert await second.ctimes(["ann"]) == {"ann": item.ctime}
+        assert isinstance(dismissed, InBandMessage)
+        assert await second.ctimes(["ann"]) == {"ann": max(item.ctime, dismissed.ctime)}
 
 
 async def test_id_look_up_waits_for_transaction_that_stores_the_id(url: str) -> None:

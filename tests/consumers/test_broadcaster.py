@@ -2,6 +2,7 @@
 
 from gregor.consumers.broadcaster import Broadcaster
 from gregor.core.message import InBandMessage, create, out_of_band
+from gregor.interfaces import Relayed, Stored
 from gregor.protocol.publication import Publication
 from tests.node.fakes import FakeListener
 
@@ -10,15 +11,17 @@ def message(ctime: int, prev: int) -> InBandMessage:
     return create("u", "a", msg_id=f"m{ctime}").stamp(ctime, prev)
 
 
+def stored(ctime: int, prev: int) -> Stored:
+    return Stored(message(ctime, prev))
+
+
 async def test_message_that_continues_the_feed_goes_to_every_device_of_the_user() -> None:
     broadcaster, listeners = Broadcaster(), [FakeListener(), FakeListener()]
     for listener in listeners:
         broadcaster.add("u", listener)
     broadcaster.lower_position("u", 5)
     await broadcaster.consume_message(message(8, 5))
-    assert [listener.publications for listener in listeners] == [
-        [Publication.of(message(8, 5))]
-    ] * 2
+    assert [listener.publications for listener in listeners] == [[Publication.of(stored(8, 5))]] * 2
 
 
 async def test_message_behind_the_feed_is_dropped() -> None:
@@ -38,7 +41,7 @@ async def test_position_of_a_feed_is_the_lowest_one_of_its_devices() -> None:
     broadcaster.lower_position("u", 8)  # the reply to the later read arrives first
     broadcaster.lower_position("u", 5)
     await broadcaster.consume_message(message(8, 5))
-    assert behind.publications == [Publication.of(message(8, 5))]
+    assert behind.publications == [Publication.of(stored(8, 5))]
 
 
 async def test_message_after_missing_ones_is_reported_as_gap_and_not_delivered() -> None:
@@ -63,8 +66,8 @@ async def test_messages_behind_the_feed_are_left_out_of_a_batch() -> None:
     broadcaster, listener = Broadcaster(), FakeListener()
     broadcaster.add("u", listener)
     broadcaster.lower_position("u", 7)
-    await broadcaster.consume_batch([message(7, 5), message(8, 7), message(9, 8)])
-    assert listener.publications == [Publication.of(message(8, 7), message(9, 8))]
+    await broadcaster.consume_batch([stored(7, 5), stored(8, 7), stored(9, 8)])
+    assert listener.publications == [Publication.of(stored(8, 7), stored(9, 8))]
 
 
 async def test_message_of_a_user_without_devices_is_dropped() -> None:
@@ -101,7 +104,7 @@ async def test_listener_removed_during_delivery_does_not_affect_others() -> None
     broadcaster.add("u", DetachingListener())
     broadcaster.add("u", other)
     await broadcaster.consume_message(message(1, 0))
-    assert other.publications == [Publication.of(message(1, 0))]
+    assert other.publications == [Publication.of(stored(1, 0))]
 
 
 async def test_consecutive_messages_share_one_publication() -> None:
@@ -110,11 +113,11 @@ async def test_consecutive_messages_share_one_publication() -> None:
     broadcaster.lower_position("u", 5)
     out_of_band_message = out_of_band("u", "ping")
     await broadcaster.consume_batch(
-        [message(7, 5), message(8, 7), out_of_band_message, message(9, 8)]
+        [stored(7, 5), stored(8, 7), Relayed(out_of_band_message), stored(9, 8)]
     )
     assert listener.publications == [
-        Publication.of(message(7, 5), message(8, 7)),
-        Publication.of(message(9, 8)),
+        Publication.of(stored(7, 5), stored(8, 7)),
+        Publication.of(stored(9, 8)),
     ]
     assert listener.out_of_band == [out_of_band_message]
 
@@ -124,6 +127,6 @@ async def test_gap_within_a_batch_is_reported() -> None:
     broadcaster, listener = Broadcaster(gaps.append), FakeListener()
     broadcaster.add("u", listener)
     broadcaster.lower_position("u", 5)
-    await broadcaster.consume_batch([message(7, 5), message(9, 8)])
-    assert listener.publications == [Publication.of(message(7, 5))]
+    await broadcaster.consume_batch([stored(7, 5), stored(9, 8)])
+    assert listener.publications == [Publication.of(stored(7, 5))]
     assert gaps == ["u"]

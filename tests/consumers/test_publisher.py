@@ -9,28 +9,30 @@ from gregor.consumers.publisher import (
     decode_envelope,
     encode_envelope,
 )
-from gregor.core.message import MAX_BODY, MAX_MESSAGE, Message, create, dismiss, out_of_band
+from gregor.core.message import MAX_BODY, MAX_MESSAGE, create, dismiss, out_of_band
 from gregor.errors import Malformed
+from gregor.interfaces import Accepted, Relayed, Stored
 from gregor.pubsub.interface import Received
 from gregor.pubsub.memory import Exchange, MemoryPubSub
 
 
 @pytest.mark.parametrize(
-    "message",
+    "outcome",
     [
-        create("u", "c", {"a": "ü"}, expires="P1D", device_id="d").stamp(8, 5),
-        dismiss("u", "a", "b").stamp(8, 0),
-        out_of_band("u", "typing", [1, 2]),
+        Stored(create("u", "c", {"a": "ü"}, expires="P1D", device_id="d").stamp(8, 5)),
+        Stored(create("u", "c").stamp(8, 5), dead=True),
+        Stored(dismiss("u", "a", "b").stamp(8, 0)),
+        Relayed(out_of_band("u", "typing", [1, 2])),
     ],
-    ids=["creation", "dismissal", "out-of-band"],
+    ids=["creation", "dead-creation", "dismissal", "out-of-band"],
 )
-def test_decoded_envelope_contains_the_encoded_message(message: Message) -> None:
-    received = Received(channel_of("u"), encode_envelope("a", message))
-    assert decode_envelope(received, "b") == [message]
+def test_decoded_envelope_contains_what_was_encoded(outcome: Accepted) -> None:
+    received = Received(channel_of("u"), encode_envelope("a", outcome))
+    assert decode_envelope(received, "b") == [outcome]
 
 
 def test_own_envelope_decodes_to_no_messages() -> None:
-    received = Received(channel_of("u"), encode_envelope("a", create("u", "c").stamp(8, 5)))
+    received = Received(channel_of("u"), encode_envelope("a", Stored(create("u", "c").stamp(8, 5))))
     assert decode_envelope(received, "a") == []
 
 
@@ -39,8 +41,8 @@ async def test_messages_of_a_user_share_envelopes_up_to_the_size_limit() -> None
     for uid in ("u", "v"):
         await pubsub.subscribe(channel_of(uid))
     events = pubsub.received()
-    messages_of_u = [create("u", "c", "x" * 20_000).stamp(n + 1, n) for n in range(10)]
-    message_of_v = create("v", "c").stamp(1, 0)
+    messages_of_u = [Stored(create("u", "c", "x" * 20_000).stamp(n + 1, n)) for n in range(10)]
+    message_of_v = Stored(create("v", "c").stamp(1, 0))
     await Publisher(pubsub, "a").consume_batch(
         [*messages_of_u[:5], message_of_v, *messages_of_u[5:]]
     )
@@ -56,11 +58,11 @@ async def test_messages_of_a_user_share_envelopes_up_to_the_size_limit() -> None
 
 
 def test_largest_accepted_message_fits_in_an_envelope() -> None:
-    creation = create("u", "c", "x" * (MAX_BODY - 2)).stamp(8, 5)
+    creation = Stored(create("u", "c", "x" * (MAX_BODY - 2)).stamp(8, 5))
     received = Received(channel_of("u"), encode_envelope("a", creation))
     assert decode_envelope(received, "b") == [creation]
     ids = [f"{number:064}" for number in range(MAX_MESSAGE // 67)]
-    dismissal = dismiss("u", *ids).stamp(8, 5)
+    dismissal = Stored(dismiss("u", *ids).stamp(8, 5))
     received = Received(channel_of("u"), encode_envelope("a", dismissal))
     assert decode_envelope(received, "b") == [dismissal]
 

@@ -18,8 +18,9 @@ from gregor.core.message import (
     raw,
     replace,
 )
+from gregor.core.sync import EXPIRY_GRACE, After, Since
 from gregor.testing import oracle
-from tests.core.test_laws import ctimes_and_ids, messages_since
+from tests.core.test_laws import ctimes_and_ids, messages_since, replay_on_device
 
 LENGTH = 4
 STEP = 10
@@ -99,12 +100,15 @@ def test_state_equals_the_oracle_at_every_time() -> None:
             assert visible == oracle.visible(history, None, 0, at), history
 
 
-def test_messages_since_bring_every_replica_from_every_cursor_to_the_present() -> None:
+def test_messages_since_bring_every_replica_from_every_start_to_the_present() -> None:
     replicas: tuple[DeviceID | None, ...] = (None, "d1", "d2")
+    now = 44 + EXPIRY_GRACE
     for history in all_histories():
         for device_id, known in product(replicas, range(LENGTH + 1)):
-            start = history[known].ctime if known < LENGTH else 99
-            replica = Facts().replay_all(history[:known])
-            replica = replica.replay_all(messages_since(history, device_id, start, 44))
-            expected = oracle.visible(history, device_id, 44)
-            assert ctimes_and_ids(replica.state(device_id, 44)) == expected, history
+            last = history[known - 1].ctime if known else 0
+            expected = oracle.visible(history, device_id, now)
+            facts = Facts().replay_all(history[:known])
+            for start in (Since(last), Since(last + 1), After(last)):
+                sent = messages_since(history, device_id, start, now)
+                for replica in (facts.replay_all(sent), replay_on_device(facts.pruned(), sent)):
+                    assert ctimes_and_ids(replica.state(device_id, now)) == expected, history

@@ -11,13 +11,26 @@ from gregor.core.facts import Facts
 from gregor.core.instant import Time
 from gregor.core.message import DeviceID, InBandMessage, MsgID, create
 from gregor.core.state import State, state_hash
-from gregor.core.sync import fate_in, since
+from gregor.core.sync import (
+    EXPIRY_GRACE,
+    After,
+    Recipient,
+    Since,
+    Start,
+    fate_in,
+    just_stored,
+    reductions,
+    snapshot_of,
+    what_is_left,
+)
 from gregor.testing import oracle
 from gregor.testing.strategies import (
     History,
     categories,
     devices,
     histories,
+    histories_and_instants,
+    late_times,
     messages,
     shuffled,
     times,
@@ -27,11 +40,34 @@ EMPTY = Facts()
 
 
 def messages_since(
-    history: Sequence[InBandMessage], device_id: DeviceID | None, start: Time, now: Time
+    history: Sequence[InBandMessage], device_id: DeviceID | None, start: Start, now: Time
 ) -> list[InBandMessage]:
-    later = [message for message in history if message.ctime >= start]
+    later = [message for message in history if message.ctime >= start.first]
     fate_of = partial(fate_in, EMPTY.replay_all(history))
-    return list(since(later, device_id, start, now, fate_of))
+    return list(what_is_left(reductions(later, Recipient(device_id, start.known, now), fate_of)))
+
+
+def as_stored(
+    history: Sequence[InBandMessage], device_id: DeviceID | None, known: int
+) -> list[InBandMessage]:
+    """The messages that are stored after the first `known`, as they are sent to the device."""
+    sent = []
+    for size in range(known + 1, len(history) + 1):
+        facts, message = EMPTY.replay_all(history[:size]), history[size - 1]
+        part = just_stored(message, dead=message.msg_id in facts.dismissed)
+        sent.append(part and part.addressed_to(device_id))
+    return [message for message in sent if message is not None]
+
+
+def replay_on_device(replica: Facts, messages: Sequence[InBandMessage]) -> Facts:
+    """Replay messages as a device does, which keeps nothing of what is dead."""
+    for message in messages:
+        replica = replica.replay(message).pruned()
+    return replica
+
+
+def known_up_to(history: Sequence[InBandMessage], cursor: Time) -> Facts:
+    return EMPTY.replay_all(message for message in history if message.ctime <= cursor)
 
 
 def ctimes_and_ids(state: State) -> list[tuple[Time, MsgID]]:
@@ -149,43 +185,68 @@ def test_count_is_the_number_of_items_with_the_prefix(
 # Messages since
 
 
-@given(histories(), devices, times, times)
-def test_facts_before_and_messages_since_give_the_present_state(
-    history: History, device_id: DeviceID | None, start: Time, now: Time
+@given(histories_and_instants(), devices, late_times, st.booleans())
+def test_law_since_an_instant_makes_who_knows_what_is_before_it_know_the_present(
+    case: tuple[History, Time], device_id: DeviceID | None, now: Time, knows_it: bool
 ) -> None:
-    before = EMPTY.replay_all(message for message in history if message.ctime < start)
-    replica = before.replay_all(messages_since(history, device_id, start, now))
-    assert ctimes_and_ids(replica.state(device_id, now)) == oracle.visible(history, device_id, now)
+    """With or without the message at that very instant."""
+    history, start = case
+    known = known_up_to(history, start if knows_it else start - 1)
+    sent = messages_since(history, device_id, Since(start), now)
+    expected = oracle.visible(history, device_id, now)
+    for replica in (known.replay_all(sent), replay_on_device(known.pruned(), sent)):
+        assert ctimes_and_ids(replica.state(device_id, now)) == expected
 
 
-@given(histories(), devices, times, times, st.integers(0, 8))
-def test_pruned_replica_that_receives_only_addressed_messages_equals_the_oracle(
-    history: History, device_id: DeviceID | None, cursor: Time, now: Time, stored_count: int
+@given(histories_and_instants(), devices, late_times)
+def test_law_after_a_cursor_makes_who_knows_all_up_to_it_know_the_present(
+    case: tuple[History, Time], device_id: DeviceID | None, now: Time
 ) -> None:
-    def received(messages: Sequence[InBandMessage]) -> list[InBandMessage]:
-        addressed = (message.addressed_to(device_id) for message in messages)
-        return [message for message in addressed if message is not None]
-
-    stored, later = history[:stored_count], history[stored_count:]
-    clock = stored[-1].ctime if stored else 0
-    cursor = min(cursor, clock)  # no replica is ahead of the store
-    replica = EMPTY.replay_all(received([m for m in stored if m.ctime <= cursor])).prune(cursor)
-    replica = replica.replay_all(messages_since(stored, device_id, cursor + 1, now))
-    replica = replica.prune(clock)
-    replica = replica.replay_all(received(later))
-    assert ctimes_and_ids(replica.state(device_id, now)) == oracle.visible(history, device_id, now)
+    history, cursor = case
+    known = known_up_to(history, cursor)
+    sent = messages_since(history, device_id, After(cursor), now)
+    expected = oracle.visible(history, device_id, now)
+    for replica in (known.replay_all(sent), replay_on_device(known.pruned(), sent)):
+        assert ctimes_and_ids(replica.state(device_id, now)) == expected
 
 
-@given(histories(), devices, times, times)
+@given(histories(), devices, times, late_times, st.integers(0, 8), st.booleans())
+def test_law_device_that_is_told_in_order_knows_the_present(
+    history: History,
+    device_id: DeviceID | None,
+    cursor: Time,
+    now: Time,
+    stored_count: int,
+    begins_with_snapshot: bool,
+) -> None:
+    """It syncs from any cursor, by changes or a snapshot, and is then told what is stored."""
+    stored = history[:stored_count]
+    cursor = min(cursor, stored[-1].ctime if stored else 0)  # no replica is ahead of the store
+    if begins_with_snapshot:
+        replica = snapshot_of(EMPTY.replay_all(stored), device_id, now).facts()
+    else:
+        sent = messages_since(stored, device_id, After(cursor), now)
+        replica = replay_on_device(known_up_to(stored, cursor).pruned(), sent)
+    replica = replay_on_device(replica, as_stored(history, device_id, len(stored)))
+    expected = oracle.visible(history, device_id, now)
+    assert ctimes_and_ids(replica.state(device_id, now)) == expected
+    assert replica == Facts(replica.items)
+
+
+@given(histories(), devices, times, late_times)
 def test_messages_since_contain_only_what_is_needed(
     history: History, device_id: DeviceID | None, start: Time, now: Time
 ) -> None:
-    visible_ids = {msg_id for _, msg_id in oracle.visible(history, device_id, now)}
-    reduced = messages_since(history, device_id, start, now)
-    assert [message.ctime for message in reduced] == sorted({message.ctime for message in reduced})
-    for message in reduced:
+    just_visible = oracle.visible(history, device_id, now - EXPIRY_GRACE)
+    ctime_of = {message.msg_id: message.ctime for message in history if message.creation}
+    sent = messages_since(history, device_id, Since(start), now)
+    assert [message.ctime for message in sent] == sorted({message.ctime for message in sent})
+    for message in sent:
         assert message.creation is not None or message.dismissal
-        assert message.creation is None or message.msg_id in visible_ids
+        if message.creation is not None:
+            assert message.msg_id in {msg_id for _, msg_id in just_visible}
+        for msg_id in message.dismissal.msg_ids if message.dismissal else ():
+            assert ctime_of[msg_id] <= start
 
 
 # Values

@@ -11,8 +11,14 @@ from gregor.core.facts import Facts
 from gregor.core.instant import Time
 from gregor.core.message import DeviceID, InBandMessage, MsgID
 from gregor.core.state import state_hash
+from gregor.core.sync import After, Since, Start
 from gregor.testing import oracle
-from tests.core.test_laws import ctimes_and_ids, messages_since
+from tests.core.test_laws import (
+    ctimes_and_ids,
+    known_up_to,
+    messages_since,
+    replay_on_device,
+)
 
 VECTORS = Path(__file__).parents[2] / "spec" / "vectors"
 
@@ -37,10 +43,18 @@ class VisibilityCase(Struct, forbid_unknown_fields=True):
 
 
 class SinceQuery(Struct, forbid_unknown_fields=True):
-    since: Time
     now: Time
     messages: list[InBandMessage]
+    since: Time | None = None
+    after: Time | None = None
     device_id: DeviceID | None = None
+
+    @property
+    def start(self) -> Start:
+        if self.since is not None:
+            return Since(self.since)
+        assert self.after is not None
+        return After(self.after)
 
 
 class SinceCase(Struct, forbid_unknown_fields=True):
@@ -98,7 +112,11 @@ def test_visibility_vector(case: VisibilityCase) -> None:
 @pytest.mark.parametrize("case", SINCE_CASES, ids=name_of)
 def test_since_vector(case: SinceCase) -> None:
     for query in case.asks:
-        assert messages_since(case.log, query.device_id, query.since, query.now) == query.messages
-        before = [message for message in case.log if message.ctime < query.since]
-        replica = Facts().replay_all([*before, *query.messages]).state(query.device_id, query.now)
-        assert ctimes_and_ids(replica) == oracle.visible(case.log, query.device_id, query.now)
+        device_id, start, now = query.device_id, query.start, query.now
+        assert messages_since(case.log, device_id, start, now) == query.messages
+        expected = oracle.visible(case.log, device_id, now)
+        for last in {start.first - 1, start.known}:
+            known = known_up_to(case.log, last)
+            facts = known.replay_all(query.messages)
+            for replica in (facts, replay_on_device(known.pruned(), query.messages)):
+                assert ctimes_and_ids(replica.state(device_id, now)) == expected

@@ -29,7 +29,8 @@ async def test_outcomes_are_in_the_order_of_the_entries(kinds: list[str]) -> Non
     outcomes = batch.outcomes()
     expected = {"in-band": Stored, "out-of-band": Relayed, "rejected": Rejected}
     assert [type(outcome) for outcome in outcomes] == [expected[kind] for kind in kinds]
-    names = [m.msg_id if isinstance(m, InBandMessage) else m.body for m in accepted(outcomes)]
+    messages = [outcome.message for outcome in accepted(outcomes)]
+    names = [m.msg_id if isinstance(m, InBandMessage) else m.body for m in messages]
     numbers = [n for n, kind in enumerate(kinds) if kind != "rejected"]
     assert names == [f"m{n}" if kinds[n] == "in-band" else n for n in numbers]
 

@@ -96,7 +96,7 @@ async def test_each_message_of_a_batch_gets_its_own_outcome() -> None:
                 out_of_band("u", "typing"),
                 create("u", "c", 1, msg_id="m"),
                 create("u", "c", 2, msg_id="m"),
-                dismiss("u", "m"),
+                dismiss("u", "n"),
             ],
         )
         kinds = [Stored, Relayed, Duplicate, Rejected, Stored]

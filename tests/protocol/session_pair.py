@@ -14,7 +14,7 @@ from gregor.protocol.client_session import ClientSession
 from gregor.protocol.effects import Close, Send
 from gregor.protocol.frames import encode
 from gregor.protocol.publication import Publication
-from gregor.protocol.server_session import Authenticate, CatchUp, ServerSession, Store
+from gregor.protocol.server_session import Authenticate, CatchUp, ReadItems, ServerSession, Store
 from gregor.stores.memory import MemoryStateMachine
 from gregor.testing.clock import ManualClock
 
@@ -43,6 +43,7 @@ class SessionPair:
         self.to_device: deque[str] = deque()
         self.catch_up: CatchUp | None = None
         self.sync: Sync | None = None
+        self.read_items: ReadItems | None = None
         self.closed = None
         self._carry_out(self.device.opened())
 
@@ -51,7 +52,7 @@ class SessionPair:
     async def store_messages(self, *messages: InBandMessage) -> list[Publication]:
         """Store messages, and return their publications, which the node does not receive."""
         outcomes = await self.store.consume_messages(messages)
-        new = [Publication.of(o.message) for o in outcomes if isinstance(o, Stored)]
+        new = [Publication.of(o) for o in outcomes if isinstance(o, Stored)]
         self.published += new
         return new
 
@@ -95,13 +96,14 @@ class SessionPair:
             case InBandMessage():
                 (outcome,) = await self.store.consume_messages([entry])
                 if isinstance(outcome, Stored):
-                    self.published.append(Publication.of(outcome.message))
+                    self.published.append(Publication.of(outcome))
                     self.node.publish(self.published[-1])
                 return outcome
 
     async def write_on_node(self) -> bool:
         """The node's writer carries out one effect, or one half of a CatchUp: the read from the
-        store, or the call of `synced`. Returns False if there is nothing to do."""
+        store, or the call of `synced`. It reads items later than it is asked for them. Returns
+        False if there is nothing to do."""
         if self.sync is not None:
             self.node.synced(self.sync)
             self.sync = None
@@ -110,6 +112,10 @@ class SessionPair:
             self.sync = await self.store.sync(UID, self.device_id, self.catch_up.cursor)
             self.catch_up = None
             return True
+        if self.read_items is not None:
+            ctimes, self.read_items = self.read_items.ctimes, None
+            self.node.items_read(await self.store.items(UID, ctimes))
+            return True
         match self.node.next():
             case None:
                 return False
@@ -117,6 +123,8 @@ class SessionPair:
                 self.to_device.append(encode(send.frame))
             case CatchUp() as catch_up:
                 self.catch_up = catch_up
+            case ReadItems() as read_items:
+                self.read_items = read_items
             case Close() as close:
                 self.closed = close
         return True
@@ -141,8 +149,8 @@ class SessionPair:
             match effect:
                 case Send() as send:
                     self.to_node.append(encode(send.frame))
-                case client_session.Apply(messages, cursor):
-                    self.replica = self.replica.replay_all(messages).prune(cursor)
+                case client_session.Apply(messages, _):
+                    self.replica = self.replica.replay_all(messages).pruned()
                 case client_session.Replace(snapshot, _):
                     self.replica = snapshot.facts()
                 case client_session.Compare(as_of, hash_):

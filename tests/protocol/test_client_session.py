@@ -3,7 +3,6 @@
 import msgspec
 import pytest
 
-from gregor.core.facts import DismissedRange
 from gregor.core.message import InBandMessage, create, dismiss, out_of_band
 from gregor.core.state import Item, state_hash
 from gregor.core.sync import Snapshot
@@ -87,15 +86,12 @@ def test_snapshot_replaces_the_replica_only_after_its_last_page() -> None:
     session = ClientSession("t", "d1", 0)
     receive(session, Welcome("u", "d1", 50, Limits()))
     item = Item("m", 5, "a", msgspec.Raw(b"1"))
-    range_ = DismissedRange(90, 6, "a")
+    last = Item("n", 6, "a", msgspec.Raw(b"2"))
     first = SyncPage("snapshot", 0, 12, 50, HASH, more=True, items=(item,))
-    second = SyncPage(
-        "snapshot", 0, 12, 50, HASH, dismissed_ids=(("x", 4),), dismissed_ranges=(range_,)
-    )
+    second = SyncPage("snapshot", 0, 12, 50, HASH, items=(last,))
     assert receive(session, first) == []
     assert session.cursor == 0
-    snapshot = Snapshot((item,), (("x", 4),), (range_,))
-    assert receive(session, second) == [Replace(snapshot, 12), Compare(50, HASH)]
+    assert receive(session, second) == [Replace(Snapshot((item, last)), 12), Compare(50, HASH)]
     assert session.cursor == 12
 
 

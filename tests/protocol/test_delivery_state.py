@@ -4,18 +4,22 @@ from collections.abc import Iterable
 from itertools import product
 
 import pytest
+from msgspec import Raw
 
 from gregor.core.message import create
-from gregor.core.state import state_hash
-from gregor.core.sync import Changes, Sync
+from gregor.core.state import Item, state_hash
+from gregor.core.sync import Changes, Snapshot, Sync
 from gregor.protocol.delivery_state import (
     TRANSITIONS,
     DeliveryEvent,
     DeliveryState,
+    Incomplete,
+    ItemsRead,
     Lagging,
     Live,
     PageSent,
     Paging,
+    ReadingItems,
     ReadingStore,
     ReadStarted,
     SyncNeeded,
@@ -27,14 +31,25 @@ from gregor.protocol.frames import PAGE_ENTRIES, pages
 MESSAGES = tuple(create("u", "a", msg_id=f"m{n}").stamp(n, n - 1) for n in range(1, 600))
 SYNC = Sync(Changes(MESSAGES), 599, 700, state_hash(()))
 FIRST, LAST = pages(SYNC, 0)
+REST = Sync(Snapshot(unread=((600, 601), (602,))), 700, 800, state_hash(()))
+ITEMS = tuple(Item(f"m{n}", n, "a", Raw(b"1")) for n in (600, 601, 602))
 
 STATES: list[DeliveryState] = [
     Live(),
     Lagging(3),
     *(ReadingStore(0, then) for then in (Live(), Lagging(7))),
     *(Paging(unsent, then) for unsent in ((FIRST, LAST), (LAST,)) for then in (Live(), Lagging(7))),
+    *(Paging((LAST,), then, REST) for then in (Live(), Lagging(7))),
+    *(Incomplete(REST, then) for then in (Live(), Lagging(7))),
+    *(ReadingItems(REST, then) for then in (Live(), Lagging(7))),
 ]
-EVENTS: list[DeliveryEvent] = [SyncNeeded(5), ReadStarted(), SyncRead(SYNC), PageSent()]
+EVENTS: list[DeliveryEvent] = [
+    SyncNeeded(5),
+    ReadStarted(),
+    SyncRead(SYNC),
+    ItemsRead(ITEMS[:2]),
+    PageSent(),
+]
 
 
 def name(value: DeliveryState | DeliveryEvent) -> str:
@@ -75,6 +90,30 @@ def test_sync_is_read_from_the_cursor_that_needs_it_and_sent_in_pages() -> None:
     assert state == Paging((FIRST, LAST), then=Live())
     assert len(FIRST.messages) == PAGE_ENTRIES
     assert after(after(state, PageSent()), PageSent()) == Live()
+
+
+def test_snapshot_is_read_and_sent_group_by_group() -> None:
+    state = after(Incomplete(REST, then=Live()), ReadStarted())
+    state = after(state, ItemsRead(ITEMS[:2]))
+    assert isinstance(state, Paging)
+    assert [(page.items, page.more) for page in state.pages] == [(ITEMS[:2], True)]
+    state = after(after(after(state, PageSent()), ReadStarted()), ItemsRead(ITEMS[2:]))
+    assert isinstance(state, Paging)
+    assert [(page.items, page.more) for page in state.pages] == [(ITEMS[2:], False)]
+    assert after(state, PageSent()) == Live()
+
+
+@pytest.mark.parametrize(
+    ("read", "unread"), [(1, ((601,), (602,))), (2, ((602,),)), (0, ((602,),))]
+)
+def test_what_is_not_read_of_a_group_is_read_next(
+    read: int, unread: tuple[tuple[int, ...], ...]
+) -> None:
+    """Large items are read in smaller parts. Of a group of which nothing is stored, nothing is
+    left, as after a bucket has been pruned."""
+    state = after(ReadingItems(REST, then=Live()), ItemsRead(ITEMS[:read]))
+    assert isinstance(state, Paging)
+    assert state.rest == Sync(Snapshot(unread=unread), 700, 800, state_hash(()))
 
 
 @pytest.mark.parametrize(

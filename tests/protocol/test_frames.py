@@ -65,11 +65,13 @@ def test_each_page_of_changes_has_its_own_cursor() -> None:
 
 
 def test_all_pages_of_a_snapshot_have_the_cursor_of_the_sync() -> None:
-    tombstones = tuple((f"x{n}", n) for n in range(PAGE_ENTRIES))
-    sync_pages = pages_of(sync(Snapshot(items(PAGE_ENTRIES), tombstones)))
+    sync_pages = pages_of(sync(Snapshot(items(PAGE_ENTRIES + 1))))
     assert {page.mode for page in sync_pages} == {"snapshot"}
     assert {page.cursor for page in sync_pages} == {10_000}
-    assert len([id_ for page in sync_pages for id_ in page.dismissed_ids]) == PAGE_ENTRIES
+    assert [(len(page.items), page.more) for page in sync_pages] == [
+        (PAGE_ENTRIES, True),
+        (1, False),
+    ]
 
 
 def test_page_size_is_limited_for_large_bodies() -> None:
@@ -90,9 +92,7 @@ def test_law_frames_survive_a_round_trip_through_json(history: History, is_snaps
     facts = Facts().replay_all(history)
     content: Changes | Snapshot = Changes(history)
     if is_snapshot:
-        content = Snapshot(
-            facts.state(None, 0).items, tuple(facts.tombstones.items()), facts.ranges
-        )
+        content = Snapshot(facts.state(None, 0).items)
     for page in pages_of(sync(content)):
         assert decode_node_frame(encode(page)) == page
     frame = Messages(0, history, 99)

@@ -1,6 +1,7 @@
 """What waits for a socket: its order, and its limits."""
 
 from gregor.core.message import create, out_of_band
+from gregor.interfaces import Stored
 from gregor.protocol.effects import Close, Send
 from gregor.protocol.frames import GoAway, OutOfBand
 from gregor.protocol.outbound_queue import QUEUE_BYTES, QUEUE_MESSAGES, OutboundQueue
@@ -10,7 +11,8 @@ TYPING = out_of_band("u", "typing", 1)
 
 
 def publication(ctime: int, size: int = 1) -> Publication:
-    return Publication.of(create("u", "a", "x" * size, msg_id=f"m{ctime}").stamp(ctime, ctime - 1))
+    message = create("u", "a", "x" * size, msg_id=f"m{ctime}")
+    return Publication.of(Stored(message.stamp(ctime, ctime - 1)))
 
 
 def test_control_frames_come_before_out_of_band_messages() -> None:
@@ -37,6 +39,12 @@ def test_close_comes_once_after_the_control_frames_and_messages_are_dropped() ->
 def test_control_frames_are_limited() -> None:
     queue = OutboundQueue()
     added = [queue.add_control_frame(GoAway(n)) for n in range(QUEUE_MESSAGES + 1)]
+    assert added == [True] * QUEUE_MESSAGES + [False]
+
+
+def test_out_of_band_messages_are_limited_however_small() -> None:
+    queue = OutboundQueue()
+    added = [queue.add_out_of_band(TYPING) for _ in range(QUEUE_MESSAGES + 1)]
     assert added == [True] * QUEUE_MESSAGES + [False]
 
 

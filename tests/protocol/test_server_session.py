@@ -80,7 +80,7 @@ def live_session(position: int = 10) -> ServerSession:
 
 def publication(ctime: int, prev: int | None = None, body: str = "x") -> Publication:
     message = create("u", "a", body, msg_id=f"m{ctime}")
-    return Publication.of(message.stamp(ctime, ctime - 1 if prev is None else prev))
+    return Publication.of(Stored(message.stamp(ctime, ctime - 1 if prev is None else prev)))
 
 
 # Greeting
@@ -259,7 +259,8 @@ def test_outcomes_of_a_consume_are_acknowledged() -> None:
     session = live_session()
     session.stored(3, [Stored(create("u", "a", msg_id="m").stamp(11, 0)), Rejected(None, CONFLICT)])
     rejected = Result("rejected", error=Problem.of(CONFLICT))
-    assert sent_frames(session) == [Ack(3, (Result("stored", "u", "m", 11), rejected))]
+    stored = Result("stored", "u", "m", 11, visible=True, dismissed=0)
+    assert sent_frames(session) == [Ack(3, (stored, rejected))]
 
 
 def test_consume_with_a_message_to_retry_is_retried_whole() -> None:
@@ -337,10 +338,10 @@ def test_gap_repair_that_continues_the_position_is_sent() -> None:
 def test_creation_for_another_device_is_left_out_but_its_dismissal_is_sent() -> None:
     session = live_session(10)
     session.publish(
-        Publication.of(create("u", "a", "secret", device_id="d2", msg_id="x").stamp(11, 10))
+        Publication.of(Stored(create("u", "a", "secret", device_id="d2", msg_id="x").stamp(11, 10)))
     )
     update = replace("u", "a", "secret", device_id="d2", msg_id="y").stamp(12, 11)
-    session.publish(Publication.of(update))
+    session.publish(Publication.of(Stored(update)))
     (frame,) = sent_frames(session)
     assert isinstance(frame, Messages)
     (reduced,) = frame.messages
@@ -464,21 +465,31 @@ def test_verify_during_a_sync_is_answered_after_its_last_page() -> None:
     assert catch_up == CatchUp(0)
 
 
-def test_snapshot_is_sent_with_its_tombstones() -> None:
+def test_empty_snapshot_is_sent_as_one_page() -> None:
     session = open_session(cursor=0)
     all_effects(session)
-    snapshot = Snapshot((), (("dismissed", 5),), ())
-    session.synced(Sync(snapshot, 12, 50, state_hash(())))
-    (page,) = sent_frames(session)
-    assert page == SyncPage(
-        "snapshot", 0, 12, 50, state_hash(()), dismissed_ids=(("dismissed", 5),)
-    )
+    session.synced(Sync(Snapshot(), 12, 50, state_hash(())))
+    assert sent_frames(session) == [SyncPage("snapshot", 0, 12, 50, state_hash(()))]
+
+
+def test_creation_that_is_dead_when_it_is_stored_is_not_sent() -> None:
+    """Its dismissal is, and the cursor passes it."""
+    session = live_session(10)
+    dead = create("u", "a", msg_id="x").stamp(11, 10)
+    update = replace("u", "a", 1, msg_id="y").stamp(12, 11)
+    for message in (dead, update):
+        session.publish(Publication.of(Stored(message, dead=True)))
+    (frame,) = sent_frames(session)
+    assert isinstance(frame, Messages)
+    assert (frame.prev, frame.cursor) == (10, 12)
+    (sent,) = frame.messages
+    assert (sent.creation, sent.dismissal) == (None, update.dismissal)
 
 
 def test_messages_with_only_a_dismissal_are_sent() -> None:
     session = live_session(10)
     for ctime, message in ((11, dismiss("u", "m")), (12, dismiss_category("u", "a", prefix=True))):
-        session.publish(Publication.of(message.stamp(ctime, ctime - 1)))
+        session.publish(Publication.of(Stored(message.stamp(ctime, ctime - 1))))
     (frame,) = sent_frames(session)
     assert isinstance(frame, Messages)
     assert len(frame.messages) == 2

@@ -1,5 +1,6 @@
 """What holds for the node's session after any sequence of events."""
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import pytest
@@ -7,22 +8,29 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gregor.core.message import InBandMessage, create, out_of_band
-from gregor.core.state import state_hash
-from gregor.core.sync import Changes, Sync
+from gregor.core.state import Item, state_hash
+from gregor.core.sync import Changes, Snapshot, Sync
+from gregor.interfaces import Stored
 from gregor.protocol import frames, outbound_queue
-from gregor.protocol.delivery_state import TRANSITIONS, DeliveryState, ReadingStore
+from gregor.protocol.delivery_state import TRANSITIONS, DeliveryState, ReadingItems, ReadingStore
 from gregor.protocol.effects import Close, Send
 from gregor.protocol.frames import Messages, SyncPage
 from gregor.protocol.publication import Publication
-from gregor.protocol.server_session import CatchUp, Effect, ServerSession
+from gregor.protocol.server_session import CatchUp, Effect, ReadItems, ServerSession
 
 Step: TypeAlias = tuple[str, int]
 
 steps: st.SearchStrategy[Step] = st.one_of(
     st.tuples(st.sampled_from(["publish", "publish", "verify"]), st.integers(0, 3)),
-    st.tuples(st.sampled_from(["next", "next", "next", "synced", "out of band"]), st.just(0)),
+    st.tuples(
+        st.sampled_from(["next", "next", "next", "synced", "items read", "out of band"]), st.just(0)
+    ),
     st.tuples(st.sampled_from(["close", "authenticated"]), st.just(0)),
 )
+
+
+def items(messages: Sequence[InBandMessage]) -> tuple[Item, ...]:
+    return tuple(item for message in messages if (item := Item.of(message)) is not None)
 
 
 class SessionUnderTest:
@@ -45,6 +53,11 @@ class SessionUnderTest:
                 self.write(self.session.next())
             case "synced", _ if isinstance(self.session.delivery, ReadingStore):
                 self.session.synced(self.sync(self.session.delivery.cursor))
+            case "items read", _ if isinstance(self.session.delivery, ReadingItems):
+                content = self.session.delivery.rest.content
+                assert isinstance(content, Snapshot)
+                first = content.unread[0][0]
+                self.session.items_read(items(self.log[first - 1 : first]))
             case "out of band", _:
                 self.session.deliver_out_of_band(out_of_band("u", "s", 1))
             case "authenticated", _:
@@ -58,10 +71,14 @@ class SessionUnderTest:
             device_id = "d2" if len(self.log) % 3 == 0 else None
             message = create("u", "a", device_id=device_id, msg_id=f"m{len(self.log)}")
             self.log.append(message.stamp(len(self.log) + 1, len(self.log)))
-        self.session.publish(Publication.of(self.log[-1]))
+        self.session.publish(Publication.of(Stored(self.log[-1])))
 
     def sync(self, cursor: int) -> Sync:
-        return Sync(Changes(tuple(self.log[cursor:])), len(self.log), 999, state_hash(()))
+        """From cursor 0, a snapshot of which one item is read, and two are not."""
+        content: Changes | Snapshot = Changes(tuple(self.log[cursor:]))
+        if cursor == 0 and len(self.log) > 2:
+            content = Snapshot(items(self.log[:1]), unread=((2, 3),))
+        return Sync(content, len(self.log), 999, state_hash(()))
 
     def write(self, effect: Effect | None) -> None:
         """The device receives what continues its cursor, or begins at one that it has asked for."""
@@ -72,7 +89,7 @@ class SessionUnderTest:
             case Send(SyncPage(prev=prev, cursor=cursor)):
                 assert prev <= self.known
                 self.known = cursor
-            case Send() | CatchUp() | Close() | None:
+            case Send() | CatchUp() | ReadItems() | Close() | None:
                 pass
 
 
@@ -114,4 +131,5 @@ def test_law_an_open_session_sends_everything_when_the_socket_accepts_data(
     while (effect := under_test.session.next()) is not None or under_test.session.lagging:
         under_test.write(effect)
         under_test.carry_out(("synced", 0))
+        under_test.carry_out(("items read", 0))
     assert under_test.known == len(under_test.log)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gregor.core import sync as core_sync
 from gregor.core.message import InBandMessage, create, dismiss, out_of_band
 from gregor.protocol import frames, outbound_queue
 from gregor.protocol.client_session import (
@@ -86,6 +87,7 @@ async def test_law_replica_converges_after_lost_repeated_and_late_frames(
     with pytest.MonkeyPatch.context() as small_limits:
         small_limits.setattr(frames, "PAGE_ENTRIES", 2)
         small_limits.setattr(outbound_queue, "QUEUE_MESSAGES", 3)
+        small_limits.setattr(core_sync, "MAX_ITEMS_READ", 3)
         pair = SessionPair()
         await pair.run_until_idle()
         for step in history:
@@ -120,6 +122,22 @@ async def test_new_device_gets_a_snapshot() -> None:
     await pair.run_until_idle()
     assert [type(effect) for effect in pair.effects[1:]][1:] == [Replace, Compare]
     assert pair.visible() == await pair.stored_state()
+
+
+async def test_large_snapshot_is_read_in_parts_and_is_the_state_at_its_cursor() -> None:
+    """Whatever is stored meanwhile: the hash is compared with the whole of it."""
+    pair = SessionPair()
+    size = 2 * core_sync.MAX_ITEMS_READ + 100
+    await pair.store_messages(*(create(UID, "a", n, msg_id=f"m{n}") for n in range(size)))
+    while pair.read_items is None:
+        _ = await pair.read_on_node() or await pair.write_on_node() or await pair.read_on_device()
+    await pair.store_and_publish(dismiss(UID, "m0", f"m{size - 1}"), create(UID, "b", "later"))
+    await pair.run_until_idle()
+    (replaced,) = pair.effects_of(Replace)
+    assert isinstance(replaced, Replace)
+    assert [item.body for item in replaced.snapshot.items] == list(range(size))
+    assert pair.visible() == await pair.stored_state()
+    assert pair.device.mismatches == 0
 
 
 async def test_reconnected_device_gets_only_the_missed_messages() -> None:

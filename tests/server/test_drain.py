@@ -66,8 +66,11 @@ class DrainTimes(NamedTuple):
     complete: float
 
 
-async def drain_on_virtual_time(devices: int, seconds: float) -> DrainTimes:
-    """Drain a service with this number of devices. Needs a loop with virtual time."""
+async def drain_on_virtual_time(
+    devices: int, seconds: float, *, blocked: bool = False
+) -> DrainTimes:
+    """Drain a service with this number of devices, which read nothing if they are blocked. Returns
+    when all conversations have ended. Needs a loop with virtual time."""
     clock = asyncio.get_running_loop().time
     node = Node(MemoryStateMachine(virtual_time.clock), Broadcaster(), clock=virtual_time.clock)
     service = Service(node, OpenAuthenticator(), Metrics())
@@ -76,6 +79,8 @@ async def drain_on_virtual_time(devices: int, seconds: float) -> DrainTimes:
         for channel in channels:
             tasks.create_task(service.serve(channel))
         await asyncio.sleep(1.0)
+        for channel in channels:
+            channel.blocked = blocked
         started = clock()
         await service.drain(seconds)
         complete = clock() - started
@@ -93,6 +98,12 @@ async def test_drain_sends_devices_away_evenly_over_drain_time() -> None:
 @on_virtual_time
 async def test_drain_of_one_device_does_not_wait_for_drain_time() -> None:
     assert await drain_on_virtual_time(devices=1, seconds=DRAIN_SECONDS) == DrainTimes([0.0], 0.0)
+
+
+@on_virtual_time
+async def test_device_that_reads_nothing_does_not_outlast_the_drain() -> None:
+    times = await drain_on_virtual_time(devices=1, seconds=DRAIN_SECONDS, blocked=True)
+    assert times.complete == pytest.approx(1.0)
 
 
 async def test_draining_server_still_serves_devices_that_are_connected(fleet: TwoServers) -> None:

@@ -68,6 +68,7 @@ async def test_repeated_message_is_duplicate_and_other_contents_are_conflict(
 ) -> None:
     (first,) = (await shared.post(to(uid, msg_id="m"))).json()["results"]
     (repeated,) = (await shared.post(to(uid, msg_id="m"))).json()["results"]
+    assert first.pop("dismissed") == 0
     assert repeated == {**first, "status": "duplicate"}
     assert problem(await shared.post(to(uid, body=2, msg_id="m"))) == (409, "conflict", "msg_id")
     (other,) = (await shared.post({"messages": [to(uid, body=2, msg_id="m")]})).json()["results"]
@@ -334,6 +335,100 @@ async def test_messages_since_start_at_given_time_and_end_at_cursor(
     assert await since(since=ctimes[2] + 1) == ([], ctimes[2])
     assert await since(since="-1h") == (["0", "1", "2"], ctimes[2])
     assert await since(since="P1D") == ([], ctimes[2])
+
+
+async def test_poller_goes_on_after_the_cursor_of_its_last_answer(shared: Served, uid: str) -> None:
+    """The poll with our own cursor: also what is dismissed of the item at that very cursor."""
+    await shared.post(to(uid, msg_id="a"))
+    await shared.post(to(uid, msg_id="b"))
+
+    async def get(resource: str, **query: Any) -> Any:
+        return (await shared.http.get(f"/v1/users/{uid}/{resource}", params=query)).json()
+
+    state = await get("state")
+    assert [item["msg_id"] for item in state["items"]] == ["a", "b"]
+    assert (await get("messages", after=state["cursor"])) == {
+        "messages": [],
+        "cursor": state["cursor"],
+        "more": False,
+    }
+    await shared.post({"uid": uid, "dismissal": {"msg_ids": ["b", "unknown"]}})
+    for query in ({"after": state["cursor"]}, {"since": state["cursor"]}):
+        (*_, message) = (await get("messages", **query))["messages"]
+        assert message["dismissal"] == {"msg_ids": ["b"]}
+    past = await get("state", at=state["cursor"] - 1)
+    assert past["cursor"] == state["cursor"] - 1
+    assert [item["msg_id"] for item in past["items"]] == ["a"]
+
+
+async def test_messages_come_in_pages(shared: Served, uid: str) -> None:
+    await shared.post({"messages": [to(uid, msg_id=f"{n:03}") for n in range(300)]})
+    await shared.post({"messages": [to(uid, msg_id=f"{n:03}") for n in range(300, 600)]})
+    path, read, start = f"/v1/users/{uid}/messages", [], {"since": 0}
+    sizes = []
+    while True:
+        page = (await shared.http.get(path, params={**start, "limit": 250})).json()
+        read += [message["msg_id"] for message in page["messages"]]
+        sizes.append(len(page["messages"]))
+        if not page["more"]:
+            break
+        start = {"after": page["cursor"]}
+    assert (sizes, read) == ([250, 250, 100], [f"{n:03}" for n in range(600)])
+    assert len((await shared.http.get(path)).json()["messages"]) == 500
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ({"after": "1", "since": "1"}, "after"),
+        ({"after": "-1"}, "after"),
+        ({"after": "yesterday"}, "after"),
+        ({"after": ""}, "after"),
+        ({"limit": "0"}, "limit"),
+        ({"limit": "501"}, "limit"),
+        ({"limit": "x"}, "limit"),
+    ],
+)
+async def test_invalid_start_or_limit_is_rejected_and_named(
+    shared: Served, query: dict[str, str], field: str
+) -> None:
+    response = await shared.http.get("/v1/users/u/messages", params=query)
+    assert problem(response) == (422, "invalid", field)
+
+
+async def test_cursor_ahead_of_the_users_clock_must_resync(shared: Served, uid: str) -> None:
+    (result,) = (await shared.post(to(uid))).json()["results"]
+    path = f"/v1/users/{uid}/messages"
+    response = await shared.http.get(path, params={"after": result["ctime"] + 1})
+    assert problem(response) == (409, "resync", None)
+    assert response.json()["action"] == "resync"
+    assert (await shared.http.get(path, params={"after": result["ctime"]})).status_code == 200
+
+
+async def test_result_says_what_came_of_the_message(shared: Served, uid: str) -> None:
+    async def post(body: Any) -> Any:
+        (result,) = (await shared.post(body)).json()["results"]
+        return {k: v for k, v in result.items() if k not in ("uid", "msg_id", "ctime")}
+
+    stored, duplicate = {"status": "stored"}, {"status": "duplicate"}
+    expires = {"category": "c", "body": 1, "expires": {"time": 4_000_000_000_000_000}}
+    ended = {"uid": uid, "dismissal": {"msg_ids": ["x", "later", "unknown"]}}
+    assert await post(to(uid, msg_id="x")) == {**stored, "visible": True, "dismissed": 0}
+    assert await post({"uid": uid, "msg_id": "y", "creation": expires}) == {
+        **stored,
+        "visible": True,
+        "expires_at": 4_000_000_000_000_000,
+        "dismissed": 0,
+    }
+    assert await post(ended) == {**stored, "visible": False, "dismissed": 1}
+    assert await post(ended) == {**stored, "visible": False, "dismissed": 0}
+    assert await post(to(uid, msg_id="x")) == {**duplicate, "visible": False}
+    assert await post(to(uid, msg_id="later")) == {**stored, "visible": False, "dismissed": 0}
+    assert await post({"uid": uid, "msg_id": "y", "creation": expires}) == {
+        **duplicate,
+        "visible": True,
+        "expires_at": 4_000_000_000_000_000,
+    }
 
 
 @pytest.mark.parametrize("name", ["state?at", "messages?since"])

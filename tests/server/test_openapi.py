@@ -84,6 +84,9 @@ async def test_state_count_and_messages_answer_as_described(shared: Served) -> N
     user = "/v1/users/{uid}"
     check(await shared.http.get("/v1/users/w/state"), f"{user}/state")
     check(await shared.http.get("/v1/users/w/messages"), f"{user}/messages")
+    ahead = await shared.http.get("/v1/users/w/messages?after=9007199254740991")
+    assert ahead.status_code == 409
+    check(ahead, f"{user}/messages")
     check(await shared.http.get("/v1/users/w/count?prefix=c"), f"{user}/count")
     check(await shared.http.get("/v1/users/w/state?at=nonsense"), f"{user}/state")
     check(await shared.http.get("/v1/users//events"), f"{user}/events")

@@ -11,7 +11,6 @@ import pytest
 from msgspec import Struct
 
 from gregor.core.arguments import MAX_DEPTH
-from gregor.core.facts import DismissedRange
 from gregor.core.instant import TimeOrOffset
 from gregor.core.message import (
     MAX_BODY,
@@ -46,7 +45,6 @@ VALUES: dict[str, type[Struct]] = {
     "time or offset": TimeOrOffset,
     "out-of-band message": OutOfBandMessage,
     "item": Item,
-    "dismissed range": DismissedRange,
     "limits": frames.Limits,
     "result": frames.Result,
     "problem": frames.Problem,

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar, cast
 
 from gregor.core.buckets import Move, bucket_of
 from gregor.core.instant import Time, TimeOrOffset
-from gregor.core.message import UID, DeviceID, InBandMessage
-from gregor.core.state import State
-from gregor.core.sync import Sync
+from gregor.core.message import UID, Category, DeviceID, InBandMessage
+from gregor.core.state import Counts, Item
+from gregor.core.sync import Page, PageLimits, PolledState, Start, Sync
 from gregor.errors import GregorError, StorageUnavailable, Unavailable
 from gregor.interfaces import Slot, StateMachineOfRecord
 from gregor.shards import bucket_contents, shard_map
@@ -173,21 +173,37 @@ class DelayedStateMachine(StateMachineOfRecord):
         for slot in slots:
             environment.commit_answered(slot.message.uid)
 
-    async def state(
-        self, uid: UID, device_id: DeviceID | None = None, at: TimeOrOffset | None = None
-    ) -> State:
-        return await self._machine.state(uid, device_id, at)
+    async def polled_state(
+        self, uid: UID, device_id: DeviceID | None, at: TimeOrOffset | None
+    ) -> PolledState:
+        return await self._machine.polled_state(uid, device_id, at)
 
     async def in_band_messages_since(
         self, uid: UID, device_id: DeviceID | None, since: TimeOrOffset
     ) -> Sequence[InBandMessage]:
         return await self._machine.in_band_messages_since(uid, device_id, since)
 
+    async def messages_page(
+        self, uid: UID, device_id: DeviceID | None, start: Start, limits: PageLimits
+    ) -> Page:
+        return await self._machine.messages_page(uid, device_id, start, limits)
+
     async def sync(self, uid: UID, device_id: DeviceID | None, cursor: Time) -> Sync:
         await self._link.transmit("before reading")
         sync = await self._machine.sync(uid, device_id, cursor)
         await self._link.delay()
         return sync
+
+    async def items(self, uid: UID, ctimes: Sequence[Time]) -> Sequence[Item]:
+        await self._link.transmit("before reading items")
+        items = await self._machine.items(uid, ctimes)
+        await self._link.delay()
+        return items
+
+    async def count(
+        self, uid: UID, device_id: DeviceID | None, prefixes: Sequence[Category]
+    ) -> Counts:
+        return await self._machine.count(uid, device_id, prefixes)
 
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
         await self._link.transmit("before reading clocks")

@@ -34,6 +34,7 @@ from typing import Any, cast
 from gregor.client import Client, Created, Disconnected, Dismissed, MemoryStore
 from gregor.consumers.broadcaster import Broadcaster
 from gregor.consumers.publisher import Publisher, channel_of, encode_envelope
+from gregor.core.facts import Facts
 from gregor.core.instant import SECOND, Time
 from gregor.core.message import (
     UID,
@@ -48,7 +49,7 @@ from gregor.core.message import (
 from gregor.core.state import State
 from gregor.core.sync import Snapshot
 from gregor.errors import Unavailable
-from gregor.interfaces import Caller
+from gregor.interfaces import Caller, Stored
 from gregor.node.node import Node
 from gregor.protocol.frames import Result
 from gregor.pubsub.interface import Event, Interrupted
@@ -284,7 +285,7 @@ class SimulatedDevice:
         self.client: Client | None = None
         self.clients: list[Client] = []  # all so far, one per restart
         self._simulation = simulation
-        self._store = MemoryStore()
+        self.store = MemoryStore()
         self._reachable = True
         self._connection: SimulatedConnection | None = None
         self._lifetime: asyncio.Timeout | None = None
@@ -305,7 +306,7 @@ class SimulatedDevice:
                 "ws://simulated",
                 self.uid,
                 device_id=self.device_id,
-                store=self._store,
+                store=self.store,
                 connect=self.connect,
                 clock=virtual_time.clock,
                 jitter=self._simulation.rng.random,
@@ -469,16 +470,24 @@ class Simulation:
             device_tasks = [self.tasks.create_task(device.run()) for device in self.devices]
             for node in self.nodes:
                 node.start()
-            for _ in range(self.rng.randrange(30, 90)):
-                await asyncio.sleep(self.rng.random() / 2)
-                self.tasks.create_task(self._random_event())
-            await asyncio.sleep(15)
-            self.faults_over = True
-            self.record("simulation", "ends the faults")
-            await self._settle()
+            await self.run_rounds()
             node_tasks = [node.task for node in self.nodes if node.task is not None]
             for task in (*device_tasks, *node_tasks):
                 task.cancel()
+
+    async def run_rounds(self) -> None:
+        await self.run_round()
+
+    async def run_round(self) -> None:
+        """Random events and faults for a while, then none until all agree."""
+        self.faults_over = False
+        for _ in range(self.rng.randrange(30, 90)):
+            await asyncio.sleep(self.rng.random() / 2)
+            self.tasks.create_task(self._random_event())
+        await asyncio.sleep(15)
+        self.faults_over = True
+        self.record("simulation", "ends the faults")
+        await self.settle()
 
     async def _random_event(self) -> None:
         match self.choice(
@@ -544,16 +553,23 @@ class Simulation:
                 message = create(uid, "chat", msg_id=FORGED).stamp(ctime, known)
             case "again" if log:
                 message = self.rng.choice(log)
-        payload = b"garbage" if message is None else encode_envelope("foreign publisher", message)
+        dead = message is not None and message.msg_id in Facts().replay_all(log).dismissed
+        payload = (
+            b"garbage"
+            if message is None
+            else encode_envelope("foreign publisher", Stored(message, dead))
+        )
         await MemoryPubSub(self.exchange).publish(channel_of(uid), payload)
         content = "garbage" if message is None else message.msg_id
         self.record("foreign", f"publishes {content}")
 
     async def _backend(self) -> None:
+        await self.send(
+            [self._message(self.rng.choice(USERS)) for _ in range(self.rng.choice((1, 1, 1, 3)))]
+        )
+
+    async def send(self, messages: list[InBandMessage]) -> None:
         """Send messages as a backend does: retry, at any node, until they are acknowledged."""
-        messages = [
-            self._message(self.rng.choice(USERS)) for _ in range(self.rng.choice((1, 1, 1, 3)))
-        ]
         self._sent += messages
         while messages:
             service = self.rng.choice(self.nodes).service
@@ -617,7 +633,7 @@ class Simulation:
 
     # The final check
 
-    async def _settle(self) -> None:
+    async def settle(self) -> None:
         """Wait until all agree. Raises Disagreement after two minutes."""
         problem: str | None = "the replicas were not compared"
         for _ in range(120):
@@ -657,8 +673,8 @@ class Simulation:
         sync = await self.store.sync(device.uid, device.device_id)
         assert isinstance(sync.content, Snapshot)
         replica = client.replica.facts.state(device.device_id, sync.as_of)
-        if replica.hash() != sync.hash or replica.items != sync.content.items:
-            stored = State(sync.content.items, sync.as_of)
+        stored = sync.content.facts().state(device.device_id, sync.as_of)
+        if replica.hash() != sync.hash or replica != stored:
             return f"holds {_names(replica)}, and the store {_names(stored)}"
         return None
 
@@ -682,13 +698,18 @@ def simulate(seed: int, sharded: bool | None = None) -> Simulation:
     """Run one simulation. Raises Disagreement, with the seed and the end of the trace in its text,
     if the result is wrong. If `sharded` is None, the seed decides whether the store is sharded."""
     simulation = Simulation(seed, seed % SHARDED_EVERY == 0 if sharded is None else sharded)
+    carry_out(simulation)
+    return simulation
+
+
+def carry_out(simulation: Simulation) -> None:
+    """Run a simulation. Raises Disagreement like `simulate`."""
     try:
         with _silent_logs():
             virtual_time.run(simulation.run())
     except Exception as error:
         end = "\n".join(simulation.trace[-60:])
-        raise Disagreement(f"seed {seed}: {_leaf(error)!r}\n{end}") from error
-    return simulation
+        raise Disagreement(f"seed {simulation.seed}: {_leaf(error)!r}\n{end}") from error
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests.simulation import simulation
+from tests.simulation.soak import soak
 
 SEEDS_PER_TEST = 100
 SEEDS = 2_000
@@ -23,6 +24,11 @@ def test_all_replicas_agree_after_the_faults(first: int) -> None:
 def test_seed_produces_the_same_trace_in_every_process(seed: int) -> None:
     traces = {_trace_in_another_process(seed, hash_seed) for hash_seed in ("1", "2")}
     assert traces == {"\n".join(simulation.simulate(seed).trace) + "\n"}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_device_holds_a_constant_whenever_nothing_is_live_and_nothing_is_unsent(seed: int) -> None:
+    assert soak(seed, rounds=6).messages > 200
 
 
 def test_simulations_cover_every_fault() -> None:

@@ -2,41 +2,32 @@
 every message was slower than the one before. SQLite counts its steps, so no time is measured."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import pytest
 
 from gregor.core.instant import SECOND, TimeOrOffset
 from gregor.core.message import InBandMessage, create, dismiss, dismiss_category, replace
+from gregor.core.sync import Since
 from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.migrations import migrate
-from gregor.stores.sql.sqlite import SQLiteConnection
 from gregor.stores.sql.state_machine import SQLStateMachine
 from gregor.stores.sql.store_url import database_at
-from gregor.stores.sql.transactions import consume, read_since, read_state, read_sync
+from gregor.stores.sql.transactions import (
+    consume,
+    read_counts,
+    read_since,
+    read_state,
+    read_sync,
+)
 from tests.fleet.servers import PostgreSQL
+from tests.steps import rows_read, sqlite_steps
 
 T = TypeVar("T")
 LONG_HISTORY = 3_000
 DAY = 86_400 * SECOND
 NOW = 20_000 * DAY
-
-
-def steps(connection: DatabaseConnection, work: Callable[[DatabaseConnection], T]) -> int:
-    """The number of steps of SQLite's virtual machine that the work takes, in tens."""
-    assert isinstance(connection, SQLiteConnection)
-    driver = connection.driver
-    tens = 0
-
-    def count_ten() -> int:
-        nonlocal tens
-        tens += 1
-        return 0
-
-    driver.set_progress_handler(count_ten, 10)
-    work(connection)
-    driver.set_progress_handler(None, 0)
-    return tens
 
 
 def stored(*messages: InBandMessage) -> Callable[[DatabaseConnection], object]:
@@ -50,10 +41,11 @@ OPERATIONS: dict[str, Callable[[DatabaseConnection], object]] = {
     "dismissal_of_category": stored(dismiss_category("u", "a")),
     "dismissal_of_prefix": stored(dismiss_category("u", "b", prefix=True)),
     "state": lambda c: read_state(c, "u", None, NOW, None),
+    "count": lambda c: read_counts(c, "u", None, ["b"], NOW),
     "snapshot": lambda c: read_sync(c, "u", "d1", 0, NOW),
     "sync_from_old_cursor": lambda c: read_sync(c, "u", "d1", 1, NOW),
     "sync_from_recent_cursor": lambda c: read_sync(c, "u", "d1", NOW, NOW),
-    "messages_since_tomorrow": lambda c: read_since(c, "u", "d1", NOW + DAY, NOW),
+    "messages_since_tomorrow": lambda c: read_since(c, "u", "d1", Since(NOW + DAY), NOW),
 }
 
 
@@ -72,27 +64,23 @@ async def with_history(url: str, length: int, work: Callable[[DatabaseConnection
 @pytest.mark.parametrize("operation", OPERATIONS)
 async def test_d15_cost_does_not_grow_with_history(operation: str) -> None:
     short, long = [
-        await with_history("sqlite://", length, lambda c: steps(c, OPERATIONS[operation]))
+        await with_history(
+            "sqlite://", length, lambda c: sqlite_steps(c, lambda: OPERATIONS[operation](c))
+        )
         for length in (10, LONG_HISTORY)
     ]
     assert short > 0
     assert long < 3 * short + 50
 
 
-def rows_read(connection: DatabaseConnection, work: Callable[[DatabaseConnection], T]) -> int:
-    """The number of rows that PostgreSQL reads for the work."""
-    query = "SELECT sum(seq_tup_read + idx_tup_fetch) FROM pg_stat_xact_user_tables"
-    ((before,),) = connection.execute_sql(query)
-    work(connection)
-    ((after,),) = connection.execute_sql(query)
-    return int(after - before)
-
-
 async def test_d15_cost_does_not_grow_with_history_on_postgresql(
     postgresql_server: PostgreSQL,
 ) -> None:
     def costs(connection: DatabaseConnection) -> dict[str, int]:
-        return {name: rows_read(connection, work) for name, work in OPERATIONS.items()}
+        return {
+            name: rows_read(connection, partial(work, connection))
+            for name, work in OPERATIONS.items()
+        }
 
     short, long = [
         await with_history(await postgresql_server.create_database(), length, costs)

@@ -9,7 +9,7 @@ from gregor.stores.sql import statements
 from gregor.stores.sql.database import Database
 from gregor.stores.sql.dialect import POSTGRESQL, SQLITE, sql_of
 from gregor.stores.sql.migrations import migrate
-from gregor.stores.sql.statements import BulkStatement, MessageRow, RangeRow, Statement
+from gregor.stores.sql.statements import BulkStatement, MessageRow, RangeRow, Statement, UserClock
 from gregor.stores.sql.store_url import database_at
 
 TEXTS = [
@@ -85,7 +85,8 @@ async def test_inserted_rows_are_read_back_unchanged(database: Database, count: 
 async def test_boolean_column_is_stored(database: Database) -> None:
     rows = [RangeRow("u", 1, 0, 9, "a", True, "[]"), RangeRow("u", 2, 0, 9, "a", False, "[]")]
     await database.write(lambda c: c.insert(statements.INSERT_RANGES, rows))
-    ranges = await database.read(lambda c: c.execute(statements.RANGES_AFTER, uid="u", cursor=0))
+    keys = [UserClock("u", 0)]
+    ranges = await database.read(lambda c: c.execute_rows(statements.RANGES_ENDING_AFTER, keys))
     assert [bool(range_.prefix) for range_ in ranges] == [True, False]
 
 

@@ -9,16 +9,20 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import msgspec
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect
 
-from gregor.core.instant import SECOND
-from gregor.core.message import create
+from gregor.core.buckets import bucket_of
+from gregor.core.instant import SECOND, TimeOrOffset
+from gregor.core.message import Dismissal, InBandMessage, Range, create, dismiss
 from gregor.errors import SetupError
-from gregor.interfaces import Duplicate
+from gregor.interfaces import Duplicate, Rejected, Stored
+from gregor.shards.bucket_contents import page
 from gregor.shards.state_machine import ShardedStateMachine
+from gregor.stores.memory import MemoryStateMachine
 from gregor.stores.sql import migrations, statements
 from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.migrations import (
@@ -32,9 +36,10 @@ from gregor.stores.sql.migrations.postgresql import run_on_postgresql
 from gregor.stores.sql.migrations.sqlite import run_on_sqlite
 from gregor.stores.sql.migrations.upgrade import NEWEST, Upgrade
 from gregor.stores.sql.state_machine import SQLStateMachine
-from gregor.stores.sql.statements import MessageRow
+from gregor.stores.sql.statements import MessageRow, RangeRow, UserRecord
 from gregor.stores.sql.store_url import database_at, databases_at
 from gregor.stores.sql.tables import CREATE_TABLES
+from gregor.testing import oracle
 
 T = TypeVar("T")
 LATER = 1_767_226_000_000_000  # shortly after the messages in the files were stored
@@ -326,3 +331,87 @@ async def test_shard_that_is_opened_without_its_name_is_not_migrated(tmp_path: P
         async with database_at(url, requiring_no_shard(migrate)):
             pass
     assert await read_revision(url) == "0002"
+
+
+# Schema 0003: ranges that end after their dismissal
+
+DAY = 86_400 * SECOND
+MUTED = InBandMessage(
+    "ann",
+    "mute",
+    dismissal=Dismissal(
+        ("named",), (Range("chat", TimeOrOffset(offset=DAY)), Range("x", TimeOrOffset(offset=-1)))
+    ),
+).stamp(20, 10)
+ENDED = dismiss("ann", "after", msg_id="end").stamp(50, 40)
+LOG_0003 = [  # each message with the death of its item, as schema 0003 stored it
+    (create("ann", "chat", msg_id="before").stamp(10, 0), 20),
+    (MUTED, None),
+    (create("ann", "chat", msg_id="muted").stamp(30, 20), 20),
+    (create("ann", "mail", msg_id="named").stamp(35, 30), 20),
+    (create("ann", "chat", "ü", msg_id="muted, too").stamp(40, 35), 20),
+    (ENDED, None),
+    (create("ann", "mail", msg_id="after").stamp(60, 50), 50),
+    (create("ann", "chat", msg_id="lives").stamp(DAY + 21, 60), None),
+]
+
+
+def fill_schema_0003(connection: DatabaseConnection) -> None:
+    rows = [
+        MessageRow(
+            message.uid,
+            message.ctime,
+            message.prev,
+            message.msg_id,
+            None,
+            msgspec.json.encode(message).decode(),
+            None if message.creation is None else message.creation.category,
+            None if message.creation is None else statements.FOREVER,
+            died,
+        )
+        for message, died in LOG_0003
+    ]
+    ranges = [
+        RangeRow("ann", 20, 0, 20 + DAY, "chat", False, "[]"),
+        RangeRow("ann", 20, 1, 19, "x", False, "[]"),
+    ]
+    connection.insert(statements.INSERT_MESSAGES, rows)
+    connection.insert(statements.INSERT_RANGES, ranges)
+    clock = [UserRecord("ann", DAY + 21, bucket_of("ann"))]
+    connection.execute_rows(statements.UPSERT_CLOCKS, clock)
+
+
+async def test_items_killed_by_a_range_beyond_its_dismissal_stay_dead_and_are_named_in_it(
+    url: str, tmp_path: Path
+) -> None:
+    """So the state follows from the messages, in this store and in any that they move to."""
+    url = url if url != "sqlite://" else f"sqlite:///{tmp_path / 'gregor.db'}"
+    schema_0003 = OnSQLAlchemy(Upgrade("0003").run)
+    async with database_at(url, schema_0003) as database:
+        await database.write(fill_schema_0003)
+    async with (
+        database_at(url, migrate) as database,
+        SQLStateMachine(database, lambda: DAY + 100) as machine,
+    ):
+        log = await database.read(lambda c: page(c, {"ann": 0}))
+        (muted,) = [message for message in log if message.msg_id == "mute"]
+        assert muted.dismissal is not None
+        assert muted.dismissal.msg_ids == ("named", "muted", "muted, too")
+        assert [m for m in log if m.msg_id != "mute"] == [m for m, _ in LOG_0003 if m != MUTED]
+        moved = MemoryStateMachine(lambda: DAY + 100)
+        await moved.consume_messages(log)
+        for store in (machine, moved):
+            for at in (None, 10, 20, 30, 35, 40, 60):
+                when = None if at is None else TimeOrOffset(time=at)
+                state = await store.state("ann", None, when)
+                assert [i.order() for i in state] == oracle.visible(log, None, DAY + 100, at)
+            assert [item.msg_id for item in await store.state("ann")] == ["lives"]
+            sent = [MUTED.stamp(0, 0), *log]
+            outcomes = await store.consume_messages(sent)
+            assert {type(outcome) for outcome in outcomes} == {Duplicate}
+            other = msgspec.structs.replace(MUTED, dismissal=Dismissal(("named", "muted")))
+            (outcome,) = await store.consume_messages([other])
+            assert isinstance(outcome, Rejected)
+            (outcome,) = await store.consume_messages([create("ann", "chat", msg_id="new")])
+            assert isinstance(outcome, Stored)
+            assert not outcome.dead

@@ -30,7 +30,7 @@ from gregor.protocol.client_session import (
 from gregor.protocol.effects import Send
 from gregor.protocol.frames import PAGE_BYTES, Result, encode
 from gregor.protocol.publication import Publication
-from gregor.protocol.server_session import Authenticate, CatchUp, ServerSession
+from gregor.protocol.server_session import Authenticate, CatchUp, ReadItems, ServerSession
 from gregor.protocol.server_session import Store as StoreRequest
 from gregor.stores.memory import MemoryStateMachine
 from gregor.testing.clock import ManualClock
@@ -141,7 +141,7 @@ class DeviceRun:
                     self._change(self.replica.owned_by(uid))
                     self._welcomed, self._max_messages = True, messages
                 case Apply(messages, cursor):
-                    self._change(self.replica.apply(messages, cursor, self._now), messages)
+                    self._change(self.replica.apply(messages, cursor), messages)
                 case Replace(snapshot, cursor):
                     self._change(self.replica.apply_snapshot(snapshot, cursor))
                 case Compare(as_of, hash_):
@@ -157,7 +157,7 @@ class DeviceRun:
         assert self._session is not None
         self._carry_out(self._session.hash_compared(self.replica.hash_matches(as_of, hash_)))
         if self._session.is_up_to_date:
-            self._change(self.replica.prune(self._now))
+            self._change(self.replica.synced(as_of))
             self._events += [{"synced": {}}] if self._online else [{"online": {}}, {"synced": {}}]
             self._online = True
 
@@ -197,13 +197,6 @@ def _records(changes: Mapping[Key, bytes | None]) -> dict[Key, bytes]:
     return {key: record for key, record in changes.items() if record is not None}
 
 
-def _in_fixed_order(frame: JSON) -> JSON:
-    """Dismissed ids have no order; a vector must be the same each time it is made."""
-    if "dismissed_ids" in frame:
-        frame["dismissed_ids"].sort()
-    return frame
-
-
 class NodeRun:
     """A node with one user: `frames` is what it sends to the device, in order."""
 
@@ -232,7 +225,7 @@ class NodeRun:
             case InBandMessage():
                 (outcome,) = await self.machine.consume_messages([entry])
                 if isinstance(outcome, Stored):
-                    self._publish(outcome.message)
+                    self._publish(outcome)
                 return outcome
             case Rejected():
                 return entry
@@ -243,11 +236,11 @@ class NodeRun:
         """A backend, or another device, writes."""
         for outcome in await self.machine.consume_messages(messages):
             if isinstance(outcome, Stored):
-                self._publish(outcome.message)
+                self._publish(outcome)
 
-    def _publish(self, message: InBandMessage) -> None:
+    def _publish(self, stored: Stored) -> None:
         if self._session is not None:
-            self._session.publish(Publication.of(message))
+            self._session.publish(Publication.of(stored))
 
     async def frames(self) -> list[JSON]:
         """All that the node has to send now."""
@@ -255,9 +248,11 @@ class NodeRun:
         while self._session is not None and (effect := self._session.next()) is not None:
             match effect:
                 case Send(frame=frame):
-                    sent.append(_in_fixed_order(plain(Raw(encode(frame).encode()))))
+                    sent.append(plain(Raw(encode(frame).encode())))
                 case CatchUp(cursor):
                     self._session.synced(await self.machine.sync(USER, DEVICE, cursor))
+                case ReadItems(ctimes):
+                    self._session.items_read(await self.machine.items(USER, ctimes))
                 case _:
                     raise AssertionError(f"the node closes: {effect}")
         return sent

@@ -42,8 +42,7 @@ def effect_json(effect: Effect) -> JSON:
         case Apply(messages, cursor):
             return {"apply": {"messages": plain(messages), "cursor": cursor}}
         case Replace(snapshot, cursor):
-            contents = {name: plain(getattr(snapshot, name)) for name in snapshot.__struct_fields__}
-            return {"replace": {**contents, "cursor": cursor}}
+            return {"replace": {"items": plain(snapshot.items), "cursor": cursor}}
         case Compare(as_of, hash_):
             return {"compare": {"as_of": as_of, "hash": hash_}}
         case Acked(results):

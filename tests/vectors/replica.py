@@ -420,18 +420,53 @@ async def out_of_band_message_is_an_event_and_nothing_else(s: Story) -> None:
 
 
 @story
-async def past_is_exact_back_to_the_last_sync(s: Story) -> None:
+async def past_is_exact_back_to_when_an_item_was_last_forgotten(s: Story) -> None:
     await s.backend(create(USER, "chat", 0, msg_id="before"))
     await s.connect()
     await s.deliver()
+    await s.wait(1)
     await s.backend(create(USER, "chat", 1, msg_id="a"))
     await s.deliver()
-    await s.wait(1)
+    await s.look_back(SECOND // 2)
     await s.backend(dismiss(USER, "a", msg_id="d"))
     await s.deliver()
     await s.look_back(0)
     await s.look_back(SECOND // 2)
     await s.look_back(3600 * SECOND)
+
+
+@story
+async def write_whose_id_was_dismissed_before_is_no_longer_shown_once_it_is_acknowledged(
+    s: Story,
+) -> None:
+    await s.backend(dismiss(USER, "n", msg_id="d"))
+    await s.connect()
+    await s.deliver()
+    await s.write(create(USER, "notes", 1, msg_id="n"))
+    await s.deliver()
+
+
+@story
+async def write_for_another_device_leaves_the_outbox_with_its_acknowledgement(s: Story) -> None:
+    await s.connect()
+    await s.deliver()
+    await s.write(create(USER, "notes", 1, device_id="laptop", msg_id="n"))
+    await s.deliver()
+
+
+@story
+async def expired_item_is_forgotten_a_minute_later(s: Story) -> None:
+    await s.connect()
+    await s.deliver()
+    await s.backend(create(USER, "chat", 1, expires="2s", msg_id="a"))
+    await s.deliver()
+    await s.wait(1)
+    await s.look_back(SECOND // 2)
+    await s.wait(62)
+    await s.backend(create(USER, "chat", 2, msg_id="b"))
+    await s.deliver()
+    await s.look_back(63 * SECOND)
+    await s.look_back(61 * SECOND)
 
 
 @story

@@ -84,27 +84,33 @@ def log(
             metavar="TIME", help=f"From {options.TIME_HELP}.", show_default="the beginning"
         ),
     ] = None,
+    after: Annotated[
+        int | None,
+        typer.Option(metavar="CURSOR", min=0, help="After this cursor, instead of --since."),
+    ] = None,
     device: options.Device = None,
     url: options.ServerURL = None,
     token: options.Token = None,
     json: options.JSON = False,
 ) -> None:
-    """Show a user's messages, each reduced to what still matters. With --json, one per line.
+    """Show a user's messages, each reduced to what still matters. With --json, one per line. The
+    ctime of the last one is a cursor: --after it shows what came later.
 
     [dim]$[/] gregor log alice
     [dim]$[/] gregor log alice --since -1h
+    [dim]$[/] gregor log alice --after 1767225600000000
     [dim]$[/] gregor log alice --device phone --json
     """
     start = options.parse_time(since)
     settings = options.load_settings(ctx, url=url, token=token)
-    from gregor.cli.remote import request
+    from gregor.cli.remote import read_messages
 
-    answer = run(request(settings, lambda server: server.messages(uid, device, since=start)))
-    if json:
-        for message in answer.messages:
+    shown = 0
+    for message in run(read_messages(settings, uid, device, since=start, after=after)):
+        if json:
             output.print_json(message)
-    elif answer.messages:
-        for message in answer.messages:
+        else:
             print(output.log_line(message))
-    else:
+        shown += 1
+    if not shown and not json:
         print("nothing")

@@ -8,6 +8,8 @@ import httpx
 from gregor.client import AsyncProducer
 from gregor.client.calls import LIMITS, Call, MismatchedAnswer, UnexpectedAnswer
 from gregor.config import Settings
+from gregor.core.instant import Time
+from gregor.core.message import UID, DeviceID, InBandMessage, When
 from gregor.errors import Action, GregorError, SetupError, Unauthenticated, Unavailable
 
 T = TypeVar("T")
@@ -75,6 +77,20 @@ async def request(settings: Settings, call: Callable[[CommandProducer], Awaitabl
     """Make one call to the server in the settings."""
     async with producer(settings) as server:
         return await call(server)
+
+
+async def read_messages(
+    settings: Settings, uid: UID, device_id: DeviceID | None, since: When, after: Time | None
+) -> list[InBandMessage]:
+    """The messages since an instant or after a cursor: those of all pages."""
+    messages: list[InBandMessage] = []
+    async with producer(settings) as server:
+        page = await server.messages(uid, device_id, since=since, after=after)
+        messages += page.messages
+        while page.more:
+            page = await server.messages(uid, device_id, after=page.cursor)
+            messages += page.messages
+    return messages
 
 
 def producer(settings: Settings, *, max_attempts: int = 1) -> CommandProducer:

@@ -11,7 +11,7 @@ from gregor.cli import options, output
 from gregor.cli.event_loop import run
 from gregor.core import message as messages
 from gregor.core.instant import to_rfc3339
-from gregor.core.message import Dismissal, InBandMessage, Message, Range, new_msg_id
+from gregor.core.message import Creation, Dismissal, InBandMessage, Message, Range, new_msg_id
 from gregor.errors import GregorError
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def _send(settings: "Settings", message: Message, json: bool) -> None:
     if result.error is not None:
         raise _Rejected(f"{result.error.message} ({result.error.code})")
     if not json:
-        print(_result_text(result))
+        print(_result_text(result) + _effect_text(message, result))
 
 
 def _result_text(result: "Result") -> str:
@@ -202,6 +202,17 @@ def _result_text(result: "Result") -> str:
             return f"{msg_id} is a duplicate, stored at {to_rfc3339(result.ctime or 0)}"
         case _:
             return f"{msg_id} stored at {to_rfc3339(result.ctime or 0)}"
+
+
+def _effect_text(message: Message, result: "Result") -> str:
+    """What came of a message that is stored, where that may surprise."""
+    match message:
+        case InBandMessage(creation=Creation()) if not result.visible:
+            return "; its item is not visible, because it is dismissed or expired"
+        case InBandMessage(creation=None) if result.dismissed is not None:
+            return f"; {result.dismissed} dismissed"
+        case _:
+            return ""
 
 
 class _Rejected(GregorError):

@@ -87,7 +87,7 @@ def parse(line: bytes) -> InBandMessage | BadLine:
         return _decoder.decode(line).message()
     except GregorError as error:
         return BadLine(error.message)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         return BadLine(str(error))
 
 

@@ -17,6 +17,7 @@ from msgspec import Raw, Struct
 from gregor.backoff import Backoff
 from gregor.core import arguments
 from gregor.core.admission import check_type
+from gregor.core.instant import Time
 from gregor.core.message import (
     MAX_BATCH,
     MAX_CATEGORY,
@@ -208,9 +209,20 @@ def count(uid: AnyID, prefixes: Sequence[Category], device_id: AnyID | None) -> 
     return Call("GET", path, partial(_read_count, prefixes or ("",)), given)
 
 
-def messages(uid: AnyID, device_id: AnyID | None, since: When) -> Call[MessagesAnswer]:
+def messages(
+    uid: AnyID, device_id: AnyID | None, since: When, after: Time | None, limit: int | None
+) -> Call[MessagesAnswer]:
+    if since is not None and after is not None:
+        raise InvalidMessage(
+            "give `after`, a cursor, or `since`, an instant, but not both", field="after"
+        )
     path = _user(uid, "messages")
-    given = _given(device_id=_device(device_id), since=_text("since", since))
+    given = _given(
+        device_id=_device(device_id),
+        since=_text("since", since),
+        after=None if after is None else str(arguments.cursor("after", after)),
+        limit=None if limit is None else str(arguments.positive_number("limit", limit, int)),
+    )
     return Call("GET", path, partial(_read_messages, _uid(uid)), given)
 
 
@@ -346,7 +358,8 @@ def _not_gregor(response: httpx.Response) -> str:
 
 def _retry_after_seconds(response: httpx.Response) -> float:
     text = response.headers.get("Retry-After", "")
-    return min(float(text), MAX_RETRY_AFTER_SECONDS) if text.isdigit() else 0.0
+    is_number = text.isascii() and text.isdigit()  # "²" is a digit, but no number
+    return min(float(text), MAX_RETRY_AFTER_SECONDS) if is_number else 0.0
 
 
 # The server

@@ -11,6 +11,7 @@ import random
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from itertools import chain
 from typing import Any, NamedTuple, Self
 
 import msgspec
@@ -109,6 +110,7 @@ class Client:
         self._replica = Replica(self._device_id)
         self._set_aside: Mapping[Key, bytes] = {}
         self._visible: dict[MsgID, Item] = {}
+        self._refreshed_at: Time = 0
         self._pending_changes: list[_Change] = []
         self._change_queued = asyncio.Event()
         self._condition_changed = asyncio.Event()
@@ -140,7 +142,7 @@ class Client:
         if changes:
             await self._store.save(changes)
         self._replica = replica.derived()
-        self._refresh_visible()
+        self._refresh_visible(self._replica.shown.items)
 
     async def _load_records(self) -> Records:
         """The records of the store, after those that cannot be read have been set aside."""
@@ -285,7 +287,8 @@ class Client:
 
     def state(self, at: When = None) -> State:
         """The state visible on this device now, or at a stated time (an offset counts from now).
-        Raises HistoryForgotten for a time before `replica.known_since`, usually the last sync."""
+        Raises HistoryForgotten for a time before `replica.known_since`: when an item was dismissed
+        that this device held, or the last sync."""
         now = self._clock()
         instant = arguments.query_time("at", at)
         if instant is None:
@@ -398,8 +401,9 @@ class Client:
         if not results:
             return
         final_replica = results[-1][1]
+        changed = {msg_id for _, replica in results for msg_id in replica.changed}
         try:
-            records = changed_records(self._replica, final_replica)
+            records = changed_records(self._replica, final_replica, changed)
             if records:
                 await self._store.save(records)
         except StorageUnavailable as error:
@@ -428,7 +432,7 @@ class Client:
     def _set_replica(self, replica: Replica, messages: Sequence[InBandMessage]) -> None:
         before, self._replica = self._replica, replica
         if replica is not before:
-            self._refresh_visible(messages)
+            self._refresh_visible(replica.changed, messages)
             self.emit(*new_rejections(before, replica))
 
     # Notifying subscribers and waiters
@@ -438,20 +442,32 @@ class Client:
             subscription.put(events)
         self._notify_waiters()
 
-    def _refresh_visible(self, messages: Sequence[InBandMessage] = ()) -> None:
-        """Emit what has changed in the visible state, and set a timer for the next expiry."""
-        now = self._clock()
-        before, self._visible = self._visible, self._replica.visible(now)
-        self.emit(*events_between(before, self._visible, now, messages))
+    def _refresh_visible(
+        self, changed: Iterable[MsgID], messages: Sequence[InBandMessage] = ()
+    ) -> None:
+        """Emit what has changed in the visible state: by the replica, for these ids, and by the
+        time. Set a timer for the next expiry."""
+        before, self._refreshed_at = self._refreshed_at, self._clock()
+        now, items = self._refreshed_at, self._replica.shown.items
+        if now < before:  # the clock was set back: what had expired is visible again
+            changed = chain(changed, (item.msg_id for item in items.expired(now, before)))
+        expired = (item.msg_id for item in items.expired(before, now))
+        msg_ids = set(chain(changed, expired))
+        old = {msg_id: self._visible[msg_id] for msg_id in msg_ids if msg_id in self._visible}
+        new = self._replica.visible_among(msg_ids, now)
+        for msg_id in old:
+            del self._visible[msg_id]
+        self._visible.update(new)
+        self.emit(*events_between(old, new, now, messages))
+        self._set_expiry_timer(items.next_expiry(now))
+
+    def _set_expiry_timer(self, expiry: Time | None) -> None:
         if self._expiry_timer is not None:
             self._expiry_timer.cancel()
-        expiries = [
-            item.expires_at for item in self._visible.values() if item.expires_at is not None
-        ]
-        if expiries:
-            seconds = max(0, min(expiries) - now) / SECOND
+        if expiry is not None:
+            seconds = (expiry - self._refreshed_at) / SECOND
             self._expiry_timer = asyncio.get_running_loop().call_later(
-                seconds, self._refresh_visible
+                seconds, self._refresh_visible, ()
             )
 
     def _live_subscriptions(self) -> list[Subscription]:

@@ -315,9 +315,7 @@ class _Conversation:
         self.wake()
 
     async def _apply(self, messages: Sequence[InBandMessage], cursor: Time) -> None:
-        await self._owner.change(
-            lambda replica, now: replica.apply(messages, cursor, now), messages
-        )
+        await self._owner.change(lambda replica, now: replica.apply(messages, cursor), messages)
 
     async def _apply_snapshot(self, snapshot: Snapshot, cursor: Time) -> None:
         await self._owner.change(lambda replica, now: replica.apply_snapshot(snapshot, cursor))
@@ -331,7 +329,7 @@ class _Conversation:
             )
         await self._execute(self.session.hash_compared(equal))
         if self.session.is_up_to_date:
-            await self._owner.change(lambda replica, now: replica.prune(now))
+            await self._owner.change(lambda replica, now: replica.synced(as_of))
             self._connection.on_synced()
 
     def _fail(self, error: GregorError) -> None:

@@ -29,6 +29,7 @@ from gregor.client.per_process import PerProcess
 from gregor.core import arguments
 from gregor.core import message as factory
 from gregor.core.admission import check_type
+from gregor.core.instant import Time
 from gregor.core.message import JSON, AnyID, Category, Message, System, When
 from gregor.protocol.answers import CountAnswer, MessagesAnswer, StateAnswer
 from gregor.protocol.frames import Result
@@ -159,7 +160,8 @@ class BaseProducer(ABC, Generic[OneResult, ManyResults, AState, ACount, SomeMess
         prefix: Category = "",
     ) -> AState:
         """The user's visible items now, or at a stated time (an offset counts from now); with
-        `prefix`, those whose category begins with it."""
+        `prefix`, those whose category begins with it. `messages` after the answer's cursor continue
+        the state."""
         return self.perform(calls.state(uid, device_id, at, prefix))
 
     def count(self, uid: AnyID, *prefixes: Category, device_id: AnyID | None = None) -> ACount:
@@ -168,11 +170,20 @@ class BaseProducer(ABC, Generic[OneResult, ManyResults, AState, ACount, SomeMess
         return self.perform(calls.count(uid, prefixes, device_id))
 
     def messages(
-        self, uid: AnyID, device_id: AnyID | None = None, *, since: When = None
+        self,
+        uid: AnyID,
+        device_id: AnyID | None = None,
+        *,
+        since: When = None,
+        after: Time | None = None,
+        limit: int | None = None,
     ) -> SomeMessages:
-        """The messages from `since` on, inclusive (by default, all), each reduced to what still
-        matters. The answer's cursor is the next `since`."""
-        return self.perform(calls.messages(uid, device_id, since))
+        """A page of messages, at most `limit`, each reduced to what still matters: those after a
+        cursor, which is exclusive, or from the instant `since` on, inclusive; by default, from the
+        beginning. To go on, ask `after` the answer's cursor: at once if there are `more`, later for
+        news. After a cursor that the server cannot continue, because its store is a restored
+        backup, raises Resync: read the state, and go on after its cursor."""
+        return self.perform(calls.messages(uid, device_id, since, after, limit))
 
     # Requests with retries
 

@@ -5,6 +5,10 @@
 A replica is an immutable value, like its facts: each operation returns a new replica, and gets the
 time as an argument.
 
+A node tells a replica in order, and never sends a creation that is dead when it is stored. So the
+facts are the items without a known death, and nothing else: no tombstone, no dead item. What a
+replica holds is proportional to what is live and what is unsent, whatever has passed.
+
 A written message stays in the outbox until the node acknowledges it, and then, with the ctime that
 it was given, until the cursor reaches that ctime. Only messages received from the node become
 facts: the node does not send the dismissal of an item that a replica at this cursor cannot have,
@@ -15,9 +19,9 @@ known dismissals do not apply to it, and an expiry that is an offset from the ct
 yet. Once the node has sent the message back (it is echoed), it is shown from the facts alone.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate, takewhile
-from typing import Any, Self
+from collections.abc import Container, Iterable, Mapping, Sequence
+from itertools import accumulate, chain, takewhile
+from typing import Any, Self, TypeVar
 
 import msgspec
 from immutables import Map
@@ -25,11 +29,13 @@ from msgspec import Struct
 
 from gregor.client.events import Created, Dismissed, Event, Why, WriteRejected
 from gregor.core.admission import EARLIEST_TIME
-from gregor.core.facts import Facts, dismissed_ranges
-from gregor.core.instant import SECOND, Time, TimeOrOffset
+from gregor.core.facts import DismissedRange, Facts, dismissed_ranges
+from gregor.core.instant import MAX_TIME, Time, TimeOrOffset
 from gregor.core.message import UID, DeviceID, Dismissal, InBandMessage, MsgID
+from gregor.core.range_deaths import range_deaths
 from gregor.core.state import Item, State
-from gregor.core.sync import Snapshot
+from gregor.core.sync import EXPIRY_GRACE, Snapshot
+from gregor.core.visibility import Now, is_visible
 from gregor.errors import (
     Conflict,
     HistoryForgotten,
@@ -39,21 +45,30 @@ from gregor.errors import (
 )
 from gregor.protocol.frames import MAX_FRAME, Problem, Result, encoded_size
 
-MAX_DISMISSED = 1_000  # dead items that are kept, in addition to the number of live ones
+T = TypeVar("T")
+
 MAX_REJECTED = 1_000
 MAX_AWAITED = 1_000
-EXPIRY_GRACE = 60 * SECOND  # an expired item is kept longer than the nodes' clocks can differ
 
 
 class OutboxEntry(Struct, frozen=True, omit_defaults=True):
     """A message written on this device, its position in the outbox, and the device's time of
-    writing. An acknowledged message has a ctime. It is `echoed` once the node has sent it back to
-    this device, even if the acknowledgement was lost."""
+    writing. An acknowledged message has a ctime; it is `dead` if the node said that its item is not
+    visible. It is `echoed` once the node has sent it back to this device, even if the
+    acknowledgement was lost."""
 
     number: int
     written: Time
     message: InBandMessage
     echoed: bool = False
+    dead: bool = False
+
+    def acknowledged_part(self, device_id: DeviceID) -> InBandMessage | None:
+        """What the acknowledged message changes on this device; None if nothing."""
+        message = self.message.addressed_to(device_id)
+        if message is None or not self.dead:
+            return message
+        return message.reduced(None, message.dismissal)
 
 
 class RejectedEntry(Struct, frozen=True):
@@ -69,7 +84,10 @@ class Replica(Struct, frozen=True):
 
     `awaited` are hidden ids whose items have not arrived, each with its number in the order of
     hiding. `uid` is None until a node has reported it. The facts are complete from `known_since`
-    on. `shown`, and `latest_ctime` in it, are derived from the other fields.
+    on: since then, no item has been forgotten. `shown`, and `latest_ctime` in it, are derived from
+    the other fields; `overlaid` are the ids of the items that the outbox may have changed there.
+    `changed` are the ids for which the last operation may have changed anything: its store and its
+    events look at these alone, so that an operation costs what it changes, not what there is.
     """
 
     device_id: DeviceID
@@ -84,6 +102,8 @@ class Replica(Struct, frozen=True):
     last_number: int = 0
     shown: Facts = Facts()
     latest_ctime: Time = 0
+    overlaid: Map[MsgID, bool] = Map()
+    changed: frozenset[MsgID] = frozenset()
 
     # Changes made on this device
 
@@ -99,7 +119,9 @@ class Replica(Struct, frozen=True):
         number = self.last_number + 1
         entry = OutboxEntry(number, now, message)
         outbox = self.outbox.set(message.msg_id, entry)
-        return self._with(outbox=outbox, last_number=number)._show_unsent(entry)
+        stored_next = self._as_stored_next(entry)
+        changed = frozenset(self.shown.reached_by(stored_next))
+        return self._with(outbox=outbox, last_number=number, changed=changed)._show(stored_next)
 
     def dismiss_category(self, message: InBandMessage, now: Time) -> Self:
         """Write the dismissal of a category without an end. It takes what the person has seen on
@@ -114,11 +136,8 @@ class Replica(Struct, frozen=True):
     def _seen(self, dismissal: Dismissal, now: Time) -> Dismissal:
         """The dismissal with the ends of its ranges at the cursor, and the ids of later items."""
         end = TimeOrOffset(time=self.cursor or EARLIEST_TIME)
-        beyond = [
-            item.msg_id
-            for item in self.state(now)
-            if item.ctime > self.cursor and dismisses(dismissal, item)
-        ]
+        own = sorted(self.visible_among(self.overlaid, now).values(), key=Item.order)
+        beyond = [i.msg_id for i in own if i.ctime > self.cursor and dismisses(dismissal, i)]
         ranges = (msgspec.structs.replace(r, end_time=end) for r in dismissal.ranges)
         return Dismissal((*dismissal.msg_ids, *beyond), tuple(ranges))
 
@@ -126,14 +145,17 @@ class Replica(Struct, frozen=True):
         """Hide this item on this device. Idempotent. The id of an item that has not arrived is
         kept until the item comes; of more than 1,000 such ids, the oldest are forgotten."""
         if self._has_come(msg_id):
-            return self._with(hidden=self.hidden.set(msg_id, True))
+            return self._with(hidden=self.hidden.set(msg_id, True), changed=frozenset([msg_id]))
         if msg_id in self.awaited:
             return self
         number = self.last_number + 1
         awaited = self.awaited.set(msg_id, number)
-        if len(awaited) > MAX_AWAITED:
-            awaited = awaited.delete(min(awaited, key=awaited.__getitem__))
-        return self._with(awaited=awaited, last_number=number)
+        surplus = sorted(awaited, key=awaited.__getitem__)[:-MAX_AWAITED]
+        return self._with(
+            awaited=_without(awaited, surplus),
+            last_number=number,
+            changed=frozenset([msg_id, *surplus]),
+        )
 
     def _has_come(self, msg_id: MsgID) -> bool:
         """Whether the item exists here. `shown` does not decide: a dismissal in the outbox may
@@ -142,7 +164,8 @@ class Replica(Struct, frozen=True):
 
     def discard(self, msg_ids: Iterable[MsgID]) -> Self:
         """Forget rejected messages. Idempotent."""
-        return self._with(rejected=_without(self.rejected, msg_ids))
+        discarded = frozenset(msg_ids)
+        return self._with(rejected=_without(self.rejected, discarded), changed=discarded)
 
     # Changes received from the node
 
@@ -153,32 +176,39 @@ class Replica(Struct, frozen=True):
                 f"this store belongs to the user {self.uid!r}, not to {uid!r};"
                 " use one store per user"
             )
-        return self._with(uid=uid)
+        return self._with(uid=uid, changed=frozenset())
 
-    def apply(self, messages: Iterable[InBandMessage], cursor: Time, now: Time) -> Self:
+    def apply(self, messages: Iterable[InBandMessage], cursor: Time) -> Self:
         """Replay messages that continue the facts, which are then complete up to `cursor`.
         Idempotent: messages up to the present cursor are ignored."""
-        # Dead items up to the cursor may have been pruned, so a repeated creation from that time
-        # must not bring its item back.
+        # Dead items are forgotten, so a repeated creation must not bring its item back.
         new = [message for message in messages if message.ctime > self.cursor]
-        facts = self.facts.replay_all(new)
-        outbox = _mark_echoed(self.outbox, (message.msg_id for message in new))
-        applied = self._with(facts=facts, cursor=max(cursor, self.cursor), outbox=outbox)
-        if len(facts.dismissed) > len(facts.items) + MAX_DISMISSED:
-            applied = applied.prune(now)
-        return applied.derived()
+        cursor = max(cursor, self.cursor)
+        facts, changed = self.facts, set[MsgID]()
+        for message in new:
+            changed.update(facts.reached_by(message))
+            facts = facts.replay(message)
+        applied = self._with(
+            facts=facts.pruned(),
+            cursor=cursor,
+            known_since=cursor if facts.dismissed else self.known_since,
+            outbox=_mark_echoed(self.outbox, (message.msg_id for message in new)),
+        )
+        return applied._forget_expired(cursor, changed)
 
     def apply_snapshot(self, snapshot: Snapshot, cursor: Time) -> Self:
         """Replace the facts by a snapshot. The outbox stays, and so do the hidden ids of the items
         that still exist."""
         outbox = _mark_echoed(self.outbox, (item.msg_id for item in snapshot.items))
-        facts = snapshot.facts()
-        replaced = self._with(facts=facts, cursor=cursor, known_since=cursor, outbox=outbox)
-        return replaced.derived()
+        replaced = self._with(
+            facts=snapshot.facts(), cursor=cursor, known_since=cursor, outbox=outbox
+        )
+        return replaced._forget_expired(cursor, chain(self.facts.items, replaced.facts.items))
 
-    def apply_results(self, results: Iterable[tuple[InBandMessage, Result]]) -> Self:
-        """Apply the node's results for messages of the outbox: stored ones get their ctime,
-        rejected ones move from the outbox to `rejected`."""
+    def apply_results(self, results: Sequence[tuple[InBandMessage, Result]]) -> Self:
+        """Apply the node's results for messages of the outbox: stored ones get their ctime, and
+        leave the outbox if they change nothing on this device; rejected ones move from the outbox
+        to `rejected`."""
         outbox, rejected, number = self.outbox, self.rejected, self.last_number
         for message, result in results:
             entry = outbox.get(message.msg_id)
@@ -192,24 +222,38 @@ class Replica(Struct, frozen=True):
                 )
             else:
                 stamped = entry.message.stamp(result.ctime or self.cursor, 0)
-                entry = msgspec.structs.replace(entry, message=stamped)
-                outbox = outbox.set(message.msg_id, entry)
+                entry = msgspec.structs.replace(
+                    entry, message=stamped, dead=result.visible is False
+                )
+                outbox = (
+                    outbox.delete(message.msg_id)
+                    if entry.acknowledged_part(self.device_id) is None
+                    else outbox.set(message.msg_id, entry)
+                )
         surplus = [entry.message.msg_id for entry in _in_order(rejected)[:-MAX_REJECTED]]
         rejected = _without(rejected, surplus)
-        return self._with(outbox=outbox, rejected=rejected, last_number=number).derived()
+        settled = self._with(outbox=outbox, rejected=rejected, last_number=number)
+        return settled.derived(chain((message.msg_id for message, _ in results), surplus))
 
     def hash_matches(self, as_of: Time, hash_: str) -> bool:
         """Whether the facts give the state with this hash at `as_of`."""
         return self.facts.state(self.device_id, as_of).hash() == hash_
 
-    def prune(self, now: Time) -> Self:
-        """Drop dead items, items that expired 60 s or more before both the cursor and `now`, and
-        tombstones that can no longer apply. The visible state stays the same."""
-        cutoff = min(self.cursor, now) - EXPIRY_GRACE
-        facts = self.facts.prune(self.cursor)
-        expired = [id_ for id_, item in facts.items.items() if item.expired(cutoff)]
-        facts = msgspec.structs.replace(facts, items=_without(facts.items, expired))
-        return self._with(facts=facts, known_since=self.cursor).derived()
+    def synced(self, as_of: Time) -> Self:
+        """A sync is complete, which the node read at the instant `as_of`. What was created and
+        dismissed since the cursor before it was never sent."""
+        return self._with(known_since=self.cursor)._forget_expired(as_of)
+
+    def _forget_expired(self, told: Time, changed: Iterable[MsgID] = ()) -> Self:
+        """Forget the items that expired EXPIRY_GRACE or more before an instant that a node told,
+        after a change of the facts that concerns the ids in `changed`."""
+        expired = list(self.facts.items.expired(after=-1, until=told - EXPIRY_GRACE))
+        ids = [item.msg_id for item in expired]
+        forgotten = self._with(
+            facts=Facts(self.facts.items.without_all(ids)),
+            known_since=max([self.known_since, *(item.expires_at or 0 for item in expired)]),
+        )
+        return forgotten.derived(chain(changed, ids))
 
     # Queries
 
@@ -231,6 +275,18 @@ class Replica(Struct, frozen=True):
     def rejected_entries(self) -> list[RejectedEntry]:
         """The rejected messages, in the order of rejection."""
         return _in_order(self.rejected)
+
+    def visible_among(self, msg_ids: Iterable[MsgID], now: Time) -> dict[MsgID, Item]:
+        """Those of the items with these ids that are visible on this device now."""
+        found = ((msg_id, self.shown.items.get(msg_id)) for msg_id in msg_ids)
+        when = Now(now)
+        return {
+            msg_id: item
+            for msg_id, item in found
+            if item is not None
+            and not self._is_hidden(item)
+            and is_visible(item, None, self.device_id, when)
+        }
 
     def visible(self, now: Time) -> dict[MsgID, Item]:
         """The items visible on this device now."""
@@ -256,47 +312,61 @@ class Replica(Struct, frozen=True):
 
     # Derived fields
 
-    def derived(self) -> Self:
-        """This replica with its derived fields computed from the facts, cursor and outbox."""
+    def derived(self, changed: Iterable[MsgID] = ()) -> Self:
+        """This replica with its derived fields computed from the facts, cursor and outbox.
+        `changed` are the ids for which these may have changed."""
         reached = [id_ for id_, e in self.outbox.items() if 0 < e.message.ctime <= self.cursor]
         outbox = _without(self.outbox, reached)
-        shown, latest_ctime = self.facts, self.cursor
-        for entry in _in_order(outbox):
-            if entry.message.stamped:
-                shown, latest_ctime = shown.replay(entry.message), entry.message.ctime
+        entries = _in_order(outbox)
         derived = self._with(
-            outbox=outbox, shown=shown.without_tombstones(), latest_ctime=latest_ctime
+            outbox=outbox, shown=self.facts, latest_ctime=self.cursor, overlaid=Map()
         )
-        for entry in _in_order(outbox):
+        for entry in entries:
+            part = entry.acknowledged_part(self.device_id) if entry.message.stamped else None
+            if part is not None:
+                derived = derived._show(part)
+        derived = derived._with(shown=derived.shown.without_tombstones())
+        for entry in entries:
             if not (entry.message.stamped or entry.echoed):
-                derived = derived._show_unsent(entry)
-        return derived._hide_arrived()
+                derived = derived._show(derived._as_stored_next(entry))
+        all_changed = frozenset(chain(changed, self.outbox, self.overlaid, derived.overlaid))
+        return derived._hide_arrived(all_changed)._with(changed=all_changed)
 
-    def _hide_arrived(self) -> Self:
+    def _hide_arrived(self, changed: Iterable[MsgID]) -> Self:
         """Hide the awaited items that have come, and forget the hidden ones that are gone."""
-        gone = [id_ for id_ in self.hidden if not self._has_come(id_)]
-        come = [id_ for id_ in self.awaited if id_ in self.facts.items]
+        come = [id_ for id_ in changed if id_ in self.awaited and id_ in self.facts.items]
+        gone = [id_ for id_ in changed if id_ in self.hidden and not self._has_come(id_)]
         hidden = _without(self.hidden, gone).update(dict.fromkeys(come, True))
         return self._with(hidden=hidden, awaited=_without(self.awaited, come))
 
-    def _show_unsent(self, entry: OutboxEntry) -> Self:
-        """Show an unsent message as if the node stored it next."""
+    def _as_stored_next(self, entry: OutboxEntry) -> InBandMessage:
+        """An unsent message as if the node stored it next."""
         message, creation = entry.message, entry.message.creation
         if creation is not None and creation.expires is not None and creation.expires.time is None:
             creation = msgspec.structs.replace(creation, expires=None)
             message = msgspec.structs.replace(message, creation=creation)
-        ctime = max(entry.written, self.latest_ctime + 1)
-        shown = self.shown.replay(message.stamp(ctime, self.latest_ctime))
-        return self._with(shown=shown, latest_ctime=ctime)
+        return message.stamp(max(entry.written, self.latest_ctime + 1), self.latest_ctime)
+
+    def _show(self, message: InBandMessage) -> Self:
+        """Show a message of the outbox on top of what is shown."""
+        overlaid = self.overlaid
+        for msg_id in self.shown.reached_by(message):
+            overlaid = overlaid.set(msg_id, True)
+        shown = self.shown.replay(message)
+        return self._with(shown=shown, latest_ctime=message.ctime, overlaid=overlaid)
 
     def _with(self, **changes: Any) -> Self:
         return msgspec.structs.replace(self, **changes)
 
 
 def new_rejections(before: Replica, after: Replica) -> list[WriteRejected]:
-    """The messages rejected between two versions of a replica."""
-    new = [e for e in after.rejected_entries() if e.message.msg_id not in before.rejected]
-    return [WriteRejected(entry.message, entry.error) for entry in new]
+    """The messages that the operation that led from one replica to the other has rejected."""
+    new = {
+        msg_id: after.rejected[msg_id]
+        for msg_id in after.changed
+        if msg_id in after.rejected and msg_id not in before.rejected
+    }
+    return [WriteRejected(entry.message, entry.error) for entry in _in_order(new)]
 
 
 def events_between(
@@ -305,22 +375,35 @@ def events_between(
     now: Time,
     messages: Sequence[InBandMessage],
 ) -> list[Event]:
-    """How the visible items have changed. `messages` are those that may have caused it."""
+    """How visible items have changed: those that may have, before and after. `messages` are those
+    that may have caused it."""
     dismissed = sorted((item for id_, item in before.items() if id_ not in after), key=Item.order)
     created = sorted((item for id_, item in after.items() if id_ not in before), key=Item.order)
+    replaced = _replaced(dismissed, messages)
     return [
-        *(Dismissed(item, _why(item, now, messages)) for item in dismissed),
+        *(Dismissed(item, _why(item, now, replaced)) for item in dismissed),
         *(Created(item) for item in created),
     ]
 
 
-def _why(item: Item, now: Time, messages: Sequence[InBandMessage]) -> Why:
+def _why(item: Item, now: Time, replaced: Container[MsgID]) -> Why:
     if item.expired(now):
         return "expired"
-    # The item is known to be dismissed, so its ctime is not compared with the ends of ranges.
-    if any(m.creation and m.dismissal and dismisses(m.dismissal, item) for m in messages):
-        return "replaced"
-    return "dismissed"
+    return "replaced" if item.msg_id in replaced else "dismissed"
+
+
+def _replaced(dismissed: Sequence[Item], messages: Iterable[InBandMessage]) -> set[MsgID]:
+    """The ids of the items that a message with a creation names, or matches by a range. The items
+    are known to be dismissed, so their ctimes are not compared with the range's end."""
+    replaced: set[MsgID] = set()
+    ranges: list[DismissedRange] = []
+    for message in messages:
+        if message.creation is not None and message.dismissal is not None:
+            replaced.update(message.dismissal.msg_ids)
+            for range_ in dismissed_ranges(message.dismissal, message.ctime):
+                ranges.append(msgspec.structs.replace(range_, end=MAX_TIME))
+    replaced.update(item.msg_id for item, _ in range_deaths(ranges, dismissed))
+    return replaced
 
 
 def dismisses(dismissal: Dismissal, item: Item) -> bool:
@@ -361,7 +444,7 @@ def _mark_echoed(
     return outbox
 
 
-def _without(map_: Map[MsgID, Any], msg_ids: Iterable[MsgID]) -> Map[MsgID, Any]:
+def _without(map_: Map[MsgID, T], msg_ids: Iterable[MsgID]) -> Map[MsgID, T]:
     for msg_id in msg_ids:
         if msg_id in map_:
             map_ = map_.delete(msg_id)

@@ -4,7 +4,7 @@ A store does not know what the records mean. A replica is saved as records, and 
 records that differ, so that the size of a write does not grow with the state.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, TypeAlias, TypeVar, runtime_checkable
 
@@ -13,12 +13,12 @@ from immutables import Map
 from msgspec import Struct
 
 from gregor.client.replica import OutboxEntry, RejectedEntry, Replica
-from gregor.client.store_migrations import changes_to_schema_2
+from gregor.client.store_migrations import MIGRATIONS
 from gregor.core import arguments
 from gregor.core.admission import check_type
-from gregor.core.facts import DismissedRange, Facts
+from gregor.core.facts import Facts
 from gregor.core.instant import Time
-from gregor.core.message import UID, DeviceID
+from gregor.core.message import UID, DeviceID, MsgID
 from gregor.core.state import Item
 from gregor.errors import GregorError, SetupError
 from gregor.stores.sql.database import DatabaseConnection, StorageBroken
@@ -86,7 +86,7 @@ class MemoryStore:
 
 
 MAX_PATH = 4096
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 APPLICATION_ID = 0x67726567  # "greg": marks the file as ours, for `file` and other programs
 
 
@@ -171,10 +171,10 @@ class SQLiteStore:
         if connection.execute_sql("PRAGMA application_id") != [(APPLICATION_ID,)]:
             raise SetupError(f"{self.path} is a database of another program; choose another path")
         ((schema,),) = connection.execute_sql("PRAGMA user_version")
-        if schema == 1:
-            _save(connection, changes_to_schema_2(self._read_records(connection)))
-            connection.execute_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            schema = SCHEMA_VERSION
+        for older in range(schema, SCHEMA_VERSION):
+            _save(connection, MIGRATIONS[older](self._read_records(connection)))
+            schema = older + 1
+            connection.execute_sql(f"PRAGMA user_version = {schema}")
         if schema != SCHEMA_VERSION:
             raise SetupError(
                 f"{self.path} has schema {schema}, but this version reads {SCHEMA_VERSION};"
@@ -211,8 +211,6 @@ DEVICE_KEY: Key = ("device", "")
 _TYPES: Mapping[str, Any] = {
     "device": _DeviceRecord,
     "item": Item,
-    "dismissed_id": int,
-    "range": DismissedRange,
     "outbox": OutboxEntry,
     "hidden": bool,
     "awaited": int,
@@ -277,28 +275,21 @@ def _device_record(records: Records, device_id: DeviceID) -> _DeviceRecord:
 
 
 def _replica_from(records: Records, device: _DeviceRecord) -> Replica:
-    ranges = Map(_decode(records, "range", DismissedRange))
     outbox = Map(_decode(records, "outbox", OutboxEntry))
     rejected = Map(_decode(records, "rejected", RejectedEntry))
     awaited = Map(_decode(records, "awaited", int))
     numbers = [entry.number for entry in (*outbox.values(), *rejected.values())]
-    facts = Facts(
-        items=Map(_decode(records, "item", Item)),
-        tombstones=Map(_decode(records, "dismissed_id", int)),
-    )
-    for range_ in sorted(ranges.values(), key=lambda range_: range_.end):
-        facts = facts.join(Facts(ranges=(range_,)))
     return Replica(
         device.device_id,
         device.uid,
-        device.cursor,
-        device.cursor,
-        facts,
-        outbox,
-        Map(_decode(records, "hidden", bool)),
-        awaited,
-        rejected,
-        max([0, *numbers, *awaited.values()]),
+        cursor=device.cursor,
+        known_since=device.cursor,
+        facts=Facts.of(item for _, item in _decode(records, "item", Item)),
+        outbox=outbox,
+        hidden=Map(_decode(records, "hidden", bool)),
+        awaited=awaited,
+        rejected=rejected,
+        last_number=max([0, *numbers, *awaited.values()]),
     )
 
 
@@ -308,37 +299,46 @@ def _decode(records: Records, kind: str, type_: type[T]) -> Iterator[tuple[str, 
             yield name, msgspec.json.decode(record, type=type_)
 
 
-def changed_records(before: Replica | None, after: Replica) -> RecordChanges:
-    """The changes to save so that a store with `before` (None: an empty store) holds `after`."""
-    changes: dict[Key, bytes | None] = {}
-    saved = {} if before is None else dict(_values_by_kind(before))
-    for kind, new in _values_by_kind(after):
-        old = saved.get(kind, {})
-        if old is not new:
-            changes.update(_changes_of_kind(kind, old, new))
+def changed_records(
+    before: Replica | None, after: Replica, changed: Iterable[MsgID] | None = None
+) -> RecordChanges:
+    """The changes to save so that a store with `before` (None: an empty store) holds `after`. The
+    records that may differ are those of the ids in `changed`; by default, all may."""
+    if before is None:
+        before = Replica("")  # its record of the device differs from that of any device
+    if changed is None:
+        changed = _recorded_ids(before) | _recorded_ids(after)
+    changes = dict(_differences(_device(before), _device(after)))
+    for msg_id in changed:
+        changes.update(_differences(_values(before, msg_id), _values(after, msg_id)))
     return changes
 
 
-def _values_by_kind(replica: Replica) -> Iterator[tuple[str, Mapping[str, object]]]:
-    yield "device", {"": _DeviceRecord(replica.device_id, replica.uid, replica.cursor)}
-    # Dead items are needed only for past states, which a replica has since its process started.
-    kept = replica.facts.prune(replica.cursor)
-    yield "item", kept.items
-    yield "dismissed_id", kept.tombstones
-    yield "range", {msgspec.json.encode(range_).decode(): range_ for range_ in kept.ranges}
-    yield "outbox", replica.outbox
-    yield "hidden", replica.hidden
-    yield "awaited", replica.awaited
-    yield "rejected", replica.rejected
+def _recorded_ids(replica: Replica) -> set[MsgID]:
+    named = (replica.facts.items, replica.outbox, replica.hidden, replica.awaited, replica.rejected)
+    return {msg_id for ids in named for msg_id in ids}
 
 
-def _changes_of_kind(
-    kind: str, before: Mapping[str, object], after: Mapping[str, object]
+def _device(replica: Replica) -> dict[Key, object]:
+    return {DEVICE_KEY: _DeviceRecord(replica.device_id, replica.uid, replica.cursor)}
+
+
+def _values(replica: Replica, msg_id: MsgID) -> dict[Key, object]:
+    """What is recorded for an id."""
+    values = {
+        "item": replica.facts.items.get(msg_id),
+        "outbox": replica.outbox.get(msg_id),
+        "hidden": replica.hidden.get(msg_id),
+        "awaited": replica.awaited.get(msg_id),
+        "rejected": replica.rejected.get(msg_id),
+    }
+    return {(kind, msg_id): value for kind, value in values.items() if value is not None}
+
+
+def _differences(
+    before: Mapping[Key, object], after: Mapping[Key, object]
 ) -> Iterator[tuple[Key, bytes | None]]:
-    changed = [name for name, value in after.items() if before.get(name) is not value]
-    for name in changed:
-        if before.get(name) != after[name]:
-            yield (kind, name), msgspec.json.encode(after[name])
-    added = sum(name not in before for name in changed)
-    if len(before) + added > len(after):
-        yield from (((kind, name), None) for name in before if name not in after)
+    for key, value in after.items():
+        if before.get(key) is not value and before.get(key) != value:
+            yield key, msgspec.json.encode(value)
+    yield from ((key, None) for key in before if key not in after)

@@ -1,12 +1,16 @@
 """Migrations of a device's store: they convert its records to the next schema."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import TypeAlias
 
 import msgspec
 from msgspec import Raw, Struct
 
 from gregor.core.renamed_fields import with_expires
+
+Records: TypeAlias = Mapping[tuple[str, str], bytes]
+Changes: TypeAlias = Mapping[tuple[str, str], bytes | None]
 
 
 class _OldOutboxEntry(Struct, rename={"echoed": "told"}):
@@ -49,10 +53,10 @@ class _RejectedEntry(Struct):
     error: _Problem
 
 
-def changes_to_schema_2(records: Mapping[tuple[str, str], bytes]) -> dict[tuple[str, str], bytes]:
-    """The records of schema 1 to save again for schema 2, which renames some of their fields. One
-    that cannot be read stays as it is, and is set aside when the records are loaded."""
-    changed: dict[tuple[str, str], bytes] = {}
+def _changes_to_schema_2(records: Records) -> Changes:
+    """Schema 2 renames some fields of records. One that cannot be read stays as it is, and is set
+    aside when the records are loaded."""
+    changed: dict[tuple[str, str], bytes | None] = {}
     for (kind, name), record in records.items():
         with suppress(msgspec.MsgspecError, UnicodeError, RecursionError):
             match kind:
@@ -75,3 +79,15 @@ def _rejected_entry(record: bytes) -> bytes:
     action = "reauthenticate" if error.action == "re-authenticate" else error.action
     problem = _Problem(error.code, error.message, action, error.field)
     return msgspec.json.encode(_RejectedEntry(old.number, Raw(with_expires(old.message)), problem))
+
+
+def _changes_to_schema_3(records: Records) -> Changes:
+    """Schema 3 has no tombstones: no node sends a creation that is dead."""
+    return {key: None for key in records if key[0] in ("dismissed_id", "range")}
+
+
+MIGRATIONS: Mapping[int, Callable[[Records], Changes]] = {
+    1: _changes_to_schema_2,
+    2: _changes_to_schema_3,
+}
+"""By schema: the records to save again (None: to remove) for the next schema."""

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from gregor.core.instant import Time
-from gregor.core.message import UID, InBandMessage, Message, OutOfBandMessage
-from gregor.interfaces import BatchConsumer
+from gregor.core.message import UID, OutOfBandMessage
+from gregor.interfaces import Accepted, BatchConsumer, Relayed, Stored
 from gregor.protocol.publication import Publication
 
 MAX_PUBLICATION_MESSAGES = 100
@@ -43,25 +43,25 @@ class Broadcaster(BatchConsumer):
         self._feeds: dict[UID, Feed] = {}
         self.on_gap = on_gap
 
-    async def consume_batch(self, messages: Sequence[Message]) -> None:
+    async def consume_batch(self, accepted: Sequence[Accepted]) -> None:
         """Deliver messages. Consecutive messages of a user share one publication, so that a
         device receives them in one frame."""
-        for message_or_run in _group_consecutive(messages):
-            match message_or_run:
-                case OutOfBandMessage() as message:
+        for relayed_or_run in _group_consecutive(accepted):
+            match relayed_or_run:
+                case Relayed(message):
                     for listener in self._listeners(message.uid):
                         listener.deliver_out_of_band(message)
                 case run:
                     self._deliver_run(run)
 
-    def _deliver_run(self, run: Sequence[InBandMessage]) -> None:
-        uid = run[0].uid
+    def _deliver_run(self, run: Sequence[Stored]) -> None:
+        uid = run[0].message.uid
         feed = self._feeds.get(uid)
         if feed is None:
             return  # no device of this user is connected here
         position = feed.position
-        new = [m for m in run if position is None or m.ctime > position]
-        if new and position is not None and new[0].prev != position:
+        new = [s for s in run if position is None or s.message.ctime > position]
+        if new and position is not None and new[0].message.prev != position:
             self.on_gap(uid)
         elif new:
             self.publish(uid, Publication.of(*new))
@@ -123,26 +123,24 @@ class Broadcaster(BatchConsumer):
         }
 
 
-def _group_consecutive(
-    messages: Sequence[Message],
-) -> Iterator[OutOfBandMessage | list[InBandMessage]]:
+def _group_consecutive(accepted: Sequence[Accepted]) -> Iterator[Relayed | list[Stored]]:
     """Group consecutive messages of a user into runs of limited length; keep the order."""
-    run: list[InBandMessage] = []
-    for message in messages:
-        if run and not (_is_successor(message, run[-1]) and len(run) < MAX_PUBLICATION_MESSAGES):
+    run: list[Stored] = []
+    for outcome in accepted:
+        if run and not (_is_successor(outcome, run[-1]) and len(run) < MAX_PUBLICATION_MESSAGES):
             yield run
             run = []
-        match message:
-            case OutOfBandMessage():
-                yield message
-            case InBandMessage():
-                run.append(message)
+        match outcome:
+            case Relayed():
+                yield outcome
+            case Stored():
+                run.append(outcome)
     if run:
         yield run
 
 
-def _is_successor(message: Message, previous: InBandMessage) -> bool:
-    return isinstance(message, InBandMessage) and (message.uid, message.prev) == (
-        previous.uid,
-        previous.ctime,
+def _is_successor(outcome: Accepted, previous: Stored) -> bool:
+    return isinstance(outcome, Stored) and (outcome.message.uid, outcome.message.prev) == (
+        previous.message.uid,
+        previous.message.ctime,
     )

@@ -1,15 +1,16 @@
 """Publishes the messages that this node has stored to the other nodes, over a pub/sub."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from secrets import token_hex
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Raw, Struct
 
-from gregor.core.message import UID, InBandMessage, Message, parse_message
+from gregor.core.message import UID, InBandMessage, Message, MsgID, parse_message
 from gregor.errors import GregorError, Malformed
-from gregor.interfaces import BatchConsumer
+from gregor.interfaces import Accepted, BatchConsumer, Relayed, Stored
 from gregor.protocol.frames import MAX_FRAME
 from gregor.pubsub.interface import PubSub, Received
 
@@ -24,11 +25,14 @@ messages share it, the more are lost with it."""
 CHANNEL_PREFIX = "gregor:user:"
 
 
-class Envelope(Struct, frozen=True, forbid_unknown_fields=True):
-    """A payload on the pub/sub: messages of one user, in order, and the publishing node."""
+class Envelope(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A payload on the pub/sub: messages of one user, in order, and the publishing node. `dead` are
+    the msg_ids of those whose item was dead when they were stored, so that no node asks the
+    store."""
 
     node: str
     messages: Sequence[Raw]
+    dead: Sequence[MsgID] = ()
 
 
 class Publisher(BatchConsumer):
@@ -42,13 +46,13 @@ class Publisher(BatchConsumer):
         self.pubsub = pubsub
         self.node = node or token_hex(8)
 
-    async def consume_batch(self, messages: Sequence[Message]) -> None:
+    async def consume_batch(self, accepted: Sequence[Accepted]) -> None:
         """Publish messages. Messages of one user share envelopes."""
-        by_user: defaultdict[UID, list[Message]] = defaultdict(list)
-        for message in messages:
-            by_user[message.uid].append(message)
-        for uid, user_messages in by_user.items():
-            for batch in _batches(map(_encode_message, user_messages)):
+        by_user: defaultdict[UID, list[_Encoded]] = defaultdict(list)
+        for outcome in accepted:
+            by_user[outcome.message.uid].append(_encode(outcome))
+        for uid, encoded in by_user.items():
+            for batch in _batches(encoded):
                 await self.pubsub.publish(channel_of(uid), _encode_envelope(self.node, batch))
 
 
@@ -60,24 +64,40 @@ def user_of(channel: str) -> UID:
     return channel.removeprefix(CHANNEL_PREFIX)
 
 
-def encode_envelope(node: str, *messages: Message) -> bytes:
+class _Encoded(NamedTuple):
+    """A message as JSON, and its msg_id if its item is dead."""
+
+    json: Raw
+    dead: MsgID | None
+
+
+def encode_envelope(node: str, *accepted: Accepted) -> bytes:
     """The payload with which a node publishes messages of one user."""
-    return _encode_envelope(node, [_encode_message(message) for message in messages])
+    return _encode_envelope(node, [_encode(outcome) for outcome in accepted])
 
 
-def _encode_envelope(node: str, messages: Sequence[Raw]) -> bytes:
-    return msgspec.json.encode(Envelope(node, messages))
+def _encode_envelope(node: str, encoded: Sequence[_Encoded]) -> bytes:
+    dead = [msg_id for _, msg_id in encoded if msg_id is not None]
+    return msgspec.json.encode(Envelope(node, [json for json, _ in encoded], dead))
 
 
-def _encode_message(message: Message) -> Raw:
+def _encode(outcome: Accepted) -> _Encoded:
+    match outcome:
+        case Stored(message, dead):
+            return _Encoded(_json(message), message.msg_id if dead else None)
+        case Relayed(message):
+            return _Encoded(_json(message), None)
+
+
+def _json(message: Message) -> Raw:
     return Raw(msgspec.json.encode(message))
 
 
-def _batches(messages: Iterable[Raw]) -> Iterator[list[Raw]]:
-    batch: list[Raw] = []
+def _batches(encoded: Iterable[_Encoded]) -> Iterator[list[_Encoded]]:
+    batch: list[_Encoded] = []
     size = 0
-    for message in messages:
-        length = len(memoryview(message))
+    for message in encoded:
+        length = len(memoryview(message.json))
         if batch and size + length > MAX_BATCH_BYTES:
             yield batch
             batch, size = [], 0
@@ -86,7 +106,7 @@ def _batches(messages: Iterable[Raw]) -> Iterator[list[Raw]]:
     yield batch
 
 
-def decode_envelope(received: Received, own_node: str) -> list[Message]:
+def decode_envelope(received: Received, own_node: str) -> list[Accepted]:
     """The messages of a payload; none if this node has published it. The payload is untrusted:
     raises Malformed unless it contains valid messages of the channel's user, stamped if they are
     in-band."""
@@ -99,9 +119,18 @@ def decode_envelope(received: Received, own_node: str) -> list[Message]:
         messages = [parse_message(message, stamped=True) for message in envelope.messages]
     except (msgspec.DecodeError, UnicodeError, RecursionError, GregorError) as error:
         raise Malformed(f"the payload is not an envelope: {error}") from error
+    dead = frozenset(envelope.dead)
     for message in messages:
         if channel_of(message.uid) != received.channel:
             raise Malformed("the envelope contains a message of another user")
         if isinstance(message, InBandMessage) and message.prev >= message.ctime:
             raise Malformed("a message in the envelope is not newer than its predecessor")
-    return messages
+    return [_accepted(message, dead) for message in messages]
+
+
+def _accepted(message: Message, dead: Collection[MsgID]) -> Accepted:
+    match message:
+        case InBandMessage():
+            return Stored(message, dead=message.msg_id in dead)
+        case _:
+            return Relayed(message)

@@ -110,17 +110,18 @@ class Relay:
 
     async def _deliver_payload(self, received: Received) -> None:
         try:
-            messages = decode_envelope(received, self._node)
+            accepted = decode_envelope(received, self._node)
         except Malformed as error:
             self._reject(error)
             return
-        for message in messages:
+        for outcome in accepted:
+            message = outcome.message
             if isinstance(message, InBandMessage) and self._is_too_far_ahead(message):
                 self._reject(Malformed(f"the ctime {message.ctime} is too far in the future"))
                 # If it was replayed and is not forged, the gap repair reads it from the store.
                 self._broadcaster.on_gap(message.uid)
                 return
-        await self._broadcaster.consume_batch(messages)
+        await self._broadcaster.consume_batch(accepted)
 
     def _is_too_far_ahead(self, message: InBandMessage) -> bool:
         return message.ctime > self._clock() + MAX_FUTURE

@@ -18,7 +18,7 @@ from gregor.core.admission import (
     check_time,
     kind_of,
 )
-from gregor.core.instant import TimeOrOffset, as_time_or_offset
+from gregor.core.instant import MAX_TIME, Time, TimeOrOffset, as_time_or_offset
 from gregor.errors import InvalidMessage, InvalidTime
 
 MAX_ID_BITS = 2_048  # more digits than any id may have
@@ -85,10 +85,18 @@ def function(name: str, value: object) -> None:
         raise InvalidMessage(f"`{name}` must be a function, not {kind_of(value)}", field=name)
 
 
-def positive_number(name: str, value: object, kind: type[float | int]) -> None:
-    """Raise InvalidMessage unless it is a number of this kind, above zero and not absurd."""
+def positive_number(name: str, value: object, kind: type[float | int]) -> float | int:
+    """A number of this kind, above zero and not absurd."""
     if not isinstance(value, kind | int) or isinstance(value, bool) or not 0 < value < 2**31:
         raise InvalidMessage(f"`{name}` must be a positive {kind.__name__}", field=name)
+    return value
+
+
+def cursor(name: str, value: object) -> Time:
+    """A cursor that a server has given."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_TIME:
+        raise InvalidMessage(f"`{name}` must be a cursor, as a server gives it", field=name)
+    return value
 
 
 # Times

@@ -5,7 +5,8 @@ time. There are two kinds of facts, and both only grow:
 
 - A creation: this item exists from its ctime on.
 - A dismissal with ctime d: these ids are dead from d on, and so is every item whose category
-  a range matches, whose ctime is not after the end of the range, and which it does not skip.
+  a range matches, whose ctime is not after the end of the range, and which it does not skip. A
+  range never ends after d: a dismissal says nothing about what comes after it.
 
 If several deaths apply to an item, the earliest counts. So facts are independent of the order of
 arrival, and adding them is idempotent: `Facts` is a join-semilattice (a state-based CRDT). `replay`
@@ -22,6 +23,7 @@ from immutables import Map
 from msgspec import Struct
 
 from gregor.core.instant import Time
+from gregor.core.item_index import ItemIndex
 from gregor.core.message import Category, DeviceID, Dismissal, InBandMessage, MsgID
 from gregor.core.state import Item, State
 from gregor.core.visibility import At, Now, is_visible
@@ -49,9 +51,10 @@ class DismissedRange(Struct, frozen=True, omit_defaults=True):
 
 
 def dismissed_ranges(dismissal: Dismissal, ctime: Time) -> Iterator[DismissedRange]:
-    """The ranges of a dismissal whose message has this ctime."""
+    """The ranges of a dismissal whose message has this ctime, at which they end at the latest."""
     for range_ in dismissal.ranges:
-        end = ctime if range_.end_time is None else range_.end_time.after(ctime)
+        stated = ctime if range_.end_time is None else range_.end_time.after(ctime)
+        end = min(stated, ctime)
         yield DismissedRange(end, ctime, range_.category, range_.prefix, range_.skip_msg_ids)
 
 
@@ -71,26 +74,16 @@ class Facts(Struct, frozen=True):
     ctime of a dismissal: a dismissal at or after it cannot give a dead item an earlier death.
     """
 
-    items: Map[MsgID, Item] = Map()
+    items: ItemIndex = ItemIndex()
     dismissed: Map[MsgID, DismissedItem] = Map()
     tombstones: Map[MsgID, Time] = Map()
     ranges: tuple[DismissedRange, ...] = ()
     latest_dismissal: Time = 0
 
     @classmethod
-    def of(
-        cls,
-        items: Iterable[Item],
-        tombstones: Iterable[tuple[MsgID, Time]],
-        ranges: Iterable[DismissedRange],
-    ) -> "Facts":
-        """The facts that these items, dismissed ids and ranges are."""
-        facts = cls(tombstones=Map(tombstones), ranges=tuple(sorted(ranges, key=_range_order)))
-        deaths = [*facts.tombstones.values(), *(range_.ctime for range_ in facts.ranges)]
-        facts = facts._with(latest_dismissal=max(deaths, default=0))
-        for item in items:
-            facts = facts._add(item)
-        return facts
+    def of(cls, items: Iterable[Item]) -> "Facts":
+        """The facts that these items exist, and nothing is known to be dead."""
+        return cls(ItemIndex.of(items))
 
     # Adding facts
 
@@ -134,7 +127,7 @@ class Facts(Struct, frozen=True):
                 dismissed=_without(self.dismissed, item.msg_id),
             )
         return self._with(
-            items=_without(self.items, item.msg_id),
+            items=self.items.without(item.msg_id),
             dismissed=self.dismissed.set(item.msg_id, DismissedItem(item, dismissed_at)),
         )
 
@@ -153,16 +146,18 @@ class Facts(Struct, frozen=True):
         index = bisect_left(self.ranges, _range_order(range_), key=_range_order)
         if index < len(self.ranges) and self.ranges[index] == range_:
             return self
-        candidates: list[Item] = list(self.items.values())
+        candidates = list(self._matched_by(range_))
         if range_.ctime < self.latest_dismissal:
             candidates += [dismissed.item for dismissed in self.dismissed.values()]
+        skipped = frozenset(range_.skip_msg_ids)
+        covered = [i for i in candidates if i.msg_id not in skipped and range_.covers(i)]
         facts = self._with(ranges=(*self.ranges[:index], range_, *self.ranges[index:]))
-        return facts._dismiss([item for item in candidates if range_.covers(item)], range_.ctime)
+        return facts._dismiss(covered, range_.ctime)
 
     def _dismiss(self, dismissed_items: Iterable[Item], at: Time) -> "Facts":
         items, dismissed = self.items, self.dismissed
         for item in dismissed_items:
-            items = _without(items, item.msg_id)
+            items = items.without(item.msg_id)
             known = dismissed.get(item.msg_id)
             if known is None or at < known.dismissed_at:
                 dismissed = dismissed.set(item.msg_id, DismissedItem(item, at))
@@ -177,7 +172,7 @@ class Facts(Struct, frozen=True):
 
     def _with(
         self,
-        items: Map[MsgID, Item] | None = None,
+        items: ItemIndex | None = None,
         dismissed: Map[MsgID, DismissedItem] | None = None,
         tombstones: Map[MsgID, Time] | None = None,
         ranges: tuple[DismissedRange, ...] | None = None,
@@ -199,6 +194,17 @@ class Facts(Struct, frozen=True):
         if item is None and msg_id in self.dismissed:
             item = self.dismissed[msg_id].item
         return item
+
+    def reached_by(self, message: InBandMessage) -> Iterator[MsgID]:
+        """The ids of the items that a replay of the stamped message may create or dismiss."""
+        yield message.msg_id
+        if message.dismissal is not None:
+            yield from message.dismissal.msg_ids
+            for range_ in dismissed_ranges(message.dismissal, message.ctime):
+                yield from (item.msg_id for item in self._matched_by(range_))
+
+    def _matched_by(self, range_: DismissedRange) -> Iterator[Item]:
+        return self.items.of_category(range_.category, prefix=range_.prefix, end=range_.end)
 
     def visible(self, device_id: DeviceID | None, now: Time) -> Iterator[Item]:
         """The items visible on the device now, in no order."""
@@ -224,16 +230,10 @@ class Facts(Struct, frozen=True):
         """The same items, live and dead, without the tombstones and ranges for later arrivals."""
         return self._with(tombstones=Map(), ranges=())
 
-    # Pruning, for a device's replica only
-
-    def prune(self, cursor: Time) -> "Facts":
-        """Keep only what can still matter to a replica that knows everything up to `cursor`.
-        Drops dead items with their tombstones, and ranges that cannot cover a later item."""
-        ranges = self.ranges[bisect_left(self.ranges, cursor + 1, key=_range_end) :]
-        unmatched = Map(
-            {id_: at for id_, at in self.tombstones.items() if id_ not in self.dismissed}
-        )
-        return self._with(dismissed=Map(), tombstones=unmatched, ranges=ranges)
+    def pruned(self) -> "Facts":
+        """Only the items without a known death: all that a replica keeps which is told in order,
+        and is not told of what is dead when it arrives."""
+        return Facts(self.items)
 
 
 def _range_end(range_: DismissedRange) -> Time:

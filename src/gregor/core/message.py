@@ -80,7 +80,7 @@ class Creation(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
 class Range(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """All items of a category (with `prefix`: of all categories that begin with it) that were
     created up to `end_time` inclusive, except those in `skip_msg_ids`. `end_time` defaults to
-    the ctime of the message."""
+    the ctime of the message, and counts as that if it is later."""
 
     category: Category
     end_time: TimeOrOffset | None = None
@@ -97,10 +97,12 @@ class Range(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
 
 
 class Dismissal(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Dismisses items: by msg_id, and all in the ranges."""
+    """Dismisses items: by msg_id, and all in the ranges. The last `added` of the ids were not sent:
+    a store added them to an old message (decision 20)."""
 
     msg_ids: tuple[MsgID, ...] = ()
     ranges: tuple[Range, ...] = ()
+    added: Annotated[int, Meta(ge=0)] = 0
 
     def __post_init__(self) -> None:
         check_type("msg_ids", self.msg_ids, tuple)
@@ -109,6 +111,10 @@ class Dismissal(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
             check_text("msg_ids", msg_id, MAX_MSG_ID)
         for range_ in self.ranges:
             check_type("ranges", range_, Range)
+
+    def as_sent(self) -> "Dismissal":
+        """The dismissal as its sender wrote it."""
+        return Dismissal(self.msg_ids[: len(self.msg_ids) - self.added], self.ranges)
 
     def __bool__(self) -> bool:
         return bool(self.msg_ids or self.ranges)
@@ -146,6 +152,11 @@ class InBandMessage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     def stamped(self) -> bool:
         return self.ctime > 0
 
+    @property
+    def expires_at(self) -> Time | None:
+        """When the item of this stamped message expires; None if it does not, or creates none."""
+        return None if self.creation is None else self.creation.expires_at(self.ctime)
+
     def stamp(self, ctime: Time, prev: Time) -> "InBandMessage":
         return msgspec.structs.replace(self, ctime=ctime, prev=prev)
 
@@ -175,7 +186,8 @@ class InBandMessage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
             self.creation.body,
             self.creation.expires,
         )
-        return canonical((self.device_id, creation, self.dismissal or None))
+        dismissal = self.dismissal and self.dismissal.as_sent()
+        return canonical((self.device_id, creation, dismissal or None))
 
 
 class OutOfBandMessage(Struct, frozen=True, forbid_unknown_fields=True):
@@ -321,6 +333,8 @@ def parse_message(
     draft = _decode(json)
     if not stamped and (draft.ctime, draft.prev) != (None, None):
         raise InvalidMessage("only the server sets `ctime` and `prev`", field="ctime")
+    if not stamped and draft.dismissal is not None and draft.dismissal.added:
+        raise InvalidMessage("only the server sets `added`", field="dismissal.added")
     uid = draft.uid if draft.uid is not None else uid
     if uid is None:
         raise InvalidMessage("the field `uid` is missing", field="uid")

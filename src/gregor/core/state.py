@@ -1,7 +1,9 @@
 """What a user sees: items, and a state, which is the items that are visible at an instant."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
+from itertools import accumulate
 
 from msgspec import Raw, Struct, field
 
@@ -40,7 +42,7 @@ class Item(Struct, frozen=True, omit_defaults=True):
             creation.category,
             creation.raw_body.copy(),  # a view would keep the whole frame in memory
             message.device_id,
-            creation.expires_at(message.ctime),
+            message.expires_at,
         )
 
     @property
@@ -96,6 +98,33 @@ class State(Struct, frozen=True):
 
     def __iter__(self) -> Iterator[Item]:
         return iter(self.items)
+
+
+class Counts(Struct, frozen=True):
+    """How many items visible at `as_of` have a category that begins with each prefix."""
+
+    by_prefix: dict[Category, int]
+    as_of: Time
+
+    @classmethod
+    def of(
+        cls, by_category: Iterable[tuple[Category, int]], prefixes: Iterable[Category], as_of: Time
+    ) -> "Counts":
+        """The counts by prefix that follow from the counts of the single categories."""
+        ordered = sorted(by_category)
+        totals = [0, *accumulate(count for _, count in ordered)]
+
+        def count(prefix: Category) -> int:
+            # In order, the categories that begin with the prefix follow each other.
+            start = bisect_left(ordered, prefix, key=_category)
+            end = bisect_right(ordered, prefix, key=lambda entry: entry[0][: len(prefix)])
+            return totals[end] - totals[start]
+
+        return cls({prefix: count(prefix) for prefix in prefixes}, as_of)
+
+
+def _category(entry: tuple[Category, int]) -> Category:
+    return entry[0]
 
 
 def state_hash(ctimes_and_ids: Iterable[tuple[Time, MsgID]]) -> str:

@@ -7,7 +7,7 @@ decides, so no stage has to take the batch apart, or to know what another one ha
 from collections.abc import Iterable, Sequence
 
 from gregor.core.message import InBandMessage, Message, OutOfBandMessage
-from gregor.interfaces import Outcome, Rejected, Relayed, Slot, Stored
+from gregor.interfaces import Accepted, Outcome, Rejected, Relayed, Slot, Stored
 
 
 class Batch:
@@ -40,6 +40,6 @@ def _outcome(entry: Slot | Relayed | Rejected) -> Outcome:
     return entry.outcome
 
 
-def accepted(outcomes: Iterable[Outcome]) -> Sequence[Message]:
-    """The messages for the devices, in order: what is new in the store, and out-of-band."""
-    return [outcome.message for outcome in outcomes if isinstance(outcome, Stored | Relayed)]
+def accepted(outcomes: Iterable[Outcome]) -> Sequence[Accepted]:
+    """What is for the devices, in order: what is new in the store, and out-of-band."""
+    return [outcome for outcome in outcomes if isinstance(outcome, Stored | Relayed)]

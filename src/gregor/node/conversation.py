@@ -27,6 +27,7 @@ from gregor.protocol.server_session import (
     Authenticate,
     CatchUp,
     Effect,
+    ReadItems,
     Request,
     ServerSession,
     Store,
@@ -265,6 +266,9 @@ class Conversation:
                         self._count(send.frame)
                     case CatchUp(cursor):
                         await self._catch_up(cursor)
+                    case ReadItems(ctimes):
+                        with self._refusing_errors():
+                            await self._node.read_items(self.session, ctimes)
                     case Close() as close:
                         await self._write_timed(close)
                         return
@@ -285,7 +289,13 @@ class Conversation:
         session = self.session
         if cursor == 0 < session.cursor:  # a device with a state asks for a snapshot
             self._counts.mismatches += 1
-        try:
+        with self._refusing_errors():
             await self._node.catch_up(session, cursor)
+
+    @contextmanager
+    def _refusing_errors(self) -> Iterator[None]:
+        """Refuse the device if the store fails: it reconnects with its cursor."""
+        try:
+            yield
         except GregorError as error:
-            session.refuse(error)  # the device reconnects with its cursor
+            self.session.refuse(error)

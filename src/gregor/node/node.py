@@ -21,6 +21,7 @@ from gregor.core.instant import Time
 from gregor.core.message import UID, Message
 from gregor.errors import Unavailable
 from gregor.interfaces import (
+    Accepted,
     BatchConsumer,
     Caller,
     MessageConsumer,
@@ -148,16 +149,16 @@ class Node:
         await self._pass_to_consumers(accepted(outcomes))
         return outcomes
 
-    async def _pass_to_consumers(self, messages: Sequence[Message]) -> None:
+    async def _pass_to_consumers(self, accepted: Sequence[Accepted]) -> None:
         for consumer in self._consumers:
             match consumer:
                 case BatchConsumer():
                     with self._reporting_errors():
-                        await consumer.consume_batch(messages)
+                        await consumer.consume_batch(accepted)
                 case _:
-                    for message in messages:
+                    for outcome in accepted:
                         with self._reporting_errors():
-                            await consumer.consume_message(message)
+                            await consumer.consume_message(outcome.message)
 
     @contextmanager
     def _reporting_errors(self) -> Iterator[None]:
@@ -196,3 +197,7 @@ class Node:
         session.synced(sync)
         if not session.lagging:
             self._broadcaster.lower_position(session.uid, session.position)
+
+    async def read_items(self, session: ServerSession, ctimes: Sequence[Time]) -> None:
+        """Read these items of a snapshot from the store and pass them to the session."""
+        session.items_read(await self.state_machine.items(session.uid, ctimes))

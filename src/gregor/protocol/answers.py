@@ -21,11 +21,13 @@ class Results(Struct, frozen=True):
 
 
 class StateAnswer(Struct, frozen=True):
-    """The visible items, and the state hash of a replica that shows the same items."""
+    """The visible items, the state hash of a replica that shows the same items, and the cursor
+    after which messages continue the state."""
 
     items: tuple[Item, ...]
     as_of: Time
     hash: str
+    cursor: Time
 
 
 class CountAnswer(Struct, frozen=True):
@@ -36,10 +38,12 @@ class CountAnswer(Struct, frozen=True):
 
 
 class MessagesAnswer(Struct, frozen=True):
-    """The messages since the requested time, and the cursor for the next request."""
+    """A page of messages since a start. The next request is `after` the cursor; it finds messages
+    that are stored already if there are `more`."""
 
     messages: tuple[InBandMessage, ...]
     cursor: Time
+    more: bool
 
 
 class ReadyAnswer(Struct, frozen=True):

@@ -268,8 +268,4 @@ class ClientSession:
 
 
 def _snapshot_of(pages: Sequence[SyncPage]) -> Snapshot:
-    return Snapshot(
-        tuple(item for page in pages for item in page.items),
-        tuple(id_ for page in pages for id_ in page.dismissed_ids),
-        tuple(range_ for page in pages for range_ in page.dismissed_ranges),
-    )
+    return Snapshot(tuple(item for page in pages for item in page.items))

@@ -12,10 +12,16 @@ accepts data, it reads a sync from the store (`ReadingStore`), sends the pages o
 (`Paging`), and is `Live` again. So a device that is slow costs one read whenever it has caught up
 with what was sent to it, however much it has missed.
 
+A snapshot may be too large to be held in memory for each device that receives one. Only its first
+items are read with the sync. When they are sent, it is `Incomplete`; the next ones are read
+(`ReadingItems`) and sent (`Paging`), until all of them are. What the device gets is the state at
+the sync's cursor, however long this takes: an item never changes, and is sent even if it is
+dismissed meanwhile. The dismissal follows as a publication, or in the next sync.
+
 Two things can overlap with a sync:
 
 - A publication. Whether it continues the sync is known when the sync has been read, so during
-  `ReadingStore` it is kept, and compared afterwards. During `Paging` it is queued behind the pages.
+  `ReadingStore` it is kept, and compared afterwards. Later it is queued behind the pages.
 - The need for another sync. The one in progress is completed first, because the device may have
   applied its first pages already; `then` is the state after it. Publications until then are
   dropped: the second sync contains them.
@@ -27,6 +33,7 @@ from typing import TypeAlias
 from msgspec import Struct
 
 from gregor.core.instant import Time
+from gregor.core.state import Item
 from gregor.core.sync import Sync
 from gregor.protocol.frames import SyncPage, pages
 
@@ -51,9 +58,26 @@ class ReadingStore(Struct, frozen=True):
 
 
 class Paging(Struct, frozen=True):
-    """These pages of a sync are still to be sent. Publications are queued behind them."""
+    """These pages of a sync are still to be sent. Publications are queued behind them. The `rest`
+    of the sync is not read yet."""
 
     pages: tuple[SyncPage, ...]
+    then: Live | Lagging
+    rest: Sync | None = None
+
+
+class Incomplete(Struct, frozen=True):
+    """The first items of a snapshot are sent, and the next ones have to be read. Publications are
+    queued behind them."""
+
+    rest: Sync
+    then: Live | Lagging
+
+
+class ReadingItems(Struct, frozen=True):
+    """The store reads the next items of a snapshot. Publications are queued behind them."""
+
+    rest: Sync
     then: Live | Lagging
 
 
@@ -77,14 +101,20 @@ class SyncRead(Struct, frozen=True):
     sync: Sync
 
 
+class ItemsRead(Struct, frozen=True):
+    """The store has read the next items of a snapshot."""
+
+    items: tuple[Item, ...]
+
+
 class PageSent(Struct, frozen=True):
     """The socket has accepted the next page."""
 
 
 LIVE = Live()  # one value for all sessions: most are live
 
-DeliveryState: TypeAlias = Live | Lagging | ReadingStore | Paging
-DeliveryEvent: TypeAlias = SyncNeeded | ReadStarted | SyncRead | PageSent
+DeliveryState: TypeAlias = Live | Lagging | ReadingStore | Paging | Incomplete | ReadingItems
+DeliveryEvent: TypeAlias = SyncNeeded | ReadStarted | SyncRead | ItemsRead | PageSent
 
 TRANSITIONS: Mapping[
     type[DeliveryState], Mapping[type[DeliveryEvent], tuple[type[DeliveryState], ...]]
@@ -92,7 +122,9 @@ TRANSITIONS: Mapping[
     Live: {SyncNeeded: (Lagging,)},
     Lagging: {SyncNeeded: (Lagging,), ReadStarted: (ReadingStore,)},
     ReadingStore: {SyncNeeded: (ReadingStore,), SyncRead: (Paging,)},
-    Paging: {SyncNeeded: (Paging,), PageSent: (Paging, Live, Lagging)},
+    Paging: {SyncNeeded: (Paging,), PageSent: (Paging, Incomplete, Live, Lagging)},
+    Incomplete: {SyncNeeded: (Incomplete,), ReadStarted: (ReadingItems,)},
+    ReadingItems: {SyncNeeded: (ReadingItems,), ItemsRead: (Paging,)},
 }
 
 
@@ -106,10 +138,23 @@ def after(state: DeliveryState, event: DeliveryEvent) -> DeliveryState:
         case ReadingStore(start, _), SyncNeeded(cursor):
             return ReadingStore(start, then=Lagging(cursor))
         case ReadingStore(start, then), SyncRead(sync):
-            return Paging(tuple(pages(sync, start)), then)
-        case Paging(unsent, _), SyncNeeded(cursor):
-            return Paging(unsent, then=Lagging(cursor))
-        case Paging((_, *unsent), then), PageSent():
-            return Paging(tuple(unsent), then) if unsent else then
+            return Paging(tuple(pages(sync, start)), then, sync.rest)
+        case Paging(unsent, _, rest), SyncNeeded(cursor):
+            return Paging(unsent, Lagging(cursor), rest)
+        case Paging((_,), then, None), PageSent():
+            return then
+        case Paging((_,), then, Sync() as rest), PageSent():
+            return Incomplete(rest, then)
+        case Paging((_, *unsent), then, rest), PageSent():
+            return Paging(tuple(unsent), then, rest)
+        case Incomplete(rest), SyncNeeded(cursor):
+            return Incomplete(rest, then=Lagging(cursor))
+        case Incomplete(rest, then), ReadStarted():
+            return ReadingItems(rest, then)
+        case ReadingItems(rest), SyncNeeded(cursor):
+            return ReadingItems(rest, then=Lagging(cursor))
+        case ReadingItems(rest, then), ItemsRead(items):
+            sync = rest.continued(items)
+            return Paging(tuple(pages(sync, 0)), then, sync.rest)
         case _:
             raise AssertionError(f"{type(event).__name__} during {type(state).__name__}")

@@ -1,13 +1,12 @@
 """The frames of the conversation and their JSON encoding, as specified in `spec/protocol.md`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
 from gregor.core.admission import check_id, check_text
-from gregor.core.facts import DismissedRange
 from gregor.core.instant import MAX_TIME, Time
 from gregor.core.message import (
     MAX_BATCH,
@@ -33,6 +32,7 @@ PAGE_ENTRIES = 500
 
 S = TypeVar("S")
 T = TypeVar("T")
+E = TypeVar("E", InBandMessage, Item)
 Cursor: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_TIME)]
 
 
@@ -113,8 +113,6 @@ class SyncPage(Frame, frozen=True, tag="sync"):
     more: bool = False
     messages: tuple[InBandMessage, ...] = ()
     items: tuple[Item, ...] = ()
-    dismissed_ids: tuple[tuple[MsgID, Time], ...] = ()
-    dismissed_ranges: tuple[DismissedRange, ...] = ()
 
 
 class Messages(Frame, frozen=True, tag="messages"):
@@ -144,13 +142,19 @@ class Problem(Struct, frozen=True, omit_defaults=True):
 
 
 class Result(Struct, frozen=True, omit_defaults=True):
-    """The result of one message: `relayed` if it is out-of-band; only `rejected` has an error."""
+    """The result of one message: `relayed` if it is out-of-band; only `rejected` has an error.
+
+    Of a message that is stored it says whether its item is `visible` now on the devices that it is
+    for, and when it expires; `stored` also how many items it has `dismissed`."""
 
     status: Literal["stored", "duplicate", "rejected", "relayed"]
     uid: UID | None = None
     msg_id: MsgID | None = None
     ctime: Time | None = None
     error: Problem | None = None
+    visible: bool | None = None
+    expires_at: Time | None = None
+    dismissed: int | None = None
 
     @property
     def should_retry(self) -> bool:
@@ -160,10 +164,13 @@ class Result(Struct, frozen=True, omit_defaults=True):
     @classmethod
     def of(cls, outcome: Outcome) -> "Result":
         match outcome:
-            case Stored(message):
-                return cls("stored", message.uid, message.msg_id, message.ctime)
-            case Duplicate(message):
-                return cls("duplicate", message.uid, message.msg_id, message.ctime)
+            case Stored(message, dead, expired, dismissed):
+                visible = message.creation is not None and not (dead or expired)
+                result = cls._of_stored("stored", message, visible)
+                return msgspec.structs.replace(result, dismissed=dismissed)
+            case Duplicate(message, dead, expired):
+                visible = message.creation is not None and not (dead or expired)
+                return cls._of_stored("duplicate", message, visible)
             case Rejected(InBandMessage() as message, error):
                 return cls("rejected", message.uid, message.msg_id, error=Problem.of(error))
             case Rejected(message, error):
@@ -171,6 +178,19 @@ class Result(Struct, frozen=True, omit_defaults=True):
                 return cls("rejected", uid, error=Problem.of(error))
             case Relayed(message):
                 return cls("relayed", message.uid)
+
+    @classmethod
+    def _of_stored(
+        cls, status: Literal["stored", "duplicate"], message: InBandMessage, visible: bool
+    ) -> "Result":
+        return cls(
+            status,
+            message.uid,
+            message.msg_id,
+            message.ctime,
+            visible=visible,
+            expires_at=message.expires_at,
+        )
 
 
 class Ack(Frame, frozen=True, tag="ack"):
@@ -204,8 +224,6 @@ NodeFrame: TypeAlias = Welcome | SyncPage | Messages | OutOfBand | Ack | Error |
 _encoder = msgspec.json.Encoder()
 _device_decoder: msgspec.json.Decoder[DeviceFrame] = msgspec.json.Decoder(DeviceFrame)
 _number_decoder = msgspec.json.Decoder(_ConsumeNumber)
-
-Entry: TypeAlias = InBandMessage | Item | tuple[MsgID, Time] | DismissedRange
 
 
 def encode(frame: Struct) -> str:
@@ -252,49 +270,47 @@ def _utf8(text: str | bytes) -> bytes:
 
 
 def pages(sync: Sync, start: Time) -> Iterator[SyncPage]:
-    """Split a sync from the cursor `start` into pages of limited size; at least one page."""
+    """Split what is read of a sync from the cursor `start` into pages of limited size; at least one
+    page."""
     match sync.content:
         case Changes(messages):
-            mode: Literal["changes", "snapshot"] = "changes"
-            entries: list[tuple[str, Entry]] = [("messages", message) for message in messages]
-        case Snapshot(items, ids, ranges):
-            mode, start = "snapshot", 0
-            entries = [
-                *(("items", item) for item in items),
-                *(("dismissed_ids", id_) for id_ in ids),
-                *(("dismissed_ranges", range_) for range_ in ranges),
-            ]
-    chunks = list(_chunks(entries))
+            yield from _pages_of_changes(sync, messages, start)
+        case Snapshot(items):
+            chunks = list(_chunks(items))
+            for number, chunk in enumerate(chunks, start=1):
+                page = SyncPage("snapshot", 0, sync.cursor, sync.as_of, sync.hash)
+                more = number < len(chunks) or sync.rest is not None
+                yield msgspec.structs.replace(page, more=more, items=chunk)
+
+
+def _pages_of_changes(
+    sync: Sync, messages: Sequence[InBandMessage], start: Time
+) -> Iterator[SyncPage]:
+    chunks = list(_chunks(messages))
     for number, chunk in enumerate(chunks, start=1):
         more = number < len(chunks)
-        last = chunk[-1][1] if chunk else None
         # The device applies each page of changes at once; a reconnect continues after it.
-        cursor = last.ctime if more and isinstance(last, InBandMessage) else sync.cursor
-        fields: dict[str, list[Entry]] = {}
-        for name, entry in chunk:
-            fields.setdefault(name, []).append(entry)
-        empty_page = SyncPage(mode, start, cursor, sync.as_of, sync.hash, more)
-        yield msgspec.structs.replace(
-            empty_page, **{name: tuple(entries) for name, entries in fields.items()}
-        )
-        start = cursor if mode == "changes" else 0
+        cursor = chunk[-1].ctime if more else sync.cursor
+        page = SyncPage("changes", start, cursor, sync.as_of, sync.hash, more)
+        yield msgspec.structs.replace(page, messages=chunk)
+        start = cursor
 
 
-def encoded_size(entry: Entry) -> int:
+def encoded_size(entry: InBandMessage | Item) -> int:
     """Approximately how many bytes the entry adds to a frame."""
     return len(_encoder.encode(entry))
 
 
-def _chunks(entries: list[tuple[str, Entry]]) -> Iterator[list[tuple[str, Entry]]]:
-    chunk: list[tuple[str, Entry]] = []
+def _chunks(entries: Sequence[E]) -> Iterator[tuple[E, ...]]:
+    chunk: list[E] = []
     size = 0
-    for name, entry in entries:
+    for entry in entries:
         size += encoded_size(entry)
         if chunk and (size > PAGE_BYTES or len(chunk) == PAGE_ENTRIES):
-            yield chunk
+            yield tuple(chunk)
             chunk, size = [], encoded_size(entry)
-        chunk.append((name, entry))
-    yield chunk
+        chunk.append(entry)
+    yield tuple(chunk)
 
 
 def decode(decode_text: Callable[[S], T], text: S) -> T:

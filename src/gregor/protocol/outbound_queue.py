@@ -14,8 +14,9 @@ QUEUE_BYTES = 256 * 1024
 class OutboundQueue:
     """Control frames, and then the end of the conversation; out-of-band messages; publications.
 
-    There are at most QUEUE_MESSAGES control frames. Messages have at most QUEUE_BYTES, and those of
-    publications are at most QUEUE_MESSAGES. Who adds more is told, and decides what to drop."""
+    There are at most QUEUE_MESSAGES control frames, as many out-of-band messages, and as many
+    messages of publications. Messages have at most QUEUE_BYTES. Who adds more is told, and decides
+    what to drop."""
 
     __slots__ = (
         "_bytes",
@@ -54,7 +55,7 @@ class OutboundQueue:
     def add_out_of_band(self, message: OutOfBandMessage) -> bool:
         """Add an out-of-band message. Returns False, and drops it, if the queue is full."""
         size = _size(message)
-        if self._bytes + size > QUEUE_BYTES:
+        if len(self._out_of_band) >= QUEUE_MESSAGES or self._bytes + size > QUEUE_BYTES:
             return False
         self._out_of_band.append(message)
         self._bytes += size

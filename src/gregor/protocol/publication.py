@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from gregor.core.instant import Time
 from gregor.core.message import DeviceID, InBandMessage
+from gregor.core.sync import just_stored
+from gregor.interfaces import Stored
 from gregor.protocol.effects import Send
 from gregor.protocol.frames import Messages, encode
 
@@ -21,9 +23,11 @@ class Publication(NamedTuple):
     shared_frame: Send | None
 
     @classmethod
-    def of(cls, *messages: InBandMessage) -> "Publication":
-        """A publication of consecutive messages."""
-        return cls.span(messages[0].prev, messages, messages[-1].ctime)
+    def of(cls, *stored: Stored) -> "Publication":
+        """A publication of consecutive new messages, each reduced as it would be in a sync."""
+        parts = (just_stored(message, dead) for message, dead, _, _ in stored)
+        messages = tuple(message for message in parts if message is not None)
+        return cls.span(stored[0].message.prev, messages, stored[-1].message.ctime)
 
     @classmethod
     def span(cls, prev: Time, messages: tuple[InBandMessage, ...], cursor: Time) -> "Publication":

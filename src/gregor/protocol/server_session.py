@@ -4,7 +4,7 @@ Input is a frame (`receive`) or an event (`authenticated`, `publish`, `synced`, 
 two tasks, and each gets its own output. The reader gets from `receive` a request to carry out
 before the next frame: Authenticate or Store. The writer calls `next()` whenever the socket accepts
 data, and gets an effect: Send a frame, CatchUp (read a sync from the store, and pass it to
-`synced`), or Close.
+`synced`), ReadItems (read the next items of a large snapshot), or Close.
 
 A session has three parts. The handshake (`handshake.py`) has a phase, which decides what frames are
 allowed. The delivery state (`delivery_state.py`) decides where messages come from: publications, or
@@ -30,7 +30,8 @@ from gregor.core.message import (
     Message,
     OutOfBandMessage,
 )
-from gregor.core.sync import Sync
+from gregor.core.state import Item
+from gregor.core.sync import Snapshot, Sync
 from gregor.errors import (
     Action,
     GregorError,
@@ -44,10 +45,13 @@ from gregor.interfaces import Outcome, Rejected
 from gregor.protocol.delivery_state import (
     DeliveryEvent,
     DeliveryState,
+    Incomplete,
+    ItemsRead,
     Lagging,
     Live,
     PageSent,
     Paging,
+    ReadingItems,
     ReadingStore,
     ReadStarted,
     SyncNeeded,
@@ -103,8 +107,14 @@ class CatchUp(NamedTuple):
     cursor: Time
 
 
+class ReadItems(NamedTuple):
+    """Read the items of a snapshot with these ctimes, and pass them to `items_read`."""
+
+    ctimes: Sequence[Time]
+
+
 Request: TypeAlias = Authenticate | Store
-Effect: TypeAlias = Send | CatchUp | Close
+Effect: TypeAlias = Send | CatchUp | ReadItems | Close
 
 
 class ServerSession:
@@ -145,6 +155,8 @@ class ServerSession:
         """Whether the device has to be synced from the store."""
         match self.delivery:
             case None | Live() | Paging(then=Live()):
+                return False
+            case Incomplete(then=Live()) | ReadingItems(then=Live()):
                 return False
             case _:
                 return True
@@ -245,7 +257,7 @@ class ServerSession:
     def publish(self, publication: Publication) -> None:
         """Queue new messages of this user. Parts that are scoped to other devices are left out."""
         match self.delivery:
-            case Live() | Paging(then=Live()):
+            case Live() | Paging(then=Live()) | Incomplete(then=Live()) | ReadingItems(then=Live()):
                 if publication.cursor > self.position:
                     self._continue_with(publication)
             case ReadingStore(then=Live()):
@@ -294,6 +306,10 @@ class ServerSession:
         for publication in self._queue.take_publications():
             self.publish(publication)
 
+    def items_read(self, items: Sequence[Item]) -> None:
+        """The store has answered the ReadItems."""
+        self._move(ItemsRead(tuple(items)))
+
     # The writer
 
     def next(self) -> Effect | None:
@@ -307,11 +323,14 @@ class ServerSession:
             case Lagging(cursor):
                 self._move(ReadStarted())
                 return CatchUp(cursor)
-            case ReadingStore() | None:
-                return None
+            case Incomplete(Sync(content=Snapshot(unread=(ctimes, *_)))):
+                self._move(ReadStarted())
+                return ReadItems(ctimes)
             case Paging(pages):
                 self._move(PageSent())
                 return Send(pages[0])
+            case _:
+                return None
 
     def _next_messages(self) -> Send | None:
         """All pending messages in one frame; None if none of them is for this device, whose cursor

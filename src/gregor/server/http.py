@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from gregor.core.admission import check_id, check_text
 from gregor.core.arguments import query_time
-from gregor.core.instant import TimeOrOffset
+from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import (
     MAX_BATCH,
     UID,
@@ -23,6 +23,7 @@ from gregor.core.message import (
     Message,
     new_msg_id,
 )
+from gregor.core.sync import After, PageLimits, Since, Start
 from gregor.errors import (
     GregorError,
     InvalidMessage,
@@ -42,14 +43,20 @@ from gregor.protocol.answers import (
     StateAnswer,
 )
 from gregor.protocol.entries import read_addressed, read_entries
-from gregor.protocol.frames import GoAway, Result, decode
+from gregor.protocol.frames import PAGE_BYTES, PAGE_ENTRIES, GoAway, Result, decode
 from gregor.protocol.json_parts import array_elements, object_members
 from gregor.protocol.requests import MAX_REQUEST, MAX_USERS, BatchRequest, MultiUserRequest
 from gregor.server.auth import Identity
 from gregor.server.problems import problem
 from gregor.server.readiness import PARTS
 from gregor.server.service import Service
-from gregor.server.sse import RECONNECT_MS, EventStream, cursor_to_resume_from, only_event
+from gregor.server.sse import (
+    RECONNECT_MS,
+    EventStream,
+    cursor_to_resume_from,
+    is_cursor,
+    only_event,
+)
 
 Operation: TypeAlias = Callable[[Service, Request, Identity], Awaitable[ASGIApp]]
 PublicOperation: TypeAlias = Callable[[Service, Request], Awaitable[ASGIApp]]
@@ -123,26 +130,37 @@ def _list_in(fields: Mapping[str, Raw], name: str) -> tuple[Raw, ...]:
 async def get_state(service: Service, request: Request, identity: Identity) -> Response:
     uid = _user(request, identity, {"device_id", "at"}, {"prefix"})
     at = _time(request, "at")
-    state = await service.node.state_machine.state(uid, _device(request), at)
+    machine = service.node.state_machine
+    state, cursor = await machine.polled_state(uid, _device(request), at)
     selected = state.with_prefix(*(request.query_params.getlist("prefix") or [""]))
-    return _json(StateAnswer(selected.items, selected.as_of, selected.hash()))
+    return _json(StateAnswer(selected.items, selected.as_of, selected.hash(), cursor))
 
 
 async def get_count(service: Service, request: Request, identity: Identity) -> Response:
     uid = _user(request, identity, {"device_id"}, {"prefix"})
-    state = await service.node.state_machine.state(uid, _device(request))
     prefixes = request.query_params.getlist("prefix") or [""]
-    return _json(CountAnswer({prefix: state.count(prefix) for prefix in prefixes}, state.as_of))
+    counts = await service.node.state_machine.count(uid, _device(request), prefixes)
+    return _json(CountAnswer(counts.by_prefix, counts.as_of))
 
 
 async def get_messages(service: Service, request: Request, identity: Identity) -> Response:
-    uid = _user(request, identity, {"since", "device_id"})
-    since = _time(request, "since") or TimeOrOffset(time=0)
-    # The cursor is read first: a message that is stored in between is then read twice rather
-    # than missed.
-    cursor = await service.node.state_machine.ctime(uid)
-    messages = await service.node.state_machine.in_band_messages_since(uid, _device(request), since)
-    return _json(MessagesAnswer(tuple(messages), cursor))
+    uid = _user(request, identity, {"since", "after", "limit", "device_id"})
+    start = _start(request, service.node.clock())
+    limits = PageLimits(_limit(request, PAGE_ENTRIES), PAGE_BYTES)
+    machine = service.node.state_machine
+    page = await machine.messages_page(uid, _device(request), start, limits)
+    return _json(MessagesAnswer(page.messages, page.cursor, page.more))
+
+
+def _start(request: Request, now: Time) -> Start:
+    since, after = _time(request, "since"), request.query_params.get("after")
+    if after is None:
+        return Since(0 if since is None else max(since.after(now), 0))
+    if since is not None:
+        raise InvalidMessage(
+            "give `after`, a cursor, or `since`, an instant, but not both", field="after"
+        )
+    return After(_cursor(after, "after"))
 
 
 async def get_events(service: Service, request: Request, identity: Identity) -> ASGIApp:
@@ -281,6 +299,19 @@ def _device(request: Request) -> DeviceID | None:
         check_text("device_id", device_id, 128)
         check_id("device_id", device_id)
     return device_id
+
+
+def _cursor(text: str, name: str) -> Time:
+    if not is_cursor(text):
+        raise InvalidMessage(f"`{name}` must be a ctime, which is an integer", field=name)
+    return int(text)
+
+
+def _limit(request: Request, largest: int) -> int:
+    text = request.query_params.get("limit", str(largest))
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= largest):
+        raise InvalidMessage(f"`limit` is a number from 1 to {largest}", field="limit")
+    return int(text)
 
 
 def _time(request: Request, name: str) -> TimeOrOffset | None:

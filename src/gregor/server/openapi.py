@@ -14,6 +14,7 @@ from gregor.protocol.answers import (
     Results,
     StateAnswer,
 )
+from gregor.protocol.frames import PAGE_ENTRIES
 from gregor.protocol.requests import BatchRequest, MultiUserRequest
 from gregor.server.readiness import PARTS
 
@@ -91,6 +92,23 @@ def _paths() -> JSONObject:
     prefix["schema"] = {"type": "array", "items": {"type": "string"}}
     at = _query("at", "A time (microseconds or RFC 3339) or an offset from now (-90s, P1D)")
     since = _query("since", "A time or offset like `at`: messages from this instant on, inclusive")
+    after = _query(
+        "after",
+        "A cursor, instead of `since`: messages after it, exclusive. If it is ahead of the user's"
+        " clock, because the server's store is a restored backup, the answer is 409 `resync`: read"
+        " the state, and go on after its cursor",
+    )
+    limit = _query("limit", f"At most so many messages in the answer; by default {PAGE_ENTRIES}")
+    limit["schema"] = {"type": "integer", "minimum": 1, "maximum": PAGE_ENTRIES}
+    messages = _operation(
+        "The messages that bring a replica up to date, in pages",
+        "MessagesAnswer",
+        since,
+        after,
+        limit,
+        device,
+    )
+    messages["responses"]["409"] = _problem("The cursor cannot be continued")
     return {
         "/v1/messages": {"post": post},
         f"{user}/state": {
@@ -99,11 +117,7 @@ def _paths() -> JSONObject:
         f"{user}/count": {
             "get": _operation("Counts of visible items, per prefix", "CountAnswer", device, prefix)
         },
-        f"{user}/messages": {
-            "get": _operation(
-                "The messages that bring a replica up to date", "MessagesAnswer", since, device
-            )
-        },
+        f"{user}/messages": {"get": messages},
         f"{user}/events": {"get": _stream(device)},
         "/healthz": {"get": _public("Liveness: the process responds")},
         "/readyz": {"get": _ready()},

@@ -132,7 +132,7 @@ def listen(host: str, port: int) -> socket.socket:
 class Process(uvicorn.Server):
     """uvicorn around an open Server. It stops after the server has sent its devices away."""
 
-    def __init__(self, server: Server, keep_alive_seconds: int) -> None:
+    def __init__(self, server: Server, keep_alive_seconds: int = KEEP_ALIVE_SECONDS) -> None:
         super().__init__(config(server.app, keep_alive_seconds=keep_alive_seconds))
         self._server = server
         self._stop_requested = asyncio.Event()

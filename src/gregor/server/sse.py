@@ -34,15 +34,16 @@ def cursor_to_resume_from(headers: Headers, parameters: QueryParams) -> Time:
     """The cursor of the last event that the client has seen; of an id that is no cursor, 0. Raises
     InvalidMessage if the parameter `cursor` is none."""
     given = parameters.get("cursor", "0")
-    if not _is_cursor(given):
+    if not is_cursor(given):
         raise InvalidMessage("the cursor must be a ctime, which is an integer", field="cursor")
     last = headers.get("last-event-id")
     if last is None:
         return int(given)
-    return int(last) if _is_cursor(last) else 0
+    return int(last) if is_cursor(last) else 0
 
 
-def _is_cursor(text: str) -> bool:
+def is_cursor(text: str) -> bool:
+    """Whether a text is a ctime, which is a number."""
     return re.fullmatch("[0-9]{1,16}", text) is not None and int(text) <= MAX_TIME
 
 
@@ -67,11 +68,11 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: ASGISend) -> None:
         headers = {"content-type": f"{MEDIA_TYPE}; charset=utf-8", **HEADERS}
-        await send({"type": "http.response.start", "status": 200, "headers": Headers(headers).raw})
         if scope["method"] == "HEAD":
-            await send({"type": "http.response.body"})
-        else:
-            await self._service.serve(EventStreamChannel(receive, send), self._resumption)
+            await Response(headers={**headers, "connection": "close"})(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": Headers(headers).raw})
+        await self._service.serve(EventStreamChannel(receive, send), self._resumption)
 
 
 class EventStreamChannel:

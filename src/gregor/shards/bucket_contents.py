@@ -73,9 +73,7 @@ def _page(
 ) -> Iterator[tuple[UID, LoggedMessage]]:
     limit = MAX_PAGE_MESSAGES
     for uid, cursor in cursors.items():
-        rows = connection.execute(
-            statements.MESSAGES_SINCE_LIMITED, uid=uid, start=cursor + 1, limit=limit
-        )
+        rows = connection.execute(statements.MESSAGES_FROM, uid=uid, start=cursor + 1, limit=limit)
         yield from ((uid, row) for row in rows)
         limit -= len(rows)
         if not limit:

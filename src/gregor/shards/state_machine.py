@@ -13,9 +13,9 @@ from typing import Any, Self, TypeVar
 
 from gregor.core.buckets import bucket_of
 from gregor.core.instant import Time, TimeOrOffset
-from gregor.core.message import UID, DeviceID, InBandMessage
-from gregor.core.state import State
-from gregor.core.sync import Sync
+from gregor.core.message import UID, Category, DeviceID, InBandMessage
+from gregor.core.state import Counts, Item
+from gregor.core.sync import Page, PageLimits, PolledState, Start, Sync
 from gregor.errors import SetupError, Unavailable, WrongShard
 from gregor.interfaces import Rejected, Slot, StateMachineOfRecord
 from gregor.log_event import LogEvent
@@ -208,20 +208,37 @@ class ShardedStateMachine(StateMachineOfRecord):
 
     # Reading
 
-    async def state(
-        self, uid: UID, device_id: DeviceID | None = None, at: TimeOrOffset | None = None
-    ) -> State:
-        return await self._call_holder(uid, lambda machine: machine.state(uid, device_id, at))
+    async def polled_state(
+        self, uid: UID, device_id: DeviceID | None, at: TimeOrOffset | None
+    ) -> PolledState:
+        return await self._call_holder(
+            uid, lambda machine: machine.polled_state(uid, device_id, at)
+        )
 
     async def in_band_messages_since(
         self, uid: UID, device_id: DeviceID | None, since: TimeOrOffset
-    ) -> list[InBandMessage]:
+    ) -> Sequence[InBandMessage]:
         return await self._call_holder(
             uid, lambda machine: machine.in_band_messages_since(uid, device_id, since)
         )
 
+    async def messages_page(
+        self, uid: UID, device_id: DeviceID | None, start: Start, limits: PageLimits
+    ) -> Page:
+        return await self._call_holder(
+            uid, lambda machine: machine.messages_page(uid, device_id, start, limits)
+        )
+
     async def sync(self, uid: UID, device_id: DeviceID | None, cursor: Time) -> Sync:
         return await self._call_holder(uid, lambda machine: machine.sync(uid, device_id, cursor))
+
+    async def items(self, uid: UID, ctimes: Sequence[Time]) -> Sequence[Item]:
+        return await self._call_holder(uid, lambda machine: machine.items(uid, ctimes))
+
+    async def count(
+        self, uid: UID, device_id: DeviceID | None, prefixes: Sequence[Category]
+    ) -> Counts:
+        return await self._call_holder(uid, lambda machine: machine.count(uid, device_id, prefixes))
 
     async def _call_holder(self, uid: UID, method: Callable[[SQLStateMachine], Awaitable[T]]) -> T:
         """Call the shard that holds the user; retry while the user's bucket moves."""

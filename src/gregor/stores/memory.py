@@ -4,14 +4,35 @@ For tests, simulations and models. It is the reference for every other state mac
 """
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from gregor.core.facts import Facts
 from gregor.core.instant import Time, TimeOrOffset
-from gregor.core.message import UID, DeviceID, InBandMessage, MsgID
-from gregor.core.state import State
-from gregor.core.sync import Changes, Snapshot, Sync, fate_in, max_changes, since
+from gregor.core.message import UID, Category, DeviceID, InBandMessage, MsgID
+from gregor.core.state import Counts, Item
+from gregor.core.sync import (
+    MAX_BYTES_READ,
+    After,
+    Changes,
+    Page,
+    PageLimits,
+    PolledState,
+    Recipient,
+    Reduced,
+    Since,
+    Snapshot,
+    Start,
+    Sync,
+    fate_in,
+    first_page,
+    max_changes,
+    reductions,
+    require_not_ahead,
+    snapshot_of,
+    what_is_left,
+)
+from gregor.core.visibility import has_expired
 from gregor.errors import Conflict
 from gregor.interfaces import Duplicate, Rejected, Slot, StateMachineOfRecord, Stored, StoreOutcome
 
@@ -28,24 +49,44 @@ class MemoryStateMachine(StateMachineOfRecord):
         for slot in slots:
             user = self._users.setdefault(slot.message.uid, _UserLog())
             slot.outcome = user.consume(slot.message, now)
+        for slot in slots:  # only now: what the outcomes say is as of the end of the batch
+            user = self._users[slot.message.uid]
+            slot.outcome = user.judged(slot.outcome, now)
 
-    async def state(
-        self, uid: UID, device_id: DeviceID | None = None, at: TimeOrOffset | None = None
-    ) -> State:
-        now = self._clock()
-        facts = self._user(uid).facts
+    async def polled_state(
+        self, uid: UID, device_id: DeviceID | None, at: TimeOrOffset | None
+    ) -> PolledState:
+        now, user = self._clock(), self._user(uid)
         if at is None:
-            return facts.state(device_id, now)
-        return facts.state_at(device_id, at.after(now))
+            return PolledState(user.facts.state(device_id, now), user.ctime)
+        time = at.after(now)
+        return PolledState(user.facts.state_at(device_id, time), min(time, user.ctime))
 
     async def in_band_messages_since(
         self, uid: UID, device_id: DeviceID | None, since: TimeOrOffset
-    ) -> list[InBandMessage]:
+    ) -> Sequence[InBandMessage]:
         now = self._clock()
-        return self._user(uid).since(device_id, since.after(now), now)
+        return what_is_left(self._user(uid).since(device_id, Since(since.after(now)), now))
+
+    async def messages_page(
+        self, uid: UID, device_id: DeviceID | None, start: Start, limits: PageLimits
+    ) -> Page:
+        user = self._user(uid)
+        require_not_ahead(start, user.ctime)
+        return first_page(user.since(device_id, start, self._clock()), user.ctime, limits)
 
     async def sync(self, uid: UID, device_id: DeviceID | None, cursor: Time) -> Sync:
         return self._user(uid).sync(device_id, cursor, self._clock())
+
+    async def items(self, uid: UID, ctimes: Sequence[Time]) -> Sequence[Item]:
+        return self._user(uid).items(ctimes)
+
+    async def count(
+        self, uid: UID, device_id: DeviceID | None, prefixes: Sequence[Category]
+    ) -> Counts:
+        now = self._clock()
+        visible = self._user(uid).facts.visible(device_id, now)
+        return Counts.of(((item.category, 1) for item in visible), prefixes, now)
 
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
         return {uid: self._user(uid).ctime for uid in uids}
@@ -99,25 +140,55 @@ class _UserLog:
         self.facts = self.facts.replay(message)
         self.ctime = max(self.ctime, message.ctime)
 
-    def since(self, device_id: DeviceID | None, start: Time, now: Time) -> list[InBandMessage]:
-        log = self.log[bisect_left(self.log, start, key=_ctime) :]
-        return list(since(log, device_id, start, now, partial(fate_in, self.facts)))
+    def judged(self, outcome: StoreOutcome | None, now: Time) -> StoreOutcome | None:
+        """The outcome, with what has come of the message by now."""
+        match outcome:
+            case Stored(message):
+                dismissed = 0 if message.dismissal is None else self._killed_at(message.ctime)
+                return Stored(message, *self._end_of_item(message, now), dismissed)
+            case Duplicate(message):
+                return Duplicate(message, *self._end_of_item(message, now))
+            case _:
+                return outcome
+
+    def _end_of_item(self, message: InBandMessage, now: Time) -> tuple[bool, bool]:
+        """Whether the item of a stored message is dead, and whether it has expired."""
+        dead = message.creation is not None and message.msg_id in self.facts.dismissed
+        return dead, has_expired(message.expires_at, now)
+
+    def _killed_at(self, ctime: Time) -> int:
+        """How many items, live before it, died of the message with this ctime."""
+        died = (d.item for d in self.facts.dismissed.values() if d.dismissed_at == ctime)
+        return sum(item.ctime < ctime and not item.expired(ctime) for item in died)
+
+    def since(self, device_id: DeviceID | None, start: Start, now: Time) -> Iterator[Reduced]:
+        log = self.log[bisect_left(self.log, start.first, key=_ctime) :]
+        recipient = Recipient(device_id, start.known, now)
+        return reductions(log, recipient, partial(fate_in, self.facts))
 
     def sync(self, device_id: DeviceID | None, cursor: Time, now: Time) -> Sync:
-        state = self.facts.state(device_id, now)
-        return Sync(self._content(device_id, cursor, now, state), self.ctime, now, state.hash())
+        content = self._content(device_id, cursor, now)
+        return Sync(content, self.ctime, now, self.facts.state(device_id, now).hash())
 
-    def _content(
-        self, device_id: DeviceID | None, cursor: Time, now: Time, state: State
-    ) -> Changes | Snapshot:
-        pruned = self.facts.prune(self.ctime)
-        snapshot = Snapshot(state.items, tuple(pruned.tombstones.items()), pruned.ranges)
-        if not 0 < cursor <= self.ctime:
-            return snapshot
+    def _content(self, device_id: DeviceID | None, cursor: Time, now: Time) -> Changes | Snapshot:
+        whole = snapshot_of(self.facts, device_id, now)
         missing = len(self.log) - bisect_right(self.log, cursor, key=_ctime)
-        if missing > max_changes(len(state)):
-            return snapshot
-        return Changes(tuple(self.since(device_id, cursor + 1, now)))
+        if 0 < cursor <= self.ctime and missing <= max_changes(len(whole)):
+            return Changes(what_is_left(self.since(device_id, After(cursor), now)))
+        return Snapshot.of([item.ctime for item in whole.items], self.items)
+
+    def items(self, ctimes: Sequence[Time]) -> list[Item]:
+        items: list[Item] = []
+        size = 0
+        for ctime in ctimes:
+            index = bisect_left(self.log, ctime, key=_ctime)
+            for item in map(Item.of, self.log[index : index + 1]):
+                if item is not None and item.ctime == ctime:
+                    items.append(item)
+                    size += len(bytes(item.raw_body))
+            if size >= MAX_BYTES_READ:
+                break
+        return items
 
 
 def _ctime(message: InBandMessage) -> Time:

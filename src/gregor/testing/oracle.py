@@ -45,7 +45,8 @@ def _covers(range_: Range, dismissal: InBandMessage, item: InBandMessage) -> boo
     pattern, category = range_.category.encode(), item.creation.category.encode()
     matches = category[: len(pattern)] == pattern if range_.prefix else category == pattern
     end = dismissal.ctime if range_.end_time is None else _time(range_.end_time, dismissal.ctime)
-    return matches and item.ctime <= end and item.msg_id not in range_.skip_msg_ids
+    in_time = item.ctime <= end and item.ctime <= dismissal.ctime
+    return matches and in_time and item.msg_id not in range_.skip_msg_ids
 
 
 def _expired(item: InBandMessage, creation: Creation, t: Time) -> bool:

@@ -21,6 +21,7 @@ from gregor.core.message import (
     Range,
     raw,
 )
+from gregor.core.sync import EXPIRY_GRACE
 from gregor.extras import required_extra
 
 with required_extra("testing"):
@@ -34,6 +35,9 @@ History: TypeAlias = tuple[InBandMessage, ...]
 
 times: st.SearchStrategy[Time] = st.integers(0, MAX_TIME)
 """Times in and around a history."""
+
+late_times: st.SearchStrategy[Time] = times | times.map(lambda time: time + EXPIRY_GRACE)
+"""Times in and around a history, and times at which what has expired then is no longer sent."""
 
 devices: st.SearchStrategy[DeviceID | None] = st.sampled_from([None, "d1", "d2"])
 categories = st.sampled_from(["a", "a.b", "a.b.c", "ab", "b", "A", "%", "a_b", "é"])
@@ -86,6 +90,14 @@ def histories(draw: st.DrawFn, max_size: int = 8) -> History:
         prev, ctime = ctime, ctime + draw(st.integers(1, 9))
         history.append(draw(messages((msg_id,))).stamp(ctime, prev))
     return tuple(history)
+
+
+@st.composite
+def histories_and_instants(draw: st.DrawFn) -> tuple[History, Time]:
+    """A history, and a time that is often that of one of its messages, or next to it."""
+    history = draw(histories())
+    edges = [message.ctime + step for message in history for step in (0, 0, 1, -1)]
+    return history, draw(st.sampled_from(edges) | times if edges else times)
 
 
 @st.composite

@@ -12,9 +12,9 @@ from time import perf_counter
 from typing import Any, NamedTuple, Self, TypeVar
 
 from gregor.core.instant import SECOND, Time, TimeOrOffset
-from gregor.core.message import UID, DeviceID, InBandMessage
-from gregor.core.state import State
-from gregor.core.sync import Sync
+from gregor.core.message import UID, Category, DeviceID, InBandMessage
+from gregor.core.state import Counts, Item
+from gregor.core.sync import Page, PageLimits, PolledState, Since, Start, Sync
 from gregor.errors import ClockSkew, GregorError, StorageUnavailable, Unavailable
 from gregor.interfaces import Duplicate, Slot, StateMachineOfRecord, Stored, StoreOutcome
 from gregor.log_event import LogEvent
@@ -29,7 +29,10 @@ from gregor.stores.sql.transactions import (
     consume,
     consume_new,
     raise_if_wrong_shard,
+    read_counts,
     read_database_clock,
+    read_items,
+    read_page,
     read_since,
     read_state,
     read_sync,
@@ -248,23 +251,40 @@ class SQLStateMachine(StateMachineOfRecord):
 
     # Reading
 
-    async def state(
-        self, uid: UID, device_id: DeviceID | None = None, at: TimeOrOffset | None = None
-    ) -> State:
+    async def polled_state(
+        self, uid: UID, device_id: DeviceID | None, at: TimeOrOffset | None
+    ) -> PolledState:
         now = self._clock()
         at_time = None if at is None else at.after(now)
         return await self._read_user(uid, lambda c: read_state(c, uid, device_id, now, at_time))
 
     async def in_band_messages_since(
         self, uid: UID, device_id: DeviceID | None, since: TimeOrOffset
-    ) -> list[InBandMessage]:
+    ) -> Sequence[InBandMessage]:
         now = self._clock()
-        start = since.after(now)
+        start = Since(since.after(now))
         return await self._read_user(uid, lambda c: read_since(c, uid, device_id, start, now))
+
+    async def messages_page(
+        self, uid: UID, device_id: DeviceID | None, start: Start, limits: PageLimits
+    ) -> Page:
+        now = self._clock()
+        return await self._read_user(
+            uid, lambda c: read_page(c, uid, device_id, start, now, limits)
+        )
 
     async def sync(self, uid: UID, device_id: DeviceID | None, cursor: Time) -> Sync:
         now = self._clock()
         return await self._read_user(uid, lambda c: read_sync(c, uid, device_id, cursor, now))
+
+    async def items(self, uid: UID, ctimes: Sequence[Time]) -> Sequence[Item]:
+        return await self._read_user(uid, lambda c: read_items(c, uid, ctimes))
+
+    async def count(
+        self, uid: UID, device_id: DeviceID | None, prefixes: Sequence[Category]
+    ) -> Counts:
+        now = self._clock()
+        return await self._read_user(uid, lambda c: read_counts(c, uid, device_id, prefixes, now))
 
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
         return await self.database.read(
@@ -297,9 +317,17 @@ def reconcile(
     """The outcomes for the senders. If a message that was expected to be Stored is now a Duplicate,
     the unknown commit has stored it, so it is Stored."""
     return [
-        wanted if isinstance(wanted, Stored) and found == Duplicate(wanted.message) else found
+        wanted if _has_stored(wanted, found) else found
         for found, wanted in zip(actual, expected, strict=True)
     ]
+
+
+def _has_stored(expected: StoreOutcome, found: StoreOutcome) -> bool:
+    match expected, found:
+        case Stored(wanted), Duplicate(stored):
+            return wanted == stored
+        case _:
+            return False
 
 
 def _fail(batch: Iterable[_PendingBatch], error: Unavailable) -> None:

@@ -191,19 +191,21 @@ LOCKED_USERS = BulkStatement(
 
 
 class StoredMessage(NamedTuple):
-    """A message as its row has it; the JSON is as it was sent."""
+    """A message as its row has it; the JSON is as it was sent. `dismissed_at` is of its item."""
 
     uid: UID
     msg_id: MsgID
     ctime: Time
     prev: Time
     message: str
+    dismissed_at: Time | None
 
 
 # The stored messages with these ids.
 KNOWN_MESSAGES = BulkStatement(
     """
-    SELECT messages.uid, messages.msg_id, messages.ctime, messages.prev, messages.message
+    SELECT messages.uid, messages.msg_id, messages.ctime, messages.prev, messages.message,
+        messages.dismissed_at
     FROM input
     JOIN messages ON messages.uid = input.uid AND messages.msg_id = input.msg_id
     """,
@@ -250,17 +252,28 @@ RANGES_ENDING_AFTER = BulkStatement(
 )
 
 
-class CoveredItem(NamedTuple):
-    """An item that a range covers, its ids to skip aside; `range` is the number of the range."""
+class RangePattern(NamedTuple):
+    """What new ranges of a user may cover: items whose category matches, up to the latest end of
+    the ranges. `ctime` is the earliest of the ranges. Items that had expired by `expired` are not
+    looked up."""
 
     uid: UID
-    msg_id: MsgID
+    ctime: Time
+    end_time: Time
     category: Category
-    range: int
+    prefix: int  # 0 or 1
+    expired: Time
 
 
-_COVERED = """
-    SELECT messages.uid, messages.msg_id, messages.category, input.number AS range
+class MatchedItem(NamedTuple):
+    uid: UID
+    msg_id: MsgID
+    ctime: Time
+    category: Category
+
+
+_MATCHED = """
+    SELECT messages.uid, messages.msg_id, messages.ctime, messages.category
     FROM input
     JOIN messages ON messages.uid = input.uid
         AND {alive}
@@ -272,43 +285,41 @@ _COVERED = """
         )
     """
 
+# The items that new ranges may dismiss: those that are live and match. The caller compares them
+# with the single ranges. An item that had expired by `expired` is left out: it is dead already.
+ITEMS_MATCHED = BulkStatement(
+    _MATCHED.format(alive=_live("input.expired")), RangePattern, MatchedItem._make
+)
 
-class NewRange(NamedTuple):
-    """A range that is being stored, with its number in the batch. Items that had expired by
-    `expired` are not looked up."""
+# The same for ranges of which one is replayed behind the user's clock: it may be an earlier death
+# of an item that is dead already. This statement reads the user's whole log.
+ITEMS_MATCHED_IN_LOG = BulkStatement(
+    _MATCHED.format(alive=f"{_not_dead_at('input.ctime')} AND messages.expires_at > input.expired"),
+    RangePattern,
+    MatchedItem._make,
+)
+
+
+class DismissedRow(NamedTuple):
+    """An item, and the ctime of the dismissal of which it died."""
 
     uid: UID
     ctime: Time
-    end_time: Time
-    category: Category
-    prefix: int  # 0 or 1
-    number: int
-    expired: Time
+    expires_at: Time
+    dismissed_at: Time
 
 
-# The items that a new range dismisses: those that are live and match. The caller applies the ids to
-# skip. An item that had expired by `expired` is left out: it is dead already.
-ITEMS_COVERED = BulkStatement(
-    _COVERED.format(alive=_live("input.expired")), NewRange, CoveredItem._make
-)
-
-# The same for a range that is replayed behind the user's clock: it may be an earlier death of an
-# item that is dead already. This statement reads the user's whole log.
-ITEMS_COVERED_IN_LOG = BulkStatement(
-    _COVERED.format(alive=f"{_not_dead_at('input.ctime')} AND messages.expires_at > input.expired"),
-    NewRange,
-    CoveredItem._make,
-)
-
-# Dismiss items; the earliest death takes precedence. Each id occurs once.
+# Dismiss items; the earliest death takes precedence. Each id occurs once. Returns the items that
+# have not had an earlier death.
 DISMISS_ITEMS = BulkStatement(
     f"""
     UPDATE messages SET dismissed_at = input.ctime FROM input
     WHERE messages.uid = input.uid AND messages.msg_id = input.msg_id
         AND {_not_dead_at("input.ctime")}
+    RETURNING messages.uid, messages.ctime, messages.expires_at, messages.dismissed_at
     """,
     Death,
-    no_row,
+    DismissedRow._make,
 )
 
 # A replay between two messages becomes the predecessor of the later.
@@ -656,11 +667,28 @@ USER_CLOCKS = BulkStatement(
 class VisibleID(NamedTuple):
     ctime: Time
     msg_id: MsgID
+    expires_at: Time
 
 
 # The items that `:device_id` (NULL: any device) sees now, without contents: enough for a hash.
 VISIBLE_IDS = Statement(
-    f"SELECT ctime, msg_id FROM messages WHERE uid = :uid AND {_VISIBLE_NOW}", VisibleID._make
+    f"SELECT ctime, msg_id, expires_at FROM messages WHERE uid = :uid AND {_VISIBLE_NOW}",
+    VisibleID._make,
+)
+
+
+class CategoryCount(NamedTuple):
+    category: Category
+    items: int
+
+
+# How many items of each category `:device_id` (NULL: any device) sees now.
+VISIBLE_CATEGORIES = Statement(
+    f"""
+    SELECT category, count(*) AS items FROM messages WHERE uid = :uid AND {_VISIBLE_NOW}
+    GROUP BY category
+    """,
+    CategoryCount._make,
 )
 
 
@@ -691,15 +719,21 @@ VISIBLE_ITEMS = Statement(f"{_ITEMS} WHERE uid = :uid AND {_VISIBLE_NOW}", Store
 # The same at a stated time. This statement reads the whole log up to then.
 VISIBLE_ITEMS_AT = Statement(f"{_ITEMS} WHERE uid = :uid AND {_VISIBLE_AT}", StoredItem._make)
 
-# The messages since a time. Overlap is harmless, a gap is not; therefore >=.
-MESSAGES_SINCE = Statement(
+# The items that messages with these ctimes created, live or dead.
+ITEMS_AT = BulkStatement(
     """
-    SELECT ctime, prev, message FROM messages WHERE uid = :uid AND ctime >= :start ORDER BY ctime
+    SELECT messages.msg_id, messages.ctime, messages.category, messages.device_id,
+        messages.expires_at, messages.message
+    FROM input
+    JOIN messages ON messages.uid = input.uid AND messages.ctime = input.ctime
+        AND messages.category IS NOT NULL
     """,
-    LoggedMessage._make,
+    UserClock,
+    StoredItem._make,
 )
 
-MESSAGES_SINCE_LIMITED = Statement(
+# The next messages of the log, from a ctime on.
+MESSAGES_FROM = Statement(
     """
     SELECT ctime, prev, message FROM messages WHERE uid = :uid AND ctime >= :start
     ORDER BY ctime LIMIT :limit
@@ -727,22 +761,6 @@ ITEM_FATES = BulkStatement(
     """,
     ItemKey,
     ItemFateRow._make,
-)
-
-# The tombstones for items that a replica at `:cursor` may still receive: of ids, and ranges.
-UNMATCHED_TOMBSTONES = Statement(
-    """
-    SELECT uid, msg_id, ctime FROM dismissed_ids WHERE uid = :uid
-    """,
-    Death._make,
-)
-
-RANGES_AFTER = Statement(
-    """
-    SELECT uid, ctime, end_time, category, prefix, skip_msg_ids FROM dismissed_ranges
-    WHERE uid = :uid AND end_time > :cursor ORDER BY end_time
-    """,
-    StoredRange._make,
 )
 
 

@@ -4,7 +4,7 @@ A new file gets its tables from this text, because Alembic takes half a second t
 databases are migrated. The migrations create the same tables; a test checks that they agree.
 """
 
-NEWEST_REVISION = "0003"
+NEWEST_REVISION = "0004"
 
 CREATE_TABLES = (
     """

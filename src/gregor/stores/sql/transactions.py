@@ -1,12 +1,14 @@
 """The transactions of the state machine on a database: store a batch, or read one user.
 
-Functions of a connection, which depend on nothing but its dialect. The cost of a message is
-proportional to what is live and what is new, not to the length of the user's log.
+Functions of a connection, which depend on nothing but its dialect. The cost of a batch is
+proportional to what is live and what is new: not to the length of the user's log, and not to the
+product of the batch's ranges and the items.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol, TypeVar
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
@@ -14,9 +16,30 @@ from msgspec import Raw, Struct
 from gregor.core.buckets import bucket_of
 from gregor.core.facts import DismissedRange, dismissed_ranges
 from gregor.core.instant import SECOND, Time
-from gregor.core.message import UID, DeviceID, Dismissal, InBandMessage, MsgID
-from gregor.core.state import Item, State, state_hash
-from gregor.core.sync import Changes, ItemFate, Snapshot, Sync, max_changes, since
+from gregor.core.message import UID, Category, DeviceID, Dismissal, InBandMessage, MsgID
+from gregor.core.range_deaths import Pattern, range_deaths
+from gregor.core.state import Counts, Item, State, state_hash
+from gregor.core.sync import (
+    EXPIRY_GRACE,
+    MAX_BYTES_READ,
+    Changes,
+    FateOf,
+    ItemFate,
+    Page,
+    PageLimits,
+    PolledState,
+    Recipient,
+    Reduced,
+    Snapshot,
+    Start,
+    Sync,
+    first_page,
+    max_changes,
+    reductions,
+    require_not_ahead,
+    what_is_left,
+)
+from gregor.core.visibility import has_expired
 from gregor.errors import Conflict, WrongShard
 from gregor.interfaces import Duplicate, Rejected, Stored, StoreOutcome
 from gregor.stores.sql import statements
@@ -28,9 +51,10 @@ from gregor.stores.sql.statements import (
     Death,
     ItemKey,
     LockedUser,
+    MatchedItem,
     MessageRow,
-    NewRange,
     Placement,
+    RangePattern,
     RangeRow,
     StoredItem,
     StoredRange,
@@ -44,6 +68,13 @@ from gregor.stores.sql.statements import (
 # that lags or is set back shows an expired item again, so a range also dismisses items that expired
 # less than this time ago. No clock may be wrong by more.
 MAX_CLOCK_DIFFERENCE = 3600 * SECOND
+
+# How many patterns of one user's ranges are looked up by themselves in one transaction.
+MAX_PATTERNS = 4
+
+# How many items are read in one statement, since their sizes are not known before.
+ITEMS_IN_BLOCK = 32
+READ_MESSAGES = 200  # of a user's log at a time
 
 T = TypeVar("T")
 
@@ -67,8 +98,8 @@ def consume(
     # Lock the users before reading: what is read then stays true until the commit.
     users = _lock_users(connection, {message.uid for message in messages})
     closed = {} if any_bucket else _closed_users(connection, messages)
-    known = _read_known(connection, messages)
-    return _consume(connection, messages, now, users, closed, known)
+    known, dead = _read_known(connection, messages)
+    return _consume(connection, messages, now, users, closed, known, dead)
 
 
 def consume_new(
@@ -82,7 +113,7 @@ def consume_new(
     an id is known."""
     users = _lock_users(connection, {message.uid for message in messages})
     closed = {} if any_bucket else _closed_users(connection, messages)
-    return _consume(connection, messages, now, users, closed, {})
+    return _consume(connection, messages, now, users, closed, {}, frozenset())
 
 
 def _closed_users(
@@ -112,6 +143,7 @@ def _consume(
     users: Mapping[UID, LockedUser],
     closed: Mapping[UID, WrongShard],
     known: dict[ItemKey, InBandMessage],
+    dead: frozenset[ItemKey],
 ) -> list[StoreOutcome]:
     clocks = {user.uid: user.ctime for user in users.values()}
     outcomes: list[StoreOutcome] = []
@@ -139,12 +171,13 @@ def _consume(
                 known[ItemKey(message.uid, message.msg_id)] = message
                 stored.append(message)
     _insert(connection, new)
-    _store_deaths(connection, stored, users, now, has_late_replay)
+    deaths = _store_deaths(connection, stored, users, now, has_late_replay)
     if stored:
         uids = {message.uid for message in stored}
         rows = [UserRecord(uid, clocks[uid], bucket_of(uid)) for uid in uids]
         connection.execute_rows(statements.UPSERT_CLOCKS, rows)
-    return outcomes
+    deaths = deaths._replace(dead=deaths.dead | dead)
+    return [_judged(outcome, deaths, now) for outcome in outcomes]
 
 
 def _resolve_known_id(message: InBandMessage, earlier: InBandMessage) -> StoreOutcome:
@@ -215,13 +248,39 @@ def _range_row(message: InBandMessage, number: int, range_: DismissedRange) -> R
     )
 
 
+class _Deaths(NamedTuple):
+    """What has died: the keys of the items, and how many items each dismissal has killed that were
+    live before it, by its user and ctime."""
+
+    dead: frozenset[ItemKey]
+    dismissed: Mapping[UserClock, int]
+
+
+def _judged(outcome: StoreOutcome, deaths: _Deaths, now: Time) -> StoreOutcome:
+    """The outcome, with what has come of the message by the end of this transaction."""
+    match outcome:
+        case Stored(message):
+            dismissed = deaths.dismissed.get(UserClock(message.uid, message.ctime), 0)
+            return Stored(message, *_end_of_item(message, deaths, now), dismissed)
+        case Duplicate(message):
+            return Duplicate(message, *_end_of_item(message, deaths, now))
+        case _:
+            return outcome
+
+
+def _end_of_item(message: InBandMessage, deaths: _Deaths, now: Time) -> tuple[bool, bool]:
+    """Whether the item of a stored message is dead, and whether it has expired."""
+    dead = message.creation is not None and ItemKey(message.uid, message.msg_id) in deaths.dead
+    return dead, has_expired(message.expires_at, now)
+
+
 def _store_deaths(
     connection: DatabaseConnection,
     stored: Sequence[InBandMessage],
     users: Mapping[UID, LockedUser],
     now: Time,
     has_late_replay: bool,
-) -> None:
+) -> _Deaths:
     """Store every death that follows from these messages, which are stored already: of the items
     that they create, by earlier facts, and of any item by their own dismissals. `users` are those
     of the batch as they were before it."""
@@ -243,10 +302,17 @@ def _store_deaths(
         _keep_earliest(dismissed_ids, ((ItemKey(m.uid, id_), m.ctime) for m, id_ in dismissals))
         _keep_earliest(deaths, dismissed_ids.items())
         _keep_earliest(deaths, _deaths_by_new_range(connection, dismissing, now, has_late_replay))
+    dismissed: Counter[UserClock] = Counter()
     if deaths:
-        connection.execute_rows(statements.DISMISS_ITEMS, _deaths(deaths))
+        rows = connection.execute_rows(statements.DISMISS_ITEMS, _deaths(deaths))
+        dismissed.update(
+            UserClock(row.uid, row.dismissed_at)
+            for row in rows
+            if row.ctime < row.dismissed_at < row.expires_at
+        )
     if dismissed_ids:
         connection.execute_rows(statements.INSERT_TOMBSTONES, _deaths(dismissed_ids))
+    return _Deaths(frozenset(deaths), dismissed)
 
 
 def _deaths(times: Mapping[ItemKey, Time]) -> list[Death]:
@@ -275,16 +341,14 @@ def _deaths_by_earlier_range(
         return
     first_ctimes: dict[UID, Time] = {}
     _keep_earliest(first_ctimes, ((message.uid, message.ctime) for message in created))
-    ranges: defaultdict[UID, list[DismissedRange]] = defaultdict(list)
     keys = [UserClock(uid, ctime) for uid, ctime in first_ctimes.items()]
-    for row in connection.execute_rows(statements.RANGES_ENDING_AFTER, keys):
-        ranges[row.uid].append(_range(row))
-    for message in created:
-        item = Item.of(message)
-        if item is not None:
-            for range_ in ranges[message.uid]:
-                if range_.covers(item):
-                    yield ItemKey(message.uid, message.msg_id), range_.ctime
+    ranges = connection.execute_rows(statements.RANGES_ENDING_AFTER, keys)
+    items = [
+        MatchedItem(message.uid, message.msg_id, message.ctime, message.creation.category)
+        for message in created
+        if message.creation is not None
+    ]
+    yield from _range_deaths(_by_user((row.uid, _range(row)) for row in ranges), items)
 
 
 def _deaths_by_new_range(
@@ -294,26 +358,46 @@ def _deaths_by_new_range(
     has_late_replay: bool,
 ) -> Iterator[tuple[ItemKey, Time]]:
     """The deaths of items that these new dismissals cover by range."""
-    ranges = [(m.uid, r) for m, d in dismissing for r in dismissed_ranges(d, m.ctime)]
+    ranges = _by_user((m.uid, r) for m, d in dismissing for r in dismissed_ranges(d, m.ctime))
     if not ranges:
         return
-    statement = statements.ITEMS_COVERED_IN_LOG if has_late_replay else statements.ITEMS_COVERED
-    rows = [
-        NewRange(
+    statement = statements.ITEMS_MATCHED_IN_LOG if has_late_replay else statements.ITEMS_MATCHED
+    patterns = [pattern for uid in ranges for pattern in _patterns(uid, ranges[uid], now)]
+    yield from _range_deaths(ranges, connection.execute_rows(statement, patterns))
+
+
+def _patterns(uid: UID, ranges: Sequence[DismissedRange], now: Time) -> Iterator[RangePattern]:
+    """A few patterns that together match all that these ranges cover. The database compares each
+    pattern with each live item, so instead of many there is one that matches every category."""
+    patterns = {Pattern(range_.category, range_.prefix) for range_ in ranges}
+    if len(patterns) > MAX_PATTERNS:
+        patterns = {Pattern("", prefix=True)}
+    first_ctime = min(range_.ctime for range_ in ranges)
+    for pattern in patterns:
+        yield RangePattern(
             uid=uid,
-            ctime=range_.ctime,
-            end_time=range_.end,
-            category=range_.category,
-            prefix=int(range_.prefix),
-            number=number,
-            expired=min(now, range_.ctime) - MAX_CLOCK_DIFFERENCE,
+            ctime=first_ctime,
+            end_time=max(range_.end for range_ in ranges),
+            category=pattern.category,
+            prefix=int(pattern.prefix),
+            expired=min(now, first_ctime) - MAX_CLOCK_DIFFERENCE,
         )
-        for number, (uid, range_) in enumerate(ranges)
-    ]
-    for row in connection.execute_rows(statement, rows):
-        range_ = ranges[row.range][1]
-        if range_.matches(row.msg_id, row.category):
-            yield ItemKey(row.uid, row.msg_id), range_.ctime
+
+
+def _range_deaths(
+    ranges: Mapping[UID, Sequence[DismissedRange]], items: Iterable[MatchedItem]
+) -> Iterator[tuple[ItemKey, Time]]:
+    """The deaths of these items by the ranges of their users."""
+    for uid, matched in _by_user((item.uid, item) for item in items).items():
+        for item, at in range_deaths(ranges.get(uid, ()), matched):
+            yield ItemKey(uid, item.msg_id), at
+
+
+def _by_user(values: Iterable[tuple[UID, T]]) -> dict[UID, list[T]]:
+    grouped: defaultdict[UID, list[T]] = defaultdict(list)
+    for uid, value in values:
+        grouped[uid].append(value)
+    return grouped
 
 
 def _keep_earliest(earliest: dict[T, Time], times: Iterable[tuple[T, Time]]) -> None:
@@ -373,42 +457,96 @@ def wrong_shards(connection: DatabaseConnection, buckets: Iterable[int]) -> list
 
 def _read_known(
     connection: DatabaseConnection, messages: Sequence[InBandMessage]
-) -> dict[ItemKey, InBandMessage]:
+) -> tuple[dict[ItemKey, InBandMessage], frozenset[ItemKey]]:
+    """The stored messages with the ids of these, and those of them whose item is dead."""
     ids = [ItemKey(message.uid, message.msg_id) for message in messages]
     rows = connection.execute_rows(statements.KNOWN_MESSAGES, ids)
-    return {ItemKey(row.uid, row.msg_id): message_of(row) for row in rows}
+    known = {ItemKey(row.uid, row.msg_id): message_of(row) for row in rows}
+    dead = (ItemKey(row.uid, row.msg_id) for row in rows if row.dismissed_at is not None)
+    return known, frozenset(dead)
 
 
 def read_state(
     connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, now: Time, at: Time | None
-) -> State:
+) -> PolledState:
+    clock = _read_clock(connection, uid)
     if at is None:
         rows = connection.execute(statements.VISIBLE_ITEMS, uid=uid, device_id=device_id, now=now)
-    else:
-        rows = connection.execute(statements.VISIBLE_ITEMS_AT, uid=uid, device_id=device_id, at=at)
-    return State.of(map(_item, rows), now if at is None else at)
+        return PolledState(State.of(map(_item, rows), now), clock)
+    rows = connection.execute(statements.VISIBLE_ITEMS_AT, uid=uid, device_id=device_id, at=at)
+    return PolledState(State.of(map(_item, rows), at), min(at, clock))
+
+
+def _read_clock(connection: DatabaseConnection, uid: UID) -> Time:
+    return next((row.ctime for row in connection.execute(statements.USER_CLOCK, uid=uid)), 0)
+
+
+def read_counts(
+    connection: DatabaseConnection,
+    uid: UID,
+    device_id: DeviceID | None,
+    prefixes: Iterable[Category],
+    now: Time,
+) -> Counts:
+    rows = connection.execute(statements.VISIBLE_CATEGORIES, uid=uid, device_id=device_id, now=now)
+    return Counts.of(((row.category, row.items) for row in rows), prefixes, now)
 
 
 def read_since(
-    connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, start: Time, now: Time
+    connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, start: Start, now: Time
+) -> Sequence[InBandMessage]:
+    return what_is_left(_read_reductions(connection, uid, device_id, start, now))
+
+
+def read_page(
+    connection: DatabaseConnection,
+    uid: UID,
+    device_id: DeviceID | None,
+    start: Start,
+    now: Time,
+    limits: PageLimits,
+) -> Page:
+    clock = _read_clock(connection, uid)
+    require_not_ahead(start, clock)
+    return first_page(_read_reductions(connection, uid, device_id, start, now), clock, limits)
+
+
+def _read_reductions(
+    connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, start: Start, now: Time
+) -> Iterator[Reduced]:
+    """The log from the start on, reduced. It is read in pieces, as far as the caller takes it."""
+    recipient = Recipient(device_id, start.known, now)
+    first = start.first
+    while True:
+        log = _read_log(connection, uid, first, READ_MESSAGES)
+        yield from reductions(log, recipient, _read_fates(connection, uid, log))
+        if len(log) < READ_MESSAGES:
+            return
+        first = log[-1].ctime + 1
+
+
+def _read_log(
+    connection: DatabaseConnection, uid: UID, first: Time, limit: int
 ) -> list[InBandMessage]:
-    rows = connection.execute(statements.MESSAGES_SINCE, uid=uid, start=start)
-    log = [message_of(row) for row in rows]
-    return list(since(log, device_id, start, now, _read_fates(connection, uid, log)))
+    rows = connection.execute(statements.MESSAGES_FROM, uid=uid, start=first, limit=limit)
+    return [message_of(row) for row in rows]
 
 
 def read_sync(
     connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, cursor: Time, now: Time
 ) -> Sync:
-    clock = next((row.ctime for row in connection.execute(statements.USER_CLOCK, uid=uid)), 0)
-    rows = connection.execute(statements.VISIBLE_IDS, uid=uid, device_id=device_id, now=now)
-    ids = [(row.ctime, row.msg_id) for row in rows]
+    clock = _read_clock(connection, uid)
+    sent = connection.execute(
+        statements.VISIBLE_IDS, uid=uid, device_id=device_id, now=now - EXPIRY_GRACE
+    )
     content: Changes | Snapshot | None = None
     if 0 < cursor <= clock:
-        content = _read_changes(connection, uid, device_id, cursor, now, max_changes(len(ids)))
+        content = _read_changes(connection, uid, device_id, cursor, now, max_changes(len(sent)))
     if content is None:
-        content = _read_snapshot(connection, uid, device_id, clock, now)
-    return Sync(content, clock, now, state_hash(ids))
+        ctimes = sorted(row.ctime for row in sent)
+        content = Snapshot.of(ctimes, partial(read_items, connection, uid))
+    hash_ = state_hash((row.ctime, row.msg_id) for row in sent if row.expires_at > now)
+    return Sync(content, clock, now, hash_)
 
 
 def _read_changes(
@@ -420,32 +558,28 @@ def _read_changes(
     limit: int,
 ) -> Changes | None:
     """The messages after the cursor, reduced; None if there are more than `limit`."""
-    rows = connection.execute(
-        statements.MESSAGES_SINCE_LIMITED, uid=uid, start=cursor + 1, limit=limit + 1
-    )
-    log = [message_of(row) for row in rows]
+    log = _read_log(connection, uid, cursor + 1, limit + 1)
     if len(log) > limit:
         return None
-    fates = _read_fates(connection, uid, log)
-    return Changes(tuple(since(log, device_id, cursor + 1, now, fates)))
+    recipient = Recipient(device_id, cursor, now)
+    return Changes(what_is_left(reductions(log, recipient, _read_fates(connection, uid, log))))
 
 
-def _read_snapshot(
-    connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, clock: Time, now: Time
-) -> Snapshot:
-    state = read_state(connection, uid, device_id, now, None)
-    tombstones = connection.execute(statements.UNMATCHED_TOMBSTONES, uid=uid)
-    ranges = connection.execute(statements.RANGES_AFTER, uid=uid, cursor=clock)
-    return Snapshot(
-        state.items,
-        tuple((tombstone.msg_id, tombstone.ctime) for tombstone in tombstones),
-        tuple(_range(row) for row in ranges),
-    )
+def read_items(connection: DatabaseConnection, uid: UID, ctimes: Sequence[Time]) -> list[Item]:
+    """The items with these ctimes, live or dead, up to MAX_BYTES_READ and one block."""
+    items: list[Item] = []
+    size = 0
+    for start in range(0, len(ctimes), ITEMS_IN_BLOCK):
+        if size >= MAX_BYTES_READ:
+            break
+        keys = [UserClock(uid, ctime) for ctime in ctimes[start : start + ITEMS_IN_BLOCK]]
+        rows = connection.execute_rows(statements.ITEMS_AT, keys)
+        size += sum(len(row.message) for row in rows)
+        items += sorted(map(_item, rows), key=Item.order)
+    return items
 
 
-def _read_fates(
-    connection: DatabaseConnection, uid: UID, log: Sequence[InBandMessage]
-) -> Callable[[MsgID], ItemFate | None]:
+def _read_fates(connection: DatabaseConnection, uid: UID, log: Sequence[InBandMessage]) -> FateOf:
     """The fates of the items that these messages create or dismiss."""
     msg_ids = {message.msg_id for message in log if message.creation is not None}
     for message in log:

@@ -15,7 +15,7 @@ from gregor.stores.sql.sqlite import transact
 from gregor.stores.sql.statements import HAS_SCHEMA, SCHEMA_REVISION, SHARD_NAME
 from gregor.stores.sql.tables import CREATE_TABLES, NEWEST_REVISION
 
-REVISIONS = ("0001", "0002", NEWEST_REVISION)
+REVISIONS = ("0001", "0002", "0003", NEWEST_REVISION)
 
 
 class Preparation(NamedTuple):

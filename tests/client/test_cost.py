@@ -1,0 +1,98 @@
+"""What a frame costs a device is proportional to the frame, not to what is live. Instructions are
+counted, not time; the client is a whole one, with its store and a subscriber."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeAlias
+
+import pytest
+
+from gregor.client import Client
+from gregor.client.connection import Transport
+from gregor.client.replica import events_between
+from gregor.core.instant import SECOND, TimeOrOffset
+from gregor.core.message import InBandMessage, create, dismiss, dismiss_category, replace
+from gregor.core.state import Item
+from gregor.core.sync import Snapshot
+from tests.steps import counting_python_steps, python_steps
+
+NOW = 1_600_000_000 * SECOND
+
+Operation: TypeAlias = Callable[[Client, int], Awaitable[object]]
+
+FRAMES: dict[str, Callable[[], InBandMessage]] = {
+    "creation": lambda: create("u", "b"),
+    "creation_that_expires": lambda: create("u", "b", expires=TimeOrOffset(time=NOW + SECOND)),
+    "dismissal": lambda: dismiss("u", "i7"),
+    "replacement": lambda: replace("u", "c.7.x", 1),
+    "dismissal_of_prefix": lambda: dismiss_category("u", "c.7.", prefix=True),
+}
+
+
+async def unreachable() -> Transport:
+    raise OSError("there is no network")
+
+
+def items(size: int) -> tuple[Item, ...]:
+    messages = (
+        create("u", f"c.{n}.x", msg_id=f"i{n}", expires=TimeOrOffset(time=NOW + n * SECOND)).stamp(
+            n + 1, n
+        )
+        for n in range(1, size)
+    )
+    return tuple(item for message in messages if (item := Item.of(message)) is not None)
+
+
+def device(size: int) -> tuple[Client, Snapshot]:
+    client = Client("", "token", device_id="d", connect=unreachable, clock=lambda: NOW)
+    return client, Snapshot(items(size))
+
+
+async def cost(size: int, operation: Operation) -> int:
+    """The steps of an operation on a device with so many live items."""
+    client, snapshot = device(size)
+    async with client, client.events() as events:
+        await client.change(lambda replica, now: replica.apply_snapshot(snapshot, size))
+        events.take_pending()
+        with counting_python_steps() as steps:
+            await operation(client, size)
+        assert events.take_pending()
+        return steps()
+
+
+def received(message: InBandMessage) -> Operation:
+    def operation(client: Client, cursor: int) -> Awaitable[object]:
+        messages = [message.stamp(cursor + 1, cursor)]
+        return client.change(lambda replica, now: replica.apply(messages, cursor + 1), messages)
+
+    return operation
+
+
+@pytest.mark.parametrize("name", FRAMES)
+async def test_cost_of_a_frame_does_not_grow_with_what_is_live(name: str) -> None:
+    few, many = [await cost(size, received(FRAMES[name]())) for size in (100, 1_000)]
+    assert 0 < many < 2 * few
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda client, _: client.create("b"),
+        lambda client, _: client.dismiss("i7"),
+        lambda client, _: client.hide("i7"),
+    ],
+    ids=["create", "dismiss", "hide"],
+)
+async def test_cost_of_a_write_does_not_grow_with_what_is_live(
+    operation: Operation,
+) -> None:
+    few, many = [await cost(size, operation) for size in (100, 1_000)]
+    assert 0 < many < 2 * few
+
+
+def test_reasons_of_dismissals_cost_the_sum_of_messages_and_items() -> None:
+    def work(size: int) -> Callable[[], object]:
+        before = {item.msg_id: item for item in items(size)}
+        messages: Sequence[InBandMessage] = [replace("u", f"c.{n}.x", n) for n in range(size)]
+        return lambda: events_between(before, {}, 0, messages)
+
+    assert python_steps(work(400)) < 6 * python_steps(work(100))

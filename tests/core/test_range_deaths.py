@@ -1,0 +1,41 @@
+"""The sweep finds what comparing each range with each item finds."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gregor.core.facts import DismissedRange
+from gregor.core.instant import Time
+from gregor.core.message import MsgID, create
+from gregor.core.range_deaths import range_deaths
+from gregor.core.state import Item
+
+CATEGORIES = ("a", "a.b", "a.b.c", "b", "")
+IDS = ("m0", "m1", "m2", "m3")
+
+ranges = st.builds(
+    DismissedRange,
+    end=st.integers(0, 9),
+    ctime=st.integers(0, 9),
+    category=st.sampled_from(CATEGORIES),
+    prefix=st.booleans(),
+    skip_msg_ids=st.lists(st.sampled_from(IDS), unique=True).map(tuple),
+)
+
+
+@st.composite
+def items(draw: st.DrawFn) -> Item:
+    created = create("u", draw(st.sampled_from(CATEGORIES[:4])), msg_id=draw(st.sampled_from(IDS)))
+    item = Item.of(created.stamp(draw(st.integers(0, 9)), 0))
+    assert item is not None
+    return item
+
+
+@given(st.lists(ranges, max_size=12), st.lists(items(), max_size=4, unique_by=lambda i: i.msg_id))
+def test_earliest_death_is_that_of_the_first_range_that_covers_the_item(
+    dismissed: list[DismissedRange], found: list[Item]
+) -> None:
+    deaths: dict[MsgID, Time] = {}
+    for item, at in range_deaths(dismissed, found):
+        deaths[item.msg_id] = min(at, deaths.get(item.msg_id, at))
+    covering = {item.msg_id: [r.ctime for r in dismissed if r.covers(item)] for item in found}
+    assert deaths == {msg_id: min(ctimes) for msg_id, ctimes in covering.items() if ctimes}

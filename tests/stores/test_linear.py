@@ -1,0 +1,161 @@
+"""An operation costs the sum of what it holds and what it touches, never their product: one request
+must not make all other users wait. Steps and rows are counted, so no time is measured."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import pytest
+
+from gregor.core.facts import DismissedRange
+from gregor.core.instant import SECOND, TimeOrOffset
+from gregor.core.message import Dismissal, InBandMessage, Range, create, dismiss, replace
+from gregor.core.range_deaths import range_deaths
+from gregor.core.state import Item
+from gregor.core.sync import Since
+from gregor.stores.sql.database import DatabaseConnection
+from gregor.stores.sql.migrations import migrate
+from gregor.stores.sql.state_machine import SQLStateMachine
+from gregor.stores.sql.store_url import database_at
+from gregor.stores.sql.transactions import consume, read_counts, read_since, read_sync
+from tests.fleet.servers import PostgreSQL
+from tests.steps import python_steps, rows_read, sqlite_steps
+
+T = TypeVar("T")
+NOW = 20_000 * 86_400 * SECOND
+SIZE = 60
+
+
+class Growth(NamedTuple):
+    """What is stored first, and the operation, both by size."""
+
+    history: Callable[[int], Sequence[InBandMessage]]
+    operation: Callable[[int, DatabaseConnection], object]
+
+
+def items(category: Callable[[int], str] = lambda n: "a") -> Callable[[int], list[InBandMessage]]:
+    return lambda size: [create("u", category(n), msg_id=f"i{n}") for n in range(size)]
+
+
+def dismissal(msg_id: str, ranges: Sequence[Range], ids: Sequence[str] = ()) -> InBandMessage:
+    return InBandMessage("u", msg_id, dismissal=Dismissal(tuple(ids), tuple(ranges)))
+
+
+def storing(batch: Callable[[int], Sequence[InBandMessage]]) -> Callable[..., object]:
+    return lambda size, connection: consume(connection, batch(size), NOW)
+
+
+def replays(size: int) -> list[InBandMessage]:
+    """Creations that are older than all that is stored."""
+    return [create("u", "a", msg_id=f"r{n}").stamp(n + 1, 0) for n in range(size)]
+
+
+def ranges_of_the_past(size: int) -> list[InBandMessage]:
+    return [
+        dismissal(f"d{n}", [Range("a", TimeOrOffset(time=NOW - n), skip_msg_ids=(f"r{n}",))])
+        for n in range(size)
+    ]
+
+
+CASES = {
+    "replaces_of_one_category": Growth(
+        items(), storing(lambda size: [replace("u", "a", n) for n in range(size)])
+    ),
+    "replaces_of_many_categories": Growth(
+        items(lambda n: f"c{n}"),
+        storing(lambda size: [replace("u", f"c{n}", n) for n in range(size)]),
+    ),
+    "ranges_that_match_nothing": Growth(
+        items(), storing(lambda size: [dismissal("d", [Range(f"z{n}") for n in range(size)])])
+    ),
+    "prefixes_that_match_nothing": Growth(
+        items(),
+        storing(lambda size: [dismissal("d", [Range(f"z{n}", prefix=True) for n in range(size)])]),
+    ),
+    "ranges_that_skip_what_others_dismiss": Growth(
+        items(),
+        storing(
+            lambda size: [
+                dismissal("d", [Range("a", skip_msg_ids=(f"i{n}",)) for n in range(size)])
+            ]
+        ),
+    ),
+    "ranges_that_end_before_the_items": Growth(
+        items(),
+        storing(
+            lambda size: [dismissal("d", [Range("a", TimeOrOffset(time=n)) for n in range(size)])]
+        ),
+    ),
+    "replays_behind_many_ranges": Growth(ranges_of_the_past, storing(replays)),
+    "ranges_of_the_past_after_dead_items": Growth(
+        lambda size: [*items()(size), dismissal("all", [Range("a")])],
+        storing(lambda size: [m.stamp(n + 1, 0) for n, m in enumerate(ranges_of_the_past(size))]),
+    ),
+    "ids_that_are_unknown": Growth(
+        items(), storing(lambda size: [dismiss("u", *(f"unknown{n}" for n in range(size)))])
+    ),
+    "ids_that_are_stored": Growth(
+        items(), storing(lambda size: [dismiss("u", *(f"i{n}" for n in range(size)))])
+    ),
+    "counts_of_many_prefixes": Growth(
+        items(lambda n: f"c{n}"),
+        lambda size, c: read_counts(c, "u", None, [f"c{n}" for n in range(size)], NOW),
+    ),
+    "snapshot": Growth(items(), lambda size, c: read_sync(c, "u", "d1", 0, NOW)),
+    "messages_since": Growth(items(), lambda size, c: read_since(c, "u", "d1", Since(1), NOW)),
+}
+
+
+async def costs(
+    url: str,
+    case: Growth,
+    size: int,
+    count: Callable[[DatabaseConnection, Callable[[], object]], T],
+) -> T:
+    async with database_at(url, migrate) as database:
+        async with SQLStateMachine(database, lambda: NOW) as machine:
+            await machine.consume_messages(case.history(size))
+        return await database.write(lambda c: count(c, lambda: case.operation(size, c)))
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_cost_in_sqlite_grows_with_the_sum(name: str) -> None:
+    small, large = [
+        await costs("sqlite://", CASES[name], size, sqlite_steps) for size in (SIZE, 4 * SIZE)
+    ]
+    assert 0 < large < 6 * small
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_cost_in_python_grows_with_the_sum(name: str) -> None:
+    small, large = [
+        await costs("sqlite://", CASES[name], size, lambda _, work: python_steps(work))
+        for size in (SIZE, 4 * SIZE)
+    ]
+    assert 0 < large < 6 * small
+
+
+def rows_read_with_statistics(connection: DatabaseConnection, work: Callable[[], object]) -> int:
+    """As after the first minute of a new database: then PostgreSQL has analyzed its tables."""
+    connection.execute_sql("ANALYZE")
+    return rows_read(connection, work)
+
+
+async def test_cost_in_postgresql_grows_with_the_sum(postgresql_server: PostgreSQL) -> None:
+    for name, case in CASES.items():
+        small, large = [
+            await costs(
+                await postgresql_server.create_database(), case, size, rows_read_with_statistics
+            )
+            for size in (SIZE, 4 * SIZE)
+        ]
+        assert large < 6 * small + 50, name
+
+
+def test_ranges_that_each_skip_an_item_are_compared_once() -> None:
+    def work(size: int) -> Callable[[], object]:
+        ranges = [DismissedRange(size, n, "a", False, (f"i{n}",)) for n in range(size)]
+        created = [create("u", "a", msg_id=f"i{n}").stamp(n + 1, 0) for n in range(size)]
+        found = [item for message in created if (item := Item.of(message)) is not None]
+        return lambda: list(range_deaths(ranges, found))
+
+    assert python_steps(work(400)) < 6 * python_steps(work(100))
