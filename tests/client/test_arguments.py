@@ -192,8 +192,8 @@ FUNCTIONS = {
 }
 CLASSES = {"Client": Client, "Producer": Producer, "AsyncProducer": AsyncProducer,
            "SQLiteStore": SQLiteStore}  # fmt: skip
-# `change` and `perform` are between the parts of a client; their arguments are functions of ours.
-INTERNAL = {"change", "emit", "perform"}
+# `change`, `perform` and `node_told_time` are between the parts of a client; their arguments are functions of ours.
+INTERNAL = {"change", "emit", "perform", "node_told_time"}
 
 
 def methods(class_: type) -> Iterator[tuple[str, Callable[..., Any]]]:

@@ -425,6 +425,18 @@ def test_acknowledged_message_that_is_not_visible_is_not_shown() -> None:
     assert set(replica.outbox) == {"m", "n"}
 
 
+def test_duplicate_that_is_not_visible_any_more_is_shown_until_the_device_is_told() -> None:
+    """Otherwise it would be shown twice: the frame that brings it may still be on its way."""
+    message = create("u", "mail", msg_id="m")
+    replica = Replica(DEVICE).write(message, 10)
+    result = Result("duplicate", ctime=30, visible=False)
+    replica = replica.apply_results([(message, result)])
+    assert "m" in replica.visible(40)
+    replica = replica.apply([stamp(message, 30)], 30)
+    assert "m" in replica.visible(40)
+    assert "m" not in replica.apply([stamp(dismiss("u", "m"), 35)], 35).visible(40)
+
+
 def test_acknowledged_message_for_another_device_leaves_the_outbox_at_once() -> None:
     """No frame about it comes to this device, so none would take it out of the outbox."""
     message = create("u", "mail", device_id="d2", msg_id="m")

@@ -30,7 +30,7 @@ from msgspec import Struct
 from gregor.client.events import Created, Dismissed, Event, Why, WriteRejected
 from gregor.core.admission import EARLIEST_TIME
 from gregor.core.facts import DismissedRange, Facts, dismissed_ranges
-from gregor.core.instant import MAX_TIME, Time, TimeOrOffset
+from gregor.core.instant import MAX_TIME, SECOND, Time, TimeOrOffset
 from gregor.core.message import UID, DeviceID, Dismissal, InBandMessage, MsgID
 from gregor.core.range_deaths import range_deaths
 from gregor.core.state import Item, State
@@ -53,9 +53,9 @@ MAX_AWAITED = 1_000
 
 class OutboxEntry(Struct, frozen=True, omit_defaults=True):
     """A message written on this device, its position in the outbox, and the device's time of
-    writing. An acknowledged message has a ctime; it is `dead` if the node said that its item is not
-    visible. It is `echoed` once the node has sent it back to this device, even if the
-    acknowledgement was lost."""
+    writing. An acknowledged message has a ctime; it is `dead` if its item was when the node stored
+    it. It is `echoed` once the node has sent it back to this device, even if the acknowledgement
+    was lost."""
 
     number: int
     written: Time
@@ -84,10 +84,12 @@ class Replica(Struct, frozen=True):
 
     `awaited` are hidden ids whose items have not arrived, each with its number in the order of
     hiding. `uid` is None until a node has reported it. The facts are complete from `known_since`
-    on: since then, no item has been forgotten. `shown`, and `latest_ctime` in it, are derived from
-    the other fields; `overlaid` are the ids of the items that the outbox may have changed there.
-    `changed` are the ids for which the last operation may have changed anything: its store and its
-    events look at these alone, so that an operation costs what it changes, not what there is.
+    on: since then, no item has been forgotten. `clock_offset` is by how much the node's clock is
+    ahead of this device's, in microseconds, to about a second. `shown`, and `latest_ctime` in it,
+    are derived from the other fields; `overlaid` are the ids of the items that the outbox may have
+    changed there. `changed` are the ids for which the last operation may have changed anything: its
+    store and its events look at these alone, so that an operation costs what it changes, not what
+    there is.
     """
 
     device_id: DeviceID
@@ -100,6 +102,7 @@ class Replica(Struct, frozen=True):
     awaited: Map[MsgID, int] = Map()
     rejected: Map[MsgID, RejectedEntry] = Map()
     last_number: int = 0
+    clock_offset: int = 0
     shown: Facts = Facts()
     latest_ctime: Time = 0
     overlaid: Map[MsgID, bool] = Map()
@@ -167,6 +170,12 @@ class Replica(Struct, frozen=True):
         discarded = frozenset(msg_ids)
         return self._with(rejected=_without(self.rejected, discarded), changed=discarded)
 
+    def with_clock_offset(self, offset: int) -> Self:
+        """Keep the offset of the node's clock, if it differs by a second or more."""
+        if abs(offset - self.clock_offset) < SECOND:
+            return self
+        return self._with(clock_offset=offset)
+
     # Changes received from the node
 
     def owned_by(self, uid: UID) -> Self:
@@ -223,7 +232,7 @@ class Replica(Struct, frozen=True):
             else:
                 stamped = entry.message.stamp(result.ctime or self.cursor, 0)
                 entry = msgspec.structs.replace(
-                    entry, message=stamped, dead=result.visible is False
+                    entry, message=stamped, dead=_is_dead_when_stored(result)
                 )
                 outbox = (
                     outbox.delete(message.msg_id)
@@ -417,6 +426,12 @@ def _without_ends(message: InBandMessage) -> Dismissal:
     """The dismissal of a category as it was meant, before the replica said what was seen."""
     ranges = message.dismissal.ranges if message.dismissal is not None else ()
     return Dismissal(ranges=tuple(msgspec.structs.replace(r, end_time=None) for r in ranges))
+
+
+def _is_dead_when_stored(result: Result) -> bool:
+    """Whether no frame will bring the item. The item of a duplicate may have died later: then the
+    frames that are still to come bring it, and its dismissal after it."""
+    return result.status == "stored" and result.visible is False
 
 
 def _require_sendable(message: InBandMessage) -> None:

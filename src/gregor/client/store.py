@@ -134,11 +134,15 @@ class SQLiteStore:
     def __init__(self, path: str | Path) -> None:
         check_type("path", path, str, Path)
         self.path = Path(arguments.text("path", str(path), MAX_PATH))
-        self._database = SQLiteDatabase(
+        self._database = self._new_database()
+
+    def _new_database(self) -> SQLiteDatabase:
+        return SQLiteDatabase(
             str(self.path), lambda driver: transact(driver, "BEGIN IMMEDIATE", self._prepare)
         )
 
     async def __aenter__(self) -> Self:
+        self._database = self._new_database()  # each can be opened once
         await self._database.__aenter__()
         return self
 
@@ -205,6 +209,7 @@ class _DeviceRecord(Struct, frozen=True):
     device_id: DeviceID
     uid: UID | None
     cursor: Time
+    clock_offset: int = 0
 
 
 DEVICE_KEY: Key = ("device", "")
@@ -290,6 +295,7 @@ def _replica_from(records: Records, device: _DeviceRecord) -> Replica:
         awaited=awaited,
         rejected=rejected,
         last_number=max([0, *numbers, *awaited.values()]),
+        clock_offset=device.clock_offset,
     )
 
 
@@ -320,7 +326,8 @@ def _recorded_ids(replica: Replica) -> set[MsgID]:
 
 
 def _device(replica: Replica) -> dict[Key, object]:
-    return {DEVICE_KEY: _DeviceRecord(replica.device_id, replica.uid, replica.cursor)}
+    record = _DeviceRecord(replica.device_id, replica.uid, replica.cursor, replica.clock_offset)
+    return {DEVICE_KEY: record}
 
 
 def _values(replica: Replica, msg_id: MsgID) -> dict[Key, object]:

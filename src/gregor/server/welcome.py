@@ -10,7 +10,7 @@ WELCOME = """This is Gregor.
   POST /v1/messages              inject messages
   GET  /v1/users/UID/state       the visible items of a user
   GET  /v1/users/UID/count       counts of items, for badges
-  GET  /v1/users/UID/messages    the messages since a time
+  GET  /v1/users/UID/messages    the messages since a time, or after a cursor
   GET  /v1/users/UID/events      the same, live (server-sent events)
   WS   /v1/connect               the connection of a device
 

@@ -745,6 +745,19 @@ class StateMachineConformance:
         assert len(rest) == 1
         assert rest[0].messages[-1].msg_id == "m499"
 
+    async def test_poller_learns_of_the_dismissal_of_the_item_at_its_cursor(
+        self, machine: StateMachineOfRecord, uid: UID
+    ) -> None:
+        await consume(machine, create(uid, "a", msg_id="m"))
+        _, cursor = await machine.polled_state(uid, None, None)
+        ended = await consume(machine, dismiss(uid, "m"))
+        for start in (After(cursor), Since(cursor), Since(cursor + 1)):
+            page = await machine.messages_page(uid, None, start, PageLimits(10, 1_000_000))
+            assert page == Page((ended,), ended.ctime)
+        before = After(cursor - 1)
+        page = await machine.messages_page(uid, None, before, PageLimits(10, 1_000_000))
+        assert page == Page((), ended.ctime)
+
     async def test_page_passes_messages_of_which_nothing_is_left_but_reads_a_limited_number(
         self, machine: StateMachineOfRecord, uid: UID
     ) -> None:
