@@ -375,9 +375,10 @@ def _replaced(dismissed: Sequence[Item], messages: Iterable[InBandMessage]) -> s
 
 
 def _is_dead_when_stored(result: Result) -> bool:
-    """Whether no frame will bring the item. The item of a duplicate may have died later: then the
-    frames that are still to come bring it, and its dismissal after it."""
-    return result.status == "stored" and result.visible is False
+    """Whether no frame will bring the item, for certain. The item of a duplicate may have died
+    later: then the frames that are still to come bring it, and its dismissal after it. An item that
+    expires may only have expired by the node's clock."""
+    return result.status == "stored" and result.visible is False and result.expires_at is None
 
 
 def _require_sendable(message: InBandMessage) -> None:
