@@ -161,7 +161,7 @@ class Replica(Struct, frozen=True):
             changed.update(facts.reached_by(message))
             facts = facts.replay(message)
         applied = self._with(
-            facts=facts.pruned(),
+            facts=facts,
             cursor=cursor,
             known_since=cursor if facts.dismissed else self.known_since,
             outbox=_mark_echoed(self.outbox, (message.msg_id for message in new)),
@@ -217,8 +217,9 @@ class Replica(Struct, frozen=True):
         return self._with(known_since=self.cursor)._forget_expired(as_of)
 
     def _forget_expired(self, told: Time, changed: Iterable[MsgID] = ()) -> Self:
-        """Forget the items that expired EXPIRY_GRACE or more before an instant that a node told,
-        after a change of the facts that concerns the ids in `changed`."""
+        """Forget what is dead, with its tombstones, and the items that expired EXPIRY_GRACE or more
+        before an instant that a node told, after a change of the facts that concerns the ids in
+        `changed`."""
         expired = list(self.facts.items.expired(after=-1, until=told - EXPIRY_GRACE))
         ids = [item.msg_id for item in expired]
         forgotten = self._with(
