@@ -437,6 +437,18 @@ def test_duplicate_that_is_not_visible_any_more_is_shown_until_the_device_is_tol
     assert "m" not in replica.apply([stamp(dismiss("u", "m"), 35)], 35).visible(40)
 
 
+def test_acknowledged_message_that_expired_by_the_nodes_clock_is_shown_by_that_of_the_device() -> (
+    None
+):
+    """Otherwise it would be shown twice: the node sends it, since clocks may differ."""
+    message = create("u", "mail", expires="5us", msg_id="m")
+    replica = Replica(DEVICE).write(message, 10)
+    result = Result("stored", ctime=30, visible=False, expires_at=35)
+    replica = replica.apply_results([(message, result)])
+    assert "m" in replica.visible(34)
+    assert "m" in replica.apply([stamp(message, 30)], 30).visible(34)
+
+
 def test_acknowledged_message_for_another_device_leaves_the_outbox_at_once() -> None:
     """No frame about it comes to this device, so none would take it out of the outbox."""
     message = create("u", "mail", device_id="d2", msg_id="m")

@@ -1235,9 +1235,9 @@ MUTATIONS = [
     Mutation(
         "a device keeps the tombstones of what it is told",
         "client/replica.py",
-        "facts=facts.pruned(),",
-        "facts=facts,",
-        REPLICA + "TestReplica::runTest",
+        "facts=Facts(self.facts.items.without_all(ids)),",
+        "facts=msgspec.structs.replace(self.facts, items=self.facts.items.without_all(ids)),",
+        REPLICA + "test_dismissals_leave_nothing_while_connected",
     ),
     Mutation(
         "a device keeps expired items while it is connected",

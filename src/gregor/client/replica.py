@@ -198,7 +198,7 @@ class Replica(Struct, frozen=True):
             changed.update(facts.reached_by(message))
             facts = facts.replay(message)
         applied = self._with(
-            facts=facts.pruned(),
+            facts=facts,
             cursor=cursor,
             known_since=cursor if facts.dismissed else self.known_since,
             outbox=_mark_echoed(self.outbox, (message.msg_id for message in new)),
@@ -254,8 +254,9 @@ class Replica(Struct, frozen=True):
         return self._with(known_since=self.cursor)._forget_expired(as_of)
 
     def _forget_expired(self, told: Time, changed: Iterable[MsgID] = ()) -> Self:
-        """Forget the items that expired EXPIRY_GRACE or more before an instant that a node told,
-        after a change of the facts that concerns the ids in `changed`."""
+        """Forget what is dead, with its tombstones, and the items that expired EXPIRY_GRACE or more
+        before an instant that a node told, after a change of the facts that concerns the ids in
+        `changed`."""
         expired = list(self.facts.items.expired(after=-1, until=told - EXPIRY_GRACE))
         ids = [item.msg_id for item in expired]
         forgotten = self._with(
@@ -429,9 +430,10 @@ def _without_ends(message: InBandMessage) -> Dismissal:
 
 
 def _is_dead_when_stored(result: Result) -> bool:
-    """Whether no frame will bring the item. The item of a duplicate may have died later: then the
-    frames that are still to come bring it, and its dismissal after it."""
-    return result.status == "stored" and result.visible is False
+    """Whether no frame will bring the item, for certain. The item of a duplicate may have died
+    later: then the frames that are still to come bring it, and its dismissal after it. An item that
+    expires may only have expired by the node's clock."""
+    return result.status == "stored" and result.visible is False and result.expires_at is None
 
 
 def _require_sendable(message: InBandMessage) -> None:
