@@ -1,9 +1,10 @@
 """Backoff delays are random, bounded, and no longer than twice the outage."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gregor.backoff import Backoff, Outage
+from gregor.backoff import MAX_DELAY_SECONDS, Backoff, Outage, asked_delay, retry_after
 
 MIN, MAX = 0.5, 60.0
 BACKOFF = Backoff(MIN, MAX)
@@ -55,3 +56,32 @@ def test_limited_attempts_are_not_used_up_sooner_when_they_are_quick() -> None:
 
 def test_endless_outage_does_not_overflow() -> None:
     assert delays(Outage(BACKOFF), [1000.0] * 5000, 1.0)[-1][0] == MAX
+
+
+@given(st.one_of(st.none(), st.text(), st.integers().map(str), st.floats().map(str)))
+def test_retry_after_of_any_text_counts_up_to_a_minute(header: str | None) -> None:
+    assert 0 <= retry_after(header) <= MAX_DELAY_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, 0),
+        ("", 0),
+        (" 7 ", 7),
+        ("86400", 60),
+        ("9" * 5_000, 60),
+        ("-5", 0),
+        ("1.5", 0),
+        ("²", 0),
+        ("٣", 0),
+        ("Wed, 21 Oct 2099 07:28:00 GMT", 0),
+    ],
+)
+def test_retry_after_is_a_number_of_seconds(header: str | None, seconds: float) -> None:
+    assert retry_after(header) == seconds
+
+
+@given(st.floats())
+def test_delay_that_is_asked_for_counts_up_to_a_minute(seconds: float) -> None:
+    assert 0 <= asked_delay(seconds) <= MAX_DELAY_SECONDS

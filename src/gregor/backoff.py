@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 MAX_DOUBLINGS = 20
+MAX_DELAY_SECONDS = 60.0  # of what another side asks for
 
 
 class Backoff(NamedTuple):
@@ -18,6 +19,18 @@ class Backoff(NamedTuple):
     def delay(self, retry: int, random: float) -> float:
         """Seconds to wait before this retry; `random` is from 0 to 1."""
         return random * min(self.max_seconds, self.min_seconds * 2.0 ** min(retry, MAX_DOUBLINGS))
+
+
+def asked_delay(seconds: float) -> float:
+    """The delay that another side asks for, as far as it counts: up to a minute, so that no absurd
+    number keeps anybody away. What is not a number counts as 0."""
+    return min(max(0.0, seconds), MAX_DELAY_SECONDS)
+
+
+def retry_after(header: str | None) -> float:
+    """The seconds of a `Retry-After` header, as far as they count. A date counts as 0."""
+    text = (header or "").strip()
+    return asked_delay(float(text)) if text.isascii() and text.isdigit() else 0.0
 
 
 class Outage:

@@ -67,6 +67,13 @@ class Unauthenticated(GregorError):
     code, action, status, close_code = "unauthenticated", Action.REAUTHENTICATE, 401, 4001
 
 
+class NotYetValid(Unauthenticated):
+    """The token is signed, and begins to be valid later by the server's clock. One of the clocks is
+    wrong, or the token is early: retry later with the same token."""
+
+    code, action = "not-yet-valid", Action.RETRY
+
+
 class Forbidden(GregorError):
     """The token is valid, but not for this user. Nothing was read or changed."""
 
@@ -145,6 +152,13 @@ class SetupError(GregorError):
     code, action = "setup", Action.STOP
 
 
+class WrongEventLoop(GregorError):
+    """The object belongs to another event loop, so nothing was done. From another thread, use
+    `asyncio.run_coroutine_threadsafe(client.create(…), loop)`."""
+
+    code, action = "wrong-event-loop", Action.STOP
+
+
 WIRE_ERRORS: dict[str, type[GregorError]] = {
     error_class.code: error_class
     for error_class in (
@@ -155,6 +169,7 @@ WIRE_ERRORS: dict[str, type[GregorError]] = {
         TooLarge,
         ProtocolError,
         Unauthenticated,
+        NotYetValid,
         Forbidden,
         NotFound,
         MethodNotAllowed,

@@ -18,6 +18,7 @@ from gregor.client.connection import Connect, Token
 from gregor.client.events import Subscription
 from gregor.client.store import ClientStore
 from gregor.consumers.broadcaster import Broadcaster
+from gregor.core.instant import Time
 from gregor.core.message import InBandMessage
 from gregor.core.state import State
 from gregor.interfaces import Caller
@@ -56,6 +57,7 @@ class ClientHarness:
         *,
         store: ClientStore | None = None,
         connect: Connect | None = None,
+        clock: Callable[[], Time] = virtual_time.clock,
         jitter: Callable[[], float] = lambda: 0.5,
     ) -> Client:
         return Client(
@@ -64,7 +66,7 @@ class ClientHarness:
             device_id=device_id,
             store=MemoryStore() if store is None else store,
             connect=connect or self.server.connect,
-            clock=virtual_time.clock,
+            clock=clock,
             jitter=jitter,
         )
 
@@ -91,9 +93,10 @@ class ClientHarness:
 
 @asynccontextmanager
 async def client_harness(
-    machine_type: type[MemoryStateMachine] = MemoryStateMachine, **server_options: Any
+    machine_type: type[MemoryStateMachine] = MemoryStateMachine,
+    clock: Callable[[], Time] = virtual_time.clock,
+    **server_options: Any,
 ) -> AsyncIterator[ClientHarness]:
-    clock = virtual_time.clock
     machine = machine_type(clock)
     async with (
         Node(machine, Broadcaster(), clock=clock, jitter=lambda: 0.5) as node,

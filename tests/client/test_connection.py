@@ -1,7 +1,6 @@
 """A client reconnects with backoff until it succeeds, and stops only on a permanent error."""
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import pairwise
 
@@ -9,7 +8,7 @@ import msgspec
 import pytest
 
 from gregor.client import Client, Disconnected, MemoryStore, Offline
-from gregor.client.connection import Transport
+from gregor.client.connection import Token, Transport
 from gregor.client.websocket import websocket_url
 from gregor.core.message import UID, create
 from gregor.core.sync import Snapshot, Sync
@@ -17,6 +16,8 @@ from gregor.errors import (
     Action,
     Forbidden,
     GregorError,
+    NotYetValid,
+    ProtocolError,
     SetupError,
     StorageUnavailable,
     TooLarge,
@@ -24,7 +25,7 @@ from gregor.errors import (
     Unavailable,
 )
 from gregor.interfaces import Slot
-from gregor.protocol.frames import Error, encode
+from gregor.protocol.frames import Error, Problem, encode
 from gregor.stores.memory import MemoryStateMachine
 from tests.client.harness import (
     ClientHarness,
@@ -40,24 +41,28 @@ def now() -> float:
 
 
 class FixedFramesTransport:
-    """A Transport that receives these frames, and then nothing."""
+    """A Transport that receives these frames, and then nothing, unless some are added."""
 
     def __init__(self, *frames: str) -> None:
-        self._frames = deque(frames)
-        self._closed = asyncio.Event()
+        self._frames: asyncio.Queue[str | None] = asyncio.Queue()
         self.sent: list[str] = []
+        for frame in frames:
+            self.add(frame)
+
+    def add(self, frame: str) -> None:
+        self._frames.put_nowait(frame)
 
     async def send(self, text: str) -> None:
         self.sent.append(text)
 
     async def receive(self) -> str:
-        if not self._frames:
-            await self._closed.wait()
+        frame = await self._frames.get()
+        if frame is None:
             raise Disconnected(1006, "closed")
-        return self._frames.popleft()
+        return frame
 
     async def close(self) -> None:
-        self._closed.set()
+        self._frames.put_nowait(None)
 
 
 async def connect_times(
@@ -382,28 +387,65 @@ async def test_token_function_that_raises_unavailable_is_retried() -> None:
 
 
 @on_virtual_time
-async def test_token_function_refused_twice_stops_client() -> None:
+async def test_token_function_that_is_refused_for_long_is_asked_again() -> None:
+    """As by a node with a wrong secret or a wrong clock, or while the login service is confused."""
     async with (
         client_harness(authenticate=refuse_tokens("old")) as harness,
-        harness.device(token=lambda: "old") as laptop,
+        harness.device(token=lambda: "old" if now() < 3600 else "alice") as laptop,
+    ):
+        await asyncio.sleep(3600)
+        assert laptop.failure is None
+        await laptop.wait_synced()
+        assert now() < 3660
+
+
+@on_virtual_time
+async def test_client_that_has_stopped_begins_again_when_asked() -> None:
+    refused = ["alice"]
+    async with (
+        client_harness(authenticate=lambda token: refuse_tokens(*refused)(token)) as harness,
+        harness.device() as laptop,
     ):
         with pytest.raises(Unauthenticated):
             await laptop.wait_synced()
-        assert harness.server.connected == 2
+        refused.clear()
+        laptop.reconnect()
+        await laptop.wait_synced()
+        assert (laptop.failure, laptop.status.last_error, now()) == (None, None, 0)
 
 
 @pytest.mark.parametrize(
-    "error", [Forbidden("a service's token"), TooLarge("too large")], ids=["forbidden", "too-large"]
+    ("error", "is_final"),
+    [
+        (Unauthenticated("unknown"), True),
+        (Forbidden("a service's token"), True),
+        (NotYetValid("a clock is wrong"), False),
+        (TooLarge("too large"), False),
+        (ProtocolError("another version"), False),
+        (GregorError("a defect"), False),
+    ],
+    ids=lambda value: getattr(value, "code", None),
 )
-def test_error_with_action_stop_stops_client(error: GregorError) -> None:
+@pytest.mark.parametrize("is_static", [True, False], ids=["static token", "token function"])
+def test_only_a_static_token_that_is_refused_is_final(
+    error: GregorError, is_final: bool, is_static: bool
+) -> None:
     @on_virtual_time
     async def run_test() -> None:
-        async def connect() -> Transport:
-            return FixedFramesTransport(encode(Error.of(error)))
+        async with client_harness() as harness:
 
-        async with client_harness() as harness, harness.device(connect=connect) as laptop:
-            with pytest.raises(type(error)):
-                await laptop.wait_synced()
+            async def connect() -> Transport:
+                if now() < 1000:
+                    return FixedFramesTransport(encode(Error.of(error)))
+                return await harness.server.connect()
+
+            token: Token = "alice" if is_static else lambda: "alice"
+            async with harness.device(connect=connect, token=token) as laptop:
+                await asyncio.sleep(999)
+                assert laptop.status.last_error == Problem.of(error)
+                await asyncio.sleep(100)
+                assert (laptop.failure is not None) == (is_final and is_static)
+                assert laptop.online == (laptop.failure is None)
 
     run_test()
 
@@ -416,9 +458,8 @@ async def test_unknown_error_code_keeps_its_action() -> None:
         return FixedFramesTransport(text)
 
     async with client_harness() as harness, harness.device(connect=connect) as laptop:
-        with pytest.raises(GregorError) as caught:
-            await laptop.wait_synced()
-        assert (caught.value.code, caught.value.action) == ("too-early", "stop")
+        await asyncio.sleep(1)
+        assert laptop.status.last_error == Problem("too-early", "wait", Action.STOP)
 
 
 @on_virtual_time
@@ -434,7 +475,7 @@ async def test_token_of_another_user_does_not_send_outbox() -> None:
         async with harness.device(store=store, token="bob") as laptop:
             with pytest.raises(SetupError, match="alice"):
                 await laptop.wait_synced()
-            assert laptop.outbox == 1
+            assert laptop.unsent_count == 1
         assert len(await harness.machine.state("bob")) == 0
 
 
@@ -472,7 +513,7 @@ async def test_hash_mismatch_is_counted_and_resync_keeps_outbox_and_hidden() -> 
         await asyncio.sleep(0.1)
         await laptop.wait_synced()
         assert laptop.mismatches == 1
-        assert (categories(laptop.state()), laptop.outbox) == (["written"], 1)
+        assert (categories(laptop.state()), laptop.unsent_count) == (["written"], 1)
         assert list(laptop.replica.hidden) == ["m"]
         await laptop.flush()
         assert categories(await harness.state()) == ["mail", "written"]

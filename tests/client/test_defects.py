@@ -33,7 +33,7 @@ async def test_d13_resync_keeps_outbox() -> None:
         harness.server.cut_all()
         await asyncio.sleep(0.1)
         await laptop.wait_synced()
-        assert (laptop.mismatches, laptop.outbox) == (1, 1)
+        assert (laptop.mismatches, laptop.unsent_count) == (1, 1)
         assert categories(laptop.state()) == ["unsent"]
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from gregor.client import Client, ClientStore, MemoryStore, SQLiteStore
-from gregor.client.connection import Disconnected, Transport
+from gregor.client.connection import Transport
+from gregor.client.outside import Disconnected
 from gregor.client.replica import Replica
 from gregor.client.store import changed_records, load_replica
 from gregor.core.instant import TimeOrOffset
@@ -58,6 +59,13 @@ async def test_store_returns_exactly_the_saved_records(store: ClientStore) -> No
         await store.save({("item", "a"): b"1", ("item", "b"): b"2", ("outbox", "a"): b'"\xc3\xa9"'})
         await store.save({("item", "a"): None, ("item", "b"): b"3", ("item", "gone"): None})
         assert await store.load() == {("item", "b"): b"3", ("outbox", "a"): b'"\xc3\xa9"'}
+
+
+async def test_store_can_be_opened_again_after_it_was_closed(store: ClientStore) -> None:
+    for n in range(3):
+        async with offline_client(store) as client:
+            assert client.count() == n
+            await client.create("mail")
 
 
 async def test_reopened_client_has_state_and_outbox(store: ClientStore, tmp_path: Path) -> None:

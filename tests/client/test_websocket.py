@@ -3,12 +3,23 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 import uvicorn
 
-from gregor.client import Client, Created, Dismissed, OutOfBandReceived, Producer, SQLiteStore
+from gregor.client import (
+    Client,
+    Created,
+    Dismissed,
+    Offline,
+    OutOfBandReceived,
+    Producer,
+    SQLiteStore,
+    Transport,
+)
+from gregor.client.websocket import websocket
 from gregor.config import Settings
 from gregor.server.app import Server
 
@@ -65,4 +76,86 @@ async def test_unreachable_server_leaves_client_offline_and_writable(tmp_path: P
     async with Client("http://127.0.0.1:9", "alice", device_id="laptop") as laptop:
         await laptop.create("mail")
         await asyncio.sleep(0)
-        assert (laptop.online, laptop.outbox, laptop.failure) == (False, 1, None)
+        assert (laptop.online, laptop.unsent_count, laptop.failure) == (False, 1, None)
+
+
+# Refused upgrades, and what else can stand between a device and its node
+
+REFUSALS = {
+    "wrong path": (b"404 Not Found\r\nContent-Length: 0", "404"),
+    "maintenance": (b"503 Busy\r\nRetry-After: 86400\r\nContent-Length: 0", "503"),
+    "delay in another script": (b"503 Busy\r\nRetry-After: \xc2\xb2\r\nContent-Length: 0", "503"),
+    "two delays": (b"503 Busy\r\nRetry-After: 1\r\nRetry-After: 2\r\nContent-Length: 0", ""),
+    "login page": (b"200 OK\r\nContent-Type: text/html\r\nContent-Length: 2\r\n\r\nhi", "200"),
+    "endless redirect": (b"302 Found\r\nLocation: /v1/connect\r\nContent-Length: 0", "redirect"),
+    "redirect to nowhere": (b"302 Found\r\nLocation: mailto:x\r\nContent-Length: 0", ""),
+    "wrong handshake": (b"101 Switching Protocols\r\nUpgrade: websocket", ""),
+    "not HTTP": (b"\r\n\0\0", ""),
+}
+
+
+@asynccontextmanager
+async def refusing(status_and_headers: bytes) -> AsyncIterator[str]:
+    """A server that answers every request like this."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 " + status_and_headers + b"\r\n\r\n")
+            await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port: int = server.sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+async def test_refused_upgrade_is_reported_and_tried_again(url: str, name: str) -> None:
+    status_and_headers, reason = REFUSALS[name]
+    async with asyncio.timeout(20), refusing(status_and_headers) as refusing_url:
+        refused, accepted = websocket(refusing_url), websocket(url)
+        attempts = 0
+
+        async def connect() -> Transport:
+            nonlocal attempts
+            attempts += 1
+            return await (refused if attempts == 1 else accepted)()
+
+        async with Client("http://unused", "alice", device_id="d", connect=connect) as laptop:
+            event = await anext(laptop.events())
+            assert isinstance(event, Offline)
+            assert reason in event.reason
+            error = laptop.status.last_error
+            assert error is not None
+            assert error.message == event.reason
+            laptop.reconnect()
+            await laptop.wait_synced()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:9"),  # needs a library that is not installed
+        ("HTTP_PROXY", "garbage:::"),
+        ("HTTP_PROXY", "http://127.0.0.1:9"),
+    ],
+)
+async def test_proxy_that_cannot_be_used_is_reported(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    for name in (variable, variable.lower()):
+        monkeypatch.setenv(name, value)
+    async with (
+        asyncio.timeout(20),
+        Client("http://gregor.invalid:9911", "alice", device_id="d") as laptop,
+    ):
+        assert isinstance(await anext(laptop.events()), Offline)
+        assert laptop.status.last_error is not None
+        assert laptop.status.retry_at is not None
+
+
+async def test_tls_to_a_server_without_it_is_reported(url: str) -> None:
+    https = url.replace("http", "https")
+    async with asyncio.timeout(20), Client(https, "alice", device_id="d") as laptop:
+        assert isinstance(await anext(laptop.events()), Offline)

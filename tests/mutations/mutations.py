@@ -16,6 +16,9 @@ SERVER_SESSION = "tests/protocol/test_server_session.py::"
 CLIENT_SESSION = "tests/protocol/test_client_session.py::"
 BROADCASTER = "tests/consumers/test_broadcaster.py::"
 REPLICA = "tests/client/test_replica.py::"
+OUTSIDE = "tests/client/test_outside.py::"
+NODE_CLOCK = "tests/client/test_node_clock.py::"
+AUTH = "tests/server/test_auth.py::"
 PUBSUB_FAULTS = "tests/pubsub/test_faults.py::"
 PUBSUB_REDIS = "tests/pubsub/test_remote.py::TestRedis::"
 SESSION_PAIR = "tests/protocol/test_session_pair.py::"
@@ -233,8 +236,8 @@ MUTATIONS = [
     Mutation(
         "a device compares all records to find those to save",
         "client/client.py",
-        "changed_records(self._replica, final_replica, changed)",
-        "changed_records(self._replica, final_replica)",
+        "changed_records(self._replica, replica, changed)",
+        "changed_records(self._replica, replica)",
         CLIENT_COST + "test_cost_of_a_frame_does_not_grow_with_what_is_live",
     ),
     Mutation(
@@ -694,6 +697,120 @@ MUTATIONS = [
         "entry.number == last and",
         REPLICA + "test_message_written_before_an_echoed_one_is_not_shown_from_outbox",
     ),
+    # The outside of a client, and its clocks
+    Mutation(
+        "what hangs outside of a client is waited for",
+        "client/outside.py",
+        "asyncio.timeout(seconds)",
+        "asyncio.timeout(None)",
+        OUTSIDE + "test_device_goes_on_after_what_hangs[token]",
+    ),
+    Mutation(
+        "what was cancelled outside of a client cancels it",
+        "client/outside.py",
+        "if _is_being_cancelled():",
+        "if True:",
+        OUTSIDE + "test_device_goes_on_and_converges_after_any_failure_outside",
+    ),
+    Mutation(
+        "an error of a kind that nobody expects ends a client",
+        "client/connection.py",
+        "except Exception as error:",
+        "except (Disconnected, GregorError, OSError) as error:",
+        OUTSIDE + "test_device_goes_on_and_converges_after_any_failure_outside",
+    ),
+    Mutation(
+        "a function that may give another token is given up",
+        "client/connection.py",
+        "if is_token_refused and isinstance(self._token, str):",
+        "if is_token_refused:",
+        "tests/client/test_connection.py::test_only_a_static_token_that_is_refused_is_final",
+    ),
+    Mutation(
+        "a conversation without a welcome may be silent",
+        "client/connection.py",
+        "if self.session.is_up_to_date and self._user_confirmed:",
+        "if self.session.is_up_to_date:",
+        OUTSIDE + "test_device_goes_on_and_converges_after_an_absurd_answer",
+    ),
+    Mutation(
+        "each failed attempt is logged",
+        "client/connection.py",
+        "elif is_first:",
+        "else:",
+        OUTSIDE + "test_outage_is_reported_and_logged_once_however_long_it_is",
+    ),
+    Mutation(
+        "a server may send a device away for a day",
+        "backoff.py",
+        "min(max(0.0, seconds), MAX_DELAY_SECONDS)",
+        "max(0.0, seconds)",
+        OUTSIDE + "test_delay_that_a_server_asks_for_counts_up_to_a_minute",
+    ),
+    Mutation(
+        "a delay is read from digits of every script",
+        "backoff.py",
+        "text.isascii() and text.isdigit()",
+        "text.isdigit()",
+        "tests/test_backoff.py::test_retry_after_is_a_number_of_seconds",
+    ),
+    Mutation(
+        "an operation that fails ends the task that owns the replica",
+        "client/client.py",
+        "except Exception as error:  # noqa: BLE001 (the caller of the change gets it)",
+        "except GregorError as error:",
+        OUTSIDE + "test_operation_that_fails_fails_alone",
+    ),
+    Mutation(
+        "a client waits in an event loop that is not its own",
+        "client/own_loop.py",
+        "if self._loop is not None and not self.is_running_here:",
+        "if self._loop is None:",
+        "tests/client/test_own_loop.py"
+        "::test_call_from_another_event_loop_raises_at_once_and_harms_nothing",
+    ),
+    Mutation(
+        "a device judges expiries by its wall clock",
+        "client/node_clock.py",
+        "return self._node.now(self._read())",
+        "return self.wall()",
+        NODE_CLOCK + "test_clock_of_a_device_changes_only_what_is_visible_near_an_expiry",
+    ),
+    Mutation(
+        "a suspend is not noticed",
+        "client/node_clock.py",
+        "self.unexplained + max(0, jump)",
+        "self.unexplained",
+        NODE_CLOCK + "test_suspend_without_a_network_ends_items_within_half_a_minute",
+    ),
+    Mutation(
+        "the offset of the node's clock is forgotten",
+        "client/store.py",
+        "device.clock_offset,",
+        "0,",
+        NODE_CLOCK + "test_device_whose_clock_is_wrong_shows_an_item_exactly_while_it_lives",
+    ),
+    Mutation(
+        "the clocks of an issuer and a server must be equal",
+        "server/auth.py",
+        "LEEWAY = 30 * SECOND",
+        "LEEWAY = 0 * SECOND",
+        AUTH + "test_clock_of_the_issuer_may_differ_by_half_a_minute",
+    ),
+    Mutation(
+        "a token that is not valid yet ends a device",
+        "server/auth.py",
+        'raise NotYetValid("the',
+        'raise Unauthenticated("the',
+        AUTH + "test_token_that_is_not_valid_yet_is_to_be_retried_and_an_expired_one_replaced",
+    ),
+    Mutation(
+        "a claim of another type is converted",
+        "server/auth.py",
+        "msgspec.convert(decoded, _Claims)",
+        "msgspec.convert(decoded, _Claims, strict=False)",
+        AUTH + "test_invalid_token_is_rejected_on_every_endpoint",
+    ),
     # A fleet of nodes
     Mutation(
         "the sweep never queries the users' clocks",
@@ -942,8 +1059,8 @@ MUTATIONS = [
     Mutation(
         "the host of a mounted server stops before the drain",
         "server/going_away.py",
-        "        if len(self.received) > 1:",
-        "        if self.received:",
+        "    await drain()\n    signals.pass_on(number)\n",
+        "    signals.pass_on(number)\n    await drain()\n",
         "tests/server/test_going_away.py::test_first_signal_drains_before_the_host_gets_it",
     ),
     Mutation(

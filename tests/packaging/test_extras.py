@@ -118,7 +118,7 @@ async def main():
     async with device() as client:
         await client.create("notes", "written offline")
     async with device() as client:
-        print(gregor.__version__, client.count("notes"), client.outbox)
+        print(gregor.__version__, client.count("notes"), client.unsent_count)
 
 asyncio.run(main())
 try:

@@ -68,7 +68,8 @@ def test_session_sends_hello_and_may_consume_after_the_welcome() -> None:
     session = ClientSession("t", "d1", 7)
     assert session.opened() == [Send(Hello(token="t", device_id="d1", cursor=7, protocol=2))]
     assert not session.may_consume
-    assert receive(session, Welcome("u", "d1", 50, Limits(messages=3))) == [Welcomed("u", 3)]
+    assert receive(session, Welcome("u", "d1", 50, Limits(messages=0))) == [Welcomed("u", 1, 50)]
+    assert receive(session, Welcome("u", "d1", 50, Limits(messages=3))) == [Welcomed("u", 3, 50)]
     assert session.may_consume
 
 

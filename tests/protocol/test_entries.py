@@ -96,3 +96,21 @@ def test_invalid_or_forbidden_uid_costs_itself(uid: str) -> None:
         1: ("invalid", "uids[1]"),
         3: ("forbidden", "uids[3]"),
     }
+
+
+@pytest.mark.parametrize(
+    ("body", "hint"),
+    [
+        (rb'"cut \ud83d"', "surrogate"),
+        (rb'"\ud83dabc"', "surrogate"),
+        (rb'"\uDE00"', "surrogate"),
+        (rb'["\ud83d\ude00", NaN]', "NaN"),
+        (b"-Infinity", "Infinity"),
+    ],
+)
+def test_error_names_what_other_encoders_write(body: bytes, hint: str) -> None:
+    raw = b'{"uid":"u","creation":{"category":"c","body":' + body + b"}}"
+    (rejected,) = read_entries([Raw(raw)], may_write)
+    assert isinstance(rejected, Rejected)
+    assert hint in rejected.error.message
+    assert ("surrogate" in rejected.error.message) == (hint == "surrogate")

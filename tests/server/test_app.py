@@ -62,8 +62,8 @@ async def test_mounted_app_serves_websocket_http_and_events(
         assert posted.json()["results"][0]["status"] == "stored"
         async with http.stream("GET", f"{user}/events") as events:
             lines = events.aiter_lines()
-            assert (await anext(lines)).startswith("id: ")
-            assert await anext(lines) == "event: sync"
+            assert (await anext(lines)).startswith("retry: ")
+            assert await anext(lines) == "event: welcome"
         assert (await http.get("/a/gregor/readyz")).json() == {"ready": True, "problems": []}
         unknown = await http.get("/a/gregor/nowhere")
         assert unknown.json()["code"] == "not-found"

@@ -1,5 +1,6 @@
 """Authentication: signed tokens, their roles and expiry, and auth `open` on loopback only."""
 
+from time import time
 from typing import Any
 
 import httpx
@@ -11,9 +12,11 @@ from websockets.exceptions import InvalidStatus
 from websockets.typing import Origin
 
 from gregor.config import Auth
+from gregor.core.instant import SECOND
 from gregor.errors import SetupError, Unauthenticated
 from gregor.server.app import Server
 from gregor.server.auth import (
+    LEEWAY,
     Identity,
     JWTAuthenticator,
     OpenAuthenticator,
@@ -36,11 +39,17 @@ from tests.server.test_http import problem
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+LEEWAY_SECONDS = LEEWAY // SECOND
 RESOURCES = ["state", "count", "messages", "events"]
 
 
 def signed(claims: dict[str, Any], secret: str = SECRET, algorithm: str = "HS256") -> str:
     return jwt.encode(claims, secret, algorithm=algorithm)
+
+
+def signed_json(claims: str) -> str:
+    """A token whose claims are this text, whatever it is."""
+    return jwt.api_jws.encode(claims.encode(), SECRET, algorithm="HS256", headers={"typ": "JWT"})
 
 
 BAD_TOKENS = {
@@ -56,7 +65,13 @@ BAD_TOKENS = {
     "unknown role": signed({"sub": "alice", "role": "god"}),
     "role is a list": signed({"sub": "alice", "role": ["service"]}),
     "expired": signed({"sub": "alice", "exp": 1}),
-    "not valid yet": signed({"sub": "alice", "nbf": 2**40}),
+    "exp is text": signed({"sub": "alice", "exp": str(2**31)}),
+    "exp is not a number": signed({"sub": "alice", "exp": float("nan")}),
+    "iat is true": signed({"sub": "alice", "iat": True}),
+    "nbf is an object": signed_json('{"sub": "alice", "nbf": {}}'),
+    "exp is null": signed_json('{"sub": "alice", "exp": null}'),
+    "claims are a list": signed_json('["alice"]'),
+    "claims are nested too deeply": signed_json("[" * 3_000 + "]" * 3_000),
     "another audience": signed({"sub": "alice", "aud": "other.example"}),
 }  # fmt: skip
 
@@ -154,8 +169,38 @@ async def test_token_without_role_is_a_device_token(jwt_server: Served) -> None:
     assert problem(await jwt_server.post(to("bob"), signed({"sub": "alice"})))[0] == 403
 
 
+CLAIMS_WITHIN_LEEWAY = {"iat": 20, "nbf": 20, "exp": -20}
+CLAIMS_BEYOND_LEEWAY = {"iat": 60, "nbf": 60, "exp": -60}
+
+
+@pytest.mark.parametrize("claim", CLAIMS_WITHIN_LEEWAY)
+async def test_clock_of_the_issuer_may_differ_by_half_a_minute(
+    jwt_server: Served, claim: str
+) -> None:
+    good = signed({"sub": "alice", claim: time() + CLAIMS_WITHIN_LEEWAY[claim]})
+    assert (await jwt_server.post(to("alice"), good)).status_code == 200
+    async with await jwt_server.synced(good) as device:
+        await device.assert_usable()
+
+
+@pytest.mark.parametrize("claim", CLAIMS_BEYOND_LEEWAY)
+async def test_token_that_is_not_valid_yet_is_to_be_retried_and_an_expired_one_replaced(
+    jwt_server: Served, claim: str
+) -> None:
+    bad = signed({"sub": "alice", claim: time() + CLAIMS_BEYOND_LEEWAY[claim]})
+    code, action = (
+        ("unauthenticated", "reauthenticate") if claim == "exp" else ("not-yet-valid", "retry")
+    )
+    assert problem(await jwt_server.post(to("alice"), bad)) == (401, code, None)
+    async with await RawDevice.connect(jwt_server.url) as device:
+        await device.send("hello", token=bad, device_id="d", protocol=2)
+        error = await device.receive()
+        assert (error["code"], error["action"]) == (code, action)
+        assert await device.wait_closed() == 4001
+
+
 async def test_connection_closes_when_its_token_expires(jwt_server: Served) -> None:
-    async with await jwt_server.synced(token("alice", seconds=1.5)) as device:
+    async with await jwt_server.synced(token("alice", seconds=1.5 - LEEWAY_SECONDS)) as device:
         await device.assert_usable()
         error = await device.receive_type("error")
         assert (error["code"], error["action"]) == ("unauthenticated", "reauthenticate")
@@ -163,11 +208,11 @@ async def test_connection_closes_when_its_token_expires(jwt_server: Served) -> N
 
 
 async def test_event_stream_ends_when_its_token_expires(jwt_server: Served) -> None:
-    headers = {"Authorization": f"Bearer {token('alice', seconds=1.5)}"}
+    headers = {"Authorization": f"Bearer {token('alice', seconds=1.5 - LEEWAY_SECONDS)}"}
     async with jwt_server.http.stream("GET", "/v1/users/alice/events", headers=headers) as answer:
         lines = [line async for line in answer.aiter_lines()]
     events = [line for line in lines if line.startswith("event: ")]
-    assert events == ["event: sync", "event: error"]
+    assert events == ["event: welcome", "event: sync", "event: error"]
     assert "unauthenticated" in lines[-2]
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -153,6 +154,22 @@ async def test_identity_with_an_invalid_uid_is_refused() -> None:
         assert await h.get("nobody") == (401, "unauthenticated")
         async with h.hello("nobody") as device:
             assert await device.wait_closed() == 4001
+
+
+@pytest.mark.parametrize("identity", [None, 5, Identity("alice", Role.DEVICE, "tomorrow")])  # type: ignore[arg-type]
+async def test_absurd_identity_is_an_internal_error_of_one_connection(
+    identity: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with harness() as h:
+        h.sessions.sessions["absurd"] = identity
+        assert await h.get("absurd") == (500, "internal")
+        async with h.hello("absurd") as device:
+            assert ((await device.receive())["action"], await device.wait_closed()) == (
+                "retry",
+                1011,
+            )
+        assert await h.get() == (200, None)
+    caplog.clear()
 
 
 async def test_device_that_leaves_while_the_authenticator_waits_is_not_connected() -> None:

@@ -9,8 +9,9 @@ decides the faults between them:
 - the pub/sub drops, repeats and reorders payloads, is silently partitioned, and carries payloads of
   a foreign publisher;
 - nodes crash between commit and acknowledgement;
-- devices are killed and restart from their client store;
-- clocks differ and jump back.
+- devices are killed and restart from their client store; their token functions fail, hang and
+  return what is no token;
+- clocks differ and jump, those of devices by hours.
 
 One simulation in twenty uses real shards as its store. Shards go down one at a time, while movers,
 which are killed at random moments, move the users' buckets between shards, and pruners delete the
@@ -287,6 +288,7 @@ class SimulatedDevice:
         self._simulation = simulation
         self.store = MemoryStore()
         self._reachable = True
+        self._skew = simulation.device_skew()
         self._connection: SimulatedConnection | None = None
         self._lifetime: asyncio.Timeout | None = None
 
@@ -299,16 +301,30 @@ class SimulatedDevice:
         node.accept(self._connection)
         return self._connection
 
+    def clock(self) -> Time:
+        return virtual_time.clock() + self._skew
+
+    async def token(self) -> str:
+        if not self._simulation.chance(0.2):
+            return self.uid
+        self._simulation.record(self.name, "has a token function that fails")
+        match self._simulation.choice(nothing=1, error=1, hang=1):
+            case "error":
+                raise KeyError("token")
+            case "hang":
+                await asyncio.sleep(3600)
+        return cast("str", None)
+
     async def run(self) -> None:
         """Run a Client, and a new one after each kill, until the simulation ends."""
         while True:
             client = Client(
                 "ws://simulated",
-                self.uid,
+                self.token,
                 device_id=self.device_id,
                 store=self.store,
                 connect=self.connect,
-                clock=virtual_time.clock,
+                clock=self.clock,
                 jitter=self._simulation.rng.random,
             )
             try:
@@ -334,6 +350,9 @@ class SimulatedDevice:
                     if event.item.msg_id in shown:
                         raise Disagreement(f"{self.name} shows {event.item.msg_id} twice")
                     shown.add(event.item.msg_id)
+                if isinstance(event, Dismissed) and event.why == "expired":
+                    # A node whose clock is behind may show it for another moment.
+                    shown.discard(event.item.msg_id)
 
     async def act(self) -> None:
         """Do one random action of a user, or one random fault of a device."""
@@ -344,7 +363,7 @@ class SimulatedDevice:
         category = simulation.rng.choice(CATEGORIES)
         msg_id = simulation.new_msg_id()
         match simulation.choice(
-            create=4, replace=2, dismiss=4, category=1, hide=1, offline=2, kill=1
+            create=4, replace=2, dismiss=4, category=1, hide=1, offline=2, kill=1, clock=1
         ):
             case "create":
                 expires = (
@@ -369,6 +388,9 @@ class SimulatedDevice:
                 return await self._go_offline()
             case "kill":
                 return self._kill()
+            case "clock":
+                self._skew = simulation.device_skew()
+                return simulation.record(self.name, "sets its clock")
             case _:
                 return None
         try:
@@ -434,6 +456,10 @@ class Simulation:
     def skew(self) -> int:
         """A random error of a node's clock, in microseconds."""
         return 0 if self.clocks_agree else self.rng.randrange(-2 * SECOND, 2 * SECOND)
+
+    def device_skew(self) -> int:
+        """A random error of a device's clock, in microseconds: none, or up to a day."""
+        return self.rng.choice((0, self.rng.randrange(-86_400 * SECOND, 86_400 * SECOND)))
 
     async def delay(self) -> None:
         await asyncio.sleep(self.latency())
@@ -661,8 +687,8 @@ class Simulation:
         client = device.client
         if client is None or not client.online:
             return "is not online"
-        if client.outbox:
-            return f"still has {client.outbox} messages to send"
+        if client.unsent_count:
+            return f"still has {client.unsent_count} messages to send"
         # With expiring items, the hash by one clock may differ from the hash by another clock.
         if self.clocks_agree and any(client.mismatches for client in device.clients):
             return "was wrong until a snapshot replaced it"

@@ -45,6 +45,8 @@ def test_simulations_cover_every_fault() -> None:
         "publishes forged",
         "goes offline",
         "was killed",
+        "has a token function that fails",
+        "sets its clock",
         "the connection breaks",
         "the network fails",
         "fails before storing",

@@ -49,6 +49,7 @@ class DeviceRun:
         self._session: ClientSession | None = None
         self._welcomed = False
         self._online = False
+        self._offline = False  # and it has been reported
         self._max_messages = 1
         self._window: Sequence[InBandMessage] = ()
         self._visible: dict[MsgID, Item] = {}
@@ -112,14 +113,15 @@ class DeviceRun:
             return error.code
 
     def _disconnect(self) -> None:
-        if self._online:
+        if self._session is not None and not self._offline:
             self._events.append({"offline": {}})
+            self._offline = True
         self._session, self._welcomed, self._online, self._window = None, False, False, ()
 
     def _restart(self) -> None:
         """The app ends, and starts again with what its store has kept. Subscribers start again."""
         self._disconnect()
-        self._events = []
+        self._events, self._offline = [], False
         self.replica = load_replica(self._records, DEVICE).derived()
         self._visible = self.replica.visible(self._now)
 
@@ -128,7 +130,7 @@ class DeviceRun:
             match effect:
                 case Send(frame=frame):
                     self._sent.append(plain(frame))
-                case Welcomed(uid, messages):
+                case Welcomed(uid, messages, _):
                     self._change(self.replica.owned_by(uid))
                     self._welcomed, self._max_messages = True, messages
                 case Apply(messages, cursor):
@@ -150,7 +152,7 @@ class DeviceRun:
         if self._session.is_up_to_date:
             self._change(self.replica.synced(as_of))
             self._events += [{"synced": {}}] if self._online else [{"online": {}}, {"synced": {}}]
-            self._online = True
+            self._online, self._offline = True, False
 
     def _acknowledge(self, results: Sequence[Result]) -> None:
         pairs = list(zip(self._window, results, strict=True))

@@ -37,8 +37,8 @@ def effect_json(effect: Effect) -> JSON:
     match effect:
         case Send(frame=frame):
             return {"send": plain(frame)}
-        case Welcomed(uid, messages):
-            return {"welcomed": {"uid": uid, "messages": messages}}
+        case Welcomed(uid, messages, now):
+            return {"welcomed": {"uid": uid, "messages": messages, "now": now}}
         case Apply(messages, cursor):
             return {"apply": {"messages": plain(messages), "cursor": cursor}}
         case Replace(snapshot, cursor):

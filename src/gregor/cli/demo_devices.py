@@ -273,7 +273,7 @@ class DemoDevice:
             self._demo.score.agreeing += 1
         else:
             self._demo.score.differences.append(Difference(self.name, self.uid, what))
-        self._demo.score.unsent += client.outbox
+        self._demo.score.unsent += client.unsent_count
 
     async def _flush(self, client: Client) -> bool:
         """Send the outbox and sync. Returns False after SETTLE_TIMEOUT_SECONDS."""

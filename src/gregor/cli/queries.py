@@ -96,7 +96,6 @@ def log(
     """Show a user's messages, each reduced to what still matters. With --json, one per line. The
     ctime of the last one is a cursor: --after it shows what came later.
 
-    [dim]$[/] gregor log alice
     [dim]$[/] gregor log alice --since -1h
     [dim]$[/] gregor log alice --after 1767225600000000
     [dim]$[/] gregor log alice --device phone --json

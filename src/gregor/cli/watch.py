@@ -111,7 +111,9 @@ def _screen(client: "Client", prefix: str, recent: list[str], height: int) -> "G
     now = round(time() * SECOND)
     items = client.state().with_prefix(prefix).items
     max_rows = max(3, height - len(recent) - 6)
-    status = ("online", "green") if client.online else ("offline", "red")
+    error = client.status.last_error
+    reason = "" if error is None else f": {output.printable(error.message)}"
+    status = ("online", "green") if client.online else (f"offline{reason}", "red")
     header = Text.assemble(
         (client.uid or "", "bold"), f" on {client.device_id}  ", status, f"  {len(items)} items"
     )

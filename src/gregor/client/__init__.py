@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from gregor.client.client import Client
-from gregor.client.connection import Connect, Disconnected, Transport
+from gregor.client.connection import Connect, Transport
 from gregor.client.events import (
     Created,
     Dismissed,
@@ -15,7 +15,9 @@ from gregor.client.events import (
     Synced,
     WriteRejected,
 )
+from gregor.client.outside import Disconnected
 from gregor.client.state_machine import DeviceStateMachine
+from gregor.client.status import Status
 from gregor.client.store import ClientStore, MemoryStore, SQLiteStore
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ __all__ = [
     "OutOfBandReceived",
     "Producer",
     "SQLiteStore",
+    "Status",
     "Synced",
     "Transport",
     "WriteRejected",

@@ -14,7 +14,7 @@ import httpx
 import msgspec
 from msgspec import Raw, Struct
 
-from gregor.backoff import Backoff
+from gregor.backoff import Backoff, retry_after
 from gregor.core.instant import Time, as_time_or_offset
 from gregor.core.message import (
     MAX_BATCH,
@@ -46,7 +46,6 @@ from gregor.protocol.requests import MAX_REQUEST, MAX_USERS, BatchRequest, Multi
 
 MAX_ATTEMPTS = 6
 BACKOFF = Backoff(0.5, 10.0)
-MAX_RETRY_AFTER_SECONDS = 60.0
 RETRYABLE_STATUSES = (429, 500, 502, 503, 504)
 EMPTY_BATCH_BYTES = len(msgspec.json.encode(BatchRequest(())))
 
@@ -255,11 +254,11 @@ class Pause(NamedTuple):
 
 
 class FailedAttempt(NamedTuple):
-    """An attempt that may be retried, after `retry_after` seconds or later. `not_processed`: the
-    server has certainly done nothing."""
+    """An attempt that may be retried, after `delay` seconds or later. `not_processed`: the server
+    has certainly done nothing."""
 
     error: GregorError
-    retry_after: float = 0.0
+    delay: float = 0.0
     not_processed: bool = False
     cause: Exception | None = None
 
@@ -278,7 +277,7 @@ class Attempts(Generic[T]):
         self._made += 1
         match _answer(self._call, response):
             case FailedAttempt() as failed if self._may_retry(failed.not_processed):
-                return self._pause(failed.retry_after, random)
+                return self._pause(failed.delay, random)
             case FailedAttempt() as failed:
                 raise failed.error from failed.cause
             # Some users' shards did not answer. A retry is a duplicate for the stored messages.
@@ -290,8 +289,8 @@ class Attempts(Generic[T]):
     def _may_retry(self, not_processed: bool) -> bool:
         return self._made < self._limit and (self._call.idempotent or not_processed)
 
-    def _pause(self, retry_after: float, random: float) -> Pause:
-        return Pause(retry_after + BACKOFF.delay(self._made - 1, random))
+    def _pause(self, delay: float, random: float) -> Pause:
+        return Pause(delay + BACKOFF.delay(self._made - 1, random))
 
 
 def _answer(call: Call[T], response: httpx.Response | httpx.RequestError) -> T | FailedAttempt:
@@ -306,7 +305,7 @@ def _answer(call: Call[T], response: httpx.Response | httpx.RequestError) -> T |
     if response.status_code not in RETRYABLE_STATUSES:
         raise error
     not_processed = response.status_code == httpx.codes.SERVICE_UNAVAILABLE
-    return FailedAttempt(error, _retry_after_seconds(response), not_processed)
+    return FailedAttempt(error, retry_after(response.headers.get("Retry-After")), not_processed)
 
 
 def _read(call: Call[T], response: httpx.Response) -> T | FailedAttempt:
@@ -330,12 +329,6 @@ def _error_from(response: httpx.Response) -> GregorError:
 def _not_gregor(response: httpx.Response) -> str:
     status = f"{response.status_code} {response.reason_phrase}".strip()
     return f"the server answered {status}, but not as a Gregor server"
-
-
-def _retry_after_seconds(response: httpx.Response) -> float:
-    text = response.headers.get("Retry-After", "")
-    is_number = text.isascii() and text.isdigit()  # "²" is a digit, but no number
-    return min(float(text), MAX_RETRY_AFTER_SECONDS) if is_number else 0.0
 
 
 # The server

@@ -6,7 +6,9 @@ to subscribers only after it is saved.
 """
 
 import asyncio
+import logging
 import random
+import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
@@ -15,7 +17,11 @@ from typing import Any, NamedTuple, Self
 
 from gregor.client.connection import Connect, Connection, Operation, Token
 from gregor.client.events import Event, Subscription, WriteRejected
+from gregor.client.node_clock import DeviceClock
+from gregor.client.outside import call_outside
+from gregor.client.own_loop import OwnLoop
 from gregor.client.replica import Replica, events_between, new_rejections
+from gregor.client.status import Status
 from gregor.client.store import ClientStore, MemoryStore, changed_records, load_replica
 from gregor.clock import now
 from gregor.core import message as factory
@@ -32,9 +38,16 @@ from gregor.core.message import (
 )
 from gregor.core.state import Item, State
 from gregor.errors import GregorError, StorageUnavailable, Unavailable
+from gregor.log_event import LogEvent
+from gregor.protocol.frames import Problem
+
+log = logging.getLogger("gregor.client")
 
 UNKNOWN_UID: UID = "self"
 """The uid in messages that are written before a node has reported the device's real uid."""
+
+
+CLOCK_CHECK_SECONDS = 10.0  # how soon a jump of the wall clock, or a suspend, is noticed
 
 
 class _Change(NamedTuple):
@@ -52,13 +65,17 @@ class Client:
     messages written on it. A write returns when it is durable in the store, or raises
     StorageUnavailable and changes nothing. A saved message is visible at once, and is sent as soon
     as there is a connection. Inside the block, background tasks keep the connection and reconnect
-    without limit. A bug that ends one of these tasks cancels the block.
+    without limit, whatever the network, the nodes and the functions of the host do: `status` says
+    what is wrong. Items expire by the node's clock, not by `clock`, which may show anything.
 
-    `token` is a string, or a function that returns a fresh one (and may raise Unavailable). If
-    the token is refused for good, or the node answers with the action `stop`, the client stops
-    trying: `failure` is set, subscribers get Offline with `final`, `wait_synced` and `flush` raise
-    the error, and unsent messages stay in the store for the next client. If `uid` is given
-    and the store belongs to another user, opening raises SetupError.
+    `token` is a string, or a function that returns a fresh one; the function may fail. Only a
+    string that a node refuses stops the client: `failure` is set, subscribers get Offline with
+    `final`, `wait_synced` and `flush` raise the error, unsent messages stay in the store, and
+    `reconnect` begins again. If `uid` is given and the store belongs to another user, opening
+    raises SetupError.
+
+    A client belongs to the event loop in which it is opened. Calls from another one, or from
+    another thread, raise WrongEventLoop; what is read without waiting can be read from anywhere.
     """
 
     def __init__(
@@ -76,7 +93,10 @@ class Client:
         self._device_id = device_id
         self._uid = uid
         self._store: ClientStore = MemoryStore() if store is None else store
-        self._clock = clock
+        self._wall_clock = clock
+        self._clock = DeviceClock(clock, time.monotonic)
+        self._own_loop = OwnLoop()
+        self._saving_fails = False
         self._connection = Connection(self, connect or _websocket(url), token, jitter)
         self._replica = Replica(device_id)
         self._visible: dict[MsgID, Item] = {}
@@ -84,13 +104,14 @@ class Client:
         self._pending_changes: list[_Change] = []
         self._change_queued = asyncio.Event()
         self._condition_changed = asyncio.Event()
-        self._expiry_timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._subscriptions: list[weakref.ref[Subscription]] = []
         self._open = False
         self._stack = AsyncExitStack()
         self._tasks = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Self:
+        self._own_loop = OwnLoop()
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._store)
             await self._restore()
@@ -112,10 +133,13 @@ class Client:
         if changes:
             await self._store.save(changes)
         self._replica = replica.derived()
+        monotonic = asyncio.get_running_loop().time
+        self._clock = DeviceClock(self._wall_clock, monotonic, replica.clock_offset)
         self._refresh_visible(self._replica.shown.items)
 
     async def __aexit__(self, kind: type[BaseException] | None, *exc_info: Any) -> None:
         """Save the pending changes, then close. Unsent messages stay in the store."""
+        self._own_loop.require()
         self._connection_task.cancel()
         self._open = False
         self._change_queued.set()
@@ -130,8 +154,9 @@ class Client:
             await self._stack.aclose()
 
     def _close(self) -> None:
-        if self._expiry_timer is not None:
-            self._expiry_timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         for change in self._pending_changes:
             _fail(change, Unavailable("the client was closed before this was saved"))
         for subscription in self._live_subscriptions():
@@ -219,6 +244,7 @@ class Client:
         once. Raises Unavailable if there is no connection, or if it breaks before the node has
         acknowledged (the message may have been delivered), and the node's error if it rejects the
         message."""
+        self._own_loop.require()
         message = factory.out_of_band(self._replica.uid or UNKNOWN_UID, system, body)
         await self._connection.send_out_of_band(message)
 
@@ -232,7 +258,7 @@ class Client:
         """The state visible on this device now, or at a stated time (an offset counts from now).
         Raises HistoryForgotten for a time before `replica.known_since`: when an item was dismissed
         that this device held, or the last sync."""
-        now = self._clock()
+        now = self._now()
         instant = as_time_or_offset(at)
         if instant is None:
             return self._replica.state(now)
@@ -260,9 +286,23 @@ class Client:
         return self._device_id
 
     @property
-    def outbox(self) -> int:
+    def unsent_count(self) -> int:
         """How many written messages no node has acknowledged yet."""
         return len(self._replica.unsent())
+
+    @property
+    def status(self) -> Status:
+        """How this client is doing now. Its parts change one by one; Online, Offline and Synced say
+        when to look again."""
+        connection = self._connection
+        return Status(
+            connection.online,
+            connection.synced,
+            not (self._saving_fails or isinstance(self._store, MemoryStore)),
+            self.unsent_count,
+            self.last_error,
+            connection.retry_at,
+        )
 
     @property
     def online(self) -> bool:
@@ -274,15 +314,27 @@ class Client:
         return self._connection.failure
 
     @property
+    def last_error(self) -> Problem | None:
+        """Why the last connection ended, or could not be made; None after a sync."""
+        return self._connection.last_error
+
+    @property
     def mismatches(self) -> int:
         """How often the replica's state hash differed from the node's after a sync. The cause is
         a bug, or a backup that was restored."""
         return self._connection.mismatches
 
+    def reconnect(self) -> None:
+        """Connect now instead of at `status.retry_at`, also after a `failure`: for a button, and
+        for an app that learns of a network. Without effect on a connection that is there."""
+        self._own_loop.require()
+        self._connection.reconnect()
+
     # Waiting
 
     def events(self) -> Subscription:
         """Subscribe to the events from now on: `async for event in client.events()`."""
+        self._own_loop.require()
         subscription = Subscription()
         self._subscriptions.append(weakref.ref(subscription))
         if not self._open:
@@ -297,9 +349,10 @@ class Client:
     async def flush(self) -> None:
         """Return when the outbox is empty: the node has acknowledged or rejected each message.
         Raises `failure` if the client stops trying, and Unavailable if it is closed."""
-        await self._wait_until(lambda: not self.outbox)
+        await self._wait_until(lambda: not self.unsent_count)
 
     async def _wait_until(self, condition: Callable[[], bool]) -> None:
+        self._own_loop.require()
         while not condition():
             if self._connection.failure is not None:
                 raise self._connection.failure
@@ -307,12 +360,24 @@ class Client:
                 raise Unavailable("the client is closed; open a new one")
             await self._condition_changed.wait()
 
+    # What the connection needs
+
+    @property
+    def clock(self) -> DeviceClock:
+        return self._clock
+
+    def node_told_time(self, time: Time, asked: int | None = None) -> None:
+        """A node has told its time, after it was asked at this time of the monotonic clock."""
+        self._clock.told(time, asked)
+        self._refresh_visible()
+
     # Changing the replica, in one task
 
     async def change(self, operation: Operation, messages: Sequence[InBandMessage] = ()) -> None:
         """Replace the replica by the result of the operation, and return when that is saved.
         `messages` are those that may change the visible state. Raises what the operation raises,
         and StorageUnavailable if the change cannot be saved; then nothing has changed."""
+        self._own_loop.require()
         if not self._open:
             raise Unavailable("the client is closed; open a new one")
         change = _Change(operation, messages, asyncio.get_running_loop().create_future())
@@ -337,13 +402,10 @@ class Client:
         results = self._run_operations(changes)
         if not results:
             return
-        final_replica = results[-1][1]
         changed = {msg_id for _, replica in results for msg_id in replica.changed}
         try:
-            records = changed_records(self._replica, final_replica, changed)
-            if records:
-                await self._store.save(records)
-        except StorageUnavailable as error:
+            await self._save(results[-1][1], changed)
+        except Unavailable as error:
             for change, _ in results:
                 _fail(change, error)
             return
@@ -353,16 +415,30 @@ class Client:
                 change.done.set_result(None)
         self._connection.wake()
 
+    async def _save(self, replica: Replica, changed: Iterable[MsgID]) -> None:
+        """Save what differs from the present replica, for these ids. Raises StorageUnavailable if
+        that fails."""
+        try:
+            records = changed_records(self._replica, replica, changed)
+            if records:
+                await call_outside("the client's store", lambda: self._store.save(records))
+        except Exception as error:
+            if not self._saving_fails:
+                log.warning(LogEvent("the client cannot save changes", reason=str(error)))
+            self._saving_fails = True
+            raise StorageUnavailable(str(error)) from error
+        self._saving_fails = False
+
     def _run_operations(self, changes: Sequence[_Change]) -> list[tuple[_Change, Replica]]:
         """The replica after each operation that succeeds. A failed one is reported and left out."""
-        now = self._clock()
-        replica = self._replica
+        now = self._now()
+        replica = self._replica.with_clock_offset(self._clock.offset)
         results = []
         for change in changes:
             try:
                 replica = change.operation(replica, now)
                 results.append((change, replica))
-            except GregorError as error:
+            except Exception as error:  # noqa: BLE001 (the caller of the change gets it)
                 _fail(change, error)
         return results
 
@@ -379,12 +455,22 @@ class Client:
             subscription.put(events)
         self._notify_waiters()
 
+    def _now(self) -> Time:
+        """The node's time. Whatever has expired by it is reported first, so that a state never
+        differs from the events."""
+        now = self._clock.now()
+        expiry = self._replica.shown.items.next_expiry(self._refreshed_at)
+        is_due = expiry is not None and expiry <= now
+        if is_due and self._timer is not None and self._own_loop.is_running_here:
+            self._refresh_visible()
+        return now
+
     def _refresh_visible(
-        self, changed: Iterable[MsgID], messages: Sequence[InBandMessage] = ()
+        self, changed: Iterable[MsgID] = (), messages: Sequence[InBandMessage] = ()
     ) -> None:
         """Emit what has changed in the visible state: by the replica, for these ids, and by the
-        time. Set a timer for the next expiry."""
-        before, self._refreshed_at = self._refreshed_at, self._clock()
+        time. Set the timer for the next expiry."""
+        before, self._refreshed_at = self._refreshed_at, self._clock.now()
         now, items = self._refreshed_at, self._replica.shown.items
         if now < before:  # the clock was set back: what had expired is visible again
             changed = chain(changed, (item.msg_id for item in items.expired(now, before)))
@@ -396,16 +482,21 @@ class Client:
             del self._visible[msg_id]
         self._visible.update(new)
         self.emit(*events_between(old, new, now, messages))
-        self._set_expiry_timer(items.next_expiry(now))
+        self._set_timer(items.next_expiry(now))
 
-    def _set_expiry_timer(self, expiry: Time | None) -> None:
-        if self._expiry_timer is not None:
-            self._expiry_timer.cancel()
+    def _set_timer(self, expiry: Time | None) -> None:
+        seconds = CLOCK_CHECK_SECONDS
         if expiry is not None:
-            seconds = (expiry - self._refreshed_at) / SECOND
-            self._expiry_timer = asyncio.get_running_loop().call_later(
-                seconds, self._refresh_visible, ()
-            )
+            seconds = min(seconds, (expiry - self._refreshed_at) / SECOND)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._check_clock)
+
+    def _check_clock(self) -> None:
+        """Look for a jump of the wall clock, and for what has expired."""
+        if self._clock.was_suspended(self._connection.online):
+            self._connection.restart("the device may have been suspended")
+        self._refresh_visible()
 
     def _live_subscriptions(self) -> list[Subscription]:
         subscriptions = [reference() for reference in self._subscriptions]
@@ -430,7 +521,7 @@ def _websocket(url: str) -> Connect:
     return websocket(url)
 
 
-def _fail(change: _Change, error: GregorError) -> None:
+def _fail(change: _Change, error: Exception) -> None:
     """Raise the error in the caller of the change, unless it is done or cancelled."""
     if not change.done.done():
         change.done.set_exception(error)

@@ -3,10 +3,15 @@
 ClientSession decides which frames to send, and Replica how its contents change. This module has
 the transport's reader and sender, the time-out for a silent node, and the backoff between two
 connections.
+
+The token function, the transport and the node are somebody else's. Whatever they do (an exception,
+no answer, an absurd one), it is an attempt that failed, and the next one follows.
 """
 
 import asyncio
+import inspect
 import logging
+import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -14,12 +19,22 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 from gregor.backoff import Outage
 from gregor.client.events import Event, Offline, Online, OutOfBandReceived, Synced
+from gregor.client.node_clock import DeviceClock
+from gregor.client.outside import Disconnected, call_outside, described
 from gregor.client.reconnect import BACKOFF, ReconnectPolicy
 from gregor.client.replica import Replica
-from gregor.core.instant import Time
+from gregor.core.instant import SECOND, Time
 from gregor.core.message import UID, InBandMessage, Message, OutOfBandMessage, value_of
 from gregor.core.sync import Snapshot
-from gregor.errors import Action, GregorError, Malformed, SetupError, Unavailable, error_from_code
+from gregor.errors import (
+    Action,
+    Forbidden,
+    GregorError,
+    Malformed,
+    SetupError,
+    Unavailable,
+    error_from_code,
+)
 from gregor.log_event import LogEvent
 from gregor.protocol import client_session as session
 from gregor.protocol.client_session import ClientSession
@@ -28,21 +43,10 @@ from gregor.protocol.frames import PAGE_BYTES, Error, Problem, Result
 
 log = logging.getLogger("gregor.client")
 
-ANSWER_TIMEOUT_SECONDS = 10.0  # for a connection, a welcome, or the next frame of a sync
+ANSWER_TIMEOUT_SECONDS = 10.0  # for a token, a connection, a welcome, the next frame of a sync
 ACK_TIMEOUT_SECONDS = 60.0  # for the acknowledgement of a consume, which includes storing it
 
 Operation: TypeAlias = Callable[[Replica, Time], Replica]
-
-
-class Disconnected(Exception):
-    """The transport is closed, or could not be opened. Connect again; `retry_after` is the delay
-    in seconds that the server has asked for, if it has."""
-
-    def __init__(self, code: int, reason: str, retry_after: float | None = None) -> None:
-        super().__init__(reason or f"closed with code {code}")
-        self.code = code
-        self.reason = reason or f"closed with code {code}"
-        self.retry_after = retry_after
 
 
 class Transport(Protocol):
@@ -66,7 +70,8 @@ Connect: TypeAlias = Callable[[], Awaitable[Transport]]
 
 Token: TypeAlias = str | Callable[[], str | Awaitable[str]]
 """The token that authenticates the device, or a function that returns it. The function is called
-for each new connection, and may raise Unavailable: the client then retries with backoff."""
+for each new connection. If it raises, or does not answer in 10 s, the client calls it again later.
+It must not block the event loop: where it waits, let it be async."""
 
 
 class ReplicaOwner(Protocol):
@@ -74,6 +79,13 @@ class ReplicaOwner(Protocol):
 
     @property
     def replica(self) -> Replica: ...
+
+    @property
+    def clock(self) -> DeviceClock: ...
+
+    def node_told_time(self, time: Time, asked: int | None = None) -> None:
+        """A node has told its time, after it was asked at this time of the monotonic clock."""
+        ...
 
     async def change(self, operation: Operation, messages: Sequence[InBandMessage] = ()) -> None:
         """Save the result of the operation, make it the replica, and emit what that changes in
@@ -93,8 +105,10 @@ class _PendingOutOfBand(NamedTuple):
 class Connection:
     """One device's connection to its nodes, over any number of transports, one at a time.
 
-    `failure` is set once the connection stops retrying: the token is refused for good, the node
-    answers with the action `stop`, or the store belongs to another user.
+    `failure` is set while the connection does not retry, because its token is refused and always
+    the same. `last_error` is why the last conversation ended, or could not begin; None after a
+    sync. `retry_at` is when the next attempt begins, by the device's wall clock; None if none is
+    planned.
     """
 
     def __init__(
@@ -103,12 +117,14 @@ class Connection:
         self.online = False
         self.mismatches = 0
         self.failure: GregorError | None = None
+        self.last_error: Problem | None = None
+        self.retry_at: Time | None = None
         self._owner = owner
         self._connect = connect
         self._token = token
-        self._jitter = jitter
+        self._jitter = _random_numbers(jitter)
         self._policy = ReconnectPolicy()
-        self._token_refused = False  # whether the last token was refused
+        self._reconnect_requested = asyncio.Event()
         self._conversation: _Conversation | None = None
 
     @property
@@ -118,13 +134,24 @@ class Connection:
         return self.online and current is not None and current.session.is_up_to_date
 
     async def run(self) -> None:
-        """Connect, and reconnect whenever the connection is lost. Returns once `failure` is set."""
+        """Connect, and reconnect whenever the connection is lost, until this is cancelled."""
         while True:
-            cause = await self._run_conversation()
+            self._reconnect_requested.clear()
+            cause = await self._attempt()
             self._on_disconnected(cause)
-            if self.failure is not None:
-                return
-            await asyncio.sleep(self._reconnect_delay(cause))
+            await self._wait_to_reconnect(cause)
+
+    def reconnect(self) -> None:
+        """Connect now, instead of later or never. While there is a connection, or an attempt at
+        one, this counts for the next."""
+        self.failure = None
+        self._reconnect_requested.set()
+
+    def restart(self, reason: str) -> None:
+        """End the conversation, if there is one, and connect again now."""
+        if self._conversation is not None:
+            self._conversation.end(Unavailable(reason))
+        self._reconnect_requested.set()
 
     def wake(self) -> None:
         """Wake the sender: the outbox may have something to send."""
@@ -139,70 +166,85 @@ class Connection:
             raise Unavailable("there is no connection, and out-of-band messages are not queued")
         await self._conversation.send_out_of_band(message)
 
-    async def _run_conversation(self) -> Disconnected:
-        """Connect and run one conversation to its end. Returns why it ended."""
+    async def _attempt(self) -> Exception:
+        """Connect, and run one conversation to its end. Returns why it ended."""
         try:
-            token = await self._current_token()
-            async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS):
-                transport = await self._connect()
-        except Disconnected as error:
+            token = await call_outside(
+                "the token function", self._current_token, ANSWER_TIMEOUT_SECONDS
+            )
+            transport = await call_outside("connecting", self._connect, ANSWER_TIMEOUT_SECONDS)
+            return await self._converse(transport, token)
+        except Exception as error:  # noqa: BLE001 (it is logged, and shown in the status)
             return error
-        except (OSError, Unavailable) as error:
-            return Disconnected(0, str(error) or "no answer")
+
+    async def _current_token(self) -> str:
+        token: object = self._token() if callable(self._token) else self._token
+        if inspect.isawaitable(token):
+            token = await token
+        if not isinstance(token, str) or not token:
+            raise Unavailable(f"a token is text, and the token function gave {type(token)}")
+        return token
+
+    async def _converse(self, transport: Transport, token: str) -> Exception:
+        conversation = _Conversation(self, self._owner, transport, token, self._jitter)
+        self._conversation = conversation
         try:
-            conversation = _Conversation(self, self._owner, transport, token, self._jitter)
-            self._conversation = conversation
             return await conversation.run()
         finally:
             self._conversation = None
-            await transport.close()
+            with suppress(Disconnected, GregorError):
+                await call_outside("closing", transport.close, ANSWER_TIMEOUT_SECONDS)
 
-    async def _current_token(self) -> str:
-        token = self._token if isinstance(self._token, str) else self._token()
-        return token if isinstance(token, str) else await token
+    async def _wait_to_reconnect(self, cause: Exception) -> None:
+        delay = None if self.failure is not None else self._reconnect_delay(cause)
+        if delay is not None:
+            self.retry_at = self._owner.clock.wall() + round(delay * SECOND)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(delay):
+                await self._reconnect_requested.wait()
+        self.retry_at = None
 
     # Called by the conversation
-
-    def on_welcome(self) -> None:
-        """The node has accepted the token."""
-        self._token_refused = False
 
     def on_synced(self) -> None:
         """A sync is complete: the replica is up to date."""
         self._policy.synced()
+        self.last_error = None
         events: list[Event] = [Synced()] if self.online else [Online(), Synced()]
         self.online = True
         self._owner.emit(*events)
 
     def on_goaway(self, within_ms: int) -> float:
-        """The node is shutting down. Returns when to reconnect, in loop time."""
+        """The node is shutting down. Returns in how many seconds to reconnect."""
         now = asyncio.get_running_loop().time()
-        return self._policy.goaway(now, self._jitter(), within_ms)
+        return self._policy.goaway(now, self._jitter(), within_ms) - now
 
     def on_error(self, error: GregorError) -> None:
-        """The node has sent an error. Its action decides whether to stop retrying."""
-        match error.action:
-            case Action.STOP:
-                self.failure = error
-            case Action.REAUTHENTICATE:
-                # A token function gets one more attempt: its last token may just have expired.
-                if self._token_refused or isinstance(self._token, str):
-                    self.failure = error
-                self._token_refused = True
+        """The conversation is refused. That is for good if the cause is a token that is always the
+        same. Anything else may change: a node is replaced, a clock is set, a token is renewed."""
+        is_token_refused = error.action is Action.REAUTHENTICATE or isinstance(
+            error, Forbidden | SetupError
+        )
+        if is_token_refused and isinstance(self._token, str):
+            self.failure = error
 
-    def _on_disconnected(self, cause: Disconnected) -> None:
-        was_online, self.online = self.online, False
+    def _on_disconnected(self, cause: Exception) -> None:
+        """Report the first failure of an outage, and one that is final; not each attempt."""
+        is_first, self.online = self.last_error is None, False
+        self.last_error = error = _problem_of(cause)
         if self.failure is not None:
-            log.error(
-                LogEvent("the client stops trying", code=self.failure.code, reason=cause.reason)
-            )
-        if was_online or self.failure is not None:
-            self._owner.emit(Offline(cause.reason, final=self.failure is not None))
+            log.error(LogEvent("the client stops trying", code=error.code, reason=error.message))
+        elif is_first:
+            event = LogEvent("the client is offline", code=error.code, reason=error.message)
+            log.warning(event, exc_info=_unexpected(cause))
+        if is_first or self.failure is not None:
+            self._owner.emit(Offline(error.message, final=self.failure is not None))
 
-    def _reconnect_delay(self, cause: Disconnected) -> float:
+    def _reconnect_delay(self, cause: Exception) -> float:
         """Seconds to wait before the next connection."""
         now = asyncio.get_running_loop().time()
-        return self._policy.wait(now, self._jitter(), cause.retry_after or 0.0)
+        asked = cause.retry_after if isinstance(cause, Disconnected) else None
+        return self._policy.wait(now, self._jitter(), asked or 0.0)
 
 
 class _Conversation:
@@ -229,9 +271,13 @@ class _Conversation:
         self._needs_backoff: asyncio.Future[bool] | None = None  # the answer to that consume
         self._out_of_band: deque[_PendingOutOfBand] = deque()
         self._sender_wakeup = asyncio.Event()
-        self._reconnect_at: float | None = None
+        self._hello_at = 0  # by the device's monotonic clock
+        self._reading: asyncio.Timeout | None = None  # limits the reader
+        self._end_at: float | None = None  # when the reader gives up, and why
+        self._end_reason: Exception | None = None
 
-    async def run(self) -> Disconnected:
+    async def run(self) -> Exception:
+        """Run until the conversation ends. Returns why it ended."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 sender = tasks.create_task(self._send_outbox())
@@ -247,6 +293,14 @@ class _Conversation:
     def wake(self) -> None:
         self._sender_wakeup.set()
 
+    def end(self, reason: Exception, seconds: float = 0.0) -> None:
+        """End after this time, or earlier. Frames that arrive until then count."""
+        at = asyncio.get_running_loop().time() + seconds
+        if self._end_at is None or at < self._end_at:
+            self._end_at, self._end_reason = at, reason
+        if self._reading is not None and not self._reading.expired():
+            self._reading.reschedule(self._next_deadline())
+
     async def send_out_of_band(self, message: OutOfBandMessage) -> None:
         pending = _PendingOutOfBand(message, asyncio.get_running_loop().create_future())
         self._out_of_band.append(pending)
@@ -255,38 +309,38 @@ class _Conversation:
 
     # The reader
 
-    async def _read(self) -> Disconnected:
+    async def _read(self) -> Exception:
         """Read frames until the conversation ends. Returns why it ended."""
+        self._hello_at = self._owner.clock.monotonic()
         try:
-            async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS) as timeout:
+            async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS) as self._reading:
                 await self._execute(self.session.opened())
                 while True:
-                    frame = await self._transport.receive()
+                    frame = await call_outside("the connection", self._transport.receive)
                     await self._execute(self.session.receive(frame))
-                    timeout.reschedule(self._next_deadline())
-        except Disconnected as error:
-            return error
+                    self._reading.reschedule(self._next_deadline())
         except TimeoutError:
-            if self._reconnect_at is not None:
-                return Disconnected(0, "the node is shutting down")
-            return Disconnected(0, "the node did not answer in time")
-        except (Malformed, Unavailable) as error:
-            log.warning(LogEvent("closed a connection", code=error.code, reason=error.message))
-            return Disconnected(0, error.message)
+            return self._end_reason or Disconnected(0, "the node did not answer in time")
+        except (Disconnected, GregorError) as error:
+            return error
+        finally:
+            self._reading = None
 
     def _next_deadline(self) -> float | None:
         """When to give up reading, in loop time. A live conversation may be silent; one that waits
         for a welcome or a sync may not."""
-        if not self.session.is_up_to_date:
-            return asyncio.get_running_loop().time() + ANSWER_TIMEOUT_SECONDS
-        return self._reconnect_at
+        if self.session.is_up_to_date and self._user_confirmed:
+            return self._end_at
+        answer_by = asyncio.get_running_loop().time() + ANSWER_TIMEOUT_SECONDS
+        return answer_by if self._end_at is None else min(answer_by, self._end_at)
 
     async def _execute(self, effects: Sequence[session.Effect]) -> None:
         for effect in effects:
             match effect:
                 case Send():
-                    await self._transport.send(effect.text)
-                case session.Welcomed(uid, max_messages):
+                    await self._send(effect.text)
+                case session.Welcomed(uid, max_messages, now):
+                    self._owner.node_told_time(now, self._hello_at)
                     await self._on_welcome(uid, max_messages)
                 case session.Apply(messages, cursor):
                     await self._apply(messages, cursor)
@@ -303,14 +357,19 @@ class _Conversation:
                 case session.Failed(error):
                     self._fail(_error_from(error))
                 case session.Reconnect(within_ms):
-                    self._reconnect_at = self._connection.on_goaway(within_ms)
+                    seconds = self._connection.on_goaway(within_ms)
+                    self.end(Disconnected(0, "the node is shutting down"), seconds)
+
+    async def _send(self, text: str) -> None:
+        await call_outside(
+            "the connection", lambda: self._transport.send(text), ACK_TIMEOUT_SECONDS
+        )
 
     async def _on_welcome(self, uid: UID, max_messages: int) -> None:
         try:
             await self._owner.change(lambda replica, now: replica.owned_by(uid))
         except SetupError as error:
             self._fail(error)
-        self._connection.on_welcome()
         self._user_confirmed, self._max_messages = True, max_messages
         self.wake()
 
@@ -321,6 +380,7 @@ class _Conversation:
         await self._owner.change(lambda replica, now: replica.apply_snapshot(snapshot, cursor))
 
     async def _compare_hash(self, as_of: Time, hash_: str) -> None:
+        self._owner.node_told_time(as_of)
         equal = self._owner.replica.hash_matches(as_of, hash_)
         if not equal:
             self._connection.mismatches += 1
@@ -334,20 +394,23 @@ class _Conversation:
 
     def _fail(self, error: GregorError) -> None:
         self._connection.on_error(error)
-        raise Disconnected(error.close_code, error.message)
+        raise error
 
     # The sender
 
     async def _send_outbox(self) -> None:
         """Send the outbox in windows: the next one when the last one is answered."""
-        with suppress(Disconnected):  # the reader gets it too, and ends the conversation
+        try:
             while True:
                 self._in_flight = self._next_window()
                 if not self._in_flight:
                     self._sender_wakeup.clear()
                     await self._sender_wakeup.wait()
                 elif not await self._deliver():
-                    await self._transport.close()
+                    self.end(Unavailable("the node did not acknowledge in time"))
+        except (Disconnected, GregorError) as error:
+            # What the node has sent before still counts. Usually the reader gets the error too.
+            self.end(error, ANSWER_TIMEOUT_SECONDS)
 
     def _next_window(self) -> list[Message]:
         if not self._user_confirmed or not self.session.may_consume:
@@ -376,6 +439,10 @@ class _Conversation:
     async def _on_ack(self, results: Sequence[Result]) -> None:
         if len(results) != len(self._in_flight):
             raise Malformed(f"{len(results)} results for {len(self._in_flight)} messages")
+        for result in results:
+            if result.error is not None and result.should_retry:
+                await self._on_deferred(result.error)
+                return
         pairs = zip(self._in_flight, results, strict=True)
         in_band = [(m, result) for m, result in pairs if isinstance(m, InBandMessage)]
         if in_band:
@@ -397,7 +464,7 @@ class _Conversation:
         else:
             pending.acknowledged.set_exception(_error_from(error))
 
-    async def _on_deferred(self, error: Error) -> None:
+    async def _on_deferred(self, error: Error | Problem) -> None:
         """The node did not take the window. Retry it after a backoff; if the action is `stop`,
         halve it until the one message is found that the node refuses, and reject that."""
         problem = Problem(error.code, error.message, error.action, error.field)
@@ -414,6 +481,37 @@ class _Conversation:
     def _answered(self, *, needs_backoff: bool) -> None:
         if self._needs_backoff is not None and not self._needs_backoff.done():
             self._needs_backoff.set_result(needs_backoff)
+
+
+def _problem_of(cause: Exception) -> Problem:
+    """Why a conversation ended, or could not begin, as data."""
+    match cause:
+        case GregorError():
+            return Problem.of(cause)
+        case Disconnected():
+            return Problem(Unavailable.code, f"{cause.reason}", Action.RETRY)
+        case _:
+            return Problem(GregorError.code, described(cause), Action.RETRY)
+
+
+def _unexpected(cause: Exception) -> BaseException | None:
+    """What has a traceback worth logging: an error that is neither ours nor of the network."""
+    root = (isinstance(cause, Unavailable) and cause.__cause__) or cause
+    is_expected = isinstance(root, GregorError | Disconnected | OSError | asyncio.CancelledError)
+    return None if is_expected else root
+
+
+def _random_numbers(jitter: Callable[[], float]) -> Callable[[], float]:
+    """The numbers of the host's function, as far as they are from 0 to 1."""
+
+    def number() -> float:
+        with suppress(Exception):
+            drawn = float(jitter())
+            if 0.0 <= drawn <= 1.0:
+                return drawn
+        return random.random()
+
+    return number
 
 
 def _error_from(problem: Problem | Error) -> GregorError:

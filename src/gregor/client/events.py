@@ -12,6 +12,7 @@ from typing import Any, Literal, Self, TypeAlias
 
 from msgspec import Struct
 
+from gregor.client.own_loop import OwnLoop
 from gregor.core.message import JSON, InBandMessage, System
 from gregor.core.state import Item
 from gregor.protocol.frames import Problem
@@ -59,8 +60,10 @@ class Online(Struct, frozen=True):
 
 
 class Offline(Struct, frozen=True):
-    """The connection is lost. With `final`, the client does not retry: the token is refused, or
-    the node answered with the action `stop`. Reading and writing on the device still work."""
+    """There is no connection: it is lost, or the first attempt to connect has failed. The attempts
+    that follow are not reported; `Client.status` says what is wrong now. With `final`, the client
+    does not retry, because its token is refused and always the same. Reading and writing on the
+    device still work."""
 
     reason: str
     final: bool = False
@@ -87,6 +90,7 @@ class Subscription:
         self._pending: deque[Event] = deque()
         self._arrived = asyncio.Event()
         self._closed = False
+        self._own_loop = OwnLoop()
 
     def put(self, events: Iterable[Event]) -> None:
         for event in events:
@@ -117,6 +121,7 @@ class Subscription:
         return self
 
     async def __anext__(self) -> Event:
+        self._own_loop.require()
         while not self._pending:
             if self._closed:
                 raise StopAsyncIteration

@@ -1,6 +1,6 @@
 """When a device connects again after its connection has ended. Pure, as `Outage` is."""
 
-from gregor.backoff import Backoff, Outage
+from gregor.backoff import Backoff, Outage, asked_delay
 
 BACKOFF = Backoff(0.5, 60.0)
 
@@ -18,7 +18,7 @@ class ReconnectPolicy:
 
     def goaway(self, now: float, random: float, within_ms: int) -> float:
         """The node is leaving. Returns when to connect again, on the clock of `now`."""
-        self._return_at = now + random * within_ms / 1000
+        self._return_at = now + random * asked_delay(within_ms / 1000)
         return self._return_at
 
     def wait(self, now: float, random: float, retry_after: float = 0.0) -> float:
@@ -27,4 +27,4 @@ class ReconnectPolicy:
         if self._return_at is not None:
             return_at, self._return_at = self._return_at, None
             return max(0.0, return_at - now)
-        return retry_after + self._outage.delay(now, random)
+        return asked_delay(retry_after) + self._outage.delay(now, random)

@@ -29,7 +29,7 @@ from msgspec import Struct
 
 from gregor.client.events import Created, Dismissed, Event, Why, WriteRejected
 from gregor.core.facts import DismissedRange, Facts, dismissed_ranges
-from gregor.core.instant import MAX_TIME, Time
+from gregor.core.instant import MAX_TIME, SECOND, Time
 from gregor.core.message import UID, DeviceID, InBandMessage, MsgID
 from gregor.core.range_deaths import range_deaths
 from gregor.core.state import Item, State
@@ -81,10 +81,12 @@ class Replica(Struct, frozen=True):
     """One device's replica of its user's state, with the outbox of the device.
 
     `uid` is None until a node has reported it. The facts are complete from `known_since` on: since
-    then, no item has been forgotten. `shown`, and `latest_ctime` in it, are derived from the other
-    fields; `overlaid` are the ids of the items that the outbox may have changed there. `changed`
-    are the ids for which the last operation may have changed anything: its store and its events
-    look at these alone, so that an operation costs what it changes, not what there is.
+    then, no item has been forgotten. `clock_offset` is by how much the node's clock is ahead of
+    this device's, in microseconds, to about a second. `shown`, and `latest_ctime` in it, are
+    derived from the other fields; `overlaid` are the ids of the items that the outbox may have
+    changed there. `changed` are the ids for which the last operation may have changed anything: its
+    store and its events look at these alone, so that an operation costs what it changes, not what
+    there is.
     """
 
     device_id: DeviceID
@@ -96,6 +98,7 @@ class Replica(Struct, frozen=True):
     hidden: Map[MsgID, bool] = Map()
     rejected: Map[MsgID, RejectedEntry] = Map()
     last_number: int = 0
+    clock_offset: int = 0
     shown: Facts = Facts()
     latest_ctime: Time = 0
     overlaid: Map[MsgID, bool] = Map()
@@ -129,6 +132,12 @@ class Replica(Struct, frozen=True):
         """Forget rejected messages. Idempotent."""
         discarded = frozenset(msg_ids)
         return self._with(rejected=_without(self.rejected, discarded), changed=discarded)
+
+    def with_clock_offset(self, offset: int) -> Self:
+        """Keep the offset of the node's clock, if it differs by a second or more."""
+        if abs(offset - self.clock_offset) < SECOND:
+            return self
+        return self._with(clock_offset=offset)
 
     # Changes received from the node
 

@@ -120,11 +120,15 @@ class SQLiteStore:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._database = SQLiteDatabase(
+        self._database = self._new_database()
+
+    def _new_database(self) -> SQLiteDatabase:
+        return SQLiteDatabase(
             str(self.path), lambda driver: transact(driver, "BEGIN IMMEDIATE", self._prepare)
         )
 
     async def __aenter__(self) -> Self:
+        self._database = self._new_database()  # each can be opened once
         await self._database.__aenter__()
         return self
 
@@ -189,6 +193,7 @@ class _DeviceRecord(Struct, frozen=True):
     device_id: DeviceID
     uid: UID | None
     cursor: Time
+    clock_offset: int = 0
 
 
 _DEVICE_KEY: Key = ("device", "")
@@ -227,6 +232,7 @@ def _replica_from(records: Records, device: _DeviceRecord) -> Replica:
         last_number=max(
             (entry.number for entry in (*outbox.values(), *rejected.values())), default=0
         ),
+        clock_offset=device.clock_offset,
     )
 
 
@@ -256,7 +262,8 @@ def _recorded_ids(replica: Replica) -> set[MsgID]:
 
 
 def _device(replica: Replica) -> dict[Key, object]:
-    return {_DEVICE_KEY: _DeviceRecord(replica.device_id, replica.uid, replica.cursor)}
+    record = _DeviceRecord(replica.device_id, replica.uid, replica.cursor, replica.clock_offset)
+    return {_DEVICE_KEY: record}
 
 
 def _values(replica: Replica, msg_id: MsgID) -> dict[Key, object]:

@@ -11,7 +11,9 @@ from websockets.exceptions import (
     WebSocketException,
 )
 
-from gregor.client.connection import Connect, Disconnected, Transport
+from gregor.backoff import retry_after
+from gregor.client.connection import Connect, Transport
+from gregor.client.outside import Disconnected
 from gregor.errors import SetupError
 from gregor.protocol.frames import MAX_FRAME
 
@@ -68,7 +70,7 @@ def websocket(url: str) -> Connect:
             raise Disconnected(
                 error.response.status_code,
                 f"the server answered {error.response.status_code} to the handshake",
-                _retry_after_seconds(error.response.headers.get("Retry-After")),
+                retry_after(error.response.headers.get("Retry-After")),
             ) from error
         except (WebSocketException, InvalidHandshake) as error:
             raise Disconnected(0, str(error)) from error
@@ -91,7 +93,3 @@ def _disconnected(error: ConnectionClosed) -> Disconnected:
     if error.rcvd is None:
         return Disconnected(1006, "the connection broke")
     return Disconnected(error.rcvd.code, error.rcvd.reason)
-
-
-def _retry_after_seconds(text: str | None) -> float | None:
-    return float(text) if text is not None and text.isdigit() else None

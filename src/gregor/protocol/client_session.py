@@ -46,10 +46,12 @@ from gregor.protocol.sync_state import (
 
 
 class Welcomed(NamedTuple):
-    """The node has authenticated this user. A consume may hold up to `messages` messages."""
+    """The node has authenticated this user, and its clock shows `now`. A consume may hold up to
+    `messages` messages."""
 
     uid: UID
     messages: int
+    now: Time
 
 
 class Apply(NamedTuple):
@@ -142,6 +144,7 @@ class ClientSession:
         self._token = token
         self._device_id = device_id
         self._last_consume: Answered | InFlight = Answered(0)
+        self._resync_requested = False  # and no page has come since
         self._last_sync: Literal["changes", "snapshot"] | None = None  # the last complete one
 
     @property
@@ -189,9 +192,9 @@ class ClientSession:
     def receive(self, text: str | bytes) -> list[Effect]:
         """Process a frame. Raises Malformed if the text is not a frame; then nothing changes."""
         match decode_node_frame(text):
-            case Welcome(uid=uid, limits=limits):
+            case Welcome(uid=uid, now=now, limits=limits):
                 self.state = after(self.state, SyncExpected())
-                return [Welcomed(uid, limits.messages)]
+                return [Welcomed(uid, max(1, limits.messages), now)]
             case SyncPage() as page:
                 return self._sync(page)
             case Messages(prev, messages, cursor):
@@ -202,7 +205,8 @@ class ClientSession:
                 return [Acked(results)] if self._settle_consume(n) else []
             case Error(n=int(n)) as error:
                 return [Deferred(error)] if self._settle_consume(n) else []
-            case Error(action=Action.RESYNC):
+            case Error(action=Action.RESYNC) if not self._resync_requested:
+                self._resync_requested = True
                 return self.verify(0)
             case Error() as error:
                 return [Failed(error)]
@@ -226,6 +230,7 @@ class ClientSession:
     def _sync(self, page: SyncPage) -> list[Effect]:
         if not self._continues_cursor(page):
             return self._ignore(page)
+        self._resync_requested = False
         effects = self._content_of(page)
         self.state = after(self.state, PageAccepted(page))
         if page.more:

@@ -1,5 +1,6 @@
 """Reads the messages that a caller sends: each is accepted or rejected by itself."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
@@ -10,6 +11,13 @@ from gregor.core.message import UID, Message, parse_message
 from gregor.errors import Forbidden, GregorError, InvalidMessage, TooLarge
 from gregor.interfaces import Rejected
 from gregor.protocol.json_parts import object_members
+
+_NO_JSON = {
+    "half of a surrogate pair, as of a cut emoji": re.compile(
+        rb"\\ud[89ab]..(?!\\ud[c-f])|(?<!\\ud[89ab]..)\\ud[c-f]..", re.IGNORECASE
+    ),
+    "NaN or Infinity": re.compile(rb"(?:[:,\[]|^)\s*-?(?:NaN|Infinity)\b"),
+}
 
 MayWrite: TypeAlias = Callable[[UID], bool]
 """Says whether the caller may write for a user."""
@@ -28,11 +36,22 @@ def read_entries(
 def _read_entry(json: Raw, may_write: MayWrite, uid: UID | None) -> Message | Rejected:
     try:
         message = parse_message(json, uid=uid)
-    except (InvalidMessage, TooLarge) as error:
+    except TooLarge as error:
         return Rejected(None, error)
+    except InvalidMessage as error:
+        return Rejected(None, _explained(error, bytes(json)))
     if not may_write(message.uid):
         return Rejected(None, Forbidden("this token belongs to another user", field="uid"))
     return message
+
+
+def _explained(error: InvalidMessage, json: bytes) -> InvalidMessage:
+    """The error, with what other encoders write that is no JSON; a decoder names only the byte."""
+    if type(error.__cause__) is not DecodeError:
+        return error
+    found = [name for name, pattern in _NO_JSON.items() if pattern.search(json)]
+    hint = f" (it contains {' and '.join(found)})" if found else ""
+    return InvalidMessage(error.message + hint, field=error.field)
 
 
 def read_addressed(json: Raw, uids: Sequence[Raw], may_write: MayWrite) -> list[Message | Rejected]:

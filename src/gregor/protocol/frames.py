@@ -32,7 +32,8 @@ PAGE_ENTRIES = 500
 S = TypeVar("S")
 T = TypeVar("T")
 E = TypeVar("E", InBandMessage, Item)
-Cursor: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_TIME)]
+Cursor: TypeAlias = Annotated[Time, Meta(ge=0, le=MAX_TIME)]
+"""A time that is checked when it arrives: a device keeps it, and sends it in its next hello."""
 
 
 class Frame(Struct, frozen=True, tag_field="type", omit_defaults=True):
@@ -94,7 +95,7 @@ class Limits(Struct, frozen=True):
 class Welcome(Frame, frozen=True, tag="welcome"):
     uid: UID
     device_id: DeviceID
-    now: Time
+    now: Cursor
     limits: Limits
 
 
@@ -104,9 +105,9 @@ class SyncPage(Frame, frozen=True, tag="sync"):
     follows. The hash is that of the state after the last page."""
 
     mode: Literal["changes", "snapshot"]
-    prev: Time
-    cursor: Time
-    as_of: Time
+    prev: Cursor
+    cursor: Cursor
+    as_of: Cursor
     hash: str
     more: bool = False
     messages: tuple[InBandMessage, ...] = ()
@@ -116,9 +117,9 @@ class SyncPage(Frame, frozen=True, tag="sync"):
 class Messages(Frame, frozen=True, tag="messages"):
     """The messages for this device after `prev`, up to `cursor` inclusive."""
 
-    prev: Time
+    prev: Cursor
     messages: tuple[InBandMessage, ...]
-    cursor: Time
+    cursor: Cursor
 
 
 class OutOfBand(Frame, frozen=True, tag="out_of_band"):
@@ -148,7 +149,7 @@ class Result(Struct, frozen=True, omit_defaults=True):
     status: Literal["stored", "duplicate", "rejected", "relayed"]
     uid: UID | None = None
     msg_id: MsgID | None = None
-    ctime: Time | None = None
+    ctime: Cursor | None = None
     error: Problem | None = None
     visible: bool | None = None
     expires_at: Time | None = None

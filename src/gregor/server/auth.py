@@ -1,17 +1,23 @@
 """Authentication and authorization: the identity of a caller, and what it may access."""
 
+import math
+from collections.abc import Callable
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 import jwt
+import msgspec
 from jwt.exceptions import InvalidTokenError
+from msgspec import UNSET, Struct, UnsetType
 
-from gregor.core.instant import SECOND, Time
+from gregor import clock
+from gregor.core.instant import MAX_TIME, SECOND, Time
 from gregor.core.message import UID, check_text
-from gregor.errors import Forbidden, InvalidMessage, SetupError, Unauthenticated
+from gregor.errors import Forbidden, InvalidMessage, NotYetValid, SetupError, Unauthenticated
 
 ALGORITHM = "HS256"
 MIN_SECRET_BYTES = 32
+LEEWAY = 30 * SECOND  # by which the clocks of an issuer and a server may differ
 
 
 class Role(StrEnum):
@@ -31,8 +37,16 @@ class Identity(NamedTuple):
     def may_access(self, uid: UID) -> bool:
         return self.role is Role.SERVICE or self.uid == uid
 
+    @property
+    def accepted_until(self) -> Time | None:
+        """When a connection with this token ends; None if never."""
+        return None if self.expires_at is None else self.expires_at + LEEWAY
+
     def validated(self) -> "Identity":
-        """This identity. Raises Unauthenticated if it is a device's and its uid is invalid."""
+        """This identity. Raises Unauthenticated if it is a device's and its uid is invalid, and
+        TypeError if an authenticator has given something else than a time as its expiry."""
+        if not isinstance(self.expires_at, int | None):
+            raise TypeError("expires_at is not a time in microseconds")
         try:
             if self.role is Role.DEVICE:
                 check_text("uid", self.uid, 128)
@@ -68,24 +82,65 @@ class OpenAuthenticator:
         return Identity(token, Role.DEVICE) if token else Identity("", Role.SERVICE)
 
 
-class JWTAuthenticator:
-    """Signed tokens with the claim `sub` (the uid) and the optional claims `role` and `exp`."""
+class _Claims(Struct):
+    """The claims of a token that are read here. Times are seconds since the Unix epoch."""
 
-    def __init__(self, secret: str) -> None:
+    sub: UID
+    role: Role = Role.DEVICE
+    exp: float | UnsetType = UNSET
+    nbf: float | UnsetType = UNSET
+    iat: float | UnsetType = UNSET
+
+
+class JWTAuthenticator:
+    """Signed tokens with the claim `sub` (the uid) and the optional claims `role`, `exp`, `nbf` and
+    `iat`. The clock of the issuer may differ from this server's by LEEWAY."""
+
+    def __init__(self, secret: str, clock: Callable[[], Time] = clock.now) -> None:
         self._secret = validated_secret(secret)
+        self._clock = clock
 
     async def identify(self, token: str | None) -> Identity:
+        """As Authenticator says. Raises NotYetValid if the token is signed and not valid yet."""
         if not token:
             raise Unauthenticated("a token is needed: Authorization: Bearer TOKEN")
+        claims = self._claims(token)
+        expires_at = _time(claims.exp)
+        if expires_at is not None and expires_at + LEEWAY <= self._clock():
+            raise Unauthenticated("the token has expired")
+        for valid_from in (_time(claims.nbf), _time(claims.iat)):
+            if valid_from is not None and valid_from - LEEWAY > self._clock():
+                raise NotYetValid("the token is not valid yet; compare the clocks")
+        return Identity(claims.sub, claims.role, expires_at)
+
+    def _claims(self, token: str) -> _Claims:
+        # The library converts a time of another type, or fails with an error of another kind, so
+        # times are read and compared here.
         try:
-            claims = jwt.decode(
-                token, self._secret, algorithms=[ALGORITHM], options={"require": ["sub"]}
+            decoded = jwt.decode(
+                token,
+                self._secret,
+                algorithms=[ALGORITHM],
+                options={
+                    "require": ["sub"],
+                    "verify_exp": False,
+                    "verify_nbf": False,
+                    "verify_iat": False,
+                },
             )
-            expires_at = claims["exp"] * SECOND if "exp" in claims else None
-            role = Role(claims.get("role", Role.DEVICE))
-            return Identity(claims["sub"], role, expires_at)
-        except (InvalidTokenError, ValueError) as error:
-            raise Unauthenticated(f"the token is invalid or has expired: {error}") from error
+            return msgspec.convert(decoded, _Claims)
+        except (InvalidTokenError, ValueError, OverflowError, RecursionError) as error:
+            raise Unauthenticated(f"the token is invalid: {error}") from error
+
+
+def _time(seconds: float | UnsetType) -> Time | None:
+    """The time of a claim, within what a time can be; None if the token has no such claim. Raises
+    Unauthenticated if it is not a number."""
+    if seconds is UNSET:
+        return None
+    if math.isnan(seconds):
+        raise Unauthenticated("the token is invalid: a time in it is not a number")
+    return round(min(max(seconds, 0), MAX_TIME // SECOND) * SECOND)
 
 
 def make_token(secret: str, identity: Identity) -> str:

@@ -168,7 +168,7 @@ async def get_events(service: Service, request: Request, identity: Identity) -> 
     device_id = _device(request) or f"events-{new_msg_id()}"
     if service.draining:
         return only_event(GoAway(RECONNECT_MS))
-    admission = Admission(uid, identity.expires_at)
+    admission = Admission(uid, identity.accepted_until)
     return EventStream(service, Resumption(admission, device_id, cursor))
 
 

@@ -114,7 +114,7 @@ class Service:
         identity = await self.identify(token, seconds)
         if identity.role is not Role.DEVICE:
             raise Forbidden("a service token cannot connect a device; use the role `device`")
-        return Admission(identity.uid, identity.expires_at)
+        return Admission(identity.uid, identity.accepted_until)
 
     async def inject(self, caller: Caller, entries: Sequence[Message | Rejected]) -> list[Outcome]:
         """Inject messages, in order, and return the outcome of each entry. Raises Unavailable if

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-from gregor.client.connection import Disconnected
+from gregor.client.outside import Disconnected
 from gregor.core.message import UID, Message
 from gregor.errors import Unauthenticated
 from gregor.interfaces import Caller, Outcome, Rejected

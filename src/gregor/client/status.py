@@ -1,0 +1,26 @@
+"""How a client is doing: what an app shows next to its data."""
+
+from msgspec import Struct
+
+from gregor.core.instant import Time
+from gregor.protocol.frames import Problem
+
+
+class Status(Struct, frozen=True):
+    """How a client is doing at one moment.
+
+    - `online`: it is connected, and the first sync is complete.
+    - `synced`: it also has all that it has heard of since.
+    - `durable`: what is written here survives the process: the store is not in memory, and could
+      save the last change.
+    - `unsent`: how many written messages no node has acknowledged.
+    - `last_error`: why the last connection ended, or could not be made; None after a sync.
+    - `retry_at`: when it connects again, by the device's clock; None if it does not wait for that.
+    """
+
+    online: bool
+    synced: bool
+    durable: bool
+    unsent: int
+    last_error: Problem | None
+    retry_at: Time | None
