@@ -395,7 +395,7 @@ MUTATIONS = [
         "an id that cannot be read back is hidden",
         "client/client.py",
         'id_ = arguments.known_id("msg_id", msg_id, MAX_MSG_ID)',
-        "id_ = str(msg_id)",
+        "id_: Any = msg_id",
         STORE + "test_law_whatever_is_accepted_is_read_back",
     ),
     # The core
