@@ -391,13 +391,6 @@ MUTATIONS = [
         "awaited=self.awaited,",
         REPLICA + "test_item_that_is_hidden_before_it_arrives_is_never_shown",
     ),
-    Mutation(
-        "an id that cannot be read back is hidden",
-        "client/client.py",
-        'id_ = arguments.known_id("msg_id", msg_id, MAX_MSG_ID)',
-        "id_: Any = msg_id",
-        STORE + "test_law_whatever_is_accepted_is_read_back",
-    ),
     # The core
     Mutation(
         "the tombstone of an item that has not arrived is dropped",
