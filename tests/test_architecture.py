@@ -37,6 +37,8 @@ LAYERS_WITHIN = {
         {"state"},
         {"visibility"},
         {"message"},
+        {"arguments"},
+        {"admission"},
         {"instant", "renamed_fields"},
     ),
 }
@@ -69,6 +71,7 @@ PURE_IMPORTS = {
             "heapq",
             "itertools",
             "re",
+            "types",
             "typing",
             "uuid",
         ),

@@ -43,6 +43,10 @@ class InvalidMessage(GregorError):
     code, action, status, close_code = "invalid", Action.STOP, 422, 4000
 
 
+class InvalidTime(InvalidMessage, ValueError):
+    """Not a time or an offset. It is a ValueError as well, so that a decoder adds the place."""
+
+
 class Conflict(GregorError):
     """A message with this msg_id and other contents is stored. Nothing changed; use another id."""
 

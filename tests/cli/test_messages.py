@@ -179,7 +179,7 @@ def test_wrong_usage_exits_with_2(gregor: Shell, arguments: tuple[str, ...]) -> 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("send", "ann", "note", "1", "--expires", "-5s"), ("negative",)),
+        (("send", "ann", "note", "1", "--expires", "-5s"), ("under a second",)),
         (("send", "ann", "c" * 256, "1"), ("`category`", "255 bytes")),
         (("send", "ann", "note", "x" * 70_000), ("`body`", "65536")),
         (("state", "u" * 200), ("`uid`",)),

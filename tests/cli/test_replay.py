@@ -66,10 +66,10 @@ def test_time_of_the_senders_clock_becomes_an_offset_from_the_line() -> None:
     assert created.expires == TimeOrOffset(offset=SECOND)
 
 
-def test_expiry_before_the_line_becomes_offset_zero() -> None:
+def test_expiry_before_the_line_becomes_the_shortest_that_a_server_admits() -> None:
     created = parsed(creation("u", "m", expires=before_the_line())).creation
     assert created is not None
-    assert created.expires == TimeOrOffset(offset=0)
+    assert created.expires == TimeOrOffset(offset=SECOND)
 
 
 RANGE_UNTIL_1970 = {"category": "c", "end_time": {"time": 5}}

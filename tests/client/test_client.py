@@ -7,6 +7,7 @@ import pytest
 from gregor.client import Created, MemoryStore, Offline, OutOfBandReceived
 from gregor.client.events import Subscription
 from gregor.client.store import RecordChanges
+from gregor.core.instant import TimeOrOffset
 from gregor.core.message import create, dismiss, dismiss_category, replace
 from gregor.errors import (
     Conflict,
@@ -193,6 +194,40 @@ async def test_dismiss_category_with_prefix_includes_subcategories() -> None:
 
 
 @on_virtual_time
+async def test_all_marked_as_read_offline_leaves_what_arrived_meanwhile() -> None:
+    store = MemoryStore()
+    async with client_harness() as harness:
+        await harness.inject(create("alice", "chat", "seen"))
+        async with harness.device("phone", store=store) as phone:
+            await phone.wait_synced()
+            harness.server.reachable = False
+            harness.server.cut_all()
+            await phone.create("chat", "written offline")
+            await phone.dismiss_category("chat")
+            assert len(phone.state()) == 0
+            await harness.inject(create("alice", "chat", "never seen"))
+            harness.server.reachable = True
+            await phone.flush()
+            await phone.wait_synced()
+            assert [item.body for item in phone.state()] == ["never seen"]
+        assert [item.body for item in await harness.state()] == ["never seen"]
+
+
+@on_virtual_time
+async def test_category_dismissed_before_the_first_sync_takes_own_items_only() -> None:
+    async with client_harness() as harness:
+        await harness.inject(create("alice", "chat", "not yet seen"))
+        async with harness.device() as laptop:
+            await laptop.create("chat", "own")
+            await laptop.dismiss_category("chat")
+            await laptop.flush()
+            assert [item.body for item in await harness.state()] == ["not yet seen"]
+            await laptop.dismiss_category("chat", end_time="0s")
+            await laptop.flush()
+            assert len(await harness.state()) == 0
+
+
+@on_virtual_time
 async def test_out_of_band_message_needs_connection_and_arrives_once() -> None:
     async with (
         client_harness() as harness,
@@ -232,7 +267,7 @@ async def test_past_state_is_exact_or_forgotten() -> None:
     async with client_harness() as harness, harness.device() as laptop:
         await laptop.wait_synced()
         await asyncio.sleep(1)
-        before = virtual_time.clock()
+        before = TimeOrOffset(time=virtual_time.clock())
         await asyncio.sleep(1)
         msg_id = await laptop.create("mail")
         await laptop.flush()
@@ -244,7 +279,7 @@ async def test_past_state_is_exact_or_forgotten() -> None:
         await asyncio.sleep(1)
         with pytest.raises(HistoryForgotten):
             laptop.state(at=before)
-        since_then = virtual_time.clock()
+        since_then = TimeOrOffset(time=virtual_time.clock())
         assert categories(laptop.state(at=since_then)) == []
         await asyncio.sleep(1)
         harness.server.cut_all()

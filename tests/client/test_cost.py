@@ -9,19 +9,19 @@ import pytest
 from gregor.client import Client
 from gregor.client.connection import Transport
 from gregor.client.replica import events_between
-from gregor.core.instant import SECOND
+from gregor.core.instant import SECOND, TimeOrOffset
 from gregor.core.message import InBandMessage, create, dismiss, dismiss_category, replace
 from gregor.core.state import Item
 from gregor.core.sync import Snapshot
 from tests.steps import counting_python_steps, python_steps
 
-NOW = 1_000_000 * SECOND
+NOW = 1_600_000_000 * SECOND
 
 Operation: TypeAlias = Callable[[Client, int], Awaitable[object]]
 
 FRAMES: dict[str, Callable[[], InBandMessage]] = {
     "creation": lambda: create("u", "b"),
-    "creation_that_expires": lambda: create("u", "b", expires=NOW + SECOND),
+    "creation_that_expires": lambda: create("u", "b", expires=TimeOrOffset(time=NOW + SECOND)),
     "dismissal": lambda: dismiss("u", "i7"),
     "replacement": lambda: replace("u", "c.7.x", 1),
     "dismissal_of_prefix": lambda: dismiss_category("u", "c.7.", prefix=True),
@@ -34,7 +34,9 @@ async def unreachable() -> Transport:
 
 def items(size: int) -> tuple[Item, ...]:
     messages = (
-        create("u", f"c.{n}.x", msg_id=f"i{n}", expires=NOW + n * SECOND).stamp(n + 1, n)
+        create("u", f"c.{n}.x", msg_id=f"i{n}", expires=TimeOrOffset(time=NOW + n * SECOND)).stamp(
+            n + 1, n
+        )
         for n in range(1, size)
     )
     return tuple(item for message in messages if (item := Item.of(message)) is not None)

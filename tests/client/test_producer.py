@@ -21,6 +21,7 @@ from gregor.client import AsyncProducer, Producer
 from gregor.client.calls import LIMITS, UnexpectedAnswer
 from gregor.client.per_process import PerProcess
 from gregor.config import KEEP_ALIVE_SECONDS
+from gregor.core.instant import TimeOrOffset
 from gregor.core.message import Message, create, out_of_band
 from gregor.errors import (
     Conflict,
@@ -482,7 +483,7 @@ async def test_state_count_and_messages_are_those_of_the_server(kind: str) -> No
         log = await producer.messages(uid)
         assert [message.msg_id for message in log.messages] == [mail.msg_id, news.msg_id]
         assert log.cursor == news.ctime
-        later = await producer.messages(uid, "phone", since=news.ctime)
+        later = await producer.messages(uid, "phone", since=TimeOrOffset(time=news.ctime))
         assert [message.msg_id for message in later.messages] == [news.msg_id]
         first = await producer.messages(uid, limit=1)
         assert ([m.msg_id for m in first.messages], first.more) == ([mail.msg_id], True)

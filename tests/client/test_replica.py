@@ -2,7 +2,9 @@
 the state machine of record, and reports each change once."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gregor.client.events import Created, Dismissed
-from gregor.client.replica import Replica, events_between
+from gregor.client.replica import Replica, dismisses, events_between
 from gregor.client.store import changed_records, load_replica
 from gregor.core.facts import Facts
 from gregor.core.instant import SECOND, Time, TimeOrOffset
@@ -25,6 +27,8 @@ from gregor.testing import strategies
 from gregor.testing.clock import ManualClock
 
 DEVICE = "d1"
+NOW = 1_600_000_000 * SECOND
+T = TypeVar("T")
 
 
 class ReplicaModel(RuleBasedStateMachine):
@@ -182,12 +186,8 @@ class ReplicaModel(RuleBasedStateMachine):
         loaded = load_replica(self.records, DEVICE).derived()
         assert loaded.facts.state(DEVICE, now) == self.replica.facts.state(DEVICE, now)
         assert loaded.facts == self.replica.facts == Facts(self.replica.facts.items)
-        assert (loaded.outbox, loaded.hidden, loaded.rejected, loaded.cursor) == (
-            self.replica.outbox,
-            self.replica.hidden,
-            self.replica.rejected,
-            self.replica.cursor,
-        )
+        for field in ("outbox", "hidden", "awaited", "rejected", "cursor"):
+            assert getattr(loaded, field) == getattr(self.replica, field), field
 
     @invariant()
     def written_messages_are_not_lost(self) -> None:
@@ -223,7 +223,7 @@ class ReplicaModel(RuleBasedStateMachine):
         assert not self.replica.outbox
         assert not self.replica.shown.items
         assert not self.replica.shown.dismissed
-        assert {kind for kind, _ in self.records} <= {"device", "rejected"}
+        assert {kind for kind, _ in self.records} <= {"device", "rejected", "awaited"}
 
 
 ReplicaModel.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
@@ -293,6 +293,95 @@ def test_hidden_id_is_forgotten_with_its_item() -> None:
     assert not hidden.apply([stamp(dismiss("u", "m"), 11)], 11).hidden
 
 
+def test_item_that_is_hidden_before_it_arrives_is_never_shown() -> None:
+    """A person has swiped the push notification away."""
+    replica = reloaded(Replica(DEVICE).hide("m"))
+    replica = replica.apply([stamp(create("u", "mail", msg_id="m"), 10)], 10)
+    assert len(replica.state(20)) == len(replica.state_at(20)) == 0
+    assert (list(replica.hidden), list(replica.awaited)) == (["m"], [])
+    assert not replica.apply([stamp(dismiss("u", "m"), 11)], 11).hidden
+
+
+def test_ids_hidden_before_their_items_arrive_are_bounded_and_the_oldest_are_forgotten() -> None:
+    replica = Replica(DEVICE)
+    for n in range(1_003):
+        replica = replica.hide(f"m{n}").hide("m500")
+    replica = reloaded(replica).hide("last")
+    assert len(replica.awaited) == 1_000
+    assert [f"m{n}" in replica.awaited for n in (0, 3, 4, 1_002)] == [False, False, True, True]
+
+
+def reloaded(replica: Replica) -> Replica:
+    """The replica after a restart of the device."""
+    records = {k: v for k, v in changed_records(None, replica).items() if v is not None}
+    return load_replica(records, replica.device_id).derived()
+
+
+@given(data=st.data(), history=strategies.histories(), prefix=st.booleans())
+def test_law_category_dismissal_on_a_device_takes_what_it_showed_and_nothing_else(
+    data: st.DataObject, history: strategies.History, prefix: bool
+) -> None:
+    """Compared with the same history without the dismissal, in what this device sees."""
+    told = data.draw(st.integers(0, len(history)))
+    own = data.draw(st.lists(strategies.messages(("own1", "own2")), max_size=2))
+    acknowledged = data.draw(st.integers(0, len(own)))
+    dismissal = dismiss_category("user", data.draw(strategies.categories), prefix=prefix)
+    machine = MemoryStateMachine(ManualClock(NOW))
+    consumed = [stamp(message, 0) for message in history]
+
+    replica = Replica(DEVICE)
+    run(machine.consume_messages(consumed[:told]))
+    replica = synced(replica, machine)
+    run(machine.consume_messages(consumed[told:]))
+    for message in own:
+        with suppress(Conflict):
+            replica = replica.write(message, NOW)
+    replica = acknowledged_by(machine, replica, acknowledged)
+    shown = {id_ for id_, item in replica.visible(NOW).items() if matches(dismissal, item)}
+    dismissed = replica.dismiss_category(dismissal, NOW)
+
+    without = MemoryStateMachine(ManualClock(NOW))
+    run(without.consume_messages([*consumed, *outbox_of(replica)]))
+    run(machine.consume_messages(dismissed.unsent()))
+    expected = [i.msg_id for i in run(without.state("user", DEVICE)) if i.msg_id not in shown]
+    assert [i.msg_id for i in run(machine.state("user", DEVICE))] == expected
+
+
+def run(awaitable: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(awaitable)
+
+
+def synced(replica: Replica, machine: MemoryStateMachine) -> Replica:
+    sync = run(machine.sync("user", DEVICE, 0))
+    assert isinstance(sync.content, Snapshot)
+    return replica.apply_snapshot(sync.content, sync.cursor)
+
+
+def acknowledged_by(machine: MemoryStateMachine, replica: Replica, count: int) -> Replica:
+    """The replica after the first messages of its outbox are stored, and not yet sent back."""
+    window = replica.unsent()[:count]
+    outcomes = run(machine.consume_messages(window))
+    return replica.apply_results(list(zip(window, map(Result.of, outcomes), strict=True)))
+
+
+def outbox_of(replica: Replica) -> list[InBandMessage]:
+    entries = sorted(replica.outbox.values(), key=lambda entry: entry.number)
+    return [stamp(entry.message, 0) for entry in entries]
+
+
+def matches(message: InBandMessage, item: Item) -> bool:
+    return message.dismissal is not None and dismisses(message.dismissal, item)
+
+
+def test_category_dismissal_is_idempotent_and_conflicts_with_another() -> None:
+    dismissal = dismiss_category("u", "mail", msg_id="d")
+    replica = Replica(DEVICE).dismiss_category(dismissal, 10)
+    later = replica.apply([stamp(create("u", "mail"), 10)], 10)
+    assert later.dismiss_category(dismissal, 20) == later
+    with pytest.raises(Conflict):
+        later.dismiss_category(dismiss_category("u", "chat", msg_id="d"), 20)
+
+
 def test_dismissals_leave_nothing_while_connected() -> None:
     """Neither those of items that were held, nor those of other devices' items, nor ranges."""
     replica = Replica(DEVICE)
@@ -309,8 +398,8 @@ def test_dismissals_leave_nothing_while_connected() -> None:
 def test_expired_items_are_forgotten_a_minute_later_by_what_a_node_told() -> None:
     """However often a device is told something, and whatever its own clock shows."""
     expiry = 100 * SECOND
-    brief = stamp(create("u", "typing", msg_id="m", expires=expiry), SECOND)
-    lasting = stamp(create("u", "typing", msg_id="n", expires=2 * expiry), SECOND + 1)
+    brief = stamp(create("u", "typing", msg_id="m", expires="99s"), SECOND)
+    lasting = stamp(create("u", "typing", msg_id="n", expires="199s"), SECOND + 1)
     replica = Replica(DEVICE).apply([brief, lasting], SECOND + 1)
     assert len(replica.synced(expiry + EXPIRY_GRACE - 1).facts.items) == 2
     assert list(replica.synced(expiry + EXPIRY_GRACE).facts.items) == ["n"]

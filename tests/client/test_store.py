@@ -6,9 +6,15 @@ import random
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gregor.client import Client, ClientStore, MemoryStore, SQLiteStore
 from gregor.client.connection import Transport
@@ -17,7 +23,9 @@ from gregor.client.replica import Replica
 from gregor.client.store import changed_records, load_replica
 from gregor.core.instant import TimeOrOffset
 from gregor.core.message import InBandMessage, create
-from gregor.errors import Action, SetupError
+from gregor.errors import Action, Conflict, InvalidMessage, SetupError, TooLarge
+from gregor.testing import strategies
+from tests.client.harness import client_harness, on_virtual_time
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -97,12 +105,127 @@ async def test_store_of_another_user_is_refused() -> None:
             pass
 
 
-async def test_invalid_records_are_refused() -> None:
+# Records that cannot be read
+
+UNREADABLE_RECORDS = {
+    "not JSON": b"{",
+    "not text": b'"\xff"',
+    "of another type": b"[1.5]",
+    "null": b"null",
+}
+
+
+@pytest.mark.parametrize("record", UNREADABLE_RECORDS.values(), ids=UNREADABLE_RECORDS)
+async def test_record_that_cannot_be_read_costs_only_itself(
+    record: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "device.db"
+    async with offline_client(SQLiteStore(path)) as client:
+        for msg_id in ("lost", "kept"):
+            await client.create("notes", msg_id=msg_id)
+    damage(path, "outbox", "lost", record)
+    for _ in range(2):  # it is reported again by each client
+        async with offline_client(SQLiteStore(path)) as client:
+            assert [message.msg_id for message in client.replica.unsent()] == ["kept"]
+            assert list(client.set_aside) == [("outbox", "lost")]
+            assert client.status.set_aside == 1
+    assert "set aside kind='outbox' name='lost'" in caplog.text
+
+
+KINDS = ("device", "item", "outbox", "hidden", "rejected")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@on_virtual_time
+async def test_device_recovers_from_an_unreadable_record_of_each_kind(kind: str) -> None:
     store = MemoryStore()
-    await store.save({("device", ""): b'{"device_id": 7}'})
-    with pytest.raises(SetupError, match="damaged"):
-        async with offline_client(store):
-            pass
+    async with client_harness() as harness:
+        await harness.inject(create("alice", "mail", msg_id="m"), create("alice", "x", msg_id="r"))
+        async with harness.device(store=store) as laptop:
+            await laptop.wait_synced()
+            await laptop.hide("m")
+            await laptop.create("conflicting", msg_id="r")
+            await laptop.flush()
+            harness.server.reachable = False
+            harness.server.cut_all()
+            await laptop.create("note", msg_id="n")
+        key = next(key for key in store.records if key[0] == kind)
+        store.records[key] = b"[1.5]"
+        harness.server.reachable = True
+        async with harness.device(store=store) as laptop:
+            assert list(laptop.set_aside) == [key]
+            await laptop.wait_synced()
+            await laptop.flush()
+            await asyncio.sleep(1)
+            state = await harness.state()
+            hidden = laptop.replica.hidden
+            shown = [item.msg_id for item in laptop.state()]
+            assert shown == [item.msg_id for item in state if item.msg_id not in hidden]
+        assert store.records["set_aside", "/".join(key)] == b"[1.5]"
+        assert load_replica(store.records, "laptop").uid == "alice"
+
+
+def damage(path: Path, kind: str, name: str, record: bytes) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute(
+            "UPDATE records SET json = CAST(? AS TEXT) WHERE (kind, name) = (?, ?)",
+            (record, kind, name),
+        )
+    connection.close()
+
+
+# Whatever is accepted can be read back
+
+texts = st.text(max_size=5) | st.sampled_from(["", "a\0", "\ud83d", "x" * 300, "."])
+values: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | texts | st.binary(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(texts | st.integers(), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+times = values | st.sampled_from(["1s", "0s", "P1D", "90s", "2027-01-01T00:00:00Z", "-1h"])
+some_ids = st.lists(st.sampled_from(["m1", "m2", 7]) | values, max_size=3)
+writes = st.one_of(
+    st.tuples(st.just("create"), st.tuples(texts, values), st.fixed_dictionaries(
+        {}, optional={"expires": times, "device_id": values, "msg_id": values})),
+    st.tuples(st.just("replace"), st.tuples(texts, values), st.fixed_dictionaries(
+        {}, optional={"expires": times, "this_device": values})),
+    st.tuples(st.just("dismiss"), some_ids, st.just({})),
+    st.tuples(st.just("hide"), st.tuples(values), st.just({})),
+    st.tuples(st.just("dismiss_category"), st.tuples(texts | values), st.fixed_dictionaries(
+        {}, optional={"prefix": values, "end_time": times, "skip_msg_ids": some_ids | values})),
+    st.tuples(st.just("write"), st.tuples(strategies.messages() | values), st.just({})),
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(writes, max_size=6))
+def test_law_whatever_is_accepted_is_read_back(
+    written: list[tuple[str, Sequence[Any], dict[str, Any]]],
+) -> None:
+    with TemporaryDirectory() as folder:
+        asyncio.run(_write_and_reopen(Path(folder, "device.db"), written))
+
+
+async def _write_and_reopen(
+    path: Path, written: list[tuple[str, Sequence[Any], dict[str, Any]]]
+) -> None:
+    async with offline_client(SQLiteStore(path)) as client:
+        for method, arguments, options in written:
+            with suppress(InvalidMessage, TooLarge, Conflict):
+                await getattr(client, method)(*arguments, **options)
+        before = client.replica
+    async with offline_client(SQLiteStore(path)) as client:
+        assert client.replica.outbox == before.outbox
+        assert client.replica.hidden == before.hidden
+        assert not client.set_aside
+        assert [item.body for item in client.state()] == [
+            item.body for item in before.state(client.state().as_of)
+        ]
+
+
+# Records and changes
 
 
 async def test_only_changed_records_are_saved() -> None:

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 
 from gregor.core.facts import Facts
+from gregor.core.instant import TimeOrOffset
 from gregor.core.message import InBandMessage, create, dismiss, dismiss_category, replace
 from tests.steps import python_steps
 
@@ -39,8 +40,9 @@ def test_range_costs_the_items_that_it_dismisses_not_those_of_its_category() -> 
         facts = Facts().replay_all(
             create("u", "a", msg_id=f"i{n}").stamp(n + 1, n) for n in range(size)
         )
+        eighth = TimeOrOffset(offset=8 - (size + 1))
         return python_steps(
-            lambda: facts.replay(dismiss_category("u", "a", end_time=8).stamp(size + 1, size))
+            lambda: facts.replay(dismiss_category("u", "a", end_time=eighth).stamp(size + 1, size))
         )
 
     assert cost(1_000) < 2 * cost(100)

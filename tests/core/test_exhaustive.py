@@ -6,6 +6,7 @@ from itertools import product
 from gregor.core.facts import Facts
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import (
+    Creation,
     DeviceID,
     Dismissal,
     InBandMessage,
@@ -14,6 +15,7 @@ from gregor.core.message import (
     create,
     dismiss,
     dismiss_category,
+    raw,
     replace,
 )
 from gregor.core.sync import EXPIRY_GRACE, After, Since
@@ -39,19 +41,23 @@ def update(index: int) -> InBandMessage:
         "u",
         id_of(index),
         device_id="d1",
-        creation=create("u", "a.b", expires=TimeOrOffset(time=45)).creation,
+        creation=Creation("a.b", raw(None), TimeOrOffset(time=45)),
         dismissal=Dismissal((id_of(index - 1),), ranges),
     )
 
 
 ALPHABET: tuple[MessageMaker, ...] = (
     lambda index: create("u", "a", msg_id=id_of(index)),
-    lambda index: create("u", "b", expires=TimeOrOffset(offset=15), msg_id=id_of(index)),
+    lambda index: InBandMessage(
+        "u", id_of(index), creation=Creation("b", raw(None), TimeOrOffset(offset=15))
+    ),
     lambda index: dismiss("u", id_of(index - 1), msg_id=id_of(index)),
     lambda index: dismiss("u", id_of(index + 1), "never created", msg_id=id_of(index)),
     lambda index: dismiss_category("u", "b", msg_id=id_of(index)),
-    lambda index: dismiss_category(
-        "u", "a", prefix=True, end_time=30, skip_msg_ids=("m1",), msg_id=id_of(index)
+    lambda index: InBandMessage(
+        "u",
+        id_of(index),
+        dismissal=Dismissal(ranges=(Range("a", TimeOrOffset(time=30), ("m1",), prefix=True),)),
     ),
     lambda index: replace("u", "a", index, msg_id=id_of(index)),
     update,

@@ -6,6 +6,8 @@ occur exactly once in the file), the buggy text, and the test that must fail.
 
 from typing import NamedTuple
 
+ADMISSION = "tests/core/test_admission.py::"
+ARGUMENTS = "tests/client/test_arguments.py::"
 EXHAUSTIVE = "tests/core/test_exhaustive.py::"
 VECTORS = "tests/core/test_vectors.py::"
 MEMORY = "tests/conformance/test_state_machines.py::TestMemory::"
@@ -15,6 +17,7 @@ POSTGRESQL = "tests/conformance/test_postgresql.py::"
 SERVER_SESSION = "tests/protocol/test_server_session.py::"
 CLIENT_SESSION = "tests/protocol/test_client_session.py::"
 BROADCASTER = "tests/consumers/test_broadcaster.py::"
+STORE = "tests/client/test_store.py::"
 REPLICA = "tests/client/test_replica.py::"
 OUTSIDE = "tests/client/test_outside.py::"
 NODE_CLOCK = "tests/client/test_node_clock.py::"
@@ -314,6 +317,86 @@ MUTATIONS = [
         "**PLANNER_SETTINGS,",
         "",
         "tests/stores/test_cost.py::test_d15_cost_does_not_grow_with_history_on_postgresql",
+    ),
+    # What is admitted
+    Mutation(
+        "seconds taken for microseconds are admitted",
+        "core/admission.py",
+        "instant.time < EARLIEST_TIME",
+        "instant.time < 0",
+        ADMISSION + "test_seconds_and_milliseconds_taken_for_microseconds_are_refused",
+    ),
+    Mutation(
+        "what a sender's message says is not checked for admission",
+        "core/message.py",
+        """        check_admission(message)
+""",
+        """        pass
+""",
+        ADMISSION + "test_dots_that_no_url_can_contain_are_no_ids",
+    ),
+    Mutation(
+        "a string is taken as a list of ids",
+        "core/arguments.py",
+        "isinstance(values, str | bytes | bytearray | Mapping)",
+        "isinstance(values, bytes | bytearray | Mapping)",
+        ARGUMENTS + "test_wrong_type_of_each_public_parameter_is_refused_by_name",
+    ),
+    Mutation(
+        "NaN in a body becomes null",
+        "core/arguments.py",
+        "case float() if -_INFINITY < value < _INFINITY:",
+        "case float():",
+        ARGUMENTS + "test_wrong_type_of_each_public_parameter_is_refused_by_name",
+    ),
+    Mutation(
+        "a bool is taken as an integer",
+        "core/admission.py",
+        " and (type(value) is not bool or bool in types)",
+        "",
+        ARGUMENTS + "test_message_made_of_wrong_parts_is_refused_by_name",
+    ),
+    Mutation(
+        "one record that cannot be read makes a device's store unusable",
+        "client/client.py",
+        "aside = set_aside(records)",
+        "aside: dict[Key, bytes] = {}",
+        STORE + "test_record_that_cannot_be_read_costs_only_itself",
+    ),
+    Mutation(
+        "a record that is set aside is dropped",
+        "client/store.py",
+        'changes |= {(kind, name): None, (_ASIDE, f"{kind}/{name}"): record}',
+        "changes |= {(kind, name): None}",
+        STORE + "test_record_that_cannot_be_read_costs_only_itself",
+    ),
+    Mutation(
+        "a device's dismissal of a category takes what the device has not been told",
+        "client/replica.py",
+        "return self.write(msgspec.structs.replace(message, dismissal=seen), now)",
+        "return self.write(message, now)",
+        REPLICA + "test_law_category_dismissal_on_a_device_takes_what_it_showed_and_nothing_else",
+    ),
+    Mutation(
+        "a device's dismissal of a category spares its own items beyond the cursor",
+        "client/replica.py",
+        "if i.ctime > self.cursor and dismisses(dismissal, i)",
+        "if i.ctime < self.cursor and dismisses(dismissal, i)",
+        REPLICA + "test_law_category_dismissal_on_a_device_takes_what_it_showed_and_nothing_else",
+    ),
+    Mutation(
+        "hiding an item that has not arrived is forgotten",
+        "client/replica.py",
+        "awaited=_without(awaited, surplus),",
+        "awaited=self.awaited,",
+        REPLICA + "test_item_that_is_hidden_before_it_arrives_is_never_shown",
+    ),
+    Mutation(
+        "an id that cannot be read back is hidden",
+        "client/client.py",
+        'id_ = arguments.known_id("msg_id", msg_id, MAX_MSG_ID)',
+        "id_ = str(msg_id)",
+        STORE + "test_law_whatever_is_accepted_is_read_back",
     ),
     # The core
     Mutation(

@@ -513,7 +513,6 @@ async def test_invalid_cursor_is_rejected(shared: Served, cursor: str) -> None:
         "#",
         "a\nb",
         "a+b",
-        "..",
         "a;b",
     ],
 )
@@ -569,3 +568,24 @@ async def test_unsupported_method_answers_405_with_allowed_methods(
 
 async def test_front_page_lists_endpoints(shared: Served) -> None:
     assert "/v1/messages" in (await shared.http.get("/")).text
+
+
+@pytest.mark.parametrize("seconds", [1, 1_767_225_600, 1_767_225_600_000])
+async def test_query_for_seconds_or_milliseconds_is_refused_with_a_hint(
+    shared: Served, seconds: int
+) -> None:
+    for path in (f"u/state?at={seconds}", f"u/messages?since={seconds}"):
+        answer = await shared.http.get(f"/v1/users/{path}")
+        assert answer.status_code == 422
+        assert "microseconds" in answer.json()["detail"]
+    assert (await shared.http.get("/v1/users/u/messages?since=0")).status_code == 200
+
+
+async def test_dots_are_no_ids_in_any_place_of_a_request(shared: Served) -> None:
+    for fields in ({"uid": ".."}, {"uid": "u", "msg_id": "."}, {"uid": "u", "device_id": ".."}):
+        message = {**fields, "creation": {"category": "c", "body": 1}}
+        answer = await shared.http.post("/v1/messages", json=message)
+        assert (answer.status_code, answer.json()["field"]) == (422, list(fields)[-1])
+    message = {"msg_id": "m", "creation": {"category": "c", "body": 1}}
+    answer = await shared.http.post("/v1/messages", json={"uids": ["a", ".."], "message": message})
+    assert [result["status"] for result in answer.json()["results"]] == ["stored", "rejected"]

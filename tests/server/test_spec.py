@@ -10,10 +10,10 @@ import msgspec
 import pytest
 from msgspec import Struct
 
+from gregor.core.arguments import MAX_DEPTH
 from gregor.core.instant import TimeOrOffset
 from gregor.core.message import (
     MAX_BODY,
-    MAX_DEPTH,
     Creation,
     Dismissal,
     InBandMessage,

@@ -176,6 +176,7 @@ async def test_repeated_message_is_duplicate_and_other_contents_are_conflict(
                 creation(msg_id="m", body={"b": 2, "a": 1}), creation(msg_id="m", body="else")
             )
         )["results"]
+        assert first.pop("dismissed") == 0
         assert repeated == {**first, "status": "duplicate"}
         assert (other["status"], other["error"]["code"]) == ("rejected", "conflict")
         await device.assert_usable()

@@ -367,7 +367,7 @@ class SimulatedDevice:
         ):
             case "create":
                 expires = (
-                    timedelta(seconds=simulation.rng.randrange(60))
+                    timedelta(seconds=simulation.rng.randrange(1, 60))
                     if simulation.chance(0.3)
                     else None
                 )
@@ -643,7 +643,7 @@ class Simulation:
             case "again" if known:
                 return next(message for message in self._sent if message.msg_id == known[0])
             case _:
-                expires = timedelta(seconds=self.rng.randrange(60)) if self.chance(0.3) else None
+                expires = timedelta(seconds=self.rng.randrange(1, 60)) if self.chance(0.3) else None
                 scope = f"d{self.rng.randrange(3)}" if self.chance(0.3) else None
                 return create(
                     uid,

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import pytest
 
-from gregor.core.instant import SECOND
+from gregor.core.instant import SECOND, TimeOrOffset
 from gregor.core.message import InBandMessage, create, dismiss, dismiss_category, replace
 from gregor.core.sync import Since
 from gregor.stores.sql.database import DatabaseConnection
@@ -55,7 +55,9 @@ async def with_history(url: str, length: int, work: Callable[[DatabaseConnection
         async with SQLStateMachine(database, lambda: NOW) as machine:
             for _ in range(length // 10):
                 await machine.consume_messages([replace("u", "badge", n) for n in range(9)])
-                await machine.consume_message(create("u", "expired", expires=NOW - DAY))
+                await machine.consume_message(
+                    create("u", "expired", expires=TimeOrOffset(time=NOW - DAY))
+                )
         return await database.write(work)
 
 

@@ -77,6 +77,8 @@ class DeviceRun:
         match given:
             case {"write": message}:
                 return self._write(in_band(message))
+            case {"dismiss_category": message}:
+                return self._dismiss_category(in_band(message))
             case {"hide": msg_id}:
                 self._change(self.replica.hide(msg_id))
             case {"discard": msg_ids}:
@@ -102,6 +104,13 @@ class DeviceRun:
     def _write(self, message: InBandMessage) -> dict[str, JSON]:
         try:
             self._change(self.replica.write(message, self._now), [message])
+        except Conflict as error:
+            return {"error": error.code}
+        return {}
+
+    def _dismiss_category(self, message: InBandMessage) -> dict[str, JSON]:
+        try:
+            self._change(self.replica.dismiss_category(message, self._now), [message])
         except Conflict as error:
             return {"error": error.code}
         return {}

@@ -42,6 +42,10 @@ class Story:
         written = {k: v for k, v in plain(message).items() if k != "uid"}
         self._feed({"write": written})
 
+    async def dismiss_category(self, message: InBandMessage) -> None:
+        written = {k: v for k, v in plain(message).items() if k != "uid"}
+        self._feed({"dismiss_category": written})
+
     async def hide(self, msg_id: str) -> None:
         self._feed({"hide": msg_id})
 
@@ -266,6 +270,45 @@ async def category_is_dismissed_with_all_below_its_prefix(s: Story) -> None:
 
 
 @story
+async def category_dismissed_offline_leaves_what_arrived_meanwhile(s: Story) -> None:
+    await s.backend(create(USER, "chat", "seen", msg_id="a"))
+    await s.connect()
+    await s.deliver()
+    await s.disconnect()
+    await s.write(create(USER, "chat", "written here", msg_id="n"))
+    await s.dismiss_category(dismiss_category(USER, "chat", msg_id="d"))
+    await s.backend(create(USER, "chat", "never seen", msg_id="b"))
+    await s.connect()
+    await s.deliver()
+
+
+@story
+async def category_dismissal_names_acknowledged_items_that_the_feed_has_not_brought(
+    s: Story,
+) -> None:
+    await s.connect()
+    await s.deliver()
+    await s.write(create(USER, "chat.room", 1, msg_id="n"))
+    ctime = s.now + 5
+    result = {"status": "stored", "uid": USER, "msg_id": "n", "ctime": ctime}
+    await s.receive({"type": "ack", "n": 1, "results": [result]})
+    await s.write(create(USER, "chat.room", 2, msg_id="kept"))
+    skipping = dismiss_category(USER, "chat.", prefix=True, skip_msg_ids=["kept"], msg_id="d")
+    await s.dismiss_category(skipping)
+    await s.dismiss_category(skipping)
+    await s.dismiss_category(dismiss_category(USER, "mail", msg_id="d"))
+
+
+@story
+async def category_dismissed_before_the_first_sync_takes_own_items_only(s: Story) -> None:
+    await s.backend(create(USER, "chat", "not yet seen", msg_id="a"))
+    await s.write(create(USER, "chat", "written here", msg_id="n"))
+    await s.dismiss_category(dismiss_category(USER, "chat", msg_id="d"))
+    await s.connect()
+    await s.deliver()
+
+
+@story
 async def rejected_write_is_no_longer_shown_and_holds_up_nothing(s: Story) -> None:
     await s.backend(create(USER, "chat", "theirs", msg_id="taken"))
     await s.write(create(USER, "notes", 1, msg_id="before"))
@@ -311,6 +354,20 @@ async def hidden_item_is_dismissed_here_only_and_forgotten_with_its_item(s: Stor
     await s.hide("unknown")
     await s.restart()
     await s.connect()
+    await s.deliver()
+    await s.backend(dismiss(USER, "a", msg_id="d"))
+    await s.deliver()
+
+
+@story
+async def item_hidden_before_it_arrives_is_never_shown(s: Story) -> None:
+    await s.connect()
+    await s.deliver()
+    await s.hide("a")
+    await s.restart()
+    await s.connect()
+    await s.deliver()
+    await s.backend(create(USER, "chat", 1, msg_id="a"), create(USER, "chat", 2, msg_id="b"))
     await s.deliver()
     await s.backend(dismiss(USER, "a", msg_id="d"))
     await s.deliver()

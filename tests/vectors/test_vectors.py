@@ -20,7 +20,8 @@ from gregor.client import (
     Synced,
     WriteRejected,
 )
-from gregor.core.instant import SECOND
+from gregor.core.instant import SECOND, TimeOrOffset
+from gregor.core.message import InBandMessage
 from gregor.errors import Conflict, HistoryForgotten
 from gregor.testing import virtual_time
 from tests.vectors import FILES, SPEC
@@ -154,13 +155,16 @@ class ClientRun:
                     await self.client.write(in_band(message))
                 except Conflict as error:
                     return {"error": error.code}
+            case {"dismiss_category": message}:
+                return await self._dismiss_category(in_band(message))
             case {"hide": msg_id}:
                 await self.client.hide(msg_id)
             case {"discard": msg_ids}:
                 await self.client.discard(*msg_ids)
             case {"state": at}:
                 try:
-                    return {"state": [item.msg_id for item in self.client.state(at)]}
+                    state = self.client.state(TimeOrOffset(time=at))
+                    return {"state": [item.msg_id for item in state]}
                 except HistoryForgotten as error:
                     return {"state": error.code}
             case {"connect": {}}:
@@ -172,6 +176,20 @@ class ClientRun:
                 await self.open()
             case {"frame": frame}:
                 self._transport.received.put_nowait(frame_text(frame))
+        return {}
+
+    async def _dismiss_category(self, message: InBandMessage) -> dict[str, JSON]:
+        assert message.dismissal is not None
+        (range_,) = message.dismissal.ranges
+        try:
+            await self.client.dismiss_category(
+                range_.category,
+                range_.prefix,
+                skip_msg_ids=range_.skip_msg_ids,
+                msg_id=message.msg_id,
+            )
+        except Conflict as error:
+            return {"error": error.code}
         return {}
 
 

@@ -27,6 +27,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Raw, Struct, field
 
+from gregor.core.admission import SHORTEST_EXPIRY
 from gregor.core.instant import TimeOrOffset
 from gregor.core.message import Creation, Dismissal, InBandMessage, Range
 from gregor.errors import GregorError, SetupError
@@ -38,11 +39,11 @@ class Create(Struct, frozen=True, forbid_unknown_fields=True):
     expires: TimeOrOffset | None = None
 
     def creation(self, t: int) -> Creation:
-        # An item that expires before its creation expires at its creation.
+        # No server admits an expiry at the creation or before it, which this line may have.
         expires = (
             None
             if self.expires is None
-            else TimeOrOffset(offset=max(0, offset_from_line(self.expires, t)))
+            else TimeOrOffset(offset=max(SHORTEST_EXPIRY, offset_from_line(self.expires, t)))
         )
         return Creation(self.category, self.raw_body, expires)
 

@@ -15,16 +15,23 @@ import msgspec
 from msgspec import Raw, Struct
 
 from gregor.backoff import Backoff, retry_after
-from gregor.core.instant import Time, as_time_or_offset
+from gregor.core import arguments
+from gregor.core.admission import check_type
+from gregor.core.instant import Time
 from gregor.core.message import (
     MAX_BATCH,
+    MAX_CATEGORY,
+    MAX_DEVICE_ID,
+    MAX_UID,
     UID,
+    AnyID,
     Category,
     DeviceID,
     InBandMessage,
     Message,
     MsgID,
     When,
+    as_message,
 )
 from gregor.errors import (
     Action,
@@ -41,7 +48,7 @@ from gregor.protocol.answers import (
     Results,
     StateAnswer,
 )
-from gregor.protocol.frames import Result
+from gregor.protocol.frames import MAX_TOKEN, Result
 from gregor.protocol.requests import MAX_REQUEST, MAX_USERS, BatchRequest, MultiUserRequest
 
 MAX_ATTEMPTS = 6
@@ -90,19 +97,20 @@ class Call(Struct, Generic[T], frozen=True):
 
 
 def inject(message: Message) -> Call[Results]:
-    return _post(msgspec.json.encode(message), [_sent(message)])
+    return _post(msgspec.json.encode(as_message("message", message)), [_sent(message)])
 
 
 def inject_many(messages: Iterable[Message]) -> Iterator[Call[Results]]:
     """As many calls as the messages need, in order."""
-    for batch in _batches(messages):
+    for batch in _batches(arguments.many("messages", messages)):
         contents = BatchRequest(tuple(encoded for _, encoded in batch))
         yield _post(msgspec.json.encode(contents), [_sent(message) for message, _ in batch])
 
 
-def inject_for_many(uids: Iterable[UID], message: Message) -> Iterator[Call[Results]]:
+def inject_for_many(uids: Iterable[AnyID], message: Message) -> Iterator[Call[Results]]:
     """As many calls as the users need, in order."""
-    remaining = iter(uids)
+    as_message("message", message)
+    remaining = (arguments.identifier("uids", uid, MAX_UID) for uid in arguments.many("uids", uids))
     while batch := tuple(islice(remaining, MAX_USERS)):
         contents = MultiUserRequest(batch, _without_uid(message))
         sent = _sent(message)
@@ -166,11 +174,12 @@ def _require(matching: bool) -> None:
         raise MismatchedAnswer("the server's answer is that to another request")
 
 
-def _batches(messages: Iterable[Message]) -> Iterator[Sequence[tuple[Message, Raw]]]:
+def _batches(messages: Iterable[object]) -> Iterator[Sequence[tuple[Message, Raw]]]:
     """The messages, each with its JSON, in batches of at most MAX_BATCH and MAX_REQUEST bytes."""
     batch: list[tuple[Message, Raw]] = []
     size = EMPTY_BATCH_BYTES
-    for message in messages:
+    for value in messages:
+        message = as_message("messages", value)
         encoded = msgspec.json.encode(message)
         added = len(encoded) + len(",")
         if batch and (len(batch) == MAX_BATCH or size + added > MAX_REQUEST):
@@ -185,28 +194,35 @@ def _batches(messages: Iterable[Message]) -> Iterator[Sequence[tuple[Message, Ra
 # Read
 
 
-def state(uid: UID, device_id: DeviceID | None, at: When, prefix: Category) -> Call[StateAnswer]:
+def state(uid: AnyID, device_id: AnyID | None, at: When, prefix: Category) -> Call[StateAnswer]:
     path = _user(uid, "state")
-    given = _given(device_id=device_id, at=_text(at), prefix=prefix)
+    given = _given(device_id=_device(device_id), at=_text("at", at), prefix=_prefix(prefix))
     return Call("GET", path, _state.decode, given)
 
 
-def count(uid: UID, prefixes: Sequence[Category], device_id: DeviceID | None) -> Call[CountAnswer]:
+def count(uid: AnyID, prefixes: Sequence[Category], device_id: AnyID | None) -> Call[CountAnswer]:
     path = _user(uid, "count")
-    read = partial(_read_count, prefixes or ("",))
-    return Call("GET", path, read, _given(device_id=device_id, prefix=prefixes))
+    given = _given(
+        device_id=_device(device_id), prefix=tuple(_prefix(p, "prefixes") for p in prefixes)
+    )
+    return Call("GET", path, partial(_read_count, prefixes or ("",)), given)
 
 
 def messages(
-    uid: UID, device_id: DeviceID | None, since: When, after: Time | None, limit: int | None
+    uid: AnyID, device_id: AnyID | None, since: When, after: Time | None, limit: int | None
 ) -> Call[MessagesAnswer]:
     if since is not None and after is not None:
-        raise InvalidMessage("give `after`, a cursor, or `since`, an instant, but not both")
+        raise InvalidMessage(
+            "give `after`, a cursor, or `since`, an instant, but not both", field="after"
+        )
     path = _user(uid, "messages")
     given = _given(
-        device_id=device_id, since=_text(since), after=_number(after), limit=_number(limit)
+        device_id=_device(device_id),
+        since=_text("since", since),
+        after=None if after is None else str(arguments.cursor("after", after)),
+        limit=None if limit is None else str(arguments.positive_number("limit", limit, int)),
     )
-    return Call("GET", path, partial(_read_messages, uid), given)
+    return Call("GET", path, partial(_read_messages, _uid(uid)), given)
 
 
 def _read_count(prefixes: Sequence[Category], content: bytes) -> CountAnswer:
@@ -221,20 +237,28 @@ def _read_messages(uid: UID, content: bytes) -> MessagesAnswer:
     return answer
 
 
-def _user(uid: UID, resource: str) -> str:
-    return f"/v1/users/{quote(uid, safe='')}/{resource}"
+def _user(uid: AnyID, resource: str) -> str:
+    return f"/v1/users/{quote(_uid(uid), safe='')}/{resource}"
+
+
+def _uid(uid: AnyID) -> UID:
+    return arguments.identifier("uid", uid, MAX_UID)
+
+
+def _device(device_id: AnyID | None) -> DeviceID | None:
+    return arguments.optional_identifier("device_id", device_id, MAX_DEVICE_ID)
+
+
+def _prefix(prefix: Category, name: str = "prefix") -> Category:
+    return arguments.prefix(name, prefix, MAX_CATEGORY)
 
 
 def _given(**parameters: str | Sequence[str] | None) -> dict[str, str | Sequence[str]]:
     return {name: value for name, value in parameters.items() if value not in (None, ())}
 
 
-def _number(number: int | None) -> str | None:
-    return None if number is None else str(number)
-
-
-def _text(when: When) -> str | None:
-    instant = as_time_or_offset(when)
+def _text(name: str, when: When) -> str | None:
+    instant = arguments.query_time(name, when)
     return None if instant is None else instant.text
 
 
@@ -336,7 +360,8 @@ def _not_gregor(response: httpx.Response) -> str:
 
 def server_url(url: str) -> httpx.URL:
     """Raises SetupError if it is not the URL of a server."""
-    with suppress(httpx.InvalidURL):
+    check_type("url", url, str)
+    with suppress(httpx.InvalidURL, UnicodeError):
         parsed = httpx.URL(url)
         if parsed.scheme in ("http", "https") and parsed.host:
             return parsed
@@ -344,4 +369,8 @@ def server_url(url: str) -> httpx.URL:
 
 
 def authorization(token: str | None) -> dict[str, str]:
-    return {} if token is None else {"Authorization": f"Bearer {token}"}
+    if token is None:
+        return {}
+    if not (arguments.text("token", token, MAX_TOKEN).isascii() and token.isprintable()):
+        raise InvalidMessage("`token` has characters that no HTTP header takes", field="token")
+    return {"Authorization": f"Bearer {token}"}

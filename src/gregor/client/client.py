@@ -10,10 +10,12 @@ import logging
 import random
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from itertools import chain
 from typing import Any, NamedTuple, Self
+
+import msgspec
 
 from gregor.client.connection import Connect, Connection, Operation, Token
 from gregor.client.events import Event, Subscription, WriteRejected
@@ -22,24 +24,42 @@ from gregor.client.outside import call_outside
 from gregor.client.own_loop import OwnLoop
 from gregor.client.replica import Replica, events_between, new_rejections
 from gregor.client.status import Status
-from gregor.client.store import ClientStore, MemoryStore, changed_records, load_replica
+from gregor.client.store import (
+    DEVICE_KEY,
+    ClientStore,
+    Key,
+    MemoryStore,
+    Records,
+    changed_records,
+    load_replica,
+    records_aside,
+    set_aside,
+)
 from gregor.clock import now
+from gregor.core import arguments
 from gregor.core import message as factory
-from gregor.core.instant import SECOND, Time, as_time_or_offset
+from gregor.core.admission import check_type
+from gregor.core.instant import SECOND, Time
 from gregor.core.message import (
     JSON,
+    MAX_CATEGORY,
+    MAX_DEVICE_ID,
+    MAX_MSG_ID,
+    MAX_UID,
     UID,
+    AnyID,
     Category,
     DeviceID,
     InBandMessage,
     MsgID,
     System,
     When,
+    parse_message,
 )
 from gregor.core.state import Item, State
-from gregor.errors import GregorError, StorageUnavailable, Unavailable
+from gregor.errors import GregorError, InvalidMessage, StorageUnavailable, Unavailable
 from gregor.log_event import LogEvent
-from gregor.protocol.frames import Problem
+from gregor.protocol.frames import MAX_TOKEN, Problem
 
 log = logging.getLogger("gregor.client")
 
@@ -74,6 +94,9 @@ class Client:
     `reconnect` begins again. If `uid` is given and the store belongs to another user, opening
     raises SetupError.
 
+    Arguments are checked when they are given: InvalidMessage names the parameter. What is written
+    can be read back after a restart.
+
     A client belongs to the event loop in which it is opened. Calls from another one, or from
     another thread, raise WrongEventLoop; what is read without waiting can be read from anywhere.
     """
@@ -83,22 +106,24 @@ class Client:
         url: str,
         token: Token,
         *,
-        device_id: DeviceID,
-        uid: UID | None = None,
+        device_id: AnyID,
+        uid: AnyID | None = None,
         store: ClientStore | None = None,
         connect: Connect | None = None,
         clock: Callable[[], Time] = now,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        self._device_id = device_id
-        self._uid = uid
+        _check_parts(url, token, store, connect, clock, jitter)
+        self._device_id = arguments.identifier("device_id", device_id, MAX_DEVICE_ID)
+        self._uid = arguments.optional_identifier("uid", uid, MAX_UID)
         self._store: ClientStore = MemoryStore() if store is None else store
         self._wall_clock = clock
         self._clock = DeviceClock(clock, time.monotonic)
         self._own_loop = OwnLoop()
         self._saving_fails = False
         self._connection = Connection(self, connect or _websocket(url), token, jitter)
-        self._replica = Replica(device_id)
+        self._replica = Replica(self._device_id)
+        self._set_aside: Mapping[Key, bytes] = {}
         self._visible: dict[MsgID, Item] = {}
         self._refreshed_at: Time = 0
         self._pending_changes: list[_Change] = []
@@ -123,12 +148,12 @@ class Client:
         return self
 
     async def _restore(self) -> None:
-        records = await self._store.load()
+        records = await self._load_records()
         replica = load_replica(records, self._device_id)
         if self._uid is not None:
             replica = replica.owned_by(self._uid)
         changes = changed_records(
-            load_replica(records, self._device_id) if records else None, replica
+            load_replica(records, self._device_id) if DEVICE_KEY in records else None, replica
         )
         if changes:
             await self._store.save(changes)
@@ -136,6 +161,18 @@ class Client:
         monotonic = asyncio.get_running_loop().time
         self._clock = DeviceClock(self._wall_clock, monotonic, replica.clock_offset)
         self._refresh_visible(self._replica.shown.items)
+
+    async def _load_records(self) -> Records:
+        """The records of the store, after those that cannot be read have been set aside."""
+        records = await self._store.load()
+        aside = set_aside(records)
+        if aside:
+            await self._store.save(aside)
+            records = await self._store.load()
+        self._set_aside = records_aside(records)
+        for kind, name in self._set_aside:
+            log.error(LogEvent("a record cannot be read, and is set aside", kind=kind, name=name))
+        return records
 
     async def __aexit__(self, kind: type[BaseException] | None, *exc_info: Any) -> None:
         """Save the pending changes, then close. Unsent messages stay in the store."""
@@ -171,19 +208,19 @@ class Client:
         body: JSON = None,
         *,
         expires: When = None,
-        device_id: DeviceID | None = None,
+        device_id: AnyID | None = None,
         this_device: bool = False,
-        msg_id: MsgID | None = None,
+        msg_id: AnyID | None = None,
     ) -> MsgID:
         """Create an item on all devices of the user, or on one."""
-        scope = self._device_id if this_device else device_id
+        scope = self._scope(device_id, this_device)
         return await self.write(
             factory.create(
                 UNKNOWN_UID, category, body, expires=expires, device_id=scope, msg_id=msg_id
             )
         )
 
-    async def dismiss(self, *msg_ids: MsgID, msg_id: MsgID | None = None) -> MsgID:
+    async def dismiss(self, *msg_ids: AnyID, msg_id: AnyID | None = None) -> MsgID:
         """Dismiss items, on all devices."""
         return await self.write(factory.dismiss(UNKNOWN_UID, *msg_ids, msg_id=msg_id))
 
@@ -193,21 +230,25 @@ class Client:
         prefix: bool = False,
         *,
         end_time: When = None,
-        skip_msg_ids: Sequence[MsgID] = (),
-        msg_id: MsgID | None = None,
+        skip_msg_ids: Iterable[AnyID] = (),
+        msg_id: AnyID | None = None,
     ) -> MsgID:
         """Dismiss all items of a category, on all devices. With `prefix`: of all categories that
-        begin with it. Without `end_time`: all items that exist when the server stores this."""
-        return await self.write(
-            factory.dismiss_category(
-                UNKNOWN_UID,
-                category,
-                prefix=prefix,
-                end_time=end_time,
-                skip_msg_ids=skip_msg_ids,
-                msg_id=msg_id,
-            )
+        begin with it. Without `end_time`: all items that this device shows now or has shown, and
+        none that it has not yet been told of. With `end_time="0s"`: all that exist when the server
+        stores this."""
+        message = factory.dismiss_category(
+            UNKNOWN_UID,
+            category,
+            prefix=prefix,
+            end_time=end_time,
+            skip_msg_ids=skip_msg_ids,
+            msg_id=msg_id,
         )
+        if end_time is not None:
+            return await self.write(message)
+        await self.change(lambda replica, now: replica.dismiss_category(message, now), [message])
+        return message.msg_id
 
     async def replace(
         self,
@@ -215,12 +256,12 @@ class Client:
         body: JSON,
         *,
         expires: When = None,
-        device_id: DeviceID | None = None,
+        device_id: AnyID | None = None,
         this_device: bool = False,
-        msg_id: MsgID | None = None,
+        msg_id: AnyID | None = None,
     ) -> MsgID:
         """Make this the only item of its category: the last write wins."""
-        scope = self._device_id if this_device else device_id
+        scope = self._scope(device_id, this_device)
         return await self.write(
             factory.replace(
                 UNKNOWN_UID, category, body, expires=expires, device_id=scope, msg_id=msg_id
@@ -231,13 +272,23 @@ class Client:
         """Put a message into the outbox. Idempotent: writing the same message again changes
         nothing. Raises Conflict if the outbox has its msg_id with other contents, and
         InvalidMessage or TooLarge if no node can accept it."""
+        message = _admitted(message)
         await self.change(lambda replica, now: replica.write(message, now), [message])
         return message.msg_id
 
-    async def hide(self, msg_id: MsgID) -> None:
-        """Hide an item on this device only. Idempotent. The hidden id is forgotten once the item
-        no longer exists."""
-        await self.change(lambda replica, now: replica.hide(msg_id))
+    def _scope(self, device_id: AnyID | None, this_device: bool) -> AnyID | None:
+        if not arguments.flag("this_device", this_device):
+            return device_id
+        if device_id is not None:
+            raise InvalidMessage("give `device_id` or `this_device`, not both", field="device_id")
+        return self._device_id
+
+    async def hide(self, msg_id: AnyID) -> None:
+        """Hide an item on this device only. Idempotent. An item that has not arrived yet is hidden
+        when it comes: the last 1,000 such ids are kept. The hidden id is forgotten once the item no
+        longer exists."""
+        id_ = arguments.known_id("msg_id", msg_id, MAX_MSG_ID)
+        await self.change(lambda replica, now: replica.hide(id_))
 
     async def out_of_band(self, system: System, body: JSON = None) -> None:
         """Send an out-of-band message to the devices that are connected now: at once, and at most
@@ -248,9 +299,10 @@ class Client:
         message = factory.out_of_band(self._replica.uid or UNKNOWN_UID, system, body)
         await self._connection.send_out_of_band(message)
 
-    async def discard(self, *msg_ids: MsgID) -> None:
+    async def discard(self, *msg_ids: AnyID) -> None:
         """Remove rejected messages from `rejected()`. Idempotent."""
-        await self.change(lambda replica, now: replica.discard(msg_ids))
+        ids = arguments.known_ids("msg_ids", msg_ids, MAX_MSG_ID)
+        await self.change(lambda replica, now: replica.discard(ids))
 
     # Reading
 
@@ -259,14 +311,14 @@ class Client:
         Raises HistoryForgotten for a time before `replica.known_since`: when an item was dismissed
         that this device held, or the last sync."""
         now = self._now()
-        instant = as_time_or_offset(at)
+        instant = arguments.query_time("at", at)
         if instant is None:
             return self._replica.state(now)
         return self._replica.state_at(instant.after(now))
 
     def count(self, prefix: Category = "") -> int:
         """How many visible items have a category that begins with `prefix`."""
-        return self.state().count(prefix)
+        return self.state().count(arguments.prefix("prefix", prefix, MAX_CATEGORY))
 
     def rejected(self) -> list[WriteRejected]:
         """The messages that the node has rejected: the last 1,000, until they are discarded."""
@@ -291,6 +343,12 @@ class Client:
         return len(self._replica.unsent())
 
     @property
+    def set_aside(self) -> Mapping[Key, bytes]:
+        """Records of the store that could not be read, by kind and name. They are kept in the
+        store as they are, and have no effect; each is in the log when the client opens."""
+        return self._set_aside
+
+    @property
     def status(self) -> Status:
         """How this client is doing now. Its parts change one by one; Online, Offline and Synced say
         when to look again."""
@@ -302,6 +360,7 @@ class Client:
             self.unsent_count,
             self.last_error,
             connection.retry_at,
+            len(self._set_aside),
         )
 
     @property
@@ -511,6 +570,31 @@ class Client:
         """Wake the tasks in `_wait_until`, so that they check their conditions again."""
         self._condition_changed.set()
         self._condition_changed = asyncio.Event()
+
+
+def _check_parts(
+    url: object, token: object, store: object, connect: object, clock: object, jitter: object
+) -> None:
+    """Raise InvalidMessage for a part of the wrong type."""
+    check_type("url", url, str)
+    if not callable(token):
+        arguments.text("token", token, MAX_TOKEN)
+    if store is not None:
+        check_type("store", store, ClientStore)
+    if connect is not None:
+        arguments.function("connect", connect)
+    arguments.function("clock", clock)
+    arguments.function("jitter", jitter)
+
+
+def _admitted(message: object) -> InBandMessage:
+    """The message as a node reads it, which can be read back from the store as well. Raises what
+    the node would reject it with."""
+    if isinstance(message, InBandMessage):
+        read = parse_message(msgspec.json.encode(message))
+        if isinstance(read, InBandMessage):
+            return read
+    raise InvalidMessage("`message` must be an InBandMessage", field="message")
 
 
 def _websocket(url: str) -> Connect:

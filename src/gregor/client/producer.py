@@ -8,8 +8,9 @@ import asyncio
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import partial
+from types import NoneType
 from typing import Any, Generic, Self, TypeAlias, TypeVar, overload
 
 import httpx
@@ -25,9 +26,11 @@ from gregor.client.calls import (
     server_url,
 )
 from gregor.client.per_process import PerProcess
+from gregor.core import arguments
 from gregor.core import message as factory
+from gregor.core.admission import check_type
 from gregor.core.instant import Time
-from gregor.core.message import JSON, UID, Category, DeviceID, Message, MsgID, System, When
+from gregor.core.message import JSON, AnyID, Category, Message, System, When
 from gregor.protocol.answers import CountAnswer, MessagesAnswer, StateAnswer
 from gregor.protocol.frames import Result
 
@@ -39,6 +42,14 @@ ACount = TypeVar("ACount")
 SomeMessages = TypeVar("SomeMessages")
 
 Awaited: TypeAlias = Coroutine[Any, Any, T]
+
+
+def _check_parts(timeout: object, max_attempts: object, sleep: object, jitter: object) -> None:
+    """Raise InvalidMessage for a part of the wrong type."""
+    arguments.positive_number("timeout", timeout, float)
+    arguments.positive_number("max_attempts", max_attempts, int)
+    arguments.function("sleep", sleep)
+    arguments.function("jitter", jitter)
 
 
 class BaseProducer(ABC, Generic[OneResult, ManyResults, AState, ACount, SomeMessages]):
@@ -53,39 +64,40 @@ class BaseProducer(ABC, Generic[OneResult, ManyResults, AState, ACount, SomeMess
     results, their uids and msg_ids), is retried like a connection error: what is returned as stored
     is stored. Other errors are raised at once, as the GregorError that the server names; one that
     is not a Gregor server's is an UnexpectedAnswer. `timeout` is in seconds, for each
-    attempt. A `url` that is not a server's raises SetupError.
+    attempt. A `url` that is not a server's raises SetupError. Arguments are checked when they are
+    given: InvalidMessage names the parameter, and nothing is sent.
     """
 
     # One message: returns its result, or raises the error that it was rejected with
 
     def create(
         self,
-        uid: UID,
+        uid: AnyID,
         category: Category,
         body: JSON = None,
         *,
         expires: When = None,
-        device_id: DeviceID | None = None,
-        msg_id: MsgID | None = None,
+        device_id: AnyID | None = None,
+        msg_id: AnyID | None = None,
     ) -> OneResult:
         """Create an item."""
         return self.send_one(
             factory.create(uid, category, body, expires=expires, device_id=device_id, msg_id=msg_id)
         )
 
-    def dismiss(self, uid: UID, *msg_ids: MsgID, msg_id: MsgID | None = None) -> OneResult:
+    def dismiss(self, uid: AnyID, *msg_ids: AnyID, msg_id: AnyID | None = None) -> OneResult:
         """Dismiss items by their ids."""
         return self.send_one(factory.dismiss(uid, *msg_ids, msg_id=msg_id))
 
     def dismiss_category(
         self,
-        uid: UID,
+        uid: AnyID,
         category: Category,
         prefix: bool = False,
         *,
         end_time: When = None,
-        skip_msg_ids: Sequence[MsgID] = (),
-        msg_id: MsgID | None = None,
+        skip_msg_ids: Iterable[AnyID] = (),
+        msg_id: AnyID | None = None,
     ) -> OneResult:
         """Dismiss all items of a category; with `prefix`, of all categories that begin with it."""
         return self.send_one(
@@ -101,13 +113,13 @@ class BaseProducer(ABC, Generic[OneResult, ManyResults, AState, ACount, SomeMess
 
     def replace(
         self,
-        uid: UID,
+        uid: AnyID,
         category: Category,
         body: JSON,
         *,
         expires: When = None,
-        device_id: DeviceID | None = None,
-        msg_id: MsgID | None = None,
+        device_id: AnyID | None = None,
+        msg_id: AnyID | None = None,
     ) -> OneResult:
         """Make this the only item of its category: the last write wins."""
         return self.send_one(
@@ -116,7 +128,7 @@ class BaseProducer(ABC, Generic[OneResult, ManyResults, AState, ACount, SomeMess
             )
         )
 
-    def out_of_band(self, uid: UID, system: System, body: JSON = None) -> OneResult:
+    def out_of_band(self, uid: AnyID, system: System, body: JSON = None) -> OneResult:
         """Send an out-of-band message to the user's devices that are connected now, at most once.
         Raises Unavailable, and does not retry, if it may have been delivered."""
         return self.send_one(factory.out_of_band(uid, system, body))
@@ -133,7 +145,7 @@ class BaseProducer(ABC, Generic[OneResult, ManyResults, AState, ACount, SomeMess
         `error` in its result, and does not affect the others."""
 
     @abstractmethod
-    def send_to(self, uids: Iterable[UID], message: Message) -> ManyResults:
+    def send_to(self, uids: Iterable[AnyID], message: Message) -> ManyResults:
         """Inject one message for each of these users, under one msg_id. The uid of the message
         itself is ignored."""
 
@@ -141,8 +153,8 @@ class BaseProducer(ABC, Generic[OneResult, ManyResults, AState, ACount, SomeMess
 
     def state(
         self,
-        uid: UID,
-        device_id: DeviceID | None = None,
+        uid: AnyID,
+        device_id: AnyID | None = None,
         *,
         at: When = None,
         prefix: Category = "",
@@ -152,15 +164,15 @@ class BaseProducer(ABC, Generic[OneResult, ManyResults, AState, ACount, SomeMess
         the state."""
         return self.perform(calls.state(uid, device_id, at, prefix))
 
-    def count(self, uid: UID, *prefixes: Category, device_id: DeviceID | None = None) -> ACount:
+    def count(self, uid: AnyID, *prefixes: Category, device_id: AnyID | None = None) -> ACount:
         """How many visible items have a category that begins with each prefix; without prefixes,
         how many there are, under the prefix ""."""
         return self.perform(calls.count(uid, prefixes, device_id))
 
     def messages(
         self,
-        uid: UID,
-        device_id: DeviceID | None = None,
+        uid: AnyID,
+        device_id: AnyID | None = None,
         *,
         since: When = None,
         after: Time | None = None,
@@ -205,6 +217,8 @@ class Producer(BaseProducer[Result, list[Result], StateAnswer, CountAnswer, Mess
         sleep: Callable[[float], None] = time.sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
+        _check_parts(timeout, max_attempts, sleep, jitter)
+        check_type("transport", transport, httpx.BaseTransport, NoneType)
         connect = partial(
             httpx.Client,
             base_url=server_url(url),
@@ -236,7 +250,7 @@ class Producer(BaseProducer[Result, list[Result], StateAnswer, CountAnswer, Mess
             result for call in calls.inject_many(messages) for result in self.perform(call).results
         ]
 
-    def send_to(self, uids: Iterable[UID], message: Message) -> list[Result]:
+    def send_to(self, uids: Iterable[AnyID], message: Message) -> list[Result]:
         return [
             result
             for call in calls.inject_for_many(uids, message)
@@ -297,6 +311,8 @@ class AsyncProducer(
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
+        _check_parts(timeout, max_attempts, sleep, jitter)
+        check_type("transport", transport, httpx.AsyncBaseTransport, NoneType)
         connect = partial(
             _LoopConnections,
             base_url=server_url(url),
@@ -330,7 +346,7 @@ class AsyncProducer(
             for result in (await self.perform(call)).results
         ]
 
-    async def send_to(self, uids: Iterable[UID], message: Message) -> list[Result]:
+    async def send_to(self, uids: Iterable[AnyID], message: Message) -> list[Result]:
         return [
             result
             for call in calls.inject_for_many(uids, message)

@@ -1,6 +1,6 @@
 """A device's replica: the facts received from the server, and the outbox of unsent messages.
 
-    shown = facts + outbox applied on top          visible = shown − hidden − expired
+    shown = facts + outbox applied on top          visible = shown − hidden − awaited − expired
 
 A replica is an immutable value, like its facts: each operation returns a new replica, and gets the
 time as an argument.
@@ -28,9 +28,10 @@ from immutables import Map
 from msgspec import Struct
 
 from gregor.client.events import Created, Dismissed, Event, Why, WriteRejected
+from gregor.core.admission import EARLIEST_TIME
 from gregor.core.facts import DismissedRange, Facts, dismissed_ranges
-from gregor.core.instant import MAX_TIME, SECOND, Time
-from gregor.core.message import UID, DeviceID, InBandMessage, MsgID
+from gregor.core.instant import MAX_TIME, SECOND, Time, TimeOrOffset
+from gregor.core.message import UID, DeviceID, Dismissal, InBandMessage, MsgID
 from gregor.core.range_deaths import range_deaths
 from gregor.core.state import Item, State
 from gregor.core.sync import EXPIRY_GRACE, Snapshot
@@ -47,6 +48,7 @@ from gregor.protocol.frames import MAX_FRAME, Problem, Result, encoded_size
 T = TypeVar("T")
 
 MAX_REJECTED = 1_000
+MAX_AWAITED = 1_000
 
 
 class OutboxEntry(Struct, frozen=True, omit_defaults=True):
@@ -80,10 +82,11 @@ class RejectedEntry(Struct, frozen=True):
 class Replica(Struct, frozen=True):
     """One device's replica of its user's state, with the outbox of the device.
 
-    `uid` is None until a node has reported it. The facts are complete from `known_since` on: since
-    then, no item has been forgotten. `clock_offset` is by how much the node's clock is ahead of
-    this device's, in microseconds, to about a second. `shown`, and `latest_ctime` in it, are
-    derived from the other fields; `overlaid` are the ids of the items that the outbox may have
+    `awaited` are hidden ids whose items have not arrived, each with its number in the order of
+    hiding. `uid` is None until a node has reported it. The facts are complete from `known_since`
+    on: since then, no item has been forgotten. `clock_offset` is by how much the node's clock is
+    ahead of this device's, in microseconds, to about a second. `shown`, and `latest_ctime` in it,
+    are derived from the other fields; `overlaid` are the ids of the items that the outbox may have
     changed there. `changed` are the ids for which the last operation may have changed anything: its
     store and its events look at these alone, so that an operation costs what it changes, not what
     there is.
@@ -96,6 +99,7 @@ class Replica(Struct, frozen=True):
     facts: Facts = Facts()
     outbox: Map[MsgID, OutboxEntry] = Map()
     hidden: Map[MsgID, bool] = Map()
+    awaited: Map[MsgID, int] = Map()
     rejected: Map[MsgID, RejectedEntry] = Map()
     last_number: int = 0
     clock_offset: int = 0
@@ -122,11 +126,44 @@ class Replica(Struct, frozen=True):
         changed = frozenset(self.shown.reached_by(stored_next))
         return self._with(outbox=outbox, last_number=number, changed=changed)._show(stored_next)
 
-    def hide(self, msg_id: MsgID) -> Self:
-        """Hide this item on this device. Idempotent; an unknown id is ignored."""
-        if msg_id not in self.shown.items:
+    def dismiss_category(self, message: InBandMessage, now: Time) -> Self:
+        """Write the dismissal of a category without an end. It takes what the person has seen on
+        this device: what the node has told it, and by id what the device shows beyond that. What
+        has arrived elsewhere meanwhile stays. Idempotent, as `write` is."""
+        known = self.outbox.get(message.msg_id)
+        if known is not None and _without_ends(known.message) == message.dismissal:
             return self
-        return self._with(hidden=self.hidden.set(msg_id, True), changed=frozenset([msg_id]))
+        seen = self._seen(message.dismissal or Dismissal(), now)
+        return self.write(msgspec.structs.replace(message, dismissal=seen), now)
+
+    def _seen(self, dismissal: Dismissal, now: Time) -> Dismissal:
+        """The dismissal with the ends of its ranges at the cursor, and the ids of later items."""
+        end = TimeOrOffset(time=self.cursor or EARLIEST_TIME)
+        own = sorted(self.visible_among(self.overlaid, now).values(), key=Item.order)
+        beyond = [i.msg_id for i in own if i.ctime > self.cursor and dismisses(dismissal, i)]
+        ranges = (msgspec.structs.replace(r, end_time=end) for r in dismissal.ranges)
+        return Dismissal((*dismissal.msg_ids, *beyond), tuple(ranges))
+
+    def hide(self, msg_id: MsgID) -> Self:
+        """Hide this item on this device. Idempotent. The id of an item that has not arrived is
+        kept until the item comes; of more than 1,000 such ids, the oldest are forgotten."""
+        if self._has_come(msg_id):
+            return self._with(hidden=self.hidden.set(msg_id, True), changed=frozenset([msg_id]))
+        if msg_id in self.awaited:
+            return self
+        number = self.last_number + 1
+        awaited = self.awaited.set(msg_id, number)
+        surplus = sorted(awaited, key=awaited.__getitem__)[:-MAX_AWAITED]
+        return self._with(
+            awaited=_without(awaited, surplus),
+            last_number=number,
+            changed=frozenset([msg_id, *surplus]),
+        )
+
+    def _has_come(self, msg_id: MsgID) -> bool:
+        """Whether the item exists here. `shown` does not decide: a dismissal in the outbox may
+        still be rejected."""
+        return msg_id in self.facts.items or msg_id in self.outbox
 
     def discard(self, msg_ids: Iterable[MsgID]) -> Self:
         """Forget rejected messages. Idempotent."""
@@ -257,14 +294,14 @@ class Replica(Struct, frozen=True):
             msg_id: item
             for msg_id, item in found
             if item is not None
-            and msg_id not in self.hidden
+            and not self._is_hidden(item)
             and is_visible(item, None, self.device_id, when)
         }
 
     def visible(self, now: Time) -> dict[MsgID, Item]:
         """The items visible on this device now."""
         visible = self.shown.visible(self.device_id, now)
-        return {item.msg_id: item for item in visible if item.msg_id not in self.hidden}
+        return {item.msg_id: item for item in visible if not self._is_hidden(item)}
 
     def state(self, now: Time) -> State:
         return State.of(self.visible(now).values(), now)
@@ -278,7 +315,10 @@ class Replica(Struct, frozen=True):
                 " ask the server"
             )
         state = self.shown.state_at(self.device_id, at)
-        return State.of((item for item in state if item.msg_id not in self.hidden), at)
+        return State.of((item for item in state if not self._is_hidden(item)), at)
+
+    def _is_hidden(self, item: Item) -> bool:
+        return item.msg_id in self.hidden or item.msg_id in self.awaited
 
     # Derived fields
 
@@ -300,13 +340,14 @@ class Replica(Struct, frozen=True):
             if not (entry.message.stamped or entry.echoed):
                 derived = derived._show(derived._as_stored_next(entry))
         all_changed = frozenset(chain(changed, self.outbox, self.overlaid, derived.overlaid))
-        # `shown` does not decide: a dismissal in the outbox may still be rejected.
-        obsolete = [
-            id_
-            for id_ in all_changed
-            if id_ in derived.hidden and id_ not in derived.facts.items and id_ not in outbox
-        ]
-        return derived._with(hidden=_without(derived.hidden, obsolete), changed=all_changed)
+        return derived._hide_arrived(all_changed)._with(changed=all_changed)
+
+    def _hide_arrived(self, changed: Iterable[MsgID]) -> Self:
+        """Hide the awaited items that have come, and forget the hidden ones that are gone."""
+        come = [id_ for id_ in changed if id_ in self.awaited and id_ in self.facts.items]
+        gone = [id_ for id_ in changed if id_ in self.hidden and not self._has_come(id_)]
+        hidden = _without(self.hidden, gone).update(dict.fromkeys(come, True))
+        return self._with(hidden=hidden, awaited=_without(self.awaited, come))
 
     def _as_stored_next(self, entry: OutboxEntry) -> InBandMessage:
         """An unsent message as if the node stored it next."""
@@ -373,6 +414,19 @@ def _replaced(dismissed: Sequence[Item], messages: Iterable[InBandMessage]) -> s
                 ranges.append(msgspec.structs.replace(range_, end=MAX_TIME))
     replaced.update(item.msg_id for item, _ in range_deaths(ranges, dismissed))
     return replaced
+
+
+def dismisses(dismissal: Dismissal, item: Item) -> bool:
+    """Whether it names this item, or has a range that matches it, whatever the range's end."""
+    return item.msg_id in dismissal.msg_ids or any(
+        range_.matches(item.msg_id, item.category) for range_ in dismissed_ranges(dismissal, 0)
+    )
+
+
+def _without_ends(message: InBandMessage) -> Dismissal:
+    """The dismissal of a category as it was meant, before the replica said what was seen."""
+    ranges = message.dismissal.ranges if message.dismissal is not None else ()
+    return Dismissal(ranges=tuple(msgspec.structs.replace(r, end_time=None) for r in ranges))
 
 
 def _is_dead_when_stored(result: Result) -> bool:

@@ -16,6 +16,7 @@ class Status(Struct, frozen=True):
     - `unsent`: how many written messages no node has acknowledged.
     - `last_error`: why the last connection ended, or could not be made; None after a sync.
     - `retry_at`: when it connects again, by the device's clock; None if it does not wait for that.
+    - `set_aside`: how many records of its store cannot be read; `Client.set_aside` has them.
     """
 
     online: bool
@@ -24,3 +25,4 @@ class Status(Struct, frozen=True):
     unsent: int
     last_error: Problem | None
     retry_at: Time | None
+    set_aside: int = 0

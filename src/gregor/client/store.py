@@ -6,7 +6,7 @@ records that differ, so that the size of a write does not grow with the state.
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias, TypeVar, runtime_checkable
 
 import msgspec
 from immutables import Map
@@ -14,11 +14,13 @@ from msgspec import Struct
 
 from gregor.client.replica import OutboxEntry, RejectedEntry, Replica
 from gregor.client.store_migrations import MIGRATIONS
+from gregor.core import arguments
+from gregor.core.admission import check_type
 from gregor.core.facts import Facts
 from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID, MsgID
 from gregor.core.state import Item
-from gregor.errors import SetupError
+from gregor.errors import GregorError, SetupError
 from gregor.stores.sql.database import DatabaseConnection, StorageBroken
 from gregor.stores.sql.sqlite import SQLiteDatabase, transact
 from gregor.stores.sql.statements import BulkStatement, Statement, no_row
@@ -33,6 +35,7 @@ RecordChanges: TypeAlias = Mapping[Key, bytes | None]
 """Records to put; a record that is None is removed."""
 
 
+@runtime_checkable
 class ClientStore(Protocol):
     """Keeps the records of one device. Opened with `async with`, by one client at a time: opening
     it raises SetupError if another client has it open and could corrupt it."""
@@ -82,6 +85,7 @@ class MemoryStore:
                 self.records[key] = record
 
 
+MAX_PATH = 4096
 SCHEMA_VERSION = 3
 APPLICATION_ID = 0x67726567  # "greg": marks the file as ours, for `file` and other programs
 
@@ -90,6 +94,12 @@ class _Record(NamedTuple):
     kind: str
     name: str
     json: str
+
+
+class _StoredRecord(NamedTuple):
+    kind: str
+    name: str
+    json: bytes
 
 
 class _Key(NamedTuple):
@@ -105,7 +115,10 @@ _UPSERT = BulkStatement(
 _DELETE = BulkStatement(
     "DELETE FROM records WHERE (kind, name) IN (SELECT kind, name FROM input)", _Key, no_row
 )
-_SELECT_ALL = Statement("SELECT kind, name, json FROM records", _Record._make)
+# As bytes, so that a record that is not valid text costs only itself.
+_SELECT_ALL = Statement(
+    "SELECT kind, name, CAST(json AS BLOB) AS json FROM records", _StoredRecord._make
+)
 _CREATE_TABLE = """
 CREATE TABLE records (
     kind TEXT NOT NULL, name TEXT NOT NULL, json TEXT NOT NULL, PRIMARY KEY (kind, name)
@@ -119,7 +132,8 @@ class SQLiteStore:
     opening raises SetupError for a second one."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        check_type("path", path, str, Path)
+        self.path = Path(arguments.text("path", str(path), MAX_PATH))
         self._database = self._new_database()
 
     def _new_database(self) -> SQLiteDatabase:
@@ -151,7 +165,7 @@ class SQLiteStore:
         return self._read_records(connection)
 
     def _read_records(self, connection: DatabaseConnection) -> Records:
-        return {(r.kind, r.name): r.json.encode() for r in connection.execute(_SELECT_ALL)}
+        return {(r.kind, r.name): r.json for r in connection.execute(_SELECT_ALL)}
 
     def _prepare(self, connection: DatabaseConnection) -> None:
         if not connection.execute_sql("SELECT 1 FROM sqlite_schema LIMIT 1"):
@@ -179,7 +193,9 @@ def _save(connection: DatabaseConnection, changes: RecordChanges) -> None:
     put = [(key, record) for key, record in changes.items() if record is not None]
     removed = [key for key, record in changes.items() if record is None]
     if put:
-        connection.execute_rows(_UPSERT, [_Record(*key, record.decode()) for key, record in put])
+        # Only a record that is set aside can be invalid text.
+        texts = [_Record(*key, record.decode(errors="backslashreplace")) for key, record in put]
+        connection.execute_rows(_UPSERT, texts)
     if removed:
         connection.execute_rows(_DELETE, [_Key(*key) for key in removed])
 
@@ -196,18 +212,58 @@ class _DeviceRecord(Struct, frozen=True):
     clock_offset: int = 0
 
 
-_DEVICE_KEY: Key = ("device", "")
+DEVICE_KEY: Key = ("device", "")
+_TYPES: Mapping[str, Any] = {
+    "device": _DeviceRecord,
+    "item": Item,
+    "outbox": OutboxEntry,
+    "hidden": bool,
+    "awaited": int,
+    "rejected": RejectedEntry,
+}
+"""What each kind of record is decoded as."""
+
+_ASIDE = "set_aside"
+_UNREADABLE = (msgspec.MsgspecError, GregorError, UnicodeError, RecursionError)
+
+
+def set_aside(records: Records) -> RecordChanges:
+    """The changes that set aside the records that cannot be read: they are kept, under another
+    kind, and the others can be loaded without them."""
+    changes: dict[Key, bytes | None] = {}
+    for (kind, name), record in records.items():
+        if kind in _TYPES and not _is_readable(kind, record):
+            changes |= {(kind, name): None, (_ASIDE, f"{kind}/{name}"): record}
+    return changes
+
+
+def records_aside(records: Records) -> dict[Key, bytes]:
+    """The records that have been set aside, by their former keys."""
+    return {
+        (former_kind, former_name): record
+        for (kind, name), record in records.items()
+        if kind == _ASIDE
+        for former_kind, _, former_name in [name.partition("/")]
+    }
+
+
+def _is_readable(kind: str, record: bytes) -> bool:
+    try:
+        msgspec.json.decode(record)  # with the bodies, which the next line leaves undecoded
+        msgspec.json.decode(record, type=_TYPES[kind])
+    except _UNREADABLE:
+        return False
+    return True
 
 
 def load_replica(records: Records, device_id: DeviceID) -> Replica:
-    """The saved replica, without its derived fields; a new one if there are no records. Raises
-    SetupError if the records are damaged or belong to another device."""
-    if _DEVICE_KEY not in records:
-        return Replica(device_id)
+    """The saved replica, without its derived fields; a new one if there are no records. Without
+    the record of the device itself, its cursor is 0, so the first sync is a snapshot. Raises
+    SetupError if a record cannot be read, or if they belong to another device."""
     try:
-        device = msgspec.json.decode(records[_DEVICE_KEY], type=_DeviceRecord)
+        device = _device_record(records, device_id)
         replica = _replica_from(records, device)
-    except (msgspec.MsgspecError, UnicodeError) as error:
+    except _UNREADABLE as error:
         raise SetupError(f"the client's store is damaged ({error}); use a new one") from error
     if device.device_id != device_id:
         raise SetupError(
@@ -217,9 +273,17 @@ def load_replica(records: Records, device_id: DeviceID) -> Replica:
     return replica
 
 
+def _device_record(records: Records, device_id: DeviceID) -> _DeviceRecord:
+    if DEVICE_KEY not in records:
+        return _DeviceRecord(device_id, None, 0)
+    return msgspec.json.decode(records[DEVICE_KEY], type=_DeviceRecord)
+
+
 def _replica_from(records: Records, device: _DeviceRecord) -> Replica:
     outbox = Map(_decode(records, "outbox", OutboxEntry))
     rejected = Map(_decode(records, "rejected", RejectedEntry))
+    awaited = Map(_decode(records, "awaited", int))
+    numbers = [entry.number for entry in (*outbox.values(), *rejected.values())]
     return Replica(
         device.device_id,
         device.uid,
@@ -228,10 +292,9 @@ def _replica_from(records: Records, device: _DeviceRecord) -> Replica:
         facts=Facts.of(item for _, item in _decode(records, "item", Item)),
         outbox=outbox,
         hidden=Map(_decode(records, "hidden", bool)),
+        awaited=awaited,
         rejected=rejected,
-        last_number=max(
-            (entry.number for entry in (*outbox.values(), *rejected.values())), default=0
-        ),
+        last_number=max([0, *numbers, *awaited.values()]),
         clock_offset=device.clock_offset,
     )
 
@@ -258,12 +321,13 @@ def changed_records(
 
 
 def _recorded_ids(replica: Replica) -> set[MsgID]:
-    return {*replica.facts.items, *replica.outbox, *replica.hidden, *replica.rejected}
+    named = (replica.facts.items, replica.outbox, replica.hidden, replica.awaited, replica.rejected)
+    return {msg_id for ids in named for msg_id in ids}
 
 
 def _device(replica: Replica) -> dict[Key, object]:
     record = _DeviceRecord(replica.device_id, replica.uid, replica.cursor, replica.clock_offset)
-    return {_DEVICE_KEY: record}
+    return {DEVICE_KEY: record}
 
 
 def _values(replica: Replica, msg_id: MsgID) -> dict[Key, object]:
@@ -272,6 +336,7 @@ def _values(replica: Replica, msg_id: MsgID) -> dict[Key, object]:
         "item": replica.facts.items.get(msg_id),
         "outbox": replica.outbox.get(msg_id),
         "hidden": replica.hidden.get(msg_id),
+        "awaited": replica.awaited.get(msg_id),
         "rejected": replica.rejected.get(msg_id),
     }
     return {(kind, msg_id): value for kind, value in values.items() if value is not None}

@@ -1,6 +1,7 @@
 """Migrations of a device's store: they convert its records to the next schema."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TypeAlias
 
 import msgspec
@@ -53,14 +54,16 @@ class _RejectedEntry(Struct):
 
 
 def _changes_to_schema_2(records: Records) -> Changes:
-    """Schema 2 renames some fields of records."""
+    """Schema 2 renames some fields of records. One that cannot be read stays as it is, and is set
+    aside when the records are loaded."""
     changed: dict[tuple[str, str], bytes | None] = {}
     for (kind, name), record in records.items():
-        match kind:
-            case "outbox":
-                changed[kind, name] = _outbox_entry(record)
-            case "rejected":
-                changed[kind, name] = _rejected_entry(record)
+        with suppress(msgspec.MsgspecError, UnicodeError, RecursionError):
+            match kind:
+                case "outbox":
+                    changed[kind, name] = _outbox_entry(record)
+                case "rejected":
+                    changed[kind, name] = _rejected_entry(record)
     return changed
 
 

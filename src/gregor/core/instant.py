@@ -2,10 +2,12 @@
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias, TypeGuard, TypeVar
 
 import msgspec
 from msgspec import Struct
+
+from gregor.errors import InvalidTime
 
 Time: TypeAlias = int
 """Microseconds since the Unix epoch."""
@@ -14,14 +16,19 @@ MAX_TIME: Time = 2**53 - 1
 """The latest time that every JSON parser represents exactly (in the year 2255)."""
 
 SECOND = 1_000_000
+MAX_SHOWN = 40  # characters of an invalid text in an error
 
 T = TypeVar("T")
 
+_TIMES = (
+    "a time is a datetime with a time zone, or text such as 2026-01-31T12:00:00Z; a duration is a"
+    " timedelta, or text such as 90s or P1D"
+)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _PARTS = re.compile(r"([0-9]+(?:\.[0-9]+)?)(us|ms|s|m|h|d|w)")
-_DIGITS = re.compile(r"[0-9]+")  # str.isdigit accepts the digits of all scripts
-_MAX_DIGITS = 32  # far beyond MAX_TIME; int() refuses more than 4,300 with another message
+_DIGITS = re.compile(r"[0-9]{1,20}")  # str.isdigit accepts the digits of all scripts
+_DATE = re.compile(r"[0-9]{4}-")
 _UNITS = {
     "us": 1,
     "ms": 1_000,
@@ -45,7 +52,7 @@ class TimeOrOffset(Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
     def __post_init__(self) -> None:
         if (self.time is None) == (self.offset is None):
-            raise ValueError("give exactly one of `time` and `offset`")
+            raise InvalidTime("give exactly one of `time` and `offset`", field="time")
         if self.time is not None:
             msgspec.structs.force_setattr(self, "time", to_time(self.time))
         if self.offset is not None:
@@ -68,44 +75,49 @@ class TimeOrOffset(Struct, frozen=True, forbid_unknown_fields=True, omit_default
         return isinstance(self.offset, int) and self.offset < 0
 
 
-def to_time(value: Time | str | datetime) -> Time:
-    """Microseconds since the epoch, from an integer, an RFC 3339 string or an aware datetime."""
+def to_time(value: object) -> Time:
+    """Microseconds since the epoch, from an integer, an RFC 3339 string or an aware datetime.
+    Raises InvalidTime for anything else."""
     if isinstance(value, str):
-        value = _parse(value, datetime, "an RFC 3339 time such as 2026-01-31T12:00:00Z")
+        value = _parse(value, datetime, "an RFC 3339 time such as 2026-01-31T12:00:00Z", "time")
     if isinstance(value, datetime):
-        if value.tzinfo is None:
-            raise ValueError("a time needs a time zone: 2026-01-31T12:00:00Z")
+        if value.utcoffset() is None:
+            raise InvalidTime("a time needs a time zone: 2026-01-31T12:00:00Z", field="time")
         value = (value - _EPOCH) // _MICROSECOND
+    if not _is_integer(value):
+        raise InvalidTime(f"a time is no {type(value).__name__}; {_TIMES}", field="time")
     if not 0 <= value <= MAX_TIME:
-        raise ValueError(f"a time lies between 0 and {MAX_TIME} microseconds")
+        raise InvalidTime(f"a time lies between 0 and {MAX_TIME} microseconds", field="time")
     return value
 
 
-def to_microseconds(value: int | str | timedelta) -> int:
-    """Microseconds, from an integer, a timedelta, `90s`, `1h30m`, `-5m` or `P1D`."""
+def to_microseconds(value: object) -> int:
+    """Microseconds, from an integer, a timedelta, `90s`, `1h30m`, `-5m` or `P1D`. Raises
+    InvalidTime for anything else."""
     if isinstance(value, str):
         value = _duration(value)
     if isinstance(value, timedelta):
         value = value // _MICROSECOND
+    if not _is_integer(value):
+        raise InvalidTime(f"an offset is no {type(value).__name__}; {_TIMES}", field="offset")
     if abs(value) > MAX_TIME:
-        raise ValueError(f"an offset is at most {MAX_TIME} microseconds")
+        raise InvalidTime(f"an offset is at most {MAX_TIME} microseconds", field="offset")
     return value
 
 
 def parse_time_or_offset(text: str) -> TimeOrOffset:
-    """Parse typed text: `1767225600000000`, `2026-01-01T00:00:00Z`, `-90s` or `P1D`."""
+    """Parse typed text: `1767225600000000`, `2026-01-01T00:00:00Z`, `-90s` or `P1D`. Raises
+    InvalidTime for anything else."""
     if _DIGITS.fullmatch(text):
-        return TimeOrOffset(time=_integer(text))
-    if _DIGITS.fullmatch(text[:4]) and text[4:5] == "-":
+        return TimeOrOffset(time=int(text))
+    if _DATE.match(text):
         return TimeOrOffset(time=text)
     return TimeOrOffset(offset=text)
 
 
-def as_time_or_offset(
-    value: "TimeOrOffset | Time | str | datetime | timedelta | None",
-) -> TimeOrOffset | None:
-    """Convert a Python value: an int or a datetime is a time, a timedelta is an offset, a string
-    is either."""
+def as_time_or_offset(value: object) -> TimeOrOffset | None:
+    """Convert a Python value: a datetime is a time, a timedelta is an offset, a string is either.
+    Raises InvalidTime for a bare number, whose unit cannot be known, and for anything else."""
     match value:
         case None | TimeOrOffset():
             return value
@@ -113,8 +125,12 @@ def as_time_or_offset(
             return parse_time_or_offset(value)
         case timedelta():
             return TimeOrOffset(offset=to_microseconds(value))
-        case _:
+        case datetime():
             return TimeOrOffset(time=to_time(value))
+        case int() | float():
+            raise InvalidTime(f"a bare number does not say its unit; {_TIMES}")
+        case _:
+            raise InvalidTime(f"a time is no {type(value).__name__}; {_TIMES}")
 
 
 def to_rfc3339(time: Time) -> str:
@@ -122,28 +138,27 @@ def to_rfc3339(time: Time) -> str:
     return (_EPOCH + time * _MICROSECOND).isoformat().replace("+00:00", "Z")
 
 
+def _is_integer(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _duration(text: str) -> int | timedelta:
     sign, digits = (-1, text[1:]) if text.startswith("-") else (1, text.removeprefix("+"))
     if digits.startswith("P"):
-        return sign * _parse(digits, timedelta, "an ISO 8601 duration such as P1D")
+        return sign * _parse(digits, timedelta, "an ISO 8601 duration such as P1D", "offset")
     if not digits or _PARTS.sub("", digits):
-        raise ValueError(f"{_shown(text)} is not a duration such as 90s, 1h30m or P1D")
+        raise _not_a("a duration such as 90s, 1h30m or P1D", text, "offset")
     microseconds = sum(float(n) * _UNITS[unit] for n, unit in _PARTS.findall(digits))
-    # A number of 400 digits is infinite as a float.
-    return sign * round(min(microseconds, MAX_TIME + 1))
+    return sign * round(min(microseconds, MAX_TIME + 1))  # an infinity has no integer
 
 
-def _integer(digits: str) -> int:
-    return int(digits) if len(digits) <= _MAX_DIGITS else MAX_TIME + 1
-
-
-def _parse(text: str, kind: type[T], expected: str) -> T:
+def _parse(text: str, kind: type[T], expected: str, field: str) -> T:
     try:
         return msgspec.convert(text, kind)
-    except (msgspec.ValidationError, OverflowError) as error:
-        raise ValueError(f"{_shown(text)} is not {expected}") from error
+    except (msgspec.ValidationError, ValueError, OverflowError) as error:
+        raise _not_a(expected, text, field) from error
 
 
-def _shown(text: str) -> str:
-    """The text for an error; a long one is cut off."""
-    return repr(text) if len(text) <= _MAX_DIGITS else f"{text[:_MAX_DIGITS]!r}…"
+def _not_a(expected: str, text: str, field: str) -> InvalidTime:
+    shown = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
+    return InvalidTime(f"{shown!r} is not {expected}", field=field)

@@ -5,30 +5,47 @@ device; only the state machine of record adds to it, with `ctime` and `prev`.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from types import NoneType
 from typing import Annotated, TypeAlias
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import msgspec
 from msgspec import Meta, Raw, Struct, field
 
-from gregor.core.instant import MAX_TIME, Time, TimeOrOffset, as_time_or_offset
+from gregor.core import arguments
+from gregor.core.admission import (
+    check_expiry,
+    check_id,
+    check_text,
+    check_time,
+    check_type,
+    kind_of,
+)
+from gregor.core.arguments import MAX_DEPTH
+from gregor.core.instant import MAX_TIME, Time, TimeOrOffset
 from gregor.errors import InvalidMessage, TooLarge
 
-UID: TypeAlias = Annotated[str, Meta(min_length=1, max_length=128)]
-DeviceID: TypeAlias = Annotated[str, Meta(min_length=1, max_length=128)]
-MsgID: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
-Category: TypeAlias = Annotated[str, Meta(min_length=1, max_length=255)]
-System: TypeAlias = Annotated[str, Meta(min_length=1, max_length=255)]
+MAX_UID = MAX_DEVICE_ID = 128
+MAX_MSG_ID = 64
+MAX_CATEGORY = MAX_SYSTEM = 255
+
+UID: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_UID)]
+DeviceID: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_DEVICE_ID)]
+MsgID: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_MSG_ID)]
+Category: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_CATEGORY)]
+System: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_SYSTEM)]
 Ctime: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_TIME)]
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
-When: TypeAlias = TimeOrOffset | Time | str | datetime | timedelta | None
+When: TypeAlias = TimeOrOffset | str | datetime | timedelta | None
+"""A time or a duration. A bare number is neither, since it does not say its unit."""
+AnyID: TypeAlias = str | int | UUID
+"""An id as callers have it, such as the primary key of a user. It is stored as text."""
 
 MAX_BODY = 64 * 1024
 MAX_MESSAGE = 512 * 1024
-MAX_DEPTH = 128
 MAX_BATCH = 500
 
 
@@ -45,8 +62,9 @@ class Creation(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
     expires: TimeOrOffset | None = None
 
     def __post_init__(self) -> None:
-        check_text("category", self.category, 255)
+        check_text("category", self.category, MAX_CATEGORY)
         _check_body(self.raw_body)
+        check_type("expires", self.expires, TimeOrOffset, NoneType)
         if self.expires is not None and self.expires.is_negative_offset:
             raise InvalidMessage("an expiry's offset must not be negative", field="expires")
 
@@ -70,9 +88,12 @@ class Range(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
     prefix: bool = False
 
     def __post_init__(self) -> None:
-        check_text("category", self.category, 255)
+        check_text("category", self.category, MAX_CATEGORY)
+        check_type("end_time", self.end_time, TimeOrOffset, NoneType)
+        check_type("prefix", self.prefix, bool)
+        check_type("skip_msg_ids", self.skip_msg_ids, tuple)
         for msg_id in self.skip_msg_ids:
-            check_text("skip_msg_ids", msg_id, 64)
+            check_text("skip_msg_ids", msg_id, MAX_MSG_ID)
 
 
 class Dismissal(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -84,8 +105,12 @@ class Dismissal(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
     added: Annotated[int, Meta(ge=0)] = 0
 
     def __post_init__(self) -> None:
+        check_type("msg_ids", self.msg_ids, tuple)
+        check_type("ranges", self.ranges, tuple)
         for msg_id in self.msg_ids:
-            check_text("msg_ids", msg_id, 64)
+            check_text("msg_ids", msg_id, MAX_MSG_ID)
+        for range_ in self.ranges:
+            check_type("ranges", range_, Range)
 
     def as_sent(self) -> "Dismissal":
         """The dismissal as its sender wrote it."""
@@ -112,10 +137,14 @@ class InBandMessage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     dismissal: Dismissal | None = None
 
     def __post_init__(self) -> None:
-        check_text("uid", self.uid, 128)
-        check_text("msg_id", self.msg_id, 64)
+        check_text("uid", self.uid, MAX_UID)
+        check_text("msg_id", self.msg_id, MAX_MSG_ID)
         if self.device_id is not None:
-            check_text("device_id", self.device_id, 128)
+            check_text("device_id", self.device_id, MAX_DEVICE_ID)
+        check_type("ctime", self.ctime, int)
+        check_type("prev", self.prev, int)
+        check_type("creation", self.creation, Creation, NoneType)
+        check_type("dismissal", self.dismissal, Dismissal, NoneType)
         if self.creation is None and not self.dismissal:
             raise InvalidMessage("an in-band message needs a `creation` or a `dismissal`, or both")
 
@@ -169,8 +198,8 @@ class OutOfBandMessage(Struct, frozen=True, forbid_unknown_fields=True):
     raw_body: Raw = field(name="body")
 
     def __post_init__(self) -> None:
-        check_text("uid", self.uid, 128)
-        check_text("system", self.system, 255)
+        check_text("uid", self.uid, MAX_UID)
+        check_text("system", self.system, MAX_SYSTEM)
         _check_body(self.raw_body)
 
     @property
@@ -190,64 +219,104 @@ def seen_on(scope: DeviceID | None, device_id: DeviceID | None) -> bool:
 
 
 def create(
-    uid: UID,
+    uid: AnyID,
     category: Category,
     body: JSON = None,
     *,
     expires: When = None,
-    device_id: DeviceID | None = None,
-    msg_id: MsgID | None = None,
+    device_id: AnyID | None = None,
+    msg_id: AnyID | None = None,
 ) -> InBandMessage:
     """A message that creates one item."""
-    creation = Creation(category, raw(body), as_time_or_offset(expires))
-    return InBandMessage(uid, msg_id or new_msg_id(), device_id=device_id, creation=creation)
+    return InBandMessage(
+        arguments.identifier("uid", uid, MAX_UID),
+        _own_id(msg_id),
+        device_id=arguments.optional_identifier("device_id", device_id, MAX_DEVICE_ID),
+        creation=_creation(category, body, expires),
+    )
 
 
-def dismiss(uid: UID, *msg_ids: MsgID, msg_id: MsgID | None = None) -> InBandMessage:
+def dismiss(uid: AnyID, *msg_ids: AnyID, msg_id: AnyID | None = None) -> InBandMessage:
     """A message that dismisses items by their ids."""
-    return InBandMessage(uid, msg_id or new_msg_id(), dismissal=Dismissal(msg_ids=msg_ids))
+    if not msg_ids:
+        raise InvalidMessage("`msg_ids` names no item to dismiss", field="msg_ids")
+    dismissal = Dismissal(arguments.known_ids("msg_ids", msg_ids, MAX_MSG_ID))
+    return InBandMessage(
+        arguments.identifier("uid", uid, MAX_UID), _own_id(msg_id), dismissal=dismissal
+    )
 
 
 def dismiss_category(
-    uid: UID,
+    uid: AnyID,
     category: Category,
     *,
     prefix: bool = False,
     end_time: When = None,
-    skip_msg_ids: Sequence[MsgID] = (),
-    msg_id: MsgID | None = None,
+    skip_msg_ids: Iterable[AnyID] = (),
+    msg_id: AnyID | None = None,
 ) -> InBandMessage:
     """A message that dismisses all items of a category up to `end_time` inclusive."""
-    range_ = Range(category, as_time_or_offset(end_time), tuple(skip_msg_ids), prefix)
-    return InBandMessage(uid, msg_id or new_msg_id(), dismissal=Dismissal(ranges=(range_,)))
+    range_ = Range(
+        arguments.text("category", category, MAX_CATEGORY),
+        arguments.time("end_time", end_time),
+        arguments.known_ids("skip_msg_ids", skip_msg_ids, MAX_MSG_ID),
+        arguments.flag("prefix", prefix),
+    )
+    return InBandMessage(
+        arguments.identifier("uid", uid, MAX_UID),
+        _own_id(msg_id),
+        dismissal=Dismissal(ranges=(range_,)),
+    )
 
 
 def replace(
-    uid: UID,
+    uid: AnyID,
     category: Category,
     body: JSON,
     *,
     expires: When = None,
-    device_id: DeviceID | None = None,
-    msg_id: MsgID | None = None,
+    device_id: AnyID | None = None,
+    msg_id: AnyID | None = None,
 ) -> InBandMessage:
     """A message that makes this the only item of the category: the last write wins."""
-    msg_id = msg_id or new_msg_id()
-    return InBandMessage(
-        uid,
-        msg_id,
-        device_id=device_id,
-        creation=Creation(category, raw(body), as_time_or_offset(expires)),
-        dismissal=Dismissal(ranges=(Range(category, skip_msg_ids=(msg_id,)),)),
+    created = create(uid, category, body, expires=expires, device_id=device_id, msg_id=msg_id)
+    others = Range(
+        arguments.text("category", category, MAX_CATEGORY), skip_msg_ids=(created.msg_id,)
+    )
+    return msgspec.structs.replace(created, dismissal=Dismissal(ranges=(others,)))
+
+
+def out_of_band(uid: AnyID, system: System, body: JSON = None) -> OutOfBandMessage:
+    """An out-of-band message."""
+    return OutOfBandMessage(
+        arguments.identifier("uid", uid, MAX_UID),
+        arguments.text("system", system, MAX_SYSTEM),
+        arguments.body("body", body),
     )
 
 
-def out_of_band(uid: UID, system: System, body: JSON = None) -> OutOfBandMessage:
-    """An out-of-band message."""
-    return OutOfBandMessage(uid, system, raw(body))
+def _creation(category: Category, body: JSON, expires: When) -> Creation:
+    return Creation(
+        arguments.text("category", category, MAX_CATEGORY),
+        arguments.body("body", body),
+        arguments.expiry("expires", expires),
+    )
+
+
+def _own_id(msg_id: AnyID | None) -> MsgID:
+    if msg_id is None:
+        return new_msg_id()
+    return arguments.identifier("msg_id", msg_id, MAX_MSG_ID)
 
 
 # Parsing messages
+
+
+def as_message(name: str, value: object) -> Message:
+    """The value, which is a message. Raises InvalidMessage if it is none."""
+    if isinstance(value, InBandMessage | OutOfBandMessage):
+        return value
+    raise InvalidMessage(f"`{name}` must be a message, not {kind_of(value)}", field=name)
 
 
 def parse_message(
@@ -269,9 +338,24 @@ def parse_message(
     uid = draft.uid if draft.uid is not None else uid
     if uid is None:
         raise InvalidMessage("the field `uid` is missing", field="uid")
-    if draft.system is not None:
-        return draft.out_of_band(uid)
-    return draft.in_band(uid)
+    message = draft.in_band(uid) if draft.system is None else draft.out_of_band(uid)
+    if not stamped:
+        check_admission(message)
+    return message
+
+
+def check_admission(message: Message) -> None:
+    """Raise InvalidMessage if a sender must not write this, though the core accepts it."""
+    check_id("uid", message.uid)
+    if isinstance(message, OutOfBandMessage):
+        return
+    check_id("msg_id", message.msg_id)
+    check_id("device_id", message.device_id)
+    if message.creation is not None:
+        check_expiry("creation.expires", message.creation.expires)
+    if message.dismissal is not None:
+        for number, range_ in enumerate(message.dismissal.ranges):
+            check_time(f"dismissal.ranges[{number}].end_time", range_.end_time)
 
 
 class _Draft(Struct, frozen=True, forbid_unknown_fields=True):
@@ -353,21 +437,8 @@ def _check_size(json: bytes | str | Raw) -> None:
         raise TooLarge(f"a message is at most {MAX_MESSAGE} bytes of JSON, not {size}; split it")
 
 
-def check_text(name: str, value: str, limit: int) -> None:
-    """Raise InvalidMessage unless the text has 1 to `limit` bytes that every store accepts."""
-    try:
-        size = len(value) if value.isascii() else len(value.encode())
-    except UnicodeEncodeError as error:
-        raise InvalidMessage(f"`{name}` is not valid Unicode", field=name) from error
-    if not 0 < size <= limit:
-        raise InvalidMessage(
-            f"`{name}` must be 1 to {limit} bytes of UTF-8, not {size}", field=name
-        )
-    if "\0" in value:
-        raise InvalidMessage(f"`{name}` must not contain the character NUL", field=name)
-
-
 def _check_body(body: Raw) -> None:
+    check_type("body", body, Raw)
     size = len(memoryview(body))
     if size > MAX_BODY:
         raise TooLarge(f"`body` is {size} bytes of JSON; the limit is {MAX_BODY}", field="body")
@@ -396,4 +467,4 @@ def value_of(json: Raw) -> JSON:
 
 def raw(value: JSON) -> Raw:
     """The value as JSON, which is carried byte for byte; a Raw is returned unchanged."""
-    return value if isinstance(value, Raw) else Raw(msgspec.json.encode(value))
+    return arguments.body("body", value)

@@ -7,6 +7,7 @@ from typing import TypeAlias
 import msgspec
 from msgspec import DecodeError, Raw
 
+from gregor.core.admission import check_id
 from gregor.core.message import UID, Message, parse_message
 from gregor.errors import Forbidden, GregorError, InvalidMessage, TooLarge
 from gregor.interfaces import Rejected
@@ -78,6 +79,7 @@ def _without_uid(json: Raw, first: Raw) -> Raw:
 def _address(template: Message, uid: Raw, place: str, may_write: MayWrite) -> Message | Rejected:
     try:
         message = msgspec.structs.replace(template, uid=msgspec.json.decode(uid, type=UID))
+        check_id("uid", message.uid)
     except (GregorError, DecodeError, UnicodeError, RecursionError) as error:
         return Rejected(None, InvalidMessage(f"not a uid: {error}", field=place))
     if not may_write(message.uid):

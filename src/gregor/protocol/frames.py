@@ -6,6 +6,7 @@ from typing import Annotated, Literal, TypeAlias, TypeVar
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from gregor.core.admission import check_id, check_text
 from gregor.core.instant import MAX_TIME, Time
 from gregor.core.message import (
     MAX_BATCH,
@@ -15,7 +16,6 @@ from gregor.core.message import (
     DeviceID,
     InBandMessage,
     MsgID,
-    check_text,
     field_of,
 )
 from gregor.core.state import Item
@@ -25,6 +25,7 @@ from gregor.interfaces import Duplicate, Outcome, Rejected, Relayed, Stored
 from gregor.protocol.json_parts import array_elements, members_before_error, object_members
 
 PROTOCOL = 2
+MAX_TOKEN = 8192
 MAX_FRAME = 1024 * 1024
 PAGE_BYTES = 256 * 1024
 PAGE_ENTRIES = 500
@@ -50,13 +51,14 @@ class _StrictFrame(Frame, frozen=True, forbid_unknown_fields=True):
 class Hello(_StrictFrame, frozen=True, tag="hello", kw_only=True):
     """The first frame of every conversation: the device's token, id and cursor."""
 
-    token: Annotated[str, Meta(max_length=8192)]
+    token: Annotated[str, Meta(max_length=MAX_TOKEN)]
     device_id: Annotated[str, Meta(min_length=1, max_length=128)]
     cursor: Cursor = 0
     protocol: int
 
     def __post_init__(self) -> None:
         check_text("device_id", self.device_id, 128)
+        check_id("device_id", self.device_id)
 
 
 class Consume(_StrictFrame, frozen=True, tag="consume"):

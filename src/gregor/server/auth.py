@@ -11,8 +11,9 @@ from jwt.exceptions import InvalidTokenError
 from msgspec import UNSET, Struct, UnsetType
 
 from gregor import clock
+from gregor.core.admission import check_id, check_text
 from gregor.core.instant import MAX_TIME, SECOND, Time
-from gregor.core.message import UID, check_text
+from gregor.core.message import UID
 from gregor.errors import Forbidden, InvalidMessage, NotYetValid, SetupError, Unauthenticated
 
 ALGORITHM = "HS256"
@@ -50,6 +51,7 @@ class Identity(NamedTuple):
         try:
             if self.role is Role.DEVICE:
                 check_text("uid", self.uid, 128)
+                check_id("uid", self.uid)
         except InvalidMessage as error:
             raise Unauthenticated(f"the token has no valid uid: {error}") from error
         return self

@@ -13,13 +13,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from gregor.core.instant import Time, TimeOrOffset, parse_time_or_offset
+from gregor.core.admission import check_id, check_text
+from gregor.core.arguments import query_time
+from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import (
     MAX_BATCH,
     UID,
     DeviceID,
     Message,
-    check_text,
     new_msg_id,
 )
 from gregor.core.sync import After, PageLimits, Since, Start
@@ -263,6 +264,7 @@ def _user(
     uid: UID = request.path_params["uid"]
     _check_utf8("uid", unquote_to_bytes(request.scope.get("raw_path") or b""))
     check_text("uid", uid, 128)
+    check_id("uid", uid)
     identity.require_access(uid)
     _check_parameters(request, once, repeatable)
     return uid
@@ -295,6 +297,7 @@ def _device(request: Request) -> DeviceID | None:
     device_id = request.query_params.get("device_id")
     if device_id is not None:
         check_text("device_id", device_id, 128)
+        check_id("device_id", device_id)
     return device_id
 
 
@@ -312,13 +315,7 @@ def _limit(request: Request, largest: int) -> int:
 
 
 def _time(request: Request, name: str) -> TimeOrOffset | None:
-    text = request.query_params.get(name)
-    if text is None:
-        return None
-    try:
-        return parse_time_or_offset(text)
-    except ValueError as error:
-        raise InvalidMessage(f"`{name}`: {error}", field=name) from error
+    return query_time(name, request.query_params.get(name))
 
 
 async def _body(request: Request) -> bytes:

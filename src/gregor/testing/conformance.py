@@ -39,6 +39,7 @@ from gregor.core.facts import Facts
 from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.message import (
     UID,
+    Creation,
     DeviceID,
     Dismissal,
     InBandMessage,
@@ -47,6 +48,7 @@ from gregor.core.message import (
     dismiss,
     dismiss_category,
     out_of_band,
+    raw,
     replace,
 )
 from gregor.core.state import Counts, State, state_hash
@@ -96,6 +98,7 @@ OpenMachine: TypeAlias = Callable[
 ]
 
 EPOCH = 1_600_000_000 * SECOND
+DAY = 86_400 * SECOND
 BEGINNING = TimeOrOffset(time=0)
 
 _numbers = count()
@@ -453,7 +456,7 @@ class StateMachineConformance:
             create(uid, "a", "second", msg_id="m"),
             create(uid, "b", "first", msg_id="m"),
             create(uid, "a", "first", device_id="d1", msg_id="m"),
-            create(uid, "a", "first", expires=EPOCH, msg_id="m"),
+            create(uid, "a", "first", expires=TimeOrOffset(time=EPOCH), msg_id="m"),
             dismiss(uid, "m", msg_id="m"),
             create(uid, "a", "second", msg_id="m").stamp(5, 0),
         ]
@@ -558,12 +561,15 @@ class StateMachineConformance:
     ) -> None:
         """A phone whose clock is a day ahead must not dismiss what comes during that day."""
         await consume(machine, create(uid, "a", "before"))
-        for end in (EPOCH + 86_400 * SECOND, TimeOrOffset(offset=86_400 * SECOND)):
+        for end in (TimeOrOffset(time=EPOCH + DAY), TimeOrOffset(offset=DAY)):
             await consume(machine, dismiss_category(uid, "a", end_time=end))
             await consume(machine, create(uid, "a", "after"))
         assert bodies(await machine.state(uid)) == ["after"]
         await machine.consume_messages(
-            [dismiss_category(uid, "b", end_time=EPOCH + SECOND), create(uid, "b", "in one batch")]
+            [
+                dismiss_category(uid, "b", end_time=TimeOrOffset(time=EPOCH + SECOND)),
+                create(uid, "b", "in one batch"),
+            ]
         )
         assert bodies(await machine.state(uid)) == ["after", "in one batch"]
 
@@ -617,17 +623,19 @@ class StateMachineConformance:
     async def test_expiry_at_time_zero_is_applied(
         self, machine: StateMachineOfRecord, uid: UID
     ) -> None:
-        await consume(machine, create(uid, "a", expires=0))
+        expired = Creation("a", raw(None), TimeOrOffset(time=0))
+        await consume(machine, InBandMessage(uid, "m", creation=expired))
         assert len(await machine.state(uid)) == 0
 
     async def test_item_expires_exactly_at_its_expiry_time(
         self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
     ) -> None:
-        await consume(machine, create(uid, "a", "absolute", expires=EPOCH + 5))
-        await consume(machine, create(uid, "a", "offset", expires=TimeOrOffset(offset=4)))
-        clock.now = EPOCH + 4
+        absolute, offset = TimeOrOffset(time=EPOCH + SECOND + 1), TimeOrOffset(offset=SECOND)
+        await consume(machine, create(uid, "a", "absolute", expires=absolute))
+        await consume(machine, create(uid, "a", "offset", expires=offset))
+        clock.now = EPOCH + SECOND
         assert bodies(await machine.state(uid)) == ["absolute", "offset"]
-        clock.now = EPOCH + 5
+        clock.now = EPOCH + SECOND + 1
         assert bodies(await machine.state(uid)) == []
         assert bodies(await machine.state(uid, None, TimeOrOffset(offset=-1))) == [
             "absolute",
@@ -638,8 +646,8 @@ class StateMachineConformance:
         self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
     ) -> None:
         """Even if the item had already expired: by another node's clock it may still be live."""
-        await consume(machine, create(uid, "a", expires=TimeOrOffset(offset=10)))
-        clock.now += 20
+        await consume(machine, create(uid, "a", expires="1s"))
+        clock.now += 2 * SECOND
         await consume(machine, dismiss_category(uid, "a"))
         clock.now = EPOCH
         assert len(await machine.state(uid)) == 0
@@ -707,7 +715,7 @@ class StateMachineConformance:
         """A device whose clock lags may still show it. The hash is exact."""
         expiry = EPOCH + SECOND
         first = await consume(machine, create(uid, "a"))
-        await consume(machine, create(uid, "b", msg_id="m", expires=expiry))
+        await consume(machine, create(uid, "b", msg_id="m", expires=TimeOrOffset(time=expiry)))
         for now, is_sent in ((expiry + EXPIRY_GRACE - 1, True), (expiry + EXPIRY_GRACE, False)):
             clock.now = now
             snapshot, changes = [await machine.sync(uid, None, c) for c in (0, first.ctime)]
@@ -786,7 +794,8 @@ class StateMachineConformance:
     async def test_outcome_says_whether_the_item_is_dead_or_expired_now(
         self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
     ) -> None:
-        live, brief = create(uid, "a", msg_id="m"), create(uid, "a", expires=EPOCH + SECOND)
+        live = create(uid, "a", msg_id="m")
+        brief = create(uid, "a", expires=TimeOrOffset(time=EPOCH + SECOND))
         assert await machine.consume_messages([live, brief]) == [
             Stored(live.stamp(EPOCH, 0)),
             Stored(brief.stamp(EPOCH + 1, EPOCH)),
@@ -797,7 +806,7 @@ class StateMachineConformance:
             Duplicate(live.stamp(EPOCH, 0), dead=True),
             Duplicate(brief.stamp(EPOCH + 1, EPOCH), expired=True),
         ]
-        late = create(uid, "a", expires=EPOCH)
+        late = create(uid, "a", expires=TimeOrOffset(time=EPOCH))
         (stored,) = await store(machine, [late])
         assert (stored.dead, stored.expired) == (False, True)
 
@@ -852,7 +861,11 @@ class StateMachineConformance:
         expiry = EPOCH + 5 * SECOND
         f2 = create(uid, "foos", "f2")
         await machine.consume_messages(
-            [f2, create(uid, "foos", "f3", expires=expiry), create(uid, "bars", "b1")]
+            [
+                f2,
+                create(uid, "foos", "f3", expires=TimeOrOffset(time=expiry)),
+                create(uid, "bars", "b1"),
+            ]
         )
         clock.now += 2  # the three have successive ctimes
         assert await counts() == (3, 2)
@@ -867,7 +880,9 @@ class StateMachineConformance:
         b4 = create(uid, "bars", "b4")
         await consume(machine, b4)
         clock.now = EPOCH + 11 * SECOND
-        await consume(machine, dismiss_category(uid, "bars", end_time=after_expiry))
+        await consume(
+            machine, dismiss_category(uid, "bars", end_time=TimeOrOffset(time=after_expiry))
+        )
         assert bodies(await machine.state(uid)) == ["f2", "b4"]
         assert (await machine.count(uid, None, ["f"])).by_prefix == {"f": 1}
         # What has expired is sent for a minute more here; the original did not send it.
@@ -1001,7 +1016,7 @@ class StateMachineConformance:
         await consume(machine, create(uid, "a", msg_id="m").stamp(2, 0))
         earlier = [
             dismiss(uid, "m").stamp(5, 0),
-            dismiss_category(uid, "a", end_time=2).stamp(4, 0),
+            dismiss_category(uid, "a", end_time=TimeOrOffset(offset=-2)).stamp(4, 0),
         ]
         for dismissal in (dismiss(uid, "m").stamp(9, 0), *earlier):
             await consume(machine, dismissal)
@@ -1069,13 +1084,13 @@ class StateMachineConformance:
         self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
     ) -> None:
         """The original lost the offset when it saved its state; then its hash always differed."""
-        stored = await consume(machine, create(uid, "a", expires=TimeOrOffset(offset=10)))
+        stored = await consume(machine, create(uid, "a", expires="1s"))
         sync = await machine.sync(uid, None, 0)
         assert isinstance(sync.content, Snapshot)
-        assert sync.content.items[0].expires_at == stored.ctime + 10
+        assert sync.content.items[0].expires_at == stored.ctime + SECOND
         for replica in (sync.content.facts(), Facts().replay(stored)):
             assert replica.state(None, EPOCH).hash() == sync.hash
-            assert len(replica.state(None, EPOCH + 10)) == 0
+            assert len(replica.state(None, EPOCH + SECOND)) == 0
 
     async def test_d12_sync_hash_is_computed_at_the_time_of_the_read(
         self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
@@ -1083,11 +1098,11 @@ class StateMachineConformance:
         """The original read messages and hash at two different times. If an item expired between
         them, they differed, and the device fetched the whole state again."""
         first = await consume(machine, create(uid, "a"))
-        await consume(machine, create(uid, "a", expires=TimeOrOffset(offset=10)))
+        await consume(machine, create(uid, "a", expires="1s"))
         for cursor in (0, first.ctime):
             clock.now = EPOCH
             sync = await machine.sync(uid, None, cursor)
-            clock.now = EPOCH + 100
+            clock.now = EPOCH + 2 * SECOND
             replica = apply_sync(Facts().replay(first), sync)
             assert sync.as_of == EPOCH
             assert replica.state(None, sync.as_of).hash() == sync.hash
