@@ -441,12 +441,12 @@ def test_acknowledged_message_that_expired_by_the_nodes_clock_is_shown_by_that_o
     None
 ):
     """Otherwise it would be shown twice: the node sends it, since clocks may differ."""
-    message = create("u", "mail", expires="5us", msg_id="m")
+    message = create("u", "mail", expires="2s", msg_id="m")
     replica = Replica(DEVICE).write(message, 10)
-    result = Result("stored", ctime=30, visible=False, expires_at=35)
+    result = Result("stored", ctime=30, visible=False, expires_at=30 + 2 * SECOND)
     replica = replica.apply_results([(message, result)])
-    assert "m" in replica.visible(34)
-    assert "m" in replica.apply([stamp(message, 30)], 30).visible(34)
+    assert "m" in replica.visible(SECOND)
+    assert "m" in replica.apply([stamp(message, 30)], 30).visible(SECOND)
 
 
 def test_acknowledged_message_for_another_device_leaves_the_outbox_at_once() -> None:
