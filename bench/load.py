@@ -229,4 +229,5 @@ def all_stored(ack: bytes, messages: int) -> int:
     number of stored messages."""
     if ack.count(b'"status":"stored"') != messages:
         raise BenchFailed(f"not all messages were stored: {ack[:500].decode()}")
-    return int(ack[ack.rfind(b'"ctime":') + 8 : -3])
+    begin = ack.rfind(b'"ctime":') + 8
+    return int(ack[begin : ack.index(b",", begin)])
