@@ -535,10 +535,10 @@ class Client:
             changed = chain(changed, (item.msg_id for item in items.expired(now, before)))
         expired = (item.msg_id for item in items.expired(before, now))
         msg_ids = set(chain(changed, expired))
-        old = {msg_id: self._visible[msg_id] for msg_id in msg_ids if msg_id in self._visible}
+        shown_before = {id_: self._visible.pop(id_) for id_ in msg_ids if id_ in self._visible}
+        # An own item gets its time of expiry when it is stored, and may have expired with it.
+        old = {msg_id: items.get(msg_id) or item for msg_id, item in shown_before.items()}
         new = self._replica.visible_among(msg_ids, now)
-        for msg_id in old:
-            del self._visible[msg_id]
         self._visible.update(new)
         self.emit(*events_between(old, new, now, messages))
         self._set_timer(items.next_expiry(now))
