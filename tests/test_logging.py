@@ -10,6 +10,7 @@ import pytest
 
 import gregor
 from gregor.cli.log_format import JSONFormatter, LineFormatter
+from gregor.errors import Unauthenticated
 from gregor.log_event import LogEvent
 from tests.client.harness import client_harness, on_virtual_time
 
@@ -32,11 +33,15 @@ def test_library_module_neither_prints_nor_configures_logging(path: Path) -> Non
                 pytest.fail(f"line {node.lineno} configures logging")
 
 
+def refuse_all(token: str) -> str:
+    raise Unauthenticated("the token is refused")
+
+
 @on_virtual_time
 async def test_client_that_stops_prints_nothing_and_logs_one_error(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with client_harness() as harness, harness.device(token="") as device:
+    async with client_harness(authenticate=refuse_all) as harness, harness.device() as device:
         with pytest.raises(gregor.GregorError):
             await device.wait_synced()
     assert capsys.readouterr() == ("", "")

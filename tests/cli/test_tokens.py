@@ -43,7 +43,7 @@ def test_device_token_is_rejected_for_another_user(gregor: Shell) -> None:
 
 def test_expired_and_forged_tokens_are_rejected(gregor: Shell) -> None:
     expired = token(gregor, "ann", "--expires", "2020-01-01T00:00:00Z")
-    assert gregor("state", "ann", "--token", expired).failed_with("the token is invalid", "expired")
+    assert gregor("state", "ann", "--token", expired).failed_with("the token has expired")
     forged = gregor("token", "ann", env={"GREGOR_JWT_SECRET": SECRET[::-1]}).out.strip()
     assert gregor("state", "ann", "--token", forged).failed_with("the token is invalid")
     assert gregor("watch", "ann", "--token", forged).failed_with("the token is invalid")

@@ -191,15 +191,6 @@ MUTATIONS = [
         CORE_COST + "test_cost_does_not_grow_with_what_is_live",
     ),
     Mutation(
-        "a count builds the state",
-        "stores/sql/transactions.py",
-        "return Counts.of(((row.category, row.items) for row in rows), prefixes, now)",
-        "items = read_state(connection, uid, device_id, now, None)\n"
-        "    del rows\n"
-        "    return Counts({prefix: items.count(prefix) for prefix in prefixes}, now)",
-        LINEAR + "test_cost_in_python_grows_with_the_sum",
-    ),
-    Mutation(
         "a count leaves out the categories that are longer than the prefix",
         "core/state.py",
         "key=lambda entry: entry[0][: len(prefix)])",

@@ -826,9 +826,9 @@ class StateMachineConformance:
         """Not those that were dead or expired, that have not arrived, or that it creates itself."""
         ids = [f"m{n}" for n in range(4)]
         await machine.consume_messages([create(uid, "a", msg_id=id_) for id_ in ids])
-        await consume(machine, create(uid, "a", expires=TimeOrOffset(offset=5)))
+        await consume(machine, create(uid, "a", expires="1s"))
         await consume(machine, create(uid, "a.b"))
-        clock.now += SECOND
+        clock.now += 2 * SECOND
         assert [outcome.dismissed for outcome in await store(machine, [
             dismiss(uid, "m0", "m0", "unknown"),
             dismiss(uid, "m0", "unknown"),
