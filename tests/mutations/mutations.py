@@ -369,13 +369,6 @@ MUTATIONS = [
         REPLICA + "test_law_category_dismissal_on_a_device_takes_what_it_showed_and_nothing_else",
     ),
     Mutation(
-        "a device's dismissal of a category spares its own items beyond the cursor",
-        "client/replica.py",
-        "if i.ctime > self.cursor and dismisses(dismissal, i)",
-        "if i.ctime < self.cursor and dismisses(dismissal, i)",
-        REPLICA + "test_law_category_dismissal_on_a_device_takes_what_it_showed_and_nothing_else",
-    ),
-    Mutation(
         "hiding an item that has not arrived is forgotten",
         "client/replica.py",
         "awaited=_without(awaited, surplus),",
@@ -505,13 +498,6 @@ MUTATIONS = [
         "return Page(tuple(messages), cursor, more=True)",
         "return Page(tuple(messages), clock, more=True)",
         MEMORY + "test_page_ends_at_its_limits_and_the_next_one_begins_there",
-    ),
-    Mutation(
-        "a state at a stated time is continued after the user's clock",
-        "stores/sql/transactions.py",
-        "min(at, clock))",
-        "clock)",
-        SQL + "test_law_a_state_and_the_messages_after_its_cursor_are_the_present",
     ),
     Mutation(
         "a poller with a cursor of a lost store is answered as if it missed nothing",
