@@ -48,7 +48,7 @@ LAYERS_WITHIN = {
 # point down.
 PLUG_IN_POINTS = {
     "gregor.pubsub.remote": {"gregor.pubsub.nats", "gregor.pubsub.redis"},
-    "gregor.stores.sql.store_url": {"gregor.stores.sql.postgresql"},
+    "gregor.stores.sql.store_url": {"gregor.stores.sql.postgresql.database"},
     "gregor.stores.sql.migrations": {"gregor.stores.sql.migrations.upgrade"},
     "gregor.client.client": {"gregor.client.websocket"},
     "gregor.client": {"gregor.client.producer"},

@@ -304,7 +304,7 @@ MUTATIONS = [
     ),
     Mutation(
         "PostgreSQL plans without our planner settings",
-        "stores/sql/postgresql.py",
+        "stores/sql/postgresql/session.py",
         "**PLANNER_SETTINGS,",
         "",
         "tests/stores/test_cost.py::test_d15_cost_does_not_grow_with_history_on_postgresql",
@@ -1232,7 +1232,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a transaction that the server rolled back at the commit is acknowledged",
-        "stores/sql/postgresql.py",
+        "stores/sql/postgresql/database.py",
         'if done != "COMMIT":',
         'if done == "":',
         "tests/stores/test_postgresql.py"

@@ -45,7 +45,7 @@ def database_at(
     named = None if migration is None else MigrationOfURL(migration, url)
     if parsed.is_shared:
         with required_extra("postgresql"):
-            from gregor.stores.sql.postgresql import PostgreSQLDatabase
+            from gregor.stores.sql.postgresql.database import PostgreSQLDatabase
         return PostgreSQLDatabase(url, named, connections=connections, seconds=seconds)
     return SQLiteDatabase(parsed.path, None if named is None else migrating(named))
 

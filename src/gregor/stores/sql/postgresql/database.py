@@ -7,9 +7,9 @@ answer raises CommitUnknown.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from functools import cache, partial
+from functools import partial
 from math import inf
 from typing import Any, Self, TypeVar
 
@@ -17,105 +17,26 @@ import asyncpg
 from asyncpg.pool import Pool, PoolConnectionProxy
 
 from gregor.backoff import Backoff
-from gregor.errors import GregorError, SetupError, StorageUnavailable
-from gregor.stores.sql.database import (
-    MIGRATION_NOT_KEPT,
-    CommitUnknown,
-    Migration,
-    UniqueViolation,
-    Unreachable,
-    Work,
+from gregor.errors import SetupError, StorageUnavailable
+from gregor.stores.sql.database import MIGRATION_NOT_KEPT, CommitUnknown, Migration, Work
+from gregor.stores.sql.postgresql.connection import PostgreSQLConnection
+from gregor.stores.sql.postgresql.errors import (
+    DRIVER_ERRORS,
+    ConnectionBroken,
+    TransactionRolledBack,
+    cannot_open,
+    describe,
+    is_broken,
+    translated,
 )
-from gregor.stores.sql.dialect import POSTGRESQL, encode_rows, sql_of
-from gregor.stores.sql.statements import BulkStatement, Insert, Row, Statement, no_row
-from gregor.stores.sql.sync_bridge import run_sync, wait_for
-from gregor.urls import redacted
+from gregor.stores.sql.postgresql.session import CONNECT_TIMEOUT_SECONDS, connect
+from gregor.stores.sql.sync_bridge import run_sync
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 MIN_VERSION = 14
 MAX_ATTEMPTS = 5
 BACKOFF = Backoff(0.02, 0.16)
-CONNECT_TIMEOUT_SECONDS = 5.0
-
-# The node that holds the locks of users may freeze in the middle of a transaction. Other nodes wait
-# at most this long; then the server ends the transaction, and the frozen node has to retry it.
-IDLE_IN_TRANSACTION_TIMEOUT = "5s"
-
-# Every query can use an index, row by row. Without these settings the planner, whose statistics lag
-# behind tables that grow as fast as ours, would sometimes scan a whole table, with the rows of all
-# users; and a cached plan that was made while the tables were small would use the wrong index.
-PLANNER_SETTINGS = {
-    "plan_cache_mode": "force_custom_plan",
-    "enable_seqscan": "off",
-    "enable_bitmapscan": "off",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
-    "enable_material": "off",
-    "jit": "off",
-}
-
-UNIQUE_VIOLATION = "23505"
-ROLLED_BACK = ("40001", "40P01")  # serialization failure, deadlock: a retry may succeed
-SERVER_GONE = (
-    "57P01",
-    "57P02",
-    "57P03",
-    "25006",
-    "25P03",
-)  # shutdown, crash, starting up, read-only (a replica after a failover), idle in a transaction
-
-# InternalClientError: a statement was begun after the server's last message, but before its close.
-DRIVER_ERRORS = (
-    OSError,
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-)
-
-
-class TransactionRolledBack(StorageUnavailable):
-    """The server rolled the transaction back because of others. The same may succeed now."""
-
-
-class ConnectionBroken(StorageUnavailable):
-    """The connection broke, or could not be made. Nothing was committed."""
-
-
-class PostgreSQLConnection:
-    """A DatabaseConnection of asyncpg, for a transaction that `run_sync` runs."""
-
-    dialect = POSTGRESQL
-
-    def __init__(self, driver: asyncpg.Connection | PoolConnectionProxy) -> None:
-        self._driver = driver
-
-    def execute(self, statement: Statement[R], /, **parameters: object) -> list[R]:
-        text, names = sql_of(statement, POSTGRESQL)
-        rows = wait_for(self._driver.fetch(text, *(parameters[name] for name in names)))
-        if statement.row is no_row:
-            return []
-        return [statement.row(row) for row in rows]
-
-    def execute_rows(self, statement: BulkStatement[Row, R], rows: Iterable[Row]) -> list[R]:
-        return self.execute(statement, rows=encode_rows(rows))
-
-    def insert(self, insert: Insert[Row], rows: Sequence[Row]) -> None:
-        if rows:
-            wait_for(self._driver.execute(_insert_sql(insert), *zip(*rows, strict=True)))
-
-    def execute_sql(self, text: str) -> list[tuple[Any, ...]]:
-        return [tuple(row) for row in wait_for(self._driver.fetch(text))]
-
-
-@cache
-def _insert_sql(insert: Insert[Any]) -> str:
-    arrays = ", ".join(
-        f"${n}::{type_}[]" for n, type_ in enumerate(insert.columns.values(), start=1)
-    )
-    columns = ", ".join(insert.columns)
-    return f"INSERT INTO {insert.table} ({columns}) SELECT * FROM unnest({arrays})"
 
 
 class PostgreSQLDatabase:
@@ -136,18 +57,7 @@ class PostgreSQLDatabase:
         self._readers: Pool | None = None
 
     async def _connect(self, *_: object, **__: object) -> asyncpg.Connection:
-        return await asyncpg.connect(
-            self.url,
-            timeout=min(CONNECT_TIMEOUT_SECONDS, self._timeout_seconds),
-            # The server times out first, and says why; a server that is down says nothing.
-            command_timeout=self._timeout_seconds + 1,
-            server_settings={
-                **PLANNER_SETTINGS,
-                "application_name": "gregor",
-                "statement_timeout": f"{self._timeout_seconds * 1000:.0f}",
-                "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION_TIMEOUT,
-            },
-        )
+        return await connect(self.url, self._timeout_seconds)
 
     async def __aenter__(self) -> Self:
         try:
@@ -166,7 +76,7 @@ class PostgreSQLDatabase:
             finally:
                 await connection.close(timeout=CONNECT_TIMEOUT_SECONDS)
         except (ValueError, *DRIVER_ERRORS) as error:
-            raise _cannot_open(error, self.url) from error
+            raise cannot_open(error, self.url) from error
         if major < MIN_VERSION:
             raise SetupError(f"PostgreSQL {major} is too old; Gregor needs {MIN_VERSION} or later")
         if synchronous_commit == "off":
@@ -186,7 +96,7 @@ class PostgreSQLDatabase:
                 if await self._is_due(migration):
                     raise SetupError(MIGRATION_NOT_KEPT)
         except DRIVER_ERRORS as error:
-            raise _translated(error) from error
+            raise translated(error) from error
 
     async def _is_due(self, migration: Migration) -> bool:
         driver = await self._connect()
@@ -224,8 +134,8 @@ class PostgreSQLDatabase:
             try:
                 done = await driver.execute("COMMIT")
             except DRIVER_ERRORS as error:
-                if _is_broken(error):
-                    raise CommitUnknown(_describe(error), result) from error
+                if is_broken(error):
+                    raise CommitUnknown(describe(error), result) from error
                 raise
             if done != "COMMIT":  # the server rolls a failed transaction back without an error
                 raise StorageUnavailable("the store has not committed a failed transaction")
@@ -256,7 +166,7 @@ class PostgreSQLDatabase:
                 with suppress(*DRIVER_ERRORS):  # it broke after the transaction, which counts
                     await pool.release(driver)
         except DRIVER_ERRORS as error:
-            raise _translated(error) from error
+            raise translated(error) from error
 
     async def _acquire(self, pool: Pool) -> PoolConnectionProxy:
         try:
@@ -290,7 +200,7 @@ async def _roll_back(driver: PoolConnectionProxy, error: BaseException) -> None:
 def _interrupts(error: BaseException) -> bool:
     """Whether the error, such as a cancellation, leaves a statement without its answer."""
     if isinstance(error, DRIVER_ERRORS):
-        return _is_broken(error)
+        return is_broken(error)
     return isinstance(error, CommitUnknown) or not isinstance(error, Exception)
 
 
@@ -306,50 +216,3 @@ async def _with_retries(transaction: Callable[[], Awaitable[T]]) -> T:
         except TransactionRolledBack:
             await asyncio.sleep(BACKOFF.delay(attempt - 1, random.random()))
     return await transaction()
-
-
-def _is_broken(error: BaseException) -> bool:
-    """Whether the connection is broken, and not only the statement that was sent over it."""
-    if isinstance(error, ValueError):  # a parameter that the driver cannot encode
-        return False
-    if isinstance(error, asyncpg.PostgresError):
-        code = error.sqlstate or ""
-        return code.startswith("08") or code in SERVER_GONE
-    return True
-
-
-def _translated(error: BaseException) -> GregorError:
-    """The error to raise for a driver's error."""
-    if _is_broken(error):
-        return ConnectionBroken(_describe(error))
-    code = getattr(error, "sqlstate", "")
-    if code in ROLLED_BACK:
-        return TransactionRolledBack(_describe(error))
-    if code == UNIQUE_VIOLATION:
-        return UniqueViolation(_describe(error))
-    return StorageUnavailable(_describe(error))
-
-
-def _describe(error: BaseException) -> str:
-    """The message of the server or of the driver."""
-    if isinstance(error, TimeoutError):
-        return "the store has not answered in time"
-    return f"the store: {error}"
-
-
-def _cannot_open(error: Exception, url: str) -> SetupError:
-    name = redacted(url)
-    match error:
-        case asyncpg.InvalidCatalogNameError():
-            return SetupError(f"{name}: {error}; make it first, with createdb")
-        case asyncpg.InvalidAuthorizationSpecificationError():
-            return SetupError(
-                f"{name}: {error}; correct the user or password in the URL of --store"
-            )
-        case OSError() | asyncpg.PostgresError() | asyncpg.InternalClientError():
-            reason = "no answer" if isinstance(error, TimeoutError) else str(error)
-            return Unreachable(
-                f"{name} cannot be reached: {reason}; start PostgreSQL, or correct --store"
-            )
-        case _:
-            return SetupError(f"{name} is not a URL that libpq accepts: {error}")

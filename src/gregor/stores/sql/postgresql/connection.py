@@ -1,0 +1,49 @@
+"""A database within one transaction, on a connection of asyncpg."""
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any, TypeVar
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from gregor.stores.sql.dialect import POSTGRESQL, encode_rows, sql_of
+from gregor.stores.sql.statements import BulkStatement, Insert, Row, Statement, no_row
+from gregor.stores.sql.sync_bridge import wait_for
+
+R = TypeVar("R")
+
+
+class PostgreSQLConnection:
+    """A DatabaseConnection of asyncpg, for a transaction that `run_sync` runs."""
+
+    dialect = POSTGRESQL
+
+    def __init__(self, driver: asyncpg.Connection | PoolConnectionProxy) -> None:
+        self._driver = driver
+
+    def execute(self, statement: Statement[R], /, **parameters: object) -> list[R]:
+        text, names = sql_of(statement, POSTGRESQL)
+        rows = wait_for(self._driver.fetch(text, *(parameters[name] for name in names)))
+        if statement.row is no_row:
+            return []
+        return [statement.row(row) for row in rows]
+
+    def execute_rows(self, statement: BulkStatement[Row, R], rows: Iterable[Row]) -> list[R]:
+        return self.execute(statement, rows=encode_rows(rows))
+
+    def insert(self, insert: Insert[Row], rows: Sequence[Row]) -> None:
+        if rows:
+            wait_for(self._driver.execute(_insert_sql(insert), *zip(*rows, strict=True)))
+
+    def execute_sql(self, text: str) -> list[tuple[Any, ...]]:
+        return [tuple(row) for row in wait_for(self._driver.fetch(text))]
+
+
+@cache
+def _insert_sql(insert: Insert[Any]) -> str:
+    arrays = ", ".join(
+        f"${n}::{type_}[]" for n, type_ in enumerate(insert.columns.values(), start=1)
+    )
+    columns = ", ".join(insert.columns)
+    return f"INSERT INTO {insert.table} ({columns}) SELECT * FROM unnest({arrays})"
