@@ -9,11 +9,11 @@ SEEDS ?= 2000
 ROUNDS ?= 1
 SHARDS ?= 1
 
-.PHONY: help demo fleet test check bench simulate faults vectors lock clean
+.PHONY: help demo fleet test environments check bench simulate faults vectors lock clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
@@ -30,11 +30,15 @@ fleet: $(READY)  ## The demo with two nodes, PostgreSQL and Redis from wheels; S
 test: $(READY)  ## All tests, in under 12 minutes
 	$(BIN)/pytest -n 2 --dist loadgroup
 
+environments: $(READY)  ## Tests with PgBouncer, nginx and others from Debian; root or sudo
+	@tests/environments/install
+	$(BIN)/pytest -n 2 --dist loadgroup -m environments tests/environments
+
 check: $(READY)  ## Style, types and the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 -m "not slow"
+	$(BIN)/pytest -n 2 -m "not slow and not environments"
 
 bench: $(READY)  ## Benchmarks, each beside a baseline from the same run
 	@$(BIN)/python -m bench
