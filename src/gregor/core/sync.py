@@ -62,7 +62,8 @@ def reduced(message: InBandMessage, recipient: Recipient, fate_of: FateOf) -> In
         creation = None
     if dismissal is not None:
         ids = tuple(id_ for id_ in dismissal.msg_ids if _may_be_held(fate_of(id_), recipient))
-        dismissal = Dismissal(ids, dismissal.ranges)
+        if ids != dismissal.msg_ids or dismissal.added:
+            dismissal = Dismissal(ids, dismissal.ranges)
     return message.reduced(creation, dismissal)
 
 
