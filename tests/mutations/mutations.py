@@ -658,6 +658,13 @@ MUTATIONS = [
         CLIENT_SESSION + "test_sync_that_ends_before_an_ignored_frame_is_requested_again",
     ),
     Mutation(
+        "a frame that overtakes the welcome is forgotten",
+        "protocol/sync_state.py",
+        "            return after(Syncing(highest=highest), event)",
+        "            return after(Syncing(), event)",
+        CLIENT_SESSION + "test_frame_that_overtakes_the_welcome_is_not_forgotten",
+    ),
+    Mutation(
         "a conversation whose socket is ready overtakes its writer",
         "node/conversation.py",
         """        if self._wakeup.done():
