@@ -104,6 +104,9 @@ def just_stored(message: InBandMessage, dead: bool) -> InBandMessage | None:
     """A new message for all devices that know everything before it, reduced without a look-up:
     `dead` says whether its own item is. Of the items that it names it is taken that they are held;
     a replica ignores the ids of others."""
+    creation = message.creation
+    if not dead and message.dismissal is None and creation is not None and creation.expires is None:
+        return message  # most messages are like this one
     own = ItemFate(
         message.ctime, message.device_id, message.expires_at, message.ctime if dead else None
     )
