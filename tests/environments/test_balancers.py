@@ -164,6 +164,7 @@ async def assert_equal(http: httpx.AsyncClient, load: Load, clients: Sequence[Cl
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.xdist_group("balancers")  # one at a time: each loads two cores
 @pytest.mark.parametrize("kind", [Nginx, HAProxy, Caddy])
 async def test_rolling_restart_behind_balancer_is_not_noticed(kind: type[LoadBalancer]) -> None:
     async with (
