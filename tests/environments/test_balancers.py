@@ -27,7 +27,7 @@ LARGEST_GAP_SECONDS = 5.0
 SETTLE_SECONDS = 30.0
 
 
-class Load:
+class SteadyLoad:
     """Messages to all users through a balancer, and when each device received them."""
 
     def __init__(self, url: str) -> None:
@@ -81,13 +81,13 @@ class Load:
         )
 
 
-async def read_client(client: Client, load: Load, arrivals: dict[MsgID, float]) -> None:
+async def read_client(client: Client, load: SteadyLoad, arrivals: dict[MsgID, float]) -> None:
     async for event in client.events():
         if isinstance(event, Created):
             arrivals[event.item.msg_id] = load.now()
 
 
-async def read_stream(http: httpx.AsyncClient, load: Load, uid: str, device: str) -> None:
+async def read_stream(http: httpx.AsyncClient, load: SteadyLoad, uid: str, device: str) -> None:
     """Read events as the EventSource of a browser: after the end of a stream, it waits as long as
     the last `retry` says, and resumes from the last id. Another status than 200 is an error."""
     arrivals = load.add_device(device, uid)
@@ -117,9 +117,9 @@ def created(frame: dict[str, list[dict[str, str]]]) -> list[MsgID]:
 
 
 @asynccontextmanager
-async def under_load(url: str) -> AsyncIterator[Load]:
+async def under_load(url: str) -> AsyncIterator[SteadyLoad]:
     """While the block runs, 300 devices are connected, and messages are sent to them."""
-    load = Load(url)
+    load = SteadyLoad(url)
     limits = httpx.Limits(max_connections=None)
     async with (
         httpx.AsyncClient(base_url=url, timeout=None, limits=limits, trust_env=False) as http,
@@ -152,7 +152,9 @@ async def under_load(url: str) -> AsyncIterator[Load]:
         await assert_equal(http, load, clients)
 
 
-async def assert_equal(http: httpx.AsyncClient, load: Load, clients: Sequence[Client]) -> None:
+async def assert_equal(
+    http: httpx.AsyncClient, load: SteadyLoad, clients: Sequence[Client]
+) -> None:
     """Assert that the store and all devices show exactly the acknowledged messages."""
     for uid in load.users:
         state = (await http.get(f"/v1/users/{uid}/state")).json()

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import resource
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 
-from gregor.errors import SetupError, Unavailable
+from gregor.errors import Unavailable
 from gregor.server.descriptors import FOR_FILES, FOR_REQUESTS, Descriptors, limit
 from tests.fleet.servers import Redis
 from tests.server.harness import (
@@ -151,11 +152,22 @@ async def test_silent_connections_do_not_take_the_reserved_descriptors() -> None
             writer.close()
 
 
-async def test_a_limit_that_leaves_none_for_devices_is_an_error_at_start() -> None:
-    expected = r"may open 80 files.*ulimit -n.*LimitNOFILE"
-    with limited_to(80), pytest.raises(SetupError, match=expected):
-        Descriptors(reserved=60).check()
-    Descriptors().check()
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_limit_that_leaves_none_for_devices_is_one_sentence_at_start(
+    workers: str, postgresql_url: str, redis_server: Redis
+) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gregor.cli", "serve", "--listen", "127.0.0.1:0", "--migrate"),
+        *("--store", postgresql_url, "--pubsub", redis_server.url, "--workers", workers),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80)),
+        stdin=DEVNULL,
+        stderr=PIPE,
+    )
+    async with asyncio.timeout(60):
+        _, log = await process.communicate()
+    assert process.returncode == 1
+    assert re.search(r"may open 80 files.*`ulimit -n`.*LimitNOFILE", log.decode(), re.DOTALL)
+    assert b"Traceback" not in log
 
 
 async def test_event_stream_is_refused_as_an_event_that_says_when_to_come_back() -> None:

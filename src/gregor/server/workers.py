@@ -109,8 +109,9 @@ async def supervise(settings: Settings, command: Sequence[str]) -> None:
         listen(*settings.address) as listener,
         private_folder() as folder,
     ):
-        async with Server.from_settings(settings):
-            pass  # finds errors of the settings once, and prepares the store
+        async with Server.from_settings(settings) as server:
+            # Errors of the settings and of the machine are found once, and the store is prepared.
+            server.service.descriptors.check()
         stop_seconds = settings.lame_duck + 2 * settings.drain_seconds + STOP_TIMEOUT_SECONDS
         supervisor = Supervisor(command, listener, stop_seconds)
         with on_stop_signals(supervisor.request_stop):
