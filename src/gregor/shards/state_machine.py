@@ -113,6 +113,7 @@ class Shard:
                 await self.verify_identity()
                 await self._admit(self)
             await self.machine.ctimes([])
+            await self.machine.read_schema()
         except (Unavailable, SetupError) as error:
             self.admitted = False
             return error.message
