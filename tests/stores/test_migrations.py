@@ -18,9 +18,9 @@ from sqlalchemy import Connection, inspect
 from gregor.core.buckets import bucket_of
 from gregor.core.instant import SECOND, TimeOrOffset
 from gregor.core.message import Dismissal, InBandMessage, Range, create, dismiss
-from gregor.errors import SetupError
+from gregor.errors import SetupError, StorageUnavailable
 from gregor.interfaces import Duplicate, Rejected, Stored
-from gregor.shards.bucket_contents import page
+from gregor.shards.bucket_contents import misplaced_users, page
 from gregor.shards.state_machine import ShardedStateMachine
 from gregor.stores.memory import MemoryStateMachine
 from gregor.stores.sql import migrations, statements
@@ -30,6 +30,7 @@ from gregor.stores.sql.migrations import (
     require_served,
     requiring_no_shard,
     revision,
+    roll_back,
 )
 from gregor.stores.sql.migrations.postgresql import run_on_postgresql
 from gregor.stores.sql.migrations.sqlite import run_on_sqlite
@@ -225,6 +226,40 @@ async def test_newer_schema_that_this_code_may_write_to_is_served_unchanged(
             await machine.consume_message(create("ann", "mail"))
             assert machine.schema == Schema("9999", NEWEST_REVISION)
             assert await machine.problems() == []
+
+
+# Schema 0006: every user has a bucket
+
+USER_WITHOUT_BUCKET = "INSERT INTO users (uid, ctime) VALUES ('{}', 7)"  # by code before 0002
+
+
+async def test_users_without_a_bucket_get_theirs_and_no_more_can_be_stored(
+    url: str, tmp_path: Path
+) -> None:
+    url = url if url != "sqlite://" else f"sqlite:///{tmp_path / 'gregor.db'}"
+    async with database_at(url, OnSQLAlchemy(Upgrade("0004").run)) as database:
+        for uid in ("ann", "bob"):
+            await database.write(lambda c: c.execute_sql(USER_WITHOUT_BUCKET.format(uid)))  # noqa: B023
+        assert await database.read(lambda c: misplaced_users(c, "")) == ("bob", ["ann", "bob"])
+    for _ in range(2):  # also after a rollback
+        async with database_at(url, migrate) as database:
+            assert await database.read(lambda c: misplaced_users(c, "")) == ("bob", [])
+            for statement in (
+                USER_WITHOUT_BUCKET.format("new"),
+                "INSERT INTO users (uid, ctime, bucket) VALUES ('new', 7, -1)",
+                "UPDATE users SET bucket = -1",
+            ):
+                with pytest.raises(StorageUnavailable, match=r"bucket|NOT NULL"):
+                    await database.write(lambda c: c.execute_sql(statement))  # noqa: B023
+            await database.write(roll_back)
+
+
+async def test_new_file_stores_no_user_without_a_bucket() -> None:
+    async with database_at("sqlite://", migrate) as database:
+        for bucket in ("-1", "NULL"):
+            insert = f"INSERT INTO users (uid, ctime, bucket) VALUES ('u', 7, {bucket})"
+            with pytest.raises(StorageUnavailable, match=r"users_have_buckets|NOT NULL"):
+                await database.write(lambda c: c.execute_sql(insert))  # noqa: B023
 
 
 # On a database that nodes share, a node creates tables only with --migrate.

@@ -10,6 +10,7 @@ OLDEST_WRITERS = {
     "0003": "0003",
     "0004": "0004",
     "0005": "0004",
+    "0006": "0004",
 }
 """Each revision of the schema, and the oldest code that may write to it: code is named by the
 revision for which it was written. A migration that only adds (expand) keeps the oldest writer of
@@ -23,8 +24,9 @@ CREATE_TABLES = (
     CREATE TABLE users (
         uid TEXT NOT NULL,
         ctime BIGINT NOT NULL, -- the user's clock
-        bucket INTEGER DEFAULT (-1) NOT NULL, -- see core/buckets.py
-        PRIMARY KEY (uid)
+        bucket INTEGER NOT NULL, -- see core/buckets.py
+        PRIMARY KEY (uid),
+        CONSTRAINT users_have_buckets CHECK (bucket >= 0)
     )
     """,
     "CREATE INDEX users_of_bucket ON users (bucket)",
