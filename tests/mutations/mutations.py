@@ -1278,6 +1278,21 @@ MUTATIONS = [
         "::test_shard_that_is_opened_without_its_name_is_not_migrated",
     ),
     Mutation(
+        "a user without a bucket gets none",
+        "stores/sql/migrations/versions/0006_users_have_buckets.py",
+        "where(users.c.bucket < 0)",
+        "where(users.c.bucket < -1)",
+        "tests/stores/test_migrations.py"
+        "::test_users_without_a_bucket_get_theirs_and_no_more_can_be_stored[sqlite]",
+    ),
+    Mutation(
+        "the tables of a new file accept a user without a bucket",
+        "stores/sql/tables.py",
+        "CHECK (bucket >= 0)",
+        "CHECK (bucket >= -1)",
+        "tests/stores/test_migrations.py::test_new_file_stores_no_user_without_a_bucket",
+    ),
+    Mutation(
         "a node that has become too old goes on writing",
         "stores/sql/transactions.py",
         "for user in locked[:1]:",

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import asyncpg
 import msgspec
 import pytest
 from alembic.config import Config
@@ -285,6 +286,23 @@ async def test_concurrent_migrations_wait_for_each_other(postgresql_url: str) ->
     assert await read_revision(postgresql_url) == NEWEST_REVISION
     for database in databases:
         await database.__aexit__(None, None, None)
+
+
+async def test_migration_gives_up_if_a_backup_holds_a_table_that_must_change(
+    postgresql_url: str,
+) -> None:
+    """Otherwise all writers would wait behind it until the backup has ended."""
+    async with database_at(postgresql_url, OnSQLAlchemy(Upgrade("0005").run)):
+        pass
+    backup = await asyncpg.connect(postgresql_url)
+    await backup.execute("BEGIN; LOCK TABLE users IN ACCESS SHARE MODE")
+    with pytest.raises(SetupError, match=r"in use.*nothing has changed; try again"):
+        async with database_at(postgresql_url, migrate):
+            pass
+    assert await read_revision(postgresql_url) == "0005"
+    await backup.close()
+    async with database_at(postgresql_url, migrate):
+        pass
 
 
 # Files written by the commit before schema 0003, which renamed `dtime`: a store, two shards of one
