@@ -39,8 +39,8 @@ def migrate(
     [dim]$[/] gregor migrate --store postgresql://gregor@db.internal/gregor
     [dim]$[/] gregor migrate --store a=postgresql:///a --store b=postgresql:///b
 
-    Nodes may run meanwhile, if they are not too old for the newest schema; if they
-    are, nothing is changed and they are named. docs/upgrading.md has the steps.
+    Nodes may run meanwhile. If one is too old for the newest schema, nothing is
+    changed and it is named. docs/upgrading.md has the steps.
 
     Named databases become the shards of one shard map. Empty databases share
     its buckets. A database that has users keeps all buckets; `gregor shards
