@@ -37,6 +37,7 @@ CLIENT_COST = "tests/client/test_cost.py::"
 CORE_COST = "tests/core/test_cost.py::"
 RANGE_DEATHS = "tests/core/test_range_deaths.py::"
 REBALANCE = "tests/shards/test_rebalance.py::"
+SCHEMA = "tests/stores/test_schema.py::"
 
 
 class Mutation(NamedTuple):
@@ -95,7 +96,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a bucket is closed without waiting for the writers in flight",
-        "shards/shard_map.py",
+        "stores/sql/transactions.py",
         """        connection.execute(statements.WAIT_FOR_WRITERS)
 """,
         """        pass
@@ -1278,9 +1279,55 @@ MUTATIONS = [
     Mutation(
         "a shard that is opened without its name is migrated",
         "stores/sql/migrations/__init__.py",
-        "shard = None if self.may_be_shard else _shard(connection, found)",
+        "shard = None if self.may_be_shard else _shard(connection, schema)",
         "shard = None",
         "tests/stores/test_migrations.py"
         "::test_shard_that_is_opened_without_its_name_is_not_migrated",
+    ),
+    Mutation(
+        "a user without a bucket gets none",
+        "stores/sql/migrations/versions/0006_users_have_buckets.py",
+        "where(users.c.bucket < 0)",
+        "where(users.c.bucket < -1)",
+        "tests/stores/test_migrations.py"
+        "::test_users_without_a_bucket_get_theirs_and_no_more_can_be_stored[sqlite]",
+    ),
+    Mutation(
+        "the tables of a new file accept a user without a bucket",
+        "stores/sql/tables.py",
+        "CHECK (bucket >= 0)",
+        "CHECK (bucket >= -1)",
+        "tests/stores/test_migrations.py::test_new_file_stores_no_user_without_a_bucket",
+    ),
+    Mutation(
+        "a node that has become too old goes on writing",
+        "stores/sql/transactions.py",
+        "for user in locked[:1]:",
+        "for user in locked[:0]:",
+        SCHEMA + "test_node_that_has_become_too_old_writes_nothing_and_says_why[sqlite]",
+    ),
+    Mutation(
+        "the oldest writer is raised while batches of older code are under way",
+        "stores/sql/migrations/__init__.py",
+        """    wait_for_writers(connection)
+""",
+        "",
+        SCHEMA + "test_switch_of_the_oldest_writer_waits_for_batches_under_way",
+    ),
+    Mutation(
+        "a migration runs under nodes that cannot bear it",
+        "stores/sql/migrations/__init__.py",
+        "_require_no_node_before(OLDEST_WRITERS[NEWEST_REVISION], connection, schema)",
+        "pass",
+        SCHEMA + "test_migration_that_running_nodes_cannot_bear_is_refused_and_changes_nothing",
+    ),
+    Mutation(
+        "messages in an envelope of a later version wait for the sweep",
+        "consumers/relay.py",
+        "        self._broadcaster.on_gap(uid)",
+        "        pass",
+        FLEET
+        + "test_messages_in_an_envelope_of_another_version_are_read_from_the_store_at_once"
+        + "[with other fields]",
     ),
 ]
