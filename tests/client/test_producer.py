@@ -22,7 +22,7 @@ from gregor.client.calls import LIMITS, UnexpectedAnswer
 from gregor.client.per_process import PerProcess
 from gregor.config import KEEP_ALIVE_SECONDS
 from gregor.core.instant import TimeOrOffset
-from gregor.core.message import Message, create, out_of_band
+from gregor.core.message import MAX_BATCH, Message, create, out_of_band
 from gregor.errors import (
     Conflict,
     GregorError,
@@ -34,7 +34,7 @@ from gregor.errors import (
     Unavailable,
 )
 from gregor.protocol.answers import MessagesAnswer
-from gregor.protocol.requests import MAX_REQUEST
+from gregor.protocol.requests import MAX_REQUEST, MAX_USERS
 from tests.server.harness import serving
 
 
@@ -259,6 +259,22 @@ async def test_many_messages_are_split_into_requests_within_limits(kind: str) ->
     assert [len(body["messages"]) for body in server.bodies()[:3]] == [500, 500, 101]  # type: ignore[arg-type]
     sizes = [len(request.content) for request in server.requests]
     assert max(sizes) <= MAX_REQUEST < sizes[3] + sizes[4]
+
+
+@pytest.mark.parametrize("in_a_generator", [False, True])
+async def test_bad_argument_in_the_last_batch_is_found_before_the_first_is_sent(
+    kind: str, in_a_generator: bool
+) -> None:
+    messages: list[Any] = [create("alice", "mail") for _ in range(MAX_BATCH + 1)]
+    messages.append({"uid": "alice"})
+    uids: list[Any] = [*map(str, range(MAX_USERS)), None]
+    server = FakeServer()
+    async with server.producer(kind) as producer:
+        with pytest.raises(InvalidMessage, match="messages"):
+            await producer.send(iter(messages) if in_a_generator else messages)
+        with pytest.raises(InvalidMessage, match="uids"):
+            await producer.send_to(iter(uids) if in_a_generator else uids, create("alice", "mail"))
+    assert server.requests == []
 
 
 async def test_rejected_message_in_batch_is_returned_as_result(kind: str) -> None:

@@ -348,6 +348,20 @@ MUTATIONS = [
         ARGUMENTS + "test_message_made_of_wrong_parts_is_refused_by_name",
     ),
     Mutation(
+        "a body is expanded whatever its size as JSON",
+        "core/arguments.py",
+        "self._bytes_left -= size",
+        "self._bytes_left -= 0",
+        ARGUMENTS + "test_body_that_repeats_a_text_is_refused_before_it_is_expanded",
+    ),
+    Mutation(
+        "a producer checks messages only when their request is made",
+        "client/calls.py",
+        'checked = list(map(partial(as_message, "messages"), given))',
+        'checked = map(partial(as_message, "messages"), given)',
+        PRODUCER + "test_bad_argument_in_the_last_batch_is_found_before_the_first_is_sent",
+    ),
+    Mutation(
         "one record that cannot be read makes a device's store unusable",
         "client/client.py",
         "aside = set_aside(records)",

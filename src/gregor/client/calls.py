@@ -101,16 +101,20 @@ def inject(message: Message) -> Call[Results]:
 
 
 def inject_many(messages: Iterable[Message]) -> Iterator[Call[Results]]:
-    """As many calls as the messages need, in order."""
-    for batch in _batches(arguments.many("messages", messages)):
+    """As many calls as the messages need, in order. All messages are checked before the first
+    call."""
+    given = arguments.many("messages", messages)
+    checked = list(map(partial(as_message, "messages"), given))
+    for batch in _batches(checked):
         contents = BatchRequest(tuple(encoded for _, encoded in batch))
         yield _post(msgspec.json.encode(contents), [_sent(message) for message, _ in batch])
 
 
 def inject_for_many(uids: Iterable[AnyID], message: Message) -> Iterator[Call[Results]]:
-    """As many calls as the users need, in order."""
+    """As many calls as the users need, in order. All uids are checked before the first call."""
     as_message("message", message)
-    remaining = (arguments.identifier("uids", uid, MAX_UID) for uid in arguments.many("uids", uids))
+    checked = [arguments.identifier("uids", id_, MAX_UID) for id_ in arguments.many("uids", uids)]
+    remaining = iter(checked)
     while batch := tuple(islice(remaining, MAX_USERS)):
         contents = MultiUserRequest(batch, _without_uid(message))
         sent = _sent(message)
@@ -174,12 +178,11 @@ def _require(matching: bool) -> None:
         raise MismatchedAnswer("the server's answer is that to another request")
 
 
-def _batches(messages: Iterable[object]) -> Iterator[Sequence[tuple[Message, Raw]]]:
+def _batches(messages: Iterable[Message]) -> Iterator[Sequence[tuple[Message, Raw]]]:
     """The messages, each with its JSON, in batches of at most MAX_BATCH and MAX_REQUEST bytes."""
     batch: list[tuple[Message, Raw]] = []
     size = EMPTY_BATCH_BYTES
-    for value in messages:
-        message = as_message("messages", value)
+    for message in messages:
         encoded = msgspec.json.encode(message)
         added = len(encoded) + len(",")
         if batch and (len(batch) == MAX_BATCH or size + added > MAX_REQUEST):

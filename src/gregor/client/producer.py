@@ -141,13 +141,14 @@ class BaseProducer(ABC, Generic[OneResult, ManyResults, AState, ACount, SomeMess
 
     @abstractmethod
     def send(self, messages: Iterable[Message]) -> ManyResults:
-        """Inject messages, in order, in as many requests as they need. A rejected message has an
-        `error` in its result, and does not affect the others."""
+        """Inject messages, in order, in as many requests as they need. All are read and checked
+        before the first is sent: send a stream that is long or never ends in parts. A rejected
+        message has an `error` in its result, and does not affect the others."""
 
     @abstractmethod
     def send_to(self, uids: Iterable[AnyID], message: Message) -> ManyResults:
         """Inject one message for each of these users, under one msg_id. The uid of the message
-        itself is ignored."""
+        itself is ignored. All uids are read and checked before the first request."""
 
     # Reading: with `device_id`, what that device sees
 
