@@ -14,7 +14,7 @@ import pytest
 from gregor.client import Client, Disconnected, MemoryStore, SQLiteStore
 from gregor.client.connection import Transport
 from gregor.client.events import Offline
-from gregor.client.store import RecordChanges
+from gregor.client.store import DEVICE_KEY, OWNER_KEY, RecordChanges
 from gregor.core.message import create
 from gregor.errors import SetupError, StorageUnavailable, Unauthenticated
 from gregor.testing import virtual_time
@@ -133,7 +133,8 @@ class StoreFromOutside(MemoryStore):
         self._outside = outside
 
     async def save(self, changes: RecordChanges) -> None:
-        if changes.keys() != {("device", "")} or self.records:  # not while it is being opened
+        is_being_opened = changes.keys() == {OWNER_KEY, DEVICE_KEY} and not self.records
+        if not is_being_opened:
             await self._outside.call("save", lambda: super(StoreFromOutside, self).save(changes))
         else:
             await super().save(changes)

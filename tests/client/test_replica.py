@@ -16,7 +16,16 @@ from gregor.client.replica import Replica, dismisses, events_between
 from gregor.client.store import changed_records, load_replica
 from gregor.core.facts import Facts
 from gregor.core.instant import SECOND, Time, TimeOrOffset
-from gregor.core.message import InBandMessage, MsgID, create, dismiss, dismiss_category, replace
+from gregor.core.message import (
+    Dismissal,
+    InBandMessage,
+    MsgID,
+    Range,
+    create,
+    dismiss,
+    dismiss_category,
+    replace,
+)
 from gregor.core.state import Item
 from gregor.core.sync import EXPIRY_GRACE, Changes, Snapshot, Sync, just_stored
 from gregor.errors import Conflict, HistoryForgotten, InvalidMessage, SetupError, TooLarge
@@ -371,6 +380,21 @@ def outbox_of(replica: Replica) -> list[InBandMessage]:
 
 def matches(message: InBandMessage, item: Item) -> bool:
     return message.dismissal is not None and dismisses(message.dismissal, item)
+
+
+def test_category_dismissal_ends_at_the_cursor_and_names_own_items_beyond_it() -> None:
+    """Sent, not yet sent back; and not yet sent. Both are shown, so the person has seen both."""
+    replica = Replica(DEVICE).apply([stamp(create("u", "mail", msg_id="told"), 10)], 10)
+    for msg_id, category in (("sent", "mail"), ("unsent", "mail"), ("another", "chat")):
+        replica = replica.write(create("u", category, msg_id=msg_id), 20)
+    replica = replica.apply_results(
+        [(replica.unsent()[0], Result("stored", "u", "sent", ctime=15))]
+    )
+    replica = replica.dismiss_category(dismiss_category("u", "mail", msg_id="d"), 30)
+    written = replica.outbox["d"].message.dismissal
+    end = TimeOrOffset(time=10)
+    assert written == Dismissal(("sent", "unsent"), (Range("mail", end_time=end),))
+    assert [item.msg_id for item in replica.state(40)] == ["another"]
 
 
 def test_category_dismissal_is_idempotent_and_conflicts_with_another() -> None:

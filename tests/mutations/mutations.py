@@ -369,6 +369,27 @@ MUTATIONS = [
         STORE + "test_record_that_cannot_be_read_costs_only_itself",
     ),
     Mutation(
+        "what cannot be read back is written",
+        "client/client.py",
+        "read = parse_message(msgspec.json.encode(message))",
+        "read = message",
+        STORE + "test_message_that_could_not_be_read_back_is_refused",
+    ),
+    Mutation(
+        "an unreadable record of a device gives its store to any user",
+        "client/store.py",
+        "return _DeviceRecord(owner.device_id, owner.uid, 0)",
+        "return _DeviceRecord(owner.device_id, None, 0)",
+        STORE + "test_unreadable_record_never_gives_a_store_to_another_user",
+    ),
+    Mutation(
+        "a store whose owner is unknown is taken as new",
+        "client/store.py",
+        "if DEVICE_KEY in changes:",
+        "if DEVICE_KEY in changes and OWNER_KEY in records:",
+        STORE + "test_store_whose_owner_is_unknown_is_refused_and_keeps_its_outbox",
+    ),
+    Mutation(
         "a record that is set aside is dropped",
         "client/store.py",
         'changes |= {(kind, name): None, (_ASIDE, f"{kind}/{name}"): record}',
@@ -380,7 +401,14 @@ MUTATIONS = [
         "client/replica.py",
         "return self.write(msgspec.structs.replace(message, dismissal=seen), now)",
         "return self.write(message, now)",
-        REPLICA + "test_law_category_dismissal_on_a_device_takes_what_it_showed_and_nothing_else",
+        REPLICA + "test_category_dismissal_ends_at_the_cursor_and_names_own_items_beyond_it",
+    ),
+    Mutation(
+        "a device's dismissal of a category spares its own items beyond the cursor",
+        "client/replica.py",
+        "if i.ctime > self.cursor and dismisses(dismissal, i)",
+        "if i.ctime < self.cursor and dismisses(dismissal, i)",
+        REPLICA + "test_category_dismissal_ends_at_the_cursor_and_names_own_items_beyond_it",
     ),
     Mutation(
         "hiding an item that has not arrived is forgotten",
@@ -512,6 +540,22 @@ MUTATIONS = [
         "return Page(tuple(messages), cursor, more=True)",
         "return Page(tuple(messages), clock, more=True)",
         MEMORY + "test_page_ends_at_its_limits_and_the_next_one_begins_there",
+    ),
+    Mutation(
+        "a count builds the state",
+        "stores/sql/transactions.py",
+        "return Counts.of(((row.category, row.items) for row in rows), prefixes, now)",
+        "return Counts.of("
+        "((i.category, 1) for i in read_state(connection, uid, device_id, now, None).state),"
+        " prefixes, now)",
+        LINEAR + "test_count_takes_no_step_of_python_for_an_item",
+    ),
+    Mutation(
+        "a state at a stated time is continued after the user's clock",
+        "stores/sql/transactions.py",
+        "min(at, clock))",
+        "clock)",
+        SQL + "test_state_of_the_past_is_continued_after_its_time",
     ),
     Mutation(
         "a poller with a cursor of a lost store is answered as if it missed nothing",

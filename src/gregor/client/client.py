@@ -25,13 +25,13 @@ from gregor.client.own_loop import OwnLoop
 from gregor.client.replica import Replica, events_between, new_rejections
 from gregor.client.status import Status
 from gregor.client.store import (
-    DEVICE_KEY,
     ClientStore,
     Key,
     MemoryStore,
     Records,
     changed_records,
     load_replica,
+    missing_records,
     records_aside,
     set_aside,
 )
@@ -152,11 +152,9 @@ class Client:
         replica = load_replica(records, self._device_id)
         if self._uid is not None:
             replica = replica.owned_by(self._uid)
-        changes = changed_records(
-            load_replica(records, self._device_id) if DEVICE_KEY in records else None, replica
-        )
-        if changes:
-            await self._store.save(changes)
+        missing = missing_records(records, replica)
+        if missing:
+            await self._store.save(missing)
         self._replica = replica.derived()
         monotonic = asyncio.get_running_loop().time
         self._clock = DeviceClock(self._wall_clock, monotonic, replica.clock_offset)

@@ -135,7 +135,7 @@ def query_time(name: str, value: object) -> TimeOrOffset | None:
 
 
 def body(name: str, value: object, limit: int) -> Raw:
-    """The value as JSON, of up to `limit` bytes. A Raw holds JSON already, which is kept as it is."""
+    """The value as JSON, of up to `limit` bytes. A Raw holds JSON already, which stays as it is."""
     try:
         if isinstance(value, Raw):
             msgspec.json.decode(value)

@@ -839,6 +839,18 @@ class StateMachineConformance:
             dismiss_category(uid, "a", prefix=True),
         ])] == [1, 0, 0, 2, 1, 2, 0]  # fmt: skip
 
+    async def test_state_of_the_past_is_continued_after_its_time(
+        self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
+    ) -> None:
+        await consume(machine, create(uid, "a", msg_id="before"))
+        clock.now = EPOCH + 10 * SECOND
+        await consume(machine, create(uid, "a", msg_id="after"))
+        past = TimeOrOffset(time=EPOCH + 5 * SECOND)
+        state, cursor = await machine.polled_state(uid, None, past)
+        assert ([item.msg_id for item in state], cursor) == (["before"], past.time)
+        (page,) = await read_pages(machine, uid, None, After(cursor), 10)
+        assert [message.msg_id for message in page.messages] == ["after"]
+
     # The cases of the original's own suite
 
     async def test_all_devices(
