@@ -369,6 +369,13 @@ MUTATIONS = [
         STORE + "test_record_that_cannot_be_read_costs_only_itself",
     ),
     Mutation(
+        "nothing says that a store does not answer",
+        "client/client.py",
+        "call_later(STORE_TIMEOUT_SECONDS, self._on_slow_save)",
+        "call_later(STORE_TIMEOUT_SECONDS, bool)",
+        OUTSIDE + "test_write_to_a_store_that_hangs_waits_and_the_status_says_so",
+    ),
+    Mutation(
         "what cannot be read back is written",
         "client/client.py",
         "read = parse_message(msgspec.json.encode(message))",
