@@ -232,7 +232,7 @@ class ReplicaModel(RuleBasedStateMachine):
         assert not self.replica.outbox
         assert not self.replica.shown.items
         assert not self.replica.shown.dismissed
-        assert {kind for kind, _ in self.records} <= {"device", "rejected", "awaited"}
+        assert {kind for kind, _ in self.records} <= {"device", "owner", "rejected", "awaited"}
 
 
 ReplicaModel.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

@@ -93,8 +93,9 @@ class Client:
     StorageUnavailable and changes nothing; while the store does not answer, it waits, and after a
     few seconds `status` says that nothing is durable. A saved message is visible at once, and is
     sent as soon as there is a connection. Inside the block, background tasks keep the connection
-    and reconnect without limit, whatever the network, the nodes and the functions of the host do: `status` says
-    what is wrong. Items expire by the node's clock, not by `clock`, which may show anything.
+    and reconnect without limit, whatever the network, the nodes and the functions of the host do:
+    `status` says what is wrong. Items expire by the node's clock, not by `clock`, which may show
+    anything.
 
     `token` is a string, or a function that returns a fresh one; the function may fail. Only a
     string that a node refuses stops the client: `failure` is set, subscribers get Offline with
