@@ -413,9 +413,30 @@ MUTATIONS = [
     Mutation(
         "a device's dismissal of a category spares its own items beyond the cursor",
         "client/replica.py",
-        "if i.ctime > self.cursor and dismisses(dismissal, i)",
-        "if i.ctime < self.cursor and dismisses(dismissal, i)",
+        "return item.msg_id not in self.facts.items",
+        "return item.msg_id in self.facts.items",
         REPLICA + "test_category_dismissal_ends_at_the_cursor_and_names_own_items_beyond_it",
+    ),
+    Mutation(
+        "the whole outbox is shown again when a part of it is acknowledged",
+        "client/replica.py",
+        "return updated._shown_again(ids)",
+        "return updated.derived(ids)",
+        CLIENT_COST + "test_cost_of_sending_the_outbox_is_proportional_to_it",
+    ),
+    Mutation(
+        "an item that comes is shown without what the outbox says of it",
+        "client/outbox.py",
+        "chain(self.naming.get(msg_id, ()), self.with_ranges)",
+        "self.with_ranges",
+        REPLICA + "test_item_that_an_unsent_message_dismisses_is_not_shown_when_it_comes",
+    ),
+    Mutation(
+        "an unsent item keeps the ctime that it was first shown with",
+        "client/replica.py",
+        "latest_ctime=latest, old_stamps=True)",
+        "latest_ctime=latest)",
+        REPLICA + "test_unsent_items_follow_all_that_the_node_has_told",
     ),
     Mutation(
         "hiding an item that has not arrived is forgotten",
@@ -1256,8 +1277,8 @@ MUTATIONS = [
     Mutation(
         "a device answers a time before its last sync",
         "client/replica.py",
-        "self._with(known_since=self.cursor)._forget_expired(as_of)",
-        "self._forget_expired(as_of)",
+        "self._with(known_since=self.cursor)._without_expired(as_of)",
+        "self._without_expired(as_of)",
         "tests/vectors/test_vectors.py::test_client_shows_keeps_reports_and_sends_what_the_vector_says",
     ),
     Mutation(
@@ -1277,8 +1298,8 @@ MUTATIONS = [
     Mutation(
         "a device keeps expired items while it is connected",
         "client/replica.py",
-        "return applied._forget_expired(cursor, changed)",
-        "return applied.derived(changed)",
+        "forgotten, ids = applied._without_expired(cursor)",
+        "forgotten, ids = applied, list[MsgID]()",
         REPLICA + "test_expired_items_are_forgotten_a_minute_later_by_what_a_node_told",
     ),
     Mutation(

@@ -351,7 +351,7 @@ class Client:
     @property
     def unsent_count(self) -> int:
         """How many written messages no node has acknowledged yet."""
-        return len(self._replica.unsent())
+        return self._replica.outbox.waiting_count
 
     @property
     def set_aside(self) -> Mapping[Key, bytes]:

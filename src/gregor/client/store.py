@@ -13,7 +13,8 @@ import msgspec
 from immutables import Map
 from msgspec import Struct
 
-from gregor.client.replica import OutboxEntry, RejectedEntry, Replica
+from gregor.client.outbox import Outbox, OutboxEntry
+from gregor.client.replica import RejectedEntry, Replica
 from gregor.client.store_migrations import MIGRATIONS
 from gregor.core import arguments
 from gregor.core.admission import check_type
@@ -310,7 +311,7 @@ def _device_record(records: Records, owner: _OwnerRecord) -> _DeviceRecord:
 
 
 def _replica_from(records: Records, device: _DeviceRecord) -> Replica:
-    outbox = Map(_decode(records, "outbox", OutboxEntry))
+    outbox = Outbox.of(entry for _, entry in _decode(records, "outbox", OutboxEntry))
     rejected = Map(_decode(records, "rejected", RejectedEntry))
     awaited = Map(_decode(records, "awaited", int))
     numbers = [entry.number for entry in (*outbox.values(), *rejected.values())]
