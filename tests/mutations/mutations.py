@@ -817,9 +817,9 @@ MUTATIONS = [
     # The client
     Mutation(
         "an acknowledged message leaves the outbox before the cursor reaches it",
-        "client/replica.py",
-        "if 0 < e.message.ctime <= self.cursor]",
-        "if 0 < e.message.ctime]",
+        "client/outbox.py",
+        "[id_ for id_ in self.acknowledged if self.by_id[id_].message.ctime <= cursor]",
+        "list(self.acknowledged)",
         REPLICA + "test_acknowledged_message_is_shown_with_its_ctime_until_cursor_reaches_it",
     ),
     Mutation(
@@ -831,9 +831,9 @@ MUTATIONS = [
     ),
     Mutation(
         "only the echoed message is marked as echoed, not those before it",
-        "client/replica.py",
-        "entry.number <= last and",
-        "entry.number == last and",
+        "client/outbox.py",
+        "[entry for entry in found if not entry.echoed]",
+        "[entry for entry in found if entry.number == last]",
         REPLICA + "test_message_written_before_an_echoed_one_is_not_shown_from_outbox",
     ),
     # The outside of a client, and its clocks
