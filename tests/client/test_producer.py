@@ -437,6 +437,64 @@ def test_producer_in_another_event_loop_raises_at_once() -> None:
     assert len(server.requests) == 1
 
 
+ABSURD_JITTER: dict[str, Callable[[], Any]] = {
+    "raises": lambda: 1 / 0,
+    "NaN": lambda: float("nan"),
+    "negative": lambda: -5,
+    "huge": lambda: 1e9,
+    "text": lambda: "x",
+}
+
+
+@pytest.mark.parametrize("name", ABSURD_JITTER)
+async def test_absurd_jitter_of_the_host_does_no_harm(kind: str, name: str) -> None:
+    server = FakeServer(*(httpx.Response(503) for _ in range(3)))
+    options = {"jitter": ABSURD_JITTER[name], "transport": httpx.MockTransport(server)}
+    sleep = server.delays.append if kind == "Producer" else server._sleep
+    async with producer_for(kind, "http://gregor", sleep=sleep, **options) as producer:
+        assert (await producer.create("alice", "mail")).status == "stored"
+    assert len(server.delays) == 3
+    assert all(0 <= delay <= 10 for delay in server.delays)
+
+
+async def test_transport_that_raises_anything_is_an_attempt_that_failed(kind: str) -> None:
+    server = FakeServer(KeyError("pool"), OSError("gone"), ValueError(""))
+    async with server.producer(kind) as producer:
+        assert (await producer.create("alice", "mail")).status == "stored"
+    assert len(server.requests) == 4
+    server = FakeServer(*(KeyError("pool") for _ in range(6)))
+    async with server.producer(kind) as producer:
+        with pytest.raises(Unavailable, match="KeyError: 'pool'"):
+            await producer.create("alice", "mail")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:1"),
+        ("HTTP_PROXY", "ftp://proxy"),
+        ("NO_PROXY", "[::1"),
+        ("SSL_CERT_FILE", "/nonexistent"),
+    ],
+)
+def test_environment_that_allows_no_connections_is_a_setup_error(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    for producer in (Producer, AsyncProducer):
+        with pytest.raises(SetupError, match=variable):
+            producer("http://gregor.example")
+
+
+async def test_closed_producer_says_that_it_is_closed(kind: str) -> None:
+    server = FakeServer()
+    async with server.producer(kind) as producer:
+        pass
+    with pytest.raises(Unavailable, match="closed"):
+        await producer.create("alice", "mail")
+    assert (server.requests, server.delays) == ([], [])
+
+
 def test_own_transport_is_not_used_after_a_fork() -> None:
     pid = os.getpid()
     per_process = PerProcess(object, may_be_made_again=False)

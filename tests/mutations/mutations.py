@@ -369,6 +369,20 @@ MUTATIONS = [
         STORE + "test_record_that_cannot_be_read_costs_only_itself",
     ),
     Mutation(
+        "a producer waits as long as the host's jitter says",
+        "client/outside.py",
+        "if 0.0 <= drawn <= 1.0:",
+        "if drawn == drawn:",
+        PRODUCER + "test_absurd_jitter_of_the_host_does_no_harm",
+    ),
+    Mutation(
+        "a client can be opened over itself",
+        "client/client.py",
+        "if self._was_opened:",
+        "if self._was_opened and not self._open:",
+        "tests/client/test_client.py::test_client_that_is_opened_twice_is_refused_and_goes_on",
+    ),
+    Mutation(
         "nothing says that a store does not answer",
         "client/client.py",
         "call_later(STORE_TIMEOUT_SECONDS, self._on_slow_save)",

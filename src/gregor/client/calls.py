@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from gregor.backoff import Backoff, retry_after
+from gregor.client.outside import described
 from gregor.core import arguments
 from gregor.core.admission import check_type
 from gregor.core.instant import Time
@@ -298,7 +299,7 @@ class Attempts(Generic[T]):
         self._limit = limit
         self._made = 0
 
-    def after(self, response: httpx.Response | httpx.RequestError, random: float) -> T | Pause:
+    def after(self, response: httpx.Response | Exception, random: float) -> T | Pause:
         """What follows an attempt with this response: the answer to the call, or a pause before
         the next attempt. Raises the error of an attempt that is not retried."""
         self._made += 1
@@ -320,10 +321,11 @@ class Attempts(Generic[T]):
         return Pause(delay + BACKOFF.delay(self._made - 1, random))
 
 
-def _answer(call: Call[T], response: httpx.Response | httpx.RequestError) -> T | FailedAttempt:
+def _answer(call: Call[T], response: httpx.Response | Exception) -> T | FailedAttempt:
     """The answer, or the error if a retry may help. Raises other errors."""
-    if isinstance(response, httpx.RequestError):
-        reason = str(response) or type(response).__name__
+    if isinstance(response, Exception):
+        is_expected = isinstance(response, httpx.RequestError) and str(response)
+        reason = str(response) if is_expected else described(response)
         not_processed = isinstance(response, httpx.ConnectError | httpx.ConnectTimeout)
         return FailedAttempt(Unavailable(reason), not_processed=not_processed, cause=response)
     if response.status_code == httpx.codes.OK:

@@ -64,7 +64,7 @@ from gregor.core.message import (
     parse_message,
 )
 from gregor.core.state import Item, State
-from gregor.errors import GregorError, InvalidMessage, StorageUnavailable, Unavailable
+from gregor.errors import GregorError, InvalidMessage, SetupError, StorageUnavailable, Unavailable
 from gregor.log_event import LogEvent
 from gregor.protocol.frames import MAX_TOKEN, Problem
 
@@ -141,16 +141,19 @@ class Client:
         self._condition_changed = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._subscriptions: list[weakref.ref[Subscription]] = []
-        self._open = False
+        self._open = self._was_opened = False
         self._stack = AsyncExitStack()
         self._tasks = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Self:
+        if self._was_opened:
+            raise SetupError("a client is opened once; make a new one")
         self._own_loop = OwnLoop()
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._store)
             await self._restore()
             await self._tasks.__aenter__()
+            self._was_opened = True
             self._stack = stack.pop_all()
         self._open = True
         self._tasks.create_task(self._apply_changes())

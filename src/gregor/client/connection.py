@@ -11,7 +11,6 @@ no answer, an absurd one), it is an attempt that failed, and the next one follow
 import asyncio
 import inspect
 import logging
-import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -20,7 +19,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 from gregor.backoff import Outage
 from gregor.client.events import Event, Offline, Online, OutOfBandReceived, Synced
 from gregor.client.node_clock import DeviceClock
-from gregor.client.outside import Disconnected, call_outside, described
+from gregor.client.outside import Disconnected, call_outside, described, random_numbers
 from gregor.client.reconnect import BACKOFF, ReconnectPolicy
 from gregor.client.replica import Replica
 from gregor.core.instant import SECOND, Time
@@ -123,7 +122,7 @@ class Connection:
         self._owner = owner
         self._connect = connect
         self._token = token
-        self._jitter = _random_numbers(jitter)
+        self._jitter = random_numbers(jitter)
         self._policy = ReconnectPolicy()
         self._reconnect_requested = asyncio.Event()
         self._conversation: _Conversation | None = None
@@ -509,19 +508,6 @@ def _unexpected(cause: Exception) -> BaseException | None:
     root = (isinstance(cause, Unavailable) and cause.__cause__) or cause
     is_expected = isinstance(root, GregorError | Disconnected | OSError | asyncio.CancelledError)
     return None if is_expected else root
-
-
-def _random_numbers(jitter: Callable[[], float]) -> Callable[[], float]:
-    """The numbers of the host's function, as far as they are from 0 to 1."""
-
-    def number() -> float:
-        with suppress(Exception):
-            drawn = float(jitter())
-            if 0.0 <= drawn <= 1.0:
-                return drawn
-        return random.random()
-
-    return number
 
 
 def _error_from(problem: Problem | Error) -> GregorError:
