@@ -354,7 +354,7 @@ class Replica(Struct, frozen=True):
         ids = frozenset(chain(changed, entry_ids, named))
         updated = self._with(outbox=self.outbox.without_all(reached))
         if (
-            len(ids) * len(updated.outbox.with_ranges) >= len(updated.outbox)
+            len(ids) * (1 + len(updated.outbox.with_ranges)) > len(updated.outbox)
             or any(entry.has_ranges for entry in known)
             or updated.outbox.has_ends_after(self.cursor)
         ):
