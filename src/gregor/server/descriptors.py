@@ -40,6 +40,8 @@ class Descriptors:
         """The `reserved` ones are for the store, the pub/sub and files: connections of clients do
         not get them."""
         self.refused = 0
+        self._open = 0  # as counted last, and what was accepted since
+        self._count_at = -math.inf
         self._reserved = reserved
         self._clock = clock
         self._logged_refused = 0
@@ -48,7 +50,7 @@ class Descriptors:
     @property
     def are_scarce(self) -> bool:
         """Whether only those for requests and the reserved ones are left, and none for devices."""
-        return _lowest_free() >= limit() - self._reserved - FOR_REQUESTS
+        return self._left() < self._reserved + FOR_REQUESTS
 
     def check(self) -> None:
         """Raise SetupError if the limit leaves none for devices."""
@@ -67,7 +69,8 @@ class Descriptors:
 
     def refuses_connection(self) -> bool:
         """Whether a connection that was just accepted took a reserved one, and is to be closed."""
-        refuses = _lowest_free() >= limit() - self._reserved
+        self._open += 1
+        refuses = self._left() < self._reserved
         if refuses:
             self._count_refusal()
         return refuses
@@ -80,6 +83,15 @@ class Descriptors:
             self._count_refusal()
         else:
             loop.default_exception_handler(context)
+
+    def _left(self) -> int:
+        """How many can still be opened. To count them takes long where there are many, so at most
+        a fiftieth of the time is spent on that."""
+        started = self._clock()
+        if started >= self._count_at:
+            self._open = _open_descriptors()
+            self._count_at = started + 50 * (self._clock() - started)
+        return limit() - self._open
 
     def readings(self) -> Iterator[Reading]:
         yield counter(
@@ -128,12 +140,11 @@ def limit() -> int:
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
-def _lowest_free() -> int:
-    """The lowest descriptor that is not in use, which the next connection will get. (To count the
-    open ones would take longer, the more devices there are.)"""
+def _open_descriptors() -> int:
+    """How many this process has open."""
+    if resource is None:
+        return 0
     try:
-        lowest = os.open(os.curdir, os.O_RDONLY)
-    except OSError:
+        return len(os.listdir("/dev/fd")) - 1  # without that of the listing
+    except OSError:  # there is none left for the listing
         return limit()
-    os.close(lowest)
-    return lowest
