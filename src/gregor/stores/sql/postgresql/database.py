@@ -29,7 +29,11 @@ from gregor.stores.sql.postgresql.errors import (
     is_broken,
     translated,
 )
-from gregor.stores.sql.postgresql.session import CONNECT_TIMEOUT_SECONDS, connect
+from gregor.stores.sql.postgresql.session import (
+    CONNECT_TIMEOUT_SECONDS,
+    check_pooling,
+    connect,
+)
 from gregor.stores.sql.sync_bridge import run_sync
 
 T = TypeVar("T")
@@ -69,6 +73,7 @@ class PostgreSQLDatabase:
 
     async def _open(self) -> None:
         try:
+            await check_pooling(self.url, self._timeout_seconds)
             connection = await self._connect()
             try:
                 major = connection.get_server_version().major

@@ -4,6 +4,7 @@ import asyncpg
 
 from gregor.errors import GregorError, SetupError, StorageUnavailable
 from gregor.stores.sql.database import UniqueViolation, Unreachable
+from gregor.stores.sql.postgresql.session import SessionNotKept, is_at_limit
 from gregor.urls import redacted
 
 UNIQUE_VIOLATION = "23505"
@@ -71,6 +72,13 @@ def cannot_open(error: Exception, url: str) -> SetupError:
             return SetupError(
                 f"{name}: {error}; correct the user or password in the URL of --store"
             )
+        case _ if is_at_limit(error):
+            return Unreachable(
+                f"{name} has no connection left: {error}; raise this limit, or lower "
+                "--store-connections"
+            )
+        case SessionNotKept() | asyncpg.ProtocolViolationError():
+            return SetupError(f"{name}: {error}")
         case OSError() | asyncpg.PostgresError() | asyncpg.InternalClientError():
             reason = "no answer" if isinstance(error, TimeoutError) else str(error)
             return Unreachable(
