@@ -57,6 +57,12 @@ def is_at_limit(error: BaseException) -> bool:
     return isinstance(error, asyncpg.TooManyConnectionsError)
 
 
+def is_refused(error: BaseException) -> bool:
+    """Whether a connection was not made although others may live: PgBouncer lets those wait that
+    are beyond the size of its pool."""
+    return is_at_limit(error) or isinstance(error, TimeoutError)
+
+
 class SessionNotKept(ConnectionError):
     """Something between the node and PostgreSQL does not keep the state of a session."""
 
