@@ -7,8 +7,6 @@ import signal
 from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
-import asyncpg
-
 from tests.fleet.servers import ManagedServer
 
 PoolMode = Literal["session", "transaction", "statement"]
@@ -62,16 +60,3 @@ class PgBouncer(ManagedServer):
             return False
         writer.close()
         return True
-
-
-async def backends(url: str) -> int:
-    """How many other connections the database of this URL has."""
-    connection = await asyncpg.connect(url)
-    try:
-        count: int = await connection.fetchval(
-            "SELECT count(*) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
-    finally:
-        await connection.close()
-    return count

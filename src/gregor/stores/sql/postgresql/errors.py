@@ -4,7 +4,7 @@ import asyncpg
 
 from gregor.errors import GregorError, SetupError, StorageUnavailable
 from gregor.stores.sql.database import UniqueViolation, Unreachable
-from gregor.stores.sql.postgresql.session import SessionNotKept, is_at_limit
+from gregor.stores.sql.postgresql.session import USE_SESSIONS, SessionNotKept, is_at_limit
 from gregor.urls import redacted
 
 UNIQUE_VIOLATION = "23505"
@@ -16,6 +16,8 @@ SERVER_GONE = (
     "25006",
     "25P03",
 )  # shutdown, crash, starting up, read-only (a replica after a failover), idle in a transaction
+# A prepared statement is missing, or there already: it was prepared in another session.
+SESSION_CHANGED = ("26000", "42P05")
 
 # InternalClientError: a statement was begun after the server's last message, but before its close.
 DRIVER_ERRORS = (
@@ -40,7 +42,7 @@ def is_broken(error: BaseException) -> bool:
         return False
     if isinstance(error, asyncpg.PostgresError):
         code = error.sqlstate or ""
-        return code.startswith("08") or code in SERVER_GONE
+        return code.startswith("08") or code in (*SERVER_GONE, *SESSION_CHANGED)
     return True
 
 
@@ -60,6 +62,8 @@ def describe(error: BaseException) -> str:
     """The message of the server or of the driver."""
     if isinstance(error, TimeoutError):
         return "the store has not answered in time"
+    if getattr(error, "sqlstate", "") in SESSION_CHANGED:
+        return f"the store: {error.args[0]}; {USE_SESSIONS}"
     return f"the store: {error}"
 
 

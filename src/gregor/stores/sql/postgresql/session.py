@@ -46,6 +46,11 @@ OTHER_SETTINGS = {
 }
 SINCE_17 = {"transaction_timeout": "0"}
 
+USE_SESSIONS = (
+    "let the pooler between here and PostgreSQL pool by session (PgBouncer: pool_mode = session), "
+    "or connect to PostgreSQL directly"
+)
+
 # Transactions of two open connections, one after the other, are compared so often.
 POOLING_ROUNDS = 5
 
@@ -101,8 +106,7 @@ async def _set_ours(driver: asyncpg.Connection, wanted: Mapping[str, str]) -> No
     found = {row["name"]: row["setting"] for row in rows}
     if different := sorted(name for name, value in wanted.items() if found.get(name) != value):
         raise SessionNotKept(
-            f"the settings {', '.join(different)} were set, but do not hold; "
-            "connect to PostgreSQL directly, or through a pooler that pools by session"
+            f"the settings {', '.join(different)} were set, but do not hold; {USE_SESSIONS}"
         )
 
 
@@ -135,8 +139,9 @@ async def _rows(driver: asyncpg.Connection, query: str) -> list[Any]:
 async def _connect(how: Connecting, seconds: float) -> asyncpg.Connection:
     """A connection to the first usable server."""
     failures: list[tuple[str, Exception]] = []
+    share = seconds / len(how.servers)  # a server that is silent must leave time for the next
     for arguments in how.servers:
-        limit = min(arguments.pop("timeout", CONNECT_TIMEOUT_SECONDS), seconds)
+        limit = min(arguments.pop("timeout", CONNECT_TIMEOUT_SECONDS), share)
         try:
             # The server times out first, and says why; a server that is down says nothing.
             return await asyncpg.connect(timeout=limit, command_timeout=seconds + 1, **arguments)
@@ -186,9 +191,8 @@ async def check_pooling(url: str, seconds: float) -> None:
     # By session, each connection has a process of PostgreSQL for itself, and keeps it.
     if len(set(rounds)) > 1 or rounds[0][0] == rounds[0][1]:
         raise SessionNotKept(
-            "a pooler in between pools by transaction, but Gregor's settings and prepared "
-            "statements need sessions: set pool_mode = session for this database, or connect to "
-            "PostgreSQL directly"
+            "a pooler in between pools by transaction, but settings and prepared statements "
+            f"belong to a session; {USE_SESSIONS}"
         )
 
 
@@ -209,7 +213,6 @@ async def _backend(driver: asyncpg.Connection) -> int:
         if "pooling mode" not in str(error):
             raise
         raise SessionNotKept(
-            f"a pooler in between refuses transactions ({error}): "
-            "set pool_mode = session for this database, or connect to PostgreSQL directly"
+            f"a pooler in between refuses transactions: {error}; {USE_SESSIONS}"
         ) from error
     return int(pid)
