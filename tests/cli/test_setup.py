@@ -84,6 +84,13 @@ def test_store_is_read_from_a_file(shell: Shell) -> None:
     assert shell("migrate", "--store", f"file://{file}").status == 0
 
 
+def test_store_stays_a_file_that_is_read_again(shell: Shell) -> None:
+    file = shell.folder / "store-url"
+    file.write_text("sqlite:///in-file.db")
+    shown = shell("migrate", "--json", env={"GREGOR_STORE_FILE": "store-url"}).json["store"]
+    assert shown == file.absolute().as_uri()
+
+
 def test_shards_are_read_from_a_file_each(shell: Shell) -> None:
     for name in "ab":
         (shell.folder / name).write_text(f"sqlite:///shard-{name}.db")

@@ -3,7 +3,9 @@
 import asyncio
 import os
 import pwd
+import shutil
 import signal
+from pathlib import Path
 from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
@@ -18,8 +20,16 @@ class PgBouncer(ManagedServer):
     wheel, program, variable = "", "/usr/sbin/pgbouncer", "GREGOR_TEST_PGBOUNCER"
     _stop_signal: ClassVar = signal.SIGINT
 
-    def __init__(self, server_url: str, pool_mode: PoolMode, **settings: str) -> None:
+    def __init__(
+        self,
+        server_url: str,
+        pool_mode: PoolMode,
+        certificate: tuple[Path, Path] | None = None,
+        /,
+        **settings: str,
+    ) -> None:
         super().__init__()
+        self._certificate = certificate
         self._server_url = server_url
         self._settings = {"pool_mode": pool_mode, **settings}
 
@@ -31,7 +41,17 @@ class PgBouncer(ManagedServer):
         if os.geteuid() == 0:  # PgBouncer refuses to run as root
             self._user = "nobody"
             os.chown(self.directory, pwd.getpwnam(self._user).pw_uid, -1)
-        self.configure()
+        self.configure(**self._tls())
+
+    def _tls(self) -> dict[str, str]:
+        """The settings to require TLS, if there is a certificate; PgBouncer gets copies."""
+        if self._certificate is None:
+            return {}
+        names = ("client_tls_cert_file", "client_tls_key_file")
+        for name, file in zip(names, self._certificate, strict=True):
+            copy = shutil.copy(file, self.directory / name)
+            shutil.chown(copy, self._user or os.geteuid())
+        return {"client_tls_sslmode": "require", **{name: name for name in names}}
 
     def configure(self, **settings: str) -> None:
         """Write the file of settings, which PgBouncer reads when it starts."""

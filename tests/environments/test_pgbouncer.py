@@ -1,8 +1,10 @@
 """Gregor behind PgBouncer: pooling by session works, and other kinds are refused at the start."""
 
 import asyncio
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -207,3 +209,45 @@ async def read_until_failure(database: Database) -> None:
     async with asyncio.timeout(DEADLINE_SECONDS):
         while True:
             await read_often(database)
+
+
+# TLS
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate for `localhost` that signs itself, and its key."""
+    certificate, key = tmp_path / "root.crt", tmp_path / "root.key"
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"]
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(["openssl", "req", "-x509", *curve, *names, *files], check=True)
+    return certificate, key
+
+
+@pytest.fixture
+async def with_tls(postgresql_url: str, certificate: tuple[Path, Path]) -> AsyncIterator[PgBouncer]:
+    async with PgBouncer(postgresql_url, "session", certificate) as pgbouncer:
+        yield pgbouncer
+
+
+async def test_certificate_and_name_of_the_server_are_checked_with_a_file(
+    with_tls: PgBouncer, certificate: tuple[Path, Path]
+) -> None:
+    keys = f"sslmode=verify-full&sslrootcert={certificate[0]}"
+    by_name = with_tls.url.replace("127.0.0.1", "localhost")
+    async with database_at(f"{by_name}?{keys}", migrate) as database:
+        await database.write(insert_user)
+    assert "127.0.0.1" in await open_error(f"{with_tls.url}?{keys}")
+
+
+async def test_certificate_and_name_of_the_server_are_checked_with_those_of_the_system(
+    with_tls: PgBouncer, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_name = with_tls.url.replace("127.0.0.1", "localhost")
+    message = await open_error(f"{by_name}?sslrootcert=system")
+    assert "CERTIFICATE_VERIFY_FAILED" in message
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    async with database_at(f"{by_name}?sslrootcert=system", migrate) as database:
+        await database.write(insert_user)
+    assert "127.0.0.1" in await open_error(f"{with_tls.url}?sslrootcert=system")
