@@ -51,7 +51,7 @@ class PgBouncer(ManagedServer):
         for name, file in zip(names, self._certificate, strict=True):
             copy = shutil.copy(file, self.directory / name)
             shutil.chown(copy, self._user or os.geteuid())
-        return {"client_tls_sslmode": "require", **{name: name for name in names}}
+        return {"client_tls_sslmode": "require", **{name: name for name in names}, **self._settings}
 
     def configure(self, **settings: str) -> None:
         """Write the file of settings, which PgBouncer reads when it starts."""

@@ -251,3 +251,21 @@ async def test_certificate_and_name_of_the_server_are_checked_with_those_of_the_
     async with database_at(f"{by_name}?sslrootcert=system", migrate) as database:
         await database.write(insert_user)
     assert "127.0.0.1" in await open_error(f"{with_tls.url}?sslrootcert=system")
+
+
+@pytest.mark.parametrize("root", ["system", "FILE"])
+async def test_server_can_ask_for_a_certificate(
+    postgresql_url: str,
+    certificate: tuple[Path, Path],
+    root: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file, key = certificate
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    own = {"client_tls_sslmode": "verify-ca", "client_tls_ca_file": "client_tls_cert_file"}
+    async with PgBouncer(postgresql_url, "session", certificate, **own) as pgbouncer:
+        url = pgbouncer.url.replace("127.0.0.1", "localhost")
+        url += f"?sslmode=verify-full&sslrootcert={root.replace('FILE', str(file))}"
+        await open_error(url)
+        async with database_at(f"{url}&sslcert={file}&sslkey={key}", migrate) as database:
+            await database.write(insert_user)

@@ -163,10 +163,8 @@ async def needs_password(url: str) -> None:
                 await (await asyncpg.connect(url)).close()
 
 
-async def change_password(server: PostgreSQL, password: str) -> None:
-    """Connections that there are break, as at a restart of the server."""
+async def break_connections(server: PostgreSQL) -> None:
     async with admin_of(server.url) as admin:
-        await admin.execute(f"ALTER ROLE app PASSWORD '{password}'")
         await admin.execute(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'app'"
         )
@@ -180,28 +178,39 @@ def in_passfile(file: Path, url: str, password: str) -> str:
     return f"{url}?passfile={file}"
 
 
+def in_file_of_variable(file: Path, url: str, password: str) -> str:
+    in_passfile(file, url, password)
+    return url
+
+
 def in_store_file(file: Path, url: str, password: str) -> str:
     file.write_text(url.replace("app@", f"app:{password}@"))
     return file.as_uri()
 
 
-@pytest.mark.parametrize("write_password", [in_passfile, in_store_file])
+@pytest.mark.parametrize("write_password", [in_passfile, in_file_of_variable, in_store_file])
 async def test_changed_password_needs_no_restart(
     server: PostgreSQL,
     url_of_app: str,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     write_password: Callable[[Path, str, str], str],
 ) -> None:
     await needs_password(url_of_app)
+    if write_password is in_file_of_variable:
+        monkeypatch.setenv("PGPASSFILE", str(tmp_path / "file"))
     url = write_password(tmp_path / "file", url_of_app, "old")
     async with database_at(url, migrate) as database:
         await database.write(insert_user("u"))
-        await change_password(server, "new")
+        async with admin_of(server.url) as admin:
+            await admin.execute("ALTER ROLE app PASSWORD 'new'")
+        await database.write(insert_user("w"))  # on the connection that there is
+        await break_connections(server)
         with pytest.raises(StorageUnavailable, match="password authentication failed"):
             await database.write(insert_user("v"))
         write_password(tmp_path / "file", url_of_app, "new")
         await database.write(insert_user("v"))
-        assert await database.read(count_users) == 2
+        assert await database.read(count_users) == 3
 
 
 # Servers that take each other's place

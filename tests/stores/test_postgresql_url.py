@@ -1,5 +1,6 @@
 """URLs of PostgreSQL: what each key of libpq becomes, and the error that names a key."""
 
+import os
 import ssl
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,6 @@ from gregor.stores.sql.store_url import database_at
 
 @pytest.fixture(autouse=True)
 def without_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import os
-
     for name in [name for name in os.environ if name.startswith("PG")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -125,6 +124,8 @@ def test_service_gives_the_keys_that_the_url_does_not(
     keys = {"user": "v", "password": "50%", "dbname": "d", "target_session_attrs": "read-write"}
     assert for_driver(url) == keys
     assert argument(url, "server_settings") == {"application_name": "n"}
+    (tmp_path / "other.conf").write_text("[prod]\nhost=c\n")
+    assert servers(f"{url}&servicefile={tmp_path}/other.conf") == [("c", None)]
     monkeypatch.setenv("PGSERVICE", "prod")
     assert servers("postgresql://") == [("a", None), ("b", None)]
 
