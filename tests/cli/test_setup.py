@@ -129,6 +129,14 @@ def test_file_of_a_secret_that_cannot_be_read_is_named(
     assert shell(*command.split(), env=both).failed_with(f"`{name.lower()}`", "not both")
 
 
+def test_file_without_a_url_is_named_and_not_shown(shell: Shell) -> None:
+    file = shell.folder / "store-url"
+    file.write_text("hunter2")
+    result = shell("migrate", env={"GREGOR_STORE_FILE": str(file)})
+    assert result.failed_with(file.as_uri(), "is not a store URL")
+    assert "hunter2" not in result.err
+
+
 def test_file_with_several_stores_is_refused(shell: Shell) -> None:
     file = shell.folder / "stores"
     file.write_text("a=sqlite:///a.db b=sqlite:///b.db")

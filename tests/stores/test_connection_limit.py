@@ -9,6 +9,7 @@ import pytest
 from gregor.errors import SetupError, StorageUnavailable
 from gregor.stores.sql.database import Database, DatabaseConnection
 from gregor.stores.sql.migrations import migrate
+from gregor.stores.sql.postgresql.pool import RETRY_AFTER_TIMEOUT_SECONDS
 from gregor.stores.sql.store_url import READ_CONNECTIONS, database_at
 from tests.fleet.servers import PostgreSQL
 
@@ -18,7 +19,8 @@ SESSIONS = "FROM pg_stat_activity WHERE usename = 'limited'"
 class LimitedRole:
     """A role of a server, for which it accepts few connections."""
 
-    def __init__(self, admin: asyncpg.Connection, url: str) -> None:
+    def __init__(self, server: PostgreSQL, admin: asyncpg.Connection, url: str) -> None:
+        self.server = server
         self.url = url
         self._admin = admin
 
@@ -42,7 +44,7 @@ async def role() -> AsyncIterator[LimitedRole]:
         admin = await asyncpg.connect(url)
         await admin.execute("CREATE ROLE limited LOGIN; GRANT ALL ON SCHEMA public TO limited")
         async with asyncio.timeout(60):
-            yield LimitedRole(admin, url.replace("postgres@", "limited@"))
+            yield LimitedRole(server, admin, url.replace("postgres@", "limited@"))
         await admin.close()
 
 
@@ -101,6 +103,18 @@ async def test_pool_grows_again_when_the_limit_is_raised(role: LimitedRole) -> N
         await role.limit(-1)
         while await role.connections() < READ_CONNECTIONS:
             await read_often(database)
+
+
+async def test_pool_grows_again_when_a_silent_server_answers(role: LimitedRole) -> None:
+    async with database_at(f"{role.url}?connect_timeout=1", migrate, seconds=3) as database:
+        role.server.pause()
+        reads = (database.read(sleep(0)) for _ in range(READ_CONNECTIONS))
+        results = await asyncio.gather(*reads, return_exceptions=True)
+        assert all(isinstance(result, StorageUnavailable) for result in results)
+        role.server.resume()
+        async with asyncio.timeout(RETRY_AFTER_TIMEOUT_SECONDS / 2):
+            while await role.connections() < READ_CONNECTIONS:
+                await read_often(database)
 
 
 async def test_first_connection_that_is_refused_is_an_error(role: LimitedRole) -> None:

@@ -103,10 +103,13 @@ async def test_schema_and_options_are_those_of_the_operator(server: PostgreSQL) 
         await admin.execute("CREATE ROLE app LOGIN; CREATE SCHEMA gregor AUTHORIZATION app")
         await admin.execute("ALTER ROLE app SET search_path = gregor")
         as_app = url.replace("postgres@", "app@")
-        async with database_at(f"{as_app}?options=-c%20work_mem=1MB", migrate) as database:
-            await database.write(insert_user("u"))
-            assert (await database.read(settings_in_use))["work_mem"] == "1024"
-        assert await admin.fetchval("SELECT count(*) FROM gregor.users") == 1
+        options = "-c%20work_mem=1MB%20-c%20search_path=gregor,public"
+        for url_of_app in (as_app, f"{as_app}?options={options}"):
+            async with database_at(url_of_app, migrate) as database:
+                in_use = await database.read(settings_in_use)
+                await database.write(insert_user(in_use["search_path"]))
+        assert in_use["work_mem"] == "1024"
+        assert await admin.fetchval("SELECT count(*) FROM gregor.users") == 2
 
 
 @asynccontextmanager
@@ -132,7 +135,7 @@ async def pooler_that_changes(old: bytes, new: bytes, port: int) -> AsyncIterato
 
 
 async def test_setting_that_is_dropped_in_between_is_named(postgresql_server: PostgreSQL) -> None:
-    change = b"SET \"lock_timeout\" = '0'", b"SET \"lock_timeout\" = '9'"
+    change = b"('lock_timeout', '0'", b"('lock_timeout', '9'"
     async with pooler_that_changes(*change, postgresql_server.port) as port:
         with pytest.raises(SetupError, match="lock_timeout were set, but do not hold"):
             async with database_at(f"postgresql://postgres@127.0.0.1:{port}/postgres"):

@@ -107,16 +107,16 @@ def _has_valid_hosts(url: str) -> bool:
 
 def parse_url(url: str) -> StoreURL:
     """What the URL of a store says. Raises SetupError if the store is not supported."""
-    url = resolved(url)
+    shown, url = redacted(url), resolved(url)  # a file is shown by its name
     scheme, separator, rest = url.partition("://")
     is_url = scheme and separator and (rest[:1] in ("", "/") or scheme != "sqlite")
     if not is_url or not _has_valid_hosts(url):
-        raise SetupError(f"{redacted(url)!r} is not a store URL such as sqlite:///gregor.db")
+        raise SetupError(f"{shown!r} is not a store URL such as sqlite:///gregor.db")
     if scheme == "sqlite":
         return StoreURL(False, rest[1:].partition("?")[0])
     if scheme in POSTGRESQL:
         return StoreURL(True, "")
     raise SetupError(
-        f"{redacted(url)!r} is not a store that is known; there "
+        f"{shown!r} is not a store that is known; there "
         "are sqlite:///FILE, sqlite:// in memory, and postgresql://USER@HOST/DATABASE"
     )

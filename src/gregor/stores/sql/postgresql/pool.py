@@ -19,14 +19,16 @@ class PatientPool:
     """A Pool whose users wait for its own connections while the server is at its limit.
 
     Each user holds a permit, and there are as many as connections may be. The permit of a
-    connection that was refused is withheld for a while, and its user waits for another. So there
-    are as many users as connections, and each finds one that is connected.
+    connection that was refused is withheld for a while, or until another connection could be made,
+    and its user waits for another. So there are as many users as connections, and each finds one
+    that is connected. The last permit is never withheld.
     """
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._permits = asyncio.Semaphore(pool.get_max_size())
         self._users = 0  # with a connection, or connecting
+        self._withheld = 0
 
     @property
     def is_busy(self) -> bool:
@@ -46,8 +48,9 @@ class PatientPool:
         """A connection, or None if the server accepted no more."""
         await self._permits.acquire()
         self._users += 1
+        connected = self._pool.get_size()
         try:
-            return await self._pool.acquire()
+            driver = await self._pool.acquire()
         except BaseException as error:
             self._users -= 1
             if not self._can_wait(error):
@@ -56,12 +59,22 @@ class PatientPool:
             is_slow = isinstance(error, TimeoutError)
             self._withhold_permit(RETRY_AFTER_TIMEOUT_SECONDS if is_slow else RETRY_SECONDS)
             return None
+        if self._pool.get_size() > connected:
+            self._return_withheld()
+        return driver
 
     def _can_wait(self, error: BaseException) -> bool:
         return is_refused(error) and (self._users > 0 or self._pool.get_size() > 0)
 
     def _withhold_permit(self, seconds: float) -> None:
-        asyncio.get_running_loop().call_later(seconds, self._permits.release)
+        if not self._withheld:
+            asyncio.get_running_loop().call_later(seconds, self._return_withheld)
+        self._withheld += 1
+
+    def _return_withheld(self) -> None:
+        for _ in range(self._withheld):
+            self._permits.release()
+        self._withheld = 0
 
     async def release(self, driver: PoolConnectionProxy) -> None:
         try:

@@ -111,13 +111,11 @@ async def _set_ours(driver: asyncpg.Connection, wanted: Mapping[str, str]) -> No
 
 
 async def _set(driver: asyncpg.Connection, values: Mapping[str, str]) -> None:
-    # Not as start-up parameters: PgBouncer refuses those, or ignores them without a word.
+    # Not as start-up parameters: PgBouncer refuses those, or ignores them without a word. Not with
+    # SET either, which takes a quoted list as one value.
     if values:
-        await driver.execute("; ".join(f"SET {_name(n)} = {_text(v)}" for n, v in values.items()))
-
-
-def _name(setting: str) -> str:
-    return ".".join(f'"{part}"' for part in setting.split("."))
+        calls = (f"set_config({_text(n)}, {_text(v)}, false)" for n, v in values.items())
+        await driver.execute(f"SELECT {', '.join(calls)}")
 
 
 def _text(value: str) -> str:
