@@ -11,6 +11,7 @@ import pytest
 from gregor.errors import SetupError
 from gregor.stores.sql.postgresql.url import ONLY, READ_BY_DRIVER, READ_HERE, connecting
 from gregor.stores.sql.store_url import database_at
+from gregor.stores.sql.tables import NEWEST_REVISION
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +77,9 @@ def test_several_servers_are_asked_for_one_to_write_to() -> None:
 
 
 def test_application_name_is_ours_unless_it_is_given() -> None:
-    assert argument("postgresql://h/d", "server_settings") == {"application_name": "gregor"}
+    for query in ("", "?application_name=gregor"):
+        settings = argument(f"postgresql://h/d{query}", "server_settings")
+        assert settings == {"application_name": f"gregor-{NEWEST_REVISION}"}
     for key in ("application_name", "fallback_application_name"):
         settings = argument(f"postgresql://h/d?{key}=mine", "server_settings")
         assert settings == {"application_name": "mine"}
@@ -200,3 +203,8 @@ async def test_file_of_the_url_that_is_missing_is_named(tmp_path: Path) -> None:
 def test_each_key_is_read_by_one_side() -> None:
     assert not READ_BY_DRIVER & READ_HERE
     assert ONLY.keys() <= READ_HERE
+
+
+def test_operations_name_each_key() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    assert not [key for key in READ_BY_DRIVER | READ_HERE if f"`{key}`" not in text]

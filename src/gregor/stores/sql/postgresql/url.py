@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlencode, urlsplit
 from asyncpg.exceptions import ClientConfigurationError
 
 from gregor.errors import SetupError
+from gregor.stores.sql.tables import NEWEST_REVISION
 from gregor.urls import resolved
 
 Keys = dict[str, str]  # of libpq, with their values
@@ -61,6 +62,8 @@ ONLY = {
 }
 FILES = ("passfile", "sslcert", "sslkey", "sslrootcert", "sslcrl")
 _OPTION = re.compile(r"(?:-c\s*|--)([\w.-]+)=((?:\\.|[^\s\\])*)(?:\s+|$)")
+# By this name `gregor migrate` recognizes nodes that do not register.
+CODE_BEFORE_0005 = "gregor"
 TO_WRITE = ("any", "read-write", "primary")
 
 # The driver does not read these variables, or reads them for all servers of the URL at once.
@@ -229,7 +232,9 @@ def _arguments(keys: Keys) -> dict[str, Any]:
 
 def _start_up_settings(keys: Keys) -> dict[str, str]:
     """All other settings are set after connecting: poolers accept only a few at the start."""
-    name = keys.get("application_name") or keys.get("fallback_application_name") or "gregor"
+    name = keys.get("application_name") or keys.get("fallback_application_name")
+    if name in (None, CODE_BEFORE_0005):
+        name = f"gregor-{NEWEST_REVISION}"
     options = keys.get("options", "")
     if options and _settings(options) is None:
         return {"application_name": name, "options": options}
