@@ -28,6 +28,7 @@ log = logging.getLogger("gregor.server")
 FOR_REQUESTS = 32  # for health checks and requests, which are short
 FOR_FILES = 24  # for the files of a store, the pub/sub and the event loop
 LOG_INTERVAL_SECONDS = 60.0
+MAX_PAUSE_SECONDS = 1.0  # between two counts
 HOW_TO_RAISE = "raise it with `ulimit -n`, or with LimitNOFILE in the unit of systemd"
 
 
@@ -86,11 +87,12 @@ class Descriptors:
 
     def _left(self) -> int:
         """How many can still be opened. To count them takes long where there are many, so at most
-        a fiftieth of the time is spent on that."""
-        started = self._clock()
-        if started >= self._count_at:
+        a fiftieth of the processor's time is spent on that."""
+        if self._clock() >= self._count_at:
+            started = time.thread_time()
             self._open = _open_descriptors()
-            self._count_at = started + 50 * (self._clock() - started)
+            pause = 50 * (time.thread_time() - started)
+            self._count_at = self._clock() + min(pause, MAX_PAUSE_SECONDS)
         return limit() - self._open
 
     def readings(self) -> Iterator[Reading]:
