@@ -7,6 +7,7 @@ import pytest
 
 from gregor.config import Settings
 from gregor.server.app import Server
+from gregor.stores.sql.failure_reason import FailureReason
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path for path in (ROOT / "deploy").iterdir() if path.is_file())
@@ -24,8 +25,20 @@ def test_operations_page_lists_exactly_the_metrics_that_exist() -> None:
     stores = ("a=sqlite://", "b=sqlite://")
     server = Server.from_settings(Settings(store=stores, pubsub="redis://localhost"))
     page = server.metrics.page().decode()
-    exported = set(re.findall(r"^# TYPE (gregor_\w+) ", page, re.MULTILINE))
+    exported = set(re.findall(r"^# TYPE (\w+) ", page, re.MULTILINE))
     exported = {name for name in exported if not name.endswith("_created")} | SUPERVISOR_METRICS
     operations = (ROOT / "docs" / "operations.md").read_text()
-    listed = set(re.findall(r"`(gregor_\w+)(?:\{[\w,]+\})?`", operations))
+    listed = set(re.findall(r"`((?:gregor|process)_\w+)(?:\{[\w,]+\})?`", operations))
     assert listed == exported
+
+
+def test_operations_page_lists_the_reasons_of_failed_commits() -> None:
+    (row,) = (row for row in metric_rows() if "gregor_failed_commits_total" in row[0])
+    assert re.findall("`(.*?)`", row[1]) == [*FailureReason]
+
+
+def metric_rows() -> list[list[str]]:
+    """The rows of the table of metrics: their names, their meaning, and when to act."""
+    operations = (ROOT / "docs" / "operations.md").read_text()
+    table = operations.partition("| metric |")[2].partition("\n\n")[0]
+    return [line.removesuffix("|").split("|")[1:] for line in table.splitlines()[2:]]

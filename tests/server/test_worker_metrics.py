@@ -13,7 +13,7 @@ from gregor.server.worker_metrics import WorkerMetrics
 def metrics_with(commits: int) -> Metrics:
     metrics = Metrics()
     for _ in range(commits):
-        metrics.committed(1, 0.003, True)
+        metrics.committed(1, 0.003, None)
     return metrics
 
 
@@ -27,7 +27,8 @@ async def test_samples_of_all_workers_have_a_worker_label(tmp_path: Path) -> Non
         assert f'gregor_commit_seconds_count{{worker="{worker}"}} {commits}.0' in page
         assert f'gregor_commit_seconds_bucket{{le="0.002",worker="{worker}"}} 0.0' in page
         assert f'gregor_commit_seconds_bucket{{le="+Inf",worker="{worker}"}} {commits}.0' in page
-        assert f'gregor_failed_commits_total{{worker="{worker}"}} 0.0' in page
+        failed = f'gregor_failed_commits_total{{reason="disk_full",worker="{worker}"}} 0.0'
+        assert failed in page
     described = [line.split()[2] for line in page if line.startswith("# TYPE")]
     assert len(described) == len(set(described))
     assert "# TYPE gregor_failed_commits_total counter" in page

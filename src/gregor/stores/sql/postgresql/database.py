@@ -7,7 +7,7 @@ answer raises CommitUnknown.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from math import inf
@@ -18,7 +18,13 @@ from asyncpg.pool import Pool, PoolConnectionProxy
 
 from gregor.backoff import Backoff
 from gregor.errors import SetupError, StorageUnavailable
-from gregor.stores.sql.database import MIGRATION_NOT_KEPT, CommitUnknown, Migration, Work
+from gregor.stores.sql.database import (
+    MIGRATION_NOT_KEPT,
+    CommitUnknown,
+    Migration,
+    PoolUse,
+    Work,
+)
 from gregor.stores.sql.postgresql.connection import PostgreSQLConnection
 from gregor.stores.sql.postgresql.errors import (
     DRIVER_ERRORS,
@@ -55,6 +61,7 @@ class PostgreSQLDatabase:
         self._timeout_seconds = seconds
         self._writer: Pool | None = None
         self._readers: Pool | None = None
+        self._waiting: list[Pool] = []  # the pool that each waiting transaction waits for
 
     async def _connect(self, *_: object, **__: object) -> asyncpg.Connection:
         return await connect(self.url, self._timeout_seconds)
@@ -168,13 +175,28 @@ class PostgreSQLDatabase:
         except DRIVER_ERRORS as error:
             raise translated(error) from error
 
+    def pools(self) -> Mapping[str, PoolUse]:
+        return {
+            "writer": self._use(self._writer, 1),
+            "reader": self._use(self._readers, self._max_readers),
+        }
+
+    def _use(self, pool: Pool | None, limit: int) -> PoolUse:
+        if pool is None:
+            return PoolUse(0, limit, 0)
+        in_use = pool.get_size() - pool.get_idle_size()
+        return PoolUse(in_use, limit, self._waiting.count(pool))
+
     async def _acquire(self, pool: Pool) -> PoolConnectionProxy:
+        self._waiting.append(pool)
         try:
             return await pool.acquire(timeout=self._timeout_seconds)
         except TimeoutError as error:
             if pool.get_size() == pool.get_max_size() and not pool.get_idle_size():
                 raise StorageUnavailable("all connections to the store are busy") from error
             raise
+        finally:
+            self._waiting.remove(pool)
 
 
 async def _keep_session(driver: object) -> None:
