@@ -12,6 +12,7 @@ from gregor.stores.sql.failure_reason import FailureReason
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path for path in (ROOT / "deploy").iterdir() if path.is_file())
 SETTINGS = {f"GREGOR_{name.upper()}" for name in Settings.model_fields} | {"GREGOR_CONFIG"}
+ALERTS = (ROOT / "deploy" / "alerts.yml").read_text()
 SUPERVISOR_METRICS = {"gregor_worker_up"}
 
 
@@ -35,6 +36,24 @@ def test_operations_page_lists_exactly_the_metrics_that_exist() -> None:
 def test_operations_page_lists_the_reasons_of_failed_commits() -> None:
     (row,) = (row for row in metric_rows() if "gregor_failed_commits_total" in row[0])
     assert re.findall("`(.*?)`", row[1]) == [*FailureReason]
+
+
+def test_each_alert_is_about_metrics_that_exist() -> None:
+    listed = {name for names, *_ in metric_rows() for name in metrics_in(names)}
+    assert metrics_in(ALERTS) <= listed
+
+
+def test_there_is_an_alert_wherever_the_operations_page_says_when_to_act() -> None:
+    alerted = metrics_in(ALERTS)
+    for names, _, when in metric_rows():
+        if when.strip():
+            assert metrics_in(names) & alerted, names
+
+
+def metrics_in(text: str) -> set[str]:
+    """The metrics that the text names. A sample of a histogram counts as its metric."""
+    names = re.findall(r"\b(?:gregor|process)_\w+", text)
+    return {re.sub("_(bucket|sum|count)$", "", name) for name in names}
 
 
 def metric_rows() -> list[list[str]]:
