@@ -71,9 +71,10 @@ class Server:
             timeouts=timeouts,
         )
         endpoints = make_app(self.service)
-        guarded = isinstance(authenticator, OpenAuthenticator)
-        app = LoopbackOnly(endpoints) if guarded else endpoints
-        self.app: ASGIApp = RequestMetrics(app, endpoints.routes, self.metrics.answered)
+        self.app: ASGIApp = endpoints
+        if isinstance(authenticator, OpenAuthenticator):
+            self.app = LoopbackOnly(self.app)
+        self.app = RequestMetrics(self.app, endpoints.routes, self.metrics.answered)
         self._parts = parts or nullcontext()
         self._worker_metrics = worker_metrics
         self._drain_seconds = drain_seconds
