@@ -56,6 +56,19 @@ def metrics_in(text: str) -> set[str]:
     return {re.sub("_(bucket|sum|count)$", "", name) for name in names}
 
 
+def number_in(file: str, pattern: str) -> float:
+    """The number that follows the pattern in a file of deploy/."""
+    match = re.search(rf"{pattern}(\d+)", (ROOT / "deploy" / file).read_text())
+    assert match is not None, pattern
+    return float(match[1])
+
+
+def test_service_managers_wait_longer_than_a_shutdown_takes() -> None:
+    drain = number_in("gregor.env.example", "GREGOR_DRAIN_SECONDS=")
+    assert number_in("gregor.service", "TimeoutStopSec=") > 2 * drain + 20  # --workers
+    assert number_in("compose.yaml", "stop_grace_period: ") > 2 * drain + 11
+
+
 def metric_rows() -> list[list[str]]:
     """The rows of the table of metrics: their names, their meaning, and when to act."""
     operations = (ROOT / "docs" / "operations.md").read_text()
