@@ -343,7 +343,7 @@ MUTATIONS = [
     Mutation(
         "a bool is taken as an integer",
         "core/admission.py",
-        " and (type(value) is not bool or bool in types)",
+        " and type(value) is not bool",
         "",
         ARGUMENTS + "test_message_made_of_wrong_parts_is_refused_by_name",
     ),
@@ -656,6 +656,13 @@ MUTATIONS = [
         "return UpToDate() if highest <= page.cursor else Syncing(highest=highest)",
         "return UpToDate()",
         CLIENT_SESSION + "test_sync_that_ends_before_an_ignored_frame_is_requested_again",
+    ),
+    Mutation(
+        "a frame that overtakes the welcome is forgotten",
+        "protocol/sync_state.py",
+        "            return after(Syncing(highest=highest), event)",
+        "            return after(Syncing(), event)",
+        CLIENT_SESSION + "test_frame_that_overtakes_the_welcome_is_not_forgotten",
     ),
     Mutation(
         "a conversation whose socket is ready overtakes its writer",

@@ -6,6 +6,7 @@ device; only the state machine of record adds to it, with `ctime` and `prev`.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from datetime import datetime, timedelta
 from types import NoneType
 from typing import Annotated, TypeAlias
@@ -158,7 +159,7 @@ class InBandMessage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         return None if self.creation is None else self.creation.expires_at(self.ctime)
 
     def stamp(self, ctime: Time, prev: Time) -> "InBandMessage":
-        return msgspec.structs.replace(self, ctime=ctime, prev=prev)
+        return self._with(ctime=ctime, prev=prev)
 
     def addressed_to(self, device_id: DeviceID | None) -> "InBandMessage | None":
         """The part of this message that concerns the device; None if nothing does.
@@ -171,9 +172,18 @@ class InBandMessage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         self, creation: Creation | None, dismissal: Dismissal | None
     ) -> "InBandMessage | None":
         """The message with only these parts; None if nothing is left."""
+        if creation is self.creation and dismissal is self.dismissal:
+            return self
         if creation is None and not dismissal:
             return None
-        return msgspec.structs.replace(self, creation=creation, dismissal=dismissal or None)
+        return self._with(creation=creation, dismissal=dismissal or None)
+
+    def _with(self, **parts: object) -> "InBandMessage":
+        """A copy with other parts, which were checked when they were made."""
+        changed = copy(self)
+        for name, part in parts.items():
+            msgspec.structs.force_setattr(changed, name, part)
+        return changed
 
     def same_contents(self, other: "InBandMessage") -> bool:
         """Whether another message with this msg_id is a retry of this one (and not a conflict)."""

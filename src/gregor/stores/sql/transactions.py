@@ -255,13 +255,24 @@ class _Deaths(NamedTuple):
     dead: frozenset[ItemKey]
     dismissed: Mapping[UserClock, int]
 
+    # Most batches dismiss nothing: then no key is built.
+
+    def include(self, message: InBandMessage) -> bool:
+        return bool(self.dead) and ItemKey(message.uid, message.msg_id) in self.dead
+
+    def dismissed_by(self, message: InBandMessage) -> int:
+        if not self.dismissed:
+            return 0
+        return self.dismissed.get(UserClock(message.uid, message.ctime), 0)
+
 
 def _judged(outcome: StoreOutcome, deaths: _Deaths, now: Time) -> StoreOutcome:
     """The outcome, with what has come of the message by the end of this transaction."""
     match outcome:
         case Stored(message):
-            dismissed = deaths.dismissed.get(UserClock(message.uid, message.ctime), 0)
-            return Stored(message, *_end_of_item(message, deaths, now), dismissed)
+            return Stored(
+                message, *_end_of_item(message, deaths, now), deaths.dismissed_by(message)
+            )
         case Duplicate(message):
             return Duplicate(message, *_end_of_item(message, deaths, now))
         case _:
@@ -270,8 +281,9 @@ def _judged(outcome: StoreOutcome, deaths: _Deaths, now: Time) -> StoreOutcome:
 
 def _end_of_item(message: InBandMessage, deaths: _Deaths, now: Time) -> tuple[bool, bool]:
     """Whether the item of a stored message is dead, and whether it has expired."""
-    dead = message.creation is not None and ItemKey(message.uid, message.msg_id) in deaths.dead
-    return dead, has_expired(message.expires_at, now)
+    if message.creation is None:
+        return False, False
+    return deaths.include(message), has_expired(message.expires_at, now)
 
 
 def _store_deaths(
