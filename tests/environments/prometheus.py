@@ -45,8 +45,7 @@ class Prometheus(ManagedServer):
             return False
 
 
-def promtool(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+def promtool(*arguments: str | Path, stdin: str = "") -> "subprocess.CompletedProcess[str]":
     """Run promtool. Its output has what it has found."""
-    return subprocess.run(
-        ("promtool", *map(str, arguments)), capture_output=True, text=True, check=False
-    )
+    command = ("promtool", *map(str, arguments))
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import pytest
 
+from gregor.config import Settings
 from gregor.server.app import Server
+from gregor.server.worker_metrics import WorkerMetrics
 from tests.environments.prometheus import Prometheus, promtool
 from tests.server.harness import TIMEOUT_SECONDS, listening, open_settings
 
@@ -240,6 +242,19 @@ def test_rules_are_valid_and_each_has_a_case() -> None:
 def test_configuration_is_valid() -> None:
     result = promtool("check", "config", DEPLOY / "prometheus.yml")
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+async def test_metrics_follow_the_conventions_of_prometheus(tmp_path: Path) -> None:
+    server = Server.from_settings(
+        Settings(store=("a=sqlite://", "b=sqlite://"), pubsub="redis://localhost")
+    )
+    server.metrics.answered("GET", "/v1/users/{uid}/state", 200, 0.1)
+    worker = WorkerMetrics(tmp_path, 1, 2)
+    async with worker.serving_page(server.metrics.page):
+        pages = (server.metrics.page(), await worker.page())
+    for page in pages:
+        result = promtool("check", "metrics", stdin=page.decode())
+        assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
 def config_for(port: int, folder: Path) -> Path:
