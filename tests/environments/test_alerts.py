@@ -219,18 +219,35 @@ def promtool_test(series: Series, minutes: int, firing: list[str]) -> dict[str, 
     }
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.alert for case in CASES])
-def test_alert_fires_alone_and_only_when_it_should(case: AlertCase, tmp_path: Path) -> None:
-    tests = [
-        promtool_test(case.fires, case.minutes, [case.alert]),
-        promtool_test(case.quiet, case.minutes, []),
-    ]
-    file = tmp_path / "test.yml"
+def rule_tests(folder: Path, *tests: dict[str, Any]) -> Path:
+    """A file with these tests, for promtool. (JSON is YAML.)"""
+    file = folder / "test.yml"
     file.write_text(
         json.dumps({"rule_files": [str(ALERTS)], "evaluation_interval": "1m", "tests": tests})
     )
-    result = promtool("test", "rules", file)
+    return file
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.alert for case in CASES])
+def test_alert_fires_alone_and_only_when_it_should(case: AlertCase, tmp_path: Path) -> None:
+    fires = promtool_test(case.fires, case.minutes, [case.alert])
+    quiet = promtool_test(case.quiet, case.minutes, [])
+    result = promtool("test", "rules", rule_tests(tmp_path, fires, quiet))
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.alert for case in CASES])
+def test_annotations_of_alert_say_what_happens_and_what_to_do(
+    case: AlertCase, tmp_path: Path
+) -> None:
+    no_alert = {"eval_time": f"{case.minutes}m", "alertname": case.alert, "exp_alerts": []}
+    test = promtool_test(case.fires, case.minutes, [case.alert]) | {"alert_rule_test": [no_alert]}
+    result = promtool("test", "rules", rule_tests(tmp_path, test))
+    # It fails, as the alert is not expected, and shows the alert with its annotations.
+    assert result.returncode == 1
+    assert re.search(r'Annotations:{action="\w.* summary="\w', result.stderr), result.stderr
+    assert "error expanding template" not in result.stderr
+    assert "<no value>" not in result.stderr
 
 
 def test_rules_are_valid_and_each_has_a_case() -> None:
