@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from gregor.clock import now
 from gregor.config import Settings
 from gregor.server.app import Server
+from gregor.server.composition import Parts
 from gregor.stores.sql.failure_reason import FailureReason
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +56,16 @@ def metrics_in(text: str) -> set[str]:
     """The metrics that the text names. A sample of a histogram counts as its metric."""
     names = re.findall(r"\b(?:gregor|process)_\w+", text)
     return {re.sub("_(bucket|sum|count)$", "", name) for name in names}
+
+
+def test_operations_page_says_how_many_connections_a_process_has() -> None:
+    settings = Settings(store="postgresql:///x")
+    (database,) = Parts(settings, now).databases.values()
+    connections = sum(pool.limit for pool in database.pools().values())
+    operations = (ROOT / "docs" / "operations.md").read_text()
+    assert f"`max_connections` must be larger than {connections} times" in " ".join(
+        operations.split()
+    )
 
 
 def number_in(file: str, pattern: str) -> float:

@@ -9,6 +9,11 @@ from gregor.stores.sql.database import DatabaseConnection, PoolUse
 from gregor.stores.sql.store_url import database_at
 from tests.server.harness import until
 
+COUNT_CONNECTIONS = (
+    "SELECT count(*) FROM pg_stat_activity"
+    " WHERE datname = current_database() AND application_name = 'gregor'"
+)
+
 
 def running(sql: str) -> Callable[[DatabaseConnection], object]:
     return lambda connection: connection.execute_sql(sql)
@@ -28,6 +33,7 @@ async def test_pools_of_postgresql_show_use_and_waiting(postgresql_url: str) -> 
                 tasks.create_task(database.write(wait_for_lock))
             busy = {"writer": PoolUse(1, 1, 2), "reader": PoolUse(2, 2, 3)}
             await until(lambda: database.pools() == busy)
+            assert await holder.fetchval(COUNT_CONNECTIONS) == 1 + 2  # as many as it may have
             await holder.execute("SELECT pg_advisory_unlock(1)")
         assert database.pools() == idle
     assert database.pools() == idle
