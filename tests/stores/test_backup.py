@@ -7,7 +7,7 @@ from pathlib import Path
 from gregor.clock import now
 from gregor.core.instant import TimeOrOffset
 from gregor.core.message import InBandMessage, create
-from gregor.stores.sql.migrations import migrate, require_newest
+from gregor.stores.sql.migrations import migrate, require_served
 from gregor.stores.sql.state_machine import SQLStateMachine
 from gregor.stores.sql.store_url import database_at
 from tests.fleet.servers import PostgreSQL, postgresql_program
@@ -49,7 +49,7 @@ async def test_dump_of_a_store_under_load_is_one_moment(
     restored_url = await postgresql_server.create_database()
     await run("pg_restore", "--exit-on-error", f"--dbname={restored_url}", file)
     async with (
-        database_at(restored_url, require_newest) as database,
+        database_at(restored_url, require_served) as database,
         SQLStateMachine(database, now) as machine,
     ):
         for uid in USERS:

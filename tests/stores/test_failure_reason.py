@@ -8,7 +8,7 @@ from contextlib import closing
 import asyncpg
 import pytest
 
-from gregor.errors import StorageUnavailable
+from gregor.errors import NodeTooOld, StorageUnavailable
 from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.failure_reason import FailureReason, failure_reason
 from gregor.stores.sql.store_url import database_at
@@ -89,6 +89,10 @@ def test_reason_of_a_connection_that_is_closed_here() -> None:
 
 def test_reason_is_other_where_no_driver_failed() -> None:
     assert failure_reason(StorageUnavailable("it is not open")) is FailureReason.OTHER
+
+
+def test_reason_of_a_node_that_is_too_old_is_the_schema() -> None:
+    assert failure_reason(NodeTooOld("upgrade it")) is FailureReason.SCHEMA
 
 
 def test_reason_is_that_of_the_drivers_error() -> None:

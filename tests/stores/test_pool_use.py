@@ -11,7 +11,7 @@ from tests.server.harness import until
 
 COUNT_CONNECTIONS = (
     "SELECT count(*) FROM pg_stat_activity"
-    " WHERE datname = current_database() AND application_name = 'gregor'"
+    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
 )
 
 

@@ -301,14 +301,14 @@ def out_of_band(uid: AnyID, system: System, body: JSON = None) -> OutOfBandMessa
     return OutOfBandMessage(
         arguments.identifier("uid", uid, MAX_UID),
         arguments.text("system", system, MAX_SYSTEM),
-        arguments.body("body", body),
+        arguments.body("body", body, MAX_BODY),
     )
 
 
 def _creation(category: Category, body: JSON, expires: When) -> Creation:
     return Creation(
         arguments.text("category", category, MAX_CATEGORY),
-        arguments.body("body", body),
+        arguments.body("body", body, MAX_BODY),
         arguments.expiry("expires", expires),
     )
 
@@ -477,4 +477,4 @@ def value_of(json: Raw) -> JSON:
 
 def raw(value: JSON) -> Raw:
     """The value as JSON, which is carried byte for byte; a Raw is returned unchanged."""
-    return arguments.body("body", value)
+    return arguments.body("body", value, MAX_BODY)

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-from gregor.errors import GregorError, StorageUnavailable
+from gregor.errors import GregorError, NodeTooOld, StorageUnavailable
 
 
 class FailureReason(StrEnum):
@@ -13,7 +13,7 @@ class FailureReason(StrEnum):
     PERMISSION = "permission"  # the role or the user of the process lacks a right
     TIMEOUT = "timeout"  # no answer in time, or a lock was not free in time
     CONNECTION = "connection"  # it broke, or could not be made
-    SCHEMA = "schema"  # a table, a column or the database is missing
+    SCHEMA = "schema"  # a table or the database is missing, or this node is too old for it
     OTHER = "other"
 
 
@@ -55,6 +55,8 @@ def failure_reason(error: StorageUnavailable) -> FailureReason:
         case _, str(name):
             return _of_code(name, SQLITE_CODES)
     match cause:
+        case NodeTooOld():
+            return FailureReason.SCHEMA
         case GregorError() | ValueError():  # no driver failed; a value it cannot encode
             return FailureReason.OTHER
         case TimeoutError():

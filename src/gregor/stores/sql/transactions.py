@@ -44,6 +44,7 @@ from gregor.errors import Conflict, WrongShard
 from gregor.interfaces import Duplicate, Rejected, Stored, StoreOutcome
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import DatabaseConnection
+from gregor.stores.sql.schema import require_not_too_old
 from gregor.stores.sql.statements import (
     FOREVER,
     BucketKey,
@@ -422,13 +423,25 @@ def _keep_earliest(earliest: dict[T, Time], times: Iterable[tuple[T, Time]]) -> 
 
 
 def _lock_users(connection: DatabaseConnection, uids: Iterable[UID]) -> dict[UID, LockedUser]:
-    """Lock the users, so that no other transaction writes for them until the commit."""
+    """Lock the users, so that no other transaction writes for them until the commit. Raises
+    NodeTooOld if this code may not write; if it may, that stays true until the commit."""
     keys = [UserKey(uid) for uid in uids]
     if connection.dialect.has_row_locks:
         rows = [UserRow(key.uid, bucket_of(key.uid)) for key in keys]
         connection.execute_rows(statements.INSERT_USERS, rows)
         connection.execute_rows(statements.LOCK_USERS, keys)
-    return {user.uid: user for user in connection.execute_rows(statements.LOCKED_USERS, keys)}
+    locked = connection.execute_rows(statements.LOCKED_USERS, keys)
+    for user in locked[:1]:
+        require_not_too_old(user.oldest_writer)
+    return {user.uid: user for user in locked}
+
+
+def wait_for_writers(connection: DatabaseConnection) -> None:
+    """Wait until no transaction writes messages, and let none begin before the commit. Raises
+    StorageUnavailable if that takes too long."""
+    if connection.dialect.has_row_locks:
+        connection.execute(statements.SET_LOCK_TIMEOUT)
+        connection.execute(statements.WAIT_FOR_WRITERS)
 
 
 def read_database_clock(connection: DatabaseConnection) -> Time | None:
