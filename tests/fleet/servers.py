@@ -325,6 +325,11 @@ def server_for_tests(kind: type[B]) -> B:
     return kind(url=os.environ.get(kind.variable, ""))
 
 
+def postgresql_program(name: str) -> str:
+    """The path of a program that comes with PostgreSQL, such as `pg_dump`."""
+    return _program(PostgreSQL.wheel, name)
+
+
 def _program(wheel: str, name: str) -> str:
     """The path of a program that a wheel installed."""
     try:

@@ -49,6 +49,57 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = [
+    # Observability
+    Mutation(
+        "HTTP requests are counted by the paths that callers send",
+        "server/request_metrics.py",
+        'self._templates.get(id(scope.get("endpoint")), NO_ROUTE)',
+        'str(scope["path"])',
+        "tests/server/test_request_metrics.py::test_number_of_labels_does_not_depend_on_callers",
+    ),
+    Mutation(
+        "a counter of failed commits is absent until the first one",
+        "server/metrics.py",
+        "self._failed_commits.update({(reason.value,): 0 for reason in FailureReason})",
+        "self._failed_commits.clear()",
+        "tests/server/test_metrics.py::test_failed_commits_are_counted_by_reason",
+    ),
+    Mutation(
+        "the reason of a failure is taken from what has caused the driver's error",
+        "stores/sql/failure_reason.py",
+        "while isinstance(cause, GregorError) and cause.__cause__ is not None:",
+        "while cause.__cause__ is not None:",
+        "tests/stores/test_failure_reason.py::test_reason_of_silence_is_the_timeout",
+    ),
+    Mutation(
+        "a transaction that has given up waiting for a connection is shown as waiting",
+        "stores/sql/postgresql/pool.py",
+        "            self._waiting -= 1",
+        "            pass",
+        "tests/stores/test_pool_use.py::test_transaction_that_gives_up_waiting_is_not_counted",
+    ),
+    Mutation(
+        "the page of all workers drops the other labels of a sample",
+        "server/worker_metrics.py",
+        'labels={**s.labels, "worker": worker}',
+        'labels={"worker": worker}',
+        "tests/server/test_worker_metrics.py"
+        "::test_each_sample_of_each_worker_is_on_the_page_unchanged",
+    ),
+    Mutation(
+        "an invalid setting is reported in another format than the option asks for",
+        "cli/options.py",
+        'requested_log_format(file, given.get("log_format"))',
+        "requested_log_format()",
+        "tests/cli/test_json_errors.py::test_option_and_file_ask_for_json_as_the_environment_does",
+    ),
+    Mutation(
+        "a crash prints a traceback of many lines into a log of JSON lines",
+        "cli/main.py",
+        "        if not logs_are_json():\n            raise",
+        "        if logs_are_json():\n            raise",
+        "tests/cli/test_json_errors.py::test_crash_is_a_json_line_with_the_traceback",
+    ),
     # Shards
     Mutation(
         "a message that a shard rejects because it moved is not sent to the new holder",

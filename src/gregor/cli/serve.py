@@ -8,6 +8,7 @@ import typer
 
 from gregor.cli import options
 from gregor.cli.event_loop import run
+from gregor.cli.log_format import log_to_stderr
 
 DETAILS_PANEL = "Details"
 WORKER_COMMAND = (sys.executable, "-m", "gregor.cli", "worker")
@@ -146,5 +147,5 @@ def worker() -> None:
     from gregor.server.workers import WorkerConfig, work
 
     config = WorkerConfig.read()
-    options.log_to_stderr(config.settings["log_format"], logging.INFO, worker=config.number)
+    log_to_stderr(config.settings["log_format"], logging.INFO, worker=config.number)
     run(work(config))

@@ -12,7 +12,7 @@ from gregor.errors import SetupError
 from gregor.node.node import Node
 from gregor.pubsub.remote import pubsub_at
 from gregor.server.auth import Authenticator, JWTAuthenticator, OpenAuthenticator
-from gregor.server.metrics import Metrics, Reading, gauge
+from gregor.server.metrics import Metrics, Reading, Readings, gauge, gauges
 from gregor.shards.shard_map import establish
 from gregor.shards.state_machine import Shard, ShardedStateMachine
 from gregor.stores.sql.database import Database
@@ -43,6 +43,7 @@ class Parts:
             sweep_seconds=settings.sweep_seconds,
         )
         self.metrics.readings += _readings(self.state_machine)
+        self.metrics.readings += _pool_readings(self.databases)
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
@@ -116,6 +117,25 @@ def _readings(state_machine: SQLStateMachine | ShardedStateMachine) -> Iterator[
                 partial(_is_up, shard),
                 {"shard": shard.name},
             )
+
+
+def _pool_readings(databases: Mapping[str | None, Database]) -> Iterator[Readings]:
+    """How the pools of the databases are used. Without shards the name of the shard is empty."""
+
+    def read(field: str) -> Mapping[tuple[str, ...], float]:
+        return {
+            (shard or "", pool): getattr(use, field)
+            for shard, database in databases.items()
+            for pool, use in database.pools().items()
+        }
+
+    for field, text in (
+        ("in_use", "Connections to the store that a transaction uses now"),
+        ("limit", "Connections to the store that there may be"),
+        ("waiting", "Transactions that wait for a connection to the store"),
+    ):
+        labels = ("shard", "pool")
+        yield gauges(f"store_connections_{field}", text, labels, partial(read, field))
 
 
 def _is_up(shard: Shard) -> bool:
