@@ -687,7 +687,7 @@ MUTATIONS = [
         "subscriptions are not restored after a reconnect of the pub/sub",
         "pubsub/remote.py",
         "self._next_batch = _SubscriptionBatch(self._wanted_channels)",
-        "self._next_batch = _SubscriptionBatch([self._heartbeat_channel])",
+        "self._next_batch = _SubscriptionBatch(self._heartbeat_channels)",
         PUBSUB_FAULTS + "test_all_subscriptions_are_restored_after_a_server_restart",
     ),
     Mutation(

@@ -319,7 +319,7 @@ async def setup_error(url: str) -> str:
     with captured_logs() as logs, pytest.raises(SetupError) as raised:
         async with pubsub_at(url, operation_timeout_seconds=0.5):
             pass
-    assert "redis://HOST:PORT/DB or nats://HOST:PORT" in raised.value.message
+    assert "--pubsub" in raised.value.message
     return f"{raised.value.message} {logs}"
 
 
@@ -392,16 +392,46 @@ async def test_setup_error_when_a_nats_server_does_not_offer_required_tls() -> N
         assert "does not offer TLS" in await setup_error(server.url.replace("nats:", "tls:"))
 
 
-async def test_outage_and_recovery_are_each_logged_once_without_secrets() -> None:
+async def test_each_new_reason_of_an_outage_is_logged_and_counted_without_secrets() -> None:
     async with NATS("--user", "me", "--pass", "sesame") as server:
         with captured_logs() as logs:
             url = server.url.replace("://", "://me:sesame@")
-            async with pubsub_at(url, jitter=lambda: 0.1) as pubsub:
+            async with pubsub_at(
+                url, jitter=lambda: 0.1, heartbeat_seconds=0.25, operation_timeout_seconds=0.5
+            ) as pubsub:
+                reconnects = pubsub.reconnects
                 await server.kill()
-                await until(lambda: not pubsub.up)
+                await until(lambda: reconnects["refused"] >= 3)
                 await server.start()
                 await until(lambda: pubsub.up)
-    down, up = logs
-    assert down.startswith("the pub/sub is down")
-    assert up.startswith("the pub/sub is up again")
+                server.pause()
+                await until(lambda: reconnects["timeout"] >= 2)
+                server.resume()
+                await until(lambda: pubsub.up)
+    assert [line.split(" url=")[0].split(" reason=")[0] for line in logs] == [
+        "the pub/sub is down",
+        "the pub/sub is still down",
+        "the pub/sub is up again",
+        "the pub/sub is down",
+        "the pub/sub is still down",
+        "the pub/sub is up again",
+    ]
+    assert "Connect call failed" in logs[1]
+    assert "no heartbeat" in logs[3]
+    assert "connecting has taken more than 0.5 s" in logs[4]
+    assert (reconnects["closed"], reconnects["silent"]) == (1, 1)
     assert "sesame" not in str(logs)
+
+
+async def test_rejected_password_of_a_reconnect_is_a_reason_of_its_own() -> None:
+    async with (
+        Redis() as server,
+        Client.from_url(server.url) as client,
+        pubsub_to(server) as pubsub,
+    ):
+        await client.config_set("requirepass", "new")
+        await client.execute_command("AUTH", "new")
+        await client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        await until(lambda: pubsub.reconnects["authentication"] >= 2)
+        await client.config_set("requirepass", "")
+        await until(lambda: pubsub.up)
