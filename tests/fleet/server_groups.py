@@ -170,8 +170,8 @@ class RedisCluster(ServerGroup):
         self.url = f"redis+cluster://{','.join(f'127.0.0.1:{m.port}' for m in self.members)}"
         await self._divide_slots()
         await self._wait_until_united()
-        for number, replica in enumerate(self.replicas):
-            await self._replicate(replica, self.masters[number % len(self.masters)])
+        masters = [*self.masters] * len(self.replicas)
+        await asyncio.gather(*map(self._replicate, self.replicas, masters))
 
     async def _divide_slots(self) -> None:
         """Give each master a third of the slots, and introduce the members to each other."""

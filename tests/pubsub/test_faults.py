@@ -81,11 +81,11 @@ async def assert_recovers(pubsub: RemotePubSub) -> None:
     await assert_delivers(pubsub)
 
 
-async def assert_delivers(pubsub: RemotePubSub) -> None:
+async def assert_delivers(pubsub: RemotePubSub, channel: str = "test") -> None:
     """The pub/sub receives a payload that it publishes itself."""
-    await pubsub.subscribe("test")
-    await pubsub.publish("test", b"payload")
-    assert await next_event(pubsub) == Received("test", b"payload")
+    await pubsub.subscribe(channel)
+    await pubsub.publish(channel, b"payload")
+    assert await next_event(pubsub) == Received(channel, b"payload")
 
 
 # Lost connections

@@ -16,7 +16,7 @@ from redis.asyncio.connection import (
     SSLConnection,
     UnixDomainSocketConnection,
 )
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+from redis.exceptions import AuthenticationError, MovedError, NoPermissionError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from gregor.pubsub.link import (
@@ -238,7 +238,15 @@ def translating_redis_errors() -> Iterator[None]:
     try:
         yield
     except (RedisError, OSError, ValueError, TypeError) as error:
-        raise LinkLost(str(error) or type(error).__name__, _reason(error)) from error
+        raise LinkLost(_text(error), _reason(error)) from error
+
+
+def _text(error: BaseException) -> str:
+    match error:
+        case MovedError():
+            return "the cluster has moved a slot to another server"
+        case _:
+            return str(error) or type(error).__name__
 
 
 def _reason(error: BaseException) -> Reason:
