@@ -122,10 +122,12 @@ class NodePair:
 
 @asynccontextmanager
 async def node_pair(
-    clock: Callable[[], Time] | None = None, **options: Any
+    clock: Callable[[], Time] | None = None, *, blackholed: bool = False, **options: Any
 ) -> AsyncIterator[NodePair]:
-    """Open two nodes and attach a device of `u`, which has synced, to each of them."""
+    """Open two nodes and attach a device of `u`, which has synced, to each of them. With
+    `blackholed`, the second node receives nothing."""
     pair = NodePair(clock, **options)
+    pair.pubsub_b.blackholed = blackholed
     await pair.store.consume_message(create("u", "c", msg_id="known"))
     async with AsyncExitStack() as stack:
         for node in (pair.node_a, pair.node_b):
