@@ -10,7 +10,7 @@ from redis.asyncio import Redis as Client
 from gregor.pubsub.remote import RemotePubSub, pubsub_at
 from gregor.testing.pubsub_conformance import Connect, PubSubConformance
 from tests.fleet.server_groups import MASTER, ClusterMember, RedisCluster, SentinelServer
-from tests.fleet.servers import Redis
+from tests.fleet.servers import ManagedServer, Redis
 from tests.pubsub.test_faults import FAST_HEARTBEAT_SECONDS, assert_delivers, setup_error, until
 from tests.pubsub.test_remote import connect_to, running
 from tests.pubsub.test_several_servers import assert_carries, servers_in_use
@@ -105,6 +105,21 @@ async def set_slot(server: Redis, slot: int, state: str, of: Redis) -> None:
         await client.execute_command("CLUSTER", "SETSLOT", slot, state, node)
 
 
+async def test_shard_without_a_server_makes_only_sharded_pubsub_down() -> None:
+    async with (
+        RedisCluster(member=Redis7ClusterMember) as group,
+        fast_pubsub(group) as pubsub,
+        pubsub_at(f"{group.url}?sharded=no", heartbeat_seconds=FAST_HEARTBEAT_SECONDS) as unsharded,
+    ):
+        await group.masters[0].kill()
+        await until(lambda: pubsub.reconnects["refused"] >= 2)
+        assert not pubsub.up
+        await until(lambda: unsharded.up)
+        await group.masters[0].start()
+        await until(lambda: pubsub.up)
+        await assert_carries(pubsub, pubsub)
+
+
 async def test_subscriptions_follow_a_slot_that_moves() -> None:
     async with (
         RedisCluster(member=Redis7ClusterMember) as group,
@@ -147,8 +162,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TLSPort(Redis7):
     """A Redis that offers TLS only."""
 
-    def __init__(self, certificate: Path) -> None:
-        super().__init__(*tls_options(certificate))
+    def __init__(self, certificate: Path, *options: str) -> None:
+        super().__init__("--bind", "127.0.0.1 127.0.0.2", *tls_options(certificate), *options)
 
     def _command(self) -> list[str]:
         return [*super()._command(), "--tls-port", str(self.port), "--port", "0"]
@@ -182,8 +197,26 @@ def tls_options(certificate: Path) -> list[str]:
 async def test_tls_to_redis_checks_the_certificate(certificate: Path) -> None:
     async with TLSPort(certificate) as server:
         assert "certificate verify failed" in await setup_error(server.url)
+        for options in (f"ssl_ca_certs={certificate}/cert.pem", "ssl_cert_reqs=none"):
+            async with pubsub_at(f"{server.url}?{options}") as pubsub:
+                await assert_delivers(pubsub)
+
+
+async def test_tls_checks_the_host_unless_told_otherwise(certificate: Path) -> None:
+    async with TLSPort(certificate) as server:
+        url = server.url.replace("127.0.0.1", "127.0.0.2")  # not in the certificate
+        url = f"{url}?ssl_ca_certs={certificate}/cert.pem"
+        assert "certificate is not valid for '127.0.0.2'" in await setup_error(url)
+        async with pubsub_at(f"{url}&ssl_check_hostname=no") as pubsub:
+            await assert_delivers(pubsub)
+
+
+async def test_tls_with_a_certificate_of_the_node(certificate: Path) -> None:
+    async with TLSPort(certificate, "--tls-auth-clients", "yes") as server:
         url = f"{server.url}?ssl_ca_certs={certificate}/cert.pem"
-        async with pubsub_at(url) as pubsub:
+        assert "cannot be used" in await setup_error(url)
+        own = f"ssl_certfile={certificate}/cert.pem&ssl_keyfile={certificate}/key.pem"
+        async with pubsub_at(f"{url}&{own}") as pubsub:
             await assert_delivers(pubsub)
 
 
@@ -197,21 +230,46 @@ async def test_tls_to_sentinel_and_to_its_master(certificate: Path) -> None:
 
 # Permissions, as operations.md lists them
 
-PERMISSIONS = "on >secret resetchannels &gregor:* -@all +publish +subscribe +unsubscribe"
+PERMISSIONS = [
+    *("on", ">secret", "resetchannels", "&gregor:*", "-@all"),
+    *("+publish", "+subscribe", "+unsubscribe", "+client|setname"),
+]
 
 
-@pytest.mark.parametrize("missing", ["", "publish", "subscribe"])
-async def test_redis_user_with_few_permissions(missing: str) -> None:
-    async with Redis7() as server, Client.from_url(server.url) as client:
-        rules = [*PERMISSIONS.split(), "+client|setname", "+select"]
-        rules = [rule for rule in rules if rule != f"+{missing}"]
+async def set_user(server: ManagedServer, *rules: str) -> None:
+    async with Client(port=server.port) as client:
         await client.execute_command("ACL", "SETUSER", "gregor", *rules)
+
+
+@pytest.mark.parametrize("missing", ["+publish", "+subscribe", "+client|setname", "&gregor:*"])
+async def test_each_permission_is_needed(missing: str) -> None:
+    async with Redis7() as server:
         url = server.url.replace("://", "://gregor:secret@")
-        if missing:
-            assert "no permissions" in (await setup_error(url)).lower()
-        else:
-            async with pubsub_at(url) as pubsub:
-                await assert_delivers(pubsub, "gregor:user:u")
+        await set_user(server, *(rule for rule in PERMISSIONS if rule != missing))
+        assert "no permission" in (await setup_error(url)).lower()
+        await set_user(server, missing)
+        async with pubsub_at(url) as pubsub:
+            await assert_delivers(pubsub, "gregor:user:u")
+
+
+async def test_another_database_needs_one_more_permission() -> None:
+    async with Redis7() as server:
+        url = server.url.replace("://", "://gregor:secret@").replace("/0", "/3")
+        await set_user(server, *PERMISSIONS)
+        assert "no permission" in (await setup_error(url)).lower()
+        await set_user(server, "+select")
+        async with pubsub_at(url) as pubsub:
+            await assert_delivers(pubsub, "gregor:user:u")
+
+
+async def test_server_behind_sentinel_needs_one_more_permission() -> None:
+    async with Redis7() as master, Redis7Sentinel(master) as sentinel:
+        url = f"redis+sentinel://gregor:secret@127.0.0.1:{sentinel.port}/{MASTER}"
+        await set_user(master, *PERMISSIONS)
+        assert "no permission" in (await setup_error(url)).lower()
+        await set_user(master, "+hello")
+        async with pubsub_at(url) as pubsub:
+            await assert_delivers(pubsub, "gregor:user:u")
 
 
 async def test_redis_cluster_user_with_few_permissions() -> None:
@@ -221,7 +279,6 @@ async def test_redis_cluster_user_with_few_permissions() -> None:
             *("+hello", "+cluster|slots", "+spublish", "+ssubscribe", "+sunsubscribe"),
         ]
         for member in group.members:
-            async with Client(port=member.port) as client:
-                await client.execute_command("ACL", "SETUSER", "gregor", *rules)
+            await set_user(member, *rules)
         async with pubsub_at(group.url.replace("://", "://gregor:secret@")) as pubsub:
             await assert_delivers(pubsub, "gregor:user:u")

@@ -9,6 +9,7 @@ from logging.handlers import BufferingHandler
 from typing import Any, NamedTuple
 
 import pytest
+from redis import Redis as BlockingClient
 from redis.asyncio import Redis as Client
 
 from gregor.errors import SetupError
@@ -20,6 +21,7 @@ from tests.fleet.servers import NATS, ManagedServer, Redis
 
 TIMEOUT_SECONDS = 10.0
 FAST_HEARTBEAT_SECONDS = 0.25  # detects a silent server fast
+MEBIBYTE = 1 << 20
 CHANNEL_COUNT = 3 * remote.MAX_BATCH_SIZE + 7  # more than one batch
 
 
@@ -264,6 +266,36 @@ async def test_slow_reader_receives_interrupted_and_later_payloads(
             pass
 
 
+async def test_node_that_is_too_slow_for_redis_is_disconnected_and_comes_back() -> None:
+    async with (
+        Redis("--client-output-buffer-limit", "pubsub", "1mb", "1mb", "1") as server,
+        pubsub_to(server) as pubsub,
+    ):
+        await pubsub.subscribe("c")
+        # The event loop is blocked, so that nothing is read.
+        with BlockingClient.from_url(server.url) as publisher:
+            while publisher.publish("c", b"x" * 1_000_000):
+                pass
+        await until(lambda: pubsub.reconnects["closed"] == 1)
+        await until(lambda: pubsub.up)
+        while await next_event(pubsub) != Interrupted():
+            pass
+
+
+async def test_redis_disconnects_slow_subscribers_by_default(redis_server: Redis) -> None:
+    async with Client.from_url(redis_server.url) as client:
+        limits = await client.config_get("client-output-buffer-limit")
+    assert "pubsub 33554432 8388608 60" in str(limits["client-output-buffer-limit"])
+
+
+async def test_unix_socket_and_database_of_redis() -> None:
+    async with Redis("--unixsocket", "redis.sock") as server:
+        url = f"unix://{server.directory}/redis.sock?db=3"
+        async with pubsub_at(url) as pubsub, Client.from_url(server.url) as client:
+            assert {c["db"] for c in await client.client_list() if c["name"] == "gregor"} == {"3"}
+            await assert_delivers(pubsub)
+
+
 async def test_payloads_beyond_the_queue_limit_are_counted_as_dropped(
     proxied: ProxiedPubSub,
 ) -> None:
@@ -277,10 +309,12 @@ async def test_payloads_beyond_the_queue_limit_are_counted_as_dropped(
 
 async def test_only_the_payload_that_is_too_large_for_nats_is_dropped() -> None:
     async with NATS() as server, pubsub_to(server) as pubsub:
-        await pubsub.publish("test", b"x" * 2_000_000)
+        await pubsub.publish("test", b"x" * (MEBIBYTE + 1))
         await assert_delivers(pubsub)
         assert pubsub.dropped == 1
         assert pubsub.up
+        await pubsub.publish("test", b"x" * MEBIBYTE)
+        assert await next_event(pubsub) == Received("test", b"x" * MEBIBYTE)
 
 
 # Setup

@@ -112,7 +112,7 @@ def here(new_connection: NewConnection) -> Locate:
     return locate
 
 
-class Commands(NamedTuple):
+class PubSubCommands(NamedTuple):
     """The commands of ordinary or of sharded pub/sub, and the kind of its messages."""
 
     publish: str
@@ -121,15 +121,15 @@ class Commands(NamedTuple):
     message: bytes
 
 
-ORDINARY = Commands("PUBLISH", "SUBSCRIBE", "UNSUBSCRIBE", b"message")
-SHARDED = Commands("SPUBLISH", "SSUBSCRIBE", "SUNSUBSCRIBE", b"smessage")
+ORDINARY = PubSubCommands("PUBLISH", "SUBSCRIBE", "UNSUBSCRIBE", b"message")
+SHARDED = PubSubCommands("SPUBLISH", "SSUBSCRIBE", "SUNSUBSCRIBE", b"smessage")
 
 
 class RedisLink:
     """A Link with two connections, because a subscribed connection cannot publish. `locate` finds
     the server when the link is opened."""
 
-    def __init__(self, locate: Locate, commands: Commands = ORDINARY) -> None:
+    def __init__(self, locate: Locate, commands: PubSubCommands = ORDINARY) -> None:
         self._locate = locate
         self._commands = commands
         self._connections: list[AbstractConnection] = []

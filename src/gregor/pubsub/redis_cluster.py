@@ -24,7 +24,7 @@ from gregor.pubsub.redis import (
     ORDINARY,
     PORT,
     SHARDED,
-    Commands,
+    PubSubCommands,
     RedisConnections,
     RedisLink,
     ask,
@@ -82,7 +82,7 @@ class ClusterLink:
             self._link_of_slot = dict.fromkeys(range(REDIS_CLUSTER_HASH_SLOTS), 0)
             await self._open_links([(self._member,)], ORDINARY)
 
-    async def _open_links(self, shards: Sequence[Shard], commands: Commands) -> None:
+    async def _open_links(self, shards: Sequence[Shard], commands: PubSubCommands) -> None:
         async def open_link(servers: Shard) -> None:
             candidates = [
                 RedisLink(here(partial(self._connections.to, server)), commands)
