@@ -69,6 +69,7 @@ PURE_IMPORTS = {
             "bisect",
             "collections",
             "collections.abc",
+            "copy",
             "datetime",
             "enum",
             "functools",

@@ -84,8 +84,8 @@ async def connections_terminated(fleet: Fleet, rng: Random) -> None:
     connection = await asyncpg.connect(fleet.postgresql.url)
     for _ in range(20):
         await connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1",
-            "gregor",
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE $1",
+            "gregor%",
         )
         await asyncio.sleep(rng.uniform(0, 0.1))
     await connection.close()

@@ -114,7 +114,7 @@ class Fleet:
                 self.proxy = Proxy("127.0.0.1", self.pubsub.port)
                 await stack.enter_async_context(self.proxy)
                 url = url.replace(f":{self.pubsub.port}", f":{self.proxy.port}")
-            self.nodes = [NodeProcess(self.stores, url, ahead=ahead) for ahead in self._clocks]
+            self.nodes = [self._node(url, ahead) for ahead in self._clocks]
             for node in self.nodes:
                 await stack.enter_async_context(node)
             self._stack = stack.pop_all()
@@ -122,6 +122,9 @@ class Fleet:
 
     async def __aexit__(self, *exc_info: Any) -> None:
         await self._stack.__aexit__(*exc_info)
+
+    def _node(self, pubsub: str, ahead: float) -> NodeProcess:
+        return NodeProcess(self.stores, pubsub, ahead=ahead)
 
     async def new_database(self) -> str:
         """Create an empty database with the current schema; its URL."""
