@@ -5,6 +5,7 @@ import pytest
 from gregor.consumers.peers import (
     FORGOTTEN_AFTER,
     LOSSES_OF_A_SPLIT,
+    MAX_PEERS,
     SILENT_AFTER,
     Peers,
     PeerTable,
@@ -40,6 +41,11 @@ def test_silent_peer_means_a_split_until_it_is_heard_or_forgotten() -> None:
     assert not table_after(FORGOTTEN_AFTER + 1, Probe("b")).suspected
 
 
+def test_number_of_peers_is_bounded() -> None:
+    table = table_after(0, *(Probe(f"n{number}") for number in range(MAX_PEERS + 5)))
+    assert table.heard == MAX_PEERS
+
+
 def test_peer_that_shuts_down_is_not_silent() -> None:
     assert not table_after(SILENT_AFTER + 1, Probe("b"), Probe("b", leaving=True)).suspected
 
@@ -73,7 +79,10 @@ def test_outage_of_the_pubsub_is_no_sign_of_a_split() -> None:
     assert table.split  # it has not come back to the same servers
 
 
-@pytest.mark.parametrize("payload", [b"", b"{}", b'{"node": 7}', b"\xff", b"[" * 10_000])
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"{}", b'{"node": 7}', b'{"node": "%s"}' % (b"x" * 201), b"\xff", b"[" * 10_000],
+)
 def test_invalid_probe_is_rejected(payload: bytes) -> None:
     with pytest.raises(Malformed):
         Peers(MemoryPubSub(Exchange()), "a").receive(payload)

@@ -15,9 +15,10 @@ node that shuts down says so.
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Annotated
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from gregor.errors import Malformed
 from gregor.log_event import LogEvent
@@ -29,6 +30,7 @@ PROBE_CHANNEL = "gregor:nodes"
 PROBE_SECONDS = 2.0
 SILENT_AFTER = 3  # probes
 FORGOTTEN_AFTER = 30  # probes
+MAX_PEERS = 1_000  # anybody who may publish can invent more
 LOSSES_OF_A_SPLIT = 3
 """So many sweeps, without a minute in between, must have found something. One or two find what was
 published while another node was reconnecting."""
@@ -37,7 +39,7 @@ published while another node was reconnecting."""
 class Probe(Struct, frozen=True):
     """The payload by which a node shows that it can be heard. `leaving` is its last one."""
 
-    node: str
+    node: Annotated[str, Meta(max_length=200)]
     leaving: bool = False
 
 
@@ -62,7 +64,7 @@ class PeerTable:
         """A peer was heard."""
         if probe.leaving:
             self._missed.pop(probe.node, None)
-        else:
+        elif probe.node in self._missed or len(self._missed) < MAX_PEERS:
             self._missed[probe.node] = 0
 
     def lose(self) -> None:
@@ -174,7 +176,8 @@ class Peers:
             log.warning(
                 LogEvent(
                     "the pub/sub is up, but messages of other nodes do not arrive: "
-                    "do all nodes use the same servers, and have these contact to each other?",
+                    "was a node killed, does it use other servers of the pub/sub, or have these "
+                    "lost contact to each other?",
                     silent_nodes=self._table.silent,
                     heard_nodes=self.heard,
                 )
