@@ -312,6 +312,58 @@ MUTATIONS = [
         "",
         "tests/stores/test_cost.py::test_d15_cost_does_not_grow_with_history_on_postgresql",
     ),
+    Mutation(
+        "the settings of a session are not compared",
+        "stores/sql/postgresql/session.py",
+        "found.get(name) != value",
+        "name not in found",
+        "tests/stores/test_postgresql_sessions.py::test_setting_that_is_dropped_in_between_is_named",
+    ),
+    Mutation(
+        "a role decides how long a transaction may wait for a lock",
+        "stores/sql/postgresql/session.py",
+        """    "lock_timeout": "0",
+""",
+        "",
+        "tests/stores/test_postgresql_sessions.py::test_settings_are_ours_whatever_the_role_has",
+    ),
+    Mutation(
+        "a standby that answers first is written to",
+        "stores/sql/postgresql/url.py",
+        'keys.setdefault("target_session_attrs", "read-write")',
+        "pass",
+        "tests/stores/test_postgresql_url.py::test_several_servers_are_asked_for_one_to_write_to",
+    ),
+    Mutation(
+        "keys of a URL that are unknown are ignored",
+        "stores/sql/postgresql/url.py",
+        "if key not in READ_BY_DRIVER | READ_HERE:",
+        "if not key:",
+        "tests/stores/test_postgresql_url.py::test_key_that_cannot_be_used_is_named",
+    ),
+    Mutation(
+        "the file of a store is read once, at the start",
+        "config.py",
+        "return path.absolute().as_uri()",
+        "return secret",
+        "tests/cli/test_setup.py::test_store_stays_a_file_that_is_read_again",
+    ),
+    Mutation(
+        "a request whose connection is refused fails although others could serve it",
+        "stores/sql/postgresql/pool.py",
+        "return is_refused(error) and (self._users > 0 or self._pool.get_size() > 0)",
+        "return False",
+        "tests/stores/test_connection_limit.py"
+        "::test_reads_wait_for_the_connections_that_the_server_accepts",
+    ),
+    Mutation(
+        "readers keep the writer out at the server's limit",
+        "stores/sql/postgresql/database.py",
+        "if pool is self._writer and await self._make_room(error):",
+        "if False:",
+        "tests/stores/test_connection_limit.py"
+        "::test_writer_gets_a_connection_although_readers_have_all",
+    ),
     # What is admitted
     Mutation(
         "seconds taken for microseconds are admitted",

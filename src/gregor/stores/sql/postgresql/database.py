@@ -14,7 +14,7 @@ from math import inf
 from typing import Any, Self, TypeVar
 
 import asyncpg
-from asyncpg.pool import Pool, PoolConnectionProxy
+from asyncpg.pool import PoolConnectionProxy
 
 from gregor.backoff import Backoff
 from gregor.errors import SetupError, StorageUnavailable
@@ -29,7 +29,14 @@ from gregor.stores.sql.postgresql.errors import (
     is_broken,
     translated,
 )
-from gregor.stores.sql.postgresql.session import CONNECT_TIMEOUT_SECONDS, connect
+from gregor.stores.sql.postgresql.pool import PatientPool
+from gregor.stores.sql.postgresql.session import (
+    CONNECT_TIMEOUT_SECONDS,
+    check_pooling,
+    connect,
+    is_at_limit,
+    is_refused,
+)
 from gregor.stores.sql.sync_bridge import run_sync
 
 T = TypeVar("T")
@@ -53,8 +60,8 @@ class PostgreSQLDatabase:
         self._migration = migration
         self._max_readers = connections
         self._timeout_seconds = seconds
-        self._writer: Pool | None = None
-        self._readers: Pool | None = None
+        self._writer: PatientPool | None = None
+        self._readers: PatientPool | None = None
 
     async def _connect(self, *_: object, **__: object) -> asyncpg.Connection:
         return await connect(self.url, self._timeout_seconds)
@@ -69,6 +76,7 @@ class PostgreSQLDatabase:
 
     async def _open(self) -> None:
         try:
+            await check_pooling(self.url, self._timeout_seconds)
             connection = await self._connect()
             try:
                 major = connection.get_server_version().major
@@ -105,8 +113,8 @@ class PostgreSQLDatabase:
         finally:
             await driver.close(timeout=CONNECT_TIMEOUT_SECONDS)
 
-    async def _pool(self, connections: int) -> Pool:
-        return await asyncpg.create_pool(
+    async def _pool(self, connections: int) -> PatientPool:
+        pool = await asyncpg.create_pool(
             min_size=0,
             max_size=connections,
             # A connection is kept until it breaks: it holds its prepared statements.
@@ -115,6 +123,7 @@ class PostgreSQLDatabase:
             connect=self._connect,
             reset=_keep_session,
         )
+        return PatientPool(pool)
 
     async def __aexit__(self, *exc_info: Any) -> None:
         for pool in (self._writer, self._readers):
@@ -149,7 +158,7 @@ class PostgreSQLDatabase:
 
     @asynccontextmanager
     async def _transaction(
-        self, pool: Pool | None, level: str
+        self, pool: PatientPool | None, level: str
     ) -> AsyncIterator[PoolConnectionProxy]:
         """A connection in a transaction, which is rolled back if the block raises."""
         if pool is None:
@@ -168,13 +177,22 @@ class PostgreSQLDatabase:
         except DRIVER_ERRORS as error:
             raise translated(error) from error
 
-    async def _acquire(self, pool: Pool) -> PoolConnectionProxy:
+    async def _acquire(self, pool: PatientPool) -> PoolConnectionProxy:
         try:
-            return await pool.acquire(timeout=self._timeout_seconds)
-        except TimeoutError as error:
-            if pool.get_size() == pool.get_max_size() and not pool.get_idle_size():
+            return await pool.acquire(self._timeout_seconds)
+        except DRIVER_ERRORS as error:
+            if isinstance(error, TimeoutError) and pool.is_busy:
                 raise StorageUnavailable("all connections to the store are busy") from error
+            if pool is self._writer and await self._make_room(error):
+                raise TransactionRolledBack(describe(error)) from error
             raise
+
+    async def _make_room(self, error: Exception) -> bool:
+        """Let a reader give its connection up, as the writer was refused one: otherwise the
+        readers, of which there are several, would keep it out. Returns whether to retry."""
+        if self._readers is None or not is_refused(error):
+            return False
+        return await self._readers.give_up_one() and is_at_limit(error)
 
 
 async def _keep_session(driver: object) -> None:
