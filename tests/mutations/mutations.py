@@ -23,6 +23,8 @@ OUTSIDE = "tests/client/test_outside.py::"
 NODE_CLOCK = "tests/client/test_node_clock.py::"
 AUTH = "tests/server/test_auth.py::"
 PUBSUB_FAULTS = "tests/pubsub/test_faults.py::"
+SEVERAL_SERVERS = "tests/pubsub/test_several_servers.py::"
+SPLIT = "tests/node/test_split.py::"
 PUBSUB_REDIS = "tests/pubsub/test_remote.py::TestRedis::"
 SESSION_PAIR = "tests/protocol/test_session_pair.py::"
 AUTHENTICATOR = "tests/server/test_authenticator.py::"
@@ -898,7 +900,7 @@ MUTATIONS = [
         "subscriptions are not restored after a reconnect of the pub/sub",
         "pubsub/remote.py",
         "self._next_batch = _SubscriptionBatch(self._wanted_channels)",
-        "self._next_batch = _SubscriptionBatch([self._heartbeat_channel])",
+        "self._next_batch = _SubscriptionBatch(self._heartbeat_channels)",
         PUBSUB_FAULTS + "test_all_subscriptions_are_restored_after_a_server_restart",
     ),
     Mutation(
@@ -938,6 +940,55 @@ MUTATIONS = [
 """,
         "= subscription\n",
         PUBSUB_FAULTS + "test_pending_subscribe_returns_when_the_connection_breaks",
+    ),
+    Mutation(
+        "a server of the pub/sub that is frozen delays the others",
+        "pubsub/first_open.py",
+        "timeout=STAGGER_SECONDS if waiting else None",
+        "timeout=None",
+        SEVERAL_SERVERS + "test_frozen_and_dead_sentinels_do_not_matter",
+    ),
+    Mutation(
+        "a replica that a Sentinel takes for the master is used",
+        "pubsub/redis_sentinel.py",
+        'if role != "master":',
+        'if role == "unknown":',
+        SEVERAL_SERVERS + "test_replica_that_a_sentinel_takes_for_the_master_is_not_used",
+    ),
+    Mutation(
+        "passwords in URLs of the pub/sub are not decoded",
+        "pubsub/server_url.py",
+        "password=unquote(password)",
+        "password=password",
+        "tests/pubsub/test_nats.py::test_credentials_in_the_url_are_percent_decoded",
+    ),
+    Mutation(
+        "only the first reason of an outage of the pub/sub is logged",
+        "pubsub/remote.py",
+        "if reason not in self._logged_reasons:",
+        "if not self._logged_reasons:",
+        PUBSUB_FAULTS + "test_each_new_reason_of_an_outage_is_logged_and_counted_without_secrets",
+    ),
+    Mutation(
+        "the sweep stays slow while the pub/sub is split",
+        "node/gap_repair.py",
+        "seconds = min(seconds, SUSPICION_SWEEP_SECONDS)",
+        "pass",
+        SPLIT + "test_message_is_delivered_within_a_fast_sweep_while_a_peer_is_silent",
+    ),
+    Mutation(
+        "what the sweep finds is no sign of a split pub/sub",
+        "node/gap_repair.py",
+        "            self._peers.notice_loss()\n",
+        "            pass\n",
+        SPLIT + "test_split_that_exists_from_the_start_is_noticed_by_what_the_sweep_finds",
+    ),
+    Mutation(
+        "a node that shuts down counts as silent",
+        "consumers/peers.py",
+        "if probe.leaving:",
+        "if not probe.node:",
+        SPLIT + "test_node_that_shuts_down_is_not_missed",
     ),
     # The client
     Mutation(

@@ -29,7 +29,8 @@ def serve(
         str | None,
         typer.Option(
             metavar="URL",
-            help="redis://HOST:PORT/DB or nats://HOST:PORT, for servers that share a PostgreSQL: "
+            help="redis://HOST:PORT/DB, redis+sentinel://HOST,HOST/MASTER, "
+            "redis+cluster://HOST,HOST or nats://HOST,HOST, for servers that share a PostgreSQL: "
             "they publish new messages to each other.",
             show_default="none",
         ),
