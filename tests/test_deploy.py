@@ -7,6 +7,7 @@ import pytest
 
 from gregor.clock import now
 from gregor.config import Settings
+from gregor.pubsub.link import Reason
 from gregor.server.app import Server
 from gregor.server.composition import Parts
 from gregor.stores.sql.failure_reason import FailureReason
@@ -38,6 +39,11 @@ def test_operations_page_lists_exactly_the_metrics_that_exist() -> None:
 def test_operations_page_lists_the_reasons_of_failed_commits() -> None:
     (row,) = (row for row in metric_rows() if "gregor_failed_commits_total" in row[0])
     assert re.findall("`(.*?)`", row[1]) == [*FailureReason]
+
+
+def test_operations_page_lists_the_reasons_of_reconnects() -> None:
+    (row,) = (row for row in metric_rows() if "gregor_pubsub_reconnects_total" in row[0])
+    assert re.findall("`(.*?)`", row[1]) == [*Reason]
 
 
 def test_each_alert_is_about_metrics_that_exist() -> None:

@@ -87,6 +87,12 @@ def versions(newer: str) -> Series:
     }
 
 
+def peers(heard: int) -> Series:
+    """Three nodes, of which the first hears so many others."""
+    ready = {node("gregor_ready", instance=f"n{number}"): "1x60" for number in (1, 2, 3)}
+    return {**ready, node("gregor_pubsub_peers"): f"{heard}x60"}
+
+
 def gaps(recovered: str, up: str | None) -> Series:
     pubsub = {} if up is None else {node("gregor_pubsub_up", instance="n2"): up}
     return {node("gregor_gap_messages_recovered_total"): recovered, **pubsub}
@@ -176,6 +182,19 @@ CASES = [
         60,
         {node("gregor_pubsub_interruptions_total"): "0+1x60"},
         {node("gregor_pubsub_interruptions_total"): "0x20 1x20 2x20"},
+    ),
+    AlertCase(
+        "GregorPubsubSplit",
+        5,
+        {node("gregor_pubsub_split"): "0 1x9"},
+        {node("gregor_pubsub_split"): "0x4 1"},
+    ),
+    AlertCase("GregorPeersMissing", 6, peers(1), peers(2)),
+    AlertCase(
+        "GregorPubsubRefuses",
+        12,
+        {node("gregor_pubsub_reconnects_total", reason="authentication"): ONE_AT_ONCE},
+        {node("gregor_pubsub_reconnects_total", reason="closed"): ONE_AT_ONCE},
     ),
     AlertCase(
         "GregorPubsubDrops",

@@ -9,7 +9,9 @@ from time import perf_counter
 
 from gregor.clock import now
 from gregor.core.instant import SECOND
+from gregor.pubsub.link import Reason
 from gregor.stores.sql.failure_reason import FailureReason
+from tests.fleet.servers import Redis
 from tests.server.harness import (
     Served,
     creation,
@@ -111,6 +113,20 @@ async def test_failed_commits_are_counted_by_reason() -> None:
         assert await served.metric(failed % "schema") == 1
         page = (await served.http.get("/metrics")).text
         assert all(failed % reason in page for reason in FailureReason)  # at 0 before the first
+
+
+async def test_reconnects_of_the_pubsub_are_counted_by_reason() -> None:
+    reconnects = 'gregor_pubsub_reconnects_total{reason="%s"}'
+    async with Redis() as redis, serving(open_settings(pubsub=redis.url)) as served:
+        page = served.server.metrics.page
+        assert all(f"{reconnects % reason} 0.0".encode() in page() for reason in Reason)
+        pubsub = served.server.node.pubsub
+        assert pubsub is not None
+        await redis.stop()
+        await until(lambda: f"{reconnects % 'closed'} 1.0".encode() in page())
+        await until(lambda: f"{reconnects % 'refused'} 0.0".encode() not in page())
+        await redis.start()
+        await until(lambda: pubsub.up)
 
 
 async def test_build_and_process_are_described() -> None:

@@ -10,9 +10,10 @@ from gregor.consumers.publisher import Publisher
 from gregor.core.instant import SECOND, Time
 from gregor.errors import SetupError
 from gregor.node.node import Node
-from gregor.pubsub.remote import pubsub_at
+from gregor.pubsub.link import Reason
+from gregor.pubsub.remote import RemotePubSub, pubsub_at
 from gregor.server.auth import Authenticator, JWTAuthenticator, OpenAuthenticator
-from gregor.server.metrics import Metrics, Reading, Readings, gauge, gauges
+from gregor.server.metrics import Metrics, Reading, Readings, counters, gauge, gauges
 from gregor.shards.shard_map import establish
 from gregor.shards.state_machine import Shard, ShardedStateMachine
 from gregor.stores.sql.database import Database
@@ -44,6 +45,8 @@ class Parts:
         )
         self.metrics.readings += _readings(self.state_machine)
         self.metrics.readings += _pool_readings(self.databases)
+        if self.pubsub is not None:
+            self.metrics.readings.append(_reconnects(self.pubsub))
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
@@ -136,6 +139,15 @@ def _pool_readings(databases: Mapping[str | None, Database]) -> Iterator[Reading
     ):
         labels = ("shard", "pool")
         yield gauges(f"store_connections_{field}", text, labels, partial(read, field))
+
+
+def _reconnects(pubsub: RemotePubSub) -> Readings:
+    return counters(
+        "pubsub_reconnects",
+        "Connections to the pub/sub that were lost, and attempts to reconnect that failed",
+        ("reason",),
+        lambda: {(reason.value,): pubsub.reconnects[reason] for reason in Reason},
+    )
 
 
 def _is_up(shard: Shard) -> bool:
