@@ -124,6 +124,11 @@ async def test_devices_on_different_workers_receive_each_others_messages(
         counted = await server.metric("gregor_messages_total")
         assert sum(counted.values()) == len(devices)
         assert (await server.metric("gregor_commit_seconds_count")).keys() == {"1", "2"}
+        starts = await server.metric("process_start_time_seconds")
+        created = {p.pid: p.create_time() for p in server.workers()}
+        assert sorted(starts.values()) == pytest.approx(sorted(created.values()), abs=1)
+        waiting = await server.metric("gregor_store_connections_waiting")
+        assert waiting == {"1": 0, "2": 0}
         for device in devices:
             await device.close()
 

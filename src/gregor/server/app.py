@@ -18,6 +18,7 @@ from gregor.server.descriptors import Descriptors
 from gregor.server.going_away import draining_on_stop
 from gregor.server.loopback import LoopbackOnly
 from gregor.server.metrics import Metrics
+from gregor.server.request_metrics import RequestMetrics
 from gregor.server.routes import make_app
 from gregor.server.service import DEFAULT_TIMEOUTS, Service, Timeouts
 from gregor.server.worker_metrics import WorkerMetrics
@@ -73,9 +74,11 @@ class Server:
             timeouts=timeouts,
             descriptors=descriptors,
         )
-        self.app: ASGIApp = make_app(self.service)
+        endpoints = make_app(self.service)
+        self.app: ASGIApp = endpoints
         if isinstance(authenticator, OpenAuthenticator):
             self.app = LoopbackOnly(self.app)
+        self.app = RequestMetrics(self.app, endpoints.routes, self.metrics.answered)
         self._parts = parts or nullcontext()
         self._worker_metrics = worker_metrics
         self._lame_duck_seconds = lame_duck_seconds

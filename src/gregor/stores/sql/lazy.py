@@ -1,10 +1,11 @@
 """A database that may be unavailable when the process starts, while others are available."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any, Self, TypeVar
 
 from gregor.errors import SetupError, StorageUnavailable
-from gregor.stores.sql.database import Database, Unreachable, Work
+from gregor.stores.sql.database import Database, PoolUse, Unreachable, Work
 
 T = TypeVar("T")
 
@@ -38,6 +39,9 @@ class LazyDatabase:
     async def read(self, work: Work[T]) -> T:
         await self._ensure_open()
         return await self._database.read(work)
+
+    def pools(self) -> Mapping[str, PoolUse]:
+        return self._database.pools()
 
     async def _ensure_open(self) -> None:
         if self._is_open:

@@ -7,7 +7,7 @@ answer raises CommitUnknown.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from math import inf
@@ -18,7 +18,13 @@ from asyncpg.pool import PoolConnectionProxy
 
 from gregor.backoff import Backoff
 from gregor.errors import SetupError, StorageUnavailable
-from gregor.stores.sql.database import MIGRATION_NOT_KEPT, CommitUnknown, Migration, Work
+from gregor.stores.sql.database import (
+    MIGRATION_NOT_KEPT,
+    CommitUnknown,
+    Migration,
+    PoolUse,
+    Work,
+)
 from gregor.stores.sql.postgresql.connection import PostgreSQLConnection
 from gregor.stores.sql.postgresql.errors import (
     DRIVER_ERRORS,
@@ -176,6 +182,13 @@ class PostgreSQLDatabase:
                     await pool.release(driver)
         except DRIVER_ERRORS as error:
             raise translated(error) from error
+
+    def pools(self) -> Mapping[str, PoolUse]:
+        pools = {"writer": (self._writer, 1), "reader": (self._readers, self._max_readers)}
+        return {
+            name: PoolUse(0, limit, 0) if pool is None else pool.use()
+            for name, (pool, limit) in pools.items()
+        }
 
     async def _acquire(self, pool: PatientPool) -> PoolConnectionProxy:
         try:
