@@ -146,6 +146,9 @@ async def test_pubsub_outage_delays_messages_and_loses_none(
         await wait_ready_status(receiver, 200)
         assert await receiver.metric("gregor_pubsub_up ") == 1
         assert await receiver.metric("gregor_pubsub_interruptions_total") == 1
+        reason = "closed" if fault == "killed" else "silent"
+        name = f'gregor_pubsub_reconnects_total{{reason="{reason}"}}'
+        assert await receiver.metric(name) >= 1
 
 
 async def test_nodes_on_different_pubsubs_notice_and_deliver_by_the_sweep(
