@@ -28,6 +28,9 @@ with required_extra("server"):
 # Longer than clients keep an idle connection, so that none sends on one that is being closed.
 KEEP_ALIVE_SECONDS = 75
 
+# Load balancers that ask for the readiness every half second or second notice within this time.
+LAME_DUCK_SECONDS = 2.0
+
 # Settings that hold secrets, and so may be in a file each.
 IN_FILES = ("store", "pubsub", "jwt_secret", "token")
 
@@ -97,6 +100,7 @@ class Settings(BaseSettings):
     auth: Auth = Auth.OPEN
     jwt_secret: SecretStr | None = None
     sweep_seconds: Annotated[float, Field(gt=0)] = 5.0
+    lame_duck_seconds: Annotated[float, Field(ge=0)] | None = None
     drain_seconds: Annotated[float, Field(ge=0)] = 5.0
     keep_alive_seconds: Annotated[int, Field(ge=1)] = KEEP_ALIVE_SECONDS
     log_format: Literal["console", "json"] = "console"
@@ -112,6 +116,14 @@ class Settings(BaseSettings):
     def stores(self) -> dict[str | None, str]:
         """The URLs of the databases by shard name; a single database has the name None."""
         return named_stores([self.store] if isinstance(self.store, str) else self.store)
+
+    @property
+    def lame_duck(self) -> float:
+        """How long a server that was told to stop still serves as before, in seconds. Without a
+        pub/sub there is no other server to which a load balancer could turn meanwhile."""
+        if self.lame_duck_seconds is not None:
+            return self.lame_duck_seconds
+        return 0.0 if self.pubsub is None else LAME_DUCK_SECONDS
 
     @property
     def address(self) -> tuple[str, int]:

@@ -28,6 +28,7 @@ SECRET = "0123456789abcdef0123456789abcdef"
         ("--store", "gregor.db", ("is not a store URL", "sqlite:///gregor.db")),
         ("--log-format", "xml", ("`log_format`", "'console' or 'json'")),
         ("--sweep-seconds", "0", ("`sweep_seconds`", "greater than 0")),
+        ("--lame-duck-seconds", "-1", ("`lame_duck_seconds`", "greater than or equal to 0")),
         ("--drain-seconds", "-1", ("`drain_seconds`", "greater than or equal to 0")),
         ("--store-seconds", "0", ("`store_seconds`", "greater than 0")),
         ("--store-connections", "0", ("`store_connections`", "greater than or equal to 1")),

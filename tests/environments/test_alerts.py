@@ -222,6 +222,12 @@ CASES = [
         {node("gregor_publish_failures_total"): ONE_AT_ONCE},
         {node("gregor_publish_failures_total"): "3x60"},
     ),
+    AlertCase(
+        "GregorRefusesConnections",
+        12,
+        {node("gregor_refused_connections_total"): ONE_AT_ONCE},
+        {node("gregor_refused_connections_total"): "3x60"},
+    ),
 ]
 
 

@@ -22,6 +22,8 @@ REPLICA = "tests/client/test_replica.py::"
 OUTSIDE = "tests/client/test_outside.py::"
 NODE_CLOCK = "tests/client/test_node_clock.py::"
 AUTH = "tests/server/test_auth.py::"
+LAME_DUCK = "tests/server/test_drain.py::"
+DESCRIPTORS = "tests/server/test_descriptors.py::"
 PUBSUB_FAULTS = "tests/pubsub/test_faults.py::"
 SEVERAL_SERVERS = "tests/pubsub/test_several_servers.py::"
 SPLIT = "tests/node/test_split.py::"
@@ -1377,6 +1379,42 @@ MUTATIONS = [
         "    await drain()\n    signals.pass_on(number)\n",
         "    signals.pass_on(number)\n    await drain()\n",
         "tests/server/test_going_away.py::test_first_signal_drains_before_the_host_gets_it",
+    ),
+    Mutation(
+        "a server that was told to stop does not serve for its lame-duck time",
+        "server/service.py",
+        "        await asyncio.sleep(seconds)\n",
+        "        await asyncio.sleep(0)\n",
+        LAME_DUCK + "test_lame_duck_is_unready_but_admits_and_stores_as_before",
+    ),
+    Mutation(
+        "a host that stops waits for the lame-duck time",
+        "server/app.py",
+        "        if not self.service.readiness.stopping:\n            await",
+        "        if True:\n            await",
+        LAME_DUCK + "test_host_that_stops_during_the_lame_duck_time_does_not_wait_for_it",
+    ),
+    Mutation(
+        "an event stream takes the last file descriptors",
+        "server/http.py",
+        "    service.descriptors.require_one_for_device()\n",
+        "",
+        DESCRIPTORS + "test_event_stream_is_refused_as_an_event_that_says_when_to_come_back",
+    ),
+    Mutation(
+        "each refused connection is a line in the log",
+        "server/descriptors.py",
+        "if now - self._logged_at < LOG_INTERVAL_SECONDS:",
+        "if now < self._logged_at:",
+        DESCRIPTORS + "test_refusals_are_logged_once_and_then_as_a_rate",
+    ),
+    Mutation(
+        "workers without a writable folder end in a traceback",
+        "server/workers.py",
+        "        with suppress(OSError):\n            folder",
+        "        with suppress(KeyError):\n            folder",
+        "tests/server/test_workers.py::"
+        "test_no_writable_folder_for_workers_is_one_sentence_that_names_tmpdir",
     ),
     Mutation(
         "a device that reads nothing outlasts the drain",

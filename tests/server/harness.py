@@ -27,6 +27,7 @@ from gregor.stores.sql.state_machine import SQLStateMachine
 JSON: TypeAlias = dict[str, Any]
 
 TIMEOUT_SECONDS = 10.0
+IN_A_FLEET = {"migrate": True, "lame_duck_seconds": 0, "drain_seconds": 0}
 SECRET = "a secret that is long enough for HS256"
 
 
@@ -116,7 +117,7 @@ def open_settings(**options: Any) -> Settings:
 
 def shared_settings(store: str | tuple[str, ...], **options: Any) -> Settings:
     """For one of several servers on one store. The first server migrates the store."""
-    return Settings(store=store, **{"migrate": True, "drain_seconds": 0, **options})
+    return Settings(store=store, **{**IN_A_FLEET, **options})
 
 
 def jwt_settings(**options: Any) -> Settings:

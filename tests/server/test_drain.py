@@ -8,9 +8,15 @@ from typing import NamedTuple
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from gregor.config import Settings
 from gregor.consumers.broadcaster import Broadcaster
+from gregor.core import message as core
+from gregor.errors import Unavailable
+from gregor.interfaces import Caller, Stored
 from gregor.node.node import Node
+from gregor.server.app import Server
 from gregor.server.auth import OpenAuthenticator
+from gregor.server.connections import RECONNECT_AFTER_MS
 from gregor.server.metrics import Metrics
 from gregor.server.service import Service
 from gregor.stores.memory import MemoryStateMachine
@@ -50,7 +56,7 @@ async def test_drain_sends_goaway_to_every_device_and_closes(fleet: TwoServers) 
 
     async def receive_goaway(device: RawDevice) -> None:
         goaway = await device.receive_type("goaway")
-        assert goaway["reconnect_after_ms"] == 1000 * DRAIN_SECONDS
+        assert goaway["reconnect_after_ms"] == RECONNECT_AFTER_MS
         assert await device.wait_closed() == 1012
 
     async with asyncio.TaskGroup() as tasks:
@@ -104,6 +110,49 @@ async def test_drain_of_one_device_does_not_wait_for_drain_time() -> None:
 async def test_device_that_reads_nothing_does_not_outlast_the_drain() -> None:
     times = await drain_on_virtual_time(devices=1, seconds=DRAIN_SECONDS, blocked=True)
     assert times.complete == pytest.approx(1.0)
+
+
+@on_virtual_time
+async def test_lame_duck_is_unready_but_admits_and_stores_as_before() -> None:
+    node = Node(MemoryStateMachine(virtual_time.clock), Broadcaster(), clock=virtual_time.clock)
+    server = Server(
+        node, authenticator=OpenAuthenticator(), lame_duck_seconds=2.0, drain_seconds=0.0
+    )
+    async with node, asyncio.TaskGroup() as tasks:
+        stopping = tasks.create_task(server.drain())
+        await asyncio.sleep(1.9)
+        assert not server.service.readiness.ready
+        server.service.require_room_for_device()
+        message = core.create("u", "chat")
+        (outcome,) = await server.service.inject(Caller("test"), [message])
+        assert isinstance(outcome, Stored)
+        assert not stopping.done()
+        await asyncio.sleep(0.2)
+        assert stopping.done()
+        with pytest.raises(Unavailable, match="stopping"):
+            server.service.require_room_for_device()
+
+
+@on_virtual_time
+async def test_host_that_stops_during_the_lame_duck_time_does_not_wait_for_it() -> None:
+    node = Node(MemoryStateMachine(virtual_time.clock), Broadcaster(), clock=virtual_time.clock)
+    server = Server(
+        node, authenticator=OpenAuthenticator(), lame_duck_seconds=1000.0, drain_seconds=0.0
+    )
+    async with node, asyncio.TaskGroup() as tasks:
+        started = asyncio.get_running_loop().time()
+        first = tasks.create_task(server.drain())
+        await asyncio.sleep(0.1)
+        await server.drain()
+        assert asyncio.get_running_loop().time() - started < 1.0
+        assert server.service.draining
+        first.cancel()
+
+
+def test_only_servers_with_others_beside_them_are_lame_ducks_by_default() -> None:
+    assert Settings(store="sqlite://").lame_duck == 0.0
+    assert Settings(store="sqlite://", pubsub="redis://localhost").lame_duck == 2.0
+    assert Settings(store="sqlite://", lame_duck_seconds=1.5).lame_duck == 1.5
 
 
 async def test_draining_server_still_serves_devices_that_are_connected(fleet: TwoServers) -> None:

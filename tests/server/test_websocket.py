@@ -401,7 +401,7 @@ async def test_draining_server_sends_goaway_and_closes() -> None:
         asyncio.TaskGroup() as tasks,
     ):
         tasks.create_task(served.server.drain())
-        assert await device.receive() == {"type": "goaway", "reconnect_after_ms": 1000}
+        assert await device.receive() == {"type": "goaway", "reconnect_after_ms": 500}
         assert await device.wait_closed() == 1012
 
 

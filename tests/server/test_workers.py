@@ -1,7 +1,6 @@
 """Several worker processes on one listening socket, and their supervisor."""
 
 import asyncio
-import json
 import os
 import random
 import re
@@ -10,14 +9,18 @@ import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import asyncpg
 import httpx
 import psutil
 import pytest
 
+from gregor.errors import SetupError
+from gregor.server.workers import private_folder
 from tests.fleet.servers import Redis
 from tests.server.harness import JSON, TIMEOUT_SECONDS, RawDevice, creation, http_client
+from tests.server.log_entries import next_log_entry
 from tests.server.replicas import LOG_QUERY, RawReplica, check_log, converge, replicas
 
 WORKERS = 2
@@ -34,7 +37,7 @@ class RunningWorkers:
     async def wait_log(self, event: str) -> JSON:
         """The next log entry with this event."""
         async with asyncio.timeout(60):
-            return await _next_log_entry(self.process, event)
+            return await next_log_entry(self.process, event)
 
     async def wait_ended(self) -> int:
         """Wait until the supervisor ends, and return its exit status."""
@@ -63,15 +66,6 @@ class RunningWorkers:
         return device
 
 
-async def _next_log_entry(process: Process, event: str) -> JSON:
-    assert process.stderr is not None
-    while line := await process.stderr.readline():
-        entry: JSON = json.loads(line)
-        if entry["event"] == event:
-            return entry
-    raise AssertionError(f"the process ended before it logged {event!r}")
-
-
 @asynccontextmanager
 async def running_workers(store: str, pubsub: str) -> AsyncIterator[RunningWorkers]:
     options = {
@@ -80,6 +74,7 @@ async def running_workers(store: str, pubsub: str) -> AsyncIterator[RunningWorke
         "store": store,
         "pubsub": pubsub,
         "log-format": "json",
+        "lame-duck-seconds": "0",
         "drain-seconds": "1",
         "sweep-seconds": "1000",  # so that only the pub/sub can deliver messages in time
     }
@@ -92,9 +87,9 @@ async def running_workers(store: str, pubsub: str) -> AsyncIterator[RunningWorke
     )
     try:
         async with asyncio.timeout(60):
-            url: str = (await _next_log_entry(process, "serving"))["url"]
+            url: str = (await next_log_entry(process, "serving"))["url"]
             for _ in range(WORKERS):
-                await _next_log_entry(process, "working")
+                await next_log_entry(process, "working")
         yield RunningWorkers(process, int(url.rpartition(":")[2]))
     finally:
         with suppress(ProcessLookupError):
@@ -225,3 +220,16 @@ async def test_workers_stop_when_supervisor_is_killed(
         async with asyncio.timeout(TIMEOUT_SECONDS + 10):
             log = await server.process.stderr.read()  # until the last worker closes stderr
         assert log.decode().count('"stopping"') == WORKERS
+
+
+def test_sockets_of_workers_are_in_the_first_folder_that_allows_it(tmp_path: Path) -> None:
+    too_long = tmp_path / ("x" * 100)
+    too_long.mkdir()
+    with private_folder([f"{tmp_path}/missing", str(too_long), str(tmp_path)]) as folder:
+        assert Path(folder).parent == tmp_path
+    assert list(tmp_path.iterdir()) == [too_long]
+
+
+def test_no_writable_folder_for_workers_is_one_sentence_that_names_tmpdir(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match=f"cannot do so in {tmp_path}/a, {tmp_path}/b; set TMPDIR"):
+        private_folder([f"{tmp_path}/a", f"{tmp_path}/b"])

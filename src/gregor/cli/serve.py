@@ -76,6 +76,15 @@ def serve(
             rich_help_panel=DETAILS_PANEL,
         ),
     ] = None,
+    lame_duck_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="How long a server that shuts down still serves, while it is unready: load "
+            "balancers notice in this time.",
+            show_default="2 with --pubsub, else 0",
+            rich_help_panel=DETAILS_PANEL,
+        ),
+    ] = None,
     drain_seconds: Annotated[
         float | None,
         typer.Option(
@@ -128,6 +137,7 @@ def serve(
         auth=auth,
         log_format=log_format,
         sweep_seconds=sweep_seconds,
+        lame_duck_seconds=lame_duck_seconds,
         drain_seconds=drain_seconds,
         keep_alive_seconds=keep_alive_seconds,
         store_connections=store_connections,

@@ -13,7 +13,8 @@ from gregor.core.message import Message
 from gregor.interfaces import Caller, Rejected
 from gregor.node.node import Node
 from gregor.server.auth import Authenticator, OpenAuthenticator
-from gregor.server.composition import Parts, authenticator_of
+from gregor.server.composition import Parts, authenticator_of, descriptors_of
+from gregor.server.descriptors import Descriptors
 from gregor.server.going_away import draining_on_stop
 from gregor.server.loopback import LoopbackOnly
 from gregor.server.metrics import Metrics
@@ -57,7 +58,9 @@ class Server:
         metrics: Metrics | None = None,
         worker_metrics: WorkerMetrics | None = None,
         parts: AbstractAsyncContextManager[object] | None = None,
+        descriptors: Descriptors | None = None,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
+        lame_duck_seconds: float = 0.0,
         drain_seconds: float = 5.0,
     ) -> None:
         """The `parts` are opened before the server, and closed after it."""
@@ -69,6 +72,7 @@ class Server:
             self.metrics,
             worker_metrics=worker_metrics,
             timeouts=timeouts,
+            descriptors=descriptors,
         )
         endpoints = make_app(self.service)
         self.app: ASGIApp = endpoints
@@ -77,6 +81,7 @@ class Server:
         self.app = RequestMetrics(self.app, endpoints.routes, self.metrics.answered)
         self._parts = parts or nullcontext()
         self._worker_metrics = worker_metrics
+        self._lame_duck_seconds = lame_duck_seconds
         self._drain_seconds = drain_seconds
         self._opened: AsyncExitStack | None = None
 
@@ -99,7 +104,9 @@ class Server:
             metrics=parts.metrics,
             worker_metrics=worker_metrics,
             parts=parts.opened(),
+            descriptors=descriptors_of(settings),
             timeouts=timeouts,
+            lame_duck_seconds=settings.lame_duck,
             drain_seconds=settings.drain_seconds,
         )
 
@@ -129,8 +136,11 @@ class Server:
             await self.drain()
 
     async def drain(self) -> None:
-        """Shut down gracefully: accept no new messages, store the accepted ones, and send
-        the devices away."""
+        """Shut down gracefully: become unready, serve as before for the lame-duck time, accept no
+        new messages, store the accepted ones, and send the devices away. Called again, it does not
+        wait for the lame-duck time: the caller has no more."""
+        if not self.service.readiness.stopping:
+            await self.service.be_lame_duck(self._lame_duck_seconds)
         await self.service.drain(self._drain_seconds)
 
     async def inject(self, message: Message) -> Message:

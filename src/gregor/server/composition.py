@@ -13,6 +13,7 @@ from gregor.node.node import Node
 from gregor.pubsub.link import Reason
 from gregor.pubsub.remote import RemotePubSub, pubsub_at
 from gregor.server.auth import Authenticator, JWTAuthenticator, OpenAuthenticator
+from gregor.server.descriptors import FOR_FILES, Descriptors
 from gregor.server.metrics import Metrics, Reading, Readings, counters, gauge, gauges
 from gregor.shards.shard_map import establish
 from gregor.shards.state_machine import Shard, ShardedStateMachine
@@ -169,3 +170,10 @@ def authenticator_of(settings: Settings) -> Authenticator:
             f"{settings.listen}; use --auth jwt, or --listen 127.0.0.1:9911"
         )
     return OpenAuthenticator()
+
+
+def descriptors_of(settings: Settings) -> Descriptors:
+    """The file descriptors of a server with these settings. Each connection to the store has one
+    reserved, and one more for that which replaces it."""
+    shared = sum(map(is_shared, settings.stores.values()))
+    return Descriptors(FOR_FILES + 2 * (settings.store_connections + 1) * shared)

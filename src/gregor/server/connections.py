@@ -10,6 +10,8 @@ from gregor.node.conversation import Conversation, DeliveryCounts
 from gregor.server.metrics import Reading, counter, gauge
 
 DRAIN_STEP_SECONDS = 0.1
+# Devices are sent away one after the other, so that each can come back soon.
+RECONNECT_AFTER_MS = 500
 SERVICE_RESTART = 1012  # the close code "service restart"
 
 
@@ -51,11 +53,10 @@ class Connections:
         conversations = list(self._conversations)
         if not conversations:
             return
-        within_ms = max(1000, round(seconds * 1000))
         batches = _batches_over(conversations, seconds)
         for batch in batches:
             for conversation in batch:
-                conversation.go_away(within_ms)
+                conversation.go_away(RECONNECT_AFTER_MS)
                 conversation.close(SERVICE_RESTART, "going away")
             if batch is not batches[-1]:
                 await asyncio.sleep(seconds / len(batches))

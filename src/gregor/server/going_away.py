@@ -19,8 +19,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 @asynccontextmanager
 async def draining_on_stop(drain: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
     """While the block runs, the first SIGTERM or SIGINT drains before it does what it would have
-    done; a second one does that at once. Nothing is intercepted outside the main thread, which
-    alone gets signals.
+    done; a second one does that at once, and the end of the block then ends the drain. Nothing is
+    intercepted outside the main thread, which alone gets signals.
 
     So uvicorn waits for the drain. Servers that take signals from their event loop, as Hypercorn
     and Granian do, begin to stop at the same time, and wait for open connections meanwhile.
@@ -29,7 +29,7 @@ async def draining_on_stop(drain: Callable[[], Awaitable[None]]) -> AsyncIterato
         async with asyncio.TaskGroup() as tasks:
             drained = tasks.create_task(_drain_first(drain, signals))
             yield
-            if not signals.received:
+            if len(signals.received) != 1:  # none, or a second one, which does not wait
                 drained.cancel()
 
 

@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal
 
 import uvicorn
@@ -21,7 +22,8 @@ from gregor.errors import SetupError
 from gregor.log_event import LogEvent
 from gregor.protocol.frames import MAX_FRAME
 from gregor.server.app import Server
-from gregor.server.http10 import UnchunkedHTTP10
+from gregor.server.descriptors import Descriptors, raise_limit
+from gregor.server.guarded_http import GuardedHTTP
 from gregor.server.service import WRITE_TIMEOUT_SECONDS
 from gregor.server.socket import DirectWebSocket
 from gregor.urls import redacted
@@ -33,6 +35,7 @@ async def serve(settings: Settings, clock: Callable[[], Time] = now) -> None:
     """Serve until SIGTERM or SIGINT; then shut down gracefully: refuse new work, finish commits,
     send the devices away, and return. Raises SetupError if the server cannot start, and any error
     that ends it early."""
+    raise_limit()
     with listen(*settings.address) as listener:
         async with Server.from_settings(settings, clock) as server:
             process = Process(server, settings.keep_alive_seconds)
@@ -75,12 +78,13 @@ def config(
     ws: type[WebSocketsSansIOProtocol] | Literal["websockets-sansio"] = DirectWebSocket,
     *,
     keep_alive_seconds: int = KEEP_ALIVE_SECONDS,
+    descriptors: Descriptors | None = None,
 ) -> uvicorn.Config:
     """The configuration of uvicorn. Messages are small and frequent, so they are not compressed."""
     return uvicorn.Config(
         app,
         lifespan="off",
-        http=UnchunkedHTTP10,
+        http=partial(GuardedHTTP, descriptors or Descriptors()),  # type: ignore[arg-type]
         timeout_keep_alive=keep_alive_seconds,
         ws=ws,
         ws_max_size=MAX_FRAME,
@@ -133,7 +137,13 @@ class Process(uvicorn.Server):
     """uvicorn around an open Server. It stops after the server has sent its devices away."""
 
     def __init__(self, server: Server, keep_alive_seconds: int = KEEP_ALIVE_SECONDS) -> None:
-        super().__init__(config(server.app, keep_alive_seconds=keep_alive_seconds))
+        super().__init__(
+            config(
+                server.app,
+                keep_alive_seconds=keep_alive_seconds,
+                descriptors=server.service.descriptors,
+            )
+        )
         self._server = server
         self._stop_requested = asyncio.Event()
 
@@ -151,6 +161,9 @@ class Process(uvicorn.Server):
         """Serve until a requested stop is complete."""
         _tune_garbage_collector()
         _shorten_switch_interval()
+        descriptors = self._server.service.descriptors
+        descriptors.check()
+        asyncio.get_running_loop().set_exception_handler(descriptors.on_loop_exception)
         async with asyncio.TaskGroup() as tasks:
             drain = tasks.create_task(self._drain_on_request())
             await self.serve([listener])

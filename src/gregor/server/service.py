@@ -15,6 +15,7 @@ from gregor.node.conversation import Admission, Conversation, DeliveryCounts, Re
 from gregor.node.node import Node
 from gregor.server.auth import Authenticator, Identity, Role
 from gregor.server.connections import Connections
+from gregor.server.descriptors import Descriptors
 from gregor.server.metrics import Metrics, Reading, counter, gauge
 from gregor.server.readiness import Readiness
 from gregor.server.worker_metrics import WorkerMetrics
@@ -48,15 +49,22 @@ class Service:
         *,
         worker_metrics: WorkerMetrics | None = None,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
+        descriptors: Descriptors | None = None,
     ) -> None:
         self.node = node
         self.metrics = metrics
         self.timeouts = timeouts
         self.readiness = Readiness(node)
         self.connections = Connections()
-        metrics.readings += [*self._readings(), *self.connections.readings()]
+        self.descriptors = descriptors or Descriptors()
+        metrics.readings += [
+            *self._readings(),
+            *self.connections.readings(),
+            *self.descriptors.readings(),
+        ]
         self._authenticator = authenticator
         self._worker_metrics = worker_metrics
+        self.draining = False  # whether this server accepts no new messages and devices
         self._injects_in_flight = 0
         self._inject_finished = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
@@ -91,6 +99,12 @@ class Service:
             failure = AuthenticatorFailed(type(error).__name__).with_traceback(error.__traceback__)
             log.error(LogEvent("the authenticator failed"), exc_info=failure)
             raise GregorError("internal error; the server's log has the traceback") from None
+
+    def require_room_for_device(self) -> None:
+        """Raise Unavailable if no device may connect now, but may to another server."""
+        if self.draining:
+            raise Unavailable("this server is stopping; retry with another server")
+        self.descriptors.require_one_for_device()
 
     async def serve(self, channel: Channel, resumption: Resumption | None = None) -> None:
         """Run a conversation over the channel until it ends."""
@@ -129,11 +143,6 @@ class Service:
             self._inject_finished.set()
 
     @property
-    def draining(self) -> bool:
-        """Whether this server is stopping, and accepts no new messages."""
-        return self.readiness.stopping
-
-    @property
     def busy(self) -> bool:
         """Whether an inject is in flight."""
         return self._injects_in_flight > 0
@@ -168,10 +177,15 @@ class Service:
                 lambda: peers.split,
             )
 
+    async def be_lame_duck(self, seconds: float) -> None:
+        """Become unready, and serve as before for this time, in which load balancers notice."""
+        self.readiness.stopping = True
+        await asyncio.sleep(seconds)
+
     async def drain(self, seconds: float) -> None:
         """Refuse new work, finish the injects in flight, and send the devices away, evenly
         distributed over this time."""
-        self.readiness.stopping = True
+        self.readiness.stopping = self.draining = True
         await self._wait_for_injects(seconds)
         await self.connections.send_away(seconds)
 

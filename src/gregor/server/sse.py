@@ -128,5 +128,6 @@ def as_event(send: Send, jitter: Callable[[], float] = random.random) -> str:
         case Welcome() | Error():
             lines.insert(0, f"retry: {round(RECONNECT_MS * (0.5 + jitter() / 2))}")
         case GoAway(within_ms):
-            lines.insert(0, f"retry: {round(within_ms * jitter())}")
+            # Not at once: a browser repeats this until it gets an answer.
+            lines.insert(0, f"retry: {round(within_ms * (0.5 + jitter() / 2))}")
     return "\n".join(lines) + "\n\n"

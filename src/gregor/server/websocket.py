@@ -19,8 +19,9 @@ class WebSocketEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: ASGISend) -> None:
         await receive()
-        if self._service.draining:
-            error = Unavailable("this server is stopping; retry with another server")
+        try:
+            self._service.require_room_for_device()
+        except Unavailable as error:
             await problem(error)(scope, receive, send)
             return
         await send({"type": "websocket.accept"})

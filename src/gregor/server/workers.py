@@ -8,11 +8,12 @@ like nodes on different machines: a worker that is frozen or killed does not aff
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
 from asyncio import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +29,7 @@ from gregor.errors import SetupError
 from gregor.log_event import LogEvent
 from gregor.pubsub.server_url import URL_FORMS
 from gregor.server.app import Server
+from gregor.server.descriptors import raise_limit
 from gregor.server.process import Process, announce, listen, on_stop_signals
 from gregor.server.worker_metrics import WorkerMetrics
 from gregor.stores.sql.store_url import is_shared
@@ -36,7 +38,9 @@ log = logging.getLogger("gregor.server")
 
 RESTART_BACKOFF = Backoff(0.1, 10.0)
 STABLE_SECONDS = 60.0
-STOP_TIMEOUT_SECONDS = 20.0  # a healthy worker needs less, in addition to twice the drain time
+# A healthy worker needs less, in addition to the lame-duck time and twice the drain time.
+STOP_TIMEOUT_SECONDS = 20.0
+MAX_SOCKET_FOLDER = 96  # bytes; the path of a socket has 104 on macOS, and 108 on Linux
 
 
 class WorkerConfig(Struct, frozen=True):
@@ -101,18 +105,44 @@ async def supervise(settings: Settings, command: Sequence[str]) -> None:
     then stop them gracefully, and return. A worker that ends before is restarted. Raises SetupError
     if the settings do not allow workers, or if the store or the pub/sub cannot be used."""
     check(settings)
+    raise_limit()  # workers inherit it
     with (
         listen(*settings.address) as listener,
-        TemporaryDirectory(prefix="gregor-") as folder,
+        private_folder() as folder,
     ):
-        async with Server.from_settings(settings):
-            pass  # finds errors of the settings once, and prepares the store
-        supervisor = Supervisor(command, listener, settings.drain_seconds)
+        async with Server.from_settings(settings) as server:
+            # Errors of the settings and of the machine are found once, and the store is prepared.
+            server.service.descriptors.check()
+        stop_seconds = settings.lame_duck + 2 * settings.drain_seconds + STOP_TIMEOUT_SECONDS
+        supervisor = Supervisor(command, listener, stop_seconds)
         with on_stop_signals(supervisor.request_stop):
             announce(listener, settings)
             numbers = range(1, settings.workers + 1)
             await supervisor.run([WorkerConfig.of(n, listener, folder, settings) for n in numbers])
     log.info(LogEvent("stopped"))
+
+
+def private_folder(parents: Iterable[str] | None = None) -> TemporaryDirectory[str]:
+    """A folder for the sockets of WorkerMetrics, in the first of these parents that allows it.
+    Raises SetupError if none does."""
+    tried = list(_parents_of_sockets() if parents is None else parents)
+    for parent in tried:
+        with suppress(OSError):
+            folder = TemporaryDirectory(prefix="gregor-", dir=parent)
+            if len(os.fsencode(folder.name)) <= MAX_SOCKET_FOLDER:
+                return folder
+            folder.cleanup()
+    raise SetupError(
+        "--workers needs a folder in which it can create sockets, and cannot do so in "
+        f"{', '.join(tried)}; set TMPDIR to a folder that is writable and has a short path"
+    )
+
+
+def _parents_of_sockets() -> Iterator[str]:
+    for variable in ("TMPDIR", "XDG_RUNTIME_DIR"):
+        if folder := os.environ.get(variable):
+            yield folder
+    yield from ("/tmp", "/var/tmp", "/dev/shm")
 
 
 def check(settings: Settings) -> None:
@@ -131,14 +161,15 @@ def check(settings: Settings) -> None:
 
 
 class Supervisor:
-    """Starts workers, and restarts each that ends before a stop was requested."""
+    """Starts workers, and restarts each that ends before a stop was requested. Kills those that
+    have not ended `stop_seconds` after that."""
 
     def __init__(
-        self, command: Sequence[str], listener: socket.socket, drain_seconds: float
+        self, command: Sequence[str], listener: socket.socket, stop_seconds: float
     ) -> None:
         self._command = command
         self._listener = listener
-        self._drain_seconds = drain_seconds
+        self._stop_seconds = stop_seconds
         self._workers: dict[int, subprocess.Process] = {}
         self._stop_requested = asyncio.Event()
 
@@ -197,7 +228,7 @@ class Supervisor:
         log.info(LogEvent("stopping"))
         self._listener.close()  # otherwise it accepts connections that no worker serves
         self._signal_workers(signal.SIGTERM)
-        await asyncio.sleep(2 * self._drain_seconds + STOP_TIMEOUT_SECONDS)
+        await asyncio.sleep(self._stop_seconds)
         log.error(LogEvent("killing the workers that did not stop in time"))
         self._signal_workers(signal.SIGKILL)
 

@@ -1,0 +1,152 @@
+"""The file descriptors of this process, of which each connection takes one.
+
+A process that has none left can neither answer a health check nor open a connection to its store.
+So devices do not get the last ones, and no connection at all gets the very last ones.
+"""
+
+import errno
+import logging
+import math
+import os
+import sys
+import time
+from asyncio import AbstractEventLoop
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from gregor.errors import SetupError, Unavailable
+from gregor.log_event import LogEvent
+from gregor.server.metrics import Reading, counter
+
+try:
+    import resource
+except ImportError:  # Windows, which has no such limit
+    resource = None  # type: ignore[assignment]
+
+log = logging.getLogger("gregor.server")
+
+FOR_REQUESTS = 32  # for health checks and requests, which are short
+FOR_FILES = 24  # for the files of a store, the pub/sub and the event loop
+LOG_INTERVAL_SECONDS = 60.0
+MAX_PAUSE_SECONDS = 1.0  # between two counts
+HOW_TO_RAISE = "raise it with `ulimit -n`, or with LimitNOFILE in the unit of systemd"
+
+
+class Descriptors:
+    """How many this process has left. It may open as many as `limit` says at the moment."""
+
+    def __init__(
+        self, reserved: int = FOR_FILES, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """The `reserved` ones are for the store, the pub/sub and files: connections of clients do
+        not get them."""
+        self.refused = 0
+        self._open = 0  # as counted last, and what was accepted since
+        self._count_at = -math.inf
+        self._reserved = reserved
+        self._clock = clock
+        self._logged_refused = 0
+        self._logged_at = -math.inf
+
+    @property
+    def are_scarce(self) -> bool:
+        """Whether only those for requests and the reserved ones are left, and none for devices."""
+        return self._left() < self._reserved + FOR_REQUESTS
+
+    def check(self) -> None:
+        """Raise SetupError if the limit leaves none for devices."""
+        if self.are_scarce:
+            raise SetupError(
+                f"this process may open {limit()} files and connections, and needs most of them "
+                f"itself, so that no device could connect; {HOW_TO_RAISE}"
+            )
+
+    def require_one_for_device(self) -> None:
+        """Raise Unavailable if the connection of a device, which lasts, would take one of those
+        that are for requests."""
+        if self.are_scarce:
+            self._count_refusal()
+            raise Unavailable("this server has no more room for devices; retry with another server")
+
+    def refuses_connection(self) -> bool:
+        """Whether a connection that was just accepted took a reserved one, and is to be closed."""
+        self._open += 1
+        refuses = self._left() < self._reserved
+        if refuses:
+            self._count_refusal()
+        return refuses
+
+    def on_loop_exception(self, loop: AbstractEventLoop, context: dict[str, Any]) -> None:
+        """The exception handler of an event loop, which counts connections that it could not
+        accept. (asyncio tries again after a second; uvloop closes them without a word.)"""
+        error = context.get("exception")
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            self._count_refusal()
+        else:
+            loop.default_exception_handler(context)
+
+    def _left(self) -> int:
+        """How many can still be opened. To count them takes long where there are many, so at most
+        a fiftieth of the processor's time is spent on that."""
+        if self._clock() >= self._count_at:
+            started = time.thread_time()
+            self._open = _open_descriptors()
+            pause = 50 * (time.thread_time() - started)
+            self._count_at = self._clock() + min(pause, MAX_PAUSE_SECONDS)
+        return limit() - self._open
+
+    def readings(self) -> Iterator[Reading]:
+        yield counter(
+            "refused_connections",
+            "Connections refused because file descriptors ran out",
+            lambda: self.refused,
+        )
+
+    def _count_refusal(self) -> None:
+        """Count it; log the first one, and then how many, once a minute at most."""
+        self.refused += 1
+        now = self._clock()
+        if now - self._logged_at < LOG_INTERVAL_SECONDS:
+            return
+        log.error(
+            LogEvent(
+                "connections refused: file descriptors run out",
+                refused=self.refused - self._logged_refused,
+                limit=limit(),
+                action=HOW_TO_RAISE,
+            )
+        )
+        self._logged_at, self._logged_refused = now, self.refused
+
+
+def raise_limit() -> None:
+    """Raise the limit of this process as far as it may, and log it."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError) as error:  # macOS: "unlimited" is more than it allows
+        log.warning(LogEvent("cannot raise the limit of file descriptors", error=str(error)))
+    else:
+        log.info(LogEvent("raised the limit of file descriptors", before=soft, now=hard))
+
+
+def limit() -> int:
+    """How many this process may open."""
+    if resource is None:
+        return sys.maxsize
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def _open_descriptors() -> int:
+    """How many this process has open."""
+    if resource is None:
+        return 0
+    try:
+        return len(os.listdir("/dev/fd")) - 1  # without that of the listing
+    except OSError:  # there is none left for the listing
+        return limit()
