@@ -193,7 +193,11 @@ class Node:
 
     async def catch_up(self, session: ServerSession, cursor: Time) -> None:
         """Read everything after the cursor from the store and pass it to the session."""
+        history = self.state_machine.history
         sync = await self.state_machine.sync(session.uid, session.device_id, cursor)
+        while self.state_machine.history != history:  # it may have read what is lost
+            history = self.state_machine.history
+            sync = await self.state_machine.sync(session.uid, session.device_id, cursor)
         session.synced(sync)
         if not session.lagging:
             self._broadcaster.lower_position(session.uid, session.position)

@@ -265,6 +265,11 @@ class ServerSession:
             case _:
                 pass  # the next sync will contain it, if there is one
 
+    def sync_again(self) -> None:
+        """The store may have lost messages that the device received: sync it from its cursor. The
+        device compares the hash of the result, and asks for a snapshot if it differs."""
+        self._sync_from(self.cursor)
+
     def _continue_with(self, publication: Publication) -> None:
         if publication.prev != self.position:
             # There is a gap, or the publication is a gap repair that starts before our position.

@@ -1,11 +1,15 @@
 """PostgreSQL 14 or later: one connection that writes, and a pool of connections that read.
 
+All of them lead to one primary. If one turns out to lead to a standby, or to a primary with another
+history, all are replaced (decision 26).
+
 A transaction is retried if the server rolled it back because of others (a deadlock, a
 serialization failure), or if its connection broke before the commit was sent. A commit without an
 answer raises CommitUnknown.
 """
 
 import asyncio
+import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -18,6 +22,7 @@ from asyncpg.pool import Pool, PoolConnectionProxy
 
 from gregor.backoff import Backoff
 from gregor.errors import SetupError, StorageUnavailable
+from gregor.log_event import LogEvent
 from gregor.stores.sql.database import MIGRATION_NOT_KEPT, CommitUnknown, Migration, Work
 from gregor.stores.sql.postgresql.connection import PostgreSQLConnection
 from gregor.stores.sql.postgresql.errors import (
@@ -27,10 +32,21 @@ from gregor.stores.sql.postgresql.errors import (
     cannot_open,
     describe,
     is_broken,
+    is_standby,
     translated,
+)
+from gregor.stores.sql.postgresql.role import (
+    BEGIN_READ,
+    BEGIN_WRITE,
+    Timeline,
+    begin,
+    timeline_of,
 )
 from gregor.stores.sql.postgresql.session import CONNECT_TIMEOUT_SECONDS, connect
 from gregor.stores.sql.sync_bridge import run_sync
+from gregor.urls import redacted
+
+log = logging.getLogger("gregor.store")
 
 T = TypeVar("T")
 
@@ -55,9 +71,41 @@ class PostgreSQLDatabase:
         self._timeout_seconds = seconds
         self._writer: Pool | None = None
         self._readers: Pool | None = None
+        self._timeline: Timeline | None = None
+
+    @property
+    def history(self) -> Timeline | None:
+        return self._timeline
 
     async def _connect(self, *_: object, **__: object) -> asyncpg.Connection:
-        return await connect(self.url, self._timeout_seconds)
+        connection = await connect(self.url, self._timeout_seconds)
+        try:
+            await self._follow(await timeline_of(connection))
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
+
+    async def check_role(self) -> None:
+        async with self._transaction(self._readers, BEGIN_READ) as driver:
+            await self._follow(await timeline_of(driver))
+
+    async def _follow(self, timeline: Timeline) -> None:
+        """The server that a connection leads to has this history."""
+        before, self._timeline = self._timeline, timeline
+        if before is not None and timeline != before:
+            log.warning(
+                LogEvent(
+                    "failover", store=redacted(self.url), before=before.number, now=timeline.number
+                )
+            )
+            await self._replace_connections()
+
+    async def _replace_connections(self) -> None:
+        """Let no transaction begin on a connection that is open now."""
+        for pool in (self._writer, self._readers):
+            if pool is not None:
+                await pool.expire_connections()
 
     async def __aenter__(self) -> Self:
         try:
@@ -129,7 +177,7 @@ class PostgreSQLDatabase:
         return await _with_retries(lambda: self._read(work))
 
     async def _write(self, work: Work[T]) -> T:
-        async with self._transaction(self._writer, "READ COMMITTED") as driver:
+        async with self._transaction(self._writer, BEGIN_WRITE) as driver:
             result = await run_sync(lambda: work(PostgreSQLConnection(driver)))
             try:
                 done = await driver.execute("COMMIT")
@@ -142,14 +190,14 @@ class PostgreSQLDatabase:
             return result
 
     async def _read(self, work: Work[T]) -> T:
-        async with self._transaction(self._readers, "REPEATABLE READ READ ONLY") as driver:
+        async with self._transaction(self._readers, BEGIN_READ) as driver:
             result = await run_sync(lambda: work(PostgreSQLConnection(driver)))
             await driver.execute("COMMIT")
             return result
 
     @asynccontextmanager
     async def _transaction(
-        self, pool: Pool | None, level: str
+        self, pool: Pool | None, statement: str
     ) -> AsyncIterator[PoolConnectionProxy]:
         """A connection in a transaction, which is rolled back if the block raises."""
         if pool is None:
@@ -157,7 +205,7 @@ class PostgreSQLDatabase:
         try:
             driver = await self._acquire(pool)
             try:
-                await driver.execute(f"BEGIN ISOLATION LEVEL {level}")
+                await begin(driver, statement)
                 yield driver
             except BaseException as error:
                 await _roll_back(driver, error)
@@ -166,6 +214,8 @@ class PostgreSQLDatabase:
                 with suppress(*DRIVER_ERRORS):  # it broke after the transaction, which counts
                     await pool.release(driver)
         except DRIVER_ERRORS as error:
+            if is_standby(error):
+                await self._replace_connections()
             raise translated(error) from error
 
     async def _acquire(self, pool: Pool) -> PoolConnectionProxy:
