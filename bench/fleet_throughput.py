@@ -117,7 +117,7 @@ async def _commit(connection: Any, rows: list[tuple[Any, ...]]) -> None:
             values = (value for row in chunk for value in row)
             await connection.execute(_insert(len(chunk)), *values)
         await connection.execute(
-            "INSERT INTO users SELECT * FROM unnest($1::text[], $2::bigint[]) "
+            "INSERT INTO users SELECT *, 0 FROM unnest($1::text[], $2::bigint[]) "
             "ON CONFLICT (uid) DO UPDATE SET ctime = excluded.ctime",
             list(clocks),
             list(clocks.values()),

@@ -102,7 +102,7 @@ def _commit(connection: sqlite3.Connection, rows: list[Any]) -> None:
     connection.execute("BEGIN IMMEDIATE")
     connection.executemany("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
     connection.executemany(
-        "INSERT INTO users (uid, ctime) VALUES (?, ?) "
+        "INSERT INTO users (uid, ctime, bucket) VALUES (?, ?, 0) "
         "ON CONFLICT (uid) DO UPDATE SET ctime = excluded.ctime",
         clocks.items(),
     )

@@ -64,6 +64,7 @@ PURE_IMPORTS = {
             "bisect",
             "collections",
             "collections.abc",
+            "copy",
             "datetime",
             "enum",
             "functools",

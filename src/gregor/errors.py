@@ -125,6 +125,16 @@ class StorageUnavailable(Unavailable):
     """The database did not answer. Retry with the same messages."""
 
 
+class NodeTooOld(StorageUnavailable):
+    """The database accepts nothing more from code as old as this node's. Upgrade the node; until
+    then, send the messages to another one."""
+
+
+class NotMigrated(Unavailable):
+    """The database has no place yet for what was sent: `gregor migrate` has not run. Retry later
+    with the same messages."""
+
+
 class ClockSkew(Unavailable):
     """This node's clock differs too much from the database's, so the node stamps no messages.
     Correct the clock; until then, send the messages to another node."""
@@ -185,7 +195,8 @@ WIRE_ERRORS: dict[str, type[GregorError]] = {
     )
 }
 """The class of each code that can arrive over the wire. Subclasses that share a code with their
-base class (StorageUnavailable, ClockSkew, WrongShard) exist within one process only."""
+base class (StorageUnavailable, NodeTooOld, NotMigrated, ClockSkew, WrongShard) exist within one
+process only."""
 
 
 def error_from_code(code: str, message: str, field: str | None, action: Action) -> GregorError:

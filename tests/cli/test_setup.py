@@ -1,5 +1,6 @@
 """A server that cannot start prints one line that says what to do, and exits with status 1."""
 
+import asyncio
 import socket
 import sqlite3
 import subprocess
@@ -8,6 +9,9 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from gregor.stores.sql.statements import REGISTER_NODE, NodeRow
+from gregor.stores.sql.store_url import database_at
+from gregor.stores.sql.tables import NEWEST_REVISION, OLDEST_WRITERS
 from tests.cli.conftest import Shell, first_json
 from tests.fleet.servers import PostgreSQL, Redis
 
@@ -92,10 +96,11 @@ def test_address_in_use_is_named(shell: Shell) -> None:
 # Stores
 
 
-def test_store_with_newer_schema_is_rejected(shell: Shell) -> None:
+def test_store_that_accepts_only_newer_code_is_rejected(shell: Shell) -> None:
     assert shell("migrate", "--store", "sqlite:///gregor.db").status == 0
     with sqlite3.connect(shell.folder / "gregor.db") as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.execute("UPDATE oldest_writer SET revision = '9999'")
     connection.close()
     for command in ("serve", "migrate"):
         result = shell.process(command, "--store", "sqlite:///gregor.db")
@@ -129,8 +134,36 @@ def test_file_that_is_not_sqlite_is_rejected_unchanged(shell: Shell) -> None:
 
 def test_migrate_creates_the_store_and_is_idempotent(shell: Shell) -> None:
     result = shell("migrate", "--json").json
-    assert result == {"store": "sqlite:///gregor.db", "schema": result["schema"]}
-    assert "newest" in shell("migrate").out
+    schema = {"schema": NEWEST_REVISION, "oldest_writer": OLDEST_WRITERS[NEWEST_REVISION]}
+    assert result == {"store": "sqlite:///gregor.db", **schema}
+    assert f"has schema {NEWEST_REVISION}" in shell("migrate").out
+
+
+def test_finished_migration_cannot_be_rolled_back(shell: Shell) -> None:
+    shell("migrate")
+    assert shell("migrate", "--rollback", "--json").json["schema"] == "0004"
+    for _ in range(2):  # finish is idempotent, and migrates again first
+        finished = shell("migrate", "--finish", "--json").json
+        assert set(finished.values()) == {"sqlite:///gregor.db", NEWEST_REVISION}
+    assert shell("migrate", "--rollback").failed_with("gregor.db", "may not write", "backup")
+
+
+def test_finish_and_rollback_exclude_each_other(shell: Shell) -> None:
+    assert shell("migrate", "--finish", "--rollback").status == 2
+
+
+def test_migration_names_the_nodes_that_are_too_old(shell: Shell, postgresql_url: str) -> None:
+    assert shell("migrate", "--store", postgresql_url).status == 0
+    with asyncio.Runner() as runner:
+        runner.run(_register_node(postgresql_url, "web-1 (process 7)", "0004"))
+    result = shell.process("migrate", "--finish", "--store", postgresql_url)
+    assert result.failed_with("web-1 (process 7) (schema 0004)", "upgrade or stop them")
+
+
+async def _register_node(url: str, name: str, revision: str) -> None:
+    async with database_at(url) as database:
+        row = [NodeRow(name, revision)]
+        await database.write(lambda c: c.execute_rows(REGISTER_NODE, row))
 
 
 def test_sigterm_ends_the_server_with_status_0(shell: Shell) -> None:
@@ -201,6 +234,7 @@ async def test_migrate_accepts_several_stores(shell: Shell, postgresql_server: P
 async def _set_schema(url: str, revision: str) -> None:
     connection = await asyncpg.connect(url)
     await connection.execute("UPDATE alembic_version SET version_num = $1", revision)
+    await connection.execute("UPDATE oldest_writer SET revision = $1", revision)
     await connection.close()
 
 

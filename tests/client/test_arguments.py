@@ -5,10 +5,11 @@ The calls are found by their signatures, so a new parameter without a row in KIN
 
 import asyncio
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import date, datetime
 from enum import IntEnum, StrEnum
 from fractions import Fraction
+from itertools import count
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -20,9 +21,10 @@ import gregor
 from gregor.client import AsyncProducer, Client, Producer, SQLiteStore
 from gregor.core import message as values
 from gregor.core.instant import TimeOrOffset
-from gregor.core.message import InBandMessage, OutOfBandMessage, create
-from gregor.errors import InvalidMessage, SetupError, TooLarge
+from gregor.core.message import MAX_BODY, InBandMessage, OutOfBandMessage, create
+from gregor.errors import GregorError, InvalidMessage, SetupError, TooLarge
 from tests.client.test_store import unreachable
+from tests.steps import python_steps
 
 SURROGATE = "cut \ud83d"
 
@@ -364,6 +366,69 @@ def test_parts_of_a_message_of_wrong_types_are_refused_by_name() -> None:
     for value in (1, "chat.", None):
         with pytest.raises(InvalidMessage, match="prefix"):
             values.Range("a", prefix=value)  # type: ignore[arg-type]
+
+
+def doubled(levels: int) -> list[Any]:
+    """A list that is in a list twice, and so on: 2^levels lists as JSON."""
+    value: list[Any] = []
+    for _ in range(levels):
+        value = [value, value]
+    return value
+
+
+def doubly_circular() -> list[Any]:
+    value: list[Any] = []
+    value += [value, value]
+    return value
+
+
+class Endless(Mapping[str, int]):
+    """A mapping whose keys never end."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[str]:
+        return map(str, count())
+
+    def __getitem__(self, key: str) -> int:
+        return 1
+
+
+EXPLOSIVE: dict[str, tuple[Any, type[GregorError]]] = {
+    "lists in lists, twice each": (doubled(100), TooLarge),
+    "lists that contain themselves twice": (doubly_circular(), InvalidMessage),
+    "a long text, many times": (["x" * 100_000] * 1_000_000, TooLarge),
+    "a long key, many times": ([{"x" * 60_000: 1}] * 1_000_000, TooLarge),
+    "a mapping without an end": (Endless(), TooLarge),
+}
+
+
+@pytest.mark.parametrize("name", EXPLOSIVE)
+def test_body_that_stands_for_more_json_than_there_is_memory_is_refused_in_few_steps(
+    name: str,
+) -> None:
+    body, error = EXPLOSIVE[name]
+
+    def refused() -> None:
+        with pytest.raises(error) as raised:
+            create("u", "a", body)
+        assert raised.value.field == "body"
+
+    assert python_steps(refused) < 20_000_000
+
+
+def test_body_that_repeats_a_text_is_refused_before_it_is_expanded() -> None:
+    def refused() -> None:
+        with pytest.raises(TooLarge):
+            create("u", "a", ["x" * 1_000] * 20_000)
+
+    assert python_steps(refused) < 100_000
+
+
+def test_body_at_the_limit_is_taken_whatever_it_consists_of() -> None:
+    for body in ("x" * (MAX_BODY - 2), [1] * (MAX_BODY // 2 - 1), {"": "é" * 32_000}):
+        assert create("u", "a", body).creation is not None
 
 
 def test_device_and_this_device_together_are_refused() -> None:

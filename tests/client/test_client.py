@@ -1,10 +1,11 @@
 """The visible state of a client, and the events that it emits."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
-from gregor.client import Created, MemoryStore, Offline, OutOfBandReceived
+from gregor.client import Created, MemoryStore, Offline, OutOfBandReceived, SQLiteStore
 from gregor.client.events import Subscription
 from gregor.client.store import RecordChanges
 from gregor.core.instant import TimeOrOffset
@@ -13,6 +14,7 @@ from gregor.errors import (
     Conflict,
     HistoryForgotten,
     InvalidMessage,
+    SetupError,
     StorageUnavailable,
     Unavailable,
 )
@@ -375,6 +377,19 @@ async def test_concurrent_writes_keep_order_and_conflict_fails_alone() -> None:
                 laptop.create("mail", 3, msg_id="n"),
             )
         assert laptop.count() == 102
+
+
+async def test_client_that_is_opened_twice_is_refused_and_goes_on(tmp_path: Path) -> None:
+    async with client_harness() as harness:
+        store = SQLiteStore(tmp_path / "device.db")
+        async with harness.device(store=store) as laptop:
+            with pytest.raises(SetupError, match="opened once"):
+                await laptop.__aenter__()
+            await laptop.create("mail")
+            await laptop.flush()
+        with pytest.raises(SetupError, match="opened once"):
+            async with laptop:
+                pass
 
 
 @on_virtual_time

@@ -8,11 +8,13 @@ import pytest
 
 from gregor.client import Client
 from gregor.client.connection import Transport
-from gregor.client.replica import events_between
+from gregor.client.replica import Replica, events_between
+from gregor.client.store import changed_records
 from gregor.core.instant import SECOND, TimeOrOffset
 from gregor.core.message import InBandMessage, create, dismiss, dismiss_category, replace
 from gregor.core.state import Item
 from gregor.core.sync import Snapshot
+from gregor.protocol.frames import PAGE_BYTES, Result
 from tests.steps import counting_python_steps, python_steps
 
 NOW = 1_600_000_000 * SECOND
@@ -87,6 +89,49 @@ async def test_cost_of_a_write_does_not_grow_with_what_is_live(
 ) -> None:
     few, many = [await cost(size, operation) for size in (100, 1_000)]
     assert 0 < many < 2 * few
+
+
+OUTBOXES: dict[str, Callable[[int], InBandMessage]] = {
+    "creations": lambda n: create("u", f"c{n % 7}", msg_id=f"o{n}"),
+    "creations_that_expire": lambda n: create("u", "c", expires="1h", msg_id=f"o{n}"),
+    "dismissals": lambda n: dismiss("u", f"i{n}", msg_id=f"o{n}"),
+    "creations_after_a_dismissal_of_their_category": lambda n: (
+        create("u", "c", msg_id=f"o{n}") if n else dismiss_category("u", "c", msg_id="o0")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OUTBOXES)
+def test_cost_of_sending_the_outbox_is_proportional_to_it(name: str) -> None:
+    def work(size: int) -> Callable[[], object]:
+        replica = Replica("d", "u").apply_snapshot(Snapshot(items(size)), size)
+        for n in range(size):
+            replica = replica.write(OUTBOXES[name](n), NOW)
+        return lambda: send_outbox(replica, 20)
+
+    assert python_steps(work(400)) < 6 * python_steps(work(100))
+
+
+def send_outbox(replica: Replica, size: int) -> None:
+    """Send the outbox in windows of this size, each of which is acknowledged and then sent back,
+    and save and show what that changes."""
+    while window := replica.window(size, PAGE_BYTES):
+        ctimes = range(NOW + replica.cursor, NOW + replica.cursor + len(window))
+        results = [
+            Result("stored", "u", message.msg_id, ctime, visible=message.creation is not None)
+            for message, ctime in zip(window, ctimes, strict=True)
+        ]
+        acknowledged = replica.apply_results(list(zip(window, results, strict=True)))
+        look_at_changes(replica, acknowledged)
+        stored = [m.stamp(ctime, ctime - 1) for m, ctime in zip(window, ctimes, strict=True)]
+        replica = acknowledged.apply(stored, ctimes[-1])
+        look_at_changes(acknowledged, replica)
+
+
+def look_at_changes(before: Replica, after: Replica) -> None:
+    changed_records(before, after, after.changed)
+    after.visible_among(after.changed, NOW)
+    assert after.outbox.waiting_count <= before.outbox.waiting_count
 
 
 def test_reasons_of_dismissals_cost_the_sum_of_messages_and_items() -> None:

@@ -7,14 +7,14 @@ import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 from gregor.client import Client, Disconnected, MemoryStore, SQLiteStore
 from gregor.client.connection import Transport
 from gregor.client.events import Offline
-from gregor.client.store import RecordChanges
+from gregor.client.store import DEVICE_KEY, OWNER_KEY, RecordChanges, Records
 from gregor.core.message import create
 from gregor.errors import SetupError, StorageUnavailable, Unauthenticated
 from gregor.testing import virtual_time
@@ -133,7 +133,8 @@ class StoreFromOutside(MemoryStore):
         self._outside = outside
 
     async def save(self, changes: RecordChanges) -> None:
-        if changes.keys() != {("device", "")} or self.records:  # not while it is being opened
+        is_being_opened = changes.keys() == {OWNER_KEY, DEVICE_KEY} and not self.records
+        if not is_being_opened:
             await self._outside.call("save", lambda: super(StoreFromOutside, self).save(changes))
         else:
             await super().save(changes)
@@ -413,6 +414,93 @@ async def test_status_is_durable_while_the_store_keeps_what_is_written(tmp_path:
         store.is_full = False
         await laptop.create("mail")
         assert laptop.status.durable
+
+
+class HangingStore:
+    """A store of somebody else's, which does not answer while it `hangs`, until it is let go."""
+
+    def __init__(self) -> None:
+        self.let_go = asyncio.Event()
+        self.hangs = False
+        self.saves = 0
+        self._records = MemoryStore()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        pass
+
+    async def load(self) -> Records:
+        return await self._records.load()
+
+    async def save(self, changes: RecordChanges) -> None:
+        self.saves += 1
+        if self.hangs:
+            await self.let_go.wait()
+        await self._records.save(changes)
+
+
+@on_virtual_time
+async def test_write_to_a_store_that_hangs_waits_and_the_status_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = HangingStore()
+    async with client_harness() as harness, harness.device(store=store) as laptop:
+        await laptop.wait_synced()
+        assert laptop.status.durable
+        store.hangs = True
+        write = asyncio.create_task(laptop.create("mail"))
+        await harness.inject(create("alice", "from a backend"))
+        await asyncio.sleep(3600)
+        assert not write.done()
+        assert not laptop.state()
+        status = laptop.status
+        assert (status.online, status.durable) == (False, False)
+        assert status.last_error is not None
+        assert "the client's store" in status.last_error.message
+        assert caplog.text.count("the client's store does not answer") == 1
+        store.let_go.set()
+        await write
+        await laptop.wait_synced()
+        await laptop.flush()
+        expected = ["from a backend", "mail"]
+        assert sorted(categories(laptop.state())) == expected
+        assert sorted(categories(await harness.state())) == expected
+        assert (laptop.status.last_error, laptop.status.durable) == (None, True)
+        assert store.saves < 10
+
+
+@on_virtual_time
+async def test_client_with_a_store_that_hangs_closes_and_its_writer_learns_of_it() -> None:
+    store = HangingStore()
+    async with client_harness() as harness:
+        async with asyncio.timeout(60), harness.device(store=store) as laptop:
+            await laptop.wait_synced()
+            store.hangs = True
+            writes = [asyncio.create_task(laptop.create("mail"))]
+            await asyncio.sleep(1)
+            writes.append(asyncio.create_task(laptop.create("mail")))
+            await asyncio.sleep(1)
+        for write in writes:
+            with pytest.raises(StorageUnavailable):
+                await write
+
+
+@on_virtual_time
+async def test_write_that_is_cancelled_while_it_waits_is_not_written() -> None:
+    store = HangingStore()
+    async with client_harness() as harness, harness.device(store=store) as laptop:
+        await laptop.wait_synced()
+        store.hangs = True
+        first = asyncio.create_task(laptop.create("first"))
+        await asyncio.sleep(1)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(laptop.create("second"), 1)
+        store.let_go.set()
+        await first
+        await laptop.flush()
+        assert categories(await harness.state()) == ["first"]
 
 
 @on_virtual_time

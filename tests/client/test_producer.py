@@ -22,7 +22,7 @@ from gregor.client.calls import LIMITS, UnexpectedAnswer
 from gregor.client.per_process import PerProcess
 from gregor.config import KEEP_ALIVE_SECONDS
 from gregor.core.instant import TimeOrOffset
-from gregor.core.message import Message, create, out_of_band
+from gregor.core.message import MAX_BATCH, Message, create, out_of_band
 from gregor.errors import (
     Conflict,
     GregorError,
@@ -34,7 +34,7 @@ from gregor.errors import (
     Unavailable,
 )
 from gregor.protocol.answers import MessagesAnswer
-from gregor.protocol.requests import MAX_REQUEST
+from gregor.protocol.requests import MAX_REQUEST, MAX_USERS
 from tests.server.harness import serving
 
 
@@ -261,6 +261,22 @@ async def test_many_messages_are_split_into_requests_within_limits(kind: str) ->
     assert max(sizes) <= MAX_REQUEST < sizes[3] + sizes[4]
 
 
+@pytest.mark.parametrize("in_a_generator", [False, True])
+async def test_bad_argument_in_the_last_batch_is_found_before_the_first_is_sent(
+    kind: str, in_a_generator: bool
+) -> None:
+    messages: list[Any] = [create("alice", "mail") for _ in range(MAX_BATCH + 1)]
+    messages.append({"uid": "alice"})
+    uids: list[Any] = [*map(str, range(MAX_USERS)), None]
+    server = FakeServer()
+    async with server.producer(kind) as producer:
+        with pytest.raises(InvalidMessage, match="messages"):
+            await producer.send(iter(messages) if in_a_generator else messages)
+        with pytest.raises(InvalidMessage, match="uids"):
+            await producer.send_to(iter(uids) if in_a_generator else uids, create("alice", "mail"))
+    assert server.requests == []
+
+
 async def test_rejected_message_in_batch_is_returned_as_result(kind: str) -> None:
     server = FakeServer(rejected("conflict"))
     async with server.producer(kind) as producer:
@@ -419,6 +435,64 @@ def test_producer_in_another_event_loop_raises_at_once() -> None:
     with pytest.raises(RuntimeError, match="another event loop"):
         asyncio.run(producer.close())
     assert len(server.requests) == 1
+
+
+ABSURD_JITTER: dict[str, Callable[[], Any]] = {
+    "raises": lambda: 1 / 0,
+    "NaN": lambda: float("nan"),
+    "negative": lambda: -5,
+    "huge": lambda: 1e9,
+    "text": lambda: "x",
+}
+
+
+@pytest.mark.parametrize("name", ABSURD_JITTER)
+async def test_absurd_jitter_of_the_host_does_no_harm(kind: str, name: str) -> None:
+    server = FakeServer(*(httpx.Response(503) for _ in range(3)))
+    options = {"jitter": ABSURD_JITTER[name], "transport": httpx.MockTransport(server)}
+    sleep = server.delays.append if kind == "Producer" else server._sleep
+    async with producer_for(kind, "http://gregor", sleep=sleep, **options) as producer:
+        assert (await producer.create("alice", "mail")).status == "stored"
+    assert len(server.delays) == 3
+    assert all(0 <= delay <= 10 for delay in server.delays)
+
+
+async def test_transport_that_raises_anything_is_an_attempt_that_failed(kind: str) -> None:
+    server = FakeServer(KeyError("pool"), OSError("gone"), ValueError(""))
+    async with server.producer(kind) as producer:
+        assert (await producer.create("alice", "mail")).status == "stored"
+    assert len(server.requests) == 4
+    server = FakeServer(*(KeyError("pool") for _ in range(6)))
+    async with server.producer(kind) as producer:
+        with pytest.raises(Unavailable, match="KeyError: 'pool'"):
+            await producer.create("alice", "mail")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:1"),
+        ("HTTP_PROXY", "ftp://proxy"),
+        ("NO_PROXY", "[::1"),
+        ("SSL_CERT_FILE", "/nonexistent"),
+    ],
+)
+def test_environment_that_allows_no_connections_is_a_setup_error(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    for producer in (Producer, AsyncProducer):
+        with pytest.raises(SetupError, match=variable):
+            producer("http://gregor.example")
+
+
+async def test_closed_producer_says_that_it_is_closed(kind: str) -> None:
+    server = FakeServer()
+    async with server.producer(kind) as producer:
+        pass
+    with pytest.raises(Unavailable, match="closed"):
+        await producer.create("alice", "mail")
+    assert (server.requests, server.delays) == ([], [])
 
 
 def test_own_transport_is_not_used_after_a_fork() -> None:

@@ -2,7 +2,7 @@
 the state machine of record, and reports each change once."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -10,16 +10,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from msgspec import structs
 
 from gregor.client.events import Created, Dismissed
 from gregor.client.replica import Replica, dismisses, events_between
 from gregor.client.store import changed_records, load_replica
 from gregor.core.facts import Facts
 from gregor.core.instant import SECOND, Time, TimeOrOffset
-from gregor.core.message import InBandMessage, MsgID, create, dismiss, dismiss_category, replace
+from gregor.core.message import (
+    Dismissal,
+    InBandMessage,
+    MsgID,
+    Range,
+    create,
+    dismiss,
+    dismiss_category,
+    replace,
+)
 from gregor.core.state import Item
 from gregor.core.sync import EXPIRY_GRACE, Changes, Snapshot, Sync, just_stored
-from gregor.errors import Conflict, HistoryForgotten, InvalidMessage, SetupError, TooLarge
+from gregor.errors import Action, Conflict, HistoryForgotten, InvalidMessage, SetupError, TooLarge
 from gregor.interfaces import Rejected, Stored, StoreOutcome
 from gregor.protocol.frames import Problem, Result
 from gregor.stores.memory import MemoryStateMachine
@@ -29,6 +39,10 @@ from gregor.testing.clock import ManualClock
 DEVICE = "d1"
 NOW = 1_600_000_000 * SECOND
 T = TypeVar("T")
+
+
+def without_ctimes(items: Mapping[MsgID, Item]) -> dict[MsgID, Item]:
+    return {id_: structs.replace(item, ctime=0) for id_, item in items.items()}
 
 
 class ReplicaModel(RuleBasedStateMachine):
@@ -63,10 +77,11 @@ class ReplicaModel(RuleBasedStateMachine):
         """An operation names all ids for which something has changed."""
         now = self.clock()
         assert changed_records(before, after, after.changed) == changed_records(before, after)
-        old, new = before.visible(now), after.visible(now)
+        # The ctime that an unsent item would get changes all the time, and is nobody's news.
+        old, new = without_ctimes(before.visible(now)), without_ctimes(after.visible(now))
         changed = {id_ for id_ in old.keys() | new.keys() if old.get(id_) != new.get(id_)}
         assert changed <= after.changed
-        assert after.visible_among([*old, *new], now) == new
+        assert without_ctimes(after.visible_among([*old, *new], now)) == new
 
     def apply_events(self, messages: Sequence[InBandMessage] = ()) -> None:
         """Apply the events to the reported items, as a subscriber does."""
@@ -190,6 +205,15 @@ class ReplicaModel(RuleBasedStateMachine):
             assert getattr(loaded, field) == getattr(self.replica, field), field
 
     @invariant()
+    def what_is_shown_follows_from_facts_and_outbox(self) -> None:
+        """However it was kept up: by what an operation changes, or by all that there is."""
+        derived, replica, now = self.replica.derived(), self.replica, self.clock()
+        assert derived.state(now) == replica.state(now)
+        assert derived.overlaid == replica.overlaid
+        assert set(derived.shown.dismissed) == set(replica.shown.dismissed)
+        assert set(derived.shown.tombstones) == set(replica.shown.tombstones)
+
+    @invariant()
     def written_messages_are_not_lost(self) -> None:
         assert self.written <= {*self.stored, *self.replica.outbox, *self.replica.rejected}
 
@@ -223,7 +247,7 @@ class ReplicaModel(RuleBasedStateMachine):
         assert not self.replica.outbox
         assert not self.replica.shown.items
         assert not self.replica.shown.dismissed
-        assert {kind for kind, _ in self.records} <= {"device", "rejected", "awaited"}
+        assert {kind for kind, _ in self.records} <= {"device", "owner", "rejected", "awaited"}
 
 
 ReplicaModel.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
@@ -371,6 +395,47 @@ def outbox_of(replica: Replica) -> list[InBandMessage]:
 
 def matches(message: InBandMessage, item: Item) -> bool:
     return message.dismissal is not None and dismisses(message.dismissal, item)
+
+
+def test_category_dismissal_ends_at_the_cursor_and_names_own_items_beyond_it() -> None:
+    """Sent, not yet sent back; and not yet sent. Both are shown, so the person has seen both."""
+    replica = Replica(DEVICE).apply([stamp(create("u", "mail", msg_id="told"), 10)], 10)
+    for msg_id, category in (("sent", "mail"), ("unsent", "mail"), ("another", "chat")):
+        replica = replica.write(create("u", category, msg_id=msg_id), 20)
+    replica = replica.apply_results(
+        [(replica.unsent()[0], Result("stored", "u", "sent", ctime=15))]
+    )
+    replica = replica.dismiss_category(dismiss_category("u", "mail", msg_id="d"), 30)
+    written = replica.outbox["d"].message.dismissal
+    end = TimeOrOffset(time=10)
+    assert written == Dismissal(("sent", "unsent"), (Range("mail", end_time=end),))
+    assert [item.msg_id for item in replica.state(40)] == ["another"]
+
+
+def test_item_that_an_unsent_message_dismisses_is_not_shown_when_it_comes() -> None:
+    replica = Replica(DEVICE).write(dismiss("u", "early", msg_id="d"), 10)
+    replica = replica.write(create("u", "note", msg_id="own"), 11)
+    replica = replica.apply([stamp(create("u", "mail", msg_id="early"), 20)], 20)
+    assert [item.msg_id for item in replica.state(30)] == ["own"]
+    error = Problem("forbidden", "no", Action.STOP)
+    rejected = replica.apply_results([(replica.unsent()[0], Result("rejected", error=error))])
+    assert [item.msg_id for item in rejected.state(30)] == ["early", "own"]
+
+
+def test_unsent_items_follow_all_that_the_node_has_told() -> None:
+    replica = Replica(DEVICE)
+    for n in range(3):
+        replica = replica.write(create("u", "note", msg_id=f"own{n}"), 10)
+    replica = replica.apply([stamp(create("u", "mail", msg_id="told"), 50)], 50)
+    state = replica.state(60)
+    assert [(item.msg_id, item.ctime) for item in state] == [
+        ("told", 50),
+        *((f"own{n}", 51 + n) for n in range(3)),
+    ]
+    assert list(replica.state_at(51)) == list(state)[:2]
+    ended = Dismissal(ranges=(Range("note", TimeOrOffset(time=50)),))
+    replica = replica.write(InBandMessage("u", "d", dismissal=ended), 60)
+    assert len(replica.state(70)) == 4
 
 
 def test_category_dismissal_is_idempotent_and_conflicts_with_another() -> None:

@@ -15,14 +15,15 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import Raw
 
 from gregor.client import Client, ClientStore, MemoryStore, SQLiteStore
 from gregor.client.connection import Transport
 from gregor.client.outside import Disconnected
 from gregor.client.replica import Replica
-from gregor.client.store import changed_records, load_replica
+from gregor.client.store import Key, changed_records, load_replica
 from gregor.core.instant import TimeOrOffset
-from gregor.core.message import InBandMessage, create
+from gregor.core.message import Creation, InBandMessage, create
 from gregor.errors import Action, Conflict, InvalidMessage, SetupError, TooLarge
 from gregor.testing import strategies
 from tests.client.harness import client_harness, on_virtual_time
@@ -132,7 +133,7 @@ async def test_record_that_cannot_be_read_costs_only_itself(
     assert "set aside kind='outbox' name='lost'" in caplog.text
 
 
-KINDS = ("device", "item", "outbox", "hidden", "rejected")
+KINDS = ("device", "owner", "item", "outbox", "hidden", "rejected")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -163,6 +164,71 @@ async def test_device_recovers_from_an_unreadable_record_of_each_kind(kind: str)
             assert shown == [item.msg_id for item in state if item.msg_id not in hidden]
         assert store.records["set_aside", "/".join(key)] == b"[1.5]"
         assert load_replica(store.records, "laptop").uid == "alice"
+
+
+OWNERLESS: dict[str, dict[Key, bytes | None]] = {
+    "both records that name the owner are damaged": {("device", ""): b"{", ("owner", ""): b"null"},
+    "a store of an earlier version has a damaged device": {
+        ("device", ""): b'{"device_id":"laptop","uid":7}',
+        ("owner", ""): None,
+    },
+}
+
+
+@pytest.mark.parametrize("user", ["alice", "bob"])
+@pytest.mark.parametrize("name", OWNERLESS)
+async def test_store_whose_owner_is_unknown_is_refused_and_keeps_its_outbox(
+    name: str, user: str
+) -> None:
+    store = MemoryStore()
+    async with offline_client(store, "laptop", uid="alice") as laptop:
+        await laptop.create("note", msg_id="n")
+    await store.save(OWNERLESS[name])
+    before = dict(store.records)
+    for uid in (user, None):
+        with pytest.raises(SetupError, match="to which user it belongs"):
+            async with offline_client(store, "laptop", uid=uid):
+                pass
+    assert store.records == before
+    assert ("outbox", "n") in before
+
+
+@pytest.mark.parametrize("damaged", [("device", ""), ("owner", "")])
+@pytest.mark.parametrize("record", UNREADABLE_RECORDS.values(), ids=UNREADABLE_RECORDS)
+@on_virtual_time
+async def test_unreadable_record_never_gives_a_store_to_another_user(
+    record: bytes, damaged: Key
+) -> None:
+    store = MemoryStore()
+    async with client_harness() as harness:
+        async with harness.device(store=store) as laptop:
+            await laptop.wait_synced()
+            harness.server.reachable = False
+            harness.server.cut_all()
+            await laptop.create("note", msg_id="n")
+        store.records[damaged] = record
+        harness.server.reachable = True
+        for _ in range(2):
+            async with harness.device(store=store, token="bob") as other:
+                with pytest.raises(SetupError, match="alice"):
+                    await other.wait_synced()
+                assert list(other.set_aside) == [damaged]
+        assert not await harness.machine.state("bob")
+        async with harness.device(store=store) as laptop:
+            await laptop.flush()
+        assert [item.msg_id for item in await harness.state()] == ["n"]
+
+
+async def test_owner_of_a_store_of_an_earlier_version_survives_a_damaged_cursor() -> None:
+    store = MemoryStore()
+    store.records = {("device", ""): b'{"device_id":"laptop","uid":"alice","cursor":"1e"}'}
+    async with offline_client(store, "laptop") as laptop:
+        assert (laptop.uid, laptop.replica.cursor) == ("alice", 0)
+    store.records = {("device", ""): b'{"device_id":"laptop","uid":"alice","cursor":9}'}
+    for _ in range(2):  # the second time, the store names the owner twice
+        async with offline_client(store, "laptop") as laptop:
+            assert laptop.uid == "alice"
+        store.records["device", ""] = b"{"
 
 
 def damage(path: Path, kind: str, name: str, record: bytes) -> None:
@@ -223,6 +289,28 @@ async def _write_and_reopen(
         assert [item.body for item in client.state()] == [
             item.body for item in before.state(client.state().as_of)
         ]
+
+
+UNREADABLE_BODIES = {
+    "not JSON": b"{bad",
+    "NaN": b'{"n":[NaN]}',
+    "two values": b"1 2",
+    "not text": b'"\xff"',
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("body", UNREADABLE_BODIES.values(), ids=UNREADABLE_BODIES)
+async def test_message_that_could_not_be_read_back_is_refused(body: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "device.db"
+    unreadable = InBandMessage("u", "bad", creation=Creation("notes", Raw(body)))
+    async with offline_client(SQLiteStore(path)) as client:
+        with pytest.raises(InvalidMessage):
+            await client.write(unreadable)
+        await client.create("notes", msg_id="good")
+    async with offline_client(SQLiteStore(path)) as client:
+        assert [message.msg_id for message in client.replica.unsent()] == ["good"]
+        assert not client.set_aside
 
 
 # Records and changes

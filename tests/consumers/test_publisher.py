@@ -31,6 +31,12 @@ def test_decoded_envelope_contains_what_was_encoded(outcome: Accepted) -> None:
     assert decode_envelope(received, "b") == [outcome]
 
 
+def test_envelope_of_version_1_has_no_field_that_earlier_nodes_reject() -> None:
+    payload = encode_envelope("a", Stored(create("u", "c", 1, msg_id="m").stamp(8, 5)))
+    assert payload.startswith(b'{"node":"a","messages":[{')
+    assert b"version" not in payload
+
+
 def test_own_envelope_decodes_to_no_messages() -> None:
     received = Received(channel_of("u"), encode_envelope("a", Stored(create("u", "c").stamp(8, 5))))
     assert decode_envelope(received, "a") == []

@@ -21,7 +21,7 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -51,6 +51,7 @@ class ManagedServer:
     variable: ClassVar[str]  # environment variable with the URL of a server that already runs
     _stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
     _user: str | None = None  # the OS user of the server; None for the user of this process
+    _environment: Mapping[str, str] | None = None  # of the server; None for that of this process
 
     def __init__(self, *options: str, url: str = "") -> None:
         self.url = url
@@ -145,6 +146,7 @@ class ManagedServer:
             return subprocess.Popen(
                 command,
                 cwd=self.directory,
+                env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -37,6 +37,7 @@ CLIENT_COST = "tests/client/test_cost.py::"
 CORE_COST = "tests/core/test_cost.py::"
 RANGE_DEATHS = "tests/core/test_range_deaths.py::"
 REBALANCE = "tests/shards/test_rebalance.py::"
+SCHEMA = "tests/stores/test_schema.py::"
 
 
 class Mutation(NamedTuple):
@@ -95,7 +96,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a bucket is closed without waiting for the writers in flight",
-        "shards/shard_map.py",
+        "stores/sql/transactions.py",
         """        connection.execute(statements.WAIT_FOR_WRITERS)
 """,
         """        pass
@@ -343,9 +344,23 @@ MUTATIONS = [
     Mutation(
         "a bool is taken as an integer",
         "core/admission.py",
-        " and (type(value) is not bool or bool in types)",
+        " and type(value) is not bool",
         "",
         ARGUMENTS + "test_message_made_of_wrong_parts_is_refused_by_name",
+    ),
+    Mutation(
+        "a body is expanded whatever its size as JSON",
+        "core/arguments.py",
+        "self._bytes_left -= size",
+        "self._bytes_left -= 0",
+        ARGUMENTS + "test_body_that_repeats_a_text_is_refused_before_it_is_expanded",
+    ),
+    Mutation(
+        "a producer checks messages only when their request is made",
+        "client/calls.py",
+        'checked = list(map(partial(as_message, "messages"), given))',
+        'checked = map(partial(as_message, "messages"), given)',
+        PRODUCER + "test_bad_argument_in_the_last_batch_is_found_before_the_first_is_sent",
     ),
     Mutation(
         "one record that cannot be read makes a device's store unusable",
@@ -353,6 +368,48 @@ MUTATIONS = [
         "aside = set_aside(records)",
         "aside: dict[Key, bytes] = {}",
         STORE + "test_record_that_cannot_be_read_costs_only_itself",
+    ),
+    Mutation(
+        "a producer waits as long as the host's jitter says",
+        "client/outside.py",
+        "if 0.0 <= drawn <= 1.0:",
+        "if drawn == drawn:",
+        PRODUCER + "test_absurd_jitter_of_the_host_does_no_harm",
+    ),
+    Mutation(
+        "a client can be opened over itself",
+        "client/client.py",
+        "if self._was_opened:",
+        "if self._was_opened and not self._open:",
+        "tests/client/test_client.py::test_client_that_is_opened_twice_is_refused_and_goes_on",
+    ),
+    Mutation(
+        "nothing says that a store does not answer",
+        "client/client.py",
+        "call_later(STORE_TIMEOUT_SECONDS, self._on_slow_save)",
+        "call_later(STORE_TIMEOUT_SECONDS, bool)",
+        OUTSIDE + "test_write_to_a_store_that_hangs_waits_and_the_status_says_so",
+    ),
+    Mutation(
+        "what cannot be read back is written",
+        "client/client.py",
+        "read = parse_message(msgspec.json.encode(message))",
+        "read = message",
+        STORE + "test_message_that_could_not_be_read_back_is_refused",
+    ),
+    Mutation(
+        "an unreadable record of a device gives its store to any user",
+        "client/store.py",
+        "return _DeviceRecord(owner.device_id, owner.uid, 0)",
+        "return _DeviceRecord(owner.device_id, None, 0)",
+        STORE + "test_unreadable_record_never_gives_a_store_to_another_user",
+    ),
+    Mutation(
+        "a store whose owner is unknown is taken as new",
+        "client/store.py",
+        "if DEVICE_KEY in changes:",
+        "if DEVICE_KEY in changes and OWNER_KEY in records:",
+        STORE + "test_store_whose_owner_is_unknown_is_refused_and_keeps_its_outbox",
     ),
     Mutation(
         "a record that is set aside is dropped",
@@ -366,7 +423,35 @@ MUTATIONS = [
         "client/replica.py",
         "return self.write(msgspec.structs.replace(message, dismissal=seen), now)",
         "return self.write(message, now)",
-        REPLICA + "test_law_category_dismissal_on_a_device_takes_what_it_showed_and_nothing_else",
+        REPLICA + "test_category_dismissal_ends_at_the_cursor_and_names_own_items_beyond_it",
+    ),
+    Mutation(
+        "a device's dismissal of a category spares its own items beyond the cursor",
+        "client/replica.py",
+        "return item.msg_id not in self.facts.items",
+        "return item.msg_id in self.facts.items",
+        REPLICA + "test_category_dismissal_ends_at_the_cursor_and_names_own_items_beyond_it",
+    ),
+    Mutation(
+        "the whole outbox is shown again when a part of it is acknowledged",
+        "client/replica.py",
+        "return updated._shown_again(ids)",
+        "return updated.derived(ids)",
+        CLIENT_COST + "test_cost_of_sending_the_outbox_is_proportional_to_it",
+    ),
+    Mutation(
+        "an item that comes is shown without what the outbox says of it",
+        "client/outbox.py",
+        "chain(self.naming.get(msg_id, ()), self.with_ranges)",
+        "self.with_ranges",
+        REPLICA + "test_item_that_an_unsent_message_dismisses_is_not_shown_when_it_comes",
+    ),
+    Mutation(
+        "an unsent item keeps the ctime that it was first shown with",
+        "client/replica.py",
+        "latest_ctime=latest, old_stamps=True)",
+        "latest_ctime=latest)",
+        REPLICA + "test_unsent_items_follow_all_that_the_node_has_told",
     ),
     Mutation(
         "hiding an item that has not arrived is forgotten",
@@ -498,6 +583,22 @@ MUTATIONS = [
         "return Page(tuple(messages), cursor, more=True)",
         "return Page(tuple(messages), clock, more=True)",
         MEMORY + "test_page_ends_at_its_limits_and_the_next_one_begins_there",
+    ),
+    Mutation(
+        "a count builds the state",
+        "stores/sql/transactions.py",
+        "return Counts.of(((row.category, row.items) for row in rows), prefixes, now)",
+        "return Counts.of("
+        "((i.category, 1) for i in read_state(connection, uid, device_id, now, None).state),"
+        " prefixes, now)",
+        LINEAR + "test_count_takes_no_step_of_python_for_an_item",
+    ),
+    Mutation(
+        "a state at a stated time is continued after the user's clock",
+        "stores/sql/transactions.py",
+        "min(at, clock))",
+        "clock)",
+        SQL + "test_state_of_the_past_is_continued_after_its_time",
     ),
     Mutation(
         "a poller with a cursor of a lost store is answered as if it missed nothing",
@@ -658,6 +759,13 @@ MUTATIONS = [
         CLIENT_SESSION + "test_sync_that_ends_before_an_ignored_frame_is_requested_again",
     ),
     Mutation(
+        "a frame that overtakes the welcome is forgotten",
+        "protocol/sync_state.py",
+        "            return after(Syncing(highest=highest), event)",
+        "            return after(Syncing(), event)",
+        CLIENT_SESSION + "test_frame_that_overtakes_the_welcome_is_not_forgotten",
+    ),
+    Mutation(
         "a conversation whose socket is ready overtakes its writer",
         "node/conversation.py",
         """        if self._wakeup.done():
@@ -731,9 +839,9 @@ MUTATIONS = [
     # The client
     Mutation(
         "an acknowledged message leaves the outbox before the cursor reaches it",
-        "client/replica.py",
-        "if 0 < e.message.ctime <= self.cursor]",
-        "if 0 < e.message.ctime]",
+        "client/outbox.py",
+        "[id_ for id_ in self.acknowledged if self.by_id[id_].message.ctime <= cursor]",
+        "list(self.acknowledged)",
         REPLICA + "test_acknowledged_message_is_shown_with_its_ctime_until_cursor_reaches_it",
     ),
     Mutation(
@@ -745,9 +853,9 @@ MUTATIONS = [
     ),
     Mutation(
         "only the echoed message is marked as echoed, not those before it",
-        "client/replica.py",
-        "entry.number <= last and",
-        "entry.number == last and",
+        "client/outbox.py",
+        "[entry for entry in found if not entry.echoed]",
+        "[entry for entry in found if entry.number == last]",
         REPLICA + "test_message_written_before_an_echoed_one_is_not_shown_from_outbox",
     ),
     # The outside of a client, and its clocks
@@ -1191,8 +1299,8 @@ MUTATIONS = [
     Mutation(
         "a device answers a time before its last sync",
         "client/replica.py",
-        "self._with(known_since=self.cursor)._forget_expired(as_of)",
-        "self._forget_expired(as_of)",
+        "self._with(known_since=self.cursor)._without_expired(as_of)",
+        "self._without_expired(as_of)",
         "tests/vectors/test_vectors.py::test_client_shows_keeps_reports_and_sends_what_the_vector_says",
     ),
     Mutation(
@@ -1212,8 +1320,8 @@ MUTATIONS = [
     Mutation(
         "a device keeps expired items while it is connected",
         "client/replica.py",
-        "return applied._forget_expired(cursor, changed)",
-        "return applied.derived(changed)",
+        "forgotten, ids = applied._without_expired(cursor)",
+        "forgotten, ids = applied, list[MsgID]()",
         REPLICA + "test_expired_items_are_forgotten_a_minute_later_by_what_a_node_told",
     ),
     Mutation(
@@ -1271,9 +1379,55 @@ MUTATIONS = [
     Mutation(
         "a shard that is opened without its name is migrated",
         "stores/sql/migrations/__init__.py",
-        "shard = None if self.may_be_shard else _shard(connection, found)",
+        "shard = None if self.may_be_shard else _shard(connection, schema)",
         "shard = None",
         "tests/stores/test_migrations.py"
         "::test_shard_that_is_opened_without_its_name_is_not_migrated",
+    ),
+    Mutation(
+        "a user without a bucket gets none",
+        "stores/sql/migrations/versions/0006_users_have_buckets.py",
+        "where(users.c.bucket < 0)",
+        "where(users.c.bucket < -1)",
+        "tests/stores/test_migrations.py"
+        "::test_users_without_a_bucket_get_theirs_and_no_more_can_be_stored[sqlite]",
+    ),
+    Mutation(
+        "the tables of a new file accept a user without a bucket",
+        "stores/sql/tables.py",
+        "CHECK (bucket >= 0)",
+        "CHECK (bucket >= -1)",
+        "tests/stores/test_migrations.py::test_new_file_stores_no_user_without_a_bucket",
+    ),
+    Mutation(
+        "a node that has become too old goes on writing",
+        "stores/sql/transactions.py",
+        "for user in locked[:1]:",
+        "for user in locked[:0]:",
+        SCHEMA + "test_node_that_has_become_too_old_writes_nothing_and_says_why[sqlite]",
+    ),
+    Mutation(
+        "the oldest writer is raised while batches of older code are under way",
+        "stores/sql/migrations/__init__.py",
+        """    wait_for_writers(connection)
+""",
+        "",
+        SCHEMA + "test_switch_of_the_oldest_writer_waits_for_batches_under_way",
+    ),
+    Mutation(
+        "a migration runs under nodes that cannot bear it",
+        "stores/sql/migrations/__init__.py",
+        "_require_no_node_before(OLDEST_WRITERS[NEWEST_REVISION], connection, schema)",
+        "pass",
+        SCHEMA + "test_migration_that_running_nodes_cannot_bear_is_refused_and_changes_nothing",
+    ),
+    Mutation(
+        "messages in an envelope of a later version wait for the sweep",
+        "consumers/relay.py",
+        "        self._broadcaster.on_gap(uid)",
+        "        pass",
+        FLEET
+        + "test_messages_in_an_envelope_of_another_version_are_read_from_the_store_at_once"
+        + "[with other fields]",
     ),
 ]

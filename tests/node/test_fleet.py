@@ -451,6 +451,7 @@ def out_of_band_payload(**fields: object) -> bytes:
 
 
 INVALID_PAYLOADS = {
+    "version of another type": b'{"version": "2", "node": "x", "messages": []}',
     "empty": b"",
     "not JSON": b"\x80\x04pickle.",
     "not UTF-8": stored_payload("u", ctime=NOW + 9, prev=NOW, msg_id="???").replace(
@@ -460,7 +461,7 @@ INVALID_PAYLOADS = {
         b"?", b"\\ud800"
     ),
     "not an envelope": b"[]",
-    "envelope of another version": b'{"node": "x", "messages": [], "version": 2}',
+    "envelope with an unknown field": b'{"node": "x", "messages": [], "priority": 2}',
     "message of another version": stored_payload("u", ctime=NOW + 9, prev=NOW, priority=1),
     "not a message": b'{"node": "x", "messages": [{"uid": "u"}]}',
     "null as node": b'{"node": null, "messages": []}',
@@ -509,6 +510,31 @@ async def test_invalid_payload_is_reported_and_not_delivered(kind: str) -> None:
         await within(0.1, lambda: pair.listener_a.ids == ["m", "d"])
         assert pair.listener_a.out_of_band == pair.listener_b.out_of_band == []
         assert pair.observer.repaired_counts in ([], [0, 0])
+
+
+OTHER_VERSIONS = {
+    "with other fields": b'{"version": 2, "changes": {"since": 17}}',
+    "with the same fields": b'{"version": 2, "node": "x", "messages": []}',
+    "of a much later version": b'{"version": 4711, "messages": "in another format"}',
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_VERSIONS)
+@on_virtual_time
+async def test_messages_in_an_envelope_of_another_version_are_read_from_the_store_at_once(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A node of the next version may change the envelope."""
+    async with node_pair(ManualClock(NOW)) as pair:
+        pair.pubsub_b.blackholed = True
+        await pair.node_a.inject(BACKEND, [create("u", "c", msg_id="m")])
+        pair.pubsub_b.blackholed = False
+        for _ in range(3):
+            await FaultyPubSub(pair.exchange).publish(CHANNEL, OTHER_VERSIONS[kind])
+        await within(0.1, lambda: pair.listener_b.ids == ["m"])
+        assert pair.listener_a.ids == ["m"]
+        assert pair.observer.invalid_publications == []
+        assert "messages are read from the store" in caplog.text
 
 
 @on_virtual_time

@@ -142,6 +142,14 @@ def test_sync_that_ends_before_an_ignored_frame_is_requested_again() -> None:
     assert receive(session, changes(10, 12))[-1] == Send(Verify(12))
 
 
+def test_frame_that_overtakes_the_welcome_is_not_forgotten() -> None:
+    session = ClientSession("t", "d1", 7)
+    session.opened()
+    assert receive(session, Messages(10, (message(14),), 14)) == []
+    receive(session, Welcome("u", "d1", 50, Limits()))
+    assert receive(session, changes(7, 10))[-1] == Send(Verify(10))
+
+
 def test_pages_of_a_snapshot_that_was_not_completed_are_forgotten() -> None:
     session = live_session(10)
     item = Item("m", 5, "a", msgspec.Raw(b"1"))

@@ -25,7 +25,14 @@ FIRST = SyncPage("snapshot", 0, 20, 50, HASH, more=True)
 LAST = SyncPage("snapshot", 0, 20, 50, HASH)
 CHANGES = SyncPage("changes", 5, 10, 50, HASH, more=True)
 
-STATES: list[SyncState] = [Greeting(), Syncing(), Syncing((FIRST,)), Syncing((), 30), UpToDate()]
+STATES: list[SyncState] = [
+    Greeting(),
+    Greeting(30),
+    Syncing(),
+    Syncing((FIRST,)),
+    Syncing((), 30),
+    UpToDate(),
+]
 EVENTS: list[SyncEvent] = [
     SyncExpected(),
     FrameIgnored(25),

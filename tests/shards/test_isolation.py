@@ -11,6 +11,7 @@ from gregor.errors import SetupError, Unavailable
 from gregor.interfaces import StateMachineOfRecord
 from gregor.shards.state_machine import ShardedStateMachine
 from gregor.stores.sql.migrations import migrate
+from gregor.stores.sql.statements import SET_OLDEST_WRITER
 from gregor.stores.sql.store_url import database_at
 from tests.fleet.servers import PostgreSQL
 from tests.server.harness import Served, serving, shared_settings, to, until
@@ -111,6 +112,27 @@ async def test_database_that_turns_out_not_to_be_the_shard_stays_unavailable(
                 lambda: any("is not a shard yet" in text for text in machine.partial_problems())
             )
             assert (await node.post(to(bob))).status_code == 503
+
+
+async def test_node_that_is_too_old_for_its_shards_says_so_and_reads_them(
+    postgresql_server: PostgreSQL,
+) -> None:
+    urls = {name: await postgresql_server.create_database() for name in "ab"}
+    async with opened(urls) as harness:
+        ann = await harness.user_of("a")
+        async with node_over(urls) as (node, machine):
+            assert (await node.post(to(ann))).status_code == 200
+            for shards, status in ((["a"], 200), (["b"], 503)):
+                for name in shards:
+                    await harness.databases[name].write(
+                        lambda c: c.execute(SET_OLDEST_WRITER, revision="9999")
+                    )
+                    await until(lambda: any(f"{name!r}" in p for p in machine.partial_problems()))  # noqa: B023
+                ready = await node.http.get("/readyz")
+                assert (ready.status_code, "too old to write" in ready.text) == (status, True)
+            refused = await node.post(to(ann))
+            assert (refused.status_code, "too old to write" in refused.text) == (503, True)
+            assert len(await machine.state(ann)) == 1
 
 
 async def test_node_does_not_start_while_all_shards_are_down() -> None:

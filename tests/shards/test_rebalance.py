@@ -18,8 +18,9 @@ from gregor.shards.rebalance import Group, Moved, Rebalancer
 from gregor.shards.shard_map import read_map
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import Database, DatabaseConnection
+from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.statements import Placement, UserRow
-from gregor.stores.sql.store_url import database_at
+from gregor.stores.sql.store_url import database_at, databases_at
 from gregor.stores.sql.transactions import consume, raise_if_wrong_shard
 from tests.fleet.servers import PostgreSQL
 from tests.shards.harness import (
@@ -87,6 +88,30 @@ async def test_no_message_is_lost_while_buckets_move_under_writers(harness: Shar
         # Writers wait while a bucket is closed: for less than half a second.
         assert 0 < max(closures) <= rebalance.CLOSED_SECONDS * SECOND < SECOND / 2
         await assert_nothing_missing(harness, stored, users)
+
+
+def lose_buckets(connection: DatabaseConnection) -> None:
+    """What code before schema 0002 did beside a database of schema 0005."""
+    connection.execute_sql("ALTER TABLE users DROP CONSTRAINT users_have_buckets")
+    connection.execute_sql("UPDATE users SET bucket = -1")
+    connection.execute(statements.SET_REVISION, revision="0005")
+
+
+async def test_messages_of_a_user_without_a_bucket_move_with_it_after_the_migration(
+    postgresql_server: PostgreSQL,
+) -> None:
+    """They were left behind: the user's state was empty after the move."""
+    urls = {name: await postgresql_server.create_database() for name in "ab"}
+    async with opened(urls) as harness:
+        ann = await harness.user_of("a")
+        async with harness.machine() as machine:
+            stored = [await store(machine, create(ann, "mail")) for _ in range(2)]
+        await harness.databases["a"].write(lose_buckets)
+        async with databases_at(urls, migrate) as databases:
+            await shard_map.establish(databases)
+        await Rebalancer(harness.databases).move([Move(bucket_of(ann), "", "b")])
+        await assert_nothing_missing(harness, stored, [ann])
+        assert await harness.holder(ann) == "b"
 
 
 async def whole_log(database: Database, uid: str) -> list[InBandMessage]:

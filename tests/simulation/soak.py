@@ -57,7 +57,7 @@ def _require_constant(device: SimulatedDevice) -> None:
     replica = device.client.replica
     kinds = {kind for kind, _ in device.store.records}
     held = (replica.facts, replica.shown, dict(replica.outbox), dict(replica.hidden))
-    if held != (Facts(), Facts(), {}, {}) or not kinds <= {"device", "rejected"}:
+    if held != (Facts(), Facts(), {}, {}) or not kinds <= {"device", "owner", "rejected"}:
         raise Disagreement(f"{device.name} still holds {held}, and its store {kinds}")
 
 

@@ -159,3 +159,12 @@ def test_ranges_that_each_skip_an_item_are_compared_once() -> None:
         return lambda: list(range_deaths(ranges, found))
 
     assert python_steps(work(400)) < 6 * python_steps(work(100))
+
+
+async def test_count_takes_no_step_of_python_for_an_item() -> None:
+    case = Growth(items(), lambda _, c: read_counts(c, "u", None, ["a"], NOW))
+    few, many = [
+        await costs("sqlite://", case, size, lambda _, work: python_steps(work))
+        for size in (10, 400)
+    ]
+    assert 0 < many < 2 * few

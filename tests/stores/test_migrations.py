@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import asyncpg
 import msgspec
 import pytest
 from alembic.config import Config
@@ -18,27 +19,28 @@ from sqlalchemy import Connection, inspect
 from gregor.core.buckets import bucket_of
 from gregor.core.instant import SECOND, TimeOrOffset
 from gregor.core.message import Dismissal, InBandMessage, Range, create, dismiss
-from gregor.errors import SetupError
+from gregor.errors import SetupError, StorageUnavailable
 from gregor.interfaces import Duplicate, Rejected, Stored
-from gregor.shards.bucket_contents import page
+from gregor.shards.bucket_contents import misplaced_users, page
 from gregor.shards.state_machine import ShardedStateMachine
 from gregor.stores.memory import MemoryStateMachine
 from gregor.stores.sql import migrations, statements
 from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.migrations import (
-    REVISIONS,
     migrate,
-    require_newest,
+    require_served,
     requiring_no_shard,
     revision,
+    roll_back,
 )
 from gregor.stores.sql.migrations.postgresql import run_on_postgresql
 from gregor.stores.sql.migrations.sqlite import run_on_sqlite
 from gregor.stores.sql.migrations.upgrade import NEWEST, Upgrade
+from gregor.stores.sql.schema import Schema
 from gregor.stores.sql.state_machine import SQLStateMachine
 from gregor.stores.sql.statements import MessageRow, RangeRow, UserRecord
 from gregor.stores.sql.store_url import database_at, databases_at
-from gregor.stores.sql.tables import CREATE_TABLES
+from gregor.stores.sql.tables import CREATE_TABLES, NEWEST_REVISION, OLDEST_WRITERS
 from gregor.testing import oracle
 
 T = TypeVar("T")
@@ -163,7 +165,7 @@ def test_code_knows_the_revisions_of_the_migrations() -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
     scripts = list(ScriptDirectory.from_config(config).walk_revisions())
-    assert tuple(script.revision for script in reversed(scripts)) == REVISIONS
+    assert [script.revision for script in reversed(scripts)] == list(OLDEST_WRITERS)
 
 
 def test_file_that_is_new_or_has_the_newest_schema_loads_no_alembic(tmp_path: Path) -> None:
@@ -187,7 +189,7 @@ asyncio.run(main())
 
 async def test_migrate_is_idempotent(url: str) -> None:
     async with database_at(url, migrate) as database:
-        assert await database.read(revision) == REVISIONS[-1]
+        assert await database.read(revision) == NEWEST_REVISION
         assert not await database.read(migrate.is_due)
 
 
@@ -195,18 +197,70 @@ async def test_new_file_has_no_schema(tmp_path: Path) -> None:
     assert await read_revision(f"sqlite:///{tmp_path / 'gregor.db'}") is None
 
 
-def set_revision(connection: DatabaseConnection, version: str) -> None:
-    connection.execute_sql(f"UPDATE alembic_version SET version_num = '{version}'")
+def set_schema(connection: DatabaseConnection, schema: Schema) -> None:
+    connection.execute(statements.SET_REVISION, revision=schema.revision)
+    connection.execute(statements.SET_OLDEST_WRITER, revision=schema.oldest_writer)
 
 
 async def test_newer_schema_is_refused_with_the_command_to_upgrade(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'gregor.db'}"
     async with database_at(url, migrate) as database:
-        await database.write(lambda c: set_revision(c, "9999"))
-    with pytest.raises(SetupError, match=r"9999.*pip install -U gregor-sync"):
+        await database.write(lambda c: set_schema(c, Schema("9999", "9998")))
+    with pytest.raises(SetupError, match=r"9999.*9998 or newer.*pip install -U gregor-sync"):
         async with database_at(url, migrate):
             pass
     assert await read_revision(url) == "9999"
+
+
+async def test_newer_schema_that_this_code_may_write_to_is_served_unchanged(
+    url: str, tmp_path: Path
+) -> None:
+    """So the code can be rolled back, on a file as on a database that nodes share."""
+    url = url if url != "sqlite://" else f"sqlite:///{tmp_path / 'gregor.db'}"
+    async with database_at(url, migrate) as database:
+        await database.write(lambda c: set_schema(c, Schema("9999", NEWEST_REVISION)))
+    for prepare in (migrate, require_served):
+        async with (
+            database_at(url, prepare) as database,
+            SQLStateMachine(database, lambda: LATER) as machine,
+        ):
+            await machine.consume_message(create("ann", "mail"))
+            assert machine.schema == Schema("9999", NEWEST_REVISION)
+            assert await machine.problems() == []
+
+
+# Schema 0006: every user has a bucket
+
+USER_WITHOUT_BUCKET = "INSERT INTO users (uid, ctime) VALUES ('{}', 7)"  # by code before 0002
+
+
+async def test_users_without_a_bucket_get_theirs_and_no_more_can_be_stored(
+    url: str, tmp_path: Path
+) -> None:
+    url = url if url != "sqlite://" else f"sqlite:///{tmp_path / 'gregor.db'}"
+    async with database_at(url, OnSQLAlchemy(Upgrade("0004").run)) as database:
+        for uid in ("ann", "bob"):
+            await database.write(lambda c: c.execute_sql(USER_WITHOUT_BUCKET.format(uid)))  # noqa: B023
+        assert await database.read(lambda c: misplaced_users(c, "")) == ("bob", ["ann", "bob"])
+    for _ in range(2):  # also after a rollback
+        async with database_at(url, migrate) as database:
+            assert await database.read(lambda c: misplaced_users(c, "")) == ("bob", [])
+            for statement in (
+                USER_WITHOUT_BUCKET.format("new"),
+                "INSERT INTO users (uid, ctime, bucket) VALUES ('new', 7, -1)",
+                "UPDATE users SET bucket = -1",
+            ):
+                with pytest.raises(StorageUnavailable, match=r"bucket|NOT NULL"):
+                    await database.write(lambda c: c.execute_sql(statement))  # noqa: B023
+            await database.write(roll_back)
+
+
+async def test_new_file_stores_no_user_without_a_bucket() -> None:
+    async with database_at("sqlite://", migrate) as database:
+        for bucket in ("-1", "NULL"):
+            insert = f"INSERT INTO users (uid, ctime, bucket) VALUES ('u', 7, {bucket})"
+            with pytest.raises(StorageUnavailable, match=r"users_have_buckets|NOT NULL"):
+                await database.write(lambda c: c.execute_sql(insert))  # noqa: B023
 
 
 # On a database that nodes share, a node creates tables only with --migrate.
@@ -214,13 +268,13 @@ async def test_newer_schema_is_refused_with_the_command_to_upgrade(tmp_path: Pat
 
 async def test_node_refuses_schema_that_its_code_does_not_know(postgresql_url: str) -> None:
     with pytest.raises(SetupError, match=r"no tables yet.*gregor migrate --store"):
-        async with database_at(postgresql_url, require_newest):
+        async with database_at(postgresql_url, require_served):
             pass
     async with database_at(postgresql_url, migrate):
         pass
-    async with database_at(postgresql_url, require_newest) as database:
-        await database.write(lambda c: set_revision(c, "9999"))
-    for prepare in (require_newest, migrate):
+    async with database_at(postgresql_url, require_served) as database:
+        await database.write(lambda c: set_schema(c, Schema("9999", "9999")))
+    for prepare in (require_served, migrate):
         with pytest.raises(SetupError, match=r"9999.*pip install -U gregor-sync"):
             async with database_at(postgresql_url, prepare):
                 pass
@@ -229,9 +283,26 @@ async def test_node_refuses_schema_that_its_code_does_not_know(postgresql_url: s
 async def test_concurrent_migrations_wait_for_each_other(postgresql_url: str) -> None:
     databases = [database_at(postgresql_url, migrate) for _ in range(5)]
     await asyncio.gather(*(database.__aenter__() for database in databases))
-    assert await read_revision(postgresql_url) == REVISIONS[-1]
+    assert await read_revision(postgresql_url) == NEWEST_REVISION
     for database in databases:
         await database.__aexit__(None, None, None)
+
+
+async def test_migration_gives_up_if_a_backup_holds_a_table_that_must_change(
+    postgresql_url: str,
+) -> None:
+    """Otherwise all writers would wait behind it until the backup has ended."""
+    async with database_at(postgresql_url, OnSQLAlchemy(Upgrade("0005").run)):
+        pass
+    backup = await asyncpg.connect(postgresql_url)
+    await backup.execute("BEGIN; LOCK TABLE users IN ACCESS SHARE MODE")
+    with pytest.raises(SetupError, match=r"in use.*nothing has changed; try again"):
+        async with database_at(postgresql_url, migrate):
+            pass
+    assert await read_revision(postgresql_url) == "0005"
+    await backup.close()
+    async with database_at(postgresql_url, migrate):
+        pass
 
 
 # Files written by the commit before schema 0003, which renamed `dtime`: a store, two shards of one

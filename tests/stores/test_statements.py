@@ -11,10 +11,10 @@ from gregor.stores.sql.sqlite import SQLiteConnection
 from gregor.stores.sql.statements import BulkStatement, Insert, Statement, columns_of, no_row
 from gregor.stores.sql.store_url import database_at
 
-NEEDS_ROW_LOCKS = {"LOCK_USERS", "WAIT_FOR_WRITERS", "SET_LOCK_TIMEOUT"}
+NEEDS_ROW_LOCKS = {"LOCK_USERS", "WAIT_FOR_WRITERS", "SET_LOCK_TIMEOUT", "UNREGISTERED_NODES"}
 EXAMPLES: dict[str, object] = {"TEXT": "text", "BIGINT": 2**62}
 SMALL = {"bucket": 1, "number": 1}  # columns that are INTEGER
-TEXT_PARAMETERS = ("uid", "device_id", "after")
+TEXT_PARAMETERS = ("uid", "device_id", "after", "name", "revision")
 
 
 def all_statements() -> Iterator[tuple[str, Statement[Any]]]:
@@ -60,7 +60,7 @@ async def test_rows_have_the_names_of_their_columns() -> None:
         assert isinstance(connection, SQLiteConnection)
         found: dict[str, object] = {}
         for name, statement in all_statements():
-            if statement.row is not no_row:
+            if statement.row is not no_row and name not in NEEDS_ROW_LOCKS:
                 parameters = example_parameters(statement)
                 cursor = connection.driver.execute(sql_of(statement, SQLITE).text, parameters)
                 columns = tuple(column[0] for column in cursor.description)

@@ -72,7 +72,7 @@ def count(
         print(answer.counts[""])
     else:
         for prefix in prefixes:
-            print(f"{answer.counts[prefix]}\t{prefix}")
+            print(f"{answer.counts[prefix]}\t{output.printable(prefix)}")
 
 
 def log(

@@ -171,12 +171,12 @@ def _sharded_settings(ctx: typer.Context, store: Sequence[str] | None) -> "Setti
 
 @asynccontextmanager
 async def open_databases(stores: Mapping[str | None, str]) -> "AsyncIterator[dict[str, Database]]":
-    """Open the databases of the shards. Raises SetupError if a schema is not the newest."""
-    from gregor.stores.sql.migrations import require_newest
+    """Open the databases of the shards. Raises SetupError if this code does not serve a schema."""
+    from gregor.stores.sql.migrations import require_served
     from gregor.stores.sql.store_url import databases_at
 
     urls = {name or "": url for name, url in stores.items()}
-    async with databases_at(urls, require_newest) as databases:
+    async with databases_at(urls, require_served) as databases:
         yield databases
 
 

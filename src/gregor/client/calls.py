@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from gregor.backoff import Backoff, retry_after
+from gregor.client.outside import described
 from gregor.core import arguments
 from gregor.core.admission import check_type
 from gregor.core.instant import Time
@@ -101,16 +102,20 @@ def inject(message: Message) -> Call[Results]:
 
 
 def inject_many(messages: Iterable[Message]) -> Iterator[Call[Results]]:
-    """As many calls as the messages need, in order."""
-    for batch in _batches(arguments.many("messages", messages)):
+    """As many calls as the messages need, in order. All messages are checked before the first
+    call."""
+    given = arguments.many("messages", messages)
+    checked = list(map(partial(as_message, "messages"), given))
+    for batch in _batches(checked):
         contents = BatchRequest(tuple(encoded for _, encoded in batch))
         yield _post(msgspec.json.encode(contents), [_sent(message) for message, _ in batch])
 
 
 def inject_for_many(uids: Iterable[AnyID], message: Message) -> Iterator[Call[Results]]:
-    """As many calls as the users need, in order."""
+    """As many calls as the users need, in order. All uids are checked before the first call."""
     as_message("message", message)
-    remaining = (arguments.identifier("uids", uid, MAX_UID) for uid in arguments.many("uids", uids))
+    checked = [arguments.identifier("uids", id_, MAX_UID) for id_ in arguments.many("uids", uids)]
+    remaining = iter(checked)
     while batch := tuple(islice(remaining, MAX_USERS)):
         contents = MultiUserRequest(batch, _without_uid(message))
         sent = _sent(message)
@@ -174,12 +179,11 @@ def _require(matching: bool) -> None:
         raise MismatchedAnswer("the server's answer is that to another request")
 
 
-def _batches(messages: Iterable[object]) -> Iterator[Sequence[tuple[Message, Raw]]]:
+def _batches(messages: Iterable[Message]) -> Iterator[Sequence[tuple[Message, Raw]]]:
     """The messages, each with its JSON, in batches of at most MAX_BATCH and MAX_REQUEST bytes."""
     batch: list[tuple[Message, Raw]] = []
     size = EMPTY_BATCH_BYTES
-    for value in messages:
-        message = as_message("messages", value)
+    for message in messages:
         encoded = msgspec.json.encode(message)
         added = len(encoded) + len(",")
         if batch and (len(batch) == MAX_BATCH or size + added > MAX_REQUEST):
@@ -295,7 +299,7 @@ class Attempts(Generic[T]):
         self._limit = limit
         self._made = 0
 
-    def after(self, response: httpx.Response | httpx.RequestError, random: float) -> T | Pause:
+    def after(self, response: httpx.Response | Exception, random: float) -> T | Pause:
         """What follows an attempt with this response: the answer to the call, or a pause before
         the next attempt. Raises the error of an attempt that is not retried."""
         self._made += 1
@@ -317,10 +321,11 @@ class Attempts(Generic[T]):
         return Pause(delay + BACKOFF.delay(self._made - 1, random))
 
 
-def _answer(call: Call[T], response: httpx.Response | httpx.RequestError) -> T | FailedAttempt:
+def _answer(call: Call[T], response: httpx.Response | Exception) -> T | FailedAttempt:
     """The answer, or the error if a retry may help. Raises other errors."""
-    if isinstance(response, httpx.RequestError):
-        reason = str(response) or type(response).__name__
+    if isinstance(response, Exception):
+        is_expected = isinstance(response, httpx.RequestError) and str(response)
+        reason = str(response) if is_expected else described(response)
         not_processed = isinstance(response, httpx.ConnectError | httpx.ConnectTimeout)
         return FailedAttempt(Unavailable(reason), not_processed=not_processed, cause=response)
     if response.status_code == httpx.codes.OK:

@@ -11,13 +11,19 @@ import random
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from itertools import chain
 from typing import Any, NamedTuple, Self
 
 import msgspec
 
-from gregor.client.connection import Connect, Connection, Operation, Token
+from gregor.client.connection import (
+    STORE_TIMEOUT_SECONDS,
+    Connect,
+    Connection,
+    Operation,
+    Token,
+)
 from gregor.client.events import Event, Subscription, WriteRejected
 from gregor.client.node_clock import DeviceClock
 from gregor.client.outside import call_outside
@@ -25,13 +31,14 @@ from gregor.client.own_loop import OwnLoop
 from gregor.client.replica import Replica, events_between, new_rejections
 from gregor.client.status import Status
 from gregor.client.store import (
-    DEVICE_KEY,
     ClientStore,
     Key,
     MemoryStore,
+    RecordChanges,
     Records,
     changed_records,
     load_replica,
+    missing_records,
     records_aside,
     set_aside,
 )
@@ -57,7 +64,7 @@ from gregor.core.message import (
     parse_message,
 )
 from gregor.core.state import Item, State
-from gregor.errors import GregorError, InvalidMessage, StorageUnavailable, Unavailable
+from gregor.errors import GregorError, InvalidMessage, SetupError, StorageUnavailable, Unavailable
 from gregor.log_event import LogEvent
 from gregor.protocol.frames import MAX_TOKEN, Problem
 
@@ -83,10 +90,12 @@ class Client:
 
     The visible state is the server's state, minus the items hidden on this device, plus the
     messages written on it. A write returns when it is durable in the store, or raises
-    StorageUnavailable and changes nothing. A saved message is visible at once, and is sent as soon
-    as there is a connection. Inside the block, background tasks keep the connection and reconnect
-    without limit, whatever the network, the nodes and the functions of the host do: `status` says
-    what is wrong. Items expire by the node's clock, not by `clock`, which may show anything.
+    StorageUnavailable and changes nothing; while the store does not answer, it waits, and after a
+    few seconds `status` says that nothing is durable. A saved message is visible at once, and is
+    sent as soon as there is a connection. Inside the block, background tasks keep the connection
+    and reconnect without limit, whatever the network, the nodes and the functions of the host do:
+    `status` says what is wrong. Items expire by the node's clock, not by `clock`, which may show
+    anything.
 
     `token` is a string, or a function that returns a fresh one; the function may fail. Only a
     string that a node refuses stops the client: `failure` is set, subscribers get Offline with
@@ -121,6 +130,7 @@ class Client:
         self._clock = DeviceClock(clock, time.monotonic)
         self._own_loop = OwnLoop()
         self._saving_fails = False
+        self._saving: asyncio.Timeout | None = None  # limits the save that is going on
         self._connection = Connection(self, connect or _websocket(url), token, jitter)
         self._replica = Replica(self._device_id)
         self._set_aside: Mapping[Key, bytes] = {}
@@ -131,16 +141,19 @@ class Client:
         self._condition_changed = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._subscriptions: list[weakref.ref[Subscription]] = []
-        self._open = False
+        self._open = self._was_opened = False
         self._stack = AsyncExitStack()
         self._tasks = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Self:
+        if self._was_opened:
+            raise SetupError("a client is opened once; make a new one")
         self._own_loop = OwnLoop()
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._store)
             await self._restore()
             await self._tasks.__aenter__()
+            self._was_opened = True
             self._stack = stack.pop_all()
         self._open = True
         self._tasks.create_task(self._apply_changes())
@@ -152,11 +165,9 @@ class Client:
         replica = load_replica(records, self._device_id)
         if self._uid is not None:
             replica = replica.owned_by(self._uid)
-        changes = changed_records(
-            load_replica(records, self._device_id) if DEVICE_KEY in records else None, replica
-        )
-        if changes:
-            await self._store.save(changes)
+        missing = missing_records(records, replica)
+        if missing:
+            await self._store.save(missing)
         self._replica = replica.derived()
         monotonic = asyncio.get_running_loop().time
         self._clock = DeviceClock(self._wall_clock, monotonic, replica.clock_offset)
@@ -175,10 +186,13 @@ class Client:
         return records
 
     async def __aexit__(self, kind: type[BaseException] | None, *exc_info: Any) -> None:
-        """Save the pending changes, then close. Unsent messages stay in the store."""
+        """Save the pending changes, then close. Unsent messages stay in the store. A store that
+        does not answer is waited for a few seconds."""
         self._own_loop.require()
         self._connection_task.cancel()
         self._open = False
+        if self._saving is not None:
+            self._saving.reschedule(asyncio.get_running_loop().time() + STORE_TIMEOUT_SECONDS)
         self._change_queued.set()
         # Pass a cancellation to the task group, because only the group knows whether one of its own
         # tasks caused it. Any other exception is the caller's, and must leave the block unwrapped.
@@ -340,7 +354,7 @@ class Client:
     @property
     def unsent_count(self) -> int:
         """How many written messages no node has acknowledged yet."""
-        return len(self._replica.unsent())
+        return self._replica.outbox.waiting_count
 
     @property
     def set_aside(self) -> Mapping[Key, bytes]:
@@ -442,7 +456,12 @@ class Client:
         change = _Change(operation, messages, asyncio.get_running_loop().create_future())
         self._pending_changes.append(change)
         self._change_queued.set()
-        await change.done
+        try:
+            await change.done
+        except asyncio.CancelledError:
+            with suppress(ValueError):  # it is being saved
+                self._pending_changes.remove(change)
+            raise
 
     async def _apply_changes(self) -> None:
         """Save and apply the pending changes, until the client closes."""
@@ -480,13 +499,31 @@ class Client:
         try:
             records = changed_records(self._replica, replica, changed)
             if records:
-                await call_outside("the client's store", lambda: self._store.save(records))
+                await self._save_records(records)
         except Exception as error:
             if not self._saving_fails:
                 log.warning(LogEvent("the client cannot save changes", reason=str(error)))
             self._saving_fails = True
             raise StorageUnavailable(str(error)) from error
         self._saving_fails = False
+
+    async def _save_records(self, records: RecordChanges) -> None:
+        """Wait for the store, as long as the client is open: nobody knows whether a save that is
+        given up has happened. Meanwhile the status says that nothing is durable."""
+        seconds = None if self._open else STORE_TIMEOUT_SECONDS
+        alarm = asyncio.get_running_loop().call_later(STORE_TIMEOUT_SECONDS, self._on_slow_save)
+        try:
+            async with asyncio.timeout(seconds) as self._saving:
+                await call_outside("the client's store", lambda: self._store.save(records))
+        except TimeoutError as error:
+            raise StorageUnavailable("the store did not answer before the client closed") from error
+        finally:
+            self._saving = None
+            alarm.cancel()
+
+    def _on_slow_save(self) -> None:
+        self._saving_fails = True
+        log.warning(LogEvent("the client's store does not answer", seconds=STORE_TIMEOUT_SECONDS))
 
     def _run_operations(self, changes: Sequence[_Change]) -> list[tuple[_Change, Replica]]:
         """The replica after each operation that succeeds. A failed one is reported and left out."""

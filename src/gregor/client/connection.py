@@ -11,7 +11,6 @@ no answer, an absurd one), it is an attempt that failed, and the next one follow
 import asyncio
 import inspect
 import logging
-import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -20,7 +19,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 from gregor.backoff import Outage
 from gregor.client.events import Event, Offline, Online, OutOfBandReceived, Synced
 from gregor.client.node_clock import DeviceClock
-from gregor.client.outside import Disconnected, call_outside, described
+from gregor.client.outside import Disconnected, call_outside, described, random_numbers
 from gregor.client.reconnect import BACKOFF, ReconnectPolicy
 from gregor.client.replica import Replica
 from gregor.core.instant import SECOND, Time
@@ -44,6 +43,7 @@ from gregor.protocol.frames import PAGE_BYTES, Error, Problem, Result
 log = logging.getLogger("gregor.client")
 
 ANSWER_TIMEOUT_SECONDS = 10.0  # for a token, a connection, a welcome, the next frame of a sync
+STORE_TIMEOUT_SECONDS = 8.0  # before the node's time is over, so that the store gets the blame
 ACK_TIMEOUT_SECONDS = 60.0  # for the acknowledgement of a consume, which includes storing it
 
 Operation: TypeAlias = Callable[[Replica, Time], Replica]
@@ -122,7 +122,7 @@ class Connection:
         self._owner = owner
         self._connect = connect
         self._token = token
-        self._jitter = _random_numbers(jitter)
+        self._jitter = random_numbers(jitter)
         self._policy = ReconnectPolicy()
         self._reconnect_requested = asyncio.Event()
         self._conversation: _Conversation | None = None
@@ -365,19 +365,28 @@ class _Conversation:
             "the connection", lambda: self._transport.send(text), ACK_TIMEOUT_SECONDS
         )
 
+    async def _change(self, operation: Operation, messages: Sequence[InBandMessage] = ()) -> None:
+        """Change the replica. If its store does not answer in time, that ends the conversation; the
+        store may still do what it is about, and then the next conversation begins there."""
+        await call_outside(
+            "the client's store",
+            lambda: self._owner.change(operation, messages),
+            STORE_TIMEOUT_SECONDS,
+        )
+
     async def _on_welcome(self, uid: UID, max_messages: int) -> None:
         try:
-            await self._owner.change(lambda replica, now: replica.owned_by(uid))
+            await self._change(lambda replica, now: replica.owned_by(uid))
         except SetupError as error:
             self._fail(error)
         self._user_confirmed, self._max_messages = True, max_messages
         self.wake()
 
     async def _apply(self, messages: Sequence[InBandMessage], cursor: Time) -> None:
-        await self._owner.change(lambda replica, now: replica.apply(messages, cursor), messages)
+        await self._change(lambda replica, now: replica.apply(messages, cursor), messages)
 
     async def _apply_snapshot(self, snapshot: Snapshot, cursor: Time) -> None:
-        await self._owner.change(lambda replica, now: replica.apply_snapshot(snapshot, cursor))
+        await self._change(lambda replica, now: replica.apply_snapshot(snapshot, cursor))
 
     async def _compare_hash(self, as_of: Time, hash_: str) -> None:
         self._owner.node_told_time(as_of)
@@ -389,7 +398,7 @@ class _Conversation:
             )
         await self._execute(self.session.hash_compared(equal))
         if self.session.is_up_to_date:
-            await self._owner.change(lambda replica, now: replica.synced(as_of))
+            await self._change(lambda replica, now: replica.synced(as_of))
             self._connection.on_synced()
 
     def _fail(self, error: GregorError) -> None:
@@ -446,7 +455,7 @@ class _Conversation:
         pairs = zip(self._in_flight, results, strict=True)
         in_band = [(m, result) for m, result in pairs if isinstance(m, InBandMessage)]
         if in_band:
-            await self._owner.change(
+            await self._change(
                 lambda replica, now: replica.apply_results(in_band),
                 [message for message, _ in in_band],
             )
@@ -499,19 +508,6 @@ def _unexpected(cause: Exception) -> BaseException | None:
     root = (isinstance(cause, Unavailable) and cause.__cause__) or cause
     is_expected = isinstance(root, GregorError | Disconnected | OSError | asyncio.CancelledError)
     return None if is_expected else root
-
-
-def _random_numbers(jitter: Callable[[], float]) -> Callable[[], float]:
-    """The numbers of the host's function, as far as they are from 0 to 1."""
-
-    def number() -> float:
-        with suppress(Exception):
-            drawn = float(jitter())
-            if 0.0 <= drawn <= 1.0:
-                return drawn
-        return random.random()
-
-    return number
 
 
 def _error_from(problem: Problem | Error) -> GregorError:

@@ -4,7 +4,9 @@ Whatever it does, the caller gets a result or one of two errors, and after a bou
 """
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from gregor.errors import GregorError, Unavailable
@@ -48,6 +50,19 @@ def described(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def random_numbers(jitter: Callable[[], float]) -> Callable[[], float]:
+    """The numbers of the host's function, as far as they are from 0 to 1."""
+
+    def number() -> float:
+        with suppress(Exception):
+            drawn = float(jitter())
+            if 0.0 <= drawn <= 1.0:
+                return drawn
+        return random.random()
+
+    return number
 
 
 def _is_being_cancelled() -> bool:

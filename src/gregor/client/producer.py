@@ -25,12 +25,14 @@ from gregor.client.calls import (
     authorization,
     server_url,
 )
+from gregor.client.outside import described, random_numbers
 from gregor.client.per_process import PerProcess
 from gregor.core import arguments
 from gregor.core import message as factory
 from gregor.core.admission import check_type
 from gregor.core.instant import Time
 from gregor.core.message import JSON, AnyID, Category, Message, System, When
+from gregor.errors import SetupError, Unavailable
 from gregor.protocol.answers import CountAnswer, MessagesAnswer, StateAnswer
 from gregor.protocol.frames import Result
 
@@ -50,6 +52,23 @@ def _check_parts(timeout: object, max_attempts: object, sleep: object, jitter: o
     arguments.positive_number("max_attempts", max_attempts, int)
     arguments.function("sleep", sleep)
     arguments.function("jitter", jitter)
+
+
+def _made(connect: Callable[[], T]) -> T:
+    """New connections. The environment has a say in them, by proxies and certificates; raises
+    SetupError if it is wrong."""
+    try:
+        return connect()
+    except Exception as error:
+        raise SetupError(
+            f"no HTTP connections can be made ({described(error)}); look at the environment:"
+            " HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE, SSL_CERT_DIR"
+        ) from error
+
+
+def _require_open(http: httpx.Client | httpx.AsyncClient) -> None:
+    if http.is_closed:
+        raise Unavailable("the producer is closed; make a new one")
 
 
 class BaseProducer(ABC, Generic[OneResult, ManyResults, AState, ACount, SomeMessages]):
@@ -141,13 +160,14 @@ class BaseProducer(ABC, Generic[OneResult, ManyResults, AState, ACount, SomeMess
 
     @abstractmethod
     def send(self, messages: Iterable[Message]) -> ManyResults:
-        """Inject messages, in order, in as many requests as they need. A rejected message has an
-        `error` in its result, and does not affect the others."""
+        """Inject messages, in order, in as many requests as they need. All are read and checked
+        before the first is sent: send a stream that is long or never ends in parts. A rejected
+        message has an `error` in its result, and does not affect the others."""
 
     @abstractmethod
     def send_to(self, uids: Iterable[AnyID], message: Message) -> ManyResults:
         """Inject one message for each of these users, under one msg_id. The uid of the message
-        itself is ignored."""
+        itself is ignored. All uids are read and checked before the first request."""
 
     # Reading: with `device_id`, what that device sees
 
@@ -227,10 +247,10 @@ class Producer(BaseProducer[Result, list[Result], StateAnswer, CountAnswer, Mess
             limits=LIMITS,
             transport=transport,
         )
-        self._connections = PerProcess(connect, may_be_made_again=transport is None)
+        self._connections = PerProcess(partial(_made, connect), may_be_made_again=transport is None)
         self._max_attempts = max_attempts
         self._sleep = sleep
-        self._jitter = jitter
+        self._jitter = random_numbers(jitter)
 
     def __enter__(self) -> Self:
         return self
@@ -263,11 +283,13 @@ class Producer(BaseProducer[Result, list[Result], StateAnswer, CountAnswer, Mess
             self._sleep(step.seconds)
         return step
 
-    def _respond(self, call: Call[Any]) -> httpx.Response | httpx.RequestError:
+    def _respond(self, call: Call[Any]) -> httpx.Response | Exception:
         http = self._connections.get()
+        _require_open(http)
+        request = call.request(http)
         try:
-            return http.send(call.request(http))
-        except httpx.RequestError as failure:
+            return http.send(request)
+        except Exception as failure:  # noqa: BLE001 (a transport may be anybody's)
             return failure
 
 
@@ -321,10 +343,10 @@ class AsyncProducer(
             limits=LIMITS,
             transport=transport,
         )
-        self._connections = PerProcess(connect, may_be_made_again=transport is None)
+        self._connections = PerProcess(partial(_made, connect), may_be_made_again=transport is None)
         self._max_attempts = max_attempts
         self._sleep = sleep
-        self._jitter = jitter
+        self._jitter = random_numbers(jitter)
 
     async def __aenter__(self) -> Self:
         return self
@@ -359,9 +381,11 @@ class AsyncProducer(
             await self._sleep(step.seconds)
         return step
 
-    async def _respond(self, call: Call[Any]) -> httpx.Response | httpx.RequestError:
+    async def _respond(self, call: Call[Any]) -> httpx.Response | Exception:
         http = self._connections.get().in_this_loop()
+        _require_open(http)
+        request = call.request(http)
         try:
-            return await http.send(call.request(http))
-        except httpx.RequestError as failure:
+            return await http.send(request)
+        except Exception as failure:  # noqa: BLE001 (a transport may be anybody's)
             return failure

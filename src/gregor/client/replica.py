@@ -20,7 +20,7 @@ yet. Once the node has sent the message back (it is echoed), it is shown from th
 """
 
 from collections.abc import Container, Iterable, Mapping, Sequence
-from itertools import accumulate, chain, takewhile
+from itertools import accumulate, chain, islice, takewhile
 from typing import Any, Self, TypeVar
 
 import msgspec
@@ -28,6 +28,7 @@ from immutables import Map
 from msgspec import Struct
 
 from gregor.client.events import Created, Dismissed, Event, Why, WriteRejected
+from gregor.client.outbox import Outbox, OutboxEntry
 from gregor.core.admission import EARLIEST_TIME
 from gregor.core.facts import DismissedRange, Facts, dismissed_ranges
 from gregor.core.instant import MAX_TIME, SECOND, Time, TimeOrOffset
@@ -51,26 +52,6 @@ MAX_REJECTED = 1_000
 MAX_AWAITED = 1_000
 
 
-class OutboxEntry(Struct, frozen=True, omit_defaults=True):
-    """A message written on this device, its position in the outbox, and the device's time of
-    writing. An acknowledged message has a ctime; it is `dead` if its item was when the node stored
-    it. It is `echoed` once the node has sent it back to this device, even if the acknowledgement
-    was lost."""
-
-    number: int
-    written: Time
-    message: InBandMessage
-    echoed: bool = False
-    dead: bool = False
-
-    def acknowledged_part(self, device_id: DeviceID) -> InBandMessage | None:
-        """What the acknowledged message changes on this device; None if nothing."""
-        message = self.message.addressed_to(device_id)
-        if message is None or not self.dead:
-            return message
-        return message.reduced(None, message.dismissal)
-
-
 class RejectedEntry(Struct, frozen=True):
     """A message that the node rejected, its position among the rejected ones, and the error."""
 
@@ -87,9 +68,10 @@ class Replica(Struct, frozen=True):
     on: since then, no item has been forgotten. `clock_offset` is by how much the node's clock is
     ahead of this device's, in microseconds, to about a second. `shown`, and `latest_ctime` in it,
     are derived from the other fields; `overlaid` are the ids of the items that the outbox may have
-    changed there. `changed` are the ids for which the last operation may have changed anything: its
-    store and its events look at these alone, so that an operation costs what it changes, not what
-    there is.
+    changed there. With `old_stamps`, unsent messages have ctimes in `shown` that may have passed: a
+    state gives them those of what is stored next. `changed` are the ids for which the last
+    operation may have changed anything: its store and its events look at these alone, so that an
+    operation costs what it changes, not what there is.
     """
 
     device_id: DeviceID
@@ -97,7 +79,7 @@ class Replica(Struct, frozen=True):
     cursor: Time = 0
     known_since: Time = 0
     facts: Facts = Facts()
-    outbox: Map[MsgID, OutboxEntry] = Map()
+    outbox: Outbox = Outbox()
     hidden: Map[MsgID, bool] = Map()
     awaited: Map[MsgID, int] = Map()
     rejected: Map[MsgID, RejectedEntry] = Map()
@@ -106,6 +88,7 @@ class Replica(Struct, frozen=True):
     shown: Facts = Facts()
     latest_ctime: Time = 0
     overlaid: Map[MsgID, bool] = Map()
+    old_stamps: bool = False
     changed: frozenset[MsgID] = frozenset()
 
     # Changes made on this device
@@ -121,10 +104,15 @@ class Replica(Struct, frozen=True):
         _require_sendable(message)
         number = self.last_number + 1
         entry = OutboxEntry(number, now, message)
-        outbox = self.outbox.set(message.msg_id, entry)
-        stored_next = self._as_stored_next(entry)
-        changed = frozenset(self.shown.reached_by(stored_next))
-        return self._with(outbox=outbox, last_number=number, changed=changed)._show(stored_next)
+        # The end of a range may lie between an old stamp and the one that is right now.
+        before = self.derived() if self.old_stamps and entry.has_ranges_with_ends else self
+        stored_next = before._as_stored_next(entry)
+        changed = before.changed if before is not self else frozenset[MsgID]()
+        return before._with(
+            outbox=self.outbox.set(entry),
+            last_number=number,
+            changed=changed.union(before.shown.reached_by(stored_next)),
+        )._show(stored_next)
 
     def dismiss_category(self, message: InBandMessage, now: Time) -> Self:
         """Write the dismissal of a category without an end. It takes what the person has seen on
@@ -140,9 +128,13 @@ class Replica(Struct, frozen=True):
         """The dismissal with the ends of its ranges at the cursor, and the ids of later items."""
         end = TimeOrOffset(time=self.cursor or EARLIEST_TIME)
         own = sorted(self.visible_among(self.overlaid, now).values(), key=Item.order)
-        beyond = [i.msg_id for i in own if i.ctime > self.cursor and dismisses(dismissal, i)]
+        beyond = [i.msg_id for i in own if self._is_beyond(i) and dismisses(dismissal, i)]
         ranges = (msgspec.structs.replace(r, end_time=end) for r in dismissal.ranges)
         return Dismissal((*dismissal.msg_ids, *beyond), tuple(ranges))
+
+    def _is_beyond(self, item: Item) -> bool:
+        """Whether an item is shown that the node has not told of."""
+        return item.msg_id not in self.facts.items
 
     def hide(self, msg_id: MsgID) -> Self:
         """Hide this item on this device. Idempotent. The id of an item that has not arrived is
@@ -197,22 +189,25 @@ class Replica(Struct, frozen=True):
         for message in new:
             changed.update(facts.reached_by(message))
             facts = facts.replay(message)
+        outbox, echoed = _echoed(self.outbox, (message.msg_id for message in new))
         applied = self._with(
             facts=facts,
             cursor=cursor,
             known_since=cursor if facts.dismissed else self.known_since,
-            outbox=_mark_echoed(self.outbox, (message.msg_id for message in new)),
+            outbox=outbox,
         )
-        return applied._forget_expired(cursor, changed)
+        forgotten, ids = applied._without_expired(cursor)
+        return forgotten._updated(self, chain(changed, ids), echoed)
 
     def apply_snapshot(self, snapshot: Snapshot, cursor: Time) -> Self:
         """Replace the facts by a snapshot. The outbox stays, and so do the hidden ids of the items
         that still exist."""
-        outbox = _mark_echoed(self.outbox, (item.msg_id for item in snapshot.items))
+        outbox, _ = _echoed(self.outbox, (item.msg_id for item in snapshot.items))
         replaced = self._with(
             facts=snapshot.facts(), cursor=cursor, known_since=cursor, outbox=outbox
         )
-        return replaced._forget_expired(cursor, chain(self.facts.items, replaced.facts.items))
+        forgotten, _ = replaced._without_expired(cursor)
+        return forgotten.derived(chain(self.facts.items, replaced.facts.items))
 
     def apply_results(self, results: Sequence[tuple[InBandMessage, Result]]) -> Self:
         """Apply the node's results for messages of the outbox: stored ones get their ctime, and
@@ -225,7 +220,7 @@ class Replica(Struct, frozen=True):
                 continue
             if result.error is not None:
                 number += 1
-                outbox = outbox.delete(message.msg_id)
+                outbox = outbox.without(message.msg_id)
                 rejected = rejected.set(
                     message.msg_id, RejectedEntry(number, message, result.error)
                 )
@@ -235,14 +230,14 @@ class Replica(Struct, frozen=True):
                     entry, message=stamped, dead=_is_dead_when_stored(result)
                 )
                 outbox = (
-                    outbox.delete(message.msg_id)
+                    outbox.without(message.msg_id)
                     if entry.acknowledged_part(self.device_id) is None
-                    else outbox.set(message.msg_id, entry)
+                    else outbox.set(entry)
                 )
         surplus = [entry.message.msg_id for entry in _in_order(rejected)[:-MAX_REJECTED]]
         rejected = _without(rejected, surplus)
         settled = self._with(outbox=outbox, rejected=rejected, last_number=number)
-        return settled.derived(chain((message.msg_id for message, _ in results), surplus))
+        return settled._updated(self, surplus, [message.msg_id for message, _ in results])
 
     def hash_matches(self, as_of: Time, hash_: str) -> bool:
         """Whether the facts give the state with this hash at `as_of`."""
@@ -251,30 +246,30 @@ class Replica(Struct, frozen=True):
     def synced(self, as_of: Time) -> Self:
         """A sync is complete, which the node read at the instant `as_of`. What was created and
         dismissed since the cursor before it was never sent."""
-        return self._with(known_since=self.cursor)._forget_expired(as_of)
+        forgotten, ids = self._with(known_since=self.cursor)._without_expired(as_of)
+        return forgotten._updated(self, ids)
 
-    def _forget_expired(self, told: Time, changed: Iterable[MsgID] = ()) -> Self:
-        """Forget what is dead, with its tombstones, and the items that expired EXPIRY_GRACE or more
-        before an instant that a node told, after a change of the facts that concerns the ids in
-        `changed`."""
+    def _without_expired(self, told: Time) -> tuple[Self, list[MsgID]]:
+        """Without what is dead, with its tombstones, and without the items that expired
+        EXPIRY_GRACE or more before an instant that a node told; and the ids of those."""
         expired = list(self.facts.items.expired(after=-1, until=told - EXPIRY_GRACE))
         ids = [item.msg_id for item in expired]
         forgotten = self._with(
             facts=Facts(self.facts.items.without_all(ids)),
             known_since=max([self.known_since, *(item.expires_at or 0 for item in expired)]),
         )
-        return forgotten.derived(chain(changed, ids))
+        return forgotten, ids
 
     # Queries
 
     def unsent(self) -> list[InBandMessage]:
         """The messages of the outbox that are not acknowledged, in the order of writing."""
-        return [entry.message for entry in _in_order(self.outbox) if not entry.message.stamped]
+        return [entry.message for entry in self.outbox.in_waiting_order()]
 
     def window(self, max_messages: int, max_bytes: int) -> list[InBandMessage]:
         """The unsent messages to send next, with the uid set: at least one, if there are any,
         and otherwise up to these limits."""
-        unsent = self.unsent()[:max_messages]
+        unsent = [e.message for e in islice(self.outbox.in_waiting_order(), max_messages)]
         totals = accumulate(encoded_size(message) for message in unsent)
         fitting = sum(1 for _ in takewhile(lambda total: total <= max_bytes, totals))
         return [
@@ -301,7 +296,8 @@ class Replica(Struct, frozen=True):
     def visible(self, now: Time) -> dict[MsgID, Item]:
         """The items visible on this device now."""
         visible = self.shown.visible(self.device_id, now)
-        return {item.msg_id: item for item in visible if not self._is_hidden(item)}
+        shown = {item.msg_id: item for item in visible if not self._is_hidden(item)}
+        return shown | self._stamped_as_stored_next(shown) if self.old_stamps else shown
 
     def state(self, now: Time) -> State:
         return State.of(self.visible(now).values(), now)
@@ -314,7 +310,8 @@ class Replica(Struct, frozen=True):
                 f"this device knows its history from {self.known_since} on, not at {at};"
                 " ask the server"
             )
-        state = self.shown.state_at(self.device_id, at)
+        shown = self.derived().shown if self.old_stamps else self.shown
+        state = shown.state_at(self.device_id, at)
         return State.of((item for item in state if not self._is_hidden(item)), at)
 
     def _is_hidden(self, item: Item) -> bool:
@@ -325,22 +322,79 @@ class Replica(Struct, frozen=True):
     def derived(self, changed: Iterable[MsgID] = ()) -> Self:
         """This replica with its derived fields computed from the facts, cursor and outbox.
         `changed` are the ids for which these may have changed."""
-        reached = [id_ for id_, e in self.outbox.items() if 0 < e.message.ctime <= self.cursor]
-        outbox = _without(self.outbox, reached)
-        entries = _in_order(outbox)
+        outbox = self.outbox.without_all(self.outbox.reached(self.cursor))
         derived = self._with(
-            outbox=outbox, shown=self.facts, latest_ctime=self.cursor, overlaid=Map()
+            outbox=outbox,
+            shown=self.facts,
+            latest_ctime=self.cursor,
+            overlaid=Map(),
+            old_stamps=False,
         )
-        for entry in entries:
-            part = entry.acknowledged_part(self.device_id) if entry.message.stamped else None
+        for entry in outbox.acknowledged_entries():
+            part = entry.acknowledged_part(self.device_id)
             if part is not None:
                 derived = derived._show(part)
         derived = derived._with(shown=derived.shown.without_tombstones())
-        for entry in entries:
-            if not (entry.message.stamped or entry.echoed):
+        for entry in outbox.in_waiting_order():
+            if not entry.echoed:
                 derived = derived._show(derived._as_stored_next(entry))
         all_changed = frozenset(chain(changed, self.outbox, self.overlaid, derived.overlaid))
         return derived._hide_arrived(all_changed)._with(changed=all_changed)
+
+    def _updated(
+        self, before: Self, changed: Iterable[MsgID], entries: Iterable[MsgID] = ()
+    ) -> Self:
+        """As `derived`, for a replica that differs from a derived one in the facts of the items
+        `changed` and in these entries of the outbox. It looks at what these change, if that is less
+        than to look at the whole outbox."""
+        reached = self.outbox.reached(self.cursor)
+        entry_ids = {*entries, *reached}
+        known = [entry for id_ in entry_ids if (entry := before.outbox.get(id_)) is not None]
+        named = chain.from_iterable(entry.named_ids() for entry in known)
+        ids = frozenset(chain(changed, entry_ids, named))
+        updated = self._with(outbox=self.outbox.without_all(reached))
+        if (
+            len(ids) * (1 + len(updated.outbox.with_ranges)) > len(updated.outbox)
+            or any(entry.has_ranges for entry in known)
+            or updated.outbox.has_ends_after(self.cursor)
+        ):
+            return updated.derived(ids)
+        return updated._shown_again(ids)
+
+    def _shown_again(self, ids: frozenset[MsgID]) -> Self:
+        """Show these items by the facts and the outbox again; the others stay as they are."""
+        shown, overlaid, latest = self.shown, self.overlaid, max(self.latest_ctime, self.cursor)
+        for msg_id in ids:
+            alone = self._alone(msg_id)
+            shown = shown.with_item_as_in(alone.shown, msg_id)
+            overlaid = _without(overlaid, [msg_id]).update(alone.overlaid)
+            latest = max(latest, alone.latest_ctime)
+        again = self._with(shown=shown, overlaid=overlaid, latest_ctime=latest, old_stamps=True)
+        return again._hide_arrived(ids)._with(changed=ids)
+
+    def _alone(self, msg_id: MsgID) -> "Replica":
+        """A replica that holds only this item, and what may change it."""
+        item = self.facts.items.get(msg_id)
+        facts = Facts.of([] if item is None else [item])
+        outbox = Outbox.of(self.outbox.changing(msg_id))
+        return Replica(self.device_id, cursor=self.cursor, facts=facts, outbox=outbox).derived()
+
+    def _stamped_as_stored_next(self, shown: Mapping[MsgID, Item]) -> dict[MsgID, Item]:
+        """Those of the items that unsent messages create, with the ctimes of messages that are
+        stored next."""
+        acknowledged = (
+            part.ctime
+            for entry in self.outbox.acknowledged_entries()
+            if (part := entry.acknowledged_part(self.device_id)) is not None
+        )
+        latest, stamped = max(chain([self.cursor], acknowledged)), dict[MsgID, Item]()
+        for entry in self.outbox.in_waiting_order():
+            msg_id = entry.message.msg_id
+            if not entry.echoed:
+                latest = max(entry.written, latest + 1)
+                if msg_id in shown and msg_id not in self.facts.items:
+                    stamped[msg_id] = msgspec.structs.replace(shown[msg_id], ctime=latest)
+        return stamped
 
     def _hide_arrived(self, changed: Iterable[MsgID]) -> Self:
         """Hide the awaited items that have come, and forget the hidden ones that are gone."""
@@ -363,7 +417,8 @@ class Replica(Struct, frozen=True):
         for msg_id in self.shown.reached_by(message):
             overlaid = overlaid.set(msg_id, True)
         shown = self.shown.replay(message)
-        return self._with(shown=shown, latest_ctime=message.ctime, overlaid=overlaid)
+        latest = max(self.latest_ctime, message.ctime)
+        return self._with(shown=shown, latest_ctime=latest, overlaid=overlaid)
 
     def _with(self, **changes: Any) -> Self:
         return msgspec.structs.replace(self, **changes)
@@ -448,17 +503,12 @@ def _in_order(entries: Mapping[MsgID, Any]) -> list[Any]:
     return sorted(entries.values(), key=lambda entry: entry.number)
 
 
-def _mark_echoed(
-    outbox: Map[MsgID, OutboxEntry], msg_ids: Iterable[MsgID]
-) -> Map[MsgID, OutboxEntry]:
-    """The outbox after the node has sent these messages. A node stores the outbox in order, so it
-    has also stored the entries before them, even if it does not send those that are dead by now."""
-    last = max((outbox[msg_id].number for msg_id in msg_ids if msg_id in outbox), default=0)
-    for entry in outbox.values():
-        if entry.number <= last and not entry.echoed:
-            echoed = msgspec.structs.replace(entry, echoed=True)
-            outbox = outbox.set(entry.message.msg_id, echoed)
-    return outbox
+def _echoed(outbox: Outbox, sent: Iterable[MsgID]) -> tuple[Outbox, list[MsgID]]:
+    """The outbox after the node has sent these messages, and the entries that this has changed."""
+    entries = outbox.not_echoed(sent)
+    for entry in entries:
+        outbox = outbox.set(msgspec.structs.replace(entry, echoed=True))
+    return outbox, [entry.message.msg_id for entry in entries]
 
 
 def _without(map_: Map[MsgID, T], msg_ids: Iterable[MsgID]) -> Map[MsgID, T]:

@@ -11,8 +11,8 @@ class Status(Struct, frozen=True):
 
     - `online`: it is connected, and the first sync is complete.
     - `synced`: it also has all that it has heard of since.
-    - `durable`: what is written here survives the process: the store is not in memory, and could
-      save the last change.
+    - `durable`: what is written here survives the process: the store is not in memory, could save
+      the last change, and has not been busy with the next one for more than a few seconds.
     - `unsent`: how many written messages no node has acknowledged.
     - `last_error`: why the last connection ended, or could not be made; None after a sync.
     - `retry_at`: when it connects again, by the device's clock; None if it does not wait for that.

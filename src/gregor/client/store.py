@@ -5,6 +5,7 @@ records that differ, so that the size of a write does not grow with the state.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, TypeAlias, TypeVar, runtime_checkable
 
@@ -12,7 +13,8 @@ import msgspec
 from immutables import Map
 from msgspec import Struct
 
-from gregor.client.replica import OutboxEntry, RejectedEntry, Replica
+from gregor.client.outbox import Outbox, OutboxEntry
+from gregor.client.replica import RejectedEntry, Replica
 from gregor.client.store_migrations import MIGRATIONS
 from gregor.core import arguments
 from gregor.core.admission import check_type
@@ -203,17 +205,25 @@ def _save(connection: DatabaseConnection, changes: RecordChanges) -> None:
 # Conversion between a replica and records
 
 
-class _DeviceRecord(Struct, frozen=True):
-    """The single record of the kind `device`."""
+class _OwnerRecord(Struct, frozen=True):
+    """The single record of the kind `owner`. It repeats what the one of the kind `device` says, so
+    that no unreadable record lets another user have what this one wrote."""
 
     device_id: DeviceID
     uid: UID | None
+
+
+class _DeviceRecord(_OwnerRecord, frozen=True):
+    """The single record of the kind `device`."""
+
     cursor: Time
     clock_offset: int = 0
 
 
 DEVICE_KEY: Key = ("device", "")
+OWNER_KEY: Key = ("owner", "")
 _TYPES: Mapping[str, Any] = {
+    "owner": _OwnerRecord,
     "device": _DeviceRecord,
     "item": Item,
     "outbox": OutboxEntry,
@@ -229,12 +239,27 @@ _UNREADABLE = (msgspec.MsgspecError, GregorError, UnicodeError, RecursionError)
 
 def set_aside(records: Records) -> RecordChanges:
     """The changes that set aside the records that cannot be read: they are kept, under another
-    kind, and the others can be loaded without them."""
+    kind, and the others can be loaded without them. Raises SetupError if the records do not say
+    whose they are."""
     changes: dict[Key, bytes | None] = {}
     for (kind, name), record in records.items():
         if kind in _TYPES and not _is_readable(kind, record):
             changes |= {(kind, name): None, (_ASIDE, f"{kind}/{name}"): record}
+    if DEVICE_KEY in changes:
+        changes[OWNER_KEY] = msgspec.json.encode(_remaining_owner(records))
     return changes
+
+
+def _remaining_owner(records: Records) -> _OwnerRecord:
+    """The owner in records of which that of the device cannot be read. What an earlier version
+    wrote has no other record of it, but often only the cursor is damaged."""
+    for key in (OWNER_KEY, DEVICE_KEY):
+        with suppress(KeyError, *_UNREADABLE):
+            return msgspec.json.decode(records[key], type=_OwnerRecord)
+    raise SetupError(
+        "no record of the client's store can be read that says to which user it belongs, so its"
+        " unsent messages may be another user's; nothing was changed: keep it, and use a new one"
+    )
 
 
 def records_aside(records: Records) -> dict[Key, bytes]:
@@ -261,7 +286,7 @@ def load_replica(records: Records, device_id: DeviceID) -> Replica:
     the record of the device itself, its cursor is 0, so the first sync is a snapshot. Raises
     SetupError if a record cannot be read, or if they belong to another device."""
     try:
-        device = _device_record(records, device_id)
+        device = _device_record(records, _owner_record(records, device_id))
         replica = _replica_from(records, device)
     except _UNREADABLE as error:
         raise SetupError(f"the client's store is damaged ({error}); use a new one") from error
@@ -273,14 +298,20 @@ def load_replica(records: Records, device_id: DeviceID) -> Replica:
     return replica
 
 
-def _device_record(records: Records, device_id: DeviceID) -> _DeviceRecord:
+def _owner_record(records: Records, device_id: DeviceID) -> _OwnerRecord:
+    if OWNER_KEY not in records:
+        return _OwnerRecord(device_id, None)
+    return msgspec.json.decode(records[OWNER_KEY], type=_OwnerRecord)
+
+
+def _device_record(records: Records, owner: _OwnerRecord) -> _DeviceRecord:
     if DEVICE_KEY not in records:
-        return _DeviceRecord(device_id, None, 0)
+        return _DeviceRecord(owner.device_id, owner.uid, 0)
     return msgspec.json.decode(records[DEVICE_KEY], type=_DeviceRecord)
 
 
 def _replica_from(records: Records, device: _DeviceRecord) -> Replica:
-    outbox = Map(_decode(records, "outbox", OutboxEntry))
+    outbox = Outbox.of(entry for _, entry in _decode(records, "outbox", OutboxEntry))
     rejected = Map(_decode(records, "rejected", RejectedEntry))
     awaited = Map(_decode(records, "awaited", int))
     numbers = [entry.number for entry in (*outbox.values(), *rejected.values())]
@@ -305,13 +336,20 @@ def _decode(records: Records, kind: str, type_: type[T]) -> Iterator[tuple[str, 
             yield name, msgspec.json.decode(record, type=type_)
 
 
+def missing_records(records: Records, replica: Replica) -> RecordChanges:
+    """What to save so that a store says to which device and user it belongs, as this replica does.
+    It lacks that when it is new, was written by an earlier version, or has a record set aside."""
+    wanted = {key: msgspec.json.encode(value) for key, value in _device(replica).items()}
+    return {key: record for key, record in wanted.items() if records.get(key) != record}
+
+
 def changed_records(
     before: Replica | None, after: Replica, changed: Iterable[MsgID] | None = None
 ) -> RecordChanges:
     """The changes to save so that a store with `before` (None: an empty store) holds `after`. The
     records that may differ are those of the ids in `changed`; by default, all may."""
     if before is None:
-        before = Replica("")  # its record of the device differs from that of any device
+        before = Replica("")  # its records of the device differ from those of any device
     if changed is None:
         changed = _recorded_ids(before) | _recorded_ids(after)
     changes = dict(_differences(_device(before), _device(after)))
@@ -326,8 +364,9 @@ def _recorded_ids(replica: Replica) -> set[MsgID]:
 
 
 def _device(replica: Replica) -> dict[Key, object]:
-    record = _DeviceRecord(replica.device_id, replica.uid, replica.cursor, replica.clock_offset)
-    return {DEVICE_KEY: record}
+    owner = _OwnerRecord(replica.device_id, replica.uid)
+    device = _DeviceRecord(replica.device_id, replica.uid, replica.cursor, replica.clock_offset)
+    return {OWNER_KEY: owner, DEVICE_KEY: device}
 
 
 def _values(replica: Replica, msg_id: MsgID) -> dict[Key, object]:

@@ -25,7 +25,19 @@ messages share it, the more are lost with it."""
 CHANNEL_PREFIX = "gregor:user:"
 
 
-class Envelope(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+ENVELOPE_VERSION = 1
+"""Nodes of the next version may change the envelope, if they raise its version. For ever, it is a
+JSON object whose field `version` has this number, or is left out for version 1, and its channel
+names the user."""
+
+
+class EnvelopeVersion(Struct, frozen=True, omit_defaults=True):
+    """What can be read of an envelope of any version."""
+
+    version: int = 1
+
+
+class Envelope(EnvelopeVersion, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A payload on the pub/sub: messages of one user, in order, and the publishing node. `dead` are
     the msg_ids of those whose item was dead when they were stored, so that no node asks the
     store."""
@@ -33,6 +45,13 @@ class Envelope(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
     node: str
     messages: Sequence[Raw]
     dead: Sequence[MsgID] = ()
+
+
+class UnknownVersion(Exception):
+    """The payload is an envelope of a version that this node does not know."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"an envelope of version {version}; this node knows {ENVELOPE_VERSION}")
 
 
 class Publisher(BatchConsumer):
@@ -78,7 +97,8 @@ def encode_envelope(node: str, *accepted: Accepted) -> bytes:
 
 def _encode_envelope(node: str, encoded: Sequence[_Encoded]) -> bytes:
     dead = [msg_id for _, msg_id in encoded if msg_id is not None]
-    return msgspec.json.encode(Envelope(node, [json for json, _ in encoded], dead))
+    messages = [json for json, _ in encoded]
+    return msgspec.json.encode(Envelope(node=node, messages=messages, dead=dead))
 
 
 def _encode(outcome: Accepted) -> _Encoded:
@@ -109,11 +129,11 @@ def _batches(encoded: Iterable[_Encoded]) -> Iterator[list[_Encoded]]:
 def decode_envelope(received: Received, own_node: str) -> list[Accepted]:
     """The messages of a payload; none if this node has published it. The payload is untrusted:
     raises Malformed unless it contains valid messages of the channel's user, stamped if they are
-    in-band."""
+    in-band; UnknownVersion if it is an envelope of another version, of which nothing is known."""
     if len(received.payload) > MAX_ENVELOPE_BYTES:
         raise Malformed(f"the payload is too large: {len(received.payload)} bytes")
     try:
-        envelope = msgspec.json.decode(received.payload, type=Envelope)
+        envelope = _decode(received.payload)
         if envelope.node == own_node:
             return []
         messages = [parse_message(message, stamped=True) for message in envelope.messages]
@@ -126,6 +146,19 @@ def decode_envelope(received: Received, own_node: str) -> list[Accepted]:
         if isinstance(message, InBandMessage) and message.prev >= message.ctime:
             raise Malformed("a message in the envelope is not newer than its predecessor")
     return [_accepted(message, dead) for message in messages]
+
+
+def _decode(payload: bytes) -> Envelope:
+    try:
+        envelope = msgspec.json.decode(payload, type=Envelope)
+        version = envelope.version
+    except msgspec.ValidationError:
+        version = msgspec.json.decode(payload, type=EnvelopeVersion).version
+        if version == ENVELOPE_VERSION:
+            raise
+    if version != ENVELOPE_VERSION:
+        raise UnknownVersion(version)
+    return envelope
 
 
 def _accepted(message: Message, dead: Collection[MsgID]) -> Accepted:

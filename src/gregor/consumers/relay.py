@@ -5,7 +5,8 @@ LINGER_SECONDS longer: a flapping device must not cause an unsubscribe and a sub
 Payloads that arrive while no device is connected are not decoded.
 
 Payloads are untrusted. An invalid payload is counted, logged at a limited rate, and not delivered.
-It cannot hide an in-band message, because the store has all of them.
+It cannot hide an in-band message, because the store has all of them. An envelope of another version
+is from a newer or older node: its channel names the user, whose messages are read from the store.
 """
 
 import asyncio
@@ -14,7 +15,12 @@ from collections.abc import Callable, Iterator
 from weakref import WeakValueDictionary
 
 from gregor.consumers.broadcaster import Broadcaster
-from gregor.consumers.publisher import channel_of, decode_envelope, user_of
+from gregor.consumers.publisher import (
+    UnknownVersion,
+    channel_of,
+    decode_envelope,
+    user_of,
+)
 from gregor.core.instant import SECOND, Time
 from gregor.core.message import UID, InBandMessage
 from gregor.errors import Malformed
@@ -59,6 +65,7 @@ class Relay:
         self._idle_since: dict[UID, float] = {}
         self._locks: WeakValueDictionary[UID, asyncio.Lock] = WeakValueDictionary()
         self._log_throttle = LogThrottle(LOG_INTERVAL_SECONDS)
+        self._version_log_throttle = LogThrottle(LOG_INTERVAL_SECONDS)
 
     # Subscriptions
 
@@ -114,6 +121,9 @@ class Relay:
         except Malformed as error:
             self._reject(error)
             return
+        except UnknownVersion as version:
+            self._read_from_store(user_of(received.channel), version)
+            return
         for outcome in accepted:
             message = outcome.message
             if isinstance(message, InBandMessage) and self._is_too_far_ahead(message):
@@ -122,6 +132,15 @@ class Relay:
                 self._broadcaster.on_gap(message.uid)
                 return
         await self._broadcaster.consume_batch(accepted)
+
+    def _read_from_store(self, uid: UID, version: UnknownVersion) -> None:
+        """Let the gap repair read what the node that published this has stored before."""
+        self._broadcaster.on_gap(uid)
+        times = self._version_log_throttle.count(_now())
+        if times:
+            log.warning(
+                LogEvent("messages are read from the store", times=times, reason=str(version))
+            )
 
     def _is_too_far_ahead(self, message: InBandMessage) -> bool:
         return message.ctime > self._clock() + MAX_FUTURE

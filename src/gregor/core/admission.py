@@ -34,7 +34,9 @@ def check_text(name: str, value: object, limit: int) -> None:
 
 def check_type(name: str, value: object, *types: type) -> None:
     """Raise InvalidMessage unless the value is of one of these types. A bool is not an int."""
-    if isinstance(value, types) and (type(value) is not bool or bool in types):
+    if type(value) in types:
+        return
+    if isinstance(value, types) and type(value) is not bool:
         return
     expected = " or ".join(type_.__name__ for type_ in types)
     raise InvalidMessage(f"`{name}` must be {expected}, not {kind_of(value)}", field=name)

@@ -19,7 +19,7 @@ from gregor.core.admission import (
     kind_of,
 )
 from gregor.core.instant import MAX_TIME, Time, TimeOrOffset, as_time_or_offset
-from gregor.errors import InvalidMessage, InvalidTime
+from gregor.errors import InvalidMessage, InvalidTime, TooLarge
 
 MAX_ID_BITS = 2_048  # more digits than any id may have
 MAX_DEPTH = 128
@@ -134,49 +134,69 @@ def query_time(name: str, value: object) -> TimeOrOffset | None:
 # Bodies
 
 
-def body(name: str, value: object) -> Raw:
-    """The value as JSON. A Raw holds JSON already, which is kept byte for byte."""
+def body(name: str, value: object, limit: int) -> Raw:
+    """The value as JSON, of up to `limit` bytes. A Raw holds JSON already, which stays as it is."""
     try:
         if isinstance(value, Raw):
             msgspec.json.decode(value)
             return value
-        return Raw(msgspec.json.encode(_plain(name, value, MAX_DEPTH)))
+        return Raw(msgspec.json.encode(_Plain(name, limit).value_of(value, MAX_DEPTH)))
     except UnicodeError as error:
         raise InvalidMessage(f"`{name}` is not valid Unicode", field=name) from error
     except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidMessage(f"`{name}` is not JSON: {error}", field=name) from error
 
 
-def _plain(name: str, value: object, levels: int) -> object:
-    """The same value of plain types only, which have one form in JSON."""
-    match value:
-        case None | bool():
-            return value
-        case str():
-            return str.__str__(value)
-        case int():
-            return int(value)
-        case float() if -_INFINITY < value < _INFINITY:
-            return float(value)
-        case float():
-            raise InvalidMessage(f"`{name}` holds {value}, which JSON cannot say", field=name)
-        case Mapping() | Sequence() if levels == 0:
-            raise InvalidMessage(
-                f"`{name}` is nested more than {MAX_DEPTH} levels deep", field=name
-            )
-        case Mapping():
-            return {_key(name, k): _plain(name, v, levels - 1) for k, v in value.items()}
-        case Sequence() if not isinstance(value, bytes | bytearray | memoryview):
-            return [_plain(name, element, levels - 1) for element in value]
-        case _:
-            raise InvalidMessage(
-                f"`{name}` holds a {kind_of(value)}, which JSON does not have", field=name
+class _Plain:
+    """One body as plain types only, which have one form in JSON.
+
+    A value that is in a list twice is in its JSON twice, so a small object may stand for more JSON
+    than there is memory. Each value and each character takes at least a byte of JSON: the work ends
+    when there are more of them than bytes allowed.
+    """
+
+    def __init__(self, name: str, limit: int) -> None:
+        self._name = name
+        self._limit = self._bytes_left = limit
+
+    def value_of(self, value: object, levels: int) -> object:
+        self._spend(1)
+        match value:
+            case None | bool():
+                return value
+            case str():
+                return self._text(value)
+            case int():
+                return int(value)
+            case float() if -_INFINITY < value < _INFINITY:
+                return float(value)
+            case float():
+                raise self._invalid(f"holds {value}, which JSON cannot say")
+            case Mapping() | Sequence() if levels == 0:
+                raise self._invalid(f"is nested more than {MAX_DEPTH} levels deep")
+            case Mapping():
+                return {self._key(k): self.value_of(v, levels - 1) for k, v in value.items()}
+            case Sequence() if not isinstance(value, bytes | bytearray | memoryview):
+                return [self.value_of(element, levels - 1) for element in value]
+            case _:
+                raise self._invalid(f"holds a {kind_of(value)}, which JSON does not have")
+
+    def _key(self, key: object) -> str:
+        if not isinstance(key, str):
+            raise self._invalid(f"has a key that is no text, but a {kind_of(key)}")
+        return self._text(key)
+
+    def _text(self, value: str) -> str:
+        self._spend(len(value))
+        return str.__str__(value)
+
+    def _spend(self, size: int) -> None:
+        self._bytes_left -= size
+        if self._bytes_left < 0:
+            raise TooLarge(
+                f"`{self._name}` is more than {self._limit} bytes of JSON, which is the limit",
+                field=self._name,
             )
 
-
-def _key(name: str, key: object) -> str:
-    if not isinstance(key, str):
-        raise InvalidMessage(
-            f"`{name}` has a key that is no text, but a {kind_of(key)}", field=name
-        )
-    return str.__str__(key)
+    def _invalid(self, reason: str) -> InvalidMessage:
+        return InvalidMessage(f"`{self._name}` {reason}", field=self._name)

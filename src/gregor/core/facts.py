@@ -230,6 +230,16 @@ class Facts(Struct, frozen=True):
         """The same items, live and dead, without the tombstones and ranges for later arrivals."""
         return self._with(tombstones=Map(), ranges=())
 
+    def with_item_as_in(self, other: "Facts", msg_id: MsgID) -> "Facts":
+        """The same facts, but of this item and its id those of the others."""
+        item, dismissed = other.items.get(msg_id), other.dismissed.get(msg_id)
+        tombstone = other.tombstones.get(msg_id)
+        return self._with(
+            items=self.items.without(msg_id) if item is None else self.items.set(msg_id, item),
+            dismissed=_with(self.dismissed, msg_id, dismissed),
+            tombstones=_with(self.tombstones, msg_id, tombstone),
+        )
+
     def pruned(self) -> "Facts":
         """Only the items without a known death: all that a replica keeps which is told in order,
         and is not told of what is dead when it arrives."""
@@ -242,6 +252,10 @@ def _range_end(range_: DismissedRange) -> Time:
 
 def _range_order(range_: DismissedRange) -> tuple[Time, Time, Category, bool, tuple[MsgID, ...]]:
     return range_.end, range_.ctime, range_.category, range_.prefix, range_.skip_msg_ids
+
+
+def _with(map_: Map[MsgID, T], msg_id: MsgID, value: T | None) -> Map[MsgID, T]:
+    return _without(map_, msg_id) if value is None else map_.set(msg_id, value)
 
 
 def _without(map_: Map[MsgID, T], msg_id: MsgID) -> Map[MsgID, T]:

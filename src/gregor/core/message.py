@@ -6,6 +6,7 @@ device; only the state machine of record adds to it, with `ctime` and `prev`.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from datetime import datetime, timedelta
 from types import NoneType
 from typing import Annotated, TypeAlias
@@ -158,7 +159,7 @@ class InBandMessage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         return None if self.creation is None else self.creation.expires_at(self.ctime)
 
     def stamp(self, ctime: Time, prev: Time) -> "InBandMessage":
-        return msgspec.structs.replace(self, ctime=ctime, prev=prev)
+        return self._with(ctime=ctime, prev=prev)
 
     def addressed_to(self, device_id: DeviceID | None) -> "InBandMessage | None":
         """The part of this message that concerns the device; None if nothing does.
@@ -171,9 +172,18 @@ class InBandMessage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         self, creation: Creation | None, dismissal: Dismissal | None
     ) -> "InBandMessage | None":
         """The message with only these parts; None if nothing is left."""
+        if creation is self.creation and dismissal is self.dismissal:
+            return self
         if creation is None and not dismissal:
             return None
-        return msgspec.structs.replace(self, creation=creation, dismissal=dismissal or None)
+        return self._with(creation=creation, dismissal=dismissal or None)
+
+    def _with(self, **parts: object) -> "InBandMessage":
+        """A copy with other parts, which were checked when they were made."""
+        changed = copy(self)
+        for name, part in parts.items():
+            msgspec.structs.force_setattr(changed, name, part)
+        return changed
 
     def same_contents(self, other: "InBandMessage") -> bool:
         """Whether another message with this msg_id is a retry of this one (and not a conflict)."""
@@ -291,14 +301,14 @@ def out_of_band(uid: AnyID, system: System, body: JSON = None) -> OutOfBandMessa
     return OutOfBandMessage(
         arguments.identifier("uid", uid, MAX_UID),
         arguments.text("system", system, MAX_SYSTEM),
-        arguments.body("body", body),
+        arguments.body("body", body, MAX_BODY),
     )
 
 
 def _creation(category: Category, body: JSON, expires: When) -> Creation:
     return Creation(
         arguments.text("category", category, MAX_CATEGORY),
-        arguments.body("body", body),
+        arguments.body("body", body, MAX_BODY),
         arguments.expiry("expires", expires),
     )
 
@@ -467,4 +477,4 @@ def value_of(json: Raw) -> JSON:
 
 def raw(value: JSON) -> Raw:
     """The value as JSON, which is carried byte for byte; a Raw is returned unchanged."""
-    return arguments.body("body", value)
+    return arguments.body("body", value, MAX_BODY)

@@ -62,7 +62,8 @@ def reduced(message: InBandMessage, recipient: Recipient, fate_of: FateOf) -> In
         creation = None
     if dismissal is not None:
         ids = tuple(id_ for id_ in dismissal.msg_ids if _may_be_held(fate_of(id_), recipient))
-        dismissal = Dismissal(ids, dismissal.ranges)
+        if ids != dismissal.msg_ids or dismissal.added:
+            dismissal = Dismissal(ids, dismissal.ranges)
     return message.reduced(creation, dismissal)
 
 
@@ -103,6 +104,9 @@ def just_stored(message: InBandMessage, dead: bool) -> InBandMessage | None:
     """A new message for all devices that know everything before it, reduced without a look-up:
     `dead` says whether its own item is. Of the items that it names it is taken that they are held;
     a replica ignores the ids of others."""
+    creation = message.creation
+    if not dead and message.dismissal is None and creation is not None and creation.expires is None:
+        return message  # most messages are like this one
     own = ItemFate(
         message.ctime, message.device_id, message.expires_at, message.ctime if dead else None
     )

@@ -167,8 +167,7 @@ class Result(Struct, frozen=True, omit_defaults=True):
         match outcome:
             case Stored(message, dead, expired, dismissed):
                 visible = message.creation is not None and not (dead or expired)
-                result = cls._of_stored("stored", message, visible)
-                return msgspec.structs.replace(result, dismissed=dismissed)
+                return cls._of_stored("stored", message, visible, dismissed)
             case Duplicate(message, dead, expired):
                 visible = message.creation is not None and not (dead or expired)
                 return cls._of_stored("duplicate", message, visible)
@@ -182,7 +181,11 @@ class Result(Struct, frozen=True, omit_defaults=True):
 
     @classmethod
     def _of_stored(
-        cls, status: Literal["stored", "duplicate"], message: InBandMessage, visible: bool
+        cls,
+        status: Literal["stored", "duplicate"],
+        message: InBandMessage,
+        visible: bool,
+        dismissed: int | None = None,
     ) -> "Result":
         return cls(
             status,
@@ -191,6 +194,7 @@ class Result(Struct, frozen=True, omit_defaults=True):
             message.ctime,
             visible=visible,
             expires_at=message.expires_at,
+            dismissed=dismissed,
         )
 
 

@@ -29,7 +29,10 @@ from gregor.protocol.frames import SyncPage
 
 
 class Greeting(Struct, frozen=True):
-    """The hello is sent. The node has not answered."""
+    """The hello is sent. The node has not answered; a transport that reorders may have delivered
+    later frames already, and `highest` is their highest cursor."""
+
+    highest: Time = 0
 
 
 class Syncing(Struct, frozen=True):
@@ -88,9 +91,11 @@ TRANSITIONS: Mapping[type[SyncState], Mapping[type[SyncEvent], tuple[type[SyncSt
 def after(state: SyncState, event: SyncEvent) -> SyncState:
     """The state after the event."""
     match state, event:
-        case Greeting(), FrameIgnored():
-            return state  # a node sends a sync after its welcome in any case
-        case Greeting() | UpToDate(), _:
+        case Greeting(highest), FrameIgnored(cursor):
+            return Greeting(max(highest, cursor))
+        case Greeting(highest), _:
+            return after(Syncing(highest=highest), event)
+        case UpToDate(), _:
             return after(Syncing(), event)
         case Syncing(), SyncExpected():
             return state  # the sync in progress is completed first

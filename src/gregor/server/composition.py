@@ -17,7 +17,7 @@ from gregor.shards.shard_map import establish
 from gregor.shards.state_machine import Shard, ShardedStateMachine
 from gregor.stores.sql.database import Database
 from gregor.stores.sql.lazy import LazyDatabase
-from gregor.stores.sql.migrations import migrate, require_newest, requiring_no_shard
+from gregor.stores.sql.migrations import migrate, require_served, requiring_no_shard
 from gregor.stores.sql.state_machine import SQLStateMachine
 from gregor.stores.sql.store_url import database_at, is_shared
 
@@ -68,7 +68,7 @@ class Parts:
 def _database(url: str, shard: str | None, settings: Settings) -> Database:
     """The store, or one of its shards. A file belongs to this server alone, so its schema is
     migrated; the schema of a shared database is migrated only with --migrate."""
-    prepare = require_newest if is_shared(url) and not settings.migrate else migrate
+    prepare = require_served if is_shared(url) and not settings.migrate else migrate
     database = database_at(
         url,
         prepare if shard is not None else requiring_no_shard(prepare),

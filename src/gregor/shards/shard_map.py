@@ -20,6 +20,7 @@ from gregor.core.instant import SECOND, Time
 from gregor.errors import SetupError, Unavailable
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import Database, DatabaseConnection
+from gregor.stores.sql.schema import require_writer
 from gregor.stores.sql.statements import (
     BucketKey,
     ClosedBucket,
@@ -27,7 +28,7 @@ from gregor.stores.sql.statements import (
     ReleasedBucket,
     ShardName,
 )
-from gregor.stores.sql.transactions import wrong_shards
+from gregor.stores.sql.transactions import wait_for_writers, wrong_shards
 
 
 class NotClosed(Unavailable):
@@ -62,6 +63,7 @@ def placements(connection: DatabaseConnection) -> list[Placement]:
 def merge_placements(connection: DatabaseConnection, known: Iterable[Placement]) -> int:
     """Store the placements that are newer than those stored here, and return their number.
     Idempotent."""
+    require_writer(connection)
     return len(connection.execute_rows(statements.UPSERT_NEWER_PLACEMENTS, known))
 
 
@@ -174,7 +176,7 @@ def close(connection: DatabaseConnection, buckets: Sequence[int], seconds: float
     # The time starts before the wait for writers, because new writers already queue behind it.
     (clock,) = connection.execute(statements.DATABASE_TIME)
     until = clock.ctime + round(seconds * SECOND)
-    _wait_for_writers(connection)
+    _begin_switch(connection)
     rows = [ClosedBucket(bucket, until) for bucket in buckets]
     closed = connection.execute_rows(statements.CLOSE_BUCKETS, rows)
     return Closed(until, _require_all(buckets, closed))
@@ -186,7 +188,7 @@ def release(
     """Give the buckets, which are closed until this time, to another shard. This moves them.
     Raises NotClosed if one of them is open again, or was closed again by another rebalancer; then
     none of them moves."""
-    _wait_for_writers(connection)
+    _begin_switch(connection)
     rows = [ReleasedBucket(bucket, until, target) for bucket in buckets]
     released = connection.execute_rows(statements.RELEASE_BUCKETS, rows)
     return _require_all(buckets, released)
@@ -201,6 +203,7 @@ def reopen(connection: DatabaseConnection, buckets: Sequence[int], until: Time) 
 def claim(connection: DatabaseConnection, bucket: int) -> Placement | None:
     """Place a bucket, which this shard holds, on this shard again, with a higher version; None if
     another shard holds it. A rebalancer that is moving it has to close it again."""
+    require_writer(connection)
     claimed = connection.execute_rows(statements.CLAIM_BUCKETS, [BucketKey(bucket)])
     return next(iter(claimed), None)
 
@@ -227,9 +230,7 @@ def _require_all(buckets: Sequence[int], rows: Iterable[Placement]) -> list[Plac
     return changed
 
 
-def _wait_for_writers(connection: DatabaseConnection) -> None:
-    """Wait until no transaction writes messages, and let none begin. Raises StorageUnavailable if
-    that takes too long."""
-    if connection.dialect.has_row_locks:
-        connection.execute(statements.SET_LOCK_TIMEOUT)
-        connection.execute(statements.WAIT_FOR_WRITERS)
+def _begin_switch(connection: DatabaseConnection) -> None:
+    """Wait for the writers, while none can begin. Raises NodeTooOld if this code may not write."""
+    wait_for_writers(connection)
+    require_writer(connection)

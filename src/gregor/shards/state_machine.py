@@ -16,7 +16,7 @@ from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import UID, Category, DeviceID, InBandMessage
 from gregor.core.state import Counts, Item
 from gregor.core.sync import Page, PageLimits, PolledState, Start, Sync
-from gregor.errors import SetupError, Unavailable, WrongShard
+from gregor.errors import NodeTooOld, SetupError, Unavailable, WrongShard
 from gregor.interfaces import Rejected, Slot, StateMachineOfRecord
 from gregor.log_event import LogEvent
 from gregor.shards import shard_map
@@ -42,7 +42,8 @@ class Shard:
     """One of the shards. While it is known to be down, calls fail at once. It has a queue and
     connections of its own, so a slow shard does not delay calls to the others. A shard that
     answers after it was down, or for the first time, may be another database, or one restored from
-    a backup: it is not up until it is `admitted`.
+    a backup: it is not up until it is `admitted`. One that accepts no messages from code as old as
+    this node's has a `write_problem`, and is read all the same.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Shard:
         self.name = name
         self.machine = machine
         self.problem: str | None = None
+        self.write_problem: str | None = None
         self.admitted = False
         self._shards = shards
         self._admit = admit
@@ -76,7 +78,8 @@ class Shard:
 
     def problems(self) -> list[str]:
         """Why the shard does not answer, or takes no writes; empty if it does."""
-        problems = [self.problem] if self.problem is not None else self.machine.writes.problems()
+        problem = self.problem or self.write_problem
+        problems = self.machine.writes.problems() if problem is None else [problem]
         return [f"shard {self.name!r}: {problem}" for problem in problems]
 
     async def probe_periodically(self) -> None:
@@ -119,10 +122,18 @@ class Shard:
                 await self._admit(self)
             await self.machine.database.check_role()
             await self.machine.ctimes([])
+            self.write_problem = await self._reason_for_refused_writes()
         except (Unavailable, SetupError) as error:
             self.admitted = False
             return error.message
         self._answered_at = asyncio.get_running_loop().time()
+        return None
+
+    async def _reason_for_refused_writes(self) -> str | None:
+        try:
+            await self.machine.read_schema()
+        except NodeTooOld as error:
+            return error.message
         return None
 
 

@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from time import monotonic, perf_counter
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -15,7 +16,13 @@ from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.message import UID, Category, DeviceID, InBandMessage
 from gregor.core.state import Counts, Item
 from gregor.core.sync import Page, PageLimits, PolledState, Since, Start, Sync
-from gregor.errors import ClockSkew, GregorError, StorageUnavailable, Unavailable
+from gregor.errors import (
+    ClockSkew,
+    GregorError,
+    NotMigrated,
+    StorageUnavailable,
+    Unavailable,
+)
 from gregor.interfaces import Duplicate, Slot, StateMachineOfRecord, Stored, StoreOutcome
 from gregor.log_event import LogEvent
 from gregor.stores.sql.database import (
@@ -25,6 +32,8 @@ from gregor.stores.sql.database import (
     UniqueViolation,
     Work,
 )
+from gregor.stores.sql.registration import Registration
+from gregor.stores.sql.schema import Schema, read_schema, require_not_too_old
 from gregor.stores.sql.transactions import (
     consume,
     consume_new,
@@ -70,9 +79,11 @@ class SQLStateMachine(StateMachineOfRecord):
     runs inside the block, and if that task fails, the block is cancelled.
 
     `committed` is called after each commit with the number of messages, the seconds that it took,
-    and whether it succeeded. Every `clock_check_seconds` the clock is compared with the
-    database's, if that is another one; `skew` is by how many microseconds, at least, the
-    database's clock is ahead.
+    and whether it succeeded. If other nodes use the database too, every `clock_check_seconds` this
+    node is registered as one of them, and the clock is compared with the database's; `skew` is by
+    how many microseconds, at least, the database's clock is ahead.
+
+    `schema` is the database's as it was last read: the schema may change while nodes run.
 
     A database that is one of several shards, or `may_become_shard` while it is open, is asked in
     every transaction whether it holds the users. A file cannot: this process alone can open it.
@@ -89,6 +100,8 @@ class SQLStateMachine(StateMachineOfRecord):
     ) -> None:
         self.database = database
         self.skew: Time = 0
+        self.schema: Schema | None = None
+        self._registration = None if clock_check_seconds is None else Registration(database)
         self._clock_check_seconds = clock_check_seconds
         self._any_bucket = not may_become_shard
         self._clock = clock
@@ -107,6 +120,8 @@ class SQLStateMachine(StateMachineOfRecord):
         self._open = True
         self._tasks.create_task(self._commit_all(), name="commits")
         self._checks = [self._tasks.create_task(self._probe_failing_writes())]
+        with suppress(Unavailable):  # `store` and `problems` report it
+            await self.read_schema()
         if self._clock_check_seconds is not None:
             await self._check_clock()
             self._checks.append(
@@ -122,6 +137,24 @@ class SQLStateMachine(StateMachineOfRecord):
             check.cancel()
         # The task group must not get the block's error: it would cancel the task that commits.
         await self._tasks.__aexit__(None, None, None)
+        if self._registration is not None:
+            await self._registration.end()
+
+    # The schema
+
+    async def read_schema(self) -> None:
+        """Read again which schema the database has. Raises NodeTooOld if this code may not write
+        to it, and StorageUnavailable."""
+        self.schema = await self.database.read(read_schema)
+        if self.schema is not None:
+            require_not_too_old(self.schema.oldest_writer)
+
+    def require_schema(self, revision: str) -> None:
+        """Raises NotMigrated unless the database is known to have what this revision has added."""
+        if self.schema is None or not self.schema.has(revision):
+            raise NotMigrated(
+                f"the database does not have schema {revision} yet: run `gregor migrate`; retry"
+            )
 
     # Consuming
 
@@ -269,6 +302,8 @@ class SQLStateMachine(StateMachineOfRecord):
             await self._check_clock()
 
     async def _check_clock(self) -> None:
+        if self._registration is not None:
+            await self._registration.renew()
         before = self._clock()
         try:
             database_time = await self.database.read(read_database_clock)
@@ -350,8 +385,12 @@ class SQLStateMachine(StateMachineOfRecord):
         try:
             await self.database.check_role()
             await self.ctimes([])  # reads a table: the server may be up, and its tables lost
+            await self.read_schema()
         except GregorError as error:
             problems.append(error.message)
+        else:
+            if self._registration is not None and self._registration.problem is not None:
+                problems.append(self._registration.problem)
         return problems
 
 

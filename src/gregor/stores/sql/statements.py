@@ -164,12 +164,14 @@ LOCK_USERS = BulkStatement(
 
 class LockedUser(NamedTuple):
     """A user of a batch, before it is stored: the clock, a dismissed id if there is a tombstone,
-    and the latest end of all ranges."""
+    and the latest end of all ranges. With each user comes the oldest code that may write: so every
+    batch asks it, without a statement of its own."""
 
     uid: UID
     ctime: Time
     tombstone: UID | None
     latest_range_end: Time
+    oldest_writer: str
 
 
 # The users of a batch. With these, most new items are known to be live without asking for each.
@@ -182,7 +184,8 @@ LOCKED_USERS = BulkStatement(
         (SELECT uid FROM dismissed_ids WHERE dismissed_ids.uid = users.uid LIMIT 1) AS tombstone,
         coalesce(
             (SELECT max(end_time) FROM dismissed_ranges WHERE dismissed_ranges.uid = users.uid), 0
-        ) AS latest_range_end
+        ) AS latest_range_end,
+        (SELECT revision FROM oldest_writer) AS oldest_writer
     FROM input JOIN users ON users.uid = input.uid
     """,
     UserKey,
@@ -764,20 +767,80 @@ ITEM_FATES = BulkStatement(
 )
 
 
-class SchemaTables(NamedTuple):
+# The schema, and the nodes that run on it
+
+
+class TableCount(NamedTuple):
     tables: int
 
 
-# Whether the database has a schema: a new one does not even have the table with its revision.
-HAS_SCHEMA = Statement(
-    "SELECT count(*) AS tables FROM database_tables WHERE name = 'alembic_version'",
-    SchemaTables._make,
+# Whether the database has a table. One without a schema does not even have `alembic_version`.
+HAS_TABLE = Statement(
+    "SELECT count(*) AS tables FROM database_tables WHERE name = :name", TableCount._make
 )
 
 
 class Revision(NamedTuple):
-    version: str
+    revision: str
 
 
 # The schema's revision, as Alembic keeps it.
-SCHEMA_REVISION = Statement("SELECT version_num AS version FROM alembic_version", Revision._make)
+SCHEMA_REVISION = Statement("SELECT version_num AS revision FROM alembic_version", Revision._make)
+
+OLDEST_WRITER = Statement("SELECT revision FROM oldest_writer", Revision._make)
+
+SET_OLDEST_WRITER = Statement("UPDATE oldest_writer SET revision = :revision", no_row)
+
+SET_REVISION = Statement("UPDATE alembic_version SET version_num = :revision", no_row)
+
+
+class NodeRow(NamedTuple):
+    """A node, and the revision for which its code was written."""
+
+    name: str
+    revision: str
+
+
+# Register a node, or say that it still runs.
+REGISTER_NODE = BulkStatement(
+    """
+    INSERT INTO nodes (name, revision, seen_at)
+    SELECT input.name, input.revision, database_now() FROM input WHERE true
+    ON CONFLICT (name) DO UPDATE SET revision = excluded.revision, seen_at = excluded.seen_at
+    """,
+    NodeRow,
+    no_row,
+)
+
+DELETE_NODE = Statement("DELETE FROM nodes WHERE name = :name", no_row)
+
+# Forget the nodes that have not said for this long that they run.
+DELETE_SILENT_NODES = Statement(
+    "DELETE FROM nodes WHERE seen_at < database_now() - :silence", no_row
+)
+
+RUNNING_NODES = Statement(
+    """
+    SELECT name, revision FROM nodes WHERE seen_at >= database_now() - :silence ORDER BY name
+    """,
+    NodeRow._make,
+)
+
+
+class SessionCount(NamedTuple):
+    """The machine that a node connects from, and its number of connections."""
+
+    client: str
+    sessions: int
+
+
+# Code before schema 0005 does not register, and is known by the name of its sessions. PostgreSQL
+# only.
+UNREGISTERED_NODES = Statement(
+    """
+    SELECT coalesce(host(client_addr), 'this machine') AS client, count(*) AS sessions
+    FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'gregor'
+    GROUP BY client_addr ORDER BY client_addr
+    """,
+    SessionCount._make,
+)

@@ -57,23 +57,25 @@ class MigrationOfURL(NamedTuple):
     url: str
 
     def is_due(self, connection: DatabaseConnection) -> bool:
-        with self._url_in_errors():
+        with naming(self.url):
             return self.migration.is_due(connection)
 
     def on_sqlite(self, driver: sqlite3.Connection) -> None:
-        with self._url_in_errors():
+        with naming(self.url):
             self.migration.on_sqlite(driver)
 
     async def on_postgresql(self, connect: Callable[[], Awaitable[Any]]) -> None:
-        with self._url_in_errors():
+        with naming(self.url):
             await self.migration.on_postgresql(connect)
 
-    @contextmanager
-    def _url_in_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except SetupError as error:
-            raise SetupError(f"{redacted(self.url)}: {error.message}") from error
+
+@contextmanager
+def naming(url: str) -> Iterator[None]:
+    """While the block runs, the errors that it raises to set the database right name its URL."""
+    try:
+        yield
+    except SetupError as error:
+        raise SetupError(f"{redacted(url)}: {error.message}") from error
 
 
 @asynccontextmanager

@@ -4,15 +4,29 @@ A new file gets its tables from this text, because Alembic takes half a second t
 databases are migrated. The migrations create the same tables; a test checks that they agree.
 """
 
-NEWEST_REVISION = "0004"
+OLDEST_WRITERS = {
+    "0001": "0001",
+    "0002": "0002",
+    "0003": "0003",
+    "0004": "0004",
+    "0005": "0004",
+    "0006": "0004",
+}
+"""Each revision of the schema, and the oldest code that may write to it: code is named by the
+revision for which it was written. A migration that only adds (expand) keeps the oldest writer of
+the one before, so that nodes can be rolled over it, and back. One that changes or removes what
+older code uses (contract) names the oldest code that does not use it."""
+
+NEWEST_REVISION = max(OLDEST_WRITERS)
 
 CREATE_TABLES = (
     """
     CREATE TABLE users (
         uid TEXT NOT NULL,
         ctime BIGINT NOT NULL, -- the user's clock
-        bucket INTEGER DEFAULT (-1) NOT NULL, -- see core/buckets.py
-        PRIMARY KEY (uid)
+        bucket INTEGER NOT NULL, -- see core/buckets.py
+        PRIMARY KEY (uid),
+        CONSTRAINT users_have_buckets CHECK (bucket >= 0)
     )
     """,
     "CREATE INDEX users_of_bucket ON users (bucket)",
@@ -72,6 +86,19 @@ CREATE_TABLES = (
         version BIGINT NOT NULL, -- the higher version takes precedence
         closed_until BIGINT NOT NULL, -- for writes, by this database's clock
         PRIMARY KEY (bucket)
+    )
+    """,
+    # The oldest code that may write, by the revision it was written for. One row, which the code of
+    # every later version must be able to read.
+    "CREATE TABLE oldest_writer (revision TEXT NOT NULL, PRIMARY KEY (revision))",
+    f"INSERT INTO oldest_writer (revision) VALUES ('{OLDEST_WRITERS[NEWEST_REVISION]}')",
+    # The nodes that run on this database. A file belongs to one process, and has none.
+    """
+    CREATE TABLE nodes (
+        name TEXT NOT NULL,
+        revision TEXT NOT NULL, -- for which its code was written
+        seen_at BIGINT NOT NULL, -- by this database's clock
+        PRIMARY KEY (name)
     )
     """,
     # The schema's revision, as Alembic keeps it.

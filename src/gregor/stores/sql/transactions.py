@@ -44,6 +44,7 @@ from gregor.errors import Conflict, WrongShard
 from gregor.interfaces import Duplicate, Rejected, Stored, StoreOutcome
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import DatabaseConnection
+from gregor.stores.sql.schema import require_not_too_old
 from gregor.stores.sql.statements import (
     FOREVER,
     BucketKey,
@@ -255,13 +256,24 @@ class _Deaths(NamedTuple):
     dead: frozenset[ItemKey]
     dismissed: Mapping[UserClock, int]
 
+    # Most batches dismiss nothing: then no key is built.
+
+    def include(self, message: InBandMessage) -> bool:
+        return bool(self.dead) and ItemKey(message.uid, message.msg_id) in self.dead
+
+    def dismissed_by(self, message: InBandMessage) -> int:
+        if not self.dismissed:
+            return 0
+        return self.dismissed.get(UserClock(message.uid, message.ctime), 0)
+
 
 def _judged(outcome: StoreOutcome, deaths: _Deaths, now: Time) -> StoreOutcome:
     """The outcome, with what has come of the message by the end of this transaction."""
     match outcome:
         case Stored(message):
-            dismissed = deaths.dismissed.get(UserClock(message.uid, message.ctime), 0)
-            return Stored(message, *_end_of_item(message, deaths, now), dismissed)
+            return Stored(
+                message, *_end_of_item(message, deaths, now), deaths.dismissed_by(message)
+            )
         case Duplicate(message):
             return Duplicate(message, *_end_of_item(message, deaths, now))
         case _:
@@ -270,8 +282,9 @@ def _judged(outcome: StoreOutcome, deaths: _Deaths, now: Time) -> StoreOutcome:
 
 def _end_of_item(message: InBandMessage, deaths: _Deaths, now: Time) -> tuple[bool, bool]:
     """Whether the item of a stored message is dead, and whether it has expired."""
-    dead = message.creation is not None and ItemKey(message.uid, message.msg_id) in deaths.dead
-    return dead, has_expired(message.expires_at, now)
+    if message.creation is None:
+        return False, False
+    return deaths.include(message), has_expired(message.expires_at, now)
 
 
 def _store_deaths(
@@ -410,13 +423,25 @@ def _keep_earliest(earliest: dict[T, Time], times: Iterable[tuple[T, Time]]) -> 
 
 
 def _lock_users(connection: DatabaseConnection, uids: Iterable[UID]) -> dict[UID, LockedUser]:
-    """Lock the users, so that no other transaction writes for them until the commit."""
+    """Lock the users, so that no other transaction writes for them until the commit. Raises
+    NodeTooOld if this code may not write; if it may, that stays true until the commit."""
     keys = [UserKey(uid) for uid in uids]
     if connection.dialect.has_row_locks:
         rows = [UserRow(key.uid, bucket_of(key.uid)) for key in keys]
         connection.execute_rows(statements.INSERT_USERS, rows)
         connection.execute_rows(statements.LOCK_USERS, keys)
-    return {user.uid: user for user in connection.execute_rows(statements.LOCKED_USERS, keys)}
+    locked = connection.execute_rows(statements.LOCKED_USERS, keys)
+    for user in locked[:1]:
+        require_not_too_old(user.oldest_writer)
+    return {user.uid: user for user in locked}
+
+
+def wait_for_writers(connection: DatabaseConnection) -> None:
+    """Wait until no transaction writes messages, and let none begin before the commit. Raises
+    StorageUnavailable if that takes too long."""
+    if connection.dialect.has_row_locks:
+        connection.execute(statements.SET_LOCK_TIMEOUT)
+        connection.execute(statements.WAIT_FOR_WRITERS)
 
 
 def read_database_clock(connection: DatabaseConnection) -> Time | None:

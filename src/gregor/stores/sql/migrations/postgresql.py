@@ -8,11 +8,16 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from gregor.errors import SetupError
+
+LOCK_NOT_AVAILABLE = "55P03"
+
 
 async def run_on_postgresql(
     connect: Callable[[], Awaitable[Any]], work: Callable[[Connection], None]
 ) -> None:
-    """Run the work in one transaction. Raises asyncpg's errors."""
+    """Run the work in one transaction. Raises SetupError if it waits too long for a lock, and
+    asyncpg's errors."""
     engine = create_async_engine(
         "postgresql+asyncpg://",
         async_creator=connect,
@@ -25,6 +30,11 @@ async def run_on_postgresql(
             await connection.run_sync(work)
     except DBAPIError as error:
         cause = error.orig.__cause__ if error.orig is not None else None
+        if getattr(cause, "sqlstate", "") == LOCK_NOT_AVAILABLE:
+            raise SetupError(
+                "a table that must change is in use for long, by a backup or a report perhaps; "
+                "nothing has changed; try again when that has ended"
+            ) from error
         raise cause or error from error
     finally:
         await engine.dispose()

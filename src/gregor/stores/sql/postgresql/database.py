@@ -43,6 +43,7 @@ from gregor.stores.sql.postgresql.role import (
     timeline_of,
 )
 from gregor.stores.sql.postgresql.session import CONNECT_TIMEOUT_SECONDS, connect
+from gregor.stores.sql.postgresql.start_checks import require_durable, require_privileges
 from gregor.stores.sql.sync_bridge import run_sync
 from gregor.urls import redacted
 
@@ -50,7 +51,6 @@ log = logging.getLogger("gregor.store")
 
 T = TypeVar("T")
 
-MIN_VERSION = 14
 MAX_ATTEMPTS = 5
 BACKOFF = Backoff(0.02, 0.16)
 
@@ -116,26 +116,22 @@ class PostgreSQLDatabase:
         return self
 
     async def _open(self) -> None:
+        await self._check(require_durable)
+        if self._migration is not None:
+            await _with_retries(partial(self._migrate, self._migration))
+            await self._check(require_privileges)
+        self._writer = await self._pool(1)
+        self._readers = await self._pool(self._max_readers)
+
+    async def _check(self, check: Callable[[asyncpg.Connection], Awaitable[None]]) -> None:
         try:
             connection = await self._connect()
             try:
-                major = connection.get_server_version().major
-                synchronous_commit = await connection.fetchval("SHOW synchronous_commit")
+                await check(connection)
             finally:
                 await connection.close(timeout=CONNECT_TIMEOUT_SECONDS)
         except (ValueError, *DRIVER_ERRORS) as error:
             raise cannot_open(error, self.url) from error
-        if major < MIN_VERSION:
-            raise SetupError(f"PostgreSQL {major} is too old; Gregor needs {MIN_VERSION} or later")
-        if synchronous_commit == "off":
-            raise SetupError(
-                "synchronous_commit is off, so a crash could lose acknowledged messages; "
-                "run: ALTER DATABASE … SET synchronous_commit = on"
-            )
-        if self._migration is not None:
-            await _with_retries(partial(self._migrate, self._migration))
-        self._writer = await self._pool(1)
-        self._readers = await self._pool(self._max_readers)
 
     async def _migrate(self, migration: Migration) -> None:
         try:

@@ -2,6 +2,8 @@
 
 import asyncpg
 
+from gregor.stores.sql.tables import NEWEST_REVISION
+
 CONNECT_TIMEOUT_SECONDS = 5.0
 
 # The node that holds the locks of users may freeze in the middle of a transaction. Other nodes wait
@@ -32,7 +34,7 @@ async def connect(url: str, seconds: float) -> asyncpg.Connection:
         command_timeout=seconds + 1,
         server_settings={
             **PLANNER_SETTINGS,
-            "application_name": "gregor",
+            "application_name": f"gregor-{NEWEST_REVISION}",
             "statement_timeout": f"{seconds * 1000:.0f}",
             "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION_TIMEOUT,
         },
