@@ -109,6 +109,8 @@ async def test_ordinary_role_may_ask_for_the_timeline(servers: ReplicatedPostgre
         pass
     connection = await asyncpg.connect(url)
     await connection.execute("CREATE ROLE ann LOGIN")
+    tables = "ALL TABLES IN SCHEMA public"
+    await connection.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO ann")
     await connection.close()
     async with database_at(url.replace("postgres@", "ann@")) as database:
         assert isinstance(database.history, Timeline)

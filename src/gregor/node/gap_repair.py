@@ -65,9 +65,12 @@ class GapRepair:
         """Whether devices wait for the store, because it did not answer the last query."""
         return self._store_unreachable or bool(self._unrepaired)
 
+    def begin(self) -> None:
+        """The state machine is open, and what is read from it is of its present history."""
+        self._history = self._state_machine.history
+
     async def run(self) -> None:
         """Repair gaps, and sweep periodically, until this is cancelled or fails."""
-        self._history = self._state_machine.history
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._sweep())
             for _ in range(GAP_REPAIR_WORKERS):

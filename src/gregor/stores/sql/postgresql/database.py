@@ -117,9 +117,9 @@ class PostgreSQLDatabase:
 
     async def _open(self) -> None:
         await self._check(require_durable)
+        await self._check(require_privileges)
         if self._migration is not None:
             await _with_retries(partial(self._migrate, self._migration))
-            await self._check(require_privileges)
         self._writer = await self._pool(1)
         self._readers = await self._pool(self._max_readers)
 

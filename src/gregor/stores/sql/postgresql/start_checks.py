@@ -14,14 +14,19 @@ MIN_VERSION = 14
 # A table that does not exist is left to the check of the schema.
 MISSING_PRIVILEGES = """
 SELECT format('GRANT %s ON %I TO %I', string_agg(privilege, ', ' ORDER BY n), t, current_user)
-FROM unnest($1::text[]) AS t,
+FROM unnest($1::text[] || $2::text[]) AS t,
      unnest('{SELECT, INSERT, UPDATE, DELETE}'::text[]) WITH ORDINALITY AS p (privilege, n)
 WHERE to_regclass(quote_ident(t)) IS NOT NULL
+  AND (t = ANY ($1) OR privilege = 'SELECT')
   AND NOT has_table_privilege(to_regclass(quote_ident(t)), privilege)
 GROUP BY t ORDER BY t
 """
 
-TABLES = ("users", "messages", "dismissed_ids", "dismissed_ranges", "shard", "buckets")
+WRITTEN_TABLES = (
+    *("users", "messages", "dismissed_ids", "dismissed_ranges"),
+    *("shard", "buckets", "nodes"),
+)
+READ_TABLES = ("alembic_version", "oldest_writer")
 
 
 async def require_durable(connection: asyncpg.Connection) -> None:
@@ -50,7 +55,9 @@ async def require_durable(connection: asyncpg.Connection) -> None:
 
 async def require_privileges(connection: asyncpg.Connection) -> None:
     """Raises SetupError, with the statements to type, if the role may not use the tables."""
-    grants = [row[0] for row in await connection.fetch(MISSING_PRIVILEGES, TABLES)]
+    grants = [
+        row[0] for row in await connection.fetch(MISSING_PRIVILEGES, WRITTEN_TABLES, READ_TABLES)
+    ]
     if grants:
         raise SetupError(
             f"the role of --store lacks privileges; run as the owner: {'; '.join(grants)}"
