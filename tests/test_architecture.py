@@ -21,9 +21,9 @@ LAYERS = (
     {"shards", "consumers"},
     {"stores", "pubsub"},
     {"protocol"},
-    {"interfaces", "clock", "log_event", "backoff", "urls"},
+    {"interfaces", "clock", "log_event", "backoff"},
     {"core", "config"},
-    {"extras"},
+    {"extras", "urls"},
     {"errors"},
 )
 HEIGHT = {part: -number for number, layer in enumerate(LAYERS) for part in layer}

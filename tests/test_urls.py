@@ -20,6 +20,8 @@ from gregor.urls import redacted
         ("postgresql://u:p@host1:1,[::1]:2/db", "postgresql://u:***@host1:1,[::1]:2/db"),
         ("postgresql://u@/db?host=/run/postgresql", "postgresql://u@/db"),
         ("postgres://u:@host/db", "postgres://u:@host/db"),
+        ("postgresql+asyncpg://u@a,b/db?password=p", "postgresql+asyncpg://u@a,b/db"),
+        ("file:///run/secrets/a@b", "file:///run/secrets/a@b"),
         ("redis://:p@host:6379/0", "redis://:***@host:6379/0"),
         ("nats://token@host:4222", "nats://***@host:4222"),
         ("nats://token:@host:4222", "nats://***@host:4222"),

@@ -1,4 +1,7 @@
-"""Settings. Precedence: command line, then `GREGOR_…` environment variables, then a TOML file."""
+"""Settings. Precedence: command line, then `GREGOR_…` environment variables, then a TOML file.
+
+A setting with a secret may be in a file of its own, which `GREGOR_…_FILE` names.
+"""
 
 import ipaddress
 import re
@@ -9,11 +12,13 @@ from typing import Annotated, Any, Literal
 
 from gregor.errors import SetupError
 from gregor.extras import required_extra
+from gregor.urls import read_secret
 
 with required_extra("server"):
     from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
     from pydantic_settings import (
         BaseSettings,
+        EnvSettingsSource,
         PydanticBaseSettingsSource,
         SettingsConfigDict,
         TomlConfigSettingsSource,
@@ -22,6 +27,9 @@ with required_extra("server"):
 
 # Longer than clients keep an idle connection, so that none sends on one that is being closed.
 KEEP_ALIVE_SECONDS = 75
+
+# Settings that hold secrets, and so may be in a file each.
+IN_FILES = ("store", "pubsub", "jwt_secret", "token")
 
 
 class Auth(StrEnum):
@@ -44,7 +52,7 @@ def _store(value: Any) -> Any:
     if isinstance(value, dict):
         value = tuple(f"{name}={url}" for name, url in value.items())
     elif isinstance(value, str):
-        urls = re.split(r"\s+(?=[\w-]+(?:=\w+)?://)", value.strip())
+        urls = re.split(r"\s+(?=[\w+-]+(?:=[\w+]+)?://)", value.strip())
         value = value if len(urls) == 1 else tuple(urls)
     if not value:
         raise ValueError("give the URL of a store, such as sqlite:///gregor.db")
@@ -67,7 +75,7 @@ def named_stores(stores: Sequence[str]) -> dict[str | None, str]:
 
 def name_and_url(store: str) -> tuple[str | None, str]:
     """Split NAME=URL. The name is None if `store` is only a URL."""
-    match = re.fullmatch(r"([\w-]+)=(\w+://.*)", store, re.DOTALL)
+    match = re.fullmatch(r"([\w-]+)=([\w+]+://.*)", store, re.DOTALL)
     return (None, store) if match is None else (match[1], match[2])
 
 
@@ -94,6 +102,11 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     url: str = "http://127.0.0.1:9911"
     token: SecretStr | None = None
+    # Where a source has one of these, it gives the setting of the same name (`_with_files`).
+    store_file: Path | None = None
+    pubsub_file: Path | None = None
+    jwt_secret_file: Path | None = None
+    token_file: Path | None = None
 
     @property
     def stores(self) -> dict[str | None, str]:
@@ -120,6 +133,46 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+class _Environment(EnvSettingsSource):
+    """The `GREGOR_…` variables."""
+
+    def __call__(self) -> dict[str, Any]:
+        return _with_files(super().__call__())
+
+
+class _TOML(TomlConfigSettingsSource):
+    """The file of `--config`."""
+
+    def __call__(self) -> dict[str, Any]:
+        return _with_files(super().__call__())
+
+
+def _with_files(given: dict[str, Any]) -> dict[str, Any]:
+    """The settings of one source, with those that it says are in files."""
+    paths = {name: given[f"{name}_file"] for name in IN_FILES if f"{name}_file" in given}
+    if both := sorted(paths.keys() & given.keys()):
+        raise SetupError(f"give the setting `{both[0]}` or `{both[0]}_file`, and not both")
+    others = {
+        name: value for name, value in given.items() if name.removesuffix("_file") not in paths
+    }
+    return others | {name: _in_file(name, Path(path)) for name, path in paths.items()}
+
+
+def _in_file(name: str, path: Path) -> str:
+    try:
+        secret = read_secret(path)
+    except SetupError as error:
+        raise SetupError(f"setting `{name}_file`: {error.message}", field=name) from error
+    if name != "store":
+        return secret
+    if name_and_url(secret)[0] is not None or len(secret.split()) > 1:
+        raise SetupError(
+            f"setting `store_file`: the file {path} must hold one URL; for shards, name a file for "
+            "each in `store`, as NAME=file:///PATH"
+        )
+    return path.absolute().as_uri()  # not what it holds: a new password must not need a restart
+
+
 def load(file: Path | None = None, **given: Any) -> Settings:
     """Load the settings: `given` values that are not None, then the environment, then the file.
     Raises SetupError, which names the invalid setting and the reason."""
@@ -134,8 +187,8 @@ def load(file: Path | None = None, **given: Any) -> Settings:
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            toml = TomlConfigSettingsSource(settings_cls, toml_file=file)
-            return init_settings, env_settings, toml
+            toml = _TOML(settings_cls, toml_file=file)
+            return init_settings, _Environment(settings_cls), toml
 
     if file is not None and not file.is_file():
         raise SetupError(f"the configuration file {file} does not exist")

@@ -74,6 +74,80 @@ def test_precedence_is_option_then_variable_then_file(shell: Shell) -> None:
     assert shell(*migrate, *option, env=variable).json["store"] == "sqlite:///option.db"
 
 
+# Secrets in files
+
+
+def test_store_is_read_from_a_file(shell: Shell) -> None:
+    file = shell.folder / "store-url"
+    file.write_text("sqlite:///in-file.db\n")
+    variable = {"GREGOR_STORE_FILE": str(file)}
+    assert shell("migrate", env=variable).status == 0
+    assert (shell.folder / "in-file.db").exists()
+    option = ("--store", "sqlite:///option.db")
+    assert shell("migrate", "--json", *option, env=variable).json["store"] == "sqlite:///option.db"
+    assert shell("migrate", "--store", f"file://{file}").status == 0
+
+
+def test_store_stays_a_file_that_is_read_again(shell: Shell) -> None:
+    file = shell.folder / "store-url"
+    file.write_text("sqlite:///in-file.db")
+    shown = shell("migrate", "--json", env={"GREGOR_STORE_FILE": "store-url"}).json["store"]
+    assert shown == file.absolute().as_uri()
+
+
+def test_shards_are_read_from_a_file_each(shell: Shell) -> None:
+    for name in "ab":
+        (shell.folder / name).write_text(f"sqlite:///shard-{name}.db")
+    stores = " ".join(f"{name}=file://{shell.folder}/{name}" for name in "ab")
+    assert shell("migrate", env={"GREGOR_STORE": stores}).status == 0
+    assert (shell.folder / "shard-b.db").exists()
+
+
+def test_config_file_names_a_file_of_a_secret(shell: Shell) -> None:
+    (shell.folder / "secret").write_text(SECRET)
+    (shell.folder / "gregor.toml").write_text(f'jwt_secret_file = "{shell.folder}/secret"')
+    from_file = shell("--config", "gregor.toml", "token", "ann").out
+    assert from_file == shell("token", "ann", env={"GREGOR_JWT_SECRET": SECRET}).out
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("STORE", "migrate"),
+        ("STORE", "serve"),
+        ("PUBSUB", "serve"),
+        ("JWT_SECRET", "serve"),
+        ("TOKEN", "state ann"),
+    ],
+)
+def test_file_of_a_secret_that_cannot_be_read_is_named(
+    shell: Shell, name: str, command: str
+) -> None:
+    missing, empty = shell.folder / "missing", shell.folder / "empty"
+    empty.touch()
+    variable = f"GREGOR_{name}_FILE"
+    result = shell(*command.split(), env={variable: str(missing)})
+    assert result.failed_with(f"`{name.lower()}_file`", f"{missing} cannot be read: No such file")
+    assert shell(*command.split(), env={variable: str(empty)}).failed_with(f"{empty} is empty")
+    both = {variable: str(empty), f"GREGOR_{name}": "x"}
+    assert shell(*command.split(), env=both).failed_with(f"`{name.lower()}`", "not both")
+
+
+def test_file_without_a_url_is_named_and_not_shown(shell: Shell) -> None:
+    file = shell.folder / "store-url"
+    file.write_text("hunter2")
+    result = shell("migrate", env={"GREGOR_STORE_FILE": str(file)})
+    assert result.failed_with(file.as_uri(), "is not a store URL")
+    assert "hunter2" not in result.err
+
+
+def test_file_with_several_stores_is_refused(shell: Shell) -> None:
+    file = shell.folder / "stores"
+    file.write_text("a=sqlite:///a.db b=sqlite:///b.db")
+    result = shell("migrate", env={"GREGOR_STORE_FILE": str(file)})
+    assert result.failed_with(str(file), "one URL", "NAME=file:///PATH")
+
+
 def test_auth_open_requires_a_loopback_address(shell: Shell) -> None:
     result = shell.process("serve", "--auth", "open", "--listen", "0.0.0.0:0")
     assert result.failed_with("--auth open", "loopback", "use --auth jwt")

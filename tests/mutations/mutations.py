@@ -310,6 +310,58 @@ MUTATIONS = [
         "",
         "tests/stores/test_cost.py::test_d15_cost_does_not_grow_with_history_on_postgresql",
     ),
+    Mutation(
+        "the settings of a session are not compared",
+        "stores/sql/postgresql/session.py",
+        "found.get(name) != value",
+        "name not in found",
+        "tests/stores/test_postgresql_sessions.py::test_setting_that_is_dropped_in_between_is_named",
+    ),
+    Mutation(
+        "a role decides how long a transaction may wait for a lock",
+        "stores/sql/postgresql/session.py",
+        """    "lock_timeout": "0",
+""",
+        "",
+        "tests/stores/test_postgresql_sessions.py::test_settings_are_ours_whatever_the_role_has",
+    ),
+    Mutation(
+        "a standby that answers first is written to",
+        "stores/sql/postgresql/url.py",
+        'keys.setdefault("target_session_attrs", "read-write")',
+        "pass",
+        "tests/stores/test_postgresql_url.py::test_several_servers_are_asked_for_one_to_write_to",
+    ),
+    Mutation(
+        "keys of a URL that are unknown are ignored",
+        "stores/sql/postgresql/url.py",
+        "if key not in READ_BY_DRIVER | READ_HERE:",
+        "if not key:",
+        "tests/stores/test_postgresql_url.py::test_key_that_cannot_be_used_is_named",
+    ),
+    Mutation(
+        "the file of a store is read once, at the start",
+        "config.py",
+        "return path.absolute().as_uri()",
+        "return secret",
+        "tests/cli/test_setup.py::test_store_stays_a_file_that_is_read_again",
+    ),
+    Mutation(
+        "a request whose connection is refused fails although others could serve it",
+        "stores/sql/postgresql/pool.py",
+        "return is_refused(error) and (self._users > 0 or self._pool.get_size() > 0)",
+        "return False",
+        "tests/stores/test_connection_limit.py"
+        "::test_reads_wait_for_the_connections_that_the_server_accepts",
+    ),
+    Mutation(
+        "readers keep the writer out at the server's limit",
+        "stores/sql/postgresql/database.py",
+        "if pool is self._writer and await self._make_room(error):",
+        "if False:",
+        "tests/stores/test_connection_limit.py"
+        "::test_writer_gets_a_connection_although_readers_have_all",
+    ),
     # What is admitted
     Mutation(
         "seconds taken for microseconds are admitted",
@@ -1345,6 +1397,55 @@ MUTATIONS = [
         'if done == "":',
         "tests/stores/test_postgresql.py"
         "::test_work_that_ignores_a_failed_statement_is_not_reported_as_committed",
+    ),
+    Mutation(
+        "a read is answered by a demoted primary",
+        "stores/sql/postgresql/role.py",
+        "REPEATABLE READ READ WRITE; SET TRANSACTION READ ONLY",
+        "REPEATABLE READ READ ONLY",
+        "tests/stores/test_failover.py"
+        "::test_read_is_refused_on_a_connection_that_leads_to_a_standby",
+    ),
+    Mutation(
+        "readers stay with the old primary after a promotion",
+        "stores/sql/postgresql/database.py",
+        "for pool in (self._writer, self._readers):\n            if pool is not None:\n"
+        "                await pool.expire()",
+        "for pool in (self._writer,):\n            if pool is not None:\n"
+        "                await pool.expire()",
+        "tests/stores/test_failover.py"
+        "::test_promotion_changes_the_history_and_replaces_all_connections",
+    ),
+    Mutation(
+        "devices keep what a failover has lost",
+        "node/gap_repair.py",
+        "if history != self._history:",
+        "if history is None:",
+        "tests/node/test_node.py::test_devices_sync_again_when_the_store_has_another_history",
+    ),
+    Mutation(
+        "a device whose cursor is ahead of the store is sent a snapshot that it ignores",
+        "protocol/server_session.py",
+        "if self._has_synced and sync.cursor < self.cursor:",
+        "if self._has_synced and sync.cursor < 0:",
+        "tests/protocol/test_server_session.py"
+        "::test_device_connects_again_if_the_store_has_lost_what_it_received",
+    ),
+    Mutation(
+        "a store that refuses writes is not a problem",
+        "stores/sql/state_machine.py",
+        "problems += self.writes.problems()",
+        "problems += []",
+        "tests/stores/test_write_health.py"
+        "::test_full_disk_under_postgresql_is_a_problem_until_there_is_room",
+    ),
+    Mutation(
+        "each failed write has a line in the log",
+        "stores/sql/write_health.py",
+        "if seconds >= LOG_INTERVAL_SECONDS:",
+        "if seconds >= 0:",
+        "tests/stores/test_write_health.py"
+        "::test_failures_are_logged_once_and_then_at_most_once_a_minute",
     ),
     Mutation(
         "the tables of a new file differ from those of the migrations",

@@ -1,6 +1,7 @@
 """A store on PostgreSQL whose primary is lost or demoted, with a standby that takes over."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
@@ -141,3 +142,34 @@ async def test_commit_is_not_acknowledged_before_the_synchronous_standby_has_it(
             with suppress(StorageUnavailable):
                 await ids(machine)
             assert await ids(machine) == ["a"]
+
+
+async def set_on_primary(servers: ReplicatedPostgreSQL, setting: str) -> None:
+    connection = await asyncpg.connect(servers.primary.url)
+    await connection.execute(f"ALTER SYSTEM SET {setting}")
+    await connection.execute("SELECT pg_reload_conf()")
+    await connection.close()
+
+
+async def test_one_of_two_named_standbys_may_be_missing(servers: ReplicatedPostgreSQL) -> None:
+    url = await servers.create_database()
+    async with database_at(url, migrate) as database, SQLStateMachine(database, now) as machine:
+        names = "synchronous_standby_names = 'ANY 1 (standby1, standby2)'"
+        await set_on_primary(servers, names)
+        await store(machine, "a")
+        assert await ids(machine) == ["a"]
+
+
+async def test_commits_that_do_not_wait_for_the_standby_are_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with ReplicatedPostgreSQL(synchronous=True) as servers:
+        url = await servers.create_database()
+        connection = await asyncpg.connect(url)
+        name = url.rpartition("/")[2]
+        await connection.execute(f"ALTER DATABASE {name} SET synchronous_commit = 'local'")
+        await connection.close()
+        with caplog.at_level(logging.WARNING, "gregor.store"):
+            async with database_at(url):
+                pass
+        assert "before the standby has them" in caplog.text

@@ -42,7 +42,8 @@ Store = Annotated[
     str | None,
     typer.Option(
         metavar="URL",
-        help="sqlite:///FILE, sqlite:// in memory, or postgresql://USER@HOST/DATABASE.",
+        help="sqlite:///FILE, sqlite:// in memory, postgresql://USER@HOST/DATABASE, or "
+        "file:///PATH of a file that holds one.",
         show_default="sqlite:///gregor.db",
     ),
 ]
@@ -51,8 +52,8 @@ Stores = Annotated[
     typer.Option(
         "--store",
         metavar="URL",
-        help="sqlite:///FILE, sqlite:// in memory, or postgresql://USER@HOST/DATABASE. Repeat it "
-        "as NAME=URL for shards.",
+        help="sqlite:///FILE, sqlite:// in memory, postgresql://USER@HOST/DATABASE, or "
+        "file:///PATH of a file that holds one. Repeat it as NAME=URL for shards.",
         show_default="sqlite:///gregor.db",
     ),
 ]

@@ -10,12 +10,13 @@ from gregor.errors import SetupError
 from gregor.extras import required_extra
 from gregor.stores.sql.database import Database, DatabaseConnection, Migration
 from gregor.stores.sql.sqlite import SQLiteDatabase, migrating
-from gregor.urls import redacted
+from gregor.urls import redacted, resolved
 
 READ_CONNECTIONS = 8
 TIMEOUT_SECONDS = 10.0
 
-POSTGRESQL = ("postgresql", "postgres")  # libpq accepts both
+# libpq accepts the first two, and SQLAlchemy writes the third.
+POSTGRESQL = ("postgresql", "postgres", "postgresql+asyncpg")
 
 
 class StoreURL(NamedTuple):
@@ -37,7 +38,8 @@ def database_at(
     installed.
 
     The URL is `sqlite:///FILE`, or `sqlite://` in memory, or any URL that libpq accepts for
-    PostgreSQL, unix sockets included: `postgresql://user@/name?host=/run/postgresql`. On
+    PostgreSQL, unix sockets and several hosts included: `postgresql://user@/name?host=/run/postgresql`.
+    `file:///PATH` is a file that holds such a URL; PostgreSQL's is read at each connect. On
     PostgreSQL there are up to `connections` concurrent readers besides the one writer, and each
     query times out after `seconds`.
     """
@@ -107,15 +109,16 @@ def _has_valid_hosts(url: str) -> bool:
 
 def parse_url(url: str) -> StoreURL:
     """What the URL of a store says. Raises SetupError if the store is not supported."""
+    shown, url = redacted(url), resolved(url)  # a file is shown by its name
     scheme, separator, rest = url.partition("://")
     is_url = scheme and separator and (rest[:1] in ("", "/") or scheme != "sqlite")
     if not is_url or not _has_valid_hosts(url):
-        raise SetupError(f"{redacted(url)!r} is not a store URL such as sqlite:///gregor.db")
+        raise SetupError(f"{shown!r} is not a store URL such as sqlite:///gregor.db")
     if scheme == "sqlite":
         return StoreURL(False, rest[1:].partition("?")[0])
     if scheme in POSTGRESQL:
         return StoreURL(True, "")
     raise SetupError(
-        f"{redacted(url)!r} is not a store that is known; there "
+        f"{shown!r} is not a store that is known; there "
         "are sqlite:///FILE, sqlite:// in memory, and postgresql://USER@HOST/DATABASE"
     )

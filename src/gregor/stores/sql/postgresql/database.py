@@ -18,7 +18,7 @@ from math import inf
 from typing import Any, Self, TypeVar
 
 import asyncpg
-from asyncpg.pool import Pool, PoolConnectionProxy
+from asyncpg.pool import PoolConnectionProxy
 
 from gregor.backoff import Backoff
 from gregor.errors import SetupError, StorageUnavailable
@@ -35,6 +35,7 @@ from gregor.stores.sql.postgresql.errors import (
     is_standby,
     translated,
 )
+from gregor.stores.sql.postgresql.pool import PatientPool
 from gregor.stores.sql.postgresql.role import (
     BEGIN_READ,
     BEGIN_WRITE,
@@ -42,7 +43,13 @@ from gregor.stores.sql.postgresql.role import (
     begin,
     timeline_of,
 )
-from gregor.stores.sql.postgresql.session import CONNECT_TIMEOUT_SECONDS, connect
+from gregor.stores.sql.postgresql.session import (
+    CONNECT_TIMEOUT_SECONDS,
+    check_pooling,
+    connect,
+    is_at_limit,
+    is_refused,
+)
 from gregor.stores.sql.postgresql.start_checks import require_durable, require_privileges
 from gregor.stores.sql.sync_bridge import run_sync
 from gregor.urls import redacted
@@ -69,8 +76,8 @@ class PostgreSQLDatabase:
         self._migration = migration
         self._max_readers = connections
         self._timeout_seconds = seconds
-        self._writer: Pool | None = None
-        self._readers: Pool | None = None
+        self._writer: PatientPool | None = None
+        self._readers: PatientPool | None = None
         self._timeline: Timeline | None = None
 
     @property
@@ -105,7 +112,7 @@ class PostgreSQLDatabase:
         """Let no transaction begin on a connection that is open now."""
         for pool in (self._writer, self._readers):
             if pool is not None:
-                await pool.expire_connections()
+                await pool.expire()
 
     async def __aenter__(self) -> Self:
         try:
@@ -116,6 +123,10 @@ class PostgreSQLDatabase:
         return self
 
     async def _open(self) -> None:
+        try:
+            await check_pooling(self.url, self._timeout_seconds)
+        except (ValueError, *DRIVER_ERRORS) as error:
+            raise cannot_open(error, self.url) from error
         await self._check(require_durable)
         await self._check(require_privileges)
         if self._migration is not None:
@@ -149,8 +160,8 @@ class PostgreSQLDatabase:
         finally:
             await driver.close(timeout=CONNECT_TIMEOUT_SECONDS)
 
-    async def _pool(self, connections: int) -> Pool:
-        return await asyncpg.create_pool(
+    async def _pool(self, connections: int) -> PatientPool:
+        pool = await asyncpg.create_pool(
             min_size=0,
             max_size=connections,
             # A connection is kept until it breaks: it holds its prepared statements.
@@ -159,6 +170,7 @@ class PostgreSQLDatabase:
             connect=self._connect,
             reset=_keep_session,
         )
+        return PatientPool(pool)
 
     async def __aexit__(self, *exc_info: Any) -> None:
         for pool in (self._writer, self._readers):
@@ -193,7 +205,7 @@ class PostgreSQLDatabase:
 
     @asynccontextmanager
     async def _transaction(
-        self, pool: Pool | None, statement: str
+        self, pool: PatientPool | None, statement: str
     ) -> AsyncIterator[PoolConnectionProxy]:
         """A connection in a transaction, which is rolled back if the block raises."""
         if pool is None:
@@ -214,13 +226,22 @@ class PostgreSQLDatabase:
                 await self._replace_connections()
             raise translated(error) from error
 
-    async def _acquire(self, pool: Pool) -> PoolConnectionProxy:
+    async def _acquire(self, pool: PatientPool) -> PoolConnectionProxy:
         try:
-            return await pool.acquire(timeout=self._timeout_seconds)
-        except TimeoutError as error:
-            if pool.get_size() == pool.get_max_size() and not pool.get_idle_size():
+            return await pool.acquire(self._timeout_seconds)
+        except DRIVER_ERRORS as error:
+            if isinstance(error, TimeoutError) and pool.is_busy:
                 raise StorageUnavailable("all connections to the store are busy") from error
+            if pool is self._writer and await self._make_room(error):
+                raise TransactionRolledBack(describe(error)) from error
             raise
+
+    async def _make_room(self, error: Exception) -> bool:
+        """Let a reader give its connection up, as the writer was refused one: otherwise the
+        readers, of which there are several, would keep it out. Returns whether to retry."""
+        if self._readers is None or not is_refused(error):
+            return False
+        return await self._readers.give_up_one() and is_at_limit(error)
 
 
 async def _keep_session(driver: object) -> None:

@@ -4,6 +4,7 @@ import asyncpg
 
 from gregor.errors import GregorError, SetupError, StorageUnavailable
 from gregor.stores.sql.database import UniqueViolation, Unreachable
+from gregor.stores.sql.postgresql.session import USE_SESSIONS, SessionNotKept, is_at_limit
 from gregor.urls import redacted
 
 UNIQUE_VIOLATION = "23505"
@@ -18,6 +19,8 @@ SERVER_GONE = (
     "25P03",
 )  # shutdown, crash, starting up, database dropped, idle session, read-only (a standby after a
 # failover), idle in a transaction
+# A prepared statement is missing, or there already: it was prepared in another session.
+SESSION_CHANGED = ("26000", "42P05")
 
 # InternalClientError: a statement was begun after the server's last message, but before its close.
 DRIVER_ERRORS = (
@@ -49,7 +52,7 @@ def is_broken(error: BaseException) -> bool:
         return False
     if isinstance(error, asyncpg.PostgresError):
         code = error.sqlstate or ""
-        return code.startswith("08") or code in SERVER_GONE
+        return code.startswith("08") or code in (*SERVER_GONE, *SESSION_CHANGED)
     return True
 
 
@@ -74,6 +77,8 @@ def describe(error: BaseException) -> str:
     """The message of the server or of the driver."""
     if isinstance(error, TimeoutError):
         return "the store has not answered in time"
+    if getattr(error, "sqlstate", "") in SESSION_CHANGED:
+        return f"the store: {error.args[0]}; {USE_SESSIONS}"
     return f"the store: {error}"
 
 
@@ -90,6 +95,13 @@ def cannot_open(error: Exception, url: str) -> SetupError:
             return SetupError(
                 f"{name}: {error}; correct the user or password in the URL of --store"
             )
+        case _ if is_at_limit(error):
+            return Unreachable(
+                f"{name} has no connection left: {error}; raise this limit, or lower "
+                "--store-connections"
+            )
+        case SessionNotKept() | asyncpg.ProtocolViolationError():
+            return SetupError(f"{name}: {error}")
         case OSError() | asyncpg.PostgresError() | asyncpg.InternalClientError():
             reason = "no answer" if isinstance(error, TimeoutError) else str(error)
             return Unreachable(
