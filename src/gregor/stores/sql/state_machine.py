@@ -381,7 +381,6 @@ class SQLStateMachine(StateMachineOfRecord):
 
     async def problems(self) -> list[str]:
         problems = [self._describe_skew()] if abs(self.skew) > MAX_SKEW else []
-        problems += self.writes.problems()
         try:
             await self.database.check_role()
             await self.ctimes([])  # reads a table: the server may be up, and its tables lost
@@ -391,6 +390,8 @@ class SQLStateMachine(StateMachineOfRecord):
         else:
             if self._registration is not None and self._registration.problem is not None:
                 problems.append(self._registration.problem)
+        if self.writes.reason not in problems:  # such a reason is a problem of its own
+            problems += self.writes.problems()
         return problems
 
 
