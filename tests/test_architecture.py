@@ -47,7 +47,12 @@ LAYERS_WITHIN = {
 # function: it may need an extra that is not installed, and take long to load. These imports, too,
 # point down.
 PLUG_IN_POINTS = {
-    "gregor.pubsub.remote": {"gregor.pubsub.nats", "gregor.pubsub.redis"},
+    "gregor.pubsub.remote": {
+        "gregor.pubsub.nats",
+        "gregor.pubsub.redis",
+        "gregor.pubsub.redis_cluster",
+        "gregor.pubsub.redis_sentinel",
+    },
     "gregor.stores.sql.store_url": {"gregor.stores.sql.postgresql.database"},
     "gregor.stores.sql.migrations": {"gregor.stores.sql.migrations.upgrade"},
     "gregor.client.client": {"gregor.client.websocket"},

@@ -30,7 +30,7 @@ EXTRAS = {
     ),
     "postgresql": Extra("PostgreSQL", frozenset({"asyncpg", "greenlet"})),
     "redis": Extra("Redis", frozenset({"redis"})),
-    "nats": Extra("NATS", frozenset({"nats"})),
+    "nats": Extra("NATS", frozenset({"nats", "nkeys"})),
     "cli": Extra("the command line", frozenset({"pydantic_settings", "rich", "typer"})),
     "testing": Extra("gregor.testing", frozenset({"hypothesis", "pytest"})),
 }

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from random import Random
 from typing import Any, Self, TypeVar
@@ -16,7 +16,7 @@ from gregor.core.message import InBandMessage, create, dismiss, dismiss_category
 from gregor.errors import ClockSkew, StorageUnavailable
 from gregor.interfaces import Duplicate, Stored
 from gregor.stores.sql import statements
-from gregor.stores.sql.database import CommitUnknown, Database, DatabaseConnection, Work
+from gregor.stores.sql.database import CommitUnknown, Database, DatabaseConnection, PoolUse, Work
 from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.state_machine import MAX_SKEW, SQLStateMachine
 from gregor.stores.sql.statements import UserKey, UserRow
@@ -61,6 +61,9 @@ class WrappedDatabase:
 
     async def check_role(self) -> None:
         await self.database.check_role()
+
+    def pools(self) -> Mapping[str, PoolUse]:
+        return self.database.pools()
 
 
 @asynccontextmanager

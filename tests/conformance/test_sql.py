@@ -9,6 +9,7 @@ from gregor.core.message import create, parse_message
 from gregor.errors import InvalidMessage, Unavailable
 from gregor.interfaces import StoreOutcome
 from gregor.stores.sql.database import Database, DatabaseConnection, StorageBroken
+from gregor.stores.sql.failure_reason import FailureReason
 from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.state_machine import (
     MAX_COMMIT_MESSAGES,
@@ -31,8 +32,8 @@ def clock() -> int:
 class Commits(list[int]):
     """The number of messages of each commit."""
 
-    def add(self, messages: int, seconds: float, succeeded: bool) -> None:
-        assert succeeded
+    def add(self, messages: int, seconds: float, failure: FailureReason | None) -> None:
+        assert failure is None
         self.append(messages)
 
 

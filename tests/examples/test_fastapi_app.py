@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import httpx
+import hypercorn.config
 import pytest
+import uvicorn
 
 from tests.server.harness import RawDevice, http_client
 
@@ -96,6 +98,11 @@ HOSTS = {
     "hypercorn": HostServer(
         ("hypercorn", UVICORN[1], "--bind", "127.0.0.1:PORT", "--workers", "0"), drain_seconds="1"
     ),
+    "hypercorn --workers": HostServer(
+        ("hypercorn", UVICORN[1], "--bind", "127.0.0.1:PORT", "--workers", "1"),
+        drain_seconds="1",
+        sends_goaway=False,
+    ),
     "granian": HostServer(
         ("granian", "--interface", "asgi", UVICORN[1], "--port", "PORT"),
         drain_seconds="0",
@@ -124,6 +131,12 @@ async def test_host_that_is_stopped_sends_its_devices_away_and_ends(
             await device.wait_ended()
         async with asyncio.timeout(15):
             assert await shop.process.wait() in (0, -signal.SIGTERM)
+
+
+def test_defaults_of_hosts_are_those_that_the_operations_page_changes() -> None:
+    assert uvicorn.Config("app").timeout_keep_alive == 5
+    assert hypercorn.config.Config().keep_alive_timeout == 5
+    assert hypercorn.config.Config().graceful_timeout == 3
 
 
 @asynccontextmanager

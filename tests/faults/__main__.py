@@ -13,6 +13,7 @@ from random import Random
 from gregor.cli.sample import SAMPLE
 from tests.faults.faults import FAULTS
 from tests.faults.harness import FaultRound, play_round
+from tests.fleet.fleet import PUBSUBS
 
 MAX_SETTLE_SECONDS = 10.0
 
@@ -26,7 +27,7 @@ def main() -> int:
     parser.add_argument(
         "--stream", type=Path, default=SAMPLE, help="a stream other than the sample"
     )
-    parser.add_argument("--pubsub", choices=("redis", "nats"), default="redis")
+    parser.add_argument("--pubsub", choices=PUBSUBS, default="redis")
     options = parser.parse_args()
     failed = 0
     for _ in range(options.rounds):

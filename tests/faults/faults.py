@@ -51,11 +51,19 @@ async def pubsub_frozen(fleet: Fleet, rng: Random) -> None:
     fleet.pubsub.resume()
 
 
+async def pubsub_member_killed(fleet: Fleet, rng: Random) -> None:
+    member = rng.choice(fleet.pubsub.members)
+    await member.kill()
+    await asyncio.sleep(rng.uniform(0, 4))
+    await member.start()
+
+
 async def subscriber_killed(fleet: Fleet, rng: Random) -> None:
-    async with Redis.from_url(fleet.pubsub.url) as redis:
-        for _ in range(5):
-            await redis.client_kill_filter(_type="pubsub")
-            await asyncio.sleep(rng.uniform(0, 0.5))
+    for _ in range(5):
+        for server in fleet.pubsub.members:
+            async with Redis(port=server.port) as redis:
+                await redis.client_kill_filter(_type="pubsub")
+        await asyncio.sleep(rng.uniform(0, 0.5))
 
 
 async def publications_lost(fleet: Fleet, rng: Random) -> None:
@@ -196,6 +204,7 @@ SINGLE_STORE_FAULTS: dict[str, Fault] = {
     "node frozen": node_frozen,
     "pub/sub killed": pubsub_killed,
     "pub/sub frozen": pubsub_frozen,
+    "pub/sub member killed": pubsub_member_killed,
     "subscriber killed": subscriber_killed,
     "publications lost": publications_lost,
     "PostgreSQL restarted": postgresql_restarted,

@@ -25,6 +25,15 @@ async def test_fleet_is_consistent_after_a_fault(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("pubsub", ["sentinel", "cluster", "nats-cluster"])
+async def test_fleet_is_consistent_after_the_death_of_a_pubsub_member(pubsub: str) -> None:
+    seed = Random().randrange(10**6)
+    print(f"seed {seed}")
+    round_ = await play_round("pub/sub member killed", seed, SAMPLE, pubsub=pubsub)
+    assert round_.problems == []
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pub/sub killed", "pub/sub frozen"])
 async def test_fleet_on_nats_is_consistent_after_a_pubsub_fault(name: str) -> None:
     seed = Random().randrange(10**6)

@@ -24,9 +24,16 @@ from gregor.stores.sql.store_url import database_at, databases_at
 from tests.fleet import skewed_node
 from tests.fleet.proxy import Proxy
 from tests.fleet.replication import ReplicatedPostgreSQL
+from tests.fleet.server_groups import NATSCluster, RedisCluster, RedisSentinel, ServerGroup
 from tests.fleet.servers import NATS, ManagedServer, Redis
 
-PUBSUBS: dict[str, type[ManagedServer]] = {"redis": Redis, "nats": NATS}
+PUBSUBS: dict[str, type[ManagedServer] | type[ServerGroup]] = {
+    "redis": Redis,
+    "sentinel": RedisSentinel,
+    "cluster": RedisCluster,
+    "nats": NATS,
+    "nats-cluster": NATSCluster,
+}
 
 
 class Replication(Enum):
@@ -88,7 +95,7 @@ class Fleet:
         replication: Replication = Replication.NONE,
     ) -> None:
         if pubsub not in PUBSUBS:
-            raise SetupError(f"unknown pub/sub {pubsub!r}; choose redis or nats")
+            raise SetupError(f"unknown pub/sub {pubsub!r}; choose one of {', '.join(PUBSUBS)}")
         self.replicated = ReplicatedPostgreSQL(synchronous=replication is Replication.SYNCHRONOUS)
         self.postgresql = self.replicated.primary
         self._replication = replication
@@ -118,7 +125,7 @@ class Fleet:
                 }
                 await self._establish()
             url = self.pubsub.url
-            if self._proxied:
+            if self._proxied and isinstance(self.pubsub, ManagedServer):
                 self.proxy = Proxy("127.0.0.1", self.pubsub.port)
                 await stack.enter_async_context(self.proxy)
                 url = url.replace(f":{self.pubsub.port}", f":{self.proxy.port}")

@@ -21,7 +21,7 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -86,14 +86,14 @@ class ManagedServer:
         if self._is_running:
             self.resume()
             self._running_process.send_signal(self._stop_signal)
-            await _wait_for(lambda: not self._is_running)
+            await wait_for(lambda: not self._is_running)
 
     async def kill(self) -> None:
         """Kill the server and its children with SIGKILL, and wait for the end."""
         processes = self._suspend_and_list()
         for process in processes:
             process.kill()
-        await _wait_for(
+        await wait_for(
             lambda: not self._is_running and not any(_is_alive(process) for process in processes)
         )
 
@@ -110,6 +110,16 @@ class ManagedServer:
         for process in self._processes():
             with suppress(psutil.NoSuchProcess):  # a child has ended
                 process.resume()
+
+    @property
+    def members(self) -> Sequence["ManagedServer"]:
+        """The servers that a client may be connected to: this one. See also server_groups.py."""
+        return [self]
+
+    @property
+    def executable(self) -> str:
+        """The path of the program."""
+        return _program(self.wheel, self.program)
 
     @property
     def pid(self) -> int:
@@ -174,8 +184,11 @@ class ManagedServer:
     async def _prepare(self) -> None:
         """Before the first start: create the directory and choose a port."""
         self._directory = TemporaryDirectory(prefix="gregor-")
-        self.port = _free_port()
+        self.port = self._choose_port()
         self.url = self._url()
+
+    def _choose_port(self) -> int:
+        return free_port()
 
     def _url(self) -> str:
         raise NotImplementedError
@@ -256,7 +269,7 @@ class PostgreSQL(ManagedServer):
     async def _run_to_end(self, program: str, *arguments: str) -> None:
         process = self._spawn([_program(self.wheel, program), *arguments])
         try:
-            await _wait_for(lambda: process.poll() is not None)
+            await wait_for(lambda: process.poll() is not None)
         finally:
             process.kill()
         if process.returncode:
@@ -311,11 +324,11 @@ class Redis(ManagedServer):
 
     def _command(self) -> list[str]:
         options = f"--bind 127.0.0.1 --port {self.port} --save '' --appendonly no"
-        return [_program(self.wheel, self.program), *shlex.split(options), *self._options]
+        return [self.executable, *shlex.split(options), *self._options]
 
     async def _is_ready(self) -> bool:
         # A server that requires a password also answers, with an error.
-        reply = await _request_line(self.url, b"PING\r\n")
+        reply = await request_line(self.url, b"PING\r\n")
         return bool(reply) and not reply.startswith(b"-LOADING")
 
 
@@ -332,7 +345,7 @@ class NATS(ManagedServer):
         return [program, "--addr", "127.0.0.1", "--port", str(self.port), *self._options]
 
     async def _is_ready(self) -> bool:
-        return (await _request_line(self.url, b"")).startswith(b"INFO ")
+        return (await request_line(self.url, b"")).startswith(b"INFO ")
 
 
 B = TypeVar("B", bound=ManagedServer)
@@ -341,6 +354,11 @@ B = TypeVar("B", bound=ManagedServer)
 def server_for_tests(kind: type[B]) -> B:
     """The server whose URL the kind's environment variable gives; without it, a new one."""
     return kind(url=os.environ.get(kind.variable, ""))
+
+
+def postgresql_program(name: str) -> str:
+    """The path of a program that comes with PostgreSQL, such as `pg_dump`."""
+    return _program(PostgreSQL.wheel, name)
 
 
 def _program(wheel: str, name: str) -> str:
@@ -363,18 +381,19 @@ def _allow_traversal(program: str) -> None:
             directory.chmod(mode | stat.S_IXOTH)
 
 
-def _free_port() -> int:
+def free_port(ports: range = PORTS) -> int:
+    """A port of loopback on which nothing listens."""
     while True:
         with socket.socket() as candidate:
             try:
-                candidate.bind(("127.0.0.1", PORTS.start + secrets.randbelow(len(PORTS))))
+                candidate.bind(("127.0.0.1", secrets.choice(ports)))
             except OSError:
                 continue
             port: int = candidate.getsockname()[1]
             return port
 
 
-async def _request_line(url: str, request: bytes) -> bytes:
+async def request_line(url: str, request: bytes) -> bytes:
     """Send a request to a server; the first line of its reply, empty if it does not answer."""
     parts = urlsplit(url)
     try:
@@ -390,7 +409,8 @@ async def _request_line(url: str, request: bytes) -> bytes:
         writer.close()
 
 
-async def _wait_for(condition: Callable[[], bool]) -> None:
+async def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until the condition holds, at most START_TIMEOUT_SECONDS."""
     async with asyncio.timeout(START_TIMEOUT_SECONDS):
         while not condition():  # noqa: ASYNC110 (there is no event to wait for)
             await asyncio.sleep(POLL_SECONDS)

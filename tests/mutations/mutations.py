@@ -23,6 +23,8 @@ OUTSIDE = "tests/client/test_outside.py::"
 NODE_CLOCK = "tests/client/test_node_clock.py::"
 AUTH = "tests/server/test_auth.py::"
 PUBSUB_FAULTS = "tests/pubsub/test_faults.py::"
+SEVERAL_SERVERS = "tests/pubsub/test_several_servers.py::"
+SPLIT = "tests/node/test_split.py::"
 PUBSUB_REDIS = "tests/pubsub/test_remote.py::TestRedis::"
 SESSION_PAIR = "tests/protocol/test_session_pair.py::"
 AUTHENTICATOR = "tests/server/test_authenticator.py::"
@@ -49,6 +51,57 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = [
+    # Observability
+    Mutation(
+        "HTTP requests are counted by the paths that callers send",
+        "server/request_metrics.py",
+        'self._templates.get(id(scope.get("endpoint")), NO_ROUTE)',
+        'str(scope["path"])',
+        "tests/server/test_request_metrics.py::test_number_of_labels_does_not_depend_on_callers",
+    ),
+    Mutation(
+        "a counter of failed commits is absent until the first one",
+        "server/metrics.py",
+        "self._failed_commits.update({(reason.value,): 0 for reason in FailureReason})",
+        "self._failed_commits.clear()",
+        "tests/server/test_metrics.py::test_failed_commits_are_counted_by_reason",
+    ),
+    Mutation(
+        "the reason of a failure is taken from what has caused the driver's error",
+        "stores/sql/failure_reason.py",
+        "while isinstance(cause, GregorError) and cause.__cause__ is not None:",
+        "while cause.__cause__ is not None:",
+        "tests/stores/test_failure_reason.py::test_reason_of_silence_is_the_timeout",
+    ),
+    Mutation(
+        "a transaction that has given up waiting for a connection is shown as waiting",
+        "stores/sql/postgresql/pool.py",
+        "            self._waiting -= 1",
+        "            pass",
+        "tests/stores/test_pool_use.py::test_transaction_that_gives_up_waiting_is_not_counted",
+    ),
+    Mutation(
+        "the page of all workers drops the other labels of a sample",
+        "server/worker_metrics.py",
+        'labels={**s.labels, "worker": worker}',
+        'labels={"worker": worker}',
+        "tests/server/test_worker_metrics.py"
+        "::test_each_sample_of_each_worker_is_on_the_page_unchanged",
+    ),
+    Mutation(
+        "an invalid setting is reported in another format than the option asks for",
+        "cli/options.py",
+        'requested_log_format(file, given.get("log_format"))',
+        "requested_log_format()",
+        "tests/cli/test_json_errors.py::test_option_and_file_ask_for_json_as_the_environment_does",
+    ),
+    Mutation(
+        "a crash prints a traceback of many lines into a log of JSON lines",
+        "cli/main.py",
+        "        if not logs_are_json():\n            raise",
+        "        if logs_are_json():\n            raise",
+        "tests/cli/test_json_errors.py::test_crash_is_a_json_line_with_the_traceback",
+    ),
     # Shards
     Mutation(
         "a message that a shard rejects because it moved is not sent to the new holder",
@@ -847,7 +900,7 @@ MUTATIONS = [
         "subscriptions are not restored after a reconnect of the pub/sub",
         "pubsub/remote.py",
         "self._next_batch = _SubscriptionBatch(self._wanted_channels)",
-        "self._next_batch = _SubscriptionBatch([self._heartbeat_channel])",
+        "self._next_batch = _SubscriptionBatch(self._heartbeat_channels)",
         PUBSUB_FAULTS + "test_all_subscriptions_are_restored_after_a_server_restart",
     ),
     Mutation(
@@ -887,6 +940,55 @@ MUTATIONS = [
 """,
         "= subscription\n",
         PUBSUB_FAULTS + "test_pending_subscribe_returns_when_the_connection_breaks",
+    ),
+    Mutation(
+        "a server of the pub/sub that is frozen delays the others",
+        "pubsub/first_open.py",
+        "timeout=STAGGER_SECONDS if waiting else None",
+        "timeout=None",
+        SEVERAL_SERVERS + "test_frozen_and_dead_sentinels_do_not_matter",
+    ),
+    Mutation(
+        "a replica that a Sentinel takes for the master is used",
+        "pubsub/redis_sentinel.py",
+        'if role != "master":',
+        'if role == "unknown":',
+        SEVERAL_SERVERS + "test_replica_that_a_sentinel_takes_for_the_master_is_not_used",
+    ),
+    Mutation(
+        "passwords in URLs of the pub/sub are not decoded",
+        "pubsub/server_url.py",
+        "password=unquote(password)",
+        "password=password",
+        "tests/pubsub/test_nats.py::test_credentials_in_the_url_are_percent_decoded",
+    ),
+    Mutation(
+        "only the first reason of an outage of the pub/sub is logged",
+        "pubsub/remote.py",
+        "if reason not in self._logged_reasons:",
+        "if not self._logged_reasons:",
+        PUBSUB_FAULTS + "test_each_new_reason_of_an_outage_is_logged_and_counted_without_secrets",
+    ),
+    Mutation(
+        "the sweep stays slow while the pub/sub is split",
+        "node/gap_repair.py",
+        "seconds = min(seconds, SUSPICION_SWEEP_SECONDS)",
+        "pass",
+        SPLIT + "test_message_is_delivered_within_a_fast_sweep_while_a_peer_is_silent",
+    ),
+    Mutation(
+        "what the sweep finds is no sign of a split pub/sub",
+        "node/gap_repair.py",
+        "            self._peers.notice_loss()\n",
+        "            pass\n",
+        SPLIT + "test_split_that_exists_from_the_start_is_noticed_by_what_the_sweep_finds",
+    ),
+    Mutation(
+        "a node that shuts down counts as silent",
+        "consumers/peers.py",
+        "if probe.leaving:",
+        "if not probe.node:",
+        SPLIT + "test_node_that_shuts_down_is_not_missed",
     ),
     # The client
     Mutation(

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
+from gregor.consumers.peers import PROBE_CHANNEL
 from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID, Message, OutOfBandMessage
 from gregor.core.sync import Sync
@@ -56,13 +57,14 @@ class FailingConsumer:
 
 
 class FailingPubSub(MemoryPubSub):
-    """A pub/sub whose server refuses every payload."""
+    """A pub/sub whose server refuses every payload but the probes."""
 
     def __init__(self) -> None:
         super().__init__(Exchange())
 
     async def publish(self, channel: str, payload: bytes) -> None:
-        raise ConnectionError("connection refused")
+        if channel != PROBE_CHANNEL:
+            raise ConnectionError("connection refused")
 
 
 class RecordingConsumer:

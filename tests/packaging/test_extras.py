@@ -1,10 +1,13 @@
 """Each extra, installed alone from a wheel into a new environment, does what it promises."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,7 @@ class Installation:
     def __init__(self, folder: Path, wheel: Path, extra: str) -> None:
         venv.create(folder)
         self.folder = folder
+        self.extra = extra
         self.scripts = folder / "bin"
         constraints = ("--constraint", str(ROOT / "requirements.lock"))
         self._pip("install", "--no-compile", *constraints, f"{wheel}{extra}")
@@ -47,18 +51,38 @@ class Installation:
         """Run the command `gregor`."""
         return _process((str(self.scripts / "gregor"), *arguments), self.folder)
 
+    @contextmanager
+    def running(self, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+        """Run the command `gregor` until the block ends."""
+        process = subprocess.Popen(
+            (str(self.scripts / "gregor"), *arguments),
+            cwd=self.folder,
+            env=_environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with process:
+            try:
+                yield process
+            finally:
+                process.terminate()
+
 
 def _process(
     command: tuple[str, ...], folder: Path | None = None
 ) -> "subprocess.CompletedProcess[str]":
-    environment = {
+    return subprocess.run(
+        command, cwd=folder, env=_environment(), capture_output=True, text=True, check=False
+    )
+
+
+def _environment() -> dict[str, str]:
+    """Without what would change the installation or the settings."""
+    return {
         name: value
         for name, value in os.environ.items()
         if name != "PYTHONPATH" and not name.startswith("GREGOR_")
     }
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
 
 
 def _output(command: tuple[str, ...], folder: Path | None = None) -> str:
@@ -287,3 +311,25 @@ def test_extra_testing_is_the_conformance_suite(installation: Installation) -> N
 def test_extra_all_runs_the_demo(installation: Installation) -> None:
     demo = installation.gregor("demo", "--devices", "20", "--seconds", "1", "--json")
     assert (demo.returncode, demo.stderr) == (0, "")
+
+
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+INSTALLED_LINES = re.findall(r"pip install 'gregor-sync(\[.*?\])' +#", OPERATIONS)
+
+
+@pytest.mark.parametrize("installation", INSTALLED_LINES, ids=INSTALLED_LINES, indirect=True)
+def test_line_of_the_operations_page_installs_a_server(
+    installation: Installation, postgresql_url: str, redis_server: Redis
+) -> None:
+    fleet = ("--store", postgresql_url, "--pubsub", redis_server.url, "--migrate")
+    options = fleet if "postgresql" in installation.extra else ()
+    serve = ("serve", "--listen", "127.0.0.1:0", "--log-format", "json", *options)
+    with installation.running(*serve) as server:
+        assert server.stderr is not None
+        first = json.loads(server.stderr.readline())
+        assert first["event"] == "serving", first
+        assert installation.gregor("count", "alice", "--url", first["url"]).stdout == "0\n"
+
+
+def test_operations_page_has_a_line_for_one_process_and_one_for_a_fleet() -> None:
+    assert len(INSTALLED_LINES) == 2

@@ -235,13 +235,18 @@ def small_buffer_socket(port: int) -> socket.socket:
 @asynccontextmanager
 async def store_failure(served: Served) -> AsyncIterator[None]:
     """While the block runs, statements fail, because a table has another name."""
-    store = served.server.node.state_machine
-    assert isinstance(store, SQLStateMachine)
-    await store.database.write(_rename("users", "renamed_users"))
+    database = sql_machine(served).database
+    await database.write(_rename("users", "renamed_users"))
     try:
         yield
     finally:
-        await store.database.write(_rename("renamed_users", "users"))
+        await database.write(_rename("renamed_users", "users"))
+
+
+def sql_machine(served: Served) -> SQLStateMachine:
+    machine = served.server.node.state_machine
+    assert isinstance(machine, SQLStateMachine)
+    return machine
 
 
 def _rename(old: str, new: str) -> Callable[[DatabaseConnection], None]:

@@ -1,12 +1,23 @@
 """Health, readiness and metrics change as documented."""
 
+import asyncio
+import resource
+from importlib.metadata import version
+from platform import python_version
+from threading import Event
 from time import perf_counter
 
+from gregor.clock import now
+from gregor.core.instant import SECOND
+from gregor.pubsub.link import Reason
+from gregor.stores.sql.failure_reason import FailureReason
+from tests.fleet.servers import Redis
 from tests.server.harness import (
     Served,
     creation,
     open_settings,
     serving,
+    sql_machine,
     store_failure,
     to,
     until,
@@ -92,13 +103,62 @@ async def test_commit_duration_and_size_are_observed() -> None:
         assert 0 < await served.metric("gregor_commit_seconds_sum") < request_seconds
 
 
-async def test_failed_commits_are_counted() -> None:
+async def test_failed_commits_are_counted_by_reason() -> None:
     async with serving() as served:
+        failed = 'gregor_failed_commits_total{reason="%s"}'
         async with store_failure(served):
             assert (await served.post(to("u"))).status_code == 503
-        assert await served.metric("gregor_failed_commits_total") == 1
+        assert await served.metric(failed % "schema") == 1
         assert (await served.post(to("u"))).status_code == 200
-        assert await served.metric("gregor_failed_commits_total") == 1
+        assert await served.metric(failed % "schema") == 1
+        page = (await served.http.get("/metrics")).text
+        assert all(failed % reason in page for reason in FailureReason)  # at 0 before the first
+
+
+async def test_reconnects_of_the_pubsub_are_counted_by_reason() -> None:
+    reconnects = 'gregor_pubsub_reconnects_total{reason="%s"}'
+    async with Redis() as redis, serving(open_settings(pubsub=redis.url)) as served:
+        page = served.server.metrics.page
+        assert all(f"{reconnects % reason} 0.0".encode() in page() for reason in Reason)
+        pubsub = served.server.node.pubsub
+        assert pubsub is not None
+        await redis.stop()
+        await until(lambda: f"{reconnects % 'closed'} 1.0".encode() in page())
+        await until(lambda: f"{reconnects % 'refused'} 0.0".encode() not in page())
+        await redis.start()
+        await until(lambda: pubsub.up)
+
+
+async def test_build_and_process_are_described() -> None:
+    async with serving() as served:
+        build = f'{{python="{python_version()}",version="{version("gregor-sync")}"}}'
+        assert await served.metric(f"gregor_build_info{build} ") == 1
+        assert await served.metric("process_start_time_seconds") > now() / SECOND - 86_400
+        assert await served.metric("process_resident_memory_bytes") > 2**20
+        assert await served.metric("process_cpu_seconds_total") > 0
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert await served.metric("process_max_fds") == limit
+        before = await served.metric("process_open_fds")
+        async with await served.synced("u"):
+            assert await served.metric("process_open_fds") >= before + 2  # both ends are here
+
+
+async def test_pools_of_the_store_are_shown() -> None:
+    async with serving() as served:
+        pool = '{pool="file",shard=""}'
+        assert await served.metric(f"gregor_store_connections_limit{pool}") == 1
+        database = sql_machine(served).database
+        finish = Event()
+        writes = [
+            asyncio.create_task(database.write(lambda connection: finish.wait())) for _ in range(3)
+        ]
+        await asyncio.sleep(0)
+        assert await served.metric(f"gregor_store_connections_in_use{pool}") == 1
+        assert await served.metric(f"gregor_store_connections_waiting{pool}") == 2
+        finish.set()
+        await asyncio.gather(*writes)
+        assert await served.metric(f"gregor_store_connections_in_use{pool}") == 0
+        assert await served.metric(f"gregor_store_connections_waiting{pool}") == 0
 
 
 async def test_connections_and_deliveries_are_counted() -> None:
@@ -135,6 +195,8 @@ async def test_metrics_page_has_prometheus_format_and_all_metrics() -> None:
             "gregor_messages_total",
             "gregor_commit_seconds",
             "gregor_commit_messages",
+            "gregor_http_request_seconds",
+            "gregor_http_requests_total",
             "gregor_deliveries_total",
             "gregor_lagging_sessions",
             "gregor_slow_consumer_resets_total",

@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 
 from gregor.clock import now
+from gregor.consumers.peers import LOSSES_OF_A_SPLIT
 from gregor.core.instant import SECOND
 from tests.fleet.servers import PostgreSQL, Redis
 from tests.server.harness import TIMEOUT_SECONDS, Served, creation, serving, shared_settings, to
@@ -146,6 +147,36 @@ async def test_pubsub_outage_delays_messages_and_loses_none(
         await wait_ready_status(receiver, 200)
         assert await receiver.metric("gregor_pubsub_up ") == 1
         assert await receiver.metric("gregor_pubsub_interruptions_total") == 1
+
+
+async def test_nodes_on_different_pubsubs_notice_and_deliver_by_the_sweep(
+    postgresql: PostgreSQL, redis: Redis
+) -> None:
+    store = await postgresql.create_database()
+    async with (
+        Redis() as other_redis,
+        serving(shared_settings(store, pubsub=redis.url)) as sender,
+        serving(shared_settings(store, pubsub=other_redis.url)) as receiver,
+        await receiver.synced("u") as device,
+    ):
+        await device.assert_usable()
+        await device.receive_type("messages")
+        assert await receiver.metric("gregor_pubsub_split ") == 0
+        for number in range(LOSSES_OF_A_SPLIT):
+            assert (await sender.post(to("u", msg_id=f"m{number}"))).status_code == 200
+            frame = await device.receive_type("messages")
+            assert frame["messages"][0]["msg_id"] == f"m{number}"
+        await wait_metric(receiver, "gregor_pubsub_split ", 1)
+        assert await receiver.metric("gregor_pubsub_up ") == 1
+        assert await receiver.metric("gregor_pubsub_peers ") == 0
+
+
+async def test_nodes_on_one_pubsub_hear_each_other(postgresql: PostgreSQL, redis: Redis) -> None:
+    settings = shared_settings(await postgresql.create_database(), pubsub=redis.url)
+    async with serving(settings) as one, serving(settings) as two:
+        for served in (one, two):
+            await wait_metric(served, "gregor_pubsub_peers ", 1)
+            assert await served.metric("gregor_pubsub_split ") == 0
 
 
 async def test_server_with_wrong_clock_is_not_ready_and_rejects_messages(

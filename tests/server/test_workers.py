@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, suppress
 import asyncpg
 import httpx
 import psutil
+import pytest
 
 from tests.fleet.servers import Redis
 from tests.server.harness import JSON, TIMEOUT_SECONDS, RawDevice, creation, http_client
@@ -128,6 +129,11 @@ async def test_devices_on_different_workers_receive_each_others_messages(
         counted = await server.metric("gregor_messages_total")
         assert sum(counted.values()) == len(devices)
         assert (await server.metric("gregor_commit_seconds_count")).keys() == {"1", "2"}
+        starts = await server.metric("process_start_time_seconds")
+        created = {p.pid: p.create_time() for p in server.workers()}
+        assert sorted(starts.values()) == pytest.approx(sorted(created.values()), abs=1)
+        waiting = await server.metric("gregor_store_connections_waiting")
+        assert waiting == {"1": 0, "2": 0}
         for device in devices:
             await device.close()
 

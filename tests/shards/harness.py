@@ -14,7 +14,7 @@ from gregor.shards import shard_map
 from gregor.shards.shard_map import read_map
 from gregor.shards.state_machine import ShardedStateMachine
 from gregor.stores.sql import statements
-from gregor.stores.sql.database import Database, DatabaseConnection, Work
+from gregor.stores.sql.database import Database, DatabaseConnection, PoolUse, Work
 from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.state_machine import SQLStateMachine
 from gregor.stores.sql.store_url import databases_at
@@ -51,6 +51,9 @@ class FlakyDatabase:
     async def check_role(self) -> None:
         self._fail_if_down()
         await self.database.check_role()
+
+    def pools(self) -> Mapping[str, PoolUse]:
+        return self.database.pools()
 
     def _fail_if_down(self) -> None:
         if self.down:

@@ -26,7 +26,7 @@ from gregor.shards.shard_map import establish, newest_placements
 from gregor.shards.state_machine import ShardedStateMachine
 from gregor.stores.memory import MemoryStateMachine
 from gregor.stores.sql import statements
-from gregor.stores.sql.database import CommitUnknown, Work
+from gregor.stores.sql.database import CommitUnknown, PoolUse, Work
 from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.sqlite import SQLiteDatabase
 from gregor.stores.sql.state_machine import SQLStateMachine
@@ -313,6 +313,9 @@ class DelayedDatabase:
             raise CommitUnknown(error.message, result) from error
         environment.commit_answered(name)
         return result
+
+    def pools(self) -> Mapping[str, PoolUse]:
+        return self._shard.database.pools()
 
     async def _store_without_caller(self, work: Work[T]) -> None:
         """Commit, although the caller was killed after it had sent the request."""

@@ -2,6 +2,7 @@
 
 import sys
 
+from gregor.cli.log_format import QUIET, log_failure, log_to_stderr, requested_log_format
 from gregor.extras import MissingExtra, required_extra
 
 
@@ -11,7 +12,8 @@ def main() -> None:
         with required_extra("cli"):
             from gregor.cli.main import app
     except MissingExtra as error:
-        sys.exit(f"gregor: {error.message}")
+        log_to_stderr(requested_log_format(), QUIET)
+        sys.exit(1 if log_failure(error.message) else f"gregor: {error.message}")
     app(prog_name="gregor")
 
 

@@ -9,6 +9,7 @@ import typer
 
 from gregor.cli import options, output
 from gregor.cli.event_loop import run
+from gregor.cli.log_format import QUIET, log_to_stderr
 from gregor.cli.sample import SAMPLE
 from gregor.extras import required_extra
 
@@ -78,7 +79,7 @@ def show_demo(
 ) -> None:
     """Play a demo with a file and a seed, and print its result; exit with status 1 if a replica
     differs from the server."""
-    options.log_to_stderr("console", options.QUIET)
+    log_to_stderr("console", QUIET)
     seed = time_ns() % 1_000_000 if seed is None else seed
     if not json:
         print(f"{devices} devices, seed {seed}", flush=True)

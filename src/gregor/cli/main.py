@@ -4,6 +4,9 @@ A command is a thin function: it reads its options and calls the package. Module
 import are imported inside the functions, so that `gregor --help` starts fast.
 """
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,23 +26,73 @@ from gregor.cli import (
     token,
     watch,
 )
+from gregor.cli.log_format import (
+    QUIET,
+    log_failure,
+    log_to_stderr,
+    logs_are_json,
+    requested_log_format,
+)
 from gregor.cli.values_once import ValuesOnce, refuse_repeated_values
 from gregor.errors import GregorError
+from gregor.log_event import LogEvent
+
+log = logging.getLogger("gregor.cli")
+
+WRONG_USAGE: Any = typer.BadParameter.__bases__
 
 
 class Commands(TyperGroup):
-    """The subcommands. An expected error is printed as one line, with exit status 1."""
+    """The subcommands. An expected error is printed as one line, with exit status 1. Where logs are
+    JSON, this line is a log entry, and so is what is said of wrong usage and of a defect."""
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        log_to_stderr(requested_log_format(), QUIET)
+        with errors_reported():
+            return super().make_context(*args, **extra)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         refuse_repeated_values(self, ctx, args)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with errors_reported():
             return super().invoke(ctx)
-        except (GregorError, BaseExceptionGroup) as error:
-            output.print_error(error_message(error))
-            raise typer.Exit(1) from error
+
+
+@contextmanager
+def errors_reported() -> Iterator[None]:
+    """Report an error that ends the command, and raise typer.Exit with its status."""
+    try:
+        with expected_errors_reported():
+            yield
+    except (typer.Exit, typer.Abort, BrokenPipeError):
+        raise
+    except Exception as error:
+        if not logs_are_json():
+            raise  # typer explains wrong usage; Python prints the traceback of a defect
+        raise typer.Exit(_log_unexpected(error)) from error
+
+
+@contextmanager
+def expected_errors_reported() -> Iterator[None]:
+    try:
+        yield
+    except (GregorError, BaseExceptionGroup) as error:
+        message = error_message(error)
+        if not log_failure(message):
+            output.print_error(message)
+        raise typer.Exit(1) from error
+
+
+def _log_unexpected(error: Any) -> int:
+    """Log wrong usage, or a defect with its traceback; the exit status."""
+    if isinstance(error, WRONG_USAGE):
+        log_failure(error.format_message())
+        status: int = error.exit_code
+        return status
+    log.critical(LogEvent("crashed"), exc_info=error)
+    return 1
 
 
 def error_message(error: GregorError | BaseExceptionGroup[BaseException]) -> str:

@@ -1,19 +1,17 @@
-"""Options that several commands share, the settings they produce, and logging to stderr."""
+"""Options that several commands share, and the settings they produce."""
 
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gregor.cli.log_format import JSONFormatter, LineFormatter
+from gregor.cli.log_format import QUIET, log_to_stderr, requested_log_format
 from gregor.core.instant import TimeOrOffset, parse_time_or_offset
 
 if TYPE_CHECKING:  # the import takes 0.25 s, too long for `gregor --help`
     from gregor.config import Settings
 
-QUIET = logging.CRITICAL  # for client commands, which print their own errors
 TIME_HELP = "a time (2026-01-31T12:00:00Z, or microseconds) or an offset from now (-90s, -1h, P1D)"
 
 
@@ -77,23 +75,14 @@ Prefix = Annotated[
 
 
 def load_settings(ctx: typer.Context, *, quiet: bool = True, **given: Any) -> "Settings":
-    """Load the settings: the `given` options, then `GREGOR_…` variables, then the file. Also
-    configures logging accordingly. Raises SetupError."""
+    """Load the settings: the `given` options, then `GREGOR_…` variables, then the file. First
+    configures logging, in which an invalid setting is reported. Raises SetupError."""
     from gregor.config import load
 
-    file = ctx.find_root().obj
-    loaded = load(file if isinstance(file, Path) else None, **given)
-    log_to_stderr(loaded.log_format, QUIET if quiet else logging.INFO)
-    return loaded
-
-
-def log_to_stderr(format_: str, level: int, **context: object) -> None:
-    """Write all logs, ours and those of libraries, to stderr in one format, with the `context` in
-    each entry."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JSONFormatter(context) if format_ == "json" else LineFormatter(context))
-    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    logging.getLogger("gregor").setLevel(level)
+    file = ctx.find_root().obj if isinstance(ctx.find_root().obj, Path) else None
+    log_format = requested_log_format(file, given.get("log_format"))
+    log_to_stderr(log_format, QUIET if quiet else logging.INFO)
+    return load(file, **given)
 
 
 def parse_time(text: str | None) -> TimeOrOffset | None:

@@ -8,6 +8,7 @@ import typer
 
 from gregor.cli import options
 from gregor.cli.event_loop import run
+from gregor.cli.log_format import log_to_stderr
 
 DETAILS_PANEL = "Details"
 WORKER_COMMAND = (sys.executable, "-m", "gregor.cli", "worker")
@@ -28,7 +29,8 @@ def serve(
         str | None,
         typer.Option(
             metavar="URL",
-            help="redis://HOST:PORT/DB or nats://HOST:PORT, for servers that share a PostgreSQL: "
+            help="redis://HOST:PORT/DB, redis+sentinel://HOST,HOST/MASTER, "
+            "redis+cluster://HOST,HOST or nats://HOST,HOST, for servers that share a PostgreSQL: "
             "they publish new messages to each other.",
             show_default="none",
         ),
@@ -146,5 +148,5 @@ def worker() -> None:
     from gregor.server.workers import WorkerConfig, work
 
     config = WorkerConfig.read()
-    options.log_to_stderr(config.settings["log_format"], logging.INFO, worker=config.number)
+    log_to_stderr(config.settings["log_format"], logging.INFO, worker=config.number)
     run(work(config))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from weakref import WeakValueDictionary
 
 from gregor.consumers.broadcaster import Broadcaster
+from gregor.consumers.peers import PROBE_CHANNEL, Peers
 from gregor.consumers.publisher import (
     UnknownVersion,
     channel_of,
@@ -48,6 +49,7 @@ class Relay:
         pubsub: PubSub,
         node: str,
         broadcaster: Broadcaster,
+        peers: Peers,
         clock: Callable[[], Time],
         *,
         on_invalid_publication: Callable[[Malformed], None],
@@ -57,6 +59,7 @@ class Relay:
         self._pubsub = pubsub
         self._node = node
         self._broadcaster = broadcaster
+        self._peers = peers
         self._clock = clock
         self._on_invalid_publication = on_invalid_publication
         self._on_interrupted = on_interrupted
@@ -109,11 +112,20 @@ class Relay:
         ends without an error, raises RuntimeError."""
         async for event in self._pubsub.received():
             match event:
+                case Received(channel, payload) if channel == PROBE_CHANNEL:
+                    self._receive_probe(payload)
                 case Received(channel) if self._broadcaster.has_devices(user_of(channel)):
                     await self._deliver_payload(event)
                 case Interrupted():
+                    self._peers.notice_interruption()
                     self._on_interrupted()
         raise RuntimeError("the pub/sub has ended: no messages of other nodes can be received")
+
+    def _receive_probe(self, payload: bytes) -> None:
+        try:
+            self._peers.receive(payload)
+        except Malformed as error:
+            self._reject(error)
 
     async def _deliver_payload(self, received: Received) -> None:
         try:

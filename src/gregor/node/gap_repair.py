@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from gregor.consumers.broadcaster import Broadcaster
+from gregor.consumers.peers import Peers
 from gregor.core.instant import Time
 from gregor.core.message import UID
 from gregor.core.sync import Changes
@@ -27,6 +28,7 @@ from gregor.protocol.publication import Publication
 log = logging.getLogger("gregor.node")
 
 SWEEP_SECONDS = 5.0
+SUSPICION_SWEEP_SECONDS = 1.0  # while messages of other nodes may not arrive
 RETRY_SECONDS = 1.0
 GAP_REPAIR_WORKERS = 8
 
@@ -44,12 +46,14 @@ class GapRepair:
         broadcaster: Broadcaster,
         observer: Observer,
         *,
+        peers: Peers | None = None,
         sweep_seconds: float = SWEEP_SECONDS,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._state_machine = state_machine
         self._broadcaster = broadcaster
         self._observer = observer
+        self._peers = peers
         self._sweep_seconds = sweep_seconds
         self._jitter = jitter
         self._queue: asyncio.Queue[UID] = asyncio.Queue()
@@ -86,6 +90,10 @@ class GapRepair:
         """The pub/sub was interrupted, so any feed may miss messages: sweep at once."""
         self._observer.interrupted()
         self._interrupted = True
+        self._sweep_due.set()
+
+    def notice_suspicion(self) -> None:
+        """Messages of other nodes may not arrive: sweep at once, and often."""
         self._sweep_due.set()
 
     # Repairing
@@ -134,12 +142,19 @@ class GapRepair:
         # grace periods of both sweeps add up to at most `sweep_seconds`.
         grace = min(GRACE_SECONDS, self._sweep_seconds / 10)
         while True:
-            delay = RETRY_SECONDS if self.waiting_for_store else self._sweep_seconds - 2 * grace
             with suppress(TimeoutError):
-                async with asyncio.timeout(delay * (0.5 + self._jitter() / 2)):
+                async with asyncio.timeout(self._delay(grace) * (0.5 + self._jitter() / 2)):
                     await self._sweep_due.wait()
             self._sweep_due.clear()
             await self._sweep_once(grace)
+
+    def _delay(self, grace: float) -> float:
+        if self.waiting_for_store:
+            return RETRY_SECONDS
+        seconds = self._sweep_seconds
+        if self._peers is not None and self._peers.suspected:
+            seconds = min(seconds, SUSPICION_SWEEP_SECONDS)
+        return seconds - 2 * grace
 
     async def _sweep_once(self, grace: float) -> None:
         """Compare the positions of all feeds with the users' clocks, in one query to the store."""
@@ -163,10 +178,15 @@ class GapRepair:
         # interruption they probably are not, so repair at once.
         if out_of_sync and not interrupted:
             await asyncio.sleep(grace)
-        for uid, clock in clocks.items():
-            position = self._broadcaster.position(uid)
-            if position is not None and position < clock:
-                self.notice(uid)
+        missed = [uid for uid, clock in clocks.items() if self._is_behind(uid, clock)]
+        for uid in missed:
+            self.notice(uid)
+        if missed and not interrupted and self._peers is not None:
+            self._peers.notice_loss()
+
+    def _is_behind(self, uid: UID, clock: Time) -> bool:
+        position = self._broadcaster.position(uid)
+        return position is not None and position < clock
 
     def _sync_what_is_lost(self, positions: Mapping[UID, Time], clocks: Mapping[UID, Time]) -> None:
         """Let devices sync again that may have received messages which the store has lost. The

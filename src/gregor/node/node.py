@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self
 
 from gregor.consumers.broadcaster import Broadcaster, Listener
+from gregor.consumers.peers import Peers
 from gregor.consumers.publisher import Publisher
 from gregor.consumers.relay import LINGER_SECONDS, Relay
 from gregor.core.instant import Time
@@ -66,20 +67,28 @@ class Node:
         self.clock = clock
         self._broadcaster = broadcaster
         self._observer = observer or Observer()
+        self.peers = None if publisher is None else Peers(publisher.pubsub, publisher.node)
         self._gap_repair = GapRepair(
-            state_machine, broadcaster, self._observer, sweep_seconds=sweep_seconds, jitter=jitter
+            state_machine,
+            broadcaster,
+            self._observer,
+            peers=self.peers,
+            sweep_seconds=sweep_seconds,
+            jitter=jitter,
         )
         broadcaster.on_gap = self._gap_repair.notice
         self._consumers: list[MessageConsumer] = [broadcaster, *consumers]
         self.pubsub: PubSub | None = None
         self._relay: Relay | None = None
-        if publisher is not None:
+        if publisher is not None and self.peers is not None:
+            self.peers.on_suspicion = self._gap_repair.notice_suspicion
             self._consumers.insert(0, publisher)
             self.pubsub = publisher.pubsub
             self._relay = Relay(
                 publisher.pubsub,
                 publisher.node,
                 broadcaster,
+                self.peers,
                 clock,
                 on_invalid_publication=self._observer.invalid_publication,
                 on_interrupted=self._gap_repair.notice_interruption,
@@ -93,8 +102,8 @@ class Node:
         await self._tasks.__aenter__()
         self._gap_repair.begin()
         loops = [self._gap_repair.run()]
-        if self._relay is not None:
-            loops += [self._relay.run(), self._relay.unsubscribe_idle()]
+        if self._relay is not None and self.peers is not None:
+            loops += [self._relay.run(), self._relay.unsubscribe_idle(), self.peers.run()]
         self._background = [self._tasks.create_task(loop) for loop in loops]
         self._is_open = True
         return self

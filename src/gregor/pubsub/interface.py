@@ -42,8 +42,9 @@ class PubSub(Protocol):
 
     async def subscribe(self, channel: str) -> None:
         """Subscribe to a channel. Idempotent. When it returns, every payload that is published on
-        the channel from now on will be received. If the pub/sub is down, it returns at once, and
-        the subscription takes effect when the pub/sub is up again."""
+        the channel from now on will be received; but servers of a NATS cluster learn of it a
+        moment later than the one that this node is connected to. If the pub/sub is down, it
+        returns at once, and the subscription takes effect when the pub/sub is up again."""
         ...
 
     async def unsubscribe(self, channel: str) -> None:

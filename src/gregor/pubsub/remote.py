@@ -1,11 +1,11 @@
-"""A pub/sub on a server that many nodes share: Redis or NATS.
+"""A pub/sub on one or several servers that many nodes share: Redis or NATS.
 
 A connection can fail in two ways: it breaks, which raises an error, or it stays open but carries
 nothing any more, which raises none. To detect the second, the pub/sub publishes a heartbeat to
 itself through the server, and treats a missing heartbeat as a lost connection. After either
-failure it is down: it reconnects, subscribes to all wanted channels, and waits for its own
-heartbeat. Only then is it up again, and it reports Interrupted, so that the node reads what it may
-have missed from the store.
+failure it is down: it reconnects, to the first server that answers, subscribes to all wanted
+channels, and waits for its own heartbeat. Only then is it up again, and it reports Interrupted, so
+that the node reads what it may have missed from the store.
 
 The wanted channels and the channels that the server has confirmed are two sets. One task updates
 the server until they are equal. So it does not matter how calls overlap, whether the server is
@@ -15,21 +15,22 @@ reachable, or how often a connection is lost during an update.
 import asyncio
 import logging
 import random
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import islice
 from typing import Any, Self
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 from gregor.backoff import Backoff, Outage
 from gregor.errors import SetupError
 from gregor.extras import required_extra
 from gregor.log_event import LogEvent
+from gregor.pubsub.first_open import first_open
 from gregor.pubsub.incoming import IncomingQueue
 from gregor.pubsub.interface import Event, Interrupted, Received
-from gregor.pubsub.link import Link, LinkLost, OutgoingPayload
+from gregor.pubsub.link import Candidates, Link, LinkLost, OutgoingPayload, Reason
+from gregor.pubsub.server_url import URL_FORMS
 from gregor.urls import redacted
 
 log = logging.getLogger("gregor.pubsub")
@@ -37,55 +38,42 @@ log = logging.getLogger("gregor.pubsub")
 HEARTBEAT_SECONDS = 2.0
 OPERATION_TIMEOUT_SECONDS = 5.0  # for connecting, and for each batch of subscriptions
 FLUSH_TIMEOUT_SECONDS = 1.0  # for sending the pending payloads on close
-BACKOFF = Backoff(0.1, 5.0)
+BACKOFF = Backoff(0.1, 1.0)  # short, because another server may have taken over
+STABLE_SECONDS = 5.0  # a connection that held so long has ended the outage before it
 MAX_QUEUED_PAYLOADS = 10_000
 MAX_BATCH_SIZE = 500  # of payloads or channels, in one call to the server
 HEARTBEAT_POLLS = 10  # the time-out of a heartbeat is divided into this many waits
 
-REDIS_SCHEMES = ("redis", "rediss", "unix")
-NATS_SCHEMES = ("nats", "tls")
-
-URL_FORMS = "redis://HOST:PORT/DB or nats://HOST:PORT"
+# The kinds of servers, by the schemes of their URLs.
+REDIS = ("redis", "rediss", "unix")
+SENTINEL = ("redis+sentinel", "rediss+sentinel")
+CLUSTER = ("redis+cluster", "rediss+cluster")
+NATS = ("nats", "tls")
 
 
 def pubsub_at(url: str, **options: Any) -> "RemotePubSub":
-    """A pub/sub on the server at the URL. Raises SetupError if the URL is invalid, or if the extra
+    """A pub/sub on the servers at the URL. Raises SetupError if the URL is invalid, or if the extra
     for this kind of server is not installed."""
-    scheme = url.partition(":")[0]
-    if scheme not in (*REDIS_SCHEMES, *NATS_SCHEMES):
+    return RemotePubSub(redacted(url), _candidates(url), **options)
+
+
+def _candidates(url: str) -> Candidates:
+    scheme = url.partition("://")[0]
+    if scheme in NATS:
+        with required_extra("nats"):
+            from gregor.pubsub.nats import nats_candidates
+        return nats_candidates(url)
+    if scheme not in REDIS + SENTINEL + CLUSTER:
         raise SetupError(
             f"{redacted(url)} is not the URL of a supported pub/sub: use --pubsub {URL_FORMS}"
         )
-    if not _is_unambiguous(url):
-        raise SetupError(
-            f"{redacted(url)} is not a valid URL: use --pubsub {URL_FORMS}, and percent-encode "
-            "each of / ? # @ : in a password (/ is %2F)"
-        )
-    return RemotePubSub(url, _redis() if scheme in REDIS_SCHEMES else _nats(), **options)
-
-
-def _redis() -> Callable[[str], Link]:
     with required_extra("redis"):
-        from gregor.pubsub.redis import RedisLink
-    return RedisLink
-
-
-def _nats() -> Callable[[str], Link]:
-    with required_extra("nats"):
-        from gregor.pubsub.nats import NATSLink
-    return NATSLink
-
-
-def _is_unambiguous(url: str) -> bool:
-    """Whether no part of the URL can be the rest of a password that is not percent-encoded."""
-    if "@" not in url and "?" not in url:
-        return True
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        return False
-    return "@" not in parts.path + parts.query + parts.fragment
+        from gregor.pubsub.redis import redis_candidates
+        from gregor.pubsub.redis_cluster import cluster_candidates
+        from gregor.pubsub.redis_sentinel import sentinel_candidates
+    if scheme in SENTINEL:
+        return sentinel_candidates(url)
+    return cluster_candidates(url) if scheme in CLUSTER else redis_candidates(url)
 
 
 class _SubscriptionBatch:
@@ -98,8 +86,12 @@ class _SubscriptionBatch:
 
 
 class RemotePubSub:
-    """A PubSub over a Link, which it reconnects. Open it with `async with`: that connects, or
-    raises SetupError. If its background task fails, the block is cancelled.
+    """A PubSub over a Link, which it reconnects: to the first of the `candidates` that answers.
+    Open it with `async with`: that connects, or raises SetupError. If its background task fails,
+    the block is cancelled.
+
+    `reconnects` counts the connections that were lost, and the failed attempts to reconnect, by
+    Reason.
 
     `dropped` counts the payloads that were published while it was down, that overflowed the queue,
     that were too large for the server, or that were unconfirmed when a connection broke.
@@ -107,18 +99,19 @@ class RemotePubSub:
 
     def __init__(
         self,
-        url: str,
-        link: Callable[[str], Link],
+        name: str,
+        candidates: Candidates,
         *,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
         operation_timeout_seconds: float = OPERATION_TIMEOUT_SECONDS,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        self.name = redacted(url)
+        self.name = name
         self.up = False
         self.dropped = 0
-        self._url = url
-        self._make_link = link
+        self.reconnects: Counter[str] = Counter()
+        self._logged_reasons: set[str] = set()  # of this outage
+        self._candidates = candidates
         self._heartbeat_seconds = heartbeat_seconds
         self._operation_timeout_seconds = operation_timeout_seconds
         self._jitter = jitter
@@ -127,10 +120,12 @@ class RemotePubSub:
         self._send_requested = asyncio.Event()
         self._all_sent = asyncio.Event()
         self._all_sent.set()
-        self._heartbeat_channel = f"gregor:heart:{uuid4().hex}"
+        self._heartbeat_name = f"gregor:heart:{uuid4().hex}"
+        self._heartbeat_channels: Sequence[str] = ()  # of this connection
         self._heartbeat_due = False
+        self._missing_heartbeats: set[str] = set()
         self._heartbeat_received = asyncio.Event()
-        self._wanted_channels = {self._heartbeat_channel: None}
+        self._wanted_channels: dict[str, None] = {}
         self._confirmed_channels: set[str] = set()
         # Collects channels for the next update; None without a connection.
         self._next_batch: _SubscriptionBatch | None = None
@@ -213,24 +208,35 @@ class RemotePubSub:
                     connected.set_exception(error)
                     return
             # Only a connection that was stable ends the outage.
-            if clock() - started > BACKOFF.max_seconds:
+            if clock() - started > STABLE_SECONDS:
                 outage.end()
             await asyncio.sleep(outage.delay(clock(), self._jitter()))
 
     async def _run_connection(self, connected: asyncio.Future[None]) -> None:
         """Open a connection and use it until it fails. Never returns; raises LinkLost."""
-        link = self._make_link(self._url)
+        link: Link | None = None
         try:
             async with _time_limit(self._operation_timeout_seconds, "connecting"):
-                await link.open()
+                link = await first_open(self._candidates())
             await self._run_link(link, connected)
         except LinkLost as error:
-            if self.up:
-                log.warning(LogEvent("the pub/sub is down", url=self.name, reason=str(error)))
+            if connected.done():
+                self._report(error)
             raise
         finally:
             self._mark_down()
-            await link.close()
+            if link is not None:
+                await link.close()
+
+    def _report(self, error: LinkLost) -> None:
+        """Count a lost connection, or a failed attempt to reconnect. Log the first one of an
+        outage, and each that has another reason than those before: it may need another remedy."""
+        self.reconnects[error.reason] += 1
+        reason = str(error) if error.reason is Reason.OTHER else error.reason
+        if reason not in self._logged_reasons:
+            self._logged_reasons.add(reason)
+            event = "the pub/sub is down" if self.up else "the pub/sub is still down"
+            log.warning(LogEvent(event, url=self.name, reason=str(error)))
 
     async def _run_link(self, link: Link, connected: asyncio.Future[None]) -> None:
         """Use an open link until one of the tasks raises LinkLost."""
@@ -239,6 +245,7 @@ class RemotePubSub:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(link.listen(self._on_message))
                 tasks.create_task(self._send(link))
+                self._use_heartbeat_channels(link.heartbeat_channels(self._heartbeat_name))
                 self._next_batch = _SubscriptionBatch(self._wanted_channels)
                 while self._next_batch.channels:
                     await self._update_subscriptions(link, self._next_batch)
@@ -250,8 +257,15 @@ class RemotePubSub:
             errors.extend(group.exceptions)
         raise errors[0]
 
+    def _use_heartbeat_channels(self, channels: Sequence[str]) -> None:
+        for channel in self._heartbeat_channels:
+            self._wanted_channels.pop(channel, None)
+        self._heartbeat_channels = channels
+        self._wanted_channels |= dict.fromkeys(channels)
+
     def _mark_up(self, connected: asyncio.Future[None]) -> None:
         self.up = True
+        self._logged_reasons.clear()
         if connected.done():
             log.warning(LogEvent("the pub/sub is up again", url=self.name))
             self._incoming.put(Interrupted())
@@ -273,8 +287,10 @@ class RemotePubSub:
     # The concurrent tasks of one connection
 
     def _on_message(self, channel: str, payload: bytes) -> None:
-        if channel == self._heartbeat_channel:
-            self._heartbeat_received.set()
+        if channel in self._heartbeat_channels:
+            self._missing_heartbeats.discard(channel)
+            if not self._missing_heartbeats:
+                self._heartbeat_received.set()
         elif channel in self._wanted_channels:
             self._incoming.put(Received(channel, payload))
 
@@ -286,7 +302,7 @@ class RemotePubSub:
             # server would seem to be silent.
             heartbeats: list[OutgoingPayload] = []
             if self._heartbeat_due:
-                heartbeats = [OutgoingPayload(self._heartbeat_channel, b"")]
+                heartbeats = [OutgoingPayload(c, b"") for c in self._heartbeat_channels]
             self._heartbeat_due = False
             batch = list(islice(self._outgoing, MAX_BATCH_SIZE))
             self.dropped += await link.publish(heartbeats + batch)
@@ -303,7 +319,9 @@ class RemotePubSub:
             await self._check_heartbeat(2 * self._heartbeat_seconds)
 
     async def _check_heartbeat(self, timeout_seconds: float) -> None:
-        """Publish a heartbeat and wait for it. Raises LinkLost if it does not come back in time."""
+        """Publish a heartbeat through each server, and wait for all of them. Raises LinkLost if
+        one does not come back in time."""
+        self._missing_heartbeats = set(self._heartbeat_channels)
         self._heartbeat_received.clear()
         self._heartbeat_due = True
         self._send_requested.set()
@@ -314,7 +332,7 @@ class RemotePubSub:
                 async with asyncio.timeout(timeout_seconds / HEARTBEAT_POLLS):
                     await self._heartbeat_received.wait()
                     return
-        raise LinkLost(f"no heartbeat has come back within {timeout_seconds:g} s")
+        raise LinkLost(f"no heartbeat has come back within {timeout_seconds:g} s", Reason.SILENT)
 
     def _request(self, channel: str, batch: _SubscriptionBatch) -> _SubscriptionBatch:
         batch.channels[channel] = None
@@ -361,4 +379,4 @@ async def _time_limit(seconds: float, operation: str) -> AsyncIterator[None]:
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
-        raise LinkLost(f"{operation} has taken more than {seconds:g} s") from None
+        raise LinkLost(f"{operation} has taken more than {seconds:g} s", Reason.TIMEOUT) from None

@@ -17,6 +17,7 @@ from gregor.server.composition import Parts, authenticator_of
 from gregor.server.going_away import draining_on_stop
 from gregor.server.loopback import LoopbackOnly
 from gregor.server.metrics import Metrics
+from gregor.server.request_metrics import RequestMetrics
 from gregor.server.routes import make_app
 from gregor.server.service import DEFAULT_TIMEOUTS, Service, Timeouts
 from gregor.server.worker_metrics import WorkerMetrics
@@ -69,9 +70,11 @@ class Server:
             worker_metrics=worker_metrics,
             timeouts=timeouts,
         )
-        self.app: ASGIApp = make_app(self.service)
+        endpoints = make_app(self.service)
+        self.app: ASGIApp = endpoints
         if isinstance(authenticator, OpenAuthenticator):
             self.app = LoopbackOnly(self.app)
+        self.app = RequestMetrics(self.app, endpoints.routes, self.metrics.answered)
         self._parts = parts or nullcontext()
         self._worker_metrics = worker_metrics
         self._drain_seconds = drain_seconds

@@ -10,9 +10,10 @@ from gregor.consumers.publisher import Publisher
 from gregor.core.instant import SECOND, Time
 from gregor.errors import SetupError
 from gregor.node.node import Node
-from gregor.pubsub.remote import pubsub_at
+from gregor.pubsub.link import Reason
+from gregor.pubsub.remote import RemotePubSub, pubsub_at
 from gregor.server.auth import Authenticator, JWTAuthenticator, OpenAuthenticator
-from gregor.server.metrics import Metrics, Reading, gauge
+from gregor.server.metrics import Metrics, Reading, Readings, counters, gauge, gauges
 from gregor.shards.shard_map import establish
 from gregor.shards.state_machine import Shard, ShardedStateMachine
 from gregor.stores.sql.database import Database
@@ -43,6 +44,9 @@ class Parts:
             sweep_seconds=settings.sweep_seconds,
         )
         self.metrics.readings += _readings(self.state_machine)
+        self.metrics.readings += _pool_readings(self.databases)
+        if self.pubsub is not None:
+            self.metrics.readings.append(_reconnects(self.pubsub))
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
@@ -128,6 +132,34 @@ def _writes_failing(machine: SQLStateMachine, labels: Mapping[str, str]) -> Read
         "1 while the store refuses writes; readiness and the log give the reason",
         lambda: machine.writes.failing.is_set(),
         labels,
+    )
+
+
+def _pool_readings(databases: Mapping[str | None, Database]) -> Iterator[Readings]:
+    """How the pools of the databases are used. Without shards the name of the shard is empty."""
+
+    def read(field: str) -> Mapping[tuple[str, ...], float]:
+        return {
+            (shard or "", pool): getattr(use, field)
+            for shard, database in databases.items()
+            for pool, use in database.pools().items()
+        }
+
+    for field, text in (
+        ("in_use", "Connections to the store that a transaction uses now"),
+        ("limit", "Connections to the store that there may be"),
+        ("waiting", "Transactions that wait for a connection to the store"),
+    ):
+        labels = ("shard", "pool")
+        yield gauges(f"store_connections_{field}", text, labels, partial(read, field))
+
+
+def _reconnects(pubsub: RemotePubSub) -> Readings:
+    return counters(
+        "pubsub_reconnects",
+        "Connections to the pub/sub that were lost, and attempts to reconnect that failed",
+        ("reason",),
+        lambda: {(reason.value,): pubsub.reconnects[reason] for reason in Reason},
     )
 
 

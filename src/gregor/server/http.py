@@ -58,6 +58,8 @@ from gregor.server.sse import (
     only_event,
 )
 
+CLIENT_GONE = 499  # as nginx counts a client that closed its connection before it was answered
+
 Operation: TypeAlias = Callable[[Service, Request, Identity], Awaitable[ASGIApp]]
 PublicOperation: TypeAlias = Callable[[Service, Request], Awaitable[ASGIApp]]
 Endpoint: TypeAlias = Callable[[Request], Awaitable[ASGIApp]]
@@ -221,7 +223,7 @@ def authenticated_endpoint(
         except GregorError as error:
             return refuse(error)
         except ClientDisconnect:
-            return Response()  # never sent: the client is gone
+            return Response(status_code=CLIENT_GONE)  # counted, and never sent
 
     return respond
 

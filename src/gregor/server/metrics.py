@@ -1,14 +1,18 @@
 """The metrics of a server, for Prometheus.
 
 The hot path counts in plain integers. They are converted to metrics when the page is requested.
+A counter with a fixed set of labels has all of them from the start, at 0: Prometheus sees no
+increase in a sample that was not there before.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache, partial
+from importlib.metadata import version
+from platform import python_version
+from typing import NamedTuple, TypeAlias
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -16,20 +20,47 @@ from gregor.core.message import InBandMessage, Message, OutOfBandMessage
 from gregor.errors import Malformed
 from gregor.interfaces import Caller, Outcome
 from gregor.node.observer import Observer
+from gregor.stores.sql.failure_reason import FailureReason
+
+Family: TypeAlias = CounterMetricFamily | GaugeMetricFamily
 
 
 class Reading(NamedTuple):
     """A metric that another object keeps: `value` is called when the page is requested."""
 
-    family: type[CounterMetricFamily | GaugeMetricFamily]
+    family: type[Family]
     name: str
     help: str
     value: Callable[[], float]
     labels: Mapping[str, str] = {}
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return tuple(self.labels)
+
+    def samples(self) -> Iterator[tuple[tuple[str, ...], float]]:
+        """The values of the labels, with the number that they have."""
+        yield tuple(self.labels.values()), self.value()
+
+
+class Readings(NamedTuple):
+    """The same, with labels whose values are known only when the page is requested: `values`
+    returns a number for each combination of them."""
+
+    family: type[Family]
+    name: str
+    help: str
+    label_names: tuple[str, ...]
+    values: Callable[[], Mapping[tuple[str, ...], float]]
+
+    def samples(self) -> Iterable[tuple[tuple[str, ...], float]]:
+        return self.values().items()
+
 
 counter = partial(Reading, CounterMetricFamily)
+counters = partial(Readings, CounterMetricFamily)
 gauge = partial(Reading, GaugeMetricFamily)
+gauges = partial(Readings, GaugeMetricFamily)
 
 
 class Metrics(Observer, Collector):
@@ -37,15 +68,18 @@ class Metrics(Observer, Collector):
     its events as well, subclass it."""
 
     def __init__(self) -> None:
-        self.readings: list[Reading] = []
-        self._messages: Counter[tuple[str, str]] = Counter()
+        self._messages: Counter[tuple[str, ...]] = Counter()
+        self._requests: Counter[tuple[str, ...]] = Counter()
+        self._failed_commits: Counter[tuple[str, ...]] = Counter()
+        self._failed_commits.update({(reason.value,): 0 for reason in FailureReason})
         self._gap_messages_recovered = 0
         self._invalid_publications = 0
         self._interruptions = 0
         self._publish_failures = 0
-        self._failed_commits = 0
+        self.readings: list[Reading | Readings] = [*self._own_readings()]
         self.registry = CollectorRegistry()
         self.registry.register(self)
+        ProcessCollector(registry=self.registry)
         self._commit_seconds = Histogram(
             "gregor_commit_seconds",
             "Duration of a commit, including its statements",
@@ -58,12 +92,27 @@ class Metrics(Observer, Collector):
             buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
             registry=self.registry,
         )
+        request_seconds = Histogram(
+            "gregor_http_request_seconds",
+            "Time from an HTTP request to the beginning of its answer",
+            ("method", "route"),
+            buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
+            registry=self.registry,
+        )
+        self._request_seconds = cache(request_seconds.labels)
 
-    def committed(self, messages: int, seconds: float, succeeded: bool) -> None:
-        """A commit of this number of messages has succeeded or failed after this time."""
-        self._failed_commits += not succeeded
+    def committed(self, messages: int, seconds: float, failure: FailureReason | None) -> None:
+        """A commit of this number of messages has succeeded, or failed, after this time."""
+        if failure is not None:
+            self._failed_commits[failure.value,] += 1
         self._commit_seconds.observe(seconds)
         self._commit_messages.observe(messages)
+
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        """The answer to an HTTP request has begun after this time. The labels are kept forever, so
+        there must be few of them."""
+        self._requests[method, route, str(status)] += 1
+        self._request_seconds(method, route).observe(seconds)
 
     def injected(self, caller: Caller, outcome: Outcome) -> None:
         self._messages[_kind(outcome.message), type(outcome).__name__.lower()] += 1
@@ -85,43 +134,55 @@ class Metrics(Observer, Collector):
         return generate_latest(self.registry)
 
     def collect(self) -> Iterator[Metric]:
-        messages = CounterMetricFamily(
-            "gregor_messages",
-            "Messages by kind and result",
-            labels=("kind", "result"),
-        )
-        for labels, number in self._messages.items():
-            messages.add_metric(labels, number)
-        yield messages
-        for name, text, number in (
-            ("failed_commits", "Commits that the store did not accept", self._failed_commits),
-            (
-                "gap_messages_recovered",
-                "Messages that were missed and then read from the store",
-                self._gap_messages_recovered,
-            ),
-            (
-                "pubsub_invalid_messages",
-                "Invalid payloads on the pub/sub, which no node has sent",
-                self._invalid_publications,
-            ),
-            (
-                "pubsub_interruptions",
-                "How often the pub/sub was down and came back",
-                self._interruptions,
-            ),
-            (
-                "publish_failures",
-                "Stored messages that a consumer failed to publish or broadcast",
-                self._publish_failures,
-            ),
-        ):
-            yield CounterMetricFamily(f"gregor_{name}", text, value=number)
-        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
-        for family, name, text, value, label_values in self.readings:
-            new = family(f"gregor_{name}", text, labels=tuple(label_values))
-            families.setdefault(name, new).add_metric(tuple(label_values.values()), value())
+        families: dict[str, Family] = {}
+        for reading in self.readings:
+            new = reading.family(f"gregor_{reading.name}", reading.help, labels=reading.label_names)
+            family = families.setdefault(reading.name, new)
+            for label_values, number in reading.samples():
+                family.add_metric(label_values, number)
         yield from families.values()
+
+    def _own_readings(self) -> Iterator[Reading | Readings]:
+        yield gauge("build_info", "1; the labels say what runs", lambda: 1, _build())
+        yield counters(
+            "messages", "Messages by kind and result", ("kind", "result"), lambda: self._messages
+        )
+        yield counters(
+            "http_requests",
+            "HTTP requests by method, route and status",
+            ("method", "route", "status"),
+            lambda: self._requests,
+        )
+        yield counters(
+            "failed_commits",
+            "Commits that the store did not accept",
+            ("reason",),
+            lambda: self._failed_commits,
+        )
+        yield counter(
+            "gap_messages_recovered",
+            "Messages that were missed and then read from the store",
+            lambda: self._gap_messages_recovered,
+        )
+        yield counter(
+            "pubsub_invalid_messages",
+            "Invalid payloads on the pub/sub, which no node has sent",
+            lambda: self._invalid_publications,
+        )
+        yield counter(
+            "pubsub_interruptions",
+            "How often the pub/sub was down and came back",
+            lambda: self._interruptions,
+        )
+        yield counter(
+            "publish_failures",
+            "Stored messages that a consumer failed to publish or broadcast",
+            lambda: self._publish_failures,
+        )
+
+
+def _build() -> Mapping[str, str]:
+    return {"version": version("gregor-sync"), "python": python_version()}
 
 
 def _kind(message: Message | None) -> str:

@@ -156,6 +156,17 @@ class Service:
                 "Payloads that were, or may have been, lost; the sweep finds in-band messages",
                 lambda: pubsub.dropped,
             )
+        if (peers := self.node.peers) is not None:
+            yield gauge(
+                "pubsub_peers",
+                "Other servers that this one hears over the pub/sub",
+                lambda: peers.heard,
+            )
+            yield gauge(
+                "pubsub_split",
+                "1 while the pub/sub is up and messages of other servers do not arrive",
+                lambda: peers.split,
+            )
 
     async def drain(self, seconds: float) -> None:
         """Refuse new work, finish the injects in flight, and send the devices away, evenly

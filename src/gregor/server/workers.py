@@ -26,6 +26,7 @@ from gregor.backoff import Backoff, Outage
 from gregor.config import Settings
 from gregor.errors import SetupError
 from gregor.log_event import LogEvent
+from gregor.pubsub.server_url import URL_FORMS
 from gregor.server.app import Server
 from gregor.server.process import Process, announce, listen, on_stop_signals
 from gregor.server.worker_metrics import WorkerMetrics
@@ -125,7 +126,7 @@ def check(settings: Settings) -> None:
     if settings.pubsub is None:
         raise SetupError(
             f"--workers {settings.workers} needs a pub/sub to carry messages between the workers: "
-            "--pubsub redis://HOST:PORT/DB or nats://HOST:PORT"
+            f"--pubsub {URL_FORMS}"
         )
 
 

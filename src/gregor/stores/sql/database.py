@@ -6,8 +6,8 @@ of SQLite.
 """
 
 import sqlite3
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
-from typing import Any, Protocol, Self, TypeAlias, TypeVar
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias, TypeVar
 
 from gregor.errors import GregorError, SetupError, StorageUnavailable
 from gregor.stores.sql.dialect import Dialect
@@ -58,6 +58,14 @@ class Migration(Protocol):
         ...
 
 
+class PoolUse(NamedTuple):
+    """How a pool of connections is used at a moment."""
+
+    in_use: int
+    limit: int
+    waiting: int  # transactions that wait for a connection
+
+
 class Database(Protocol):
     """A database, to be opened with `async with`. Opening raises SetupError, which names the
     problem; opening may then be retried."""
@@ -89,6 +97,10 @@ class Database(Protocol):
     async def check_role(self) -> None:
         """Ask the server whether `history` has changed. Raises StorageUnavailable if it does not
         answer, or may not take writes."""
+        ...
+
+    def pools(self) -> Mapping[str, PoolUse]:
+        """How its pools of connections are used now, by their names."""
         ...
 
 

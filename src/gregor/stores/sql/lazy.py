@@ -1,11 +1,11 @@
 """A database that may be unavailable when the process starts, while others are available."""
 
 import asyncio
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any, Self, TypeVar
 
 from gregor.errors import SetupError, StorageUnavailable
-from gregor.stores.sql.database import Database, Unreachable, Work
+from gregor.stores.sql.database import Database, PoolUse, Unreachable, Work
 
 T = TypeVar("T")
 
@@ -47,6 +47,9 @@ class LazyDatabase:
     async def check_role(self) -> None:
         await self._ensure_open()
         await self._database.check_role()
+
+    def pools(self) -> Mapping[str, PoolUse]:
+        return self._database.pools()
 
     async def _ensure_open(self) -> None:
         if self._is_open:

@@ -6,7 +6,7 @@ could corrupt it.
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from gregor.errors import GregorError, SetupError, StorageUnavailable
 from gregor.stores.sql.database import (
     MIGRATION_NOT_KEPT,
     Migration,
+    PoolUse,
     StorageBroken,
     UniqueViolation,
     Work,
@@ -83,6 +84,7 @@ class SQLiteDatabase:
         self._prepare = prepare or _write_nothing
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
         self._driver: sqlite3.Connection | None = None
+        self._transactions = 0  # those that run or wait for the thread
 
     async def __aenter__(self) -> Self:
         try:
@@ -115,7 +117,15 @@ class SQLiteDatabase:
         driver = self._driver
         if driver is None:
             raise StorageUnavailable("the database is not open")
-        return await self._in_thread(lambda: self._transaction(driver, begin, work))
+        self._transactions += 1
+        try:
+            return await self._in_thread(lambda: self._transaction(driver, begin, work))
+        finally:
+            self._transactions -= 1
+
+    def pools(self) -> Mapping[str, PoolUse]:
+        in_use = min(self._transactions, 1)
+        return {"file": PoolUse(in_use, 1, self._transactions - in_use)}
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

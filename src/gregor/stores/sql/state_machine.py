@@ -32,6 +32,7 @@ from gregor.stores.sql.database import (
     UniqueViolation,
     Work,
 )
+from gregor.stores.sql.failure_reason import FailureReason, failure_reason
 from gregor.stores.sql.registration import Registration
 from gregor.stores.sql.schema import Schema, read_schema, require_not_too_old
 from gregor.stores.sql.transactions import (
@@ -79,9 +80,9 @@ class SQLStateMachine(StateMachineOfRecord):
     runs inside the block, and if that task fails, the block is cancelled.
 
     `committed` is called after each commit with the number of messages, the seconds that it took,
-    and whether it succeeded. If other nodes use the database too, every `clock_check_seconds` this
-    node is registered as one of them, and the clock is compared with the database's; `skew` is by
-    how many microseconds, at least, the database's clock is ahead.
+    and why it failed, if it did. If other nodes use the database too, every `clock_check_seconds`
+    this node is registered as one of them, and the clock is compared with the database's; `skew` is
+    by how many microseconds, at least, the database's clock is ahead.
 
     `schema` is the database's as it was last read: the schema may change while nodes run.
 
@@ -93,7 +94,7 @@ class SQLStateMachine(StateMachineOfRecord):
         self,
         database: Database,
         clock: Callable[[], Time],
-        committed: Callable[[int, float, bool], None] = lambda messages, seconds, succeeded: None,
+        committed: Callable[[int, float, FailureReason | None], None] = lambda *_: None,
         *,
         clock_check_seconds: float | None = None,
         may_become_shard: bool = True,
@@ -202,7 +203,7 @@ class SQLStateMachine(StateMachineOfRecord):
         try:
             outcomes = await self._store_messages([slot.message for slot in slots])
         except StorageUnavailable as error:
-            self._committed(len(slots), perf_counter() - start, False)
+            self._committed(len(slots), perf_counter() - start, failure_reason(error))
             self._refused = slots[0].message
             self.writes.failed(error.message)
             _fail(batch, error)
@@ -210,7 +211,7 @@ class SQLStateMachine(StateMachineOfRecord):
         except BaseException as error:
             _fail(batch, Unavailable(f"the store has failed: {error}"))
             raise
-        self._committed(len(slots), perf_counter() - start, True)
+        self._committed(len(slots), perf_counter() - start, None)
         self.writes.succeeded()
         # Only now: a transaction may run more than once, and decides with its commit.
         for slot, outcome in zip(slots, outcomes, strict=True):

@@ -11,7 +11,7 @@ answer raises CommitUnknown.
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from math import inf
@@ -23,7 +23,13 @@ from asyncpg.pool import PoolConnectionProxy
 from gregor.backoff import Backoff
 from gregor.errors import SetupError, StorageUnavailable
 from gregor.log_event import LogEvent
-from gregor.stores.sql.database import MIGRATION_NOT_KEPT, CommitUnknown, Migration, Work
+from gregor.stores.sql.database import (
+    MIGRATION_NOT_KEPT,
+    CommitUnknown,
+    Migration,
+    PoolUse,
+    Work,
+)
 from gregor.stores.sql.postgresql.connection import PostgreSQLConnection
 from gregor.stores.sql.postgresql.errors import (
     DRIVER_ERRORS,
@@ -225,6 +231,13 @@ class PostgreSQLDatabase:
             if is_standby(error):
                 await self._replace_connections()
             raise translated(error) from error
+
+    def pools(self) -> Mapping[str, PoolUse]:
+        pools = {"writer": (self._writer, 1), "reader": (self._readers, self._max_readers)}
+        return {
+            name: PoolUse(0, limit, 0) if pool is None else pool.use()
+            for name, (pool, limit) in pools.items()
+        }
 
     async def _acquire(self, pool: PatientPool) -> PoolConnectionProxy:
         try:

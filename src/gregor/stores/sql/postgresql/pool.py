@@ -4,6 +4,7 @@ import asyncio
 
 from asyncpg.pool import Pool, PoolConnectionProxy
 
+from gregor.stores.sql.database import PoolUse
 from gregor.stores.sql.postgresql.errors import DRIVER_ERRORS
 from gregor.stores.sql.postgresql.session import is_refused
 
@@ -28,6 +29,7 @@ class PatientPool:
         self._pool = pool
         self._permits = asyncio.Semaphore(pool.get_max_size())
         self._users = 0  # with a connection, or connecting
+        self._waiting = 0  # for a connection, or for it to be made
         self._withheld = 0
 
     @property
@@ -36,13 +38,21 @@ class PatientPool:
         connected: int = self._pool.get_size()
         return 0 < self._users <= connected
 
+    def use(self) -> PoolUse:
+        in_use = self._pool.get_size() - self._pool.get_idle_size()
+        return PoolUse(in_use, self._pool.get_max_size(), self._waiting)
+
     async def acquire(self, seconds: float) -> PoolConnectionProxy:
         """A connection, to be released. Raises TimeoutError, or the error of connecting if this
         pool has no other connection."""
-        async with asyncio.timeout(seconds):
-            while (driver := await self._acquire()) is None:
-                pass
-            return driver
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(seconds):
+                while (driver := await self._acquire()) is None:
+                    pass
+                return driver
+        finally:
+            self._waiting -= 1
 
     async def _acquire(self) -> PoolConnectionProxy | None:
         """A connection, or None if the server accepted no more."""
