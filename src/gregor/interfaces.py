@@ -1,7 +1,7 @@
 """The interfaces of the seed, MessageConsumer and StateMachine, and their refinements."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from gregor.core.instant import Time, TimeOrOffset
@@ -223,6 +223,13 @@ class StateMachineOfRecord(StateMachine, Protocol):
         if uid not in clocks:
             raise Unavailable("the shard that holds the user does not answer; retry later")
         return clocks[uid]
+
+    @property
+    def history(self) -> Hashable:
+        """A value that changes when messages may have been lost that were stored and read before,
+        as when a standby takes over. The users' logs from then on need not continue what was
+        read before the change, nor by a read that began before it."""
+        return None
 
     async def problems(self) -> Sequence[str]:
         """Why this state machine is not ready, as texts for operators; empty if it is ready."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from random import Random
 from typing import Any, Self, TypeVar
@@ -54,6 +54,13 @@ class WrappedDatabase:
 
     async def read(self, work: Work[T]) -> T:
         return await self.database.read(work)
+
+    @property
+    def history(self) -> Hashable:
+        return self.database.history
+
+    async def check_role(self) -> None:
+        await self.database.check_role()
 
     def pools(self) -> Mapping[str, PoolUse]:
         return self.database.pools()

@@ -136,6 +136,12 @@ CASES = [
         "GregorStoreConnectionsBusy", 15, {WAITING: "3x60"}, {WAITING: "3 3 0 3 3 0 3 3 3 3 0x6"}
     ),
     AlertCase(
+        "GregorWritesFail",
+        5,
+        {node("gregor_writes_failing"): "0 1x9"},
+        {node("gregor_writes_failing"): "0x4 1"},
+    ),
+    AlertCase(
         "GregorShardDown",
         5,
         {node("gregor_shard_up", shard="a"): "1 0x9"},

@@ -91,6 +91,46 @@ async def connections_terminated(fleet: Fleet, rng: Random) -> None:
     await connection.close()
 
 
+# With a standby. The fleet has failed over when these end, so each can be injected once.
+
+
+async def demoted_but_answering(fleet: Fleet, rng: Random) -> None:
+    """The primary comes back as a standby, and answers, before the address moves to the new one."""
+    await fleet.postgresql.stop()  # it sends what it has committed to its standby first
+    fleet.postgresql.demote()
+    await fleet.postgresql.start()
+    await asyncio.sleep(rng.uniform(0.5, 3))
+    await fleet.replicated.fail_over()
+
+
+async def replica_lags(fleet: Fleet, rng: Random) -> None:
+    """The synchronous standby stops replicating, for longer than a commit is waited for or not;
+    then it takes over."""
+    fleet.replicated.standby.pause()
+    await asyncio.sleep(rng.uniform(1, 1.5 * FREEZE_SECONDS))
+    fleet.replicated.standby.resume()
+    await asyncio.sleep(rng.uniform(0, 1))
+    await primary_lost(fleet, rng)
+
+
+async def primary_lost(fleet: Fleet, rng: Random) -> None:
+    """The primary dies, and its standby takes over."""
+    await fleet.postgresql.kill()
+    await asyncio.sleep(rng.uniform(0, 2))
+    await fleet.replicated.fail_over()
+
+
+async def primary_lost_behind(fleet: Fleet, rng: Random) -> None:
+    """The same while the standby is behind: what it lacks is lost."""
+    fleet.replicated.standby.pause()
+    await asyncio.sleep(rng.uniform(0.5, 2))
+    await fleet.postgresql.kill()
+    # What the primary has sent is in the standby's socket: without its receiver, it is lost.
+    await fleet.replicated.standby.kill()
+    await fleet.replicated.standby.start()
+    await fleet.replicated.fail_over()
+
+
 async def no_fault(fleet: Fleet, rng: Random) -> None:
     """Do nothing: the fault is in the fleet itself, or is the move of buckets."""
 
@@ -180,4 +220,13 @@ MOVE_FAULTS: dict[str, Fault] = {
     "moving, pub/sub killed": during_move(pubsub_killed),
     "moving, connections terminated": during_move(connections_terminated),
 }
-FAULTS = SINGLE_STORE_FAULTS | MOVE_FAULTS
+SYNCHRONOUS_FAULTS: dict[str, Fault] = {
+    "demoted but answering": demoted_but_answering,
+    "replica lags": replica_lags,
+    "primary lost, synchronous standby promoted": primary_lost,
+}
+ASYNCHRONOUS_FAULTS: dict[str, Fault] = {
+    "primary lost, asynchronous standby promoted": primary_lost_behind,
+}
+FAILOVERS = SYNCHRONOUS_FAULTS | ASYNCHRONOUS_FAULTS
+FAULTS = SINGLE_STORE_FAULTS | MOVE_FAULTS | FAILOVERS

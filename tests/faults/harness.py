@@ -20,8 +20,16 @@ from gregor.core.sync import max_changes
 from gregor.protocol.frames import Result
 from gregor.shards.rebalance import Rebalancer
 from gregor.shards.shard_map import read_map
-from tests.faults.faults import FAULTS, MOVE_FAULTS, QUARTER_OF_BUCKETS, target_of
-from tests.fleet.fleet import Fleet
+from tests.faults.faults import (
+    ASYNCHRONOUS_FAULTS,
+    FAILOVERS,
+    FAULTS,
+    MOVE_FAULTS,
+    QUARTER_OF_BUCKETS,
+    SYNCHRONOUS_FAULTS,
+    target_of,
+)
+from tests.fleet.fleet import Fleet, Replication
 
 
 class FaultRound(NamedTuple):
@@ -69,11 +77,12 @@ async def play_round(
                 proxied=name == "publications lost",
                 shards=3 if name in MOVE_FAULTS else 1,
                 unused=1 if name in MOVE_FAULTS else 0,
+                replication=replication_for(name),
             ) as fleet,
             RecordingServers(fleet.urls, Random(rng.random())) as servers,
         ):
             demo = Demo(servers, Path(folder), devices)
-            faults = inject(name, fleet, Random(rng.random()), seconds)
+            faults = inject(name, fleet, Random(rng.random()), seconds, servers, demo.score)
             users = busiest(lines, -(-devices // DEVICES_PER_USER))
             ended_at = asyncio.create_task(_time_of(demo.over))
             await run_stream(demo, lines, seconds, users, devices, rng, faults)
@@ -81,6 +90,7 @@ async def play_round(
             problems = [
                 *await misplaced_buckets(fleet),
                 *await inconsistencies(fleet, servers, demo.score),
+                *(unnecessary_syncs(demo.score, await logs_of(fleet)) if keeps_all(name) else ()),
                 *(f"{d.device} of {d.uid} {d.what}" for d in demo.score.differences),
                 *(f"a node logged: {line}" for line in logged_errors(fleet)),
             ]
@@ -90,11 +100,28 @@ async def play_round(
     )
 
 
-async def inject(name: str, fleet: Fleet, rng: Random, seconds: float) -> None:
+def replication_for(name: str) -> Replication:
+    if name in SYNCHRONOUS_FAULTS:
+        return Replication.SYNCHRONOUS
+    return Replication.ASYNCHRONOUS if name in ASYNCHRONOUS_FAULTS else Replication.NONE
+
+
+async def inject(
+    name: str,
+    fleet: Fleet,
+    rng: Random,
+    seconds: float,
+    servers: RecordingServers,
+    score: Score,
+) -> None:
     """Inject the fault once or twice while the stream is played."""
-    for _ in range(1 if name in MOVE_FAULTS else rng.choice((1, 2))):
+    for _ in range(1 if name in MOVE_FAULTS | FAILOVERS else rng.choice((1, 2))):
         await asyncio.sleep(rng.uniform(0.1, 0.4) * seconds)
         await FAULTS[name](fleet, rng)
+    if name in ASYNCHRONOUS_FAULTS:
+        # What was acknowledged before may be lost. What is acknowledged from now on may not.
+        servers.acknowledged.clear()
+        score.written.clear()
 
 
 async def _time_of(event: asyncio.Event) -> float:
@@ -119,19 +146,9 @@ async def misplaced_buckets(fleet: Fleet) -> list[str]:
 
 async def inconsistencies(fleet: Fleet, servers: RecordingServers, score: Score) -> list[str]:
     """Acknowledged messages that are not in the store with the acknowledged ctime; logs that are
-    not a chain of prev and ctime; and rejections, hash mismatches and unnecessary snapshots that
-    devices have received."""
-    holders = await holders_of(fleet)
-    rows: list[asyncpg.Record] = []
-    clocks: dict[str, int] = {}
-    for name, url in (fleet.shards or {"": fleet.store}).items():
-        connection = await asyncpg.connect(url)
-        found = await connection.fetch("SELECT uid, ctime, prev, msg_id FROM messages")
-        rows += [row for row in found if holders[bucket_of(row["uid"])] == name]
-        found = await connection.fetch("SELECT uid, ctime FROM users WHERE ctime > 0")
-        clocks |= {uid: ctime for uid, ctime in found if holders[bucket_of(uid)] == name}
-        await connection.close()
-    rows.sort(key=lambda row: (row["uid"], row["ctime"]))
+    not a chain of prev and ctime; and rejections that devices have received."""
+    rows = await rows_of(fleet, "SELECT uid, ctime, prev, msg_id FROM messages")
+    clocks = dict(await rows_of(fleet, "SELECT uid, ctime FROM users WHERE ctime > 0"))
     stored = {(row["uid"], row["msg_id"]): row["ctime"] for row in rows}
     ids = {row["msg_id"] for row in rows}
     last = {row["uid"]: row["ctime"] for row in rows}
@@ -147,8 +164,19 @@ async def inconsistencies(fleet: Fleet, servers: RecordingServers, score: Score)
         ),
         *(f"the clock of {uid} is not at its last message" for uid in _differing(clocks, last)),
         *(["messages of devices were rejected"] * bool(score.rejected)),
+    ]
+
+
+def keeps_all(name: str) -> bool:
+    """Whether the store keeps all that devices have received, so that none needs a snapshot."""
+    return name not in ASYNCHRONOUS_FAULTS
+
+
+def unnecessary_syncs(score: Score, logs: Mapping[str, Sequence[int]]) -> list[str]:
+    """Hash mismatches and unnecessary snapshots that devices have received."""
+    return [
         *(["the hash of a replica did not match"] * bool(score.mismatches)),
-        *unnecessary_snapshots(score.received_snapshots, _logs(rows)),
+        *unnecessary_snapshots(score.received_snapshots, logs),
     ]
 
 
@@ -163,6 +191,23 @@ def unnecessary_snapshots(
         if (missed := sum(r.known < ctime <= r.cursor for ctime in logs[r.uid]))
         <= max_changes(r.items)
     ]
+
+
+async def rows_of(fleet: Fleet, query: str) -> list[asyncpg.Record]:
+    """The rows of all users, from the shards that hold them, sorted by uid and ctime."""
+    holders = await holders_of(fleet)
+    rows: list[asyncpg.Record] = []
+    for name, url in (fleet.shards or {"": fleet.store}).items():
+        connection = await asyncpg.connect(url)
+        found = await connection.fetch(query)
+        rows += [row for row in found if holders[bucket_of(row["uid"])] == name]
+        await connection.close()
+    return sorted(rows, key=lambda row: (row["uid"], row["ctime"]))
+
+
+async def logs_of(fleet: Fleet) -> Mapping[str, Sequence[int]]:
+    """The ctimes of each user's messages, in order."""
+    return _logs(await rows_of(fleet, "SELECT uid, ctime FROM messages"))
 
 
 async def holders_of(fleet: Fleet) -> dict[int, str]:

@@ -10,6 +10,7 @@ All servers come from wheels and listen on loopback.
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from enum import Enum
 from typing import Any, Self
 
 import httpx
@@ -22,8 +23,9 @@ from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.store_url import database_at, databases_at
 from tests.fleet import skewed_node
 from tests.fleet.proxy import Proxy
+from tests.fleet.replication import ReplicatedPostgreSQL
 from tests.fleet.server_groups import NATSCluster, RedisCluster, RedisSentinel, ServerGroup
-from tests.fleet.servers import NATS, ManagedServer, PostgreSQL, Redis
+from tests.fleet.servers import NATS, ManagedServer, Redis
 
 PUBSUBS: dict[str, type[ManagedServer] | type[ServerGroup]] = {
     "redis": Redis,
@@ -32,6 +34,14 @@ PUBSUBS: dict[str, type[ManagedServer] | type[ServerGroup]] = {
     "nats": NATS,
     "nats-cluster": NATSCluster,
 }
+
+
+class Replication(Enum):
+    """Whether PostgreSQL has a standby, and whether a commit waits for it."""
+
+    NONE = "none"
+    ASYNCHRONOUS = "asynchronous"
+    SYNCHRONOUS = "synchronous"
 
 
 class NodeProcess(ManagedServer):
@@ -70,7 +80,8 @@ class Fleet:
     """PostgreSQL, a pub/sub and nodes. The clock of the last node is `ahead` seconds ahead. With
     `proxied`, the nodes reach the pub/sub through `proxy`. With more than one of `shards`, the
     attribute `shards` maps their names to their URLs; the last `unused` shards hold no buckets at
-    first. Opened with `async with`. Raises SetupError for an unknown pub/sub."""
+    first. With `replication`, the nodes reach PostgreSQL through the virtual address of
+    `replicated`. Opened with `async with`. Raises SetupError for an unknown pub/sub."""
 
     def __init__(
         self,
@@ -81,10 +92,13 @@ class Fleet:
         proxied: bool = False,
         shards: int = 1,
         unused: int = 0,
+        replication: Replication = Replication.NONE,
     ) -> None:
         if pubsub not in PUBSUBS:
             raise SetupError(f"unknown pub/sub {pubsub!r}; choose one of {', '.join(PUBSUBS)}")
-        self.postgresql = PostgreSQL()
+        self.replicated = ReplicatedPostgreSQL(synchronous=replication is Replication.SYNCHRONOUS)
+        self.postgresql = self.replicated.primary
+        self._replication = replication
         self.pubsub = PUBSUBS[pubsub]()
         self.proxy: Proxy | None = None
         self.nodes: Sequence[NodeProcess] = ()
@@ -99,7 +113,8 @@ class Fleet:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self.postgresql)
+            server = self.postgresql if self._has_no_standby else self.replicated
+            await stack.enter_async_context(server)
             await stack.enter_async_context(self.pubsub)
             if self._shards == 1:
                 self.store = await self.new_database()
@@ -126,9 +141,14 @@ class Fleet:
     def _node(self, pubsub: str, ahead: float) -> NodeProcess:
         return NodeProcess(self.stores, pubsub, ahead=ahead)
 
+    @property
+    def _has_no_standby(self) -> bool:
+        return self._replication is Replication.NONE
+
     async def new_database(self) -> str:
         """Create an empty database with the current schema; its URL."""
-        url = await self.postgresql.create_database()
+        server = self.postgresql if self._has_no_standby else self.replicated
+        url = await server.create_database()
         async with database_at(url, migrate):
             return url
 

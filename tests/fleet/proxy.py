@@ -43,6 +43,11 @@ class Proxy:
         self.drop_connections()
         await self._tasks.__aexit__(None, None, None)
 
+    def lead_to(self, port: int) -> None:
+        """Lead new connections to another server, as a virtual address that moves. Existing ones
+        stay where they are."""
+        self._target = (self._target[0], port)
+
     def drop_connections(self) -> None:
         """Break every connection; the bytes in flight on it are lost."""
         for connection in self._connections:

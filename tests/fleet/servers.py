@@ -260,15 +260,20 @@ class PostgreSQL(ManagedServer):
             self._user = "nobody"
             _allow_traversal(_program(self.wheel, self.program))
             os.chown(self.directory, pwd.getpwnam(self._user).pw_uid, -1)
+        await self._create_data()
+
+    async def _create_data(self) -> None:
         options = "--username=postgres --auth=trust --encoding=UTF8 --locale=C --no-sync"
-        initdb = [_program(self.wheel, "initdb"), *options.split(), f"--pgdata={self._data}"]
-        process = self._spawn(initdb)
+        await self._run_to_end("initdb", *options.split(), f"--pgdata={self._data}")
+
+    async def _run_to_end(self, program: str, *arguments: str) -> None:
+        process = self._spawn([_program(self.wheel, program), *arguments])
         try:
             await wait_for(lambda: process.poll() is not None)
         finally:
             process.kill()
         if process.returncode:
-            raise SetupError(f"initdb failed\n{self._log_tail()}")
+            raise SetupError(f"{program} failed\n{self._log_tail()}")
 
     @property
     def _data(self) -> Path:
@@ -294,6 +299,19 @@ class PostgreSQL(ManagedServer):
             return False
         await connection.close()
         return True
+
+    def demote(self) -> None:
+        """While it is stopped: let it start as a standby, which follows no primary."""
+        self._data.joinpath("standby.signal").touch()
+
+    async def promote(self) -> None:
+        """Make a standby a primary, and return when it is one."""
+        connection = await asyncpg.connect(self.url)
+        try:
+            if not await connection.fetchval("SELECT pg_promote(true, 30)"):
+                raise SetupError(f"the standby was not promoted\n{self._log_tail()}")
+        finally:
+            await connection.close()
 
 
 class Redis(ManagedServer):

@@ -1539,6 +1539,55 @@ MUTATIONS = [
         "::test_work_that_ignores_a_failed_statement_is_not_reported_as_committed",
     ),
     Mutation(
+        "a read is answered by a demoted primary",
+        "stores/sql/postgresql/role.py",
+        "REPEATABLE READ READ WRITE; SET TRANSACTION READ ONLY",
+        "REPEATABLE READ READ ONLY",
+        "tests/stores/test_failover.py"
+        "::test_read_is_refused_on_a_connection_that_leads_to_a_standby",
+    ),
+    Mutation(
+        "readers stay with the old primary after a promotion",
+        "stores/sql/postgresql/database.py",
+        "for pool in (self._writer, self._readers):\n            if pool is not None:\n"
+        "                await pool.expire()",
+        "for pool in (self._writer,):\n            if pool is not None:\n"
+        "                await pool.expire()",
+        "tests/stores/test_failover.py"
+        "::test_promotion_changes_the_history_and_replaces_all_connections",
+    ),
+    Mutation(
+        "devices keep what a failover has lost",
+        "node/gap_repair.py",
+        "if history != self._history:",
+        "if history is None:",
+        "tests/node/test_node.py::test_devices_sync_again_when_the_store_has_another_history",
+    ),
+    Mutation(
+        "a device whose cursor is ahead of the store is sent a snapshot that it ignores",
+        "protocol/server_session.py",
+        "if self._has_synced and sync.cursor < self.cursor:",
+        "if self._has_synced and sync.cursor < 0:",
+        "tests/protocol/test_server_session.py"
+        "::test_device_connects_again_if_the_store_has_lost_what_it_received",
+    ),
+    Mutation(
+        "a store that refuses writes is not a problem",
+        "stores/sql/state_machine.py",
+        "problems += self.writes.problems()",
+        "problems += []",
+        "tests/stores/test_write_health.py"
+        "::test_full_disk_under_postgresql_is_a_problem_until_there_is_room",
+    ),
+    Mutation(
+        "each failed write has a line in the log",
+        "stores/sql/write_health.py",
+        "if seconds >= LOG_INTERVAL_SECONDS:",
+        "if seconds >= 0:",
+        "tests/stores/test_write_health.py"
+        "::test_failures_are_logged_once_and_then_at_most_once_a_minute",
+    ),
+    Mutation(
         "the tables of a new file differ from those of the migrations",
         "stores/sql/tables.py",
         '"CREATE INDEX users_of_bucket ON users (bucket)",',

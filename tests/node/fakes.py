@@ -24,9 +24,13 @@ class FakeListener:
     def __init__(self) -> None:
         self.publications: list[Publication] = []
         self.out_of_band: list[OutOfBandMessage] = []
+        self.syncs = 0  # how often it was told to sync again
 
     def publish(self, publication: Publication) -> None:
         self.publications.append(publication)
+
+    def sync_again(self) -> None:
+        self.syncs += 1
 
     def deliver_out_of_band(self, message: OutOfBandMessage) -> None:
         self.out_of_band.append(message)

@@ -10,7 +10,9 @@ import pytest
 from gregor import create, dismiss, out_of_band
 from gregor.consumers.broadcaster import Broadcaster
 from gregor.consumers.publisher import Publisher
-from gregor.core.message import InBandMessage, Message
+from gregor.core.instant import Time
+from gregor.core.message import UID, DeviceID, InBandMessage, Message
+from gregor.core.sync import Sync
 from gregor.errors import Conflict, Unavailable
 from gregor.interfaces import Duplicate, MessageConsumer, Rejected, Relayed, Stored
 from gregor.node.node import Node
@@ -334,3 +336,48 @@ async def test_device_count_is_zero_after_last_device_is_detached() -> None:
         ):
             assert harness.node.device_count("u") == 2
         assert harness.node.device_count("u") == 0
+
+
+# What the store has lost
+
+
+class FailedOverStore(FailingStore):
+    """A store whose standby takes over: it may have lost messages. The users' clocks stay or
+    continue, so that only its history tells."""
+
+    term = 1
+
+    @property
+    def history(self) -> int:
+        return self.term
+
+
+async def test_devices_sync_again_when_the_store_has_another_history() -> None:
+    store = FailedOverStore(SteppingClock())
+    harness = NodeHarness(store=store, sweep_seconds=0.05)
+    async with harness.attached_device() as listener:
+        store.term = 2
+        await until(lambda: listener.syncs == 1)
+        assert harness.broadcaster.position("u") is None
+
+
+async def test_devices_sync_again_when_the_clock_of_their_user_is_behind_what_they_have() -> None:
+    harness = NodeHarness(sweep_seconds=0.05)
+    async with harness.attached_device() as listener:
+        lost = create("u", "c", msg_id="lost").stamp(10**9, 0)
+        await harness.receive(lost)
+        await until(lambda: listener.syncs == 1)
+
+
+async def test_read_that_began_before_a_failover_is_done_again() -> None:
+    class FailingOverStore(FailedOverStore):
+        async def sync(self, uid: UID, device_id: DeviceID | None, cursor: Time) -> Sync:
+            sync = await super().sync(uid, device_id, cursor)
+            if self.term == 1:
+                self.term = 2
+                await self.consume_messages([create(uid, "c", msg_id="after")])
+            return sync
+
+    harness = NodeHarness(store=FailingOverStore(SteppingClock()))
+    async with harness.attached_device():
+        assert harness.broadcaster.position("u") == await harness.store.ctime("u") > 0

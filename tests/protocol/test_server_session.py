@@ -512,3 +512,20 @@ def test_error_about_a_consume_carries_its_number(frame: str) -> None:
     assert session.receive(frame) is None
     errors = [e.frame for e in all_effects(session) if isinstance(e, Send)]
     assert [e.n for e in errors if isinstance(e, Error)] == [7]
+
+
+def test_device_connects_again_if_the_store_has_lost_what_it_received() -> None:
+    """Devices go back with the first sync of a connection only."""
+    session = live_session(position=5)
+    session.sync_again()
+    assert all_effects(session) == [CatchUp(5)]
+    session.synced(Sync(Snapshot(()), 4, 20, "h"))
+    assert [type(effect) for effect in all_effects(session)] == [Send, Close]
+
+
+def test_session_that_reads_the_store_does_not_sync_twice() -> None:
+    session = open_session()
+    all_effects(session)
+    session.sync_again()
+    session.synced(Sync(Changes(()), 10, 10, "h"))
+    assert CatchUp not in map(type, all_effects(session))

@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 
+import asyncpg
 import httpx
 import pytest
 import pytest_asyncio
@@ -202,3 +203,22 @@ async def test_excluding_unknown_part_is_rejected() -> None:
         problem = answer.json()
         assert (answer.status_code, problem["field"]) == (422, "exclude")
         assert "store, pubsub" in problem["detail"]
+
+
+async def test_store_that_refuses_writes_is_not_ready_until_it_takes_them(
+    postgresql: PostgreSQL,
+) -> None:
+    url = await postgresql.create_database()
+    async with serving(shared_settings(url)) as served:
+        assert await served.metric("gregor_writes_failing") == 0
+        connection = await asyncpg.connect(url)
+        await connection.execute("ALTER TABLE messages ADD CHECK (ctime < 0) NOT VALID")
+        assert asks_to_retry(await served.post(to("u")))
+        await wait_metric(served, "gregor_writes_failing", 1)
+        status, (problem,) = await readiness(served)
+        assert status == 503
+        assert problem.startswith("writes fail: the store: new row for relation")
+        await connection.execute("ALTER TABLE messages DROP CONSTRAINT messages_ctime_check")
+        await connection.close()
+        await wait_ready_status(served, 200)
+        await wait_metric(served, "gregor_writes_failing", 0)

@@ -1,6 +1,6 @@
 """Shards whose databases can be down, crash their caller, or reopen closed buckets too early."""
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 
@@ -43,6 +43,14 @@ class FlakyDatabase:
     async def read(self, work: Work[T]) -> T:
         self._fail_if_down()
         return await self.database.read(work)
+
+    @property
+    def history(self) -> Hashable:
+        return self.database.history
+
+    async def check_role(self) -> None:
+        self._fail_if_down()
+        await self.database.check_role()
 
     def pools(self) -> Mapping[str, PoolUse]:
         return self.database.pools()

@@ -281,6 +281,13 @@ class DelayedDatabase:
     async def __aexit__(self, *exc_info: Any) -> None:
         pass
 
+    @property
+    def history(self) -> None:
+        return None
+
+    async def check_role(self) -> None:
+        """A simulated server has no standby."""
+
     async def write(self, work: Work[T]) -> T:
         environment, name = self._link.environment, self._shard.name
         was_alive = not self._link.cut

@@ -21,6 +21,7 @@ class Listener(Protocol):
     """A connected device, as the Broadcaster sees it. Its methods must not block."""
 
     def publish(self, publication: Publication) -> None: ...
+    def sync_again(self) -> None: ...
     def deliver_out_of_band(self, message: OutOfBandMessage) -> None: ...
 
 
@@ -79,6 +80,19 @@ class Broadcaster(BatchConsumer):
         feed.position = publication.cursor
         for listener in tuple(feed.listeners):
             listener.publish(publication)
+
+    def sync_again(self, uid: UID) -> None:
+        """Let all devices of the user read the store again, because it may have lost what they
+        received. The feed has no position until one of them has."""
+        feed = self._feeds.get(uid)
+        if feed is not None:
+            feed.position = None
+            for listener in tuple(feed.listeners):
+                listener.sync_again()
+
+    def uids(self) -> list[UID]:
+        """The users who have a device connected here."""
+        return list(self._feeds)
 
     def add(self, uid: UID, listener: Listener) -> None:
         """Add a connected device."""

@@ -159,6 +159,10 @@ class Conversation:
         self.session.publish(publication)
         self.wake()
 
+    def sync_again(self) -> None:
+        self.session.sync_again()
+        self.wake()
+
     def deliver_out_of_band(self, message: OutOfBandMessage) -> None:
         self.session.deliver_out_of_band(message)
         self.wake()

@@ -3,12 +3,15 @@
 The pub/sub makes delivery fast, the store makes it reliable. A gap that a later message reveals is
 noticed, and repaired at once. What no later message reveals is found by the sweep, which compares
 the positions of all feeds with the users' clocks.
+
+A failover may lose messages that devices have received. Then the store has another history, or a
+user's clock is behind a feed, and the sweep lets the devices sync again (decision 26).
 """
 
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from gregor.consumers.broadcaster import Broadcaster
@@ -59,11 +62,16 @@ class GapRepair:
         self._store_unreachable = False  # whether the last sweep failed
         self._sweep_due = asyncio.Event()
         self._interrupted = False  # whether the pub/sub was interrupted since the last sweep
+        self._history = state_machine.history
 
     @property
     def waiting_for_store(self) -> bool:
         """Whether devices wait for the store, because it did not answer the last query."""
         return self._store_unreachable or bool(self._unrepaired)
+
+    def begin(self) -> None:
+        """The state machine is open, and what is read from it is of its present history."""
+        self._history = self._state_machine.history
 
     async def run(self) -> None:
         """Repair gaps, and sweep periodically, until this is cancelled or fails."""
@@ -162,6 +170,7 @@ class GapRepair:
             self._store_unreachable = True
             return
         self._store_unreachable = False
+        self._sync_what_is_lost(positions, clocks)
         in_sync = {uid for uid, clock in clocks.items() if clock == positions[uid]}
         out_of_sync = positions.keys() - in_sync
         self._unrepaired = {uid: None for uid in self._unrepaired if uid in out_of_sync}
@@ -178,3 +187,17 @@ class GapRepair:
     def _is_behind(self, uid: UID, clock: Time) -> bool:
         position = self._broadcaster.position(uid)
         return position is not None and position < clock
+
+    def _sync_what_is_lost(self, positions: Mapping[UID, Time], clocks: Mapping[UID, Time]) -> None:
+        """Let devices sync again that may have received messages which the store has lost. The
+        positions are older than the clocks: one that is ahead of its user's clock is of a lost
+        message."""
+        history = self._state_machine.history
+        if history != self._history:
+            self._history = history
+            diverged = self._broadcaster.uids()
+            log.warning(LogEvent("devices sync again after a failover", users=len(diverged)))
+        else:
+            diverged = [uid for uid, clock in clocks.items() if positions[uid] > clock]
+        for uid in diverged:
+            self._broadcaster.sync_again(uid)

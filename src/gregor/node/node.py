@@ -34,6 +34,7 @@ from gregor.log_event import LogEvent
 from gregor.node.batch import Batch, accepted
 from gregor.node.gap_repair import SWEEP_SECONDS, GapRepair
 from gregor.node.observer import Observer
+from gregor.protocol.handshake import Phase
 from gregor.protocol.server_session import ServerSession
 from gregor.pubsub.interface import PubSub
 
@@ -99,6 +100,7 @@ class Node:
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
+        self._gap_repair.begin()
         loops = [self._gap_repair.run()]
         if self._relay is not None and self.peers is not None:
             loops += [self._relay.run(), self._relay.unsubscribe_idle(), self.peers.run()]
@@ -202,9 +204,13 @@ class Node:
 
     async def catch_up(self, session: ServerSession, cursor: Time) -> None:
         """Read everything after the cursor from the store and pass it to the session."""
+        history = self.state_machine.history
         sync = await self.state_machine.sync(session.uid, session.device_id, cursor)
+        while self.state_machine.history != history:  # it may have read what is lost
+            history = self.state_machine.history
+            sync = await self.state_machine.sync(session.uid, session.device_id, cursor)
         session.synced(sync)
-        if not session.lagging:
+        if not session.lagging and session.phase is Phase.OPEN:
             self._broadcaster.lower_position(session.uid, session.position)
 
     async def read_items(self, session: ServerSession, ctimes: Sequence[Time]) -> None:

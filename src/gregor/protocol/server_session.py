@@ -122,6 +122,7 @@ class ServerSession:
 
     __slots__ = (
         "_handshake",
+        "_has_synced",
         "_queue",
         "cursor",
         "delivery",
@@ -135,6 +136,7 @@ class ServerSession:
         self.slow_consumer_resets = 0  # how often the queue overflowed and was dropped
         self.delivery: DeliveryState | None = None  # while the session is open
         self._handshake = Handshake()
+        self._has_synced = False
         self._queue = OutboundQueue()
 
     @property
@@ -265,6 +267,15 @@ class ServerSession:
             case _:
                 pass  # the next sync will contain it, if there is one
 
+    def sync_again(self) -> None:
+        """The store may have lost messages that the device received: sync it from its cursor. The
+        device compares the hash of the result, and asks for a snapshot if it differs."""
+        match self.delivery:
+            case Lagging() | ReadingStore():
+                pass  # the sync that is due will do; the node reads again what is out of date
+            case _:
+                self._sync_from(self.cursor)
+
     def _continue_with(self, publication: Publication) -> None:
         if publication.prev != self.position:
             # There is a gap, or the publication is a gap repair that starts before our position.
@@ -301,6 +312,12 @@ class ServerSession:
 
     def synced(self, sync: Sync) -> None:
         """The store has answered the CatchUp."""
+        if self._has_synced and sync.cursor < self.cursor:
+            # The store has lost messages. A device goes back with the first sync of a connection
+            # only, because a later page that ends before its cursor may be an old one.
+            self.refuse(Unavailable("the store has lost messages; connect again"))
+            return
+        self._has_synced = True
         self._move(SyncRead(sync))
         self.cursor = self.position = sync.cursor
         for publication in self._queue.take_publications():

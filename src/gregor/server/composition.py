@@ -113,7 +113,11 @@ def _readings(state_machine: SQLStateMachine | ShardedStateMachine) -> Iterator[
         "By how much, at the least, the store's clock is ahead of this machine's",
         lambda: state_machine.skew / SECOND,
     )
-    if isinstance(state_machine, ShardedStateMachine):
+    if isinstance(state_machine, SQLStateMachine):
+        yield _writes_failing(state_machine, {})
+    else:
+        for shard in state_machine.shards.values():
+            yield _writes_failing(shard.machine, {"shard": shard.name})
         for shard in state_machine.shards.values():
             yield gauge(
                 "shard_up",
@@ -121,6 +125,15 @@ def _readings(state_machine: SQLStateMachine | ShardedStateMachine) -> Iterator[
                 partial(_is_up, shard),
                 {"shard": shard.name},
             )
+
+
+def _writes_failing(machine: SQLStateMachine, labels: Mapping[str, str]) -> Reading:
+    return gauge(
+        "writes_failing",
+        "1 while the store refuses writes; readiness and the log give the reason",
+        lambda: machine.writes.failing.is_set(),
+        labels,
+    )
 
 
 def _pool_readings(databases: Mapping[str | None, Database]) -> Iterator[Readings]:

@@ -7,7 +7,7 @@ does not hold and names the holder, and the copy is corrected from that error.
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Self, TypeVar
 
@@ -76,6 +76,12 @@ class Shard:
         self._answered_at = asyncio.get_running_loop().time()
         return result
 
+    def problems(self) -> list[str]:
+        """Why the shard does not answer, or takes no writes; empty if it does."""
+        problem = self.problem or self.write_problem
+        problems = self.machine.writes.problems() if problem is None else [problem]
+        return [f"shard {self.name!r}: {problem}" for problem in problems]
+
     async def probe_periodically(self) -> None:
         """Check periodically whether the shard answers."""
         while True:
@@ -114,6 +120,7 @@ class Shard:
             if not self.admitted:
                 await self.verify_identity()
                 await self._admit(self)
+            await self.machine.database.check_role()
             await self.machine.ctimes([])
             self.write_problem = await self._reason_for_refused_writes()
         except (Unavailable, SetupError) as error:
@@ -218,6 +225,11 @@ class ShardedStateMachine(StateMachineOfRecord):
 
     # Reading
 
+    @property
+    def history(self) -> Hashable:
+        """That of all shards: users of the others read once more than they need."""
+        return tuple(shard.machine.history for shard in self.shards.values())
+
     async def polled_state(
         self, uid: UID, device_id: DeviceID | None, at: TimeOrOffset | None
     ) -> PolledState:
@@ -315,13 +327,12 @@ class ShardedStateMachine(StateMachineOfRecord):
 
     async def problems(self) -> Sequence[str]:
         """The problems of the shards if none of them works; none while at least one works."""
-        problems = self.partial_problems()
-        return [] if len(problems) < len(self.shards) else problems
+        works = any(not shard.problems() for shard in self.shards.values())
+        return [] if works else self.partial_problems()
 
     def partial_problems(self) -> list[str]:
         """The problems of single shards."""
-        problems = {s.name: s.problem or s.write_problem for s in self.shards.values()}
-        return [f"shard {name!r}: {problem}" for name, problem in problems.items() if problem]
+        return [problem for shard in self.shards.values() for problem in shard.problems()]
 
     # The map
 
@@ -330,7 +341,7 @@ class ShardedStateMachine(StateMachineOfRecord):
         buckets, and rejects the buckets that it released, even if the map read here is out of
         date."""
         await self._call_each(self.shards.values(), Shard.verify_identity)
-        if await self.problems():
+        if all(shard.problem is not None for shard in self.shards.values()):
             raise SetupError(f"no shard answers: {'; '.join(self.partial_problems())}")
         available = {name: shard for name, shard in self.shards.items() if shard.problem is None}
         databases = {name: shard.machine.database for name, shard in available.items()}

@@ -6,7 +6,7 @@ of SQLite.
 """
 
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, Self, TypeAlias, TypeVar
 
 from gregor.errors import GregorError, SetupError, StorageUnavailable
@@ -86,6 +86,17 @@ class Database(Protocol):
     async def read(self, work: Work[T]) -> T:
         """Run the work, which only reads, on one snapshot of the database. Idempotent. Raises
         StorageUnavailable if the database does not answer."""
+        ...
+
+    @property
+    def history(self) -> Hashable:
+        """A value that changes when what was committed before may be lost, as when another server
+        takes over. A read that began before the change may have seen what is lost."""
+        ...
+
+    async def check_role(self) -> None:
+        """Ask the server whether `history` has changed. Raises StorageUnavailable if it does not
+        answer, or may not take writes."""
         ...
 
     def pools(self) -> Mapping[str, PoolUse]:

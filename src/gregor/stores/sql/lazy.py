@@ -1,7 +1,7 @@
 """A database that may be unavailable when the process starts, while others are available."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, Self, TypeVar
 
 from gregor.errors import SetupError, StorageUnavailable
@@ -39,6 +39,14 @@ class LazyDatabase:
     async def read(self, work: Work[T]) -> T:
         await self._ensure_open()
         return await self._database.read(work)
+
+    @property
+    def history(self) -> Hashable:
+        return self._database.history
+
+    async def check_role(self) -> None:
+        await self._ensure_open()
+        await self._database.check_role()
 
     def pools(self) -> Mapping[str, PoolUse]:
         return self._database.pools()

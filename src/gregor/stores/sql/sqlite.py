@@ -106,6 +106,13 @@ class SQLiteDatabase:
     async def read(self, work: Work[T]) -> T:
         return await self._transact("BEGIN", work)
 
+    @property
+    def history(self) -> None:
+        return None  # a file that is open here is not replaced
+
+    async def check_role(self) -> None:
+        pass
+
     async def _transact(self, begin: str, work: Work[T]) -> T:
         driver = self._driver
         if driver is None:

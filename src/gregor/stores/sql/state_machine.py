@@ -7,9 +7,9 @@ runs, the messages that arrive are queued for the next one. A single message is 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any, NamedTuple, Self, TypeVar
 
 from gregor.core.instant import SECOND, Time, TimeOrOffset
@@ -48,6 +48,7 @@ from gregor.stores.sql.transactions import (
     read_sync,
     read_user_clocks,
 )
+from gregor.stores.sql.write_health import WriteHealth
 
 log = logging.getLogger("gregor.state_machine")
 
@@ -63,6 +64,8 @@ MAX_SKEW = 5 * SECOND
 # How often, and at what interval, the outcome of an unknown commit is looked up.
 MAX_RESOLVE_ATTEMPTS = 10
 RESOLVE_INTERVAL_SECONDS = 0.5
+
+WRITE_PROBE_SECONDS = 1.0
 
 
 class _PendingBatch(NamedTuple):
@@ -108,19 +111,22 @@ class SQLStateMachine(StateMachineOfRecord):
         self._queued_messages = 0
         self._arrival = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
-        self._clock_check: asyncio.Task[None] | None = None
+        self._checks: list[asyncio.Task[None]] = []
+        self.writes = WriteHealth(monotonic)
+        self._refused: InBandMessage | None = None  # the last message whose commit failed
         self._open = False
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
         self._open = True
         self._tasks.create_task(self._commit_all(), name="commits")
+        self._checks = [self._tasks.create_task(self._probe_failing_writes())]
         with suppress(Unavailable):  # `store` and `problems` report it
             await self.read_schema()
         if self._clock_check_seconds is not None:
             await self._check_clock()
-            self._clock_check = self._tasks.create_task(
-                self._check_clock_periodically(self._clock_check_seconds)
+            self._checks.append(
+                self._tasks.create_task(self._check_clock_periodically(self._clock_check_seconds))
             )
         return self
 
@@ -128,8 +134,8 @@ class SQLStateMachine(StateMachineOfRecord):
         """Commit the queued messages first."""
         self._open = False
         self._arrival.set()
-        if self._clock_check is not None:
-            self._clock_check.cancel()
+        for check in self._checks:
+            check.cancel()
         # The task group must not get the block's error: it would cancel the task that commits.
         await self._tasks.__aexit__(None, None, None)
         if self._registration is not None:
@@ -198,12 +204,15 @@ class SQLStateMachine(StateMachineOfRecord):
             outcomes = await self._store_messages([slot.message for slot in slots])
         except StorageUnavailable as error:
             self._committed(len(slots), perf_counter() - start, failure_reason(error))
+            self._refused = slots[0].message
+            self.writes.failed(error.message)
             _fail(batch, error)
             return
         except BaseException as error:
             _fail(batch, Unavailable(f"the store has failed: {error}"))
             raise
         self._committed(len(slots), perf_counter() - start, None)
+        self.writes.succeeded()
         # Only now: a transaction may run more than once, and decides with its commit.
         for slot, outcome in zip(slots, outcomes, strict=True):
             slot.outcome = outcome
@@ -257,6 +266,35 @@ class SQLStateMachine(StateMachineOfRecord):
             await asyncio.sleep(RESOLVE_INTERVAL_SECONDS)
         raise AssertionError("the last attempt returns or raises")
 
+    # Whether writes fail
+
+    async def _probe_failing_writes(self) -> None:
+        """While writes fail, try whether they would succeed, because no more may come."""
+        while True:
+            await self.writes.failing.wait()
+            await asyncio.sleep(WRITE_PROBE_SECONDS)
+            if self.writes.failing.is_set():
+                await self._probe_write()
+
+    async def _probe_write(self) -> None:
+        """Commit a transaction that has stored a message, which failed, and undone it. That needs
+        the same privileges and the same space."""
+        message = self._refused
+        assert message is not None
+        now = self._clock()
+
+        def rehearse(connection: DatabaseConnection) -> None:
+            connection.execute_sql("SAVEPOINT rehearsal")
+            consume(connection, [message], now, any_bucket=self._any_bucket)
+            connection.execute_sql("ROLLBACK TO SAVEPOINT rehearsal")
+
+        try:
+            await self.database.write(rehearse)
+        except (StorageUnavailable, UniqueViolation) as error:
+            self.writes.failed(error.message)
+        else:
+            self.writes.succeeded()
+
     # The clock
 
     async def _check_clock_periodically(self, seconds: float) -> None:
@@ -286,6 +324,10 @@ class SQLStateMachine(StateMachineOfRecord):
         return f"{skew}; synchronise both with NTP"
 
     # Reading
+
+    @property
+    def history(self) -> Hashable:
+        return self.database.history
 
     async def polled_state(
         self, uid: UID, device_id: DeviceID | None, at: TimeOrOffset | None
@@ -341,6 +383,7 @@ class SQLStateMachine(StateMachineOfRecord):
     async def problems(self) -> list[str]:
         problems = [self._describe_skew()] if abs(self.skew) > MAX_SKEW else []
         try:
+            await self.database.check_role()
             await self.ctimes([])  # reads a table: the server may be up, and its tables lost
             await self.read_schema()
         except GregorError as error:
@@ -348,6 +391,8 @@ class SQLStateMachine(StateMachineOfRecord):
         else:
             if self._registration is not None and self._registration.problem is not None:
                 problems.append(self._registration.problem)
+        if self.writes.reason not in problems:  # such a reason is a problem of its own
+            problems += self.writes.problems()
         return problems
 
 

@@ -1,11 +1,15 @@
 """PostgreSQL 14 or later: one connection that writes, and a pool of connections that read.
 
+All of them lead to one primary. If one turns out to lead to a standby, or to a primary with another
+history, all are replaced (decision 26).
+
 A transaction is retried if the server rolled it back because of others (a deadlock, a
 serialization failure), or if its connection broke before the commit was sent. A commit without an
 answer raises CommitUnknown.
 """
 
 import asyncio
+import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -18,6 +22,7 @@ from asyncpg.pool import PoolConnectionProxy
 
 from gregor.backoff import Backoff
 from gregor.errors import SetupError, StorageUnavailable
+from gregor.log_event import LogEvent
 from gregor.stores.sql.database import (
     MIGRATION_NOT_KEPT,
     CommitUnknown,
@@ -33,9 +38,17 @@ from gregor.stores.sql.postgresql.errors import (
     cannot_open,
     describe,
     is_broken,
+    is_standby,
     translated,
 )
 from gregor.stores.sql.postgresql.pool import PatientPool
+from gregor.stores.sql.postgresql.role import (
+    BEGIN_READ,
+    BEGIN_WRITE,
+    Timeline,
+    begin,
+    timeline_of,
+)
 from gregor.stores.sql.postgresql.session import (
     CONNECT_TIMEOUT_SECONDS,
     check_pooling,
@@ -43,11 +56,14 @@ from gregor.stores.sql.postgresql.session import (
     is_at_limit,
     is_refused,
 )
+from gregor.stores.sql.postgresql.start_checks import require_durable, require_privileges
 from gregor.stores.sql.sync_bridge import run_sync
+from gregor.urls import redacted
+
+log = logging.getLogger("gregor.store")
 
 T = TypeVar("T")
 
-MIN_VERSION = 14
 MAX_ATTEMPTS = 5
 BACKOFF = Backoff(0.02, 0.16)
 
@@ -68,9 +84,41 @@ class PostgreSQLDatabase:
         self._timeout_seconds = seconds
         self._writer: PatientPool | None = None
         self._readers: PatientPool | None = None
+        self._timeline: Timeline | None = None
+
+    @property
+    def history(self) -> Timeline | None:
+        return self._timeline
 
     async def _connect(self, *_: object, **__: object) -> asyncpg.Connection:
-        return await connect(self.url, self._timeout_seconds)
+        connection = await connect(self.url, self._timeout_seconds)
+        try:
+            await self._follow(await timeline_of(connection))
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
+
+    async def check_role(self) -> None:
+        async with self._transaction(self._readers, BEGIN_READ) as driver:
+            await self._follow(await timeline_of(driver))
+
+    async def _follow(self, timeline: Timeline) -> None:
+        """The server that a connection leads to has this history."""
+        before, self._timeline = self._timeline, timeline
+        if before is not None and timeline != before:
+            log.warning(
+                LogEvent(
+                    "failover", store=redacted(self.url), before=before.number, now=timeline.number
+                )
+            )
+            await self._replace_connections()
+
+    async def _replace_connections(self) -> None:
+        """Let no transaction begin on a connection that is open now."""
+        for pool in (self._writer, self._readers):
+            if pool is not None:
+                await pool.expire()
 
     async def __aenter__(self) -> Self:
         try:
@@ -83,25 +131,24 @@ class PostgreSQLDatabase:
     async def _open(self) -> None:
         try:
             await check_pooling(self.url, self._timeout_seconds)
-            connection = await self._connect()
-            try:
-                major = connection.get_server_version().major
-                synchronous_commit = await connection.fetchval("SHOW synchronous_commit")
-            finally:
-                await connection.close(timeout=CONNECT_TIMEOUT_SECONDS)
         except (ValueError, *DRIVER_ERRORS) as error:
             raise cannot_open(error, self.url) from error
-        if major < MIN_VERSION:
-            raise SetupError(f"PostgreSQL {major} is too old; Gregor needs {MIN_VERSION} or later")
-        if synchronous_commit == "off":
-            raise SetupError(
-                "synchronous_commit is off, so a crash could lose acknowledged messages; "
-                "run: ALTER DATABASE … SET synchronous_commit = on"
-            )
+        await self._check(require_durable)
+        await self._check(require_privileges)
         if self._migration is not None:
             await _with_retries(partial(self._migrate, self._migration))
         self._writer = await self._pool(1)
         self._readers = await self._pool(self._max_readers)
+
+    async def _check(self, check: Callable[[asyncpg.Connection], Awaitable[None]]) -> None:
+        try:
+            connection = await self._connect()
+            try:
+                await check(connection)
+            finally:
+                await connection.close(timeout=CONNECT_TIMEOUT_SECONDS)
+        except (ValueError, *DRIVER_ERRORS) as error:
+            raise cannot_open(error, self.url) from error
 
     async def _migrate(self, migration: Migration) -> None:
         try:
@@ -144,7 +191,7 @@ class PostgreSQLDatabase:
         return await _with_retries(lambda: self._read(work))
 
     async def _write(self, work: Work[T]) -> T:
-        async with self._transaction(self._writer, "READ COMMITTED") as driver:
+        async with self._transaction(self._writer, BEGIN_WRITE) as driver:
             result = await run_sync(lambda: work(PostgreSQLConnection(driver)))
             try:
                 done = await driver.execute("COMMIT")
@@ -157,14 +204,14 @@ class PostgreSQLDatabase:
             return result
 
     async def _read(self, work: Work[T]) -> T:
-        async with self._transaction(self._readers, "REPEATABLE READ READ ONLY") as driver:
+        async with self._transaction(self._readers, BEGIN_READ) as driver:
             result = await run_sync(lambda: work(PostgreSQLConnection(driver)))
             await driver.execute("COMMIT")
             return result
 
     @asynccontextmanager
     async def _transaction(
-        self, pool: PatientPool | None, level: str
+        self, pool: PatientPool | None, statement: str
     ) -> AsyncIterator[PoolConnectionProxy]:
         """A connection in a transaction, which is rolled back if the block raises."""
         if pool is None:
@@ -172,7 +219,7 @@ class PostgreSQLDatabase:
         try:
             driver = await self._acquire(pool)
             try:
-                await driver.execute(f"BEGIN ISOLATION LEVEL {level}")
+                await begin(driver, statement)
                 yield driver
             except BaseException as error:
                 await _roll_back(driver, error)
@@ -181,6 +228,8 @@ class PostgreSQLDatabase:
                 with suppress(*DRIVER_ERRORS):  # it broke after the transaction, which counts
                     await pool.release(driver)
         except DRIVER_ERRORS as error:
+            if is_standby(error):
+                await self._replace_connections()
             raise translated(error) from error
 
     def pools(self) -> Mapping[str, PoolUse]:

@@ -13,9 +13,12 @@ SERVER_GONE = (
     "57P01",
     "57P02",
     "57P03",
+    "57P04",
+    "57P05",
     "25006",
     "25P03",
-)  # shutdown, crash, starting up, read-only (a replica after a failover), idle in a transaction
+)  # shutdown, crash, starting up, database dropped, idle session, read-only (a standby after a
+# failover), idle in a transaction
 # A prepared statement is missing, or there already: it was prepared in another session.
 SESSION_CHANGED = ("26000", "42P05")
 
@@ -26,6 +29,13 @@ DRIVER_ERRORS = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
 )
+
+
+class NotPrimary(ConnectionError):
+    """The connection leads to a standby. What it has may be old, and it takes no writes."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is in recovery: a standby, not the primary")
 
 
 class TransactionRolledBack(StorageUnavailable):
@@ -44,6 +54,11 @@ def is_broken(error: BaseException) -> bool:
         code = error.sqlstate or ""
         return code.startswith("08") or code in (*SERVER_GONE, *SESSION_CHANGED)
     return True
+
+
+def is_standby(error: BaseException) -> bool:
+    """Whether the error shows that the connection leads to a standby."""
+    return isinstance(error, NotPrimary | asyncpg.ReadOnlySQLTransactionError)
 
 
 def translated(error: BaseException) -> GregorError:
@@ -70,6 +85,10 @@ def describe(error: BaseException) -> str:
 def cannot_open(error: Exception, url: str) -> SetupError:
     name = redacted(url)
     match error:
+        case NotPrimary():
+            return Unreachable(
+                f"{name}: {error}; let --store name the primary, or promote this server"
+            )
         case asyncpg.InvalidCatalogNameError():
             return SetupError(f"{name}: {error}; make it first, with createdb")
         case asyncpg.InvalidAuthorizationSpecificationError():

@@ -106,5 +106,9 @@ class PatientPool:
         self._withhold_permit(RETRY_SECONDS)
         return True
 
+    async def expire(self) -> None:
+        """Use no connection again that is open now."""
+        await self._pool.expire_connections()
+
     def terminate(self) -> None:
         self._pool.terminate()
