@@ -15,7 +15,7 @@ from gregor.interfaces import Stored
 from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.postgresql.errors import NotPrimary
-from gregor.stores.sql.postgresql.role import BEGIN_READ, Timeline, begin
+from gregor.stores.sql.postgresql.role import BEGIN_READ, UNKNOWN, Timeline, begin
 from gregor.stores.sql.state_machine import SQLStateMachine
 from gregor.stores.sql.store_url import database_at
 from tests.fleet.replication import ReplicatedPostgreSQL
@@ -116,6 +116,30 @@ async def test_ordinary_role_may_ask_for_the_timeline(servers: ReplicatedPostgre
     async with database_at(url.replace("postgres@", "ann@")) as database:
         assert isinstance(database.history, Timeline)
         await database.check_role()
+
+
+async def test_server_need_not_tell_its_timeline(servers: ReplicatedPostgreSQL) -> None:
+    url = await servers.create_database()
+    async with database_at(url, migrate) as database:
+        connection = await asyncpg.connect(url)
+        for function in ("pg_control_system()", "pg_walfile_name(pg_lsn)"):
+            await connection.execute(f"REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC")
+        await connection.execute("CREATE ROLE bob LOGIN")
+        await connection.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO bob")
+        await connection.close()
+        async with database_at(url.replace("postgres@", "bob@")) as of_bob:
+            assert of_bob.history == UNKNOWN
+            await of_bob.check_role()
+        assert isinstance(database.history, Timeline)
+
+
+async def test_check_of_the_role_leaves_no_transaction_open(servers: ReplicatedPostgreSQL) -> None:
+    complaints: list[object] = []  # of asyncpg, which would roll the transaction back
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: complaints.append(context))
+    async with database_at(await servers.create_database(), migrate) as database:
+        await database.check_role()
+    assert not complaints
 
 
 async def test_standby_as_the_only_store_is_refused(servers: ReplicatedPostgreSQL) -> None:

@@ -47,11 +47,11 @@ from gregor.protocol.frames import PAGE_BYTES, PAGE_ENTRIES, GoAway, Result, dec
 from gregor.protocol.json_parts import array_elements, object_members
 from gregor.protocol.requests import MAX_REQUEST, MAX_USERS, BatchRequest, MultiUserRequest
 from gregor.server.auth import Identity
-from gregor.server.connections import RECONNECT_AFTER_MS
 from gregor.server.problems import problem
 from gregor.server.readiness import PARTS
 from gregor.server.service import Service
 from gregor.server.sse import (
+    TRY_ANOTHER_AFTER_MS,
     EventStream,
     cursor_to_resume_from,
     is_cursor,
@@ -170,7 +170,7 @@ async def get_events(service: Service, request: Request, identity: Identity) -> 
     cursor = cursor_to_resume_from(request.headers, request.query_params)
     device_id = _device(request) or f"events-{new_msg_id()}"
     if service.draining:
-        return only_event(GoAway(RECONNECT_AFTER_MS))
+        return only_event(GoAway(TRY_ANOTHER_AFTER_MS))
     service.descriptors.require_one_for_device()
     admission = Admission(uid, identity.accepted_until)
     return EventStream(service, Resumption(admission, device_id, cursor))

@@ -26,6 +26,9 @@ from gregor.server.service import Service
 
 KEEP_ALIVE_SECONDS = 15.0
 RECONNECT_MS = 4_000  # a browser comes back after half of this, up to all of it
+# A node that stops cannot refuse: a load balancer would try another one, but a browser would give
+# up. So the browser tries again until the balancer sends it elsewhere.
+TRY_ANOTHER_AFTER_MS = 100
 MEDIA_TYPE = "text/event-stream"
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 

@@ -100,8 +100,9 @@ class PostgreSQLDatabase:
         return connection
 
     async def check_role(self) -> None:
-        async with self._transaction(self._readers, BEGIN_READ) as driver:
-            await self._follow(await timeline_of(driver))
+        async with self._connection(self._readers) as driver:
+            timeline = await timeline_of(driver)
+        await self._follow(timeline)
 
     async def _follow(self, timeline: Timeline) -> None:
         """The server that a connection leads to has this history."""
@@ -213,13 +214,20 @@ class PostgreSQLDatabase:
     async def _transaction(
         self, pool: PatientPool | None, statement: str
     ) -> AsyncIterator[PoolConnectionProxy]:
-        """A connection in a transaction, which is rolled back if the block raises."""
+        """A connection in a transaction, which the block commits, and which is rolled back if the
+        block raises."""
+        async with self._connection(pool) as driver:
+            await begin(driver, statement)
+            yield driver
+
+    @asynccontextmanager
+    async def _connection(self, pool: PatientPool | None) -> AsyncIterator[PoolConnectionProxy]:
+        """A connection of the pool. Raises what the driver's errors mean."""
         if pool is None:
             raise StorageUnavailable("the database is not open")
         try:
             driver = await self._acquire(pool)
             try:
-                await begin(driver, statement)
                 yield driver
             except BaseException as error:
                 await _roll_back(driver, error)

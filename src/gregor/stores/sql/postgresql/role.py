@@ -18,8 +18,9 @@ class Timeline(NamedTuple):
     number: int
 
 
-# Any role may ask all of this. pg_control_checkpoint would give the old timeline until the first
-# checkpoint after a promotion; pg_walfile_name raises an error on a standby.
+# Any role may ask all of this, unless a provider has taken it away. pg_control_checkpoint would
+# give the old timeline until the first checkpoint after a promotion; pg_walfile_name raises an
+# error on a standby.
 ROLE = """
 SELECT pg_is_in_recovery(),
        (SELECT system_identifier FROM pg_control_system()),
@@ -34,10 +35,26 @@ BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE; SET TRANSACTION 
 BEGIN_WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED"
 
 
+UNKNOWN = Timeline(0, 0)
+"""Of a server that does not tell: a failover then shows by broken connections, and by cursors that
+are ahead."""
+
+NOT_TOLD = (
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.FeatureNotSupportedError,
+    asyncpg.UndefinedFunctionError,
+)
+
+
 async def timeline_of(connection: asyncpg.Connection) -> Timeline:
-    """The history that the primary at the other end continues. Raises NotPrimary, and
-    DRIVER_ERRORS."""
-    in_recovery, system, wal_file = await connection.fetchrow(ROLE)
+    """The history that the primary at the other end continues. Not in a transaction. Raises
+    NotPrimary, and DRIVER_ERRORS."""
+    try:
+        in_recovery, system, wal_file = await connection.fetchrow(ROLE)
+    except NOT_TOLD:
+        if await connection.fetchval("SELECT pg_is_in_recovery()"):
+            raise NotPrimary from None
+        return UNKNOWN
     if in_recovery:
         raise NotPrimary
     return Timeline(system, int(wal_file[:TIMELINE_DIGITS], 16))
