@@ -1531,6 +1531,14 @@ MUTATIONS = [
         REPLICA + "test_acknowledged_message_for_another_device_leaves_the_outbox_at_once",
     ),
     Mutation(
+        "a commit that has not waited for the synchronous standby is acknowledged",
+        "stores/sql/postgresql/database.py",
+        "            if warnings:  # it has",
+        "            if not result:  # it has",
+        "tests/stores/test_failover.py"
+        "::test_commit_whose_wait_for_the_standby_was_cancelled_is_not_acknowledged",
+    ),
+    Mutation(
         "a transaction that the server rolled back at the commit is acknowledged",
         "stores/sql/postgresql/database.py",
         'if done != "COMMIT":',

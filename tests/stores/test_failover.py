@@ -175,6 +175,33 @@ async def set_on_primary(servers: ReplicatedPostgreSQL, setting: str) -> None:
     await connection.close()
 
 
+async def test_commit_whose_wait_for_the_standby_was_cancelled_is_not_acknowledged() -> None:
+    async with ReplicatedPostgreSQL(synchronous=True) as servers:
+        url = await servers.create_database()
+        async with database_at(url, migrate) as database, SQLStateMachine(database, now) as machine:
+            await store(machine, "a")
+            servers.standby.pause()
+            storing = asyncio.create_task(store(machine, "b"))
+            await cancel_wait_for_standby(servers.primary.url)
+            await cancel_wait_for_standby(servers.primary.url)  # of the look-up of its outcome
+            assert not storing.done()
+            servers.standby.resume()
+            await storing
+            assert await ids(machine) == ["a", "b"]
+
+
+async def cancel_wait_for_standby(url: str) -> None:
+    """Cancel the commit that waits for the standby, as an operator may do."""
+    connection = await asyncpg.connect(url)
+    waiting = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    async with asyncio.timeout(30):
+        while not await connection.fetch(waiting):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        while await connection.fetch(waiting):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await connection.close()
+
+
 async def test_one_of_two_named_standbys_may_be_missing(servers: ReplicatedPostgreSQL) -> None:
     url = await servers.create_database()
     async with database_at(url, migrate) as database, SQLStateMachine(database, now) as machine:

@@ -11,8 +11,8 @@ answer raises CommitUnknown.
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from math import inf
 from typing import Any, Self, TypeVar
@@ -195,11 +195,14 @@ class PostgreSQLDatabase:
         async with self._transaction(self._writer, BEGIN_WRITE) as driver:
             result = await run_sync(lambda: work(PostgreSQLConnection(driver)))
             try:
-                done = await driver.execute("COMMIT")
+                with noting_warnings(driver) as warnings:
+                    done = await driver.execute("COMMIT")
             except DRIVER_ERRORS as error:
                 if is_broken(error):
                     raise CommitUnknown(describe(error), result) from error
                 raise
+            if warnings:  # it has not waited for the synchronous standby
+                raise CommitUnknown(f"the store: {warnings[0]}", result)
             if done != "COMMIT":  # the server rolls a failed transaction back without an error
                 raise StorageUnavailable("the store has not committed a failed transaction")
             return result
@@ -263,6 +266,22 @@ class PostgreSQLDatabase:
         if self._readers is None or not is_refused(error):
             return False
         return await self._readers.give_up_one() and is_at_limit(error)
+
+
+@contextmanager
+def noting_warnings(driver: PoolConnectionProxy) -> Iterator[list[str]]:
+    """The warnings of the server while the block runs."""
+    warnings: list[str] = []
+
+    def note(_: object, message: asyncpg.PostgresLogMessage) -> None:
+        if message.severity_en == "WARNING":
+            warnings.append(str(message))
+
+    driver.add_log_listener(note)
+    try:
+        yield warnings
+    finally:
+        driver.remove_log_listener(note)
 
 
 async def _keep_session(driver: object) -> None:
