@@ -39,6 +39,15 @@ class StandbyPostgreSQL(PostgreSQL):
             *("--write-recovery-conf", "--checkpoint=fast", "--no-sync"),
         )
 
+    async def catch_up(self) -> None:
+        """Wait until it has replayed all that the primary has written until now."""
+        primary = await asyncpg.connect(self._primary.url)
+        written = await primary.fetchval("SELECT pg_current_wal_lsn()::text")
+        await primary.close()
+        await wait_until_true(
+            self.url, "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn", written
+        )
+
 
 class ReplicatedPostgreSQL:
     """A primary and its standby. `url` leads through the virtual `address` to the primary, until
@@ -57,7 +66,7 @@ class ReplicatedPostgreSQL:
             await stack.enter_async_context(self.standby)
             self.address.lead_to(self.primary.port)
             await stack.enter_async_context(self.address)
-            await self._wait_for(STREAMING)
+            await wait_until_true(self.primary.url, STREAMING)
             if self._synchronous:
                 await self._replicate_synchronously()
             self._stack = stack.pop_all()
@@ -86,11 +95,13 @@ class ReplicatedPostgreSQL:
         await connection.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{STANDBY}'")
         await connection.execute("SELECT pg_reload_conf()")
         await connection.close()
-        await self._wait_for(SYNCHRONOUS)
+        await wait_until_true(self.primary.url, SYNCHRONOUS)
 
-    async def _wait_for(self, question: str) -> None:
-        connection = await asyncpg.connect(self.primary.url)
-        async with asyncio.timeout(START_TIMEOUT_SECONDS):
-            while not await connection.fetchval(question):  # noqa: ASYNC110
-                await asyncio.sleep(POLL_SECONDS)
-        await connection.close()
+
+async def wait_until_true(url: str, question: str, *arguments: object) -> None:
+    """Wait until the server answers the question with true."""
+    connection = await asyncpg.connect(url)
+    async with asyncio.timeout(START_TIMEOUT_SECONDS):
+        while not await connection.fetchval(question, *arguments):  # noqa: ASYNC110
+            await asyncio.sleep(POLL_SECONDS)
+    await connection.close()

@@ -40,25 +40,13 @@ def run(statement: str) -> Callable[[DatabaseConnection], object]:
     return lambda connection: connection.execute_sql(statement)
 
 
-async def replicated(servers: ReplicatedPostgreSQL) -> None:
-    """Wait until the standby has replayed all that is committed."""
-    question = (
-        "SELECT replay_lsn = pg_current_wal_lsn() FROM pg_stat_replication WHERE state='streaming'"
-    )
-    connection = await asyncpg.connect(servers.primary.url)
-    async with asyncio.timeout(30):
-        while not await connection.fetchval(question):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-    await connection.close()
-
-
 async def test_demoted_primary_that_answers_is_left_when_the_address_moves(
     servers: ReplicatedPostgreSQL,
 ) -> None:
     url = await servers.create_database()
     async with database_at(url, migrate) as database, SQLStateMachine(database, now) as machine:
         await store(machine, "a")
-        await replicated(servers)
+        await servers.standby.catch_up()
         await servers.primary.stop()
         servers.primary.demote()
         await servers.primary.start()
@@ -93,7 +81,7 @@ async def test_promotion_changes_the_history_and_replaces_all_connections(
         before = database.history
         assert isinstance(before, Timeline)
         pid = await database.read(run("SELECT pg_backend_pid()"))
-        await replicated(servers)
+        await servers.standby.catch_up()
         await servers.fail_over()  # the old primary runs on, and the readers are connected to it
         assert database.history == before
         with suppress(StorageUnavailable):

