@@ -4,6 +4,7 @@ import asyncio
 import logging
 import re
 import resource
+import socket
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Iterator
@@ -14,7 +15,13 @@ import pytest
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 
 from gregor.errors import Unavailable
-from gregor.server.descriptors import FOR_FILES, FOR_REQUESTS, Descriptors, limit
+from gregor.server.descriptors import (
+    FOR_FILES,
+    FOR_REQUESTS,
+    Descriptors,
+    limit,
+    open_descriptors,
+)
 from tests.fleet.servers import Redis
 from tests.server.harness import (
     JSON,
@@ -178,6 +185,13 @@ async def test_event_stream_is_refused_as_an_event_that_says_when_to_come_back()
             answer = await served.http.get("/v1/users/u/events")
         assert (answer.status_code, answer.text.count("event: error")) == (200, 1)
         assert "no more room for devices" in answer.text
+
+
+def test_open_descriptors_are_counted_where_the_system_tells() -> None:
+    before = open_descriptors()
+    with socket.socket():
+        assert open_descriptors() == before + 1
+    assert open_descriptors("/a/folder/that/is/not/there") == 0
 
 
 def test_refusals_are_logged_once_and_then_as_a_rate(caplog: pytest.LogCaptureFixture) -> None:

@@ -27,6 +27,7 @@ log = logging.getLogger("gregor.server")
 
 FOR_REQUESTS = 32  # for health checks and requests, which are short
 FOR_FILES = 24  # for the files of a store, the pub/sub and the event loop
+OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 LOG_INTERVAL_SECONDS = 60.0
 MAX_PAUSE_SECONDS = 1.0  # between two counts
 HOW_TO_RAISE = "raise it with `ulimit -n`, or with LimitNOFILE in the unit of systemd"
@@ -80,7 +81,7 @@ class Descriptors:
         """The exception handler of an event loop, which counts connections that it could not
         accept. (asyncio tries again after a second; uvloop closes them without a word.)"""
         error = context.get("exception")
-        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        if isinstance(error, OSError) and error.errno in OUT_OF_DESCRIPTORS:
             self._count_refusal()
         else:
             loop.default_exception_handler(context)
@@ -90,7 +91,7 @@ class Descriptors:
         a fiftieth of the processor's time is spent on that."""
         if self._clock() >= self._count_at:
             started = time.thread_time()
-            self._open = _open_descriptors()
+            self._open = open_descriptors()
             pause = 50 * (time.thread_time() - started)
             self._count_at = self._clock() + min(pause, MAX_PAUSE_SECONDS)
         return limit() - self._open
@@ -142,11 +143,12 @@ def limit() -> int:
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
-def _open_descriptors() -> int:
-    """How many this process has open."""
+def open_descriptors(listing: str = "/dev/fd") -> int:
+    """How many this process has open; 0 where the system does not tell, as on Windows and in a
+    chroot without /proc."""
     if resource is None:
         return 0
     try:
-        return len(os.listdir("/dev/fd")) - 1  # without that of the listing
-    except OSError:  # there is none left for the listing
-        return limit()
+        return len(os.listdir(listing)) - 1  # without that of the listing
+    except OSError as error:
+        return limit() if error.errno in OUT_OF_DESCRIPTORS else 0
