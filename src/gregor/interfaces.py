@@ -212,6 +212,14 @@ class StateMachineOfRecord(StateMachine, Protocol):
         for byte. It costs less than the state: no item is read."""
         ...
 
+    async def count_by_segment(
+        self, uid: UID, device_id: DeviceID | None, prefix: Category
+    ) -> Counts:
+        """The count of one prefix, by segment: how many items are visible now of the categories
+        that begin with it, each cut before the first dot that follows the prefix. No item is
+        read."""
+        ...
+
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
         """The clocks of these users: the ctime of the last message of each, 0 if it has none.
         Users on a shard that does not answer now are left out."""

@@ -16,6 +16,8 @@ def test_sent_message_is_shown_counted_and_dismissed(gregor: Shell) -> None:
     assert all(word in table for word in ("chat.room7", '{"n": 3}', "m1", "invoices", "29 d"))
     assert gregor("count", "ann").out == "2\n"
     assert gregor("count", "ann", "chat.", "x").out == "1\tchat.\n0\tx\n"
+    assert gregor("count", "ann", "ch", "--by", "segment").out == "1\tchat\n"
+    assert gregor("count", "ann", "ch", "x", "--by", "segment").status == 2
 
     assert gregor("dismiss", "ann", "m1").status == 0
     assert gregor("dismiss", "ann", "--category", "inv", "--prefix").status == 0

@@ -31,6 +31,7 @@ async def test_client_opens_and_writes_while_server_is_unreachable() -> None:
             assert laptop.state().items[0].msg_id == msg_id
             assert laptop.state().items[0].body == {"from": "bob"}
             assert (laptop.count("ma"), laptop.count("x"), laptop.unsent_count) == (1, 0, 1)
+            assert (laptop.count_by_segment(), laptop.count_by_segment("x")) == ({"mail": 1}, {})
             assert not laptop.online
 
 

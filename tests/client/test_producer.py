@@ -554,6 +554,9 @@ async def test_state_count_and_messages_are_those_of_the_server(kind: str) -> No
         assert (await producer.count(uid)).counts == {"": 2}
         counted = await producer.count(uid, "mail", "news", device_id="laptop")
         assert counted.counts == {"mail": 1, "news": 0}
+        assert (await producer.count_by_segment(uid)).counts == {"mail": 1, "news": 1}
+        on_phone = await producer.count_by_segment(uid, "news.", device_id="phone")
+        assert on_phone.counts == {"news.local": 1}
         log = await producer.messages(uid)
         assert [message.msg_id for message in log.messages] == [mail.msg_id, news.msg_id]
         assert log.cursor == news.ctime

@@ -694,7 +694,7 @@ MUTATIONS = [
     Mutation(
         "a count builds the state",
         "stores/sql/transactions.py",
-        "return Counts.of(((row.category, row.items) for row in rows), prefixes, now)",
+        "return Counts.of(_read_categories(connection, uid, device_id, now), prefixes, now)",
         "return Counts.of("
         "((i.category, 1) for i in read_state(connection, uid, device_id, now, None).state),"
         " prefixes, now)",
@@ -1678,5 +1678,19 @@ MUTATIONS = [
         FLEET
         + "test_messages_in_an_envelope_of_another_version_are_read_from_the_store_at_once"
         + "[with other fields]",
+    ),
+    Mutation(
+        "segments are cut at the first dot of the category, not of what follows the prefix",
+        "core/state.py",
+        'segment, _, _ = category[len(prefix) :].partition(".")',
+        'segment = category.partition(".")[0][len(prefix) :]',
+        MEMORY + "test_counts_by_segment_cut_each_category_at_the_dot_after_the_prefix",
+    ),
+    Mutation(
+        "several prefixes are counted by segment as if only the first were given",
+        "server/http.py",
+        'case "segment", [prefix]:',
+        'case "segment", [prefix, *_]:',
+        HTTP + "test_count_by_anything_but_the_segments_of_one_prefix_is_refused",
     ),
 ]

@@ -319,6 +319,27 @@ async def test_count_is_returned_for_each_prefix(shared: Served, uid: str) -> No
     assert (await shared.http.get(f"/v1/users/{uid}/count")).json()["counts"] == {"": 3}
 
 
+async def test_count_by_segment_counts_categories_below_one_prefix(
+    shared: Served, uid: str
+) -> None:
+    likes = [to(uid, f"inbox.likes.{n}") for n in range(5)]
+    await shared.post({"messages": [*likes, to(uid, "inbox.news"), to(uid, "mail")]})
+    query = {"by": "segment", "prefix": "inbox."}
+    response = await shared.http.get(f"/v1/users/{uid}/count", params=query)
+    assert response.json()["counts"] == {"inbox.likes": 5, "inbox.news": 1}
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [("by=other", "by"), ("by=", "by"), ("by=segment&prefix=a&prefix=b", "prefix")],
+)
+async def test_count_by_anything_but_the_segments_of_one_prefix_is_refused(
+    shared: Served, query: str, field: str
+) -> None:
+    response = await shared.http.get(f"/v1/users/u/count?{query}")
+    assert (response.status_code, response.json()["field"]) == (422, field)
+
+
 async def test_messages_since_start_at_given_time_and_end_at_cursor(
     shared: Served, uid: str
 ) -> None:

@@ -205,6 +205,11 @@ class DelayedStateMachine(StateMachineOfRecord):
     ) -> Counts:
         return await self._machine.count(uid, device_id, prefixes)
 
+    async def count_by_segment(
+        self, uid: UID, device_id: DeviceID | None, prefix: Category
+    ) -> Counts:
+        return await self._machine.count_by_segment(uid, device_id, prefix)
+
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
         await self._link.transmit("before reading clocks")
         ctimes = await self._machine.ctimes(uids)

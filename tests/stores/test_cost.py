@@ -17,6 +17,7 @@ from gregor.stores.sql.store_url import database_at
 from gregor.stores.sql.transactions import (
     consume,
     read_counts,
+    read_segments,
     read_since,
     read_state,
     read_sync,
@@ -42,6 +43,7 @@ OPERATIONS: dict[str, Callable[[DatabaseConnection], object]] = {
     "dismissal_of_prefix": stored(dismiss_category("u", "b", prefix=True)),
     "state": lambda c: read_state(c, "u", None, NOW, None),
     "count": lambda c: read_counts(c, "u", None, ["b"], NOW),
+    "count_by_segment": lambda c: read_segments(c, "u", None, "b", NOW),
     "snapshot": lambda c: read_sync(c, "u", "d1", 0, NOW),
     "sync_from_old_cursor": lambda c: read_sync(c, "u", "d1", 1, NOW),
     "sync_from_recent_cursor": lambda c: read_sync(c, "u", "d1", NOW, NOW),

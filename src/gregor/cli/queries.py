@@ -1,11 +1,18 @@
 """`gregor state`, `gregor count` and `gregor log`: read a user's state from the server."""
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from gregor.cli import options, output
 from gregor.cli.event_loop import run
+
+
+class Grouping(StrEnum):
+    """By what items are counted."""
+
+    SEGMENT = "segment"
 
 
 def state(
@@ -49,6 +56,10 @@ def count(
         list[str] | None,
         typer.Argument(metavar="[PREFIX]...", help="Prefixes of categories.", show_default="all"),
     ] = None,
+    by: Annotated[
+        Grouping | None,
+        typer.Option(help="Count each category below one prefix, up to the next dot."),
+    ] = None,
     device: options.Device = None,
     url: options.ServerURL = None,
     token: options.Token = None,
@@ -58,21 +69,29 @@ def count(
 
     [dim]$[/] gregor count alice
     [dim]$[/] gregor count alice chat.unread. invoices
-    [dim]$[/] gregor count alice chat. --json
+    [dim]$[/] gregor count alice inbox. --by segment --json
     """
+    if by is not None and len(prefixes or ()) > 1:
+        raise typer.BadParameter("--by segment takes one prefix, not several")
     settings = options.load_settings(ctx, url=url, token=token)
     from gregor.cli.remote import request
 
-    answer = run(
-        request(settings, lambda server: server.count(uid, *(prefixes or ()), device_id=device))
-    )
+    given = prefixes or [""]
+    if by is None:
+        answer = run(request(settings, lambda server: server.count(uid, *given, device_id=device)))
+    else:
+        answer = run(
+            request(
+                settings, lambda server: server.count_by_segment(uid, given[0], device_id=device)
+            )
+        )
     if json:
         output.print_json(answer)
-    elif not prefixes:
+    elif by is None and not prefixes:
         print(answer.counts[""])
     else:
-        for prefix in prefixes:
-            print(f"{answer.counts[prefix]}\t{output.printable(prefix)}")
+        for category in given if by is None else answer.counts:
+            print(f"{answer.counts[category]}\t{output.printable(category)}")
 
 
 def log(

@@ -212,6 +212,12 @@ def count(uid: AnyID, prefixes: Sequence[Category], device_id: AnyID | None) -> 
     return Call("GET", path, partial(_read_count, prefixes or ("",)), given)
 
 
+def count_by_segment(uid: AnyID, prefix: Category, device_id: AnyID | None) -> Call[CountAnswer]:
+    path = _user(uid, "count")
+    given = _given(device_id=_device(device_id), prefix=_prefix(prefix), by="segment")
+    return Call("GET", path, partial(_read_segments, prefix), given)
+
+
 def messages(
     uid: AnyID, device_id: AnyID | None, since: When, after: Time | None, limit: int | None
 ) -> Call[MessagesAnswer]:
@@ -232,6 +238,12 @@ def messages(
 def _read_count(prefixes: Sequence[Category], content: bytes) -> CountAnswer:
     answer = _count.decode(content)
     _require(answer.counts.keys() == set(prefixes))
+    return answer
+
+
+def _read_segments(prefix: Category, content: bytes) -> CountAnswer:
+    answer = _count.decode(content)
+    _require(all(category.startswith(prefix) for category in answer.counts))
     return answer
 
 

@@ -63,7 +63,7 @@ from gregor.core.message import (
     When,
     parse_message,
 )
-from gregor.core.state import Item, State
+from gregor.core.state import Counts, Item, State
 from gregor.errors import GregorError, InvalidMessage, SetupError, StorageUnavailable, Unavailable
 from gregor.log_event import LogEvent
 from gregor.protocol.frames import MAX_TOKEN, Problem
@@ -333,6 +333,14 @@ class Client:
     def count(self, prefix: Category = "") -> int:
         """How many visible items have a category that begins with `prefix`."""
         return self.state().count(arguments.prefix("prefix", prefix, MAX_CATEGORY))
+
+    def count_by_segment(self, prefix: Category = "") -> dict[Category, int]:
+        """How many visible items there are of the categories that begin with `prefix`, each cut
+        before the first dot that follows it."""
+        prefix = arguments.prefix("prefix", prefix, MAX_CATEGORY)
+        state = self.state()
+        by_category = ((item.category, 1) for item in state)
+        return Counts.of_segments(by_category, prefix, state.as_of).by_prefix
 
     def rejected(self) -> list[WriteRejected]:
         """The messages that the node has rejected: the last 1,000, until they are discarded."""

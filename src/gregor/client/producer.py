@@ -189,6 +189,14 @@ class BaseProducer(ABC, Generic[OneResult, ManyResults, AState, ACount, SomeMess
         how many there are, under the prefix ""."""
         return self.perform(calls.count(uid, prefixes, device_id))
 
+    def count_by_segment(
+        self, uid: AnyID, prefix: Category = "", *, device_id: AnyID | None = None
+    ) -> ACount:
+        """How many visible items there are of the categories that begin with the prefix, each cut
+        before the first dot that follows it: below "inbox.", `inbox.likes.photo7` counts as
+        `inbox.likes`."""
+        return self.perform(calls.count_by_segment(uid, prefix, device_id))
+
     def messages(
         self,
         uid: AnyID,

@@ -1,6 +1,7 @@
 """What a user sees: items, and a state, which is the items that are visible at an instant."""
 
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from itertools import accumulate
@@ -121,6 +122,19 @@ class Counts(Struct, frozen=True):
             return totals[end] - totals[start]
 
         return cls({prefix: count(prefix) for prefix in prefixes}, as_of)
+
+    @classmethod
+    def of_segments(
+        cls, by_category: Iterable[tuple[Category, int]], prefix: Category, as_of: Time
+    ) -> "Counts":
+        """The counts of the categories that begin with the prefix, each cut before the first dot
+        that follows the prefix. They add up to the count of the prefix."""
+        totals = Counter[Category]()
+        for category, count in by_category:
+            if category.startswith(prefix):
+                segment, _, _ = category[len(prefix) :].partition(".")
+                totals[prefix + segment] += count
+        return cls(dict(sorted(totals.items())), as_of)
 
 
 def _category(entry: tuple[Category, int]) -> Category:

@@ -31,7 +31,8 @@ class StateAnswer(Struct, frozen=True):
 
 
 class CountAnswer(Struct, frozen=True):
-    """How many items have a category that begins with each prefix."""
+    """How many items have a category that begins with each prefix; by segment, how many items
+    each category has that was cut before the first dot after the prefix."""
 
     counts: dict[str, int]
     as_of: Time

@@ -139,9 +139,18 @@ async def get_state(service: Service, request: Request, identity: Identity) -> R
 
 
 async def get_count(service: Service, request: Request, identity: Identity) -> Response:
-    uid = _user(request, identity, {"device_id"}, {"prefix"})
+    uid = _user(request, identity, {"device_id", "by"}, {"prefix"})
     prefixes = request.query_params.getlist("prefix") or [""]
-    counts = await service.node.state_machine.count(uid, _device(request), prefixes)
+    machine, device_id = service.node.state_machine, _device(request)
+    match request.query_params.get("by"), prefixes:
+        case None, _:
+            counts = await machine.count(uid, device_id, prefixes)
+        case "segment", [prefix]:
+            counts = await machine.count_by_segment(uid, device_id, prefix)
+        case "segment", _:
+            raise InvalidMessage("`by=segment` takes one `prefix`, not several", field="prefix")
+        case _:
+            raise InvalidMessage("`by` must be `segment`, or left out", field="by")
     return _json(CountAnswer(counts.by_prefix, counts.as_of))
 
 

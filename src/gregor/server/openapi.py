@@ -90,6 +90,12 @@ def _paths() -> JSONObject:
         "Only categories that begin with this prefix, compared as bytes; can be repeated",
     )
     prefix["schema"] = {"type": "array", "items": {"type": "string"}}
+    by = _query(
+        "by",
+        "`segment`: the counts of the categories below one prefix, each cut before the first dot"
+        " after the prefix",
+    )
+    by["schema"] = {"type": "string", "enum": ["segment"]}
     at = _query("at", "A time (microseconds or RFC 3339) or an offset from now (-90s, P1D)")
     since = _query("since", "A time or offset like `at`: messages from this instant on, inclusive")
     after = _query(
@@ -115,7 +121,9 @@ def _paths() -> JSONObject:
             "get": _operation("The visible items", "StateAnswer", device, at, prefix)
         },
         f"{user}/count": {
-            "get": _operation("Counts of visible items, per prefix", "CountAnswer", device, prefix)
+            "get": _operation(
+                "Counts of visible items, per prefix", "CountAnswer", device, prefix, by
+            )
         },
         f"{user}/messages": {"get": messages},
         f"{user}/events": {"get": _stream(device)},

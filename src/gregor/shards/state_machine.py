@@ -262,6 +262,13 @@ class ShardedStateMachine(StateMachineOfRecord):
     ) -> Counts:
         return await self._call_holder(uid, lambda machine: machine.count(uid, device_id, prefixes))
 
+    async def count_by_segment(
+        self, uid: UID, device_id: DeviceID | None, prefix: Category
+    ) -> Counts:
+        return await self._call_holder(
+            uid, lambda machine: machine.count_by_segment(uid, device_id, prefix)
+        )
+
     async def _call_holder(self, uid: UID, method: Callable[[SQLStateMachine], Awaitable[T]]) -> T:
         """Call the shard that holds the user; retry while the user's bucket moves."""
         clock = asyncio.get_running_loop().time

@@ -88,6 +88,13 @@ class MemoryStateMachine(StateMachineOfRecord):
         visible = self._user(uid).facts.visible(device_id, now)
         return Counts.of(((item.category, 1) for item in visible), prefixes, now)
 
+    async def count_by_segment(
+        self, uid: UID, device_id: DeviceID | None, prefix: Category
+    ) -> Counts:
+        now = self._clock()
+        visible = self._user(uid).facts.visible(device_id, now)
+        return Counts.of_segments(((item.category, 1) for item in visible), prefix, now)
+
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
         return {uid: self._user(uid).ctime for uid in uids}
 

@@ -372,6 +372,26 @@ class StateMachineConformance:
         state = await machine.state(uid, device_id)
         expected = Counts({prefix: state.count(prefix) for prefix in PREFIXES}, now)
         assert await machine.count(uid, device_id, PREFIXES) == expected
+        for prefix in PREFIXES:
+            counts = await machine.count_by_segment(uid, device_id, prefix)
+            assert sum(counts.by_prefix.values()) == expected.by_prefix[prefix]
+            assert counts.as_of == now
+
+    async def test_counts_by_segment_cut_each_category_at_the_dot_after_the_prefix(
+        self, machine: StateMachineOfRecord, uid: UID
+    ) -> None:
+        for category in ("in", "in.", "in..x", "in.like", "in.like.a", "in.like.b", "inn.x", "out"):
+            await consume(machine, create(uid, category))
+        await consume(machine, create(uid, "in.like", device_id="d2"))
+
+        async def segments(prefix: str) -> dict[str, int]:
+            return (await machine.count_by_segment(uid, "d1", prefix)).by_prefix
+
+        assert await segments("in.") == {"in.": 2, "in.like": 3}
+        assert await segments("in") == {"in": 6, "inn": 1}
+        assert await segments("in.l") == {"in.like": 3}
+        assert await segments("") == {"in": 6, "inn": 1, "out": 1}
+        assert await segments("none") == {}
 
     async def test_snapshot_of_large_items_is_read_in_parts_and_stays_as_it_was(
         self, machine: StateMachineOfRecord, uid: UID

@@ -43,6 +43,7 @@ from gregor.stores.sql.transactions import (
     read_database_clock,
     read_items,
     read_page,
+    read_segments,
     read_since,
     read_state,
     read_sync,
@@ -363,6 +364,12 @@ class SQLStateMachine(StateMachineOfRecord):
     ) -> Counts:
         now = self._clock()
         return await self._read_user(uid, lambda c: read_counts(c, uid, device_id, prefixes, now))
+
+    async def count_by_segment(
+        self, uid: UID, device_id: DeviceID | None, prefix: Category
+    ) -> Counts:
+        now = self._clock()
+        return await self._read_user(uid, lambda c: read_segments(c, uid, device_id, prefix, now))
 
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
         return await self.database.read(

@@ -513,8 +513,25 @@ def read_counts(
     prefixes: Iterable[Category],
     now: Time,
 ) -> Counts:
+    return Counts.of(_read_categories(connection, uid, device_id, now), prefixes, now)
+
+
+def read_segments(
+    connection: DatabaseConnection,
+    uid: UID,
+    device_id: DeviceID | None,
+    prefix: Category,
+    now: Time,
+) -> Counts:
+    return Counts.of_segments(_read_categories(connection, uid, device_id, now), prefix, now)
+
+
+def _read_categories(
+    connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, now: Time
+) -> Iterator[tuple[Category, int]]:
+    """How many items of each category the device sees now."""
     rows = connection.execute(statements.VISIBLE_CATEGORIES, uid=uid, device_id=device_id, now=now)
-    return Counts.of(((row.category, row.items) for row in rows), prefixes, now)
+    return ((row.category, row.items) for row in rows)
 
 
 def read_since(
