@@ -27,7 +27,7 @@ demo: $(READY)  ## Hundreds of devices disconnect, reconnect and converge
 fleet: $(READY)  ## The demo with two nodes, PostgreSQL and Redis from wheels; SHARDS=2
 	@$(BIN)/python -m demo --shards $(SHARDS)
 
-test: $(READY)  ## All tests, in under 12 minutes
+test: $(READY)  ## All tests, in under 20 minutes
 	$(BIN)/pytest -n 2 --dist loadgroup
 
 environments: $(READY)  ## Tests with PgBouncer, nginx and others from Debian; root or sudo
