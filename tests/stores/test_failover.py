@@ -170,20 +170,21 @@ async def test_commit_whose_wait_for_the_standby_was_cancelled_is_not_acknowledg
             await store(machine, "a")
             servers.standby.pause()
             storing = asyncio.create_task(store(machine, "b"))
-            await cancel_wait_for_standby(servers.primary.url)
-            await cancel_wait_for_standby(servers.primary.url)  # of the look-up of its outcome
+            await cancel_wait_for_standby(servers.primary.url, storing)
+            await cancel_wait_for_standby(servers.primary.url, storing)  # the outcome's look-up
             assert not storing.done()
             servers.standby.resume()
             await storing
             assert await ids(machine) == ["a", "b"]
 
 
-async def cancel_wait_for_standby(url: str) -> None:
-    """Cancel the commit that waits for the standby, as an operator may do."""
+async def cancel_wait_for_standby(url: str, storing: "asyncio.Task[None]") -> None:
+    """Cancel the commit that waits for the standby, as an operator may do, while it is stored."""
     connection = await asyncpg.connect(url)
     waiting = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
     async with asyncio.timeout(30):
-        while not await connection.fetch(waiting):  # noqa: ASYNC110
+        while not await connection.fetch(waiting):
+            assert not storing.done()
             await asyncio.sleep(0.01)
         while await connection.fetch(waiting):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
