@@ -55,6 +55,7 @@ class Shell:
         self.environment: dict[str, str] = {
             **{k: v for k, v in os.environ.items() if not k.startswith("GREGOR_")},
             "COLUMNS": "100",
+            "GREGOR_LISTEN": "127.0.0.1:0",  # several servers start at the same time
         }
 
     def __call__(

@@ -58,6 +58,7 @@ def test_invalid_config_file_is_named(
     shell: Shell, contents: str, expected: tuple[str, ...]
 ) -> None:
     (shell.folder / "gregor.toml").write_text(contents)
+    del shell.environment["GREGOR_LISTEN"]  # which takes precedence over the file
     assert shell("--config", "gregor.toml", "serve").failed_with(*expected)
 
 
