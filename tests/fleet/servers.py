@@ -40,7 +40,7 @@ LOG_LINES = 20
 
 # Below the ephemeral port range of the usual systems. While a server is down, no other process
 # may get its port; in particular, a client that reconnects must not connect to itself.
-PORTS = range(20_000, 32_000)
+PORTS = range(20_000, 30_000)  # above them are the second ports of Redis Clusters
 
 
 class ManagedServer:
