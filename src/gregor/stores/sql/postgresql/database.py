@@ -134,18 +134,18 @@ class PostgreSQLDatabase:
             await check_pooling(self.url, self._timeout_seconds)
         except (ValueError, *DRIVER_ERRORS) as error:
             raise cannot_open(error, self.url) from error
-        await self._check(require_durable)
-        await self._check(require_privileges)
+        await self._check_server()
         if self._migration is not None:
             await _with_retries(partial(self._migrate, self._migration))
         self._writer = await self._pool(1)
         self._readers = await self._pool(self._max_readers)
 
-    async def _check(self, check: Callable[[asyncpg.Connection], Awaitable[None]]) -> None:
+    async def _check_server(self) -> None:
         try:
             connection = await self._connect()
             try:
-                await check(connection)
+                await require_durable(connection)
+                await require_privileges(connection)
             finally:
                 await connection.close(timeout=CONNECT_TIMEOUT_SECONDS)
         except (ValueError, *DRIVER_ERRORS) as error:
