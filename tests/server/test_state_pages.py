@@ -241,7 +241,10 @@ async def test_text_that_is_no_token_is_refused(token: str) -> None:
 @pytest.mark.parametrize(
     ("query", "field"),
     [
-        *(({"limit": limit}, "limit") for limit in ("0", "-1", "x", "", MAX_STATE_ITEMS + 1, "1.5")),
+        *(
+            ({"limit": limit}, "limit")
+            for limit in ("0", "-1", "x", "", MAX_STATE_ITEMS + 1, "1.5")
+        ),
         *(({"order": order}, "order") for order in ("", "first", "Newest")),
         *(({"key": key}, "key") for key in ("", "é" * 128, "a\0")),
         *(({"prefix": prefix}, "prefix") for prefix in ("é" * 128, "a\0", ["a", "\0"])),
