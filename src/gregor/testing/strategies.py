@@ -17,11 +17,13 @@ from gregor.core.message import (
     DeviceID,
     Dismissal,
     InBandMessage,
+    KeyDismissal,
     MsgID,
     Range,
     raw,
 )
 from gregor.core.sync import EXPIRY_GRACE
+from gregor.errors import InvalidMessage
 from gregor.extras import required_extra
 
 with required_extra("testing"):
@@ -56,12 +58,35 @@ expiries = st.one_of(
     times.map(lambda time: TimeOrOffset(time=time)),
     st.integers(0, 30).map(lambda offset: TimeOrOffset(offset=offset)),
 )
-creations = st.builds(Creation, categories, bodies, expiries)
+keys = st.sampled_from(["k", "l"])
+
+
+@st.composite
+def creations(draw: st.DrawFn) -> Creation:
+    """A creation, often with a key; its start is often before its expiry, or at most where only
+    the ctime decides that."""
+    category, body, expires = draw(categories), draw(bodies), draw(expiries)
+    key = draw(st.none() | keys)
+    try:
+        return Creation(category, body, expires, draw(expiries), key)
+    except InvalidMessage:  # a start that is not before the expiry
+        return Creation(category, body, expires, None, key)
+
+
 ranges = st.builds(
-    Range, categories, end_times, st.lists(ids, max_size=2).map(tuple), prefix=st.booleans()
+    Range,
+    categories,
+    end_times,
+    st.lists(ids, max_size=2).map(tuple),
+    prefix=st.booleans(),
+    scheduled=st.booleans(),
 )
+key_dismissals = st.builds(KeyDismissal, keys, end_times)
 dismissals = st.builds(
-    Dismissal, st.lists(ids, max_size=3).map(tuple), st.lists(ranges, max_size=2).map(tuple)
+    Dismissal,
+    st.lists(ids, max_size=3).map(tuple),
+    st.lists(ranges, max_size=2).map(tuple),
+    st.lists(key_dismissals, max_size=2).map(tuple),
 ).filter(bool)
 
 
@@ -73,7 +98,7 @@ def messages(draw: st.DrawFn, msg_ids: Sequence[MsgID] = MSG_IDS) -> InBandMessa
         uid="user",
         msg_id=draw(st.sampled_from(msg_ids)),
         device_id=draw(devices),
-        creation=None if kind == "dismissal" else draw(creations),
+        creation=None if kind == "dismissal" else draw(creations()),
         dismissal=None if kind == "creation" else draw(dismissals),
     )
 
