@@ -276,7 +276,7 @@ class Client:
         when = arguments.time("until", until)
         if when is None:
             raise InvalidMessage("`until` says no time", field="until")
-        new_id = arguments.new_id("msg_id", msg_id, MAX_MSG_ID)
+        new_id = factory.own_id(msg_id)
         written: list[InBandMessage] = []
 
         def snooze(replica: Replica, now: Time) -> Replica:
