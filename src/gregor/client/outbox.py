@@ -71,7 +71,7 @@ class OutboxEntry(Struct, frozen=True, omit_defaults=True):
         dismissal = self.message.dismissal
         return (self.message.msg_id, *(() if dismissal is None else dismissal.msg_ids))
 
-    def keys(self) -> Iterator[Key]:
+    def named_keys(self) -> Iterator[Key]:
         """The keys with which it creates or dismisses items."""
         if self.message.key is not None:
             yield self.message.key
@@ -221,8 +221,10 @@ class Outbox(Struct, frozen=True, eq=False):
         register = self._register_of(msg_id, held)
         if register is not None:
             last = self._last_put(*register)
-            replaced = last is not None and last != msg_id
-            ids += [last] if replaced else _second_of(self.dismissing, register[0])
+            if last is not None and last != msg_id:
+                ids.append(last)
+            else:
+                ids += _second_of(self.dismissing, register[0])
         return sorted((self.by_id[id_] for id_ in dict.fromkeys(ids)), key=_number)
 
     def _register_of(self, msg_id: MsgID, held: Item | None) -> tuple[Key, DeviceID] | None:

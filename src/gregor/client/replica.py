@@ -136,7 +136,7 @@ class Replica(Struct, frozen=True):
         """The ids of own items that a dismissal is meant to reach, which the node will store, or
         has stored, after the instants at which it ends."""
         for given, clause in zip(clauses(message), clauses(meant), strict=True):
-            if given.end_time is not None and clause.end_time != given.end_time:
+            if clause.end_time is not None and clause.end_time != given.end_time:
                 end = clause.end_time.after(0)
                 matched = self._matched(meant, clause)
                 yield from (i.msg_id for i in matched if self._is_own_up_to(clause, end, i))
@@ -445,7 +445,7 @@ class Replica(Struct, frozen=True):
         known = [entry for id_ in entry_ids if (entry := before.outbox.get(id_)) is not None]
         updated = self._with(outbox=self.outbox.without_all(reached))
         named = chain.from_iterable(entry.named_ids() for entry in known)
-        keys = dict.fromkeys(key for entry in known for key in entry.keys())
+        keys = dict.fromkeys(key for entry in known for key in entry.named_keys())
         keyed = chain.from_iterable(updated._ids_with_key(key, before) for key in keys)
         ids = frozenset(chain(changed, entry_ids, named, keyed))
         if (
@@ -505,8 +505,8 @@ class Replica(Struct, frozen=True):
         return self._with(hidden=hidden, awaited=_without(self.awaited, come))
 
     def _as_stored_next(self, entry: OutboxEntry) -> InBandMessage:
-        """An unsent message as if the node stored it next. An offset is from an earlier version, and
-        counts from then: so an expiry does not run yet."""
+        """An unsent message as if the node stored it next. An expiry that is an offset, which an
+        earlier version has written, does not run yet."""
         message, creation = entry.message, entry.message.creation
         if creation is not None and creation.expires is not None and creation.expires.time is None:
             creation = structs.replace(creation, expires=None)
