@@ -1,6 +1,7 @@
 """Keys, starts and snoozes on devices: offline, on several of them, and by wrong clocks."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -208,7 +209,7 @@ async def test_item_without_a_key_is_snoozed_by_one_message() -> None:
         await harness.inject(create("alice", "mail", msg_id="m"))
         await laptop.wait_synced()
         events = laptop.events()
-        await laptop.snooze("m", "1h", msg_id="again")
+        await laptop.snooze("m", "1h", new_msg_id="again")
         (message,) = laptop.replica.unsent()
         assert (message.msg_id, message.dismissal) == ("again", Dismissal(("m",)))
         await laptop.flush()
@@ -323,7 +324,7 @@ async def test_other_message_with_the_same_id_is_a_conflict() -> None:
             await laptop.create("mail", 1, expires="2h", msg_id="m")
             await laptop.dismiss_category("chat", end_time="-1m", msg_id="d")
             await laptop.dismiss_key("a", msg_id="k")
-            for again in (
+            attempts: tuple[Callable[[], Awaitable[str]], ...] = (
                 lambda: laptop.create("mail", 1, expires="3h", msg_id="m"),
                 lambda: laptop.create("mail", 2, expires="2h", msg_id="m"),
                 lambda: laptop.put("mail", 1, expires="2h", msg_id="m"),
@@ -333,7 +334,8 @@ async def test_other_message_with_the_same_id_is_a_conflict() -> None:
                 lambda: laptop.dismiss_key("b", msg_id="k"),
                 lambda: laptop.dismiss_key("a", end_time="0s", msg_id="k"),
                 lambda: laptop.write(dismiss_key("alice", "a", msg_id="m")),
-            ):
+            )
+            for again in attempts:
                 with pytest.raises(Conflict):
                     await again()
             assert laptop.unsent_count == 3
