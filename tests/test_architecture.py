@@ -35,7 +35,7 @@ LAYERS_WITHIN = {
         {"facts"},
         {"item_index"},
         {"state"},
-        {"visibility"},
+        {"visibility", "notification_body"},
         {"message"},
         {"arguments"},
         {"admission"},
