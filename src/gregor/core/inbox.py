@@ -201,20 +201,40 @@ class Undo(Struct, frozen=True):
     items: tuple[Item, ...] = ()
     written: tuple[MsgID, ...] = ()
 
+    @property
+    def keys(self) -> list[Key]:
+        """The keys of the notifications."""
+        return list(dict.fromkeys(_place(item)[0] for item in self.items))
+
     def __bool__(self) -> bool:
         return bool(self.items)
 
 
-def marker_keys(keys: Iterable[Key]) -> list[Key]:
-    """The keys of the markers of these notifications."""
-    return [MARKER + key for key in keys]
+def marker_key(key: Key) -> Key:
+    """The key of the marker of a notification."""
+    return MARKER + key
 
 
-def markers_within(topic: Topic | None) -> tuple[Range, ...]:
+def keys_of(keys: Iterable[Key]) -> list[Key]:
+    """The keys of notifications, each followed by that of its marker."""
+    return [each for key in keys for each in (key, marker_key(key))]
+
+
+def marker_ranges(topic: Topic | None) -> tuple[Range, ...]:
     """The ranges of all markers, or of those of a topic and of the topics below it."""
     if topic is None:
         return (Range(MARKERS, prefix=True),)
     return Range(MARKERS + topic), Range(f"{MARKERS}{topic}.", prefix=True)
+
+
+def markers_of(items: Iterable[Item], topic: Topic | None) -> list[Item]:
+    """The markers that these ranges cover."""
+    markers = (item for item in items if is_marker(item))
+    return [
+        item
+        for item in markers
+        if topic is None or _is_within(item.category.removeprefix(MARKERS), topic)
+    ]
 
 
 def marked_unread(uid: AnyID, live: Iterable[Item], now: Time) -> list[InBandMessage]:
@@ -245,7 +265,7 @@ def undone(uid: AnyID, undo: Undo, live: Iterable[Item], now: Time) -> list[InBa
     kept = {place for place, item in known.items() if item.msg_id not in undo.written}
     missing = [
         item
-        for item in _items_first(undo.items)
+        for item in in_order(undo.items)
         if not item.expired(now) and (_place(item), is_marker(item)) not in kept
     ]
     there = {place for place, _ in known} | {_place(i) for i in missing if not is_marker(i)}
@@ -268,8 +288,8 @@ def _put_again(uid: AnyID, item: Item, starts: TimeOrOffset | None) -> InBandMes
     )
 
 
-def _items_first(items: Iterable[Item]) -> list[Item]:
-    """In their order, the notifications before the markers."""
+def in_order(items: Iterable[Item]) -> list[Item]:
+    """In the order in which they are to be stored: the notifications before the markers."""
     return sorted(items, key=lambda item: (is_marker(item), item.order()))
 
 
