@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from gregor.client.connection import Operation
-from gregor.client.node_clock import DeviceClock
 from gregor.client.replica import Replica
 from gregor.client.snooze import snoozed
 from gregor.core import arguments
@@ -28,7 +27,7 @@ from gregor.core.inbox import (
     unread_by_topic,
     valid_topic,
 )
-from gregor.core.instant import TimeOrOffset
+from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import (
     UID,
     DeviceID,
@@ -54,8 +53,6 @@ class Device(Protocol):
     def device_id(self) -> DeviceID: ...
     @property
     def replica(self) -> Replica: ...
-    @property
-    def clock(self) -> DeviceClock: ...
     def state(self) -> State: ...
     async def dismiss_key(self, *keys: Key) -> MsgID: ...
     async def write_all(self, messages: Sequence[InBandMessage]) -> None: ...
@@ -127,13 +124,13 @@ class Inbox:
     async def unread(self, *keys: Key) -> bool:
         """Mark notifications as unread, on all devices. Returns whether any of them was read."""
         live = self._live(keys_of(_checked(keys)))
-        return await self._write(marked_unread(USER, live, self._device.clock.now()))
+        return await self._write(marked_unread(USER, live, self._now()))
 
     async def snooze(self, key: Key, until: When) -> Undo:
         """Hide a notification until later, on all devices, also on those that are offline then. If
         it is unread, it is unread when it comes back. An offset counts from now. Raises
         InvalidMessage if it is not before the expiry of the notification."""
-        live, now = self._live(keys_of(_checked([key]))), self._device.clock.now()
+        live, now = self._live(keys_of(_checked([key]))), self._now()
         begins = arguments.time("until", until)
         if begins is None:
             raise InvalidMessage("`until` must be a time or a duration, not None", field="until")
@@ -147,7 +144,7 @@ class Inbox:
         newest. What another device or the backend has put under a key since then stays. Returns
         whether anything came back. Idempotent."""
         live = self._live(keys_of(undo.keys))
-        return await self._write(undone(USER, undo, live, self._device.clock.now()))
+        return await self._write(undone(USER, undo, live, self._now()))
 
     async def _dismiss(self, keys: Iterable[Key]) -> Undo:
         taken = self._live(keys)
@@ -160,9 +157,12 @@ class Inbox:
             await self._device.write_all(messages)
         return bool(messages)
 
+    def _now(self) -> Time:
+        return self._device.state().as_of
+
     def _live(self, keys: Iterable[Key]) -> Sequence[Item]:
         """What the inbox has under these keys, begun or not."""
-        items, when = self._device.replica.shown.items, Now(self._device.clock.now())
+        items, when = self._device.replica.shown.items, Now(self._now())
         return [
             item
             for key in dict.fromkeys(keys)
