@@ -10,7 +10,7 @@ from msgspec import Struct
 from gregor.core.facts import Facts
 from gregor.core.instant import Time
 from gregor.core.message import DeviceID, InBandMessage, MsgID
-from gregor.core.state import state_hash
+from gregor.core.state_hash import hash_of
 from gregor.core.sync import After, Since, Start
 from gregor.testing import oracle
 from tests.core.test_laws import (
@@ -91,8 +91,8 @@ def name_of(case: HashCase | VisibilityCase | SinceCase) -> str:
 
 @pytest.mark.parametrize("case", HASH_CASES, ids=name_of)
 def test_hash_vector(case: HashCase) -> None:
-    assert state_hash(case.items) == case.hash
-    assert state_hash(reversed(case.items)) == case.hash
+    assert hash_of(case.items) == case.hash
+    assert hash_of(reversed(case.items)) == case.hash
 
 
 @pytest.mark.parametrize("case", VISIBILITY_CASES, ids=name_of)
