@@ -34,7 +34,9 @@ Body = Annotated[
     str,
     typer.Argument(metavar="BODY", help="JSON, or plain text; - reads stdin.", show_default=False),
 ]
-Text = Annotated[bool, typer.Option("--text", help="BODY is plain text, even if it looks like JSON.")]
+Text = Annotated[
+    bool, typer.Option("--text", help="BODY is plain text, even if it looks like JSON.")
+]
 Starts = Annotated[
     str | None,
     typer.Option(

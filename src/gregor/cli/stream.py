@@ -12,8 +12,9 @@ server assigns the ctime, in the order in which the lines of a user are sent.
 
 A creation may have a `key`, `starts` and `expires`, a key an `end_time`, and a range also
 `skip_msg_ids`, `prefix` and `scheduled`, as in Gregor's own messages. A range or key without an end
-ends at its own ctime: it dismisses what its sender sent before it. A time of the sender's clock cannot be compared with ctimes that are assigned years
-later. Only its offset from `t` is kept, so `{"time": …}` becomes an offset.
+ends at its own ctime: it dismisses what its sender sent before it. A time of the sender's clock
+cannot be compared with ctimes that are assigned years later. Only its offset from `t` is kept, so
+`{"time": …}` becomes an offset.
 """
 
 import asyncio

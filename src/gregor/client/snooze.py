@@ -12,9 +12,7 @@ def snoozed(uid: UID, item: Item, until: TimeOrOffset, now: Time) -> InBandMessa
     `until` lies between now and the expiry of the item."""
     _check_until(until.after(now), item, now)
     expires = None if item.expires_at is None else TimeOrOffset(time=item.expires_at)
-    creation = Creation(
-        item.category, item.raw_body, expires=expires, starts=until, key=item.key
-    )
+    creation = Creation(item.category, item.raw_body, expires=expires, starts=until, key=item.key)
     dismissal = Dismissal((item.msg_id,)) if item.key is None else None
     return InBandMessage(
         uid, new_msg_id(), device_id=item.device_id, creation=creation, dismissal=dismissal

@@ -112,7 +112,9 @@ def _paths() -> JSONObject:
         " clock, because the server's store is a restored backup, the answer is 409 `resync`: read"
         " the state, and go on after its cursor",
     )
-    limit = _limit(f"At most so many messages in the answer; by default {PAGE_ENTRIES}", PAGE_ENTRIES)
+    limit = _limit(
+        f"At most so many messages in the answer; by default {PAGE_ENTRIES}", PAGE_ENTRIES
+    )
     messages = _operation(
         "The messages that bring a replica up to date, in pages",
         "MessagesAnswer",

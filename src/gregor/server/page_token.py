@@ -12,6 +12,7 @@ from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import astuple
 
 from gregor.core.admission import check_text
 from gregor.core.instant import TimeOrOffset
@@ -25,7 +26,7 @@ _Hash = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
 
 class _Contents(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A PageStart, with the bounds that it has if a server made it."""
+    """The fields of a PageStart, with the bounds that they have if a server made them."""
 
     as_of: Ctime
     known: Ctime
@@ -46,9 +47,7 @@ class AskedState(Struct, frozen=True):
 
     def token_of(self, start: PageStart) -> str:
         """The token with which the same request is answered from this start."""
-        contents = msgspec.json.encode(
-            _Contents(start.as_of, start.known, start.hash, start.after_time, start.after_id)
-        )
+        contents = msgspec.json.encode(astuple(start))
         return urlsafe_b64encode(self._digest(contents) + contents).decode().rstrip("=")
 
     def start_of(self, token: str) -> PageStart:
@@ -74,10 +73,8 @@ class AskedState(Struct, frozen=True):
 def _start_in(token: str) -> PageStart:
     """Raises ValueError or InvalidMessage if there is none."""
     padded = token + "=" * (-len(token) % 4)
-    contents = _decoder.decode(b64decode(padded, b"-_", validate=True)[DIGEST_BYTES:])
-    return PageStart(
-        contents.as_of, contents.known, contents.hash, contents.after_time, contents.after_id
-    )
+    contents = b64decode(padded, b"-_", validate=True)[DIGEST_BYTES:]
+    return PageStart(*astuple(_decoder.decode(contents)))
 
 
 _decoder = msgspec.json.Decoder(_Contents)
