@@ -21,7 +21,7 @@ from gregor.client import Client, ClientStore, MemoryStore, SQLiteStore
 from gregor.client.connection import Transport
 from gregor.client.outside import Disconnected
 from gregor.client.replica import Replica
-from gregor.client.store import Key, changed_records, load_replica
+from gregor.client.store import RecordKey, changed_records, load_replica
 from gregor.core.instant import TimeOrOffset
 from gregor.core.message import Creation, InBandMessage, create
 from gregor.errors import Action, Conflict, InvalidMessage, SetupError, TooLarge
@@ -166,7 +166,7 @@ async def test_device_recovers_from_an_unreadable_record_of_each_kind(kind: str)
         assert load_replica(store.records, "laptop").uid == "alice"
 
 
-OWNERLESS: dict[str, dict[Key, bytes | None]] = {
+OWNERLESS: dict[str, dict[RecordKey, bytes | None]] = {
     "both records that name the owner are damaged": {("device", ""): b"{", ("owner", ""): b"null"},
     "a store of an earlier version has a damaged device": {
         ("device", ""): b'{"device_id":"laptop","uid":7}',
@@ -197,7 +197,7 @@ async def test_store_whose_owner_is_unknown_is_refused_and_keeps_its_outbox(
 @pytest.mark.parametrize("record", UNREADABLE_RECORDS.values(), ids=UNREADABLE_RECORDS)
 @on_virtual_time
 async def test_unreadable_record_never_gives_a_store_to_another_user(
-    record: bytes, damaged: Key
+    record: bytes, damaged: RecordKey
 ) -> None:
     store = MemoryStore()
     async with client_harness() as harness:

@@ -1,6 +1,6 @@
 """Publications: one span of a user's clock, encoded once for all devices."""
 
-from gregor.core.message import create, replace
+from gregor.core.message import create, dismiss_category, put
 from gregor.interfaces import Stored
 from gregor.protocol.frames import Messages
 from gregor.protocol.publication import Publication
