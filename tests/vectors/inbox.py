@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Protocol
 
 import msgspec
 
@@ -14,7 +13,7 @@ from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.message import InBandMessage, Key, MsgID, dismiss_key
 from gregor.core.state import Item, State
 from gregor.core.sync import Snapshot
-from gregor.errors import InvalidMessage
+from gregor.errors import GregorError, InvalidMessage
 from gregor.testing import virtual_time
 from tests.vectors.device import DEVICE, USER
 from tests.vectors.encoding import JSON, Case, Step, VectorFile, plain
@@ -40,15 +39,16 @@ class InboxRun:
 
     async def feed(self, given: JSON) -> JSON:
         """The output after one input, as section 7 of spec/inbox.md describes it."""
-        shown: dict[str, JSON] = given.get("list", {})
+        self._undos.append(Undo())
         try:
-            self._undos.append(await self._carry_out(given) or Undo())
+            self._undos[-1] = await self._carry_out(given) or Undo()
+            return {"written": self._written(), **self._shown(given.get("list", {}))}
         except InvalidMessage as error:
-            self._undos.append(Undo())
             return {"error": error.field}
-        topic, limit = shown.get("topic"), shown.get("limit")
+
+    def _shown(self, which: JSON) -> JSON:
+        topic, limit = which.get("topic"), which.get("limit")
         return {
-            "written": self._written(),
             "entries": [[entry.key, entry.unread] for entry in self._inbox.list(topic, limit)],
             "unread": self._inbox.unread_count(topic),
             "by_topic": self._inbox.unread_by_topic(),
@@ -119,9 +119,7 @@ class ReplicaDevice:
         for message in messages:
             self.replica = self.replica.write(message, self.now)
 
-    async def change(
-        self, operation: Operation, messages: Sequence[InBandMessage] = ()
-    ) -> None:
+    async def change(self, operation: Operation, messages: Sequence[InBandMessage] = ()) -> None:
         self.replica = operation(self.replica, self.now)
 
 
@@ -131,8 +129,9 @@ class ReplicaDevice:
 def sent(**given: JSON) -> JSON:
     """The messages of a notification, or the field of the error."""
     times = {name: TimeOrOffset(**given[name]) for name in ("starts", "expires") if name in given}
+    arguments: JSON = {**given, **times}
     try:
-        return {"messages": plain(notification(**{**given, **times}))}
+        return {"messages": plain(notification(**arguments))}
     except GregorError as error:
         return {"error": error.field}
 
@@ -153,7 +152,7 @@ NO_URLS = [
     *("\\\\example.com", "/with space", "/a\x7f", "https:", "https://", "https:///a", "https://?a"),
     *("https://@example.com", "http:example.com", "example.com:80/a", "/" + "x" * 2_048, None, 7),
 ]
-ACTION = {"id": "open", "label": "Open"}
+ACTION: JSON = {"id": "open", "label": "Open"}
 
 SENT = {
     "a notification and its marker": [
@@ -233,9 +232,10 @@ def marker(key: str, ctime: Time, **fields: JSON) -> JSON:
 
 def unread(key: str, ctime: Time, topic: str = "likes", **fields: JSON) -> list[JSON]:
     """A notification that is unread: the item, and its marker a microsecond later."""
+    msg_id = fields.pop("msg_id", key)
     return [
-        item(key, ctime, category=f"inbox.{topic}", **fields),
-        marker(key, ctime + 1, category=f"unread.{topic}", **fields),
+        item(key, ctime, category=f"inbox.{topic}", msg_id=msg_id, **fields),
+        marker(key, ctime + 1, category=f"unread.{topic}", msg_id=f"unread:{msg_id}", **fields),
     ]
 
 
@@ -249,6 +249,9 @@ def act(now: Time = SECOND, **action: JSON) -> JSON:
     """An action, by default one second after START."""
     return {**action, "now": START + now}
 
+
+# What a backend has sent after `a` and `b` were read and archived on a device that is offline.
+NEWER = [*unread("a", SECOND, msg_id="a2"), *unread("b", SECOND + 10, msg_id="b2")]
 
 DONE = {
     "entries are notifications, the newest first": [
@@ -313,12 +316,115 @@ DONE = {
         act(undo=1),
         act(list={}),
     ],
-    "what the device has not been told of stays unread": [
-        snapshot(*unread("a", -40)),
+    "what the device has not been told of stays, unread": [
+        snapshot(*unread("a", -40), *unread("b", -30)),
         act(read_all={}),
+        act(archive=["b"]),
+        # The backend has sent both again, and neither device nor node has heard of the other.
+        snapshot(*NEWER, now=2 * SECOND),
+        act(2 * SECOND, undo=2),
+        act(2 * SECOND, undo=1),
+        act(2 * SECOND, read=["a"]),
+        act(2 * SECOND, undo=6),
+    ],
+    "read all takes what has begun, and nothing else": [
+        snapshot(*unread("a", -40, starts_at=START + HOUR), *unread("b", -30, starts_at=START + 1)),
+        act(read_all={}),
+        act(HOUR, list={}),
+    ],
+    "what has not begun can be named": [
+        snapshot(*unread("a", -40, starts_at=START + HOUR)),
+        act(read=["a"]),
+        act(undo=1),
+        act(unread=["a"]),
+        act(read=["a"]),
+        act(unread=["a"]),
+        act(HOUR, list={}),
+    ],
+    "archive and undo": [
         snapshot(
-            *unread("a", -40), *unread("b", -30), *unread("a", 10, msg_id="a2") [:0], now=2 * SECOND
+            *unread("a", -40, expires_at=START + HOUR),
+            item("b", -20, device_id=DEVICE),
+            *unread("c", -10, starts_at=START + 2 * HOUR),
         ),
-        act(3 * SECOND, read=["b"]),
+        act(archive=["a", "b", "c"]),
+        act(archive=["a"]),
+        act(undo=1),
+        act(undo=1),
+        act(2 * HOUR, list={}),
+        act(2 * HOUR, archive=["b", "unknown"]),
+        act(2 * HOUR, undo=1),
+        act(2 * HOUR, undo=6),
+        act(2 * HOUR, undo=2),
+    ],
+    "an undo puts no marker without its notification": [
+        snapshot(*unread("a", -40)),
+        act(read=["a"]),
+        act(archive=["a"]),
+        act(undo=1),
+        act(undo=2),
+        act(undo=1),
+    ],
+    "snooze and undo": [
+        snapshot(*unread("a", -40, expires_at=START + 3 * HOUR), item("b", -20)),
+        act(snooze={"key": "a", "until": {"offset": HOUR}}),
+        act(snooze={"key": "b", "until": {"time": START + 2 * HOUR}}),
+        act(HOUR, list={}),
+        act(HOUR + SECOND, list={}),
+        act(2 * HOUR, list={}),
+        act(2 * HOUR, snooze={"key": "a", "until": {"offset": HOUR}}),
+        act(2 * HOUR, snooze={"key": "a", "until": {"time": START + 3 * HOUR - 1}}),
+        act(2 * HOUR, undo=7),
+        act(2 * HOUR, undo=7),
+        act(2 * HOUR, snooze={"key": "a", "until": {"offset": 0}}),
+        act(2 * HOUR, snooze={"key": "a", "until": {"time": START}}),
+        act(2 * HOUR, snooze={"key": "unknown", "until": {"offset": HOUR}}),
+    ],
+    "a snooze that is snoozed again, and undone": [
+        snapshot(*unread("a", -40)),
+        act(snooze={"key": "a", "until": {"offset": HOUR}}),
+        act(snooze={"key": "a", "until": {"offset": 2 * HOUR}}),
+        act(undo=1),
+        act(undo=2),
+        act(undo=1),
+    ],
+    "a marker without its notification is not counted, and read all removes it": [
+        snapshot(marker("a", -40), *unread("b", -30)),
+        act(read=["a"]),
+        act(undo=1),
+        act(unread=["a"]),
+        act(read_all={}),
+    ],
+    "read all removes a marker without its notification": [
+        snapshot(marker("a", -40)),
+        act(read_all={}),
+        act(undo=1),
+    ],
+    "what the device has written itself": [
+        snapshot(item("a", -40)),
+        act(unread=["a"]),
+        act(read=["a"]),
+        act(unread=["a"]),
+        act(snooze={"key": "a", "until": {"offset": HOUR}}),
+        act(HOUR + SECOND, list={}),
+        act(HOUR + SECOND, read_all={}),
+        act(HOUR + SECOND, archive=["a"]),
+        act(HOUR + SECOND, undo=7),
     ],
 }
+
+
+def vectors() -> VectorFile:
+    """The file as it must be today."""
+    cases = [Case(name, steps) for name, steps in SENT.items()]
+    cases += [asyncio.run(_played(name, inputs)) for name, inputs in DONE.items()]
+    return VectorFile(ABOUT, cases)
+
+
+async def _played(name: str, inputs: list[JSON]) -> Case:
+    device = ReplicaDevice()
+    run, steps = InboxRun(device), list[Step]()
+    for given in msgspec.json.decode(msgspec.json.encode(inputs)):
+        device.now = given["now"]
+        steps.append(Step(given, await run.feed(given)))
+    return Case(name, steps)

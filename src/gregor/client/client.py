@@ -24,6 +24,7 @@ from gregor.client.connection import (
     Token,
 )
 from gregor.client.events import Event, Subscription, WriteRejected
+from gregor.client.inbox import Inbox
 from gregor.client.node_clock import DeviceClock
 from gregor.client.outside import call_outside
 from gregor.client.own_loop import OwnLoop
@@ -132,6 +133,7 @@ class Client:
         self._connection = Connection(self, connect or _websocket(url), token, jitter)
         self._replica = Replica(self._device_id)
         self._set_aside: Mapping[RecordKey, bytes] = {}
+        self._inbox = Inbox(self)
         self._visible: dict[MsgID, Item] = {}
         self._refreshed_at: Time = 0
         self._pending_changes: list[_Change] = []
@@ -346,6 +348,18 @@ class Client:
         await self.change(lambda replica, now: replica.write(message, now), [message])
         return message.msg_id
 
+    async def write_all(self, messages: Iterable[InBandMessage]) -> None:
+        """Put messages into the outbox, in order, as `write` does: all of them in one transaction,
+        or, if it raises, none."""
+        admitted = [_admitted(message) for message in arguments.many("messages", messages)]
+
+        def write(replica: Replica, now: Time) -> Replica:
+            for message in admitted:
+                replica = replica.write(message, now)
+            return replica
+
+        await self.change(write, admitted)
+
     def _scope(self, device_id: AnyID | None, this_device: bool) -> AnyID | None:
         if not arguments.flag("this_device", this_device):
             return device_id
@@ -373,6 +387,11 @@ class Client:
         """Remove rejected messages from `rejected()`. Idempotent."""
         ids = arguments.known_ids("msg_ids", msg_ids, MAX_MSG_ID)
         await self.change(lambda replica, now: replica.discard(ids))
+
+    @property
+    def inbox(self) -> Inbox:
+        """The notifications of the user on this device."""
+        return self._inbox
 
     # Reading
 

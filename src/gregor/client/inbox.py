@@ -9,6 +9,7 @@ from typing import Protocol
 from gregor.client.connection import Operation
 from gregor.client.replica import Replica
 from gregor.client.snooze import snoozed
+from gregor.client.writing import UNKNOWN_UID
 from gregor.core import arguments
 from gregor.core.inbox import (
     MAX_ITEM_KEY,
@@ -29,7 +30,6 @@ from gregor.core.inbox import (
 )
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import (
-    UID,
     DeviceID,
     Dismissal,
     InBandMessage,
@@ -41,9 +41,6 @@ from gregor.core.message import (
 from gregor.core.state import Item, State
 from gregor.core.visibility import Now, is_live
 from gregor.errors import InvalidMessage
-
-USER: UID = "self"
-"""The uid in what is written here. The outbox sends it with that of the device."""
 
 
 class Device(Protocol):
@@ -109,7 +106,7 @@ class Inbox:
         if taken:
             dismissal = Dismissal(ranges=marker_ranges(within))
             message = InBandMessage(
-                USER, new_msg_id(), device_id=self._device.device_id, dismissal=dismissal
+                UNKNOWN_UID, new_msg_id(), device_id=self._device.device_id, dismissal=dismissal
             )
             await self._device.change(
                 lambda replica, now: replica.dismiss_seen(message, now), [message]
@@ -124,7 +121,7 @@ class Inbox:
     async def unread(self, *keys: Key) -> bool:
         """Mark notifications as unread, on all devices. Returns whether any of them was read."""
         live = self._live(keys_of(_checked(keys)))
-        return await self._write(marked_unread(USER, live, self._now()))
+        return await self._write(marked_unread(UNKNOWN_UID, live, self._now()))
 
     async def snooze(self, key: Key, until: When) -> Undo:
         """Hide a notification until later, on all devices, also on those that are offline then. If
@@ -135,7 +132,7 @@ class Inbox:
         if begins is None:
             raise InvalidMessage("`until` must be a time or a duration, not None", field="until")
         instant = TimeOrOffset(time=begins.after(now))
-        messages = [snoozed(USER, item, instant, now) for item in in_order(live)]
+        messages = [snoozed(UNKNOWN_UID, item, instant, now) for item in in_order(live)]
         await self._write(messages)
         return Undo(tuple(live), tuple(message.msg_id for message in messages))
 
@@ -144,7 +141,7 @@ class Inbox:
         newest. What another device or the backend has put under a key since then stays. Returns
         whether anything came back. Idempotent."""
         live = self._live(keys_of(undo.keys))
-        return await self._write(undone(USER, undo, live, self._now()))
+        return await self._write(undone(UNKNOWN_UID, undo, live, self._now()))
 
     async def _dismiss(self, keys: Iterable[Key]) -> Undo:
         taken = self._live(keys)
