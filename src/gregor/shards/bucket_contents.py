@@ -15,11 +15,11 @@ from gregor.core.instant import Time
 from gregor.core.message import UID, InBandMessage
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import DatabaseConnection
+from gregor.stores.sql.rows import message_of
 from gregor.stores.sql.statements import (
     BucketKey,
     LoggedMessage,
 )
-from gregor.stores.sql.transactions import message_of
 
 MAX_PAGE_MESSAGES = 512  # that one transaction copies
 MAX_PAGE_USERS = 10_000
