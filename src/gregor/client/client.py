@@ -352,13 +352,7 @@ class Client:
         """Put messages into the outbox, in order, as `write` does: all of them in one transaction,
         or, if it raises, none."""
         admitted = [_admitted(message) for message in arguments.many("messages", messages)]
-
-        def write(replica: Replica, now: Time) -> Replica:
-            for message in admitted:
-                replica = replica.write(message, now)
-            return replica
-
-        await self.change(write, admitted)
+        await self.change(lambda replica, now: replica.write_all(admitted, now), admitted)
 
     def _scope(self, device_id: AnyID | None, this_device: bool) -> AnyID | None:
         if not arguments.flag("this_device", this_device):
