@@ -11,7 +11,7 @@ from gregor.client.connection import Transport
 from gregor.client.replica import Replica, events_between
 from gregor.client.store import changed_records
 from gregor.core.instant import SECOND, TimeOrOffset
-from gregor.core.message import InBandMessage, create, dismiss, dismiss_category, replace
+from gregor.core.message import InBandMessage, create, dismiss, dismiss_category, put
 from gregor.core.state import Item
 from gregor.core.sync import Snapshot
 from gregor.protocol.frames import PAGE_BYTES, Result
@@ -25,7 +25,7 @@ FRAMES: dict[str, Callable[[], InBandMessage]] = {
     "creation": lambda: create("u", "b"),
     "creation_that_expires": lambda: create("u", "b", expires=TimeOrOffset(time=NOW + SECOND)),
     "dismissal": lambda: dismiss("u", "i7"),
-    "replacement": lambda: replace("u", "c.7.x", 1),
+    "replacement": lambda: put("u", "c.7.x", 1, key="k7"),
     "dismissal_of_prefix": lambda: dismiss_category("u", "c.7.", prefix=True),
 }
 
@@ -137,7 +137,7 @@ def look_at_changes(before: Replica, after: Replica) -> None:
 def test_reasons_of_dismissals_cost_the_sum_of_messages_and_items() -> None:
     def work(size: int) -> Callable[[], object]:
         before = {item.msg_id: item for item in items(size)}
-        messages: Sequence[InBandMessage] = [replace("u", f"c.{n}.x", n) for n in range(size)]
+        messages: Sequence[InBandMessage] = [put("u", f"c.{n}.x", n) for n in range(size)]
         return lambda: events_between(before, {}, 0, messages)
 
     assert python_steps(work(400)) < 6 * python_steps(work(100))

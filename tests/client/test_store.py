@@ -254,13 +254,18 @@ times = values | st.sampled_from(["1s", "0s", "P1D", "90s", "2027-01-01T00:00:00
 some_ids = st.lists(st.sampled_from(["m1", "m2", 7]) | values, max_size=3)
 writes = st.one_of(
     st.tuples(st.just("create"), st.tuples(texts, values), st.fixed_dictionaries(
-        {}, optional={"expires": times, "device_id": values, "msg_id": values})),
-    st.tuples(st.just("replace"), st.tuples(texts, values), st.fixed_dictionaries(
-        {}, optional={"expires": times, "this_device": values})),
+        {}, optional={
+            "starts": times, "expires": times, "device_id": values, "msg_id": values})),
+    st.tuples(st.just("put"), st.tuples(texts, values), st.fixed_dictionaries(
+        {}, optional={"key": texts, "starts": times, "expires": times, "this_device": values})),
+    st.tuples(st.just("snooze"), st.tuples(st.sampled_from(["m1", "m2"]) | values, times),
+        st.just({})),
     st.tuples(st.just("dismiss"), some_ids, st.just({})),
     st.tuples(st.just("hide"), st.tuples(values), st.just({})),
     st.tuples(st.just("dismiss_category"), st.tuples(texts | values), st.fixed_dictionaries(
         {}, optional={"prefix": values, "end_time": times, "skip_msg_ids": some_ids | values})),
+    st.tuples(st.just("dismiss_key"), st.lists(texts, max_size=2), st.fixed_dictionaries(
+        {}, optional={"end_time": times})),
     st.tuples(st.just("write"), st.tuples(strategies.messages() | values), st.just({})),
 )  # fmt: skip
 

@@ -268,9 +268,7 @@ class Client:
             )
         )
 
-    async def snooze(
-        self, snoozed: AnyID, /, until: When, *, msg_id: AnyID | None = None
-    ) -> MsgID:
+    async def snooze(self, snoozed: AnyID, /, until: When, *, msg_id: AnyID | None = None) -> MsgID:
         """Make a visible item begin again at a time, or after an offset from now, and return the id
         of the new item. Until then no device shows it. Raises InvalidMessage if this device does
         not show the item, or if the item expires before that."""

@@ -10,10 +10,10 @@ facts are the items without a known death, and nothing else: no tombstone, no de
 replica holds is proportional to what is live and what is unsent, whatever has passed.
 
 A written message means what it means when it is written: its offsets become instants, and what it
-dismisses is what the person has seen. It stays in the outbox until the node acknowledges it, and then, with the ctime that
-it was given, until the cursor reaches that ctime. Only messages received from the node become
-facts: the node does not send the dismissal of an item that a replica at this cursor cannot have,
-so a message that became a fact in another way might never be dismissed here.
+dismisses is what the person has seen. It stays in the outbox until the node acknowledges it, and
+then, with the ctime that it was given, until the cursor reaches that ctime. Only messages received
+from the node become facts: the node does not send the dismissal of an item that a replica at this
+cursor cannot have, so a message that became a fact in another way might never be dismissed here.
 
 An unsent message is shown as if the node stored it now: its ctime is later than all known ones, and
 known dismissals do not apply to it. Once the node has sent the message back (it is echoed), it is
@@ -138,9 +138,7 @@ class Replica(Struct, frozen=True):
             return meant
         return naming_also(meant, self._own_up_to_instants(message, meant))
 
-    def _own_up_to_instants(
-        self, message: InBandMessage, meant: InBandMessage
-    ) -> Iterator[MsgID]:
+    def _own_up_to_instants(self, message: InBandMessage, meant: InBandMessage) -> Iterator[MsgID]:
         """The ids of own items that a dismissal is meant to reach, which the node will store, or
         has stored, after the instants at which it ends."""
         for given, clause in zip(clauses(message), clauses(meant), strict=True):
@@ -204,7 +202,9 @@ class Replica(Struct, frozen=True):
         is_here = is_live(item, None, self.device_id, Now(now)) and not self._is_hidden(item)
         return is_here and has_begun_or_is_meant
 
-    def snoozed(self, msg_id: MsgID, until: TimeOrOffset, new_id: MsgID, now: Time) -> InBandMessage:
+    def snoozed(
+        self, msg_id: MsgID, until: TimeOrOffset, new_id: MsgID, now: Time
+    ) -> InBandMessage:
         """The message, with the id `new_id`, that makes an item begin again at a time; an offset
         counts from now. Raises InvalidMessage if the item is not shown, or expires before that."""
         item = self.visible_among([msg_id], now).get(msg_id)
@@ -302,9 +302,7 @@ class Replica(Struct, frozen=True):
                 )
             else:
                 stamped = entry.message.stamp(result.ctime or self.cursor, 0)
-                entry = structs.replace(
-                    entry, message=stamped, dead=_is_dead_when_stored(result)
-                )
+                entry = structs.replace(entry, message=stamped, dead=_is_dead_when_stored(result))
                 outbox = (
                     outbox.set(entry)
                     if self._will_be_told_of(entry, result)
