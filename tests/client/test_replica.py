@@ -187,8 +187,12 @@ class ReplicaModel(RuleBasedStateMachine):
         prefix=st.booleans(),
         scheduled=st.booleans(),
     )
-    def dismiss_category_on_device(self, msg_id: MsgID, category: str, **options: bool) -> None:
-        message = dismiss_category("user", category, device_id=DEVICE, msg_id=msg_id, **options)
+    def dismiss_category_on_device(
+        self, msg_id: MsgID, category: str, prefix: bool, scheduled: bool
+    ) -> None:
+        message = dismiss_category(
+            "user", category, prefix=prefix, scheduled=scheduled, device_id=DEVICE, msg_id=msg_id
+        )
         self.write(message, lambda: self.replica.dismiss_seen(message, self.clock()))
 
     @rule(msg_id=strategies.ids, keys=st.lists(strategies.keys, min_size=1))
@@ -201,7 +205,8 @@ class ReplicaModel(RuleBasedStateMachine):
         now, until = self.clock(), TimeOrOffset(offset=microseconds)
         for item in list(self.replica.state(now))[number : number + 1]:
             with suppress(InvalidMessage):
-                message = self.replica.snoozed(item.msg_id, until, new_id, now)
+                message = self.replica.snoozed(item.msg_id, until, now)
+                message = structs.replace(message, msg_id=new_id)
                 self.write(message, partial(self.replica.write, message, now))
 
     @rule(msg_id=strategies.ids)
@@ -454,8 +459,8 @@ def test_law_dismissal_without_an_end_takes_what_the_device_showed_and_nothing_e
     told = data.draw(st.integers(0, len(history)))
     own = data.draw(st.lists(strategies.messages(("own1", "own2")), max_size=2))
     acknowledged = data.draw(st.integers(0, len(own)))
-    now = NOW + data.draw(st.integers(0, 40))
-    machine = MemoryStateMachine(ManualClock(NOW))
+    now, clock = NOW + data.draw(st.integers(0, 40)), ManualClock(NOW)
+    machine, without = MemoryStateMachine(clock), MemoryStateMachine(clock)
     consumed = [stamp(message, 0) for message in history]
 
     replica = Replica(DEVICE)
@@ -470,13 +475,11 @@ def test_law_dismissal_without_an_end_takes_what_the_device_showed_and_nothing_e
     dismissed = replica.dismiss_seen(dismissal, now)
     assert not shown & dismissed.visible(now + 100).keys()
 
-    without = MemoryStateMachine(ManualClock(NOW))
     run(without.consume_messages([*consumed, *outbox_of(replica)]))
     run(machine.consume_messages(dismissed.unsent()))
-    for at in (now, now + 100):
+    for clock.now in (now, now + 100):
         with_it, without_it = [
-            [item.msg_id for item in run(m.state("user", DEVICE, TimeOrOffset(time=at)))]
-            for m in (machine, without)
+            [item.msg_id for item in run(each.state("user", DEVICE))] for each in (machine, without)
         ]
         assert with_it == [msg_id for msg_id in without_it if msg_id not in shown]
 

@@ -268,23 +268,25 @@ class Client:
             )
         )
 
-    async def snooze(self, snoozed: AnyID, /, until: When, *, msg_id: AnyID | None = None) -> MsgID:
+    async def snooze(self, msg_id: AnyID, until: When, *, new_msg_id: AnyID | None = None) -> MsgID:
         """Make a visible item begin again at a time, or after an offset from now, and return the id
-        of the new item. Until then no device shows it. Raises InvalidMessage if this device does
-        not show the item, or if the item expires before that."""
-        known = arguments.known_id("msg_id", snoozed, MAX_MSG_ID)
+        of the new item, which has the same key, category, scope, body and expiry. Until then no
+        device shows it. Raises InvalidMessage if this device does not show the item, or if the time
+        is not between now and its expiry."""
+        id_ = arguments.known_id("msg_id", msg_id, MAX_MSG_ID)
+        new_id = arguments.optional_identifier("new_msg_id", new_msg_id, MAX_MSG_ID)
         when = arguments.time("until", until)
         if when is None:
-            raise InvalidMessage("`until` says no time", field="until")
-        new_id = factory.own_id(msg_id)
+            raise InvalidMessage("`until` must be a time or a duration, not None", field="until")
         written: list[InBandMessage] = []
 
         def snooze(replica: Replica, now: Time) -> Replica:
-            written.append(replica.snoozed(known, when, new_id, now))
+            message = replica.snoozed(id_, when, now)
+            written.append(msgspec.structs.replace(message, msg_id=new_id or message.msg_id))
             return replica.write(written[0], now)
 
         await self.change(snooze, written)
-        return new_id
+        return written[0].msg_id
 
     async def dismiss(self, *msg_ids: AnyID, msg_id: AnyID | None = None) -> MsgID:
         """Dismiss items, on all devices."""

@@ -30,6 +30,7 @@ from msgspec import Struct, structs
 
 from gregor.client.events import Created, Dismissed, Event, Why, WriteRejected
 from gregor.client.outbox import Outbox, OutboxEntry
+from gregor.client.snooze import snoozed
 from gregor.client.writing import (
     UNKNOWN_UID,
     Clause,
@@ -39,7 +40,6 @@ from gregor.client.writing import (
     has_offset_ends,
     naming_also,
     repeats_item,
-    snoozed,
     with_ends,
     with_instants,
 )
@@ -202,15 +202,14 @@ class Replica(Struct, frozen=True):
         is_here = is_live(item, None, self.device_id, Now(now)) and not self._is_hidden(item)
         return is_here and has_begun_or_is_meant
 
-    def snoozed(
-        self, msg_id: MsgID, until: TimeOrOffset, new_id: MsgID, now: Time
-    ) -> InBandMessage:
-        """The message, with the id `new_id`, that makes an item begin again at a time; an offset
-        counts from now. Raises InvalidMessage if the item is not shown, or expires before that."""
+    def snoozed(self, msg_id: MsgID, until: TimeOrOffset, now: Time) -> InBandMessage:
+        """The message that makes an item begin again at a time; an offset counts from now. Raises
+        InvalidMessage if the item is not shown, or if the time is not between now and its
+        expiry."""
         item = self.visible_among([msg_id], now).get(msg_id)
         if item is None:
             raise InvalidMessage(f"no item {msg_id!r} is shown on this device", field="msg_id")
-        return snoozed(item, until.after(now), self.uid or UNKNOWN_UID, new_id)
+        return snoozed(self.uid or UNKNOWN_UID, item, until, now)
 
     def hide(self, msg_id: MsgID) -> Self:
         """Hide this item on this device. Idempotent. The id of an item that has not arrived is

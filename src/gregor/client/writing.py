@@ -22,7 +22,6 @@ from gregor.core.message import (
     canonical,
 )
 from gregor.core.state import Item
-from gregor.errors import InvalidMessage
 
 UNKNOWN_UID: UID = "self"
 """The uid in messages that are written before a node has reported the device's real uid."""
@@ -158,26 +157,3 @@ def _as_given(written: InBandMessage, message: InBandMessage) -> InBandMessage:
         return written
     given = written.dismissal.msg_ids[: len(message.dismissal.msg_ids)]
     return structs.replace(written, dismissal=structs.replace(written.dismissal, msg_ids=given))
-
-
-# Snoozing
-
-
-def snoozed(item: Item, until: Time, uid: UID, msg_id: MsgID) -> InBandMessage:
-    """The message that makes an item begin again at an instant: one with the same key, category,
-    scope, body and expiry, in its place. An item without a key is dismissed by the same message.
-    Raises InvalidMessage if the item expires before that."""
-    if item.expires_at is not None and item.expires_at <= until:
-        raise InvalidMessage(
-            "`until` is not before the item's expiry, so the item would never be visible again",
-            field="until",
-        )
-    expires = None if item.expires_at is None else TimeOrOffset(time=item.expires_at)
-    starts = TimeOrOffset(time=until)
-    return InBandMessage(
-        uid,
-        msg_id,
-        device_id=item.device_id,
-        creation=Creation(item.category, item.raw_body, expires, starts, item.key),
-        dismissal=Dismissal((item.msg_id,)) if item.key is None else None,
-    )

@@ -403,7 +403,7 @@ def _message(
 ) -> InBandMessage:
     return InBandMessage(
         arguments.identifier("uid", uid, MAX_UID),
-        own_id(msg_id),
+        _own_id(msg_id),
         device_id=arguments.optional_identifier("device_id", device_id, MAX_DEVICE_ID),
         creation=creation,
         dismissal=dismissal,
@@ -422,8 +422,7 @@ def _creation(
     )
 
 
-def own_id(msg_id: AnyID | None) -> MsgID:
-    """The id of a new message: this one, or a random one."""
+def _own_id(msg_id: AnyID | None) -> MsgID:
     if msg_id is None:
         return new_msg_id()
     return arguments.identifier("msg_id", msg_id, MAX_MSG_ID)
