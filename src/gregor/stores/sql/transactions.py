@@ -77,7 +77,7 @@ def consume_new(
     return outcomes
 
 
-def copy(
+def store_copies(
     connection: DatabaseConnection, messages: Sequence[InBandMessage], now: Time
 ) -> list[StoreOutcome]:
     """The same for messages of a bucket that moves here from another shard. It keeps the clocks and
