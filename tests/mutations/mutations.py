@@ -21,6 +21,8 @@ STORE = "tests/client/test_store.py::"
 REPLICA = "tests/client/test_replica.py::"
 OUTSIDE = "tests/client/test_outside.py::"
 NODE_CLOCK = "tests/client/test_node_clock.py::"
+INBOX = "tests/core/test_inbox.py::"
+CLIENT_INBOX = "tests/client/test_inbox.py::"
 AUTH = "tests/server/test_auth.py::"
 LAME_DUCK = "tests/server/test_drain.py::"
 DESCRIPTORS = "tests/server/test_descriptors.py::"
@@ -53,6 +55,54 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = [
+    # The inbox
+    Mutation(
+        "a marker does not begin with its notification",
+        "core/inbox.py",
+        """        key=MARKER + own_key,
+        starts=starts,
+""",
+        """        key=MARKER + own_key,
+""",
+        INBOX + "test_marker_begins_and_ends_with_its_item_on_the_same_device",
+    ),
+    Mutation(
+        "a notification that is sent again is unread again",
+        "core/inbox.py",
+        "msg_id=MARKER + id_,",
+        "msg_id=new_msg_id(),",
+        "tests/client/test_notifier.py"
+        "::test_notification_that_is_sent_again_stores_nothing[Producer]",
+    ),
+    Mutation(
+        "an undo takes the place of what is newer",
+        "core/inbox.py",
+        " and (_place(item), is_marker(item)) not in kept",
+        "",
+        INBOX + "test_undo_leaves_what_is_newer",
+    ),
+    Mutation(
+        "read all takes what the device has not been told of",
+        "client/inbox.py",
+        "replica.dismiss_seen(message, now), [message]",
+        "replica.write(message, now), [message]",
+        CLIENT_INBOX + "test_read_all_offline_leaves_what_came_in_meanwhile",
+    ),
+    Mutation(
+        "of several messages of one change, only the last one is saved",
+        "client/replica.py",
+        "changed |= replica.changed",
+        "changed = replica.changed",
+        CLIENT_INBOX + "test_action_is_one_transaction_of_the_store_and_one_frame[snooze]",
+    ),
+    Mutation(
+        "a script hides its scheme from the check of URLs by a line end",
+        "core/notification_body.py",
+        "if not is_known or _NEVER_IN_A_URL.search(url):",
+        "if not is_known:",
+        "tests/core/test_notification_body.py"
+        "::test_scripts_and_other_hosts_in_disguise_are_no_urls",
+    ),
     # Observability
     Mutation(
         "HTTP requests are counted by the paths that callers send",
