@@ -4,7 +4,8 @@ Which messages an action writes is tested with the vectors of the inbox.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -39,18 +40,13 @@ async def settled(*devices: Client) -> None:
     await asyncio.sleep(1)
 
 
-class Offline:
+@contextmanager
+def offline(harness: ClientHarness) -> Iterator[None]:
     """While the block runs, no device has a connection."""
-
-    def __init__(self, harness: ClientHarness) -> None:
-        self._server = harness.server
-
-    def __enter__(self) -> None:
-        self._server.reachable = False
-        self._server.cut_all()
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._server.reachable = True
+    harness.server.reachable = False
+    harness.server.cut_all()
+    yield
+    harness.server.reachable = True
 
 
 @on_virtual_time
@@ -82,7 +78,7 @@ async def test_read_all_offline_leaves_what_came_in_meanwhile() -> None:
     ):
         await notify(harness, "a", "b")
         await settled(phone, laptop)
-        with Offline(harness):
+        with offline(harness):
             assert await phone.inbox.read_all()
             assert phone.inbox.unread_count() == 0
             await notify(harness, "b", "c")  # b again
@@ -99,7 +95,7 @@ async def test_archive_offline_leaves_what_came_in_under_the_key() -> None:
     async with client_harness() as harness, harness.device("phone") as phone:
         await notify(harness, "a", "b")
         await settled(phone)
-        with Offline(harness):
+        with offline(harness):
             await phone.inbox.archive("a", "b")
             await notify(harness, "a")
         await settled(phone)
@@ -118,7 +114,7 @@ async def test_snoozed_notification_comes_back_unread_on_devices_that_are_offlin
         assert await phone.inbox.snooze("a", "1h")
         await settled(phone)
         assert shown(phone) == shown(laptop) == [("b", True)]
-        with Offline(harness):
+        with offline(harness):
             events = laptop.events()
             await asyncio.sleep(3_590)
             assert laptop.inbox.unread_count() == 1
@@ -178,7 +174,7 @@ async def test_archived_on_one_device_and_marked_as_unread_on_another_is_not_cou
         await settled(phone, laptop)
         await phone.inbox.read("a")
         await settled(phone, laptop)
-        with Offline(harness):
+        with offline(harness):
             await phone.inbox.archive("a")
             await laptop.inbox.unread("a")
         await settled(phone, laptop)
@@ -308,7 +304,7 @@ async def test_actions_survive_a_restart() -> None:
         await notify(harness, "a", "b")
         async with harness.device(store=store) as laptop:
             await settled(laptop)
-            with Offline(harness):
+            with offline(harness):
                 await laptop.inbox.snooze("a", "1h")
                 await laptop.inbox.read("b")
                 await laptop.__aexit__(None, None, None)
