@@ -354,7 +354,7 @@ async def test_error_names_the_argument(act: Act, field: str) -> None:
         assert raised.value.field == field
         for wrong in ({"limit": 0}, {"limit": "1"}, {"topic": ""}):
             with pytest.raises(InvalidMessage):
-                laptop.inbox.list(**wrong)  # type: ignore[arg-type]
+                laptop.inbox.list(**wrong)
 
 
 def consumes(harness: ClientHarness) -> list[Any]:

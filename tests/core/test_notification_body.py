@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gregor.core.notification_body import MAX_ACTIONS, MAX_TITLE, MAX_URL, check_body
+from gregor.core.notification_body import MAX_ACTIONS, MAX_TITLE, MAX_URL, check_body, valid_fields
 from gregor.errors import InvalidMessage
 
 URLS = [
@@ -115,6 +115,19 @@ def test_known_fields_may_be_missing_and_others_are_free(body: Any) -> None:
 )
 def test_error_names_the_field(body: Any, field: str) -> None:
     assert invalid_field(body) == field
+
+
+def test_device_leaves_out_what_is_invalid() -> None:
+    body: Any = {"title": "x", "url": "javascript:alert(1)", "actions": [{"id": "x"}], "photo": 7}
+    assert valid_fields(body) == {"title": "x", "photo": 7}
+    others: list[Any] = [None, "x", ["x"], {}]
+    assert [valid_fields(other) for other in others] == [{}] * 4
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_device_shows_what_is_valid(url: str) -> None:
+    body: Any = {"title": "x", "url": url, "icon": url, "severity": "info", "actions": [ACTION]}
+    assert valid_fields(body) == body
 
 
 def invalid_field(body: Any) -> str | None:

@@ -11,6 +11,7 @@ from gregor.client.replica import Replica
 from gregor.core.inbox import Undo, notification
 from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.message import InBandMessage, Key, MsgID, dismiss_key
+from gregor.core.notification_body import valid_fields
 from gregor.core.state import Item, State
 from gregor.core.sync import Snapshot
 from gregor.errors import GregorError, InvalidMessage
@@ -154,6 +155,24 @@ NO_URLS = [
 ]
 ACTION: JSON = {"id": "open", "label": "Open"}
 
+ACTIONS: list[JSON] = [
+    [],
+    [ACTION, {"label": "Show", "url": "/orders/17", "style": "primary"}],
+    [{"id": f"{number}", "label": "x"} for number in range(8)],
+    [{"id": f"{number}", "label": "x"} for number in range(9)],
+    {},
+    None,
+    ["open"],
+    [ACTION, {"label": "Show"}],
+    [{"id": "open"}],
+    [{"id": "open", "label": ""}],
+    [{"id": "open", "label": "x" * 256}],
+    [{"id": "x" * 65, "label": "Open"}],
+    [{"id": 7, "label": "Open"}],
+    [ACTION, ACTION],
+    [ACTION, {**ACTION, "id": "show", "url": "javascript:alert(1)"}],
+]
+
 SENT = {
     "a notification and its marker": [
         notify(),
@@ -194,27 +213,25 @@ SENT = {
     ],
     "URLs": [notify(body={"url": url}) for url in (*URLS, *NO_URLS)],
     "icons are URLs": [notify(body={"icon": url}) for url in ("/bell.png", "data:image/png,")],
-    "actions": [
-        notify(body={"actions": actions})
-        for actions in (
-            [],
-            [ACTION, {"label": "Show", "url": "/orders/17", "style": "primary"}],
-            [{"id": f"{number}", "label": "x"} for number in range(8)],
-            [{"id": f"{number}", "label": "x"} for number in range(9)],
-            {},
-            None,
-            ["open"],
-            [ACTION, {"label": "Show"}],
-            [{"id": "open"}],
-            [{"id": "open", "label": ""}],
-            [{"id": "open", "label": "x" * 256}],
-            [{"id": "x" * 65, "label": "Open"}],
-            [{"id": 7, "label": "Open"}],
-            [ACTION, ACTION],
-            [ACTION, {**ACTION, "id": "show", "url": "javascript:alert(1)"}],
-        )
+    "actions": [notify(body={"actions": actions}) for actions in ACTIONS],
+}
+
+# What a device may show of bodies that others have written
+
+
+def shown(body: JSON) -> Step:
+    return Step({"body": body}, {"fields": valid_fields(body)})
+
+
+BODIES = {
+    "a device leaves out what is invalid": [
+        *(shown(body) for body in (None, 7, "x", ["x"], {}, {"photo": 7, "Title": 7})),
+        shown({"title": "", "text": "x", "severity": "loud", "url": "/", "photo": None}),
+        *(shown({"title": "x", "url": url}) for url in ("//example.com", "javascript:alert(1)")),
+        shown({"text": "x", "actions": [ACTION, {"label": "Show", "url": "javascript:alert(1)"}]}),
     ],
 }
+
 
 # What a device does
 
@@ -416,7 +433,7 @@ DONE = {
 
 def vectors() -> VectorFile:
     """The file as it must be today."""
-    cases = [Case(name, steps) for name, steps in SENT.items()]
+    cases = [Case(name, steps) for name, steps in (SENT | BODIES).items()]
     cases += [asyncio.run(_played(name, inputs)) for name, inputs in DONE.items()]
     return VectorFile(ABOUT, cases)
 

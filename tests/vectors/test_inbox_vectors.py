@@ -8,6 +8,7 @@ import pytest
 
 from gregor.client import Client
 from gregor.core.instant import SECOND
+from gregor.core.notification_body import valid_fields
 from gregor.testing import virtual_time
 from tests.vectors import SPEC
 from tests.vectors.device import DEVICE, TOKEN
@@ -16,7 +17,8 @@ from tests.vectors.inbox import InboxRun, sent
 
 CASES = msgspec.json.decode((SPEC / "inbox.json").read_bytes(), type=VectorFile).cases
 SENT = [case for case in CASES if "notify" in case.steps[0].input]
-DONE = [case for case in CASES if case not in SENT]
+BODIES = [case for case in CASES if "body" in case.steps[0].input]
+DONE = [case for case in CASES if case not in SENT + BODIES]
 LISTED = set(re.findall(r"`(\w+)`", (SPEC.parent / "inbox.md").read_text().partition("## 7.")[2]))
 
 
@@ -24,6 +26,12 @@ LISTED = set(re.findall(r"`(\w+)`", (SPEC.parent / "inbox.md").read_text().parti
 def test_notification_has_the_messages_or_the_error_of_the_vector(case: Case) -> None:
     for step in case.steps:
         assert sent(**step.input["notify"]) == step.output
+
+
+@pytest.mark.parametrize("case", BODIES, ids=lambda case: case.name)
+def test_device_shows_the_fields_of_the_vector(case: Case) -> None:
+    for step in case.steps:
+        assert valid_fields(step.input["body"]) == step.output["fields"]
 
 
 @pytest.mark.parametrize("case", DONE, ids=lambda case: case.name)

@@ -32,7 +32,7 @@ from gregor.core.message import (
     put,
     value_of,
 )
-from gregor.core.notification_body import check_body
+from gregor.core.notification_body import check_body, valid_fields
 from gregor.core.state import Item
 from gregor.errors import InvalidMessage
 
@@ -139,6 +139,12 @@ class InboxEntry(Struct, frozen=True):
     def body(self) -> JSON:
         """The body as a Python value, decoded on each access."""
         return self.item.body
+
+    @property
+    def fields(self) -> dict[str, JSON]:
+        """What may be shown of the body: its fields, without those that no `notification` has,
+        such as a `url` that is a script."""
+        return valid_fields(self.body)
 
     @property
     def unread(self) -> bool:

@@ -1,7 +1,7 @@
 """What the body of a notification may hold: section 3 of `spec/inbox.md`.
 
-A few fields mean the same in every app; all others are the app's own. The checks are for what a
-sender writes: a device shows what it understands of a body, and ignores the rest.
+A few fields mean the same in every app; all others are the app's own. A sender is refused what is
+invalid. A device leaves it out, since what it receives may have been written by anyone.
 """
 
 import re
@@ -30,6 +30,20 @@ _RELATIVE = re.compile(r"(?!//)[^:/?#]*(?:[/?#]|$)")
 def check_body(body: JSON) -> None:
     """Raise InvalidMessage, which names the field, unless it is the body of a notification."""
     _check_fields("body", body, FIELDS)
+
+
+def valid_fields(body: JSON) -> dict[str, JSON]:
+    """What a device may show of a body: all fields but those that are invalid."""
+    fields = body if isinstance(body, Mapping) else {}
+    return {name: value for name, value in fields.items() if _is_valid(name, value)}
+
+
+def _is_valid(name: str, value: JSON) -> bool:
+    try:
+        check_body({name: value})
+    except InvalidMessage:
+        return False
+    return True
 
 
 def _check_fields(
