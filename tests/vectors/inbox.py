@@ -165,6 +165,7 @@ ACTIONS: list[JSON] = [
     ["open"],
     [ACTION, {"label": "Show"}],
     [{"id": "open"}],
+    [{"id": 7}],
     [{"id": "open", "label": ""}],
     [{"id": "open", "label": "x" * 256}],
     [{"id": "x" * 65, "label": "Open"}],

@@ -47,15 +47,20 @@ def _is_valid(name: str, value: JSON) -> bool:
 
 
 def _check_fields(
-    name: str, value: JSON, checks: Mapping[str, Callable[[str, JSON], None]]
+    name: str,
+    value: JSON,
+    checks: Mapping[str, Callable[[str, JSON], None]],
+    required: str | None = None,
 ) -> None:
-    """Raise InvalidMessage unless it is an object whose fields pass these checks. It may lack any
-    of them, and have others."""
+    """Raise InvalidMessage unless it is an object whose fields pass these checks. It may have other
+    fields, and lack any but the required one."""
     if not isinstance(value, Mapping):
         raise InvalidMessage(f"`{name}` must be an object, not {kind_of(value)}", field=name)
     for field, check in checks.items():
         if field in value:
             check(f"{name}.{field}", value[field])
+        elif field == required:
+            raise InvalidMessage(f"`{name}.{field}` is missing", field=f"{name}.{field}")
 
 
 def _text(limit: int) -> Callable[[str, JSON], None]:
