@@ -72,12 +72,12 @@ def reduced(message: InBandMessage, recipient: Recipient, store: Knowledge) -> I
     goes if the recipient may hold its item: a dead item that was created later is not sent either,
     and of one that arrives later the store knows that it is dead. Ranges and keys go whole."""
     creation, dismissal = message.creation, message.dismissal or Dismissal()
-    ids = [id_ for id_ in dismissal.msg_ids if _may_be_held(store.fate_of(id_), recipient)]
+    ids = tuple(id_ for id_ in dismissal.msg_ids if _may_be_held(store.fate_of(id_), recipient))
     if creation is not None and not _is_due(store.fate_of(message.msg_id), recipient):
-        ids += _replaced(message, recipient, store, ids)
+        ids += tuple(_replaced(message, recipient, store, ids))
         creation = None
-    if len(ids) != len(dismissal.msg_ids) or dismissal.added:
-        dismissal = Dismissal(tuple(ids), dismissal.ranges, dismissal.keys)
+    if ids != dismissal.msg_ids or dismissal.added:
+        dismissal = Dismissal(ids, dismissal.ranges, dismissal.keys)
     elif message.dismissal is None:
         return message.reduced(creation, None)
     return message.reduced(creation, dismissal)
