@@ -209,7 +209,7 @@ async def test_counts_are_by_topic() -> None:
             1,
             0,
         ]
-        assert [entry.key for entry in laptop.inbox.list("chat", 1)] == ["c"]
+        assert [entry.key for entry in laptop.inbox.list("chat", limit=1)] == ["c"]
 
 
 # One transaction
@@ -334,9 +334,9 @@ async def test_write_all_writes_all_messages_or_none() -> None:
 @pytest.mark.parametrize(
     ("act", "field"),
     [
-        (lambda inbox: inbox.read("x" * 249), "key"),
-        (lambda inbox: inbox.archive(7), "key"),
-        (lambda inbox: inbox.unread(""), "key"),
+        (lambda inbox: inbox.read("x" * 249), "keys"),
+        (lambda inbox: inbox.archive(7), "keys"),
+        (lambda inbox: inbox.unread(""), "keys"),
         (lambda inbox: inbox.read_all("likes."), "topic"),
         (lambda inbox: inbox.snooze("a", "2h"), "until"),
         (lambda inbox: inbox.snooze("a", "-1s"), "until"),

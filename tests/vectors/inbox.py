@@ -50,7 +50,9 @@ class InboxRun:
     def _shown(self, which: JSON) -> JSON:
         topic, limit = which.get("topic"), which.get("limit")
         return {
-            "entries": [[entry.key, entry.unread] for entry in self._inbox.list(topic, limit)],
+            "entries": [
+                [entry.key, entry.unread] for entry in self._inbox.list(topic, limit=limit)
+            ],
             "unread": self._inbox.unread_count(topic),
             "by_topic": self._inbox.unread_by_topic(),
         }

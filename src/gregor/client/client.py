@@ -351,7 +351,8 @@ class Client:
     async def write_all(self, messages: Iterable[InBandMessage]) -> None:
         """Put messages into the outbox, in order, as `write` does: all of them in one transaction,
         or, if it raises, none."""
-        admitted = [_admitted(message) for message in arguments.many("messages", messages)]
+        given = arguments.many("messages", messages)
+        admitted = [_admitted(message, "messages") for message in given]
         await self.change(lambda replica, now: replica.write_all(admitted, now), admitted)
 
     def _scope(self, device_id: AnyID | None, this_device: bool) -> AnyID | None:
@@ -703,14 +704,14 @@ def _check_parts(
     arguments.function("jitter", jitter)
 
 
-def _admitted(message: object) -> InBandMessage:
+def _admitted(message: object, name: str = "message") -> InBandMessage:
     """The message as a node reads it, which can be read back from the store as well. Raises what
     the node would reject it with."""
     if isinstance(message, InBandMessage):
         read = parse_message(msgspec.json.encode(message))
         if isinstance(read, InBandMessage):
             return read
-    raise InvalidMessage("`message` must be an InBandMessage", field="message")
+    raise InvalidMessage(f"`{name}` must be an InBandMessage", field=name)
 
 
 def _websocket(url: str) -> Connect:

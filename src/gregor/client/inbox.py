@@ -11,6 +11,7 @@ from gregor.client.replica import Replica
 from gregor.client.snooze import snoozed
 from gregor.client.writing import UNKNOWN_UID
 from gregor.core import arguments
+from gregor.core.admission import check_type
 from gregor.core.inbox import (
     MAX_ITEM_KEY,
     InboxEntry,
@@ -74,7 +75,7 @@ class Inbox:
 
     # Reading
 
-    def list(self, topic: Topic | None = None, limit: int | None = None) -> Sequence[InboxEntry]:
+    def list(self, topic: Topic | None = None, *, limit: int | None = None) -> Sequence[InboxEntry]:
         """The notifications, the newest first; with `topic`, those of it and of the topics below it
         (of `likes`, also `likes.photo7`); with `limit`, the first so many."""
         most = None if limit is None else int(arguments.positive_number("limit", limit, int))
@@ -127,7 +128,8 @@ class Inbox:
         """Hide a notification until later, on all devices, also on those that are offline then. If
         it is unread, it is unread when it comes back. An offset counts from now. Raises
         InvalidMessage if it is not before the expiry of the notification."""
-        live, now = self._live(keys_of(_checked([key]))), self._now()
+        checked = arguments.text("key", key, MAX_ITEM_KEY)
+        live, now = self._live(keys_of([checked])), self._now()
         begins = arguments.time("until", until)
         if begins is None:
             raise InvalidMessage("`until` must be a time or a duration, not None", field="until")
@@ -140,6 +142,7 @@ class Inbox:
         """Put again what was taken away, as new messages: what was archived comes back as the
         newest. What another device or the backend has put under a key since then stays. Returns
         whether anything came back. Idempotent."""
+        check_type("undo", undo, Undo)
         live = self._live(keys_of(undo.keys))
         return await self._write(undone(UNKNOWN_UID, undo, live, self._now()))
 
@@ -169,4 +172,4 @@ class Inbox:
 
 
 def _checked(keys: Iterable[Key]) -> Sequence[Key]:
-    return [arguments.text("key", key, MAX_ITEM_KEY) for key in keys]
+    return [arguments.text("keys", key, MAX_ITEM_KEY) for key in keys]
