@@ -212,7 +212,9 @@ FUNCTIONS = {
 CLASSES = {"Client": Client, "Producer": Producer, "AsyncProducer": AsyncProducer,
            "SQLiteStore": SQLiteStore}  # fmt: skip
 # These are between the parts of a client; their arguments are functions of ours.
-INTERNAL = {"change", "emit", "perform", "node_told_time", "read_pages", "send_after", "send_together"}
+INTERNAL = {
+    *("change", "emit", "perform", "node_told_time", "read_pages", "send_after", "send_together")
+}
 
 
 def methods(class_: type) -> Iterator[tuple[str, Callable[..., Any]]]:
