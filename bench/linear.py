@@ -14,7 +14,7 @@ from bench.report import Figure, Wanted
 from gregor.client import Client
 from gregor.client.connection import Transport
 from gregor.clock import now
-from gregor.core.message import Dismissal, InBandMessage, Range, create, replace
+from gregor.core.message import Dismissal, InBandMessage, Range, create, put
 from gregor.core.state import Item
 from gregor.core.sync import Snapshot
 from gregor.stores.sql.migrations import migrate
@@ -37,7 +37,7 @@ class Case(NamedTuple):
 
 
 def _replaces(machine: SQLStateMachine, uid: str, size: int) -> Awaitable[object]:
-    return machine.consume_messages([replace(uid, "badge", n) for n in range(size)])
+    return machine.consume_messages([put(uid, "badge", n) for n in range(size)])
 
 
 def _ranges(machine: SQLStateMachine, uid: str, size: int) -> Awaitable[object]:
@@ -117,7 +117,7 @@ async def _frame_seconds(live: int, rounds: int) -> float:
     async with client, client.events():
         await client.change(lambda replica, _: replica.apply_snapshot(snapshot, live))
         for ctime in range(live + 1, live + 1 + 20 * rounds):
-            message = replace("u", f"a.{ctime % live}", ctime).stamp(ctime, ctime - 1)
+            message = put("u", f"a.{ctime % live}", ctime).stamp(ctime, ctime - 1)
             begin = process_time()
             await _receive(client, message)
             seconds.append(process_time() - begin)

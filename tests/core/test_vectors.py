@@ -12,7 +12,7 @@ from gregor.core.instant import Time
 from gregor.core.item_index import ItemIndex
 from gregor.core.message import DeviceID, InBandMessage, MsgID, seen_on
 from gregor.core.state import Item
-from gregor.core.sync import After, Since, Start
+from gregor.core.sync import After, Since, Start, snapshot_of
 from gregor.testing import oracle
 from tests.core.test_laws import (
     ctimes_and_ids,
@@ -143,3 +143,7 @@ def test_since_vector(case: SinceCase) -> None:
             facts = known.replay_all(query.messages)
             for replica in (facts, replay_on_device(known.pruned(), query.messages)):
                 assert ctimes_and_ids(replica.state(device_id, now)) == expected
+        whole = Facts().replay_all(case.log)
+        snapshot = snapshot_of(whole, device_id, now).facts()
+        assert ctimes_and_ids(snapshot.state(device_id, now)) == expected
+        assert snapshot.items.hash(now) == whole.hash(device_id, now), "what has not begun is in it"

@@ -35,6 +35,7 @@ HTTP = "tests/server/test_http.py::"
 SSE = "tests/server/test_sse.py::"
 PRODUCER = "tests/client/test_producer.py::"
 FLEET = "tests/node/test_fleet.py::"
+NODE = "tests/node/test_node.py::"
 SHARDED = "tests/shards/test_sharded.py::"
 LINEAR = "tests/stores/test_linear.py::"
 CLIENT_COST = "tests/client/test_cost.py::"
@@ -731,10 +732,75 @@ MUTATIONS = [
     Mutation(
         "an envelope does not say that an item is dead",
         "consumers/publisher.py",
-        "message.msg_id if dead else None",
-        "None",
+        "if outcome.dead],",
+        "if False],",
         "tests/consumers/test_publisher.py"
         "::test_decoded_envelope_contains_what_was_encoded[dead-creation]",
+    ),
+    Mutation(
+        "an envelope does not name the predecessor of an item that devices are not sent",
+        "consumers/publisher.py",
+        "replaced=dict(_predecessors(stored)),",
+        "replaced={},",
+        FLEET + "test_item_that_is_dead_when_it_is_stored_ends_its_predecessor_on_every_node",
+    ),
+    Mutation(
+        "the death of a predecessor is not sent",
+        "core/sync.py",
+        "        ids += tuple(_replaced(message, recipient, store, ids))\n",
+        "",
+        VECTORS + "test_since_vector",
+    ),
+    Mutation(
+        "the death of a predecessor is sent as the dismissal of its key",
+        "core/sync.py",
+        "        ids += tuple(_replaced(message, recipient, store, ids))\n",
+        """        if [*_replaced(message, recipient, store, ids)]:
+            from gregor.core.message import KeyDismissal
+
+            key = KeyDismissal(message.key or "")
+            return message.reduced(None, Dismissal(ids, dismissal.ranges, (key,)))
+""",
+        VECTORS + "test_since_vector",
+    ),
+    Mutation(
+        "a predecessor takes the place of an id that does not go",
+        "core/sync.py",
+        "if ids != dismissal.msg_ids or",
+        "if len(ids) != len(dismissal.msg_ids) or",
+        VECTORS + "test_since_vector",
+    ),
+    Mutation(
+        "a snapshot leaves out what has not begun",
+        "core/sync.py",
+        "items = (item for item in facts.items.values() if is_sent(item, None, device_id, now))",
+        """items = (
+        item
+        for item in facts.items.values()
+        if is_sent(item, None, device_id, now) and item.time <= now
+    )""",
+        VECTORS + "test_since_vector",
+    ),
+    Mutation(
+        "an item that has not begun is reported as visible",
+        "protocol/frames.py",
+        "not (ended or outcome.scheduled)",
+        "not ended",
+        "tests/protocol/test_frames.py::test_result_says_what_came_of_a_message",
+    ),
+    Mutation(
+        "each sweep checks the hashes of the same users",
+        "node/hash_checks.py",
+        "        if not self._due:\n",
+        "        self._due.clear()\n        if not self._due:\n",
+        NODE + "test_each_sweep_checks_the_hashes_of_a_few_connected_users_in_turn",
+    ),
+    Mutation(
+        "hashes are checked while the store does not answer",
+        "node/gap_repair.py",
+        "            if not self.waiting_for_store:\n                await self._hash_checks",
+        "            if True:\n                await self._hash_checks",
+        NODE + "test_no_hash_is_checked_while_the_store_does_not_answer",
     ),
     Mutation(
         "a message for another device counts as a duplicate",

@@ -4,7 +4,8 @@ import msgspec
 import pytest
 
 from gregor.core.message import InBandMessage, create, dismiss, out_of_band
-from gregor.core.state import Item, state_hash
+from gregor.core.state import Item
+from gregor.core.state_hash import hash_of
 from gregor.core.sync import Snapshot
 from gregor.errors import Action, Malformed
 from gregor.protocol.client_session import (
@@ -39,7 +40,7 @@ from gregor.protocol.frames import (
 )
 from gregor.protocol.sync_state import Syncing, UpToDate
 
-HASH = state_hash(())
+HASH = hash_of(())
 OK = (Result("stored", "u", "m", 12),)
 
 
