@@ -276,6 +276,7 @@ class ReplicaModel(RuleBasedStateMachine):
         ]
         live = {msg_id for _, msg_id in oracle.live([*told, *acknowledged], None, now)}
         known = [without_dismissal(m) for m in (*told, *acknowledged) if m.msg_id in live]
+        taken = {message.msg_id for message in (*told, *acknowledged)}  # the node will refuse these
         unsent, latest = (
             list[InBandMessage](),
             max([self.replica.cursor, *(m.ctime for m in acknowledged)]),
@@ -283,7 +284,9 @@ class ReplicaModel(RuleBasedStateMachine):
         for entry in entries:
             if not entry.message.stamped and not entry.echoed:
                 latest = max(entry.written, latest + 1)
-                unsent.append(entry.message.stamp(latest, 0))
+                message, is_taken = entry.message.stamp(latest, 0), entry.message.msg_id in taken
+                part = message.reduced(None, message.dismissal) if is_taken else message
+                unsent += [] if part is None else [part]
         shown = {msg_id for _, msg_id in oracle.visible([*known, *unsent], DEVICE, now)}
         hidden = {*self.replica.hidden, *self.replica.awaited}
         assert self.replica.visible(now).keys() == shown - hidden

@@ -276,6 +276,8 @@ class Client:
         id_ = arguments.known_id("msg_id", msg_id, MAX_MSG_ID)
         new_id = arguments.optional_identifier("new_msg_id", new_msg_id, MAX_MSG_ID)
         when = arguments.time("until", until)
+        if new_id == id_:
+            raise InvalidMessage("`new_msg_id` is that of the item itself", field="new_msg_id")
         if when is None:
             raise InvalidMessage("`until` must be a time or a duration, not None", field="until")
         written: list[InBandMessage] = []
