@@ -281,9 +281,9 @@ class BaseProducer(
     ) -> StatePages:
         """An iterator over the pages of a state, all as of one instant, whatever happens meanwhile:
         each item is in one of them, once. Each page is read when it is asked for."""
-        number = arguments.positive_number("limit", limit, int)
+        arguments.positive_number("limit", limit, int)
         return self.read_pages(
-            calls.state(uid, device_id, at=at, prefixes=prefixes, order=order, limit=number)
+            calls.state(uid, device_id, at=at, prefixes=prefixes, order=order, limit=limit)
         )
 
     def get(self, uid: AnyID, key: Key, device_id: AnyID | None = None) -> AnItem:
