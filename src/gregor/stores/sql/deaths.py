@@ -276,7 +276,7 @@ def _deaths_by_successor(
 
 def _keyed(messages: Iterable[InBandMessage]) -> list[KeyedItem]:
     return [
-        KeyedItem(m.uid, m.key, m.device_id or "", m.ctime) for m in messages if m.key is not None
+        KeyedItem(m.uid, m.key, m.device_id, m.ctime) for m in messages if m.key is not None
     ]
 
 
