@@ -33,8 +33,8 @@ LAYERS_WITHIN = {
     "core": (
         {"sync", "range_deaths", "buckets"},
         {"facts"},
-        {"item_index"},
-        {"state"},
+        {"item_index", "state_page"},
+        {"state", "state_hash"},
         {"visibility"},
         {"message"},
         {"arguments"},
