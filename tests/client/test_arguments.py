@@ -53,7 +53,9 @@ def wrong(value: object, *taken_by: str) -> Wrong:
     return Wrong(value, frozenset(taken_by))
 
 
-OPTIONAL = ("optional id", "body", "time", "query time", "optional")
+OPTIONAL = ("optional id", "optional text", "body", "time", "query time", "optional")
+TEXT = ("id", "optional id", "ids", "text", "optional text", "prefix", "body", "URL", "token",
+        "path")  # fmt: skip
 WRONG = {
     "None": wrong(None, *OPTIONAL),
     "True": wrong(True, "flag", "body"),
@@ -68,7 +70,7 @@ WRONG = {
     "NaN": wrong(float("nan")),
     "infinity": wrong(float("inf")),
     "bytes": wrong(b"abc"),
-    "a list": wrong(["a"], "body", "id list", "list"),
+    "a list": wrong(["a"], "body", "id list", "text list", "list"),
     "a list of ints in a list": wrong([["a"]], "body"),
     "a dict": wrong({"a": 1}, "body"),
     "a dict with other keys": wrong({1: "a"}),
@@ -79,14 +81,10 @@ WRONG = {
     "a lone surrogate": wrong(SURROGATE, "URL"),
     "NUL": wrong("a\0b", "body", "URL"),
     "empty text": wrong("", "body", "prefix", "URL"),
-    "text": wrong(
-        "abc", "id", "optional id", "ids", "text", "prefix", "body", "URL", "token", "path"
-    ),
+    "text": wrong("abc", *TEXT),
     "text that is too long": wrong("x" * 10_000, "body", "URL"),
-    "digits": wrong(
-        "3600", "id", "optional id", "ids", "text", "prefix", "body", "URL", "token", "path"
-    ),
-    "a dot": wrong(".", "ids", "text", "prefix", "body", "URL", "token", "path"),
+    "digits": wrong("3600", *TEXT),
+    "a dot": wrong(".", *(kind for kind in TEXT if kind not in ("id", "optional id"))),
     "not JSON": wrong(Raw(b"{bad")),
     "NaN as JSON": wrong(Raw(b"[NaN]")),
     "too deep": wrong(nested(200)),
@@ -106,6 +104,13 @@ KINDS = {
     "system": "text",
     "body": "body",
     "expires": "time",
+    "starts": "time",
+    "until": "required time",
+    "key": "text",
+    "keys": "text",
+    "scheduled": "flag",
+    "order": "order",
+    "page": "optional text",
     "end_time": "time",
     "at": "query time",
     "since": "query time",
@@ -129,11 +134,15 @@ KINDS = {
     "path": "path",
 }
 EXCEPTIONS = {
+    ("put", "key"): "optional text",
+    ("state", "prefixes"): "text list",
+    ("state_pages", "prefixes"): "text list",
     ("dismiss_category", "prefix"): "flag",
     ("Client", "device_id"): "id",
     ("Client", "uid"): "optional id",
     ("Client", "token"): "token or function",
     ("Client.hide", "msg_id"): "ids",
+    ("snooze", "msg_id"): "ids",
 }
 ALSO_TAKEN = {
     "connect": {"a function"},
@@ -153,6 +162,8 @@ VALID: dict[str, Any] = {
     "url": "http://127.0.0.1:1",
     "token": "t",
     "path": "unused.db",
+    "key": "k",
+    "until": "1h",
 }
 
 
@@ -190,12 +201,12 @@ class PublicCall(NamedTuple):
 
 FUNCTIONS = {
     name: getattr(gregor, name)
-    for name in ("create", "dismiss", "dismiss_category", "replace", "out_of_band")
+    for name in ("create", "put", "dismiss", "dismiss_key", "dismiss_category", "out_of_band")
 }
 CLASSES = {"Client": Client, "Producer": Producer, "AsyncProducer": AsyncProducer,
            "SQLiteStore": SQLiteStore}  # fmt: skip
 # These are between the parts of a client; their arguments are functions of ours.
-INTERNAL = {"change", "emit", "perform", "node_told_time"}
+INTERNAL = {"change", "emit", "perform", "node_told_time", "read_pages", "send_after"}
 
 
 def methods(class_: type) -> Iterator[tuple[str, Callable[..., Any]]]:

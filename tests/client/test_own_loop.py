@@ -16,7 +16,7 @@ CALLS: dict[str, Callable[[Client], Awaitable[Any]]] = {
     "create": lambda client: client.create("mail"),
     "dismiss": lambda client: client.dismiss("m"),
     "dismiss_category": lambda client: client.dismiss_category("mail"),
-    "replace": lambda client: client.replace("mail", 1),
+    "put": lambda client: client.put("mail", 1),
     "write": lambda client: client.write(create("alice", "mail")),
     "hide": lambda client: client.hide("m"),
     "out_of_band": lambda client: client.out_of_band("typing"),

@@ -21,7 +21,7 @@ from gregor.client import Client, ClientStore, MemoryStore, SQLiteStore
 from gregor.client.connection import Transport
 from gregor.client.outside import Disconnected
 from gregor.client.replica import Replica
-from gregor.client.store import Key, changed_records, load_replica
+from gregor.client.store import RecordKey, changed_records, load_replica
 from gregor.core.instant import TimeOrOffset
 from gregor.core.message import Creation, InBandMessage, create
 from gregor.errors import Action, Conflict, InvalidMessage, SetupError, TooLarge
@@ -166,7 +166,7 @@ async def test_device_recovers_from_an_unreadable_record_of_each_kind(kind: str)
         assert load_replica(store.records, "laptop").uid == "alice"
 
 
-OWNERLESS: dict[str, dict[Key, bytes | None]] = {
+OWNERLESS: dict[str, dict[RecordKey, bytes | None]] = {
     "both records that name the owner are damaged": {("device", ""): b"{", ("owner", ""): b"null"},
     "a store of an earlier version has a damaged device": {
         ("device", ""): b'{"device_id":"laptop","uid":7}',
@@ -197,7 +197,7 @@ async def test_store_whose_owner_is_unknown_is_refused_and_keeps_its_outbox(
 @pytest.mark.parametrize("record", UNREADABLE_RECORDS.values(), ids=UNREADABLE_RECORDS)
 @on_virtual_time
 async def test_unreadable_record_never_gives_a_store_to_another_user(
-    record: bytes, damaged: Key
+    record: bytes, damaged: RecordKey
 ) -> None:
     store = MemoryStore()
     async with client_harness() as harness:
@@ -254,13 +254,18 @@ times = values | st.sampled_from(["1s", "0s", "P1D", "90s", "2027-01-01T00:00:00
 some_ids = st.lists(st.sampled_from(["m1", "m2", 7]) | values, max_size=3)
 writes = st.one_of(
     st.tuples(st.just("create"), st.tuples(texts, values), st.fixed_dictionaries(
-        {}, optional={"expires": times, "device_id": values, "msg_id": values})),
-    st.tuples(st.just("replace"), st.tuples(texts, values), st.fixed_dictionaries(
-        {}, optional={"expires": times, "this_device": values})),
+        {}, optional={
+            "starts": times, "expires": times, "device_id": values, "msg_id": values})),
+    st.tuples(st.just("put"), st.tuples(texts, values), st.fixed_dictionaries(
+        {}, optional={"key": texts, "starts": times, "expires": times, "this_device": values})),
+    st.tuples(st.just("snooze"), st.tuples(st.sampled_from(["m1", "m2"]) | values, times),
+        st.just({})),
     st.tuples(st.just("dismiss"), some_ids, st.just({})),
     st.tuples(st.just("hide"), st.tuples(values), st.just({})),
     st.tuples(st.just("dismiss_category"), st.tuples(texts | values), st.fixed_dictionaries(
         {}, optional={"prefix": values, "end_time": times, "skip_msg_ids": some_ids | values})),
+    st.tuples(st.just("dismiss_key"), st.lists(texts, max_size=2), st.fixed_dictionaries(
+        {}, optional={"end_time": times})),
     st.tuples(st.just("write"), st.tuples(strategies.messages() | values), st.just({})),
 )  # fmt: skip
 

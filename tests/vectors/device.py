@@ -11,7 +11,7 @@ from msgspec import Raw
 
 from gregor.client.events import Created, Dismissed
 from gregor.client.replica import Replica, events_between, new_rejections
-from gregor.client.store import Key, changed_records, load_replica
+from gregor.client.store import RecordKey, changed_records, load_replica
 from gregor.core.instant import Time
 from gregor.core.message import InBandMessage, Message, MsgID
 from gregor.core.state import Item
@@ -195,7 +195,7 @@ class DeviceRun:
         self._carry_out(self._session.consume(self._window))
 
 
-def _records(changes: Mapping[Key, bytes | None]) -> dict[Key, bytes]:
+def _records(changes: Mapping[RecordKey, bytes | None]) -> dict[RecordKey, bytes]:
     return {key: record for key, record in changes.items() if record is not None}
 
 

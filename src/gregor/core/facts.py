@@ -386,6 +386,10 @@ class Facts(Struct, frozen=True):
         """The same items, live and dead, without what is only for later arrivals."""
         return Facts(self.items, self.dismissed, keyed=self.items.by_key)
 
+    def for_later_messages(self) -> "Facts":
+        """The same items and tombstones, without what only earlier messages would need."""
+        return self._with(ranges=(), keys=Map(), keyed=self.items.by_key, latest_death=0)
+
     def with_item_as_in(self, other: "Facts", msg_id: MsgID) -> "Facts":
         """The same facts, but of this item and its id those of the others. Only later messages may
         be added to them."""

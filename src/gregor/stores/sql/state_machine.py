@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, Self, TypeVar
 from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.message import UID, Category, DeviceID, InBandMessage
 from gregor.core.state import Counts, Item
-from gregor.core.sync import Page, PageLimits, PolledState, Since, Start, Sync
+from gregor.core.state_page import PageStart, StatePage, StateQuery
+from gregor.core.sync import Page, PageLimits, Since, Start, Sync
 from gregor.errors import (
     ClockSkew,
     GregorError,
@@ -33,20 +34,24 @@ from gregor.stores.sql.database import (
     Work,
 )
 from gregor.stores.sql.failure_reason import FailureReason, failure_reason
-from gregor.stores.sql.registration import Registration
-from gregor.stores.sql.schema import Schema, read_schema, require_not_too_old
-from gregor.stores.sql.transactions import (
-    consume,
-    consume_new,
-    raise_if_wrong_shard,
+from gregor.stores.sql.reads import (
     read_counts,
-    read_database_clock,
     read_items,
+    read_next_state_page,
     read_page,
     read_segments,
     read_since,
-    read_state,
+    read_state_page,
     read_sync,
+)
+from gregor.stores.sql.registration import Registration
+from gregor.stores.sql.schema import Schema, read_schema, require_not_too_old
+from gregor.stores.sql.transactions import (
+    check_hashes,
+    consume,
+    consume_new,
+    raise_if_wrong_shard,
+    read_database_clock,
     read_user_clocks,
 )
 from gregor.stores.sql.write_health import WriteHealth
@@ -330,12 +335,18 @@ class SQLStateMachine(StateMachineOfRecord):
     def history(self) -> Hashable:
         return self.database.history
 
-    async def polled_state(
-        self, uid: UID, device_id: DeviceID | None, at: TimeOrOffset | None
-    ) -> PolledState:
+    async def state_page(
+        self,
+        uid: UID,
+        query: StateQuery,
+        at: TimeOrOffset | None = None,
+        start: PageStart | None = None,
+    ) -> StatePage:
         now = self._clock()
         at_time = None if at is None else at.after(now)
-        return await self._read_user(uid, lambda c: read_state(c, uid, device_id, now, at_time))
+        if start is not None:
+            return await self._read_user(uid, lambda c: read_next_state_page(c, uid, query, start))
+        return await self._read_user(uid, lambda c: read_state_page(c, uid, query, now, at_time))
 
     async def in_band_messages_since(
         self, uid: UID, device_id: DeviceID | None, since: TimeOrOffset
@@ -374,6 +385,12 @@ class SQLStateMachine(StateMachineOfRecord):
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
         return await self.database.read(
             lambda c: read_user_clocks(c, uids, any_bucket=self._any_bucket)
+        )
+
+    async def check_hashes(self, uids: Sequence[UID]) -> Sequence[UID]:
+        now = self._clock()
+        return await self.database.write(
+            lambda c: check_hashes(c, uids, now, any_bucket=self._any_bucket)
         )
 
     async def _read_user(self, uid: UID, work: Work[T]) -> T:
