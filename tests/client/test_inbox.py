@@ -10,13 +10,17 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gregor.client import Client, Inbox, MemoryStore
 from gregor.client.store import RecordChanges
 from gregor.core.inbox import Undo, notification
+from gregor.core.instant import SECOND
 from gregor.core.message import create, dismiss, dismiss_key, put
 from gregor.errors import Conflict, InvalidMessage, StorageUnavailable
 from tests.client.harness import ClientHarness, client_harness, event_summaries, on_virtual_time
+from tests.vectors.inbox import ReplicaDevice
 
 BODY = {"title": "Ann liked your photo"}
 
@@ -210,6 +214,53 @@ async def test_counts_are_by_topic() -> None:
             0,
         ]
         assert [entry.key for entry in laptop.inbox.list("chat", limit=1)] == ["c"]
+
+
+# A law
+
+KEYS = st.sampled_from("abcd")
+SENT = st.lists(st.tuples(KEYS, st.sampled_from(["likes", "likes.photo7", "chat"])), max_size=6)
+BEFORE = st.lists(st.tuples(st.sampled_from(["read", "unread", "archive"]), KEYS), max_size=4)
+UNDOABLE: list[tuple[str, tuple[Any, ...]]] = [
+    ("read", ("a", "b")),
+    ("read_all", ()),
+    ("read_all", ("likes",)),
+    ("archive", ("a", "c")),
+    ("snooze", ("a", "1h")),
+]
+
+
+@given(SENT, BEFORE, st.sampled_from(UNDOABLE), st.booleans())
+def test_undo_restores_what_was_shown(
+    sent: list[tuple[str, str]],
+    before: list[tuple[str, str]],
+    action: tuple[str, tuple[Any, ...]],
+    told: bool,
+) -> None:
+    """Whatever is in the inbox, and whether a node has told of it or the device has written it."""
+
+    async def play() -> None:
+        device = ReplicaDevice()
+        messages = [m for key, topic in sent for m in notification("alice", topic, BODY, key=key)]
+        if told:
+            stamped = [m.stamp(device.now + n, 0) for n, m in enumerate(messages, start=1)]
+            await device.change(lambda replica, _: replica.apply(stamped, device.now + 100))
+        else:
+            await device.write_all(messages)
+        inbox = Inbox(device)
+        for name, key in before:
+            await getattr(inbox, name)(key)
+        device.now += SECOND
+        shown_before = {(entry.key, entry.unread) for entry in inbox.list()}
+        name, arguments = action
+        undo = await getattr(inbox, name)(*arguments)
+        changed = {(entry.key, entry.unread) for entry in inbox.list()} != shown_before
+        assert bool(undo) == changed
+        assert await inbox.undo(undo) == changed
+        assert {(entry.key, entry.unread) for entry in inbox.list()} == shown_before
+        assert not await inbox.undo(undo)
+
+    asyncio.run(play())
 
 
 # One transaction

@@ -8,7 +8,18 @@ import pytest
 
 from gregor.client import Client
 from gregor.core.instant import SECOND
-from gregor.core.notification_body import valid_fields
+from gregor.core.notification_body import (
+    ACTION_FIELDS,
+    FIELDS,
+    MAX_ACTION_ID,
+    MAX_ACTIONS,
+    MAX_LABEL,
+    MAX_TEXT,
+    MAX_TITLE,
+    MAX_URL,
+    SEVERITIES,
+    valid_fields,
+)
 from gregor.testing import virtual_time
 from tests.vectors import SPEC
 from tests.vectors.device import DEVICE, TOKEN
@@ -19,7 +30,27 @@ CASES = msgspec.json.decode((SPEC / "inbox.json").read_bytes(), type=VectorFile)
 SENT = [case for case in CASES if "notify" in case.steps[0].input]
 BODIES = [case for case in CASES if "body" in case.steps[0].input]
 DONE = [case for case in CASES if case not in SENT + BODIES]
-LISTED = set(re.findall(r"`(\w+)`", (SPEC.parent / "inbox.md").read_text().partition("## 7.")[2]))
+PAGE = (SPEC.parent / "inbox.md").read_text()
+LISTED = set(re.findall(r"`(\w+)`", PAGE.partition("## 7.")[2]))
+
+
+def test_example_of_the_spec_is_what_a_producer_sends() -> None:
+    (example,) = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
+    body = {"title": "Ann liked your photo"}
+    assert msgspec.json.decode(example) == sent(
+        uid="alice", topic="likes", body=body, key="photo7", msg_id="m1"
+    )
+
+
+def test_spec_names_the_fields_of_a_body_in_the_order_of_their_checks() -> None:
+    section = PAGE.partition("## 3. ")[2].partition("## 4. ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(FIELDS)
+    assert "(of an action: `label`, `id`, `url`)" in section
+    assert list(ACTION_FIELDS) == ["label", "id", "url"]
+    for limit in (MAX_TITLE, MAX_TEXT, MAX_URL, MAX_LABEL, MAX_ACTION_ID):
+        assert f"1 to {limit:,} bytes" in section
+    assert f"at most {MAX_ACTIONS} actions" in section
+    assert all(f"`{severity}`" in section for severity in SEVERITIES)
 
 
 @pytest.mark.parametrize("case", SENT, ids=lambda case: case.name)
