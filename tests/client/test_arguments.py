@@ -98,6 +98,7 @@ KINDS = {
     "uids": "uids",
     "device_id": "optional id",
     "msg_id": "optional id",
+    "new_msg_id": "optional id",
     "msg_ids": "ids",
     "skip_msg_ids": "id list",
     "category": "text",
