@@ -276,7 +276,7 @@ class ReplicaModel(RuleBasedStateMachine):
         ]
         live = {msg_id for _, msg_id in oracle.live([*told, *acknowledged], None, now)}
         known = [without_dismissal(m) for m in (*told, *acknowledged) if m.msg_id in live]
-        taken = {message.msg_id for message in (*told, *acknowledged)}  # the node will refuse these
+        taken = {message.msg_id for message in acknowledged}  # the node will refuse these
         unsent, latest = (
             list[InBandMessage](),
             max([self.replica.cursor, *(m.ctime for m in acknowledged)]),
