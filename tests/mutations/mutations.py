@@ -36,6 +36,7 @@ ENTRIES = "tests/protocol/test_entries.py::"
 HTTP = "tests/server/test_http.py::"
 SSE = "tests/server/test_sse.py::"
 PRODUCER = "tests/client/test_producer.py::"
+STATE_PAGES = "tests/server/test_state_pages.py::"
 FLEET = "tests/node/test_fleet.py::"
 NODE = "tests/node/test_node.py::"
 SHARDED = "tests/shards/test_sharded.py::"
@@ -1548,7 +1549,7 @@ MUTATIONS = [
     ),
     Mutation(
         "text that only looks like JSON is sent as text",
-        "cli/send.py",
+        "cli/typed_body.py",
         "if _LIKE_JSON.match(typed) or isinstance(error, UnicodeError):",
         "if isinstance(error, UnicodeError):",
         "tests/cli/test_messages.py::test_body_that_only_looks_like_json_is_refused",
@@ -1805,8 +1806,51 @@ MUTATIONS = [
     Mutation(
         "several prefixes are counted by segment as if only the first were given",
         "server/http.py",
-        'case "segment", [prefix]:',
-        'case "segment", [prefix, *_]:',
+        'case "segment", (prefix,):',
+        'case "segment", (prefix, *_):',
         HTTP + "test_count_by_anything_but_the_segments_of_one_prefix_is_refused",
+    ),
+    # Pages of a state, and keys
+    Mutation(
+        "a page token of another user is accepted",
+        "server/page_token.py",
+        "asked = msgspec.json.encode((self.uid, self.at, selection))",
+        "asked = msgspec.json.encode((self.at, selection))",
+        STATE_PAGES + "test_page_of_another_user_or_query_is_refused",
+    ),
+    Mutation(
+        "a page token that is damaged is read as far as it can be",
+        "server/page_token.py",
+        "if self.token_of(start) == token:",
+        "if start:",
+        STATE_PAGES + "test_token_that_is_damaged_anywhere_is_refused",
+    ),
+    Mutation(
+        "a later page of a state in memory is that of now",
+        "stores/memory.py",
+        "state = user.facts.state_at(query.device_id, start.as_of, start.known)",
+        "state = user.facts.state(query.device_id, now)",
+        STATE_PAGES + "test_state_that_changes_meanwhile_is_read_as_it_was",
+    ),
+    Mutation(
+        "a later page of a state in SQL is that of now",
+        "stores/sql/state_machine.py",
+        "lambda c: read_next_state_page(c, uid, query, start))",
+        "lambda c: read_state_page(c, uid, query, now, now))",
+        STATE_PAGES + "test_state_that_changes_meanwhile_is_read_as_it_was",
+    ),
+    Mutation(
+        "get prefers the item that all devices see to that of the device's own scope",
+        "client/calls.py",
+        "return by_scope.get(device_id) or by_scope.get(None)",
+        "return by_scope.get(None) or by_scope.get(device_id)",
+        PRODUCER + "test_get_prefers_the_scope_of_the_device",
+    ),
+    Mutation(
+        "an item may be snoozed until its expiry",
+        "client/snooze.py",
+        "if item.expires_at is not None and until >= item.expires_at:",
+        "if item.expires_at is not None and until > item.expires_at:",
+        PRODUCER + "test_snooze_until_the_expiry_is_refused_and_just_before_is_not",
     ),
 ]

@@ -171,7 +171,7 @@ def dismiss(
         str | None,
         typer.Option(
             metavar="TIME",
-            help="Of a key or category, only items from up to this time.",
+            help="Only items of the key or category up to this time.",
             show_default="now",
         ),
     ] = None,

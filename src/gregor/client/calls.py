@@ -343,7 +343,7 @@ def _device(device_id: AnyID | None) -> DeviceID | None:
     return arguments.optional_identifier("device_id", device_id, MAX_DEVICE_ID)
 
 
-def _prefix(prefix: Category, name: str = "prefix") -> Category:
+def _prefix(prefix: object, name: str = "prefix") -> Category:
     return arguments.prefix(name, prefix, MAX_CATEGORY)
 
 
