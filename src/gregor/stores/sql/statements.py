@@ -380,8 +380,8 @@ ITEMS_MATCHED_IN_LOG = BulkStatement(
 )
 
 
-# SQLite uses the indexes of keys only if a statement says that the key is not NULL; the `+` keeps it
-# from reading all ctimes of the user instead.
+# SQLite uses the indexes of keys only if a statement says that the key is not NULL. The `+` keeps
+# it from reading all ctimes of the user instead.
 
 
 class NamedKey(NamedTuple):
