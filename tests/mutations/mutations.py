@@ -849,8 +849,8 @@ MUTATIONS = [
     Mutation(
         "hashes are checked while the store does not answer",
         "node/gap_repair.py",
-        "            if not self.waiting_for_store:\n                await self._hash_checks",
-        "            if True:\n                await self._hash_checks",
+        "            if not self.waiting_for_store:\n                self._hash_checks",
+        "            if True:\n                self._hash_checks",
         NODE + "test_no_hash_is_checked_while_the_store_does_not_answer",
     ),
     Mutation(
