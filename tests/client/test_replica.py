@@ -59,6 +59,11 @@ def creation_of(item: Item) -> InBandMessage:
     )
 
 
+def is_never_seen(item: Item) -> bool:
+    """A replay may say so, and a message may not."""
+    return None not in (item.starts_at, item.expires_at) and item.time >= (item.expires_at or 0)
+
+
 def without_dismissal(message: InBandMessage) -> InBandMessage:
     return structs.replace(message, dismissal=None)
 
@@ -268,7 +273,7 @@ class ReplicaModel(RuleBasedStateMachine):
         """Acknowledged messages at their ctimes, and unsent ones stamped in order after everything.
         No dismissal that has a ctime concerns what is unsent."""
         now, entries = self.clock(), self.replica.outbox.in_order()
-        told = [creation_of(item) for item in self.replica.facts.items.values()]
+        told = [creation_of(i) for i in self.replica.facts.items.values() if not is_never_seen(i)]
         acknowledged = [
             part
             for entry in entries
@@ -276,6 +281,7 @@ class ReplicaModel(RuleBasedStateMachine):
         ]
         live = {msg_id for _, msg_id in oracle.live([*told, *acknowledged], None, now)}
         known = [without_dismissal(m) for m in (*told, *acknowledged) if m.msg_id in live]
+        taken = {message.msg_id for message in acknowledged}  # the node will refuse these
         unsent, latest = (
             list[InBandMessage](),
             max([self.replica.cursor, *(m.ctime for m in acknowledged)]),
@@ -283,7 +289,9 @@ class ReplicaModel(RuleBasedStateMachine):
         for entry in entries:
             if not entry.message.stamped and not entry.echoed:
                 latest = max(entry.written, latest + 1)
-                unsent.append(entry.message.stamp(latest, 0))
+                message, is_taken = entry.message.stamp(latest, 0), entry.message.msg_id in taken
+                part = message.reduced(None, message.dismissal) if is_taken else message
+                unsent += [] if part is None else [part]
         shown = {msg_id for _, msg_id in oracle.visible([*known, *unsent], DEVICE, now)}
         hidden = {*self.replica.hidden, *self.replica.awaited}
         assert self.replica.visible(now).keys() == shown - hidden

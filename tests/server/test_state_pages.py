@@ -23,7 +23,7 @@ from gregor.server.page_token import AskedState
 from gregor.stores.memory import MemoryStateMachine
 from gregor.testing.clock import ManualClock
 from gregor.testing.strategies import MSG_IDS, devices, keys, messages
-from tests.server.harness import JSON, open_settings, serving
+from tests.server.harness import JSON, open_settings, serving, shared_settings
 
 USER = "user"
 
@@ -67,7 +67,15 @@ async def on_sqlite() -> AsyncIterator[PagedUser]:
         yield PagedUser(served.http, clock, served.server)
 
 
-STORES = {"memory": in_memory, "SQLite": on_sqlite}
+@asynccontextmanager
+async def on_shards() -> AsyncIterator[PagedUser]:
+    clock = ManualClock()
+    settings = shared_settings(("a=sqlite://", "b=sqlite://"))
+    async with serving(settings, clock=clock) as served:
+        yield PagedUser(served.http, clock, served.server)
+
+
+STORES = {"memory": in_memory, "SQLite": on_sqlite, "shards": on_shards}
 
 
 # Pages

@@ -141,7 +141,7 @@ async def assert_nothing_missing(
             assert [m.prev for m in log] == [0, *(m.ctime for m in log)][: len(log)]
             sync = await machine.sync(uid, None, 0)
             assert isinstance(sync.content, Snapshot)
-            assert sync.content.facts().state(None, sync.as_of).hash() == sync.hash
+            assert sync.content.facts().hash(None, sync.as_of) == sync.hash
     findings, _ = await Rebalancer(harness.databases).verify()
     assert findings == []
 
