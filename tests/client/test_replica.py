@@ -23,6 +23,7 @@ from gregor.core.message import (
     Creation,
     Dismissal,
     InBandMessage,
+    KeyDismissal,
     MsgID,
     Range,
     create,
@@ -32,6 +33,7 @@ from gregor.core.message import (
     put,
 )
 from gregor.core.state import Item
+from gregor.core.state_hash import hash_of
 from gregor.core.sync import EXPIRY_GRACE, Changes, Snapshot, Sync, just_stored
 from gregor.core.visibility import Now, is_live
 from gregor.errors import Action, Conflict, HistoryForgotten, InvalidMessage, SetupError, TooLarge
@@ -759,3 +761,54 @@ def test_item_that_a_rejected_message_no_longer_dismisses_is_named_as_changed() 
     rejected = written.apply_results([(read, Result("rejected", error=Problem.of(Conflict("x"))))])
     assert rejected.changed == {"m", read.msg_id}
     assert "m" in rejected.visible(20)
+
+
+def test_hash_of_a_replica_is_of_what_is_live_when_the_node_read_it() -> None:
+    """Begun or not; the replica holds what has expired for another minute."""
+    replica = Replica(DEVICE).apply(
+        [
+            stamp(create("u", "mail", msg_id="lasting"), 10),
+            stamp(create("u", "mail", starts="9s", msg_id="early"), 11),
+            stamp(create("u", "mail", expires="1s", msg_id="brief"), 12),
+        ],
+        12,
+    )
+    lasting, brief = [(10, "lasting"), (11, "early")], (12, "brief")
+    for as_of in (SECOND, 12 + SECOND - 1):
+        assert replica.hash_matches(as_of, hash_of([*lasting, brief]))
+    for as_of in (12 + SECOND, 20 * SECOND):
+        assert replica.hash_matches(as_of, hash_of(lasting))
+    assert len(replica.facts.items) == 3
+
+
+@pytest.mark.parametrize(
+    "dismissal",
+    [
+        Dismissal(ranges=(Range("mail", TimeOrOffset(time=100)),)),
+        Dismissal(keys=(KeyDismissal("k", TimeOrOffset(time=100)),)),
+    ],
+    ids=["range", "key"],
+)
+def test_unsent_item_is_shown_again_when_the_cursor_passes_the_end_of_a_dismissal(
+    dismissal: Dismissal,
+) -> None:
+    """The node will store the item after that end."""
+    replica = Replica(DEVICE)
+    for n in range(50):
+        replica = replica.write(create("u", "note", msg_id=f"n{n}"), 5)
+    replica = replica.write(put("u", "mail", 1, key="k", msg_id="m"), 5)
+    replica = replica.write(InBandMessage("u", "d", dismissal=dismissal), 5)
+    assert "m" not in replica.visible(300)
+    replica = replica.apply([stamp(create("u", "chat"), 200)], 200)
+    assert "m" in replica.visible(300)
+
+
+def test_message_whose_id_the_facts_have_changes_nothing_before_it_is_answered() -> None:
+    """It is a duplicate or a conflict, and neither changes anything."""
+    replica = Replica(DEVICE).apply([stamp(put("u", "theme", "dark", msg_id="m"), 10)], 10)
+    replica = replica.write(put("u", "theme", "light", msg_id="m"), 20)
+    assert [item.body for item in replica.state(30)] == ["dark"]
+    assert [message.msg_id for message in replica.unsent()] == ["m"]
+    snapshot = Snapshot(tuple(replica.facts.items.values()))
+    replica = replica.write(create("u", "note", msg_id="n"), 21).apply_snapshot(snapshot, 10)
+    assert [item.msg_id for item in replica.state(30)] == ["m", "n"]
