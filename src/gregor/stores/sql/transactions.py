@@ -17,7 +17,7 @@ from gregor.errors import Conflict, InvalidMessage, WrongShard
 from gregor.interfaces import Duplicate, Rejected, Stored, StoreOutcome
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import DatabaseConnection, UniqueViolation
-from gregor.stores.sql.deaths import StoredBatch, Deaths, store_deaths
+from gregor.stores.sql.deaths import Deaths, StoredBatch, store_deaths
 from gregor.stores.sql.hashes import Change, check_sums, update_hashes
 from gregor.stores.sql.rows import json_of, message_of
 from gregor.stores.sql.schema import require_not_too_old
