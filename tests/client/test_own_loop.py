@@ -17,6 +17,8 @@ CALLS: dict[str, Callable[[Client], Awaitable[Any]]] = {
     "dismiss": lambda client: client.dismiss("m"),
     "dismiss_category": lambda client: client.dismiss_category("mail"),
     "put": lambda client: client.put("mail", 1),
+    "snooze": lambda client: client.snooze("m", "1h"),
+    "dismiss_key": lambda client: client.dismiss_key("mail"),
     "write": lambda client: client.write(create("alice", "mail")),
     "hide": lambda client: client.hide("m"),
     "out_of_band": lambda client: client.out_of_band("typing"),

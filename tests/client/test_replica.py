@@ -23,6 +23,7 @@ from gregor.core.message import (
     Creation,
     Dismissal,
     InBandMessage,
+    KeyDismissal,
     MsgID,
     Range,
     create,
@@ -32,6 +33,7 @@ from gregor.core.message import (
     put,
 )
 from gregor.core.state import Item
+from gregor.core.state_hash import hash_of
 from gregor.core.sync import EXPIRY_GRACE, Changes, Snapshot, Sync, just_stored
 from gregor.core.visibility import Now, is_live
 from gregor.errors import Action, Conflict, HistoryForgotten, InvalidMessage, SetupError, TooLarge
@@ -57,6 +59,11 @@ def creation_of(item: Item) -> InBandMessage:
     return InBandMessage(
         "user", item.msg_id, item.ctime, device_id=item.device_id, creation=creation
     )
+
+
+def is_never_seen(item: Item) -> bool:
+    """A replay may say so, and a message may not."""
+    return None not in (item.starts_at, item.expires_at) and item.time >= (item.expires_at or 0)
 
 
 def without_dismissal(message: InBandMessage) -> InBandMessage:
@@ -268,7 +275,7 @@ class ReplicaModel(RuleBasedStateMachine):
         """Acknowledged messages at their ctimes, and unsent ones stamped in order after everything.
         No dismissal that has a ctime concerns what is unsent."""
         now, entries = self.clock(), self.replica.outbox.in_order()
-        told = [creation_of(item) for item in self.replica.facts.items.values()]
+        told = [creation_of(i) for i in self.replica.facts.items.values() if not is_never_seen(i)]
         acknowledged = [
             part
             for entry in entries
@@ -276,6 +283,7 @@ class ReplicaModel(RuleBasedStateMachine):
         ]
         live = {msg_id for _, msg_id in oracle.live([*told, *acknowledged], None, now)}
         known = [without_dismissal(m) for m in (*told, *acknowledged) if m.msg_id in live]
+        taken = {message.msg_id for message in acknowledged}  # the node will refuse these
         unsent, latest = (
             list[InBandMessage](),
             max([self.replica.cursor, *(m.ctime for m in acknowledged)]),
@@ -283,7 +291,9 @@ class ReplicaModel(RuleBasedStateMachine):
         for entry in entries:
             if not entry.message.stamped and not entry.echoed:
                 latest = max(entry.written, latest + 1)
-                unsent.append(entry.message.stamp(latest, 0))
+                message, is_taken = entry.message.stamp(latest, 0), entry.message.msg_id in taken
+                part = message.reduced(None, message.dismissal) if is_taken else message
+                unsent += [] if part is None else [part]
         shown = {msg_id for _, msg_id in oracle.visible([*known, *unsent], DEVICE, now)}
         hidden = {*self.replica.hidden, *self.replica.awaited}
         assert self.replica.visible(now).keys() == shown - hidden
@@ -751,3 +761,54 @@ def test_item_that_a_rejected_message_no_longer_dismisses_is_named_as_changed() 
     rejected = written.apply_results([(read, Result("rejected", error=Problem.of(Conflict("x"))))])
     assert rejected.changed == {"m", read.msg_id}
     assert "m" in rejected.visible(20)
+
+
+def test_hash_of_a_replica_is_of_what_is_live_when_the_node_read_it() -> None:
+    """Begun or not; the replica holds what has expired for another minute."""
+    replica = Replica(DEVICE).apply(
+        [
+            stamp(create("u", "mail", msg_id="lasting"), 10),
+            stamp(create("u", "mail", starts="9s", msg_id="early"), 11),
+            stamp(create("u", "mail", expires="1s", msg_id="brief"), 12),
+        ],
+        12,
+    )
+    lasting, brief = [(10, "lasting"), (11, "early")], (12, "brief")
+    for as_of in (SECOND, 12 + SECOND - 1):
+        assert replica.hash_matches(as_of, hash_of([*lasting, brief]))
+    for as_of in (12 + SECOND, 20 * SECOND):
+        assert replica.hash_matches(as_of, hash_of(lasting))
+    assert len(replica.facts.items) == 3
+
+
+@pytest.mark.parametrize(
+    "dismissal",
+    [
+        Dismissal(ranges=(Range("mail", TimeOrOffset(time=100)),)),
+        Dismissal(keys=(KeyDismissal("k", TimeOrOffset(time=100)),)),
+    ],
+    ids=["range", "key"],
+)
+def test_unsent_item_is_shown_again_when_the_cursor_passes_the_end_of_a_dismissal(
+    dismissal: Dismissal,
+) -> None:
+    """The node will store the item after that end."""
+    replica = Replica(DEVICE)
+    for n in range(50):
+        replica = replica.write(create("u", "note", msg_id=f"n{n}"), 5)
+    replica = replica.write(put("u", "mail", 1, key="k", msg_id="m"), 5)
+    replica = replica.write(InBandMessage("u", "d", dismissal=dismissal), 5)
+    assert "m" not in replica.visible(300)
+    replica = replica.apply([stamp(create("u", "chat"), 200)], 200)
+    assert "m" in replica.visible(300)
+
+
+def test_message_whose_id_the_facts_have_changes_nothing_before_it_is_answered() -> None:
+    """It is a duplicate or a conflict, and neither changes anything."""
+    replica = Replica(DEVICE).apply([stamp(put("u", "theme", "dark", msg_id="m"), 10)], 10)
+    replica = replica.write(put("u", "theme", "light", msg_id="m"), 20)
+    assert [item.body for item in replica.state(30)] == ["dark"]
+    assert [message.msg_id for message in replica.unsent()] == ["m"]
+    snapshot = Snapshot(tuple(replica.facts.items.values()))
+    replica = replica.write(create("u", "note", msg_id="n"), 21).apply_snapshot(snapshot, 10)
+    assert [item.msg_id for item in replica.state(30)] == ["m", "n"]

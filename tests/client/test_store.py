@@ -497,3 +497,45 @@ async def test_file_of_schema_2_forgets_its_tombstones(tmp_path: Path) -> None:
     connection.close()
     async with SQLiteStore(path) as store:
         assert await store.load() == {("device", ""): device, ("item", "m"): item}
+
+
+OF_SCHEMA_3 = {
+    ("device", ""): b'{"device_id":"laptop","uid":"alice","cursor":1600000000000000}',
+    ("owner", ""): b'{"device_id":"laptop","uid":"alice"}',
+    ("item", "r1"): b'{"msg_id":"r1","ctime":1600000000000000,"category":"theme","body":"dark"}',
+    ("outbox", "r2"): (
+        b'{"number":1,"written":1600000000000000,"message":{"uid":"self","msg_id":"r2",'
+        b'"creation":{"category":"theme","body":"light","expires":{"offset":3153600000000000}},'
+        b'"dismissal":{"ranges":[{"category":"theme","skip_msg_ids":["r2"]}]}}}'
+    ),
+    ("outbox", "r3"): (
+        b'{"number":2,"written":1600000000000000,"message":{"uid":"self","msg_id":"r3",'
+        b'"creation":{"category":"theme","body":"blue"},'
+        b'"dismissal":{"ranges":[{"category":"theme","skip_msg_ids":["r3"]}]}}}'
+    ),
+    ("hidden", "r1"): b"true",
+}
+
+
+async def test_file_of_schema_3_keeps_a_setting_that_was_replaced_offline(tmp_path: Path) -> None:
+    """It was written with a range that spares the own item; a key does the same now."""
+    path = tmp_path / "device.sqlite"
+    async with SQLiteStore(path) as store:
+        await store.save(OF_SCHEMA_3)
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 3")
+    connection.close()
+    async with client_harness() as harness:
+        await harness.inject(
+            create("alice", "theme", "dark", msg_id="r1").stamp(1_600_000_000_000_000, 0)
+        )
+        async with harness.device(store=SQLiteStore(path)) as laptop:
+            assert not laptop.set_aside
+            assert [item.body for item in laptop.state()] == ["blue"]
+            await laptop.flush()
+            await laptop.wait_synced()
+            assert [item.body for item in await harness.state()] == ["blue"]
+            assert laptop.rejected() == []
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (4,)
+    connection.close()

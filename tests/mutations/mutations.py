@@ -19,8 +19,11 @@ CLIENT_SESSION = "tests/protocol/test_client_session.py::"
 BROADCASTER = "tests/consumers/test_broadcaster.py::"
 STORE = "tests/client/test_store.py::"
 REPLICA = "tests/client/test_replica.py::"
+KEYS_AND_TIME = "tests/client/test_keys_and_time.py::"
 OUTSIDE = "tests/client/test_outside.py::"
 NODE_CLOCK = "tests/client/test_node_clock.py::"
+INBOX = "tests/core/test_inbox.py::"
+CLIENT_INBOX = "tests/client/test_inbox.py::"
 AUTH = "tests/server/test_auth.py::"
 LAME_DUCK = "tests/server/test_drain.py::"
 DESCRIPTORS = "tests/server/test_descriptors.py::"
@@ -55,6 +58,54 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = [
+    # The inbox
+    Mutation(
+        "a marker does not begin with its notification",
+        "core/inbox.py",
+        """        key=MARKER + own_key,
+        starts=starts,
+""",
+        """        key=MARKER + own_key,
+""",
+        INBOX + "test_marker_begins_and_ends_with_its_item_on_the_same_device",
+    ),
+    Mutation(
+        "a notification that is sent again is unread again",
+        "core/inbox.py",
+        "msg_id=MARKER + id_,",
+        "msg_id=new_msg_id(),",
+        "tests/client/test_notifier.py"
+        "::test_notification_that_is_sent_again_stores_nothing[Producer]",
+    ),
+    Mutation(
+        "an undo takes the place of what is newer",
+        "core/inbox.py",
+        " and (_place(item), is_marker(item)) not in kept",
+        "",
+        INBOX + "test_undo_leaves_what_is_newer",
+    ),
+    Mutation(
+        "read all takes what the device has not been told of",
+        "client/inbox.py",
+        "replica.dismiss_seen(message, now), [message]",
+        "replica.write(message, now), [message]",
+        CLIENT_INBOX + "test_read_all_offline_leaves_what_came_in_meanwhile",
+    ),
+    Mutation(
+        "of several messages of one change, only the last one is saved",
+        "client/replica.py",
+        "changed |= replica.changed",
+        "changed = replica.changed",
+        CLIENT_INBOX + "test_action_is_one_transaction_of_the_store_and_one_frame[snooze]",
+    ),
+    Mutation(
+        "a script hides its scheme from the check of URLs by a line end",
+        "core/notification_body.py",
+        "if not is_known or _NEVER_IN_A_URL.search(url):",
+        "if not is_known:",
+        "tests/core/test_notification_body.py"
+        "::test_scripts_and_other_hosts_in_disguise_are_no_urls",
+    ),
     # Observability
     Mutation(
         "HTTP requests are counted by the paths that callers send",
@@ -530,15 +581,15 @@ MUTATIONS = [
     Mutation(
         "a device's dismissal of a category takes what the device has not been told",
         "client/replica.py",
-        "return self.write(msgspec.structs.replace(message, dismissal=seen), now)",
+        "return self.write(naming_also(ended, self._seen_beyond_cursor(message, now)), now)",
         "return self.write(message, now)",
         REPLICA + "test_category_dismissal_ends_at_the_cursor_and_names_own_items_beyond_it",
     ),
     Mutation(
         "a device's dismissal of a category spares its own items beyond the cursor",
         "client/replica.py",
-        "return item.msg_id not in self.facts.items",
-        "return item.msg_id in self.facts.items",
+        "is_told = item.msg_id in self.facts.items",
+        "is_told = item.msg_id not in self.facts.items",
         REPLICA + "test_category_dismissal_ends_at_the_cursor_and_names_own_items_beyond_it",
     ),
     Mutation(
@@ -551,8 +602,8 @@ MUTATIONS = [
     Mutation(
         "an item that comes is shown without what the outbox says of it",
         "client/outbox.py",
-        "chain(self.naming.get(msg_id, ()), self.with_ranges)",
-        "self.with_ranges",
+        "ids = [*_second_of(self.naming, msg_id), *(",
+        "ids = [*(",
         REPLICA + "test_item_that_an_unsent_message_dismisses_is_not_shown_when_it_comes",
     ),
     Mutation(
@@ -799,8 +850,8 @@ MUTATIONS = [
     Mutation(
         "hashes are checked while the store does not answer",
         "node/gap_repair.py",
-        "            if not self.waiting_for_store:\n                await self._hash_checks",
-        "            if True:\n                await self._hash_checks",
+        "            if not self.waiting_for_store:\n                self._hash_checks",
+        "            if True:\n                self._hash_checks",
         NODE + "test_no_hash_is_checked_while_the_store_does_not_answer",
     ),
     Mutation(
@@ -1063,8 +1114,8 @@ MUTATIONS = [
     Mutation(
         "an acknowledged message leaves the outbox before the cursor reaches it",
         "client/outbox.py",
-        "[id_ for id_ in self.acknowledged if self.by_id[id_].message.ctime <= cursor]",
-        "list(self.acknowledged)",
+        "_second_until(self.acknowledged, cursor)",
+        "[msg_id for _, msg_id in self.acknowledged]",
         REPLICA + "test_acknowledged_message_is_shown_with_its_ctime_until_cursor_reaches_it",
     ),
     Mutation(
@@ -1077,9 +1128,73 @@ MUTATIONS = [
     Mutation(
         "only the echoed message is marked as echoed, not those before it",
         "client/outbox.py",
-        "[entry for entry in found if not entry.echoed]",
-        "[entry for entry in found if entry.number == last]",
+        "[self.by_id[id_] for id_ in _second_until(self.unechoed, last)]",
+        "[self.by_id[id_] for number, id_ in self.unechoed if number == last]",
         REPLICA + "test_message_written_before_an_echoed_one_is_not_shown_from_outbox",
+    ),
+    Mutation(
+        "an unsent item that is dismissed with its category survives",
+        "client/replica.py",
+        "return naming_also(meant, self._own_up_to_instants(message, meant))",
+        "return meant",
+        KEYS_AND_TIME + "test_everything_up_to_now_includes_what_is_not_yet_sent",
+    ),
+    Mutation(
+        "what has begun since a device was told of it survives the dismissal of its category",
+        "client/replica.py",
+        "return not is_told or (compares_time(clause) and item.time > self.cursor)",
+        "return not is_told",
+        KEYS_AND_TIME + "test_category_dismissal_takes_what_has_begun_since_the_device_was_told",
+    ),
+    Mutation(
+        "a dismissed key reaches what only another device shows",
+        "client/client.py",
+        "UNKNOWN_UID, *keys, end_time=end_time, device_id=self._device_id, msg_id=msg_id",
+        "UNKNOWN_UID, *keys, end_time=end_time, msg_id=msg_id",
+        KEYS_AND_TIME
+        + "test_dismissed_key_leaves_what_this_device_has_not_seen_and_what_others_see",
+    ),
+    Mutation(
+        "a device does not notice the instant of a start",
+        "core/item_index.py",
+        "while (key := keys.first_from(start)) is not None and key[0] <= until:",
+        "while (key := keys.first_from(start)) is not None and key[0] < until:",
+        KEYS_AND_TIME + "test_item_begins_on_devices_that_are_offline_at_that_moment",
+    ),
+    Mutation(
+        "the hash of a replica has what has expired",
+        "client/replica.py",
+        "return self.facts.items.hash(as_of) == hash_",
+        "return self.facts.items.hash(0) == hash_",
+        REPLICA + "test_hash_of_a_replica_is_of_what_is_live_when_the_node_read_it",
+    ),
+    Mutation(
+        "offsets count from when a device has a network again",
+        "client/replica.py",
+        "meant = with_instants(message, now)",
+        "meant = message",
+        "tests/client/test_client.py::test_offsets_count_from_when_a_message_is_written",
+    ),
+    Mutation(
+        "a put that is dead when it is stored leaves its predecessor",
+        "client/outbox.py",
+        "if message.key is None:",
+        "if message.creation is not None:",
+        REPLICA + "test_acknowledged_put_that_is_dead_has_replaced_its_predecessor",
+    ),
+    Mutation(
+        "each put of a key is shown again with all others",
+        "client/outbox.py",
+        "ids.append(last)",
+        "ids += (place[-1] for place in self.puts)",
+        CLIENT_COST + "test_cost_of_sending_the_outbox_is_proportional_to_it",
+    ),
+    Mutation(
+        "an unsent item stays dismissed when the cursor passes the end of a range",
+        "client/replica.py",
+        "updated.outbox.has_ends_after(min(before.cursor, self.cursor))",
+        "updated.outbox.has_ends_after(self.cursor)",
+        REPLICA + "test_unsent_item_is_shown_again_when_the_cursor_passes_the_end_of_a_dismissal",
     ),
     # The outside of a client, and its clocks
     Mutation(
@@ -1572,8 +1687,8 @@ MUTATIONS = [
     Mutation(
         "a device keeps the tombstones of what it is told",
         "client/replica.py",
-        "facts=Facts(self.facts.items.without_all(ids)),",
-        "facts=msgspec.structs.replace(self.facts, items=self.facts.items.without_all(ids)),",
+        "facts=Facts.of_live(self.facts.items.without_all(ids)),",
+        "facts=structs.replace(self.facts, items=self.facts.items.without_all(ids)),",
         REPLICA + "test_dismissals_leave_nothing_while_connected",
     ),
     Mutation(
@@ -1593,8 +1708,8 @@ MUTATIONS = [
     Mutation(
         "a message for another device stays in the outbox until something else happens",
         "client/replica.py",
-        "if entry.acknowledged_part(self.device_id) is None",
-        "if entry is None",
+        "return entry.acknowledged_part(self.device_id) is not None",
+        "return True",
         REPLICA + "test_acknowledged_message_for_another_device_leaves_the_outbox_at_once",
     ),
     Mutation(

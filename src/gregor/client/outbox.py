@@ -208,7 +208,8 @@ class Outbox(Struct, frozen=True, eq=False):
         """The entries that are echoed now that the node has sent these messages. A node stores the
         outbox in order, so it has also stored the entries before them, even if it does not send
         those that are dead by now."""
-        last = max((self.by_id[id_].number for id_ in sent if id_ in self.by_id), default=0)
+        found = (self.by_id[id_] for id_ in sent if id_ in self.by_id)
+        last = max((entry.number for entry in found if not entry.echoed), default=0)
         return [self.by_id[id_] for id_ in _second_until(self.unechoed, last)]
 
     # What changes an item

@@ -120,6 +120,14 @@ class Replica(Struct, frozen=True):
             return self
         return self._written(self._as_meant(message, now), now)
 
+    def write_all(self, messages: Iterable[InBandMessage], now: Time) -> Self:
+        """Put several messages into the outbox, in order, as `write` does."""
+        replica, changed = self, frozenset[MsgID]()
+        for message in messages:
+            replica = replica.write(message, now)
+            changed |= replica.changed
+        return replica._with(changed=changed)
+
     def _has_item_of(self, message: InBandMessage) -> bool:
         item = self.shown.items.get(message.msg_id)
         return item is not None and repeats_item(item, message)
@@ -154,14 +162,22 @@ class Replica(Struct, frozen=True):
     def _written(self, message: InBandMessage, now: Time) -> Self:
         _require_sendable(message)
         number = self.last_number + 1
-        entry = OutboxEntry(number, now, message)
+        is_known = message.msg_id in self.facts.items
+        entry = OutboxEntry(number, now, message, echoed=is_known)
+        if is_known:  # the node has stored this message or another with this id: the facts decide
+            changed = frozenset([message.msg_id])
+            outbox = self.outbox.set(entry)
+            return self._with(outbox=outbox, last_number=number, changed=changed)
+        return self._with_unsent(entry)
+
+    def _with_unsent(self, entry: OutboxEntry) -> Self:
         # An end may lie between an old stamp and the one that is right now.
         before = self.derived() if self.old_stamps and entry.has_ends else self
         reached = before.shown.reached_by(before._as_stored_next(entry))
         changed = before.changed if before is not self else frozenset[MsgID]()
         return before._with(
             outbox=before.outbox.set(entry),
-            last_number=number,
+            last_number=entry.number,
             changed=changed.union(reached),
         )._show_next(entry)
 
