@@ -1132,11 +1132,11 @@ MUTATIONS = [
         REPLICA + "test_acknowledged_put_that_is_dead_has_replaced_its_predecessor",
     ),
     Mutation(
-        "each put of a key is shown again with all others",
-        "client/outbox.py",
-        "ids.append(last)",
-        "ids += (place[-1] for place in self.puts)",
-        CLIENT_COST + "test_cost_of_sending_the_outbox_is_proportional_to_it",
+        "an item stays hidden when the put that hides it is rejected",
+        "client/replica.py",
+        "ids = frozenset(chain(changed, entry_ids, named, keyed))",
+        "ids = frozenset(chain(changed, entry_ids, named))",
+        REPLICA + "test_item_is_shown_again_when_the_unsent_put_or_dismissal_is_rejected",
     ),
     Mutation(
         "an unsent item stays dismissed when the cursor passes the end of a range",
