@@ -1145,6 +1145,14 @@ MUTATIONS = [
         "updated.outbox.has_ends_after(self.cursor)",
         REPLICA + "test_unsent_item_is_shown_again_when_the_cursor_passes_the_end_of_a_dismissal",
     ),
+    Mutation(
+        "one item of a snapshot keeps the whole frame in memory",
+        "protocol/client_session.py",
+        "raw_body=item.raw_body.copy()",
+        "raw_body=item.raw_body",
+        "tests/protocol/test_client_session.py::"
+        "test_item_of_a_snapshot_does_not_keep_its_frame_in_memory",
+    ),
     # The outside of a client, and its clocks
     Mutation(
         "what hangs outside of a client is waited for",
