@@ -36,7 +36,7 @@ class Case(NamedTuple):
     operation: Operation
 
 
-def _replaces(machine: SQLStateMachine, uid: str, size: int) -> Awaitable[object]:
+def _puts(machine: SQLStateMachine, uid: str, size: int) -> Awaitable[object]:
     return machine.consume_messages([put(uid, "badge", n) for n in range(size)])
 
 
@@ -54,7 +54,7 @@ def _snapshot(machine: SQLStateMachine, uid: str, size: int) -> Awaitable[object
 
 
 CASES = (
-    Case("replaces of one category in a request", (125, 250, 500), lambda _: 0, _replaces),
+    Case("puts of one key in a request", (125, 250, 500), lambda _: 0, _puts),
     Case("ranges in a message, 200 live items", (2_000, 4_000, 8_000), lambda _: 200, _ranges),
     Case("live items, a count of two prefixes", (1_000, 2_000, 4_000), lambda n: n, _count),
     Case("live items, the first part of a snapshot", (1_000, 2_000, 4_000), lambda n: n, _snapshot),

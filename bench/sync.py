@@ -17,7 +17,7 @@ from bench import servers
 from bench.load import BenchFailed, LoadDevice
 from bench.report import Figure, Wanted
 from gregor.clock import now
-from gregor.core.message import Dismissal, InBandMessage, Range, create, put
+from gregor.core.message import JSON, Dismissal, InBandMessage, Range, create, put
 from gregor.interfaces import Stored
 from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.state_machine import SQLStateMachine
@@ -112,7 +112,7 @@ async def _write(store: Path, logs: tuple[Log, ...]) -> dict[Log, int]:
 def _messages(log: Log) -> Iterator[InBandMessage]:
     for number in range(log.messages):
         slot = number % log.live
-        body = {"value": number, "by": "the settings page"}
+        body: JSON = {"value": number, "by": "the settings page"}
         category, msg_id = f"settings.{slot}", f"{number:032x}"
         if slot % 3 == 0:
             yield put(log.uid, category, body, msg_id=msg_id)

@@ -2,6 +2,7 @@
 
 import socket
 from random import Random
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -11,7 +12,7 @@ from gregor.cli import demo_devices, demo_run, demo_servers
 from gregor.cli.demo_devices import difference
 from gregor.cli.main import app
 from gregor.client import AsyncProducer
-from gregor.core.message import AnyID, When, raw
+from gregor.core.message import AnyID, raw
 from gregor.core.state import Item, State
 from gregor.protocol.answers import StateAnswer
 from tests.cli.conftest import Shell
@@ -92,9 +93,9 @@ class IncompleteServer(AsyncProducer):
     """A server whose answer to one device lacks the last item."""
 
     async def state(
-        self, uid: AnyID, device_id: AnyID | None = None, *, at: When = None, prefix: str = ""
+        self, uid: AnyID, device_id: AnyID | None = None, **options: Any
     ) -> StateAnswer:
-        full = await super().state(uid, device_id, at=at, prefix=prefix)
+        full = await super().state(uid, device_id, **options)
         return answer(*full.items[:-1]) if device_id == "device-002" else full
 
 

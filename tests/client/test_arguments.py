@@ -18,7 +18,7 @@ import pytest
 from msgspec import Raw
 
 import gregor
-from gregor.client import AsyncProducer, Client, Producer, SQLiteStore
+from gregor.client import AsyncProducer, Client, Inbox, Producer, SQLiteStore
 from gregor.core import message as values
 from gregor.core.instant import TimeOrOffset
 from gregor.core.message import MAX_BODY, InBandMessage, OutOfBandMessage, create
@@ -55,7 +55,8 @@ def wrong(value: object, *taken_by: str) -> Wrong:
 
 OPTIONAL = ("optional id", "optional text", "body", "time", "query time", "optional")
 TEXT = ("id", "optional id", "ids", "text", "optional text", "prefix", "body", "URL", "token",
-        "path")  # fmt: skip
+        "path", "topic")  # fmt: skip
+NO_DOT = ("id", "optional id", "topic")
 WRONG = {
     "None": wrong(None, *OPTIONAL),
     "True": wrong(True, "flag", "body"),
@@ -72,7 +73,7 @@ WRONG = {
     "bytes": wrong(b"abc"),
     "a list": wrong(["a"], "body", "id list", "text list", "list"),
     "a list of ints in a list": wrong([["a"]], "body"),
-    "a dict": wrong({"a": 1}, "body"),
+    "a dict": wrong({"a": 1}, "body", "notification"),
     "a dict with other keys": wrong({1: "a"}),
     "a set": wrong({1.5}),
     "an object": wrong(object()),
@@ -84,7 +85,7 @@ WRONG = {
     "text": wrong("abc", *TEXT),
     "text that is too long": wrong("x" * 10_000, "body", "URL"),
     "digits": wrong("3600", *TEXT),
-    "a dot": wrong(".", *(kind for kind in TEXT if kind not in ("id", "optional id"))),
+    "a dot": wrong(".", *(kind for kind in TEXT if kind not in NO_DOT)),
     "not JSON": wrong(Raw(b"{bad")),
     "NaN as JSON": wrong(Raw(b"[NaN]")),
     "too deep": wrong(nested(200)),
@@ -102,6 +103,8 @@ KINDS = {
     "msg_ids": "ids",
     "skip_msg_ids": "id list",
     "category": "text",
+    "topic": "topic",
+    "undo": "undo",
     "system": "text",
     "body": "body",
     "expires": "time",
@@ -136,6 +139,8 @@ KINDS = {
 }
 EXCEPTIONS = {
     ("put", "key"): "optional text",
+    ("notify", "key"): "optional text",
+    ("notify", "body"): "notification",
     ("state", "prefixes"): "text list",
     ("state_pages", "prefixes"): "text list",
     ("dismiss_category", "prefix"): "flag",
@@ -157,7 +162,8 @@ VALID: dict[str, Any] = {
     "msg_id": "m",
     "category": "a",
     "system": "s",
-    "body": 1,
+    "body": {"n": 1},
+    "topic": "likes",
     "message": create("u", "a"),
     "messages": [create("u", "a")],
     "url": "http://127.0.0.1:1",
@@ -207,7 +213,9 @@ FUNCTIONS = {
 CLASSES = {"Client": Client, "Producer": Producer, "AsyncProducer": AsyncProducer,
            "SQLiteStore": SQLiteStore}  # fmt: skip
 # These are between the parts of a client; their arguments are functions of ours.
-INTERNAL = {"change", "emit", "perform", "node_told_time", "read_pages", "send_after"}
+INTERNAL = {
+    *("change", "emit", "perform", "node_told_time", "read_pages", "send_after", "send_together")
+}
 
 
 def methods(class_: type) -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -227,7 +235,7 @@ ALL_CALLS = [
     *(call for name, class_ in CLASSES.items() for call in calls(name, class_)),
     *(
         call
-        for class_ in (Client, Producer, AsyncProducer)
+        for class_ in (Client, Inbox, Producer, AsyncProducer)
         for name, method in methods(class_)
         for call in calls(f"{class_.__name__}.{name}", method)
     ),
@@ -248,9 +256,10 @@ async def perform(call: PublicCall, value: Any) -> None:
         return
     transport = httpx.MockTransport(no_request)
     match owner:
-        case "Client":
+        case "Client" | "Inbox":
             async with Client("http://unused", "u", device_id="d", connect=unreachable) as client:
-                await _perform_method(client, method, call, value)
+                target = client if owner == "Client" else client.inbox
+                await _perform_method(target, method, call, value)
         case "Producer":
             with Producer("http://unused", transport=transport) as producer:
                 await _perform_method(producer, method, call, value)

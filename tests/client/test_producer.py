@@ -749,7 +749,7 @@ async def test_snoozed_item_of_a_key_takes_its_own_place(kind: str) -> None:
     [
         ("m", "-1s", "until"),
         ("m", "2026-01-01T00:00:00Z", "until"),
-        ("m", "1h", "until"),
+        ("m", "2h", "until"),
         ("m", None, "until"),
         ("m", 3600, "until"),
         ("unknown", "1m", "msg_id"),
@@ -769,3 +769,13 @@ async def test_snooze_that_cannot_be_is_refused_by_name(
             await producer.snooze("alice", msg_id, until)
         assert raised.value.field == field
         assert (await producer.count("alice")).counts == {"": 1}
+
+
+async def test_snooze_until_the_expiry_is_refused_and_just_before_is_not(kind: str) -> None:
+    async with with_server(kind) as producer:
+        expiry = TimeOrOffset(time=4_000_000_000_000_000)
+        await producer.create("alice", "c", expires=expiry, msg_id="m")
+        with pytest.raises(InvalidMessage, match="`until`"):
+            await producer.snooze("alice", "m", expiry)
+        before = TimeOrOffset(time=3_999_999_999_999_999)
+        assert (await producer.snooze("alice", "m", before)).starts_at == before.time

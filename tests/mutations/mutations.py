@@ -22,6 +22,8 @@ REPLICA = "tests/client/test_replica.py::"
 KEYS_AND_TIME = "tests/client/test_keys_and_time.py::"
 OUTSIDE = "tests/client/test_outside.py::"
 NODE_CLOCK = "tests/client/test_node_clock.py::"
+INBOX = "tests/core/test_inbox.py::"
+CLIENT_INBOX = "tests/client/test_inbox.py::"
 AUTH = "tests/server/test_auth.py::"
 LAME_DUCK = "tests/server/test_drain.py::"
 DESCRIPTORS = "tests/server/test_descriptors.py::"
@@ -35,6 +37,7 @@ ENTRIES = "tests/protocol/test_entries.py::"
 HTTP = "tests/server/test_http.py::"
 SSE = "tests/server/test_sse.py::"
 PRODUCER = "tests/client/test_producer.py::"
+STATE_PAGES = "tests/server/test_state_pages.py::"
 FLEET = "tests/node/test_fleet.py::"
 NODE = "tests/node/test_node.py::"
 SHARDED = "tests/shards/test_sharded.py::"
@@ -55,6 +58,54 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = [
+    # The inbox
+    Mutation(
+        "a marker does not begin with its notification",
+        "core/inbox.py",
+        """        key=MARKER + own_key,
+        starts=starts,
+""",
+        """        key=MARKER + own_key,
+""",
+        INBOX + "test_marker_begins_and_ends_with_its_item_on_the_same_device",
+    ),
+    Mutation(
+        "a notification that is sent again is unread again",
+        "core/inbox.py",
+        "msg_id=MARKER + id_,",
+        "msg_id=new_msg_id(),",
+        "tests/client/test_notifier.py"
+        "::test_notification_that_is_sent_again_stores_nothing[Producer]",
+    ),
+    Mutation(
+        "an undo takes the place of what is newer",
+        "core/inbox.py",
+        " and (_place(item), is_marker(item)) not in kept",
+        "",
+        INBOX + "test_undo_leaves_what_is_newer",
+    ),
+    Mutation(
+        "read all takes what the device has not been told of",
+        "client/inbox.py",
+        "replica.dismiss_seen(message, now), [message]",
+        "replica.write(message, now), [message]",
+        CLIENT_INBOX + "test_read_all_offline_leaves_what_came_in_meanwhile",
+    ),
+    Mutation(
+        "of several messages of one change, only the last one is saved",
+        "client/replica.py",
+        "changed |= replica.changed",
+        "changed = replica.changed",
+        CLIENT_INBOX + "test_action_is_one_transaction_of_the_store_and_one_frame[snooze]",
+    ),
+    Mutation(
+        "a script hides its scheme from the check of URLs by a line end",
+        "core/notification_body.py",
+        "if not is_known or _NEVER_IN_A_URL.search(url):",
+        "if not is_known:",
+        "tests/core/test_notification_body.py"
+        "::test_scripts_and_other_hosts_in_disguise_are_no_urls",
+    ),
     # Observability
     Mutation(
         "HTTP requests are counted by the paths that callers send",
@@ -799,8 +850,8 @@ MUTATIONS = [
     Mutation(
         "hashes are checked while the store does not answer",
         "node/gap_repair.py",
-        "            if not self.waiting_for_store:\n                await self._hash_checks",
-        "            if True:\n                await self._hash_checks",
+        "            if not self.waiting_for_store:\n                self._hash_checks",
+        "            if True:\n                self._hash_checks",
         NODE + "test_no_hash_is_checked_while_the_store_does_not_answer",
     ),
     Mutation(
@@ -1571,7 +1622,7 @@ MUTATIONS = [
     ),
     Mutation(
         "text that only looks like JSON is sent as text",
-        "cli/send.py",
+        "cli/typed_body.py",
         "if _LIKE_JSON.match(typed) or isinstance(error, UnicodeError):",
         "if isinstance(error, UnicodeError):",
         "tests/cli/test_messages.py::test_body_that_only_looks_like_json_is_refused",
@@ -1828,8 +1879,51 @@ MUTATIONS = [
     Mutation(
         "several prefixes are counted by segment as if only the first were given",
         "server/http.py",
-        'case "segment", [prefix]:',
-        'case "segment", [prefix, *_]:',
+        'case "segment", (prefix,):',
+        'case "segment", (prefix, *_):',
         HTTP + "test_count_by_anything_but_the_segments_of_one_prefix_is_refused",
+    ),
+    # Pages of a state, and keys
+    Mutation(
+        "a page token of another user is accepted",
+        "server/page_token.py",
+        "asked = msgspec.json.encode((self.uid, self.at, selection))",
+        "asked = msgspec.json.encode((self.at, selection))",
+        STATE_PAGES + "test_page_of_another_user_or_query_is_refused",
+    ),
+    Mutation(
+        "a page token that is damaged is read as far as it can be",
+        "server/page_token.py",
+        "if self.token_of(start) == token:",
+        "if start:",
+        STATE_PAGES + "test_token_that_is_damaged_anywhere_is_refused",
+    ),
+    Mutation(
+        "a later page of a state in memory is that of now",
+        "stores/memory.py",
+        "state = user.facts.state_at(query.device_id, start.as_of, start.known)",
+        "state = user.facts.state(query.device_id, now)",
+        STATE_PAGES + "test_state_that_changes_meanwhile_is_read_as_it_was",
+    ),
+    Mutation(
+        "a later page of a state in SQL is that of now",
+        "stores/sql/state_machine.py",
+        "lambda c: read_next_state_page(c, uid, query, start))",
+        "lambda c: read_state_page(c, uid, query, now, now))",
+        STATE_PAGES + "test_state_that_changes_meanwhile_is_read_as_it_was",
+    ),
+    Mutation(
+        "get prefers the item that all devices see to that of the device's own scope",
+        "client/calls.py",
+        "return by_scope.get(device_id) or by_scope.get(None)",
+        "return by_scope.get(None) or by_scope.get(device_id)",
+        PRODUCER + "test_get_prefers_the_scope_of_the_device",
+    ),
+    Mutation(
+        "an item may be snoozed until its expiry",
+        "client/snooze.py",
+        "if item.expires_at is not None and until >= item.expires_at:",
+        "if item.expires_at is not None and until > item.expires_at:",
+        PRODUCER + "test_snooze_until_the_expiry_is_refused_and_just_before_is_not",
     ),
 ]

@@ -452,6 +452,44 @@ async def test_result_says_what_came_of_the_message(shared: Served, uid: str) ->
     }
 
 
+async def test_result_says_when_an_item_begins_and_whose_place_it_takes(
+    shared: Served, uid: str
+) -> None:
+    async def post(body: Any) -> Any:
+        (result,) = (await shared.post(body)).json()["results"]
+        return {k: v for k, v in result.items() if k not in ("uid", "ctime", "status")}
+
+    begins, ends = 4_000_000_000_000_000, 4_000_000_000_000_009
+    later = {"starts": {"time": begins}, "expires": {"time": ends}}
+    first = to(uid, msg_id="a")
+    first["creation"] |= {"key": "k"}
+    second = to(uid, msg_id="b")
+    second["creation"] |= {"key": "k", **later}
+    assert await post(first) == {"msg_id": "a", "visible": True, "dismissed": 0}
+    fate = {"msg_id": "b", "visible": False, "starts_at": begins, "expires_at": ends}
+    assert await post(second) == {**fate, "dismissed": 0, "replaced": "a"}
+    assert await post(second) == fate
+    (item,) = (await state(shared, uid, at=begins))["items"]
+    assert (item["key"], item["starts_at"], item["expires_at"]) == ("k", begins, ends)
+    assert (await state(shared, uid))["items"] == []
+    assert (await state(shared, uid, at=ends))["items"] == []
+    dismissal = {"ranges": [{"category": "chat", "scheduled": True}]}
+    assert (await post({"uid": uid, "dismissal": dismissal}))["dismissed"] == 1
+
+
+async def test_key_that_is_dismissed_up_to_an_end_ahead_can_be_put_again(
+    shared: Served, uid: str
+) -> None:
+    ahead = {"keys": [{"key": "k", "end_time": {"time": 4_000_000_000_000_000}}]}
+    value = to(uid)
+    value["creation"]["key"] = "k"
+    for message in (value, {"uid": uid, "dismissal": ahead}):
+        assert (await shared.post(message)).status_code == 200
+    assert (await state(shared, uid))["items"] == []
+    await shared.post(value)
+    assert len((await state(shared, uid))["items"]) == 1
+
+
 @pytest.mark.parametrize("name", ["state?at", "messages?since"])
 @pytest.mark.parametrize("time", ["", "yesterday", "²", "1h 30m", "2026-01-01T00:00:00", "9" * 40])
 async def test_invalid_time_is_rejected_and_parameter_named(

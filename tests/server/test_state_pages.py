@@ -19,11 +19,11 @@ from gregor.node.node import Node
 from gregor.protocol.requests import MAX_STATE_ITEMS
 from gregor.server import Server
 from gregor.server.auth import OpenAuthenticator
-from gregor.server.page_token import AskedState
+from gregor.server.page_token import StateRequest
 from gregor.stores.memory import MemoryStateMachine
 from gregor.testing.clock import ManualClock
 from gregor.testing.strategies import MSG_IDS, devices, keys, messages
-from tests.server.harness import JSON, open_settings, serving
+from tests.server.harness import JSON, open_settings, serving, shared_settings
 
 USER = "user"
 
@@ -67,7 +67,15 @@ async def on_sqlite() -> AsyncIterator[PagedUser]:
         yield PagedUser(served.http, clock, served.server)
 
 
-STORES = {"memory": in_memory, "SQLite": on_sqlite}
+@asynccontextmanager
+async def on_shards() -> AsyncIterator[PagedUser]:
+    clock = ManualClock()
+    settings = shared_settings(("a=sqlite://", "b=sqlite://"))
+    async with serving(settings, clock=clock) as served:
+        yield PagedUser(served.http, clock, served.server)
+
+
+STORES = {"memory": in_memory, "SQLite": on_sqlite, "shards": on_shards}
 
 
 # Pages
@@ -247,7 +255,10 @@ async def test_text_that_is_no_token_is_refused(token: str) -> None:
         ),
         *(({"order": order}, "order") for order in ("", "first", "Newest")),
         *(({"key": key}, "key") for key in ("", "é" * 128, "a\0")),
-        *(({"prefix": prefix}, "prefix") for prefix in ("é" * 128, "a\0", ["a", "\0"])),
+        *(
+            ({"prefix": prefix}, "prefix")
+            for prefix in ("é" * 128, "a\0", ["a", "\0"], ["a"] * 101)
+        ),
     ],
 )
 async def test_parameter_that_selects_nothing_possible_is_refused_by_name(
@@ -258,7 +269,7 @@ async def test_parameter_that_selects_nothing_possible_is_refused_by_name(
 
 
 START = PageStart(100, 90, "0" * 64, 80, "é" * 32)
-ASKED = AskedState("üser", StateQuery("d", ("b", "a"), "k"), TimeOrOffset(offset=-5))
+ASKED = StateRequest("üser", StateQuery("d", ("b", "a"), "k"), TimeOrOffset(offset=-5))
 
 
 def test_token_is_text_for_urls_and_stands_for_its_start() -> None:

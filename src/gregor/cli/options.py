@@ -41,7 +41,7 @@ Starts = Annotated[
     str | None,
     typer.Option(
         metavar="TIME",
-        help="Show it from then on: a duration such as 2h, or a time such as 2027-01-31T12:00:00Z.",
+        help="When it begins: a duration such as 2h, or a time such as 2027-01-31T12:00:00Z.",
         show_default="at once",
     ),
 ]
@@ -49,8 +49,8 @@ Expires = Annotated[
     str | None,
     typer.Option(
         metavar="TIME",
-        help="Show it until then: a duration such as 90s, or a time.",
-        show_default="never ends",
+        help="When it ends: a duration such as 90s, or a time.",
+        show_default="never",
     ),
 ]
 Scope = Annotated[

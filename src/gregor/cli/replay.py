@@ -40,7 +40,8 @@ def replay(
 
     The lines of one user are sent in order. `t` is the sender's clock, in
     milliseconds. It does not set the ctime: the server assigns that on
-    arrival. A time in `starts`, `expires` or `end_time` keeps its offset from `t`.
+    arrival. A time in `starts`, `expires` or `end_time` keeps its offset
+    from `t`.
 
     [dim]$[/] gregor replay activity.jsonl.gz
     [dim]$[/] tail -f activity.jsonl | gregor replay -

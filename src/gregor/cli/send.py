@@ -137,7 +137,7 @@ def snooze(
     from gregor.cli.remote import request
 
     result = run(request(settings, lambda server: server.snooze(uid, msg_id, instant)))
-    _print(result, creates=True, json=json)
+    print_result(result, creates=True, json=json)
 
 
 def dismiss(
@@ -171,7 +171,7 @@ def dismiss(
         str | None,
         typer.Option(
             metavar="TIME",
-            help="Of a key or category, only items from up to this time.",
+            help="Only items of the key or category up to this time.",
             show_default="now",
         ),
     ] = None,
@@ -205,12 +205,12 @@ def _send(settings: "Settings", message: Message, json: bool) -> None:
 
     (result,) = run(request(settings, lambda server: server.send([message])))
     creates = isinstance(message, InBandMessage) and message.creation is not None
-    _print(result, creates=creates, json=json)
+    print_result(result, creates=creates, json=json)
     if result.error is not None:
         raise _Rejected(f"{result.error.message} ({result.error.code})")
 
 
-def _print(result: "Result", creates: bool, json: bool) -> None:
+def print_result(result: "Result", creates: bool, json: bool) -> None:
     """Print the result of a message; without --json, an error is reported elsewhere."""
     if json:
         output.print_json(result)

@@ -135,14 +135,19 @@ def inject_for_many(uids: Iterable[AnyID], message: Message) -> Iterator[Call[Re
         yield _post(msgspec.json.encode(contents), [sent._replace(uid=uid) for uid in batch])
 
 
-def only_result(results: Results) -> Result:
-    """The result of one message. Raises the error that the message is rejected with."""
-    (result,) = results.results
-    if result.error is not None:
-        raise error_from_code(
-            result.error.code, result.error.message, result.error.field, result.error.action
-        )
-    return result
+def inject_together(messages: Sequence[Message]) -> Call[Results]:
+    """One call with a few messages for one user."""
+    (call,) = inject_many(messages)
+    return call
+
+
+def first_result(results: Results) -> Result:
+    """The result of the first message, or of the only one. Raises the error of the first that is
+    rejected."""
+    for result in results.results:
+        if (error := result.error) is not None:
+            raise error_from_code(error.code, error.message, error.field, error.action)
+    return results.results[0]
 
 
 class _Sent(NamedTuple):
@@ -338,7 +343,7 @@ def _device(device_id: AnyID | None) -> DeviceID | None:
     return arguments.optional_identifier("device_id", device_id, MAX_DEVICE_ID)
 
 
-def _prefix(prefix: Category, name: str = "prefix") -> Category:
+def _prefix(prefix: object, name: str = "prefix") -> Category:
     return arguments.prefix(name, prefix, MAX_CATEGORY)
 
 

@@ -24,6 +24,7 @@ from gregor.client.connection import (
     Token,
 )
 from gregor.client.events import Event, Subscription, WriteRejected
+from gregor.client.inbox import Inbox
 from gregor.client.node_clock import DeviceClock
 from gregor.client.outside import call_outside
 from gregor.client.own_loop import OwnLoop
@@ -132,6 +133,7 @@ class Client:
         self._connection = Connection(self, connect or _websocket(url), token, jitter)
         self._replica = Replica(self._device_id)
         self._set_aside: Mapping[RecordKey, bytes] = {}
+        self._inbox = Inbox(self)
         self._visible: dict[MsgID, Item] = {}
         self._refreshed_at: Time = 0
         self._pending_changes: list[_Change] = []
@@ -348,6 +350,13 @@ class Client:
         await self.change(lambda replica, now: replica.write(message, now), [message])
         return message.msg_id
 
+    async def write_all(self, messages: Iterable[InBandMessage]) -> None:
+        """Put messages into the outbox, in order, as `write` does: all of them in one transaction,
+        or, if it raises, none."""
+        given = arguments.many("messages", messages)
+        admitted = [_admitted(message, "messages") for message in given]
+        await self.change(lambda replica, now: replica.write_all(admitted, now), admitted)
+
     def _scope(self, device_id: AnyID | None, this_device: bool) -> AnyID | None:
         if not arguments.flag("this_device", this_device):
             return device_id
@@ -375,6 +384,11 @@ class Client:
         """Remove rejected messages from `rejected()`. Idempotent."""
         ids = arguments.known_ids("msg_ids", msg_ids, MAX_MSG_ID)
         await self.change(lambda replica, now: replica.discard(ids))
+
+    @property
+    def inbox(self) -> Inbox:
+        """The notifications of the user on this device."""
+        return self._inbox
 
     # Reading
 
@@ -692,14 +706,14 @@ def _check_parts(
     arguments.function("jitter", jitter)
 
 
-def _admitted(message: object) -> InBandMessage:
+def _admitted(message: object, name: str = "message") -> InBandMessage:
     """The message as a node reads it, which can be read back from the store as well. Raises what
     the node would reject it with."""
     if isinstance(message, InBandMessage):
         read = parse_message(msgspec.json.encode(message))
         if isinstance(read, InBandMessage):
             return read
-    raise InvalidMessage("`message` must be an InBandMessage", field="message")
+    raise InvalidMessage(f"`{name}` must be an InBandMessage", field=name)
 
 
 def _websocket(url: str) -> Connect:

@@ -7,8 +7,16 @@ that is already stored is answered as a duplicate, which is a success.
 import asyncio
 import random
 import time
-from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from abc import abstractmethod
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from functools import partial
 from types import NoneType
 from typing import Any, Generic, Self, TypeAlias, TypeVar, overload
@@ -25,13 +33,23 @@ from gregor.client.calls import (
     authorization,
     server_url,
 )
+from gregor.client.notifier import Notifier
 from gregor.client.outside import described, random_numbers
 from gregor.client.per_process import PerProcess
 from gregor.core import arguments
 from gregor.core import message as factory
 from gregor.core.admission import check_type
 from gregor.core.instant import Time
-from gregor.core.message import JSON, AnyID, Category, Key, Message, System, When
+from gregor.core.message import (
+    JSON,
+    AnyID,
+    Category,
+    InBandMessage,
+    Key,
+    Message,
+    System,
+    When,
+)
 from gregor.core.state import Item
 from gregor.errors import SetupError, Unavailable
 from gregor.protocol.answers import CountAnswer, MessagesAnswer, StateAnswer
@@ -76,7 +94,8 @@ def _require_open(http: httpx.Client | httpx.AsyncClient) -> None:
 
 
 class BaseProducer(
-    ABC, Generic[OneResult, ManyResults, AState, StatePages, AnItem, ACount, SomeMessages]
+    Notifier[OneResult],
+    Generic[OneResult, ManyResults, AState, StatePages, AnItem, ACount, SomeMessages],
 ):
     """What a Producer and an AsyncProducer promise. The type parameters are what their methods
     return: the answer, or something to await.
@@ -262,9 +281,9 @@ class BaseProducer(
     ) -> StatePages:
         """An iterator over the pages of a state, all as of one instant, whatever happens meanwhile:
         each item is in one of them, once. Each page is read when it is asked for."""
-        number = arguments.positive_number("limit", limit, int)
+        arguments.positive_number("limit", limit, int)
         return self.read_pages(
-            calls.state(uid, device_id, at=at, prefixes=prefixes, order=order, limit=number)
+            calls.state(uid, device_id, at=at, prefixes=prefixes, order=order, limit=limit)
         )
 
     def get(self, uid: AnyID, key: Key, device_id: AnyID | None = None) -> AnItem:
@@ -376,7 +395,10 @@ class Producer(
             http.close()
 
     def send_one(self, message: Message) -> Result:
-        return calls.only_result(self.perform(calls.inject(message)))
+        return calls.first_result(self.perform(calls.inject(message)))
+
+    def send_together(self, messages: Sequence[InBandMessage]) -> Result:
+        return calls.first_result(self.perform(calls.inject_together(messages)))
 
     def send_after(
         self, call: Call[StateAnswer], message_of: Callable[[StateAnswer], Message]
@@ -485,7 +507,10 @@ class AsyncProducer(
             await connections.in_this_loop().aclose()
 
     async def send_one(self, message: Message) -> Result:
-        return calls.only_result(await self.perform(calls.inject(message)))
+        return calls.first_result(await self.perform(calls.inject(message)))
+
+    async def send_together(self, messages: Sequence[InBandMessage]) -> Result:
+        return calls.first_result(await self.perform(calls.inject_together(messages)))
 
     async def send_after(
         self, call: Call[StateAnswer], message_of: Callable[[StateAnswer], Message]

@@ -120,6 +120,14 @@ class Replica(Struct, frozen=True):
             return self
         return self._written(self._as_meant(message, now), now)
 
+    def write_all(self, messages: Iterable[InBandMessage], now: Time) -> Self:
+        """Put several messages into the outbox, in order, as `write` does."""
+        replica, changed = self, frozenset[MsgID]()
+        for message in messages:
+            replica = replica.write(message, now)
+            changed |= replica.changed
+        return replica._with(changed=changed)
+
     def _has_item_of(self, message: InBandMessage) -> bool:
         item = self.shown.items.get(message.msg_id)
         return item is not None and repeats_item(item, message)

@@ -2,8 +2,8 @@
 
 The pub/sub makes delivery fast, the store makes it reliable. A gap that a later message reveals is
 noticed, and repaired at once. What no later message reveals is found by the sweep, which compares
-the positions of all feeds with the users' clocks. Each sweep also checks a few of the hashes that
-the store keeps.
+the positions of all feeds with the users' clocks. After each sweep a few of the hashes that the
+store keeps are checked.
 
 A replay behind the clock of its user is a message that no feed can hear of: all are past it. But it
 moves the clock, so the sweep finds that they are behind; and no cursor from before can be
@@ -84,6 +84,7 @@ class GapRepair:
         """Repair gaps, and sweep periodically, until this is cancelled or fails."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._sweep())
+            tasks.create_task(self._hash_checks.run())
             for _ in range(GAP_REPAIR_WORKERS):
                 tasks.create_task(self._repair_queued())
 
@@ -155,7 +156,7 @@ class GapRepair:
             self._sweep_due.clear()
             await self._sweep_once(grace)
             if not self.waiting_for_store:
-                await self._hash_checks.check_some()
+                self._hash_checks.notice_sweep()
 
     def _delay(self, grace: float) -> float:
         if self.waiting_for_store:

@@ -4,8 +4,11 @@ A kept hash is right unless there is a defect, or somebody has changed the datab
 of the user would end in a snapshot, until this finds it.
 """
 
+import asyncio
 import logging
 from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
 
 from gregor.consumers.broadcaster import Broadcaster
 from gregor.core.message import UID
@@ -21,7 +24,8 @@ USERS_AT_ONCE = 4
 
 
 class HashChecks:
-    """Checks the users who are connected to this node, one after the other, and begins again."""
+    """Checks the users who are connected to this node, one after the other, and begins again. A
+    task of its own does so: it may have to wait for senders, and the sweep must not."""
 
     def __init__(
         self, state_machine: StateMachineOfRecord, broadcaster: Broadcaster, observer: Observer
@@ -29,19 +33,24 @@ class HashChecks:
         self._state_machine = state_machine
         self._broadcaster = broadcaster
         self._observer = observer
+        self._swept = asyncio.Event()
         self._due: deque[UID] = deque()  # users who are not yet checked in this round
 
-    async def check_some(self) -> None:
-        """Check the next few users. The store repairs what differs. If it does not answer, they
-        are checked in the next round."""
-        uids = self._next()
-        if not uids:
-            return
-        try:
-            repaired = await self._state_machine.check_hashes(uids)
-        except Unavailable:
-            return
-        for uid in repaired:
+    def notice_sweep(self) -> None:
+        """A sweep has ended, and the store answers: check the next few users, once."""
+        self._swept.set()
+
+    async def run(self) -> None:
+        """Check a few users after each sweep, until this is cancelled or fails."""
+        while True:
+            await self._swept.wait()
+            self._swept.clear()
+            # If the store does not answer any more, the users are checked in the next round.
+            with suppress(Unavailable):
+                await self._check(self._next())
+
+    async def _check(self, uids: Sequence[UID]) -> None:
+        for uid in await self._state_machine.check_hashes(uids) if uids else ():
             log.error(LogEvent("a kept hash was wrong, and is repaired", uid=uid))
             self._observer.hash_repaired()
 

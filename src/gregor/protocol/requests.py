@@ -12,6 +12,7 @@ MAX_USERS = 10_000
 # Enough for a message of the largest size to MAX_USERS users with the longest ids.
 MAX_REQUEST = 8 * 1024 * 1024
 MAX_STATE_ITEMS = 500  # in a page of a state
+MAX_PREFIXES = 100  # of categories, in a request for a state
 
 Order: TypeAlias = Literal["oldest", "newest"]
 """Which items of a state come first."""

@@ -51,6 +51,7 @@ from gregor.protocol.entries import read_addressed, read_entries
 from gregor.protocol.frames import PAGE_BYTES, PAGE_ENTRIES, GoAway, Result, decode
 from gregor.protocol.json_parts import array_elements, object_members
 from gregor.protocol.requests import (
+    MAX_PREFIXES,
     MAX_REQUEST,
     MAX_STATE_ITEMS,
     MAX_USERS,
@@ -59,7 +60,7 @@ from gregor.protocol.requests import (
     MultiUserRequest,
 )
 from gregor.server.auth import Identity
-from gregor.server.page_token import AskedState
+from gregor.server.page_token import StateRequest
 from gregor.server.problems import problem
 from gregor.server.readiness import PARTS
 from gregor.server.service import Service
@@ -147,7 +148,7 @@ async def get_state(service: Service, request: Request, identity: Identity) -> R
     happens between them changes none."""
     once = {"device_id", "at", "key", "limit", "order", "page"}
     uid = _user(request, identity, once, {"prefix"})
-    asked = AskedState(uid, _state_query(request), _time(request, "at"))
+    asked = StateRequest(uid, _state_query(request), _time(request, "at"))
     start = _page_start(request, asked)
     # A later page is of the instant of the first one, and not of `at`, which may be an offset.
     at = asked.at if start is None else None
@@ -157,13 +158,16 @@ async def get_state(service: Service, request: Request, identity: Identity) -> R
 
 
 def _state_query(request: Request) -> StateQuery:
+    prefixes = _prefixes(request)
+    if len(prefixes) > MAX_PREFIXES:  # each item is compared with each
+        raise InvalidMessage(
+            f"give at most {MAX_PREFIXES} `prefix`, not {len(prefixes)}", field="prefix"
+        )
     limit = _limit(request, MAX_STATE_ITEMS) if "limit" in request.query_params else None
-    return StateQuery(
-        _device(request), _prefixes(request), _key(request), _newest_first(request), limit
-    )
+    return StateQuery(_device(request), prefixes, _key(request), _newest_first(request), limit)
 
 
-def _page_start(request: Request, asked: AskedState) -> PageStart | None:
+def _page_start(request: Request, asked: StateRequest) -> PageStart | None:
     token = request.query_params.get("page")
     return None if token is None else asked.start_of(token)
 

@@ -15,7 +15,13 @@ from gregor.protocol.answers import (
     StateAnswer,
 )
 from gregor.protocol.frames import PAGE_ENTRIES
-from gregor.protocol.requests import MAX_STATE_ITEMS, ORDERS, BatchRequest, MultiUserRequest
+from gregor.protocol.requests import (
+    MAX_PREFIXES,
+    MAX_STATE_ITEMS,
+    ORDERS,
+    BatchRequest,
+    MultiUserRequest,
+)
 from gregor.server.readiness import PARTS
 
 JSONObject = dict[str, Any]
@@ -102,7 +108,7 @@ def _paths() -> JSONObject:
         "StateAnswer",
         device,
         at,
-        prefix,
+        {**prefix, "schema": {**prefix["schema"], "maxItems": MAX_PREFIXES}},
         *_selections(),
     )
     since = _query("since", "A time or offset like `at`: messages from this instant on, inclusive")

@@ -38,7 +38,7 @@ class _Contents(Struct, frozen=True, array_like=True, forbid_unknown_fields=True
         check_text("after_id", self.after_id, MAX_MSG_ID)
 
 
-class AskedState(Struct, frozen=True):
+class StateRequest(Struct, frozen=True):
     """What was asked for, on every page of one reading. Their `limit` may differ."""
 
     uid: UID

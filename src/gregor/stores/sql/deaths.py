@@ -275,9 +275,7 @@ def _deaths_by_successor(
 
 
 def _keyed(messages: Iterable[InBandMessage]) -> list[KeyedItem]:
-    return [
-        KeyedItem(m.uid, m.key, m.device_id or "", m.ctime) for m in messages if m.key is not None
-    ]
+    return [KeyedItem(m.uid, m.key, m.device_id, m.ctime) for m in messages if m.key is not None]
 
 
 # Many dismissals, compared with many items

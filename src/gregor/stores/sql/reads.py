@@ -238,7 +238,7 @@ def _read_predecessors(
 ) -> dict[Time, Predecessor]:
     """The predecessors of the items that these messages create, by the ctimes of the messages."""
     keyed = [
-        KeyedItem(uid, message.key, message.device_id or "", message.ctime)
+        KeyedItem(uid, message.key, message.device_id, message.ctime)
         for message in messages
         if message.key is not None
     ]

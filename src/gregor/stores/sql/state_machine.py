@@ -26,6 +26,8 @@ from gregor.errors import (
 )
 from gregor.interfaces import Duplicate, Slot, StateMachineOfRecord, Stored, StoreOutcome
 from gregor.log_event import LogEvent
+from gregor.stores.sql import before_0007
+from gregor.stores.sql.before_0007 import Consume
 from gregor.stores.sql.database import (
     CommitUnknown,
     Database,
@@ -163,6 +165,10 @@ class SQLStateMachine(StateMachineOfRecord):
                 f"the database does not have schema {revision} yet: run `gregor migrate`; retry"
             )
 
+    def _is_migrated(self) -> bool:
+        """Whether the database is known to have the newest schema that this code needs."""
+        return self.schema is not None and self.schema.has(before_0007.REVISION)
+
     # Consuming
 
     async def store(self, slots: Sequence[Slot]) -> None:
@@ -233,9 +239,7 @@ class SQLStateMachine(StateMachineOfRecord):
         now = self._clock()
         if not any(message.stamped for message in messages):
             try:
-                return await self.database.write(
-                    lambda c: consume_new(c, messages, now, any_bucket=self._any_bucket)
-                )
+                return await self._consume(consume_new, messages, now)
             except UniqueViolation:
                 pass
             except CommitUnknown as unknown:
@@ -249,9 +253,18 @@ class SQLStateMachine(StateMachineOfRecord):
         self, messages: Sequence[InBandMessage], now: Time
     ) -> list[StoreOutcome]:
         """Store messages, of which some may be stored already."""
+        return await self._consume(consume, messages, now)
+
+    async def _consume(
+        self, consume: Consume, messages: Sequence[InBandMessage], now: Time
+    ) -> list[StoreOutcome]:
+        store = self._for_its_schema(consume)
         return await self.database.write(
-            lambda c: consume(c, messages, now, any_bucket=self._any_bucket)
+            lambda c: store(c, messages, now, any_bucket=self._any_bucket)
         )
+
+    def _for_its_schema(self, consume: Consume) -> Consume:
+        return consume if self._is_migrated() else before_0007.consuming(consume)
 
     async def _resolve_unknown_commit(
         self, messages: Sequence[InBandMessage], now: Time, expected: list[StoreOutcome]
@@ -288,10 +301,11 @@ class SQLStateMachine(StateMachineOfRecord):
         message = self._refused
         assert message is not None
         now = self._clock()
+        store = self._for_its_schema(consume)
 
         def rehearse(connection: DatabaseConnection) -> None:
             connection.execute_sql("SAVEPOINT rehearsal")
-            consume(connection, [message], now, any_bucket=self._any_bucket)
+            store(connection, [message], now, any_bucket=self._any_bucket)
             connection.execute_sql("ROLLBACK TO SAVEPOINT rehearsal")
 
         try:
@@ -388,6 +402,8 @@ class SQLStateMachine(StateMachineOfRecord):
         )
 
     async def check_hashes(self, uids: Sequence[UID]) -> Sequence[UID]:
+        if not self._is_migrated():
+            return ()  # none is kept
         now = self._clock()
         return await self.database.write(
             lambda c: check_hashes(c, uids, now, any_bucket=self._any_bucket)
@@ -395,6 +411,7 @@ class SQLStateMachine(StateMachineOfRecord):
 
     async def _read_user(self, uid: UID, work: Work[T]) -> T:
         """Run work that reads one user. Raises WrongShard if another shard holds the user."""
+        work = work if self._is_migrated() else before_0007.reading(work)
         if self._any_bucket:
             return await self.database.read(work)
 

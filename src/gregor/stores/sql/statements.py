@@ -380,6 +380,10 @@ ITEMS_MATCHED_IN_LOG = BulkStatement(
 )
 
 
+# SQLite uses the indexes of keys only if a statement says that the key is not NULL. The `+` keeps
+# it from reading all ctimes of the user instead.
+
+
 class NamedKey(NamedTuple):
     """A key that new dismissals name, with the latest of their ends, and the earliest of their
     ctimes."""
@@ -394,8 +398,8 @@ _NAMED = """
     SELECT messages.uid, messages.msg_id, messages.ctime, messages.key AS category,
         messages.device_id, messages.starts_at
     FROM input
-    JOIN messages ON messages.uid = input.uid AND messages.key = input.key AND {alive}
-        AND messages.ctime <= input.end_time
+    JOIN messages ON messages.uid = input.uid AND messages.key = input.key
+        AND messages.key IS NOT NULL AND {alive} AND +messages.ctime <= input.end_time
     """
 
 # The items that new dismissals of keys may dismiss.
@@ -410,11 +414,11 @@ ITEMS_NAMED_IN_LOG = BulkStatement(
 
 
 class KeyedItem(NamedTuple):
-    """An item with a key; its scope is the id of a device, or "" for all devices."""
+    """An item with a key."""
 
     uid: UID
     key: Key
-    scope: DeviceID
+    device_id: DeviceID | None
     ctime: Time
 
 
@@ -435,8 +439,9 @@ PREDECESSORS = BulkStatement(
     FROM input
     JOIN messages ON messages.uid = input.uid AND messages.ctime = (
         SELECT earlier.ctime FROM messages AS earlier
-        WHERE earlier.uid = input.uid AND earlier.key = input.key
-            AND coalesce(earlier.device_id, '') = input.scope AND earlier.ctime < input.ctime
+        WHERE earlier.uid = input.uid AND earlier.key = input.key AND earlier.key IS NOT NULL
+            AND coalesce(earlier.device_id, '') = coalesce(input.device_id, '')
+            AND earlier.ctime < input.ctime
         ORDER BY earlier.ctime DESC LIMIT 1
     )
     """,
@@ -456,8 +461,9 @@ SUCCESSORS = BulkStatement(
     """
     SELECT input.uid, input.ctime, (
         SELECT later.ctime FROM messages AS later
-        WHERE later.uid = input.uid AND later.key = input.key
-            AND coalesce(later.device_id, '') = input.scope AND later.ctime > input.ctime
+        WHERE later.uid = input.uid AND later.key = input.key AND later.key IS NOT NULL
+            AND coalesce(later.device_id, '') = coalesce(input.device_id, '')
+            AND later.ctime > input.ctime
         ORDER BY later.ctime LIMIT 1
     ) AS successor
     FROM input
@@ -1115,7 +1121,7 @@ OLDEST_WITH_PREFIX = _page_of_state(newest_first=False, condition=_HAS_PREFIX)
 NEWEST_WITH_PREFIX = _page_of_state(newest_first=True, condition=_HAS_PREFIX)
 
 # Those with the key as well: few, whatever the order.
-_HAS_KEY = f"messages.key = :key AND {_HAS_PREFIX}"
+_HAS_KEY = f"messages.key = :key AND messages.key IS NOT NULL AND {_HAS_PREFIX}"
 OLDEST_WITH_KEY = _page_of_state(newest_first=False, condition=_HAS_KEY)
 NEWEST_WITH_KEY = _page_of_state(newest_first=True, condition=_HAS_KEY)
 

@@ -76,7 +76,7 @@ CREATE_TABLES = (
     """,
     # What a key holds now, however often it was put: one item of each scope at most.
     """
-    CREATE INDEX live_keys ON messages (uid, key)
+    CREATE INDEX live_keys ON messages (uid, key, ctime)
     WHERE key IS NOT NULL AND dismissed_at IS NULL
     """,
     # The tombstones of items that have not arrived yet.

@@ -47,7 +47,7 @@ def upgrade() -> None:
     scope = sa.text("coalesce(device_id, '')")
     _create_partial_index("keyed_items", ["uid", "key", scope, "ctime"], "key IS NOT NULL")
     live = "key IS NOT NULL AND dismissed_at IS NULL"
-    _create_partial_index("live_keys", ["uid", "key"], live)
+    _create_partial_index("live_keys", ["uid", "key", "ctime"], live)
 
 
 def _create_partial_index(name: str, columns: Sequence[str | sa.TextClause], where: str) -> None:
