@@ -248,10 +248,10 @@ def test_item_of_a_snapshot_does_not_keep_its_frame_in_memory() -> None:
     """Else what a device holds would not be proportional to what is live."""
     bodies = raw("kept"), raw("x" * 50_000)
     items = tuple(Item(f"m{n}", n, "a", body) for n, body in enumerate(bodies, start=1))
-    text = encode(SyncPage("snapshot", 0, 12, 50, HASH, items=items))
+    page = SyncPage("snapshot", 0, 12, 50, HASH, items=items)
     tracemalloc.start()
     try:
-        kept = [snapshot_in(text).items[0] for _ in range(20)]
+        kept = [snapshot_in(encode(page)).items[0] for _ in range(20)]
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
