@@ -1183,11 +1183,11 @@ MUTATIONS = [
         REPLICA + "test_acknowledged_put_that_is_dead_has_replaced_its_predecessor",
     ),
     Mutation(
-        "each put of a key is shown again with all others",
-        "client/outbox.py",
-        "ids.append(last)",
-        "ids += (place[-1] for place in self.puts)",
-        CLIENT_COST + "test_cost_of_sending_the_outbox_is_proportional_to_it",
+        "an item stays hidden when the put that hides it is rejected",
+        "client/replica.py",
+        "ids = frozenset(chain(changed, entry_ids, named, keyed))",
+        "ids = frozenset(chain(changed, entry_ids, named))",
+        REPLICA + "test_item_is_shown_again_when_the_unsent_put_or_dismissal_is_rejected",
     ),
     Mutation(
         "an unsent item stays dismissed when the cursor passes the end of a range",
@@ -1195,6 +1195,14 @@ MUTATIONS = [
         "updated.outbox.has_ends_after(min(before.cursor, self.cursor))",
         "updated.outbox.has_ends_after(self.cursor)",
         REPLICA + "test_unsent_item_is_shown_again_when_the_cursor_passes_the_end_of_a_dismissal",
+    ),
+    Mutation(
+        "one item of a snapshot keeps the whole frame in memory",
+        "protocol/client_session.py",
+        "raw_body=item.raw_body.copy()",
+        "raw_body=item.raw_body",
+        "tests/protocol/test_client_session.py::"
+        "test_item_of_a_snapshot_does_not_keep_its_frame_in_memory",
     ),
     # The outside of a client, and its clocks
     Mutation(
