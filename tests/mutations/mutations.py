@@ -179,7 +179,7 @@ MUTATIONS = [
         "stores/sql/deaths.py",
         "        died,\n        _counted(",
         "        [*died, *earlier],\n        _counted(",
-        SQL + LAW_OF_HASHES,
+        "tests/stores/test_hashes.py::test_item_that_dies_earlier_than_was_known_is_subtracted_once",
     ),
     Mutation(
         "what has expired since is not left out of a hash that is read",
@@ -228,7 +228,7 @@ MUTATIONS = [
         "stores/sql/statements.py",
         "f\"{_begun(':time')} AND {condition}\"",
         "condition",
-        SQL + "test_law_pages_of_a_state_are_of_one_instant",
+        SQL + "test_item_is_visible_from_its_start_on_and_in_the_order_of_starts",
     ),
     Mutation(
         "an item that its own message dismissed before schema 0007 lives again",

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gregor.core.instant import SECOND
-from gregor.core.message import InBandMessage, create, dismiss, put
+from gregor.core.message import InBandMessage, create, dismiss, dismiss_category, put
 from gregor.stores.memory import MemoryStateMachine
 from gregor.stores.sql.database import Database
 from gregor.stores.sql.migrations import migrate
@@ -118,4 +118,17 @@ async def test_hash_is_moved_to_the_present_by_a_write_after_minutes(stores: Sto
         stores.clock.now += seconds * SECOND
         await stores.consume(create("ann", "a"))
         assert await stores.execute(query) == [(until,)]
+        assert await stores.differing() == set()
+
+
+async def test_item_that_dies_earlier_than_was_known_is_subtracted_once(stores: Stores) -> None:
+    stores.clock.now += 10 * SECOND
+    for dismissal in (
+        dismiss("ann", "1"),
+        dismiss("ann", "1").stamp(EPOCH + 5 * SECOND, 0),
+        dismiss_category("ann", "a").stamp(EPOCH + 3 * SECOND, 0),
+        put("ann", "k", device_id="d2").stamp(EPOCH + 2 * SECOND, 0),
+        put("ann", "k", device_id="d2").stamp(EPOCH - 2 * SECOND, 0),
+    ):
+        await stores.consume(dismissal)
         assert await stores.differing() == set()

@@ -514,6 +514,28 @@ class StateMachineConformance:
         clock.now += 90 * SECOND
         assert await outcome(update) == Duplicate(replacing.message)
 
+    async def test_item_is_visible_from_its_start_on_and_in_the_order_of_starts(
+        self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
+    ) -> None:
+        """It is live from its ctime on: in the hash, in snapshots and in messages since."""
+        start = EPOCH + 90 * SECOND
+        await consume(machine, put(uid, "a", "later", key="k", starts=TimeOrOffset(time=start)))
+        await consume(machine, create(uid, "a", "now"))
+        hash_ = (await machine.sync(uid, None, 0)).hash
+        for now, expected in ((start - 1, ["now"]), (start, ["now", "later"])):
+            clock.now = now
+            assert bodies(await machine.state(uid)) == expected
+            assert bodies(await machine.state(uid, at=TimeOrOffset(time=now))) == expected
+            assert (await machine.count(uid, None, ["a"])).by_prefix == {"a": len(expected)}
+            sync = await machine.sync(uid, None, 0)
+            assert isinstance(sync.content, Snapshot)
+            assert (len(sync.content), sync.hash) == (2, hash_)
+            for query in (StateQuery(key="k"), StateQuery(newest_first=True, limit=1)):
+                (*_, item) = (await machine.state_page(uid, query)).items or (None,)
+                shown = None if item is None else item.body
+                assert shown == ("later" if now == start else None if query.key else "now")
+            assert len(await read_log(machine, uid)) == 2
+
     async def test_start_that_is_not_before_the_expiry_rejects_that_message_alone(
         self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
     ) -> None:
