@@ -4,10 +4,10 @@ Facts are order-free: all deaths are looked up together, whatever the order of t
 batch, and the earliest death of each item counts. The cost is proportional to what is live and what
 is new, and not to the product of the batch's dismissals and the items.
 
-The ranges and keys of a dismissal end with it, and a message with a key replaces the one item before
-it. So, but for an id that was dismissed before its item arrived, what was stored before a batch can
-kill items of the batch only if they are late replays, which are behind the user's clock; and only
-late replays can give an item that is dead an earlier death.
+The ranges and keys of a dismissal end with it, and a message with a key replaces the one item
+before it. So, but for an id that was dismissed before its item arrived, what was stored before a
+batch can kill items of the batch only if they are late replays, which are behind the user's clock;
+and only late replays can give an item that is dead an earlier death.
 """
 
 from collections import Counter, defaultdict
