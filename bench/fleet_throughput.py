@@ -21,7 +21,7 @@ from bench.report import Figure
 
 USERS, ROUNDS, FRAMES, WARM_UP, MESSAGES = 100, 3, 40, 5, 20
 ROWS_PER_INSERT = 500
-COLUMNS = 9
+COLUMNS = 11
 
 
 class FleetRound(NamedTuple):
