@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias
 
 import pytest
+from msgspec import structs
 
 from gregor.client import Client
 from gregor.client.connection import Transport
@@ -12,7 +13,16 @@ from gregor.client.replica import Replica, events_between
 from gregor.client.store import changed_records
 from gregor.core.admission import EARLIEST_TIME
 from gregor.core.instant import SECOND, TimeOrOffset
-from gregor.core.message import InBandMessage, create, dismiss, dismiss_category, dismiss_key, put
+from gregor.core.message import (
+    Dismissal,
+    InBandMessage,
+    Range,
+    create,
+    dismiss,
+    dismiss_category,
+    dismiss_key,
+    put,
+)
 from gregor.core.state import Item
 from gregor.core.sync import Snapshot
 from gregor.protocol.frames import PAGE_BYTES, Result
@@ -196,7 +206,16 @@ def _require(condition: bool) -> None:
 def test_reasons_of_dismissals_cost_the_sum_of_messages_and_items() -> None:
     def work(size: int) -> Callable[[], object]:
         before = {item.msg_id: item for item in items(size)}
-        messages: Sequence[InBandMessage] = [put("u", f"c.{n}.x", n) for n in range(size)]
+        messages: Sequence[InBandMessage] = [
+            *(put("u", "c", n, key=f"k{n}") for n in range(size)),
+            *(update(f"c.{n}.x") for n in range(size)),
+        ]
         return lambda: events_between(before, {}, 0, messages)
 
     assert python_steps(work(400)) < 6 * python_steps(work(100))
+
+
+def update(category: str) -> InBandMessage:
+    """A message that dismisses a category, and creates an item of it."""
+    dismissal = Dismissal(ranges=(Range(category),))
+    return structs.replace(create("u", category), dismissal=dismissal)

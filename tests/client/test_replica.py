@@ -812,3 +812,22 @@ def test_message_whose_id_the_facts_have_changes_nothing_before_it_is_answered()
     snapshot = Snapshot(tuple(replica.facts.items.values()))
     replica = replica.write(create("u", "note", msg_id="n"), 21).apply_snapshot(snapshot, 10)
     assert [item.msg_id for item in replica.state(30)] == ["m", "n"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [put("u", "theme", "light", msg_id="m"), dismiss_key("u", "theme", msg_id="m")],
+    ids=["put", "dismissal"],
+)
+def test_item_is_shown_again_when_the_unsent_put_or_dismissal_is_rejected(
+    message: InBandMessage,
+) -> None:
+    replica = Replica(DEVICE).apply([stamp(put("u", "theme", "dark", msg_id="t"), 10)], 10)
+    replica = replica.write(message, 20)
+    for n in range(50):
+        replica = replica.write(create("u", "note", msg_id=f"n{n}"), 21)
+    assert "t" not in replica.visible(30)
+    error = Problem("forbidden", "no", Action.STOP)
+    rejected = replica.apply_results([(message, Result("rejected", error=error))])
+    assert "t" in rejected.changed
+    assert "t" in rejected.visible(30)
