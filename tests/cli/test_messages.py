@@ -316,3 +316,5 @@ def test_watch_prints_plain_lines_to_a_pipe(gregor: Shell) -> None:
         assert {watching.stdout.readline(), watching.stdout.readline()} == {"online\n", "synced\n"}
         gregor("send", "lea", "note", "1", "--msg-id", "m")
         assert watching.stdout.readline() == "+ note 1  m\n"
+        gregor("put", "lea", "theme", "dark", "--msg-id", "m2")
+        assert watching.stdout.readline() == '+ theme "dark"  m2 (key theme)\n'

@@ -1,6 +1,7 @@
 """The Publisher and its envelopes: encoding, decoding, size limits."""
 
 import pytest
+from hypothesis import given
 
 from gregor.consumers.publisher import (
     MAX_ENVELOPE_BYTES,
@@ -9,11 +10,15 @@ from gregor.consumers.publisher import (
     decode_envelope,
     encode_envelope,
 )
+from gregor.core.instant import Time
 from gregor.core.message import MAX_BODY, MAX_MESSAGE, create, dismiss, out_of_band, put
 from gregor.errors import Malformed
 from gregor.interfaces import Accepted, Relayed, Stored
+from gregor.protocol.publication import Publication
 from gregor.pubsub.interface import Received
 from gregor.pubsub.memory import Exchange, MemoryPubSub
+from gregor.stores.memory import MemoryStateMachine
+from gregor.testing.strategies import History, histories, late_times
 
 
 @pytest.mark.parametrize(
@@ -56,6 +61,20 @@ def test_envelope_with_an_invalid_predecessor_is_rejected(replaced: str) -> None
     invalid = payload[:-1] + f',"replaced":{replaced}}}'.encode()
     with pytest.raises(Malformed):
         decode_envelope(Received(channel_of("u"), invalid), "b")
+
+
+@given(histories(), late_times)
+async def test_law_a_node_that_receives_an_envelope_sends_devices_what_its_publisher_sends(
+    history: History, now: Time
+) -> None:
+    store = MemoryStateMachine(lambda: now)
+    outcomes = await store.consume_messages([message.stamp(0, 0) for message in history])
+    for stored in outcomes:
+        if isinstance(stored, Stored):  # and not refused, for its start
+            payload = encode_envelope("a", stored)
+            received = decode_envelope(Received(channel_of("user"), payload), "b")
+            relayed = [outcome for outcome in received if isinstance(outcome, Stored)]
+            assert Publication.of(*relayed) == Publication.of(stored)
 
 
 def test_own_envelope_decodes_to_no_messages() -> None:

@@ -10,8 +10,10 @@ ADMISSION = "tests/core/test_admission.py::"
 ARGUMENTS = "tests/client/test_arguments.py::"
 EXHAUSTIVE = "tests/core/test_exhaustive.py::"
 VECTORS = "tests/core/test_vectors.py::"
+LAWS = "tests/core/test_laws.py::"
 MEMORY = "tests/conformance/test_state_machines.py::TestMemory::"
 SQL = "tests/conformance/test_state_machines.py::TestSQLiteInMemory::"
+LAW_OF_HASHES = "test_law_hash_is_that_of_what_is_live_whatever_was_written_and_has_expired"
 FILE = "tests/conformance/test_state_machines.py::TestSQLiteFile::"
 POSTGRESQL = "tests/conformance/test_postgresql.py::"
 SERVER_SESSION = "tests/protocol/test_server_session.py::"
@@ -157,6 +159,93 @@ MUTATIONS = [
         "        if logs_are_json():\n            raise",
         "tests/cli/test_json_errors.py::test_crash_is_a_json_line_with_the_traceback",
     ),
+    # Keys, starts and hashes in SQL
+    Mutation(
+        "an item that has expired stays in the hash that is kept",
+        "stores/sql/hashes.py",
+        "    _subtract(changes, _expired(connection, lagging, now))\n",
+        "",
+        SQL + LAW_OF_HASHES,
+    ),
+    Mutation(
+        "a hash is kept for the wrong scope",
+        "stores/sql/hashes.py",
+        "changes[_Sum(message.uid, message.device_id or ALL_DEVICES)] += entry_hash(",
+        "changes[_Sum(message.uid, ALL_DEVICES)] += entry_hash(",
+        SQL + LAW_OF_HASHES,
+    ),
+    Mutation(
+        "an item that dies earlier is subtracted from the hash again",
+        "stores/sql/deaths.py",
+        "        died,\n        _counted(",
+        "        [*died, *earlier],\n        _counted(",
+        "tests/stores/test_hashes.py::test_item_that_dies_earlier_than_was_known_is_subtracted_once",
+    ),
+    Mutation(
+        "what has expired since is not left out of a hash that is read",
+        "stores/sql/hashes.py",
+        "total - difference if as_of > kept.hashed_until",
+        "total if as_of > kept.hashed_until",
+        SQL + LAW_OF_HASHES,
+    ),
+    Mutation(
+        "a hash that differs is found, and stays as it is",
+        "stores/sql/hashes.py",
+        "        connection.execute_rows(statements.UPDATE_HASHES, own)\n",
+        "        pass\n",
+        "tests/stores/test_hashes.py::test_hash_that_differs_is_found_once_and_repaired",
+    ),
+    Mutation(
+        "a late replay is not marked, in SQL",
+        "stores/sql/transactions.py",
+        "UserTime(time.clock + 1, mark=time.clock + 1)",
+        "UserTime(time.clock + 1, mark=time.mark)",
+        SQL + "test_late_replay_moves_the_clock_by_one_and_marks_it",
+    ),
+    Mutation(
+        "a new item takes the place of one in another scope, in SQL",
+        "stores/sql/statements.py",
+        "coalesce(earlier.device_id, '') = coalesce(input.device_id, '')",
+        "true",
+        SQL + "test_outcomes_say_what_was_replaced_and_what_is_yet_to_begin",
+    ),
+    Mutation(
+        "a message that cannot be new is refused although it is stored already",
+        "stores/sql/transactions.py",
+        "case Rejected(error=InvalidMessage()):",
+        "case Rejected(error=UniqueViolation()):",
+        SQL + "test_start_that_is_not_before_the_expiry_rejects_that_message_alone",
+    ),
+    Mutation(
+        "a device that missed one message is compared with all that is live",
+        "stores/sql/reads.py",
+        "few = max_changes(0)",
+        "few = max_changes(len(_read_sent(connection, uid, device_id, now)))",
+        "tests/stores/test_cost.py::test_device_that_missed_one_message_resumes_whatever_is_live",
+    ),
+    Mutation(
+        "an item is in a page of a state before it begins, in SQL",
+        "stores/sql/statements.py",
+        "f\"{_begun(':time')} AND {condition}\"",
+        "condition",
+        SQL + "test_item_is_visible_from_its_start_on_and_in_the_order_of_starts",
+    ),
+    Mutation(
+        "an item that its own message dismissed before schema 0007 lives again",
+        "stores/sql/migrations/versions/0007_keys_and_starts.py",
+        "sa.or_(item.c.ctime == dismissal.c.ctime, item.c.device_id != dismissal.c.device_id)",
+        "item.c.device_id != dismissal.c.device_id",
+        "tests/stores/test_migrations.py"
+        "::test_items_that_died_of_ranges_that_do_not_reach_them_any_more_stay_dead",
+    ),
+    Mutation(
+        "a migration is noticed only when the node reads the schema again",
+        "stores/sql/before_0007.py",
+        "return schema.revision >= REVISION",
+        "return schema.revision > REVISION",
+        "tests/stores/test_before_0007.py"
+        "::test_what_needs_the_migration_is_refused_alone_until_it_has_happened",
+    ),
     # Shards
     Mutation(
         "a message that a shard rejects because it moved is not sent to the new holder",
@@ -269,7 +358,7 @@ MUTATIONS = [
     # The cost of what one request holds
     Mutation(
         "each range of a batch is compared with each live item in SQL",
-        "stores/sql/transactions.py",
+        "stores/sql/deaths.py",
         "if len(patterns) > MAX_PATTERNS:",
         "if not patterns:",
         LINEAR + "test_cost_in_sqlite_grows_with_the_sum",
@@ -277,17 +366,15 @@ MUTATIONS = [
     Mutation(
         "each prefix of a batch is compared with each item",
         "core/range_deaths.py",
-        "for pattern in _patterns_of(item.category, lengths):\n"
-        "            if pattern in by_pattern:",
-        "for pattern in by_pattern:\n"
-        "            if item.category[: len(pattern.category)] == pattern.category:",
+        "for group in _groups_of_item(item, lengths):\n            if group in by_group:",
+        "for group in by_group:\n            if group in {*_groups_of_item(item, lengths)}:",
         LINEAR + "test_cost_in_python_grows_with_the_sum",
     ),
     Mutation(
         "a range that reaches an item later dismisses it first",
         "core/range_deaths.py",
-        "heappush(reached, (range_.ctime, len(not_reached), skipped))",
-        "heappush(reached, (-range_.ctime, len(not_reached), skipped))",
+        "heappush(reached, (range_.ctime, len(not_reached)",
+        "heappush(reached, (-range_.ctime, len(not_reached)",
         RANGE_DEATHS + "test_earliest_death_is_that_of_the_first_range_that_covers_the_item",
     ),
     Mutation(
@@ -308,7 +395,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a large snapshot is read at once",
-        "stores/sql/transactions.py",
+        "stores/sql/reads.py",
         "        if size >= MAX_BYTES_READ:\n            break\n",
         "",
         SQL + "test_snapshot_of_large_items_is_read_in_parts_and_stays_as_it_was",
@@ -631,16 +718,58 @@ MUTATIONS = [
     Mutation(
         "the end of a range is exclusive",
         "core/facts.py",
-        "return item.ctime <= self.end and",
-        "return item.ctime < self.end and",
+        "            time <= self.end\n",
+        "            time < self.end\n",
         VECTORS + "test_visibility_vector",
     ),
     Mutation(
         "a range covers what is created after its dismissal",
         "core/facts.py",
-        "end = min(stated, ctime)",
-        "end = stated",
+        "min(stated.after(ctime), ctime)",
+        "stated.after(ctime)",
         MEMORY + "test_range_that_ends_in_the_future_covers_nothing_created_after_it",
+    ),
+    Mutation(
+        "the end of a key is exclusive",
+        "core/facts.py",
+        "item.ctime <= self.end\n            and item.key == self.key",
+        "item.ctime < self.end\n            and item.key == self.key",
+        VECTORS + "test_visibility_vector",
+    ),
+    Mutation(
+        "a range reaches the item of its own message",
+        "core/facts.py",
+        "if msg_id == self.own or msg_id in self.skip_msg_ids:",
+        "if msg_id in self.skip_msg_ids:",
+        VECTORS + "test_visibility_vector",
+    ),
+    Mutation(
+        "a key takes the place of an item of another scope",
+        "core/item_index.py",
+        '(item.key, item.device_id or "", item.ctime, item.msg_id)',
+        '(item.key, "", item.ctime, item.msg_id)',
+        VECTORS + "test_visibility_vector",
+    ),
+    Mutation(
+        "a put that arrives late does not make the death earlier",
+        "core/facts.py",
+        "if key.ctime < self.latest_death:",
+        "if key.ctime < 0:",
+        EXHAUSTIVE + "test_every_order_of_arrival_gives_the_same_facts",
+    ),
+    Mutation(
+        "an item is not there at the instant of its start",
+        "core/visibility.py",
+        "return starts_at is None or starts_at <= time",
+        "return starts_at is None or starts_at < time",
+        VECTORS + "test_visibility_vector",
+    ),
+    Mutation(
+        "a hash is not of what has not begun",
+        "core/facts.py",
+        "if is_live(item, dead_at, device_id, when))",
+        "if is_visible(item, dead_at, device_id, when))",
+        LAWS + "test_hash_is_of_the_live_items_alone",
     ),
     Mutation(
         "a prefix is compared like a whole category",
@@ -659,23 +788,23 @@ MUTATIONS = [
     Mutation(
         "an item is live at the instant of its dismissal",
         "core/visibility.py",
-        "dismissed_at > time",
-        "dismissed_at >= time",
+        "dismissed_at > known",
+        "dismissed_at >= known",
         VECTORS + "test_visibility_vector",
     ),
     Mutation(
         "a dismissal that arrives late does not make the death earlier",
         "core/facts.py",
-        "if range_.ctime < self.latest_dismissal:",
+        "if range_.ctime < self.latest_death:",
         "if range_.ctime < 0:",
         EXHAUSTIVE + "test_every_order_of_arrival_gives_the_same_facts",
     ),
     Mutation(
         "a dismissal from one device is missing in the syncs of other devices",
         "core/sync.py",
-        "    creation, dismissal = message.creation, message.dismissal\n",
+        "    creation, dismissal = message.creation, message.dismissal or Dismissal()\n",
         "    if not seen_on(message.device_id, recipient.device_id):\n        return None\n"
-        "    creation, dismissal = message.creation, message.dismissal\n",
+        "    creation, dismissal = message.creation, message.dismissal or Dismissal()\n",
         MEMORY + "test_d09_dismissal_from_one_device_reaches_other_devices",
     ),
     Mutation(
@@ -732,9 +861,9 @@ MUTATIONS = [
     ),
     Mutation(
         "a snapshot has what expired long ago, in SQL",
-        "stores/sql/transactions.py",
-        "statements.VISIBLE_IDS, uid=uid, device_id=device_id, now=now - EXPIRY_GRACE",
-        "statements.VISIBLE_IDS, uid=uid, device_id=device_id, now=0",
+        "stores/sql/reads.py",
+        "since = now - EXPIRY_GRACE",
+        "since = 0",
         SQL + "test_expired_item_is_sent_for_a_minute_more",
     ),
     Mutation(
@@ -746,16 +875,16 @@ MUTATIONS = [
     ),
     Mutation(
         "a count builds the state",
-        "stores/sql/transactions.py",
+        "stores/sql/reads.py",
         "return Counts.of(_read_categories(connection, uid, device_id, now), prefixes, now)",
         "return Counts.of("
-        "((i.category, 1) for i in read_state(connection, uid, device_id, now, None).state),"
-        " prefixes, now)",
+        "((i.category, 1) for i in"
+        " read_state_page(connection, uid, StateQuery(device_id), now).items), prefixes, now)",
         LINEAR + "test_count_takes_no_step_of_python_for_an_item",
     ),
     Mutation(
         "a state at a stated time is continued after the user's clock",
-        "stores/sql/transactions.py",
+        "stores/sql/reads.py",
         "min(at, clock))",
         "clock)",
         SQL + "test_state_of_the_past_is_continued_after_its_time",
@@ -763,8 +892,8 @@ MUTATIONS = [
     Mutation(
         "a poller with a cursor of a lost store is answered as if it missed nothing",
         "core/sync.py",
-        "if isinstance(start, After) and start.cursor > clock:",
-        "if isinstance(start, After) and start.cursor < 0:",
+        "return self.mark <= cursor <= self.clock",
+        "return self.mark <= cursor",
         MEMORY + "test_cursor_ahead_of_the_users_clock_cannot_be_continued",
     ),
     Mutation(
@@ -776,9 +905,9 @@ MUTATIONS = [
     ),
     Mutation(
         "items that had expired count as dismissed",
-        "stores/sql/transactions.py",
-        "if row.ctime < row.dismissed_at < row.expires_at",
-        "if row.ctime < row.dismissed_at",
+        "stores/sql/deaths.py",
+        "if item.ctime < item.dismissed_at < item.expires_at",
+        "if item.ctime < item.dismissed_at",
         SQL + "test_outcome_says_how_many_items_a_dismissal_has_killed",
     ),
     Mutation(
@@ -865,8 +994,8 @@ MUTATIONS = [
     Mutation(
         "the end of a range is exclusive, in SQL",
         "stores/sql/statements.py",
-        "messages.ctime <= input.end_time",
-        "messages.ctime < input.end_time",
+        "AND messages.ctime <= input.end_time",
+        "AND messages.ctime < input.end_time",
         SQL + "test_all_devices",
     ),
     Mutation(
@@ -878,16 +1007,16 @@ MUTATIONS = [
     ),
     Mutation(
         "a dismissal that arrives late does not make the death earlier, in SQL",
-        "stores/sql/transactions.py",
-        "statements.ITEMS_MATCHED_IN_LOG if has_late_replay else statements.ITEMS_MATCHED",
+        "stores/sql/deaths.py",
+        "statements.ITEMS_MATCHED_IN_LOG if batch.late else statements.ITEMS_MATCHED",
         "statements.ITEMS_MATCHED",
         SQL + "test_d06_earliest_dismissal_sets_the_death_when_it_arrives_last",
     ),
     Mutation(
         "the ctime is the wall clock alone",
         "stores/sql/transactions.py",
-        "message.ctime or max(now, clock + 1)",
-        "message.ctime or now",
+        "message.stamp_new(max(now, clock + 1), clock)",
+        "message.stamp_new(now, clock)",
         SQL + "test_ctime_increases_strictly_when_the_clock_runs_backwards",
     ),
     Mutation(

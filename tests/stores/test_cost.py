@@ -17,7 +17,7 @@ from gregor.core.message import (
     put,
 )
 from gregor.core.state_page import PageStart, StateQuery
-from gregor.core.sync import Since
+from gregor.core.sync import Changes, Since
 from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.reads import (
@@ -108,3 +108,67 @@ async def test_d15_cost_does_not_grow_with_history_on_postgresql(
     ]
     assert sum(short.values()) > 0
     assert {name for name in OPERATIONS if long[name] > 3 * short[name] + 50} == set()
+
+
+# What is new, not what is live
+
+MISSED = NOW - 1
+
+
+def resumes(connection: DatabaseConnection) -> object:
+    """A device comes back that has missed one message."""
+    sync = read_sync(connection, "u", "d1", MISSED, NOW)
+    assert isinstance(sync.content, Changes)
+    assert len(sync.content.messages) == 1
+    return sync
+
+
+async def with_live_items(url: str, live: int, work: Callable[[DatabaseConnection], T]) -> T:
+    """The result of the work on a user with so many live items, and a last message at NOW."""
+    async with database_at(url, migrate) as database:
+        async with SQLStateMachine(database, lambda: NOW - DAY) as machine:
+            for start in range(0, live, 500):
+                size = min(500, live - start)
+                await machine.consume_messages([create("u", "a", n) for n in range(size)])
+        async with SQLStateMachine(database, lambda: MISSED) as machine:
+            await machine.consume_message(create("u", "a"))
+        async with SQLStateMachine(database, lambda: NOW) as machine:
+            await machine.consume_message(put("u", "a", device_id="d1"))
+        return await database.write(work)
+
+
+async def test_device_that_missed_one_message_resumes_whatever_is_live() -> None:
+    few, many = [
+        await with_live_items(
+            "sqlite://", live, lambda c: sqlite_steps(c, lambda: [resumes(c) for _ in range(10)])
+        )
+        for live in (10, 10_000)
+    ]
+    assert 0 < many <= few + 1
+
+
+async def test_device_that_missed_one_message_resumes_whatever_is_live_on_postgresql(
+    postgresql_server: PostgreSQL,
+) -> None:
+    def rows(connection: DatabaseConnection) -> int:
+        connection.execute_sql("ANALYZE")
+        return rows_read(connection, partial(resumes, connection))
+
+    few, many = [
+        await with_live_items(await postgresql_server.create_database(), live, rows)
+        for live in (10, 2_000)
+    ]
+    assert 0 < many <= few
+
+
+async def test_dismissal_of_one_item_costs_the_same_whatever_is_live() -> None:
+    """With the hash of all that is live."""
+    few, many = [
+        await with_live_items(
+            "sqlite://",
+            live,
+            lambda c: sqlite_steps(c, lambda: stored(dismiss("u", "unknown"), put("u", "a"))(c)),
+        )
+        for live in (10, 10_000)
+    ]
+    assert 0 < many <= 1.2 * few

@@ -83,6 +83,7 @@ from gregor.testing.strategies import (
     devices,
     histories,
     histories_and_instants,
+    in_seconds,
     late_times,
     messages,
     of_user,
@@ -367,7 +368,191 @@ class StateMachineConformance:
                 results = await read_all(machine, uid, device, start)
                 assert results == await read_all(reference, uid, device, start)
 
+    @settings(max_examples=60)
+    @given(
+        st.lists(
+            st.tuples(
+                st.sampled_from([-400, -3, 0, 1, 20, 400, 2_000]),
+                st.lists(st.tuples(st.booleans(), messages(), st.none() | times), max_size=5),
+            ),
+            max_size=6,
+        )
+    )
+    async def test_law_hash_is_that_of_what_is_live_whatever_was_written_and_has_expired(
+        self,
+        machine: StateMachineOfRecord,
+        clock: ManualClock,
+        steps: list[tuple[Time, list[tuple[bool, InBandMessage, Time | None]]]],
+    ) -> None:
+        """Of two users whose items last for seconds, with a clock that is set back and forth. A
+        machine may keep the hash, but not one that differs from what it is."""
+        clock.now, reference, uids = EPOCH, MemoryStateMachine(clock), (new_uid(), new_uid())
+        for seconds, batch in steps:
+            clock.now += seconds * SECOND
+            sent = [
+                msgspec.structs.replace(
+                    in_seconds(message, EPOCH),
+                    uid=uids[which],
+                    ctime=0 if ctime is None else EPOCH + ctime * SECOND,
+                )
+                for which, message, ctime in batch
+            ]
+            outcomes = await machine.consume_messages(sent)
+            expected = await reference.consume_messages(sent)
+            assert [comparable(o) for o in outcomes] == [comparable(o) for o in expected]
+            for later in (0, 25, 1_000):
+                clock.now += later * SECOND
+                for uid in uids:
+                    for device_id in (None, "d1", "d3"):
+                        hash_ = (await machine.sync(uid, device_id, 0)).hash
+                        assert hash_ == (await reference.sync(uid, device_id, 0)).hash
+                        page = await machine.state_page(uid, StateQuery(device_id, limit=1))
+                        assert page.hash == hash_
+            clock.now -= 1_025 * SECOND
+            assert list(await machine.check_hashes([*uids, "unknown"])) == []
+
+    @settings(max_examples=60)
+    @given(
+        histories(),
+        late_times,
+        st.none() | times,
+        st.integers(0, 8),
+        st.builds(
+            StateQuery,
+            devices,
+            st.lists(st.sampled_from(["a", "a.", "b", "A", ""]), max_size=2).map(tuple),
+            st.none() | st.sampled_from(["k", "l"]),
+            st.booleans(),
+            st.none() | st.integers(1, 3),
+        ),
+    )
+    async def test_law_pages_of_a_state_are_of_one_instant(
+        self,
+        machine: StateMachineOfRecord,
+        clock: ManualClock,
+        history: History,
+        now: Time,
+        at: Time | None,
+        stored: int,
+        query: StateQuery,
+    ) -> None:
+        """Whatever is stored between them, and however late they are read."""
+        clock.now, uid = now, new_uid()
+        reference, when = MemoryStateMachine(clock), None if at is None else TimeOrOffset(time=at)
+        for store in (machine, reference):
+            await store.consume_messages(of_user(uid, history[:stored]))
+        page = await machine.state_page(uid, query, when)
+        assert page == await reference.state_page(uid, query, when)
+        whole = await machine.state_page(uid, msgspec.structs.replace(query, limit=None), when)
+        await machine.consume_messages(of_user(uid, history[stored:]))
+        clock.now += 7
+        items = list(page.items)
+        while page.next is not None:
+            page = await machine.state_page(uid, query, start=page.next)
+            assert (page.as_of, page.hash, page.cursor) == (whole.as_of, whole.hash, whole.cursor)
+            assert 0 < len(page.items) <= (query.limit or 0)
+            items += page.items
+        assert tuple(items) == whole.items
+
     # The contract of interfaces.py
+
+    async def test_late_replay_moves_the_clock_by_one_and_marks_it(
+        self, machine: StateMachineOfRecord, uid: UID
+    ) -> None:
+        """No cursor before the mark could hear of the replay, so none is told that it missed
+        nothing."""
+        for _ in range(2):
+            before = await consume(machine, create(uid, "a"))
+        replayed = await consume(machine, create(uid, "a").stamp(EPOCH - 5, 0))
+        mark = before.ctime + 1
+        assert (replayed.ctime, await machine.ctime(uid)) == (EPOCH - 5, mark)
+        limits = PageLimits(10, 1_000_000)
+        for cursor in (EPOCH, before.ctime):
+            sync = await machine.sync(uid, None, cursor)
+            assert isinstance(sync.content, Snapshot)
+            assert (len(sync.content), sync.cursor) == (3, mark)
+            with pytest.raises(Resync):
+                await machine.messages_page(uid, None, After(cursor), limits)
+        following = await consume(machine, create(uid, "a"))
+        assert (following.prev, following.ctime) == (mark, mark + 1)
+        sync = await machine.sync(uid, None, mark)
+        assert sync.content == Changes((following,))
+        assert (await machine.messages_page(uid, None, After(mark), limits)).cursor == mark + 1
+
+    async def test_puts_of_one_key_in_one_batch_each_replace_the_one_before(
+        self, machine: StateMachineOfRecord, uid: UID
+    ) -> None:
+        sent = [put(uid, "a", n, key="k", msg_id=f"m{n}") for n in range(500)]
+        outcomes = await machine.consume_messages(sent)
+        replaced = [o.replaced for o in outcomes if isinstance(o, Stored)]
+        assert replaced == [None, *(f"m{n}" for n in range(499))]
+        assert [o.dead for o in outcomes if isinstance(o, Stored)] == [*[True] * 499, False]
+        assert bodies(await machine.state(uid)) == [499]
+
+    async def test_outcomes_say_what_was_replaced_and_what_is_yet_to_begin(
+        self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
+    ) -> None:
+        async def outcome(message: InBandMessage) -> Stored | Duplicate:
+            (outcome,) = await machine.consume_messages([message])
+            assert isinstance(outcome, Stored | Duplicate)
+            return outcome
+
+        first = await outcome(put(uid, "a", 1, key="k", msg_id="1", expires="1s"))
+        assert first == Stored(first.message)
+        on_a_device = await outcome(put(uid, "a", 2, key="k", device_id="d1"))
+        assert on_a_device == Stored(on_a_device.message), "another scope"
+        clock.now += 5 * SECOND
+        update = msgspec.structs.replace(
+            put(uid, "a", 3, key="k", msg_id="3", starts="90s"),
+            dismissal=dismiss_category(uid, "a").dismissal,
+        )
+        replacing = await outcome(update)
+        assert replacing == Stored(replacing.message, dismissed=1, scheduled=True, replaced="1"), (
+            "what has expired is replaced, but was not live"
+        )
+        assert await outcome(update) == Duplicate(replacing.message, scheduled=True)
+        clock.now += 90 * SECOND
+        assert await outcome(update) == Duplicate(replacing.message)
+
+    async def test_item_is_visible_from_its_start_on_and_in_the_order_of_starts(
+        self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
+    ) -> None:
+        """It is live from its ctime on: in the hash, in snapshots and in messages since."""
+        start = EPOCH + 90 * SECOND
+        await consume(machine, put(uid, "a", "later", key="k", starts=TimeOrOffset(time=start)))
+        await consume(machine, create(uid, "a", "now"))
+        hash_ = (await machine.sync(uid, None, 0)).hash
+        for now, expected in ((start - 1, ["now"]), (start, ["now", "later"])):
+            clock.now = now
+            assert bodies(await machine.state(uid)) == expected
+            assert bodies(await machine.state(uid, at=TimeOrOffset(time=now))) == expected
+            assert (await machine.count(uid, None, ["a"])).by_prefix == {"a": len(expected)}
+            sync = await machine.sync(uid, None, 0)
+            assert isinstance(sync.content, Snapshot)
+            assert (len(sync.content), sync.hash) == (2, hash_)
+            for query in (StateQuery(key="k"), StateQuery(newest_first=True, limit=1)):
+                (*_, item) = (await machine.state_page(uid, query)).items or (None,)
+                shown = None if item is None else item.body
+                assert shown == ("later" if now == start else None if query.key else "now")
+            assert len(await read_log(machine, uid)) == 2
+
+    async def test_start_that_is_not_before_the_expiry_rejects_that_message_alone(
+        self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
+    ) -> None:
+        """If one of them is an offset, the ctime decides. A message that was stored is not refused
+        when it is sent again, though as a new one it would be."""
+        end = TimeOrOffset(time=EPOCH + 10 * SECOND)
+        sent = create(uid, "a", starts="9s", expires=end, msg_id="m")
+        stored = await consume(machine, sent)
+        clock.now += 5 * SECOND
+        late = create(uid, "a", starts="9s", expires=end)
+        outcomes = await machine.consume_messages([create(uid, "a"), late, sent])
+        assert [type(outcome) for outcome in outcomes] == [Stored, Rejected, Duplicate]
+        assert isinstance(outcomes[1], Rejected)
+        assert (outcomes[1].error.code, outcomes[1].error.field) == ("invalid", "creation.starts")
+        assert outcomes[2].message == stored
+        replayed = late.stamp(EPOCH + 60 * SECOND, 0)
+        assert isinstance((await machine.consume_messages([replayed]))[0], Stored)
 
     @settings(max_examples=40)
     @given(histories(), devices, times)

@@ -5,11 +5,11 @@ dismissals match items, ids repeat, and ranges end exactly where an item was cre
 """
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import msgspec
 
-from gregor.core.instant import Time, TimeOrOffset
+from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.message import (
     JSON,
     UID,
@@ -34,6 +34,7 @@ MSG_IDS: tuple[MsgID, ...] = tuple(f"m{n}" for n in range(8))
 UNKNOWN_IDS: tuple[MsgID, ...] = ("unknown", "é")
 
 History: TypeAlias = tuple[InBandMessage, ...]
+Ending = TypeVar("Ending", Range, KeyDismissal)
 
 times: st.SearchStrategy[Time] = st.integers(0, MAX_TIME)
 """Times in and around a history."""
@@ -132,6 +133,37 @@ def shuffled(draw: st.DrawFn, history: Sequence[InBandMessage]) -> list[InBandMe
         return []
     repeated = draw(st.lists(st.sampled_from(history), max_size=len(history)))
     return draw(st.permutations([*history, *repeated]))
+
+
+def in_seconds(message: InBandMessage, start: Time) -> InBandMessage:
+    """The same message with each time and offset, but not its ctime, in seconds instead of
+    microseconds: times from `start` on. So items last for longer than a batch takes."""
+    creation, dismissal = message.creation, message.dismissal
+    if creation is not None:
+        creation = msgspec.structs.replace(
+            creation,
+            expires=_in_seconds(creation.expires, start),
+            starts=_in_seconds(creation.starts, start),
+        )
+    if dismissal is not None:
+        dismissal = msgspec.structs.replace(
+            dismissal,
+            ranges=tuple(_ending_in_seconds(range_, start) for range_ in dismissal.ranges),
+            keys=tuple(_ending_in_seconds(key, start) for key in dismissal.keys),
+        )
+    return msgspec.structs.replace(message, creation=creation, dismissal=dismissal)
+
+
+def _ending_in_seconds(part: Ending, start: Time) -> Ending:
+    return msgspec.structs.replace(part, end_time=_in_seconds(part.end_time, start))
+
+
+def _in_seconds(instant: TimeOrOffset | None, start: Time) -> TimeOrOffset | None:
+    if instant is None:
+        return None
+    if instant.offset is not None:
+        return TimeOrOffset(offset=instant.offset * SECOND)
+    return TimeOrOffset(time=start + instant.after(0) * SECOND)
 
 
 def of_user(uid: UID, history: Sequence[InBandMessage]) -> list[InBandMessage]:
