@@ -20,6 +20,7 @@ CALLS: dict[str, Callable[[Client], Awaitable[Any]]] = {
     "snooze": lambda client: client.snooze("m", "1h"),
     "dismiss_key": lambda client: client.dismiss_key("mail"),
     "write": lambda client: client.write(create("alice", "mail")),
+    "write_all": lambda client: client.write_all([create("alice", "mail")]),
     "hide": lambda client: client.hide("m"),
     "out_of_band": lambda client: client.out_of_band("typing"),
     "discard": lambda client: client.discard("m"),

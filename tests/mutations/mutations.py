@@ -1417,7 +1417,8 @@ MUTATIONS = [
         "client/node_clock.py",
         "return self._node.now(self._read())",
         "return self.wall()",
-        NODE_CLOCK + "test_clock_of_a_device_changes_only_what_is_visible_near_an_expiry",
+        NODE_CLOCK
+        + "test_clock_of_a_device_changes_only_what_is_visible_near_a_start_or_an_expiry",
     ),
     Mutation(
         "a suspend is not noticed",

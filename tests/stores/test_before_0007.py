@@ -36,7 +36,7 @@ EPOCH = 1_700_000_000 * SECOND
 schema_0006 = Upgrade("0006")
 
 
-class Served(NamedTuple):
+class ServedBefore(NamedTuple):
     """A machine on a database of schema 0006, the reference beside it, and how to migrate."""
 
     url: str
@@ -65,13 +65,13 @@ def driver_of(connection: DatabaseConnection) -> sqlite3.Connection:
 
 
 @pytest.fixture
-async def served(url: str) -> AsyncIterator[Served]:
+async def served(url: str) -> AsyncIterator[ServedBefore]:
     clock = ManualClock(EPOCH)
     async with (
         database_at(url, OnSQLAlchemy(schema_0006.run)) as database,
         SQLStateMachine(database, clock) as machine,
     ):
-        yield Served(url, database, machine, MemoryStateMachine(clock), clock)
+        yield ServedBefore(url, database, machine, MemoryStateMachine(clock), clock)
 
 
 OLD = [
@@ -111,7 +111,7 @@ async def read_all(machine: StateMachineOfRecord) -> list[object]:
 
 
 async def test_what_there_was_before_is_served_before_and_after_the_migration(
-    served: Served,
+    served: ServedBefore,
 ) -> None:
     await served.consume(OLD)
     assert await read_all(served.machine) == await read_all(served.reference)
@@ -136,7 +136,7 @@ NEW = [
 
 
 async def test_what_needs_the_migration_is_refused_alone_until_it_has_happened(
-    served: Served,
+    served: ServedBefore,
 ) -> None:
     batch = [create("ann", "a"), *NEW, create("ann", "a")]
     outcomes = await served.machine.consume_messages(batch)

@@ -12,6 +12,7 @@ import asyncpg
 import httpx
 import pytest
 
+from gregor.cli import demo_devices
 from gregor.cli.demo_devices import Demo
 from gregor.cli.demo_run import DEVICES_PER_USER, busiest, read_stream, run_stream
 from gregor.cli.sample import SAMPLE
@@ -70,25 +71,34 @@ async def upgrade(fleet: RollingFleet) -> None:
     """The nodes first, which serve the older schema; then the database, under load."""
     first, second = fleet.nodes
     await first.restart(PRESENT)
-    answer = await send(first.url, "early", key="k")
-    assert answer.status_code == 503
-    assert "`gregor migrate`; retry" in answer.text
+    (result,) = (await send(first.url, "early", key="k")).json()["results"]
+    error = result["error"]
+    assert (error["code"], error["action"]) == ("unavailable", "retry")
+    assert "run `gregor migrate`" in error["message"]
     status, output = await fleet.migrate(PRESENT)
     assert status == 1
     assert "(schema 0006)" in output
     await second.restart(PRESENT)
     assert f"code of schema {NEWEST_REVISION} and newer" in await migrated(fleet)
     for node in fleet.nodes:
-        assert (await send(node.url, f"keyed on {node.port}", key="k")).status_code == 200
+        (result,) = (await send(node.url, f"keyed on {node.port}", key="k")).json()["results"]
+        assert result["status"] == "stored"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shards", [1, 2])
 async def test_fleet_is_rolled_from_the_previous_schema_to_the_present_one(
-    versions: Versions, shards: int, tmp_path: Path
+    versions: Versions, shards: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Devices put and snooze only when all that they may be connected to knows keys."""
+    monkeypatch.setattr(demo_devices, "ACTIONS", ("dismiss", "dismiss category", "create"))
+
+    async def upgrade_all(fleet: RollingFleet) -> None:
+        await upgrade(fleet)
+        monkeypatch.undo()
+
     async with RollingFleet(versions, "0006", shards=shards) as fleet:
-        assert await play(fleet, tmp_path, upgrade) == []
+        assert await play(fleet, tmp_path, upgrade_all) == []
         for store in fleet.shards.values() or fleet.stores:
             assert await users_with_wrong_hashes(store) == []
         status, output = await versions.run("0006", "serve", "--store", fleet.stores[0])

@@ -167,9 +167,9 @@ class BaseProducer(
         )
 
     def snooze(self, uid: AnyID, msg_id: AnyID, until: When) -> OneResult:
-        """Hide a visible item until then. The result names the message that creates it again, as it
-        was when this was called. An `until` that has passed, or that is not before the expiry of
-        the item, is refused."""
+        """Hide a visible item until later: a new message creates it again, as it is now, to begin
+        then. The user's state is read first. An `until` that has passed, or is not before the
+        expiry of the item, is refused."""
         return self.send_after(*calls.snooze(uid, msg_id, until))
 
     def dismiss(self, uid: AnyID, *msg_ids: AnyID, msg_id: AnyID | None = None) -> OneResult:

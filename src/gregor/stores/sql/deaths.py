@@ -4,10 +4,10 @@ Facts are order-free: all deaths are looked up together, whatever the order of t
 batch, and the earliest death of each item counts. The cost is proportional to what is live and what
 is new, and not to the product of the batch's dismissals and the items.
 
-What a message dismisses is never created after it, and what a message with a key replaces is the
-one item before it. So what was stored before a batch can kill items of the batch only if they are
-late replays, which are behind the user's clock; and only late replays can give an item that is dead
-an earlier death.
+The ranges and keys of a dismissal end with it, and a message with a key replaces the one item
+before it. So, but for an id that was dismissed before its item arrived, what was stored before a
+batch can kill items of the batch only if they are late replays, which are behind the user's clock;
+and only late replays can give an item that is dead an earlier death.
 """
 
 from collections import Counter, defaultdict
@@ -49,7 +49,7 @@ MAX_PATTERNS = 4
 T = TypeVar("T")
 
 
-class Batch(NamedTuple):
+class StoredBatch(NamedTuple):
     """What a transaction has stored: all messages, and those of them that are late replays. `users`
     are those of the batch as they were before it."""
 
@@ -85,7 +85,7 @@ class Deaths(NamedTuple):
         return self.replaced.get(UserClock(message.uid, message.ctime))
 
 
-def store_deaths(connection: DatabaseConnection, batch: Batch) -> Deaths:
+def store_deaths(connection: DatabaseConnection, batch: StoredBatch) -> Deaths:
     """Store every death that follows from these messages: of the items that they create, by earlier
     facts, and of any item by these messages."""
     dismissed_ids = _earliest(
@@ -138,7 +138,7 @@ def _counted(items: Iterable[DeadItem], by_dismissal: Mapping[ItemKey, Time]) ->
 
 
 def _deaths_by_tombstone(
-    connection: DatabaseConnection, batch: Batch
+    connection: DatabaseConnection, batch: StoredBatch
 ) -> Iterator[tuple[ItemKey, Time]]:
     """The deaths of new items that were dismissed by id before they arrived."""
     users = batch.users
@@ -161,7 +161,7 @@ def _deaths_by_tombstone(
 
 
 def _deaths_by_range(
-    connection: DatabaseConnection, batch: Batch
+    connection: DatabaseConnection, batch: StoredBatch
 ) -> Iterator[tuple[ItemKey, Time]]:
     new = _by_user((m.uid, range_) for m in batch.stored for range_ in dismissed_ranges(m))
     if new:
@@ -210,7 +210,9 @@ def _range(row: StoredRange) -> DismissedRange:
 # By key
 
 
-def _deaths_by_key(connection: DatabaseConnection, batch: Batch) -> Iterator[tuple[ItemKey, Time]]:
+def _deaths_by_key(
+    connection: DatabaseConnection, batch: StoredBatch
+) -> Iterator[tuple[ItemKey, Time]]:
     """The deaths by dismissals that name keys. Like a range, a key is compared with many items at
     once: with the key in the place of the category."""
     new = _by_user((m.uid, key) for m in batch.stored for key in dismissed_keys(m))

@@ -17,7 +17,7 @@ from gregor.errors import Conflict, InvalidMessage, WrongShard
 from gregor.interfaces import Duplicate, Rejected, Stored, StoreOutcome
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import DatabaseConnection, UniqueViolation
-from gregor.stores.sql.deaths import Batch, Deaths, store_deaths
+from gregor.stores.sql.deaths import Deaths, StoredBatch, store_deaths
 from gregor.stores.sql.hashes import Change, check_sums, update_hashes
 from gregor.stores.sql.rows import json_of, message_of
 from gregor.stores.sql.schema import require_not_too_old
@@ -211,7 +211,7 @@ def _consume(
     """Store messages, of which those with the `dead` items were known before."""
     outcomes = [log.add(message, now) for message in messages]
     log.flush()
-    deaths = store_deaths(connection, Batch(log.stored, log.late, log.users, now))
+    deaths = store_deaths(connection, StoredBatch(log.stored, log.late, log.users, now))
     _update_users(connection, log, deaths, now)
     deaths = deaths._replace(dead=deaths.dead | dead)
     return [_judged(outcome, deaths, now) for outcome in outcomes]
