@@ -94,6 +94,13 @@ MUTATIONS = [
         CLIENT_INBOX + "test_read_all_offline_leaves_what_came_in_meanwhile",
     ),
     Mutation(
+        "an action of the inbox takes what is hidden",
+        "client/replica.py",
+        "if self._is_live_here(item, now)]",
+        "if is_live(item, None, self.device_id, Now(now))]",
+        CLIENT_INBOX + "test_action_leaves_a_hidden_notification_hidden",
+    ),
+    Mutation(
         "of several messages of one change, only the last one is saved",
         "client/replica.py",
         "changed |= replica.changed",
