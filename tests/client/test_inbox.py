@@ -201,6 +201,19 @@ async def test_hidden_notification_is_not_counted_on_its_device() -> None:
 
 
 @on_virtual_time
+async def test_action_leaves_a_hidden_notification_hidden() -> None:
+    async with client_harness() as harness, harness.device() as laptop:
+        await notify(harness, "a")
+        await settled(laptop)
+        await laptop.hide(laptop.inbox.list()[0].item.msg_id)
+        assert not await laptop.inbox.undo(await laptop.inbox.archive("a"))
+        assert not await laptop.inbox.unread("a")
+        await settled(laptop)
+        assert laptop.inbox.list() == []
+        assert laptop.inbox.unread_count() == (await harness.state()).count("unread.") == 0
+
+
+@on_virtual_time
 async def test_counts_are_by_topic() -> None:
     async with client_harness() as harness, harness.device() as laptop:
         await notify(harness, "a", topic="likes.photo7")

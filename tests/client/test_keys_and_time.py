@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from itertools import count
 from typing import Any
 
 import pytest
@@ -173,6 +174,22 @@ async def test_clock_that_is_set_back_hides_what_had_begun() -> None:
         )
         await asyncio.sleep(30)
         assert (event_summaries(events), len(laptop.state())) == (["created mail"], 1)
+
+
+@on_virtual_time
+async def test_state_has_what_was_reported_while_it_was_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with client_harness() as harness, harness.device() as laptop:
+        await laptop.wait_synced()
+        begins = laptop.clock.now() + 5 * SECOND
+        for time in (begins, begins + 1):
+            await laptop.create("reminders", starts=TimeOrOffset(time=time))
+        events = laptop.events()
+        readings = count(begins)  # the clock goes on each time it is read
+        monkeypatch.setattr(laptop.clock, "now", lambda: next(readings))
+        state = laptop.state()
+        assert event_summaries(events) == ["created reminders"] * len(state) != []
 
 
 @on_virtual_time

@@ -644,6 +644,7 @@ class Client:
         is_due = due is not None and due <= now
         if is_due and self._timer is not None and self._own_loop.is_running_here:
             self._refresh_visible()
+            return self._refreshed_at  # the clock has gone on, and more may have been reported
         return now
 
     def _refresh_visible(

@@ -40,7 +40,6 @@ from gregor.core.message import (
     new_msg_id,
 )
 from gregor.core.state import Item, State
-from gregor.core.visibility import Now, is_live
 from gregor.errors import InvalidMessage
 
 
@@ -161,13 +160,13 @@ class Inbox:
         return self._device.state().as_of
 
     def _live(self, keys: Iterable[Key]) -> Sequence[Item]:
-        """What the inbox has under these keys, begun or not."""
-        items, when = self._device.replica.shown.items, Now(self._now())
+        """What the inbox has under these keys, begun or not. It has nothing that is hidden."""
+        replica, now = self._device.replica, self._now()
         return [
             item
             for key in dict.fromkeys(keys)
-            for item in items.of_key(key)
-            if is_of_inbox(item) and is_live(item, None, self._device.device_id, when)
+            for item in replica.live_with_key(key, now)
+            if is_of_inbox(item)
         ]
 
 

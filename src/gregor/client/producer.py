@@ -317,7 +317,8 @@ class BaseProducer(
         cursor, which is exclusive, or from the instant `since` on, inclusive; by default, from the
         beginning. To go on, ask `after` the answer's cursor: at once if there are `more`, later for
         news. After a cursor that the server cannot continue, because its store is a restored
-        backup, raises Resync: read the state, and go on after its cursor."""
+        backup, or because a replay has come behind the user's clock, raises Resync: read the state,
+        and go on after its cursor."""
         return self.perform(calls.messages(uid, device_id, since, after, limit))
 
     # Requests with retries

@@ -207,8 +207,7 @@ class Replica(Struct, frozen=True):
         """Whether the item is visible; a key, and a range with `scheduled`, take what has not
         begun, too."""
         has_begun_or_is_meant = not compares_time(clause) or has_begun(item.starts_at, now)
-        is_here = is_live(item, None, self.device_id, Now(now)) and not self._is_hidden(item)
-        return is_here and has_begun_or_is_meant
+        return self._is_live_here(item, now) and has_begun_or_is_meant
 
     def snoozed(self, msg_id: MsgID, until: TimeOrOffset, now: Time) -> InBandMessage:
         """The message that makes an item begin again at a time; an offset counts from now. Raises
@@ -399,6 +398,10 @@ class Replica(Struct, frozen=True):
         visible = self.visible_among(with_key, now).values()
         return max(visible, key=lambda item: item.device_id is not None, default=None)
 
+    def live_with_key(self, key: Key, now: Time) -> list[Item]:
+        """The items with this key that are visible on this device, or will be when they begin."""
+        return [item for item in self.shown.items.of_key(key) if self._is_live_here(item, now)]
+
     def visible(self, now: Time) -> dict[MsgID, Item]:
         """The items visible on this device now."""
         visible = self.shown.visible(self.device_id, now)
@@ -419,6 +422,10 @@ class Replica(Struct, frozen=True):
         shown = self.derived().shown if self.old_stamps else self.shown
         state = shown.state_at(self.device_id, at)
         return State.of((item for item in state if not self._is_hidden(item)), at)
+
+    def _is_live_here(self, item: Item, now: Time) -> bool:
+        """Whether the item is live on this device, begun or not, and not hidden."""
+        return is_live(item, None, self.device_id, Now(now)) and not self._is_hidden(item)
 
     def _is_hidden(self, item: Item) -> bool:
         return item.msg_id in self.hidden or item.msg_id in self.awaited
