@@ -16,7 +16,7 @@ from msgspec import structs
 from gregor.client.events import Created, Dismissed
 from gregor.client.replica import Replica, events_between
 from gregor.client.store import changed_records, load_replica
-from gregor.client.writing import alone, clauses, compares_time
+from gregor.client.writing import alone, clauses, compares_time, with_ends
 from gregor.core.facts import Facts, is_dismissed_by
 from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.message import (
@@ -845,3 +845,26 @@ def test_counts_agree_with_the_store_on_both_sides_of_a_start_and_an_expiry() ->
             stored = run(machine.count("user", DEVICE, ["mail"]))
             assert stored.by_prefix["mail"] == counts[clock.now - NOW]
     assert list(counts.values()) == [0, 1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        dismiss_category("u", "mail", end_time="0s", msg_id="d"),
+        dismiss_key("u", "k", end_time="0s", msg_id="d"),
+    ],
+    ids=["category", "key"],
+)
+def test_everything_up_to_now_includes_what_a_node_whose_clock_is_ahead_has_told(
+    named: InBandMessage,
+) -> None:
+    told = [put("u", "mail", 1, key="k", msg_id="m"), put("u", "chat", 1, key="l", msg_id="n")]
+    ahead = [stamp(message, NOW + SECOND + n) for n, message in enumerate(told)]
+    replica = Replica(DEVICE).apply(ahead, NOW + SECOND + 1)
+    replica = replica.write(named, NOW)
+    assert [item.msg_id for item in replica.state(NOW)] == ["n"]
+    written = replica.outbox["d"].message.dismissal
+    assert written is not None
+    assert written.msg_ids == ("m",)
+    past = with_ends(named, TimeOrOffset(offset=-SECOND))
+    assert "m" in Replica(DEVICE).apply(ahead, NOW + SECOND + 1).write(past, NOW).visible(NOW)

@@ -1271,7 +1271,7 @@ MUTATIONS = [
     Mutation(
         "an unsent item that is dismissed with its category survives",
         "client/replica.py",
-        "return naming_also(meant, self._own_up_to_instants(message, meant))",
+        "return naming_also(meant, self._meant_beyond_instants(message, meant, now))",
         "return meant",
         KEYS_AND_TIME + "test_everything_up_to_now_includes_what_is_not_yet_sent",
     ),

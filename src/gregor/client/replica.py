@@ -136,21 +136,28 @@ class Replica(Struct, frozen=True):
         meant = with_instants(message, now)
         if not has_offset_ends(message):
             return meant
-        return naming_also(meant, self._own_up_to_instants(message, meant))
+        return naming_also(meant, self._meant_beyond_instants(message, meant, now))
 
-    def _own_up_to_instants(self, message: InBandMessage, meant: InBandMessage) -> Iterator[MsgID]:
-        """The ids of own items that a dismissal is meant to reach, which the node will store, or
-        has stored, after the instants at which it ends."""
+    def _meant_beyond_instants(
+        self, message: InBandMessage, meant: InBandMessage, now: Time
+    ) -> Iterator[MsgID]:
+        """The ids of items that were here at the instants at which a dismissal ends, though their
+        ctimes are later."""
         for given, clause in zip(clauses(message), clauses(meant), strict=True):
             if clause.end_time is not None and clause.end_time != given.end_time:
                 end = clause.end_time.after(0)
                 matched = self._matched(meant, clause)
-                yield from (i.msg_id for i in matched if self._is_own_up_to(clause, end, i))
+                yield from (i.msg_id for i in matched if self._was_here(clause, end, now, i))
 
-    def _is_own_up_to(self, clause: Clause, end: Time, item: Item) -> bool:
+    def _was_here(self, clause: Clause, end: Time, now: Time, item: Item) -> bool:
+        """Whether an item beyond the end was here at that time: it was written here, and the node
+        stores it later; or it is here now, told by a node whose clock is ahead."""
         entry = self.outbox.get(item.msg_id)
-        was_there = not compares_time(clause) or has_begun(item.starts_at, end)
-        return entry is not None and entry.written <= end and was_there
+        is_own = entry is not None and entry.written <= end
+        is_ahead = item.msg_id in self.facts.items and item.ctime > end >= now
+        return (is_own or is_ahead) and (
+            not compares_time(clause) or has_begun(item.starts_at, end)
+        )
 
     def _matched(self, message: InBandMessage, clause: Clause) -> list[Item]:
         """The items that a clause of the message would reach if it had no end, in order."""

@@ -65,7 +65,8 @@ def with_ends(message: InBandMessage, end: TimeOrOffset | None) -> InBandMessage
 def naming_also(message: InBandMessage, msg_ids: Iterator[MsgID]) -> InBandMessage:
     """The message that also dismisses these ids: they follow those that its sender named."""
     dismissal = message.dismissal or Dismissal()
-    ids = tuple(dict.fromkeys((*dismissal.msg_ids, *msg_ids)))
+    added = [id_ for id_ in dict.fromkeys(msg_ids) if id_ not in dismissal.msg_ids]
+    ids = (*dismissal.msg_ids, *added)
     return structs.replace(message, dismissal=structs.replace(dismissal, msg_ids=ids))
 
 
@@ -76,7 +77,7 @@ def with_instants(message: InBandMessage, now: Time) -> InBandMessage:
     """The message with the instants that its offsets mean, counted from now. Raises InvalidMessage
     if its item would not begin before it expires."""
     creation, dismissal = message.creation, message.dismissal
-    if creation is not None and _offsets_of(creation):
+    if creation is not None and _has_offsets(creation):
         creation = structs.replace(
             creation, starts=_instant(creation.starts, now), expires=_instant(creation.expires, now)
         )
@@ -109,7 +110,7 @@ def _is_offset(when: TimeOrOffset | None) -> bool:
     return when is not None and when.offset is not None
 
 
-def _offsets_of(creation: Creation) -> bool:
+def _has_offsets(creation: Creation) -> bool:
     return _is_offset(creation.starts) or _is_offset(creation.expires)
 
 
@@ -134,21 +135,21 @@ def repeats_item(item: Item, message: InBandMessage) -> bool:
     """Whether the message, which has offsets, may have created this item: it has the same contents
     but for these times, of which nobody knows any more from when they counted."""
     creation = message.creation
-    if creation is None or not _offsets_of(creation):
+    if creation is None or not _has_offsets(creation):
         return False
-    known = item.category, item.key, item.device_id, canonical(item.body)
-    return known == (
-        creation.category,
-        creation.key,
-        message.device_id,
-        canonical(creation.body),
-    ) and all(
-        given is None or _is_offset(given) or given.time == stored
-        for given, stored in (
-            (creation.starts, item.starts_at),
-            (creation.expires, item.expires_at),
-        )
+    given = creation.category, creation.key, message.device_id, canonical(creation.body)
+    return (
+        given == (item.category, item.key, item.device_id, canonical(item.body))
+        and _may_mean(creation.starts, item.starts_at)
+        and _may_mean(creation.expires, item.expires_at)
     )
+
+
+def _may_mean(given: TimeOrOffset | None, instant: Time | None) -> bool:
+    """Whether this time, or offset from an unknown time, is the instant."""
+    if given is None or instant is None:
+        return given is None and instant is None
+    return _is_offset(given) or given.time == instant
 
 
 def _as_given(written: InBandMessage, message: InBandMessage) -> InBandMessage:
