@@ -831,3 +831,17 @@ def test_item_is_shown_again_when_the_unsent_put_or_dismissal_is_rejected(
     rejected = replica.apply_results([(message, Result("rejected", error=error))])
     assert "t" in rejected.changed
     assert "t" in rejected.visible(30)
+
+
+def test_counts_agree_with_the_store_on_both_sides_of_a_start_and_an_expiry() -> None:
+    clock = ManualClock(NOW)
+    machine = MemoryStateMachine(clock)
+    run(machine.consume_message(create("user", "mail", starts="10s", expires="20s")))
+    replica = synced(Replica(DEVICE), machine)
+    counts = {}
+    for seconds in (10, 20):
+        for clock.now in (NOW + seconds * SECOND - 1, NOW + seconds * SECOND):
+            counts[clock.now - NOW] = replica.state(clock.now).count("mail")
+            stored = run(machine.count("user", DEVICE, ["mail"]))
+            assert stored.by_prefix["mail"] == counts[clock.now - NOW]
+    assert list(counts.values()) == [0, 1, 1, 0]

@@ -54,6 +54,9 @@ OPERATIONS: dict[str, Callable[[DatabaseConnection], object]] = {
     "check_of_the_hash": lambda c: check_hashes(c, ["u"], NOW),
     "dismissal_of_unknown_id": stored(dismiss("u", "unknown")),
     "dismissal_of_category": stored(dismiss_category("u", "a")),
+    "dismissal_of_category_beside_a_late_replay_of_another_user": stored(
+        create("v", "a"), create("v", "a").stamp(1, 0), dismiss_category("u", "a")
+    ),
     "dismissal_of_prefix": stored(dismiss_category("u", "b", prefix=True)),
     "state": lambda c: read_state_page(c, "u", StateQuery(), NOW),
     "value_of_key": lambda c: read_state_page(c, "u", StateQuery(key="badge"), NOW),

@@ -184,7 +184,12 @@ class Outbox(Struct, frozen=True, eq=False):
 
     @property
     def waiting_count(self) -> int:
-        return sum(map(len, self.waiting.runs))
+        return _count(self.waiting)
+
+    @property
+    def ranges_count(self) -> int:
+        """How many entries have ranges."""
+        return _count(self.with_ranges)
 
     def in_waiting_order(self) -> Iterator[OutboxEntry]:
         """The entries without an acknowledgement, in the order of writing."""
@@ -257,6 +262,10 @@ class Outbox(Struct, frozen=True, eq=False):
 
 def _number(entry: OutboxEntry) -> int:
     return entry.number
+
+
+def _count(keys: SortedKeys[Any]) -> int:
+    return sum(map(len, keys.runs))
 
 
 def _put_places(entry: OutboxEntry) -> Iterator[tuple[Key, DeviceID, bool, int, MsgID]]:

@@ -469,7 +469,7 @@ class Replica(Struct, frozen=True):
         keyed = chain.from_iterable(updated._ids_with_key(key, before) for key in keys)
         ids = frozenset(chain(changed, entry_ids, named, keyed))
         if (
-            len(ids) * (1 + len(list(updated.outbox.with_ranges))) > len(updated.outbox)
+            len(ids) * (1 + updated.outbox.ranges_count) > len(updated.outbox)
             or any(entry.has_ranges for entry in known)
             or updated.outbox.has_ends_after(min(before.cursor, self.cursor))
         ):

@@ -12,7 +12,7 @@ and only late replays can give an item that is dead an earlier death.
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -23,6 +23,7 @@ from gregor.core.range_deaths import Pattern, range_deaths
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.statements import (
+    BulkStatement,
     DeadItem,
     Death,
     FoundPredecessor,
@@ -47,6 +48,7 @@ MAX_CLOCK_DIFFERENCE = 3600 * SECOND
 MAX_PATTERNS = 4
 
 T = TypeVar("T")
+Reach = TypeVar("Reach", RangePattern, NamedKey)
 
 
 class StoredBatch(NamedTuple):
@@ -166,8 +168,8 @@ def _deaths_by_range(
     new = _by_user((m.uid, range_) for m in batch.stored for range_ in dismissed_ranges(m))
     if new:
         patterns = [p for uid, ranges in new.items() for p in _patterns(uid, ranges, batch.now)]
-        statement = statements.ITEMS_MATCHED_IN_LOG if batch.late else statements.ITEMS_MATCHED
-        yield from _covered(new, connection.execute_rows(statement, patterns))
+        found = _find(connection, batch, patterns, _BY_CATEGORY)
+        yield from _covered(new, found)
     late = [_matched(m, m.creation.category) for m in batch.late if m.creation is not None]
     if late:
         first = _earliest((item.uid, item.ctime) for item in late)
@@ -218,8 +220,8 @@ def _deaths_by_key(
     new = _by_user((m.uid, key) for m in batch.stored for key in dismissed_keys(m))
     if new:
         named = [key for uid, keys in new.items() for key in _named(uid, keys)]
-        statement = statements.ITEMS_NAMED_IN_LOG if batch.late else statements.ITEMS_NAMED
-        yield from _covered(_as_ranges(new), connection.execute_rows(statement, named))
+        found = _find(connection, batch, named, _BY_KEY)
+        yield from _covered(_as_ranges(new), found)
     late = [_matched(m, m.key) for m in batch.late if m.key is not None]
     if late:
         first = _earliest(((item.uid, item.category), item.ctime) for item in late)
@@ -281,6 +283,32 @@ def _keyed(messages: Iterable[InBandMessage]) -> list[KeyedItem]:
 
 
 # Many dismissals, compared with many items
+
+
+class _Finding(NamedTuple, Generic[Reach]):
+    """How items are found that new dismissals may reach: those without a death; or, if the user has
+    late replays, those that are dead later as well."""
+
+    live: BulkStatement[Reach, MatchedItem]
+    in_log: BulkStatement[Reach, MatchedItem]
+
+
+_BY_CATEGORY = _Finding(statements.ITEMS_MATCHED, statements.ITEMS_MATCHED_IN_LOG)
+_BY_KEY = _Finding(statements.ITEMS_NAMED, statements.ITEMS_NAMED_IN_LOG)
+
+
+def _find(
+    connection: DatabaseConnection,
+    batch: StoredBatch,
+    reaches: Sequence[Reach],
+    how: _Finding[Reach],
+) -> list[MatchedItem]:
+    """The items that these dismissals may reach. Of others than late replays, no log is read."""
+    late_uids = {message.uid for message in batch.late}
+    live = [reach for reach in reaches if reach.uid not in late_uids]
+    late = [reach for reach in reaches if reach.uid in late_uids]
+    found = connection.execute_rows(how.live, live) if live else []
+    return found + (connection.execute_rows(how.in_log, late) if late else [])
 
 
 def _matched(message: InBandMessage, category: Category) -> MatchedItem:
