@@ -9,9 +9,11 @@ from gregor.core.facts import Facts
 from gregor.core.inbox import (
     MAX_ITEM_ID,
     MAX_ITEM_KEY,
+    MAX_TOPIC,
     Undo,
     entries,
     marked_unread,
+    marker_ranges,
     notification,
     undone,
     unread_by_topic,
@@ -82,6 +84,15 @@ def test_longest_key_and_msg_id_leave_room_for_those_of_the_marker() -> None:
     assert (len(marker.key.encode()), len(marker.msg_id)) == (255, 64)
 
 
+def test_longest_topic_leaves_room_for_the_topics_below_it() -> None:
+    topic = "ö" * (MAX_TOPIC // 2) + "x"
+    _, marker = notification("alice", topic, BODY)
+    exact, below = marker_ranges(topic)
+    assert marker.creation is not None
+    assert exact.category == marker.creation.category
+    assert (below.category, len(below.category.encode())) == (f"{exact.category}.", 255)
+
+
 @pytest.mark.parametrize(
     ("arguments", "field", "reason"),
     [
@@ -92,8 +103,8 @@ def test_longest_key_and_msg_id_leave_room_for_those_of_the_marker() -> None:
         ({"key": "unread:photo7"}, "key", "must not begin with `unread:`"),
         ({"msg_id": "x" * 58}, "msg_id", "1 to 57 bytes of UTF-8, not 58; that of its marker has"),
         ({"msg_id": "unread:m1"}, "msg_id", "must not begin with `unread:`"),
-        ({"topic": ""}, "topic", "1 to 248 bytes"),
-        ({"topic": "x" * 249}, "topic", "1 to 248 bytes"),
+        ({"topic": ""}, "topic", "1 to 247 bytes"),
+        ({"topic": "x" * 248}, "topic", "1 to 247 bytes"),
         ({"topic": "likes."}, "topic", "empty segment"),
         ({"topic": ".likes"}, "topic", "empty segment"),
         ({"topic": "likes..photo7"}, "topic", "empty segment"),
@@ -139,6 +150,7 @@ def test_what_is_no_notification_is_no_entry() -> None:
             put("alice", "inboxes", BODY, key="a"),
             put("alice", "inbox.likes", BODY, key="x" * 249),
             put("alice", "inbox.likes", BODY, key="unread:b"),
+            put("alice", "inbox." + "x" * 248, BODY, key="d"),
             put("alice", "settings", BODY, key="c"),
         )
         == []

@@ -87,6 +87,13 @@ MUTATIONS = [
         INBOX + "test_undo_leaves_what_is_newer",
     ),
     Mutation(
+        "the topics below the longest topic are no range",
+        "core/inbox.py",
+        'MAX_TOPIC = MAX_CATEGORY - len(MARKERS) - len(".")',
+        "MAX_TOPIC = MAX_CATEGORY - len(MARKERS)",
+        INBOX + "test_longest_topic_leaves_room_for_the_topics_below_it",
+    ),
+    Mutation(
         "read all takes what the device has not been told of",
         "client/inbox.py",
         "replica.dismiss_seen(message, now), [message]",

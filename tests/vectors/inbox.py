@@ -194,8 +194,8 @@ SENT = {
         notify(msg_id="x" * 57),
         notify(msg_id="x" * 58),
         notify(msg_id="unread:m1"),
+        notify(topic="x" * 247),
         notify(topic="x" * 248),
-        notify(topic="x" * 249),
         *(notify(topic=topic) for topic in ("", ".", ".likes", "likes.", "likes..photo7")),
     ],
     "a start lies before the expiry": [
@@ -284,6 +284,7 @@ DONE = {
             item("unread:marker", -9),
             item("setting", -8, category="settings.theme"),
             item("elsewhere", -7, category="inboxes"),
+            item("long topic", -6, category="inbox." + "x" * 248),
         ),
         act(HOUR - 1, list={}),
         act(HOUR, list={}),
@@ -307,6 +308,12 @@ DONE = {
         act(undo=6),
         act(read_all={"topic": "chat.room1"}),
         act(read_all={}),
+    ],
+    "the longest topic": [
+        snapshot(*unread("a", -40, "x" * 247)),
+        act(read_all={"topic": "x" * 247}),
+        act(read_all={"topic": "x" * 248}),
+        act(unread=["a"]),
     ],
     "a marker marks the notification of its scope": [
         snapshot(

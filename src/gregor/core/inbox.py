@@ -45,7 +45,7 @@ ITEMS = "inbox."
 MARKERS = "unread."
 MARKER = "unread:"  # before the key and the msg_id of a notification: those of its marker
 
-MAX_TOPIC = MAX_CATEGORY - len(MARKERS)
+MAX_TOPIC = MAX_CATEGORY - len(MARKERS) - len(".")  # the topics below it are a range, too
 MAX_ITEM_KEY = MAX_KEY - len(MARKER)
 MAX_ITEM_ID = MAX_MSG_ID - len(MARKER)
 
@@ -178,8 +178,8 @@ def is_of_inbox(item: Item) -> bool:
 
 def _is_entry(item: Item) -> bool:
     """Whether it is an item as `notification` creates them."""
-    key = item.key or MARKER
-    is_short = len(key.encode()) <= MAX_ITEM_KEY
+    key, topic = item.key or MARKER, item.category.removeprefix(ITEMS)
+    is_short = len(key.encode()) <= MAX_ITEM_KEY and len(topic.encode()) <= MAX_TOPIC
     return item.category.startswith(ITEMS) and is_short and not key.startswith(MARKER)
 
 
