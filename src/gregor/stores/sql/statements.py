@@ -351,13 +351,14 @@ class MatchedItem(NamedTuple):
         return max(self.ctime, self.starts_at or 0)
 
 
+# The `+` keeps PostgreSQL from reading all ctimes of the user instead of what is live.
 _MATCHED = """
     SELECT messages.uid, messages.msg_id, messages.ctime, messages.category, messages.device_id,
         messages.starts_at
     FROM input
     JOIN messages ON messages.uid = input.uid
         AND {alive}
-        AND messages.ctime <= input.end_time
+        AND +messages.ctime <= input.end_time
         AND (
             messages.category = input.category
             OR input.prefix = 1
