@@ -103,7 +103,8 @@ def get(
 
     item = run(request(settings, lambda server: server.get(uid, key, device)))
     if item is None:
-        raise _NoItem(f"{uid} has no visible item with the key {key}")
+        hint = "; --device reads that of a device" if device is None else ""
+        raise _NoItem(f"{uid} has no visible item with the key {key}{hint}")
     if json:
         output.print_json(item)
     else:
