@@ -57,6 +57,9 @@ OPERATIONS: dict[str, Callable[[DatabaseConnection], object]] = {
     "dismissal_of_category_beside_a_late_replay_of_another_user": stored(
         create("v", "a"), create("v", "a").stamp(1, 0), dismiss_category("u", "a")
     ),
+    "dismissals_beside_a_late_creation": stored(
+        create("u", "a").stamp(1, 0), dismiss_category("u", "a"), dismiss_key("u", "badge")
+    ),
     "dismissal_of_prefix": stored(dismiss_category("u", "b", prefix=True)),
     "state": lambda c: read_state_page(c, "u", StateQuery(), NOW),
     "value_of_key": lambda c: read_state_page(c, "u", StateQuery(key="badge"), NOW),

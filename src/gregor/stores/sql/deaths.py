@@ -303,8 +303,9 @@ def _find(
     reaches: Sequence[Reach],
     how: _Finding[Reach],
 ) -> list[MatchedItem]:
-    """The items that these dismissals may reach. Of others than late replays, no log is read."""
-    late_uids = {message.uid for message in batch.late}
+    """The items that these dismissals may reach. Without a late dismissal of a user, the user's log
+    is not read: what is dead has died before."""
+    late_uids = {message.uid for message in batch.late if message.dismissal is not None}
     live = [reach for reach in reaches if reach.uid not in late_uids]
     late = [reach for reach in reaches if reach.uid in late_uids]
     found = connection.execute_rows(how.live, live) if live else []
