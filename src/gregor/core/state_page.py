@@ -5,18 +5,23 @@ from msgspec import Struct
 from gregor.core.instant import Time
 from gregor.core.message import Category, DeviceID, Key, MsgID
 from gregor.core.state import Item, State
+from gregor.errors import InvalidMessage
 
 
 class StateQuery(Struct, frozen=True):
     """What of a state is asked for: the items that the device sees (None: all devices together),
     whose category begins with one of the prefixes, if there are any, and which have the key, if
-    there is one; at most `limit`, from the oldest or from the newest on."""
+    there is one; at most `limit`, which is positive, from the oldest or from the newest on."""
 
     device_id: DeviceID | None = None
     prefixes: tuple[Category, ...] = ()
     key: Key | None = None
     newest_first: bool = False
     limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise InvalidMessage("`limit` must be at least 1", field="limit")
 
     def selects(self, item: Item) -> bool:
         """Whether a visible item is asked for."""
