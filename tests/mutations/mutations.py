@@ -1008,8 +1008,8 @@ MUTATIONS = [
     Mutation(
         "the end of a range is exclusive, in SQL",
         "stores/sql/statements.py",
-        "AND messages.ctime <= input.end_time",
-        "AND messages.ctime < input.end_time",
+        "AND +messages.ctime <= input.end_time\n        AND (",
+        "AND +messages.ctime < input.end_time\n        AND (",
         SQL + "test_all_devices",
     ),
     Mutation(

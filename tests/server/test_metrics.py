@@ -153,9 +153,11 @@ async def test_pools_of_the_store_are_shown() -> None:
             asyncio.create_task(database.write(lambda connection: finish.wait())) for _ in range(3)
         ]
         await asyncio.sleep(0)
-        assert await served.metric(f"gregor_store_connections_in_use{pool}") == 1
-        assert await served.metric(f"gregor_store_connections_waiting{pool}") == 2
-        finish.set()
+        try:
+            assert await served.metric(f"gregor_store_connections_in_use{pool}") == 1
+            assert await served.metric(f"gregor_store_connections_waiting{pool}") == 2
+        finally:
+            finish.set()  # or the server would wait for its thread for ever
         await asyncio.gather(*writes)
         assert await served.metric(f"gregor_store_connections_in_use{pool}") == 0
         assert await served.metric(f"gregor_store_connections_waiting{pool}") == 0
