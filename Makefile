@@ -49,7 +49,7 @@ simulate: $(READY)  ## Simulations with random seeds; SEEDS=100000
 faults: $(READY)  ## Each fault, injected into a real fleet; ROUNDS=20
 	@$(BIN)/python -m tests.faults --rounds $(ROUNDS)
 
-vectors: $(READY)  ## Regenerate spec/vectors/session.json and replica.json
+vectors: $(READY)  ## Regenerate the vectors of clients in spec/vectors
 	@$(BIN)/python -m tests.vectors
 
 lock:  ## Regenerate requirements.lock from pyproject.toml

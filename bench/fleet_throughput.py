@@ -21,7 +21,6 @@ from bench.report import Figure
 
 USERS, ROUNDS, FRAMES, WARM_UP, MESSAGES = 100, 3, 40, 5, 20
 ROWS_PER_INSERT = 500
-COLUMNS = 9
 
 
 class FleetRound(NamedTuple):
@@ -115,9 +114,10 @@ async def _commit(connection: Any, rows: list[tuple[Any, ...]]) -> None:
         for start in range(0, len(rows), ROWS_PER_INSERT):
             chunk = rows[start : start + ROWS_PER_INSERT]
             values = (value for row in chunk for value in row)
-            await connection.execute(_insert(len(chunk)), *values)
+            await connection.execute(_insert(len(chunk), len(rows[0])), *values)
         await connection.execute(
-            "INSERT INTO users SELECT *, 0 FROM unnest($1::text[], $2::bigint[]) "
+            "INSERT INTO users (uid, ctime, bucket)"
+            " SELECT *, 0 FROM unnest($1::text[], $2::bigint[]) "
             "ON CONFLICT (uid) DO UPDATE SET ctime = excluded.ctime",
             list(clocks),
             list(clocks.values()),
@@ -125,9 +125,9 @@ async def _commit(connection: Any, rows: list[tuple[Any, ...]]) -> None:
 
 
 @cache
-def _insert(rows: int) -> str:
+def _insert(rows: int, columns: int) -> str:
     groups = (
-        ", ".join(f"${row * COLUMNS + column}" for column in range(1, COLUMNS + 1))
+        ", ".join(f"${row * columns + column}" for column in range(1, columns + 1))
         for row in range(rows)
     )
     return f"INSERT INTO messages VALUES {', '.join(f'({group})' for group in groups)}"

@@ -14,7 +14,7 @@ from bench.report import Figure, Wanted
 from gregor.client import Client
 from gregor.client.connection import Transport
 from gregor.clock import now
-from gregor.core.message import Dismissal, InBandMessage, Range, create, replace
+from gregor.core.message import Dismissal, InBandMessage, Range, create, put
 from gregor.core.state import Item
 from gregor.core.sync import Snapshot
 from gregor.stores.sql.migrations import migrate
@@ -36,8 +36,8 @@ class Case(NamedTuple):
     operation: Operation
 
 
-def _replaces(machine: SQLStateMachine, uid: str, size: int) -> Awaitable[object]:
-    return machine.consume_messages([replace(uid, "badge", n) for n in range(size)])
+def _puts(machine: SQLStateMachine, uid: str, size: int) -> Awaitable[object]:
+    return machine.consume_messages([put(uid, "badge", n) for n in range(size)])
 
 
 def _ranges(machine: SQLStateMachine, uid: str, size: int) -> Awaitable[object]:
@@ -54,7 +54,7 @@ def _snapshot(machine: SQLStateMachine, uid: str, size: int) -> Awaitable[object
 
 
 CASES = (
-    Case("replaces of one category in a request", (125, 250, 500), lambda _: 0, _replaces),
+    Case("puts of one key in a request", (125, 250, 500), lambda _: 0, _puts),
     Case("ranges in a message, 200 live items", (2_000, 4_000, 8_000), lambda _: 200, _ranges),
     Case("live items, a count of two prefixes", (1_000, 2_000, 4_000), lambda n: n, _count),
     Case("live items, the first part of a snapshot", (1_000, 2_000, 4_000), lambda n: n, _snapshot),
@@ -117,7 +117,7 @@ async def _frame_seconds(live: int, rounds: int) -> float:
     async with client, client.events():
         await client.change(lambda replica, _: replica.apply_snapshot(snapshot, live))
         for ctime in range(live + 1, live + 1 + 20 * rounds):
-            message = replace("u", f"a.{ctime % live}", ctime).stamp(ctime, ctime - 1)
+            message = put("u", f"a.{ctime % live}", ctime).stamp(ctime, ctime - 1)
             begin = process_time()
             await _receive(client, message)
             seconds.append(process_time() - begin)

@@ -100,7 +100,8 @@ async def _bare(served: Path, store: Path, batch: int) -> float:
 def _commit(connection: sqlite3.Connection, rows: list[Any]) -> None:
     clocks = {row[0]: row[1] for row in rows}
     connection.execute("BEGIN IMMEDIATE")
-    connection.executemany("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+    places = ", ".join("?" * len(rows[0]))
+    connection.executemany(f"INSERT INTO messages VALUES ({places})", rows)
     connection.executemany(
         "INSERT INTO users (uid, ctime, bucket) VALUES (?, ?, 0) "
         "ON CONFLICT (uid) DO UPDATE SET ctime = excluded.ctime",

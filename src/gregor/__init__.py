@@ -12,8 +12,9 @@ from gregor.core.message import (
     create,
     dismiss,
     dismiss_category,
+    dismiss_key,
     out_of_band,
-    replace,
+    put,
 )
 from gregor.core.state import Item, State
 from gregor.errors import GregorError
@@ -33,6 +34,7 @@ __all__ = [
     "create",
     "dismiss",
     "dismiss_category",
+    "dismiss_key",
     "out_of_band",
-    "replace",
+    "put",
 ]

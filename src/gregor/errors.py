@@ -31,7 +31,7 @@ class GregorError(Exception):
 
 
 class Malformed(GregorError):
-    """Not JSON, or JSON of the wrong type. Fix the sender."""
+    """Not JSON, or JSON of the wrong type, or the page token of another request. Fix the sender."""
 
     code, action, status, close_code = "malformed", Action.STOP, 400, 4000
 

@@ -11,10 +11,12 @@ from gregor.core.message import (
     DeviceID,
     InBandMessage,
     Message,
+    MsgID,
     OutOfBandMessage,
 )
 from gregor.core.state import Counts, Item, State
-from gregor.core.sync import Page, PageLimits, PolledState, Start, Sync
+from gregor.core.state_page import PageStart, StatePage, StateQuery
+from gregor.core.sync import Page, PageLimits, Start, Sync
 from gregor.errors import GregorError, Unavailable
 
 
@@ -61,22 +63,27 @@ class StateMachine(MessageConsumer, Protocol):
 class Stored(NamedTuple):
     """The message is durable. `message` is the stamped one, as all readers will see it.
 
-    As of the commit: whether its item is `dead` or `expired`, and how many items were `dismissed`
-    by it, which existed before it and had no earlier death or expiry."""
+    As of the commit: whether its item is `dead`, `expired`, or `scheduled`, which is to begin
+    later; how many items were `dismissed` by its dismissal, which existed before it and had no
+    earlier death or expiry; and the id of the item whose key it has `replaced`, whatever became of
+    that."""
 
     message: InBandMessage
     dead: bool = False
     expired: bool = False
     dismissed: int = 0
+    scheduled: bool = False
+    replaced: MsgID | None = None
 
 
 class Duplicate(NamedTuple):
     """A success: the message was stored before; nothing changed. `message` is the stored one, whose
-    item is `dead` or `expired` as of now."""
+    item is `dead`, `expired` or `scheduled` as of now."""
 
     message: InBandMessage
     dead: bool = False
     expired: bool = False
+    scheduled: bool = False
 
 
 class Rejected(NamedTuple):
@@ -141,7 +148,7 @@ class StateMachineOfRecord(StateMachine, Protocol):
     """The state machine that gives messages their ctime, and that all others follow.
 
     For one user, ctimes are unique and strictly increase in the order of commits, even if a
-    machine's clock goes backwards; `prev` of each message is the ctime of the previous one.
+    machine's clock goes backwards; `prev` of each message is the user's clock before it.
     """
 
     async def consume_message(self, message: Message) -> Message:
@@ -163,23 +170,30 @@ class StateMachineOfRecord(StateMachine, Protocol):
         """Store the messages in order, and fill in the outcome of each. Idempotent.
 
         What is Stored is durable when this returns. A message that already has a ctime is a
-        replay and keeps it. An invalid message is rejected alone; the others are not affected.
-        Raises Unavailable if the store cannot be reached; then any of the messages may have been
-        stored.
+        replay and keeps it; if that is not after the user's clock, the clock moves on by one, and
+        who was told of the messages up to then needs a snapshot. An invalid message is rejected
+        alone; the others are not affected. Raises Unavailable if the store cannot be reached; then
+        any of the messages may have been stored.
         """
         ...
 
     async def state(
         self, uid: UID, device_id: DeviceID | None = None, at: TimeOrOffset | None = None
     ) -> State:
-        return (await self.polled_state(uid, device_id, at)).state
+        return (await self.state_page(uid, StateQuery(device_id), at)).state
 
     @abstractmethod
-    async def polled_state(
-        self, uid: UID, device_id: DeviceID | None, at: TimeOrOffset | None
-    ) -> PolledState:
-        """The state, with the contract of `state`, and the cursor after which `messages_page`
-        continues it: the user's clock, or `at` if that is earlier. Read at one instant."""
+    async def state_page(
+        self,
+        uid: UID,
+        query: StateQuery,
+        at: TimeOrOffset | None = None,
+        start: PageStart | None = None,
+    ) -> StatePage:
+        """The selected items of a state, with the contract of `state`, its hash, and the cursor
+        after which `messages_page` continues it: the user's clock, or `at` if that is earlier. Read
+        at one instant. With a limit, `start` begins the pages after the first: they are of the
+        state that the first was of, whatever has been stored since; `at` is not looked at."""
         ...
 
     @abstractmethod
@@ -221,8 +235,14 @@ class StateMachineOfRecord(StateMachine, Protocol):
         ...
 
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
-        """The clocks of these users: the ctime of the last message of each, 0 if it has none.
-        Users on a shard that does not answer now are left out."""
+        """The clocks of these users; 0 for one who has no message.
+        Users on a shard that does not answer now are left out. It is the ctime of the last message,
+        or later."""
+        ...
+
+    async def check_hashes(self, uids: Sequence[UID]) -> Sequence[UID]:
+        """Compare the hashes that are kept for these users with their items, repair those that
+        differ, and return the users of these. Idempotent."""
         ...
 
     async def ctime(self, uid: UID) -> Time:

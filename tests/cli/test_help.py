@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from gregor.cli.main import app
 
 COMMANDS = {
-    "serve", "migrate", "token", "send", "dismiss", "state", "count", "log", "watch", "replay",
-    "demo",
+    "serve", "migrate", "token", "send", "put", "snooze", "dismiss", "state", "get", "count", "log",
+    "watch", "replay", "demo", "notify", "inbox",
 }  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def test_json_option_prints_json(gregor: Shell) -> None:
     )
     assert len(state["hash"]) == 64
     assert gregor("count", "ben", "no", "x", "--json").json["counts"] == {"no": 1, "x": 0}
-    theme = gregor("send", "ben", "theme", "dark", "--replace", "--json").json
+    theme = gregor("put", "ben", "theme", "dark", "--json").json
     logged = gregor("log", "ben", "--json").lines
     assert [line["ctime"] for line in logged] == [sent["ctime"], theme["ctime"]]
     assert gregor("dismiss", "ben", sent["msg_id"], "--json").json["status"] == "stored"
@@ -106,11 +106,78 @@ def test_message_with_known_id_is_a_duplicate_or_a_conflict(gregor: Shell) -> No
     assert conflicting.failed_with("other contents", "conflict")
 
 
-def test_replace_leaves_one_item_in_the_category(gregor: Shell) -> None:
-    gregor("send", "eve", "theme", "light", "--replace")
-    gregor("send", "eve", "theme", "dark", "--replace")
-    (item,) = gregor("state", "eve", "--json").json["items"]
-    assert item["body"] == "dark"
+def test_put_leaves_one_item_of_the_key_and_get_prints_it(gregor: Shell) -> None:
+    assert gregor("get", "eve", "theme").failed_with("eve", "no visible item", "theme")
+    gregor("put", "eve", "theme", "light", "--msg-id", "m1")
+    assert gregor("put", "eve", "theme", "dark").out.endswith("; replaces m1\n")
+    assert gregor("get", "eve", "theme").out == '"dark"\n'
+    item = gregor("get", "eve", "theme", "--json").json
+    assert (item["category"], item["key"], item["body"]) == ("theme", "theme", "dark")
+    assert gregor("state", "eve", "--json").json["items"] == [item]
+    assert gregor("dismiss", "eve", "--key", "theme").out.endswith("; 1 dismissed\n")
+    assert gregor("get", "eve", "theme").status == 1
+
+
+def test_value_of_a_device_is_beside_that_of_all(gregor: Shell) -> None:
+    put = ("put", "kay", "sound", "--key", "volume")
+    gregor(*put, "7")
+    gregor(*put, "3", "--device", "phone")
+    assert gregor("get", "kay", "volume").out == "7\n"
+    assert gregor("get", "kay", "volume", "--device", "tablet").out == "7\n"
+    assert gregor("get", "kay", "volume", "--device", "phone").out == "3\n"
+
+
+def test_keys_and_starts_are_shown(gregor: Shell) -> None:
+    begins = "2020-01-31T12:00:00Z"
+    gregor("put", "lou", "call", "1", "--key", "k17", "--starts", begins, "--msg-id", "m")
+    table = gregor("state", "lou").out
+    assert table.split()[:7] == ["category", "key", "msg_id", "age", "began", "body", "call"]
+    assert " k17 " in table
+    assert " d ago " in table
+    (logged,) = gregor("log", "lou").out.splitlines()
+    assert logged.endswith("m  + call 1 (key k17, from 2020-01-31 12:00:00)")
+    gregor("dismiss", "lou", "--key", "k17", "--category", "c", "--scheduled", "--until", "-1h")
+    (_, logged) = gregor("log", "lou").out.splitlines()
+    assert "- c and scheduled until 20" in logged
+    assert "- key k17 until 20" in logged
+    gregor("send", "max", "plain", "1")
+    assert gregor("state", "max").out.split()[:4] == ["category", "msg_id", "age", "body"]
+
+
+def test_item_that_begins_later_is_not_visible_before(gregor: Shell) -> None:
+    sent = gregor("send", "nia", "note", "1", "--starts", "2h", "--msg-id", "m")
+    assert "; its item is not visible before 20" in sent.out
+    assert gregor("count", "nia").out == "0\n"
+    assert len(gregor("state", "nia", "--at", "3h", "--json").json["items"]) == 1
+    assert gregor("dismiss", "nia", "--category", "note").out.endswith("; 0 dismissed\n")
+    scheduled = gregor("dismiss", "nia", "--category", "note", "--scheduled")
+    assert scheduled.out.endswith("; 1 dismissed\n")
+
+
+def test_snoozed_item_is_shown_again_later(gregor: Shell) -> None:
+    gregor("send", "oda", "note", "1", "--msg-id", "m", "--expires", "1d")
+    assert "; its item is not visible before 20" in gregor("snooze", "oda", "m", "2h").out
+    assert gregor("state", "oda").out == "nothing\n"
+    (item,) = gregor("state", "oda", "--at", "3h", "--json").json["items"]
+    assert item["starts_at"] == item["ctime"] + 7_200_000_000
+    assert gregor("snooze", "oda", "m", "2h").failed_with("no visible item", "`msg_id`")
+    gregor("put", "oda", "call", "1", "--msg-id", "k")
+    snoozed = gregor("snooze", "oda", "k", "2h", "--json").json
+    assert (snoozed["replaced"], snoozed["visible"]) == ("k", False)
+
+
+def test_state_shows_some_categories_and_the_newest_first(gregor: Shell) -> None:
+    for category in ("a.1", "b.1", "c.1", "a.2"):
+        gregor("send", "pia", category, "1")
+
+    def categories(*options: str) -> list[str]:
+        items = gregor("state", "pia", *options, "--json").json["items"]
+        return [item["category"] for item in items]
+
+    assert categories("--prefix", "a.", "--prefix", "c.") == ["a.1", "c.1", "a.2"]
+    assert categories("--newest", "--limit", "2") == ["a.2", "c.1"]
+    assert gregor("state", "pia", "--limit", "3").out.endswith("\nand more\n")
+    assert "and more" not in gregor("state", "pia", "--limit", "4").out
 
 
 def test_item_with_device_is_visible_on_that_device_only(gregor: Shell) -> None:
@@ -163,11 +230,22 @@ def test_control_characters_of_a_sender_are_not_printed(gregor: Shell) -> None:
         ("send", "ann", "note", "1", "--msg-id", "a", "--msg-id", "b"),
         ("dismiss", "ann", "m1", "--msg-id", ""),
         ("dismiss", "ann", "m1", "--until", ""),
-        ("state", "ann", "--prefix", "a", "--prefix", "b"),
+        ("dismiss", "ann", "m1", "--scheduled"),
+        ("dismiss", "ann", "--key", "k", "--prefix"),
+        ("put", "ann", "note", "1", "--key", ""),
+        ("put", "ann", "note", "1", "--starts", "soon"),
+        ("put", "ann", "note"),
+        ("get", "ann"),
+        ("get", "ann", "note", "--device", ""),
+        ("snooze", "ann", "m1"),
+        ("snooze", "ann", "m1", "tomorrow"),
+        ("state", "ann", "--limit", "0"),
+        ("state", "ann", "--limit", "501"),
+        ("watch", "ann", "--prefix", "a", "--prefix", "b"),
         ("state", "ann", "--device", ""),
         ("watch", "ann", "--device", ""),
         ("--config", "a.toml", "--config", "b.toml", "state", "ann"),
-        ("send", "ann", "typing", "1", "--out-of-band", "--replace"),
+        ("send", "ann", "typing", "1", "--out-of-band", "--starts", "2h"),
         ("state", "ann", "--at", "yesterday"),
         ("log", "ann", "--since", "2026-01-01"),
     ],
@@ -185,6 +263,12 @@ def test_wrong_usage_exits_with_2(gregor: Shell, arguments: tuple[str, ...]) -> 
         (("send", "ann", "c" * 256, "1"), ("`category`", "255 bytes")),
         (("send", "ann", "note", "x" * 70_000), ("`body`", "65536")),
         (("state", "u" * 200), ("`uid`",)),
+        (("put", "ann", "note", "1", "--key", "é" * 128), ("`key`", "255 bytes")),
+        (("get", "ann", "é" * 128), ("`key`", "255 bytes")),
+        (("dismiss", "ann", "--key", "é" * 128), ("`key`", "255 bytes")),
+        (("put", "ann", "note", "1", "--starts", "2h", "--expires", "1h"), ("`starts`", "expiry")),
+        (("put", "ann", "note", "1", "--starts", "1700000000"), ("`starts`", "before 2001")),
+        (("snooze", "ann", "m", "--", "-1h"), ("no visible item",)),
     ],
 )
 def test_invalid_message_fails_with_one_line(
@@ -232,3 +316,5 @@ def test_watch_prints_plain_lines_to_a_pipe(gregor: Shell) -> None:
         assert {watching.stdout.readline(), watching.stdout.readline()} == {"online\n", "synced\n"}
         gregor("send", "lea", "note", "1", "--msg-id", "m")
         assert watching.stdout.readline() == "+ note 1  m\n"
+        gregor("put", "lea", "theme", "dark", "--msg-id", "m2")
+        assert watching.stdout.readline() == '+ theme "dark"  m2 (key theme)\n'

@@ -66,6 +66,26 @@ def test_time_of_the_senders_clock_becomes_an_offset_from_the_line() -> None:
     assert created.expires == TimeOrOffset(offset=SECOND)
 
 
+def test_line_can_have_a_key_and_a_start_and_dismiss_keys() -> None:
+    start, later = {"time": T * 1000 + 5 * SECOND}, {"time": T * 1000 + 9 * SECOND}
+    created = parsed(creation("u", "m", key="k", starts=start, expires=later)).creation
+    assert created is not None
+    assert (created.key, created.starts) == ("k", TimeOrOffset(offset=5 * SECOND))
+    keys = [{"key": "k"}, {"key": "l", "end_time": before_the_line()}]
+    ranges = [{"category": "c", "scheduled": True}]
+    dismissal = parsed(line("u", "m", dismiss={"keys": keys, "ranges": ranges})).dismissal
+    assert dismissal is not None
+    assert [key.key for key in dismissal.keys] == ["k", "l"]
+    assert [key.end_time for key in dismissal.keys] == [None, TimeOrOffset(offset=-SECOND)]
+    assert dismissal.ranges[0].scheduled
+
+
+def test_start_before_the_line_is_at_once() -> None:
+    created = parsed(creation("u", "m", starts=before_the_line())).creation
+    assert created is not None
+    assert created.starts == TimeOrOffset(offset=0)
+
+
 def test_expiry_before_the_line_becomes_the_shortest_that_a_server_admits() -> None:
     created = parsed(creation("u", "m", expires=before_the_line())).creation
     assert created is not None
@@ -90,6 +110,9 @@ def before_the_line() -> dict[str, int]:
         (line("u", "m", creation={}), "creation"),
         (line("u", "m", dismiss={"ranges": [{}]}), "category"),
         (creation("u" * 129, "m"), "uid"),
+        (creation("u", "m", key=""), "key"),
+        (creation("u", "m", starts={"offset": "2h"}, expires={"offset": "1h"}), "starts"),
+        (line("u", "m", dismiss={"keys": [{}]}), "key"),
         (b"\xff\xfe", "malformed"),
         (
             line(

@@ -18,7 +18,7 @@ import pytest
 from msgspec import Raw
 
 import gregor
-from gregor.client import AsyncProducer, Client, Producer, SQLiteStore
+from gregor.client import AsyncProducer, Client, Inbox, Producer, SQLiteStore
 from gregor.core import message as values
 from gregor.core.instant import TimeOrOffset
 from gregor.core.message import MAX_BODY, InBandMessage, OutOfBandMessage, create
@@ -53,7 +53,10 @@ def wrong(value: object, *taken_by: str) -> Wrong:
     return Wrong(value, frozenset(taken_by))
 
 
-OPTIONAL = ("optional id", "body", "time", "query time", "optional")
+OPTIONAL = ("optional id", "optional text", "body", "time", "query time", "optional")
+TEXT = ("id", "optional id", "ids", "text", "optional text", "prefix", "body", "URL", "token",
+        "path", "topic")  # fmt: skip
+NO_DOT = ("id", "optional id", "topic")
 WRONG = {
     "None": wrong(None, *OPTIONAL),
     "True": wrong(True, "flag", "body"),
@@ -68,9 +71,9 @@ WRONG = {
     "NaN": wrong(float("nan")),
     "infinity": wrong(float("inf")),
     "bytes": wrong(b"abc"),
-    "a list": wrong(["a"], "body", "id list", "list"),
+    "a list": wrong(["a"], "body", "id list", "text list", "list"),
     "a list of ints in a list": wrong([["a"]], "body"),
-    "a dict": wrong({"a": 1}, "body"),
+    "a dict": wrong({"a": 1}, "body", "notification"),
     "a dict with other keys": wrong({1: "a"}),
     "a set": wrong({1.5}),
     "an object": wrong(object()),
@@ -79,14 +82,10 @@ WRONG = {
     "a lone surrogate": wrong(SURROGATE, "URL"),
     "NUL": wrong("a\0b", "body", "URL"),
     "empty text": wrong("", "body", "prefix", "URL"),
-    "text": wrong(
-        "abc", "id", "optional id", "ids", "text", "prefix", "body", "URL", "token", "path"
-    ),
+    "text": wrong("abc", *TEXT),
     "text that is too long": wrong("x" * 10_000, "body", "URL"),
-    "digits": wrong(
-        "3600", "id", "optional id", "ids", "text", "prefix", "body", "URL", "token", "path"
-    ),
-    "a dot": wrong(".", "ids", "text", "prefix", "body", "URL", "token", "path"),
+    "digits": wrong("3600", *TEXT),
+    "a dot": wrong(".", *(kind for kind in TEXT if kind not in NO_DOT)),
     "not JSON": wrong(Raw(b"{bad")),
     "NaN as JSON": wrong(Raw(b"[NaN]")),
     "too deep": wrong(nested(200)),
@@ -100,12 +99,22 @@ KINDS = {
     "uids": "uids",
     "device_id": "optional id",
     "msg_id": "optional id",
+    "new_msg_id": "optional id",
     "msg_ids": "ids",
     "skip_msg_ids": "id list",
     "category": "text",
+    "topic": "topic",
+    "undo": "undo",
     "system": "text",
     "body": "body",
     "expires": "time",
+    "starts": "time",
+    "until": "required time",
+    "key": "text",
+    "keys": "text",
+    "scheduled": "flag",
+    "order": "order",
+    "page": "optional text",
     "end_time": "time",
     "at": "query time",
     "since": "query time",
@@ -129,11 +138,17 @@ KINDS = {
     "path": "path",
 }
 EXCEPTIONS = {
+    ("put", "key"): "optional text",
+    ("notify", "key"): "optional text",
+    ("notify", "body"): "notification",
+    ("state", "prefixes"): "text list",
+    ("state_pages", "prefixes"): "text list",
     ("dismiss_category", "prefix"): "flag",
     ("Client", "device_id"): "id",
     ("Client", "uid"): "optional id",
     ("Client", "token"): "token or function",
     ("Client.hide", "msg_id"): "ids",
+    ("snooze", "msg_id"): "ids",
 }
 ALSO_TAKEN = {
     "connect": {"a function"},
@@ -147,12 +162,15 @@ VALID: dict[str, Any] = {
     "msg_id": "m",
     "category": "a",
     "system": "s",
-    "body": 1,
+    "body": {"n": 1},
+    "topic": "likes",
     "message": create("u", "a"),
     "messages": [create("u", "a")],
     "url": "http://127.0.0.1:1",
     "token": "t",
     "path": "unused.db",
+    "key": "k",
+    "until": "1h",
 }
 
 
@@ -190,12 +208,14 @@ class PublicCall(NamedTuple):
 
 FUNCTIONS = {
     name: getattr(gregor, name)
-    for name in ("create", "dismiss", "dismiss_category", "replace", "out_of_band")
+    for name in ("create", "put", "dismiss", "dismiss_key", "dismiss_category", "out_of_band")
 }
 CLASSES = {"Client": Client, "Producer": Producer, "AsyncProducer": AsyncProducer,
            "SQLiteStore": SQLiteStore}  # fmt: skip
 # These are between the parts of a client; their arguments are functions of ours.
-INTERNAL = {"change", "emit", "perform", "node_told_time"}
+INTERNAL = {
+    *("change", "emit", "perform", "node_told_time", "read_pages", "send_after", "send_together")
+}
 
 
 def methods(class_: type) -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -215,7 +235,7 @@ ALL_CALLS = [
     *(call for name, class_ in CLASSES.items() for call in calls(name, class_)),
     *(
         call
-        for class_ in (Client, Producer, AsyncProducer)
+        for class_ in (Client, Inbox, Producer, AsyncProducer)
         for name, method in methods(class_)
         for call in calls(f"{class_.__name__}.{name}", method)
     ),
@@ -236,9 +256,10 @@ async def perform(call: PublicCall, value: Any) -> None:
         return
     transport = httpx.MockTransport(no_request)
     match owner:
-        case "Client":
+        case "Client" | "Inbox":
             async with Client("http://unused", "u", device_id="d", connect=unreachable) as client:
-                await _perform_method(client, method, call, value)
+                target = client if owner == "Client" else client.inbox
+                await _perform_method(target, method, call, value)
         case "Producer":
             with Producer("http://unused", transport=transport) as producer:
                 await _perform_method(producer, method, call, value)

@@ -9,7 +9,7 @@ from gregor.client import Created, MemoryStore, Offline, OutOfBandReceived, SQLi
 from gregor.client.events import Subscription
 from gregor.client.store import RecordChanges
 from gregor.core.instant import TimeOrOffset
-from gregor.core.message import create, dismiss, dismiss_category, replace
+from gregor.core.message import create, dismiss, dismiss_category, put
 from gregor.errors import (
     Conflict,
     HistoryForgotten,
@@ -96,7 +96,7 @@ async def test_offline_writes_survive_restart_and_are_delivered() -> None:
         harness.server.reachable = False
         async with harness.device(store=store) as laptop:
             await laptop.create("mail")
-            await laptop.replace("theme", "dark")
+            await laptop.put("theme", "dark")
         harness.server.reachable = True
         async with harness.device(store=store) as laptop:
             await laptop.flush()
@@ -117,21 +117,22 @@ async def test_item_expiry_is_reported_when_it_is_due() -> None:
 
 
 @on_virtual_time
-async def test_expiry_offset_of_unsent_message_does_not_run() -> None:
-    """The offset counts from the ctime, which an unsent message does not have yet."""
+async def test_offsets_count_from_when_a_message_is_written() -> None:
+    """And not from when the device has a network again."""
     async with client_harness() as harness:
         harness.server.reachable = False
         async with harness.device() as laptop:
             events = laptop.events()
-            await laptop.create("reminder", expires="1m")
-            await asyncio.sleep(3600)
-            assert event_summaries(events) == ["created reminder", "offline"]
+            await laptop.create("reminder", starts="1m", expires="2m")
+            for expected in (["offline"], ["created reminder"], ["expired reminder"], []):
+                assert event_summaries(events) == expected
+                await asyncio.sleep(60)
+            await laptop.create("reminder", starts="3m")
+            await asyncio.sleep(120)
             harness.server.reachable = True
             await laptop.flush()
             await asyncio.sleep(61)
-            assert [text for text in event_summaries(events) if "reminder" in text] == [
-                "expired reminder"
-            ]
+            assert categories(await harness.state()) == ["reminder"]
 
 
 @on_virtual_time
@@ -141,12 +142,12 @@ async def test_replaced_value_is_reported_as_replaced_on_all_devices() -> None:
         harness.device("laptop") as laptop,
         harness.device("phone") as phone,
     ):
-        await laptop.replace("theme", "dark")
+        await laptop.put("theme", "dark")
         await laptop.flush()
         await phone.wait_synced()
         await asyncio.sleep(1)
         laptop_events, phone_events = laptop.events(), phone.events()
-        await laptop.replace("theme", "light")
+        await laptop.put("theme", "light")
         await asyncio.sleep(1)
         expected = ["replaced theme", "created theme"]
         assert event_summaries(laptop_events) == event_summaries(phone_events) == expected
@@ -331,7 +332,7 @@ async def test_dismissals_by_other_messages_are_not_reported_as_replaced() -> No
         await harness.inject(create("alice", "a", msg_id="a"), create("alice", "b", msg_id="b"))
         await laptop.wait_synced()
         events = laptop.events()
-        await harness.inject(dismiss("alice", "a"), replace("alice", "c", 1))
+        await harness.inject(dismiss("alice", "a"), put("alice", "c", 1))
         await harness.inject(dismiss_category("alice", "b"))
         await asyncio.sleep(1)
         assert sorted(event_summaries(events)) == ["created c", "dismissed a", "dismissed b"]

@@ -1,5 +1,5 @@
 """The law of clocks: a device's clock, however wrong and whatever happens to it, changes neither
-facts nor hash; and it changes what is visible only near an expiry, within the error."""
+facts nor hash; and it changes what is visible only near a start or an expiry, within the error."""
 
 import asyncio
 from collections.abc import Sequence
@@ -50,12 +50,20 @@ class Restart(NamedTuple):
 
 
 class Inject(NamedTuple):
-    """A backend creates an item that lives so long."""
+    """A backend creates an item that lives so long, and one that begins then."""
 
     seconds: int
 
 
-Step: TypeAlias = Wait | SetWallClock | Suspend | LoseNetwork | FindNetwork | Restart | Inject
+class Write(NamedTuple):
+    """The device creates an item that begins after this, and lives as long."""
+
+    seconds: int
+
+
+Step: TypeAlias = (
+    Wait | SetWallClock | Suspend | LoseNetwork | FindNetwork | Restart | Inject | Write
+)
 
 moves = st.one_of(
     st.integers(-10, 10), st.integers(-100_000, 100_000), st.integers(-(10**9), 10**8)
@@ -66,6 +74,7 @@ steps = st.one_of(
     st.builds(SetWallClock, moves),
     st.builds(Suspend, durations),
     st.builds(Inject, durations),
+    st.builds(Write, durations),
     st.builds(LoseNetwork),
     st.builds(FindNetwork),
     st.builds(Restart),
@@ -125,7 +134,10 @@ class World:
                 await asyncio.sleep(NOTICE_SECONDS)
             case Inject(seconds):
                 await harness.inject(create("alice", "mail", expires=f"{seconds}s"))
+                await harness.inject(create("alice", "mail", starts=f"{seconds}s"))
                 await asyncio.sleep(0.1)
+            case Write(seconds):
+                await device.create("note", starts=f"{seconds}s", expires=f"{2 * seconds}s")
 
     async def _check(self, harness: ClientHarness, device: Client, events: Subscription) -> None:
         shown = {item.msg_id for item in device.state()}
@@ -140,15 +152,15 @@ class World:
         sync = await harness.machine.sync("alice", "laptop", 0)
         if device.status.synced:
             assert device.replica.hash_matches(sync.as_of, sync.hash)
-            near = self._close_to_expiry(harness)
+            near = self._close_to_an_edge(harness)
             assert shown - near == {item.msg_id for item in await harness.state()} - near
         assert device.mismatches == 0
 
-    def _close_to_expiry(self, harness: ClientHarness) -> set[MsgID]:
+    def _close_to_an_edge(self, harness: ClientHarness) -> set[MsgID]:
         now = self.node_clock()
         log = harness.machine.log("alice")
-        expiries = {m.msg_id: m.creation.expires_at(m.ctime) for m in log if m.creation}
-        return {id_ for id_, at in expiries.items() if at and abs(at - now) <= self.error}
+        edges = [(m.msg_id, at) for m in log for at in (m.starts_at, m.expires_at)]
+        return {id_ for id_, at in edges if at and abs(at - now) <= self.error}
 
     def _replay(self, events: Subscription) -> None:
         for event in events.take_pending():
@@ -161,7 +173,7 @@ class World:
 
 @settings(max_examples=100)
 @given(skew=moves, script=st.lists(steps, max_size=8))
-def test_clock_of_a_device_changes_only_what_is_visible_near_an_expiry(
+def test_clock_of_a_device_changes_only_what_is_visible_near_a_start_or_an_expiry(
     skew: int, script: list[Step]
 ) -> None:
     virtual_time.run(World(skew).run(script))

@@ -21,7 +21,7 @@ from gregor.client import AsyncProducer, Producer
 from gregor.client.calls import LIMITS, UnexpectedAnswer
 from gregor.client.per_process import PerProcess
 from gregor.config import KEEP_ALIVE_SECONDS
-from gregor.core.instant import TimeOrOffset
+from gregor.core.instant import SECOND, TimeOrOffset
 from gregor.core.message import MAX_BATCH, Message, create, out_of_band
 from gregor.errors import (
     Conflict,
@@ -144,18 +144,58 @@ async def test_message_is_sent_with_msg_id_and_token(kind: str) -> None:
     assert (result.status, result.msg_id, result.ctime) == ("stored", body["msg_id"], 7)
 
 
-async def test_dismiss_and_replace_methods_send_their_dismissals(kind: str) -> None:
+async def test_each_method_sends_what_it_is_given(kind: str) -> None:
     server = FakeServer()
     async with server.producer(kind) as producer:
+        await producer.create("alice", "mail", 1, starts="2h", expires="1d", device_id="phone")
+        await producer.put("alice", "theme", "dark")
+        await producer.put("alice", "up", 4, key="up17", starts="1h", expires="2h", device_id="d")
         await producer.dismiss("alice", "a", "b")
+        await producer.dismiss_key("alice", "theme", "up17", end_time="-1h", device_id="phone")
         await producer.dismiss_category("alice", "mail", prefix=True)
-        await producer.replace("alice", "theme", "dark", msg_id="m")
-    dismissals = [body["dismissal"] for body in server.bodies()]
-    assert dismissals == [
-        {"msg_ids": ["a", "b"]},
-        {"ranges": [{"category": "mail", "prefix": True}]},
-        {"ranges": [{"category": "theme", "skip_msg_ids": ["m"]}]},
+        await producer.dismiss_category("alice", "mail", scheduled=True, device_id="phone")
+    hour = 3600 * SECOND
+    assert [without_ids(body) for body in server.bodies()] == [
+        {
+            "device_id": "phone",
+            "creation": {
+                "category": "mail",
+                "body": 1,
+                "expires": {"offset": 24 * hour},
+                "starts": {"offset": 2 * hour},
+            },
+        },
+        {"creation": {"category": "theme", "body": "dark", "key": "theme"}},
+        {
+            "device_id": "d",
+            "creation": {
+                "category": "up",
+                "body": 4,
+                "expires": {"offset": 2 * hour},
+                "starts": {"offset": hour},
+                "key": "up17",
+            },
+        },
+        {"dismissal": {"msg_ids": ["a", "b"]}},
+        {
+            "device_id": "phone",
+            "dismissal": {
+                "keys": [
+                    {"key": "theme", "end_time": {"offset": -hour}},
+                    {"key": "up17", "end_time": {"offset": -hour}},
+                ]
+            },
+        },
+        {"dismissal": {"ranges": [{"category": "mail", "prefix": True}]}},
+        {
+            "device_id": "phone",
+            "dismissal": {"ranges": [{"category": "mail", "scheduled": True}]},
+        },
     ]
+
+
+def without_ids(body: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in body.items() if name not in ("uid", "msg_id")}
 
 
 @pytest.mark.parametrize(
@@ -549,7 +589,7 @@ async def test_state_count_and_messages_are_those_of_the_server(kind: str) -> No
         state = await producer.state(uid)
         assert [item.msg_id for item in state.items] == [mail.msg_id, news.msg_id]
         assert [item.category for item in (await producer.state(uid, "laptop")).items] == ["mail"]
-        assert [item.body for item in (await producer.state(uid, prefix="news")).items] == [2]
+        assert [i.body for i in (await producer.state(uid, prefixes=["news", "x"])).items] == [2]
         assert (await producer.state(uid, at=timedelta(hours=-1))).items == ()
         assert (await producer.count(uid)).counts == {"": 2}
         counted = await producer.count(uid, "mail", "news", device_id="laptop")
@@ -586,3 +626,156 @@ async def test_reading_what_the_token_does_not_allow_raises(kind: str) -> None:
     async with server.producer(kind) as producer:
         with pytest.raises(Unauthenticated):
             await producer.state("alice")
+
+
+# Keys
+
+
+@asynccontextmanager
+async def with_server(kind: str) -> AsyncIterator[Any]:
+    """A producer of this kind, for a server."""
+    async with (
+        serving() as served,
+        producer_for(kind, str(served.http.base_url)) as producer,
+    ):
+        yield producer
+
+
+async def test_get_reads_what_put_has_written_last(kind: str) -> None:
+    async with with_server(kind) as producer:
+        assert await producer.get("alice", "theme") is None
+        light = await producer.put("alice", "settings.theme", "light", key="theme")
+        dark = await producer.put("alice", "settings.theme", "dark", key="theme")
+        assert dark.replaced == light.msg_id
+        item = await producer.get("alice", "theme")
+        assert (item.msg_id, item.body, item.key) == (dark.msg_id, "dark", "theme")
+        assert (await producer.state("alice")).items == (item,)
+        assert await producer.get("alice", "settings.theme") is None
+        await producer.dismiss_key("alice", "theme")
+        assert await producer.get("alice", "theme") is None
+
+
+async def test_get_prefers_the_scope_of_the_device(kind: str) -> None:
+    async with with_server(kind) as producer:
+        await producer.put("alice", "volume", 3, device_id="phone")
+        assert await producer.get("alice", "volume") is None
+        assert await producer.get("alice", "volume", "laptop") is None
+        await producer.put("alice", "volume", 7)
+        assert (await producer.get("alice", "volume")).body == 7
+        assert (await producer.get("alice", "volume", "phone")).body == 3
+        assert (await producer.get("alice", "volume", device_id="laptop")).body == 7
+
+
+async def test_answer_with_an_item_of_another_key_is_retried(kind: str) -> None:
+    def answer(key: str) -> httpx.Response:
+        item = {"msg_id": "m", "ctime": 7, "category": "c", "body": 1, "key": key}
+        return httpx.Response(200, json={"items": [item], "as_of": 7, "hash": "", "cursor": 7})
+
+    server = FakeServer(answer("other"), answer("k"))
+    async with server.producer(kind) as producer:
+        assert (await producer.get("alice", "k")).key == "k"
+    assert len(server.delays) == 1
+
+
+# Pages
+
+
+async def page_of(pages: Any) -> Any:
+    """The next page of an iterator of either producer; None after the last."""
+    if hasattr(pages, "__anext__"):
+        return await anext(pages, None)
+    return await asyncio.to_thread(next, pages, None)
+
+
+async def test_pages_are_of_one_instant_though_the_state_changes(kind: str) -> None:
+    async with with_server(kind) as producer:
+        await producer.send([create("alice", "c", n, msg_id=f"m{n}") for n in range(5)])
+        whole = await producer.state("alice", order="newest")
+        pages = producer.state_pages("alice", order="newest", limit=2)
+        pages = await pages if asyncio.iscoroutine(pages) else pages
+        read = [await page_of(pages)]
+        await producer.dismiss_category("alice", "c")
+        await producer.create("alice", "c")
+        while (page := await page_of(pages)) is not None:
+            read.append(page)
+        assert [len(page.items) for page in read] == [2, 2, 1]
+        assert tuple(item for page in read for item in page.items) == whole.items
+        assert {page.as_of for page in read} == {read[0].as_of}
+        assert {(page.hash, page.cursor) for page in read} == {(whole.hash, whole.cursor)}
+
+
+async def test_page_can_be_asked_for_by_its_token(kind: str) -> None:
+    async with with_server(kind) as producer:
+        await producer.send([create("alice", "c", n, msg_id=f"m{n}") for n in range(3)])
+        first = await producer.state("alice", prefixes=["c"], limit=2)
+        second = await producer.state("alice", prefixes=["c"], page=first.next_page)
+        assert [item.msg_id for item in second.items] == ["m2"]
+        assert second.next_page is None
+        with pytest.raises(Malformed) as raised:
+            await producer.state("alice", page=first.next_page)
+        assert raised.value.field == "page"
+
+
+# Snooze
+
+
+async def test_snoozed_item_is_hidden_until_then_and_stays_what_it_was(kind: str) -> None:
+    async with with_server(kind) as producer:
+        await producer.create("alice", "mail", {"n": 1}, expires="2d", device_id="d", msg_id="m")
+        (before,) = (await producer.state("alice")).items
+        result = await producer.snooze("alice", "m", "1d")
+        assert (result.visible, result.dismissed, result.replaced) == (False, 1, None)
+        assert (await producer.state("alice")).items == ()
+        (item,) = (await producer.state("alice", at="25h")).items
+        assert item.msg_id == result.msg_id
+        assert item.starts_at == result.starts_at == result.ctime + 24 * 3600 * SECOND
+        for name in ("category", "body", "expires_at", "device_id", "key"):
+            assert getattr(item, name) == getattr(before, name)
+
+
+async def test_snoozed_item_of_a_key_takes_its_own_place(kind: str) -> None:
+    async with with_server(kind) as producer:
+        await producer.put("alice", "reminders", "call", key="call", msg_id="m")
+        result = await producer.snooze("alice", "m", timedelta(hours=1))
+        assert (result.replaced, result.dismissed) == ("m", 0)
+        await producer.put("alice", "reminders", "call now", key="call")
+        assert [item.body for item in (await producer.state("alice", at="2h")).items] == [
+            "call now"
+        ]
+
+
+@pytest.mark.parametrize(
+    ("msg_id", "until", "field"),
+    [
+        ("m", "-1s", "until"),
+        ("m", "2026-01-01T00:00:00Z", "until"),
+        ("m", "2h", "until"),
+        ("m", None, "until"),
+        ("m", 3600, "until"),
+        ("unknown", "1m", "msg_id"),
+        ("dead", "1m", "msg_id"),
+        ("scheduled", "1m", "msg_id"),
+    ],
+)
+async def test_snooze_that_cannot_be_is_refused_by_name(
+    kind: str, msg_id: str, until: Any, field: str
+) -> None:
+    async with with_server(kind) as producer:
+        await producer.create("alice", "c", expires="1h", msg_id="m")
+        await producer.create("alice", "c", msg_id="dead")
+        await producer.create("alice", "c", starts="1h", msg_id="scheduled")
+        await producer.dismiss("alice", "dead")
+        with pytest.raises(InvalidMessage) as raised:
+            await producer.snooze("alice", msg_id, until)
+        assert raised.value.field == field
+        assert (await producer.count("alice")).counts == {"": 1}
+
+
+async def test_snooze_until_the_expiry_is_refused_and_just_before_is_not(kind: str) -> None:
+    async with with_server(kind) as producer:
+        expiry = TimeOrOffset(time=4_000_000_000_000_000)
+        await producer.create("alice", "c", expires=expiry, msg_id="m")
+        with pytest.raises(InvalidMessage, match="`until`"):
+            await producer.snooze("alice", "m", expiry)
+        before = TimeOrOffset(time=3_999_999_999_999_999)
+        assert (await producer.snooze("alice", "m", before)).starts_at == before.time

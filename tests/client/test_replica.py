@@ -2,8 +2,9 @@
 the state machine of record, and reports each change once."""
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -13,32 +14,60 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from msgspec import structs
 
 from gregor.client.events import Created, Dismissed
-from gregor.client.replica import Replica, dismisses, events_between
+from gregor.client.replica import Replica, events_between
 from gregor.client.store import changed_records, load_replica
-from gregor.core.facts import Facts
+from gregor.client.writing import alone, clauses, compares_time, with_ends
+from gregor.core.facts import Facts, is_dismissed_by
 from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.message import (
+    Creation,
     Dismissal,
     InBandMessage,
+    KeyDismissal,
     MsgID,
     Range,
     create,
     dismiss,
     dismiss_category,
-    replace,
+    dismiss_key,
+    put,
 )
 from gregor.core.state import Item
+from gregor.core.state_hash import hash_of
 from gregor.core.sync import EXPIRY_GRACE, Changes, Snapshot, Sync, just_stored
+from gregor.core.visibility import Now, is_live
 from gregor.errors import Action, Conflict, HistoryForgotten, InvalidMessage, SetupError, TooLarge
 from gregor.interfaces import Rejected, Stored, StoreOutcome
 from gregor.protocol.frames import Problem, Result
 from gregor.stores.memory import MemoryStateMachine
-from gregor.testing import strategies
+from gregor.testing import oracle, strategies
 from gregor.testing.clock import ManualClock
 
 DEVICE = "d1"
 NOW = 1_600_000_000 * SECOND
+BACKEND_IDS = tuple(f"b{n}" for n in range(6))
 T = TypeVar("T")
+
+
+def creation_of(item: Item) -> InBandMessage:
+    """A stamped message that creates this item."""
+    starts, expires = [
+        None if time is None else TimeOrOffset(time=time)
+        for time in (item.starts_at, item.expires_at)
+    ]
+    creation = Creation(item.category, item.raw_body, expires, starts, item.key)
+    return InBandMessage(
+        "user", item.msg_id, item.ctime, device_id=item.device_id, creation=creation
+    )
+
+
+def is_never_seen(item: Item) -> bool:
+    """A replay may say so, and a message may not."""
+    return None not in (item.starts_at, item.expires_at) and item.time >= (item.expires_at or 0)
+
+
+def without_dismissal(message: InBandMessage) -> InBandMessage:
+    return structs.replace(message, dismissal=None)
 
 
 def without_ctimes(items: Mapping[MsgID, Item]) -> dict[MsgID, Item]:
@@ -54,7 +83,9 @@ class ReplicaModel(RuleBasedStateMachine):
         self.machine = MemoryStateMachine(self.clock)
         self.replica = Replica(DEVICE)
         self.records: dict[tuple[str, str], bytes] = {}
-        self.dead: set[MsgID] = set()  # of the messages whose item was dead when it was stored
+        self.outcomes: dict[MsgID, Stored] = {}
+        self.mark: Time = 0  # what was stored up to then may not be what was told
+        self.unanswered: list[tuple[InBandMessage, Result]] = []  # an ack on its way
         self.save(None, self.replica)
         self.written: set[MsgID] = set()
         self.stored: set[MsgID] = set()
@@ -117,7 +148,7 @@ class ReplicaModel(RuleBasedStateMachine):
     def store(self, messages: Sequence[InBandMessage]) -> list[StoreOutcome]:
         outcomes = asyncio.run(self.machine.consume_messages(messages))
         new = [outcome for outcome in outcomes if isinstance(outcome, Stored)]
-        self.dead |= {outcome.message.msg_id for outcome in new if outcome.dead}
+        self.outcomes |= {outcome.message.msg_id: outcome for outcome in new}
         return outcomes
 
     @rule(microseconds=st.integers(1, 20) | st.just(EXPIRY_GRACE))
@@ -125,46 +156,89 @@ class ReplicaModel(RuleBasedStateMachine):
         self.clock.now += microseconds
         self.apply_events()
 
-    @rule(message=strategies.messages(tuple(f"b{n}" for n in range(6))))
+    @rule(message=strategies.messages(BACKEND_IDS))
     def write_on_backend(self, message: InBandMessage) -> None:
         self.store([message])
+
+    @rule(message=strategies.messages(BACKEND_IDS), microseconds=st.integers(0, 30))
+    def replay_behind_the_clock(self, message: InBandMessage, microseconds: int) -> None:
+        ctime = asyncio.run(self.machine.ctime("user")) - microseconds
+        if ctime > 0:
+            (outcome,) = self.store([message.stamp(ctime, 0)])
+            if isinstance(outcome, Stored):
+                self.mark = asyncio.run(self.machine.ctime("user"))
 
     @rule()
     def receive_what_is_stored(self) -> None:
         """As a node sends it to a device that keeps up."""
         for message in self.machine.log("user"):
-            if message.prev == self.replica.cursor:
-                part = just_stored(message, message.msg_id in self.dead)
+            if message.prev == self.replica.cursor and message.prev >= self.mark:
+                outcome = self.outcomes[message.msg_id]
+                part = just_stored(message, outcome.dead, outcome.replaced)
                 part = part and part.addressed_to(DEVICE)
                 sent = [] if part is None else [part]
                 self.set_replica(self.replica.apply(sent, message.ctime), sent)
 
+    def write(self, message: InBandMessage, write: Callable[[], Replica]) -> None:
+        with suppress(Conflict, InvalidMessage):
+            self.set_replica(write(), [message])
+            self.written |= {message.msg_id} & set(self.replica.outbox)
+
     @rule(message=strategies.messages())
     def write_on_device(self, message: InBandMessage) -> None:
-        try:
-            self.set_replica(self.replica.write(message, self.clock()), [message])
-        except Conflict:
-            return
-        self.written.add(message.msg_id)
+        self.write(message, lambda: self.replica.write(message, self.clock()))
+
+    @rule(
+        msg_id=strategies.ids,
+        category=strategies.categories,
+        prefix=st.booleans(),
+        scheduled=st.booleans(),
+    )
+    def dismiss_category_on_device(
+        self, msg_id: MsgID, category: str, prefix: bool, scheduled: bool
+    ) -> None:
+        message = dismiss_category(
+            "user", category, prefix=prefix, scheduled=scheduled, device_id=DEVICE, msg_id=msg_id
+        )
+        self.write(message, lambda: self.replica.dismiss_seen(message, self.clock()))
+
+    @rule(msg_id=strategies.ids, keys=st.lists(strategies.keys, min_size=1))
+    def dismiss_keys_on_device(self, msg_id: MsgID, keys: list[str]) -> None:
+        message = dismiss_key("user", *keys, device_id=DEVICE, msg_id=msg_id)
+        self.write(message, lambda: self.replica.dismiss_seen(message, self.clock()))
+
+    @rule(new_id=strategies.ids, number=st.integers(0, 5), microseconds=st.integers(0, 30))
+    def snooze_on_device(self, new_id: MsgID, number: int, microseconds: int) -> None:
+        now, until = self.clock(), TimeOrOffset(offset=microseconds)
+        for item in list(self.replica.state(now))[number : number + 1]:
+            with suppress(InvalidMessage):
+                message = self.replica.snoozed(item.msg_id, until, now)
+                message = structs.replace(message, msg_id=new_id)
+                self.write(message, partial(self.replica.write, message, now))
 
     @rule(msg_id=strategies.ids)
     def hide_on_device(self, msg_id: MsgID) -> None:
         self.set_replica(self.replica.hide(msg_id))
 
-    @rule(max_messages=st.integers(1, 4), ack_arrives=st.booleans())
-    def send_outbox(self, max_messages: int, ack_arrives: bool) -> None:
-        """Send one window. Its ack may be lost."""
+    @rule(max_messages=st.integers(1, 4), ack=st.sampled_from(["at once", "late", "never"]))
+    def send_outbox(self, max_messages: int, ack: str) -> None:
+        """Send one window, if none is unanswered."""
         window = self.replica.window(max_messages, 1_000_000)
-        if not self.replica.unsent():
+        if self.unanswered or not self.replica.unsent():
             return
         outcomes = self.store(window)
         self.stored |= {
             outcome.message.msg_id for outcome in outcomes if isinstance(outcome, Stored)
         }
-        if ack_arrives:
-            results = [Result.of(outcome) for outcome in outcomes]
-            pairs = list(zip(window, results, strict=True))
-            self.set_replica(self.replica.apply_results(pairs), window)
+        results = [Result.of(outcome) for outcome in outcomes]
+        self.unanswered = list(zip(window, results, strict=True)) if ack != "never" else []
+        if ack == "at once":
+            self.receive_late_ack()
+
+    @rule()
+    def receive_late_ack(self) -> None:
+        pairs, self.unanswered = self.unanswered, []
+        self.set_replica(self.replica.apply_results(pairs), [message for message, _ in pairs])
 
     @rule()
     def sync_from_cursor(self) -> None:
@@ -188,6 +262,7 @@ class ReplicaModel(RuleBasedStateMachine):
 
     @rule()
     def restart_device(self) -> None:
+        self.unanswered = []
         self.replica = load_replica(self.records, DEVICE).derived()
         self.apply_events()
 
@@ -196,11 +271,39 @@ class ReplicaModel(RuleBasedStateMachine):
         assert self.reported.keys() == self.replica.visible(self.clock()).keys()
 
     @invariant()
+    def shows_what_was_told_what_is_acknowledged_and_what_is_unsent(self) -> None:
+        """Acknowledged messages at their ctimes, and unsent ones stamped in order after everything.
+        No dismissal that has a ctime concerns what is unsent."""
+        now, entries = self.clock(), self.replica.outbox.in_order()
+        told = [creation_of(i) for i in self.replica.facts.items.values() if not is_never_seen(i)]
+        acknowledged = [
+            part
+            for entry in entries
+            if entry.message.stamped and (part := entry.acknowledged_part(DEVICE)) is not None
+        ]
+        live = {msg_id for _, msg_id in oracle.live([*told, *acknowledged], None, now)}
+        known = [without_dismissal(m) for m in (*told, *acknowledged) if m.msg_id in live]
+        taken = {message.msg_id for message in acknowledged}  # the node will refuse these
+        unsent, latest = (
+            list[InBandMessage](),
+            max([self.replica.cursor, *(m.ctime for m in acknowledged)]),
+        )
+        for entry in entries:
+            if not entry.message.stamped and not entry.echoed:
+                latest = max(entry.written, latest + 1)
+                message, is_taken = entry.message.stamp(latest, 0), entry.message.msg_id in taken
+                part = message.reduced(None, message.dismissal) if is_taken else message
+                unsent += [] if part is None else [part]
+        shown = {msg_id for _, msg_id in oracle.visible([*known, *unsent], DEVICE, now)}
+        hidden = {*self.replica.hidden, *self.replica.awaited}
+        assert self.replica.visible(now).keys() == shown - hidden
+
+    @invariant()
     def saved_replica_equals_replica(self) -> None:
         now = self.clock()
         loaded = load_replica(self.records, DEVICE).derived()
         assert loaded.facts.state(DEVICE, now) == self.replica.facts.state(DEVICE, now)
-        assert loaded.facts == self.replica.facts == Facts(self.replica.facts.items)
+        assert loaded.facts == self.replica.facts == self.replica.facts.pruned()
         for field in ("outbox", "hidden", "awaited", "rejected", "cursor"):
             assert getattr(loaded, field) == getattr(self.replica, field), field
 
@@ -221,8 +324,9 @@ class ReplicaModel(RuleBasedStateMachine):
     @rule()
     def synced_replica_equals_server_state(self) -> None:
         """After the outbox is sent, the visible state is the server's, without the hidden items."""
+        self.receive_late_ack()
         while self.replica.unsent():
-            self.send_outbox(4, True)
+            self.send_outbox(4, "at once")
         self.apply_sync(self.sync(self.replica.cursor))
         state = asyncio.run(self.machine.state("user", DEVICE))
         visible = self.replica.state(self.clock())
@@ -233,11 +337,12 @@ class ReplicaModel(RuleBasedStateMachine):
     @rule(live=st.booleans())
     def end_of_everything_leaves_nothing(self, live: bool) -> None:
         """With nothing live and nothing unsent, a device and its store hold a constant."""
+        self.receive_late_ack()
         while self.replica.unsent():
-            self.send_outbox(4, True)
+            self.send_outbox(4, "at once")
         if live:
             self.sync_from_cursor()
-        self.store([dismiss_category("user", prefix, prefix=True) for prefix in "aAb%é"])
+        self.store([dismiss_category("user", c, prefix=True, scheduled=True) for c in "aAb%é"])
         self.clock.now += EXPIRY_GRACE
         if live:
             self.receive_what_is_stored()
@@ -341,16 +446,31 @@ def reloaded(replica: Replica) -> Replica:
     return load_replica(records, replica.device_id).derived()
 
 
-@given(data=st.data(), history=strategies.histories(), prefix=st.booleans())
-def test_law_category_dismissal_on_a_device_takes_what_it_showed_and_nothing_else(
-    data: st.DataObject, history: strategies.History, prefix: bool
+openended = st.one_of(
+    st.builds(
+        lambda category, prefix, scheduled: dismiss_category(
+            "user", category, prefix=prefix, scheduled=scheduled, device_id=DEVICE
+        ),
+        strategies.categories,
+        st.booleans(),
+        st.booleans(),
+    ),
+    st.lists(strategies.keys, min_size=1).map(
+        lambda keys: dismiss_key("user", *keys, device_id=DEVICE)
+    ),
+)
+
+
+@given(data=st.data(), history=strategies.histories(), dismissal=openended)
+def test_law_dismissal_without_an_end_takes_what_the_device_showed_and_nothing_else(
+    data: st.DataObject, history: strategies.History, dismissal: InBandMessage
 ) -> None:
     """Compared with the same history without the dismissal, in what this device sees."""
     told = data.draw(st.integers(0, len(history)))
     own = data.draw(st.lists(strategies.messages(("own1", "own2")), max_size=2))
     acknowledged = data.draw(st.integers(0, len(own)))
-    dismissal = dismiss_category("user", data.draw(strategies.categories), prefix=prefix)
-    machine = MemoryStateMachine(ManualClock(NOW))
+    now, clock = NOW + data.draw(st.integers(0, 40)), ManualClock(NOW)
+    machine, without = MemoryStateMachine(clock), MemoryStateMachine(clock)
     consumed = [stamp(message, 0) for message in history]
 
     replica = Replica(DEVICE)
@@ -358,17 +478,29 @@ def test_law_category_dismissal_on_a_device_takes_what_it_showed_and_nothing_els
     replica = synced(replica, machine)
     run(machine.consume_messages(consumed[told:]))
     for message in own:
-        with suppress(Conflict):
+        with suppress(Conflict, InvalidMessage):
             replica = replica.write(message, NOW)
     replica = acknowledged_by(machine, replica, acknowledged)
-    shown = {id_ for id_, item in replica.visible(NOW).items() if matches(dismissal, item)}
-    dismissed = replica.dismiss_category(dismissal, NOW)
+    shown = {item.msg_id for item in meant_items(replica, dismissal, now)}
+    dismissed = replica.dismiss_seen(dismissal, now)
+    assert not shown & dismissed.visible(now + 100).keys()
 
-    without = MemoryStateMachine(ManualClock(NOW))
     run(without.consume_messages([*consumed, *outbox_of(replica)]))
     run(machine.consume_messages(dismissed.unsent()))
-    expected = [i.msg_id for i in run(without.state("user", DEVICE)) if i.msg_id not in shown]
-    assert [i.msg_id for i in run(machine.state("user", DEVICE))] == expected
+    for clock.now in (now, now + 100):
+        with_it, without_it = [
+            [item.msg_id for item in run(each.state("user", DEVICE))] for each in (machine, without)
+        ]
+        assert with_it == [msg_id for msg_id in without_it if msg_id not in shown]
+
+
+def meant_items(replica: Replica, message: InBandMessage, now: Time) -> list[Item]:
+    """The items that a person sees, or with a key or `scheduled` awaits, and means to dismiss."""
+    (clause,) = {type(clause): clause for clause in clauses(message)}.values()
+    seen = replica.visible(now).values()
+    live = (i for i in replica.shown.items.values() if is_live(i, None, DEVICE, Now(now)))
+    candidates = seen if compares_time(clause) else live
+    return [item for item in candidates if matches(message, item)]
 
 
 def run(awaitable: Coroutine[Any, Any, T]) -> T:
@@ -394,7 +526,7 @@ def outbox_of(replica: Replica) -> list[InBandMessage]:
 
 
 def matches(message: InBandMessage, item: Item) -> bool:
-    return message.dismissal is not None and dismisses(message.dismissal, item)
+    return any(is_dismissed_by(item, alone(message, clause)) for clause in clauses(message))
 
 
 def test_category_dismissal_ends_at_the_cursor_and_names_own_items_beyond_it() -> None:
@@ -405,7 +537,7 @@ def test_category_dismissal_ends_at_the_cursor_and_names_own_items_beyond_it() -
     replica = replica.apply_results(
         [(replica.unsent()[0], Result("stored", "u", "sent", ctime=15))]
     )
-    replica = replica.dismiss_category(dismiss_category("u", "mail", msg_id="d"), 30)
+    replica = replica.dismiss_seen(dismiss_category("u", "mail", msg_id="d"), 30)
     written = replica.outbox["d"].message.dismissal
     end = TimeOrOffset(time=10)
     assert written == Dismissal(("sent", "unsent"), (Range("mail", end_time=end),))
@@ -440,11 +572,11 @@ def test_unsent_items_follow_all_that_the_node_has_told() -> None:
 
 def test_category_dismissal_is_idempotent_and_conflicts_with_another() -> None:
     dismissal = dismiss_category("u", "mail", msg_id="d")
-    replica = Replica(DEVICE).dismiss_category(dismissal, 10)
+    replica = Replica(DEVICE).dismiss_seen(dismissal, 10)
     later = replica.apply([stamp(create("u", "mail"), 10)], 10)
-    assert later.dismiss_category(dismissal, 20) == later
+    assert later.dismiss_seen(dismissal, 20) == later
     with pytest.raises(Conflict):
-        later.dismiss_category(dismiss_category("u", "chat", msg_id="d"), 20)
+        later.dismiss_seen(dismiss_category("u", "chat", msg_id="d"), 20)
 
 
 def test_dismissals_leave_nothing_while_connected() -> None:
@@ -484,10 +616,29 @@ def test_acknowledged_message_that_is_not_visible_is_not_shown() -> None:
     replica = Replica(DEVICE).write(message, 10)
     result = Result("stored", ctime=30, visible=False)
     assert not replica.apply_results([(message, result)]).outbox
-    update = replace("u", "mail", 1, msg_id="n")
+    update = InBandMessage("u", "n", creation=message.creation, dismissal=Dismissal(("x",)))
     replica = replica.write(update, 11).apply_results([(update, result)])
     assert [item.msg_id for item in replica.state(40)] == ["m"]
     assert set(replica.outbox) == {"m", "n"}
+
+
+def test_acknowledged_put_that_is_dead_has_replaced_its_predecessor() -> None:
+    """As soon as the node says so, and until a frame brings it."""
+    replica = Replica(DEVICE).apply([stamp(put("u", "theme", 1, msg_id="old"), 5)], 5)
+    message = put("u", "theme", 2, msg_id="new")
+    replica = replica.write(message, 10)
+    stored = Result("stored", ctime=30, visible=False, replaced="old")
+    replica = reloaded(replica.apply_results([(message, stored)]))
+    assert (list(replica.state(40)), list(replica.outbox)) == ([], ["new"])
+    replica = replica.apply([stamp(dismiss("u", "old", msg_id="new"), 30)], 30)
+    assert (list(replica.state(40)), list(replica.outbox)) == ([], [])
+
+
+def test_acknowledged_put_that_is_dead_and_has_replaced_nothing_leaves_the_outbox() -> None:
+    """No frame about it comes, so none would take it out of the outbox."""
+    message = put("u", "theme", 2, msg_id="new")
+    result = Result("stored", ctime=30, visible=False)
+    assert not Replica(DEVICE).write(message, 10).apply_results([(message, result)]).outbox
 
 
 def test_duplicate_that_is_not_visible_any_more_is_shown_until_the_device_is_told() -> None:
@@ -570,10 +721,10 @@ def test_replica_shows_state_of_applied_history(history: strategies.History) -> 
         assert replica.state(now).items == replica.facts.state(DEVICE, now).items
 
 
-def test_last_of_several_replaces_remains() -> None:
+def test_last_of_several_puts_remains() -> None:
     replica = Replica(DEVICE)
     for value in ("dark", "light", "blue"):
-        replica = replica.write(replace("u", "theme", value), 1)
+        replica = replica.write(put("u", "theme", value), 1)
     assert [item.body for item in replica.state(1)] == ["blue"]
 
 
@@ -610,3 +761,110 @@ def test_item_that_a_rejected_message_no_longer_dismisses_is_named_as_changed() 
     rejected = written.apply_results([(read, Result("rejected", error=Problem.of(Conflict("x"))))])
     assert rejected.changed == {"m", read.msg_id}
     assert "m" in rejected.visible(20)
+
+
+def test_hash_of_a_replica_is_of_what_is_live_when_the_node_read_it() -> None:
+    """Begun or not; the replica holds what has expired for another minute."""
+    replica = Replica(DEVICE).apply(
+        [
+            stamp(create("u", "mail", msg_id="lasting"), 10),
+            stamp(create("u", "mail", starts="9s", msg_id="early"), 11),
+            stamp(create("u", "mail", expires="1s", msg_id="brief"), 12),
+        ],
+        12,
+    )
+    lasting, brief = [(10, "lasting"), (11, "early")], (12, "brief")
+    for as_of in (SECOND, 12 + SECOND - 1):
+        assert replica.hash_matches(as_of, hash_of([*lasting, brief]))
+    for as_of in (12 + SECOND, 20 * SECOND):
+        assert replica.hash_matches(as_of, hash_of(lasting))
+    assert len(replica.facts.items) == 3
+
+
+@pytest.mark.parametrize(
+    "dismissal",
+    [
+        Dismissal(ranges=(Range("mail", TimeOrOffset(time=100)),)),
+        Dismissal(keys=(KeyDismissal("k", TimeOrOffset(time=100)),)),
+    ],
+    ids=["range", "key"],
+)
+def test_unsent_item_is_shown_again_when_the_cursor_passes_the_end_of_a_dismissal(
+    dismissal: Dismissal,
+) -> None:
+    """The node will store the item after that end."""
+    replica = Replica(DEVICE)
+    for n in range(50):
+        replica = replica.write(create("u", "note", msg_id=f"n{n}"), 5)
+    replica = replica.write(put("u", "mail", 1, key="k", msg_id="m"), 5)
+    replica = replica.write(InBandMessage("u", "d", dismissal=dismissal), 5)
+    assert "m" not in replica.visible(300)
+    replica = replica.apply([stamp(create("u", "chat"), 200)], 200)
+    assert "m" in replica.visible(300)
+
+
+def test_message_whose_id_the_facts_have_changes_nothing_before_it_is_answered() -> None:
+    """It is a duplicate or a conflict, and neither changes anything."""
+    replica = Replica(DEVICE).apply([stamp(put("u", "theme", "dark", msg_id="m"), 10)], 10)
+    replica = replica.write(put("u", "theme", "light", msg_id="m"), 20)
+    assert [item.body for item in replica.state(30)] == ["dark"]
+    assert [message.msg_id for message in replica.unsent()] == ["m"]
+    snapshot = Snapshot(tuple(replica.facts.items.values()))
+    replica = replica.write(create("u", "note", msg_id="n"), 21).apply_snapshot(snapshot, 10)
+    assert [item.msg_id for item in replica.state(30)] == ["m", "n"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [put("u", "theme", "light", msg_id="m"), dismiss_key("u", "theme", msg_id="m")],
+    ids=["put", "dismissal"],
+)
+def test_item_is_shown_again_when_the_unsent_put_or_dismissal_is_rejected(
+    message: InBandMessage,
+) -> None:
+    replica = Replica(DEVICE).apply([stamp(put("u", "theme", "dark", msg_id="t"), 10)], 10)
+    replica = replica.write(message, 20)
+    for n in range(50):
+        replica = replica.write(create("u", "note", msg_id=f"n{n}"), 21)
+    assert "t" not in replica.visible(30)
+    error = Problem("forbidden", "no", Action.STOP)
+    rejected = replica.apply_results([(message, Result("rejected", error=error))])
+    assert "t" in rejected.changed
+    assert "t" in rejected.visible(30)
+
+
+def test_counts_agree_with_the_store_on_both_sides_of_a_start_and_an_expiry() -> None:
+    clock = ManualClock(NOW)
+    machine = MemoryStateMachine(clock)
+    run(machine.consume_message(create("user", "mail", starts="10s", expires="20s")))
+    replica = synced(Replica(DEVICE), machine)
+    counts = {}
+    for seconds in (10, 20):
+        for clock.now in (NOW + seconds * SECOND - 1, NOW + seconds * SECOND):
+            counts[clock.now - NOW] = replica.state(clock.now).count("mail")
+            stored = run(machine.count("user", DEVICE, ["mail"]))
+            assert stored.by_prefix["mail"] == counts[clock.now - NOW]
+    assert list(counts.values()) == [0, 1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        dismiss_category("u", "mail", end_time="0s", msg_id="d"),
+        dismiss_key("u", "k", end_time="0s", msg_id="d"),
+    ],
+    ids=["category", "key"],
+)
+def test_everything_up_to_now_includes_what_a_node_whose_clock_is_ahead_has_told(
+    named: InBandMessage,
+) -> None:
+    told = [put("u", "mail", 1, key="k", msg_id="m"), put("u", "chat", 1, key="l", msg_id="n")]
+    ahead = [stamp(message, NOW + SECOND + n) for n, message in enumerate(told)]
+    replica = Replica(DEVICE).apply(ahead, NOW + SECOND + 1)
+    replica = replica.write(named, NOW)
+    assert [item.msg_id for item in replica.state(NOW)] == ["n"]
+    written = replica.outbox["d"].message.dismissal
+    assert written is not None
+    assert written.msg_ids == ("m",)
+    past = with_ends(named, TimeOrOffset(offset=-SECOND))
+    assert "m" in Replica(DEVICE).apply(ahead, NOW + SECOND + 1).write(past, NOW).visible(NOW)

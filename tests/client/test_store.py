@@ -21,7 +21,7 @@ from gregor.client import Client, ClientStore, MemoryStore, SQLiteStore
 from gregor.client.connection import Transport
 from gregor.client.outside import Disconnected
 from gregor.client.replica import Replica
-from gregor.client.store import Key, changed_records, load_replica
+from gregor.client.store import RecordKey, changed_records, load_replica
 from gregor.core.instant import TimeOrOffset
 from gregor.core.message import Creation, InBandMessage, create
 from gregor.errors import Action, Conflict, InvalidMessage, SetupError, TooLarge
@@ -166,7 +166,7 @@ async def test_device_recovers_from_an_unreadable_record_of_each_kind(kind: str)
         assert load_replica(store.records, "laptop").uid == "alice"
 
 
-OWNERLESS: dict[str, dict[Key, bytes | None]] = {
+OWNERLESS: dict[str, dict[RecordKey, bytes | None]] = {
     "both records that name the owner are damaged": {("device", ""): b"{", ("owner", ""): b"null"},
     "a store of an earlier version has a damaged device": {
         ("device", ""): b'{"device_id":"laptop","uid":7}',
@@ -197,7 +197,7 @@ async def test_store_whose_owner_is_unknown_is_refused_and_keeps_its_outbox(
 @pytest.mark.parametrize("record", UNREADABLE_RECORDS.values(), ids=UNREADABLE_RECORDS)
 @on_virtual_time
 async def test_unreadable_record_never_gives_a_store_to_another_user(
-    record: bytes, damaged: Key
+    record: bytes, damaged: RecordKey
 ) -> None:
     store = MemoryStore()
     async with client_harness() as harness:
@@ -254,13 +254,18 @@ times = values | st.sampled_from(["1s", "0s", "P1D", "90s", "2027-01-01T00:00:00
 some_ids = st.lists(st.sampled_from(["m1", "m2", 7]) | values, max_size=3)
 writes = st.one_of(
     st.tuples(st.just("create"), st.tuples(texts, values), st.fixed_dictionaries(
-        {}, optional={"expires": times, "device_id": values, "msg_id": values})),
-    st.tuples(st.just("replace"), st.tuples(texts, values), st.fixed_dictionaries(
-        {}, optional={"expires": times, "this_device": values})),
+        {}, optional={
+            "starts": times, "expires": times, "device_id": values, "msg_id": values})),
+    st.tuples(st.just("put"), st.tuples(texts, values), st.fixed_dictionaries(
+        {}, optional={"key": texts, "starts": times, "expires": times, "this_device": values})),
+    st.tuples(st.just("snooze"), st.tuples(st.sampled_from(["m1", "m2"]) | values, times),
+        st.just({})),
     st.tuples(st.just("dismiss"), some_ids, st.just({})),
     st.tuples(st.just("hide"), st.tuples(values), st.just({})),
     st.tuples(st.just("dismiss_category"), st.tuples(texts | values), st.fixed_dictionaries(
         {}, optional={"prefix": values, "end_time": times, "skip_msg_ids": some_ids | values})),
+    st.tuples(st.just("dismiss_key"), st.lists(texts, max_size=2), st.fixed_dictionaries(
+        {}, optional={"end_time": times})),
     st.tuples(st.just("write"), st.tuples(strategies.messages() | values), st.just({})),
 )  # fmt: skip
 
@@ -492,3 +497,45 @@ async def test_file_of_schema_2_forgets_its_tombstones(tmp_path: Path) -> None:
     connection.close()
     async with SQLiteStore(path) as store:
         assert await store.load() == {("device", ""): device, ("item", "m"): item}
+
+
+OF_SCHEMA_3 = {
+    ("device", ""): b'{"device_id":"laptop","uid":"alice","cursor":1600000000000000}',
+    ("owner", ""): b'{"device_id":"laptop","uid":"alice"}',
+    ("item", "r1"): b'{"msg_id":"r1","ctime":1600000000000000,"category":"theme","body":"dark"}',
+    ("outbox", "r2"): (
+        b'{"number":1,"written":1600000000000000,"message":{"uid":"self","msg_id":"r2",'
+        b'"creation":{"category":"theme","body":"light","expires":{"offset":3153600000000000}},'
+        b'"dismissal":{"ranges":[{"category":"theme","skip_msg_ids":["r2"]}]}}}'
+    ),
+    ("outbox", "r3"): (
+        b'{"number":2,"written":1600000000000000,"message":{"uid":"self","msg_id":"r3",'
+        b'"creation":{"category":"theme","body":"blue"},'
+        b'"dismissal":{"ranges":[{"category":"theme","skip_msg_ids":["r3"]}]}}}'
+    ),
+    ("hidden", "r1"): b"true",
+}
+
+
+async def test_file_of_schema_3_keeps_a_setting_that_was_replaced_offline(tmp_path: Path) -> None:
+    """It was written with a range that spares the own item; a key does the same now."""
+    path = tmp_path / "device.sqlite"
+    async with SQLiteStore(path) as store:
+        await store.save(OF_SCHEMA_3)
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 3")
+    connection.close()
+    async with client_harness() as harness:
+        await harness.inject(
+            create("alice", "theme", "dark", msg_id="r1").stamp(1_600_000_000_000_000, 0)
+        )
+        async with harness.device(store=SQLiteStore(path)) as laptop:
+            assert not laptop.set_aside
+            assert [item.body for item in laptop.state()] == ["blue"]
+            await laptop.flush()
+            await laptop.wait_synced()
+            assert [item.body for item in await harness.state()] == ["blue"]
+            assert laptop.rejected() == []
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (4,)
+    connection.close()

@@ -1,6 +1,7 @@
 """The Publisher and its envelopes: encoding, decoding, size limits."""
 
 import pytest
+from hypothesis import given
 
 from gregor.consumers.publisher import (
     MAX_ENVELOPE_BYTES,
@@ -9,11 +10,15 @@ from gregor.consumers.publisher import (
     decode_envelope,
     encode_envelope,
 )
-from gregor.core.message import MAX_BODY, MAX_MESSAGE, create, dismiss, out_of_band
+from gregor.core.instant import Time
+from gregor.core.message import MAX_BODY, MAX_MESSAGE, create, dismiss, out_of_band, put
 from gregor.errors import Malformed
 from gregor.interfaces import Accepted, Relayed, Stored
+from gregor.protocol.publication import Publication
 from gregor.pubsub.interface import Received
 from gregor.pubsub.memory import Exchange, MemoryPubSub
+from gregor.stores.memory import MemoryStateMachine
+from gregor.testing.strategies import History, histories, late_times
 
 
 @pytest.mark.parametrize(
@@ -21,10 +26,11 @@ from gregor.pubsub.memory import Exchange, MemoryPubSub
     [
         Stored(create("u", "c", {"a": "ü"}, expires="P1D", device_id="d").stamp(8, 5)),
         Stored(create("u", "c").stamp(8, 5), dead=True),
+        Stored(put("u", "c").stamp(8, 5), dead=True, replaced="p"),
         Stored(dismiss("u", "a", "b").stamp(8, 0)),
         Relayed(out_of_band("u", "typing", [1, 2])),
     ],
-    ids=["creation", "dead-creation", "dismissal", "out-of-band"],
+    ids=["creation", "dead-creation", "dead-creation-with-a-key", "dismissal", "out-of-band"],
 )
 def test_decoded_envelope_contains_what_was_encoded(outcome: Accepted) -> None:
     received = Received(channel_of("u"), encode_envelope("a", outcome))
@@ -35,6 +41,40 @@ def test_envelope_of_version_1_has_no_field_that_earlier_nodes_reject() -> None:
     payload = encode_envelope("a", Stored(create("u", "c", 1, msg_id="m").stamp(8, 5)))
     assert payload.startswith(b'{"node":"a","messages":[{')
     assert b"version" not in payload
+
+
+def test_envelope_names_the_predecessor_of_an_item_that_devices_are_not_sent() -> None:
+    """It needs no other: the creation tells a device what it replaces."""
+    live = Stored(put("u", "c", msg_id="live").stamp(8, 5), replaced="p")
+    expired = Stored(put("u", "c", expires="2001-01-02T00:00:00Z").stamp(10**15, 8), replaced="q")
+    received = Received(channel_of("u"), encode_envelope("a", live, expired))
+    assert decode_envelope(received, "b") == [live._replace(replaced=None), expired]
+    payload = encode_envelope("a", live)
+    assert b"replaced" not in payload, "nodes of earlier versions know no such field"
+
+
+@pytest.mark.parametrize(
+    "replaced", ['{"m":""}', '{"m":"\\u0000"}', '{"m":7}', '{"m":"' + "é" * 64 + '"}']
+)
+def test_envelope_with_an_invalid_predecessor_is_rejected(replaced: str) -> None:
+    payload = encode_envelope("a", Stored(put("u", "c", msg_id="m").stamp(8, 5), dead=True))
+    invalid = payload[:-1] + f',"replaced":{replaced}}}'.encode()
+    with pytest.raises(Malformed):
+        decode_envelope(Received(channel_of("u"), invalid), "b")
+
+
+@given(histories(), late_times)
+async def test_law_a_node_that_receives_an_envelope_sends_devices_what_its_publisher_sends(
+    history: History, now: Time
+) -> None:
+    store = MemoryStateMachine(lambda: now)
+    outcomes = await store.consume_messages([message.stamp(0, 0) for message in history])
+    for stored in outcomes:
+        if isinstance(stored, Stored):  # and not refused, for its start
+            payload = encode_envelope("a", stored)
+            received = decode_envelope(Received(channel_of("user"), payload), "b")
+            relayed = [outcome for outcome in received if isinstance(outcome, Stored)]
+            assert Publication.of(*relayed) == Publication.of(stored)
 
 
 def test_own_envelope_decodes_to_no_messages() -> None:

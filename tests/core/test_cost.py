@@ -7,20 +7,22 @@ import pytest
 
 from gregor.core.facts import Facts
 from gregor.core.instant import TimeOrOffset
-from gregor.core.message import InBandMessage, create, dismiss, dismiss_category, replace
+from gregor.core.message import InBandMessage, create, dismiss, dismiss_category, dismiss_key, put
 from tests.steps import python_steps
 
 MESSAGES: dict[str, Callable[[], InBandMessage]] = {
     "creation": lambda: create("u", "b"),
     "dismissal": lambda: dismiss("u", "i7"),
-    "replacement": lambda: replace("u", "badge", 1),
+    "put": lambda: put("u", "badge", 1, key="k7"),
+    "dismissal_of_key": lambda: dismiss_key("u", "k7"),
+    "scheduled": lambda: create("u", "b", starts="1h", expires="2h"),
     "dismissal_of_category": lambda: dismiss_category("u", "c.7.x"),
     "dismissal_of_prefix": lambda: dismiss_category("u", "c.7.", prefix=True),
 }
 
 
 def live(size: int) -> Facts:
-    items = [create("u", f"c.{n}.x", msg_id=f"i{n}").stamp(n + 1, n) for n in range(size)]
+    items = [put("u", f"c.{n}.x", key=f"k{n}", msg_id=f"i{n}").stamp(n + 1, n) for n in range(size)]
     return Facts().replay_all(items)
 
 
@@ -48,9 +50,9 @@ def test_range_costs_the_items_that_it_dismisses_not_those_of_its_category() -> 
     assert cost(1_000) < 2 * cost(100)
 
 
-def test_replacements_cost_each_the_same() -> None:
+def test_puts_of_one_key_cost_each_the_same() -> None:
     def cost(size: int) -> int:
-        messages = [replace("u", "a", n).stamp(n + 1, n) for n in range(size)]
+        messages = [put("u", "a", n).stamp(n + 1, n) for n in range(size)]
         return python_steps(lambda: Facts().replay_all(messages))
 
     assert cost(400) < 6 * cost(100)

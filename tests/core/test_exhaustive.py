@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from itertools import product
 
+import msgspec
+
 from gregor.core.facts import Facts
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import (
@@ -10,13 +12,13 @@ from gregor.core.message import (
     DeviceID,
     Dismissal,
     InBandMessage,
+    KeyDismissal,
     MsgID,
     Range,
     create,
     dismiss,
-    dismiss_category,
+    put,
     raw,
-    replace,
 )
 from gregor.core.sync import EXPIRY_GRACE, After, Since
 from gregor.testing import oracle
@@ -46,21 +48,49 @@ def update(index: int) -> InBandMessage:
     )
 
 
+def put_and_dismiss_own_category(index: int) -> InBandMessage:
+    """Puts an item on one device, which its own range and key do not reach."""
+    dismissal = Dismissal(ranges=(Range("a", prefix=True),), keys=(KeyDismissal("k"),))
+    return msgspec.structs.replace(
+        put("u", "a", index, key="k", device_id="d1", msg_id=id_of(index)), dismissal=dismissal
+    )
+
+
 ALPHABET: tuple[MessageMaker, ...] = (
     lambda index: create("u", "a", msg_id=id_of(index)),
     lambda index: InBandMessage(
         "u", id_of(index), creation=Creation("b", raw(None), TimeOrOffset(offset=15))
     ),
-    lambda index: dismiss("u", id_of(index - 1), msg_id=id_of(index)),
-    lambda index: dismiss("u", id_of(index + 1), "never created", msg_id=id_of(index)),
-    lambda index: dismiss_category("u", "b", msg_id=id_of(index)),
+    lambda index: dismiss(
+        "u", id_of(index - 1), id_of(index + 1), "never created", msg_id=id_of(index)
+    ),
     lambda index: InBandMessage(
         "u",
         id_of(index),
         dismissal=Dismissal(ranges=(Range("a", TimeOrOffset(time=30), ("m1",), prefix=True),)),
     ),
-    lambda index: replace("u", "a", index, msg_id=id_of(index)),
     update,
+    lambda index: put("u", "a", index, key="k", msg_id=id_of(index)),
+    lambda index: InBandMessage(
+        "u",
+        id_of(index),
+        creation=Creation(
+            "a", raw(None), TimeOrOffset(offset=25), TimeOrOffset(offset=STEP), key="k"
+        ),
+    ),
+    put_and_dismiss_own_category,
+    lambda index: InBandMessage(
+        "u",
+        id_of(index),
+        device_id="d2",
+        dismissal=Dismissal(keys=(KeyDismissal("k", TimeOrOffset(offset=-STEP)),)),
+    ),
+    lambda index: InBandMessage(
+        "u",
+        id_of(index),
+        device_id="d2",
+        dismissal=Dismissal(ranges=(Range("a", TimeOrOffset(time=99), scheduled=True),)),
+    ),
 )
 
 

@@ -1,17 +1,24 @@
 """Parsing of messages: what is accepted, what is rejected, and which field the error names."""
 
+from itertools import product
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given
 
+from gregor.core.instant import SECOND
 from gregor.core.message import (
     MAX_BODY,
+    Dismissal,
     InBandMessage,
     OutOfBandMessage,
     create,
     dismiss,
+    dismiss_category,
+    dismiss_key,
     parse_message,
-    replace,
+    put,
 )
 from gregor.errors import GregorError, InvalidMessage, TooLarge
 from gregor.testing.strategies import messages
@@ -27,6 +34,7 @@ def parse_error(**fields: object) -> GregorError:
     return raised.value
 
 
+HOUR = 3600 * SECOND
 CREATION = {"category": "a", "body": 1}
 
 
@@ -81,6 +89,33 @@ def test_missing_uid_defaults_to_that_of_the_session() -> None:
         ({"creation": {**CREATION, "expires": {}}}, "creation.expires"),
         ({"creation": {**CREATION, "expires": {"time": 1, "offset": 1}}}, "creation.expires"),
         ({"creation": {**CREATION, "expires": {"time": "yesterday"}}}, "creation.expires"),
+        ({"creation": {**CREATION, "key": ""}}, "creation.key"),
+        ({"creation": {**CREATION, "key": "é" * 128}}, "key"),
+        ({"creation": {**CREATION, "key": 7}}, "creation.key"),
+        ({"creation": {**CREATION, "starts": {"offset": -1}}}, "starts"),
+        ({"creation": {**CREATION, "starts": 1_900_000_000_000_000}}, "creation.starts"),
+        (
+            {"creation": {**CREATION, "starts": {"offset": 9}, "expires": {"offset": 9}}},
+            "starts",
+        ),
+        (
+            {
+                "creation": {
+                    **CREATION,
+                    "starts": {"time": "2031-01-01T00:00:00Z"},
+                    "expires": {"time": "2030-01-01T00:00:00Z"},
+                }
+            },
+            "starts",
+        ),
+        ({"creation": {**CREATION, "starts": {"time": 1_900_000_000}}}, "creation.starts"),
+        ({"dismissal": {"keys": [{}]}}, "dismissal.keys[0].key"),
+        ({"dismissal": {"keys": [{"key": ""}]}}, "dismissal.keys[0].key"),
+        ({"dismissal": {"keys": ["k"]}}, "dismissal.keys[0]"),
+        (
+            {"dismissal": {"keys": [{"key": "k", "end_time": {"time": 1_900_000_000}}]}},
+            "dismissal.keys[0].end_time",
+        ),
         ({"dismissal": {}}, None),
         ({"dismissal": {"msg_ids": [""]}}, "dismissal.msg_ids[0]"),
         ({"dismissal": {"ranges": [{}]}}, "dismissal.ranges[0].category"),
@@ -117,8 +152,45 @@ def test_device_id_scopes_the_creation_but_not_the_dismissal() -> None:
     creation = create("u", "a", device_id="d1")
     assert creation.addressed_to("d1") == creation.addressed_to(None) == creation
     assert creation.addressed_to("d2") is None
-    update = replace("u", "a", 1, device_id="d1")
+    update = msgspec.structs.replace(put("u", "a", 1, device_id="d1"), dismissal=Dismissal(("m",)))
     reduced = update.addressed_to("d2")
     assert reduced is not None
     assert (reduced.creation, reduced.dismissal) == (None, update.dismissal)
     assert dismiss("u", "m").addressed_to("d2") is not None
+
+
+def test_start_is_before_the_expiry_when_the_message_is_stored() -> None:
+    """Only the ctime decides between a time and an offset. A replay stays as it is."""
+    message = create("u", "a", starts="2h", expires="2030-01-01T00:00:00Z")
+    assert message.creation is not None
+    assert message.creation.expires is not None
+    expires_at = message.creation.expires.after(0)
+    stored = message.stamp_new(expires_at - 2 * HOUR - 1, 0)
+    assert (stored.starts_at, stored.expires_at) == (expires_at - 1, expires_at)
+    with pytest.raises(InvalidMessage) as raised:
+        message.stamp_new(expires_at - 2 * HOUR, 0)
+    assert raised.value.field == "creation.starts"
+    assert message.stamp(expires_at, 0).starts_at == expires_at + 2 * HOUR
+
+
+@pytest.mark.parametrize("starts", [1, 1.5, True])
+def test_start_as_a_number_is_refused(starts: Any) -> None:
+    with pytest.raises(InvalidMessage) as raised:
+        put("u", "a", starts=starts)
+    assert raised.value.field == "starts"
+
+
+def test_contents_include_key_start_and_keys() -> None:
+    known = [
+        create("u", "a", 1, msg_id="m"),
+        put("u", "a", 1, msg_id="m"),
+        put("u", "a", 1, key="k", msg_id="m"),
+        put("u", "a", 1, starts="1h", msg_id="m"),
+        dismiss_key("u", "a", msg_id="m"),
+        dismiss_key("u", "a", end_time="0s", msg_id="m"),
+        dismiss_key("u", "b", msg_id="m"),
+        dismiss_category("u", "a", msg_id="m"),
+        dismiss_category("u", "a", scheduled=True, msg_id="m"),
+    ]
+    for first, second in product(known, repeat=2):
+        assert first.same_contents(second) == (first is second)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gregor.core.facts import DismissedRange
-from gregor.core.instant import Time
+from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import MsgID, create
 from gregor.core.range_deaths import range_deaths
 from gregor.core.state import Item
@@ -19,12 +19,21 @@ ranges = st.builds(
     category=st.sampled_from(CATEGORIES),
     prefix=st.booleans(),
     skip_msg_ids=st.lists(st.sampled_from(IDS), unique=True).map(tuple),
+    scheduled=st.booleans(),
+    device_id=st.sampled_from([None, "d1", "d2"]),
+    own=st.none() | st.sampled_from(IDS),
 )
 
 
 @st.composite
 def items(draw: st.DrawFn) -> Item:
-    created = create("u", draw(st.sampled_from(CATEGORIES[:4])), msg_id=draw(st.sampled_from(IDS)))
+    created = create(
+        "u",
+        draw(st.sampled_from(CATEGORIES[:4])),
+        starts=draw(st.none() | st.integers(0, 9).map(lambda at: TimeOrOffset(offset=at))),
+        device_id=draw(st.sampled_from([None, "d1", "d2"])),
+        msg_id=draw(st.sampled_from(IDS)),
+    )
     item = Item.of(created.stamp(draw(st.integers(0, 9)), 0))
     assert item is not None
     return item

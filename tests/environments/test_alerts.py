@@ -223,6 +223,12 @@ CASES = [
         {node("gregor_hash_mismatches_total"): "3x60"},
     ),
     AlertCase(
+        "GregorKeptHashesWrong",
+        12,
+        {node("gregor_kept_hash_mismatches_total"): ONE_AT_ONCE},
+        {node("gregor_kept_hash_mismatches_total"): "3x60"},
+    ),
+    AlertCase(
         "GregorPublishFailures",
         12,
         {node("gregor_publish_failures_total"): ONE_AT_ONCE},

@@ -131,7 +131,7 @@ async def write_until_stored(database: Database) -> None:
 
 
 def insert_user(connection: DatabaseConnection) -> None:
-    connection.execute_sql("INSERT INTO users VALUES ('u', 0, 0)")
+    connection.execute_sql("INSERT INTO users (uid, ctime, bucket) VALUES ('u', 0, 0)")
 
 
 async def test_options_that_pgbouncer_refuses_are_named(by_session: PgBouncer) -> None:

@@ -86,13 +86,16 @@ class RecordingObserver(Observer):
         self.repaired_counts: list[int] = []  # messages, for each gap repair
         self.invalid_publications: list[Malformed] = []
         self.consumer_errors: list[Exception] = []
-        self.interruptions = 0
+        self.hashes_repaired = self.interruptions = 0
 
     def injected(self, caller: Caller, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
 
     def gap_repaired(self, messages: int) -> None:
         self.repaired_counts.append(messages)
+
+    def hash_repaired(self) -> None:
+        self.hashes_repaired += 1
 
     def invalid_publication(self, error: Malformed) -> None:
         self.invalid_publications.append(error)
@@ -120,7 +123,7 @@ class SteppingClock:
 
 class FailingStore(MemoryStateMachine):
     """A store that raises StorageUnavailable while it is `down`. A commit waits until
-    `commits_allowed` is set."""
+    `commits_allowed` is set. It keeps a wrong hash for the users in `wrong_hashes`."""
 
     def __init__(self, clock: Callable[[], Time]) -> None:
         super().__init__(clock)
@@ -128,6 +131,8 @@ class FailingStore(MemoryStateMachine):
         self.commits_allowed = asyncio.Event()
         self.commits_allowed.set()
         self.ctimes_queries: list[Sequence[UID]] = []
+        self.wrong_hashes: set[UID] = set()
+        self.hash_checks: list[Sequence[UID]] = []
 
     async def store(self, slots: Sequence[Slot]) -> None:
         await self.commits_allowed.wait()
@@ -142,6 +147,13 @@ class FailingStore(MemoryStateMachine):
         self._check()
         self.ctimes_queries.append(uids)
         return await super().ctimes(uids)
+
+    async def check_hashes(self, uids: Sequence[UID]) -> Sequence[UID]:
+        self.hash_checks.append(uids)
+        self._check()
+        repaired = [uid for uid in uids if uid in self.wrong_hashes]
+        self.wrong_hashes.difference_update(repaired)
+        return repaired
 
     def _check(self) -> None:
         if self.down:

@@ -12,13 +12,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from gregor import create, dismiss, out_of_band
+from gregor import create, dismiss, out_of_band, put
 from gregor.consumers.broadcaster import Broadcaster
 from gregor.consumers.peers import PROBE_CHANNEL
 from gregor.consumers.publisher import MAX_ENVELOPE_BYTES, Publisher, channel_of
 from gregor.consumers.relay import LINGER_SECONDS, MAX_FUTURE
 from gregor.core.instant import MAX_TIME, Time
-from gregor.core.message import UID, DeviceID, new_msg_id
+from gregor.core.message import UID, DeviceID, Dismissal, new_msg_id
 from gregor.core.sync import Sync
 from gregor.errors import StorageUnavailable
 from gregor.interfaces import Slot, Stored
@@ -551,6 +551,36 @@ async def test_replayed_message_from_the_future_is_delivered_from_store() -> Non
         replayed = create("u", "c", msg_id="m").stamp(NOW + 2 * MAX_FUTURE, 0)
         await pair.node_a.inject(BACKEND, [replayed])
         await within(0.1, lambda: pair.listener_a.ids == pair.listener_b.ids == ["m"])
+
+
+@on_virtual_time
+async def test_replay_behind_the_clock_reaches_the_devices_of_every_node_within_one_sweep() -> None:
+    clock = ManualClock(NOW)
+    async with node_pair(clock) as pair:
+        replayed = create("u", "c", msg_id="late").stamp(NOW - 5, 0)
+        await pair.node_a.inject(BACKEND, [replayed])
+        listeners = (pair.listener_a, pair.listener_b)
+        await within(SWEEP_SECONDS, lambda: all(x.publications for x in listeners))
+        for listener in listeners:
+            (publication,) = listener.publications
+            # It continues no position that a device can have, so each device reads the store.
+            assert (publication.messages, publication.prev) == ((), publication.cursor)
+
+
+@on_virtual_time
+async def test_item_that_is_dead_when_it_is_stored_ends_its_predecessor_on_every_node() -> None:
+    async with node_pair() as pair:
+        await pair.node_a.inject(BACKEND, [put("u", "c", 1, msg_id="old")])
+        await pair.node_a.inject(BACKEND, [dismiss("u", "new", msg_id="d")])
+        (outcome,) = await pair.node_a.inject(BACKEND, [put("u", "c", 2, msg_id="new")])
+        assert isinstance(outcome, Stored)
+        assert (outcome.dead, outcome.replaced) == (True, "old")
+        listeners = (pair.listener_a, pair.listener_b)
+        await within(0.1, lambda: all(len(x.publications) == 3 for x in listeners))
+        for listener in listeners:
+            (sent,) = listener.publications[-1].messages
+            assert (sent.creation, sent.dismissal) == (None, Dismissal(("old",)))
+        assert pair.observer.repaired_counts == []
 
 
 @on_virtual_time

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -12,11 +12,14 @@ from gregor.consumers.broadcaster import Broadcaster
 from gregor.consumers.publisher import Publisher
 from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID, InBandMessage, Message
-from gregor.core.sync import Sync
+from gregor.core.sync import Snapshot, Sync
 from gregor.errors import Conflict, Unavailable
 from gregor.interfaces import Duplicate, MessageConsumer, Rejected, Relayed, Stored
+from gregor.log_event import LogEvent
+from gregor.node.hash_checks import USERS_AT_ONCE
 from gregor.node.node import Node
 from gregor.pubsub.interface import PubSub
+from tests.client.harness import on_virtual_time
 from tests.node.fakes import (
     BACKEND,
     EndingPubSub,
@@ -336,6 +339,80 @@ async def test_device_count_is_zero_after_last_device_is_detached() -> None:
         ):
             assert harness.node.device_count("u") == 2
         assert harness.node.device_count("u") == 0
+
+
+# Messages behind a user's clock
+
+
+async def test_replay_behind_the_clock_makes_devices_read_a_snapshot() -> None:
+    harness = NodeHarness(sweep_seconds=0.001)
+    await harness.store_at_other_node("known")
+    async with harness.attached_device() as listener:
+        before = harness.broadcaster.position("u")
+        assert before is not None
+        late = create("u", "c", msg_id="late").stamp(before - 1, 0)
+        await harness.node.inject(BACKEND, [late])
+        await until(lambda: bool(listener.publications))
+        (publication,) = listener.publications
+        assert publication.messages == ()
+        # It continues no position that a device can have, so each device syncs from the store.
+        assert publication.prev == publication.cursor > before
+        sync = await harness.store.sync("u", "d", before)
+        assert isinstance(sync.content, Snapshot)
+        assert [item.msg_id for item in sync.content.items] == ["late", "known"]
+
+
+async def test_message_after_a_replay_behind_the_clock_does_not_continue_the_feed() -> None:
+    harness = NodeHarness()
+    await harness.store_at_other_node("known")
+    async with harness.attached_device() as listener:
+        before = harness.broadcaster.position("u")
+        assert before is not None
+        late = create("u", "c", msg_id="late").stamp(before - 1, 0)
+        await harness.node.inject(BACKEND, [late, create("u", "c", msg_id="next")])
+        await until(lambda: bool(listener.publications))
+        assert listener.ids == []
+        assert harness.broadcaster.position("u") == await harness.store.ctime("u")
+
+
+# Hashes that the store keeps
+
+
+async def test_each_sweep_checks_the_hashes_of_a_few_connected_users_in_turn() -> None:
+    harness = NodeHarness(sweep_seconds=0.001)
+    uids = [f"u{number}" for number in range(2 * USERS_AT_ONCE + 1)]
+    async with harness.node, AsyncExitStack() as stack:
+        for uid in uids:
+            await stack.enter_async_context(harness.node.attach(uid, FakeListener()))
+            await sync_device(harness.node, uid)
+        await until(lambda: len(harness.store.hash_checks) >= 4)
+    first_round = harness.store.hash_checks[:3]
+    assert [uid for checked in first_round for uid in checked] == uids
+    assert harness.store.hash_checks[3] == uids[:USERS_AT_ONCE]
+
+
+async def test_wrong_hash_is_counted_and_logged_with_its_user(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    harness = NodeHarness(sweep_seconds=0.001)
+    harness.store.wrong_hashes = {"u"}
+    async with harness.attached_device():
+        await until(lambda: len(harness.store.hash_checks) > 2)
+    assert harness.observer.hashes_repaired == 1
+    logged = [r.msg for r in caplog.records if "hash" in str(r.msg)]
+    assert [event.fields for event in logged if isinstance(event, LogEvent)] == [{"uid": "u"}]
+
+
+@on_virtual_time
+async def test_no_hash_is_checked_while_the_store_does_not_answer() -> None:
+    harness = NodeHarness()
+    async with harness.attached_device():
+        harness.store.down = True
+        await asyncio.sleep(60)
+        assert harness.store.hash_checks == []
+        harness.store.down = False
+        await asyncio.sleep(60)
+        assert set(map(tuple, harness.store.hash_checks)) == {("u",)}
 
 
 # What the store has lost

@@ -1,10 +1,13 @@
 """The device's session, frame by frame."""
 
+import tracemalloc
+
 import msgspec
 import pytest
 
-from gregor.core.message import InBandMessage, create, dismiss, out_of_band
-from gregor.core.state import Item, state_hash
+from gregor.core.message import InBandMessage, create, dismiss, out_of_band, raw
+from gregor.core.state import Item
+from gregor.core.state_hash import hash_of
 from gregor.core.sync import Snapshot
 from gregor.errors import Action, Malformed
 from gregor.protocol.client_session import (
@@ -39,7 +42,7 @@ from gregor.protocol.frames import (
 )
 from gregor.protocol.sync_state import Syncing, UpToDate
 
-HASH = state_hash(())
+HASH = hash_of(())
 OK = (Result("stored", "u", "m", 12),)
 
 
@@ -239,3 +242,25 @@ def test_malformed_frame_is_rejected_and_changes_nothing(text: str | bytes) -> N
         session.receive(text)
     assert (session.state, session.cursor) == (UpToDate(), 10)
     assert receive(session, Messages(10, (message(11),), 11)) == [Apply((message(11),), 11)]
+
+
+def test_item_of_a_snapshot_does_not_keep_its_frame_in_memory() -> None:
+    """Else what a device holds would not be proportional to what is live."""
+    bodies = raw("kept"), raw("x" * 50_000)
+    items = tuple(Item(f"m{n}", n, "a", body) for n, body in enumerate(bodies, start=1))
+    page = SyncPage("snapshot", 0, 12, 50, HASH, items=items)
+    tracemalloc.start()
+    try:
+        kept = [snapshot_in(encode(page)).items[0] for _ in range(20)]
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [item.body for item in kept] == ["kept"] * 20
+    assert held < 100_000
+
+
+def snapshot_in(text: str) -> Snapshot:
+    session = ClientSession("t", "d1", 0)
+    replaced, _ = session.receive(text)
+    assert isinstance(replaced, Replace)
+    return replaced.snapshot

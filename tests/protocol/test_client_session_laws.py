@@ -5,7 +5,7 @@ from typing import TypeAlias
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gregor.core.state import state_hash
+from gregor.core.state_hash import hash_of
 from gregor.errors import Action
 from gregor.protocol.client_session import Apply, ClientSession, Effect, Replace
 from gregor.protocol.effects import Send
@@ -14,7 +14,7 @@ from gregor.protocol.sync_state import TRANSITIONS, Syncing, UpToDate
 
 Step: TypeAlias = Frame | bool | None
 
-HASH = state_hash(())
+HASH = hash_of(())
 times = st.integers(0, 12)
 steps: st.SearchStrategy[Step] = st.one_of(
     st.builds(lambda prev, size: Messages(prev, (), prev + size), times, st.integers(1, 3)),

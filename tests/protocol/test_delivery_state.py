@@ -7,7 +7,8 @@ import pytest
 from msgspec import Raw
 
 from gregor.core.message import create
-from gregor.core.state import Item, state_hash
+from gregor.core.state import Item
+from gregor.core.state_hash import hash_of
 from gregor.core.sync import Changes, Snapshot, Sync
 from gregor.protocol.delivery_state import (
     TRANSITIONS,
@@ -29,9 +30,9 @@ from gregor.protocol.delivery_state import (
 from gregor.protocol.frames import PAGE_ENTRIES, pages
 
 MESSAGES = tuple(create("u", "a", msg_id=f"m{n}").stamp(n, n - 1) for n in range(1, 600))
-SYNC = Sync(Changes(MESSAGES), 599, 700, state_hash(()))
+SYNC = Sync(Changes(MESSAGES), 599, 700, hash_of(()))
 FIRST, LAST = pages(SYNC, 0)
-REST = Sync(Snapshot(unread=((600, 601), (602,))), 700, 800, state_hash(()))
+REST = Sync(Snapshot(unread=((600, 601), (602,))), 700, 800, hash_of(()))
 ITEMS = tuple(Item(f"m{n}", n, "a", Raw(b"1")) for n in (600, 601, 602))
 
 STATES: list[DeliveryState] = [
@@ -113,7 +114,7 @@ def test_what_is_not_read_of_a_group_is_read_next(
     left, as after a bucket has been pruned."""
     state = after(ReadingItems(REST, then=Live()), ItemsRead(ITEMS[:read]))
     assert isinstance(state, Paging)
-    assert state.rest == Sync(Snapshot(unread=unread), 700, 800, state_hash(()))
+    assert state.rest == Sync(Snapshot(unread=unread), 700, 800, hash_of(()))
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,22 @@
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gregor.core.facts import Facts
-from gregor.core.message import MAX_BODY, InBandMessage, create
-from gregor.core.state import Item, state_hash
+from gregor.core.message import MAX_BODY, InBandMessage, create, dismiss, put
+from gregor.core.state import Item
+from gregor.core.state_hash import hash_of
 from gregor.core.sync import Changes, Snapshot, Sync
+from gregor.interfaces import Duplicate, Stored
 from gregor.protocol.frames import (
     MAX_FRAME,
     PAGE_BYTES,
     PAGE_ENTRIES,
     Messages,
+    Result,
     SyncPage,
     encode,
     pages,
@@ -33,7 +37,7 @@ def items(number: int) -> tuple[Item, ...]:
 
 
 def sync(content: Changes | Snapshot) -> Sync:
-    return Sync(content, cursor=10_000, as_of=20_000, hash=state_hash(()))
+    return Sync(content, cursor=10_000, as_of=20_000, hash=hash_of(()))
 
 
 def pages_of(sync: Sync) -> list[SyncPage]:
@@ -46,7 +50,7 @@ def test_empty_sync_is_one_page() -> None:
         assert (page.cursor, page.as_of, page.hash, page.more) == (
             10_000,
             20_000,
-            state_hash(()),
+            hash_of(()),
             False,
         )
 
@@ -110,3 +114,38 @@ def test_pages_do_not_overlap() -> None:
     sync_pages = pages_of(sync(Changes(creations(1200))))
     for before, after in pairwise(sync_pages):
         assert before.messages[-1].ctime < after.messages[0].ctime
+
+
+ITEM = put("u", "a", 1, key="k", starts="1h", expires="P1D", msg_id="m").stamp(100, 99)
+STARTS, ENDS = 100 + 3_600_000_000, 100 + 86_400_000_000
+PLAIN = create("u", "a", 1, msg_id="m").stamp(100, 99)
+DISMISSAL = dismiss("u", "x", msg_id="m").stamp(100, 99)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "visible", "dismissed", "replaced"),
+    [
+        (Stored(PLAIN), "stored", True, 0, None),
+        (Stored(PLAIN, dead=True), "stored", False, 0, None),
+        (Stored(DISMISSAL, dismissed=1), "stored", False, 1, None),
+        (Stored(ITEM, scheduled=True, replaced="p"), "stored", False, 0, "p"),
+        (Stored(ITEM, replaced="p"), "stored", True, 0, "p"),
+        (Stored(ITEM, expired=True), "stored", False, 0, None),
+        (Duplicate(PLAIN), "duplicate", True, None, None),
+        (Duplicate(ITEM, scheduled=True), "duplicate", False, None, None),
+        (Duplicate(ITEM), "duplicate", True, None, None),
+        (Duplicate(ITEM, dead=True), "duplicate", False, None, None),
+    ],
+)
+def test_result_says_what_came_of_a_message(
+    outcome: Stored | Duplicate,
+    status: str,
+    visible: bool,
+    dismissed: int | None,
+    replaced: str | None,
+) -> None:
+    result = Result.of(outcome)
+    assert (result.status, result.ctime, result.visible) == (status, 100, visible)
+    assert (result.dismissed, result.replaced) == (dismissed, replaced)
+    times = (STARTS, ENDS) if outcome.message is ITEM else (None, None)
+    assert (result.starts_at, result.expires_at) == times

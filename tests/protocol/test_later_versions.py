@@ -40,7 +40,7 @@ def frames_of(history: tuple[InBandMessage, ...]) -> list[Frame]:
     ]
 
 
-@given(histories(), st.sampled_from(["x", "key", "starts"]))
+@given(histories(), st.sampled_from(["x", "priority", "remind"]))
 def test_unknown_fields_are_ignored_at_every_depth(
     history: tuple[InBandMessage, ...], name: str
 ) -> None:
@@ -61,9 +61,11 @@ def test_values_decoded_from_a_later_frame_equal_those_of_this_version() -> None
 def message_with_all_fields() -> InBandMessage:
     frame = decode_node_frame(
         '{"type":"messages","prev":0,"cursor":9,"messages":[{"uid":"u","msg_id":"m","ctime":9,'
-        '"device_id":"d","creation":{"category":"c","body":[1],"expires":{"offset":5}},'
+        '"device_id":"d","creation":{"category":"c","body":[1],"expires":{"offset":5},'
+        '"starts":{"offset":4},"key":"k"},'
         '"dismissal":{"msg_ids":["a"],"ranges":[{"category":"c","end_time":{"time":3},'
-        '"skip_msg_ids":["b"],"prefix":true}]}}]}'
+        '"skip_msg_ids":["b"],"prefix":true,"scheduled":true}],'
+        '"keys":[{"key":"k","end_time":{"offset":-1}}]}}]}'
     )
     assert isinstance(frame, Messages)
     return frame.messages[0]
@@ -83,7 +85,7 @@ def test_body_of_a_later_message_is_kept_byte_for_byte() -> None:
 def test_message_without_known_parts_is_dropped_and_the_cursor_advances() -> None:
     frame = decode_node_frame(
         '{"type":"messages","prev":0,"cursor":9,"messages":[{"uid":"u","msg_id":"m","ctime":9,'
-        '"dismissal":{"keys":[{"key":"k"}]}}]}'
+        '"dismissal":{"patterns":[{"glob":"k*"}]}}]}'
     )
     assert frame == Messages(0, (), 9)
 

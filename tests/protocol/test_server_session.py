@@ -2,17 +2,19 @@
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from gregor.core.message import (
     MAX_BATCH,
+    Dismissal,
     InBandMessage,
     create,
     dismiss,
     dismiss_category,
     out_of_band,
-    replace,
+    put,
 )
-from gregor.core.state import state_hash
+from gregor.core.state_hash import hash_of
 from gregor.core.sync import Changes, Snapshot, Sync
 from gregor.errors import Action, Conflict, Unavailable
 from gregor.interfaces import Rejected, Stored
@@ -73,7 +75,7 @@ def live_session(position: int = 10) -> ServerSession:
     """A session whose device is synced up to `position`."""
     session = open_session()
     all_effects(session)
-    session.synced(Sync(Changes(()), position, 50, state_hash(())))
+    session.synced(Sync(Changes(()), position, 50, hash_of(())))
     all_effects(session)
     return session
 
@@ -340,7 +342,8 @@ def test_creation_for_another_device_is_left_out_but_its_dismissal_is_sent() -> 
     session.publish(
         Publication.of(Stored(create("u", "a", "secret", device_id="d2", msg_id="x").stamp(11, 10)))
     )
-    update = replace("u", "a", "secret", device_id="d2", msg_id="y").stamp(12, 11)
+    update = put("u", "a", "secret", device_id="d2", msg_id="y").stamp(12, 11)
+    update = structs.replace(update, dismissal=Dismissal(("x",)))
     session.publish(Publication.of(Stored(update)))
     (frame,) = sent_frames(session)
     assert isinstance(frame, Messages)
@@ -355,7 +358,7 @@ def test_publications_during_a_catch_up_are_sent_after_the_sync() -> None:
     for ctime in (11, 12, 13):
         session.publish(publication(ctime))
     assert all_effects(session) == []
-    session.synced(Sync(Changes(()), 12, 50, state_hash(())))
+    session.synced(Sync(Changes(()), 12, 50, hash_of(())))
     sync, after = sent_frames(session)
     assert isinstance(sync, SyncPage)
     assert isinstance(after, Messages)
@@ -367,7 +370,7 @@ def test_gap_after_the_sync_leads_to_another_catch_up() -> None:
     session = open_session()
     all_effects(session)
     session.publish(publication(14))
-    session.synced(Sync(Changes(()), 12, 50, state_hash(())))
+    session.synced(Sync(Changes(()), 12, 50, hash_of(())))
     sync, catch_up = all_effects(session)
     assert isinstance(sync, Send)
     assert catch_up == CatchUp(12)
@@ -384,7 +387,7 @@ def test_slow_consumer_is_reset_and_synced_from_the_store(catching_up: bool) -> 
     session.publish(publication(11 + QUEUE_MESSAGES))
     assert session.slow_consumer_resets == 1
     if catching_up:
-        session.synced(Sync(Changes(()), 12, 50, state_hash(())))
+        session.synced(Sync(Changes(()), 12, 50, hash_of(())))
     assert all_effects(session)[-1] == CatchUp(10)
 
 
@@ -431,7 +434,7 @@ def test_out_of_band_messages_during_a_sync_count_towards_the_queue() -> None:
     all_effects(session)
     for _ in range(20):
         session.deliver_out_of_band(out_of_band("u", "s", "x" * 60_000))
-    session.synced(Sync(Changes(()), 12, 50, state_hash(())))
+    session.synced(Sync(Changes(()), 12, 50, hash_of(())))
     for _ in range(20):  # the sync has not reset the size of what is queued
         session.deliver_out_of_band(out_of_band("u", "s", "x" * 60_000))
     sent = sum(isinstance(frame, OutOfBand) for frame in sent_frames(session))
@@ -452,7 +455,7 @@ def test_verify_during_a_sync_is_answered_after_its_last_page() -> None:
     session = open_session()
     all_effects(session)
     items = tuple(create("u", "a", msg_id=f"m{n}").stamp(n, n - 1) for n in range(8, 1300))
-    session.synced(Sync(Changes(items), 1300, 50, state_hash(())))
+    session.synced(Sync(Changes(items), 1300, 50, hash_of(())))
     first = session.next()
     assert isinstance(first, Send)
     session.receive('{"type":"verify","cursor":0}')
@@ -468,22 +471,22 @@ def test_verify_during_a_sync_is_answered_after_its_last_page() -> None:
 def test_empty_snapshot_is_sent_as_one_page() -> None:
     session = open_session(cursor=0)
     all_effects(session)
-    session.synced(Sync(Snapshot(), 12, 50, state_hash(())))
-    assert sent_frames(session) == [SyncPage("snapshot", 0, 12, 50, state_hash(()))]
+    session.synced(Sync(Snapshot(), 12, 50, hash_of(())))
+    assert sent_frames(session) == [SyncPage("snapshot", 0, 12, 50, hash_of(()))]
 
 
 def test_creation_that_is_dead_when_it_is_stored_is_not_sent() -> None:
-    """Its dismissal is, and the cursor passes it."""
+    """What it has replaced is, and the cursor passes it."""
     session = live_session(10)
     dead = create("u", "a", msg_id="x").stamp(11, 10)
-    update = replace("u", "a", 1, msg_id="y").stamp(12, 11)
-    for message in (dead, update):
-        session.publish(Publication.of(Stored(message, dead=True)))
+    update = put("u", "a", 1, msg_id="y").stamp(12, 11)
+    session.publish(Publication.of(Stored(dead, dead=True)))
+    session.publish(Publication.of(Stored(update, dead=True, replaced="m")))
     (frame,) = sent_frames(session)
     assert isinstance(frame, Messages)
     assert (frame.prev, frame.cursor) == (10, 12)
     (sent,) = frame.messages
-    assert (sent.creation, sent.dismissal) == (None, update.dismissal)
+    assert (sent.creation, sent.dismissal) == (None, Dismissal(("m",)))
 
 
 def test_messages_with_only_a_dismissal_are_sent() -> None:

@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gregor.core.message import InBandMessage, create, out_of_band
-from gregor.core.state import Item, state_hash
+from gregor.core.state import Item
+from gregor.core.state_hash import hash_of
 from gregor.core.sync import Changes, Snapshot, Sync
 from gregor.interfaces import Stored
 from gregor.protocol import frames, outbound_queue
@@ -78,7 +79,7 @@ class SessionUnderTest:
         content: Changes | Snapshot = Changes(tuple(self.log[cursor:]))
         if cursor == 0 and len(self.log) > 2:
             content = Snapshot(items(self.log[:1]), unread=((2, 3),))
-        return Sync(content, len(self.log), 999, state_hash(()))
+        return Sync(content, len(self.log), 999, hash_of(()))
 
     def write(self, effect: Effect | None) -> None:
         """The device receives what continues its cursor, or begins at one that it has asked for."""

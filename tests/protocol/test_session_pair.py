@@ -35,6 +35,7 @@ steps: st.SearchStrategy[Step] = st.one_of(
         st.sampled_from(["store", "store and publish", "store and publish", "consume"]),
         in_band_messages,
     ),
+    st.tuples(st.sampled_from(["replay", "replay and publish"]), in_band_messages),
     st.tuples(st.just("publish again"), st.integers(0, 20)),
     st.tuples(st.just("wait"), st.integers(0, 30)),
     st.tuples(
@@ -56,6 +57,10 @@ async def carry_out(pair: SessionPair, step: Step) -> None:
             await pair.store_and_publish(message)
         case "consume", InBandMessage() as message:
             pair.consume([message])
+        case "replay", InBandMessage() as message:
+            await pair.store_messages(await pair.behind_the_clock(message))
+        case "replay and publish", InBandMessage() as message:
+            await pair.store_and_publish(await pair.behind_the_clock(message))
         case "publish again", int(number) if pair.published:
             # A publication arrives late, twice, or never.
             pair.node.publish(pair.published[number % len(pair.published)])
@@ -217,6 +222,24 @@ async def test_device_converges_after_the_restore_of_a_backup() -> None:
     pair.connect()
     await pair.run_until_idle()
     assert [item.body for item in pair.visible()] == ["after the backup"]
+    assert pair.device.mismatches == 0
+
+
+@pytest.mark.parametrize("published", [False, True])
+async def test_replay_behind_the_clock_reaches_a_live_device_in_a_snapshot(published: bool) -> None:
+    pair = SessionPair()
+    await pair.store_messages(create(UID, "a"))
+    pair.clock.now += 10
+    await pair.store_messages(create(UID, "b"))
+    await pair.run_until_idle()
+    replay = await pair.behind_the_clock(create(UID, "c", "late"))
+    await (pair.store_and_publish if published else pair.store_messages)(replay)
+    await pair.run_until_idle()
+    assert "late" not in [item.body for item in pair.visible()]
+    await pair.store_and_publish(create(UID, "d"))
+    await pair.run_until_idle()
+    assert [item.category for item in pair.visible()] == ["a", "c", "b", "d"]
+    assert [type(effect) for effect in pair.effects[-2:]] == [Replace, Compare]
     assert pair.device.mismatches == 0
 
 

@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from gregor.core.state import state_hash
+from gregor.core.state_hash import hash_of
 from gregor.protocol.frames import SyncPage
 from gregor.protocol.sync_state import (
     TRANSITIONS,
@@ -20,7 +20,7 @@ from gregor.protocol.sync_state import (
     after,
 )
 
-HASH = state_hash(())
+HASH = hash_of(())
 FIRST = SyncPage("snapshot", 0, 20, 50, HASH, more=True)
 LAST = SyncPage("snapshot", 0, 20, 50, HASH)
 CHANGES = SyncPage("changes", 5, 10, 50, HASH, more=True)

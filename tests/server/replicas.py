@@ -9,7 +9,7 @@ from contextlib import suppress
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from gregor import InBandMessage, create, dismiss
+from gregor import InBandMessage, create, dismiss, put
 from gregor.core.facts import Facts
 from gregor.core.message import dismiss_category
 from gregor.protocol.client_session import (
@@ -80,7 +80,7 @@ class RawReplica:
             case Replace(snapshot, cursor):
                 self.facts, self.cursor = snapshot.facts(), cursor
             case Compare(as_of, hash_):
-                equal = self.facts.state(self.device_id, as_of).hash() == hash_
+                equal = self.facts.hash(self.device_id, as_of) == hash_
                 self.mismatches += not equal
                 self.hash_compared.set()
                 return [e for e in session.hash_compared(equal) if isinstance(e, Send)]
@@ -114,6 +114,8 @@ class RawReplica:
                 return dismiss(self.uid, self._rng.choice(list(self.acked)), msg_id=msg_id)
             case 1:
                 return dismiss_category(self.uid, category, prefix=True, msg_id=msg_id)
+            case 2:
+                return put(self.uid, category, self._message_count, msg_id=msg_id)
             case _:
                 return create(self.uid, category, self._message_count, msg_id=msg_id)
 

@@ -11,7 +11,7 @@ import pytest
 from gregor.clock import now
 from gregor.core.instant import SECOND
 from gregor.core.message import MAX_BODY
-from gregor.core.state import state_hash
+from gregor.core.state_hash import hash_of
 from gregor.protocol.requests import MAX_REQUEST, MAX_USERS
 from tests.protocol.bad_entries import NOT_JSON
 from tests.server.harness import JSON, Served, creation, serving, store_failure, to
@@ -283,7 +283,7 @@ async def test_drained_server_rejects_messages_and_still_answers_reads() -> None
 
 async def test_unknown_user_has_empty_state(shared: Served) -> None:
     answer = await state(shared, "unknown user")
-    assert (answer["items"], answer["hash"]) == ([], state_hash([]))
+    assert (answer["items"], answer["hash"]) == ([], hash_of([]))
 
 
 async def test_state_is_filtered_by_device_time_and_prefix(shared: Served, uid: str) -> None:
@@ -306,8 +306,8 @@ async def test_state_is_filtered_by_device_time_and_prefix(shared: Served, uid: 
     assert await item_ids(at="-1h") == []
     assert await item_ids(at="P1D") == ["1", "2", "3"]
     assert await item_ids(at="2001-01-01T00:00:00Z") == []
-    answer = await state(shared, uid, prefix="mail")
-    assert answer["hash"] == state_hash([(third, "3")])
+    answer = await state(shared, uid, prefix="mail", device_id="d2")
+    assert answer["hash"] == hash_of([(first, "1"), (third, "3")])
     assert first < second < third <= answer["as_of"] <= now()
 
 
@@ -452,6 +452,44 @@ async def test_result_says_what_came_of_the_message(shared: Served, uid: str) ->
     }
 
 
+async def test_result_says_when_an_item_begins_and_whose_place_it_takes(
+    shared: Served, uid: str
+) -> None:
+    async def post(body: Any) -> Any:
+        (result,) = (await shared.post(body)).json()["results"]
+        return {k: v for k, v in result.items() if k not in ("uid", "ctime", "status")}
+
+    begins, ends = 4_000_000_000_000_000, 4_000_000_000_000_009
+    later = {"starts": {"time": begins}, "expires": {"time": ends}}
+    first = to(uid, msg_id="a")
+    first["creation"] |= {"key": "k"}
+    second = to(uid, msg_id="b")
+    second["creation"] |= {"key": "k", **later}
+    assert await post(first) == {"msg_id": "a", "visible": True, "dismissed": 0}
+    fate = {"msg_id": "b", "visible": False, "starts_at": begins, "expires_at": ends}
+    assert await post(second) == {**fate, "dismissed": 0, "replaced": "a"}
+    assert await post(second) == fate
+    (item,) = (await state(shared, uid, at=begins))["items"]
+    assert (item["key"], item["starts_at"], item["expires_at"]) == ("k", begins, ends)
+    assert (await state(shared, uid))["items"] == []
+    assert (await state(shared, uid, at=ends))["items"] == []
+    dismissal = {"ranges": [{"category": "chat", "scheduled": True}]}
+    assert (await post({"uid": uid, "dismissal": dismissal}))["dismissed"] == 1
+
+
+async def test_key_that_is_dismissed_up_to_an_end_ahead_can_be_put_again(
+    shared: Served, uid: str
+) -> None:
+    ahead = {"keys": [{"key": "k", "end_time": {"time": 4_000_000_000_000_000}}]}
+    value = to(uid)
+    value["creation"]["key"] = "k"
+    for message in (value, {"uid": uid, "dismissal": ahead}):
+        assert (await shared.post(message)).status_code == 200
+    assert (await state(shared, uid))["items"] == []
+    await shared.post(value)
+    assert len((await state(shared, uid))["items"]) == 1
+
+
 @pytest.mark.parametrize("name", ["state?at", "messages?since"])
 @pytest.mark.parametrize("time", ["", "yesterday", "²", "1h 30m", "2026-01-01T00:00:00", "9" * 40])
 async def test_invalid_time_is_rejected_and_parameter_named(
@@ -496,7 +534,7 @@ async def test_state_of_several_prefixes_is_that_of_all(shared: Served, uid: str
     await shared.post({"messages": [to(uid, name) for name in ("a.1", "b.1", "a.2", "c.1")]})
     answer = await state(shared, uid, prefix=["b", "a", "a.1"])
     assert [item["category"] for item in answer["items"]] == ["a.1", "b.1", "a.2"]
-    assert answer["hash"] == state_hash((i["ctime"], i["msg_id"]) for i in answer["items"])
+    assert answer["hash"] == (await state(shared, uid))["hash"]
 
 
 @pytest.mark.parametrize("resource", ["state", "count", "messages", "events"])

@@ -153,9 +153,11 @@ async def test_pools_of_the_store_are_shown() -> None:
             asyncio.create_task(database.write(lambda connection: finish.wait())) for _ in range(3)
         ]
         await asyncio.sleep(0)
-        assert await served.metric(f"gregor_store_connections_in_use{pool}") == 1
-        assert await served.metric(f"gregor_store_connections_waiting{pool}") == 2
-        finish.set()
+        try:
+            assert await served.metric(f"gregor_store_connections_in_use{pool}") == 1
+            assert await served.metric(f"gregor_store_connections_waiting{pool}") == 2
+        finally:
+            finish.set()  # or the server would wait for its thread for ever
         await asyncio.gather(*writes)
         assert await served.metric(f"gregor_store_connections_in_use{pool}") == 0
         assert await served.metric(f"gregor_store_connections_waiting{pool}") == 0
@@ -182,6 +184,20 @@ async def test_snapshot_requested_by_synced_device_is_counted_as_hash_mismatch()
             await device.send("verify", cursor=0)
             await device.receive_type("sync")
             assert await served.metric("gregor_hash_mismatches_total") == 1
+
+
+async def test_wrong_hash_in_the_store_is_repaired_and_counted() -> None:
+    name = "gregor_kept_hash_mismatches_total"
+    metrics, wrong = f"{name} 1.0".encode(), f"UPDATE users SET hash = '{'1' * 64}'"
+    async with serving(open_settings(sweep_seconds=0.02)) as served:
+        await served.post(to("u"))
+        async with await served.synced("u"):
+            assert await served.metric(name) == 0
+            await sql_machine(served).database.write(lambda c: c.execute_sql(wrong))
+            await until(lambda: metrics in served.server.metrics.page())
+        async with await served.device("u", "d2") as device:
+            sync = await device.receive()
+            assert sync["hash"] == (await served.http.get("/v1/users/u/state")).json()["hash"]
 
 
 async def test_metrics_page_has_prometheus_format_and_all_metrics() -> None:

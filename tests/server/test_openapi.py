@@ -52,6 +52,14 @@ VALID_BODIES = [
     to("u", "c", {"any": ["thing"]}, msg_id="a", device_id="d"),
     {"uid": "u", "dismissal": {"msg_ids": ["a"], "ranges": [{"category": "c", "prefix": True}]}},
     {"uid": "u", "creation": {"category": "c", "body": None, "expires": {"offset": "1h"}}},
+    {
+        "uid": "u",
+        "creation": {"category": "c", "body": 1, "key": "k", "starts": {"offset": "1h"}},
+        "dismissal": {
+            "keys": [{"key": "a"}, {"key": "b", "end_time": {"offset": -1}}],
+            "ranges": [{"category": "c", "scheduled": True}],
+        },
+    },
     {"uid": "u", "system": "s", "body": 1},
     {"messages": [to("u"), {"broken": True}]},
     {"uids": ["u", "v"], "message": creation()},
@@ -83,6 +91,14 @@ async def test_state_count_and_messages_answer_as_described(shared: Served) -> N
     await shared.post(message)
     user = "/v1/users/{uid}"
     check(await shared.http.get("/v1/users/w/state"), f"{user}/state")
+    key = {**to("w"), "creation": {"category": "c", "body": 1, "key": "k", "starts": {"offset": 0}}}
+    await shared.post(key)
+    page = await shared.http.get("/v1/users/w/state?key=k&limit=1&order=newest&prefix=c&prefix=d")
+    check(page, f"{user}/state")
+    check(await shared.http.get("/v1/users/w/state?limit=1"), f"{user}/state")
+    other = await shared.http.get("/v1/users/w/state?page=other")
+    assert other.status_code == 400
+    check(other, f"{user}/state")
     check(await shared.http.get("/v1/users/w/messages"), f"{user}/messages")
     ahead = await shared.http.get("/v1/users/w/messages?after=9007199254740991")
     assert ahead.status_code == 409

@@ -11,11 +11,28 @@ from websockets.exceptions import ConnectionClosed
 from gregor.core.message import MAX_BODY, MAX_MESSAGE
 from gregor.protocol.frames import MAX_FRAME
 from tests.protocol.bad_entries import NOT_JSON
-from tests.server.harness import RawDevice, Served, creation, serving, store_failure, to, until
+from tests.server.harness import (
+    JSON,
+    RawDevice,
+    Served,
+    creation,
+    serving,
+    store_failure,
+    to,
+    until,
+)
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 HELLO: dict[str, Any] = {"type": "hello", "token": "u", "device_id": "d", "protocol": 2}
+
+KEY, KEYS = "creation.key", "dismissal.keys[0].key"
+
+
+def starting(starts: Any, **fields: Any) -> JSON:
+    """A creation with a start."""
+    return {"creation": {"category": "c", "body": 1, "starts": starts, **fields}}
+
 
 # Invalid messages in a consume: (message, error code, error field).
 BAD_MESSAGES: dict[str, tuple[Any, str, str | None]] = {
@@ -57,6 +74,53 @@ BAD_MESSAGES: dict[str, tuple[Any, str, str | None]] = {
     ),
     "a ctime set by the sender": (creation(ctime=5), "invalid", "ctime"),
     "a prev set by the sender": (creation(prev=5), "invalid", "ctime"),
+    "an empty key": ({"creation": {"category": "c", "body": 1, "key": ""}}, "invalid", KEY),
+    "a key of 128 characters and 256 bytes": (
+        {"creation": {"category": "c", "body": 1, "key": "é" * 128}},
+        "invalid",
+        "key",
+    ),
+    "a number for a key": ({"creation": {"category": "c", "body": 1, "key": 5}}, "invalid", KEY),
+    "a start before 2001": (starting({"time": 1_700_000_000}), "invalid", "creation.starts"),
+    "a start before the ctime": (starting({"offset": -1}), "invalid", "starts"),
+    "a number for a start": (starting(1_700_000_000_000_000), "invalid", "creation.starts"),
+    "a start at the expiry, both offsets": (
+        starting({"offset": "1h"}, expires={"offset": "1h"}),
+        "invalid",
+        "starts",
+    ),
+    "a start after the expiry, both times": (
+        starting({"time": 4_000_000_000_000_001}, expires={"time": 4_000_000_000_000_000}),
+        "invalid",
+        "starts",
+    ),
+    "a start after the expiry, as only the ctime shows": (
+        starting({"time": 4_000_000_000_000_000}, expires={"offset": "1h"}),
+        "invalid",
+        "creation.starts",
+    ),
+    "an empty dismissed key": ({"dismissal": {"keys": [{"key": ""}]}}, "invalid", KEYS),
+    "a dismissed key of 256 bytes": (
+        {"dismissal": {"keys": [{"key": "é" * 128}]}},
+        "invalid",
+        "key",
+    ),
+    "a text for a dismissed key": (
+        {"dismissal": {"keys": ["theme"]}},
+        "invalid",
+        "dismissal.keys[0]",
+    ),
+    "an end of a key before 2001": (
+        {"dismissal": {"keys": [{"key": "a"}, {"key": "b", "end_time": {"time": 1_700_000_000}}]}},
+        "invalid",
+        "dismissal.keys[1].end_time",
+    ),
+    "no keys": ({"dismissal": {"keys": []}}, "invalid", None),
+    "a number for scheduled": (
+        {"dismissal": {"ranges": [{"category": "c", "scheduled": 1}]}},
+        "invalid",
+        "dismissal.ranges[0].scheduled",
+    ),
     "an expiry before the ctime": (
         {"creation": {"category": "c", "body": 1, "expires": {"offset": -1}}},
         "invalid",

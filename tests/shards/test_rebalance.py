@@ -11,16 +11,25 @@ import pytest
 from gregor.core.buckets import Move, bucket_of
 from gregor.core.instant import SECOND
 from gregor.core.message import InBandMessage, create, dismiss_category
-from gregor.core.sync import Snapshot
-from gregor.errors import GregorError, StorageUnavailable, Unavailable, WrongShard
+from gregor.core.sync import After, PageLimits, Snapshot
+from gregor.errors import (
+    GregorError,
+    NotMigrated,
+    Resync,
+    StorageUnavailable,
+    Unavailable,
+    WrongShard,
+)
 from gregor.shards import bucket_contents, rebalance, shard_map
 from gregor.shards.rebalance import Group, Moved, Rebalancer
 from gregor.shards.shard_map import read_map
 from gregor.stores.sql import statements
+from gregor.stores.sql.before_0007 import Unmigrated
 from gregor.stores.sql.database import Database, DatabaseConnection
-from gregor.stores.sql.migrations import migrate
-from gregor.stores.sql.statements import Placement, UserRow
-from gregor.stores.sql.store_url import database_at, databases_at
+from gregor.stores.sql.migrations.upgrade import Upgrade
+from gregor.stores.sql.rows import json_of
+from gregor.stores.sql.statements import FOREVER, MessageRow, Placement, UserRecord, UserRow
+from gregor.stores.sql.store_url import database_at
 from gregor.stores.sql.transactions import consume, raise_if_wrong_shard
 from tests.fleet.servers import PostgreSQL
 from tests.shards.harness import (
@@ -32,6 +41,7 @@ from tests.shards.harness import (
     opened,
     store,
 )
+from tests.stores.sqlalchemy_migration import OnSQLAlchemy
 
 
 @pytest.fixture(params=["SQLite", "PostgreSQL"])
@@ -90,11 +100,7 @@ async def test_no_message_is_lost_while_buckets_move_under_writers(harness: Shar
         await assert_nothing_missing(harness, stored, users)
 
 
-def lose_buckets(connection: DatabaseConnection) -> None:
-    """What code before schema 0002 did beside a database of schema 0005."""
-    connection.execute_sql("ALTER TABLE users DROP CONSTRAINT users_have_buckets")
-    connection.execute_sql("UPDATE users SET bucket = -1")
-    connection.execute(statements.SET_REVISION, revision="0005")
+OLD_USER = UserRecord("ann", 7, -1, "", 0, 0)  # as code before schema 0002 stored users
 
 
 async def test_messages_of_a_user_without_a_bucket_move_with_it_after_the_migration(
@@ -102,16 +108,71 @@ async def test_messages_of_a_user_without_a_bucket_move_with_it_after_the_migrat
 ) -> None:
     """They were left behind: the user's state was empty after the move."""
     urls = {name: await postgresql_server.create_database() for name in "ab"}
+    sent = create("ann", "mail").stamp(7, 0)
+    row = MessageRow("ann", 7, 0, sent.msg_id, None, json_of(sent), "mail", FOREVER)
+    async with database_at(urls["a"], OnSQLAlchemy(Upgrade("0005").run)) as database:
+        await database.write(lambda c: Unmigrated(c).insert(statements.INSERT_MESSAGES, [row]))
+        await database.write(
+            lambda c: Unmigrated(c).execute_rows(statements.UPSERT_CLOCKS, [OLD_USER])
+        )
     async with opened(urls) as harness:
-        ann = await harness.user_of("a")
-        async with harness.machine() as machine:
-            stored = [await store(machine, create(ann, "mail")) for _ in range(2)]
-        await harness.databases["a"].write(lose_buckets)
-        async with databases_at(urls, migrate) as databases:
-            await shard_map.establish(databases)
-        await Rebalancer(harness.databases).move([Move(bucket_of(ann), "", "b")])
-        await assert_nothing_missing(harness, stored, [ann])
-        assert await harness.holder(ann) == "b"
+        await Rebalancer(harness.databases).move([Move(bucket_of("ann"), "a", "b")])
+        await assert_nothing_missing(harness, [sent], ["ann"])
+        assert await harness.holder("ann") == "b"
+
+
+async def test_clock_and_mark_move_with_the_messages(harness: ShardHarness) -> None:
+    """After a late replay, the clock is ahead of the last message. Who had heard of all before it
+    gets a snapshot, wherever the user is; who has heard of it goes on from there."""
+    ann = await harness.user_of("a")
+    rebalancer = Rebalancer(harness.databases)
+    async with harness.machine() as machine:
+        first = await store(machine, create(ann, "mail"))
+        for late in (5, 3):
+            await store(machine, create(ann, "mail").stamp(first.ctime - late, 0))
+        mark = first.ctime + 2
+        for target in "ba":
+            await rebalancer.move([Move(bucket_of(ann), "", target)])
+            assert await machine.ctimes([ann]) == {ann: mark}
+            before = await machine.sync(ann, None, mark - 1)
+            assert isinstance(before.content, Snapshot)
+            after = await machine.sync(ann, None, mark)
+            assert not isinstance(after.content, Snapshot)
+            with pytest.raises(Resync):
+                await machine.messages_page(ann, None, After(mark - 1), PageLimits(9, 10**6))
+        assert await machine.check_hashes([ann]) == []
+        assert (await store(machine, create(ann, "mail"))).prev == mark
+    findings, _ = await rebalancer.verify()
+    assert findings == []
+
+
+async def test_old_copy_with_a_clock_that_the_holder_lacks_is_reported(
+    harness: ShardHarness,
+) -> None:
+    ann = await harness.user_of("a")
+    async with harness.machine() as machine:
+        await store(machine, create(ann, "mail"))
+    rebalancer = Rebalancer(harness.databases)
+    await rebalancer.move([Move(bucket_of(ann), "a", "b")])
+    await harness.databases["a"].write(
+        lambda c: c.execute_sql("UPDATE users SET ctime = ctime + 1, mark = ctime + 1")
+    )
+    findings, _ = await rebalancer.verify()
+    assert [finding.shard for finding in findings] == ["a"]
+    with pytest.raises(GregorError, match="or a clock"):
+        await rebalancer.move([Move(bucket_of(ann), "b", "a")])
+
+
+async def test_shards_that_are_not_migrated_are_not_rebalanced(harness: ShardHarness) -> None:
+    """The deaths that an older schema holds follow from its messages only after the migration."""
+    await harness.databases["b"].write(
+        lambda c: c.execute(statements.SET_REVISION, revision="0006")
+    )
+    rebalancer = Rebalancer(harness.databases)
+    with pytest.raises(NotMigrated, match=r"'b' has the older schema 0006.*gregor migrate"):
+        await rebalancer.move([Move(1, "a", "b")])
+    with pytest.raises(NotMigrated):
+        await rebalancer.verify()
 
 
 async def whole_log(database: Database, uid: str) -> list[InBandMessage]:
@@ -141,7 +202,7 @@ async def assert_nothing_missing(
             assert [m.prev for m in log] == [0, *(m.ctime for m in log)][: len(log)]
             sync = await machine.sync(uid, None, 0)
             assert isinstance(sync.content, Snapshot)
-            assert sync.content.facts().state(None, sync.as_of).hash() == sync.hash
+            assert sync.content.facts().hash(None, sync.as_of) == sync.hash
     findings, _ = await Rebalancer(harness.databases).verify()
     assert findings == []
 

@@ -17,7 +17,8 @@ from gregor.core.buckets import Move, bucket_of
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import UID, Category, DeviceID, InBandMessage
 from gregor.core.state import Counts, Item
-from gregor.core.sync import Page, PageLimits, PolledState, Start, Sync
+from gregor.core.state_page import PageStart, StatePage, StateQuery
+from gregor.core.sync import Page, PageLimits, Start, Sync
 from gregor.errors import GregorError, StorageUnavailable, Unavailable
 from gregor.interfaces import Slot, StateMachineOfRecord
 from gregor.shards import bucket_contents, shard_map
@@ -28,10 +29,10 @@ from gregor.stores.memory import MemoryStateMachine
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import CommitUnknown, PoolUse, Work
 from gregor.stores.sql.migrations import migrate
+from gregor.stores.sql.reads import read_sync
 from gregor.stores.sql.sqlite import SQLiteDatabase
 from gregor.stores.sql.state_machine import SQLStateMachine
 from gregor.stores.sql.statements import Placement
-from gregor.stores.sql.transactions import read_sync
 from gregor.testing import virtual_time
 
 T = TypeVar("T")
@@ -173,10 +174,18 @@ class DelayedStateMachine(StateMachineOfRecord):
         for slot in slots:
             environment.commit_answered(slot.message.uid)
 
-    async def polled_state(
-        self, uid: UID, device_id: DeviceID | None, at: TimeOrOffset | None
-    ) -> PolledState:
-        return await self._machine.polled_state(uid, device_id, at)
+    async def state_page(
+        self,
+        uid: UID,
+        query: StateQuery,
+        at: TimeOrOffset | None = None,
+        start: PageStart | None = None,
+    ) -> StatePage:
+        return await self._machine.state_page(uid, query, at, start)
+
+    async def check_hashes(self, uids: Sequence[UID]) -> Sequence[UID]:
+        await self._link.transmit("before checking hashes")
+        return await self._machine.check_hashes(uids)
 
     async def in_band_messages_since(
         self, uid: UID, device_id: DeviceID | None, since: TimeOrOffset

@@ -11,7 +11,10 @@ decides the faults between them:
 - nodes crash between commit and acknowledgement;
 - devices are killed and restart from their client store; their token functions fail, hang and
   return what is no token;
-- clocks differ and jump, those of devices by hours.
+- clocks differ and jump, those of devices by hours;
+- another process replays messages behind the users' clocks.
+
+Items begin later, also while devices are offline, and are snoozed and put again under their keys.
 
 One simulation in twenty uses real shards as its store. Shards go down one at a time, while movers,
 which are killed at random moments, move the users' buckets between shards, and pruners delete the
@@ -45,11 +48,12 @@ from gregor.core.message import (
     create,
     dismiss,
     dismiss_category,
-    replace,
+    dismiss_key,
+    put,
 )
-from gregor.core.state import State
+from gregor.core.state import Item
 from gregor.core.sync import Snapshot
-from gregor.errors import Unavailable
+from gregor.errors import InvalidMessage, Unavailable
 from gregor.interfaces import Caller, Stored
 from gregor.node.node import Node
 from gregor.protocol.frames import Result
@@ -63,6 +67,7 @@ from gregor.testing import virtual_time
 from tests.simulation.simulated_stores import ShardedStore, SharedStore, SimulatedStore, StoreLink
 
 USERS = ("ann", "bob")
+KEYS = ("theme", "draft")
 CATEGORIES = ("mail", "mail.work", "chat", "theme")
 FORGED = "forged"
 SHARDED_EVERY = 20  # simulations: a sharded one takes about twenty times as long
@@ -344,14 +349,16 @@ class SimulatedDevice:
                 if isinstance(event, Created | Dismissed):
                     change = "shows" if isinstance(event, Created) else f"hides ({event.why})"
                     self._simulation.record(self.name, f"{change} {event.item.msg_id}")
+                    if _begins_offline(event, client):
+                        self._simulation.record(self.name, "has shown an item that begins offline")
                 if isinstance(event, Created):
                     if event.item.msg_id == FORGED:
                         raise Disagreement(f"{self.name} shows an item that was never stored")
                     if event.item.msg_id in shown:
                         raise Disagreement(f"{self.name} shows {event.item.msg_id} twice")
                     shown.add(event.item.msg_id)
-                if isinstance(event, Dismissed) and event.why == "expired":
-                    # A node whose clock is behind may show it for another moment.
+                if isinstance(event, Dismissed) and _is_timed(event.item):
+                    # A node whose clock is behind shows it for another moment, or not yet.
                     shown.discard(event.item.msg_id)
 
     async def act(self) -> None:
@@ -363,25 +370,54 @@ class SimulatedDevice:
         category = simulation.rng.choice(CATEGORIES)
         msg_id = simulation.new_msg_id()
         match simulation.choice(
-            create=4, replace=2, dismiss=4, category=1, hide=1, offline=2, kill=1, clock=1
+            create=4,
+            put=3,
+            snooze=1,
+            dismiss=4,
+            category=1,
+            key=1,
+            hide=1,
+            offline=2,
+            kill=1,
+            clock=1,
         ):
             case "create":
-                expires = (
-                    timedelta(seconds=simulation.rng.randrange(1, 60))
-                    if simulation.chance(0.3)
-                    else None
-                )
+                starts, expires = simulation.lifetime()
                 this_device = simulation.chance(0.3)
                 write = client.create(
-                    category, None, expires=expires, this_device=this_device, msg_id=msg_id
+                    category,
+                    None,
+                    starts=starts,
+                    expires=expires,
+                    this_device=this_device,
+                    msg_id=msg_id,
                 )
-            case "replace":
-                write = client.replace(category, simulation.rng.random(), msg_id=msg_id)
+            case "put":
+                starts, expires = simulation.lifetime()
+                write = client.put(
+                    category,
+                    simulation.rng.random(),
+                    key=simulation.rng.choice(KEYS),
+                    starts=starts,
+                    expires=expires,
+                    this_device=simulation.chance(0.3),
+                    msg_id=msg_id,
+                )
+            case "snooze" if items:
+                until = timedelta(seconds=simulation.rng.randrange(1, 20))
+                write = client.snooze(simulation.rng.choice(items), until, new_msg_id=msg_id)
             case "dismiss" if items:
                 write = client.dismiss(simulation.rng.choice(items), msg_id=msg_id)
             case "category":
-                prefix = simulation.chance(0.5)
-                write = client.dismiss_category(category, prefix=prefix, msg_id=msg_id)
+                write = client.dismiss_category(
+                    category,
+                    prefix=simulation.chance(0.5),
+                    scheduled=simulation.chance(0.3),
+                    end_time="0s" if simulation.chance(0.3) else None,
+                    msg_id=msg_id,
+                )
+            case "key":
+                write = client.dismiss_key(simulation.rng.choice(KEYS), msg_id=msg_id)
             case "hide" if items:
                 return await client.hide(simulation.rng.choice(items))
             case "offline":
@@ -397,6 +433,8 @@ class SimulatedDevice:
             self._record_write(await write)
         except Unavailable:
             simulation.record(self.name, "cannot write, because it was killed")
+        except InvalidMessage:
+            simulation.record(self.name, "cannot snooze what has gone, or expires before that")
 
     def _kill(self) -> None:
         if self._lifetime is not None:
@@ -460,6 +498,12 @@ class Simulation:
     def device_skew(self) -> int:
         """A random error of a device's clock, in microseconds: none, or up to a day."""
         return self.rng.choice((0, self.rng.randrange(-86_400 * SECOND, 86_400 * SECOND)))
+
+    def lifetime(self) -> tuple[timedelta | None, timedelta | None]:
+        """When a new item begins and expires, after now; the first is before the second."""
+        starts = timedelta(seconds=self.rng.randrange(1, 20)) if self.chance(0.3) else None
+        lasts = timedelta(seconds=self.rng.randrange(1, 60)) if self.chance(0.3) else None
+        return starts, None if lasts is None else lasts + (starts or timedelta())
 
     async def delay(self) -> None:
         await asyncio.sleep(self.latency())
@@ -525,6 +569,7 @@ class Simulation:
             foreign_publisher=2,
             clock=1,
             disconnect=2,
+            replay=1,
             **{name: fault.weight for name, fault in self.store.faults.items()},
         ):
             case "backend":
@@ -541,6 +586,8 @@ class Simulation:
                 await self._publish_foreign()
             case "clock":
                 self.rng.choice(self.nodes).set_clock()
+            case "replay":
+                await self._replay()
             case "disconnect":
                 self.rng.choice(self.devices).break_connection("the network fails")
             case fault:
@@ -565,6 +612,24 @@ class Simulation:
         await asyncio.sleep(self.rng.random() * 10)
         link.down = False
 
+    async def _replay(self) -> None:
+        """Another process replays a message behind the clock of its user into the store."""
+        uid = self.rng.choice(USERS)
+        known = [message.ctime for message in await self.store.log(uid)]
+        if not known:
+            return
+        ctime = self.rng.choice(known) - 1
+        message = self._message(uid)
+        if message.stamped or ctime in known or message in self._sent:
+            return
+        self._sent.append(message)
+        link = StoreLink(self, "importer", severity=0.1)
+        async with self.store.serve(link, virtual_time.clock) as machine:
+            with suppress(Unavailable):
+                (outcome,) = await machine.consume_messages([message.stamp(ctime, 0)])
+                if isinstance(outcome, Stored):
+                    self.record("importer", f"replays {message.msg_id} at {ctime}")
+
     async def _publish_foreign(self) -> None:
         """Publish something on a user's channel that is not from a node."""
         uid, other = self.rng.sample(USERS, 2)
@@ -579,11 +644,10 @@ class Simulation:
                 message = create(uid, "chat", msg_id=FORGED).stamp(ctime, known)
             case "again" if log:
                 message = self.rng.choice(log)
-        dead = message is not None and message.msg_id in Facts().replay_all(log).dismissed
         payload = (
             b"garbage"
             if message is None
-            else encode_envelope("foreign publisher", Stored(message, dead))
+            else encode_envelope("foreign publisher", _as_stored(message, log))
         )
         await MemoryPubSub(self.exchange).publish(channel_of(uid), payload)
         content = "garbage" if message is None else message.msg_id
@@ -630,25 +694,43 @@ class Simulation:
     def _message(self, uid: UID) -> InBandMessage:
         msg_id, category = self.new_msg_id(), self.rng.choice(CATEGORIES)
         known = [message.msg_id for message in self._sent if message.uid == uid]
-        match self.choice(create=5, replace=2, dismiss=3, category=1, again=1):
-            case "replace":
-                return replace(uid, category, self.rng.random(), msg_id=msg_id)
+        starts, expires = self.lifetime()
+        scope = f"d{self.rng.randrange(3)}" if self.chance(0.3) else None
+        match self.choice(create=5, put=3, dismiss=3, category=1, key=1, again=1):
+            case "put":
+                return put(
+                    uid,
+                    category,
+                    self.rng.random(),
+                    key=self.rng.choice(KEYS),
+                    starts=starts,
+                    expires=expires,
+                    device_id=scope,
+                    msg_id=msg_id,
+                )
+            case "key":
+                return dismiss_key(uid, self.rng.choice(KEYS), device_id=scope, msg_id=msg_id)
             case "dismiss" if known:
                 return dismiss(uid, self.rng.choice(known), self.new_msg_id(), msg_id=msg_id)
             case "category":
                 end = timedelta(seconds=self.rng.randrange(-20, 20))
                 return dismiss_category(
-                    uid, category, prefix=self.chance(0.5), end_time=end, msg_id=msg_id
+                    uid,
+                    category,
+                    prefix=self.chance(0.5),
+                    scheduled=self.chance(0.5),
+                    end_time=end,
+                    device_id=scope,
+                    msg_id=msg_id,
                 )
             case "again" if known:
                 return next(message for message in self._sent if message.msg_id == known[0])
             case _:
-                expires = timedelta(seconds=self.rng.randrange(1, 60)) if self.chance(0.3) else None
-                scope = f"d{self.rng.randrange(3)}" if self.chance(0.3) else None
                 return create(
                     uid,
                     category,
                     self.rng.random(),
+                    starts=starts,
                     expires=expires,
                     device_id=scope,
                     msg_id=msg_id,
@@ -698,10 +780,12 @@ class Simulation:
                 return f"wrote {msg_id}, which is neither stored nor rejected"
         sync = await self.store.sync(device.uid, device.device_id)
         assert isinstance(sync.content, Snapshot)
-        replica = client.replica.facts.state(device.device_id, sync.as_of)
-        stored = sync.content.facts().state(device.device_id, sync.as_of)
-        if replica.hash() != sync.hash or replica != stored:
-            return f"holds {_names(replica)}, and the store {_names(stored)}"
+        held, stored = client.replica.facts, sync.content.facts()
+        states = [facts.state(device.device_id, sync.as_of) for facts in (held, stored)]
+        if held.hash(device.device_id, sync.as_of) != sync.hash or states[0] != states[1]:
+            return f"holds {_names(held)}, and the store {_names(stored)}"
+        if not client.replica.hash_matches(sync.as_of, sync.hash):
+            return "has a sum of hashes that differs from that of its items"
         return None
 
     async def _log(self, uid: UID) -> dict[MsgID, Time]:
@@ -709,15 +793,35 @@ class Simulation:
         ctimes = {message.msg_id: message.ctime for message in log}
         if len(ctimes) != len(log):
             raise Disagreement(f"the log of {uid} contains a message twice")
-        if [message.prev for message in log] != [0, *(message.ctime for message in log)][
-            : len(log)
-        ]:
+        # A replay behind the user's clock moves the clock, and the next message comes after that.
+        before = [0, *(message.ctime for message in log)]
+        links = zip(before, log, strict=False)
+        if not all(ctime <= message.prev < message.ctime for ctime, message in links):
             raise Disagreement(f"the log of {uid} is not a chain of prev and ctime")
         return ctimes
 
 
-def _names(state: State) -> list[str]:
-    return [f"{item.msg_id}@{item.ctime}" for item in state.items]
+def _names(facts: Facts) -> list[str]:
+    items = sorted(facts.items.values(), key=Item.order)
+    return [f"{item.msg_id}@{item.ctime}" for item in items]
+
+
+def _is_timed(item: Item) -> bool:
+    return item.starts_at is not None or item.expires_at is not None
+
+
+def _begins_offline(event: Created | Dismissed, client: Client) -> bool:
+    is_told = event.item.msg_id in client.replica.facts.items
+    begins = isinstance(event, Created) and event.item.starts_at is not None
+    return begins and is_told and not client.online
+
+
+def _as_stored(message: InBandMessage, log: Sequence[InBandMessage]) -> Stored:
+    """The message as the store says it is, which has this log."""
+    facts = Facts().replay_all(log)
+    replaced = facts.predecessor(message)
+    dead = message.msg_id in facts.dismissed
+    return Stored(message, dead, replaced=None if replaced is None else replaced.msg_id)
 
 
 def simulate(seed: int, sharded: bool | None = None) -> Simulation:

@@ -49,7 +49,7 @@ class Soak(Simulation):
             await self.send([self._end_of(uid, "mail")])
 
     def _end_of(self, uid: UID, root: Category) -> InBandMessage:
-        return dismiss_category(uid, root, prefix=True, msg_id=self.new_msg_id())
+        return dismiss_category(uid, root, prefix=True, scheduled=True, msg_id=self.new_msg_id())
 
 
 def _require_constant(device: SimulatedDevice) -> None:

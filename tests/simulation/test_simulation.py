@@ -55,6 +55,9 @@ def test_simulations_cover_every_fault() -> None:
         "duplicate",
         r"hides \(expired\)",
         r"hides \(replaced\)",
+        "has shown an item that begins offline",
+        "replays",
+        "cannot snooze",
     )
 
 

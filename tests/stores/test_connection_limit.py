@@ -57,7 +57,7 @@ def sleep(seconds: float) -> Callable[[DatabaseConnection], None]:
 
 def insert_user(uid: str) -> Callable[[DatabaseConnection], None]:
     def work(connection: DatabaseConnection) -> None:
-        connection.execute_sql(f"INSERT INTO users VALUES ('{uid}', 0, 0)")
+        connection.execute_sql(f"INSERT INTO users (uid, ctime, bucket) VALUES ('{uid}', 0, 0)")
 
     return work
 

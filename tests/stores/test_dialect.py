@@ -73,7 +73,8 @@ async def test_parameter_is_read_back_unchanged(database: Database, text: str) -
 async def test_inserted_rows_are_read_back_unchanged(database: Database, count: int) -> None:
     rows = [
         MessageRow(
-            "u", n, 2**62, f"m{n}", None, TEXTS[n % len(TEXTS)], TEXTS[-1 - n % len(TEXTS)], None, n
+            *("u", n, 2**62, f"m{n}", None, TEXTS[n % len(TEXTS)]),
+            *(TEXTS[-1 - n % len(TEXTS)], None, n, None, n if n % 2 else None),
         )
         for n in range(count)
     ]
@@ -83,11 +84,16 @@ async def test_inserted_rows_are_read_back_unchanged(database: Database, count: 
 
 
 async def test_boolean_column_is_stored(database: Database) -> None:
-    rows = [RangeRow("u", 1, 0, 9, "a", True, "[]"), RangeRow("u", 2, 0, 9, "a", False, "[]")]
+    ctimes = {1: True, 2: False}
+    rows = [RangeRow("u", n, 0, 9, "a", flag, "[]", not flag) for n, flag in ctimes.items()]
+    own = [MessageRow("u", n, n - 1, f"m{n}", "d1", "{}", None, None) for n in ctimes]
     await database.write(lambda c: c.insert(statements.INSERT_RANGES, rows))
+    await database.write(lambda c: c.insert(statements.INSERT_MESSAGES, own))
     keys = [UserClock("u", 0)]
     ranges = await database.read(lambda c: c.execute_rows(statements.RANGES_ENDING_AFTER, keys))
     assert [bool(range_.prefix) for range_ in ranges] == [True, False]
+    assert [bool(range_.scheduled) for range_ in ranges] == [False, True]
+    assert [(range_.device_id, range_.own) for range_ in ranges] == [("d1", "m1"), ("d1", "m2")]
 
 
 def test_text_of_a_statement_in_each_dialect() -> None:

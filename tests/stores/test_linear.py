@@ -4,19 +4,31 @@ must not make all other users wait. Steps and rows are counted, so no time is me
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
+import msgspec
 import pytest
 
 from gregor.core.facts import DismissedRange
 from gregor.core.instant import SECOND, TimeOrOffset
-from gregor.core.message import Dismissal, InBandMessage, Range, create, dismiss, replace
+from gregor.core.message import (
+    Dismissal,
+    InBandMessage,
+    KeyDismissal,
+    Range,
+    create,
+    dismiss,
+    dismiss_key,
+    put,
+)
 from gregor.core.range_deaths import range_deaths
 from gregor.core.state import Item
+from gregor.core.state_page import StateQuery
 from gregor.core.sync import Since
 from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.migrations import migrate
+from gregor.stores.sql.reads import read_counts, read_since, read_state_page, read_sync
 from gregor.stores.sql.state_machine import SQLStateMachine
 from gregor.stores.sql.store_url import database_at
-from gregor.stores.sql.transactions import consume, read_counts, read_since, read_sync
+from gregor.stores.sql.transactions import check_hashes, consume
 from tests.fleet.servers import PostgreSQL
 from tests.steps import python_steps, rows_read, sqlite_steps
 
@@ -56,13 +68,51 @@ def ranges_of_the_past(size: int) -> list[InBandMessage]:
     ]
 
 
+def ends_in_the_past(number: int) -> InBandMessage:
+    end = TimeOrOffset(time=NOW - number)
+    return InBandMessage("u", f"d{number}", dismissal=Dismissal(keys=(KeyDismissal("a", end),)))
+
+
 CASES = {
-    "replaces_of_one_category": Growth(
-        items(), storing(lambda size: [replace("u", "a", n) for n in range(size)])
+    "puts_of_one_key": Growth(
+        items(), storing(lambda size: [put("u", "a", n) for n in range(size)])
     ),
-    "replaces_of_many_categories": Growth(
-        items(lambda n: f"c{n}"),
-        storing(lambda size: [replace("u", f"c{n}", n) for n in range(size)]),
+    "puts_of_many_keys": Growth(
+        lambda size: [put("u", "a", key=f"k{n}") for n in range(size)],
+        storing(lambda size: [put("u", "a", n, key=f"k{n}") for n in range(size)]),
+    ),
+    "puts_of_one_key_in_many_scopes": Growth(
+        lambda size: [put("u", "a", device_id=f"d{n}") for n in range(size)],
+        storing(lambda size: [put("u", "a", n, device_id=f"d{n}") for n in range(size)]),
+    ),
+    "puts_that_are_replayed_behind_others": Growth(
+        lambda size: [put("u", "a", n) for n in range(size)],
+        storing(lambda size: [put("u", "a", n).stamp(n + 1, 0) for n in range(size)]),
+    ),
+    "dismissals_of_one_key": Growth(
+        lambda size: [put("u", "a", device_id=f"d{n}") for n in range(size)],
+        storing(lambda size: [dismiss_key("u", "a", device_id=f"d{n}") for n in range(size)]),
+    ),
+    "dismissals_of_many_keys": Growth(
+        lambda size: [put("u", "a", key=f"k{n}") for n in range(size)],
+        storing(lambda size: [dismiss_key("u", *(f"k{n}" for n in range(size)))]),
+    ),
+    "replays_behind_many_dismissals_of_their_key": Growth(
+        lambda size: [ends_in_the_past(n) for n in range(size)],
+        storing(lambda size: [put("u", "a", n).stamp(n + 1, 0) for n in range(size)]),
+    ),
+    "dismissals_of_many_keys_behind_others": Growth(
+        lambda size: [put("u", "a", key=f"k{n}") for n in range(size)],
+        storing(lambda size: [dismiss_key("u", f"k{n}").stamp(n + 1, 0) for n in range(size)]),
+    ),
+    "ranges_of_many_devices": Growth(
+        lambda size: [create("u", "a", device_id=f"d{n}") for n in range(size)],
+        storing(
+            lambda size: [
+                msgspec.structs.replace(dismissal(f"x{n}", [Range("a")]), device_id=f"d{n}")
+                for n in range(size)
+            ]
+        ),
     ),
     "ranges_that_match_nothing": Growth(
         items(), storing(lambda size: [dismissal("d", [Range(f"z{n}") for n in range(size)])])
@@ -101,6 +151,14 @@ CASES = {
         lambda size, c: read_counts(c, "u", None, [f"c{n}" for n in range(size)], NOW),
     ),
     "snapshot": Growth(items(), lambda size, c: read_sync(c, "u", "d1", 0, NOW)),
+    "dead_puts_since": Growth(
+        lambda size: [put("u", "a", n) for n in range(size)],
+        lambda size, c: read_since(c, "u", "d1", Since(1), NOW),
+    ),
+    "first_page_of_a_state": Growth(
+        items(), lambda size, c: read_state_page(c, "u", StateQuery("d1", limit=10), NOW)
+    ),
+    "check_of_a_hash": Growth(items(), lambda size, c: check_hashes(c, ["u"], NOW)),
     "messages_since": Growth(items(), lambda size, c: read_since(c, "u", "d1", Since(1), NOW)),
 }
 
@@ -153,7 +211,7 @@ async def test_cost_in_postgresql_grows_with_the_sum(postgresql_server: PostgreS
 
 def test_ranges_that_each_skip_an_item_are_compared_once() -> None:
     def work(size: int) -> Callable[[], object]:
-        ranges = [DismissedRange(size, n, "a", False, (f"i{n}",)) for n in range(size)]
+        ranges = [DismissedRange(size, n, "a", skip_msg_ids=(f"i{n}",)) for n in range(size)]
         created = [create("u", "a", msg_id=f"i{n}").stamp(n + 1, 0) for n in range(size)]
         found = [item for message in created if (item := Item.of(message)) is not None]
         return lambda: list(range_deaths(ranges, found))

@@ -54,7 +54,7 @@ def query(statement: str) -> Callable[[DatabaseConnection], object]:
 
 
 def insert_user(uid: str) -> str:
-    return f"INSERT INTO users VALUES ('{uid}', 0, 0)"
+    return f"INSERT INTO users (uid, ctime, bucket) VALUES ('{uid}', 0, 0)"
 
 
 def insert_after_failure(statement: str) -> Callable[[DatabaseConnection], None]:

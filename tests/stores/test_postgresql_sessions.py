@@ -63,7 +63,7 @@ async def admin_of(url: str) -> AsyncIterator[asyncpg.Connection]:
 
 def insert_user(uid: str) -> Callable[[DatabaseConnection], None]:
     def work(connection: DatabaseConnection) -> None:
-        connection.execute_sql(f"INSERT INTO users VALUES ('{uid}', 0, 0)")
+        connection.execute_sql(f"INSERT INTO users (uid, ctime, bucket) VALUES ('{uid}', 0, 0)")
 
     return work
 

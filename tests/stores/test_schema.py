@@ -13,12 +13,14 @@ from gregor.errors import Action, NodeTooOld, NotMigrated, SetupError, StorageUn
 from gregor.shards.shard_map import merge_placements
 from gregor.stores.sql import statements, tables
 from gregor.stores.sql.database import Database, DatabaseConnection
-from gregor.stores.sql.migrations import finish, migrate, require_served, roll_back
+from gregor.stores.sql.migrations import finish, migrate, roll_back
+from gregor.stores.sql.migrations.upgrade import Upgrade
 from gregor.stores.sql.schema import SILENCE, Schema, existing_schema, register, running_nodes
 from gregor.stores.sql.state_machine import SQLStateMachine
 from gregor.stores.sql.statements import NodeRow
 from gregor.stores.sql.store_url import database_at
 from gregor.stores.sql.tables import NEWEST_REVISION, OLDEST_WRITERS
+from tests.stores.sqlalchemy_migration import OnSQLAlchemy
 
 NEXT = f"{int(NEWEST_REVISION) + 1:04}"  # code of the next version
 PREVIOUS = f"{int(NEWEST_REVISION) - 1:04}"
@@ -191,17 +193,15 @@ async def test_older_node_that_runs_keeps_the_oldest_writer_from_being_raised(
 
 
 async def test_migration_that_running_nodes_cannot_bear_is_refused_and_changes_nothing(
-    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+    postgresql_url: str,
 ) -> None:
-    monkeypatch.setitem(OLDEST_WRITERS, NEWEST_REVISION, NEWEST_REVISION)  # a contract
-    async with database_at(postgresql_url, migrate) as database:
-        assert (await database.read(existing_schema)).oldest_writer == NEWEST_REVISION
-        await database.write(lambda c: set_back(c, PREVIOUS))
+    async with database_at(postgresql_url, OnSQLAlchemy(Upgrade(PREVIOUS).run)) as database:
+        before = await database.read(existing_schema)
         await database.write(run_node("web-1", PREVIOUS))
         with pytest.raises(SetupError, match="web-1"):
             async with database_at(postgresql_url, migrate):
                 pass
-        assert await database.read(existing_schema) == Schema(PREVIOUS, PREVIOUS)
+        assert await database.read(existing_schema) == before
         await database.write(run_node("web-1", NEWEST_REVISION))
         async with database_at(postgresql_url, migrate):
             pass
@@ -209,32 +209,17 @@ async def test_migration_that_running_nodes_cannot_bear_is_refused_and_changes_n
         assert schema == Schema(NEWEST_REVISION, NEWEST_REVISION)
 
 
-def set_back(connection: DatabaseConnection, revision: str) -> None:
-    connection.execute(statements.SET_REVISION, revision=revision)
-    connection.execute(statements.SET_OLDEST_WRITER, revision=revision)
+# Back to older code
 
 
-# Back to code that accepts its own schema only
-
-
-async def test_rolled_back_database_has_the_revision_of_older_code_and_can_be_migrated_again(
-    url: str,
-) -> None:
+async def test_older_code_does_not_come_back_and_the_reason_is_said(url: str) -> None:
+    """Code of schema 0006 does not keep up hashes, nor what dies of a key."""
     async with opened(url) as (database, machine):
         await machine.consume_message(create("ann", "mail"))
-        await database.write(roll_back)
-        await machine.consume_message(create("ann", "mail"))
-        assert (await database.read(existing_schema)).revision == "0004"
-        if not url.startswith("sqlite"):
-            with pytest.raises(SetupError, match=r"older schema 0004.*gregor migrate"):
-                async with database_at(url, require_served):
-                    pass
-            async with opened(url) as (_, again):
-                assert len(await again.state("ann")) == 2
-                assert again.schema == Schema(NEWEST_REVISION, "0004")
-        await database.write(finish)
+        assert await database.read(existing_schema) == Schema("0007", "0007")
         with pytest.raises(SetupError, match="may not write to this database any more"):
             await database.write(roll_back)
+        assert await database.read(existing_schema) == Schema("0007", "0007")
 
 
 def test_new_file_accepts_the_same_writers_as_a_migrated_one() -> None:

@@ -14,7 +14,7 @@ from gregor.stores.sql.store_url import database_at
 NEEDS_ROW_LOCKS = {"LOCK_USERS", "WAIT_FOR_WRITERS", "SET_LOCK_TIMEOUT", "UNREGISTERED_NODES"}
 EXAMPLES: dict[str, object] = {"TEXT": "text", "BIGINT": 2**62}
 SMALL = {"bucket": 1, "number": 1}  # columns that are INTEGER
-TEXT_PARAMETERS = ("uid", "device_id", "after", "name", "revision")
+TEXT_PARAMETERS = ("uid", "device_id", "after", "after_id", "key", "name", "revision")
 
 
 def all_statements() -> Iterator[tuple[str, Statement[Any]]]:

@@ -130,7 +130,7 @@ async def test_durability_settings_are_set_on_the_connection(tmp_path: Path) -> 
 
 async def test_failed_transaction_is_rolled_back(tmp_path: Path) -> None:
     def insert_and_fail(connection: DatabaseConnection) -> None:
-        connection.execute_sql("INSERT INTO users VALUES ('u', 5, 0)")
+        connection.execute_sql("INSERT INTO users (uid, ctime, bucket) VALUES ('u', 5, 0)")
         raise ValueError("in the middle")
 
     def count_users(connection: DatabaseConnection) -> int:

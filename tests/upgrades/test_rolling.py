@@ -4,7 +4,7 @@ Each step is checked by its own output; what the senders and the devices saw is 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from random import Random
 
@@ -12,9 +12,13 @@ import asyncpg
 import httpx
 import pytest
 
+from gregor.cli import demo_devices
 from gregor.cli.demo_devices import Demo
 from gregor.cli.demo_run import DEVICES_PER_USER, busiest, read_stream, run_stream
 from gregor.cli.sample import SAMPLE
+from gregor.clock import now
+from gregor.stores.sql.state_machine import SQLStateMachine
+from gregor.stores.sql.store_url import database_at
 from gregor.stores.sql.tables import NEWEST_REVISION
 from tests.faults.harness import RecordingServers, inconsistencies, logged_errors
 from tests.fleet.servers import PostgreSQL, Redis
@@ -63,69 +67,56 @@ async def migrated(fleet: RollingFleet, *options: str) -> str:
     return output
 
 
-async def upgrade_from_0004(fleet: RollingFleet) -> None:
-    """Upgrade, with a node of each version in between."""
+async def upgrade(fleet: RollingFleet) -> None:
+    """The nodes first, which serve the older schema; then the database, under load."""
     first, second = fleet.nodes
-    assert f"schema {NEWEST_REVISION}; code of schema 0004 and newer" in await migrated(fleet)
     await first.restart(PRESENT)
-    status, output = await fleet.migrate(PRESENT, "--finish")
+    answer = (await send(first.url, "early", key="k")).text  # of the message, or of all
+    assert all(part in answer for part in ("unavailable", "retry", "run `gregor migrate`"))
+    status, output = await fleet.migrate(PRESENT)
     assert status == 1
-    assert "connections from" in output
-    assert "(schema 0004)" in output
+    assert "(schema 0006)" in output
     await second.restart(PRESENT)
-
-
-async def roll_back_to_0004(fleet: RollingFleet) -> None:
-    """Code of schema 0004 accepts its own schema only, so the database has to say it has that."""
-    first, second = fleet.nodes
-    await migrated(fleet, "--rollback")
-    await first.restart("0004")
-    await second.restart("0004")
-
-
-async def upgrade_and_finish(fleet: RollingFleet) -> None:
-    """With the version before in between, which serves the newer schema."""
-    await migrated(fleet)
-    await fleet.nodes[0].restart("0005")
-    await fleet.roll(PRESENT)
-    assert f"code of schema {NEWEST_REVISION} and newer" in await migrated(fleet, "--finish")
-
-
-async def there_back_and_there_again(fleet: RollingFleet) -> None:
-    await upgrade_from_0004(fleet)
-    await roll_back_to_0004(fleet)
-    await upgrade_and_finish(fleet)
+    assert f"code of schema {NEWEST_REVISION} and newer" in await migrated(fleet)
+    for node in fleet.nodes:
+        (result,) = (await send(node.url, f"keyed on {node.port}", key="k")).json()["results"]
+        assert result["status"] == "stored"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shards", [1, 2])
-async def test_fleet_is_rolled_from_the_landed_version_to_the_present_one_and_back(
-    versions: Versions, shards: int, tmp_path: Path
+async def test_fleet_is_rolled_from_the_previous_schema_to_the_present_one(
+    versions: Versions, shards: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with RollingFleet(versions, "0004", shards=shards) as fleet:
-        assert await play(fleet, tmp_path, there_back_and_there_again) == []
+    """Devices put and snooze only when all that they may be connected to knows keys."""
+    monkeypatch.setattr(demo_devices, "ACTIONS", ("dismiss", "dismiss category", "create"))
+
+    async def upgrade_all(fleet: RollingFleet) -> None:
+        await upgrade(fleet)
+        monkeypatch.undo()
+
+    async with RollingFleet(versions, "0006", shards=shards) as fleet:
+        assert await play(fleet, tmp_path, upgrade_all) == []
+        for store in fleet.shards.values() or fleet.stores:
+            assert await users_with_wrong_hashes(store) == []
+        status, output = await versions.run("0006", "serve", "--store", fleet.stores[0])
+        assert status == 1
+        assert f"accepts only code of schema {NEWEST_REVISION} or newer" in output
 
 
-async def forward_without_migration_and_back(fleet: RollingFleet) -> None:
-    """Code one schema newer serves beside the older one, before and after the migration."""
-    first, second = fleet.nodes
-    await first.restart(PRESENT)
-    await second.restart(PRESENT)
-    await migrated(fleet)
-    await first.restart("0005")
-    await second.restart("0005")
+async def users_with_wrong_hashes(store: str) -> Sequence[str]:
+    """The users of a database whose kept hash is not that of their items."""
+    async with (
+        database_at(store) as database,
+        SQLStateMachine(database, now, may_become_shard=False) as machine,
+    ):
+        rows = await database.read(lambda c: c.execute_sql("SELECT uid FROM users"))
+        assert rows
+        return await machine.check_hashes([uid for (uid,) in rows])
 
 
-@pytest.mark.slow
-async def test_fleet_is_rolled_from_the_previous_schema_to_the_present_one_and_back(
-    versions: Versions, tmp_path: Path
-) -> None:
-    async with RollingFleet(versions, "0005") as fleet:
-        assert await play(fleet, tmp_path, forward_without_migration_and_back) == []
-
-
-async def send(url: str, msg_id: str) -> httpx.Response:
-    message = {"uid": "ann", "msg_id": msg_id, "creation": {"category": "c", "body": 1}}
+async def send(url: str, msg_id: str, **creation: object) -> httpx.Response:
+    message = {"uid": "ann", "msg_id": msg_id, "creation": {"category": "c", "body": 1, **creation}}
     async with httpx.AsyncClient(trust_env=False) as http:
         return await http.post(f"{url}/v1/messages", json={"messages": [message]})
 
@@ -135,12 +126,14 @@ async def test_node_that_has_become_too_old_refuses_writes_and_says_why(
 ) -> None:
     """Also one that was not stopped: it was frozen, or its machine was away."""
     store = await postgresql_server.create_database()
-    status, output = await versions.run(PRESENT, "migrate", "--store", store)
+    status, output = await versions.run("0006", "migrate", "--store", store)
     assert status == 0, output
-    async with VersionedNode(versions, "0005", [store], redis_server.url) as node:
+    async with VersionedNode(versions, "0006", [store], redis_server.url) as node:
         assert (await send(node.url, "before")).status_code == 200
         connection = await asyncpg.connect(store)
-        await connection.execute("UPDATE oldest_writer SET revision = $1", NEWEST_REVISION)
+        await connection.execute("DELETE FROM nodes")  # it has not been heard of for long
+        status, output = await versions.run(PRESENT, "migrate", "--store", store)
+        assert status == 0, output
         answer = await send(node.url, "after")
         assert answer.status_code == 503
         assert f"accepts {NEWEST_REVISION} and later; upgrade the node" in answer.text
@@ -151,16 +144,22 @@ async def test_node_that_has_become_too_old_refuses_writes_and_says_why(
         await connection.close()
 
 
-async def test_file_is_upgraded_and_rolled_back(versions: Versions, tmp_path: Path) -> None:
-    """A file is migrated when a newer version opens it, and the version before opens it again."""
+async def test_file_is_upgraded_and_says_why_it_is_not_opened_by_the_version_before(
+    versions: Versions, tmp_path: Path
+) -> None:
     store = f"sqlite:///{tmp_path / 'gregor.db'}"
-    for number, version in enumerate(["0004", PRESENT, "0005", PRESENT]):
+    for msg_id, version in (("0", "0006"), ("1", PRESENT)):
         async with SingleServer(versions, version, store) as server:
-            assert (await send(server.url, str(number))).status_code == 200
+            assert (await send(server.url, msg_id)).status_code == 200
+            if version == PRESENT:
+                assert (await send(server.url, "keyed", key="k")).status_code == 200
+                (result,) = (await send(server.url, "0")).json()["results"]
+                assert result["status"] == "duplicate"
             await server.stop()
+    status, output = await versions.run("0006", "serve", "--store", store)
+    assert status == 1
+    assert f"accepts only code of schema {NEWEST_REVISION} or newer" in output
     status, output = await versions.run(PRESENT, "migrate", "--rollback", "--store", store)
-    assert status == 0, output
-    async with SingleServer(versions, "0004", store) as server:
-        for number in range(4):
-            (result,) = (await send(server.url, str(number))).json()["results"]
-            assert result["status"] == "duplicate"
+    assert status == 1
+    assert "may not write to this database any more" in output
+    assert await users_with_wrong_hashes(store) == []

@@ -19,8 +19,8 @@ from tests.fleet.fleet import Fleet, NodeProcess
 ROOT = Path(__file__).parents[2]
 ARCHIVE = Path(__file__).with_name("earlier_versions.tar.xz")
 
-COMMITS = {"0004": "b52686d", "0005": "0636878"}
-"""The last commit before, and the first with, a schema that says who may write (decision 29)."""
+COMMITS = {"0006": "9b85ee3"}
+"""The last commit of each schema before the present one that this code serves."""
 
 PRESENT = "present"
 DRAIN_SECONDS = "0.3"

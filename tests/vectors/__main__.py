@@ -1,4 +1,4 @@
-"""Write spec/vectors/session.json and replica.json again: `make vectors`."""
+"""Write the generated files of spec/vectors again: `make vectors`."""
 
 from tests.vectors import FILES
 from tests.vectors.encoding import text_of

@@ -7,15 +7,15 @@ steps to a real Client. The node is a real session over a state machine in memor
 from collections.abc import Mapping, Sequence
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, structs
 
 from gregor.client.events import Created, Dismissed
 from gregor.client.replica import Replica, events_between, new_rejections
-from gregor.client.store import Key, changed_records, load_replica
-from gregor.core.instant import Time
+from gregor.client.store import RecordKey, changed_records, load_replica
+from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import InBandMessage, Message, MsgID
 from gregor.core.state import Item
-from gregor.errors import Conflict, HistoryForgotten
+from gregor.errors import Conflict, HistoryForgotten, InvalidMessage
 from gregor.interfaces import Outcome, Rejected, Relayed, Stored
 from gregor.protocol.client_session import (
     Acked,
@@ -59,9 +59,8 @@ class DeviceRun:
 
     def feed(self, given: JSON) -> JSON:
         """The output after one input, as section 11 of spec/protocol.md describes it."""
-        self._now = given["now"]
         self._sent, self._events = [], []
-        self._refresh(())  # what has expired is reported before anything else happens
+        self._wait_until(given["now"])
         answer = self._carry_out_input({k: v for k, v in given.items() if k != "now"})
         self._send_window()
         return {
@@ -73,12 +72,24 @@ class DeviceRun:
             **({"sent": self._sent} if self._sent else {}),
         }
 
+    def _wait_until(self, now: Time) -> None:
+        """What begins or expires until then is reported at its time."""
+        while (due := self.replica.next_change(self._now)) is not None and due <= now:
+            self._now = due
+            self._refresh(())
+        self._now = now
+
     def _carry_out_input(self, given: JSON) -> dict[str, JSON]:
         match given:
             case {"write": message}:
                 return self._write(in_band(message))
-            case {"dismiss_category": message}:
-                return self._dismiss_category(in_band(message))
+            case {"dismiss_category": message} | {"dismiss_key": message}:
+                return self._dismiss_seen(in_band(message))
+            case {"snooze": {"msg_id": msg_id, "until": until, "new_msg_id": new_id}}:
+                return self._snooze(msg_id, TimeOrOffset(time=until), new_id)
+            case {"get": key}:
+                item = self.replica.with_key(key, self._now)
+                return {"item": None if item is None else item.msg_id}
             case {"hide": msg_id}:
                 self._change(self.replica.hide(msg_id))
             case {"discard": msg_ids}:
@@ -104,16 +115,23 @@ class DeviceRun:
     def _write(self, message: InBandMessage) -> dict[str, JSON]:
         try:
             self._change(self.replica.write(message, self._now), [message])
+        except (Conflict, InvalidMessage) as error:
+            return {"error": error.code}
+        return {}
+
+    def _dismiss_seen(self, message: InBandMessage) -> dict[str, JSON]:
+        try:
+            self._change(self.replica.dismiss_seen(message, self._now), [message])
         except Conflict as error:
             return {"error": error.code}
         return {}
 
-    def _dismiss_category(self, message: InBandMessage) -> dict[str, JSON]:
+    def _snooze(self, msg_id: MsgID, until: TimeOrOffset, new_id: MsgID) -> dict[str, JSON]:
         try:
-            self._change(self.replica.dismiss_category(message, self._now), [message])
-        except Conflict as error:
+            message = self.replica.snoozed(msg_id, until, self._now)
+        except InvalidMessage as error:
             return {"error": error.code}
-        return {}
+        return self._write(structs.replace(message, msg_id=new_id))
 
     def _state_at(self, at: Time) -> JSON:
         try:
@@ -195,7 +213,7 @@ class DeviceRun:
         self._carry_out(self._session.consume(self._window))
 
 
-def _records(changes: Mapping[Key, bytes | None]) -> dict[Key, bytes]:
+def _records(changes: Mapping[RecordKey, bytes | None]) -> dict[RecordKey, bytes]:
     return {key: record for key, record in changes.items() if record is not None}
 
 

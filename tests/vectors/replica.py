@@ -3,20 +3,30 @@
 from collections import deque
 from collections.abc import Awaitable, Callable
 from random import Random
+from typing import Any
 
-from gregor.core.instant import SECOND
+from gregor.core.instant import SECOND, TimeOrOffset
 from gregor.core.message import (
+    Category,
+    Dismissal,
     InBandMessage,
+    Key,
+    KeyDismissal,
+    MsgID,
+    Range,
     create,
     dismiss,
     dismiss_category,
+    dismiss_key,
     out_of_band,
-    replace,
+    put,
 )
 from gregor.protocol.frames import OutOfBand
 from gregor.testing import virtual_time
 from tests.vectors.device import DEVICE, USER, DeviceRun, NodeRun
 from tests.vectors.encoding import JSON, Case, Step, VectorFile, plain
+
+KEYS = ("k", "l")
 
 ABOUT = (
     "A device's replica with its session (spec/protocol.md, section 11). Feed the inputs of a case "
@@ -42,9 +52,22 @@ class Story:
         written = {k: v for k, v in plain(message).items() if k != "uid"}
         self._feed({"write": written})
 
-    async def dismiss_category(self, message: InBandMessage) -> None:
+    async def dismiss_category(self, category: Category, msg_id: MsgID, **options: Any) -> None:
+        message = dismiss_category(USER, category, device_id=DEVICE, msg_id=msg_id, **options)
         written = {k: v for k, v in plain(message).items() if k != "uid"}
         self._feed({"dismiss_category": written})
+
+    async def dismiss_key(self, *keys: Key, msg_id: MsgID) -> None:
+        message = dismiss_key(USER, *keys, device_id=DEVICE, msg_id=msg_id)
+        written = {k: v for k, v in plain(message).items() if k != "uid"}
+        self._feed({"dismiss_key": written})
+
+    async def snooze(self, msg_id: MsgID, seconds: float, new_msg_id: MsgID) -> None:
+        until = self.now + round(seconds * SECOND)
+        self._feed({"snooze": {"msg_id": msg_id, "until": until, "new_msg_id": new_msg_id}})
+
+    async def get(self, key: Key) -> None:
+        self._feed({"get": key})
 
     async def hide(self, msg_id: str) -> None:
         self._feed({"hide": msg_id})
@@ -248,11 +271,11 @@ async def unsent_item_is_not_covered_by_a_range_that_arrives_meanwhile(s: Story)
 async def replacing_a_value_reports_the_old_one_as_replaced(s: Story) -> None:
     await s.connect()
     await s.deliver()
-    await s.backend(replace(USER, "theme", "dark", msg_id="r1"))
+    await s.backend(put(USER, "theme", "dark", msg_id="r1"))
     await s.deliver()
-    await s.backend(replace(USER, "theme", "light", msg_id="r2"))
+    await s.backend(put(USER, "theme", "light", msg_id="r2"))
     await s.deliver()
-    await s.write(replace(USER, "theme", "blue", msg_id="r3"))
+    await s.write(put(USER, "theme", "blue", msg_id="r3"))
     await s.deliver()
 
 
@@ -276,7 +299,7 @@ async def category_dismissed_offline_leaves_what_arrived_meanwhile(s: Story) -> 
     await s.deliver()
     await s.disconnect()
     await s.write(create(USER, "chat", "written here", msg_id="n"))
-    await s.dismiss_category(dismiss_category(USER, "chat", msg_id="d"))
+    await s.dismiss_category("chat", "d")
     await s.backend(create(USER, "chat", "never seen", msg_id="b"))
     await s.connect()
     await s.deliver()
@@ -293,17 +316,16 @@ async def category_dismissal_names_acknowledged_items_that_the_feed_has_not_brou
     result = {"status": "stored", "uid": USER, "msg_id": "n", "ctime": ctime}
     await s.receive({"type": "ack", "n": 1, "results": [result]})
     await s.write(create(USER, "chat.room", 2, msg_id="kept"))
-    skipping = dismiss_category(USER, "chat.", prefix=True, skip_msg_ids=["kept"], msg_id="d")
-    await s.dismiss_category(skipping)
-    await s.dismiss_category(skipping)
-    await s.dismiss_category(dismiss_category(USER, "mail", msg_id="d"))
+    for _ in range(2):
+        await s.dismiss_category("chat.", "d", prefix=True, skip_msg_ids=["kept"])
+    await s.dismiss_category("mail", "d")
 
 
 @story
 async def category_dismissed_before_the_first_sync_takes_own_items_only(s: Story) -> None:
     await s.backend(create(USER, "chat", "not yet seen", msg_id="a"))
     await s.write(create(USER, "chat", "written here", msg_id="n"))
-    await s.dismiss_category(dismiss_category(USER, "chat", msg_id="d"))
+    await s.dismiss_category("chat", "d")
     await s.connect()
     await s.deliver()
 
@@ -337,12 +359,182 @@ async def item_expires_by_the_clock_without_a_message(s: Story) -> None:
 
 
 @story
-async def expiry_of_an_unsent_item_does_not_run_before_it_is_stored(s: Story) -> None:
-    await s.write(create(USER, "notes", 1, expires="2s", msg_id="n"))
-    await s.wait(5)
+async def offsets_count_from_when_a_message_is_written(s: Story) -> None:
+    await s.write(create(USER, "notes", 1, starts="2s", expires="4s", msg_id="n"))
+    await s.write(create(USER, "notes", 2, starts="6s", msg_id="o"))
+    for _ in range(4):
+        await s.wait(1)
+    await s.write(create(USER, "notes", 1, starts="2s", expires="4s", msg_id="n"))
+    await s.write(create(USER, "notes", 1, starts="2s", expires="5s", msg_id="n"))
+    too_early = TimeOrOffset(time=s.now + SECOND)
+    await s.write(create(USER, "notes", 1, starts="2s", expires=too_early, msg_id="p"))
     await s.connect()
     await s.deliver()
     await s.wait(2)
+
+
+@story
+async def put_takes_the_place_of_the_item_with_its_key_and_scope(s: Story) -> None:
+    await s.backend(
+        put(USER, "setting.zoom", 100, key="zoom", msg_id="all"),
+        put(USER, "setting.zoom", 150, key="zoom", device_id=DEVICE, msg_id="own"),
+        put(USER, "setting.zoom", 200, key="zoom", device_id="laptop", msg_id="other"),
+    )
+    await s.connect()
+    await s.deliver()
+    await s.get("zoom")
+    await s.write(put(USER, "zoom", 110, msg_id="all2"))
+    await s.get("zoom")
+    await s.dismiss_key("zoom", msg_id="d")
+    await s.get("zoom")
+    await s.deliver()
+
+
+@story
+async def last_put_offline_is_shown_and_all_are_sent(s: Story) -> None:
+    await s.backend(put(USER, "theme", "dark", msg_id="r1"))
+    await s.connect()
+    await s.deliver()
+    await s.disconnect()
+    await s.write(put(USER, "theme", "light", msg_id="r2"))
+    await s.write(put(USER, "theme", "blue", msg_id="r3"))
+    await s.backend(put(USER, "theme", "red", msg_id="r4"))
+    await s.get("theme")
+    await s.connect()
+    await s.deliver()
+    await s.get("theme")
+
+
+@story
+async def put_that_is_dead_when_it_is_stored_has_replaced_its_predecessor(s: Story) -> None:
+    await s.backend(put(USER, "theme", "dark", msg_id="r1"), dismiss(USER, "r2", msg_id="d"))
+    await s.connect()
+    await s.deliver()
+    await s.write(put(USER, "theme", "light", msg_id="r2"))
+    await s.deliver()
+
+
+@story
+async def predecessor_of_a_put_that_ended_while_the_device_was_away_is_gone(s: Story) -> None:
+    await s.backend(
+        put(USER, "theme", "dark", msg_id="r1"),
+        put(USER, "theme", "for this device", device_id=DEVICE, msg_id="own"),
+    )
+    await s.connect()
+    await s.deliver()
+    await s.disconnect()
+    await s.backend(put(USER, "theme", "light", msg_id="r2"), dismiss(USER, "r2", msg_id="d"))
+    await s.connect()
+    await s.deliver()
+
+
+@story
+async def key_dismissed_offline_leaves_what_arrived_meanwhile(s: Story) -> None:
+    await s.backend(put(USER, "draft", "seen", msg_id="a"), put(USER, "x", 1, msg_id="x"))
+    await s.connect()
+    await s.deliver()
+    await s.disconnect()
+    await s.write(put(USER, "draft", "begins later", starts="1h", msg_id="n"))
+    for _ in range(2):
+        await s.dismiss_key("draft", "x", msg_id="d")
+    await s.dismiss_key("draft", msg_id="d")
+    await s.backend(put(USER, "draft", "never seen", msg_id="b"))
+    await s.connect()
+    await s.deliver()
+
+
+@story
+async def item_begins_by_the_clock_without_a_message(s: Story) -> None:
+    await s.backend(create(USER, "chat", 1, starts="2s", expires="4s", msg_id="a"))
+    await s.connect()
+    await s.deliver()
+    await s.disconnect()
+    for _ in range(4):
+        await s.wait(1)
+    await s.restart()
+    await s.connect()
+    await s.deliver()
+
+
+@story
+async def snoozed_item_keeps_its_key_and_begins_again(s: Story) -> None:
+    await s.backend(
+        put(USER, "mail", {"n": 1}, key="k", expires="1h", device_id=DEVICE, msg_id="a")
+    )
+    await s.connect()
+    await s.deliver()
+    await s.snooze("a", 2, "s")
+    await s.deliver()
+    await s.disconnect()
+    await s.wait(1)
+    await s.wait(1)
+
+
+@story
+async def item_without_a_key_is_dismissed_and_created_again_when_it_is_snoozed(s: Story) -> None:
+    await s.backend(create(USER, "mail", 1, expires="1h", msg_id="a"))
+    await s.connect()
+    await s.deliver()
+    await s.disconnect()
+    await s.snooze("a", 3600, "s")
+    await s.snooze("unknown", 2, "s")
+    await s.snooze("a", -1, "s")
+    await s.snooze("a", 2, "s")
+    await s.connect()
+    await s.deliver()
+    await s.wait(2)
+
+
+@story
+async def category_dismissal_takes_what_has_begun_since(s: Story) -> None:
+    await s.backend(
+        create(USER, "mail", 1, starts="1s", msg_id="begun"),
+        create(USER, "mail", 2, starts="3s", msg_id="later"),
+    )
+    await s.connect()
+    await s.deliver()
+    await s.wait(1)
+    await s.dismiss_category("mail", "d")
+    await s.deliver()
+    await s.wait(2)
+    await s.write(create(USER, "mail", 3, starts="1s", msg_id="own"))
+    await s.dismiss_category("mail", "e", scheduled=True)
+    await s.deliver()
+    await s.wait(1)
+
+
+@story
+async def everything_up_to_now_includes_what_is_not_yet_sent(s: Story) -> None:
+    await s.write(create(USER, "chat", "before", msg_id="a"))
+    await s.write(create(USER, "chat", "begins later", starts="2s", msg_id="b"))
+    await s.write(put(USER, "draft", "before", msg_id="c"))
+    await s.write(
+        InBandMessage(
+            USER,
+            "d",
+            device_id=DEVICE,
+            dismissal=Dismissal(
+                ranges=(Range("chat", TimeOrOffset(offset=0)),),
+                keys=(KeyDismissal("draft", TimeOrOffset(offset=0)),),
+            ),
+        )
+    )
+    await s.write(create(USER, "chat", "after", msg_id="e"))
+    await s.connect()
+    await s.deliver()
+    await s.wait(2)
+
+
+@story
+async def replay_behind_the_clock_is_brought_by_a_snapshot(s: Story) -> None:
+    await s.backend(put(USER, "theme", "dark", msg_id="r1"))
+    await s.connect()
+    await s.deliver()
+    await s.disconnect()
+    await s.backend(put(USER, "theme", "before", msg_id="r0").stamp(s.now - SECOND, 0))
+    await s.backend(create(USER, "chat", 1, msg_id="a"))
+    await s.connect()
+    await s.deliver()
 
 
 @story
@@ -502,12 +694,23 @@ async def walk(s: Story, rng: Random) -> None:
     def message() -> InBandMessage:
         category = rng.choice(["chat", "chat.room", "theme"])
         msg_id = f"m{len(ids)}"
-        expires = rng.choice([None, None, "2s", "1h"])
+        starts, expires = rng.choice([None, None, "1s"]), rng.choice([None, None, "2s", "1h"])
         scope = rng.choice([None, None, DEVICE, "laptop"])
         ids.append(msg_id)
-        match rng.choice(["create", "create", "create", "replace", "dismiss", "category"]):
-            case "replace":
-                return replace(USER, category, rng.randrange(9), msg_id=msg_id)
+        match rng.choice(["create", "create", "create", "put", "put", "dismiss", "category",
+                          "key"]):  # fmt: skip
+            case "put":
+                return put(
+                    USER,
+                    category,
+                    rng.randrange(9),
+                    key=rng.choice(KEYS),
+                    starts=starts,
+                    device_id=scope,
+                    msg_id=msg_id,
+                )
+            case "key":
+                return dismiss_key(USER, rng.choice(KEYS), device_id=scope, msg_id=msg_id)
             case "dismiss":
                 return dismiss(USER, *rng.sample(ids, min(len(ids), 2)), msg_id=msg_id)
             case "category":
@@ -517,13 +720,32 @@ async def walk(s: Story, rng: Random) -> None:
                 )
             case _:
                 body = rng.choice([None, 1, "x", {"a": [1.5]}])
-                return create(USER, category, body, expires=expires, device_id=scope, msg_id=msg_id)
+                return create(
+                    USER,
+                    category,
+                    body,
+                    starts=starts,
+                    expires=expires,
+                    device_id=scope,
+                    msg_id=msg_id,
+                )
 
     for _ in range(rng.randrange(12, 24)):
         match rng.choice(["write", "write", "backend", "backend", "connect", "deliver",
-                          "deliver", "lose", "hide", "restart", "wait"]):  # fmt: skip
+                          "deliver", "lose", "hide", "snooze", "dismiss_category", "dismiss_key",
+                          "restart", "wait"]):  # fmt: skip
             case "write":
                 await s.write(message())
+            case "snooze" if ids:
+                ids.append(f"m{len(ids)}")
+                await s.snooze(rng.choice(ids[:-1]), rng.choice([0.5, 1]), ids[-1])
+            case "dismiss_category":
+                ids.append(f"m{len(ids)}")
+                scheduled = rng.random() < 0.5
+                await s.dismiss_category("chat", ids[-1], prefix=True, scheduled=scheduled)
+            case "dismiss_key":
+                ids.append(f"m{len(ids)}")
+                await s.dismiss_key(rng.choice(KEYS), msg_id=ids[-1])
             case "backend":
                 await s.backend(*(message() for _ in range(rng.randrange(1, 4))))
             case "connect" if not s.connected:

@@ -22,7 +22,7 @@ from gregor.client import (
 )
 from gregor.core.instant import SECOND, TimeOrOffset
 from gregor.core.message import InBandMessage
-from gregor.errors import Conflict, HistoryForgotten
+from gregor.errors import Conflict, HistoryForgotten, InvalidMessage
 from gregor.testing import virtual_time
 from tests.vectors import FILES, SPEC
 from tests.vectors.device import DEVICE, TOKEN
@@ -153,10 +153,21 @@ class ClientRun:
             case {"write": message}:
                 try:
                     await self.client.write(in_band(message))
-                except Conflict as error:
+                except (Conflict, InvalidMessage) as error:
                     return {"error": error.code}
             case {"dismiss_category": message}:
                 return await self._dismiss_category(in_band(message))
+            case {"dismiss_key": message}:
+                return await self._dismiss_key(in_band(message))
+            case {"snooze": {"msg_id": msg_id, "until": until, "new_msg_id": new_id}}:
+                try:
+                    at = TimeOrOffset(time=until)
+                    await self.client.snooze(msg_id, at, new_msg_id=new_id)
+                except InvalidMessage as error:
+                    return {"error": error.code}
+            case {"get": key}:
+                item = self.client.get(key)
+                return {"item": None if item is None else item.msg_id}
             case {"hide": msg_id}:
                 await self.client.hide(msg_id)
             case {"discard": msg_ids}:
@@ -185,9 +196,19 @@ class ClientRun:
             await self.client.dismiss_category(
                 range_.category,
                 range_.prefix,
+                scheduled=range_.scheduled,
                 skip_msg_ids=range_.skip_msg_ids,
                 msg_id=message.msg_id,
             )
+        except Conflict as error:
+            return {"error": error.code}
+        return {}
+
+    async def _dismiss_key(self, message: InBandMessage) -> dict[str, JSON]:
+        assert message.dismissal is not None
+        keys = [named.key for named in message.dismissal.keys]
+        try:
+            await self.client.dismiss_key(*keys, msg_id=message.msg_id)
         except Conflict as error:
             return {"error": error.code}
         return {}

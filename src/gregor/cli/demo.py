@@ -54,8 +54,9 @@ def demo(
 
     It starts a server on a new SQLite file and replays recorded activity of an
     open-source project. The busiest users have several devices each. Every device
-    goes offline and reconnects at random, and writes in between. At the end the
-    hash and the items of each replica are compared with the server's.
+    goes offline and reconnects at random, and writes in between. At the end each user
+    snoozes an item, which begins again on devices that are all offline by then; and
+    the hash and the items of each replica are compared with the server's.
 
     [dim]$[/] gregor demo --devices 1000 --seconds 30 --seed 7
 

@@ -2,12 +2,15 @@
 
 Each device is a real Client. Either its network breaks, in the middle of receiving or sending,
 while the app stays open and in use; or the app is closed, and later starts again from its store.
+At the end, one device of each user snoozes an item for a few seconds. All devices of the user are
+told, and lose their network; the item begins again on each of them all the same.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -15,6 +18,7 @@ from typing import NamedTuple
 from gregor.cli.demo_servers import Servers
 from gregor.client import (
     Client,
+    Created,
     Disconnected,
     Event,
     MemoryStore,
@@ -28,13 +32,17 @@ from gregor.client.websocket import WebSocketTransport, websocket
 from gregor.core.instant import Time
 from gregor.core.message import MsgID
 from gregor.core.state import Item, State
-from gregor.errors import Unavailable
+from gregor.errors import InvalidMessage, Unavailable
 from gregor.protocol.answers import StateAnswer
 from gregor.protocol.frames import SyncPage
 from gregor.protocol.later_versions import decode_node_frame
 
 MEAN_ONLINE_SECONDS = 4.0
 MEAN_OFFLINE_SECONDS = 2.0
+SNOOZE_SECONDS = 3.0
+SNOOZE_SECONDS_PER_DEVICE = 0.005  # all devices have to be told before
+REMINDER = "reminder"
+ACTIONS = ("dismiss", "dismiss", "dismiss category", "create", "put", "snooze")
 SETTLE_TIMEOUT_SECONDS = 30.0
 MAX_CONCURRENT_QUERIES = 20
 
@@ -65,6 +73,7 @@ class Score:
     rejected: int = 0
     unsent: int = 0
     dropped_off: int = 0
+    began_offline: int = 0
     resynced: int = 0
     mismatches: int = 0
     agreeing: int = 0
@@ -85,6 +94,7 @@ class Demo:
         self.score = Score()
         self.over = asyncio.Event()
         self.flushed = asyncio.Barrier(devices)
+        self.snooze = timedelta(seconds=SNOOZE_SECONDS + SNOOZE_SECONDS_PER_DEVICE * devices)
         self.query_limit = asyncio.Semaphore(MAX_CONCURRENT_QUERIES)
 
     async def sleep(self, seconds: float) -> None:
@@ -161,9 +171,12 @@ class FlakyNetwork:
 class DemoDevice:
     """One device of one user, which disconnects and writes at random, with its own `rng`."""
 
-    def __init__(self, number: int, uid: str, rng: Random, demo: Demo) -> None:
+    def __init__(
+        self, number: int, uid: str, rng: Random, demo: Demo, *, snoozes: bool = False
+    ) -> None:
         self.name = f"device-{number:03}"
         self.uid = uid
+        self._snoozes = snoozes  # the reminder of its user, at the end
         self.client: Client | None = None
         self._rng = rng
         self._demo = demo
@@ -200,17 +213,20 @@ class DemoDevice:
             )
             self.client = client
             async with client:
-                tasks.create_task(self._read_events(client.events()))
+                tasks.create_task(self._read_events(client, client.events()))
                 yield client
                 self._demo.score.mismatches += client.mismatches
             self.client = None
 
-    async def _read_events(self, events: Subscription) -> None:
+    async def _read_events(self, client: Client, events: Subscription) -> None:
         async for event in events:
-            self._count_event(event)
+            self._count_event(client, event)
 
-    def _count_event(self, event: Event) -> None:
+    def _count_event(self, client: Client, event: Event) -> None:
         match event:
+            case Created(item) if item.starts_at is not None and not client.online:
+                # It was told of this item before: what is written here is not a fact yet.
+                self._demo.score.began_offline += item.msg_id in client.replica.facts.items
             case Synced():
                 self._syncs += 1
                 self._demo.score.resynced += self._syncs > 1
@@ -244,19 +260,23 @@ class DemoDevice:
         self._demo.score.dropped_off += not self._demo.over.is_set()
 
     async def _write(self, client: Client) -> None:
-        self._demo.score.written.add(await self._send_random_message(client))
+        with suppress(InvalidMessage):  # what was to be snoozed expires before that, or has gone
+            self._demo.score.written.add(await self._send_random_message(client))
 
     async def _send_random_message(self, client: Client) -> MsgID:
-        """Dismiss, create or replace items, as a person would who uses the app."""
+        """Dismiss, create, put or snooze items, as a person would who uses the app."""
         items = client.state().items
-        match self._rng.choice(("dismiss", "dismiss", "dismiss category", "create", "replace")):
+        match self._rng.choice(ACTIONS):
             case "dismiss" if items:
                 chosen = self._rng.sample(items, min(len(items), self._rng.randint(1, 3)))
                 return await client.dismiss(*(item.msg_id for item in chosen))
             case "dismiss category" if items:
                 return await client.dismiss_category(self._rng.choice(items).category)
-            case "replace":
-                return await client.replace("settings.theme", self._rng.choice(("dark", "light")))
+            case "snooze" if items:
+                until = timedelta(seconds=self._rng.uniform(0.5, SNOOZE_SECONDS))
+                return await client.snooze(self._rng.choice(items).msg_id, until)
+            case "put":
+                return await client.put("settings.theme", self._rng.choice(("dark", "light")))
             case _:
                 scoped = self._rng.random() < 0.2
                 return await client.create("notes", f"written on {self.name}", this_device=scoped)
@@ -268,12 +288,26 @@ class DemoDevice:
         flushed = await self._flush(client)
         # What one device flushes changes the state of the user's other devices.
         await self._demo.flushed.wait()
+        await self._be_reminded(client)
         what = await self._compare(client) if flushed else "its outbox was not flushed in time"
         if what is None:
             self._demo.score.agreeing += 1
         else:
             self._demo.score.differences.append(Difference(self.name, self.uid, what))
         self._demo.score.unsent += client.unsent_count
+
+    async def _be_reminded(self, client: Client) -> None:
+        """Lose the network as soon as this device knows when the reminder begins, until then."""
+        if self._snoozes:
+            msg_id = await client.put(REMINDER, "this begins without a network")
+            self._demo.score.written |= {msg_id, await client.snooze(msg_id, self._demo.snooze)}
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_TIMEOUT_SECONDS):
+                await _until(lambda: _knows_start(client))
+                self._network.cut()
+                await _until(lambda: client.get(REMINDER) is not None)
+        self._network.restore()
+        client.reconnect()
 
     async def _flush(self, client: Client) -> bool:
         """Send the outbox and sync. Returns False after SETTLE_TIMEOUT_SECONDS."""
@@ -302,11 +336,27 @@ class DemoDevice:
                 answer = await self._demo.servers.state(self.uid, self.name)
         except Unavailable as error:
             return f"cannot be compared: {error.message}"
-        return difference(client.replica.state(answer.as_of), answer)
+        replica = client.replica
+        hash_ = replica.facts.hash(self.name, answer.as_of)
+        return difference(replica.state(answer.as_of), hash_, answer)
 
 
-def difference(replica: State, server: StateAnswer) -> str | None:
-    """The difference between a replica and the server, in items or hash; None if they agree."""
+def _knows_start(client: Client) -> bool:
+    """Whether the device was told of the snoozed reminder."""
+    reminders = client.replica.facts.items.of_key(REMINDER)
+    return any(item.starts_at is not None for item in reminders)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    while True:
+        if condition():
+            return
+        await asyncio.sleep(0.05)
+
+
+def difference(replica: State, hash_: str, server: StateAnswer) -> str | None:
+    """The difference between a replica, which has this hash, and the server, in items or hash; None
+    if they agree."""
     local = {item.msg_id: item for item in replica.items}
     remote = {item.msg_id: item for item in server.items}
     parts = [
@@ -318,8 +368,8 @@ def difference(replica: State, server: StateAnswer) -> str | None:
     ]
     if not any(parts) and replica.items != server.items:
         parts.append("has the items in a different order")
-    if not any(parts) and replica.hash() != server.hash:
-        parts.append(f"has the hash {replica.hash()}, the server {server.hash}")
+    if not any(parts) and hash_ != server.hash:
+        parts.append(f"has the hash {hash_}, the server {server.hash}")
     return "; ".join(part for part in parts if part) or None
 
 

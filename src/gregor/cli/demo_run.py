@@ -56,6 +56,7 @@ class DemoResult(NamedTuple):
             "duplicates": self.duplicates,
             "delivered": self.delivered,
             "dropped_off": self.score.dropped_off,
+            "began_offline": self.score.began_offline,
             "resynced": self.score.resynced,
             "mismatches": self.score.mismatches,
             "agree": self.score.agreeing,
@@ -70,6 +71,7 @@ class DemoResult(NamedTuple):
             "duplicates": "retried because a response was lost, stored once",
             "delivered": "to devices that were online",
             "dropped_off": "times: the network broke, or the app was closed",
+            "began_offline": "times: a snoozed item, on a device without a network",
             "resynced": "times, mostly after a reconnect",
             "mismatches": "of hashes after a sync",
             "agree": "with the server at the end, hash and items",
@@ -145,7 +147,13 @@ async def run_stream(
     Returns the tally of the stream; the results of the devices are in the demo's score."""
     tally = Tally()
     devices = [
-        DemoDevice(number, users[number % len(users)], Random(rng.random()), demo)
+        DemoDevice(
+            number,
+            users[number % len(users)],
+            Random(rng.random()),
+            demo,
+            snoozes=number < len(users),
+        )
         for number in range(device_count)
     ]
     send = with_lost_responses(demo.servers.send, Random(rng.random()))

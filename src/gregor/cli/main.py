@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from gregor.cli import (
     demo,
+    inbox,
     migrate,
     output,
     queries,
@@ -166,9 +167,14 @@ command(rich_help_panel=SERVER_PANEL)(migrate.migrate)
 app.add_typer(shards.app, name="shards", rich_help_panel=SERVER_PANEL)
 command(rich_help_panel=SERVER_PANEL)(token.token)
 command(rich_help_panel=CLIENT_PANEL)(send.send)
+command(rich_help_panel=CLIENT_PANEL)(send.put)
+command(rich_help_panel=CLIENT_PANEL)(send.snooze)
 command(rich_help_panel=CLIENT_PANEL)(send.dismiss)
+command(rich_help_panel=CLIENT_PANEL)(inbox.notify)
 command(rich_help_panel=CLIENT_PANEL)(queries.state)
+command(rich_help_panel=CLIENT_PANEL)(queries.get)
 command(rich_help_panel=CLIENT_PANEL)(queries.count)
+command(rich_help_panel=CLIENT_PANEL)(inbox.inbox)
 command(rich_help_panel=CLIENT_PANEL)(queries.log)
 command(rich_help_panel=CLIENT_PANEL)(watch.watch)
 command(rich_help_panel=CLIENT_PANEL)(replay.replay)

@@ -24,6 +24,55 @@ def not_empty(text: str | None) -> str | None:
 
 
 UserID = Annotated[str, typer.Argument(metavar="UID", help="The user.", show_default=False)]
+Category = Annotated[
+    str,
+    typer.Argument(
+        metavar="CATEGORY", help="Dotted, for example chat.unread.room7.", show_default=False
+    ),
+]
+Body = Annotated[
+    str,
+    typer.Argument(metavar="BODY", help="JSON, or plain text; - reads stdin.", show_default=False),
+]
+Text = Annotated[
+    bool, typer.Option("--text", help="BODY is plain text, even if it looks like JSON.")
+]
+Starts = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="When it begins: a duration such as 2h, or a time such as 2027-01-31T12:00:00Z.",
+        show_default="at once",
+    ),
+]
+Expires = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="When it ends: a duration such as 90s, or a time.",
+        show_default="never",
+    ),
+]
+Scope = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="ID",
+        callback=not_empty,
+        help="Show it on this device only.",
+        show_default=False,
+    ),
+]
+MessageID = Annotated[
+    str | None,
+    typer.Option(
+        "--msg-id",
+        metavar="ID",
+        callback=not_empty,
+        help="Sending is idempotent: a message with the same id is stored once.",
+        show_default="a new one",
+    ),
+]
 ServerURL = Annotated[
     str | None,
     typer.Option("--url", help="The server's URL.", show_default="http://127.0.0.1:9911"),
@@ -70,6 +119,15 @@ Prefix = Annotated[
     str,
     typer.Option(
         metavar="TEXT", help="Only categories that begin with this text.", show_default=False
+    ),
+]
+Prefixes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prefix",
+        metavar="TEXT",
+        help="Only categories that begin with this text; can be repeated.",
+        show_default=False,
     ),
 ]
 

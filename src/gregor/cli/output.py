@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from gregor.core.facts import DismissedRange, dismissed_ranges
+from gregor.core.facts import (
+    DismissedKey,
+    DismissedRange,
+    dismissed_keys,
+    dismissed_ranges,
+)
 from gregor.core.instant import SECOND, Time, to_rfc3339
 from gregor.core.message import InBandMessage
 from gregor.core.state import Item
@@ -72,50 +77,78 @@ def format_duration(microseconds: int) -> str:
 
 
 def item_table(items: Iterable[Item], now: Time) -> "Table":
-    """A table of live items, one line each. On a narrow terminal only the categories and bodies
-    are cut off."""
+    """A table of visible items, one line each, without the columns in which all are empty. On a
+    narrow terminal only the categories and bodies are cut off."""
     from rich.text import Text
 
-    rows = [
-        (
-            printable(item.category),
-            printable(item.msg_id),
-            format_duration(now - item.ctime),
-            "" if item.expires_at is None else format_duration(item.expires_at - now),
-            json_text(item.raw_body),
-        )
-        for item in items
-    ]
-    table = plain_table("category", "msg_id", "age", "expires in", "body")
-    for column in table.columns[1:4]:
+    rows = [_cells(item, now) for item in items]
+    names = [name for name in _COLUMNS if name in _ALWAYS or any(row[name] for row in rows)]
+    table = plain_table(*names)
+    for column in table.columns[1:-1]:
         column.no_wrap = True
     for row in rows:
-        table.add_row(*(Text(cell, no_wrap=True, overflow="ellipsis") for cell in row))
+        table.add_row(*(Text(row[name], no_wrap=True, overflow="ellipsis") for name in names))
     return table
+
+
+_COLUMNS = ("category", "key", "msg_id", "age", "began", "expires in", "body")
+_ALWAYS = ("category", "msg_id", "age", "body")
+
+
+def _cells(item: Item, now: Time) -> dict[str, str]:
+    """The cells of an item, by the names of their columns."""
+    return {
+        "category": printable(item.category),
+        "key": "" if item.key is None else printable(item.key),
+        "msg_id": printable(item.msg_id),
+        "age": format_duration(now - item.ctime),
+        "began": "" if item.starts_at is None else f"{format_duration(now - item.starts_at)} ago",
+        "expires in": "" if item.expires_at is None else format_duration(item.expires_at - now),
+        "body": json_text(item.raw_body),
+    }
 
 
 def log_line(message: InBandMessage) -> str:
     """A message as one line: ctime, msg_id, and what it creates (+) and dismisses (-)."""
     parts = [format_time(message.ctime), printable(message.msg_id)]
     if message.creation is not None:
-        scope = "" if message.device_id is None else f" (on {printable(message.device_id)})"
         category, body = printable(message.creation.category), json_text(message.creation.raw_body)
-        parts.append(f"+ {category} {body}{scope}")
+        parts.append(f"+ {category} {body}{_details(message)}")
     if message.dismissal is not None:
         parts += [f"- {printable(msg_id)}" for msg_id in message.dismissal.msg_ids]
-        ranges = dismissed_ranges(message.dismissal, message.ctime)
-        parts += [f"- {_range_text(range_, message)}" for range_ in ranges]
+        parts += [f"- {_range_text(range_)}" for range_ in dismissed_ranges(message)]
+        parts += [f"- {_key_text(key)}" for key in dismissed_keys(message)]
     return "  ".join(parts)
 
 
-def _range_text(range_: DismissedRange, message: InBandMessage) -> str:
+def _details(message: InBandMessage) -> str:
+    """What is special about the item of a message, in brackets."""
+    details = []
+    if message.key is not None:
+        details.append(f"key {printable(message.key)}")
+    if message.device_id is not None:
+        details.append(f"on {printable(message.device_id)}")
+    if message.starts_at is not None:
+        details.append(f"from {format_time(message.starts_at)}")
+    if message.expires_at is not None:
+        details.append(f"until {format_time(message.expires_at)}")
+    return f" ({', '.join(details)})" if details else ""
+
+
+def _range_text(range_: DismissedRange) -> str:
     text = printable(range_.category) + ("*" if range_.prefix else "")
+    if range_.scheduled:
+        text += " and scheduled"
     if range_.end != range_.ctime:
         text += f" until {format_time(range_.end)}"
     if range_.skip_msg_ids:
-        skipped = ["this" if id_ == message.msg_id else id_ for id_ in range_.skip_msg_ids]
-        text += f" except {printable(', '.join(skipped))}"
+        text += f" except {printable(', '.join(range_.skip_msg_ids))}"
     return text
+
+
+def _key_text(key: DismissedKey) -> str:
+    text = f"key {printable(key.key)}"
+    return text if key.end == key.ctime else f"{text} until {format_time(key.end)}"
 
 
 # Tables and progress bars

@@ -1,4 +1,4 @@
-"""`gregor state`, `gregor count` and `gregor log`: read a user's state from the server."""
+"""`gregor state`, `get`, `count` and `log`: read a user's state from the server."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -7,6 +7,8 @@ import typer
 
 from gregor.cli import options, output
 from gregor.cli.event_loop import run
+from gregor.errors import GregorError
+from gregor.protocol.requests import MAX_STATE_ITEMS, Order
 
 
 class Grouping(StrEnum):
@@ -23,30 +25,90 @@ def state(
         str | None,
         typer.Option(metavar="TIME", help=f"The state at {options.TIME_HELP}.", show_default="now"),
     ] = None,
-    prefix: options.Prefix = "",
+    prefix: options.Prefixes = None,
+    newest: Annotated[
+        bool, typer.Option("--newest", help="The newest items first, not the oldest.")
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=MAX_STATE_ITEMS,
+            help="At most so many items.",
+            show_default="all",
+        ),
+    ] = None,
     url: options.ServerURL = None,
     token: options.Token = None,
     json: options.JSON = False,
 ) -> None:
-    """Show a user's live items, as the user's devices show them.
+    """Show a user's visible items, as the user's devices show them.
 
-    [dim]$[/] gregor state alice
     [dim]$[/] gregor state alice --prefix chat. --device phone
+    [dim]$[/] gregor state alice --newest --limit 20
     [dim]$[/] gregor state alice --at -1h --json
     """
     instant = options.parse_time(at)
+    order: Order = "newest" if newest else "oldest"
     settings = options.load_settings(ctx, url=url, token=token)
     from gregor.cli.remote import request
 
     answer = run(
-        request(settings, lambda server: server.state(uid, device, at=instant, prefix=prefix))
+        request(
+            settings,
+            lambda server: server.state(
+                uid, device, at=instant, prefixes=prefix or (), order=order, limit=limit
+            ),
+        )
     )
     if json:
         output.print_json(answer)
     elif answer.items:
         output.console().print(output.item_table(answer.items, answer.as_of))
+        if answer.next_page is not None:
+            print("and more")
     else:
         print("nothing")
+
+
+def get(
+    ctx: typer.Context,
+    uid: options.UserID,
+    key: Annotated[
+        str, typer.Argument(metavar="KEY", help="The key of the item.", show_default=False)
+    ],
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            metavar="ID",
+            callback=options.not_empty,
+            help="The value of this device, if it has one of its own.",
+            show_default=False,
+        ),
+    ] = None,
+    url: options.ServerURL = None,
+    token: options.Token = None,
+    json: options.JSON = False,
+) -> None:
+    """Print the value that `gregor put` has set; with --json, its whole item. The exit status is 1
+    if there is none.
+
+    [dim]$[/] gregor get alice settings.theme
+    [dim]$[/] gregor get alice settings.volume --device phone --json
+    """
+    settings = options.load_settings(ctx, url=url, token=token)
+    from gregor.cli.remote import request
+
+    item = run(request(settings, lambda server: server.get(uid, key, device)))
+    if item is None:
+        hint = "; --device reads that of a device" if device is None else ""
+        raise _NoItem(f"{uid} has no visible item with the key {key}{hint}")
+    if json:
+        output.print_json(item)
+    else:
+        print(output.json_text(item.raw_body))
 
 
 def count(
@@ -65,7 +127,7 @@ def count(
     token: options.Token = None,
     json: options.JSON = False,
 ) -> None:
-    """Count a user's live items, for badges.
+    """Count a user's visible items, for badges.
 
     [dim]$[/] gregor count alice
     [dim]$[/] gregor count alice chat.unread. invoices
@@ -132,3 +194,7 @@ def log(
         shown += 1
     if not shown and not json:
         print("nothing")
+
+
+class _NoItem(GregorError):
+    """There is nothing to print."""

@@ -33,12 +33,15 @@ def replay(
     """Send a recorded stream to a running server. Idempotent.
 
     Each line is one JSON object, a creation or a dismissal:
-    {"t", "uid", "msg_id", "create": {"category", "body", "expires"?}}
-    {"t", "uid", "msg_id", "dismiss": {"msg_ids"?, "ranges"?}}
+    {"t", "uid", "msg_id", "create": {"category", "body"}}
+    {"t", "uid", "msg_id", "dismiss": {"msg_ids"?, "ranges"?, "keys"?}}
+
+    A creation may have a `key`, `starts` and `expires` as well.
 
     The lines of one user are sent in order. `t` is the sender's clock, in
     milliseconds. It does not set the ctime: the server assigns that on
-    arrival. A time in `expires` or `end_time` keeps its offset from `t`.
+    arrival. A time in `starts`, `expires` or `end_time` keeps its offset
+    from `t`.
 
     [dim]$[/] gregor replay activity.jsonl.gz
     [dim]$[/] tail -f activity.jsonl | gregor replay -

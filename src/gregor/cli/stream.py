@@ -5,14 +5,16 @@ Each line is a JSON object:
     {"t": 1242729073000, "uid": "u1", "msg_id": "81e2…", "create": {"category": …, "body": …}}
     {"t": 1242729497000, "uid": "u1", "msg_id": "97dd…", "dismiss": {"msg_ids": ["81e2…"]}}
     {"t": 1242729498000, "uid": "u1", "msg_id": "aa39…", "dismiss": {"ranges": [{"category": …}]}}
+    {"t": 1242729499000, "uid": "u1", "msg_id": "b0c2…", "dismiss": {"keys": [{"key": …}]}}
 
 `t` is the sender's clock, in milliseconds. It may run backwards, and it is not the ctime: the
 server assigns the ctime, in the order in which the lines of a user are sent.
 
-A creation may have an `expires`, and a range an `end_time`, `skip_msg_ids` and `prefix`, as in
-Gregor's own messages. A range without an end ends at its own ctime: it dismisses what its sender
-sent before it. A time of the sender's clock cannot be compared with ctimes that are assigned years
-later. Only its offset from `t` is kept, so `{"time": …}` becomes an offset.
+A creation may have a `key`, `starts` and `expires`, a key an `end_time`, and a range also
+`skip_msg_ids`, `prefix` and `scheduled`, as in Gregor's own messages. A range or key without an end
+ends at its own ctime: it dismisses what its sender sent before it. A time of the sender's clock
+cannot be compared with ctimes that are assigned years later. Only its offset from `t` is kept, so
+`{"time": …}` becomes an offset.
 """
 
 import asyncio
@@ -22,38 +24,49 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct, field
 
 from gregor.core.admission import SHORTEST_EXPIRY
 from gregor.core.instant import TimeOrOffset
-from gregor.core.message import Creation, Dismissal, InBandMessage, Range
+from gregor.core.message import Creation, Dismissal, InBandMessage, KeyDismissal, Range
 from gregor.errors import GregorError, SetupError
+
+Dismissed = TypeVar("Dismissed", Range, KeyDismissal)
 
 
 class Create(Struct, frozen=True, forbid_unknown_fields=True):
     category: str
     raw_body: Raw = field(name="body")
     expires: TimeOrOffset | None = None
+    starts: TimeOrOffset | None = None
+    key: str | None = None
 
     def creation(self, t: int) -> Creation:
-        # No server admits an expiry at the creation or before it, which this line may have.
-        expires = (
-            None
-            if self.expires is None
-            else TimeOrOffset(offset=max(SHORTEST_EXPIRY, offset_from_line(self.expires, t)))
+        # No server admits a start before the creation, or an expiry at the creation or before it,
+        # which this line may have.
+        return Creation(
+            self.category,
+            self.raw_body,
+            expires=_relative(self.expires, t, at_least=SHORTEST_EXPIRY),
+            starts=_relative(self.starts, t, at_least=0),
+            key=self.key,
         )
-        return Creation(self.category, self.raw_body, expires)
 
 
 class Dismiss(Struct, frozen=True, forbid_unknown_fields=True):
     msg_ids: tuple[str, ...] = ()
     ranges: tuple[Range, ...] = ()
+    keys: tuple[KeyDismissal, ...] = ()
 
     def dismissal(self, t: int) -> Dismissal:
-        return Dismissal(self.msg_ids, tuple(_relative_range(range_, t) for range_ in self.ranges))
+        return Dismissal(
+            self.msg_ids,
+            tuple(_ending_relative(range_, t) for range_ in self.ranges),
+            tuple(_ending_relative(key, t) for key in self.keys),
+        )
 
 
 class StreamLine(Struct, frozen=True, forbid_unknown_fields=True):
@@ -96,11 +109,17 @@ def offset_from_line(time: TimeOrOffset, t: int) -> int:
     return time.after(t * 1000) - t * 1000
 
 
-def _relative_range(range_: Range, t: int) -> Range:
-    if range_.end_time is None:
-        return range_
-    end = TimeOrOffset(offset=offset_from_line(range_.end_time, t))
-    return msgspec.structs.replace(range_, end_time=end)
+def _relative(time: TimeOrOffset | None, t: int, *, at_least: int) -> TimeOrOffset | None:
+    if time is None:
+        return None
+    return TimeOrOffset(offset=max(at_least, offset_from_line(time, t)))
+
+
+def _ending_relative(dismissed: Dismissed, t: int) -> Dismissed:
+    if dismissed.end_time is None:
+        return dismissed
+    end = TimeOrOffset(offset=offset_from_line(dismissed.end_time, t))
+    return msgspec.structs.replace(dismissed, end_time=end)
 
 
 class Source:

@@ -140,7 +140,9 @@ def _event_text(event: "Event") -> str:
     match event:
         case Created(item):
             body = output.json_text(item.raw_body)
-            return f"+ {output.printable(item.category)} {body}  {output.printable(item.msg_id)}"
+            key = "" if item.key is None else f" (key {output.printable(item.key)})"
+            category, msg_id = output.printable(item.category), output.printable(item.msg_id)
+            return f"+ {category} {body}  {msg_id}{key}"
         case Dismissed(item, why):
             category, msg_id = output.printable(item.category), output.printable(item.msg_id)
             return f"- {category}  {msg_id} ({why})"

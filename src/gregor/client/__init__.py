@@ -15,10 +15,12 @@ from gregor.client.events import (
     Synced,
     WriteRejected,
 )
+from gregor.client.inbox import Inbox
 from gregor.client.outside import Disconnected
 from gregor.client.state_machine import DeviceStateMachine
 from gregor.client.status import Status
 from gregor.client.store import ClientStore, MemoryStore, SQLiteStore
+from gregor.core.inbox import InboxEntry, Undo
 
 if TYPE_CHECKING:
     from gregor.client.producer import AsyncProducer, Producer
@@ -44,6 +46,8 @@ __all__ = [
     "Disconnected",
     "Dismissed",
     "Event",
+    "Inbox",
+    "InboxEntry",
     "MemoryStore",
     "Missed",
     "Offline",
@@ -54,5 +58,6 @@ __all__ = [
     "Status",
     "Synced",
     "Transport",
+    "Undo",
     "WriteRejected",
 ]

@@ -16,24 +16,29 @@ from msgspec import Raw, Struct
 
 from gregor.backoff import Backoff, retry_after
 from gregor.client.outside import described
+from gregor.client.snooze import snoozed
 from gregor.core import arguments
 from gregor.core.admission import check_type
-from gregor.core.instant import Time
+from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import (
     MAX_BATCH,
     MAX_CATEGORY,
     MAX_DEVICE_ID,
+    MAX_KEY,
+    MAX_MSG_ID,
     MAX_UID,
     UID,
     AnyID,
     Category,
     DeviceID,
     InBandMessage,
+    Key,
     Message,
     MsgID,
     When,
     as_message,
 )
+from gregor.core.state import Item
 from gregor.errors import (
     Action,
     GregorError,
@@ -50,11 +55,19 @@ from gregor.protocol.answers import (
     StateAnswer,
 )
 from gregor.protocol.frames import MAX_TOKEN, Result
-from gregor.protocol.requests import MAX_REQUEST, MAX_USERS, BatchRequest, MultiUserRequest
+from gregor.protocol.requests import (
+    MAX_REQUEST,
+    MAX_USERS,
+    ORDERS,
+    BatchRequest,
+    MultiUserRequest,
+    Order,
+)
 
 MAX_ATTEMPTS = 6
 BACKOFF = Backoff(0.5, 10.0)
 RETRYABLE_STATUSES = (429, 500, 502, 503, 504)
+MAX_PAGE_TOKEN = 1_000  # no server gives a longer one
 EMPTY_BATCH_BYTES = len(msgspec.json.encode(BatchRequest(())))
 
 T = TypeVar("T")
@@ -122,14 +135,19 @@ def inject_for_many(uids: Iterable[AnyID], message: Message) -> Iterator[Call[Re
         yield _post(msgspec.json.encode(contents), [sent._replace(uid=uid) for uid in batch])
 
 
-def only_result(results: Results) -> Result:
-    """The result of one message. Raises the error that the message is rejected with."""
-    (result,) = results.results
-    if result.error is not None:
-        raise error_from_code(
-            result.error.code, result.error.message, result.error.field, result.error.action
-        )
-    return result
+def inject_together(messages: Sequence[Message]) -> Call[Results]:
+    """One call with a few messages for one user."""
+    (call,) = inject_many(messages)
+    return call
+
+
+def first_result(results: Results) -> Result:
+    """The result of the first message, or of the only one. Raises the error of the first that is
+    rejected."""
+    for result in results.results:
+        if (error := result.error) is not None:
+            raise error_from_code(error.code, error.message, error.field, error.action)
+    return results.results[0]
 
 
 class _Sent(NamedTuple):
@@ -198,10 +216,63 @@ def _batches(messages: Iterable[Message]) -> Iterator[Sequence[tuple[Message, Ra
 # Read
 
 
-def state(uid: AnyID, device_id: AnyID | None, at: When, prefix: Category) -> Call[StateAnswer]:
+def state(
+    uid: AnyID,
+    device_id: AnyID | None,
+    *,
+    at: When = None,
+    prefixes: Iterable[Category] = (),
+    order: Order = "oldest",
+    limit: int | None = None,
+    page: str | None = None,
+) -> Call[StateAnswer]:
     path = _user(uid, "state")
-    given = _given(device_id=_device(device_id), at=_text("at", at), prefix=_prefix(prefix))
+    given = _given(
+        device_id=_device(device_id),
+        at=_text("at", at),
+        prefix=tuple(_prefix(p, "prefixes") for p in arguments.many("prefixes", prefixes)),
+        order=_order(order),
+        limit=_limit(limit),
+        page=None if page is None else arguments.text("page", page, MAX_PAGE_TOKEN),
+    )
     return Call("GET", path, _state.decode, given)
+
+
+def next_page(call: Call[StateAnswer], answer: StateAnswer) -> Call[StateAnswer] | None:
+    """The call for the page after this answer; None if it was the last."""
+    if answer.next_page is None:
+        return None
+    return msgspec.structs.replace(call, parameters={**call.parameters, "page": answer.next_page})
+
+
+def item(uid: AnyID, key: Key, device_id: AnyID | None) -> Call[Item | None]:
+    """The visible item of this key: of two, that of the device's own scope. Without a device it is
+    the unscoped one."""
+    path, device = _user(uid, "state"), _device(device_id)
+    given = _given(device_id=device, key=_key(key))
+    return Call("GET", path, partial(_read_item, key, device), given)
+
+
+def snooze(
+    uid: AnyID, msg_id: AnyID, until: When
+) -> tuple[Call[StateAnswer], Callable[[StateAnswer], Message]]:
+    """The call that finds the item, and what makes the message of its answer. Raises InvalidMessage
+    if there is no such item, or if `until` is no time at which it can begin."""
+    instant = arguments.time("until", until)
+    if instant is None:
+        raise InvalidMessage("`until` must be a time or a duration, not None", field="until")
+    id_ = arguments.known_id("msg_id", msg_id, MAX_MSG_ID)
+    return state(uid, None), partial(_snoozed, _uid(uid), id_, instant)
+
+
+def _snoozed(uid: UID, msg_id: MsgID, until: TimeOrOffset, answer: StateAnswer) -> Message:
+    for item in answer.items:
+        if item.msg_id == msg_id:
+            return snoozed(uid, item, until, answer.as_of)
+    raise InvalidMessage(
+        "no visible item has this `msg_id`: it is dismissed, has expired, or has not begun",
+        field="msg_id",
+    )
 
 
 def count(uid: AnyID, prefixes: Sequence[Category], device_id: AnyID | None) -> Call[CountAnswer]:
@@ -230,9 +301,16 @@ def messages(
         device_id=_device(device_id),
         since=_text("since", since),
         after=None if after is None else str(arguments.cursor("after", after)),
-        limit=None if limit is None else str(arguments.positive_number("limit", limit, int)),
+        limit=_limit(limit),
     )
     return Call("GET", path, partial(_read_messages, _uid(uid)), given)
+
+
+def _read_item(key: Key, device_id: DeviceID | None, content: bytes) -> Item | None:
+    answer = _state.decode(content)
+    _require(all(item.key == key for item in answer.items))
+    by_scope = {item.device_id: item for item in answer.items}
+    return by_scope.get(device_id) or by_scope.get(None)
 
 
 def _read_count(prefixes: Sequence[Category], content: bytes) -> CountAnswer:
@@ -265,8 +343,23 @@ def _device(device_id: AnyID | None) -> DeviceID | None:
     return arguments.optional_identifier("device_id", device_id, MAX_DEVICE_ID)
 
 
-def _prefix(prefix: Category, name: str = "prefix") -> Category:
+def _prefix(prefix: object, name: str = "prefix") -> Category:
     return arguments.prefix(name, prefix, MAX_CATEGORY)
+
+
+def _key(key: Key) -> Key:
+    return arguments.text("key", key, MAX_KEY)
+
+
+def _order(order: Order) -> Order | None:
+    """What the request says; None for the order that an answer has anyway."""
+    if order not in ORDERS:
+        raise InvalidMessage("`order` must be 'oldest' or 'newest'", field="order")
+    return None if order == "oldest" else order
+
+
+def _limit(limit: int | None) -> str | None:
+    return None if limit is None else str(arguments.positive_number("limit", limit, int))
 
 
 def _given(**parameters: str | Sequence[str] | None) -> dict[str, str | Sequence[str]]:

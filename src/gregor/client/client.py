@@ -12,7 +12,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from itertools import chain
 from typing import Any, NamedTuple, Self
 
 import msgspec
@@ -25,6 +24,7 @@ from gregor.client.connection import (
     Token,
 )
 from gregor.client.events import Event, Subscription, WriteRejected
+from gregor.client.inbox import Inbox
 from gregor.client.node_clock import DeviceClock
 from gregor.client.outside import call_outside
 from gregor.client.own_loop import OwnLoop
@@ -32,9 +32,9 @@ from gregor.client.replica import Replica, events_between, new_rejections
 from gregor.client.status import Status
 from gregor.client.store import (
     ClientStore,
-    Key,
     MemoryStore,
     RecordChanges,
+    RecordKey,
     Records,
     changed_records,
     load_replica,
@@ -42,6 +42,7 @@ from gregor.client.store import (
     records_aside,
     set_aside,
 )
+from gregor.client.writing import UNKNOWN_UID
 from gregor.clock import now
 from gregor.core import arguments
 from gregor.core import message as factory
@@ -51,6 +52,7 @@ from gregor.core.message import (
     JSON,
     MAX_CATEGORY,
     MAX_DEVICE_ID,
+    MAX_KEY,
     MAX_MSG_ID,
     MAX_UID,
     UID,
@@ -58,6 +60,7 @@ from gregor.core.message import (
     Category,
     DeviceID,
     InBandMessage,
+    Key,
     MsgID,
     System,
     When,
@@ -69,10 +72,6 @@ from gregor.log_event import LogEvent
 from gregor.protocol.frames import MAX_TOKEN, Problem
 
 log = logging.getLogger("gregor.client")
-
-UNKNOWN_UID: UID = "self"
-"""The uid in messages that are written before a node has reported the device's real uid."""
-
 
 CLOCK_CHECK_SECONDS = 10.0  # how soon a jump of the wall clock, or a suspend, is noticed
 
@@ -94,8 +93,8 @@ class Client:
     few seconds `status` says that nothing is durable. A saved message is visible at once, and is
     sent as soon as there is a connection. Inside the block, background tasks keep the connection
     and reconnect without limit, whatever the network, the nodes and the functions of the host do:
-    `status` says what is wrong. Items expire by the node's clock, not by `clock`, which may show
-    anything.
+    `status` says what is wrong. Items begin and expire by the node's clock, not by `clock`, which
+    may show anything.
 
     `token` is a string, or a function that returns a fresh one; the function may fail. Only a
     string that a node refuses stops the client: `failure` is set, subscribers get Offline with
@@ -133,7 +132,8 @@ class Client:
         self._saving: asyncio.Timeout | None = None  # limits the save that is going on
         self._connection = Connection(self, connect or _websocket(url), token, jitter)
         self._replica = Replica(self._device_id)
-        self._set_aside: Mapping[Key, bytes] = {}
+        self._set_aside: Mapping[RecordKey, bytes] = {}
+        self._inbox = Inbox(self)
         self._visible: dict[MsgID, Item] = {}
         self._refreshed_at: Time = 0
         self._pending_changes: list[_Change] = []
@@ -221,74 +221,141 @@ class Client:
         category: Category,
         body: JSON = None,
         *,
+        starts: When = None,
         expires: When = None,
         device_id: AnyID | None = None,
         this_device: bool = False,
         msg_id: AnyID | None = None,
     ) -> MsgID:
-        """Create an item on all devices of the user, or on one."""
-        scope = self._scope(device_id, this_device)
+        """Create an item on all devices of the user, or on one. It begins to be visible at
+        `starts`, and expires at `expires`: times, or offsets from now."""
         return await self.write(
             factory.create(
-                UNKNOWN_UID, category, body, expires=expires, device_id=scope, msg_id=msg_id
+                UNKNOWN_UID,
+                category,
+                body,
+                starts=starts,
+                expires=expires,
+                device_id=self._scope(device_id, this_device),
+                msg_id=msg_id,
             )
         )
 
+    async def put(
+        self,
+        category: Category,
+        body: JSON = None,
+        *,
+        key: Key | None = None,
+        starts: When = None,
+        expires: When = None,
+        device_id: AnyID | None = None,
+        this_device: bool = False,
+        msg_id: AnyID | None = None,
+    ) -> MsgID:
+        """Create an item in place of the one with the same key (by default, the category) and
+        scope: of all devices that put, the last one wins."""
+        return await self.write(
+            factory.put(
+                UNKNOWN_UID,
+                category,
+                body,
+                key=key,
+                starts=starts,
+                expires=expires,
+                device_id=self._scope(device_id, this_device),
+                msg_id=msg_id,
+            )
+        )
+
+    async def snooze(self, msg_id: AnyID, until: When, *, new_msg_id: AnyID | None = None) -> MsgID:
+        """Make a visible item begin again at a time, or after an offset from now, and return the id
+        of the new item, which has the same key, category, scope, body and expiry. Until then no
+        device shows it. Raises InvalidMessage if this device does not show the item, or if the time
+        is not between now and its expiry."""
+        id_ = arguments.known_id("msg_id", msg_id, MAX_MSG_ID)
+        new_id = arguments.optional_identifier("new_msg_id", new_msg_id, MAX_MSG_ID)
+        when = arguments.time("until", until)
+        if new_id == id_:
+            raise InvalidMessage("`new_msg_id` is that of the item itself", field="new_msg_id")
+        if when is None:
+            raise InvalidMessage("`until` must be a time or a duration, not None", field="until")
+        written: list[InBandMessage] = []
+
+        def snooze(replica: Replica, now: Time) -> Replica:
+            message = replica.snoozed(id_, when, now)
+            written.append(msgspec.structs.replace(message, msg_id=new_id or message.msg_id))
+            return replica.write(written[0], now)
+
+        await self.change(snooze, written)
+        return written[0].msg_id
+
     async def dismiss(self, *msg_ids: AnyID, msg_id: AnyID | None = None) -> MsgID:
         """Dismiss items, on all devices."""
-        return await self.write(factory.dismiss(UNKNOWN_UID, *msg_ids, msg_id=msg_id))
+        return await self.write(
+            factory.dismiss(UNKNOWN_UID, *msg_ids, device_id=self._device_id, msg_id=msg_id)
+        )
 
     async def dismiss_category(
         self,
         category: Category,
         prefix: bool = False,
         *,
+        scheduled: bool = False,
         end_time: When = None,
         skip_msg_ids: Iterable[AnyID] = (),
         msg_id: AnyID | None = None,
     ) -> MsgID:
-        """Dismiss all items of a category, on all devices. With `prefix`: of all categories that
-        begin with it. Without `end_time`: all items that this device shows now or has shown, and
-        none that it has not yet been told of. With `end_time="0s"`: all that exist when the server
-        stores this."""
-        message = factory.dismiss_category(
-            UNKNOWN_UID,
-            category,
-            prefix=prefix,
-            end_time=end_time,
-            skip_msg_ids=skip_msg_ids,
-            msg_id=msg_id,
+        """Dismiss the items of a category that this device sees, on all devices. With `prefix`: of
+        all categories that begin with it. With `scheduled`: also those that have not begun. Without
+        `end_time`: all items that this device shows now or has shown, and none that it has not yet
+        been told of. With `end_time="0s"`: all up to now, wherever they are."""
+        return await self._dismiss(
+            factory.dismiss_category(
+                UNKNOWN_UID,
+                category,
+                prefix=prefix,
+                scheduled=scheduled,
+                end_time=end_time,
+                skip_msg_ids=skip_msg_ids,
+                device_id=self._device_id,
+                msg_id=msg_id,
+            ),
+            end_time,
         )
+
+    async def dismiss_key(
+        self, *keys: Key, end_time: When = None, msg_id: AnyID | None = None
+    ) -> MsgID:
+        """Dismiss the items with these keys that this device sees, on all devices, also those that
+        have not begun. `end_time` is as in `dismiss_category`."""
+        message = factory.dismiss_key(
+            UNKNOWN_UID, *keys, end_time=end_time, device_id=self._device_id, msg_id=msg_id
+        )
+        return await self._dismiss(message, end_time)
+
+    async def _dismiss(self, message: InBandMessage, end_time: When) -> MsgID:
         if end_time is not None:
             return await self.write(message)
-        await self.change(lambda replica, now: replica.dismiss_category(message, now), [message])
+        await self.change(lambda replica, now: replica.dismiss_seen(message, now), [message])
         return message.msg_id
 
-    async def replace(
-        self,
-        category: Category,
-        body: JSON,
-        *,
-        expires: When = None,
-        device_id: AnyID | None = None,
-        this_device: bool = False,
-        msg_id: AnyID | None = None,
-    ) -> MsgID:
-        """Make this the only item of its category: the last write wins."""
-        scope = self._scope(device_id, this_device)
-        return await self.write(
-            factory.replace(
-                UNKNOWN_UID, category, body, expires=expires, device_id=scope, msg_id=msg_id
-            )
-        )
-
     async def write(self, message: InBandMessage) -> MsgID:
-        """Put a message into the outbox. Idempotent: writing the same message again changes
-        nothing. Raises Conflict if the outbox has its msg_id with other contents, and
-        InvalidMessage or TooLarge if no node can accept it."""
+        """Put a message into the outbox. Offsets become instants, counted from now. Idempotent:
+        writing the same message again changes nothing, as long as it is in the outbox, or this
+        device has its item; to repeat it later than that, give times. Raises Conflict if the outbox
+        has its msg_id with other contents, and InvalidMessage or TooLarge if no node can accept
+        it."""
         message = _admitted(message)
         await self.change(lambda replica, now: replica.write(message, now), [message])
         return message.msg_id
+
+    async def write_all(self, messages: Iterable[InBandMessage]) -> None:
+        """Put messages into the outbox, in order, as `write` does: all of them in one transaction,
+        or, if it raises, none."""
+        given = arguments.many("messages", messages)
+        admitted = [_admitted(message, "messages") for message in given]
+        await self.change(lambda replica, now: replica.write_all(admitted, now), admitted)
 
     def _scope(self, device_id: AnyID | None, this_device: bool) -> AnyID | None:
         if not arguments.flag("this_device", this_device):
@@ -318,6 +385,11 @@ class Client:
         ids = arguments.known_ids("msg_ids", msg_ids, MAX_MSG_ID)
         await self.change(lambda replica, now: replica.discard(ids))
 
+    @property
+    def inbox(self) -> Inbox:
+        """The notifications of the user on this device."""
+        return self._inbox
+
     # Reading
 
     def state(self, at: When = None) -> State:
@@ -329,6 +401,11 @@ class Client:
         if instant is None:
             return self._replica.state(now)
         return self._replica.state_at(instant.after(now))
+
+    def get(self, key: Key) -> Item | None:
+        """The item with this key that is visible on this device; None if there is none. Of two, it
+        is that of this device alone."""
+        return self._replica.with_key(arguments.text("key", key, MAX_KEY), self._now())
 
     def count(self, prefix: Category = "") -> int:
         """How many visible items have a category that begins with `prefix`."""
@@ -365,7 +442,7 @@ class Client:
         return self._replica.outbox.waiting_count
 
     @property
-    def set_aside(self) -> Mapping[Key, bytes]:
+    def set_aside(self) -> Mapping[RecordKey, bytes]:
         """Records of the store that could not be read, by kind and name. They are kept in the
         store as they are, and have no effect; each is in the log when the client opens."""
         return self._set_aside
@@ -560,44 +637,42 @@ class Client:
         self._notify_waiters()
 
     def _now(self) -> Time:
-        """The node's time. Whatever has expired by it is reported first, so that a state never
-        differs from the events."""
+        """The node's time. Whatever has begun or expired by it is reported first, so that a state
+        never differs from the events."""
         now = self._clock.now()
-        expiry = self._replica.shown.items.next_expiry(self._refreshed_at)
-        is_due = expiry is not None and expiry <= now
+        due = self._replica.next_change(self._refreshed_at)
+        is_due = due is not None and due <= now
         if is_due and self._timer is not None and self._own_loop.is_running_here:
             self._refresh_visible()
+            return self._refreshed_at  # the clock has gone on, and more may have been reported
         return now
 
     def _refresh_visible(
         self, changed: Iterable[MsgID] = (), messages: Sequence[InBandMessage] = ()
     ) -> None:
         """Emit what has changed in the visible state: by the replica, for these ids, and by the
-        time. Set the timer for the next expiry."""
+        time. Set the timer for the next start or expiry."""
         before, self._refreshed_at = self._refreshed_at, self._clock.now()
         now, items = self._refreshed_at, self._replica.shown.items
-        if now < before:  # the clock was set back: what had expired is visible again
-            changed = chain(changed, (item.msg_id for item in items.expired(now, before)))
-        expired = (item.msg_id for item in items.expired(before, now))
-        msg_ids = set(chain(changed, expired))
+        msg_ids = {*changed, *self._replica.changed_by_time(before, now)}
         shown_before = {id_: self._visible.pop(id_) for id_ in msg_ids if id_ in self._visible}
         # An own item gets its time of expiry when it is stored, and may have expired with it.
         old = {msg_id: items.get(msg_id) or item for msg_id, item in shown_before.items()}
         new = self._replica.visible_among(msg_ids, now)
         self._visible.update(new)
         self.emit(*events_between(old, new, now, messages))
-        self._set_timer(items.next_expiry(now))
+        self._set_timer(self._replica.next_change(now))
 
-    def _set_timer(self, expiry: Time | None) -> None:
+    def _set_timer(self, due: Time | None) -> None:
         seconds = CLOCK_CHECK_SECONDS
-        if expiry is not None:
-            seconds = min(seconds, (expiry - self._refreshed_at) / SECOND)
+        if due is not None:
+            seconds = min(seconds, (due - self._refreshed_at) / SECOND)
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(seconds, self._check_clock)
 
     def _check_clock(self) -> None:
-        """Look for a jump of the wall clock, and for what has expired."""
+        """Look for a jump of the wall clock, and for what has begun or expired."""
         if self._clock.was_suspended(self._connection.online):
             self._connection.restart("the device may have been suspended")
         self._refresh_visible()
@@ -632,14 +707,14 @@ def _check_parts(
     arguments.function("jitter", jitter)
 
 
-def _admitted(message: object) -> InBandMessage:
+def _admitted(message: object, name: str = "message") -> InBandMessage:
     """The message as a node reads it, which can be read back from the store as well. Raises what
     the node would reject it with."""
     if isinstance(message, InBandMessage):
         read = parse_message(msgspec.json.encode(message))
         if isinstance(read, InBandMessage):
             return read
-    raise InvalidMessage("`message` must be an InBandMessage", field="message")
+    raise InvalidMessage(f"`{name}` must be an InBandMessage", field=name)
 
 
 def _websocket(url: str) -> Connect:

@@ -23,14 +23,15 @@ Why: TypeAlias = Literal["dismissed", "expired", "replaced"]
 
 
 class Created(Struct, frozen=True):
-    """An item has become visible."""
+    """An item has become visible: it has arrived, or has begun."""
 
     item: Item
 
 
 class Dismissed(Struct, frozen=True):
-    """An item is no longer visible. `why` is `replaced` if the message that dismissed it also
-    created an item, as far as this device received it. Hiding an item gives `dismissed`."""
+    """An item is no longer visible. `why` is `replaced` if the message that dismissed it, or that
+    put an item with its key in its place, also created an item, as far as this device received it.
+    Hiding an item gives `dismissed`, and so does a clock that is set back to before its start."""
 
     item: Item
     why: Why

@@ -4,22 +4,27 @@ A value, like a map: each change is a new one. What an operation looks up costs 
 how much is waiting.
 """
 
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator
+from functools import reduce
+from typing import Any, TypeVar
 
 from immutables import Map
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from gregor.core.instant import Time
+from gregor.client.writing import clauses, repeats, repeats_open
+from gregor.core.instant import MAX_TIME, Time
 from gregor.core.item_index import SortedKeys
-from gregor.core.message import DeviceID, InBandMessage, MsgID, Range
+from gregor.core.message import DeviceID, Dismissal, InBandMessage, Key, MsgID
+from gregor.core.state import Item
+
+K = TypeVar("K", bound=tuple[Any, ...])
 
 
 class OutboxEntry(Struct, frozen=True, omit_defaults=True):
-    """A message written on this device, its position in the outbox, and the device's time of
-    writing. An acknowledged message has a ctime; it is `dead` if its item was when the node stored
-    it. It is `echoed` once the node has sent it back to this device, even if the acknowledgement
-    was lost."""
+    """A message written on this device, its position in the outbox, and the time of writing, by the
+    node's clock. An acknowledged message has a ctime; it is `dead` if its item was when the node
+    stored it. It is `echoed` once the node has sent it back to this device, even if the
+    acknowledgement was lost."""
 
     number: int
     written: Time
@@ -32,40 +37,67 @@ class OutboxEntry(Struct, frozen=True, omit_defaults=True):
         message = self.message.addressed_to(device_id)
         if message is None or not self.dead:
             return message
-        return message.reduced(None, message.dismissal)
+        if message.key is None:
+            return message.reduced(None, message.dismissal)
+        # A dead item has taken the place of its predecessor all the same.
+        dismissal = message.dismissal or Dismissal()
+        ids = (*dismissal.msg_ids, message.msg_id)
+        return message.reduced(message.creation, structs.replace(dismissal, msg_ids=ids))
+
+    def is_given_again(self, message: InBandMessage) -> bool:
+        """Whether this is the message that was written. Its offsets count from then."""
+        return repeats(self.message, self.written, message)
+
+    def is_given_again_without_ends(self, message: InBandMessage) -> bool:
+        """The same for a dismissal whose ends the device has set."""
+        return repeats_open(self.message, message)
+
+    @property
+    def shown(self) -> bool:
+        """Whether it is shown from the outbox. One that is echoed and not acknowledged is a fact,
+        and the node may have told the device what has become of it."""
+        return self.message.stamped or not self.echoed
+
+    @property
+    def has_ranges(self) -> bool:
+        return self.message.dismissal is not None and bool(self.message.dismissal.ranges)
+
+    @property
+    def has_ends(self) -> bool:
+        return any(clause.end_time is not None for clause in clauses(self.message))
 
     def named_ids(self) -> tuple[MsgID, ...]:
         """The items that it creates, or dismisses by id."""
         dismissal = self.message.dismissal
         return (self.message.msg_id, *(() if dismissal is None else dismissal.msg_ids))
 
-    @property
-    def ranges(self) -> tuple[Range, ...]:
-        return () if self.message.dismissal is None else self.message.dismissal.ranges
+    def named_keys(self) -> Iterator[Key]:
+        """The keys with which it creates or dismisses items."""
+        if self.message.key is not None:
+            yield self.message.key
+        yield from self.dismissed_keys()
 
-    @property
-    def has_ranges(self) -> bool:
-        return bool(self.ranges)
-
-    @property
-    def has_ranges_with_ends(self) -> bool:
-        return any(range_.end_time is not None for range_ in self.ranges)
-
-    def ends_after(self, cursor: Time) -> bool:
-        """Whether a range may end between this cursor and the message."""
-        ends = (range_.end_time for range_ in self.ranges if range_.end_time is not None)
-        return any(end.offset is not None or end.after(0) > cursor for end in ends)
+    def dismissed_keys(self) -> Iterator[Key]:
+        dismissal = self.message.dismissal
+        yield from () if dismissal is None else (named.key for named in dismissal.keys)
 
 
 class Outbox(Struct, frozen=True, eq=False):
-    """Entries by the msg_id of their message. Those without an acknowledgement are `waiting`, by
-    number. `naming` are the entries that create or dismiss an item by its id."""
+    """Entries by the msg_id of their message, and the places of these ids in several orders: of
+    entries without an acknowledgement and of those not echoed by number, of `acknowledged` ones by
+    ctime; of those that create or dismiss an item by its id; that have ranges; that dismiss a key;
+    and that have ends, by the latest. `puts` are the entries shown that create items with a key: in
+    the order of key, scope, and of the ctimes that they have or are shown with."""
 
     by_id: Map[MsgID, OutboxEntry] = Map()
     waiting: SortedKeys[tuple[int, MsgID]] = SortedKeys()
-    acknowledged: Map[MsgID, bool] = Map()
-    naming: Map[MsgID, Map[MsgID, bool]] = Map()
-    with_ranges: Map[MsgID, bool] = Map()
+    unechoed: SortedKeys[tuple[int, MsgID]] = SortedKeys()
+    acknowledged: SortedKeys[tuple[Time, MsgID]] = SortedKeys()
+    naming: SortedKeys[tuple[MsgID, MsgID]] = SortedKeys()
+    with_ranges: SortedKeys[tuple[MsgID]] = SortedKeys()
+    dismissing: SortedKeys[tuple[Key, MsgID]] = SortedKeys()
+    puts: SortedKeys[tuple[Key, DeviceID, bool, int, MsgID]] = SortedKeys()
+    ends: SortedKeys[tuple[Time, MsgID]] = SortedKeys()
 
     @classmethod
     def of(cls, entries: Iterable[OutboxEntry]) -> "Outbox":
@@ -83,32 +115,43 @@ class Outbox(Struct, frozen=True, eq=False):
         return self.by_id.values()
 
     def set(self, entry: OutboxEntry) -> "Outbox":
-        others, msg_id = self.without(entry.message.msg_id), entry.message.msg_id
-        waiting, acknowledged, naming = others.waiting, others.acknowledged, others.naming
-        if entry.message.stamped:
-            acknowledged = acknowledged.set(msg_id, True)
-        else:
-            waiting = waiting.add((entry.number, msg_id))
-        for named in entry.named_ids():
-            naming = naming.set(named, naming.get(named, Map()).set(msg_id, True))
-        ranges = others.with_ranges.set(msg_id, True) if entry.has_ranges else others.with_ranges
-        return Outbox(others.by_id.set(msg_id, entry), waiting, acknowledged, naming, ranges)
+        msg_id = entry.message.msg_id
+        others = self.without(msg_id)
+        return others._with_places(entry, others.by_id.set(msg_id, entry), SortedKeys.add)
 
     def without(self, msg_id: MsgID) -> "Outbox":
         """Without the entry of this message, if there is one."""
         entry = self.by_id.get(msg_id)
         if entry is None:
             return self
-        waiting, acknowledged, naming = self.waiting, self.acknowledged, self.naming
-        if entry.message.stamped:
-            acknowledged = acknowledged.delete(msg_id)
-        else:
-            waiting = waiting.remove((entry.number, msg_id))
-        for named in set(entry.named_ids()):
-            others = naming[named].delete(msg_id)
-            naming = naming.set(named, others) if others else naming.delete(named)
-        ranges = self.with_ranges.delete(msg_id) if entry.has_ranges else self.with_ranges
-        return Outbox(self.by_id.delete(msg_id), waiting, acknowledged, naming, ranges)
+        return self._with_places(entry, self.by_id.delete(msg_id), SortedKeys.remove)
+
+    def _with_places(
+        self,
+        entry: OutboxEntry,
+        by_id: Map[MsgID, OutboxEntry],
+        change: Callable[[SortedKeys[Any], Any], SortedKeys[Any]],
+    ) -> "Outbox":
+        """With these entries, after this one is added to each order, or removed."""
+
+        def changed(keys: SortedKeys[K], places: Iterable[K]) -> SortedKeys[K]:
+            return reduce(change, places, keys)
+
+        msg_id, message = entry.message.msg_id, entry.message
+        numbered = (entry.number, msg_id)
+        return Outbox(
+            by_id,
+            changed(self.waiting, () if message.stamped else (numbered,)),
+            changed(self.unechoed, () if entry.echoed else (numbered,)),
+            changed(self.acknowledged, ((message.ctime, msg_id),) if message.stamped else ()),
+            changed(self.naming, ((id_, msg_id) for id_ in dict.fromkeys(entry.named_ids()))),
+            changed(self.with_ranges, ((msg_id,),) if entry.has_ranges else ()),
+            changed(
+                self.dismissing, ((key, msg_id) for key in dict.fromkeys(entry.dismissed_keys()))
+            ),
+            changed(self.puts, _put_places(entry)),
+            changed(self.ends, _end_places(entry)),
+        )
 
     def without_all(self, msg_ids: Iterable[MsgID]) -> "Outbox":
         outbox = self
@@ -141,49 +184,118 @@ class Outbox(Struct, frozen=True, eq=False):
 
     @property
     def waiting_count(self) -> int:
-        return len(self.by_id) - len(self.acknowledged)
+        return _count(self.waiting)
+
+    @property
+    def ranges_count(self) -> int:
+        """How many entries have ranges."""
+        return _count(self.with_ranges)
 
     def in_waiting_order(self) -> Iterator[OutboxEntry]:
         """The entries without an acknowledgement, in the order of writing."""
-        return (self.by_id[msg_id] for run in self.waiting.runs for _, msg_id in run)
+        return (self.by_id[msg_id] for _, msg_id in self.waiting)
 
     def in_order(self) -> list[OutboxEntry]:
         """All entries, in the order of writing."""
         return sorted(self.by_id.values(), key=_number)
 
-    def acknowledged_entries(self) -> list[OutboxEntry]:
-        """The entries with an acknowledgement, in the order of writing."""
-        return sorted((self.by_id[msg_id] for msg_id in self.acknowledged), key=_number)
+    def acknowledged_entries(self) -> Iterator[OutboxEntry]:
+        """The entries with an acknowledgement, in the order of their ctimes."""
+        return (self.by_id[msg_id] for _, msg_id in self.acknowledged)
 
     # What the node has sent
 
     def reached(self, cursor: Time) -> list[MsgID]:
         """The acknowledged messages that a replica at this cursor has been told."""
-        return [id_ for id_ in self.acknowledged if self.by_id[id_].message.ctime <= cursor]
+        return _second_until(self.acknowledged, cursor)
 
     def not_echoed(self, sent: Iterable[MsgID]) -> list[OutboxEntry]:
         """The entries that are echoed now that the node has sent these messages. A node stores the
         outbox in order, so it has also stored the entries before them, even if it does not send
         those that are dead by now."""
-        last = max((self.by_id[id_].number for id_ in sent if id_ in self.by_id), default=0)
-        found = [entry for entry in self.acknowledged_entries() if entry.number <= last]
-        for entry in self.in_waiting_order():
-            if entry.number > last:
-                break
-            found.append(entry)
-        return [entry for entry in found if not entry.echoed]
+        found = (self.by_id[id_] for id_ in sent if id_ in self.by_id)
+        last = max((entry.number for entry in found if not entry.echoed), default=0)
+        return [self.by_id[id_] for id_ in _second_until(self.unechoed, last)]
 
     # What changes an item
 
-    def changing(self, msg_id: MsgID) -> list[OutboxEntry]:
-        """The entries that may change an item, in the order of writing."""
-        ids = dict.fromkeys(chain(self.naming.get(msg_id, ()), self.with_ranges), True)
-        return sorted((self.by_id[id_] for id_ in ids), key=_number)
+    def changing(self, msg_id: MsgID, held: Item | None) -> list[OutboxEntry]:
+        """The entries that decide about an item, of which the facts have `held`, in the order of
+        writing. Of the many that may have its key, the last that puts an item in its place is
+        enough; if there is none, those that dismiss the key."""
+        ids = [*_second_of(self.naming, msg_id), *(id_ for (id_,) in self.with_ranges)]
+        register = self._register_of(msg_id, held)
+        if register is not None:
+            last = self._last_put(*register)
+            if last is not None and last != msg_id:
+                ids.append(last)
+            else:
+                ids += _second_of(self.dismissing, register[0])
+        return sorted((self.by_id[id_] for id_ in dict.fromkeys(ids)), key=_number)
+
+    def _register_of(self, msg_id: MsgID, held: Item | None) -> tuple[Key, DeviceID] | None:
+        """The key and scope of an item: as the facts have it, or else as it was written."""
+        entry = self.by_id.get(msg_id)
+        if held is not None:
+            return None if held.key is None else (held.key, held.device_id or "")
+        if entry is None or entry.message.key is None:
+            return None
+        return entry.message.key, entry.message.device_id or ""
+
+    def _last_put(self, key: Key, scope: DeviceID) -> MsgID | None:
+        """The entry that puts the last item of a key and scope."""
+        last = self.puts.last_before((key, f"{scope}\0"))
+        return None if last is None or last[:2] != (key, scope) else last[-1]
+
+    def last_puts(self, key: Key) -> Iterator[MsgID]:
+        """The entries that put the last items of a key, one of each scope."""
+        start: tuple[Any, ...] = (key,)
+        while (first := self.puts.first_from(start)) is not None and first[0] == key:
+            last = self._last_put(key, first[1])
+            yield from () if last is None else (last,)
+            start = (key, f"{first[1]}\0")  # the least scope after this one
 
     def has_ends_after(self, cursor: Time) -> bool:
-        """Whether a range may end after this cursor, and before its message."""
-        return any(self.by_id[id_].ends_after(cursor) for id_ in self.with_ranges)
+        """Whether a range or key may end after this cursor, and before its message."""
+        return self.ends.first_from((cursor + 1,)) is not None
 
 
 def _number(entry: OutboxEntry) -> int:
     return entry.number
+
+
+def _count(keys: SortedKeys[Any]) -> int:
+    return sum(map(len, keys.runs))
+
+
+def _put_places(entry: OutboxEntry) -> Iterator[tuple[Key, DeviceID, bool, int, MsgID]]:
+    message = entry.message
+    if message.key is not None and entry.shown:
+        # What waits is shown after all that has a ctime, in the order of writing.
+        place = message.ctime if message.stamped else entry.number
+        yield message.key, message.device_id or "", not message.stamped, place, message.msg_id
+
+
+def _end_places(entry: OutboxEntry) -> Iterator[tuple[Time, MsgID]]:
+    ends = [c.end_time for c in clauses(entry.message) if c.end_time is not None]
+    times = [MAX_TIME if end.offset is not None else end.after(0) for end in ends]
+    if times:
+        yield max(times), entry.message.msg_id
+
+
+def _second_of(keys: SortedKeys[tuple[str, MsgID]], first: str) -> Iterator[MsgID]:
+    """The ids in the pairs that begin with this."""
+    start: tuple[Any, ...] = (first,)
+    while (pair := keys.first_from(start)) is not None and pair[0] == first:
+        yield pair[1]
+        start = (*pair, "")
+
+
+def _second_until(keys: SortedKeys[tuple[int, MsgID]], last: int) -> list[MsgID]:
+    """The ids in the pairs whose number is at most this."""
+    found: list[MsgID] = []
+    for number, msg_id in keys:
+        if number > last:
+            break
+        found.append(msg_id)
+    return found

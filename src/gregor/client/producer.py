@@ -7,8 +7,16 @@ that is already stored is answered as a duplicate, which is a success.
 import asyncio
 import random
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from abc import abstractmethod
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from functools import partial
 from types import NoneType
 from typing import Any, Generic, Self, TypeAlias, TypeVar, overload
@@ -25,21 +33,35 @@ from gregor.client.calls import (
     authorization,
     server_url,
 )
+from gregor.client.notifier import Notifier
 from gregor.client.outside import described, random_numbers
 from gregor.client.per_process import PerProcess
 from gregor.core import arguments
 from gregor.core import message as factory
 from gregor.core.admission import check_type
 from gregor.core.instant import Time
-from gregor.core.message import JSON, AnyID, Category, Message, System, When
+from gregor.core.message import (
+    JSON,
+    AnyID,
+    Category,
+    InBandMessage,
+    Key,
+    Message,
+    System,
+    When,
+)
+from gregor.core.state import Item
 from gregor.errors import SetupError, Unavailable
 from gregor.protocol.answers import CountAnswer, MessagesAnswer, StateAnswer
 from gregor.protocol.frames import Result
+from gregor.protocol.requests import MAX_STATE_ITEMS, Order
 
 T = TypeVar("T")
 OneResult = TypeVar("OneResult")
 ManyResults = TypeVar("ManyResults")
 AState = TypeVar("AState")
+StatePages = TypeVar("StatePages")
+AnItem = TypeVar("AnItem")
 ACount = TypeVar("ACount")
 SomeMessages = TypeVar("SomeMessages")
 
@@ -71,7 +93,10 @@ def _require_open(http: httpx.Client | httpx.AsyncClient) -> None:
         raise Unavailable("the producer is closed; make a new one")
 
 
-class BaseProducer(ABC, Generic[OneResult, ManyResults, AState, ACount, SomeMessages]):
+class BaseProducer(
+    Notifier[OneResult],
+    Generic[OneResult, ManyResults, AState, StatePages, AnItem, ACount, SomeMessages],
+):
     """What a Producer and an AsyncProducer promise. The type parameters are what their methods
     return: the answer, or something to await.
 
@@ -95,18 +120,75 @@ class BaseProducer(ABC, Generic[OneResult, ManyResults, AState, ACount, SomeMess
         category: Category,
         body: JSON = None,
         *,
+        starts: When = None,
         expires: When = None,
         device_id: AnyID | None = None,
         msg_id: AnyID | None = None,
     ) -> OneResult:
-        """Create an item."""
+        """Create an item. It is visible from `starts` on, and until it `expires` or is
+        dismissed."""
         return self.send_one(
-            factory.create(uid, category, body, expires=expires, device_id=device_id, msg_id=msg_id)
+            factory.create(
+                uid,
+                category,
+                body,
+                starts=starts,
+                expires=expires,
+                device_id=device_id,
+                msg_id=msg_id,
+            )
         )
+
+    def put(
+        self,
+        uid: AnyID,
+        category: Category,
+        body: JSON = None,
+        *,
+        key: Key | None = None,
+        starts: When = None,
+        expires: When = None,
+        device_id: AnyID | None = None,
+        msg_id: AnyID | None = None,
+    ) -> OneResult:
+        """Create the item of a key, which is the category unless it is given. It takes the place
+        of the item that the key has, of the same scope: the last write wins."""
+        return self.send_one(
+            factory.put(
+                uid,
+                category,
+                body,
+                key=key,
+                starts=starts,
+                expires=expires,
+                device_id=device_id,
+                msg_id=msg_id,
+            )
+        )
+
+    def snooze(self, uid: AnyID, msg_id: AnyID, until: When) -> OneResult:
+        """Hide a visible item until later: a new message creates it again, as it is now, to begin
+        then. The user's state is read first. An `until` that has passed, or is not before the
+        expiry of the item, is refused."""
+        return self.send_after(*calls.snooze(uid, msg_id, until))
 
     def dismiss(self, uid: AnyID, *msg_ids: AnyID, msg_id: AnyID | None = None) -> OneResult:
         """Dismiss items by their ids."""
         return self.send_one(factory.dismiss(uid, *msg_ids, msg_id=msg_id))
+
+    def dismiss_key(
+        self,
+        uid: AnyID,
+        *keys: Key,
+        end_time: When = None,
+        device_id: AnyID | None = None,
+        msg_id: AnyID | None = None,
+    ) -> OneResult:
+        """Dismiss the items of keys, begun or not, that were created up to `end_time` (by default:
+        now). With `device_id`, only those that this device sees."""
+        return self.send_one(
+            factory.dismiss_key(uid, *keys, end_time=end_time, device_id=device_id, msg_id=msg_id)
+        )
 
     def dismiss_category(
         self,
@@ -114,36 +196,25 @@ class BaseProducer(ABC, Generic[OneResult, ManyResults, AState, ACount, SomeMess
         category: Category,
         prefix: bool = False,
         *,
+        scheduled: bool = False,
         end_time: When = None,
         skip_msg_ids: Iterable[AnyID] = (),
+        device_id: AnyID | None = None,
         msg_id: AnyID | None = None,
     ) -> OneResult:
-        """Dismiss all items of a category; with `prefix`, of all categories that begin with it."""
+        """Dismiss all items of a category that have begun; with `prefix`, of all categories that
+        begin with it; with `scheduled`, also those that have not begun; with `device_id`, only
+        those that this device sees."""
         return self.send_one(
             factory.dismiss_category(
                 uid,
                 category,
                 prefix=prefix,
+                scheduled=scheduled,
                 end_time=end_time,
                 skip_msg_ids=skip_msg_ids,
+                device_id=device_id,
                 msg_id=msg_id,
-            )
-        )
-
-    def replace(
-        self,
-        uid: AnyID,
-        category: Category,
-        body: JSON,
-        *,
-        expires: When = None,
-        device_id: AnyID | None = None,
-        msg_id: AnyID | None = None,
-    ) -> OneResult:
-        """Make this the only item of its category: the last write wins."""
-        return self.send_one(
-            factory.replace(
-                uid, category, body, expires=expires, device_id=device_id, msg_id=msg_id
             )
         )
 
@@ -155,6 +226,12 @@ class BaseProducer(ABC, Generic[OneResult, ManyResults, AState, ACount, SomeMess
     @abstractmethod
     def send_one(self, message: Message) -> OneResult:
         """Inject a message that the caller has built. Raises the error that it is rejected with."""
+
+    @abstractmethod
+    def send_after(
+        self, call: Call[StateAnswer], message_of: Callable[[StateAnswer], Message]
+    ) -> OneResult:
+        """Read a state, and inject the message that is made of it."""
 
     # Many messages: a result for each, in order
 
@@ -177,12 +254,42 @@ class BaseProducer(ABC, Generic[OneResult, ManyResults, AState, ACount, SomeMess
         device_id: AnyID | None = None,
         *,
         at: When = None,
-        prefix: Category = "",
+        prefixes: Iterable[Category] = (),
+        order: Order = "oldest",
+        limit: int | None = None,
+        page: str | None = None,
     ) -> AState:
         """The user's visible items now, or at a stated time (an offset counts from now); with
-        `prefix`, those whose category begins with it. `messages` after the answer's cursor continue
-        the state."""
-        return self.perform(calls.state(uid, device_id, at, prefix))
+        `prefixes`, those whose category begins with one of them; with `limit`, the first so many of
+        them. The same call with `page`, which is the answer's `next_page`, has the next ones, as of
+        the same instant. `messages` after the answer's cursor continue the state."""
+        return self.perform(
+            calls.state(
+                uid, device_id, at=at, prefixes=prefixes, order=order, limit=limit, page=page
+            )
+        )
+
+    def state_pages(
+        self,
+        uid: AnyID,
+        device_id: AnyID | None = None,
+        *,
+        at: When = None,
+        prefixes: Iterable[Category] = (),
+        order: Order = "oldest",
+        limit: int = MAX_STATE_ITEMS,
+    ) -> StatePages:
+        """An iterator over the pages of a state, all as of one instant, whatever happens meanwhile:
+        each item is in one of them, once. Each page is read when it is asked for."""
+        arguments.positive_number("limit", limit, int)
+        return self.read_pages(
+            calls.state(uid, device_id, at=at, prefixes=prefixes, order=order, limit=limit)
+        )
+
+    def get(self, uid: AnyID, key: Key, device_id: AnyID | None = None) -> AnItem:
+        """The visible item of a key, or None. Of two, it is that of the device's own scope; without
+        a device it is the one that all devices see."""
+        return self.perform(calls.item(uid, key, device_id))
 
     def count(self, uid: AnyID, *prefixes: Category, device_id: AnyID | None = None) -> ACount:
         """How many visible items have a category that begins with each prefix; without prefixes,
@@ -210,7 +317,8 @@ class BaseProducer(ABC, Generic[OneResult, ManyResults, AState, ACount, SomeMess
         cursor, which is exclusive, or from the instant `since` on, inclusive; by default, from the
         beginning. To go on, ask `after` the answer's cursor: at once if there are `more`, later for
         news. After a cursor that the server cannot continue, because its store is a restored
-        backup, raises Resync: read the state, and go on after its cursor."""
+        backup, or because a replay has come behind the user's clock, raises Resync: read the state,
+        and go on after its cursor."""
         return self.perform(calls.messages(uid, device_id, since, after, limit))
 
     # Requests with retries
@@ -218,6 +326,9 @@ class BaseProducer(ABC, Generic[OneResult, ManyResults, AState, ACount, SomeMess
     @overload
     @abstractmethod
     def perform(self, call: Call[StateAnswer]) -> AState: ...
+    @overload
+    @abstractmethod
+    def perform(self, call: Call[Item | None]) -> AnItem: ...
     @overload
     @abstractmethod
     def perform(self, call: Call[CountAnswer]) -> ACount: ...
@@ -228,8 +339,22 @@ class BaseProducer(ABC, Generic[OneResult, ManyResults, AState, ACount, SomeMess
     def perform(self, call: Any) -> Any:
         """Make a call, with retries."""
 
+    @abstractmethod
+    def read_pages(self, call: Call[StateAnswer]) -> StatePages:
+        """Make the call, and those for the pages that follow its answer."""
 
-class Producer(BaseProducer[Result, list[Result], StateAnswer, CountAnswer, MessagesAnswer]):
+
+class Producer(
+    BaseProducer[
+        Result,
+        list[Result],
+        StateAnswer,
+        Iterator[StateAnswer],
+        Item | None,
+        CountAnswer,
+        MessagesAnswer,
+    ]
+):
     """Injects messages and reads states, and returns when that is done. Thread-safe. A forked
     process makes its own connections. Use it in a `with` block, or `close` it. BaseProducer states
     the promises."""
@@ -271,7 +396,15 @@ class Producer(BaseProducer[Result, list[Result], StateAnswer, CountAnswer, Mess
             http.close()
 
     def send_one(self, message: Message) -> Result:
-        return calls.only_result(self.perform(calls.inject(message)))
+        return calls.first_result(self.perform(calls.inject(message)))
+
+    def send_together(self, messages: Sequence[InBandMessage]) -> Result:
+        return calls.first_result(self.perform(calls.inject_together(messages)))
+
+    def send_after(
+        self, call: Call[StateAnswer], message_of: Callable[[StateAnswer], Message]
+    ) -> Result:
+        return self.send_one(message_of(self.perform(call)))
 
     def send(self, messages: Iterable[Message]) -> list[Result]:
         return [
@@ -290,6 +423,12 @@ class Producer(BaseProducer[Result, list[Result], StateAnswer, CountAnswer, Mess
         while isinstance(step := attempts.after(self._respond(call), self._jitter()), Pause):
             self._sleep(step.seconds)
         return step
+
+    def read_pages(self, call: Call[StateAnswer]) -> Iterator[StateAnswer]:
+        following: Call[StateAnswer] | None = call
+        while following is not None:
+            yield (page := self.perform(following))
+            following = calls.next_page(following, page)
 
     def _respond(self, call: Call[Any]) -> httpx.Response | Exception:
         http = self._connections.get()
@@ -322,6 +461,8 @@ class AsyncProducer(
         Awaited[Result],
         Awaited[list[Result]],
         Awaited[StateAnswer],
+        AsyncIterator[StateAnswer],
+        Awaited[Item | None],
         Awaited[CountAnswer],
         Awaited[MessagesAnswer],
     ]
@@ -367,7 +508,15 @@ class AsyncProducer(
             await connections.in_this_loop().aclose()
 
     async def send_one(self, message: Message) -> Result:
-        return calls.only_result(await self.perform(calls.inject(message)))
+        return calls.first_result(await self.perform(calls.inject(message)))
+
+    async def send_together(self, messages: Sequence[InBandMessage]) -> Result:
+        return calls.first_result(await self.perform(calls.inject_together(messages)))
+
+    async def send_after(
+        self, call: Call[StateAnswer], message_of: Callable[[StateAnswer], Message]
+    ) -> Result:
+        return await self.send_one(message_of(await self.perform(call)))
 
     async def send(self, messages: Iterable[Message]) -> list[Result]:
         return [
@@ -388,6 +537,12 @@ class AsyncProducer(
         while isinstance(step := attempts.after(await self._respond(call), self._jitter()), Pause):
             await self._sleep(step.seconds)
         return step
+
+    async def read_pages(self, call: Call[StateAnswer]) -> AsyncIterator[StateAnswer]:
+        following: Call[StateAnswer] | None = call
+        while following is not None:
+            yield (page := await self.perform(following))
+            following = calls.next_page(following, page)
 
     async def _respond(self, call: Call[Any]) -> httpx.Response | Exception:
         http = self._connections.get().in_this_loop()

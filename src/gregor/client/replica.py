@@ -9,34 +9,48 @@ A node tells a replica in order, and never sends a creation that is dead when it
 facts are the items without a known death, and nothing else: no tombstone, no dead item. What a
 replica holds is proportional to what is live and what is unsent, whatever has passed.
 
-A written message stays in the outbox until the node acknowledges it, and then, with the ctime that
-it was given, until the cursor reaches that ctime. Only messages received from the node become
-facts: the node does not send the dismissal of an item that a replica at this cursor cannot have,
-so a message that became a fact in another way might never be dismissed here.
+A written message means what it means when it is written: its offsets become instants, and what it
+dismisses is what the person has seen. It stays in the outbox until the node acknowledges it, and
+then, with the ctime that it was given, until the cursor reaches that ctime. Only messages received
+from the node become facts: the node does not send the dismissal of an item that a replica at this
+cursor cannot have, so a message that became a fact in another way might never be dismissed here.
 
-An unsent message is shown as if the node stored it now: its ctime is later than all known ones,
-known dismissals do not apply to it, and an expiry that is an offset from the ctime does not run
-yet. Once the node has sent the message back (it is echoed), it is shown from the facts alone.
+An unsent message is shown as if the node stored it now: its ctime is later than all known ones, and
+known dismissals do not apply to it. Once the node has sent the message back (it is echoed), it is
+shown from the facts alone.
 """
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, chain, islice, takewhile
 from typing import Any, Self, TypeVar
 
-import msgspec
 from immutables import Map
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from gregor.client.events import Created, Dismissed, Event, Why, WriteRejected
 from gregor.client.outbox import Outbox, OutboxEntry
+from gregor.client.snooze import snoozed
+from gregor.client.writing import (
+    UNKNOWN_UID,
+    Clause,
+    alone,
+    clauses,
+    compares_time,
+    has_offset_ends,
+    naming_also,
+    repeats_item,
+    with_ends,
+    with_instants,
+)
 from gregor.core.admission import EARLIEST_TIME
-from gregor.core.facts import DismissedRange, Facts, dismissed_ranges
+from gregor.core.facts import DismissedRange, Facts, dismissed_ranges, is_dismissed_by
 from gregor.core.instant import MAX_TIME, SECOND, Time, TimeOrOffset
-from gregor.core.message import UID, DeviceID, Dismissal, InBandMessage, MsgID
+from gregor.core.message import UID, DeviceID, InBandMessage, Key, MsgID
 from gregor.core.range_deaths import range_deaths
 from gregor.core.state import Item, State
 from gregor.core.sync import EXPIRY_GRACE, Snapshot
-from gregor.core.visibility import Now, is_visible
+from gregor.core.visibility import Now, has_begun, is_live, is_visible
 from gregor.errors import (
     Conflict,
     HistoryForgotten,
@@ -94,47 +108,122 @@ class Replica(Struct, frozen=True):
     # Changes made on this device
 
     def write(self, message: InBandMessage, now: Time) -> Self:
-        """Put a message into the outbox. Idempotent. Raises Conflict if the outbox has this msg_id
-        with other contents."""
+        """Put a message into the outbox. Its offsets become instants, and where a range or key ends
+        at one of these, it takes this device's own items up to then by id. Idempotent: as long as
+        the outbox has the message, or the device its item. Raises Conflict if the outbox has this
+        msg_id with other contents, and InvalidMessage if its item would not begin before it
+        expires."""
         known = self.outbox.get(message.msg_id)
-        if known is not None:
-            if known.message.same_contents(message):
-                return self
+        if known is not None and not known.is_given_again(message):
             raise Conflict("this msg_id is in the outbox with other contents")
+        if known is not None or self._has_item_of(message):
+            return self
+        return self._written(self._as_meant(message, now), now)
+
+    def write_all(self, messages: Iterable[InBandMessage], now: Time) -> Self:
+        """Put several messages into the outbox, in order, as `write` does."""
+        replica, changed = self, frozenset[MsgID]()
+        for message in messages:
+            replica = replica.write(message, now)
+            changed |= replica.changed
+        return replica._with(changed=changed)
+
+    def _has_item_of(self, message: InBandMessage) -> bool:
+        item = self.shown.items.get(message.msg_id)
+        return item is not None and repeats_item(item, message)
+
+    def _as_meant(self, message: InBandMessage, now: Time) -> InBandMessage:
+        meant = with_instants(message, now)
+        if not has_offset_ends(message):
+            return meant
+        return naming_also(meant, self._meant_beyond_instants(message, meant, now))
+
+    def _meant_beyond_instants(
+        self, message: InBandMessage, meant: InBandMessage, now: Time
+    ) -> Iterator[MsgID]:
+        """The ids of items that were here at the instants at which a dismissal ends, though their
+        ctimes are later."""
+        for given, clause in zip(clauses(message), clauses(meant), strict=True):
+            if clause.end_time is not None and clause.end_time != given.end_time:
+                end = clause.end_time.after(0)
+                matched = self._matched(meant, clause)
+                yield from (i.msg_id for i in matched if self._was_here(clause, end, now, i))
+
+    def _was_here(self, clause: Clause, end: Time, now: Time, item: Item) -> bool:
+        """Whether an item beyond the end was here at that time: it was written here, and the node
+        stores it later; or it is here now, told by a node whose clock is ahead."""
+        entry = self.outbox.get(item.msg_id)
+        is_own = entry is not None and entry.written <= end
+        is_ahead = item.msg_id in self.facts.items and item.ctime > end >= now
+        return (is_own or is_ahead) and (
+            not compares_time(clause) or has_begun(item.starts_at, end)
+        )
+
+    def _matched(self, message: InBandMessage, clause: Clause) -> list[Item]:
+        """The items that a clause of the message would reach if it had no end, in order."""
+        endless = alone(message, clause)
+        found = map(self.shown.items.get, self.shown.reached_by(endless))
+        matched = (item for item in found if item is not None and is_dismissed_by(item, endless))
+        return sorted(matched, key=Item.order)
+
+    def _written(self, message: InBandMessage, now: Time) -> Self:
         _require_sendable(message)
         number = self.last_number + 1
-        entry = OutboxEntry(number, now, message)
-        # The end of a range may lie between an old stamp and the one that is right now.
-        before = self.derived() if self.old_stamps and entry.has_ranges_with_ends else self
-        stored_next = before._as_stored_next(entry)
+        is_known = message.msg_id in self.facts.items
+        entry = OutboxEntry(number, now, message, echoed=is_known)
+        if is_known:  # the node has stored this message or another with this id: the facts decide
+            changed = frozenset([message.msg_id])
+            outbox = self.outbox.set(entry)
+            return self._with(outbox=outbox, last_number=number, changed=changed)
+        return self._with_unsent(entry)
+
+    def _with_unsent(self, entry: OutboxEntry) -> Self:
+        # An end may lie between an old stamp and the one that is right now.
+        before = self.derived() if self.old_stamps and entry.has_ends else self
+        reached = before.shown.reached_by(before._as_stored_next(entry))
         changed = before.changed if before is not self else frozenset[MsgID]()
         return before._with(
-            outbox=self.outbox.set(entry),
-            last_number=number,
-            changed=changed.union(before.shown.reached_by(stored_next)),
-        )._show(stored_next)
+            outbox=before.outbox.set(entry),
+            last_number=entry.number,
+            changed=changed.union(reached),
+        )._show_next(entry)
 
-    def dismiss_category(self, message: InBandMessage, now: Time) -> Self:
-        """Write the dismissal of a category without an end. It takes what the person has seen on
-        this device: what the node has told it, and by id what the device shows beyond that. What
-        has arrived elsewhere meanwhile stays. Idempotent, as `write` is."""
+    def dismiss_seen(self, message: InBandMessage, now: Time) -> Self:
+        """Write the dismissal of categories or keys without an end. It takes what the person has
+        seen on this device: what the node has told it, and by id what the device shows beyond that.
+        What has arrived elsewhere meanwhile stays. Idempotent, as `write` is."""
         known = self.outbox.get(message.msg_id)
-        if known is not None and _without_ends(known.message) == message.dismissal:
+        if known is not None and known.is_given_again_without_ends(message):
             return self
-        seen = self._seen(message.dismissal or Dismissal(), now)
-        return self.write(msgspec.structs.replace(message, dismissal=seen), now)
+        ended = with_ends(message, TimeOrOffset(time=self.cursor or EARLIEST_TIME))
+        return self.write(naming_also(ended, self._seen_beyond_cursor(message, now)), now)
 
-    def _seen(self, dismissal: Dismissal, now: Time) -> Dismissal:
-        """The dismissal with the ends of its ranges at the cursor, and the ids of later items."""
-        end = TimeOrOffset(time=self.cursor or EARLIEST_TIME)
-        own = sorted(self.visible_among(self.overlaid, now).values(), key=Item.order)
-        beyond = [i.msg_id for i in own if self._is_beyond(i) and dismisses(dismissal, i)]
-        ranges = (msgspec.structs.replace(r, end_time=end) for r in dismissal.ranges)
-        return Dismissal((*dismissal.msg_ids, *beyond), tuple(ranges))
+    def _seen_beyond_cursor(self, message: InBandMessage, now: Time) -> Iterator[MsgID]:
+        """The ids of items that the device shows, and that no end at the cursor reaches."""
+        for clause in clauses(message):
+            for item in self._matched(message, clause):
+                if self._is_beyond_cursor(clause, item) and self._is_seen(clause, item, now):
+                    yield item.msg_id
 
-    def _is_beyond(self, item: Item) -> bool:
-        """Whether an item is shown that the node has not told of."""
-        return item.msg_id not in self.facts.items
+    def _is_beyond_cursor(self, clause: Clause, item: Item) -> bool:
+        """Whether the node has not told of the item, or it has begun since."""
+        is_told = item.msg_id in self.facts.items
+        return not is_told or (compares_time(clause) and item.time > self.cursor)
+
+    def _is_seen(self, clause: Clause, item: Item, now: Time) -> bool:
+        """Whether the item is visible; a key, and a range with `scheduled`, take what has not
+        begun, too."""
+        has_begun_or_is_meant = not compares_time(clause) or has_begun(item.starts_at, now)
+        return self._is_live_here(item, now) and has_begun_or_is_meant
+
+    def snoozed(self, msg_id: MsgID, until: TimeOrOffset, now: Time) -> InBandMessage:
+        """The message that makes an item begin again at a time; an offset counts from now. Raises
+        InvalidMessage if the item is not shown, or if the time is not between now and its
+        expiry."""
+        item = self.visible_among([msg_id], now).get(msg_id)
+        if item is None:
+            raise InvalidMessage(f"no item {msg_id!r} is shown on this device", field="msg_id")
+        return snoozed(self.uid or UNKNOWN_UID, item, until, now)
 
     def hide(self, msg_id: MsgID) -> Self:
         """Hide this item on this device. Idempotent. The id of an item that has not arrived is
@@ -226,22 +315,26 @@ class Replica(Struct, frozen=True):
                 )
             else:
                 stamped = entry.message.stamp(result.ctime or self.cursor, 0)
-                entry = msgspec.structs.replace(
-                    entry, message=stamped, dead=_is_dead_when_stored(result)
-                )
+                entry = structs.replace(entry, message=stamped, dead=_is_dead_when_stored(result))
                 outbox = (
-                    outbox.without(message.msg_id)
-                    if entry.acknowledged_part(self.device_id) is None
-                    else outbox.set(entry)
+                    outbox.set(entry)
+                    if self._will_be_told_of(entry, result)
+                    else outbox.without(message.msg_id)
                 )
         surplus = [entry.message.msg_id for entry in _in_order(rejected)[:-MAX_REJECTED]]
         rejected = _without(rejected, surplus)
         settled = self._with(outbox=outbox, rejected=rejected, last_number=number)
         return settled._updated(self, surplus, [message.msg_id for message, _ in results])
 
+    def _will_be_told_of(self, entry: OutboxEntry, result: Result) -> bool:
+        """Whether a frame will bring what an acknowledged message changes on this device."""
+        if entry.dead and entry.message.dismissal is None and result.replaced is None:
+            return False
+        return entry.acknowledged_part(self.device_id) is not None
+
     def hash_matches(self, as_of: Time, hash_: str) -> bool:
-        """Whether the facts give the state with this hash at `as_of`."""
-        return self.facts.state(self.device_id, as_of).hash() == hash_
+        """Whether the facts have this hash at `as_of`. A node tells a device only what it sees."""
+        return self.facts.items.hash(as_of) == hash_
 
     def synced(self, as_of: Time) -> Self:
         """A sync is complete, which the node read at the instant `as_of`. What was created and
@@ -255,7 +348,7 @@ class Replica(Struct, frozen=True):
         expired = list(self.facts.items.expired(after=-1, until=told - EXPIRY_GRACE))
         ids = [item.msg_id for item in expired]
         forgotten = self._with(
-            facts=Facts(self.facts.items.without_all(ids)),
+            facts=Facts.of_live(self.facts.items.without_all(ids)),
             known_since=max([self.known_since, *(item.expires_at or 0 for item in expired)]),
         )
         return forgotten, ids
@@ -273,7 +366,7 @@ class Replica(Struct, frozen=True):
         totals = accumulate(encoded_size(message) for message in unsent)
         fitting = sum(1 for _ in takewhile(lambda total: total <= max_bytes, totals))
         return [
-            msgspec.structs.replace(message, uid=self.uid or message.uid)
+            structs.replace(message, uid=self.uid or message.uid)
             for message in unsent[: max(1, fitting)]
         ]
 
@@ -292,6 +385,29 @@ class Replica(Struct, frozen=True):
             and not self._is_hidden(item)
             and is_visible(item, None, self.device_id, when)
         }
+
+    def next_change(self, after: Time) -> Time | None:
+        """When the next item begins or expires, later than this time; None if none does."""
+        items = self.shown.items
+        changes = items.next_start(after), items.next_expiry(after)
+        return min((change for change in changes if change is not None), default=None)
+
+    def changed_by_time(self, before: Time, now: Time) -> Iterator[MsgID]:
+        """The ids of the items that begin or expire between these times. If the clock was set back,
+        they are as they were before that."""
+        items, between = self.shown.items, sorted((before, now))
+        yield from (item.msg_id for item in items.started(*between))
+        yield from (item.msg_id for item in items.expired(*between))
+
+    def with_key(self, key: Key, now: Time) -> Item | None:
+        """The item with this key that is visible on this device: of two, its own first."""
+        with_key = [item.msg_id for item in self.shown.items.of_key(key)]
+        visible = self.visible_among(with_key, now).values()
+        return max(visible, key=lambda item: item.device_id is not None, default=None)
+
+    def live_with_key(self, key: Key, now: Time) -> list[Item]:
+        """The items with this key that are visible on this device, or will be when they begin."""
+        return [item for item in self.shown.items.of_key(key) if self._is_live_here(item, now)]
 
     def visible(self, now: Time) -> dict[MsgID, Item]:
         """The items visible on this device now."""
@@ -313,6 +429,10 @@ class Replica(Struct, frozen=True):
         shown = self.derived().shown if self.old_stamps else self.shown
         state = shown.state_at(self.device_id, at)
         return State.of((item for item in state if not self._is_hidden(item)), at)
+
+    def _is_live_here(self, item: Item, now: Time) -> bool:
+        """Whether the item is live on this device, begun or not, and not hidden."""
+        return is_live(item, None, self.device_id, Now(now)) and not self._is_hidden(item)
 
     def _is_hidden(self, item: Item) -> bool:
         return item.msg_id in self.hidden or item.msg_id in self.awaited
@@ -336,8 +456,8 @@ class Replica(Struct, frozen=True):
                 derived = derived._show(part)
         derived = derived._with(shown=derived.shown.without_tombstones())
         for entry in outbox.in_waiting_order():
-            if not entry.echoed:
-                derived = derived._show(derived._as_stored_next(entry))
+            if entry.shown:
+                derived = derived._show_next(entry)
         all_changed = frozenset(chain(changed, self.outbox, self.overlaid, derived.overlaid))
         return derived._hide_arrived(all_changed)._with(changed=all_changed)
 
@@ -350,16 +470,24 @@ class Replica(Struct, frozen=True):
         reached = self.outbox.reached(self.cursor)
         entry_ids = {*entries, *reached}
         known = [entry for id_ in entry_ids if (entry := before.outbox.get(id_)) is not None]
-        named = chain.from_iterable(entry.named_ids() for entry in known)
-        ids = frozenset(chain(changed, entry_ids, named))
         updated = self._with(outbox=self.outbox.without_all(reached))
+        named = chain.from_iterable(entry.named_ids() for entry in known)
+        keys = dict.fromkeys(key for entry in known for key in entry.named_keys())
+        keyed = chain.from_iterable(updated._ids_with_key(key, before) for key in keys)
+        ids = frozenset(chain(changed, entry_ids, named, keyed))
         if (
-            len(ids) * (1 + len(updated.outbox.with_ranges)) > len(updated.outbox)
+            len(ids) * (1 + updated.outbox.ranges_count) > len(updated.outbox)
             or any(entry.has_ranges for entry in known)
-            or updated.outbox.has_ends_after(self.cursor)
+            or updated.outbox.has_ends_after(min(before.cursor, self.cursor))
         ):
             return updated.derived(ids)
         return updated._shown_again(ids)
+
+    def _ids_with_key(self, key: Key, before: Self) -> Iterator[MsgID]:
+        """The ids of all items with this key that were shown before, or may be shown now."""
+        yield from (item.msg_id for item in before.shown.items.of_key(key))
+        yield from (item.msg_id for item in self.facts.items.of_key(key))
+        yield from self.outbox.last_puts(key)
 
     def _shown_again(self, ids: frozenset[MsgID]) -> Self:
         """Show these items by the facts and the outbox again; the others stay as they are."""
@@ -376,7 +504,7 @@ class Replica(Struct, frozen=True):
         """A replica that holds only this item, and what may change it."""
         item = self.facts.items.get(msg_id)
         facts = Facts.of([] if item is None else [item])
-        outbox = Outbox.of(self.outbox.changing(msg_id))
+        outbox = Outbox.of(self.outbox.changing(msg_id, item))
         return Replica(self.device_id, cursor=self.cursor, facts=facts, outbox=outbox).derived()
 
     def _stamped_as_stored_next(self, shown: Mapping[MsgID, Item]) -> dict[MsgID, Item]:
@@ -390,10 +518,10 @@ class Replica(Struct, frozen=True):
         latest, stamped = max(chain([self.cursor], acknowledged)), dict[MsgID, Item]()
         for entry in self.outbox.in_waiting_order():
             msg_id = entry.message.msg_id
-            if not entry.echoed:
+            if entry.shown:
                 latest = max(entry.written, latest + 1)
                 if msg_id in shown and msg_id not in self.facts.items:
-                    stamped[msg_id] = msgspec.structs.replace(shown[msg_id], ctime=latest)
+                    stamped[msg_id] = structs.replace(shown[msg_id], ctime=latest)
         return stamped
 
     def _hide_arrived(self, changed: Iterable[MsgID]) -> Self:
@@ -404,12 +532,18 @@ class Replica(Struct, frozen=True):
         return self._with(hidden=hidden, awaited=_without(self.awaited, come))
 
     def _as_stored_next(self, entry: OutboxEntry) -> InBandMessage:
-        """An unsent message as if the node stored it next."""
+        """An unsent message as if the node stored it next. An expiry that is an offset, which an
+        earlier version has written, does not run yet."""
         message, creation = entry.message, entry.message.creation
         if creation is not None and creation.expires is not None and creation.expires.time is None:
-            creation = msgspec.structs.replace(creation, expires=None)
-            message = msgspec.structs.replace(message, creation=creation)
+            creation = structs.replace(creation, expires=None)
+            message = structs.replace(message, creation=creation)
         return message.stamp(max(entry.written, self.latest_ctime + 1), self.latest_ctime)
+
+    def _show_next(self, entry: OutboxEntry) -> Self:
+        """Show an unsent message after all that is shown."""
+        shown = self._show(self._as_stored_next(entry))
+        return shown._with(shown=shown.shown.for_later_messages())
 
     def _show(self, message: InBandMessage) -> Self:
         """Show a message of the outbox on top of what is shown."""
@@ -421,7 +555,7 @@ class Replica(Struct, frozen=True):
         return self._with(shown=shown, latest_ctime=latest, overlaid=overlaid)
 
     def _with(self, **changes: Any) -> Self:
-        return msgspec.structs.replace(self, **changes)
+        return structs.replace(self, **changes)
 
 
 def new_rejections(before: Replica, after: Replica) -> list[WriteRejected]:
@@ -458,37 +592,33 @@ def _why(item: Item, now: Time, replaced: Container[MsgID]) -> Why:
 
 
 def _replaced(dismissed: Sequence[Item], messages: Iterable[InBandMessage]) -> set[MsgID]:
-    """The ids of the items that a message with a creation names, or matches by a range. The items
-    are known to be dismissed, so their ctimes are not compared with the range's end."""
+    """The ids of the items that a message with a creation names, matches by a range or by a key, or
+    whose key it has. The items are known to be dismissed, so no times are compared."""
     replaced: set[MsgID] = set()
     ranges: list[DismissedRange] = []
+    keys: set[Key] = set()
+    puts: defaultdict[tuple[Key, DeviceID | None], set[MsgID]] = defaultdict(set)
     for message in messages:
+        if message.key is not None:
+            puts[message.key, message.device_id].add(message.msg_id)
         if message.creation is not None and message.dismissal is not None:
             replaced.update(message.dismissal.msg_ids)
-            for range_ in dismissed_ranges(message.dismissal, message.ctime):
-                ranges.append(msgspec.structs.replace(range_, end=MAX_TIME))
+            keys.update(named.key for named in message.dismissal.keys)
+            ranges += (structs.replace(r, end=MAX_TIME) for r in dismissed_ranges(message))
     replaced.update(item.msg_id for item, _ in range_deaths(ranges, dismissed))
+    for item in dismissed:
+        if item.key is not None:
+            is_put_again = bool(puts[item.key, item.device_id] - {item.msg_id})
+            replaced.update([item.msg_id] if is_put_again or item.key in keys else ())
     return replaced
-
-
-def dismisses(dismissal: Dismissal, item: Item) -> bool:
-    """Whether it names this item, or has a range that matches it, whatever the range's end."""
-    return item.msg_id in dismissal.msg_ids or any(
-        range_.matches(item.msg_id, item.category) for range_ in dismissed_ranges(dismissal, 0)
-    )
-
-
-def _without_ends(message: InBandMessage) -> Dismissal:
-    """The dismissal of a category as it was meant, before the replica said what was seen."""
-    ranges = message.dismissal.ranges if message.dismissal is not None else ()
-    return Dismissal(ranges=tuple(msgspec.structs.replace(r, end_time=None) for r in ranges))
 
 
 def _is_dead_when_stored(result: Result) -> bool:
     """Whether no frame will bring the item, for certain. The item of a duplicate may have died
     later: then the frames that are still to come bring it, and its dismissal after it. An item that
-    expires may only have expired by the node's clock."""
-    return result.status == "stored" and result.visible is False and result.expires_at is None
+    expires may only have expired by the node's clock, and one that starts may not have begun."""
+    is_timed = result.expires_at is not None or result.starts_at is not None
+    return result.status == "stored" and result.visible is False and not is_timed
 
 
 def _require_sendable(message: InBandMessage) -> None:
@@ -507,7 +637,7 @@ def _echoed(outbox: Outbox, sent: Iterable[MsgID]) -> tuple[Outbox, list[MsgID]]
     """The outbox after the node has sent these messages, and the entries that this has changed."""
     entries = outbox.not_echoed(sent)
     for entry in entries:
-        outbox = outbox.set(msgspec.structs.replace(entry, echoed=True))
+        outbox = outbox.set(structs.replace(entry, echoed=True))
     return outbox, [entry.message.msg_id for entry in entries]
 
 

@@ -29,11 +29,11 @@ from gregor.stores.sql.statements import BulkStatement, Statement, no_row
 
 T = TypeVar("T")
 
-Key: TypeAlias = tuple[str, str]
+RecordKey: TypeAlias = tuple[str, str]
 """The kind of a record, and its name among the records of that kind."""
 
-Records: TypeAlias = Mapping[Key, bytes]
-RecordChanges: TypeAlias = Mapping[Key, bytes | None]
+Records: TypeAlias = Mapping[RecordKey, bytes]
+RecordChanges: TypeAlias = Mapping[RecordKey, bytes | None]
 """Records to put; a record that is None is removed."""
 
 
@@ -68,7 +68,7 @@ class MemoryStore:
     after a restart of the device."""
 
     def __init__(self) -> None:
-        self.records: dict[Key, bytes] = {}
+        self.records: dict[RecordKey, bytes] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -88,7 +88,7 @@ class MemoryStore:
 
 
 MAX_PATH = 4096
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 APPLICATION_ID = 0x67726567  # "greg": marks the file as ours, for `file` and other programs
 
 
@@ -220,8 +220,8 @@ class _DeviceRecord(_OwnerRecord, frozen=True):
     clock_offset: int = 0
 
 
-DEVICE_KEY: Key = ("device", "")
-OWNER_KEY: Key = ("owner", "")
+DEVICE_KEY: RecordKey = ("device", "")
+OWNER_KEY: RecordKey = ("owner", "")
 _TYPES: Mapping[str, Any] = {
     "owner": _OwnerRecord,
     "device": _DeviceRecord,
@@ -241,7 +241,7 @@ def set_aside(records: Records) -> RecordChanges:
     """The changes that set aside the records that cannot be read: they are kept, under another
     kind, and the others can be loaded without them. Raises SetupError if the records do not say
     whose they are."""
-    changes: dict[Key, bytes | None] = {}
+    changes: dict[RecordKey, bytes | None] = {}
     for (kind, name), record in records.items():
         if kind in _TYPES and not _is_readable(kind, record):
             changes |= {(kind, name): None, (_ASIDE, f"{kind}/{name}"): record}
@@ -262,7 +262,7 @@ def _remaining_owner(records: Records) -> _OwnerRecord:
     )
 
 
-def records_aside(records: Records) -> dict[Key, bytes]:
+def records_aside(records: Records) -> dict[RecordKey, bytes]:
     """The records that have been set aside, by their former keys."""
     return {
         (former_kind, former_name): record
@@ -363,13 +363,13 @@ def _recorded_ids(replica: Replica) -> set[MsgID]:
     return {msg_id for ids in named for msg_id in ids}
 
 
-def _device(replica: Replica) -> dict[Key, object]:
+def _device(replica: Replica) -> dict[RecordKey, object]:
     owner = _OwnerRecord(replica.device_id, replica.uid)
     device = _DeviceRecord(replica.device_id, replica.uid, replica.cursor, replica.clock_offset)
     return {OWNER_KEY: owner, DEVICE_KEY: device}
 
 
-def _values(replica: Replica, msg_id: MsgID) -> dict[Key, object]:
+def _values(replica: Replica, msg_id: MsgID) -> dict[RecordKey, object]:
     """What is recorded for an id."""
     values = {
         "item": replica.facts.items.get(msg_id),
@@ -382,8 +382,8 @@ def _values(replica: Replica, msg_id: MsgID) -> dict[Key, object]:
 
 
 def _differences(
-    before: Mapping[Key, object], after: Mapping[Key, object]
-) -> Iterator[tuple[Key, bytes | None]]:
+    before: Mapping[RecordKey, object], after: Mapping[RecordKey, object]
+) -> Iterator[tuple[RecordKey, bytes | None]]:
     for key, value in after.items():
         if before.get(key) is not value and before.get(key) != value:
             yield key, msgspec.json.encode(value)

@@ -86,8 +86,14 @@ def _changes_to_schema_3(records: Records) -> Changes:
     return {key: None for key in records if key[0] in ("dismissed_id", "range")}
 
 
+def _no_changes_to_schema_4(records: Records) -> Changes:
+    """Schema 4 has keys and starts, which the code of earlier schemas does not know."""
+    return {}
+
+
 MIGRATIONS: Mapping[int, Callable[[Records], Changes]] = {
     1: _changes_to_schema_2,
     2: _changes_to_schema_3,
+    3: _no_changes_to_schema_4,
 }
 """By schema: the records to save again (None: to remove) for the next schema."""

@@ -1,14 +1,16 @@
 """Publishes the messages that this node has stored to the other nodes, over a pub/sub."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from secrets import token_hex
 from typing import NamedTuple
 
 import msgspec
 from msgspec import Raw, Struct
 
-from gregor.core.message import UID, InBandMessage, Message, MsgID, parse_message
+from gregor.core.admission import check_text
+from gregor.core.message import MAX_MSG_ID, UID, InBandMessage, Message, MsgID, parse_message
+from gregor.core.sync import just_stored
 from gregor.errors import GregorError, Malformed
 from gregor.interfaces import Accepted, BatchConsumer, Relayed, Stored
 from gregor.protocol.frames import MAX_FRAME
@@ -38,13 +40,14 @@ class EnvelopeVersion(Struct, frozen=True, omit_defaults=True):
 
 
 class Envelope(EnvelopeVersion, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A payload on the pub/sub: messages of one user, in order, and the publishing node. `dead` are
-    the msg_ids of those whose item was dead when they were stored, so that no node asks the
-    store."""
+    """A payload on the pub/sub: messages of one user, in order, and the publishing node. So that no
+    node asks the store, `dead` are the msg_ids of those whose item was dead when they were stored,
+    and `replaced` has, by msg_id, the predecessor of each item that devices are not sent."""
 
     node: str
     messages: Sequence[Raw]
     dead: Sequence[MsgID] = ()
+    replaced: Mapping[MsgID, MsgID] = {}
 
 
 class UnknownVersion(Exception):
@@ -84,10 +87,10 @@ def user_of(channel: str) -> UID:
 
 
 class _Encoded(NamedTuple):
-    """A message as JSON, and its msg_id if its item is dead."""
+    """A message, and its JSON."""
 
+    outcome: Accepted
     json: Raw
-    dead: MsgID | None
 
 
 def encode_envelope(node: str, *accepted: Accepted) -> bytes:
@@ -96,21 +99,28 @@ def encode_envelope(node: str, *accepted: Accepted) -> bytes:
 
 
 def _encode_envelope(node: str, encoded: Sequence[_Encoded]) -> bytes:
-    dead = [msg_id for _, msg_id in encoded if msg_id is not None]
-    messages = [json for json, _ in encoded]
-    return msgspec.json.encode(Envelope(node=node, messages=messages, dead=dead))
+    stored = [outcome for outcome, _ in encoded if isinstance(outcome, Stored)]
+    envelope = Envelope(
+        node=node,
+        messages=[json for _, json in encoded],
+        dead=[outcome.message.msg_id for outcome in stored if outcome.dead],
+        replaced=dict(_predecessors(stored)),
+    )
+    return msgspec.json.encode(envelope)
+
+
+def _predecessors(stored: Iterable[Stored]) -> Iterator[tuple[MsgID, MsgID]]:
+    """The msg_id of each message whose item is not sent to devices, and that of the predecessor, of
+    which they are told instead."""
+    for outcome in stored:
+        if outcome.replaced is not None:
+            sent = just_stored(outcome.message, outcome.dead)
+            if sent is None or sent.creation is None:
+                yield outcome.message.msg_id, outcome.replaced
 
 
 def _encode(outcome: Accepted) -> _Encoded:
-    match outcome:
-        case Stored(message, dead):
-            return _Encoded(_json(message), message.msg_id if dead else None)
-        case Relayed(message):
-            return _Encoded(_json(message), None)
-
-
-def _json(message: Message) -> Raw:
-    return Raw(msgspec.json.encode(message))
+    return _Encoded(outcome, Raw(msgspec.json.encode(outcome.message)))
 
 
 def _batches(encoded: Iterable[_Encoded]) -> Iterator[list[_Encoded]]:
@@ -137,15 +147,17 @@ def decode_envelope(received: Received, own_node: str) -> list[Accepted]:
         if envelope.node == own_node:
             return []
         messages = [parse_message(message, stamped=True) for message in envelope.messages]
+        for predecessor in envelope.replaced.values():
+            check_text("replaced", predecessor, MAX_MSG_ID)
     except (msgspec.DecodeError, UnicodeError, RecursionError, GregorError) as error:
         raise Malformed(f"the payload is not an envelope: {error}") from error
-    dead = frozenset(envelope.dead)
     for message in messages:
         if channel_of(message.uid) != received.channel:
             raise Malformed("the envelope contains a message of another user")
         if isinstance(message, InBandMessage) and message.prev >= message.ctime:
             raise Malformed("a message in the envelope is not newer than its predecessor")
-    return [_accepted(message, dead) for message in messages]
+    dead = frozenset(envelope.dead)
+    return [_accepted(message, dead, envelope.replaced) for message in messages]
 
 
 def _decode(payload: bytes) -> Envelope:
@@ -161,9 +173,11 @@ def _decode(payload: bytes) -> Envelope:
     return envelope
 
 
-def _accepted(message: Message, dead: Collection[MsgID]) -> Accepted:
+def _accepted(
+    message: Message, dead: Collection[MsgID], replaced: Mapping[MsgID, MsgID]
+) -> Accepted:
     match message:
-        case InBandMessage():
-            return Stored(message, dead=message.msg_id in dead)
+        case InBandMessage(msg_id=msg_id):
+            return Stored(message, dead=msg_id in dead, replaced=replaced.get(msg_id))
         case _:
             return Relayed(message)

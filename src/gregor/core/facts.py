@@ -1,12 +1,18 @@
 """The replicated state of one user, and the rules by which replicas agree.
 
 A user's state is a pure function of the *set* of that user's messages, of the device and of the
-time. There are two kinds of facts, and both only grow:
+time. There are these facts, and all only grow:
 
-- A creation: this item exists from its ctime on.
-- A dismissal with ctime d: these ids are dead from d on, and so is every item whose category
-  a range matches, whose ctime is not after the end of the range, and which it does not skip. A
-  range never ends after d: a dismissal says nothing about what comes after it.
+- A creation with ctime c: this item exists. Its *time* is the later of c and its start.
+- A creation with a key: items with the same key and scope and a smaller ctime are dead from c on.
+  So a key is a register, in which the last write wins.
+- A dismissal with ctime d: these ids are dead from d on; so is every item whose category a range
+  matches, whose time is not after the end of the range, and which it does not skip; and so is
+  every item with one of these keys whose ctime is not after the end of the key.
+
+An end is never later than d: a dismissal says nothing about what comes after it. Ranges and keys do
+not reach the item of their own message, and those of a message with a `device_id` reach only what
+that device sees.
 
 If several deaths apply to an item, the earliest counts. So facts are independent of the order of
 arrival, and adding them is idempotent: `Facts` is a join-semilattice (a state-based CRDT). `replay`
@@ -17,45 +23,109 @@ argument.
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from immutables import Map
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from gregor.core.instant import Time
-from gregor.core.item_index import ItemIndex
-from gregor.core.message import Category, DeviceID, Dismissal, InBandMessage, MsgID
+from gregor.core.instant import MAX_TIME, Time, TimeOrOffset
+from gregor.core.item_index import ItemIndex, RegisterKey, SortedKeys, register_key
+from gregor.core.message import (
+    Category,
+    DeviceID,
+    InBandMessage,
+    Key,
+    MsgID,
+    seen_on,
+)
 from gregor.core.state import Item, State
-from gregor.core.visibility import At, Now, is_visible
+from gregor.core.state_hash import hash_of
+from gregor.core.visibility import At, Now, is_live, is_visible
 
 T = TypeVar("T")
 
 
 class DismissedRange(Struct, frozen=True, omit_defaults=True):
-    """A range as a fact: with its end as a time, and the ctime of its dismissal."""
+    """A range as a fact: with its end as a time, and the ctime of its dismissal. `own` is the id of
+    that message, whose item it does not reach; `device_id` limits it to what that device sees."""
 
     end: Time
     ctime: Time
     category: Category
     prefix: bool = False
     skip_msg_ids: tuple[MsgID, ...] = ()
+    scheduled: bool = False
+    device_id: DeviceID | None = None
+    own: MsgID | None = None
 
     def covers(self, item: Item) -> bool:
-        return item.ctime <= self.end and self.matches(item.msg_id, item.category)
+        time = item.ctime if self.scheduled else item.time
+        return (
+            time <= self.end
+            and seen_on(item.device_id, self.device_id)
+            and self.matches(item.msg_id, item.category)
+        )
 
     def matches(self, msg_id: MsgID, category: Category) -> bool:
-        """Whether the range matches this id and category; ignores the ctime."""
-        if msg_id in self.skip_msg_ids:
+        """Whether the range matches this id and category, whatever its time and scope."""
+        if msg_id == self.own or msg_id in self.skip_msg_ids:
             return False
         return category.startswith(self.category) if self.prefix else category == self.category
 
 
-def dismissed_ranges(dismissal: Dismissal, ctime: Time) -> Iterator[DismissedRange]:
-    """The ranges of a dismissal whose message has this ctime, at which they end at the latest."""
-    for range_ in dismissal.ranges:
-        stated = ctime if range_.end_time is None else range_.end_time.after(ctime)
-        end = min(stated, ctime)
-        yield DismissedRange(end, ctime, range_.category, range_.prefix, range_.skip_msg_ids)
+class DismissedKey(Struct, frozen=True, omit_defaults=True):
+    """A dismissed key as a fact, with the fields of a DismissedRange."""
+
+    end: Time
+    ctime: Time
+    key: Key
+    device_id: DeviceID | None = None
+    own: MsgID | None = None
+
+    def covers(self, item: Item) -> bool:
+        return (
+            item.ctime <= self.end
+            and item.key == self.key
+            and seen_on(item.device_id, self.device_id)
+            and item.msg_id != self.own
+        )
+
+
+def dismissed_ranges(message: InBandMessage) -> Iterator[DismissedRange]:
+    """The ranges of a stamped message."""
+    for range_ in () if message.dismissal is None else message.dismissal.ranges:
+        yield DismissedRange(
+            _end(range_.end_time, message.ctime),
+            message.ctime,
+            range_.category,
+            range_.prefix,
+            range_.skip_msg_ids,
+            range_.scheduled,
+            message.device_id,
+            message.msg_id,
+        )
+
+
+def dismissed_keys(message: InBandMessage) -> Iterator[DismissedKey]:
+    """The keys that a stamped message dismisses."""
+    for named in () if message.dismissal is None else message.dismissal.keys:
+        end = _end(named.end_time, message.ctime)
+        yield DismissedKey(end, message.ctime, named.key, message.device_id, message.msg_id)
+
+
+def is_dismissed_by(item: Item, message: InBandMessage) -> bool:
+    """Whether the dismissal of the stamped message reaches the item."""
+    if message.dismissal is None:
+        return False
+    return (
+        item.msg_id in message.dismissal.msg_ids
+        or any(range_.covers(item) for range_ in dismissed_ranges(message))
+        or any(key.covers(item) for key in dismissed_keys(message))
+    )
+
+
+def _end(stated: TimeOrOffset | None, ctime: Time) -> Time:
+    return ctime if stated is None else min(stated.after(ctime), ctime)
 
 
 class DismissedItem(NamedTuple):
@@ -70,20 +140,27 @@ class Facts(Struct, frozen=True):
 
     `items` have no known death (they may have expired); `dismissed` have one. `tombstones` are
     the dismissed ids, whether or not their items have arrived. `ranges` are ordered by end, so
-    that those that may cover a new item are a tail of them. `latest_dismissal` is the greatest
-    ctime of a dismissal: a dismissal at or after it cannot give a dead item an earlier death.
+    that those that may cover a new item are a tail of them. `keys` are the dismissed keys, and
+    `keyed` the creations with a key. `latest_death` is the greatest ctime of a dismissal or of a
+    creation with a key: a message at or after it cannot give a dead item an earlier death.
     """
 
     items: ItemIndex = ItemIndex()
     dismissed: Map[MsgID, DismissedItem] = Map()
     tombstones: Map[MsgID, Time] = Map()
     ranges: tuple[DismissedRange, ...] = ()
-    latest_dismissal: Time = 0
+    keys: Map[Key, tuple[DismissedKey, ...]] = Map()
+    keyed: SortedKeys[RegisterKey] = SortedKeys()
+    latest_death: Time = 0
 
     @classmethod
     def of(cls, items: Iterable[Item]) -> "Facts":
         """The facts that these items exist, and nothing is known to be dead."""
-        return cls(ItemIndex.of(items))
+        return cls.of_live(ItemIndex.of(items))
+
+    @classmethod
+    def of_live(cls, items: ItemIndex) -> "Facts":
+        return cls(items, keyed=items.by_key)
 
     # Adding facts
 
@@ -91,10 +168,12 @@ class Facts(Struct, frozen=True):
         """Add the facts of a stamped message. Idempotent, and independent of order."""
         facts = self
         if message.dismissal is not None:
-            facts = facts._with(latest_dismissal=max(message.ctime, self.latest_dismissal))
+            facts = facts._with(latest_death=max(message.ctime, self.latest_death))
             facts = facts._dismiss_ids((id_, message.ctime) for id_ in message.dismissal.msg_ids)
-            for range_ in dismissed_ranges(message.dismissal, message.ctime):
+            for range_ in dismissed_ranges(message):
                 facts = facts._dismiss_range(range_)
+            for key in dismissed_keys(message):
+                facts = facts._dismiss_key(key)
         item = Item.of(message)
         return facts if item is None else facts._add(item)
 
@@ -106,10 +185,14 @@ class Facts(Struct, frozen=True):
 
     def join(self, other: "Facts") -> "Facts":
         """Merge the facts of two replicas: commutative, associative, idempotent."""
-        facts = self._with(latest_dismissal=max(self.latest_dismissal, other.latest_dismissal))
+        facts = self._with(latest_death=max(self.latest_death, other.latest_death))
         facts = facts._dismiss_ids(other.tombstones.items())
         for range_ in other.ranges:
             facts = facts._dismiss_range(range_)
+        for key in chain.from_iterable(other.keys.values()):
+            facts = facts._dismiss_key(key)
+        for register in other.keyed:
+            facts = facts._replace_by(register)
         for item in other.items.values():
             facts = facts._add(item)
         for dismissed in other.dismissed.values():
@@ -117,6 +200,10 @@ class Facts(Struct, frozen=True):
         return facts
 
     def _add(self, item: Item) -> "Facts":
+        register = register_key(item)
+        return (self if register is None else self._replace_by(register))._add_item(item)
+
+    def _add_item(self, item: Item) -> "Facts":
         known = self.find(item.msg_id)
         if known is not None and not item.precedes(known):
             return self
@@ -147,12 +234,56 @@ class Facts(Struct, frozen=True):
         if index < len(self.ranges) and self.ranges[index] == range_:
             return self
         candidates = list(self._matched_by(range_))
-        if range_.ctime < self.latest_dismissal:
+        if range_.ctime < self.latest_death:
             candidates += [dismissed.item for dismissed in self.dismissed.values()]
         skipped = frozenset(range_.skip_msg_ids)
         covered = [i for i in candidates if i.msg_id not in skipped and range_.covers(i)]
         facts = self._with(ranges=(*self.ranges[:index], range_, *self.ranges[index:]))
         return facts._dismiss(covered, range_.ctime)
+
+    def _dismiss_key(self, key: DismissedKey) -> "Facts":
+        known = self.keys.get(key.key, ())
+        if key in known:
+            return self
+        candidates = self.items.of_key(key.key)
+        if key.ctime < self.latest_death:
+            candidates = self._created_with(key.key)
+        covered = [item for item in candidates if key.covers(item)]
+        keys = self.keys.set(key.key, tuple(sorted((*known, key), key=_key_order)))
+        return self._with(keys=keys)._dismiss(covered, key.ctime)
+
+    def _created_with(self, key: Key) -> Iterator[Item]:
+        """The items with this key, dead or live."""
+        start: tuple[Any, ...] = (key,)
+        while (register := self.keyed.first_from(start)) is not None and register[0] == key:
+            yield from self._of_register(register)
+            start = (*register, "")
+
+    def _replace_by(self, register: RegisterKey) -> "Facts":
+        """A creation with a key takes the place of the one before it. What was before that one has
+        an earlier death."""
+        if register in self.keyed:
+            return self
+        key, scope, ctime, _ = register
+        facts = self._with(
+            keyed=self.keyed.add(register), latest_death=max(self.latest_death, ctime)
+        )
+        before = self.keyed.last_before((key, scope, ctime))
+        if before is None or before[:2] != (key, scope):
+            return facts
+        return facts._dismiss(self._created_at(before), ctime)
+
+    def _created_at(self, register: RegisterKey) -> Iterator[Item]:
+        """The items of this register and ctime. A state machine of record gives a ctime once."""
+        start: tuple[Any, ...] = register[:3]
+        while (entry := self.keyed.first_from(start)) is not None and entry[:3] == register[:3]:
+            yield from self._of_register(entry)
+            start = (*entry, "")
+
+    def _of_register(self, register: RegisterKey) -> Iterator[Item]:
+        item = self.find(register[3])
+        if item is not None and register_key(item) == register:
+            yield item
 
     def _dismiss(self, dismissed_items: Iterable[Item], at: Time) -> "Facts":
         items, dismissed = self.items, self.dismissed
@@ -168,23 +299,20 @@ class Facts(Struct, frozen=True):
         deaths = [range_.ctime for range_ in candidates if range_.covers(item)]
         if item.msg_id in self.tombstones:
             deaths.append(self.tombstones[item.msg_id])
+        if item.key is not None:
+            keys = self.keys.get(item.key, ())
+            deaths += [key.ctime for key in keys if key.covers(item)]
+            deaths += self._replaced_at(item.key, item.device_id or "", item.ctime)
         return min(deaths, default=None)
 
-    def _with(
-        self,
-        items: ItemIndex | None = None,
-        dismissed: Map[MsgID, DismissedItem] | None = None,
-        tombstones: Map[MsgID, Time] | None = None,
-        ranges: tuple[DismissedRange, ...] | None = None,
-        latest_dismissal: Time | None = None,
-    ) -> "Facts":
-        return Facts(
-            self.items if items is None else items,
-            self.dismissed if dismissed is None else dismissed,
-            self.tombstones if tombstones is None else tombstones,
-            self.ranges if ranges is None else ranges,
-            self.latest_dismissal if latest_dismissal is None else latest_dismissal,
-        )
+    def _replaced_at(self, key: Key, scope: DeviceID, ctime: Time) -> Iterator[Time]:
+        """When the creation at this ctime was replaced, if it was."""
+        successor = self.keyed.first_from((key, scope, ctime + 1))
+        if successor is not None and successor[:2] == (key, scope):
+            yield successor[2]
+
+    def _with(self, **changes: Any) -> "Facts":
+        return structs.replace(self, **changes)
 
     # Queries
 
@@ -200,11 +328,28 @@ class Facts(Struct, frozen=True):
         yield message.msg_id
         if message.dismissal is not None:
             yield from message.dismissal.msg_ids
-            for range_ in dismissed_ranges(message.dismissal, message.ctime):
-                yield from (item.msg_id for item in self._matched_by(range_))
+        for range_ in dismissed_ranges(message):
+            yield from (item.msg_id for item in self._matched_by(range_))
+        for key in dismissed_keys(message):
+            yield from (item.msg_id for item in self.items.of_key(key.key) if key.covers(item))
+        replaced = self.predecessor(message)
+        if replaced is not None:
+            yield replaced.msg_id
+
+    def predecessor(self, message: InBandMessage) -> Item | None:
+        """The item whose place the item of the stamped message takes: that of the same key and
+        scope with the next smaller ctime, dead or live."""
+        if message.key is None:
+            return None
+        scope = message.device_id or ""
+        register = self.keyed.last_before((message.key, scope, message.ctime))
+        if register is None or register[:2] != (message.key, scope):
+            return None
+        return next(self._of_register(register), None)
 
     def _matched_by(self, range_: DismissedRange) -> Iterator[Item]:
-        return self.items.of_category(range_.category, prefix=range_.prefix, end=range_.end)
+        end = MAX_TIME if range_.scheduled else range_.end
+        return self.items.of_category(range_.category, prefix=range_.prefix, end=end)
 
     def visible(self, device_id: DeviceID | None, now: Time) -> Iterator[Item]:
         """The items visible on the device now, in no order."""
@@ -215,43 +360,66 @@ class Facts(Struct, frozen=True):
         """What is visible on the device now."""
         return State.of(self.visible(device_id, now), now)
 
-    def state_at(self, device_id: DeviceID | None, at: Time) -> State:
-        """What was, or will be, visible on the device at a stated time."""
-        when = At(at)
-        undismissed = ((item, None) for item in self.items.values())
+    def state_at(self, device_id: DeviceID | None, at: Time, known: Time | None = None) -> State:
+        """What was, or will be, visible on the device at a stated time; with `known`, of the
+        messages up to this ctime."""
+        when = At(at, known)
         visible = (
-            item
-            for item, dismissed_at in chain(undismissed, self.dismissed.values())
-            if is_visible(item, dismissed_at, device_id, when)
+            item for item, dead_at in self._known() if is_visible(item, dead_at, device_id, when)
         )
         return State.of(visible, at)
 
+    def hash(self, device_id: DeviceID | None, as_of: Time) -> str:
+        """The hash of what is live on the device now: begun or not."""
+        return self.hash_at(device_id, Now(as_of))
+
+    def hash_at(self, device_id: DeviceID | None, when: Now | At) -> str:
+        """The same at a stated time."""
+        live = (item for item, dead_at in self._known() if is_live(item, dead_at, device_id, when))
+        return hash_of((item.ctime, item.msg_id) for item in live)
+
+    def _known(self) -> Iterator[tuple[Item, Time | None]]:
+        """All items, each with its death, if it is dead."""
+        return chain(((item, None) for item in self.items.values()), self.dismissed.values())
+
     def without_tombstones(self) -> "Facts":
-        """The same items, live and dead, without the tombstones and ranges for later arrivals."""
-        return self._with(tombstones=Map(), ranges=())
+        """The same items, live and dead, without what is only for later arrivals."""
+        return Facts(self.items, self.dismissed, keyed=self.items.by_key)
+
+    def for_later_messages(self) -> "Facts":
+        """The same items and tombstones, without what only earlier messages would need."""
+        return self._with(ranges=(), keys=Map(), keyed=self.items.by_key, latest_death=0)
 
     def with_item_as_in(self, other: "Facts", msg_id: MsgID) -> "Facts":
-        """The same facts, but of this item and its id those of the others."""
+        """The same facts, but of this item and its id those of the others. Only later messages may
+        be added to them."""
         item, dismissed = other.items.get(msg_id), other.dismissed.get(msg_id)
-        tombstone = other.tombstones.get(msg_id)
+        items = self.items.without(msg_id) if item is None else self.items.set(msg_id, item)
         return self._with(
-            items=self.items.without(msg_id) if item is None else self.items.set(msg_id, item),
+            items=items,
+            keyed=items.by_key,
             dismissed=_with(self.dismissed, msg_id, dismissed),
-            tombstones=_with(self.tombstones, msg_id, tombstone),
+            tombstones=_with(self.tombstones, msg_id, other.tombstones.get(msg_id)),
         )
 
     def pruned(self) -> "Facts":
         """Only the items without a known death: all that a replica keeps which is told in order,
         and is not told of what is dead when it arrives."""
-        return Facts(self.items)
+        return Facts.of_live(self.items)
 
 
 def _range_end(range_: DismissedRange) -> Time:
     return range_.end
 
 
-def _range_order(range_: DismissedRange) -> tuple[Time, Time, Category, bool, tuple[MsgID, ...]]:
-    return range_.end, range_.ctime, range_.category, range_.prefix, range_.skip_msg_ids
+def _range_order(range_: DismissedRange) -> tuple[Any, ...]:
+    reach = range_.scheduled, range_.device_id or "", range_.own or ""
+    pattern = range_.category, range_.prefix, range_.skip_msg_ids
+    return range_.end, range_.ctime, *pattern, *reach
+
+
+def _key_order(key: DismissedKey) -> tuple[Any, ...]:
+    return key.end, key.ctime, key.device_id or "", key.own or ""
 
 
 def _with(map_: Map[MsgID, T], msg_id: MsgID, value: T | None) -> Map[MsgID, T]:

@@ -1,23 +1,29 @@
-"""Items by id, by category and by expiry: a value, like a map, of which each change is a new one.
+"""Items by id, category, key, start and expiry: a value, like a map; each change is a new one.
 
-A range finds the items that it covers, and the time those that it ends, without looking at the
-others.
+A range finds the items that it covers, a key those that it names, and the time those that it begins
+and ends, without looking at the others.
 """
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from typing import Any, Generic, TypeVar
+from itertools import chain
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from immutables import Map
 from msgspec import Struct
 
 from gregor.core.instant import Time
-from gregor.core.message import Category, MsgID
+from gregor.core.message import Category, DeviceID, Key, MsgID
 from gregor.core.state import Item
+from gregor.core.state_hash import HASH_MODULUS, entry_hash, hash_text
 
 MAX_RUN = 128
 
 K = TypeVar("K", bound=tuple[Any, ...])
+
+RegisterKey: TypeAlias = tuple[Key, DeviceID, Time, MsgID]
+"""An item with a key: the key, the scope ("" if it is unset), its ctime and its msg_id. In order,
+the items of one key and scope, which take each other's place, follow each other."""
 
 
 class SortedKeys(Struct, Generic[K], frozen=True, eq=False):
@@ -59,6 +65,28 @@ class SortedKeys(Struct, Generic[K], frozen=True, eq=False):
         run = self.runs[index]
         return run[bisect_left(run, start)]
 
+    def last_before(self, end: tuple[Any, ...]) -> K | None:
+        """The last key that is before this one, which may be the beginning of a key."""
+        index = self._run_of(end)
+        if index < len(self.runs):
+            run = self.runs[index]
+            place = bisect_left(run, end)
+            if place:
+                return run[place - 1]
+        return self.runs[index - 1][-1] if index else None
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, tuple) and self.first_from(key) == key
+
+    def __iter__(self) -> Iterator[K]:
+        return chain.from_iterable(self.runs)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SortedKeys) and list(self) == list(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
     def _run_of(self, key: tuple[Any, ...]) -> int:
         """The index of the first run that ends at or after the key."""
         return bisect_left(self.runs, key, key=_last)
@@ -68,21 +96,35 @@ class SortedKeys(Struct, Generic[K], frozen=True, eq=False):
 
 
 class ItemIndex(Struct, frozen=True, eq=False):
-    """Items by id, with the operations of a map; by category and ctime; and those that expire by
-    their expiry."""
+    """Items by id, with the operations of a map; by category and time; those with a key by it;
+    those that start, and those that expire, by these instants. `hash_sum` is the sum of their
+    entries (see state_hash.py)."""
 
     by_id: Map[MsgID, Item] = Map()
     by_category: SortedKeys[tuple[Category, Time, MsgID]] = SortedKeys()
+    by_key: SortedKeys[RegisterKey] = SortedKeys()
+    by_start: SortedKeys[tuple[Time, MsgID]] = SortedKeys()
     by_expiry: SortedKeys[tuple[Time, MsgID]] = SortedKeys()
+    hash_sum: int = 0
 
     @classmethod
     def of(cls, items: Iterable[Item]) -> "ItemIndex":
         by_id = Map({item.msg_id: item for item in items})
+        values = by_id.values()
         return cls(
             by_id,
-            SortedKeys.of(map(_category_key, by_id.values())),
-            SortedKeys.of(key for item in by_id.values() if (key := _expiry_key(item)) is not None),
+            SortedKeys.of(map(_category_key, values)),
+            SortedKeys.of(_present(map(register_key, values))),
+            SortedKeys.of(_present(map(_start_key, values))),
+            SortedKeys.of(_present(map(_expiry_key, values))),
+            sum(_entry_of(item) for item in values) % HASH_MODULUS,
         )
+
+    def hash(self, as_of: Time) -> str:
+        """The hash of those that have not expired at this instant. It takes a few steps for each
+        of those that have."""
+        expired = self.expired(after=-1, until=as_of)
+        return hash_text(self.hash_sum - sum(_entry_of(item) for item in expired))
 
     # A map
 
@@ -93,11 +135,14 @@ class ItemIndex(Struct, frozen=True, eq=False):
         return self.by_id.values()
 
     def set(self, msg_id: MsgID, item: Item) -> "ItemIndex":
-        others, expiry = self.without(msg_id), _expiry_key(item)
+        others = self.without(msg_id)
         return ItemIndex(
             others.by_id.set(msg_id, item),
             others.by_category.add(_category_key(item)),
-            others.by_expiry if expiry is None else others.by_expiry.add(expiry),
+            _with(others.by_key, register_key(item)),
+            _with(others.by_start, _start_key(item)),
+            _with(others.by_expiry, _expiry_key(item)),
+            (others.hash_sum + _entry_of(item)) % HASH_MODULUS,
         )
 
     def without(self, msg_id: MsgID) -> "ItemIndex":
@@ -105,11 +150,13 @@ class ItemIndex(Struct, frozen=True, eq=False):
         item = self.by_id.get(msg_id)
         if item is None:
             return self
-        expiry = _expiry_key(item)
         return ItemIndex(
             self.by_id.delete(msg_id),
             self.by_category.remove(_category_key(item)),
-            self.by_expiry if expiry is None else self.by_expiry.remove(expiry),
+            _without(self.by_key, register_key(item)),
+            _without(self.by_start, _start_key(item)),
+            _without(self.by_expiry, _expiry_key(item)),
+            (self.hash_sum - _entry_of(item)) % HASH_MODULUS,
         )
 
     def without_all(self, msg_ids: Iterable[MsgID]) -> "ItemIndex":
@@ -136,20 +183,38 @@ class ItemIndex(Struct, frozen=True, eq=False):
     # By category
 
     def of_category(self, category: Category, *, prefix: bool, end: Time) -> Iterator[Item]:
-        """The items of this category, with `prefix` of all that begin with it, whose ctime is at
+        """The items of this category, with `prefix` of all that begin with it, whose time is at
         most `end`. It takes a few steps for each of them, and for each other category."""
         start: tuple[Any, ...] = (category,)
         while (key := self.by_category.first_from(start)) is not None:
-            found, ctime, msg_id = key
+            found, time, msg_id = key
             if not (found.startswith(category) if prefix else found == category):
                 return
-            if ctime <= end:
+            if time <= end:
                 yield self.by_id[msg_id]
                 start = (*key, "")
             else:
                 start = (f"{found}\0",)  # the least category after this one
 
-    # By expiry
+    # By key
+
+    def of_key(self, key: Key) -> Iterator[Item]:
+        """The items with this key: in the order of their scopes, the unset one first."""
+        start: tuple[Any, ...] = (key,)
+        while (found := self.by_key.first_from(start)) is not None and found[0] == key:
+            yield self.by_id[found[3]]
+            start = (*found, "")
+
+    # By start and expiry
+
+    def next_start(self, after: Time) -> Time | None:
+        """The earliest start later than this time; None if there is none."""
+        key = self.by_start.first_from((after + 1,))
+        return None if key is None else key[0]
+
+    def started(self, after: Time, until: Time) -> Iterator[Item]:
+        """The items whose start is later than `after`, and at most `until`, in that order."""
+        return self._between(self.by_start, after, until)
 
     def next_expiry(self, after: Time) -> Time | None:
         """The earliest expiry later than this time; None if there is none."""
@@ -158,18 +223,48 @@ class ItemIndex(Struct, frozen=True, eq=False):
 
     def expired(self, after: Time, until: Time) -> Iterator[Item]:
         """The items whose expiry is later than `after`, and at most `until`, in that order."""
+        return self._between(self.by_expiry, after, until)
+
+    def _between(
+        self, keys: SortedKeys[tuple[Time, MsgID]], after: Time, until: Time
+    ) -> Iterator[Item]:
         start: tuple[Any, ...] = (after + 1,)
-        while (key := self.by_expiry.first_from(start)) is not None and key[0] <= until:
+        while (key := keys.first_from(start)) is not None and key[0] <= until:
             yield self.by_id[key[1]]
             start = (*key, "")
 
 
+def register_key(item: Item) -> RegisterKey | None:
+    """The place of an item among those with a key; None if it has no key."""
+    return None if item.key is None else (item.key, item.device_id or "", item.ctime, item.msg_id)
+
+
 def _category_key(item: Item) -> tuple[Category, Time, MsgID]:
-    return item.category, item.ctime, item.msg_id
+    return item.category, item.time, item.msg_id
+
+
+def _start_key(item: Item) -> tuple[Time, MsgID] | None:
+    return None if item.starts_at is None else (item.starts_at, item.msg_id)
 
 
 def _expiry_key(item: Item) -> tuple[Time, MsgID] | None:
     return None if item.expires_at is None else (item.expires_at, item.msg_id)
+
+
+def _entry_of(item: Item) -> int:
+    return entry_hash(item.ctime, item.msg_id)
+
+
+def _present(keys: Iterable[K | None]) -> Iterator[K]:
+    return (key for key in keys if key is not None)
+
+
+def _with(keys: SortedKeys[K], key: K | None) -> SortedKeys[K]:
+    return keys if key is None else keys.add(key)
+
+
+def _without(keys: SortedKeys[K], key: K | None) -> SortedKeys[K]:
+    return keys if key is None else keys.remove(key)
 
 
 def _last(run: tuple[K, ...]) -> K:

@@ -30,12 +30,13 @@ from gregor.errors import InvalidMessage, TooLarge
 
 MAX_UID = MAX_DEVICE_ID = 128
 MAX_MSG_ID = 64
-MAX_CATEGORY = MAX_SYSTEM = 255
+MAX_CATEGORY = MAX_KEY = MAX_SYSTEM = 255
 
 UID: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_UID)]
 DeviceID: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_DEVICE_ID)]
 MsgID: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_MSG_ID)]
 Category: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_CATEGORY)]
+Key: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_KEY)]
 System: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_SYSTEM)]
 Ctime: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_TIME)]
 
@@ -56,77 +57,126 @@ def new_msg_id() -> MsgID:
 
 
 class Creation(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Creates one item, which expires at `expires`, if given."""
+    """Creates one item. It begins to be visible at `starts`, if given, and expires at `expires`.
+    With a `key`, it takes the place of the item of this key and scope that was created before."""
 
     category: Category
     raw_body: Raw = field(name="body")
     expires: TimeOrOffset | None = None
+    starts: TimeOrOffset | None = None
+    key: Key | None = None
 
     def __post_init__(self) -> None:
         check_text("category", self.category, MAX_CATEGORY)
         _check_body(self.raw_body)
-        check_type("expires", self.expires, TimeOrOffset, NoneType)
-        if self.expires is not None and self.expires.is_negative_offset:
-            raise InvalidMessage("an expiry's offset must not be negative", field="expires")
+        if self.key is not None:
+            check_text("key", self.key, MAX_KEY)
+        _check_instant("expires", self.expires)
+        _check_instant("starts", self.starts)
+        if self.starts is not None and self.expires is not None:
+            _check_begins(self.starts, self.expires)
 
     @property
     def body(self) -> JSON:
         """The body as a Python value, decoded on each access."""
         return value_of(self.raw_body)
 
+    def starts_at(self, ctime: Time) -> Time | None:
+        return None if self.starts is None else self.starts.after(ctime)
+
     def expires_at(self, ctime: Time) -> Time | None:
         return None if self.expires is None else self.expires.after(ctime)
 
 
+def _check_instant(name: str, instant: object) -> None:
+    check_type(name, instant, TimeOrOffset, NoneType)
+    if isinstance(instant, TimeOrOffset) and instant.is_negative_offset:
+        raise InvalidMessage(f"an offset of `{name}` must not be negative", field=name)
+
+
+def _check_begins(starts: TimeOrOffset, expires: TimeOrOffset) -> None:
+    """Raises InvalidMessage for a start that is not before the expiry, whatever the ctime."""
+    are_comparable = (starts.offset is None) == (expires.offset is None)
+    if are_comparable and starts.after(0) >= expires.after(0):
+        raise _begins_too_late("starts")
+
+
+def _begins_too_late(field: str) -> InvalidMessage:
+    return InvalidMessage(
+        f"`{field}` is not before the expiry, so the item would never be visible", field=field
+    )
+
+
 class Range(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """All items of a category (with `prefix`: of all categories that begin with it) that were
-    created up to `end_time` inclusive, except those in `skip_msg_ids`. `end_time` defaults to
-    the ctime of the message, and counts as that if it is later."""
+    """All items of a category (with `prefix`: of all categories that begin with it) whose *time*,
+    the later of ctime and start, is up to `end_time` inclusive, except those in `skip_msg_ids`.
+    `end_time` defaults to the ctime of the message, and counts as that if it is later. With
+    `scheduled`, the ctime alone is compared, so items that have not begun are included."""
 
     category: Category
     end_time: TimeOrOffset | None = None
     skip_msg_ids: tuple[MsgID, ...] = ()
     prefix: bool = False
+    scheduled: bool = False
 
     def __post_init__(self) -> None:
         check_text("category", self.category, MAX_CATEGORY)
         check_type("end_time", self.end_time, TimeOrOffset, NoneType)
         check_type("prefix", self.prefix, bool)
+        check_type("scheduled", self.scheduled, bool)
         check_type("skip_msg_ids", self.skip_msg_ids, tuple)
         for msg_id in self.skip_msg_ids:
             check_text("skip_msg_ids", msg_id, MAX_MSG_ID)
 
 
+class KeyDismissal(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """All items with a key that were created up to `end_time` inclusive, begun or not. `end_time`
+    is as in a Range."""
+
+    key: Key
+    end_time: TimeOrOffset | None = None
+
+    def __post_init__(self) -> None:
+        check_text("key", self.key, MAX_KEY)
+        check_type("end_time", self.end_time, TimeOrOffset, NoneType)
+
+
 class Dismissal(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Dismisses items: by msg_id, and all in the ranges. The last `added` of the ids were not sent:
-    a store added them to an old message (decision 20)."""
+    """Dismisses items: by msg_id, all in the ranges, and all with the keys. The last `added` of the
+    ids were not sent: a store added them to an old message (decision 20)."""
 
     msg_ids: tuple[MsgID, ...] = ()
     ranges: tuple[Range, ...] = ()
+    keys: tuple[KeyDismissal, ...] = ()
     added: Annotated[int, Meta(ge=0)] = 0
 
     def __post_init__(self) -> None:
         check_type("msg_ids", self.msg_ids, tuple)
         check_type("ranges", self.ranges, tuple)
+        check_type("keys", self.keys, tuple)
         for msg_id in self.msg_ids:
             check_text("msg_ids", msg_id, MAX_MSG_ID)
         for range_ in self.ranges:
             check_type("ranges", range_, Range)
+        for key in self.keys:
+            check_type("keys", key, KeyDismissal)
 
     def as_sent(self) -> "Dismissal":
         """The dismissal as its sender wrote it."""
-        return Dismissal(self.msg_ids[: len(self.msg_ids) - self.added], self.ranges)
+        sent = len(self.msg_ids) - self.added
+        return Dismissal(self.msg_ids[:sent], self.ranges, self.keys)
 
     def __bool__(self) -> bool:
-        return bool(self.msg_ids or self.ranges)
+        return bool(self.msg_ids or self.ranges or self.keys)
 
 
 class InBandMessage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A message that changes one user's state: a creation, a dismissal, or both (an update).
 
     `ctime` is 0 until a state machine of record has stamped the message. `prev` is the ctime of
-    the user's previous message, 0 for the first. `device_id` scopes the creation to that device;
-    the dismissal applies on every device.
+    the user's clock before it, 0 for the first message. `device_id` scopes the creation to that
+    device. The dismissal applies on every device; but with a `device_id`, its ranges and keys reach
+    only items that this device sees. They never reach the item that the message itself creates.
     """
 
     uid: UID
@@ -154,12 +204,32 @@ class InBandMessage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         return self.ctime > 0
 
     @property
+    def key(self) -> Key | None:
+        """The key of its item; None if it has none, or creates none."""
+        return None if self.creation is None else self.creation.key
+
+    @property
+    def starts_at(self) -> Time | None:
+        """When the item of this stamped message begins; None if it does with its ctime, or creates
+        none."""
+        return None if self.creation is None else self.creation.starts_at(self.ctime)
+
+    @property
     def expires_at(self) -> Time | None:
         """When the item of this stamped message expires; None if it does not, or creates none."""
         return None if self.creation is None else self.creation.expires_at(self.ctime)
 
     def stamp(self, ctime: Time, prev: Time) -> "InBandMessage":
         return self._with(ctime=ctime, prev=prev)
+
+    def stamp_new(self, ctime: Time, prev: Time) -> "InBandMessage":
+        """The same for a message that is not a replay. Raises InvalidMessage if its item would not
+        begin before it expires."""
+        stamped = self.stamp(ctime, prev)
+        starts_at, expires_at = stamped.starts_at, stamped.expires_at
+        if starts_at is not None and expires_at is not None and starts_at >= expires_at:
+            raise _begins_too_late("creation.starts")
+        return stamped
 
     def addressed_to(self, device_id: DeviceID | None) -> "InBandMessage | None":
         """The part of this message that concerns the device; None if nothing does.
@@ -195,6 +265,8 @@ class InBandMessage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
             self.creation.category,
             self.creation.body,
             self.creation.expires,
+            self.creation.starts,
+            self.creation.key,
         )
         dismissal = self.dismissal and self.dismissal.as_sent()
         return canonical((self.device_id, creation, dismissal or None))
@@ -233,27 +305,44 @@ def create(
     category: Category,
     body: JSON = None,
     *,
+    starts: When = None,
     expires: When = None,
     device_id: AnyID | None = None,
     msg_id: AnyID | None = None,
 ) -> InBandMessage:
     """A message that creates one item."""
-    return InBandMessage(
-        arguments.identifier("uid", uid, MAX_UID),
-        _own_id(msg_id),
-        device_id=arguments.optional_identifier("device_id", device_id, MAX_DEVICE_ID),
-        creation=_creation(category, body, expires),
+    return _message(
+        uid, msg_id, device_id, creation=_creation(category, body, starts, expires, key=None)
     )
 
 
-def dismiss(uid: AnyID, *msg_ids: AnyID, msg_id: AnyID | None = None) -> InBandMessage:
+def put(
+    uid: AnyID,
+    category: Category,
+    body: JSON = None,
+    *,
+    key: Key | None = None,
+    starts: When = None,
+    expires: When = None,
+    device_id: AnyID | None = None,
+    msg_id: AnyID | None = None,
+) -> InBandMessage:
+    """A message that creates one item in place of the one with its key, which is the category by
+    default: the last write wins."""
+    key = category if key is None else key
+    return _message(
+        uid, msg_id, device_id, creation=_creation(category, body, starts, expires, key)
+    )
+
+
+def dismiss(
+    uid: AnyID, *msg_ids: AnyID, device_id: AnyID | None = None, msg_id: AnyID | None = None
+) -> InBandMessage:
     """A message that dismisses items by their ids."""
     if not msg_ids:
         raise InvalidMessage("`msg_ids` names no item to dismiss", field="msg_ids")
-    dismissal = Dismissal(arguments.known_ids("msg_ids", msg_ids, MAX_MSG_ID))
-    return InBandMessage(
-        arguments.identifier("uid", uid, MAX_UID), _own_id(msg_id), dismissal=dismissal
-    )
+    ids = arguments.known_ids("msg_ids", msg_ids, MAX_MSG_ID)
+    return _message(uid, msg_id, device_id, dismissal=Dismissal(ids))
 
 
 def dismiss_category(
@@ -261,39 +350,38 @@ def dismiss_category(
     category: Category,
     *,
     prefix: bool = False,
+    scheduled: bool = False,
     end_time: When = None,
     skip_msg_ids: Iterable[AnyID] = (),
+    device_id: AnyID | None = None,
     msg_id: AnyID | None = None,
 ) -> InBandMessage:
-    """A message that dismisses all items of a category up to `end_time` inclusive."""
+    """A message that dismisses all items of a category up to `end_time` inclusive; with
+    `scheduled`, also those that have not begun. With `device_id`, only what that device sees."""
     range_ = Range(
         arguments.text("category", category, MAX_CATEGORY),
         arguments.time("end_time", end_time),
         arguments.known_ids("skip_msg_ids", skip_msg_ids, MAX_MSG_ID),
         arguments.flag("prefix", prefix),
+        arguments.flag("scheduled", scheduled),
     )
-    return InBandMessage(
-        arguments.identifier("uid", uid, MAX_UID),
-        _own_id(msg_id),
-        dismissal=Dismissal(ranges=(range_,)),
-    )
+    return _message(uid, msg_id, device_id, dismissal=Dismissal(ranges=(range_,)))
 
 
-def replace(
+def dismiss_key(
     uid: AnyID,
-    category: Category,
-    body: JSON,
-    *,
-    expires: When = None,
+    *keys: Key,
+    end_time: When = None,
     device_id: AnyID | None = None,
     msg_id: AnyID | None = None,
 ) -> InBandMessage:
-    """A message that makes this the only item of the category: the last write wins."""
-    created = create(uid, category, body, expires=expires, device_id=device_id, msg_id=msg_id)
-    others = Range(
-        arguments.text("category", category, MAX_CATEGORY), skip_msg_ids=(created.msg_id,)
-    )
-    return msgspec.structs.replace(created, dismissal=Dismissal(ranges=(others,)))
+    """A message that dismisses the items with these keys that were created up to `end_time`
+    inclusive, begun or not. With `device_id`, only what that device sees."""
+    if not keys:
+        raise InvalidMessage("`keys` names no key to dismiss", field="keys")
+    end = arguments.time("end_time", end_time)
+    named = tuple(KeyDismissal(arguments.text("keys", key, MAX_KEY), end) for key in keys)
+    return _message(uid, msg_id, device_id, dismissal=Dismissal(keys=named))
 
 
 def out_of_band(uid: AnyID, system: System, body: JSON = None) -> OutOfBandMessage:
@@ -305,11 +393,32 @@ def out_of_band(uid: AnyID, system: System, body: JSON = None) -> OutOfBandMessa
     )
 
 
-def _creation(category: Category, body: JSON, expires: When) -> Creation:
+def _message(
+    uid: AnyID,
+    msg_id: AnyID | None,
+    device_id: AnyID | None,
+    *,
+    creation: Creation | None = None,
+    dismissal: Dismissal | None = None,
+) -> InBandMessage:
+    return InBandMessage(
+        arguments.identifier("uid", uid, MAX_UID),
+        _own_id(msg_id),
+        device_id=arguments.optional_identifier("device_id", device_id, MAX_DEVICE_ID),
+        creation=creation,
+        dismissal=dismissal,
+    )
+
+
+def _creation(
+    category: Category, body: JSON, starts: When, expires: When, key: Key | None
+) -> Creation:
     return Creation(
         arguments.text("category", category, MAX_CATEGORY),
         arguments.body("body", body, MAX_BODY),
         arguments.expiry("expires", expires),
+        arguments.time("starts", starts),
+        None if key is None else arguments.text("key", key, MAX_KEY),
     )
 
 
@@ -363,9 +472,12 @@ def check_admission(message: Message) -> None:
     check_id("device_id", message.device_id)
     if message.creation is not None:
         check_expiry("creation.expires", message.creation.expires)
+        check_time("creation.starts", message.creation.starts)
     if message.dismissal is not None:
         for number, range_ in enumerate(message.dismissal.ranges):
             check_time(f"dismissal.ranges[{number}].end_time", range_.end_time)
+        for number, key in enumerate(message.dismissal.keys):
+            check_time(f"dismissal.keys[{number}].end_time", key.end_time)
 
 
 class _Draft(Struct, frozen=True, forbid_unknown_fields=True):

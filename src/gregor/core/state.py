@@ -3,7 +3,6 @@
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from hashlib import sha256
 from itertools import accumulate
 
 from msgspec import Raw, Struct, field
@@ -14,6 +13,7 @@ from gregor.core.message import (
     Category,
     DeviceID,
     InBandMessage,
+    Key,
     MsgID,
     canonical,
     value_of,
@@ -22,7 +22,7 @@ from gregor.core.visibility import has_expired
 
 
 class Item(Struct, frozen=True, omit_defaults=True):
-    """What a creation created: a user sees it until it is dismissed or expires."""
+    """What a creation created: a user sees it from its start until it is dismissed or expires."""
 
     msg_id: MsgID
     ctime: Time
@@ -30,6 +30,8 @@ class Item(Struct, frozen=True, omit_defaults=True):
     raw_body: Raw = field(name="body")
     device_id: DeviceID | None = None
     expires_at: Time | None = None
+    starts_at: Time | None = None
+    key: Key | None = None
 
     @classmethod
     def of(cls, message: InBandMessage) -> "Item | None":
@@ -44,6 +46,8 @@ class Item(Struct, frozen=True, omit_defaults=True):
             creation.raw_body.copy(),  # a view would keep the whole frame in memory
             message.device_id,
             message.expires_at,
+            message.starts_at,
+            creation.key,
         )
 
     @property
@@ -51,8 +55,13 @@ class Item(Struct, frozen=True, omit_defaults=True):
         """The body as a Python value, decoded on each access."""
         return value_of(self.raw_body)
 
+    @property
+    def time(self) -> Time:
+        """The later of its ctime and its start."""
+        return self.ctime if self.starts_at is None else max(self.ctime, self.starts_at)
+
     def order(self) -> tuple[Time, MsgID]:
-        return self.ctime, self.msg_id
+        return self.time, self.msg_id
 
     def expired(self, now: Time) -> bool:
         return has_expired(self.expires_at, now)
@@ -63,13 +72,14 @@ class Item(Struct, frozen=True, omit_defaults=True):
         return self._rank() < other._rank()
 
     def _rank(self) -> tuple[Time, bytes, bytes]:
-        contents = (self.category, self.body, self.device_id, self.expires_at)
+        times = self.expires_at, self.starts_at
+        contents = (self.category, self.body, self.device_id, *times, self.key)
         # The raw body decides between bodies that differ only in whitespace.
         return self.ctime, canonical(contents), bytes(self.raw_body)
 
 
 class State(Struct, frozen=True):
-    """The visible items of a user at the instant `as_of`, ordered by (ctime, msg_id)."""
+    """The visible items of a user at the instant `as_of`, ordered by (time, msg_id)."""
 
     items: tuple[Item, ...]
     as_of: Time
@@ -77,10 +87,6 @@ class State(Struct, frozen=True):
     @classmethod
     def of(cls, items: Iterable[Item], as_of: Time) -> "State":
         return cls(tuple(sorted(items, key=Item.order)), as_of)
-
-    def hash(self) -> str:
-        """SHA-256, in hex, of the lines `"{ctime} {msg_id}\\n"` of the items in order."""
-        return state_hash(item.order() for item in self.items)
 
     def count(self, prefix: Category = "") -> int:
         """How many items have a category that begins with `prefix`, byte for byte."""
@@ -139,9 +145,3 @@ class Counts(Struct, frozen=True):
 
 def _category(entry: tuple[Category, int]) -> Category:
     return entry[0]
-
-
-def state_hash(ctimes_and_ids: Iterable[tuple[Time, MsgID]]) -> str:
-    """The hash of a state that consists of items with these ctimes and ids, in any order."""
-    lines = "".join([f"{ctime} {msg_id}\n" for ctime, msg_id in sorted(ctimes_and_ids)])
-    return sha256(lines.encode()).hexdigest()

@@ -9,6 +9,7 @@ and a dismissal concerns only what it already holds.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import msgspec
@@ -17,8 +18,8 @@ from msgspec import Struct, structs
 from gregor.core.facts import Facts
 from gregor.core.instant import SECOND, Time
 from gregor.core.message import DeviceID, Dismissal, InBandMessage, MsgID, seen_on
-from gregor.core.state import Item, State
-from gregor.core.visibility import HasLifetime, Now, is_visible
+from gregor.core.state import Item
+from gregor.core.visibility import HasLifetime, Now, is_live
 from gregor.errors import Resync
 
 EXPIRY_GRACE = 60 * SECOND
@@ -45,34 +46,49 @@ class ItemFate(NamedTuple):
     device_id: DeviceID | None
     expires_at: Time | None
     dismissed_at: Time | None
+    starts_at: Time | None = None
 
 
-FateOf: TypeAlias = Callable[[MsgID], ItemFate | None]
-"""Looks up an item; None means that it has not arrived."""
+class Predecessor(NamedTuple):
+    """The item of the same key and scope with the next smaller ctime, dead or live."""
+
+    msg_id: MsgID
+    ctime: Time
 
 
-def reduced(message: InBandMessage, recipient: Recipient, fate_of: FateOf) -> InBandMessage | None:
+class Knowledge(NamedTuple):
+    """What a store knows about items: the fate of the one with an id, None if it has not arrived;
+    and the predecessor of the item that a message with a key creates, None if there is none."""
+
+    fate_of: Callable[[MsgID], ItemFate | None]
+    predecessor_of: Callable[[InBandMessage], Predecessor | None]
+
+
+def reduced(message: InBandMessage, recipient: Recipient, store: Knowledge) -> InBandMessage | None:
     """The part of a message that matters to the recipient; None if nothing does.
 
-    A creation goes whole or not at all. An id goes if the recipient may hold its item: a dead item
-    that was created later is not sent either, and of one that arrives later the store knows that
-    it is dead. Ranges go whole."""
-    creation, dismissal = message.creation, message.dismissal
-    if creation is not None and not _is_due(fate_of(message.msg_id), recipient):
+    A creation goes whole or not at all. One with a key that is left out has ended its predecessor
+    all the same: the recipient gets the id of it. (As a key, it would reach other scopes.) An id
+    goes if the recipient may hold its item: a dead item that was created later is not sent either,
+    and of one that arrives later the store knows that it is dead. Ranges and keys go whole."""
+    creation, dismissal = message.creation, message.dismissal or Dismissal()
+    ids = tuple(id_ for id_ in dismissal.msg_ids if _may_be_held(store.fate_of(id_), recipient))
+    if creation is not None and not _is_due(store.fate_of(message.msg_id), recipient):
+        ids += tuple(_replaced(message, recipient, store, ids))
         creation = None
-    if dismissal is not None:
-        ids = tuple(id_ for id_ in dismissal.msg_ids if _may_be_held(fate_of(id_), recipient))
-        if ids != dismissal.msg_ids or dismissal.added:
-            dismissal = Dismissal(ids, dismissal.ranges)
+    if ids != dismissal.msg_ids or dismissal.added:
+        dismissal = Dismissal(ids, dismissal.ranges, dismissal.keys)
+    elif message.dismissal is None:
+        return message.reduced(creation, None)
     return message.reduced(creation, dismissal)
 
 
 def is_sent(
     item: HasLifetime, dismissed_at: Time | None, device_id: DeviceID | None, now: Time
 ) -> bool:
-    """Whether an item is sent to a device: it is visible there, or expired less than EXPIRY_GRACE
-    ago."""
-    return is_visible(item, dismissed_at, device_id, Now(now - EXPIRY_GRACE))
+    """Whether an item is sent to a device: it is live there, begun or not, or expired less than
+    EXPIRY_GRACE ago."""
+    return is_live(item, dismissed_at, device_id, Now(now - EXPIRY_GRACE))
 
 
 def _is_due(fate: ItemFate | None, recipient: Recipient) -> bool:
@@ -87,31 +103,58 @@ def _may_be_held(fate: ItemFate | None, recipient: Recipient) -> bool:
     )
 
 
-def fate_in(facts: Facts, msg_id: MsgID) -> ItemFate | None:
-    """The fate of an item, as a store with these facts reports it; None if it has not arrived."""
+def _replaced(
+    message: InBandMessage, recipient: Recipient, store: Knowledge, named: Sequence[MsgID]
+) -> Iterator[MsgID]:
+    """The id of the predecessor of an item that is left out, if the recipient may hold it."""
+    if message.key is None or not seen_on(message.device_id, recipient.device_id):
+        return
+    predecessor = store.predecessor_of(message)
+    if predecessor is None or predecessor.msg_id in named:
+        return
+    if predecessor.ctime <= recipient.known:
+        yield predecessor.msg_id
+
+
+def knowledge_in(facts: Facts) -> Knowledge:
+    """What a store with these facts knows."""
+    return Knowledge(partial(_fate_in, facts), partial(_predecessor_in, facts))
+
+
+def _fate_in(facts: Facts, msg_id: MsgID) -> ItemFate | None:
     item = facts.find(msg_id)
     if item is None:
         return None
     dismissed = facts.dismissed.get(msg_id)
     dismissed_at = None if dismissed is None else dismissed.dismissed_at
-    return ItemFate(item.ctime, item.device_id, item.expires_at, dismissed_at)
+    return ItemFate(item.ctime, item.device_id, item.expires_at, dismissed_at, item.starts_at)
+
+
+def _predecessor_in(facts: Facts, message: InBandMessage) -> Predecessor | None:
+    item = facts.predecessor(message)
+    return None if item is None else Predecessor(item.msg_id, item.ctime)
 
 
 _HELD = ItemFate(0, None, None, None)
 
 
-def just_stored(message: InBandMessage, dead: bool) -> InBandMessage | None:
+def just_stored(
+    message: InBandMessage, dead: bool, replaced: MsgID | None = None
+) -> InBandMessage | None:
     """A new message for all devices that know everything before it, reduced without a look-up:
-    `dead` says whether its own item is. Of the items that it names it is taken that they are held;
-    a replica ignores the ids of others."""
+    `dead` says whether its own item is, and `replaced` is the id of its predecessor. Of the items
+    that it names it is taken that they are held; a replica ignores the ids of others."""
     creation = message.creation
     if not dead and message.dismissal is None and creation is not None and creation.expires is None:
         return message  # most messages are like this one
     own = ItemFate(
         message.ctime, message.device_id, message.expires_at, message.ctime if dead else None
     )
-    recipient = Recipient(None, message.prev, message.ctime)
-    return reduced(message, recipient, lambda id_: own if id_ == message.msg_id else _HELD)
+    predecessor = None if replaced is None else Predecessor(replaced, message.prev)
+    store = Knowledge(
+        lambda id_: own if id_ == message.msg_id else _HELD, lambda message: predecessor
+    )
+    return reduced(message, Recipient(None, message.prev, message.ctime), store)
 
 
 # Messages since, in pages
@@ -149,14 +192,29 @@ class After(NamedTuple):
 Start: TypeAlias = Since | After
 
 
-def require_not_ahead(start: Start, clock: Time) -> None:
-    """Raises Resync for a cursor ahead of the user's clock: the store is a restored backup, and has
-    not yet, or never, what the reader knows."""
-    if isinstance(start, After) and start.cursor > clock:
-        raise Resync(
-            f"the cursor {start.cursor} is ahead of the user's clock, {clock};"
-            " read the state, and go on from its cursor"
-        )
+class UserTime(NamedTuple):
+    """A user's clock, and the mark: the clock after the last message that was stored behind it, of
+    which no cursor before the mark could hear. 0: there was none."""
+
+    clock: Time
+    mark: Time = 0
+
+    def continues(self, cursor: Time) -> bool:
+        """Whether messages after this cursor tell a reader everything that it lacks. If not, the
+        reader needs a snapshot: the cursor is behind the mark, or ahead of the clock, because the
+        store is a restored backup, and has not yet, or never, what the reader knows."""
+        return self.mark <= cursor <= self.clock
+
+
+def require_continued(start: Start, user: UserTime) -> None:
+    """Raises Resync for a cursor after which messages do not tell everything."""
+    if not isinstance(start, After) or start.cursor == 0 or user.continues(start.cursor):
+        return
+    if start.cursor > user.clock:
+        reason = f"is ahead of the user's clock, {user.clock}"
+    else:
+        reason = f"is before {user.mark}, when a message was stored behind the user's clock"
+    raise Resync(f"the cursor {start.cursor} {reason}; read the state, and go on from its cursor")
 
 
 class Reduced(NamedTuple):
@@ -185,10 +243,10 @@ class Page(Struct, frozen=True):
 
 
 def reductions(
-    messages: Iterable[InBandMessage], recipient: Recipient, fate_of: FateOf
+    messages: Iterable[InBandMessage], recipient: Recipient, store: Knowledge
 ) -> Iterator[Reduced]:
     for message in messages:
-        yield Reduced(message.ctime, reduced(message, recipient, fate_of))
+        yield Reduced(message.ctime, reduced(message, recipient, store))
 
 
 def what_is_left(log: Iterable[Reduced]) -> tuple[InBandMessage, ...]:
@@ -210,13 +268,6 @@ def first_page(log: Iterable[Reduced], clock: Time, limits: PageLimits) -> Page:
 
 
 _encoder = msgspec.json.Encoder()
-
-
-class PolledState(NamedTuple):
-    """A state, and the cursor after which messages continue it; both read at one instant."""
-
-    state: State
-    cursor: Time
 
 
 # Syncs
@@ -281,7 +332,7 @@ def _without_empty(*groups: tuple[Time, ...]) -> tuple[tuple[Time, ...], ...]:
 
 
 class Sync(Struct, frozen=True):
-    """What brings a replica from its cursor to `cursor`, and the hash that its visible items must
+    """What brings a replica from its cursor to `cursor`, and the hash that its live items must
     then have at the instant `as_of`. All read from the store at one instant, but for the items of
     a snapshot that are unread."""
 
@@ -308,7 +359,11 @@ class Sync(Struct, frozen=True):
 def snapshot_of(facts: Facts, device_id: DeviceID | None, now: Time) -> Snapshot:
     """The snapshot of a user with these facts."""
     items = (item for item in facts.items.values() if is_sent(item, None, device_id, now))
-    return Snapshot(tuple(sorted(items, key=Item.order)))
+    return Snapshot(tuple(sorted(items, key=_ctime)))
+
+
+def _ctime(item: Item) -> Time:
+    return item.ctime
 
 
 def max_changes(snapshot_entries: int) -> int:

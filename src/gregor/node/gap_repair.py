@@ -2,7 +2,12 @@
 
 The pub/sub makes delivery fast, the store makes it reliable. A gap that a later message reveals is
 noticed, and repaired at once. What no later message reveals is found by the sweep, which compares
-the positions of all feeds with the users' clocks.
+the positions of all feeds with the users' clocks. After each sweep a few of the hashes that the
+store keeps are checked.
+
+A replay behind the clock of its user is a message that no feed can hear of: all are past it. But it
+moves the clock, so the sweep finds that they are behind; and no cursor from before can be
+continued, so each device gets a snapshot.
 
 A failover may lose messages that devices have received. Then the store has another history, or a
 user's clock is behind a feed, and the sweep lets the devices sync again (decision 26).
@@ -22,6 +27,7 @@ from gregor.core.sync import Changes
 from gregor.errors import Unavailable
 from gregor.interfaces import StateMachineOfRecord
 from gregor.log_event import LogEvent
+from gregor.node.hash_checks import HashChecks
 from gregor.node.observer import Observer
 from gregor.protocol.publication import Publication
 
@@ -54,6 +60,7 @@ class GapRepair:
         self._broadcaster = broadcaster
         self._observer = observer
         self._peers = peers
+        self._hash_checks = HashChecks(state_machine, broadcaster, observer)
         self._sweep_seconds = sweep_seconds
         self._jitter = jitter
         self._queue: asyncio.Queue[UID] = asyncio.Queue()
@@ -77,6 +84,7 @@ class GapRepair:
         """Repair gaps, and sweep periodically, until this is cancelled or fails."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._sweep())
+            tasks.create_task(self._hash_checks.run())
             for _ in range(GAP_REPAIR_WORKERS):
                 tasks.create_task(self._repair_queued())
 
@@ -147,6 +155,8 @@ class GapRepair:
                     await self._sweep_due.wait()
             self._sweep_due.clear()
             await self._sweep_once(grace)
+            if not self.waiting_for_store:
+                self._hash_checks.notice_sweep()
 
     def _delay(self, grace: float) -> float:
         if self.waiting_for_store:

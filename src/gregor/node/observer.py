@@ -13,6 +13,9 @@ class Observer:
     def gap_repaired(self, messages: int) -> None:
         """A gap repair has read this number of missed messages from the store."""
 
+    def hash_repaired(self) -> None:
+        """The store kept a wrong hash for a user, and has repaired it."""
+
     def invalid_publication(self, error: Malformed) -> None:
         """The pub/sub delivered a payload that no node can have published."""
 

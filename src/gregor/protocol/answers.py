@@ -21,13 +21,15 @@ class Results(Struct, frozen=True):
 
 
 class StateAnswer(Struct, frozen=True):
-    """The visible items, the state hash of a replica that shows the same items, and the cursor
-    after which messages continue the state."""
+    """The visible items that were asked for, all or a page of them; the hash of all live items of
+    the device; and the cursor after which messages continue the state. The same request with `page`
+    set to `next_page` has the next page, of the same instant; null says that there is none."""
 
     items: tuple[Item, ...]
     as_of: Time
     hash: str
     cursor: Time
+    next_page: str | None = None
 
 
 class CountAnswer(Struct, frozen=True):

@@ -10,7 +10,7 @@ table of their transitions; this module turns frames and calls into its events. 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, structs
 
 from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID, InBandMessage, Message
@@ -231,6 +231,7 @@ class ClientSession:
         if not self._continues_cursor(page):
             return self._ignore(page)
         self._resync_requested = False
+        page = _without_frame(page)
         effects = self._content_of(page)
         self.state = after(self.state, PageAccepted(page))
         if page.more:
@@ -270,6 +271,13 @@ class ClientSession:
             return False
         self._last_consume = Answered(n)
         return True
+
+
+def _without_frame(page: SyncPage) -> SyncPage:
+    """The page with copies of its bodies: as long as one item lives, a view would keep all of the
+    frame in memory."""
+    items = (structs.replace(item, raw_body=item.raw_body.copy()) for item in page.items)
+    return structs.replace(page, items=tuple(items))
 
 
 def _snapshot_of(pages: Sequence[SyncPage]) -> Snapshot:

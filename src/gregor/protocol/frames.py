@@ -146,7 +146,8 @@ class Result(Struct, frozen=True, omit_defaults=True):
     """The result of one message: `relayed` if it is out-of-band; only `rejected` has an error.
 
     Of a message that is stored it says whether its item is `visible` now on the devices that it is
-    for, and when it expires; `stored` also how many items it has `dismissed`."""
+    for, and when it starts and expires; `stored` also how many items its dismissal has `dismissed`,
+    and the id of the one whose place it has taken (`replaced`)."""
 
     status: Literal["stored", "duplicate", "rejected", "relayed"]
     uid: UID | None = None
@@ -154,8 +155,10 @@ class Result(Struct, frozen=True, omit_defaults=True):
     ctime: Cursor | None = None
     error: Problem | None = None
     visible: bool | None = None
+    starts_at: Time | None = None
     expires_at: Time | None = None
     dismissed: int | None = None
+    replaced: MsgID | None = None
 
     @property
     def should_retry(self) -> bool:
@@ -165,12 +168,10 @@ class Result(Struct, frozen=True, omit_defaults=True):
     @classmethod
     def of(cls, outcome: Outcome) -> "Result":
         match outcome:
-            case Stored(message, dead, expired, dismissed):
-                visible = message.creation is not None and not (dead or expired)
-                return cls._of_stored("stored", message, visible, dismissed)
-            case Duplicate(message, dead, expired):
-                visible = message.creation is not None and not (dead or expired)
-                return cls._of_stored("duplicate", message, visible)
+            case Stored() as stored:
+                return cls._of_stored("stored", stored, stored.dismissed, stored.replaced)
+            case Duplicate() as duplicate:
+                return cls._of_stored("duplicate", duplicate)
             case Rejected(InBandMessage() as message, error):
                 return cls("rejected", message.uid, message.msg_id, error=Problem.of(error))
             case Rejected(message, error):
@@ -183,18 +184,22 @@ class Result(Struct, frozen=True, omit_defaults=True):
     def _of_stored(
         cls,
         status: Literal["stored", "duplicate"],
-        message: InBandMessage,
-        visible: bool,
+        outcome: Stored | Duplicate,
         dismissed: int | None = None,
+        replaced: MsgID | None = None,
     ) -> "Result":
+        message = outcome.message
+        ended = outcome.dead or outcome.expired
         return cls(
             status,
             message.uid,
             message.msg_id,
             message.ctime,
-            visible=visible,
+            visible=message.creation is not None and not (ended or outcome.scheduled),
+            starts_at=message.starts_at,
             expires_at=message.expires_at,
             dismissed=dismissed,
+            replaced=replaced,
         )
 
 

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from gregor.core.instant import TimeOrOffset
-from gregor.core.message import Creation, Dismissal, InBandMessage, Range
+from gregor.core.message import Creation, Dismissal, InBandMessage, KeyDismissal, Range
 from gregor.errors import InvalidMessage
 from gregor.protocol.frames import (
     Ack,
@@ -35,14 +35,20 @@ class _LenientTime(TimeOrOffset, frozen=True, forbid_unknown_fields=False):
 
 class _LenientCreation(Creation, frozen=True, forbid_unknown_fields=False):
     expires: _LenientTime | None = None
+    starts: _LenientTime | None = None
 
 
 class _LenientRange(Range, frozen=True, forbid_unknown_fields=False):
     end_time: _LenientTime | None = None
 
 
+class _LenientKey(KeyDismissal, frozen=True, forbid_unknown_fields=False):
+    end_time: _LenientTime | None = None
+
+
 class _LenientDismissal(Dismissal, frozen=True, forbid_unknown_fields=False):
     ranges: tuple[_LenientRange, ...] = ()
+    keys: tuple[_LenientKey, ...] = ()
 
 
 class _LenientMessage(InBandMessage, frozen=True, forbid_unknown_fields=False):
@@ -114,6 +120,7 @@ _STRICT_TYPES: dict[type[Struct], type[Struct]] = {
     _LenientTime: TimeOrOffset,
     _LenientCreation: Creation,
     _LenientRange: Range,
+    _LenientKey: KeyDismissal,
     _LenientDismissal: Dismissal,
 }
 

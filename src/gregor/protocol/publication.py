@@ -14,7 +14,9 @@ class Publication(NamedTuple):
     """The messages of a user from `prev` (exclusive) to `cursor` (inclusive), in order.
 
     `shared_frame` is the frame for all devices whose cursor is `prev`, encoded once; None if a
-    message is scoped to one device. `size` is the approximate size in bytes."""
+    creation is for one device. (A device ignores the ids of items that it does not hold, and its
+    replica knows what the ranges and keys of another device reach.) `size` is the approximate size
+    in bytes."""
 
     prev: Time
     messages: tuple[InBandMessage, ...]
@@ -25,7 +27,7 @@ class Publication(NamedTuple):
     @classmethod
     def of(cls, *stored: Stored) -> "Publication":
         """A publication of consecutive new messages, each reduced as it would be in a sync."""
-        parts = (just_stored(message, dead) for message, dead, _, _ in stored)
+        parts = (just_stored(s.message, s.dead, s.replaced) for s in stored)
         messages = tuple(message for message in parts if message is not None)
         return cls.span(stored[0].message.prev, messages, stored[-1].message.ctime)
 
@@ -34,10 +36,10 @@ class Publication(NamedTuple):
         """A publication of the messages after `prev` and up to `cursor` that still matter."""
         frame = Messages(prev, messages, cursor)
         text = encode(frame)
-        scoped = any(message.device_id is not None for message in messages)
+        scoped = any(m.device_id is not None and m.creation is not None for m in messages)
         return cls(prev, messages, cursor, len(text), None if scoped else Send(frame, text))
 
     def addressed_to(self, device_id: DeviceID) -> tuple[InBandMessage, ...]:
-        """The messages for this device; what is scoped to another device is left out."""
+        """The messages for this device; the creations for another device are left out."""
         addressed = (message.addressed_to(device_id) for message in self.messages)
         return tuple(message for message in addressed if message is not None)

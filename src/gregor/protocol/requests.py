@@ -1,6 +1,8 @@
-"""The request bodies of the HTTP API that are not one message, and the limits of a request.
+"""The request bodies of the HTTP API that are not one message, and what the parameters may be.
 
 A server reads each entry of `messages` and `uids` by itself."""
+
+from typing import Literal, TypeAlias, get_args
 
 from msgspec import Raw, Struct
 
@@ -9,6 +11,13 @@ from gregor.core.message import UID
 MAX_USERS = 10_000
 # Enough for a message of the largest size to MAX_USERS users with the longest ids.
 MAX_REQUEST = 8 * 1024 * 1024
+MAX_STATE_ITEMS = 500  # in a page of a state
+MAX_PREFIXES = 100  # of categories, in a request for a state
+
+Order: TypeAlias = Literal["oldest", "newest"]
+"""Which items of a state come first."""
+
+ORDERS: tuple[Order, ...] = get_args(Order)
 
 
 class BatchRequest(Struct, frozen=True, forbid_unknown_fields=True):

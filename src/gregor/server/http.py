@@ -18,11 +18,16 @@ from gregor.core.arguments import query_time
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import (
     MAX_BATCH,
+    MAX_CATEGORY,
+    MAX_KEY,
     UID,
+    Category,
     DeviceID,
+    Key,
     Message,
     new_msg_id,
 )
+from gregor.core.state_page import PageStart, StateQuery
 from gregor.core.sync import After, PageLimits, Since, Start
 from gregor.errors import (
     GregorError,
@@ -45,8 +50,17 @@ from gregor.protocol.answers import (
 from gregor.protocol.entries import read_addressed, read_entries
 from gregor.protocol.frames import PAGE_BYTES, PAGE_ENTRIES, GoAway, Result, decode
 from gregor.protocol.json_parts import array_elements, object_members
-from gregor.protocol.requests import MAX_REQUEST, MAX_USERS, BatchRequest, MultiUserRequest
+from gregor.protocol.requests import (
+    MAX_PREFIXES,
+    MAX_REQUEST,
+    MAX_STATE_ITEMS,
+    MAX_USERS,
+    ORDERS,
+    BatchRequest,
+    MultiUserRequest,
+)
 from gregor.server.auth import Identity
+from gregor.server.page_token import StateRequest
 from gregor.server.problems import problem
 from gregor.server.readiness import PARTS
 from gregor.server.service import Service
@@ -130,22 +144,64 @@ def _list_in(fields: Mapping[str, Raw], name: str) -> tuple[Raw, ...]:
 
 
 async def get_state(service: Service, request: Request, identity: Identity) -> Response:
-    uid = _user(request, identity, {"device_id", "at"}, {"prefix"})
-    at = _time(request, "at")
-    machine = service.node.state_machine
-    state, cursor = await machine.polled_state(uid, _device(request), at)
-    selected = state.with_prefix(*(request.query_params.getlist("prefix") or [""]))
-    return _json(StateAnswer(selected.items, selected.as_of, selected.hash(), cursor))
+    """The visible items that are asked for, all or in pages. The pages are of one instant: what
+    happens between them changes none."""
+    once = {"device_id", "at", "key", "limit", "order", "page"}
+    uid = _user(request, identity, once, {"prefix"})
+    asked = StateRequest(uid, _state_query(request), _time(request, "at"))
+    start = _page_start(request, asked)
+    # A later page is of the instant of the first one, and not of `at`, which may be an offset.
+    at = asked.at if start is None else None
+    page = await service.node.state_machine.state_page(uid, asked.query, at, start)
+    next_page = None if page.next is None else asked.token_of(page.next)
+    return _json(StateAnswer(page.items, page.as_of, page.hash, page.cursor, next_page))
+
+
+def _state_query(request: Request) -> StateQuery:
+    prefixes = _prefixes(request)
+    if len(prefixes) > MAX_PREFIXES:  # each item is compared with each
+        raise InvalidMessage(
+            f"give at most {MAX_PREFIXES} `prefix`, not {len(prefixes)}", field="prefix"
+        )
+    limit = _limit(request, MAX_STATE_ITEMS) if "limit" in request.query_params else None
+    return StateQuery(_device(request), prefixes, _key(request), _newest_first(request), limit)
+
+
+def _page_start(request: Request, asked: StateRequest) -> PageStart | None:
+    token = request.query_params.get("page")
+    return None if token is None else asked.start_of(token)
+
+
+def _newest_first(request: Request) -> bool:
+    order = request.query_params.get("order", "oldest")
+    if order not in ORDERS:
+        raise InvalidMessage("`order` must be `oldest` or `newest`, or left out", field="order")
+    return order == "newest"
+
+
+def _key(request: Request) -> Key | None:
+    key = request.query_params.get("key")
+    if key is not None:
+        check_text("key", key, MAX_KEY)
+    return key
+
+
+def _prefixes(request: Request) -> tuple[Category, ...]:
+    """The prefixes of categories; the empty one is that of all."""
+    prefixes = tuple(request.query_params.getlist("prefix"))
+    for prefix in filter(None, prefixes):
+        check_text("prefix", prefix, MAX_CATEGORY)
+    return prefixes
 
 
 async def get_count(service: Service, request: Request, identity: Identity) -> Response:
     uid = _user(request, identity, {"device_id", "by"}, {"prefix"})
-    prefixes = request.query_params.getlist("prefix") or [""]
+    prefixes = _prefixes(request) or ("",)
     machine, device_id = service.node.state_machine, _device(request)
     match request.query_params.get("by"), prefixes:
         case None, _:
             counts = await machine.count(uid, device_id, prefixes)
-        case "segment", [prefix]:
+        case "segment", (prefix,):
             counts = await machine.count_by_segment(uid, device_id, prefix)
         case "segment", _:
             raise InvalidMessage("`by=segment` takes one `prefix`, not several", field="prefix")

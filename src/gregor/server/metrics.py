@@ -73,6 +73,7 @@ class Metrics(Observer, Collector):
         self._failed_commits: Counter[tuple[str, ...]] = Counter()
         self._failed_commits.update({(reason.value,): 0 for reason in FailureReason})
         self._gap_messages_recovered = 0
+        self._hashes_repaired = 0
         self._invalid_publications = 0
         self._interruptions = 0
         self._publish_failures = 0
@@ -120,6 +121,9 @@ class Metrics(Observer, Collector):
     def gap_repaired(self, messages: int) -> None:
         self._gap_messages_recovered += messages
 
+    def hash_repaired(self) -> None:
+        self._hashes_repaired += 1
+
     def invalid_publication(self, error: Malformed) -> None:
         self._invalid_publications += 1
 
@@ -163,6 +167,11 @@ class Metrics(Observer, Collector):
             "gap_messages_recovered",
             "Messages that were missed and then read from the store",
             lambda: self._gap_messages_recovered,
+        )
+        yield counter(
+            "kept_hash_mismatches",
+            "Hashes kept by the store that were wrong, and that the sweep has repaired",
+            lambda: self._hashes_repaired,
         )
         yield counter(
             "pubsub_invalid_messages",

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from gregor.core.message import InBandMessage, OutOfBandMessage
+from gregor.core.message import MAX_KEY, InBandMessage, OutOfBandMessage
 from gregor.protocol.answers import (
     CountAnswer,
     MessagesAnswer,
@@ -15,13 +15,19 @@ from gregor.protocol.answers import (
     StateAnswer,
 )
 from gregor.protocol.frames import PAGE_ENTRIES
-from gregor.protocol.requests import BatchRequest, MultiUserRequest
+from gregor.protocol.requests import (
+    MAX_PREFIXES,
+    MAX_STATE_ITEMS,
+    ORDERS,
+    BatchRequest,
+    MultiUserRequest,
+)
 from gregor.server.readiness import PARTS
 
 JSONObject = dict[str, Any]
 
 _ERRORS = {
-    400: "Not JSON, or JSON of the wrong type",
+    400: "Not JSON, or JSON of the wrong type, or the `page` of another request",
     401: "The token is missing, invalid or expired",
     403: "The token belongs to another user",
     413: "The request, a message or a list is too large",
@@ -97,6 +103,14 @@ def _paths() -> JSONObject:
     )
     by["schema"] = {"type": "string", "enum": ["segment"]}
     at = _query("at", "A time (microseconds or RFC 3339) or an offset from now (-90s, P1D)")
+    state = _operation(
+        "The visible items, in order of their time: the later of creation and start",
+        "StateAnswer",
+        device,
+        at,
+        {**prefix, "schema": {**prefix["schema"], "maxItems": MAX_PREFIXES}},
+        *_selections(),
+    )
     since = _query("since", "A time or offset like `at`: messages from this instant on, inclusive")
     after = _query(
         "after",
@@ -104,8 +118,9 @@ def _paths() -> JSONObject:
         " clock, because the server's store is a restored backup, the answer is 409 `resync`: read"
         " the state, and go on after its cursor",
     )
-    limit = _query("limit", f"At most so many messages in the answer; by default {PAGE_ENTRIES}")
-    limit["schema"] = {"type": "integer", "minimum": 1, "maximum": PAGE_ENTRIES}
+    limit = _limit(
+        f"At most so many messages in the answer; by default {PAGE_ENTRIES}", PAGE_ENTRIES
+    )
     messages = _operation(
         "The messages that bring a replica up to date, in pages",
         "MessagesAnswer",
@@ -117,9 +132,7 @@ def _paths() -> JSONObject:
     messages["responses"]["409"] = _problem("The cursor cannot be continued")
     return {
         "/v1/messages": {"post": post},
-        f"{user}/state": {
-            "get": _operation("The visible items", "StateAnswer", device, at, prefix)
-        },
+        f"{user}/state": {"get": state},
         f"{user}/count": {
             "get": _operation(
                 "Counts of visible items, per prefix", "CountAnswer", device, prefix, by
@@ -131,6 +144,28 @@ def _paths() -> JSONObject:
         "/readyz": {"get": _ready()},
         "/metrics": {"get": _public("Prometheus metrics")},
     }
+
+
+def _selections() -> tuple[JSONObject, ...]:
+    """Which items of a state are answered, in which order and how many."""
+    key = _query("key", "Only the items of this key: one for each scope that is seen")
+    key["schema"] = {"type": "string", "minLength": 1, "maxLength": MAX_KEY}
+    order = _query("order", "Which items come first; by default the oldest")
+    order["schema"] = {"type": "string", "enum": list(ORDERS)}
+    limit = _limit("At most so many items in the answer; by default all", MAX_STATE_ITEMS)
+    page = _query(
+        "page",
+        "The `next_page` of an answer: the items that follow, as of the same instant. Repeat the"
+        " request of that answer with it, unchanged but for `page` and `limit`. What is not the"
+        " `next_page` of such an answer is refused",
+    )
+    return key, order, limit, page
+
+
+def _limit(description: str, largest: int) -> JSONObject:
+    limit = _query("limit", description)
+    limit["schema"] = {"type": "integer", "minimum": 1, "maximum": largest}
+    return limit
 
 
 def _operation(summary: str, schema: str, *parameters: JSONObject) -> JSONObject:

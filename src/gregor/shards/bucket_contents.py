@@ -15,21 +15,23 @@ from gregor.core.instant import Time
 from gregor.core.message import UID, InBandMessage
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import DatabaseConnection
-from gregor.stores.sql.statements import (
-    BucketKey,
-    LoggedMessage,
-)
-from gregor.stores.sql.transactions import message_of
+from gregor.stores.sql.rows import message_of
+from gregor.stores.sql.statements import BucketKey, LoggedMessage, UserMark
 
 MAX_PAGE_MESSAGES = 512  # that one transaction copies
 MAX_PAGE_USERS = 10_000
 
 
 class Extent(NamedTuple):
-    """The ctime of the last message of a user's log, and the number of messages in it."""
+    """A user's clock and mark, and the number of messages in the log."""
 
     ctime: Time
+    mark: Time
     messages: int
+
+    def is_ahead_of(self, other: "Extent | None") -> bool:
+        """Whether the clock or the mark is later."""
+        return other is None or self.ctime > other.ctime or self.mark > other.mark
 
 
 class Load(NamedTuple):
@@ -43,7 +45,14 @@ class Load(NamedTuple):
 def extents(connection: DatabaseConnection, buckets: Iterable[int]) -> dict[UID, Extent]:
     """The extents of the users of these buckets who have messages here."""
     rows = connection.execute_rows(statements.USERS_OF_BUCKETS, map(BucketKey, buckets))
-    return {row.uid: Extent(row.ctime, row.messages) for row in rows}
+    return {row.uid: Extent(row.ctime, row.mark, row.messages) for row in rows}
+
+
+def advance_clocks(connection: DatabaseConnection, extents: Mapping[UID, Extent]) -> None:
+    """Advance the clocks and the marks of these users to those of a shard whose messages have been
+    copied here. Idempotent."""
+    rows = [UserMark(uid, extent.ctime, extent.mark) for uid, extent in extents.items()]
+    connection.execute_rows(statements.ADVANCE_CLOCKS, rows)
 
 
 def page(connection: DatabaseConnection, cursors: Mapping[UID, Time]) -> list[InBandMessage]:

@@ -27,14 +27,16 @@ from gregor.clock import now
 from gregor.core.buckets import BUCKETS, Move, bucket_of, plan_rebalance
 from gregor.core.instant import Time
 from gregor.core.message import UID, InBandMessage
-from gregor.errors import GregorError, Unavailable, WrongShard
+from gregor.errors import GregorError, NotMigrated, Unavailable, WrongShard
 from gregor.interfaces import Rejected
 from gregor.shards import bucket_contents, shard_map
 from gregor.shards.bucket_contents import Digest, Extent, Load
 from gregor.shards.shard_map import NotClosed, read_map
 from gregor.stores.sql.database import Database
+from gregor.stores.sql.schema import existing_schema
 from gregor.stores.sql.statements import Placement
-from gregor.stores.sql.transactions import consume, wrong_shards
+from gregor.stores.sql.tables import NEWEST_REVISION
+from gregor.stores.sql.transactions import store_copies, wrong_shards
 
 CLOSED_SECONDS = 0.45
 MAX_BUCKETS_PER_SWITCH = 32  # that are closed and released together
@@ -153,6 +155,7 @@ class Rebalancer:
         skipped. Idempotent: cancelled or killed at any moment, it can be called again. Raises
         Unavailable if another rebalancer moves the same buckets, or if the last messages of a
         bucket could not be copied in time."""
+        await self._require_migrated()
         placed = await read_map(self._databases)
         await self._publish_placements(self._databases, placed.values())
         holders = {bucket: placement.shard for bucket, placement in placed.items()}
@@ -247,28 +250,32 @@ class Rebalancer:
             await self._databases[name].write(lambda c: shard_map.merge_placements(c, known))
 
     async def _copy(self, group: Group) -> bool:
-        """Replay on the target the messages that it lacks. Returns whether the target had all of
-        them at the end."""
+        """Replay on the target the messages that it lacks, and bring the clocks of their users.
+        Returns whether the target had all of them at the end."""
+        target = self._databases[group.target]
         for _ in range(MAX_COPY_PASSES):
             source_extents, target_extents = await asyncio.gather(
                 self._extents(group.source, group.buckets),
                 self._extents(group.target, group.buckets),
             )
-            cursors = {
-                uid: _copy_cursor(target_extents.get(uid), extent)
+            lacking = {
+                uid: extent
                 for uid, extent in source_extents.items()
                 if target_extents.get(uid) != extent
             }
-            if not cursors:
+            if not lacking:
                 return True
+            cursors = {uid: _copy_cursor(target_extents.get(uid), e) for uid, e in lacking.items()}
             async for page in self._pages(group.source, bucket_contents.page, cursors):
                 await self._store(group, page)
+            # Only now: until all messages are there, the clock says how far the copy is.
+            await target.write(partial(bucket_contents.advance_clocks, extents=lacking))
         return False
 
     async def _store(self, group: Group, messages: Sequence[InBandMessage]) -> None:
         now = self._clock()
         target = self._databases[group.target]
-        outcomes = await target.write(lambda c: consume(c, messages, now, any_bucket=True))
+        outcomes = await target.write(lambda c: store_copies(c, messages, now))
         for message, outcome in zip(messages, outcomes, strict=True):
             if isinstance(outcome, Rejected):
                 raise _conflict_error(group, message.uid)
@@ -295,6 +302,16 @@ class Rebalancer:
         """A WrongShard error for each of these buckets that this shard does not hold now."""
         return await self._databases[name].read(lambda c: wrong_shards(c, buckets))
 
+    async def _require_migrated(self) -> None:
+        """Raises NotMigrated unless all shards have the newest schema: older ones lack what is
+        copied and compared."""
+        for name, database in self._databases.items():
+            schema = await database.read(existing_schema)
+            if not schema.has(NEWEST_REVISION):
+                raise NotMigrated(
+                    f"shard {name!r} has the older schema {schema.revision}: run `gregor migrate`"
+                )
+
     async def _extents(self, name: str, buckets: Sequence[int]) -> dict[UID, Extent]:
         return await self._databases[name].read(lambda c: bucket_contents.extents(c, buckets))
 
@@ -311,6 +328,7 @@ class Rebalancer:
         messages; that is safe while other rebalancers move buckets. Returns the problems, and the
         number of old copies that are left over or, with `prune`, were deleted. `compared` is called
         with the progress: how many old copies are done, of how many."""
+        await self._require_migrated()
         placed = await read_map(self._databases)
         await self._publish_placements(self._databases, placed.values())
         findings = [
@@ -339,7 +357,7 @@ class Rebalancer:
             return [], not prune or await self._prune(copy)
         if await self._wrong_shards(copy.holder, [copy.bucket]):
             return [], False  # the bucket has moved since the map was read
-        problem = f"has messages that shard {copy.holder!r}, the holder, lacks"
+        problem = f"has messages, or a clock, that shard {copy.holder!r}, the holder, lacks"
         return [Finding(copy.shard, f"user {uid!r} {problem}") for uid in uids], not prune
 
     async def _prune(self, copy: LeftOver) -> bool:
@@ -352,9 +370,17 @@ class Rebalancer:
     async def _users_with_missing_messages(
         self, holder: str, name: str, buckets: Sequence[int]
     ) -> list[UID]:
-        """The users of these buckets of whom the holder lacks messages that this shard has."""
-        with_missing: list[UID] = []
-        uids = list(await self._extents(name, buckets))
+        """The users of these buckets of whom the holder lacks messages that this shard has, or a
+        clock or mark as late as here."""
+        copied_extents, held_extents = await asyncio.gather(
+            self._extents(name, buckets), self._extents(holder, buckets)
+        )
+        with_missing = [
+            uid
+            for uid, copied in copied_extents.items()
+            if copied.is_ahead_of(held_extents.get(uid))
+        ]
+        uids = [uid for uid in copied_extents if uid not in with_missing]
         for first in range(0, len(uids), VERIFY_BATCH_USERS):
             batch = uids[first : first + VERIFY_BATCH_USERS]
             copied, held = await asyncio.gather(
@@ -386,8 +412,8 @@ class Rebalancer:
 
 def _conflict_error(group: Group, uid: UID) -> GregorError:
     return GregorError(
-        f"bucket {bucket_of(uid)} cannot be moved: shard {group.target!r} has messages of {uid!r} "
-        f"that shard {group.source!r}, the holder, lacks; see `gregor shards verify`"
+        f"bucket {bucket_of(uid)} cannot be moved: shard {group.target!r} has messages of {uid!r}, "
+        f"or a clock, that shard {group.source!r}, the holder, lacks; see `gregor shards verify`"
     )
 
 

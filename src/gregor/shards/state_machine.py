@@ -8,14 +8,16 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
+from operator import methodcaller
 from typing import Any, Self, TypeVar
 
 from gregor.core.buckets import bucket_of
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import UID, Category, DeviceID, InBandMessage
 from gregor.core.state import Counts, Item
-from gregor.core.sync import Page, PageLimits, PolledState, Start, Sync
+from gregor.core.state_page import PageStart, StatePage, StateQuery
+from gregor.core.sync import Page, PageLimits, Start, Sync
 from gregor.errors import NodeTooOld, SetupError, Unavailable, WrongShard
 from gregor.interfaces import Rejected, Slot, StateMachineOfRecord
 from gregor.log_event import LogEvent
@@ -230,11 +232,15 @@ class ShardedStateMachine(StateMachineOfRecord):
         """That of all shards: users of the others read once more than they need."""
         return tuple(shard.machine.history for shard in self.shards.values())
 
-    async def polled_state(
-        self, uid: UID, device_id: DeviceID | None, at: TimeOrOffset | None
-    ) -> PolledState:
+    async def state_page(
+        self,
+        uid: UID,
+        query: StateQuery,
+        at: TimeOrOffset | None = None,
+        start: PageStart | None = None,
+    ) -> StatePage:
         return await self._call_holder(
-            uid, lambda machine: machine.polled_state(uid, device_id, at)
+            uid, lambda machine: machine.state_page(uid, query, at, start)
         )
 
     async def in_band_messages_since(
@@ -295,11 +301,8 @@ class ShardedStateMachine(StateMachineOfRecord):
         return {**clocks, **await self._ctimes_once(moved)} if moved else clocks
 
     async def _ctimes_once(self, uids: Sequence[UID]) -> dict[UID, Time]:
-        uids_by_shard: defaultdict[str, list[UID]] = defaultdict(list)
-        for uid in uids:
-            uids_by_shard[self._map[bucket_of(uid)].shard].append(uid)
         results = await asyncio.gather(
-            *(self._ctimes_in_shard(*item) for item in uids_by_shard.items()),
+            *(self._ctimes_in_shard(*item) for item in self._by_shard(uids).items()),
             return_exceptions=True,
         )
         clocks: dict[UID, Time] = {}
@@ -331,6 +334,21 @@ class ShardedStateMachine(StateMachineOfRecord):
         except TimeoutError:
             raise Unavailable(f"shard {name!r} has not answered in time") from None
         return clocks
+
+    async def check_hashes(self, uids: Sequence[UID]) -> Sequence[UID]:
+        """Users of shards that do not answer, and of buckets that move now, are left out."""
+        differing: list[UID] = []
+        for name, of_shard in self._by_shard(uids).items():
+            check = methodcaller("check_hashes", of_shard)
+            with suppress(Unavailable):
+                differing += await self._shard(name).call(check)
+        return differing
+
+    def _by_shard(self, uids: Iterable[UID]) -> dict[str, list[UID]]:
+        uids_by_shard: defaultdict[str, list[UID]] = defaultdict(list)
+        for uid in uids:
+            uids_by_shard[self._map[bucket_of(uid)].shard].append(uid)
+        return uids_by_shard
 
     async def problems(self) -> Sequence[str]:
         """The problems of the shards if none of them works; none while at least one works."""

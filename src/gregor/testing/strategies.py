@@ -5,11 +5,11 @@ dismissals match items, ids repeat, and ranges end exactly where an item was cre
 """
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import msgspec
 
-from gregor.core.instant import Time, TimeOrOffset
+from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.message import (
     JSON,
     UID,
@@ -17,11 +17,13 @@ from gregor.core.message import (
     DeviceID,
     Dismissal,
     InBandMessage,
+    KeyDismissal,
     MsgID,
     Range,
     raw,
 )
 from gregor.core.sync import EXPIRY_GRACE
+from gregor.errors import InvalidMessage
 from gregor.extras import required_extra
 
 with required_extra("testing"):
@@ -32,6 +34,7 @@ MSG_IDS: tuple[MsgID, ...] = tuple(f"m{n}" for n in range(8))
 UNKNOWN_IDS: tuple[MsgID, ...] = ("unknown", "é")
 
 History: TypeAlias = tuple[InBandMessage, ...]
+Ending = TypeVar("Ending", Range, KeyDismissal)
 
 times: st.SearchStrategy[Time] = st.integers(0, MAX_TIME)
 """Times in and around a history."""
@@ -56,12 +59,35 @@ expiries = st.one_of(
     times.map(lambda time: TimeOrOffset(time=time)),
     st.integers(0, 30).map(lambda offset: TimeOrOffset(offset=offset)),
 )
-creations = st.builds(Creation, categories, bodies, expiries)
+keys = st.sampled_from(["k", "l"])
+
+
+@st.composite
+def creations(draw: st.DrawFn) -> Creation:
+    """A creation, often with a key; its start is often before its expiry, or at most where only
+    the ctime decides that."""
+    category, body, expires = draw(categories), draw(bodies), draw(expiries)
+    key = draw(st.none() | keys)
+    try:
+        return Creation(category, body, expires, draw(expiries), key)
+    except InvalidMessage:  # a start that is not before the expiry
+        return Creation(category, body, expires, None, key)
+
+
 ranges = st.builds(
-    Range, categories, end_times, st.lists(ids, max_size=2).map(tuple), prefix=st.booleans()
+    Range,
+    categories,
+    end_times,
+    st.lists(ids, max_size=2).map(tuple),
+    prefix=st.booleans(),
+    scheduled=st.booleans(),
 )
+key_dismissals = st.builds(KeyDismissal, keys, end_times)
 dismissals = st.builds(
-    Dismissal, st.lists(ids, max_size=3).map(tuple), st.lists(ranges, max_size=2).map(tuple)
+    Dismissal,
+    st.lists(ids, max_size=3).map(tuple),
+    st.lists(ranges, max_size=2).map(tuple),
+    st.lists(key_dismissals, max_size=2).map(tuple),
 ).filter(bool)
 
 
@@ -73,7 +99,7 @@ def messages(draw: st.DrawFn, msg_ids: Sequence[MsgID] = MSG_IDS) -> InBandMessa
         uid="user",
         msg_id=draw(st.sampled_from(msg_ids)),
         device_id=draw(devices),
-        creation=None if kind == "dismissal" else draw(creations),
+        creation=None if kind == "dismissal" else draw(creations()),
         dismissal=None if kind == "creation" else draw(dismissals),
     )
 
@@ -107,6 +133,37 @@ def shuffled(draw: st.DrawFn, history: Sequence[InBandMessage]) -> list[InBandMe
         return []
     repeated = draw(st.lists(st.sampled_from(history), max_size=len(history)))
     return draw(st.permutations([*history, *repeated]))
+
+
+def in_seconds(message: InBandMessage, start: Time) -> InBandMessage:
+    """The same message with each time and offset, but not its ctime, in seconds instead of
+    microseconds: times from `start` on. So items last for longer than a batch takes."""
+    creation, dismissal = message.creation, message.dismissal
+    if creation is not None:
+        creation = msgspec.structs.replace(
+            creation,
+            expires=_in_seconds(creation.expires, start),
+            starts=_in_seconds(creation.starts, start),
+        )
+    if dismissal is not None:
+        dismissal = msgspec.structs.replace(
+            dismissal,
+            ranges=tuple(_ending_in_seconds(range_, start) for range_ in dismissal.ranges),
+            keys=tuple(_ending_in_seconds(key, start) for key in dismissal.keys),
+        )
+    return msgspec.structs.replace(message, creation=creation, dismissal=dismissal)
+
+
+def _ending_in_seconds(part: Ending, start: Time) -> Ending:
+    return msgspec.structs.replace(part, end_time=_in_seconds(part.end_time, start))
+
+
+def _in_seconds(instant: TimeOrOffset | None, start: Time) -> TimeOrOffset | None:
+    if instant is None:
+        return None
+    if instant.offset is not None:
+        return TimeOrOffset(offset=instant.offset * SECOND)
+    return TimeOrOffset(time=start + instant.after(0) * SECOND)
 
 
 def of_user(uid: UID, history: Sequence[InBandMessage]) -> list[InBandMessage]:

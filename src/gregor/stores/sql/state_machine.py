@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, Self, TypeVar
 from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.message import UID, Category, DeviceID, InBandMessage
 from gregor.core.state import Counts, Item
-from gregor.core.sync import Page, PageLimits, PolledState, Since, Start, Sync
+from gregor.core.state_page import PageStart, StatePage, StateQuery
+from gregor.core.sync import Page, PageLimits, Since, Start, Sync
 from gregor.errors import (
     ClockSkew,
     GregorError,
@@ -25,6 +26,8 @@ from gregor.errors import (
 )
 from gregor.interfaces import Duplicate, Slot, StateMachineOfRecord, Stored, StoreOutcome
 from gregor.log_event import LogEvent
+from gregor.stores.sql import before_0007
+from gregor.stores.sql.before_0007 import Consume
 from gregor.stores.sql.database import (
     CommitUnknown,
     Database,
@@ -33,20 +36,24 @@ from gregor.stores.sql.database import (
     Work,
 )
 from gregor.stores.sql.failure_reason import FailureReason, failure_reason
-from gregor.stores.sql.registration import Registration
-from gregor.stores.sql.schema import Schema, read_schema, require_not_too_old
-from gregor.stores.sql.transactions import (
-    consume,
-    consume_new,
-    raise_if_wrong_shard,
+from gregor.stores.sql.reads import (
     read_counts,
-    read_database_clock,
     read_items,
+    read_next_state_page,
     read_page,
     read_segments,
     read_since,
-    read_state,
+    read_state_page,
     read_sync,
+)
+from gregor.stores.sql.registration import Registration
+from gregor.stores.sql.schema import Schema, read_schema, require_not_too_old
+from gregor.stores.sql.transactions import (
+    check_hashes,
+    consume,
+    consume_new,
+    raise_if_wrong_shard,
+    read_database_clock,
     read_user_clocks,
 )
 from gregor.stores.sql.write_health import WriteHealth
@@ -158,6 +165,10 @@ class SQLStateMachine(StateMachineOfRecord):
                 f"the database does not have schema {revision} yet: run `gregor migrate`; retry"
             )
 
+    def _is_migrated(self) -> bool:
+        """Whether the database is known to have the newest schema that this code needs."""
+        return self.schema is not None and self.schema.has(before_0007.REVISION)
+
     # Consuming
 
     async def store(self, slots: Sequence[Slot]) -> None:
@@ -228,9 +239,7 @@ class SQLStateMachine(StateMachineOfRecord):
         now = self._clock()
         if not any(message.stamped for message in messages):
             try:
-                return await self.database.write(
-                    lambda c: consume_new(c, messages, now, any_bucket=self._any_bucket)
-                )
+                return await self._consume(consume_new, messages, now)
             except UniqueViolation:
                 pass
             except CommitUnknown as unknown:
@@ -244,9 +253,18 @@ class SQLStateMachine(StateMachineOfRecord):
         self, messages: Sequence[InBandMessage], now: Time
     ) -> list[StoreOutcome]:
         """Store messages, of which some may be stored already."""
+        return await self._consume(consume, messages, now)
+
+    async def _consume(
+        self, consume: Consume, messages: Sequence[InBandMessage], now: Time
+    ) -> list[StoreOutcome]:
+        store = self._for_its_schema(consume)
         return await self.database.write(
-            lambda c: consume(c, messages, now, any_bucket=self._any_bucket)
+            lambda c: store(c, messages, now, any_bucket=self._any_bucket)
         )
+
+    def _for_its_schema(self, consume: Consume) -> Consume:
+        return consume if self._is_migrated() else before_0007.consuming(consume)
 
     async def _resolve_unknown_commit(
         self, messages: Sequence[InBandMessage], now: Time, expected: list[StoreOutcome]
@@ -283,10 +301,11 @@ class SQLStateMachine(StateMachineOfRecord):
         message = self._refused
         assert message is not None
         now = self._clock()
+        store = self._for_its_schema(consume)
 
         def rehearse(connection: DatabaseConnection) -> None:
             connection.execute_sql("SAVEPOINT rehearsal")
-            consume(connection, [message], now, any_bucket=self._any_bucket)
+            store(connection, [message], now, any_bucket=self._any_bucket)
             connection.execute_sql("ROLLBACK TO SAVEPOINT rehearsal")
 
         try:
@@ -330,12 +349,18 @@ class SQLStateMachine(StateMachineOfRecord):
     def history(self) -> Hashable:
         return self.database.history
 
-    async def polled_state(
-        self, uid: UID, device_id: DeviceID | None, at: TimeOrOffset | None
-    ) -> PolledState:
+    async def state_page(
+        self,
+        uid: UID,
+        query: StateQuery,
+        at: TimeOrOffset | None = None,
+        start: PageStart | None = None,
+    ) -> StatePage:
         now = self._clock()
         at_time = None if at is None else at.after(now)
-        return await self._read_user(uid, lambda c: read_state(c, uid, device_id, now, at_time))
+        if start is not None:
+            return await self._read_user(uid, lambda c: read_next_state_page(c, uid, query, start))
+        return await self._read_user(uid, lambda c: read_state_page(c, uid, query, now, at_time))
 
     async def in_band_messages_since(
         self, uid: UID, device_id: DeviceID | None, since: TimeOrOffset
@@ -376,8 +401,17 @@ class SQLStateMachine(StateMachineOfRecord):
             lambda c: read_user_clocks(c, uids, any_bucket=self._any_bucket)
         )
 
+    async def check_hashes(self, uids: Sequence[UID]) -> Sequence[UID]:
+        if not self._is_migrated():
+            return ()  # none is kept
+        now = self._clock()
+        return await self.database.write(
+            lambda c: check_hashes(c, uids, now, any_bucket=self._any_bucket)
+        )
+
     async def _read_user(self, uid: UID, work: Work[T]) -> T:
         """Run work that reads one user. Raises WrongShard if another shard holds the user."""
+        work = work if self._is_migrated() else before_0007.reading(work)
         if self._any_bucket:
             return await self.database.read(work)
 

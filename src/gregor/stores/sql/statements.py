@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_type_hints
 
 from gregor.core.instant import Time
-from gregor.core.message import UID, Category, DeviceID, MsgID
+from gregor.core.message import UID, Category, DeviceID, Key, MsgID
 
 R = TypeVar("R")
 Row = TypeVar("Row", bound=tuple[Any, ...])
@@ -63,8 +63,17 @@ def no_row(values: Iterable[Any]) -> None:
     """For statements that return no rows."""
 
 
-# Visibility: the rule of `gregor.core.visibility` as conditions on a row of `messages`. Tests
+# Visibility: the rules of `gregor.core.visibility` as conditions on a row of `messages`. Tests
 # compare the two. A row without a category creates no item.
+
+_ITEM_TIME = """
+    CASE WHEN messages.starts_at > messages.ctime THEN messages.starts_at ELSE messages.ctime END
+"""
+_IN_SCOPE = """(
+    messages.device_id IS NULL
+    OR messages.device_id = :device_id
+    OR CAST(:device_id AS TEXT) IS NULL
+)"""
 
 
 def _live(time: str) -> str:
@@ -83,15 +92,29 @@ def _not_dead_at(time: str) -> str:
     )
 
 
-_IN_SCOPE = """(
-    messages.device_id IS NULL
-    OR messages.device_id = :device_id
-    OR CAST(:device_id AS TEXT) IS NULL
-)"""
-_VISIBLE_NOW = f"{_live(':now')} AND {_IN_SCOPE}"
-_VISIBLE_AT = f"""
-    messages.ctime <= :at AND {_not_dead_at(":at")} AND messages.expires_at > :at AND {_IN_SCOPE}
-"""
+def _begun(time: str) -> str:
+    return f"(messages.starts_at IS NULL OR messages.starts_at <= {time})"
+
+
+_LIVE_NOW = f"{_live(':now')} AND {_IN_SCOPE}"
+
+
+def _live_at(columns: str, condition: str = "true") -> str:
+    """These columns of the items that were live at `:time` by the messages up to `:known`, and that
+    meet a condition. They are live now, or died since: each part has its index, so the cost does
+    not grow with the user's log."""
+    common = f"""
+        messages.ctime <= :known AND messages.expires_at > :time AND {_IN_SCOPE} AND {condition}
+    """
+    return f"""
+        SELECT {columns} FROM messages
+        WHERE messages.uid = :uid AND messages.dismissed_at IS NULL
+            AND messages.category IS NOT NULL AND {common}
+        UNION ALL
+        SELECT {columns} FROM messages
+        WHERE messages.uid = :uid AND messages.dismissed_at > :known
+            AND messages.category IS NOT NULL AND {common}
+    """
 
 
 # Rows that several statements share
@@ -112,9 +135,15 @@ class UserClock(NamedTuple):
 
 
 class UserRecord(NamedTuple):
+    """A user after a batch: the clock, the mark, and the hash with the instant up to which items
+    that have expired are not in it."""
+
     uid: UID
     ctime: Time
     bucket: int
+    hash: str
+    hashed_until: Time
+    mark: Time
 
 
 class ItemKey(NamedTuple):
@@ -163,14 +192,16 @@ LOCK_USERS = BulkStatement(
 
 
 class LockedUser(NamedTuple):
-    """A user of a batch, before it is stored: the clock, a dismissed id if there is a tombstone,
-    and the latest end of all ranges. With each user comes the oldest code that may write: so every
-    batch asks it, without a statement of its own."""
+    """A user of a batch, before it is stored: the clock, the mark, the hash (None: not computed
+    yet), and a dismissed id if there is a tombstone. With each user comes the oldest code that may
+    write: so every batch asks it, without a statement of its own."""
 
     uid: UID
     ctime: Time
+    mark: Time
+    hash: str | None
+    hashed_until: Time
     tombstone: UID | None
-    latest_range_end: Time
     oldest_writer: str
 
 
@@ -180,11 +211,8 @@ class LockedUser(NamedTuple):
 # Not EXISTS: PostgreSQL would build a hash table of the ids of all users for each query.
 LOCKED_USERS = BulkStatement(
     """
-    SELECT users.uid, users.ctime,
+    SELECT users.uid, users.ctime, users.mark, users.hash, users.hashed_until,
         (SELECT uid FROM dismissed_ids WHERE dismissed_ids.uid = users.uid LIMIT 1) AS tombstone,
-        coalesce(
-            (SELECT max(end_time) FROM dismissed_ranges WHERE dismissed_ranges.uid = users.uid), 0
-        ) AS latest_range_end,
         (SELECT revision FROM oldest_writer) AS oldest_writer
     FROM input JOIN users ON users.uid = input.uid
     """,
@@ -231,7 +259,8 @@ MATCHING_TOMBSTONES = BulkStatement(
 
 
 class StoredRange(NamedTuple):
-    """A range of a dismissal; `skip_msg_ids` is a JSON array."""
+    """A range of a dismissal, with the scope and the id of its message; `skip_msg_ids` is a JSON
+    array."""
 
     uid: UID
     ctime: Time
@@ -239,19 +268,58 @@ class StoredRange(NamedTuple):
     category: Category
     prefix: bool
     skip_msg_ids: str
+    scheduled: bool
+    device_id: DeviceID | None
+    own: MsgID
 
 
-# The ranges that may cover a new item: those that end at or after its ctime.
+# The ranges that may cover a late replay: those that end at or after its ctime.
 RANGES_ENDING_AFTER = BulkStatement(
     """
     SELECT dismissed_ranges.uid, dismissed_ranges.ctime, dismissed_ranges.end_time,
-        dismissed_ranges.category, dismissed_ranges.prefix, dismissed_ranges.skip_msg_ids
+        dismissed_ranges.category, dismissed_ranges.prefix, dismissed_ranges.skip_msg_ids,
+        dismissed_ranges.scheduled, messages.device_id, messages.msg_id AS own
     FROM input
     JOIN dismissed_ranges
         ON dismissed_ranges.uid = input.uid AND dismissed_ranges.end_time >= input.ctime
+    JOIN messages
+        ON messages.uid = dismissed_ranges.uid AND messages.ctime = dismissed_ranges.ctime
     """,
     UserClock,
     StoredRange._make,
+)
+
+
+class KeyCtime(NamedTuple):
+    uid: UID
+    key: Key
+    ctime: Time
+
+
+class StoredKey(NamedTuple):
+    """A key of a dismissal, with the scope and the id of its message."""
+
+    uid: UID
+    ctime: Time
+    end_time: Time
+    key: Key
+    device_id: DeviceID | None
+    own: MsgID
+
+
+# The dismissals of a key that may cover a late replay: those that end at or after its ctime.
+KEYS_ENDING_AFTER = BulkStatement(
+    """
+    SELECT dismissed_keys.uid, dismissed_keys.ctime, dismissed_keys.end_time, dismissed_keys.key,
+        messages.device_id, messages.msg_id AS own
+    FROM input
+    JOIN dismissed_keys
+        ON dismissed_keys.uid = input.uid AND dismissed_keys.key = input.key
+            AND dismissed_keys.end_time >= input.ctime
+    JOIN messages ON messages.uid = dismissed_keys.uid AND messages.ctime = dismissed_keys.ctime
+    """,
+    KeyCtime,
+    StoredKey._make,
 )
 
 
@@ -269,18 +337,28 @@ class RangePattern(NamedTuple):
 
 
 class MatchedItem(NamedTuple):
+    """An item that ranges may cover, or dismissed keys: then with the key as its category."""
+
     uid: UID
     msg_id: MsgID
     ctime: Time
     category: Category
+    device_id: DeviceID | None
+    starts_at: Time | None
+
+    @property
+    def time(self) -> Time:
+        return max(self.ctime, self.starts_at or 0)
 
 
+# The `+` keeps PostgreSQL from reading all ctimes of the user instead of what is live.
 _MATCHED = """
-    SELECT messages.uid, messages.msg_id, messages.ctime, messages.category
+    SELECT messages.uid, messages.msg_id, messages.ctime, messages.category, messages.device_id,
+        messages.starts_at
     FROM input
     JOIN messages ON messages.uid = input.uid
         AND {alive}
-        AND messages.ctime <= input.end_time
+        AND +messages.ctime <= input.end_time
         AND (
             messages.category = input.category
             OR input.prefix = 1
@@ -303,26 +381,126 @@ ITEMS_MATCHED_IN_LOG = BulkStatement(
 )
 
 
-class DismissedRow(NamedTuple):
-    """An item, and the ctime of the dismissal of which it died."""
+# SQLite uses the indexes of keys only if a statement says that the key is not NULL. The `+` keeps
+# it from reading all ctimes of the user instead.
+
+
+class NamedKey(NamedTuple):
+    """A key that new dismissals name, with the latest of their ends, and the earliest of their
+    ctimes."""
 
     uid: UID
+    key: Key
     ctime: Time
+    end_time: Time
+
+
+_NAMED = """
+    SELECT messages.uid, messages.msg_id, messages.ctime, messages.key AS category,
+        messages.device_id, messages.starts_at
+    FROM input
+    JOIN messages ON messages.uid = input.uid AND messages.key = input.key
+        AND messages.key IS NOT NULL AND {alive} AND +messages.ctime <= input.end_time
+    """
+
+# The items that new dismissals of keys may dismiss.
+ITEMS_NAMED = BulkStatement(
+    _NAMED.format(alive="messages.dismissed_at IS NULL"), NamedKey, MatchedItem._make
+)
+
+# The same for late replays: each item that ever had the key.
+ITEMS_NAMED_IN_LOG = BulkStatement(
+    _NAMED.format(alive=_not_dead_at("input.ctime")), NamedKey, MatchedItem._make
+)
+
+
+class KeyedItem(NamedTuple):
+    """An item with a key."""
+
+    uid: UID
+    key: Key
+    device_id: DeviceID | None
+    ctime: Time
+
+
+class FoundPredecessor(NamedTuple):
+    """The predecessor of the item that was created at `successor`."""
+
+    uid: UID
+    successor: Time
+    msg_id: MsgID
+    ctime: Time
+
+
+# The items whose place these take, dead or live: of the same key and scope, with the next smaller
+# ctime. One look-up each in the index `keyed_items`.
+PREDECESSORS = BulkStatement(
+    """
+    SELECT input.uid, input.ctime AS successor, messages.msg_id, messages.ctime
+    FROM input
+    JOIN messages ON messages.uid = input.uid AND messages.ctime = (
+        SELECT earlier.ctime FROM messages AS earlier
+        WHERE earlier.uid = input.uid AND earlier.key = input.key AND earlier.key IS NOT NULL
+            AND coalesce(earlier.device_id, '') = coalesce(input.device_id, '')
+            AND earlier.ctime < input.ctime
+        ORDER BY earlier.ctime DESC LIMIT 1
+    )
+    """,
+    KeyedItem,
+    FoundPredecessor._make,
+)
+
+
+class FoundSuccessor(NamedTuple):
+    uid: UID
+    ctime: Time
+    successor: Time | None
+
+
+# When items were replaced by a later one: asked for late replays only.
+SUCCESSORS = BulkStatement(
+    """
+    SELECT input.uid, input.ctime, (
+        SELECT later.ctime FROM messages AS later
+        WHERE later.uid = input.uid AND later.key = input.key AND later.key IS NOT NULL
+            AND coalesce(later.device_id, '') = coalesce(input.device_id, '')
+            AND later.ctime > input.ctime
+        ORDER BY later.ctime LIMIT 1
+    ) AS successor
+    FROM input
+    """,
+    KeyedItem,
+    FoundSuccessor._make,
+)
+
+
+class DeadItem(NamedTuple):
+    """An item that has died, and the ctime of the message of which it died."""
+
+    uid: UID
+    msg_id: MsgID
+    ctime: Time
+    device_id: DeviceID | None
     expires_at: Time
     dismissed_at: Time
 
 
-# Dismiss items; the earliest death takes precedence. Each id occurs once. Returns the items that
-# have not had an earlier death.
-DISMISS_ITEMS = BulkStatement(
-    f"""
+_DISMISS = """
     UPDATE messages SET dismissed_at = input.ctime FROM input
     WHERE messages.uid = input.uid AND messages.msg_id = input.msg_id
-        AND {_not_dead_at("input.ctime")}
-    RETURNING messages.uid, messages.ctime, messages.expires_at, messages.dismissed_at
-    """,
-    Death,
-    DismissedRow._make,
+        AND messages.category IS NOT NULL AND {condition}
+    RETURNING messages.uid, messages.msg_id, messages.ctime, messages.device_id,
+        messages.expires_at, messages.dismissed_at
+    """
+
+# Dismiss the items that are not dead. Each id occurs once.
+DISMISS_ITEMS = BulkStatement(
+    _DISMISS.format(condition="messages.dismissed_at IS NULL"), Death, DeadItem._make
+)
+
+# Give items that are dead an earlier death, if this is one: only a late replay can be.
+DISMISS_EARLIER = BulkStatement(
+    _DISMISS.format(condition="messages.dismissed_at > input.ctime"), Death, DeadItem._make
 )
 
 # A replay between two messages becomes the predecessor of the later.
@@ -362,9 +540,11 @@ PREVIOUS_CTIME = Statement(
 # `WHERE true` keeps SQLite from reading ON as part of a join.
 UPSERT_CLOCKS = BulkStatement(
     """
-    INSERT INTO users (uid, ctime, bucket)
-    SELECT input.uid, input.ctime, input.bucket FROM input WHERE true
-    ON CONFLICT (uid) DO UPDATE SET ctime = excluded.ctime
+    INSERT INTO users (uid, ctime, bucket, hash, hashed_until, mark)
+    SELECT input.uid, input.ctime, input.bucket, input.hash, input.hashed_until, input.mark
+    FROM input WHERE true
+    ON CONFLICT (uid) DO UPDATE SET ctime = excluded.ctime, hash = excluded.hash,
+        hashed_until = excluded.hashed_until, mark = excluded.mark
     """,
     UserRecord,
     no_row,
@@ -398,7 +578,7 @@ DELETE_TOMBSTONES = BulkStatement(
 
 class MessageRow(NamedTuple):
     """A message as it is stored: `message` is the JSON that was sent. Only a creation has a
-    category and a time of expiry."""
+    category, a time of expiry, and perhaps a key and a start."""
 
     uid: UID
     ctime: Time
@@ -409,6 +589,8 @@ class MessageRow(NamedTuple):
     category: Category | None
     expires_at: Time | None
     dismissed_at: Time | None = None
+    key: Key | None = None
+    starts_at: Time | None = None
 
 
 INSERT_MESSAGES = Insert("messages", MessageRow)
@@ -425,9 +607,125 @@ class RangeRow(NamedTuple):
     category: Category
     prefix: bool
     skip_msg_ids: str
+    scheduled: bool
 
 
 INSERT_RANGES = Insert("dismissed_ranges", RangeRow)
+
+
+class KeyRow(NamedTuple):
+    """A key of a dismissal as it is stored: once for each dismissal, with the latest end."""
+
+    uid: UID
+    key: Key
+    ctime: Time
+    end_time: Time
+
+
+INSERT_KEYS = Insert("dismissed_keys", KeyRow)
+
+
+# The hashes that are kept
+
+
+class LiveEntry(NamedTuple):
+    """An item without a death, as far as a hash needs it."""
+
+    uid: UID
+    device_id: DeviceID | None
+    ctime: Time
+    msg_id: MsgID
+    expires_at: Time
+
+
+# The items that are live after a ctime.
+LIVE_ENTRIES = BulkStatement(
+    f"""
+    SELECT messages.uid, messages.device_id, messages.ctime, messages.msg_id, messages.expires_at
+    FROM input JOIN messages ON messages.uid = input.uid AND {_live("input.ctime")}
+    """,
+    UserClock,
+    LiveEntry._make,
+)
+
+
+class Period(NamedTuple):
+    """The time of a user after `first`, up to `last`."""
+
+    uid: UID
+    first: Time
+    last: Time
+
+
+# The items that expired in a period, and did not die before.
+EXPIRED_ENTRIES = BulkStatement(
+    f"""
+    SELECT messages.uid, messages.device_id, messages.ctime, messages.msg_id, messages.expires_at
+    FROM input
+    JOIN messages ON messages.uid = input.uid AND {_live("input.first")}
+        AND messages.expires_at <= input.last
+    """,
+    Period,
+    LiveEntry._make,
+)
+
+
+class ScopeKey(NamedTuple):
+    uid: UID
+    device_id: DeviceID
+
+
+class ScopeHash(NamedTuple):
+    uid: UID
+    device_id: DeviceID
+    hash: str
+
+
+SCOPE_HASHES = BulkStatement(
+    """
+    SELECT scope_hashes.uid, scope_hashes.device_id, scope_hashes.hash
+    FROM input JOIN scope_hashes
+        ON scope_hashes.uid = input.uid AND scope_hashes.device_id = input.device_id
+    """,
+    ScopeKey,
+    ScopeHash._make,
+)
+
+# All scopes of these users.
+SCOPE_HASHES_OF_USERS = BulkStatement(
+    """
+    SELECT scope_hashes.uid, scope_hashes.device_id, scope_hashes.hash
+    FROM input JOIN scope_hashes ON scope_hashes.uid = input.uid
+    """,
+    UserKey,
+    ScopeHash._make,
+)
+
+UPSERT_SCOPE_HASHES = BulkStatement(
+    """
+    INSERT INTO scope_hashes (uid, device_id, hash)
+    SELECT input.uid, input.device_id, input.hash FROM input WHERE true
+    ON CONFLICT (uid, device_id) DO UPDATE SET hash = excluded.hash
+    """,
+    ScopeHash,
+    no_row,
+)
+
+
+class UserHash(NamedTuple):
+    uid: UID
+    hash: str
+    hashed_until: Time
+
+
+UPDATE_HASHES = BulkStatement(
+    """
+    UPDATE users SET hash = input.hash, hashed_until = input.hashed_until FROM input
+    WHERE users.uid = input.uid
+    """,
+    UserHash,
+    no_row,
+)
 
 
 # Shards
@@ -600,18 +898,40 @@ UPSERT_NEWER_PLACEMENTS = BulkStatement(
 class UserExtent(NamedTuple):
     uid: UID
     ctime: Time
+    mark: Time
     messages: int
 
 
-# The users of buckets, with their clocks and numbers of messages.
+# The users of buckets, with their clocks, marks and numbers of messages.
 USERS_OF_BUCKETS = BulkStatement(
     """
-    SELECT users.uid, users.ctime,
+    SELECT users.uid, users.ctime, users.mark,
         (SELECT count(*) FROM messages WHERE messages.uid = users.uid) AS messages
     FROM input JOIN users ON users.bucket = input.bucket AND users.ctime > 0
     """,
     BucketKey,
     UserExtent._make,
+)
+
+
+class UserMark(NamedTuple):
+    """A user's clock and mark."""
+
+    uid: UID
+    ctime: Time
+    mark: Time
+
+
+# Advance clocks and marks to these, if they are behind.
+ADVANCE_CLOCKS = BulkStatement(
+    """
+    UPDATE users SET
+        ctime = CASE WHEN users.ctime < input.ctime THEN input.ctime ELSE users.ctime END,
+        mark = CASE WHEN users.mark < input.mark THEN input.mark ELSE users.mark END
+    FROM input WHERE users.uid = input.uid
+    """,
+    UserMark,
+    no_row,
 )
 
 
@@ -645,9 +965,15 @@ def delete_of_bucket(table: str) -> Statement[None]:
 
 
 # The tables of a bucket's contents, the users last: the others are found by them.
-DELETE_BUCKET = tuple(
-    delete_of_bucket(table) for table in ("messages", "dismissed_ids", "dismissed_ranges", "users")
+TABLES_OF_BUCKETS = (
+    "messages",
+    "dismissed_ids",
+    "dismissed_ranges",
+    "dismissed_keys",
+    "scope_hashes",
+    "users",
 )
+DELETE_BUCKET = tuple(delete_of_bucket(table) for table in TABLES_OF_BUCKETS)
 
 DATABASE_TIME = Statement("SELECT database_now() AS ctime", Clock._make)
 
@@ -655,7 +981,30 @@ DATABASE_TIME = Statement("SELECT database_now() AS ctime", Clock._make)
 # Reading one user, `:uid`
 
 
-USER_CLOCK = Statement("SELECT ctime FROM users WHERE uid = :uid", Clock._make)
+class UserHead(NamedTuple):
+    """A user's clock, mark and hash (None: not computed yet), with the hash of one of the scopes
+    that a device sees, if there are any."""
+
+    ctime: Time
+    mark: Time
+    hash: str | None
+    hashed_until: Time
+    scope_hash: str | None
+
+
+# The user, once for each scope that `:device_id` (NULL: any device) sees, and at least once.
+USER_HEAD = Statement(
+    """
+    SELECT users.ctime, users.mark, users.hash, users.hashed_until,
+        scope_hashes.hash AS scope_hash
+    FROM users
+    LEFT JOIN scope_hashes ON scope_hashes.uid = users.uid AND (
+        scope_hashes.device_id = :device_id OR CAST(:device_id AS TEXT) IS NULL
+    )
+    WHERE users.uid = :uid
+    """,
+    UserHead._make,
+)
 
 
 USER_CLOCKS = BulkStatement(
@@ -667,16 +1016,28 @@ USER_CLOCKS = BulkStatement(
 )
 
 
-class VisibleID(NamedTuple):
+class Entry(NamedTuple):
+    """What a hash is made of."""
+
     ctime: Time
     msg_id: MsgID
-    expires_at: Time
 
 
-# The items that `:device_id` (NULL: any device) sees now, without contents: enough for a hash.
-VISIBLE_IDS = Statement(
-    f"SELECT ctime, msg_id, expires_at FROM messages WHERE uid = :uid AND {_VISIBLE_NOW}",
-    VisibleID._make,
+# The items that are live after `:now` in a scope that `:device_id` (NULL: any device) sees.
+LIVE_IDS = Statement(
+    f"SELECT ctime, msg_id FROM messages WHERE uid = :uid AND {_LIVE_NOW}", Entry._make
+)
+
+# The same, at a past or future time.
+LIVE_IDS_AT = Statement(_live_at("messages.ctime, messages.msg_id"), Entry._make)
+
+# Those of the items that had expired by `:last`.
+EXPIRED_IDS = Statement(
+    f"""
+    SELECT ctime, msg_id FROM messages
+    WHERE uid = :uid AND {_LIVE_NOW} AND messages.expires_at <= :last
+    """,
+    Entry._make,
 )
 
 
@@ -688,7 +1049,8 @@ class CategoryCount(NamedTuple):
 # How many items of each category `:device_id` (NULL: any device) sees now.
 VISIBLE_CATEGORIES = Statement(
     f"""
-    SELECT category, count(*) AS items FROM messages WHERE uid = :uid AND {_VISIBLE_NOW}
+    SELECT category, count(*) AS items FROM messages
+    WHERE uid = :uid AND {_LIVE_NOW} AND {_begun(":now")}
     GROUP BY category
     """,
     CategoryCount._make,
@@ -711,22 +1073,63 @@ class StoredItem(NamedTuple):
     category: Category
     device_id: DeviceID | None
     expires_at: Time
+    starts_at: Time | None
+    key: Key | None
     message: str
 
 
-_ITEMS = "SELECT msg_id, ctime, category, device_id, expires_at, message FROM messages"
+_ITEM = """
+    messages.msg_id, messages.ctime, messages.category, messages.device_id, messages.expires_at,
+    messages.starts_at, messages.key, messages.message
+"""
 
-# The items that `:device_id` sees now.
-VISIBLE_ITEMS = Statement(f"{_ITEMS} WHERE uid = :uid AND {_VISIBLE_NOW}", StoredItem._make)
 
-# The same at a stated time. This statement reads the whole log up to then.
-VISIBLE_ITEMS_AT = Statement(f"{_ITEMS} WHERE uid = :uid AND {_VISIBLE_AT}", StoredItem._make)
+class Prefix(NamedTuple):
+    prefix: Category
+
+
+_HAS_PREFIX = """EXISTS (
+    SELECT 1 FROM input WHERE substr(messages.category, 1, length(input.prefix)) = input.prefix
+)"""
+
+
+def _page_of_state(*, newest_first: bool, condition: str) -> BulkStatement[Prefix, StoredItem]:
+    """The first `:limit` items that `:device_id` sees at `:time` by the messages up to `:known`,
+    that come after a place in the order, and that meet a condition. Only these are read in full."""
+    after, order = ("<", "DESC") if newest_first else (">", "ASC")
+    columns = f"messages.ctime, messages.msg_id, {_ITEM_TIME} AS item_time"
+    visible = _live_at(columns, f"{_begun(':time')} AND {condition}")
+    return BulkStatement(
+        f"""
+        SELECT {_ITEM} FROM (
+            SELECT visible.ctime, visible.msg_id, visible.item_time FROM ({visible}) AS visible
+            WHERE (visible.item_time, visible.msg_id) {after} (:after_time, :after_id)
+            ORDER BY visible.item_time {order}, visible.msg_id {order} LIMIT :limit
+        ) AS page
+        JOIN messages ON messages.uid = :uid AND messages.ctime = page.ctime
+        ORDER BY page.item_time {order}, page.msg_id {order}
+        """,
+        Prefix,
+        StoredItem._make,
+    )
+
+
+OLDEST_ITEMS = _page_of_state(newest_first=False, condition="true")
+NEWEST_ITEMS = _page_of_state(newest_first=True, condition="true")
+
+# Those whose category begins with one of the prefixes.
+OLDEST_WITH_PREFIX = _page_of_state(newest_first=False, condition=_HAS_PREFIX)
+NEWEST_WITH_PREFIX = _page_of_state(newest_first=True, condition=_HAS_PREFIX)
+
+# Those with the key as well: few, whatever the order.
+_HAS_KEY = f"messages.key = :key AND messages.key IS NOT NULL AND {_HAS_PREFIX}"
+OLDEST_WITH_KEY = _page_of_state(newest_first=False, condition=_HAS_KEY)
+NEWEST_WITH_KEY = _page_of_state(newest_first=True, condition=_HAS_KEY)
 
 # The items that messages with these ctimes created, live or dead.
 ITEMS_AT = BulkStatement(
-    """
-    SELECT messages.msg_id, messages.ctime, messages.category, messages.device_id,
-        messages.expires_at, messages.message
+    f"""
+    SELECT {_ITEM}
     FROM input
     JOIN messages ON messages.uid = input.uid AND messages.ctime = input.ctime
         AND messages.category IS NOT NULL

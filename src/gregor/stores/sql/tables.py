@@ -11,6 +11,7 @@ OLDEST_WRITERS = {
     "0004": "0004",
     "0005": "0004",
     "0006": "0004",
+    "0007": "0007",
 }
 """Each revision of the schema, and the oldest code that may write to it: code is named by the
 revision for which it was written. A migration that only adds (expand) keeps the oldest writer of
@@ -25,11 +26,23 @@ CREATE_TABLES = (
         uid TEXT NOT NULL,
         ctime BIGINT NOT NULL, -- the user's clock
         bucket INTEGER NOT NULL, -- see core/buckets.py
+        hash TEXT, -- the sum of the live items that all devices see; NULL: not computed yet
+        hashed_until BIGINT NOT NULL DEFAULT 0, -- items that expired up to then are not in the sums
+        mark BIGINT NOT NULL DEFAULT 0, -- the clock after the last late replay
         PRIMARY KEY (uid),
         CONSTRAINT users_have_buckets CHECK (bucket >= 0)
     )
     """,
     "CREATE INDEX users_of_bucket ON users (bucket)",
+    # The sums of the live items that one device sees alone, of users whose hash is computed.
+    """
+    CREATE TABLE scope_hashes (
+        uid TEXT NOT NULL,
+        device_id TEXT NOT NULL,
+        hash TEXT NOT NULL,
+        PRIMARY KEY (uid, device_id)
+    )
+    """,
     """
     CREATE TABLE messages (
         uid TEXT NOT NULL,
@@ -42,6 +55,8 @@ CREATE_TABLES = (
         category TEXT,
         expires_at BIGINT,
         dismissed_at BIGINT,
+        key TEXT,
+        starts_at BIGINT,
         PRIMARY KEY (uid, ctime),
         UNIQUE (uid, msg_id)
     )
@@ -51,6 +66,18 @@ CREATE_TABLES = (
     """
     CREATE INDEX live_items ON messages (uid, expires_at, category, ctime)
     WHERE dismissed_at IS NULL AND category IS NOT NULL
+    """,
+    # The items that were live at a past time are live now, or have died since.
+    "CREATE INDEX deaths ON messages (uid, dismissed_at) WHERE dismissed_at IS NOT NULL",
+    # The item whose place a new one takes: of the same key and scope, with the next smaller ctime.
+    """
+    CREATE INDEX keyed_items ON messages (uid, key, coalesce(device_id, ''), ctime)
+    WHERE key IS NOT NULL
+    """,
+    # What a key holds now, however often it was put: one item of each scope at most.
+    """
+    CREATE INDEX live_keys ON messages (uid, key, ctime)
+    WHERE key IS NOT NULL AND dismissed_at IS NULL
     """,
     # The tombstones of items that have not arrived yet.
     """
@@ -70,11 +97,21 @@ CREATE_TABLES = (
         category TEXT NOT NULL,
         prefix BOOLEAN NOT NULL,
         skip_msg_ids TEXT NOT NULL, -- a JSON array
+        scheduled BOOLEAN NOT NULL DEFAULT false,
         PRIMARY KEY (uid, ctime, number)
     )
     """,
-    # For a new item, only the ranges whose end is at or after its ctime are read.
+    # For a late replay, only the ranges whose end is at or after its ctime are read.
     "CREATE INDEX reaching_ranges ON dismissed_ranges (uid, end_time)",
+    """
+    CREATE TABLE dismissed_keys (
+        uid TEXT NOT NULL,
+        key TEXT NOT NULL,
+        ctime BIGINT NOT NULL, -- of the dismissal
+        end_time BIGINT NOT NULL,
+        PRIMARY KEY (uid, key, ctime)
+    )
+    """,
     # The name of this shard; no row if the database is not one of several shards.
     "CREATE TABLE shard (name TEXT NOT NULL, PRIMARY KEY (name))",
     # The shard map as far as this database knows it; no rows if it holds all buckets. Of the

@@ -1,0 +1,211 @@
+"""Serving a database that does not have schema 0007 yet, because its nodes are upgraded first.
+
+What the database has no place for is answered with NotMigrated; all else is served as before. The
+migration may happen at any moment, so each transaction first asks which schema there is, and a
+writer keeps it from changing until its commit.
+
+When OLDEST_SERVED is 0007, this file can be removed, with `_is_migrated` of the state machine.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from typing import Any, NamedTuple, TypeVar
+
+from gregor.core.instant import Time
+from gregor.core.message import UID, Category, DeviceID, InBandMessage, MsgID
+from gregor.errors import NotMigrated
+from gregor.interfaces import Rejected, StoreOutcome
+from gregor.stores.sql import statements
+from gregor.stores.sql.database import DatabaseConnection, Work
+from gregor.stores.sql.dialect import ROWS, encode_rows
+from gregor.stores.sql.statements import (
+    BulkStatement,
+    Insert,
+    Row,
+    ScopeHash,
+    ScopeKey,
+    Statement,
+    UserRecord,
+    no_row,
+)
+
+REVISION = "0007"
+
+T = TypeVar("T")
+R = TypeVar("R")
+Consume = Callable[..., list[StoreOutcome]]
+
+
+def reading(work: Work[T]) -> Work[T]:
+    """The same work, which reads, for both schemas."""
+
+    def read(connection: DatabaseConnection) -> T:
+        return work(connection if _is_migrated(connection) else Unmigrated(connection))
+
+    return read
+
+
+def consuming(consume: Consume) -> Consume:
+    """The same function that stores a batch, for both schemas."""
+
+    def consume_on_either(
+        connection: DatabaseConnection,
+        messages: Sequence[InBandMessage],
+        now: Time,
+        *,
+        any_bucket: bool = False,
+    ) -> list[StoreOutcome]:
+        if connection.dialect.has_row_locks:
+            connection.execute(_KEEP_SCHEMA)
+        if _is_migrated(connection):
+            return consume(connection, messages, now, any_bucket=any_bucket)
+        old = [message for message in messages if not needs_migration(message)]
+        outcomes = iter(consume(Unmigrated(connection), old, now, any_bucket=any_bucket))
+        return [
+            Rejected(message, _not_migrated()) if needs_migration(message) else next(outcomes)
+            for message in messages
+        ]
+
+    return consume_on_either
+
+
+def needs_migration(message: InBandMessage) -> bool:
+    """Whether schema 0006 has no place for the message."""
+    creation, dismissal = message.creation, message.dismissal
+    creates = creation is not None and (creation.key, creation.starts) != (None, None)
+    dismisses = dismissal is not None and (
+        bool(dismissal.keys) or any(range_.scheduled for range_ in dismissal.ranges)
+    )
+    return creates or dismisses
+
+
+def _not_migrated() -> NotMigrated:
+    return NotMigrated(
+        f"keys and starts need schema {REVISION}, which the database does not have yet: run "
+        "`gregor migrate`; retry"
+    )
+
+
+def _is_migrated(connection: DatabaseConnection) -> bool:
+    (schema,) = connection.execute(statements.SCHEMA_REVISION)
+    return schema.revision >= REVISION
+
+
+# The migration needs a lock on this table that conflicts with this one, which is held until the
+# commit.
+_KEEP_SCHEMA = Statement("LOCK TABLE users IN ROW EXCLUSIVE MODE", no_row)
+
+
+class Unmigrated:
+    """A DatabaseConnection to a database without schema 0007. Columns that it lacks read as they
+    would be after the migration, and are not written. Hashes are not kept."""
+
+    def __init__(self, connection: DatabaseConnection) -> None:
+        self.dialect = connection.dialect
+        self._connection = connection
+
+    def execute(self, statement: Statement[R], /, **parameters: object) -> list[R]:
+        return self._connection.execute(_older(statement), **parameters)
+
+    def execute_rows(self, statement: BulkStatement[Row, R], rows: Iterable[Row]) -> list[R]:
+        return self.execute(statement, **{ROWS: encode_rows(rows)})
+
+    def insert(self, insert: Insert[Row], rows: Sequence[Row]) -> None:
+        older = _OLDER_INSERTS.get(insert.table)
+        if older is not None:
+            cut = [row[: len(older.columns)] for row in rows]
+            self._connection.insert(older, cut)
+
+    def execute_sql(self, text: str) -> list[tuple[Any, ...]]:
+        return self._connection.execute_sql(text)
+
+
+class _OlderMessageRow(NamedTuple):
+    """The first columns of a MessageRow."""
+
+    uid: UID
+    ctime: Time
+    prev: Time
+    msg_id: MsgID
+    device_id: DeviceID | None
+    message: str
+    category: Category | None
+    expires_at: Time | None
+    dismissed_at: Time | None
+
+
+class _OlderRangeRow(NamedTuple):
+    """The first columns of a RangeRow."""
+
+    uid: UID
+    ctime: Time
+    number: int
+    end_time: Time
+    category: Category
+    prefix: bool
+    skip_msg_ids: str
+
+
+_OLDER_INSERTS: dict[str, Insert[Any]] = {
+    "messages": Insert("messages", _OlderMessageRow),
+    "dismissed_ranges": Insert("dismissed_ranges", _OlderRangeRow),
+}
+
+_COLUMNS = {
+    r"\bmessages\.key\b": "CAST(NULL AS TEXT)",
+    r"\bmessages\.starts_at\b": "CAST(NULL AS BIGINT)",
+    r"\busers\.hash\b": "CAST(NULL AS TEXT)",
+    r"\busers\.hashed_until\b": "CAST(0 AS BIGINT)",
+    r"\busers\.mark\b": "CAST(0 AS BIGINT)",
+    r"\bdismissed_ranges\.scheduled\b": "false",
+}
+
+_OLDER_STATEMENTS: dict[Statement[Any], Statement[Any]] = {
+    statements.UPSERT_CLOCKS: BulkStatement(
+        """
+        INSERT INTO users (uid, ctime, bucket)
+        SELECT input.uid, input.ctime, input.bucket FROM input WHERE true
+        ON CONFLICT (uid) DO UPDATE SET ctime = excluded.ctime
+        """,
+        UserRecord,
+        no_row,
+    ),
+    statements.USER_HEAD: Statement(
+        """
+        SELECT users.ctime, CAST(0 AS BIGINT), CAST(NULL AS TEXT), CAST(0 AS BIGINT),
+            CAST(NULL AS TEXT)
+        FROM users WHERE users.uid = :uid
+        """,
+        statements.UserHead._make,
+    ),
+    # No hash is kept, so none need be computed by a batch.
+    statements.LIVE_ENTRIES: BulkStatement(
+        "SELECT input.uid, NULL, 0, NULL, 0 FROM input WHERE false",
+        statements.UserClock,
+        statements.LiveEntry._make,
+    ),
+    statements.SCOPE_HASHES: BulkStatement(
+        "SELECT input.uid, input.device_id, NULL FROM input WHERE false",
+        ScopeKey,
+        ScopeHash._make,
+    ),
+    statements.UPSERT_SCOPE_HASHES: BulkStatement(
+        "SELECT input.uid FROM input WHERE false", ScopeHash, no_row
+    ),
+}
+
+
+@cache
+def _older(statement: Statement[R]) -> Statement[R]:
+    """The statement for schema 0006."""
+    if statement in _OLDER_STATEMENTS:
+        return _OLDER_STATEMENTS[statement]
+    text = statement.text
+    for column, value in _COLUMNS.items():
+        text = re.sub(column, value, text)
+    if text == statement.text:
+        return statement
+    if isinstance(statement, BulkStatement):
+        return BulkStatement(text, statement.input, statement.row)
+    return Statement(text, statement.row)

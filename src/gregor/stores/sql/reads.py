@@ -1,0 +1,318 @@
+"""The transactions of the state machine that read one user.
+
+The cost of a read is proportional to what it returns and to what is live, or, of a sync that
+continues a recent cursor, to what is new: not to the length of the user's log.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from gregor.core.instant import Time
+from gregor.core.message import UID, Category, DeviceID, InBandMessage, MsgID
+from gregor.core.state import Counts, Item
+from gregor.core.state_hash import hash_of
+from gregor.core.state_page import PageStart, StatePage, StateQuery, limited_page
+from gregor.core.sync import (
+    EXPIRY_GRACE,
+    MAX_BYTES_READ,
+    Changes,
+    ItemFate,
+    Knowledge,
+    Page,
+    PageLimits,
+    Predecessor,
+    Recipient,
+    Reduced,
+    Snapshot,
+    Start,
+    Sync,
+    UserTime,
+    first_page,
+    is_sent,
+    max_changes,
+    reductions,
+    require_continued,
+    what_is_left,
+)
+from gregor.stores.sql import statements
+from gregor.stores.sql.database import DatabaseConnection
+from gregor.stores.sql.dialect import ROWS, encode_rows
+from gregor.stores.sql.hashes import read_hash
+from gregor.stores.sql.rows import item_of, message_of
+from gregor.stores.sql.statements import (
+    FOREVER,
+    BulkStatement,
+    ItemKey,
+    KeyedItem,
+    Prefix,
+    StoredItem,
+    UserClock,
+    UserHead,
+)
+
+# How many items are read in one statement, since their sizes are not known before.
+ITEMS_IN_BLOCK = 32
+READ_MESSAGES = 200  # of a user's log at a time
+
+
+# States
+
+
+class _Moment(NamedTuple):
+    """What a page is of: the instant, and the ctime up to which messages count."""
+
+    time: Time
+    known: Time
+
+
+def read_state_page(
+    connection: DatabaseConnection,
+    uid: UID,
+    query: StateQuery,
+    now: Time,
+    at: Time | None = None,
+) -> StatePage:
+    """The first page of a state: now, when each known message counts, or at a stated time."""
+    head = _read_head(connection, uid, query.device_id)
+    clock = _time_of(head).clock
+    if at is None:
+        hash_ = read_hash(connection, uid, query.device_id, head, now)
+        items = _read_items_of_state(connection, uid, query, _Moment(now, FOREVER))
+        return limited_page(items, query, now, hash_, clock)
+    live = connection.execute(
+        statements.LIVE_IDS_AT, uid=uid, device_id=query.device_id, time=at, known=at
+    )
+    items = _read_items_of_state(connection, uid, query, _Moment(at, at))
+    return limited_page(items, query, at, hash_of(live), min(at, clock))
+
+
+def read_next_state_page(
+    connection: DatabaseConnection, uid: UID, query: StateQuery, start: PageStart
+) -> StatePage:
+    """A later page, which begins there."""
+    moment = _Moment(start.as_of, start.known)
+    items = _read_items_of_state(connection, uid, query, moment, start)
+    return limited_page(items, query, start.as_of, start.hash, start.known)
+
+
+def _read_items_of_state(
+    connection: DatabaseConnection,
+    uid: UID,
+    query: StateQuery,
+    moment: _Moment,
+    start: PageStart | None = None,
+) -> list[Item]:
+    """The first items of a page in their order, and one more if it is not the last page."""
+    rows = connection.execute(
+        _statement_for(query),
+        **{ROWS: encode_rows(Prefix(prefix) for prefix in query.prefixes or ("",))},
+        uid=uid,
+        device_id=query.device_id,
+        key=query.key,
+        time=moment.time,
+        known=moment.known,
+        after_time=_first_time(query) if start is None else start.after_time,
+        after_id="" if start is None else start.after_id,
+        limit=FOREVER if query.limit is None else query.limit + 1,
+    )
+    return [item_of(row) for row in rows]
+
+
+def _first_time(query: StateQuery) -> Time:
+    """A time before all, in the order of the query."""
+    return FOREVER if query.newest_first else -1
+
+
+def _statement_for(query: StateQuery) -> BulkStatement[Prefix, StoredItem]:
+    newest = query.newest_first
+    if query.key is not None:
+        return statements.NEWEST_WITH_KEY if newest else statements.OLDEST_WITH_KEY
+    if query.prefixes:
+        return statements.NEWEST_WITH_PREFIX if newest else statements.OLDEST_WITH_PREFIX
+    return statements.NEWEST_ITEMS if newest else statements.OLDEST_ITEMS
+
+
+def read_counts(
+    connection: DatabaseConnection,
+    uid: UID,
+    device_id: DeviceID | None,
+    prefixes: Iterable[Category],
+    now: Time,
+) -> Counts:
+    return Counts.of(_read_categories(connection, uid, device_id, now), prefixes, now)
+
+
+def read_segments(
+    connection: DatabaseConnection,
+    uid: UID,
+    device_id: DeviceID | None,
+    prefix: Category,
+    now: Time,
+) -> Counts:
+    return Counts.of_segments(_read_categories(connection, uid, device_id, now), prefix, now)
+
+
+def _read_categories(
+    connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, now: Time
+) -> Iterator[tuple[Category, int]]:
+    """How many items of each category the device sees now."""
+    rows = connection.execute(statements.VISIBLE_CATEGORIES, uid=uid, device_id=device_id, now=now)
+    return ((row.category, row.items) for row in rows)
+
+
+# Messages since
+
+
+def read_since(
+    connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, start: Start, now: Time
+) -> Sequence[InBandMessage]:
+    return what_is_left(_read_reductions(connection, uid, device_id, start, now))
+
+
+def read_page(
+    connection: DatabaseConnection,
+    uid: UID,
+    device_id: DeviceID | None,
+    start: Start,
+    now: Time,
+    limits: PageLimits,
+) -> Page:
+    time = _time_of(_read_head(connection, uid, device_id))
+    require_continued(start, time)
+    return first_page(_read_reductions(connection, uid, device_id, start, now), time.clock, limits)
+
+
+def _read_reductions(
+    connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, start: Start, now: Time
+) -> Iterator[Reduced]:
+    """The log from the start on, reduced. It is read in pieces, as far as the caller takes it."""
+    recipient = Recipient(device_id, start.known, now)
+    first = start.first
+    while True:
+        log = _read_log(connection, uid, first, READ_MESSAGES)
+        yield from reductions(log, recipient, _read_knowledge(connection, uid, log, recipient))
+        if len(log) < READ_MESSAGES:
+            return
+        first = log[-1].ctime + 1
+
+
+def _read_log(
+    connection: DatabaseConnection, uid: UID, first: Time, limit: int
+) -> list[InBandMessage]:
+    rows = connection.execute(statements.MESSAGES_FROM, uid=uid, start=first, limit=limit)
+    return [message_of(row) for row in rows]
+
+
+def _read_knowledge(
+    connection: DatabaseConnection, uid: UID, log: Sequence[InBandMessage], recipient: Recipient
+) -> Knowledge:
+    """What the reduction of these messages needs to know."""
+    fates = _read_fates(connection, uid, log)
+    left_out = [m for m in log if m.key is not None and not _is_sent(fates[m.msg_id], recipient)]
+    predecessors = _read_predecessors(connection, uid, left_out)
+    return Knowledge(fates.get, lambda message: predecessors.get(message.ctime))
+
+
+def _is_sent(fate: ItemFate, recipient: Recipient) -> bool:
+    return is_sent(fate, fate.dismissed_at, recipient.device_id, recipient.now)
+
+
+def _read_fates(
+    connection: DatabaseConnection, uid: UID, log: Sequence[InBandMessage]
+) -> dict[MsgID, ItemFate]:
+    """The fates of the items that these messages create or dismiss."""
+    msg_ids = {message.msg_id for message in log if message.creation is not None}
+    for message in log:
+        if message.dismissal is not None:
+            msg_ids.update(message.dismissal.msg_ids)
+    rows = connection.execute_rows(statements.ITEM_FATES, [ItemKey(uid, id_) for id_ in msg_ids])
+    return {
+        row.msg_id: ItemFate(row.ctime, row.device_id, row.expires_at, row.dismissed_at)
+        for row in rows
+    }
+
+
+def _read_predecessors(
+    connection: DatabaseConnection, uid: UID, messages: Iterable[InBandMessage]
+) -> dict[Time, Predecessor]:
+    """The predecessors of the items that these messages create, by the ctimes of the messages."""
+    keyed = [
+        KeyedItem(uid, message.key, message.device_id, message.ctime)
+        for message in messages
+        if message.key is not None
+    ]
+    if not keyed:
+        return {}
+    rows = connection.execute_rows(statements.PREDECESSORS, keyed)
+    return {row.successor: Predecessor(row.msg_id, row.ctime) for row in rows}
+
+
+# Syncs
+
+
+def read_sync(
+    connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, cursor: Time, now: Time
+) -> Sync:
+    head = _read_head(connection, uid, device_id)
+    time = _time_of(head)
+    content: Changes | Snapshot | None = None
+    if cursor > 0 and time.continues(cursor):
+        content = _read_changes(connection, uid, device_id, cursor, now)
+    if content is None:
+        ctimes = sorted(_read_sent(connection, uid, device_id, now))
+        content = Snapshot.of(ctimes, partial(read_items, connection, uid))
+    return Sync(content, time.clock, now, read_hash(connection, uid, device_id, head, now))
+
+
+def _read_changes(
+    connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, cursor: Time, now: Time
+) -> Changes | None:
+    """The messages after the cursor, reduced; None if a snapshot is smaller. What is live is only
+    counted if the messages are too many for any snapshot."""
+    few = max_changes(0)
+    log = _read_log(connection, uid, cursor + 1, few + 1)
+    if len(log) > few:
+        limit = max_changes(len(_read_sent(connection, uid, device_id, now)))
+        log = _read_log(connection, uid, cursor + 1, limit + 1)
+        if len(log) > limit:
+            return None
+    recipient = Recipient(device_id, cursor, now)
+    knowledge = _read_knowledge(connection, uid, log, recipient)
+    return Changes(what_is_left(reductions(log, recipient, knowledge)))
+
+
+def _read_sent(
+    connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, now: Time
+) -> list[Time]:
+    """The ctimes of the items that are sent to the device."""
+    since = now - EXPIRY_GRACE
+    rows = connection.execute(statements.LIVE_IDS, uid=uid, device_id=device_id, now=since)
+    return [row.ctime for row in rows]
+
+
+def read_items(connection: DatabaseConnection, uid: UID, ctimes: Sequence[Time]) -> list[Item]:
+    """The items with these ctimes, live or dead, up to MAX_BYTES_READ and one block."""
+    items: list[Item] = []
+    size = 0
+    for start in range(0, len(ctimes), ITEMS_IN_BLOCK):
+        if size >= MAX_BYTES_READ:
+            break
+        keys = [UserClock(uid, ctime) for ctime in ctimes[start : start + ITEMS_IN_BLOCK]]
+        rows = connection.execute_rows(statements.ITEMS_AT, keys)
+        size += sum(len(row.message) for row in rows)
+        items += sorted(map(item_of, rows), key=lambda item: item.ctime)
+    return items
+
+
+# The user
+
+
+def _read_head(
+    connection: DatabaseConnection, uid: UID, device_id: DeviceID | None
+) -> list[UserHead]:
+    return connection.execute(statements.USER_HEAD, uid=uid, device_id=device_id)
+
+
+def _time_of(head: Sequence[UserHead]) -> UserTime:
+    return UserTime(head[0].ctime, head[0].mark) if head else UserTime(0)
