@@ -155,9 +155,21 @@ class WrongShard(Unavailable):
 
 
 class HistoryForgotten(GregorError):
-    """A replica no longer knows the state at this time. Ask the server."""
+    """What happened up to this time is forgotten: it is before the user's history floor, or, on a
+    device, before the replica's first knowledge. Read the state, and go on from its cursor."""
 
-    code, action, status = "history-forgotten", Action.STOP, 410
+    code, action, status = "history-forgotten", Action.RESYNC, 410
+
+
+class Erased(GregorError):
+    """The user was erased, at the ctime `epoch`, after what the sender knows of. Nothing was
+    stored. A device wipes what it holds of the user."""
+
+    code, action, status, close_code = "erased", Action.STOP, 410, 4010
+
+    def __init__(self, message: str, *, field: str | None = None, epoch: int = 0) -> None:
+        super().__init__(message, field=field)
+        self.epoch = epoch
 
 
 class SetupError(GregorError):
@@ -192,6 +204,7 @@ WIRE_ERRORS: dict[str, type[GregorError]] = {
         Resync,
         Unavailable,
         HistoryForgotten,
+        Erased,
     )
 }
 """The class of each code that can arrive over the wire. Subclasses that share a code with their

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
+from gregor.core.history import Cutoff
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import (
     UID,
@@ -124,15 +125,50 @@ class BatchConsumer(MessageConsumer):
         """Consume messages, in order for each user, with the contract of `consume_message`."""
 
 
+Author: TypeAlias = str
+"""Who has sent a message: `device:ID` or `service:SUB`."""
+
+
 class Slot:
-    """An in-band message on its way to the store, with the place for its outcome. It is None until
-    a state machine of record has decided it."""
+    """An in-band message on its way to the store, with its author (None: not known), the epoch that
+    its sender knows (None: not checked), and the place for its outcome. It is None until a state
+    machine of record has decided it."""
 
-    __slots__ = ("message", "outcome")
+    __slots__ = ("author", "epoch", "message", "outcome")
 
-    def __init__(self, message: InBandMessage) -> None:
+    def __init__(
+        self, message: InBandMessage, author: Author | None = None, epoch: Time | None = None
+    ) -> None:
         self.message = message
+        self.author = author
+        self.epoch = epoch
         self.outcome: StoreOutcome | None = None
+
+
+class Erasure(NamedTuple):
+    """A user's last erase. `epoch` is its ctime: what was stored before is gone. Tokens that were
+    issued up to the second of `erased_at` do not hold. 0: the user was never erased."""
+
+    epoch: Time = 0
+    erased_at: Time = 0
+
+
+class EraseResult(NamedTuple):
+    """A user has been erased. `pending` are the shards that were away: what they still have of the
+    user is removed before they serve again."""
+
+    erasure: Erasure
+    pending: tuple[str, ...] = ()
+
+
+class PruneStep(NamedTuple):
+    """What a step has pruned: of how many users, how many messages lost their contents, and how
+    many ids were forgotten. `last` is the last user that it looked at; None: there are no more."""
+
+    last: UID | None
+    users: int = 0
+    contents: int = 0
+    ids: int = 0
 
 
 class Caller(NamedTuple):
@@ -171,9 +207,10 @@ class StateMachineOfRecord(StateMachine, Protocol):
 
         What is Stored is durable when this returns. A message that already has a ctime is a
         replay and keeps it; if that is not after the user's clock, the clock moves on by one, and
-        who was told of the messages up to then needs a snapshot. An invalid message is rejected
-        alone; the others are not affected. Raises Unavailable if the store cannot be reached; then
-        any of the messages may have been stored.
+        who was told of the messages up to then needs a snapshot; up to the user's history floor it
+        is rejected with HistoryForgotten. A message whose sender knows an earlier epoch is rejected
+        with Erased. An invalid message is rejected alone; the others are not affected. Raises
+        Unavailable if the store cannot be reached; then any of the messages may have been stored.
         """
         ...
 
@@ -239,6 +276,20 @@ class StateMachineOfRecord(StateMachine, Protocol):
         Users on a shard that does not answer now are left out. It is the ctime of the last message,
         or later."""
         ...
+
+    async def erasure(self, uid: UID) -> Erasure:
+        """The user's last erase."""
+        raise Unavailable("this state machine cannot do this yet")
+
+    async def erase(self, uid: UID) -> EraseResult:
+        """Delete everything of the user. The user's next ctime becomes the epoch. What remains is
+        the clock and the erasure, also of a user who had nothing. Each call erases again."""
+        raise Unavailable("this state machine cannot do this yet")
+
+    async def prune(self, cutoff: Cutoff, after: UID = "") -> PruneStep:
+        """A small step of forgetting what the cutoff says, of some users after this one. Go on
+        after the last until it is None. Idempotent."""
+        raise Unavailable("this state machine cannot do this yet")
 
     async def check_hashes(self, uids: Sequence[UID]) -> Sequence[UID]:
         """Compare the hashes that are kept for these users with their items, repair those that

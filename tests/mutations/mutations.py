@@ -252,14 +252,6 @@ MUTATIONS = [
         "tests/stores/test_migrations.py"
         "::test_items_that_died_of_ranges_that_do_not_reach_them_any_more_stay_dead",
     ),
-    Mutation(
-        "a migration is noticed only when the node reads the schema again",
-        "stores/sql/before_0007.py",
-        "return schema.revision >= REVISION",
-        "return schema.revision > REVISION",
-        "tests/stores/test_before_0007.py"
-        "::test_what_needs_the_migration_is_refused_alone_until_it_has_happened",
-    ),
     # Shards
     Mutation(
         "a message that a shard rejects because it moved is not sent to the new holder",

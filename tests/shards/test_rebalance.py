@@ -20,11 +20,11 @@ from gregor.errors import (
     Unavailable,
     WrongShard,
 )
+from gregor.interfaces import Slot
 from gregor.shards import bucket_contents, rebalance, shard_map
 from gregor.shards.rebalance import Group, Moved, Rebalancer
 from gregor.shards.shard_map import read_map
 from gregor.stores.sql import statements
-from gregor.stores.sql.before_0007 import Unmigrated
 from gregor.stores.sql.database import Database, DatabaseConnection
 from gregor.stores.sql.migrations.upgrade import Upgrade
 from gregor.stores.sql.rows import json_of
@@ -41,6 +41,7 @@ from tests.shards.harness import (
     opened,
     store,
 )
+from tests.stores.schema_0006 import SchemaOf0006
 from tests.stores.sqlalchemy_migration import OnSQLAlchemy
 
 
@@ -111,9 +112,9 @@ async def test_messages_of_a_user_without_a_bucket_move_with_it_after_the_migrat
     sent = create("ann", "mail").stamp(7, 0)
     row = MessageRow("ann", 7, 0, sent.msg_id, None, json_of(sent), "mail", FOREVER)
     async with database_at(urls["a"], OnSQLAlchemy(Upgrade("0005").run)) as database:
-        await database.write(lambda c: Unmigrated(c).insert(statements.INSERT_MESSAGES, [row]))
+        await database.write(lambda c: SchemaOf0006(c).insert(statements.INSERT_MESSAGES, [row]))
         await database.write(
-            lambda c: Unmigrated(c).execute_rows(statements.UPSERT_CLOCKS, [OLD_USER])
+            lambda c: SchemaOf0006(c).execute_rows(statements.UPSERT_CLOCKS, [OLD_USER])
         )
     async with opened(urls) as harness:
         await Rebalancer(harness.databases).move([Move(bucket_of("ann"), "a", "b")])
@@ -341,7 +342,9 @@ async def test_old_copy_with_messages_that_the_holder_lacks_is_reported_and_kept
         stored = await store(machine, create(ann, "mail"))
         await rebalancer.move([Move(bucket_of(ann), "a", "b")])
     extra = create(ann, "mail").stamp(stored.ctime + 1, 0)
-    await harness.databases["a"].write(lambda c: consume(c, [extra], extra.ctime, any_bucket=True))
+    await harness.databases["a"].write(
+        lambda c: consume(c, [Slot(extra)], extra.ctime, any_bucket=True)
+    )
     (finding,), removed = await rebalancer.verify(prune=True)
     assert (finding.shard, removed) == ("a", 0)
     assert ann in finding.what
@@ -444,7 +447,9 @@ async def test_target_with_messages_that_the_holder_lacks_is_rejected(
     async with harness.machine() as machine:
         stored = await store(machine, create(ann, "mail"))
     other = create(ann, "mail").stamp(stored.ctime, 0)
-    await harness.databases["b"].write(lambda c: consume(c, [other], other.ctime, any_bucket=True))
+    await harness.databases["b"].write(
+        lambda c: consume(c, [Slot(other)], other.ctime, any_bucket=True)
+    )
     with pytest.raises(GregorError, match="that shard 'a', the holder, lacks"):
         await Rebalancer(harness.databases).move([Move(bucket_of(ann), "a", "b")])
     assert await harness.holder(ann) == "a"
@@ -461,7 +466,7 @@ async def test_close_waits_for_transactions_that_are_writing(
         writing = asyncio.Event()
 
         def write_slowly(connection: DatabaseConnection) -> None:
-            consume(connection, [message], 1_000)
+            consume(connection, [Slot(message)], 1_000)
             writing.set()
             connection.execute_sql("SELECT pg_sleep(0.5)")
 

@@ -18,6 +18,7 @@ from gregor.core.message import (
 )
 from gregor.core.state_page import PageStart, StateQuery
 from gregor.core.sync import Changes, Since
+from gregor.interfaces import Slot
 from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.reads import (
@@ -41,7 +42,7 @@ NOW = 20_000 * DAY
 
 
 def stored(*messages: InBandMessage) -> Callable[[DatabaseConnection], object]:
-    return lambda connection: consume(connection, messages, NOW)
+    return lambda connection: consume(connection, [Slot(m) for m in messages], NOW)
 
 
 LATER_PAGE = PageStart(NOW, NOW + DAY, "", 0, "")

@@ -23,6 +23,7 @@ from gregor.core.range_deaths import range_deaths
 from gregor.core.state import Item
 from gregor.core.state_page import StateQuery
 from gregor.core.sync import Since
+from gregor.interfaces import Slot
 from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.reads import read_counts, read_since, read_state_page, read_sync
@@ -53,7 +54,9 @@ def dismissal(msg_id: str, ranges: Sequence[Range], ids: Sequence[str] = ()) -> 
 
 
 def storing(batch: Callable[[int], Sequence[InBandMessage]]) -> Callable[..., object]:
-    return lambda size, connection: consume(connection, batch(size), NOW)
+    return lambda size, connection: consume(
+        connection, [Slot(message) for message in batch(size)], NOW
+    )
 
 
 def replays(size: int) -> list[InBandMessage]:

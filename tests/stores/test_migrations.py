@@ -25,7 +25,6 @@ from gregor.shards.bucket_contents import misplaced_users, page
 from gregor.shards.state_machine import ShardedStateMachine
 from gregor.stores.memory import MemoryStateMachine
 from gregor.stores.sql import migrations, statements
-from gregor.stores.sql.before_0007 import Unmigrated
 from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.migrations import (
     migrate,
@@ -41,6 +40,7 @@ from gregor.stores.sql.statements import MessageRow, RangeRow, UserRecord
 from gregor.stores.sql.store_url import database_at, databases_at
 from gregor.stores.sql.tables import CREATE_TABLES, NEWEST_REVISION, OLDEST_WRITERS
 from gregor.testing import oracle
+from tests.stores.schema_0006 import SchemaOf0006
 from tests.stores.sqlalchemy_migration import OnSQLAlchemy
 
 T = TypeVar("T")
@@ -396,7 +396,7 @@ async def test_messages_in_postgresql_of_schema_0002_are_kept_with_renamed_field
     ]
     schema_0002 = OnSQLAlchemy(Upgrade("0002").run)
     async with database_at(postgresql_url, schema_0002) as database:
-        await database.write(lambda c: Unmigrated(c).insert(statements.INSERT_MESSAGES, rows))
+        await database.write(lambda c: SchemaOf0006(c).insert(statements.INSERT_MESSAGES, rows))
     async with database_at(postgresql_url, migrate) as database:
         assert await database.read(stored_messages) == expected_messages(before)
 
@@ -448,7 +448,7 @@ def store_before_0007(
     clock: Time,
 ) -> None:
     """Store the rows of ann as code before schema 0007 did."""
-    older = Unmigrated(connection)
+    older = SchemaOf0006(connection)
     older.insert(statements.INSERT_MESSAGES, rows)
     older.insert(statements.INSERT_RANGES, ranges)
     users = [UserRecord("ann", clock, bucket_of("ann"), "", 0, 0)]

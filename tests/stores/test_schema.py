@@ -213,13 +213,13 @@ async def test_migration_that_running_nodes_cannot_bear_is_refused_and_changes_n
 
 
 async def test_older_code_does_not_come_back_and_the_reason_is_said(url: str) -> None:
-    """Code of schema 0006 does not keep up hashes, nor what dies of a key."""
+    """Code of schema 0007 does not look at floors and epochs."""
     async with opened(url) as (database, machine):
         await machine.consume_message(create("ann", "mail"))
-        assert await database.read(existing_schema) == Schema("0007", "0007")
+        assert await database.read(existing_schema) == Schema(NEWEST_REVISION, NEWEST_REVISION)
         with pytest.raises(SetupError, match="may not write to this database any more"):
             await database.write(roll_back)
-        assert await database.read(existing_schema) == Schema("0007", "0007")
+        assert await database.read(existing_schema) == Schema(NEWEST_REVISION, NEWEST_REVISION)
 
 
 def test_new_file_accepts_the_same_writers_as_a_migrated_one() -> None:

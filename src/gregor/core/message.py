@@ -5,9 +5,11 @@ device; only the state machine of record adds to it, with `ctime` and `prev`.
 """
 
 import re
+from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from datetime import datetime, timedelta
+from hashlib import sha256
 from types import NoneType
 from typing import Annotated, TypeAlias
 from uuid import UUID, uuid4
@@ -39,6 +41,8 @@ Category: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_CATEGORY)
 Key: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_KEY)]
 System: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_SYSTEM)]
 Ctime: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_TIME)]
+Digest: TypeAlias = str
+"""22 characters, base64url of 16 bytes."""
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 When: TypeAlias = TimeOrOffset | str | datetime | timedelta | None
@@ -270,6 +274,10 @@ class InBandMessage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         )
         dismissal = self.dismissal and self.dismissal.as_sent()
         return canonical((self.device_id, creation, dismissal or None))
+
+    def contents_digest(self) -> Digest:
+        """What is kept of the contents when they are forgotten: equal for equal contents."""
+        return urlsafe_b64encode(sha256(self.contents()).digest()[:16]).rstrip(b"=").decode()
 
 
 class OutOfBandMessage(Struct, frozen=True, forbid_unknown_fields=True):

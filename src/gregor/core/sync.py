@@ -193,11 +193,13 @@ Start: TypeAlias = Since | After
 
 
 class UserTime(NamedTuple):
-    """A user's clock, and the mark: the clock after the last message that was stored behind it, of
-    which no cursor before the mark could hear. 0: there was none."""
+    """A user's clock; the mark: the clock after the last message that was stored behind it, of
+    which no cursor before the mark could hear; and the history floor, up to which what is past is
+    forgotten. 0: there was none."""
 
     clock: Time
     mark: Time = 0
+    floor: Time = 0
 
     def continues(self, cursor: Time) -> bool:
         """Whether messages after this cursor tell a reader everything that it lacks. If not, the
@@ -333,13 +335,14 @@ def _without_empty(*groups: tuple[Time, ...]) -> tuple[tuple[Time, ...], ...]:
 
 class Sync(Struct, frozen=True):
     """What brings a replica from its cursor to `cursor`, and the hash that its live items must
-    then have at the instant `as_of`. All read from the store at one instant, but for the items of
-    a snapshot that are unread."""
+    then have at the instant `as_of`, with the user's epoch. All read from the store at one instant,
+    but for the items of a snapshot that are unread."""
 
     content: Changes | Snapshot
     cursor: Time
     as_of: Time
     hash: str
+    epoch: Time = 0
 
     @property
     def rest(self) -> "Sync | None":

@@ -15,7 +15,7 @@ from msgspec import Raw, Struct, structs
 from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID, InBandMessage, Message
 from gregor.core.sync import Snapshot
-from gregor.errors import Action
+from gregor.errors import Action, Erased
 from gregor.protocol.effects import Send
 from gregor.protocol.frames import (
     PROTOCOL,
@@ -28,6 +28,7 @@ from gregor.protocol.frames import (
     OutOfBand,
     Result,
     SyncPage,
+    UserErased,
     Verify,
     Welcome,
     encode,
@@ -212,6 +213,8 @@ class ClientSession:
                 return [Failed(error)]
             case GoAway(within):
                 return [Reconnect(within)]
+            case UserErased(epoch):
+                return [Failed(Error.of(Erased("the user was erased", epoch=epoch)))]
             case None:
                 return []  # a frame type of a later version
 

@@ -54,6 +54,7 @@ class Hello(_StrictFrame, frozen=True, tag="hello", kw_only=True):
     token: Annotated[str, Meta(max_length=MAX_TOKEN)]
     device_id: Annotated[str, Meta(min_length=1, max_length=128)]
     cursor: Cursor = 0
+    epoch: Cursor | None = None
     protocol: int
 
     def __post_init__(self) -> None:
@@ -86,12 +87,14 @@ DeviceFrame: TypeAlias = Hello | Consume | Verify
 
 
 class Limits(Struct, frozen=True):
-    """The limits of the node."""
+    """The limits of the node. For `ids_days` after it was sent first, a message may be sent again
+    without being stored twice; 0: for ever."""
 
     messages: int = MAX_BATCH
     message_bytes: int = MAX_MESSAGE
     body_bytes: int = MAX_BODY
     frame_bytes: int = MAX_FRAME
+    ids_days: int = 0
 
 
 class Welcome(Frame, frozen=True, tag="welcome"):
@@ -99,6 +102,7 @@ class Welcome(Frame, frozen=True, tag="welcome"):
     device_id: DeviceID
     now: Cursor
     limits: Limits
+    epoch: Cursor = 0
 
 
 class SyncPage(Frame, frozen=True, tag="sync"):
@@ -228,7 +232,14 @@ class GoAway(Frame, frozen=True, tag="goaway"):
     reconnect_after_ms: int
 
 
-NodeFrame: TypeAlias = Welcome | SyncPage | Messages | OutOfBand | Ack | Error | GoAway
+class UserErased(Frame, frozen=True, tag="erased"):
+    """The user was erased, at this ctime. The device wipes what it holds of the user; the
+    conversation ends."""
+
+    epoch: Cursor
+
+
+NodeFrame: TypeAlias = Welcome | SyncPage | Messages | OutOfBand | Ack | Error | GoAway | UserErased
 
 
 _encoder = msgspec.json.Encoder()

@@ -28,7 +28,7 @@ from gregor.core.buckets import BUCKETS, Move, bucket_of, plan_rebalance
 from gregor.core.instant import Time
 from gregor.core.message import UID, InBandMessage
 from gregor.errors import GregorError, NotMigrated, Unavailable, WrongShard
-from gregor.interfaces import Rejected
+from gregor.interfaces import Rejected, Slot
 from gregor.shards import bucket_contents, shard_map
 from gregor.shards.bucket_contents import Digest, Extent, Load
 from gregor.shards.shard_map import NotClosed, read_map
@@ -275,7 +275,7 @@ class Rebalancer:
     async def _store(self, group: Group, messages: Sequence[InBandMessage]) -> None:
         now = self._clock()
         target = self._databases[group.target]
-        outcomes = await target.write(lambda c: store_copies(c, messages, now))
+        outcomes = await target.write(lambda c: store_copies(c, [Slot(m) for m in messages], now))
         for message, outcome in zip(messages, outcomes, strict=True):
             if isinstance(outcome, Rejected):
                 raise _conflict_error(group, message.uid)

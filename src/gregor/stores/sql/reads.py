@@ -262,7 +262,8 @@ def read_sync(
     if content is None:
         ctimes = sorted(_read_sent(connection, uid, device_id, now))
         content = Snapshot.of(ctimes, partial(read_items, connection, uid))
-    return Sync(content, time.clock, now, read_hash(connection, uid, device_id, head, now))
+    epoch = head[0].epoch if head else 0
+    return Sync(content, time.clock, now, read_hash(connection, uid, device_id, head, now), epoch)
 
 
 def _read_changes(
@@ -315,4 +316,4 @@ def _read_head(
 
 
 def _time_of(head: Sequence[UserHead]) -> UserTime:
-    return UserTime(head[0].ctime, head[0].mark) if head else UserTime(0)
+    return UserTime(head[0].ctime, head[0].mark, head[0].floor) if head else UserTime(0)

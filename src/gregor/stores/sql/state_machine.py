@@ -26,8 +26,8 @@ from gregor.errors import (
 )
 from gregor.interfaces import Duplicate, Slot, StateMachineOfRecord, Stored, StoreOutcome
 from gregor.log_event import LogEvent
-from gregor.stores.sql import before_0007
-from gregor.stores.sql.before_0007 import Consume
+from gregor.stores.sql import before_0008
+from gregor.stores.sql.before_0008 import Consume
 from gregor.stores.sql.database import (
     CommitUnknown,
     Database,
@@ -167,7 +167,7 @@ class SQLStateMachine(StateMachineOfRecord):
 
     def _is_migrated(self) -> bool:
         """Whether the database is known to have the newest schema that this code needs."""
-        return self.schema is not None and self.schema.has(before_0007.REVISION)
+        return self.schema is not None and self.schema.has(before_0008.REVISION)
 
     # Consuming
 
@@ -213,7 +213,7 @@ class SQLStateMachine(StateMachineOfRecord):
         slots = [slot for pending in batch for slot in pending.slots]
         start = perf_counter()
         try:
-            outcomes = await self._store_messages([slot.message for slot in slots])
+            outcomes = await self._store_slots(slots)
         except StorageUnavailable as error:
             self._committed(len(slots), perf_counter() - start, failure_reason(error))
             self._refused = slots[0].message
@@ -232,49 +232,47 @@ class SQLStateMachine(StateMachineOfRecord):
             if not pending.filled.done():  # a sender that was cancelled does not undo a commit
                 pending.filled.set_result(None)
 
-    async def _store_messages(self, messages: Sequence[InBandMessage]) -> list[StoreOutcome]:
+    async def _store_slots(self, slots: Sequence[Slot]) -> list[StoreOutcome]:
         # Most ids are new, so they are not looked up first, which would add a fifth to the cost.
         # The table has a unique constraint on ids: at worst, the transaction is done again with
         # the look-up.
         now = self._clock()
-        if not any(message.stamped for message in messages):
+        if not any(slot.message.stamped for slot in slots):
             try:
-                return await self._consume(consume_new, messages, now)
+                return await self._consume(consume_new, slots, now)
             except UniqueViolation:
                 pass
             except CommitUnknown as unknown:
-                return await self._resolve_unknown_commit(messages, now, unknown.result)
+                return await self._resolve_unknown_commit(slots, now, unknown.result)
         try:
-            return await self._store_or_find(messages, now)
+            return await self._store_or_find(slots, now)
         except CommitUnknown as unknown:
-            return await self._resolve_unknown_commit(messages, now, unknown.result)
+            return await self._resolve_unknown_commit(slots, now, unknown.result)
 
-    async def _store_or_find(
-        self, messages: Sequence[InBandMessage], now: Time
-    ) -> list[StoreOutcome]:
+    async def _store_or_find(self, slots: Sequence[Slot], now: Time) -> list[StoreOutcome]:
         """Store messages, of which some may be stored already."""
-        return await self._consume(consume, messages, now)
+        return await self._consume(consume, slots, now)
 
     async def _consume(
-        self, consume: Consume, messages: Sequence[InBandMessage], now: Time
+        self, consume: Consume, slots: Sequence[Slot], now: Time
     ) -> list[StoreOutcome]:
         store = self._for_its_schema(consume)
         return await self.database.write(
-            lambda c: store(c, messages, now, any_bucket=self._any_bucket)
+            lambda c: store(c, slots, now, any_bucket=self._any_bucket)
         )
 
     def _for_its_schema(self, consume: Consume) -> Consume:
-        return consume if self._is_migrated() else before_0007.consuming(consume)
+        return consume if self._is_migrated() else before_0008.consuming(consume)
 
     async def _resolve_unknown_commit(
-        self, messages: Sequence[InBandMessage], now: Time, expected: list[StoreOutcome]
+        self, slots: Sequence[Slot], now: Time, expected: list[StoreOutcome]
     ) -> list[StoreOutcome]:
         """Store messages again whose commit is unknown, and reconcile the outcomes with the
         `expected` ones: under the locks on their users, it is certain which are stored. Messages
         that are stored keep their expected outcome."""
         for attempts_left in reversed(range(MAX_RESOLVE_ATTEMPTS)):
             try:
-                return reconcile(await self._store_or_find(messages, now), expected)
+                return reconcile(await self._store_or_find(slots, now), expected)
             except CommitUnknown as unknown:
                 expected = reconcile(unknown.result, expected)
                 if not attempts_left:
@@ -305,7 +303,7 @@ class SQLStateMachine(StateMachineOfRecord):
 
         def rehearse(connection: DatabaseConnection) -> None:
             connection.execute_sql("SAVEPOINT rehearsal")
-            store(connection, [message], now, any_bucket=self._any_bucket)
+            store(connection, [Slot(message)], now, any_bucket=self._any_bucket)
             connection.execute_sql("ROLLBACK TO SAVEPOINT rehearsal")
 
         try:
@@ -411,7 +409,7 @@ class SQLStateMachine(StateMachineOfRecord):
 
     async def _read_user(self, uid: UID, work: Work[T]) -> T:
         """Run work that reads one user. Raises WrongShard if another shard holds the user."""
-        work = work if self._is_migrated() else before_0007.reading(work)
+        work = work if self._is_migrated() else before_0008.reading(work)
         if self._any_bucket:
             return await self.database.read(work)
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_type_hints
 
 from gregor.core.instant import Time
-from gregor.core.message import UID, Category, DeviceID, Key, MsgID
+from gregor.core.message import UID, Category, DeviceID, Digest, Key, MsgID
+from gregor.interfaces import Author
 
 R = TypeVar("R")
 Row = TypeVar("Row", bound=tuple[Any, ...])
@@ -192,13 +193,15 @@ LOCK_USERS = BulkStatement(
 
 
 class LockedUser(NamedTuple):
-    """A user of a batch, before it is stored: the clock, the mark, the hash (None: not computed
-    yet), and a dismissed id if there is a tombstone. With each user comes the oldest code that may
-    write: so every batch asks it, without a statement of its own."""
+    """A user of a batch, before it is stored: the clock, the mark, the history floor, the epoch,
+    the hash (None: not computed yet), and a dismissed id if there is a tombstone. With each user
+    comes the oldest code that may write: so every batch asks it, without a statement of its own."""
 
     uid: UID
     ctime: Time
     mark: Time
+    floor: Time
+    epoch: Time
     hash: str | None
     hashed_until: Time
     tombstone: UID | None
@@ -211,7 +214,8 @@ class LockedUser(NamedTuple):
 # Not EXISTS: PostgreSQL would build a hash table of the ids of all users for each query.
 LOCKED_USERS = BulkStatement(
     """
-    SELECT users.uid, users.ctime, users.mark, users.hash, users.hashed_until,
+    SELECT users.uid, users.ctime, users.mark, users.floor, users.epoch, users.hash,
+        users.hashed_until,
         (SELECT uid FROM dismissed_ids WHERE dismissed_ids.uid = users.uid LIMIT 1) AS tombstone,
         (SELECT revision FROM oldest_writer) AS oldest_writer
     FROM input JOIN users ON users.uid = input.uid
@@ -243,6 +247,28 @@ KNOWN_MESSAGES = BulkStatement(
     ItemKey,
     StoredMessage._make,
 )
+
+
+class PrunedMessage(NamedTuple):
+    """What is left of a message whose contents are forgotten."""
+
+    uid: UID
+    msg_id: MsgID
+    ctime: Time
+    digest: Digest
+
+
+# The messages with these ids whose contents are forgotten.
+PRUNED_MESSAGES = BulkStatement(
+    """
+    SELECT pruned.uid, pruned.msg_id, pruned.ctime, pruned.digest
+    FROM input JOIN pruned ON pruned.uid = input.uid AND pruned.msg_id = input.msg_id
+    """,
+    ItemKey,
+    PrunedMessage._make,
+)
+
+INSERT_PRUNED = Insert("pruned", PrunedMessage)
 
 
 # The tombstones of new items, which were dismissed before they arrived.
@@ -591,6 +617,7 @@ class MessageRow(NamedTuple):
     dismissed_at: Time | None = None
     key: Key | None = None
     starts_at: Time | None = None
+    author: Author | None = None
 
 
 INSERT_MESSAGES = Insert("messages", MessageRow)
@@ -971,6 +998,7 @@ TABLES_OF_BUCKETS = (
     "dismissed_ranges",
     "dismissed_keys",
     "scope_hashes",
+    "pruned",
     "users",
 )
 DELETE_BUCKET = tuple(delete_of_bucket(table) for table in TABLES_OF_BUCKETS)
@@ -982,11 +1010,13 @@ DATABASE_TIME = Statement("SELECT database_now() AS ctime", Clock._make)
 
 
 class UserHead(NamedTuple):
-    """A user's clock, mark and hash (None: not computed yet), with the hash of one of the scopes
-    that a device sees, if there are any."""
+    """A user's clock, mark, history floor, epoch and hash (None: not computed yet), with the hash
+    of one of the scopes that a device sees, if there are any."""
 
     ctime: Time
     mark: Time
+    floor: Time
+    epoch: Time
     hash: str | None
     hashed_until: Time
     scope_hash: str | None
@@ -995,7 +1025,7 @@ class UserHead(NamedTuple):
 # The user, once for each scope that `:device_id` (NULL: any device) sees, and at least once.
 USER_HEAD = Statement(
     """
-    SELECT users.ctime, users.mark, users.hash, users.hashed_until,
+    SELECT users.ctime, users.mark, users.floor, users.epoch, users.hash, users.hashed_until,
         scope_hashes.hash AS scope_hash
     FROM users
     LEFT JOIN scope_hashes ON scope_hashes.uid = users.uid AND (

@@ -12,6 +12,7 @@ OLDEST_WRITERS = {
     "0005": "0004",
     "0006": "0004",
     "0007": "0007",
+    "0008": "0008",
 }
 """Each revision of the schema, and the oldest code that may write to it: code is named by the
 revision for which it was written. A migration that only adds (expand) keeps the oldest writer of
@@ -29,6 +30,9 @@ CREATE_TABLES = (
         hash TEXT, -- the sum of the live items that all devices see; NULL: not computed yet
         hashed_until BIGINT NOT NULL DEFAULT 0, -- items that expired up to then are not in the sums
         mark BIGINT NOT NULL DEFAULT 0, -- the clock after the last late replay
+        floor BIGINT NOT NULL DEFAULT 0, -- what was past by then may be forgotten
+        epoch BIGINT NOT NULL DEFAULT 0, -- the ctime of the last erase; 0: never
+        erased_at BIGINT NOT NULL DEFAULT 0, -- tokens issued up to this second do not hold
         PRIMARY KEY (uid),
         CONSTRAINT users_have_buckets CHECK (bucket >= 0)
     )
@@ -57,6 +61,7 @@ CREATE_TABLES = (
         dismissed_at BIGINT,
         key TEXT,
         starts_at BIGINT,
+        author TEXT, -- who sent it; NULL: not known
         PRIMARY KEY (uid, ctime),
         UNIQUE (uid, msg_id)
     )
@@ -110,6 +115,36 @@ CREATE_TABLES = (
         ctime BIGINT NOT NULL, -- of the dismissal
         end_time BIGINT NOT NULL,
         PRIMARY KEY (uid, key, ctime)
+    )
+    """,
+    # The ids of messages whose contents are forgotten, so that they are not stored again. Clustered
+    # by id, without another index: these rows are the most.
+    """
+    CREATE TABLE pruned (
+        uid TEXT NOT NULL,
+        msg_id TEXT NOT NULL,
+        ctime BIGINT NOT NULL,
+        digest TEXT NOT NULL, -- of the contents
+        PRIMARY KEY (uid, msg_id)
+    ) WITHOUT ROWID
+    """,
+    # Who does something that only one node may do at a time.
+    """
+    CREATE TABLE leases (
+        name TEXT NOT NULL,
+        holder TEXT NOT NULL,
+        until BIGINT NOT NULL, -- by this database's clock
+        PRIMARY KEY (name)
+    )
+    """,
+    # Users of this shard who were erased, and the shards that may still have old copies of them.
+    """
+    CREATE TABLE pending_erasures (
+        shard TEXT NOT NULL,
+        uid TEXT NOT NULL,
+        epoch BIGINT NOT NULL,
+        erased_at BIGINT NOT NULL,
+        PRIMARY KEY (shard, uid)
     )
     """,
     # The name of this shard; no row if the database is not one of several shards.

@@ -13,8 +13,16 @@ from gregor.core.instant import Time
 from gregor.core.message import UID, InBandMessage
 from gregor.core.sync import UserTime
 from gregor.core.visibility import has_begun, has_expired
-from gregor.errors import Conflict, InvalidMessage, WrongShard
-from gregor.interfaces import Duplicate, Rejected, Stored, StoreOutcome
+from gregor.errors import (
+    Conflict,
+    Erased,
+    GregorError,
+    HistoryForgotten,
+    InvalidMessage,
+    Resync,
+    WrongShard,
+)
+from gregor.interfaces import Author, Duplicate, Rejected, Slot, Stored, StoreOutcome
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import DatabaseConnection, UniqueViolation
 from gregor.stores.sql.deaths import Deaths, StoredBatch, store_deaths
@@ -30,6 +38,7 @@ from gregor.stores.sql.statements import (
     LockedUser,
     MessageRow,
     Placement,
+    PrunedMessage,
     RangeRow,
     UserKey,
     UserRecord,
@@ -39,7 +48,7 @@ from gregor.stores.sql.statements import (
 
 def consume(
     connection: DatabaseConnection,
-    messages: Sequence[InBandMessage],
+    slots: Sequence[Slot],
     now: Time,
     *,
     any_bucket: bool = False,
@@ -51,25 +60,26 @@ def consume(
     stored, then all deaths that follow from old or new facts.
     """
     # Lock the users before reading: what is read then stays true until the commit.
-    users = _lock_users(connection, {message.uid for message in messages})
-    closed = {} if any_bucket else _closed_users(connection, messages)
-    known, dead = _read_known(connection, messages)
-    return _consume(connection, messages, now, _Log(connection, users, closed, known), dead)
+    users = _lock_users(connection, {slot.message.uid for slot in slots})
+    closed = {} if any_bucket else _closed_users(connection, users)
+    known, dead = _read_known(connection, slots)
+    pruned = _read_pruned(connection, slots, users)
+    return _consume(connection, slots, now, _Log(connection, users, closed, known, pruned), dead)
 
 
 def consume_new(
     connection: DatabaseConnection,
-    messages: Sequence[InBandMessage],
+    slots: Sequence[Slot],
     now: Time,
     *,
     any_bucket: bool = False,
 ) -> list[StoreOutcome]:
     """The same for messages that are not stamped and whose ids are new; raises UniqueViolation if
     an id is known. It may be known also of a message that cannot be stored as a new one."""
-    users = _lock_users(connection, {message.uid for message in messages})
-    closed = {} if any_bucket else _closed_users(connection, messages)
-    log = _Log(connection, users, closed, {})
-    outcomes = _consume(connection, messages, now, log, frozenset())
+    users = _lock_users(connection, {slot.message.uid for slot in slots})
+    closed = {} if any_bucket else _closed_users(connection, users)
+    log = _Log(connection, users, closed, {}, _read_pruned(connection, slots, users))
+    outcomes = _consume(connection, slots, now, log, frozenset())
     for outcome in outcomes:
         match outcome:
             case Rejected(error=InvalidMessage()):
@@ -78,22 +88,20 @@ def consume_new(
 
 
 def store_copies(
-    connection: DatabaseConnection, messages: Sequence[InBandMessage], now: Time
+    connection: DatabaseConnection, slots: Sequence[Slot], now: Time
 ) -> list[StoreOutcome]:
     """The same for messages of a bucket that moves here from another shard. It keeps the clocks and
     the marks of its users, so a message that is copied late does not move them."""
-    users = _lock_users(connection, {message.uid for message in messages})
-    known, dead = _read_known(connection, messages)
-    log = _Log(connection, users, {}, known, marks_late_replays=False)
-    return _consume(connection, messages, now, log, dead)
+    users = _lock_users(connection, {slot.message.uid for slot in slots})
+    known, dead = _read_known(connection, slots)
+    log = _Log(connection, users, {}, known, {}, marks_late_replays=False)
+    return _consume(connection, slots, now, log, dead)
 
 
-def _closed_users(
-    connection: DatabaseConnection, messages: Sequence[InBandMessage]
-) -> dict[UID, WrongShard]:
+def _closed_users(connection: DatabaseConnection, uids: Iterable[UID]) -> dict[UID, WrongShard]:
     """The users whose messages this shard rejects, with the error. This stays true until the
     commit: closing or releasing a bucket waits for every transaction that has locked users."""
-    buckets = {message.uid: bucket_of(message.uid) for message in messages}
+    buckets = {uid: bucket_of(uid) for uid in uids}
     errors = _wrong_shards(connection, statements.BUCKETS_NOT_WRITABLE, set(buckets.values()))
     by_bucket = {error.bucket: error for error in errors}
     return {uid: by_bucket[bucket] for uid, bucket in buckets.items() if bucket in by_bucket}
@@ -117,44 +125,62 @@ class _Log:
         users: Mapping[UID, LockedUser],
         closed: Mapping[UID, WrongShard],
         known: dict[ItemKey, InBandMessage],
+        pruned: Mapping[ItemKey, PrunedMessage],
         *,
         marks_late_replays: bool = True,
     ) -> None:
         self.users = users
-        self.times = {user.uid: UserTime(user.ctime, user.mark) for user in users.values()}
+        self.times = {
+            user.uid: UserTime(user.ctime, user.mark, user.floor) for user in users.values()
+        }
+        self.pruned = pruned
         self.stored: list[InBandMessage] = []
         self.late: list[InBandMessage] = []
         self._connection = connection
         self._closed = closed
         self._known = known
         self._marks_late_replays = marks_late_replays
+        self._authors: dict[ItemKey, Author] = {}
         self._pending: list[InBandMessage] = []  # to be inserted together
 
-    def add(self, message: InBandMessage, now: Time) -> StoreOutcome:
+    def add(self, slot: Slot, now: Time) -> StoreOutcome:
         """Store a message, or say why not. What has come of its item is not known yet."""
+        message = slot.message
         if message.uid in self._closed:
             return Rejected(message, self._closed[message.uid])
-        earlier = self._known.get(ItemKey(message.uid, message.msg_id))
-        if earlier is not None:
-            return _resolve_known_id(message, earlier)
+        if slot.epoch is not None and slot.epoch != self._epoch_of(message.uid):
+            return Rejected(message, _wrong_epoch(slot.epoch, self._epoch_of(message.uid)))
+        key = ItemKey(message.uid, message.msg_id)
+        if key in self._known:
+            return _resolve_known_id(message, self._known[key])
+        if key in self.pruned:
+            return _resolve_pruned_id(message, self.pruned[key])
+        if slot.author is not None:
+            self._authors[key] = slot.author
         outcome = self._add_new(message, now)
         match outcome:
             case Stored(stored):
-                self._known[ItemKey(stored.uid, stored.msg_id)] = stored
+                self._known[key] = stored
                 self.stored.append(stored)
         return outcome
 
+    def _epoch_of(self, uid: UID) -> Time:
+        user = self.users.get(uid)
+        return 0 if user is None else user.epoch
+
     def flush(self) -> None:
         """Insert what is pending."""
-        _insert(self._connection, self._pending)
+        _insert(self._connection, self._pending, self._authors)
         self._pending = []
 
     def _add_new(self, message: InBandMessage, now: Time) -> StoreOutcome:
         time = self.times.get(message.uid, UserTime(0))
+        if message.stamped and message.ctime <= time.floor:
+            return Rejected(message, _forgotten(time.floor))
         if message.stamped and message.ctime <= time.clock:
             return self._add_late_replay(message, time)
         try:
-            stored = _stamped(message, time.clock, now)
+            stored = _stamped(message, time, now)
         except InvalidMessage as error:
             return Rejected(message, error)
         self._pending.append(stored)
@@ -173,10 +199,10 @@ class _Log:
                 error = Conflict("another message of this user has this ctime", field="ctime")
                 return Rejected(message, error)
             self._follow(ItemKey(uid, successor.msg_id), successor.ctime, stored)
-        _insert(self._connection, [stored])
+        _insert(self._connection, [stored], self._authors)
         self.late.append(stored)
         if self._marks_late_replays:
-            self.times[uid] = UserTime(time.clock + 1, mark=time.clock + 1)
+            self.times[uid] = time._replace(clock=time.clock + 1, mark=time.clock + 1)
         return Stored(stored)
 
     def _follow(self, successor: ItemKey, ctime: Time, stored: InBandMessage) -> None:
@@ -189,31 +215,55 @@ class _Log:
             self._known[successor] = known.stamp(ctime, stored.ctime)
 
 
-def _stamped(message: InBandMessage, clock: Time, now: Time) -> InBandMessage:
+def _stamped(message: InBandMessage, time: UserTime, now: Time) -> InBandMessage:
     if message.stamped:
-        return message.stamp(message.ctime, clock)
-    return message.stamp_new(max(now, clock + 1), clock)
+        return message.stamp(message.ctime, time.clock)
+    return message.stamp_new(max(now, time.clock + 1, time.floor + 1), time.clock)
+
+
+def _forgotten(floor: Time) -> HistoryForgotten:
+    return HistoryForgotten(
+        f"the user's history up to {floor} is forgotten, so no message can be stored in it",
+        field="ctime",
+    )
+
+
+def _wrong_epoch(known: Time, epoch: Time) -> GregorError:
+    """The error of a message whose sender knows another epoch than the user's."""
+    if known < epoch:
+        return Erased("the user was erased after the sender last heard of it", epoch=epoch)
+    return Resync("the store is older than what the sender knows: it was restored from a backup")
 
 
 def _resolve_known_id(message: InBandMessage, earlier: InBandMessage) -> StoreOutcome:
     if earlier.same_contents(message):
         return Duplicate(earlier)
-    return Rejected(message, Conflict("this msg_id is known with other contents", field="msg_id"))
+    return Rejected(message, _conflict())
+
+
+def _resolve_pruned_id(message: InBandMessage, pruned: PrunedMessage) -> StoreOutcome:
+    if pruned.digest == message.contents_digest():
+        return Duplicate(message.stamp(pruned.ctime, 0))
+    return Rejected(message, _conflict())
+
+
+def _conflict() -> Conflict:
+    return Conflict("this msg_id is known with other contents", field="msg_id")
 
 
 def _consume(
     connection: DatabaseConnection,
-    messages: Sequence[InBandMessage],
+    slots: Sequence[Slot],
     now: Time,
     log: _Log,
     dead: frozenset[ItemKey],
 ) -> list[StoreOutcome]:
     """Store messages, of which those with the `dead` items were known before."""
-    outcomes = [log.add(message, now) for message in messages]
+    outcomes = [log.add(slot, now) for slot in slots]
     log.flush()
     deaths = store_deaths(connection, StoredBatch(log.stored, log.late, log.users, now))
     _update_users(connection, log, deaths, now)
-    deaths = deaths._replace(dead=deaths.dead | dead)
+    deaths = deaths._replace(dead=deaths.dead | dead | log.pruned.keys())
     return [_judged(outcome, deaths, now) for outcome in outcomes]
 
 
@@ -234,14 +284,19 @@ def _update_users(connection: DatabaseConnection, log: _Log, deaths: Deaths, now
 # Rows
 
 
-def _insert(connection: DatabaseConnection, new: Sequence[InBandMessage]) -> None:
-    connection.insert(statements.INSERT_MESSAGES, [_message_row(message) for message in new])
+def _insert(
+    connection: DatabaseConnection,
+    new: Sequence[InBandMessage],
+    authors: Mapping[ItemKey, Author],
+) -> None:
+    rows = [_message_row(m, authors.get(ItemKey(m.uid, m.msg_id))) for m in new]
+    connection.insert(statements.INSERT_MESSAGES, rows)
     ranges = [_range_row(m, n, r) for m in new for n, r in enumerate(dismissed_ranges(m))]
     connection.insert(statements.INSERT_RANGES, ranges)
     connection.insert(statements.INSERT_KEYS, [row for m in new for row in _key_rows(m)])
 
 
-def _message_row(message: InBandMessage) -> MessageRow:
+def _message_row(message: InBandMessage, author: Author | None) -> MessageRow:
     creation = message.creation
     category = expires_at = None
     if creation is not None:
@@ -260,6 +315,7 @@ def _message_row(message: InBandMessage) -> MessageRow:
         expires_at=expires_at,
         key=message.key,
         starts_at=message.starts_at,
+        author=author,
     )
 
 
@@ -390,11 +446,21 @@ def wrong_shards(connection: DatabaseConnection, buckets: Iterable[int]) -> list
 
 
 def _read_known(
-    connection: DatabaseConnection, messages: Sequence[InBandMessage]
+    connection: DatabaseConnection, slots: Sequence[Slot]
 ) -> tuple[dict[ItemKey, InBandMessage], frozenset[ItemKey]]:
     """The stored messages with the ids of these, and those of them whose item is dead."""
-    ids = [ItemKey(message.uid, message.msg_id) for message in messages]
+    ids = [ItemKey(slot.message.uid, slot.message.msg_id) for slot in slots]
     rows = connection.execute_rows(statements.KNOWN_MESSAGES, ids)
     known = {ItemKey(row.uid, row.msg_id): message_of(row) for row in rows}
     dead = (ItemKey(row.uid, row.msg_id) for row in rows if row.dismissed_at is not None)
     return known, frozenset(dead)
+
+
+def _read_pruned(
+    connection: DatabaseConnection, slots: Sequence[Slot], users: Mapping[UID, LockedUser]
+) -> dict[ItemKey, PrunedMessage]:
+    """What is left of those messages with these ids whose contents are forgotten."""
+    with_floor = {uid for uid, user in users.items() if user.floor}
+    ids = [ItemKey(s.message.uid, s.message.msg_id) for s in slots if s.message.uid in with_floor]
+    rows = connection.execute_rows(statements.PRUNED_MESSAGES, ids) if ids else []
+    return {ItemKey(row.uid, row.msg_id): row for row in rows}

@@ -1,23 +1,14 @@
-"""Serving a database that does not have schema 0007 yet, because its nodes are upgraded first.
-
-What the database has no place for is answered with NotMigrated; all else is served as before. The
-migration may happen at any moment, so each transaction first asks which schema there is, and a
-writer keeps it from changing until its commit.
-
-When OLDEST_SERVED is 0007, this file can be removed, with `_is_migrated` of the state machine.
-"""
+"""A connection that writes to a database of schema 0006 as its code did: for tests of migrations."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 from gregor.core.instant import Time
-from gregor.core.message import UID, Category, DeviceID, InBandMessage, MsgID
-from gregor.errors import NotMigrated
-from gregor.interfaces import Rejected, StoreOutcome
+from gregor.core.message import UID, Category, DeviceID, MsgID
 from gregor.stores.sql import statements
-from gregor.stores.sql.database import DatabaseConnection, Work
+from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.dialect import ROWS, encode_rows
 from gregor.stores.sql.statements import (
     BulkStatement,
@@ -30,74 +21,10 @@ from gregor.stores.sql.statements import (
     no_row,
 )
 
-REVISION = "0007"
-
-T = TypeVar("T")
 R = TypeVar("R")
-Consume = Callable[..., list[StoreOutcome]]
 
 
-def reading(work: Work[T]) -> Work[T]:
-    """The same work, which reads, for both schemas."""
-
-    def read(connection: DatabaseConnection) -> T:
-        return work(connection if _is_migrated(connection) else Unmigrated(connection))
-
-    return read
-
-
-def consuming(consume: Consume) -> Consume:
-    """The same function that stores a batch, for both schemas."""
-
-    def consume_on_either(
-        connection: DatabaseConnection,
-        messages: Sequence[InBandMessage],
-        now: Time,
-        *,
-        any_bucket: bool = False,
-    ) -> list[StoreOutcome]:
-        if connection.dialect.has_row_locks:
-            connection.execute(_KEEP_SCHEMA)
-        if _is_migrated(connection):
-            return consume(connection, messages, now, any_bucket=any_bucket)
-        old = [message for message in messages if not needs_migration(message)]
-        outcomes = iter(consume(Unmigrated(connection), old, now, any_bucket=any_bucket))
-        return [
-            Rejected(message, _not_migrated()) if needs_migration(message) else next(outcomes)
-            for message in messages
-        ]
-
-    return consume_on_either
-
-
-def needs_migration(message: InBandMessage) -> bool:
-    """Whether schema 0006 has no place for the message."""
-    creation, dismissal = message.creation, message.dismissal
-    creates = creation is not None and (creation.key, creation.starts) != (None, None)
-    dismisses = dismissal is not None and (
-        bool(dismissal.keys) or any(range_.scheduled for range_ in dismissal.ranges)
-    )
-    return creates or dismisses
-
-
-def _not_migrated() -> NotMigrated:
-    return NotMigrated(
-        f"keys and starts need schema {REVISION}, which the database does not have yet: run "
-        "`gregor migrate`; retry"
-    )
-
-
-def _is_migrated(connection: DatabaseConnection) -> bool:
-    (schema,) = connection.execute(statements.SCHEMA_REVISION)
-    return schema.revision >= REVISION
-
-
-# The migration needs a lock on this table that conflicts with this one, which is held until the
-# commit.
-_KEEP_SCHEMA = Statement("LOCK TABLE users IN ROW EXCLUSIVE MODE", no_row)
-
-
-class Unmigrated:
+class SchemaOf0006:
     """A DatabaseConnection to a database without schema 0007. Columns that it lacks read as they
     would be after the migration, and are not written. Hashes are not kept."""
 
@@ -158,6 +85,8 @@ _COLUMNS = {
     r"\busers\.hash\b": "CAST(NULL AS TEXT)",
     r"\busers\.hashed_until\b": "CAST(0 AS BIGINT)",
     r"\busers\.mark\b": "CAST(0 AS BIGINT)",
+    r"\busers\.floor\b": "CAST(0 AS BIGINT)",
+    r"\busers\.epoch\b": "CAST(0 AS BIGINT)",
     r"\bdismissed_ranges\.scheduled\b": "false",
 }
 
@@ -173,8 +102,8 @@ _OLDER_STATEMENTS: dict[Statement[Any], Statement[Any]] = {
     ),
     statements.USER_HEAD: Statement(
         """
-        SELECT users.ctime, CAST(0 AS BIGINT), CAST(NULL AS TEXT), CAST(0 AS BIGINT),
-            CAST(NULL AS TEXT)
+        SELECT users.ctime, CAST(0 AS BIGINT), CAST(0 AS BIGINT), CAST(0 AS BIGINT),
+            CAST(NULL AS TEXT), CAST(0 AS BIGINT), CAST(NULL AS TEXT)
         FROM users WHERE users.uid = :uid
         """,
         statements.UserHead._make,
