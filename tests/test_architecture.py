@@ -35,7 +35,7 @@ LAYERS_WITHIN = {
         {"facts"},
         {"item_index", "state_page"},
         {"state", "state_hash"},
-        {"visibility", "notification_body"},
+        {"visibility", "notification_body", "history"},
         {"message"},
         {"arguments"},
         {"admission"},
@@ -66,6 +66,7 @@ LAZY_EXPORTS = {"gregor.client"}
 PURE_IMPORTS = {
     "core": {
         *(
+            "base64",
             "bisect",
             "collections",
             "collections.abc",

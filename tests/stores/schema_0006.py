@@ -1,4 +1,4 @@
-"""A connection that writes to a database of schema 0006 as its code did: for tests of migrations."""
+"""A connection that writes to a database of schema 0006 as its code did."""
 
 import re
 from collections.abc import Iterable, Sequence
