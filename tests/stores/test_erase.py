@@ -135,21 +135,26 @@ async def test_message_stamped_before_the_erase_is_refused(store: Store) -> None
 async def test_messages_stored_during_an_erase_are_before_or_after_it(store: Store) -> None:
     """Each is gone, or is part of the new life; a batch is never torn."""
     for _ in range(20):
-        batches = [[create("ann", "mail"), create("ann", "chat")] for _ in range(6)]
-        *stored, result = await asyncio.gather(
-            *(store.machine.consume_messages(batch) for batch in batches[:3]),
-            *(store.machine.consume_messages(batch) for batch in batches[3:]),
-            store.machine.erase("ann"),
-        )
-        epoch = result.erasure.epoch
+        batches = [[Slot(create("ann", "mail")), Slot(create("ann", "chat"))] for _ in range(6)]
+        async with asyncio.TaskGroup() as tasks:
+            for batch in batches[:3]:
+                tasks.create_task(store.machine.store(batch))
+            erasing = tasks.create_task(store.machine.erase("ann"))
+            for batch in batches[3:]:
+                tasks.create_task(store.machine.store(batch))
+        epoch = erasing.result().erasure.epoch
         left = {item.msg_id for item in (await store.machine.state("ann")).items}
-        for outcomes in stored:
-            ctimes = [o.message.ctime for o in outcomes if isinstance(o, Stored)]
-            assert len(ctimes) == 2
+        for batch in batches:
+            ctimes = [stored_message(slot).ctime for slot in batch]
             assert len({ctime > epoch for ctime in ctimes}) == 1
-            for outcome in outcomes:
-                assert (outcome.message.msg_id in left) == (outcome.message.ctime > epoch)
+            for slot in batch:
+                assert (slot.message.msg_id in left) == (stored_message(slot).ctime > epoch)
         assert await store.machine.check_hashes(["ann"]) == []
+
+
+def stored_message(slot: Slot) -> InBandMessage:
+    assert isinstance(slot.outcome, Stored), slot.outcome
+    return slot.outcome.message
 
 
 async def test_database_without_the_schema_is_not_erased_from(url: str) -> None:

@@ -259,7 +259,7 @@ def lacks_auto_vacuum(connection: DatabaseConnection) -> bool:
 def vacuum(driver: sqlite3.Connection) -> None:
     """Rewrite the file, which then gives space back, and holds nothing that was deleted before. No
     transaction can run meanwhile. It needs twice the space of the file."""
-    ((_, _, path),) = driver.execute("PRAGMA database_list")
+    path = driver.execute("PRAGMA database_list").fetchone()[2]
     reason = "once, so that it gives space back and keeps nothing that is deleted"
     log.warning(LogEvent("rewriting the file", store=path, reason=reason))
     driver.execute("VACUUM")
