@@ -31,7 +31,7 @@ from gregor.stores.sql.dialect import SQLITE, encode_rows, sql_of
 from gregor.stores.sql.sqlite_pages import Layout, overwrite_gaps
 from gregor.stores.sql.statements import BulkStatement, Insert, Row, Statement, no_row
 
-log = logging.getLogger("gregor.store")
+log = logging.getLogger("gregor.store.sqlite")
 
 T = TypeVar("T")
 R = TypeVar("R")
