@@ -180,9 +180,9 @@ class EraseResult(NamedTuple):
 
 class PruneStep(NamedTuple):
     """What a step has pruned: of how many users, how many messages lost their contents, and how
-    many ids were forgotten. `last` is the last user that it looked at; None: there are no more."""
+    many ids were forgotten. `last` is where the next step begins; None: there is no more."""
 
-    last: UID | None
+    last: str | None
     users: int = 0
     contents: int = 0
     ids: int = 0
@@ -303,9 +303,10 @@ class StateMachineOfRecord(StateMachine, Protocol):
         the clock and the erasure, also of a user who had nothing. Each call erases again."""
         raise Unavailable("this state machine cannot do this yet")
 
-    async def prune(self, cutoff: Cutoff, after: UID = "") -> PruneStep:
-        """A small step of forgetting what the cutoff says, of some users after this one. Go on
-        after the last until it is None. Idempotent."""
+    async def prune(self, cutoff: Cutoff, after: str = "") -> PruneStep:
+        """Forget what the cutoff says, in small steps: this one begins `after` the `last` of the
+        one before, and the walk is whole when that is None. Idempotent. A user of whom nothing is
+        forgotten does not change."""
         raise Unavailable("this state machine cannot do this yet")
 
     async def check_hashes(self, uids: Sequence[UID]) -> Sequence[UID]:
