@@ -217,7 +217,7 @@ def test_message_without_uid_gets_the_uid_of_the_session() -> None:
         ({}, "invalid", None),
         ({"dismissal": {}}, "invalid", None),
         (7, "invalid", None),
-        ({"creation": {"category": "a", "body": "x" * 70_000}}, "too-large", "body"),
+        ({"creation": {"category": "a", "body": "x" * 70_000}}, "too-large", "creation.body"),
         ({"creation": {"category": "a", "body": 1}, "typo": 1}, "invalid", "typo"),
     ],
 )
