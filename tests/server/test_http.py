@@ -220,7 +220,7 @@ async def test_one_bad_message_of_many_is_rejected_alone(
 async def test_absurd_duration_is_rejected_alone(shared: Served, uid: str, offset: str) -> None:
     message = to(uid)
     message["creation"]["expires"] = {"offset": offset}
-    assert problem(await shared.post(message)) == (422, "invalid", "creation.expires")
+    assert problem(await shared.post(message)) == (422, "invalid", "creation.expires.offset")
     stored, rejected = (await shared.post({"messages": [to(uid), message]})).json()["results"]
     assert (stored["status"], rejected["error"]["code"]) == ("stored", "invalid")
     response = await shared.http.get(f"/v1/users/{uid}/state", params={"at": offset})
@@ -372,6 +372,7 @@ async def test_poller_goes_on_after_the_cursor_of_its_last_answer(shared: Served
         "messages": [],
         "cursor": state["cursor"],
         "more": False,
+        "epoch": 0,
     }
     await shared.post({"uid": uid, "dismissal": {"msg_ids": ["b", "unknown"]}})
     for query in ({"after": state["cursor"]}, {"since": state["cursor"]}):
@@ -603,7 +604,7 @@ async def test_invalid_uid_in_url_is_rejected(
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1", "/v1/message", "/v1/users/u", "/v2/messages", "/v1/messages/"]
+    "path", ["/v1", "/v1/message", "/v1/users/u/", "/v2/messages", "/v1/messages/"]
 )
 async def test_unknown_path_answers_404(shared: Served, path: str) -> None:
     assert problem(await shared.http.get(path)) == (404, "not-found", None)
@@ -613,6 +614,7 @@ async def test_unknown_path_answers_404(shared: Served, path: str) -> None:
     ("method", "path", "allowed"),
     [
         ("GET", "/v1/messages", {"POST"}),
+        ("GET", "/v1/users/u", {"DELETE"}),
         ("DELETE", "/v1/users/u/state", {"GET", "HEAD"}),
         ("POST", "/metrics", {"GET", "HEAD"}),
     ],

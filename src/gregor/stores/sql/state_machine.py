@@ -7,11 +7,12 @@ runs, the messages that arrive are queued for the next one. A single message is 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic, perf_counter
 from typing import Any, NamedTuple, Self, TypeVar
 
+from gregor.core.history import Cutoff
 from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.message import UID, Category, DeviceID, InBandMessage
 from gregor.core.state import Counts, Item
@@ -24,7 +25,16 @@ from gregor.errors import (
     StorageUnavailable,
     Unavailable,
 )
-from gregor.interfaces import Duplicate, Slot, StateMachineOfRecord, Stored, StoreOutcome
+from gregor.interfaces import (
+    Duplicate,
+    EraseResult,
+    Erasure,
+    PruneStep,
+    Slot,
+    StateMachineOfRecord,
+    Stored,
+    StoreOutcome,
+)
 from gregor.log_event import LogEvent
 from gregor.stores.sql import before_0008
 from gregor.stores.sql.before_0008 import Consume
@@ -35,7 +45,10 @@ from gregor.stores.sql.database import (
     UniqueViolation,
     Work,
 )
+from gregor.stores.sql.erase import erase, read_erasure
 from gregor.stores.sql.failure_reason import FailureReason, failure_reason
+from gregor.stores.sql.leases import Lease
+from gregor.stores.sql.prune import prune
 from gregor.stores.sql.reads import (
     read_counts,
     read_items,
@@ -110,6 +123,7 @@ class SQLStateMachine(StateMachineOfRecord):
         self.database = database
         self.skew: Time = 0
         self.schema: Schema | None = None
+        self._lease = Lease.of_this_process("prune")
         self._registration = None if clock_check_seconds is None else Registration(database)
         self._clock_check_seconds = clock_check_seconds
         self._any_bucket = not may_become_shard
@@ -171,11 +185,13 @@ class SQLStateMachine(StateMachineOfRecord):
 
     # Consuming
 
-    async def store(self, slots: Sequence[Slot]) -> None:
+    def _require_writable(self) -> None:
         if not self._open:
             raise Unavailable("the store is closed or closing")
-        if abs(self.skew) > MAX_SKEW:
-            raise ClockSkew(self._describe_skew())
+        self._require_right_clock()
+
+    async def store(self, slots: Sequence[Slot]) -> None:
+        self._require_writable()
         if self._queued_messages + len(slots) > MAX_QUEUED_MESSAGES:
             raise Unavailable("too many messages are queued; send them again later")
         pending = _PendingBatch(slots, asyncio.get_running_loop().create_future())
@@ -283,6 +299,23 @@ class SQLStateMachine(StateMachineOfRecord):
             await asyncio.sleep(RESOLVE_INTERVAL_SECONDS)
         raise AssertionError("the last attempt returns or raises")
 
+    # Erasing
+
+    async def erasure(self, uid: UID) -> Erasure:
+        return await self._read_user(uid, lambda c: read_erasure(c, uid))
+
+    async def erase(self, uid: UID, others: Collection[str] = ()) -> EraseResult:
+        """Erase the user in this database, and record there that the `others`, which are shards,
+        may have old copies. On SQLite no body is left in the file afterwards."""
+        self._require_writable()
+        self.require_schema(before_0008.REVISION)
+        now = self._clock()
+        erasure = await self.database.write(
+            lambda c: erase(c, uid, now, others, any_bucket=self._any_bucket)
+        )
+        await self.database.scrub()
+        return EraseResult(erasure)
+
     # Whether writes fail
 
     async def _probe_failing_writes(self) -> None:
@@ -336,10 +369,26 @@ class SQLStateMachine(StateMachineOfRecord):
         if abs(self.skew) > WARN_SKEW:
             log.warning(LogEvent("clock skew", reason=self._describe_skew()))
 
+    def _require_right_clock(self) -> None:
+        if abs(self.skew) > MAX_SKEW:
+            raise ClockSkew(self._describe_skew())
+
     def _describe_skew(self) -> str:
         side = "behind" if self.skew > 0 else "ahead of"
         skew = f"this machine's clock is {abs(self.skew) / SECOND:.1f} s {side} the database's"
         return f"{skew}; synchronise both with NTP"
+
+    # Pruning
+
+    async def prune(self, cutoff: Cutoff, after: str = "") -> PruneStep:
+        """Raises LeaseHeld if another node prunes this database, and ClockSkew: a clock that is
+        ahead would forget too much."""
+        self.require_schema(before_0008.REVISION)
+        self._require_right_clock()
+        now = self._clock()
+        return await self.database.write(
+            lambda c: prune(c, self._lease, cutoff, after, now, any_bucket=self._any_bucket)
+        )
 
     # Reading
 

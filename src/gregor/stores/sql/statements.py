@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_type_hints
 
 from gregor.core.instant import Time
 from gregor.core.message import UID, Category, DeviceID, Digest, Key, MsgID
-from gregor.interfaces import Author
+from gregor.interfaces import Author, Erasure
 
 R = TypeVar("R")
 Row = TypeVar("Row", bound=tuple[Any, ...])
@@ -753,6 +753,221 @@ UPDATE_HASHES = BulkStatement(
     UserHash,
     no_row,
 )
+
+
+# Erasing a user
+
+
+ERASURE = Statement(
+    "SELECT users.epoch, users.erased_at FROM users WHERE users.uid = :uid", Erasure._make
+)
+
+
+def _delete_erased(table: str) -> Statement[None]:
+    """Delete the rows of `:uid` in a table whose ctime is up to `:epoch`."""
+    return Statement(f"DELETE FROM {table} WHERE uid = :uid AND ctime <= :epoch", no_row)
+
+
+# What an erase deletes. The hashes are computed again when they are needed.
+DELETE_ERASED = (
+    _delete_erased("messages"),
+    _delete_erased("dismissed_ids"),
+    _delete_erased("dismissed_ranges"),
+    _delete_erased("dismissed_keys"),
+    _delete_erased("pruned"),
+    Statement("DELETE FROM scope_hashes WHERE uid = :uid", no_row),
+)
+
+# The user's row after an erase. Messages that came later, and their mark, stay.
+RAISE_EPOCH = Statement(
+    """
+    UPDATE users SET epoch = :epoch, erased_at = :erased_at, hash = NULL, hashed_until = 0,
+        ctime = CASE WHEN ctime < :epoch THEN :epoch ELSE ctime END,
+        floor = CASE WHEN floor < :epoch THEN :epoch ELSE floor END,
+        mark = CASE WHEN mark <= :epoch THEN 0 ELSE mark END
+    WHERE uid = :uid
+    """,
+    no_row,
+)
+
+
+class PendingErasure(NamedTuple):
+    """A user who was erased, and a shard that may have an old copy from before."""
+
+    shard: str
+    uid: UID
+    epoch: Time
+    erased_at: Time
+
+
+UPSERT_PENDING_ERASURES = BulkStatement(
+    """
+    INSERT INTO pending_erasures (shard, uid, epoch, erased_at)
+    SELECT input.shard, input.uid, input.epoch, input.erased_at FROM input WHERE true
+    ON CONFLICT (shard, uid) DO UPDATE SET epoch = excluded.epoch, erased_at = excluded.erased_at
+    """,
+    PendingErasure,
+    no_row,
+)
+
+PENDING_ERASURES = Statement(
+    """
+    SELECT shard, uid, epoch, erased_at FROM pending_erasures ORDER BY shard, uid LIMIT :limit
+    """,
+    PendingErasure._make,
+)
+
+DELETE_PENDING_ERASURES = BulkStatement(
+    """
+    DELETE FROM pending_erasures WHERE (shard, uid, epoch) IN (SELECT shard, uid, epoch FROM input)
+    """,
+    PendingErasure,
+    no_row,
+)
+
+
+# Pruning
+
+
+class UserFloor(NamedTuple):
+    """A user, and up to when what is past is forgotten."""
+
+    uid: UID
+    floor: Time
+
+
+def _past(condition: str) -> str:
+    return f"""
+        SELECT messages.uid, messages.ctime FROM input
+        JOIN messages ON messages.uid = input.uid AND {condition}
+    """
+
+
+# The first messages that may lose their contents: their ctime is up to the floor, and so is the
+# death or the expiry of their item, if they have one. Each part has its index, whatever is live or
+# younger. The `+` keeps a part from reading all ctimes of the user instead.
+PAST_MESSAGES = BulkStatement(
+    " UNION ALL ".join(
+        (
+            _past(
+                "messages.dismissed_at IS NOT NULL AND messages.dismissed_at <= input.floor"
+                " AND +messages.ctime <= input.floor"
+            ),
+            _past(
+                "messages.dismissed_at IS NULL AND messages.category IS NOT NULL"
+                " AND messages.expires_at <= input.floor AND +messages.ctime <= input.floor"
+            ),
+            _past("messages.category IS NULL AND messages.ctime <= input.floor"),
+        )
+    )
+    + " LIMIT :limit",
+    UserFloor,
+    UserClock._make,
+)
+
+# Returns those whose floor was lower.
+RAISE_FLOORS = BulkStatement(
+    """
+    UPDATE users SET floor = input.floor FROM input
+    WHERE users.uid = input.uid AND users.floor < input.floor RETURNING users.uid
+    """,
+    UserFloor,
+    UserKey._make,
+)
+
+# Returns those that were there.
+DELETE_MESSAGES = BulkStatement(
+    """
+    DELETE FROM messages WHERE (uid, ctime) IN (SELECT uid, ctime FROM input)
+    RETURNING uid, msg_id, ctime, prev, message, dismissed_at
+    """,
+    UserClock,
+    StoredMessage._make,
+)
+
+# The ranges of these dismissals.
+DELETE_RANGES = BulkStatement(
+    "DELETE FROM dismissed_ranges WHERE (uid, ctime) IN (SELECT uid, ctime FROM input)",
+    UserClock,
+    no_row,
+)
+
+DELETE_KEYS = BulkStatement(
+    "DELETE FROM dismissed_keys WHERE (uid, key, ctime) IN (SELECT uid, key, ctime FROM input)",
+    KeyCtime,
+    no_row,
+)
+
+# Idempotent: another shard may have copied the row here before.
+ADD_PRUNED = BulkStatement(
+    """
+    INSERT INTO pruned (uid, msg_id, ctime, digest)
+    SELECT input.uid, input.msg_id, input.ctime, input.digest FROM input WHERE true
+    ON CONFLICT DO NOTHING
+    """,
+    PrunedMessage,
+    no_row,
+)
+
+
+class KnownID(NamedTuple):
+    """An id that is kept without contents, and since when."""
+
+    uid: UID
+    msg_id: MsgID
+    ctime: Time
+
+
+class TableOfIDs(NamedTuple):
+    """What is asked of a table of ids: the next ones after one, in order, and to delete some."""
+
+    after: Statement[KnownID]
+    delete: BulkStatement[ItemKey, None]
+
+
+def _table_of_ids(table: str) -> TableOfIDs:
+    return TableOfIDs(
+        Statement(
+            f"""
+            SELECT uid, msg_id, ctime FROM {table} WHERE (uid, msg_id) > (:uid, :msg_id)
+            ORDER BY uid, msg_id LIMIT :limit
+            """,
+            KnownID._make,
+        ),
+        BulkStatement(
+            f"DELETE FROM {table} WHERE (uid, msg_id) IN (SELECT uid, msg_id FROM input)",
+            ItemKey,
+            no_row,
+        ),
+    )
+
+
+PRUNED_IDS = _table_of_ids("pruned")
+TOMBSTONES = _table_of_ids("dismissed_ids")
+
+# A transaction that changes what a bucket holds, and locks no user whom it may have to insert,
+# begins with this: see WAIT_FOR_WRITERS.
+LOCK_AS_WRITER = Statement("LOCK TABLE users IN ROW EXCLUSIVE MODE", no_row)
+
+
+class LeaseHolder(NamedTuple):
+    holder: str
+
+
+# Take a lease that nobody has, or whose time has run out; or renew one's own. Returns the holder if
+# that has succeeded.
+TAKE_LEASE = Statement(
+    """
+    INSERT INTO leases (name, holder, until)
+    VALUES (:name, :holder, database_now() + :duration)
+    ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until
+        WHERE leases.holder = excluded.holder OR leases.until <= database_now()
+    RETURNING holder
+    """,
+    LeaseHolder._make,
+)
+
+DELETE_LEASE = Statement("DELETE FROM leases WHERE name = :name AND holder = :holder", no_row)
 
 
 # Shards

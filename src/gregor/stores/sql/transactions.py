@@ -61,7 +61,7 @@ def consume(
     """
     # Lock the users before reading: what is read then stays true until the commit.
     users = _lock_users(connection, {slot.message.uid for slot in slots})
-    closed = {} if any_bucket else _closed_users(connection, users)
+    closed = {} if any_bucket else closed_users(connection, users)
     known, dead = _read_known(connection, slots)
     pruned = _read_pruned(connection, slots, users)
     return _consume(connection, slots, now, _Log(connection, users, closed, known, pruned), dead)
@@ -77,7 +77,7 @@ def consume_new(
     """The same for messages that are not stamped and whose ids are new; raises UniqueViolation if
     an id is known. It may be known also of a message that cannot be stored as a new one."""
     users = _lock_users(connection, {slot.message.uid for slot in slots})
-    closed = {} if any_bucket else _closed_users(connection, users)
+    closed = {} if any_bucket else closed_users(connection, users)
     log = _Log(connection, users, closed, {}, _read_pruned(connection, slots, users))
     outcomes = _consume(connection, slots, now, log, frozenset())
     for outcome in outcomes:
@@ -98,7 +98,7 @@ def store_copies(
     return _consume(connection, slots, now, log, dead)
 
 
-def _closed_users(connection: DatabaseConnection, uids: Iterable[UID]) -> dict[UID, WrongShard]:
+def closed_users(connection: DatabaseConnection, uids: Iterable[UID]) -> dict[UID, WrongShard]:
     """The users whose messages this shard rejects, with the error. This stays true until the
     commit: closing or releasing a bucket waits for every transaction that has locked users."""
     buckets = {uid: bucket_of(uid) for uid in uids}
@@ -372,7 +372,7 @@ def check_hashes(
     """Compare the hashes that are kept for these users with their items, and repair those that
     differ. Returns the users of these. Users that another shard holds are left out."""
     held = uids if any_bucket else _held_users(connection, uids)
-    users = _lock_existing(connection, [UserKey(uid) for uid in held])
+    users = lock_existing(connection, [UserKey(uid) for uid in held])
     return check_sums(connection, {uid: user for uid, user in users.items() if user.ctime}, now)
 
 
@@ -386,12 +386,10 @@ def _lock_users(connection: DatabaseConnection, uids: Iterable[UID]) -> dict[UID
     if connection.dialect.has_row_locks:
         rows = [UserRow(key.uid, bucket_of(key.uid)) for key in keys]
         connection.execute_rows(statements.INSERT_USERS, rows)
-    return _lock_existing(connection, keys)
+    return lock_existing(connection, keys)
 
 
-def _lock_existing(
-    connection: DatabaseConnection, keys: Sequence[UserKey]
-) -> dict[UID, LockedUser]:
+def lock_existing(connection: DatabaseConnection, keys: Sequence[UserKey]) -> dict[UID, LockedUser]:
     """The same for the users that the database has."""
     if connection.dialect.has_row_locks:
         connection.execute_rows(statements.LOCK_USERS, keys)
