@@ -36,15 +36,15 @@ class Malformed(GregorError):
     code, action, status, close_code = "malformed", Action.STOP, 400, 4000
 
 
-class InvalidMessage(GregorError):
+class InvalidMessage(GregorError, ValueError):
     """One message breaks a rule of the data model; `field` says where. The rest of the batch is
-    not affected."""
+    not affected. It is a ValueError as well, so that a decoder adds the place."""
 
     code, action, status, close_code = "invalid", Action.STOP, 422, 4000
 
 
-class InvalidTime(InvalidMessage, ValueError):
-    """Not a time or an offset. It is a ValueError as well, so that a decoder adds the place."""
+class InvalidTime(InvalidMessage):
+    """Not a time or an offset."""
 
 
 class Conflict(GregorError):
@@ -53,8 +53,9 @@ class Conflict(GregorError):
     code, action, status = "conflict", Action.STOP, 409
 
 
-class TooLarge(GregorError):
-    """A body, a message, a batch or a frame exceeds its size limit. Split it."""
+class TooLarge(GregorError, ValueError):
+    """A body, a message, a batch or a frame exceeds its size limit. Split it. It is a ValueError as
+    well, so that a decoder adds the place."""
 
     code, action, status, close_code = "too-large", Action.STOP, 413, 1009
 

@@ -1,6 +1,7 @@
 """A server that cannot start prints one line that says what to do, and exits with status 1."""
 
 import asyncio
+import gzip
 import socket
 import sqlite3
 import subprocess
@@ -74,6 +75,17 @@ def test_precedence_is_option_then_variable_then_file(shell: Shell) -> None:
     assert shell(*migrate).json["store"] == "sqlite:///file.db"
     assert shell(*migrate, env=variable).json["store"] == "sqlite:///variable.db"
     assert shell(*migrate, *option, env=variable).json["store"] == "sqlite:///option.db"
+
+
+def test_migrate_says_that_it_rewrites_an_older_file(shell: Shell) -> None:
+    older = Path(__file__).parents[1] / "stores" / "schema_0002" / "store.sqlite.gz"
+    (shell.folder / "gregor.db").write_bytes(gzip.decompress(older.read_bytes()))
+    migrate = ("migrate", "--json", "--store", "sqlite:///gregor.db")
+    first, second = shell(*migrate), shell(*migrate)
+    (said,) = first.err.splitlines()
+    assert "rewriting the file" in said
+    assert "gregor.db" in said
+    assert (second.json, second.err) == (first.json, "")
 
 
 # Secrets in files

@@ -85,18 +85,18 @@ def test_missing_uid_defaults_to_that_of_the_session() -> None:
         ({"creation": CREATION, "device_id": "x" * 129}, "device_id"),
         ({"creation": CREATION, "uid": "x" * 129}, "uid"),
         ({"creation": {**CREATION, "category": "x" * 256}}, "creation.category"),
-        ({"creation": {**CREATION, "expires": {"offset": -1}}}, "expires"),
-        ({"creation": {**CREATION, "expires": {}}}, "creation.expires"),
-        ({"creation": {**CREATION, "expires": {"time": 1, "offset": 1}}}, "creation.expires"),
-        ({"creation": {**CREATION, "expires": {"time": "yesterday"}}}, "creation.expires"),
+        ({"creation": {**CREATION, "expires": {"offset": -1}}}, "creation.expires"),
+        ({"creation": {**CREATION, "expires": {}}}, "creation.expires.time"),
+        ({"creation": {**CREATION, "expires": {"time": 1, "offset": 1}}}, "creation.expires.time"),
+        ({"creation": {**CREATION, "expires": {"time": "yesterday"}}}, "creation.expires.time"),
         ({"creation": {**CREATION, "key": ""}}, "creation.key"),
-        ({"creation": {**CREATION, "key": "é" * 128}}, "key"),
+        ({"creation": {**CREATION, "key": "é" * 128}}, "creation.key"),
         ({"creation": {**CREATION, "key": 7}}, "creation.key"),
-        ({"creation": {**CREATION, "starts": {"offset": -1}}}, "starts"),
+        ({"creation": {**CREATION, "starts": {"offset": -1}}}, "creation.starts"),
         ({"creation": {**CREATION, "starts": 1_900_000_000_000_000}}, "creation.starts"),
         (
             {"creation": {**CREATION, "starts": {"offset": 9}, "expires": {"offset": 9}}},
-            "starts",
+            "creation.starts",
         ),
         (
             {
@@ -106,7 +106,7 @@ def test_missing_uid_defaults_to_that_of_the_session() -> None:
                     "expires": {"time": "2030-01-01T00:00:00Z"},
                 }
             },
-            "starts",
+            "creation.starts",
         ),
         ({"creation": {**CREATION, "starts": {"time": 1_900_000_000}}}, "creation.starts"),
         ({"dismissal": {"keys": [{}]}}, "dismissal.keys[0].key"),
@@ -144,7 +144,7 @@ def test_body_over_the_limit_is_rejected_as_too_large() -> None:
     fits = {"category": "a", "body": "x" * (MAX_BODY - 2)}
     assert isinstance(parse(creation=fits), InBandMessage)
     error = parse_error(creation={"category": "a", "body": "x" * (MAX_BODY - 1)})
-    assert (error.code, error.field) == ("too-large", "body")
+    assert (error.code, error.field) == ("too-large", "creation.body")
     assert parse_error(system="s", body="x" * MAX_BODY).code == "too-large"
 
 

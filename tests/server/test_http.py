@@ -220,7 +220,7 @@ async def test_one_bad_message_of_many_is_rejected_alone(
 async def test_absurd_duration_is_rejected_alone(shared: Served, uid: str, offset: str) -> None:
     message = to(uid)
     message["creation"]["expires"] = {"offset": offset}
-    assert problem(await shared.post(message)) == (422, "invalid", "creation.expires")
+    assert problem(await shared.post(message)) == (422, "invalid", "creation.expires.offset")
     stored, rejected = (await shared.post({"messages": [to(uid), message]})).json()["results"]
     assert (stored["status"], rejected["error"]["code"]) == ("stored", "invalid")
     response = await shared.http.get(f"/v1/users/{uid}/state", params={"at": offset})

@@ -53,15 +53,27 @@ BAD_MESSAGES: dict[str, tuple[Any, str, str | None]] = {
     "an id of 33 characters and 66 bytes": (creation(msg_id="é" * 33), "invalid", "msg_id"),
     "an id with NUL in it": (creation(msg_id="a\0b"), "invalid", "msg_id"),
     "an empty category": (creation(""), "invalid", "creation.category"),
-    "a category of 128 characters and 256 bytes": (creation("é" * 128), "invalid", "category"),
+    "a category of 128 characters and 256 bytes": (
+        creation("é" * 128),
+        "invalid",
+        "creation.category",
+    ),
     "a device_id of 129 bytes": (creation(device_id="é" * 64 + "e"), "invalid", "device_id"),
-    "a dismissed id of 66 bytes": ({"dismissal": {"msg_ids": ["é" * 33]}}, "invalid", "msg_ids"),
+    "a dismissed id of 66 bytes": (
+        {"dismissal": {"msg_ids": ["é" * 33]}},
+        "invalid",
+        "dismissal.msg_ids",
+    ),
     "a range's category of 256 bytes": (
         {"dismissal": {"ranges": [{"category": "é" * 128}]}},
         "invalid",
-        "category",
+        "dismissal.ranges[0].category",
     ),
-    "a body above the size limit": (creation(body="x" * MAX_BODY), "too-large", "body"),
+    "a body above the size limit": (
+        creation(body="x" * MAX_BODY),
+        "too-large",
+        "creation.body",
+    ),
     "a message above the size limit": (
         {"dismissal": {"msg_ids": ["x" * 64] * (MAX_MESSAGE // 67)}},
         "too-large",
@@ -70,7 +82,7 @@ BAD_MESSAGES: dict[str, tuple[Any, str, str | None]] = {
     "a body nested too deeply": (
         {"creation": {"category": "c", "body": json.loads("[" * 200 + "]" * 200)}},
         "invalid",
-        "body",
+        "creation.body",
     ),
     "a ctime set by the sender": (creation(ctime=5), "invalid", "ctime"),
     "a prev set by the sender": (creation(prev=5), "invalid", "ctime"),
@@ -78,21 +90,21 @@ BAD_MESSAGES: dict[str, tuple[Any, str, str | None]] = {
     "a key of 128 characters and 256 bytes": (
         {"creation": {"category": "c", "body": 1, "key": "é" * 128}},
         "invalid",
-        "key",
+        KEY,
     ),
     "a number for a key": ({"creation": {"category": "c", "body": 1, "key": 5}}, "invalid", KEY),
     "a start before 2001": (starting({"time": 1_700_000_000}), "invalid", "creation.starts"),
-    "a start before the ctime": (starting({"offset": -1}), "invalid", "starts"),
+    "a start before the ctime": (starting({"offset": -1}), "invalid", "creation.starts"),
     "a number for a start": (starting(1_700_000_000_000_000), "invalid", "creation.starts"),
     "a start at the expiry, both offsets": (
         starting({"offset": "1h"}, expires={"offset": "1h"}),
         "invalid",
-        "starts",
+        "creation.starts",
     ),
     "a start after the expiry, both times": (
         starting({"time": 4_000_000_000_000_001}, expires={"time": 4_000_000_000_000_000}),
         "invalid",
-        "starts",
+        "creation.starts",
     ),
     "a start after the expiry, as only the ctime shows": (
         starting({"time": 4_000_000_000_000_000}, expires={"offset": "1h"}),
@@ -103,7 +115,7 @@ BAD_MESSAGES: dict[str, tuple[Any, str, str | None]] = {
     "a dismissed key of 256 bytes": (
         {"dismissal": {"keys": [{"key": "é" * 128}]}},
         "invalid",
-        "key",
+        KEYS,
     ),
     "a text for a dismissed key": (
         {"dismissal": {"keys": ["theme"]}},
@@ -124,17 +136,17 @@ BAD_MESSAGES: dict[str, tuple[Any, str, str | None]] = {
     "an expiry before the ctime": (
         {"creation": {"category": "c", "body": 1, "expires": {"offset": -1}}},
         "invalid",
-        "expires",
+        "creation.expires",
     ),
     "a time and an offset": (
         {"creation": {"category": "c", "body": 1, "expires": {"offset": 1, "time": 1}}},
         "invalid",
-        "creation.expires",
+        "creation.expires.time",
     ),
     "an invalid time": (
         {"creation": {"category": "c", "body": 1, "expires": {"time": "yesterday"}}},
         "invalid",
-        "creation.expires",
+        "creation.expires.time",
     ),
     "another user's uid": (to("another user"), "forbidden", "uid"),
     "an out-of-band message with a msg_id": (

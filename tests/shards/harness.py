@@ -52,6 +52,10 @@ class FlakyDatabase:
         self._fail_if_down()
         await self.database.check_role()
 
+    async def scrub(self) -> None:
+        self._fail_if_down()
+        await self.database.scrub()
+
     def pools(self) -> Mapping[str, PoolUse]:
         return self.database.pools()
 

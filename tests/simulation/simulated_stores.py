@@ -328,6 +328,9 @@ class DelayedDatabase:
         environment.commit_answered(name)
         return result
 
+    async def scrub(self) -> None:
+        await self._shard.database.scrub()
+
     def pools(self) -> Mapping[str, PoolUse]:
         return self._shard.database.pools()
 

@@ -1,5 +1,6 @@
 """`gregor migrate`: creates stores and brings their schema up to date."""
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,6 +53,7 @@ def migrate(
     given = [name_and_url(value) for value in store or ()]
     sharded = any(name is not None for name, _ in given)
     settings = options.load_settings(ctx, store=tuple(store) if store and sharded else None)
+    logging.getLogger("gregor.store.sqlite").setLevel(logging.WARNING)  # a rewriting may take long
     stores = given if given and not sharded else list(settings.stores.items())
     if finish and rollback:
         raise typer.BadParameter("--finish and --rollback exclude each other")

@@ -141,6 +141,8 @@ def body(name: str, value: object, limit: int) -> Raw:
             msgspec.json.decode(value)
             return value
         return Raw(msgspec.json.encode(_Plain(name, limit).value_of(value, MAX_DEPTH)))
+    except (InvalidMessage, TooLarge):
+        raise
     except UnicodeError as error:
         raise InvalidMessage(f"`{name}` is not valid Unicode", field=name) from error
     except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:

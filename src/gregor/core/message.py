@@ -537,7 +537,7 @@ def _decode(json: bytes | str | Raw) -> _Draft:
         if body:
             msgspec.json.decode(body)
     except msgspec.ValidationError as error:
-        raise InvalidMessage(str(error), field=field_of(error)) from error
+        raise _placed(error) from error
     except (msgspec.DecodeError, UnicodeError) as error:
         raise InvalidMessage(f"not the JSON of a message: {error}") from error
     except RecursionError as error:
@@ -550,14 +550,26 @@ def canonical(value: object) -> bytes:
     return _canonical.encode(value)
 
 
+def _placed(error: msgspec.ValidationError) -> InvalidMessage | TooLarge:
+    """The error of a rule of the data model, or of the decoder, with the path of its field."""
+    match error.__cause__:
+        case InvalidMessage(message=reason) | TooLarge(message=reason) as broken:
+            return type(broken)(reason, field=field_of(error))
+        case _:
+            return InvalidMessage(str(error), field=field_of(error))
+
+
 def field_of(error: msgspec.ValidationError) -> str | None:
     """The dotted path of the field that a validation error names."""
     reason, _, location = str(error).partition(" - at `$")
     path = location.rstrip("`").lstrip(".")
-    if "field `" in reason:  # the path is of the object whose field is missing or unknown
-        name = reason.split("field `", 1)[1].split("`", 1)[0]
-        return f"{path}.{name}" if path else name
-    return path or None
+    match error.__cause__:
+        case InvalidMessage(field=name) | TooLarge(field=name):  # within the object at the path
+            pass
+        case _:
+            named = reason.partition("field `")[2]  # it is missing or unknown in the object
+            name = named.partition("`")[0]
+    return ".".join(filter(None, (path, name))) or None
 
 
 def _check_size(json: bytes | str | Raw) -> None:

@@ -98,11 +98,13 @@ class Limits(Struct, frozen=True):
 
 
 class Welcome(Frame, frozen=True, tag="welcome"):
+    """The token is valid. `epoch` is the user's; None: this node is of a version without epochs."""
+
     uid: UID
     device_id: DeviceID
     now: Cursor
     limits: Limits
-    epoch: Cursor = 0
+    epoch: Cursor | None = None
 
 
 class SyncPage(Frame, frozen=True, tag="sync"):

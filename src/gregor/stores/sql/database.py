@@ -99,6 +99,11 @@ class Database(Protocol):
         answer, or may not take writes."""
         ...
 
+    async def scrub(self) -> None:
+        """Overwrite what committed transactions have deleted, where this process can: in the file
+        of an SQLite database and its WAL. Idempotent. Raises StorageUnavailable."""
+        ...
+
     def pools(self) -> Mapping[str, PoolUse]:
         """How its pools of connections are used now, by their names."""
         ...

@@ -48,6 +48,10 @@ class LazyDatabase:
         await self._ensure_open()
         await self._database.check_role()
 
+    async def scrub(self) -> None:
+        await self._ensure_open()
+        await self._database.scrub()
+
     def pools(self) -> Mapping[str, PoolUse]:
         return self._database.pools()
 

@@ -5,17 +5,22 @@ could corrupt it.
 """
 
 import asyncio
+import logging
+import os
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from gregor.clock import now
 from gregor.errors import GregorError, SetupError, StorageUnavailable
+from gregor.log_event import LogEvent
 from gregor.stores.sql.database import (
     MIGRATION_NOT_KEPT,
+    DatabaseConnection,
     Migration,
     PoolUse,
     StorageBroken,
@@ -23,7 +28,10 @@ from gregor.stores.sql.database import (
     Work,
 )
 from gregor.stores.sql.dialect import SQLITE, encode_rows, sql_of
+from gregor.stores.sql.sqlite_pages import Layout, overwrite_gaps
 from gregor.stores.sql.statements import BulkStatement, Insert, Row, Statement, no_row
+
+log = logging.getLogger("gregor.store.sqlite")
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -84,6 +92,7 @@ class SQLiteDatabase:
         self._prepare = prepare or _write_nothing
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
         self._driver: sqlite3.Connection | None = None
+        self._file: int | None = None  # opened to overwrite what is deleted
         self._transactions = 0  # those that run or wait for the thread
 
     async def __aenter__(self) -> Self:
@@ -98,6 +107,9 @@ class SQLiteDatabase:
         driver, self._driver = self._driver, None
         if driver is not None:
             await self._in_thread(driver.close)
+        if self._file is not None:  # not earlier: to close a file releases the locks on it
+            os.close(self._file)
+            self._file = None
         self._thread.shutdown()
 
     async def write(self, work: Work[T]) -> T:
@@ -112,6 +124,30 @@ class SQLiteDatabase:
 
     async def check_role(self) -> None:
         pass
+
+    async def scrub(self) -> None:
+        """Writers need not wait for all of it: the pages of one pointer map are done at a time.
+        From the last to the first, because incremental vacuum moves pages to the front."""
+        if self.path and self._driver is not None:
+            maps = await self._in_thread(partial(self._prepare_scrub, self._driver))
+            for number in reversed(range(maps)):
+                await self._in_thread(partial(self._scrub, self._driver, number))
+
+    def _prepare_scrub(self, driver: sqlite3.Connection) -> int:
+        """The number of pointer maps of the file."""
+        with _translating(self.path):
+            if lacks_auto_vacuum(SQLiteConnection(driver)):
+                vacuum(driver)
+            flush(driver)
+            if self._file is None:
+                self._file = os.open(self.path, os.O_RDWR)
+            return Layout.of(self._file).maps
+
+    def _scrub(self, driver: sqlite3.Connection, number: int) -> None:
+        assert self._file is not None
+        with _translating(self.path):
+            flush(driver)
+            overwrite_gaps(self._file, Layout.of(self._file), number)
 
     async def _transact(self, begin: str, work: Work[T]) -> T:
         driver = self._driver
@@ -131,10 +167,8 @@ class SQLiteDatabase:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def _transaction(self, driver: sqlite3.Connection, begin: str, work: Work[T]) -> T:
-        try:
+        with _translating(self.path or "sqlite://"):
             return transact(driver, begin, work)
-        except sqlite3.Error as error:
-            raise _translated(error, self.path or "sqlite://") from error
 
     def _open(self) -> None:
         if sqlite3.sqlite_version_info < MIN_VERSION:
@@ -198,6 +232,8 @@ def _write_nothing(driver: sqlite3.Connection) -> None:
 def configure(driver: sqlite3.Connection) -> None:
     driver.isolation_level = None  # no implicit transactions: `transact` begins them
     for setting in (
+        "auto_vacuum = INCREMENTAL",  # of a new file; another needs a VACUUM
+        "secure_delete = ON",
         "locking_mode = EXCLUSIVE",
         "busy_timeout = 0",
         "journal_mode = WAL",
@@ -207,6 +243,38 @@ def configure(driver: sqlite3.Connection) -> None:
     ):
         driver.execute(f"PRAGMA {setting}")
     driver.create_function("database_now", 0, now)
+
+
+def flush(driver: sqlite3.Connection) -> None:
+    """Bring everything to the file, and keep nothing in its WAL or in memory."""
+    driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    driver.execute("PRAGMA shrink_memory")
+
+
+def lacks_auto_vacuum(connection: DatabaseConnection) -> bool:
+    """Whether the file was made before files gave space back."""
+    return connection.execute_sql("PRAGMA auto_vacuum") == [(0,)]
+
+
+def vacuum(driver: sqlite3.Connection) -> None:
+    """Rewrite the file, which then gives space back, and holds nothing that was deleted before. No
+    transaction can run meanwhile. It needs twice the space of the file."""
+    path = driver.execute("PRAGMA database_list").fetchone()[2]
+    reason = "once, so that it gives space back and keeps nothing that is deleted"
+    log.warning(LogEvent("rewriting the file", store=path, reason=reason))
+    driver.execute("VACUUM")
+    flush(driver)
+
+
+@contextmanager
+def _translating(path: str) -> Iterator[None]:
+    """Raises what the errors of the driver and of the file mean."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _translated(error, path) from error
+    except OSError as error:
+        raise StorageUnavailable(f"{path}: {error}") from error
 
 
 def _close(driver: sqlite3.Connection | None) -> None:

@@ -7,7 +7,7 @@ runs, the messages that arrive are queued for the next one. A single message is 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic, perf_counter
 from typing import Any, NamedTuple, Self, TypeVar
@@ -27,6 +27,8 @@ from gregor.errors import (
 )
 from gregor.interfaces import (
     Duplicate,
+    EraseResult,
+    Erasure,
     PruneStep,
     Slot,
     StateMachineOfRecord,
@@ -43,6 +45,7 @@ from gregor.stores.sql.database import (
     UniqueViolation,
     Work,
 )
+from gregor.stores.sql.erase import erase, read_erasure
 from gregor.stores.sql.failure_reason import FailureReason, failure_reason
 from gregor.stores.sql.leases import Lease
 from gregor.stores.sql.prune import prune
@@ -182,10 +185,13 @@ class SQLStateMachine(StateMachineOfRecord):
 
     # Consuming
 
-    async def store(self, slots: Sequence[Slot]) -> None:
+    def _require_writable(self) -> None:
         if not self._open:
             raise Unavailable("the store is closed or closing")
         self._require_right_clock()
+
+    async def store(self, slots: Sequence[Slot]) -> None:
+        self._require_writable()
         if self._queued_messages + len(slots) > MAX_QUEUED_MESSAGES:
             raise Unavailable("too many messages are queued; send them again later")
         pending = _PendingBatch(slots, asyncio.get_running_loop().create_future())
@@ -292,6 +298,23 @@ class SQLStateMachine(StateMachineOfRecord):
                     raise
             await asyncio.sleep(RESOLVE_INTERVAL_SECONDS)
         raise AssertionError("the last attempt returns or raises")
+
+    # Erasing
+
+    async def erasure(self, uid: UID) -> Erasure:
+        return await self._read_user(uid, lambda c: read_erasure(c, uid))
+
+    async def erase(self, uid: UID, others: Collection[str] = ()) -> EraseResult:
+        """Erase the user in this database, and record there that the `others`, which are shards,
+        may have old copies. On SQLite no body is left in the file afterwards."""
+        self._require_writable()
+        self.require_schema(before_0008.REVISION)
+        now = self._clock()
+        erasure = await self.database.write(
+            lambda c: erase(c, uid, now, others, any_bucket=self._any_bucket)
+        )
+        await self.database.scrub()
+        return EraseResult(erasure)
 
     # Whether writes fail
 

@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_type_hints
 
 from gregor.core.instant import Time
 from gregor.core.message import UID, Category, DeviceID, Digest, Key, MsgID
-from gregor.interfaces import Author
+from gregor.interfaces import Author, Erasure
 
 R = TypeVar("R")
 Row = TypeVar("Row", bound=tuple[Any, ...])
@@ -751,6 +751,77 @@ UPDATE_HASHES = BulkStatement(
     WHERE users.uid = input.uid
     """,
     UserHash,
+    no_row,
+)
+
+
+# Erasing a user
+
+
+ERASURE = Statement(
+    "SELECT users.epoch, users.erased_at FROM users WHERE users.uid = :uid", Erasure._make
+)
+
+
+def _delete_erased(table: str) -> Statement[None]:
+    """Delete the rows of `:uid` in a table whose ctime is up to `:epoch`."""
+    return Statement(f"DELETE FROM {table} WHERE uid = :uid AND ctime <= :epoch", no_row)
+
+
+# What an erase deletes. The hashes are computed again when they are needed.
+DELETE_ERASED = (
+    _delete_erased("messages"),
+    _delete_erased("dismissed_ids"),
+    _delete_erased("dismissed_ranges"),
+    _delete_erased("dismissed_keys"),
+    _delete_erased("pruned"),
+    Statement("DELETE FROM scope_hashes WHERE uid = :uid", no_row),
+)
+
+# The user's row after an erase. Messages that came later, and their mark, stay.
+RAISE_EPOCH = Statement(
+    """
+    UPDATE users SET epoch = :epoch, erased_at = :erased_at, hash = NULL, hashed_until = 0,
+        ctime = CASE WHEN ctime < :epoch THEN :epoch ELSE ctime END,
+        floor = CASE WHEN floor < :epoch THEN :epoch ELSE floor END,
+        mark = CASE WHEN mark <= :epoch THEN 0 ELSE mark END
+    WHERE uid = :uid
+    """,
+    no_row,
+)
+
+
+class PendingErasure(NamedTuple):
+    """A user who was erased, and a shard that may have an old copy from before."""
+
+    shard: str
+    uid: UID
+    epoch: Time
+    erased_at: Time
+
+
+UPSERT_PENDING_ERASURES = BulkStatement(
+    """
+    INSERT INTO pending_erasures (shard, uid, epoch, erased_at)
+    SELECT input.shard, input.uid, input.epoch, input.erased_at FROM input WHERE true
+    ON CONFLICT (shard, uid) DO UPDATE SET epoch = excluded.epoch, erased_at = excluded.erased_at
+    """,
+    PendingErasure,
+    no_row,
+)
+
+PENDING_ERASURES = Statement(
+    """
+    SELECT shard, uid, epoch, erased_at FROM pending_erasures ORDER BY shard, uid LIMIT :limit
+    """,
+    PendingErasure._make,
+)
+
+DELETE_PENDING_ERASURES = BulkStatement(
+    """
+    DELETE FROM pending_erasures WHERE (shard, uid, epoch) IN (SELECT shard, uid, epoch FROM input)
+    """,
+    PendingErasure,
     no_row,
 )
 

@@ -18,7 +18,7 @@ from gregor.stores.sql.schema import (
     read_schema,
     running_nodes,
 )
-from gregor.stores.sql.sqlite import transact
+from gregor.stores.sql.sqlite import lacks_auto_vacuum, transact, vacuum
 from gregor.stores.sql.statements import SET_OLDEST_WRITER, SET_REVISION, SHARD_NAME
 from gregor.stores.sql.tables import CREATE_TABLES, NEWEST_REVISION, OLDEST_WRITERS
 from gregor.stores.sql.transactions import wait_for_writers
@@ -47,13 +47,15 @@ class Preparation(NamedTuple):
             )
         if is_older and self.may_migrate:
             _require_no_node_before(OLDEST_WRITERS[NEWEST_REVISION], connection, schema)
-        return is_older and self.may_migrate
+        return self.may_migrate and (is_older or _needs_vacuum(connection))
 
     def on_sqlite(self, driver: sqlite3.Connection) -> None:
-        if not transact(driver, "BEGIN IMMEDIATE", _create_tables_if_new):
+        if transact(driver, "BEGIN IMMEDIATE", _is_older_file):
             with required_extra("server"):
                 from gregor.stores.sql.migrations.upgrade import NEWEST
             NEWEST.on_sqlite(driver)
+        if transact(driver, "BEGIN", _needs_vacuum):
+            vacuum(driver)
 
     async def on_postgresql(self, connect: Callable[[], Awaitable[Any]]) -> None:
         with required_extra("server"):
@@ -157,9 +159,15 @@ def _shard(connection: DatabaseConnection, schema: Schema | None) -> str | None:
     return next((row.name for row in connection.execute(SHARD_NAME)), None)
 
 
-def _create_tables_if_new(connection: DatabaseConnection) -> bool:
-    if read_schema(connection) is not None:
-        return False
+def _is_older_file(connection: DatabaseConnection) -> bool:
+    """Whether the file has an older schema. A new one gets its tables."""
+    schema = read_schema(connection)
+    if schema is not None:
+        return not schema.has(NEWEST_REVISION)
     for statement in CREATE_TABLES:
         connection.execute_sql(statement)
-    return True
+    return False
+
+
+def _needs_vacuum(connection: DatabaseConnection) -> bool:
+    return not connection.dialect.has_row_locks and lacks_auto_vacuum(connection)

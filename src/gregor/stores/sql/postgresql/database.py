@@ -243,6 +243,9 @@ class PostgreSQLDatabase:
                 await self._replace_connections()
             raise translated(error) from error
 
+    async def scrub(self) -> None:
+        pass  # the server's vacuum does it in its time
+
     def pools(self) -> Mapping[str, PoolUse]:
         pools = {"writer": (self._writer, 1), "reader": (self._readers, self._max_readers)}
         return {

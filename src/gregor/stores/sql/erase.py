@@ -1,0 +1,75 @@
+"""The transaction that erases a user.
+
+An erase is a history floor at the epoch with nothing kept. To raise an epoch is idempotent and does
+not depend on an order, so the same function removes what other shards have left of the user.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+
+from gregor.core.buckets import bucket_of
+from gregor.core.instant import Time
+from gregor.core.message import UID
+from gregor.interfaces import Erasure
+from gregor.stores.sql import statements
+from gregor.stores.sql.database import DatabaseConnection
+from gregor.stores.sql.statements import PendingErasure, UserKey, UserRow
+from gregor.stores.sql.transactions import closed_users, lock_existing
+
+MAX_ERASURES_READ = 100
+
+
+def read_erasure(connection: DatabaseConnection, uid: UID) -> Erasure:
+    """The user's last erase."""
+    return next(iter(connection.execute(statements.ERASURE, uid=uid)), Erasure())
+
+
+def erase(
+    connection: DatabaseConnection,
+    uid: UID,
+    now: Time,
+    others: Collection[str] = (),
+    *,
+    any_bucket: bool = False,
+) -> Erasure:
+    """Delete everything of the user, and record that the `others`, which are shards, may have old
+    copies. Raises WrongShard if this shard accepts no messages of the user; with `any_bucket`, it
+    is not asked. Each call erases again, also a user who is not known."""
+    connection.execute_rows(statements.INSERT_USERS, [UserRow(uid, bucket_of(uid))])
+    (user,) = lock_existing(connection, [UserKey(uid)]).values()
+    for error in () if any_bucket else closed_users(connection, [uid]).values():
+        raise error
+    erasure = Erasure(epoch=max(now, user.ctime + 1, user.floor + 1), erased_at=now)
+    raise_epoch(connection, uid, erasure)
+    pending = [PendingErasure(shard, uid, *erasure) for shard in others]
+    connection.execute_rows(statements.UPSERT_PENDING_ERASURES, pending)
+    return erasure
+
+
+def raise_epoch(connection: DatabaseConnection, uid: UID, erasure: Erasure) -> None:
+    """Delete what this database has of a user up to an erase. A user whom it does not know stays
+    unknown. Idempotent."""
+    user = lock_existing(connection, [UserKey(uid)]).get(uid)
+    if user is None or user.epoch >= erasure.epoch:
+        return
+    for statement in statements.DELETE_ERASED:
+        connection.execute(statement, uid=uid, epoch=erasure.epoch)
+    connection.execute(statements.RAISE_EPOCH, uid=uid, **erasure._asdict())
+
+
+# Old copies on other shards
+
+
+def pending_erasures(connection: DatabaseConnection) -> list[PendingErasure]:
+    """The next of the erasures, of users of this shard, that other shards have not heard of."""
+    return connection.execute(statements.PENDING_ERASURES, limit=MAX_ERASURES_READ)
+
+
+def remove_copies(connection: DatabaseConnection, erasures: Iterable[PendingErasure]) -> None:
+    """Remove what this shard has of users who were erased on the shard that holds them."""
+    for pending in sorted(erasures, key=lambda pending: pending.uid):
+        raise_epoch(connection, pending.uid, Erasure(pending.epoch, pending.erased_at))
+
+
+def forget_pending(connection: DatabaseConnection, done: Sequence[PendingErasure]) -> None:
+    """Forget that these erasures were pending. Later ones of the same users stay."""
+    connection.execute_rows(statements.DELETE_PENDING_ERASURES, done)
