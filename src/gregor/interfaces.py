@@ -5,7 +5,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from gregor.core.history import Cutoff
-from gregor.core.instant import Time, TimeOrOffset
+from gregor.core.instant import MAX_TIME, SECOND, Time, TimeOrOffset
 from gregor.core.message import (
     UID,
     Category,
@@ -18,7 +18,7 @@ from gregor.core.message import (
 from gregor.core.state import Counts, Item, State
 from gregor.core.state_page import PageStart, StatePage, StateQuery
 from gregor.core.sync import Page, PageLimits, Start, Sync
-from gregor.errors import GregorError, Unavailable
+from gregor.errors import Erased, GregorError, Unauthenticated, Unavailable
 
 
 @runtime_checkable
@@ -152,6 +152,23 @@ class Erasure(NamedTuple):
     epoch: Time = 0
     erased_at: Time = 0
 
+    def require_current(self, epoch: Time | None, issued_at: Time | None) -> None:
+        """Check a device that knows this epoch (None: not checked), and whose token was issued then
+        (None: not known). Raises Erased if it knows an earlier one: it must hear that, whatever its
+        token. Raises Unauthenticated if the token no longer holds."""
+        if epoch is not None and epoch < self.epoch:
+            raise Erased("the user was erased; wipe what is kept of it", epoch=self.epoch)
+        if self.erased_at and (
+            issued_at is None or issued_at // SECOND <= self.erased_at // SECOND
+        ):
+            raise Unauthenticated("the user was erased after this token was issued")
+
+
+NEVER_ERASED = Erasure()
+
+HOLDS_FOREVER: Time = MAX_TIME
+"""When a token was issued that no erase revokes."""
+
 
 class EraseResult(NamedTuple):
     """A user has been erased. `pending` are the shards that were away: what they still have of the
@@ -279,7 +296,7 @@ class StateMachineOfRecord(StateMachine, Protocol):
 
     async def erasure(self, uid: UID) -> Erasure:
         """The user's last erase."""
-        raise Unavailable("this state machine cannot do this yet")
+        return NEVER_ERASED
 
     async def erase(self, uid: UID) -> EraseResult:
         """Delete everything of the user. The user's next ctime becomes the epoch. What remains is

@@ -10,9 +10,9 @@ What a device misses is read from the store: see gap_repair.py.
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from gregor.consumers.broadcaster import Broadcaster, Listener
 from gregor.consumers.peers import Peers
@@ -25,6 +25,7 @@ from gregor.interfaces import (
     Accepted,
     BatchConsumer,
     Caller,
+    EraseResult,
     MessageConsumer,
     Outcome,
     Rejected,
@@ -39,6 +40,8 @@ from gregor.protocol.server_session import ServerSession
 from gregor.pubsub.interface import PubSub
 
 log = logging.getLogger("gregor.node")
+
+T = TypeVar("T")
 
 
 class Node:
@@ -66,6 +69,7 @@ class Node:
         self.state_machine = state_machine
         self.clock = clock
         self._broadcaster = broadcaster
+        self._publisher = publisher
         self._observer = observer or Observer()
         self.peers = None if publisher is None else Peers(publisher.pubsub, publisher.node)
         self._gap_repair = GapRepair(
@@ -124,27 +128,53 @@ class Node:
 
     # Accepting messages
 
-    async def inject(self, caller: Caller, entries: Sequence[Message | Rejected]) -> list[Outcome]:
+    async def inject(
+        self, caller: Caller, entries: Sequence[Message | Rejected], epoch: Time | None = None
+    ) -> list[Outcome]:
         """Store new messages, in order, and return the outcome of each entry.
 
-        A Stored message is durable and is being delivered to the devices. Raises Unavailable if
-        the store does not answer. If the task that calls is cancelled, the messages are stored and
-        delivered all the same.
+        A Stored message is durable and is being delivered to the devices. A message of a sender who
+        knows an epoch is Rejected if it is not the one of its user. Raises Unavailable if the store
+        does not answer. If the task that calls is cancelled, the messages are stored and delivered
+        all the same.
         """
+        return await self._finish(self._inject(caller, Batch(entries, epoch)))
+
+    async def erase(self, caller: Caller, uid: UID) -> EraseResult:
+        """Delete everything of the user, and disconnect the user's devices from all nodes, each
+        with the new epoch. Raises Unavailable if the store does not answer; the user may have been
+        erased. If the task that calls is cancelled, the user is erased all the same."""
+        return await self._finish(self._erase(caller, uid))
+
+    async def _finish(self, work: Coroutine[Any, Any, T | Unavailable]) -> T:
+        """The result of this work, which is finished also if the task that calls is cancelled."""
         if not self._is_open:
+            work.close()
             raise Unavailable("this node is not open; send the messages again to another node")
-        task = self._tasks.create_task(self._inject(caller, Batch(entries)))
+        task = self._tasks.create_task(work)
         try:
-            outcomes = await asyncio.shield(task)
+            result = await asyncio.shield(task)
         except asyncio.CancelledError:
             if not task.cancelled():
                 raise
             raise Unavailable(
                 "this node has failed; send the messages again to another node"
             ) from None
-        if isinstance(outcomes, Unavailable):
-            raise outcomes
-        return outcomes
+        if isinstance(result, Unavailable):
+            raise result
+        return result
+
+    async def _erase(self, caller: Caller, uid: UID) -> EraseResult | Unavailable:
+        try:
+            result = await self.state_machine.erase(uid)
+        except Unavailable as error:
+            return error
+        self._observer.erased(caller, uid, result)
+        self._broadcaster.erase(uid, result.erasure.epoch)
+        if self._publisher is not None:
+            with self._reporting_errors():
+                await self._publisher.publish_erasure(uid)
+        return result
 
     async def _inject(self, caller: Caller, batch: Batch) -> list[Outcome] | Unavailable:
         # Store first: a stored message that was not delivered can still be read from the store;
@@ -173,8 +203,8 @@ class Node:
 
     @contextmanager
     def _reporting_errors(self) -> Iterator[None]:
-        """Report the error of a consumer instead of raising it. The inject has succeeded: the
-        message is stored, and devices that missed it read it from the store."""
+        """Report the error of a consumer instead of raising it. The inject or erase has succeeded:
+        devices that missed it read it from the store."""
         try:
             yield
         except Exception as error:

@@ -20,7 +20,7 @@ from gregor.core.message import (
 )
 from gregor.core.state import Item
 from gregor.core.sync import Changes, Snapshot, Sync
-from gregor.errors import Action, GregorError, Malformed
+from gregor.errors import Action, Erased, GregorError, Malformed
 from gregor.interfaces import Duplicate, Outcome, Rejected, Relayed, Stored
 from gregor.protocol.json_parts import array_elements, members_before_error, object_members
 
@@ -136,16 +136,19 @@ class OutOfBand(Frame, frozen=True, tag="out_of_band"):
 
 
 class Problem(Struct, frozen=True, omit_defaults=True):
-    """An error as data: the code, a message for people, and the action of the receiver."""
+    """An error as data: the code, a message for people, and the action of the receiver. Only
+    `erased` has an `epoch`."""
 
     code: str
     message: str
     action: Action
     field: str | None = None
+    epoch: Cursor | None = None
 
     @classmethod
     def of(cls, error: GregorError) -> "Problem":
-        return cls(error.code, error.message, error.action, error.field)
+        epoch = error.epoch if isinstance(error, Erased) else None
+        return cls(error.code, error.message, error.action, error.field, epoch)
 
 
 class Result(Struct, frozen=True, omit_defaults=True):

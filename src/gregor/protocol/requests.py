@@ -14,6 +14,9 @@ MAX_REQUEST = 8 * 1024 * 1024
 MAX_STATE_ITEMS = 500  # in a page of a state
 MAX_PREFIXES = 100  # of categories, in a request for a state
 
+EPOCH_HEADER = "Gregor-Epoch"
+"""The header in which a device says with a write which epoch of its user it knows."""
+
 Order: TypeAlias = Literal["oldest", "newest"]
 """Which items of a state come first."""
 
