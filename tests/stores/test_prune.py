@@ -19,12 +19,12 @@ from gregor.core.message import (
     dismiss_key,
     put,
 )
-from gregor.errors import ClockSkew, Conflict, HistoryForgotten
+from gregor.errors import ClockSkew, Conflict, HistoryForgotten, LeaseHeld
 from gregor.interfaces import Duplicate, PruneStep, Rejected, Stored
 from gregor.shards import shard_map
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import Database, DatabaseConnection
-from gregor.stores.sql.leases import Lease, LeaseHeld
+from gregor.stores.sql.leases import Lease
 from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.prune import STEP_IDS, STEP_MESSAGES, prune
 from gregor.stores.sql.state_machine import MAX_SKEW, SQLStateMachine
