@@ -230,8 +230,8 @@ def retention_of(settings: Settings) -> Retention:
     contents, ids = _duration("history", settings.history), _duration("ids", settings.ids)
     if contents and ids and ids <= contents:
         raise SetupError(
-            f"setting `ids`: {settings.ids} must be longer than `history`, {settings.history}: an id"
-            " outlives its contents, so that a message that is sent again is not stored twice",
+            f"setting `ids`: {settings.ids} must be longer than `history`, {settings.history}: an"
+            " id outlives its contents, so that a message that is sent again is not stored twice",
             field="ids",
         )
     return Retention(contents, ids)
