@@ -52,7 +52,7 @@ class Parts:
             clock=clock,
             observer=self.metrics,
             sweep_seconds=settings.sweep_seconds,
-            pruner=Pruner(_prunable(self.state_machine), retention_of(settings), clock),
+            pruner=Pruner(prunable(self.state_machine), retention_of(settings), clock),
         )
         self.metrics.readings += _readings(self.state_machine)
         self.metrics.readings += _pruner_readings(self.node.pruner)
@@ -146,7 +146,7 @@ def _readings(state_machine: SQLStateMachine | ShardedStateMachine) -> Iterator[
             )
 
 
-def _prunable(machine: SQLStateMachine | ShardedStateMachine) -> Mapping[str, Prunable]:
+def prunable(machine: SQLStateMachine | ShardedStateMachine) -> Mapping[str, Prunable]:
     """The parts that are pruned by themselves."""
     return {"": machine} if isinstance(machine, SQLStateMachine) else machine.shards
 
