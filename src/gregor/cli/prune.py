@@ -82,13 +82,18 @@ async def _ask(settings: "Settings", older_than: str | None) -> "PruneAnswer":
 
 async def _prune_store(settings: "Settings", older_than: int | None) -> "PruneAnswer":
     from gregor.clock import now
+    from gregor.node.pruning import PAUSES, Pruner
     from gregor.protocol.answers import PruneAnswer
-    from gregor.server.composition import Parts
+    from gregor.server.composition import Parts, prunable, retention_of
+    from gregor.stores.sql.store_url import is_shared
 
     _require_files(settings)
     parts = Parts(settings.model_copy(update={"pubsub": None}), now)
+    # Nobody else writes to files; other stores may have servers.
+    pauses = PAUSES if any(map(is_shared, settings.stores.values())) else 0
+    pruner = Pruner(prunable(parts.state_machine), retention_of(settings), now, pauses=pauses)
     async with parts.opened_store():
-        return PruneAnswer(*await parts.node.pruner.prune(older_than))
+        return PruneAnswer(*await pruner.prune(older_than))
 
 
 def _require_files(settings: "Settings") -> None:
