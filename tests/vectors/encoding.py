@@ -47,7 +47,7 @@ def effect_json(effect: Effect) -> JSON:
             items = plain(snapshot.items)
             return {"replace": {"items": items, "cursor": cursor, "epoch": epoch}}
         case Wipe(epoch):
-            return {"wipe": {"epoch": epoch}}
+            return {"erased": {"epoch": epoch}}
         case Compare(as_of, hash_):
             return {"compare": {"as_of": as_of, "hash": hash_}}
         case Acked(results):

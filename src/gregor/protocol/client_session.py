@@ -234,10 +234,8 @@ class ClientSession:
                 return self._apply(prev, messages, cursor)
             case OutOfBand(system, body):
                 return [DeliverOutOfBand(system, body)]
-            case Ack(results=results) if any(map(_is_of_erased_user, results)):
-                return self._erased(None)
             case Ack(n, results):
-                return [Acked(results)] if self._settle_consume(n) else []
+                return self._acked(n, results)
             case Error(code=Erased.code):
                 return self._erased(None)
             case Error(n=int(n)) as error:
@@ -253,6 +251,12 @@ class ClientSession:
                 return self._erased(epoch)
             case None:
                 return []  # a frame type of a later version
+
+    def _acked(self, n: int, results: tuple[Result, ...]) -> list[Effect]:
+        for result in results:
+            if result.error is not None and result.error.code == Erased.code:
+                return self._erased(result.error.epoch)
+        return [Acked(results)] if self._settle_consume(n) else []
 
     def disconnected(self, code: int) -> list[Effect]:
         """The connection has ended with this close code. It may say what a lost frame has said."""
@@ -336,10 +340,6 @@ class ClientSession:
             return False
         self._last_consume = Answered(n)
         return True
-
-
-def _is_of_erased_user(result: Result) -> bool:
-    return result.error is not None and result.error.code == Erased.code
 
 
 def _without_frame(page: SyncPage) -> SyncPage:

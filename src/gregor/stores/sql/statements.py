@@ -836,32 +836,38 @@ class UserFloor(NamedTuple):
     floor: Time
 
 
-def _past(condition: str) -> str:
-    return f"""
-        SELECT messages.uid, messages.ctime FROM input
-        JOIN messages ON messages.uid = input.uid AND {condition}
-    """
+# A message may lose its contents if its ctime is up to the floor, and so is the death or the expiry
+# of its item, if it has one. Each of these has its index, whatever is live or younger. The `+`
+# keeps a query from reading all ctimes of the user instead.
+_PAST = tuple(
+    f"messages.uid = {{uid}} AND {condition}"
+    for condition in (
+        "messages.dismissed_at IS NOT NULL AND messages.dismissed_at <= :floor"
+        " AND +messages.ctime <= :floor",
+        "messages.dismissed_at IS NULL AND messages.category IS NOT NULL"
+        " AND messages.expires_at <= :floor AND +messages.ctime <= :floor",
+        "messages.category IS NULL AND messages.ctime <= :floor",
+    )
+)
 
+_A_PAST_MESSAGE = " OR ".join(
+    f"(SELECT 1 FROM messages WHERE {past.format(uid='input.uid')} LIMIT 1) IS NOT NULL"
+    for past in _PAST
+)
 
-# The first messages that may lose their contents: their ctime is up to the floor, and so is the
-# death or the expiry of their item, if they have one. Each part has its index, whatever is live or
-# younger. The `+` keeps a part from reading all ctimes of the user instead.
-PAST_MESSAGES = BulkStatement(
+# The users who have messages that may lose their contents.
+# Not EXISTS, nor a join: of many users, PostgreSQL would read more than is asked for.
+USERS_TO_PRUNE = BulkStatement(
+    f"SELECT input.uid FROM input WHERE {_A_PAST_MESSAGE}", UserKey, UserKey._make
+)
+
+# The first such messages of a user.
+PAST_MESSAGES = Statement(
     " UNION ALL ".join(
-        (
-            _past(
-                "messages.dismissed_at IS NOT NULL AND messages.dismissed_at <= input.floor"
-                " AND +messages.ctime <= input.floor"
-            ),
-            _past(
-                "messages.dismissed_at IS NULL AND messages.category IS NOT NULL"
-                " AND messages.expires_at <= input.floor AND +messages.ctime <= input.floor"
-            ),
-            _past("messages.category IS NULL AND messages.ctime <= input.floor"),
-        )
+        f"SELECT messages.uid, messages.ctime FROM messages WHERE {past.format(uid=':uid')}"
+        for past in _PAST
     )
     + " LIMIT :limit",
-    UserFloor,
     UserClock._make,
 )
 
