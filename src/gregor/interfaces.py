@@ -5,7 +5,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from gregor.core.history import Cutoff
-from gregor.core.instant import Time, TimeOrOffset
+from gregor.core.instant import MAX_TIME, SECOND, Time, TimeOrOffset
 from gregor.core.message import (
     UID,
     Category,
@@ -18,7 +18,7 @@ from gregor.core.message import (
 from gregor.core.state import Counts, Item, State
 from gregor.core.state_page import PageStart, StatePage, StateQuery
 from gregor.core.sync import Page, PageLimits, Start, Sync
-from gregor.errors import GregorError, Unavailable
+from gregor.errors import Erased, GregorError, Unauthenticated, Unavailable
 
 
 @runtime_checkable
@@ -152,6 +152,23 @@ class Erasure(NamedTuple):
     epoch: Time = 0
     erased_at: Time = 0
 
+    def require_current(self, epoch: Time | None, issued_at: Time | None) -> None:
+        """Check a device that knows this epoch (None: not checked), and whose token was issued then
+        (None: not known). Raises Erased if it knows an earlier one: it must hear that, whatever its
+        token. Raises Unauthenticated if the token no longer holds."""
+        if epoch is not None and epoch < self.epoch:
+            raise Erased("the user was erased; wipe what is kept of it", epoch=self.epoch)
+        if self.erased_at and (
+            issued_at is None or issued_at // SECOND <= self.erased_at // SECOND
+        ):
+            raise Unauthenticated("the user was erased after this token was issued")
+
+
+NEVER_ERASED = Erasure()
+
+HOLDS_FOREVER: Time = MAX_TIME
+"""When a token was issued that no erase revokes."""
+
 
 class EraseResult(NamedTuple):
     """A user has been erased. `pending` are the shards that were away: what they still have of the
@@ -163,9 +180,9 @@ class EraseResult(NamedTuple):
 
 class PruneStep(NamedTuple):
     """What a step has pruned: of how many users, how many messages lost their contents, and how
-    many ids were forgotten. `last` is the last user that it looked at; None: there are no more."""
+    many ids were forgotten. `last` is where the next step begins; None: there is no more."""
 
-    last: UID | None
+    last: str | None
     users: int = 0
     contents: int = 0
     ids: int = 0
@@ -279,16 +296,17 @@ class StateMachineOfRecord(StateMachine, Protocol):
 
     async def erasure(self, uid: UID) -> Erasure:
         """The user's last erase."""
-        raise Unavailable("this state machine cannot do this yet")
+        return NEVER_ERASED
 
     async def erase(self, uid: UID) -> EraseResult:
         """Delete everything of the user. The user's next ctime becomes the epoch. What remains is
         the clock and the erasure, also of a user who had nothing. Each call erases again."""
         raise Unavailable("this state machine cannot do this yet")
 
-    async def prune(self, cutoff: Cutoff, after: UID = "") -> PruneStep:
-        """A small step of forgetting what the cutoff says, of some users after this one. Go on
-        after the last until it is None. Idempotent."""
+    async def prune(self, cutoff: Cutoff, after: str = "") -> PruneStep:
+        """Forget what the cutoff says, in small steps: this one begins `after` the `last` of the
+        one before, and the walk is whole when that is None. Idempotent. A user of whom nothing is
+        forgotten does not change."""
         raise Unavailable("this state machine cannot do this yet")
 
     async def check_hashes(self, uids: Sequence[UID]) -> Sequence[UID]:

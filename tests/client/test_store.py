@@ -537,5 +537,5 @@ async def test_file_of_schema_3_keeps_a_setting_that_was_replaced_offline(tmp_pa
             assert [item.body for item in await harness.state()] == ["blue"]
             assert laptop.rejected() == []
     with sqlite3.connect(path) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (4,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (5,)
     connection.close()

@@ -73,6 +73,7 @@ async def test_law_a_node_that_receives_an_envelope_sends_devices_what_its_publi
         if isinstance(stored, Stored):  # and not refused, for its start
             payload = encode_envelope("a", stored)
             received = decode_envelope(Received(channel_of("user"), payload), "b")
+            assert isinstance(received, list)
             relayed = [outcome for outcome in received if isinstance(outcome, Stored)]
             assert Publication.of(*relayed) == Publication.of(stored)
 

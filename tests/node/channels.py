@@ -7,9 +7,10 @@ from typing import Any
 
 import msgspec
 
+from gregor.core.instant import Time
 from gregor.core.message import Message
 from gregor.errors import Unauthenticated
-from gregor.interfaces import Caller, Outcome, Rejected
+from gregor.interfaces import HOLDS_FOREVER, Caller, Outcome, Rejected
 from gregor.node.channel import ChannelClosed
 from gregor.node.conversation import Admission, DeliveryCounts
 from gregor.node.node import Node
@@ -75,7 +76,8 @@ class FakeHost:
         self.node = node
         self.counts = DeliveryCounts()
         self.hello_seconds = 5.0
-        self.expires_at: int | None = None
+        self.expires_at: Time | None = None
+        self.issued_at: Time | None = HOLDS_FOREVER
         self.admission_seconds = 0.0  # how long an admission takes
 
     async def admit(self, token: str, seconds: float) -> Admission:
@@ -84,7 +86,9 @@ class FakeHost:
                 await asyncio.sleep(self.admission_seconds)
         if token == "refused":
             raise Unauthenticated("who are you?")
-        return Admission(token, self.expires_at)
+        return Admission(token, self.expires_at, self.issued_at)
 
-    async def inject(self, caller: Caller, entries: Sequence[Message | Rejected]) -> list[Outcome]:
-        return await self.node.inject(caller, entries)
+    async def inject(
+        self, caller: Caller, entries: Sequence[Message | Rejected], epoch: Time | None = None
+    ) -> list[Outcome]:
+        return await self.node.inject(caller, entries, epoch)

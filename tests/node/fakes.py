@@ -8,7 +8,7 @@ from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID, Message, OutOfBandMessage
 from gregor.core.sync import Sync
 from gregor.errors import Malformed, StorageUnavailable
-from gregor.interfaces import Caller, Outcome, Slot
+from gregor.interfaces import Caller, EraseResult, Outcome, Slot
 from gregor.node.node import Node
 from gregor.node.observer import Observer
 from gregor.protocol.publication import Publication
@@ -25,12 +25,16 @@ class FakeListener:
         self.publications: list[Publication] = []
         self.out_of_band: list[OutOfBandMessage] = []
         self.syncs = 0  # how often it was told to sync again
+        self.epochs: list[Time] = []  # at which its user was erased
 
     def publish(self, publication: Publication) -> None:
         self.publications.append(publication)
 
     def sync_again(self) -> None:
         self.syncs += 1
+
+    def erased(self, epoch: Time) -> None:
+        self.epochs.append(epoch)
 
     def deliver_out_of_band(self, message: OutOfBandMessage) -> None:
         self.out_of_band.append(message)
@@ -43,7 +47,8 @@ class FakeListener:
 async def sync_device(node: Node, uid: UID = "u") -> None:
     """A device of the user syncs from the store, which gives the user's feed a position."""
     session = ServerSession()
-    session.resume(uid, "d", 0, now=0)
+    session.resume("d", 0, None)
+    session.authenticated(uid, now=0)
     while not isinstance(session.next(), CatchUp):
         pass
     await node.catch_up(session, 0)
@@ -86,10 +91,14 @@ class RecordingObserver(Observer):
         self.repaired_counts: list[int] = []  # messages, for each gap repair
         self.invalid_publications: list[Malformed] = []
         self.consumer_errors: list[Exception] = []
+        self.erasures: list[tuple[UID, EraseResult]] = []
         self.hashes_repaired = self.interruptions = 0
 
     def injected(self, caller: Caller, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
+
+    def erased(self, caller: Caller, uid: UID, result: EraseResult) -> None:
+        self.erasures.append((uid, result))
 
     def gap_repaired(self, messages: int) -> None:
         self.repaired_counts.append(messages)

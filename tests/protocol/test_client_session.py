@@ -71,8 +71,11 @@ def test_session_sends_hello_and_may_consume_after_the_welcome() -> None:
     session = ClientSession("t", "d1", 7)
     assert session.opened() == [Send(Hello(token="t", device_id="d1", cursor=7, protocol=2))]
     assert not session.may_consume
-    assert receive(session, Welcome("u", "d1", 50, Limits(messages=0))) == [Welcomed("u", 1, 50)]
-    assert receive(session, Welcome("u", "d1", 50, Limits(messages=3))) == [Welcomed("u", 3, 50)]
+    assert receive(session, Welcome("u", "d1", 50, Limits(messages=0), 9)) == [
+        Welcomed("u", Limits(messages=1), 50, 9)
+    ]
+    three = Limits(messages=3)
+    assert receive(session, Welcome("u", "d1", 50, three, 9)) == [Welcomed("u", three, 50, 9)]
     assert session.may_consume
 
 
@@ -95,7 +98,7 @@ def test_snapshot_replaces_the_replica_only_after_its_last_page() -> None:
     second = SyncPage("snapshot", 0, 12, 50, HASH, items=(last,))
     assert receive(session, first) == []
     assert session.cursor == 0
-    assert receive(session, second) == [Replace(Snapshot((item, last)), 12), Compare(50, HASH)]
+    assert receive(session, second) == [Replace(Snapshot((item, last)), 12, 0), Compare(50, HASH)]
     assert session.cursor == 12
 
 
@@ -159,7 +162,7 @@ def test_pages_of_a_snapshot_that_was_not_completed_are_forgotten() -> None:
     receive(session, SyncPage("snapshot", 0, 12, 50, HASH, more=True, items=(item,)))
     receive(session, changes(10, 12))
     replaced = receive(session, SyncPage("snapshot", 0, 12, 50, HASH))
-    assert replaced[0] == Replace(Snapshot(), 12)
+    assert replaced[0] == Replace(Snapshot(), 12, 0)
 
 
 def test_hash_mismatch_is_counted_and_requests_a_snapshot() -> None:

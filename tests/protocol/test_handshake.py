@@ -13,7 +13,7 @@ HELLO = Hello(token="t", device_id="d1", protocol=PROTOCOL)
 EVENTS: Mapping[HandshakeEvent, Callable[[Handshake], bool]] = {
     "hello": lambda handshake: handshake.hello(HELLO),
     "authenticated": lambda handshake: handshake.authenticated("u"),
-    "resume": lambda handshake: handshake.resume("u", "d1"),
+    "resume": lambda handshake: handshake.resume("d1", 7),
     "close": lambda handshake: handshake.close(),
 }
 PATHS: Mapping[Phase, tuple[HandshakeEvent, ...]] = {

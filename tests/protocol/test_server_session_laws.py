@@ -39,7 +39,8 @@ class SessionUnderTest:
 
     def __init__(self) -> None:
         self.session = ServerSession()
-        self.session.resume("u", "d1", 0, now=0)
+        self.session.resume("d1", 0, None)
+        self.session.authenticated("u", now=0)
         self.log: list[InBandMessage] = []
         self.known = 0
 

@@ -11,11 +11,14 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Origin
 
+from gregor.clock import now
 from gregor.config import Auth
 from gregor.core.instant import SECOND
 from gregor.errors import SetupError, Unauthenticated
+from gregor.interfaces import HOLDS_FOREVER
 from gregor.server.app import Server
 from gregor.server.auth import (
+    ALGORITHM,
     LEEWAY,
     Identity,
     JWTAuthenticator,
@@ -225,13 +228,25 @@ async def test_short_or_missing_secret_raises_setup_error() -> None:
 
 
 async def test_made_token_identifies_the_same_identity() -> None:
-    identity = Identity("alice", Role.SERVICE, 4_000_000_000_000_000)
+    identity = Identity("alice", Role.SERVICE, 4_000_000_000_000_000, 1_700_000_000_000_000)
     assert await JWTAuthenticator(SECRET).identify(make_token(SECRET, identity)) == identity
+
+
+async def test_made_token_says_when_it_was_made_and_has_an_id_of_its_own() -> None:
+    before = now() // SECOND * SECOND
+    tokens = [make_token(SECRET, Identity("alice", Role.DEVICE)) for _ in range(2)]
+    claims = [jwt.decode(made, SECRET, algorithms=[ALGORITHM]) for made in tokens]
+    assert len({claim["jti"] for claim in claims}) == 2
+    for made in tokens:
+        issued_at = (await JWTAuthenticator(SECRET).identify(made)).issued_at
+        assert issued_at is not None
+        assert before <= issued_at <= now()
 
 
 async def test_open_auth_uses_token_as_uid_and_no_token_as_service() -> None:
     authenticator = OpenAuthenticator()
-    assert await authenticator.identify("alice") == Identity("alice", Role.DEVICE)
+    alice = Identity("alice", Role.DEVICE, issued_at=HOLDS_FOREVER)
+    assert await authenticator.identify("alice") == alice
     assert await authenticator.identify(None) == Identity("", Role.SERVICE)
     with pytest.raises(Unauthenticated):
         (await authenticator.identify("a\0b")).validated()

@@ -372,6 +372,7 @@ async def test_poller_goes_on_after_the_cursor_of_its_last_answer(shared: Served
         "messages": [],
         "cursor": state["cursor"],
         "more": False,
+        "epoch": 0,
     }
     await shared.post({"uid": uid, "dismissal": {"msg_ids": ["b", "unknown"]}})
     for query in ({"after": state["cursor"]}, {"since": state["cursor"]}):
@@ -603,7 +604,7 @@ async def test_invalid_uid_in_url_is_rejected(
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1", "/v1/message", "/v1/users/u", "/v2/messages", "/v1/messages/"]
+    "path", ["/v1", "/v1/message", "/v1/users/u/", "/v2/messages", "/v1/messages/"]
 )
 async def test_unknown_path_answers_404(shared: Served, path: str) -> None:
     assert problem(await shared.http.get(path)) == (404, "not-found", None)
@@ -613,6 +614,7 @@ async def test_unknown_path_answers_404(shared: Served, path: str) -> None:
     ("method", "path", "allowed"),
     [
         ("GET", "/v1/messages", {"POST"}),
+        ("GET", "/v1/users/u", {"DELETE"}),
         ("DELETE", "/v1/users/u/state", {"GET", "HEAD"}),
         ("POST", "/metrics", {"GET", "HEAD"}),
     ],

@@ -26,7 +26,6 @@ from gregor.core.state import Item
 from gregor.errors import (
     WIRE_ERRORS,
     Action,
-    HistoryForgotten,
     Malformed,
     SetupError,
     WrongEventLoop,
@@ -58,7 +57,7 @@ VALUES: dict[str, type[Struct]] = {
     "result": frames.Result,
     "problem": frames.Problem,
 }
-NEVER_TRAVEL = {SetupError.code, HistoryForgotten.code, WrongEventLoop.code}
+NEVER_TRAVEL = {SetupError.code, WrongEventLoop.code}
 
 
 def sections(kind: str) -> dict[str, str]:

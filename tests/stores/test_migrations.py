@@ -136,7 +136,8 @@ async def test_migrations_create_the_partial_indexes_of_a_new_file() -> None:
 
     indexes = await on_sqlalchemy("sqlite://", created)
     assert indexes == await on_sqlalchemy("sqlite://", migrated)
-    assert [name for name, _ in indexes] == ["deaths", "live_items", "live_keys"]
+    names = [name for name, _ in indexes]
+    assert names == ["deaths", "dismissals", "live_items", "live_keys"]
 
 
 async def test_migrations_create_the_index_of_keyed_items_of_a_new_file(url: str) -> None:

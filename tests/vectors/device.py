@@ -15,7 +15,7 @@ from gregor.client.store import RecordKey, changed_records, load_replica
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import InBandMessage, Message, MsgID
 from gregor.core.state import Item
-from gregor.errors import Conflict, HistoryForgotten, InvalidMessage
+from gregor.errors import Conflict, Erased, HistoryForgotten, InvalidMessage
 from gregor.interfaces import Outcome, Rejected, Relayed, Stored
 from gregor.protocol.client_session import (
     Acked,
@@ -26,6 +26,7 @@ from gregor.protocol.client_session import (
     Effect,
     Replace,
     Welcomed,
+    Wipe,
 )
 from gregor.protocol.effects import Send
 from gregor.protocol.frames import PAGE_BYTES, Result, encode
@@ -91,16 +92,17 @@ class DeviceRun:
                 item = self.replica.with_key(key, self._now)
                 return {"item": None if item is None else item.msg_id}
             case {"hide": msg_id}:
-                self._change(self.replica.hide(msg_id))
+                return self._hide(msg_id)
             case {"discard": msg_ids}:
                 self._change(self.replica.discard(msg_ids))
             case {"state": at}:
                 return {"state": self._state_at(at)}
             case {"connect": {}}:
-                self._session = ClientSession(TOKEN, DEVICE, self.replica.cursor)
-                self._carry_out(self._session.opened())
+                self._connect()
             case {"disconnect": {}}:
                 self._disconnect()
+            case {"begin_again": {}}:
+                self._change(self.replica.in_new_life())
             case {"restart": {}}:
                 self._restart()
             case {"wait": {}}:
@@ -115,29 +117,42 @@ class DeviceRun:
     def _write(self, message: InBandMessage) -> dict[str, JSON]:
         try:
             self._change(self.replica.write(message, self._now), [message])
-        except (Conflict, InvalidMessage) as error:
+        except (Conflict, InvalidMessage, Erased) as error:
             return {"error": error.code}
         return {}
 
     def _dismiss_seen(self, message: InBandMessage) -> dict[str, JSON]:
         try:
             self._change(self.replica.dismiss_seen(message, self._now), [message])
-        except Conflict as error:
+        except (Conflict, Erased) as error:
             return {"error": error.code}
         return {}
 
     def _snooze(self, msg_id: MsgID, until: TimeOrOffset, new_id: MsgID) -> dict[str, JSON]:
         try:
             message = self.replica.snoozed(msg_id, until, self._now)
-        except InvalidMessage as error:
+        except (InvalidMessage, Erased) as error:
             return {"error": error.code}
         return self._write(structs.replace(message, msg_id=new_id))
+
+    def _hide(self, msg_id: MsgID) -> dict[str, JSON]:
+        try:
+            self._change(self.replica.hide(msg_id))
+        except Erased as error:
+            return {"error": error.code}
+        return {}
 
     def _state_at(self, at: Time) -> JSON:
         try:
             return [item.msg_id for item in self.replica.state_at(at)]
         except HistoryForgotten as error:
             return error.code
+
+    def _connect(self) -> None:
+        replica = self.replica
+        if not replica.erased:
+            self._session = ClientSession(TOKEN, DEVICE, replica.cursor, replica.epoch)
+            self._carry_out(self._session.opened())
 
     def _disconnect(self) -> None:
         if self._session is not None and not self._offline:
@@ -157,19 +172,21 @@ class DeviceRun:
             match effect:
                 case Send(frame=frame):
                     self._sent.append(plain(frame))
-                case Welcomed(uid, messages, _):
-                    self._change(self.replica.owned_by(uid))
-                    self._welcomed, self._max_messages = True, messages
+                case Welcomed(uid, limits, _, epoch):
+                    self._change(self.replica.welcomed(uid, epoch))
+                    self._welcomed, self._max_messages = True, limits.messages
                 case Apply(messages, cursor):
                     self._change(self.replica.apply(messages, cursor), messages)
-                case Replace(snapshot, cursor):
-                    self._change(self.replica.apply_snapshot(snapshot, cursor))
+                case Replace(snapshot, cursor, epoch):
+                    self._change(self.replica.apply_snapshot(snapshot, cursor, epoch))
                 case Compare(as_of, hash_):
                     self._compare(as_of, hash_)
                 case Acked(results):
                     self._acknowledge(results)
                 case DeliverOutOfBand(system, body):
                     self._events.append({"out_of_band": {"system": system, "body": plain(body)}})
+                case Wipe(epoch):
+                    self._wipe(epoch)
                 case _:
                     raise AssertionError(f"no replica vector has {effect}")
 
@@ -185,6 +202,11 @@ class DeviceRun:
         pairs = list(zip(self._window, results, strict=True))
         self._window = ()
         self._change(self.replica.apply_results(pairs), [message for message, _ in pairs])
+
+    def _wipe(self, epoch: Time | None) -> None:
+        self._change(self.replica.wiped(epoch))
+        self._events.append({"erased": {"epoch": self.replica.epoch}})
+        self._disconnect()
 
     def _change(self, replica: Replica, messages: Sequence[InBandMessage] = ()) -> None:
         changes = changed_records(self.replica, replica)

@@ -17,6 +17,7 @@ from gregor.protocol.client_session import (
     Reconnect,
     Replace,
     Welcomed,
+    Wipe,
 )
 from gregor.protocol.effects import Send
 
@@ -37,12 +38,16 @@ def effect_json(effect: Effect) -> JSON:
     match effect:
         case Send(frame=frame):
             return {"send": plain(frame)}
-        case Welcomed(uid, messages, now):
-            return {"welcomed": {"uid": uid, "messages": messages, "now": now}}
+        case Welcomed(uid, limits, now, epoch):
+            welcomed = {"uid": uid, "messages": limits.messages, "now": now, "epoch": epoch}
+            return {"welcomed": welcomed}
         case Apply(messages, cursor):
             return {"apply": {"messages": plain(messages), "cursor": cursor}}
-        case Replace(snapshot, cursor):
-            return {"replace": {"items": plain(snapshot.items), "cursor": cursor}}
+        case Replace(snapshot, cursor, epoch):
+            items = plain(snapshot.items)
+            return {"replace": {"items": items, "cursor": cursor, "epoch": epoch}}
+        case Wipe(epoch):
+            return {"erased": {"epoch": epoch}}
         case Compare(as_of, hash_):
             return {"compare": {"as_of": as_of, "hash": hash_}}
         case Acked(results):

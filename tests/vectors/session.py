@@ -31,14 +31,11 @@ class SessionRun:
     def feed(self, given: JSON) -> JSON:
         """The effects of one input."""
         match given:
-            case {"connected": {"token": token, "device_id": device_id, "cursor": cursor}}:
-                self._session = ClientSession(token, device_id, cursor)
+            case {"connected": {"token": token, "device_id": id_, "cursor": cursor} as known}:
+                self._session = ClientSession(token, id_, cursor, known.get("epoch"))
                 return [effect_json(effect) for effect in self._session.opened()]
             case {"disconnected": arguments}:
-                self._session = None
-                retry_after = arguments.get("retry_after", 0.0)
-                seconds = self._policy.wait(arguments["now"], arguments["random"], retry_after)
-                return [{"wait": {"seconds": round(seconds, 6)}}]
+                return self._disconnect(arguments)
             case {"synced": {}}:
                 self._policy.synced()
                 return []
@@ -53,6 +50,13 @@ class SessionRun:
                 return [effect_json(effect) for effect in self.session.hash_compared(equal)]
             case _:
                 raise AssertionError(f"not an input: {given}")
+
+    def _disconnect(self, arguments: JSON) -> JSON:
+        session, self._session = self._session, None
+        code, retry_after = arguments.get("code", 1006), arguments.get("retry_after", 0.0)
+        effects = [] if session is None else session.disconnected(code)
+        seconds = self._policy.wait(arguments["now"], arguments["random"], retry_after)
+        return [*map(effect_json, effects), {"wait": {"seconds": round(seconds, 6)}}]
 
     @property
     def session(self) -> ClientSession:
@@ -69,16 +73,26 @@ class SessionRun:
         return [effect_json(effect) for effect in effects]
 
 
-def connected(cursor: int = 0) -> JSON:
-    return {"connected": {"token": "t", "device_id": "phone", "cursor": cursor}}
+def connected(cursor: int = 0, **rest: JSON) -> JSON:
+    return {"connected": {"token": "t", "device_id": "phone", "cursor": cursor, **rest}}
 
 
 def frame(type_: str, **fields: JSON) -> JSON:
     return {"frame": {"type": type_, **fields}}
 
 
-def welcome() -> JSON:
+def welcome(epoch: int = 0) -> JSON:
+    fields = {"uid": "alice", "device_id": "phone", "now": 1000, "limits": LIMITS, "epoch": epoch}
+    return frame("welcome", **fields)
+
+
+def welcome_without_epoch() -> JSON:
+    """Of a node whose version is without epochs."""
     return frame("welcome", uid="alice", device_id="phone", now=1000, limits=LIMITS)
+
+
+def erased(epoch: int) -> JSON:
+    return frame("erased", epoch=epoch)
 
 
 def changes(prev: int, cursor: int, messages: Iterable[JSON] = (), more: bool = False) -> JSON:
@@ -275,6 +289,68 @@ WRITTEN: dict[str, list[JSON]] = {
         error("forbidden", "stop"),
         error("unavailable", "retry"),
         error("a-later-code", "stop", field="token"),
+    ],
+    "hello carries the epoch, once the device has one": [
+        connected(7, epoch=0),
+        connected(7, epoch=5),
+    ],
+    "first welcome brings the epoch": [connected(), welcome(5), snapshot(20), EQUAL],
+    "erase of the user wipes the device": [connected(10, epoch=0), erased(50)],
+    "erase during a connection wipes the device": [
+        connected(10, epoch=30),
+        welcome(30),
+        changes(10, 20),
+        EQUAL,
+        {"consume": {"messages": [written("a")]}},
+        erased(50),
+        disconnected(100.0, 1.0, code=4010),
+    ],
+    "erase before the first welcome wipes the device": [connected(), erased(50)],
+    "erase that the device knows of is ignored, and so is the end that it causes": [
+        connected(10, epoch=50),
+        welcome(50),
+        erased(50),
+        erased(40),
+        disconnected(100.0, 1.0, code=4010),
+    ],
+    "later epoch in a welcome wipes the device": [connected(10, epoch=30), welcome(50)],
+    "close code without an erased frame wipes the device": [
+        *LIVE,
+        disconnected(100.0, 1.0, code=4010),
+    ],
+    "other close codes wipe nothing": [
+        *LIVE,
+        disconnected(100.0, 1.0, code=4001),
+        connected(20, epoch=0),
+        disconnected(101.0, 1.0, code=410),
+    ],
+    "answer that the user was erased wipes the device, whatever it is about": [
+        *LIVE,
+        {"consume": {"messages": [written("a"), written("b")]}},
+        ack(1, stored("a", 21), {"status": "rejected", "uid": "alice", "msg_id": "b", "error": {
+            "code": "erased", "message": "why", "action": "stop"}}),
+        *LIVE,
+        {"consume": {"messages": [written("a")]}},
+        error("erased", "stop", n=1),
+        *LIVE,
+        error("erased", "stop"),
+    ],
+    "earlier epoch is taken with the snapshot of the restored backup": [
+        connected(60, epoch=50),
+        welcome(30),
+        snapshot(20, [item("a", 20)]),
+        EQUAL,
+        erased(40),
+    ],
+    "node without epochs changes none": [
+        connected(60, epoch=50),
+        welcome_without_epoch(),
+        snapshot(70, [item("a", 20)]),
+        EQUAL,
+        connected(),
+        welcome_without_epoch(),
+        snapshot(70),
+        EQUAL,
     ],
     "unknown frame types and fields are ignored": [
         *LIVE,

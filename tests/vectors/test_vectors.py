@@ -22,7 +22,7 @@ from gregor.client import (
 )
 from gregor.core.instant import SECOND, TimeOrOffset
 from gregor.core.message import InBandMessage
-from gregor.errors import Conflict, HistoryForgotten, InvalidMessage
+from gregor.errors import Conflict, Erased, HistoryForgotten, InvalidMessage
 from gregor.testing import virtual_time
 from tests.vectors import FILES, SPEC
 from tests.vectors.device import DEVICE, TOKEN
@@ -153,7 +153,7 @@ class ClientRun:
             case {"write": message}:
                 try:
                     await self.client.write(in_band(message))
-                except (Conflict, InvalidMessage) as error:
+                except (Conflict, InvalidMessage, Erased) as error:
                     return {"error": error.code}
             case {"dismiss_category": message}:
                 return await self._dismiss_category(in_band(message))
@@ -163,13 +163,16 @@ class ClientRun:
                 try:
                     at = TimeOrOffset(time=until)
                     await self.client.snooze(msg_id, at, new_msg_id=new_id)
-                except InvalidMessage as error:
+                except (InvalidMessage, Erased) as error:
                     return {"error": error.code}
             case {"get": key}:
                 item = self.client.get(key)
                 return {"item": None if item is None else item.msg_id}
             case {"hide": msg_id}:
-                await self.client.hide(msg_id)
+                try:
+                    await self.client.hide(msg_id)
+                except Erased as error:
+                    return {"error": error.code}
             case {"discard": msg_ids}:
                 await self.client.discard(*msg_ids)
             case {"state": at}:
@@ -178,6 +181,8 @@ class ClientRun:
                     return {"state": [item.msg_id for item in state]}
                 except HistoryForgotten as error:
                     return {"state": error.code}
+            case {"begin_again": {}}:
+                self.client.reconnect()
             case {"connect": {}}:
                 self._may_connect.set()
             case {"disconnect": {}}:
@@ -200,7 +205,7 @@ class ClientRun:
                 skip_msg_ids=range_.skip_msg_ids,
                 msg_id=message.msg_id,
             )
-        except Conflict as error:
+        except (Conflict, Erased) as error:
             return {"error": error.code}
         return {}
 
@@ -209,7 +214,7 @@ class ClientRun:
         keys = [named.key for named in message.dismissal.keys]
         try:
             await self.client.dismiss_key(*keys, msg_id=message.msg_id)
-        except Conflict as error:
+        except (Conflict, Erased) as error:
             return {"error": error.code}
         return {}
 
@@ -230,5 +235,7 @@ def event_json(event: Event) -> JSON:
             return {"offline": {}}
         case Synced():
             return {"synced": {}}
+        case Erased(epoch=epoch):
+            return {"erased": {"epoch": epoch}}
         case _:
             raise AssertionError(f"no replica vector has {event}")

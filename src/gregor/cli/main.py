@@ -19,6 +19,7 @@ from gregor.cli import (
     inbox,
     migrate,
     output,
+    prune,
     queries,
     replay,
     send,
@@ -164,6 +165,7 @@ command = partial(app.command, cls=ValuesOnce)
 command(rich_help_panel=SERVER_PANEL)(serve.serve)
 command(hidden=True)(serve.worker)
 command(rich_help_panel=SERVER_PANEL)(migrate.migrate)
+command(rich_help_panel=SERVER_PANEL)(prune.prune)
 app.add_typer(shards.app, name="shards", rich_help_panel=SERVER_PANEL)
 command(rich_help_panel=SERVER_PANEL)(token.token)
 command(rich_help_panel=CLIENT_PANEL)(send.send)

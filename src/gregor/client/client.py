@@ -40,6 +40,7 @@ from gregor.client.store import (
     load_replica,
     missing_records,
     records_aside,
+    replaced_records,
     set_aside,
 )
 from gregor.client.writing import UNKNOWN_UID
@@ -67,9 +68,16 @@ from gregor.core.message import (
     parse_message,
 )
 from gregor.core.state import Counts, Item, State
-from gregor.errors import GregorError, InvalidMessage, SetupError, StorageUnavailable, Unavailable
+from gregor.errors import (
+    Erased,
+    GregorError,
+    InvalidMessage,
+    SetupError,
+    StorageUnavailable,
+    Unavailable,
+)
 from gregor.log_event import LogEvent
-from gregor.protocol.frames import MAX_TOKEN, Problem
+from gregor.protocol.frames import MAX_TOKEN, Limits, Problem
 
 log = logging.getLogger("gregor.client")
 
@@ -101,6 +109,11 @@ class Client:
     `final`, `wait_synced` and `flush` raise the error, unsent messages stay in the store, and
     `reconnect` begins again. If `uid` is given and the store belongs to another user, opening
     raises SetupError.
+
+    If the user is erased on the server, the client stops too, and nothing of the user is left: the
+    replica, the outbox, hidden ids and rejected messages leave the store in one transaction,
+    subscribers get Erased, and writes and what waits raise it. `reconnect` begins a new life; until
+    then the client takes no writes and does not connect, also after a restart.
 
     Arguments are checked when they are given: InvalidMessage names the parameter. What is written
     can be read back after a restart.
@@ -139,6 +152,7 @@ class Client:
         self._pending_changes: list[_Change] = []
         self._change_queued = asyncio.Event()
         self._condition_changed = asyncio.Event()
+        self._erasure: Erased | None = None  # the last one
         self._timer: asyncio.TimerHandle | None = None
         self._subscriptions: list[weakref.ref[Subscription]] = []
         self._open = self._was_opened = False
@@ -169,6 +183,7 @@ class Client:
         if missing:
             await self._store.save(missing)
         self._replica = replica.derived()
+        self._connection.failure = self._erasure = replica.erasure()
         monotonic = asyncio.get_running_loop().time
         self._clock = DeviceClock(self._wall_clock, monotonic, replica.clock_offset)
         self._refresh_visible(self._replica.shown.items)
@@ -463,6 +478,13 @@ class Client:
         )
 
     @property
+    def limits(self) -> Limits | None:
+        """What the last node accepts; None before the first connection. An unsent message is sent
+        again without being stored twice for `ids_days` after it was written (0: for ever); older
+        ones are sent too, and reported in the log."""
+        return self._connection.limits
+
+    @property
     def online(self) -> bool:
         return self._connection.online
 
@@ -484,8 +506,12 @@ class Client:
 
     def reconnect(self) -> None:
         """Connect now instead of at `status.retry_at`, also after a `failure`: for a button, and
-        for an app that learns of a network. Without effect on a connection that is there."""
+        for an app that learns of a network. After Erased, this begins a new life of the user on
+        this device. Without effect on a connection that is there."""
         self._own_loop.require()
+        if self._replica.erased and self._open:
+            change = self._queue(lambda replica, now: replica.in_new_life())
+            change.done.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._connection.reconnect()
 
     # Waiting
@@ -501,19 +527,25 @@ class Client:
 
     async def wait_synced(self) -> None:
         """Return when the replica is connected and synced. Raises `failure` if the client stops
-        trying, and Unavailable if it is closed."""
+        trying, Erased if the user is erased, and Unavailable if the client is closed."""
         await self._wait_until(lambda: self._connection.synced)
 
     async def flush(self) -> None:
         """Return when the outbox is empty: the node has acknowledged or rejected each message.
-        Raises `failure` if the client stops trying, and Unavailable if it is closed."""
+        Raises `failure` if the client stops trying, Erased if the user is erased, and Unavailable
+        if the client is closed."""
         await self._wait_until(lambda: not self.unsent_count)
 
     async def _wait_until(self, condition: Callable[[], bool]) -> None:
         self._own_loop.require()
-        while not condition():
-            if self._connection.failure is not None:
-                raise self._connection.failure
+        known = None if isinstance(self.failure, Erased) else self._erasure
+        while True:
+            if self._erasure is not None and self._erasure is not known:
+                raise self._erasure
+            if condition():
+                return
+            if self.failure is not None:
+                raise self.failure
             if not self._open:
                 raise Unavailable("the client is closed; open a new one")
             await self._condition_changed.wait()
@@ -538,15 +570,19 @@ class Client:
         self._own_loop.require()
         if not self._open:
             raise Unavailable("the client is closed; open a new one")
-        change = _Change(operation, messages, asyncio.get_running_loop().create_future())
-        self._pending_changes.append(change)
-        self._change_queued.set()
+        change = self._queue(operation, messages)
         try:
             await change.done
         except asyncio.CancelledError:
             with suppress(ValueError):  # it is being saved
                 self._pending_changes.remove(change)
             raise
+
+    def _queue(self, operation: Operation, messages: Sequence[InBandMessage] = ()) -> _Change:
+        change = _Change(operation, messages, asyncio.get_running_loop().create_future())
+        self._pending_changes.append(change)
+        self._change_queued.set()
+        return change
 
     async def _apply_changes(self) -> None:
         """Save and apply the pending changes, until the client closes."""
@@ -565,9 +601,8 @@ class Client:
         results = self._run_operations(changes)
         if not results:
             return
-        changed = {msg_id for _, replica in results for msg_id in replica.changed}
         try:
-            await self._save(results[-1][1], changed)
+            await self._save([replica for _, replica in results])
         except Unavailable as error:
             for change, _ in results:
                 _fail(change, error)
@@ -578,11 +613,11 @@ class Client:
                 change.done.set_result(None)
         self._connection.wake()
 
-    async def _save(self, replica: Replica, changed: Iterable[MsgID]) -> None:
-        """Save what differs from the present replica, for these ids. Raises StorageUnavailable if
-        that fails."""
+    async def _save(self, replicas: Sequence[Replica]) -> None:
+        """Save the last of these replicas, which follow the present one. Raises StorageUnavailable
+        if that fails."""
         try:
-            records = changed_records(self._replica, replica, changed)
+            records = await self._changes_to(replicas)
             if records:
                 await self._save_records(records)
         except Exception as error:
@@ -591,6 +626,16 @@ class Client:
             self._saving_fails = True
             raise StorageUnavailable(str(error)) from error
         self._saving_fails = False
+
+    async def _changes_to(self, replicas: Sequence[Replica]) -> RecordChanges:
+        """What differs from the present replica; if one of them was wiped, all that there is."""
+        if not self._replica.erased and any(replica.erased for replica in replicas):
+            stored = await call_outside(
+                "the client's store", self._store.load, STORE_TIMEOUT_SECONDS
+            )
+            return replaced_records(stored, replicas[-1])
+        changed = {msg_id for replica in replicas for msg_id in replica.changed}
+        return changed_records(self._replica, replicas[-1], changed)
 
     async def _save_records(self, records: RecordChanges) -> None:
         """Wait for the store, as long as the client is open: nobody knows whether a save that is
@@ -625,9 +670,15 @@ class Client:
 
     def _set_replica(self, replica: Replica, messages: Sequence[InBandMessage]) -> None:
         before, self._replica = self._replica, replica
+        erasure = None if before.erased else replica.erasure()
+        if erasure is not None:
+            self._set_aside, self._erasure = {}, erasure
+            self._connection.stop(erasure)
         if replica is not before:
             self._refresh_visible(replica.changed, messages)
             self.emit(*new_rejections(before, replica))
+        if erasure is not None:
+            self.emit(erasure)
 
     # Notifying subscribers and waiters
 

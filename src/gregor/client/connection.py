@@ -27,9 +27,11 @@ from gregor.core.message import UID, InBandMessage, Message, OutOfBandMessage, v
 from gregor.core.sync import Snapshot
 from gregor.errors import (
     Action,
+    Erased,
     Forbidden,
     GregorError,
     Malformed,
+    ProtocolError,
     SetupError,
     Unavailable,
     error_from_code,
@@ -38,13 +40,14 @@ from gregor.log_event import LogEvent
 from gregor.protocol import client_session as session
 from gregor.protocol.client_session import ClientSession
 from gregor.protocol.effects import Send
-from gregor.protocol.frames import PAGE_BYTES, Error, Problem, Result
+from gregor.protocol.frames import PAGE_BYTES, Error, Limits, Problem, Result
 
 log = logging.getLogger("gregor.client")
 
 ANSWER_TIMEOUT_SECONDS = 10.0  # for a token, a connection, a welcome, the next frame of a sync
 STORE_TIMEOUT_SECONDS = 8.0  # before the node's time is over, so that the store gets the blame
 ACK_TIMEOUT_SECONDS = 60.0  # for the acknowledgement of a consume, which includes storing it
+DAY = 86_400 * SECOND
 
 Operation: TypeAlias = Callable[[Replica, Time], Replica]
 
@@ -106,9 +109,9 @@ class Connection:
     """One device's connection to its nodes, over any number of transports, one at a time.
 
     `failure` is set while the connection does not retry, because its token is refused and always
-    the same. `last_error` is why the last conversation ended, or could not begin; None after a
-    sync. `retry_at` is when the next attempt begins, by the device's wall clock; None if none is
-    planned.
+    the same, or because the user was erased. `limits` are those of the last node. `last_error` is
+    why the last conversation ended, or could not begin; None after a sync. `retry_at` is when the
+    next attempt begins, by the device's wall clock; None if none is planned.
     """
 
     def __init__(
@@ -118,12 +121,14 @@ class Connection:
         self.mismatches = 0
         self.failure: GregorError | None = None
         self.last_error: Problem | None = None
+        self.limits: Limits | None = None
         self.retry_at: Time | None = None
         self._owner = owner
         self._connect = connect
         self._token = token
         self._jitter = random_numbers(jitter)
         self._policy = ReconnectPolicy()
+        self._without_epoch = False  # whether to say hello as to a node without epochs
         self._reconnect_requested = asyncio.Event()
         self._conversation: _Conversation | None = None
 
@@ -135,9 +140,11 @@ class Connection:
 
     async def run(self) -> None:
         """Connect, and reconnect whenever the connection is lost, until this is cancelled."""
+        if isinstance(self.failure, Erased):  # whoever heard of it last time may have been killed
+            self._owner.emit(self.failure)
         while True:
             self._reconnect_requested.clear()
-            cause = await self._attempt()
+            cause = self.failure or await self._attempt()
             self._on_disconnected(cause)
             await self._wait_to_reconnect(cause)
 
@@ -147,11 +154,17 @@ class Connection:
         self.failure = None
         self._reconnect_requested.set()
 
+    def stop(self, failure: GregorError) -> None:
+        """Do not retry until `reconnect`. The conversation, if there is one, ends by itself."""
+        self.failure, self.online = failure, False
+        self._reconnect_requested.clear()
+
     def restart(self, reason: str) -> None:
         """End the conversation, if there is one, and connect again now."""
         if self._conversation is not None:
             self._conversation.end(Unavailable(reason))
-        self._reconnect_requested.set()
+        if self.failure is None:
+            self._reconnect_requested.set()
 
     def wake(self) -> None:
         """Wake the sender: the outbox may have something to send."""
@@ -160,8 +173,10 @@ class Connection:
 
     async def send_out_of_band(self, message: OutOfBandMessage) -> None:
         """Send an out-of-band message, at most once. Raises Unavailable if there is no connection,
-        or if it breaks before the node has acknowledged (the message may have been delivered), and
-        the node's error if it rejects the message."""
+        or if it breaks before the node has acknowledged (the message may have been delivered), the
+        node's error if it rejects the message, and Erased if the user was erased."""
+        if isinstance(self.failure, Erased):
+            raise self.failure
         if self._conversation is None or not self.online:
             raise Unavailable("there is no connection, and out-of-band messages are not queued")
         await self._conversation.send_out_of_band(message)
@@ -186,7 +201,15 @@ class Connection:
         return token
 
     async def _converse(self, transport: Transport, token: str) -> Exception:
-        conversation = _Conversation(self, self._owner, transport, token, self._jitter)
+        replica = self._owner.replica
+        session = ClientSession(
+            token,
+            replica.device_id,
+            replica.cursor,
+            replica.epoch,
+            without_epoch=self._without_epoch,
+        )
+        conversation = _Conversation(self, self._owner, transport, session, self._jitter)
         self._conversation = conversation
         try:
             return await conversation.run()
@@ -222,6 +245,8 @@ class Connection:
     def on_error(self, error: GregorError) -> None:
         """The conversation is refused. That is for good if the cause is a token that is always the
         same. Anything else may change: a node is replaced, a clock is set, a token is renewed."""
+        if isinstance(error, ProtocolError):  # it may be a node that knows no epochs
+            self._without_epoch = not self._without_epoch
         is_token_refused = error.action is Action.REAUTHENTICATE or isinstance(
             error, Forbidden | SetupError
         )
@@ -255,11 +280,10 @@ class _Conversation:
         connection: Connection,
         owner: ReplicaOwner,
         transport: Transport,
-        token: str,
+        session: ClientSession,
         jitter: Callable[[], float],
     ) -> None:
-        replica = owner.replica
-        self.session = ClientSession(token, replica.device_id, replica.cursor)
+        self.session = session
         self._connection = connection
         self._owner = owner
         self._transport = transport
@@ -284,9 +308,10 @@ class _Conversation:
                 cause = await self._read()
                 sender.cancel()
         finally:
+            lost = Unavailable("the connection was lost before the acknowledgement")
             for pending in self._out_of_band:
                 if not pending.acknowledged.done():
-                    error = Unavailable("the connection was lost before the acknowledgement")
+                    error = self._connection.failure or lost
                     pending.acknowledged.set_exception(error)
         return cause
 
@@ -316,7 +341,7 @@ class _Conversation:
             async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS) as self._reading:
                 await self._execute(self.session.opened())
                 while True:
-                    frame = await call_outside("the connection", self._transport.receive)
+                    frame = await self._receive()
                     await self._execute(self.session.receive(frame))
                     self._reading.reschedule(self._next_deadline())
         except TimeoutError:
@@ -325,6 +350,13 @@ class _Conversation:
             return error
         finally:
             self._reading = None
+
+    async def _receive(self) -> str:
+        try:
+            return await call_outside("the connection", self._transport.receive)
+        except Disconnected as end:
+            await self._execute(self.session.disconnected(end.code))
+            raise
 
     def _next_deadline(self) -> float | None:
         """When to give up reading, in loop time. A live conversation may be silent; one that waits
@@ -339,13 +371,13 @@ class _Conversation:
             match effect:
                 case Send():
                     await self._send(effect.text)
-                case session.Welcomed(uid, max_messages, now):
+                case session.Welcomed(uid, limits, now, epoch):
                     self._owner.node_told_time(now, self._hello_at)
-                    await self._on_welcome(uid, max_messages)
+                    await self._on_welcome(uid, limits, epoch)
                 case session.Apply(messages, cursor):
                     await self._apply(messages, cursor)
-                case session.Replace(snapshot, cursor):
-                    await self._apply_snapshot(snapshot, cursor)
+                case session.Replace(snapshot, cursor, epoch):
+                    await self._apply_snapshot(snapshot, cursor, epoch)
                 case session.Compare(as_of, hash_):
                     await self._compare_hash(as_of, hash_)
                 case session.Acked(results):
@@ -356,6 +388,8 @@ class _Conversation:
                     self._owner.emit(OutOfBandReceived(system, value_of(body)))
                 case session.Failed(error):
                     self._fail(_error_from(error))
+                case session.Wipe(epoch):
+                    await self._wipe(epoch)
                 case session.Reconnect(within_ms):
                     seconds = self._connection.on_goaway(within_ms)
                     self.end(Disconnected(0, "the node is shutting down"), seconds)
@@ -374,19 +408,33 @@ class _Conversation:
             STORE_TIMEOUT_SECONDS,
         )
 
-    async def _on_welcome(self, uid: UID, max_messages: int) -> None:
+    async def _on_welcome(self, uid: UID, limits: Limits, epoch: Time) -> None:
         try:
-            await self._change(lambda replica, now: replica.owned_by(uid))
+            await self._change(lambda replica, now: replica.welcomed(uid, epoch))
         except SetupError as error:
             self._fail(error)
-        self._user_confirmed, self._max_messages = True, max_messages
+        self._connection.limits = limits
+        self._report_old_writes(limits.ids_days)
+        self._user_confirmed, self._max_messages = True, limits.messages
         self.wake()
+
+    def _report_old_writes(self, ids_days: int) -> None:
+        """Nobody knows whether an unsent message has reached a node before. If that may be longer
+        ago than nodes remember, it is sent all the same, but not silently."""
+        count = self._owner.replica.unsent_before(self._owner.clock.now() - ids_days * DAY)
+        if ids_days and count:
+            reason = "unsent messages are so old that they may be stored twice"
+            log.warning(LogEvent(reason, count=count, days=ids_days))
+
+    async def _wipe(self, epoch: Time | None) -> None:
+        await self._change(lambda replica, now: replica.wiped(epoch))
+        raise self._connection.failure or Disconnected(Erased.close_code, "the user was erased")
 
     async def _apply(self, messages: Sequence[InBandMessage], cursor: Time) -> None:
         await self._change(lambda replica, now: replica.apply(messages, cursor), messages)
 
-    async def _apply_snapshot(self, snapshot: Snapshot, cursor: Time) -> None:
-        await self._change(lambda replica, now: replica.apply_snapshot(snapshot, cursor))
+    async def _apply_snapshot(self, snapshot: Snapshot, cursor: Time, epoch: Time) -> None:
+        await self._change(lambda replica, now: replica.apply_snapshot(snapshot, cursor, epoch))
 
     async def _compare_hash(self, as_of: Time, hash_: str) -> None:
         self._owner.node_told_time(as_of)

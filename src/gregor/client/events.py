@@ -15,6 +15,7 @@ from msgspec import Struct
 from gregor.client.own_loop import OwnLoop
 from gregor.core.message import JSON, InBandMessage, System
 from gregor.core.state import Item
+from gregor.errors import Erased
 from gregor.protocol.frames import Problem
 
 MAX_PENDING_EVENTS = 1_000
@@ -63,8 +64,8 @@ class Online(Struct, frozen=True):
 class Offline(Struct, frozen=True):
     """There is no connection: it is lost, or the first attempt to connect has failed. The attempts
     that follow are not reported; `Client.status` says what is wrong now. With `final`, the client
-    does not retry, because its token is refused and always the same. Reading and writing on the
-    device still work."""
+    does not retry, because its token is refused and always the same, or because the user was
+    erased. Reading on the device still works, and so does writing, unless the user was erased."""
 
     reason: str
     final: bool = False
@@ -76,8 +77,20 @@ class Missed(Struct, frozen=True):
 
 
 Event: TypeAlias = (
-    Created | Dismissed | OutOfBandReceived | Synced | WriteRejected | Online | Offline | Missed
+    Created
+    | Dismissed
+    | OutOfBandReceived
+    | Synced
+    | WriteRejected
+    | Online
+    | Offline
+    | Missed
+    | Erased
 )
+"""Erased, which is also the error of what is asked of the client then: the user was erased on the
+server, and everything of it on this device is gone; each item that was visible is reported as
+dismissed before. Wipe what the app keeps of the user beside the client. The client takes no writes,
+and does not connect, until `Client.reconnect`."""
 
 
 class Subscription:

@@ -15,6 +15,10 @@ then, with the ctime that it was given, until the cursor reaches that ctime. Onl
 from the node become facts: the node does not send the dismissal of an item that a replica at this
 cursor cannot have, so a message that became a fact in another way might never be dismissed here.
 
+An erase of the user, of which `epoch` is the ctime, leaves nothing of all this. What is written on
+a device belongs to the life of the user that the device knows of, and goes with it: so no outbox
+can bring an erased user back. A new life begins when the application asks for it.
+
 An unsent message is shown as if the node stored it now: its ctime is later than all known ones, and
 known dismissals do not apply to it. Once the node has sent the message back (it is echoed), it is
 shown from the facts alone.
@@ -53,6 +57,7 @@ from gregor.core.sync import EXPIRY_GRACE, Snapshot
 from gregor.core.visibility import Now, has_begun, is_live, is_visible
 from gregor.errors import (
     Conflict,
+    Erased,
     HistoryForgotten,
     InvalidMessage,
     SetupError,
@@ -78,8 +83,10 @@ class Replica(Struct, frozen=True):
     """One device's replica of its user's state, with the outbox of the device.
 
     `awaited` are hidden ids whose items have not arrived, each with its number in the order of
-    hiding. `uid` is None until a node has reported it. The facts are complete from `known_since`
-    on: since then, no item has been forgotten. `clock_offset` is by how much the node's clock is
+    hiding. `uid` is None until a node has reported it, and so is `epoch`, the ctime of the user's
+    last erase (0: never); `erased` says that the device was wiped for it, and takes no writes until
+    a new life begins. The facts are complete from `known_since` on: since then, no item has been
+    forgotten. `clock_offset` is by how much the node's clock is
     ahead of this device's, in microseconds, to about a second. `shown`, and `latest_ctime` in it,
     are derived from the other fields; `overlaid` are the ids of the items that the outbox may have
     changed there. With `old_stamps`, unsent messages have ctimes in `shown` that may have passed: a
@@ -90,6 +97,8 @@ class Replica(Struct, frozen=True):
 
     device_id: DeviceID
     uid: UID | None = None
+    epoch: Time | None = None
+    erased: bool = False
     cursor: Time = 0
     known_since: Time = 0
     facts: Facts = Facts()
@@ -111,8 +120,9 @@ class Replica(Struct, frozen=True):
         """Put a message into the outbox. Its offsets become instants, and where a range or key ends
         at one of these, it takes this device's own items up to then by id. Idempotent: as long as
         the outbox has the message, or the device its item. Raises Conflict if the outbox has this
-        msg_id with other contents, and InvalidMessage if its item would not begin before it
-        expires."""
+        msg_id with other contents, InvalidMessage if its item would not begin before it expires,
+        and Erased if the user was erased."""
+        self._require_life()
         known = self.outbox.get(message.msg_id)
         if known is not None and not known.is_given_again(message):
             raise Conflict("this msg_id is in the outbox with other contents")
@@ -220,6 +230,7 @@ class Replica(Struct, frozen=True):
         """The message that makes an item begin again at a time; an offset counts from now. Raises
         InvalidMessage if the item is not shown, or if the time is not between now and its
         expiry."""
+        self._require_life()
         item = self.visible_among([msg_id], now).get(msg_id)
         if item is None:
             raise InvalidMessage(f"no item {msg_id!r} is shown on this device", field="msg_id")
@@ -228,6 +239,7 @@ class Replica(Struct, frozen=True):
     def hide(self, msg_id: MsgID) -> Self:
         """Hide this item on this device. Idempotent. The id of an item that has not arrived is
         kept until the item comes; of more than 1,000 such ids, the oldest are forgotten."""
+        self._require_life()
         if self._has_come(msg_id):
             return self._with(hidden=self.hidden.set(msg_id, True), changed=frozenset([msg_id]))
         if msg_id in self.awaited:
@@ -257,7 +269,55 @@ class Replica(Struct, frozen=True):
             return self
         return self._with(clock_offset=offset)
 
+    # The life of the user
+
+    def wiped(self, epoch: Time | None) -> Self:
+        """Nothing of the user is left, who was erased at the ctime `epoch`; None: nobody has said
+        when, and the next welcome does. Idempotent: an erase that the device was wiped for changes
+        nothing, also if a new life has begun."""
+        if self.epoch == epoch if epoch is not None else self.erased:
+            return self
+        return type(self)(
+            self.device_id,
+            self.uid,
+            epoch,
+            erased=True,
+            clock_offset=self.clock_offset,
+            changed=self.recorded_ids(),
+        )
+
+    def in_new_life(self) -> Self:
+        """After an erase, take writes again."""
+        return self._with(erased=False, changed=frozenset()) if self.erased else self
+
+    def erasure(self) -> Erased | None:
+        """The error of all writes while the user is erased."""
+        if not self.erased:
+            return None
+        return Erased(
+            "the user was erased, and nothing of it is left on this device; `reconnect` begins a"
+            " new life",
+            epoch=self.epoch or 0,
+        )
+
+    def _require_life(self) -> None:
+        erasure = self.erasure()
+        if erasure is not None:
+            raise erasure
+
+    def recorded_ids(self) -> frozenset[MsgID]:
+        """All ids of which a store has records."""
+        named = (self.facts.items, self.outbox, self.hidden, self.awaited, self.rejected)
+        return frozenset(chain.from_iterable(named))
+
     # Changes received from the node
+
+    def welcomed(self, uid: UID, epoch: Time) -> Self:
+        """A node has reported the user and the epoch, of which a device that has never had a
+        welcome does not know. An earlier one is that of a restored backup: it comes with the
+        snapshot that replaces the facts."""
+        owned = self.owned_by(uid).in_new_life()
+        return owned._with(epoch=epoch) if self.epoch is None else owned
 
     def owned_by(self, uid: UID) -> Self:
         """Set the user of this replica. Raises SetupError if it belongs to another user."""
@@ -288,12 +348,16 @@ class Replica(Struct, frozen=True):
         forgotten, ids = applied._without_expired(cursor)
         return forgotten._updated(self, chain(changed, ids), echoed)
 
-    def apply_snapshot(self, snapshot: Snapshot, cursor: Time) -> Self:
-        """Replace the facts by a snapshot. The outbox stays, and so do the hidden ids of the items
-        that still exist."""
+    def apply_snapshot(self, snapshot: Snapshot, cursor: Time, epoch: Time | None = None) -> Self:
+        """Replace the facts by a snapshot, which was read at this epoch (None: the one that is
+        known). The outbox stays, and so do the hidden ids of the items that still exist."""
         outbox, _ = _echoed(self.outbox, (item.msg_id for item in snapshot.items))
         replaced = self._with(
-            facts=snapshot.facts(), cursor=cursor, known_since=cursor, outbox=outbox
+            epoch=self.epoch if epoch is None else epoch,
+            facts=snapshot.facts(),
+            cursor=cursor,
+            known_since=cursor,
+            outbox=outbox,
         )
         forgotten, _ = replaced._without_expired(cursor)
         return forgotten.derived(chain(self.facts.items, replaced.facts.items))
@@ -358,6 +422,11 @@ class Replica(Struct, frozen=True):
     def unsent(self) -> list[InBandMessage]:
         """The messages of the outbox that are not acknowledged, in the order of writing."""
         return [entry.message for entry in self.outbox.in_waiting_order()]
+
+    def unsent_before(self, time: Time) -> int:
+        """How many messages that are not acknowledged were written before this time."""
+        waiting = self.outbox.in_waiting_order()
+        return sum(1 for _ in takewhile(lambda entry: entry.written < time, waiting))
 
     def window(self, max_messages: int, max_bytes: int) -> list[InBandMessage]:
         """The unsent messages to send next, with the uid set: at least one, if there are any,

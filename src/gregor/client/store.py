@@ -88,7 +88,7 @@ class MemoryStore:
 
 
 MAX_PATH = 4096
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 APPLICATION_ID = 0x67726567  # "greg": marks the file as ours, for `file` and other programs
 
 
@@ -207,13 +207,17 @@ def _save(connection: DatabaseConnection, changes: RecordChanges) -> None:
 
 class _OwnerRecord(Struct, frozen=True):
     """The single record of the kind `owner`. It repeats what the one of the kind `device` says, so
-    that no unreadable record lets another user have what this one wrote."""
+    that no unreadable record lets another user have what this one wrote, or takes what was written
+    before an erase for what was written after it. A store of an earlier version knows of no
+    erase."""
 
     device_id: DeviceID
     uid: UID | None
+    epoch: Time | None = 0
+    erased: bool = False
 
 
-class _DeviceRecord(_OwnerRecord, frozen=True):
+class _DeviceRecord(_OwnerRecord, frozen=True, kw_only=True):
     """The single record of the kind `device`."""
 
     cursor: Time
@@ -300,13 +304,13 @@ def load_replica(records: Records, device_id: DeviceID) -> Replica:
 
 def _owner_record(records: Records, device_id: DeviceID) -> _OwnerRecord:
     if OWNER_KEY not in records:
-        return _OwnerRecord(device_id, None)
+        return _OwnerRecord(device_id, None, None)
     return msgspec.json.decode(records[OWNER_KEY], type=_OwnerRecord)
 
 
 def _device_record(records: Records, owner: _OwnerRecord) -> _DeviceRecord:
     if DEVICE_KEY not in records:
-        return _DeviceRecord(owner.device_id, owner.uid, 0)
+        return _DeviceRecord(owner.device_id, owner.uid, owner.epoch, owner.erased, cursor=0)
     return msgspec.json.decode(records[DEVICE_KEY], type=_DeviceRecord)
 
 
@@ -318,6 +322,8 @@ def _replica_from(records: Records, device: _DeviceRecord) -> Replica:
     return Replica(
         device.device_id,
         device.uid,
+        device.epoch,
+        device.erased,
         cursor=device.cursor,
         known_since=device.cursor,
         facts=Facts.of(item for _, item in _decode(records, "item", Item)),
@@ -351,21 +357,24 @@ def changed_records(
     if before is None:
         before = Replica("")  # its records of the device differ from those of any device
     if changed is None:
-        changed = _recorded_ids(before) | _recorded_ids(after)
+        changed = before.recorded_ids() | after.recorded_ids()
     changes = dict(_differences(_device(before), _device(after)))
     for msg_id in changed:
         changes.update(_differences(_values(before, msg_id), _values(after, msg_id)))
     return changes
 
 
-def _recorded_ids(replica: Replica) -> set[MsgID]:
-    named = (replica.facts.items, replica.outbox, replica.hidden, replica.awaited, replica.rejected)
-    return {msg_id for ids in named for msg_id in ids}
+def replaced_records(records: Records, replica: Replica) -> RecordChanges:
+    """The changes to save so that a store with these records holds this replica and nothing else,
+    also none of what no version could read."""
+    return dict.fromkeys(records) | dict(changed_records(None, replica))
 
 
 def _device(replica: Replica) -> dict[RecordKey, object]:
-    owner = _OwnerRecord(replica.device_id, replica.uid)
-    device = _DeviceRecord(replica.device_id, replica.uid, replica.cursor, replica.clock_offset)
+    owner = _OwnerRecord(replica.device_id, replica.uid, replica.epoch, replica.erased)
+    device = _DeviceRecord(
+        *msgspec.structs.astuple(owner), cursor=replica.cursor, clock_offset=replica.clock_offset
+    )
     return {OWNER_KEY: owner, DEVICE_KEY: device}
 
 

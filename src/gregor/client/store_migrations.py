@@ -91,9 +91,16 @@ def _no_changes_to_schema_4(records: Records) -> Changes:
     return {}
 
 
+def _no_changes_to_schema_5(records: Records) -> Changes:
+    """Schema 5 has the user's epoch. The code of earlier schemas would forget it, and then be taken
+    for a device that has not heard of the erase. A record without one says that there was none."""
+    return {}
+
+
 MIGRATIONS: Mapping[int, Callable[[Records], Changes]] = {
     1: _changes_to_schema_2,
     2: _changes_to_schema_3,
     3: _no_changes_to_schema_4,
+    4: _no_changes_to_schema_5,
 }
 """By schema: the records to save again (None: to remove) for the next schema."""

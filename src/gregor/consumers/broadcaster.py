@@ -22,6 +22,7 @@ class Listener(Protocol):
 
     def publish(self, publication: Publication) -> None: ...
     def sync_again(self) -> None: ...
+    def erased(self, epoch: Time) -> None: ...
     def deliver_out_of_band(self, message: OutOfBandMessage) -> None: ...
 
 
@@ -89,6 +90,16 @@ class Broadcaster(BatchConsumer):
             feed.position = None
             for listener in tuple(feed.listeners):
                 listener.sync_again()
+
+    def erase(self, uid: UID, epoch: Time) -> None:
+        """Say to all devices of the user that it was erased at this ctime. Those that know it stay
+        connected, and have nothing from before it."""
+        feed = self._feeds.get(uid)
+        if feed is not None:
+            if feed.position is not None:
+                feed.position = max(feed.position, epoch)
+            for listener in tuple(feed.listeners):
+                listener.erased(epoch)
 
     def uids(self) -> list[UID]:
         """The users who have a device connected here."""

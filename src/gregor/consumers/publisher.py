@@ -2,8 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from secrets import token_hex
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 from msgspec import Raw, Struct
@@ -50,11 +51,21 @@ class Envelope(EnvelopeVersion, frozen=True, forbid_unknown_fields=True, kw_only
     replaced: Mapping[MsgID, MsgID] = {}
 
 
+class ErasureNotice(EnvelopeVersion, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A payload that says that this node has erased the user of the channel. The epoch is not in
+    it: payloads are untrusted, so the others read it from the store. A node that does not know this
+    version reads the store as well."""
+
+    version: Literal[2]
+    node: str
+    event: Literal["erased"]
+
+
 class UnknownVersion(Exception):
     """The payload is an envelope of a version that this node does not know."""
 
     def __init__(self, version: int) -> None:
-        super().__init__(f"an envelope of version {version}; this node knows {ENVELOPE_VERSION}")
+        super().__init__(f"an envelope of version {version}, which this node does not know")
 
 
 class Publisher(BatchConsumer):
@@ -76,6 +87,11 @@ class Publisher(BatchConsumer):
         for uid, encoded in by_user.items():
             for batch in _batches(encoded):
                 await self.pubsub.publish(channel_of(uid), _encode_envelope(self.node, batch))
+
+    async def publish_erasure(self, uid: UID) -> None:
+        """Publish that this node has erased the user."""
+        payload = msgspec.json.encode(ErasureNotice(version=2, node=self.node, event="erased"))
+        await self.pubsub.publish(channel_of(uid), payload)
 
 
 def channel_of(uid: UID) -> str:
@@ -136,16 +152,19 @@ def _batches(encoded: Iterable[_Encoded]) -> Iterator[list[_Encoded]]:
     yield batch
 
 
-def decode_envelope(received: Received, own_node: str) -> list[Accepted]:
-    """The messages of a payload; none if this node has published it. The payload is untrusted:
-    raises Malformed unless it contains valid messages of the channel's user, stamped if they are
-    in-band; UnknownVersion if it is an envelope of another version, of which nothing is known."""
+def decode_envelope(received: Received, own_node: str) -> list[Accepted] | ErasureNotice:
+    """The messages of a payload, or the notice that it is; no messages if this node has published
+    it. The payload is untrusted: raises Malformed unless it contains valid messages of the
+    channel's user, stamped if they are in-band; UnknownVersion if it is an envelope of another
+    version, of which nothing is known."""
     if len(received.payload) > MAX_ENVELOPE_BYTES:
         raise Malformed(f"the payload is too large: {len(received.payload)} bytes")
     try:
         envelope = _decode(received.payload)
         if envelope.node == own_node:
             return []
+        if isinstance(envelope, ErasureNotice):
+            return envelope
         messages = [parse_message(message, stamped=True) for message in envelope.messages]
         for predecessor in envelope.replaced.values():
             check_text("replaced", predecessor, MAX_MSG_ID)
@@ -160,7 +179,7 @@ def decode_envelope(received: Received, own_node: str) -> list[Accepted]:
     return [_accepted(message, dead, envelope.replaced) for message in messages]
 
 
-def _decode(payload: bytes) -> Envelope:
+def _decode(payload: bytes) -> Envelope | ErasureNotice:
     try:
         envelope = msgspec.json.decode(payload, type=Envelope)
         version = envelope.version
@@ -168,6 +187,8 @@ def _decode(payload: bytes) -> Envelope:
         version = msgspec.json.decode(payload, type=EnvelopeVersion).version
         if version == ENVELOPE_VERSION:
             raise
+        with suppress(msgspec.ValidationError):
+            return msgspec.json.decode(payload, type=ErasureNotice)
     if version != ENVELOPE_VERSION:
         raise UnknownVersion(version)
     return envelope

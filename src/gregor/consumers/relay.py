@@ -7,6 +7,7 @@ Payloads that arrive while no device is connected are not decoded.
 Payloads are untrusted. An invalid payload is counted, logged at a limited rate, and not delivered.
 It cannot hide an in-band message, because the store has all of them. An envelope of another version
 is from a newer or older node: its channel names the user, whose messages are read from the store.
+So does the notice of an erase: it ends no device by itself.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from weakref import WeakValueDictionary
 from gregor.consumers.broadcaster import Broadcaster
 from gregor.consumers.peers import PROBE_CHANNEL, Peers
 from gregor.consumers.publisher import (
+    ErasureNotice,
     UnknownVersion,
     channel_of,
     decode_envelope,
@@ -129,21 +131,24 @@ class Relay:
 
     async def _deliver_payload(self, received: Received) -> None:
         try:
-            accepted = decode_envelope(received, self._node)
+            decoded = decode_envelope(received, self._node)
         except Malformed as error:
             self._reject(error)
             return
         except UnknownVersion as version:
             self._read_from_store(user_of(received.channel), version)
             return
-        for outcome in accepted:
+        if isinstance(decoded, ErasureNotice):
+            self._broadcaster.on_gap(user_of(received.channel))
+            return
+        for outcome in decoded:
             message = outcome.message
             if isinstance(message, InBandMessage) and self._is_too_far_ahead(message):
                 self._reject(Malformed(f"the ctime {message.ctime} is too far in the future"))
                 # If it was replayed and is not forged, the gap repair reads it from the store.
                 self._broadcaster.on_gap(message.uid)
                 return
-        await self._broadcaster.consume_batch(accepted)
+        await self._broadcaster.consume_batch(decoded)
 
     def _read_from_store(self, uid: UID, version: UnknownVersion) -> None:
         """Let the gap repair read what the node that published this has stored before."""

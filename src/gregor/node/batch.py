@@ -6,16 +6,18 @@ decides, so no stage has to take the batch apart, or to know what another one ha
 
 from collections.abc import Iterable, Sequence
 
+from gregor.core.instant import Time
 from gregor.core.message import InBandMessage, Message, OutOfBandMessage
 from gregor.interfaces import Accepted, Outcome, Rejected, Relayed, Slot, Stored
 
 
 class Batch:
-    """The entries of one inject. `slots` are those for the store. The others are decided: what the
-    caller may not send is Rejected, and an out-of-band message is Relayed."""
+    """The entries of one inject, whose sender knows this epoch of their user. `slots` are those for
+    the store. The others are decided: what the caller may not send is Rejected, and an out-of-band
+    message is Relayed."""
 
-    def __init__(self, entries: Iterable[Message | Rejected]) -> None:
-        self._entries = [_entry(entry) for entry in entries]
+    def __init__(self, entries: Iterable[Message | Rejected], epoch: Time | None = None) -> None:
+        self._entries = [_entry(entry, epoch) for entry in entries]
         self.slots = [entry for entry in self._entries if isinstance(entry, Slot)]
 
     def outcomes(self) -> list[Outcome]:
@@ -23,10 +25,10 @@ class Batch:
         return [_outcome(entry) for entry in self._entries]
 
 
-def _entry(entry: Message | Rejected) -> Slot | Relayed | Rejected:
+def _entry(entry: Message | Rejected, epoch: Time | None) -> Slot | Relayed | Rejected:
     match entry:
         case InBandMessage():
-            return Slot(entry)
+            return Slot(entry, epoch=epoch)
         case OutOfBandMessage():
             return Relayed(entry)
         case Rejected():

@@ -37,10 +37,12 @@ log = logging.getLogger("gregor.node")
 
 
 class Admission(NamedTuple):
-    """The user that a device's token belongs to, and when the token expires; None if never."""
+    """The user that a device's token belongs to, when the token expires (None: never), and when it
+    was issued (None: not known; then it does not hold once the user was erased)."""
 
     uid: UID
     expires_at: Time | None = None
+    issued_at: Time | None = None
 
 
 class Resumption(NamedTuple):
@@ -50,6 +52,7 @@ class Resumption(NamedTuple):
     admission: Admission
     device_id: DeviceID
     cursor: Time
+    epoch: Time | None = None
 
 
 class DeliveryCounts:
@@ -78,9 +81,11 @@ class Host(Protocol):
         device is not admitted."""
         ...
 
-    async def inject(self, caller: Caller, entries: Sequence[Message | Rejected]) -> list[Outcome]:
-        """Inject messages, in order, and return the outcome of each entry. Raises Unavailable if
-        they have to be sent again."""
+    async def inject(
+        self, caller: Caller, entries: Sequence[Message | Rejected], epoch: Time | None = None
+    ) -> list[Outcome]:
+        """Inject messages of a sender who knows this epoch of their user, in order, and return the
+        outcome of each entry. Raises Unavailable if they have to be sent again."""
         ...
 
 
@@ -93,7 +98,7 @@ class Conversation:
     """
 
     def __init__(self, host: Host, channel: Channel) -> None:
-        self.session = ServerSession()
+        self.session = ServerSession(host.node.limits)
         self.writing_since: float | None = None
         self._host = host
         self._node = host.node
@@ -163,6 +168,10 @@ class Conversation:
         self.session.sync_again()
         self.wake()
 
+    def erased(self, epoch: Time) -> None:
+        self.session.erased(epoch)
+        self.wake()
+
     def deliver_out_of_band(self, message: OutOfBandMessage) -> None:
         self.session.deliver_out_of_band(message)
         self.wake()
@@ -175,15 +184,19 @@ class Conversation:
         self._call_later(seconds, self.session.hello_timed_out)
 
     async def _resume(self, resumption: Resumption) -> None:
-        (uid, expires_at), device_id, cursor = resumption
-        self._expire(expires_at)
-        await self._attach(uid)
-        self.session.resume(uid, device_id, cursor, self._node.clock())
+        admission, device_id, cursor, epoch = resumption
+        self.session.resume(device_id, cursor, epoch)
+        await self._open(admission)
         self.wake()
 
-    async def _attach(self, uid: UID) -> None:
+    async def _open(self, admission: Admission) -> None:
         """Receive the user's messages from here on, until the conversation ends."""
+        uid, expires_at, issued_at = admission
+        self._expire(expires_at)
         await self._attachment.enter_async_context(self._node.attach(uid, self))
+        with self._refusing_errors():
+            erasure = await self._node.state_machine.erasure(uid)
+            self.session.authenticated(uid, self._node.clock(), erasure, issued_at)
 
     def _expire(self, at: Time | None) -> None:
         """Close the conversation when the token expires."""
@@ -225,20 +238,19 @@ class Conversation:
     async def _authenticate(self, token: str) -> None:
         try:
             # The time that the device took for its hello is not available again.
-            uid, expires_at = await self._host.admit(token, self._admit_by - self._loop.time())
+            admission = await self._host.admit(token, self._admit_by - self._loop.time())
         except GregorError as error:
             self.session.refuse(error)
-            return
-        self._expire(expires_at)
-        await self._attach(uid)
-        self.session.authenticated(uid, self._node.clock())
+        else:
+            await self._open(admission)
 
     async def _store(self, n: int, entries: Sequence[Message | Rejected]) -> None:
-        caller = Caller(self.session.uid, self.session.device_id)
+        session = self.session
+        caller = Caller(session.uid, session.device_id)
         try:
-            self.session.stored(n, await self._host.inject(caller, entries))
+            session.stored(n, await self._host.inject(caller, entries, session.epoch))
         except Unavailable as error:
-            self.session.unavailable(n, error)
+            session.unavailable(n, error)
 
     # The writer
 

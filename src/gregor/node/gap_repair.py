@@ -9,6 +9,9 @@ A replay behind the clock of its user is a message that no feed can hear of: all
 moves the clock, so the sweep finds that they are behind; and no cursor from before can be
 continued, so each device gets a snapshot.
 
+An erase moves the user's clock too. Whichever read finds it tells the devices: that after a notice
+of another node, which is immediate, or that of the sweep.
+
 A failover may lose messages that devices have received. Then the store has another history, or a
 user's clock is behind a feed, and the sweep lets the devices sync again (decision 26).
 """
@@ -24,7 +27,7 @@ from gregor.consumers.peers import Peers
 from gregor.core.instant import Time
 from gregor.core.message import UID
 from gregor.core.sync import Changes
-from gregor.errors import Unavailable
+from gregor.errors import Erased, HistoryForgotten, Unavailable
 from gregor.interfaces import StateMachineOfRecord
 from gregor.log_event import LogEvent
 from gregor.node.hash_checks import HashChecks
@@ -117,6 +120,8 @@ class GapRepair:
                 self._unrepaired.pop(uid, None)
             except Unavailable as error:
                 self._defer_to_sweep(uid, error)
+            except (HistoryForgotten, Erased):
+                self._broadcaster.sync_again(uid)  # each device from its own cursor
 
     def _defer_to_sweep(self, uid: UID, error: Unavailable) -> None:
         """Leave the repair to the sweep, which finds the gap again when the store is back. So
@@ -132,6 +137,8 @@ class GapRepair:
         if position is None:
             return
         sync = await self._state_machine.sync(uid, None, position)
+        if sync.epoch > position:
+            self._broadcaster.erase(uid, sync.epoch)
         if isinstance(sync.content, Changes):
             messages = sync.content.messages
             publication = Publication.span(position, messages, sync.cursor)

@@ -10,14 +10,15 @@ What a device misses is read from the store: see gap_repair.py.
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from gregor.consumers.broadcaster import Broadcaster, Listener
 from gregor.consumers.peers import Peers
 from gregor.consumers.publisher import Publisher
 from gregor.consumers.relay import LINGER_SECONDS, Relay
+from gregor.core.history import FOR_EVER
 from gregor.core.instant import Time
 from gregor.core.message import UID, Message
 from gregor.errors import Unavailable
@@ -25,6 +26,7 @@ from gregor.interfaces import (
     Accepted,
     BatchConsumer,
     Caller,
+    EraseResult,
     MessageConsumer,
     Outcome,
     Rejected,
@@ -34,17 +36,23 @@ from gregor.log_event import LogEvent
 from gregor.node.batch import Batch, accepted
 from gregor.node.gap_repair import SWEEP_SECONDS, GapRepair
 from gregor.node.observer import Observer
+from gregor.node.pruning import Pruner
+from gregor.protocol.frames import Limits
 from gregor.protocol.handshake import Phase
 from gregor.protocol.server_session import ServerSession
 from gregor.pubsub.interface import PubSub
 
 log = logging.getLogger("gregor.node")
 
+T = TypeVar("T")
+
 
 class Node:
     """Stores messages in a state machine of record, and passes them to its consumers: a Publisher,
     if there are other nodes, then the Broadcaster, then any others. Open it with `async with`: its
     background tasks run inside the block, and if one of them fails, the block is cancelled.
+
+    Without a Pruner, history is kept for ever, but for what `pruner.prune` is told to forget.
 
     With a Publisher, the node also relays what other nodes publish on the same pub/sub. The node
     opens none of its parts: they must be open while it is.
@@ -61,11 +69,15 @@ class Node:
         observer: Observer | None = None,
         sweep_seconds: float = SWEEP_SECONDS,
         linger_seconds: float = LINGER_SECONDS,
+        pruner: Pruner | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.state_machine = state_machine
         self.clock = clock
         self._broadcaster = broadcaster
+        self._publisher = publisher
+        self.pruner = pruner or Pruner({"": state_machine}, FOR_EVER, clock)
+        self.limits = Limits(ids_days=self.pruner.retention.ids_days)
         self._observer = observer or Observer()
         self.peers = None if publisher is None else Peers(publisher.pubsub, publisher.node)
         self._gap_repair = GapRepair(
@@ -101,7 +113,7 @@ class Node:
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
         self._gap_repair.begin()
-        loops = [self._gap_repair.run()]
+        loops = [self._gap_repair.run(), self.pruner.run()]
         if self._relay is not None and self.peers is not None:
             loops += [self._relay.run(), self._relay.unsubscribe_idle(), self.peers.run()]
         self._background = [self._tasks.create_task(loop) for loop in loops]
@@ -124,27 +136,53 @@ class Node:
 
     # Accepting messages
 
-    async def inject(self, caller: Caller, entries: Sequence[Message | Rejected]) -> list[Outcome]:
+    async def inject(
+        self, caller: Caller, entries: Sequence[Message | Rejected], epoch: Time | None = None
+    ) -> list[Outcome]:
         """Store new messages, in order, and return the outcome of each entry.
 
-        A Stored message is durable and is being delivered to the devices. Raises Unavailable if
-        the store does not answer. If the task that calls is cancelled, the messages are stored and
-        delivered all the same.
+        A Stored message is durable and is being delivered to the devices. A message of a sender who
+        knows an epoch is Rejected if it is not the one of its user. Raises Unavailable if the store
+        does not answer. If the task that calls is cancelled, the messages are stored and delivered
+        all the same.
         """
+        return await self._finish(self._inject(caller, Batch(entries, epoch)))
+
+    async def erase(self, caller: Caller, uid: UID) -> EraseResult:
+        """Delete everything of the user, and disconnect the user's devices from all nodes, each
+        with the new epoch. Raises Unavailable if the store does not answer; the user may have been
+        erased. If the task that calls is cancelled, the user is erased all the same."""
+        return await self._finish(self._erase(caller, uid))
+
+    async def _finish(self, work: Coroutine[Any, Any, T | Unavailable]) -> T:
+        """The result of this work, which is finished also if the task that calls is cancelled."""
         if not self._is_open:
+            work.close()
             raise Unavailable("this node is not open; send the messages again to another node")
-        task = self._tasks.create_task(self._inject(caller, Batch(entries)))
+        task = self._tasks.create_task(work)
         try:
-            outcomes = await asyncio.shield(task)
+            result = await asyncio.shield(task)
         except asyncio.CancelledError:
             if not task.cancelled():
                 raise
             raise Unavailable(
                 "this node has failed; send the messages again to another node"
             ) from None
-        if isinstance(outcomes, Unavailable):
-            raise outcomes
-        return outcomes
+        if isinstance(result, Unavailable):
+            raise result
+        return result
+
+    async def _erase(self, caller: Caller, uid: UID) -> EraseResult | Unavailable:
+        try:
+            result = await self.state_machine.erase(uid)
+        except Unavailable as error:
+            return error
+        self._observer.erased(caller, uid, result)
+        self._broadcaster.erase(uid, result.erasure.epoch)
+        if self._publisher is not None:
+            with self._reporting_errors():
+                await self._publisher.publish_erasure(uid)
+        return result
 
     async def _inject(self, caller: Caller, batch: Batch) -> list[Outcome] | Unavailable:
         # Store first: a stored message that was not delivered can still be read from the store;
@@ -173,8 +211,8 @@ class Node:
 
     @contextmanager
     def _reporting_errors(self) -> Iterator[None]:
-        """Report the error of a consumer instead of raising it. The inject has succeeded: the
-        message is stored, and devices that missed it read it from the store."""
+        """Report the error of a consumer instead of raising it. The inject or erase has succeeded:
+        devices that missed it read it from the store."""
         try:
             yield
         except Exception as error:

@@ -1,7 +1,8 @@
 """What a node reports of itself, for metrics."""
 
+from gregor.core.message import UID
 from gregor.errors import Malformed
-from gregor.interfaces import Caller, Outcome
+from gregor.interfaces import Caller, EraseResult, Outcome
 
 
 class Observer:
@@ -9,6 +10,9 @@ class Observer:
 
     def injected(self, caller: Caller, outcome: Outcome) -> None:
         """A message of this caller was accepted or rejected."""
+
+    def erased(self, caller: Caller, uid: UID, result: EraseResult) -> None:
+        """This caller has erased a user."""
 
     def gap_repaired(self, messages: int) -> None:
         """A gap repair has read this number of missed messages from the store."""

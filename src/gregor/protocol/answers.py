@@ -3,7 +3,7 @@
 from msgspec import Struct
 
 from gregor.core.instant import Time
-from gregor.core.message import InBandMessage
+from gregor.core.message import UID, InBandMessage
 from gregor.core.state import Item
 from gregor.errors import Action
 from gregor.protocol.frames import Result
@@ -22,13 +22,15 @@ class Results(Struct, frozen=True):
 
 class StateAnswer(Struct, frozen=True):
     """The visible items that were asked for, all or a page of them; the hash of all live items of
-    the device; and the cursor after which messages continue the state. The same request with `page`
-    set to `next_page` has the next page, of the same instant; null says that there is none."""
+    the device; the cursor after which messages continue the state; and the user's epoch, the ctime
+    of the last erase. The same request with `page` set to `next_page` has the next page, of the
+    same instant; null says that there is none."""
 
     items: tuple[Item, ...]
     as_of: Time
     hash: str
     cursor: Time
+    epoch: Time = 0
     next_page: str | None = None
 
 
@@ -42,11 +44,31 @@ class CountAnswer(Struct, frozen=True):
 
 class MessagesAnswer(Struct, frozen=True):
     """A page of messages since a start. The next request is `after` the cursor; it finds messages
-    that are stored already if there are `more`."""
+    that are stored already if there are `more`. `epoch` is the user's: the ctime of the last
+    erase."""
 
     messages: tuple[InBandMessage, ...]
     cursor: Time
     more: bool
+    epoch: Time = 0
+
+
+class PruneAnswer(Struct, frozen=True):
+    """What was forgotten: of how many users, how many messages have lost their contents, and how
+    many ids are gone."""
+
+    users: int
+    contents: int
+    ids: int
+
+
+class EraseAnswer(Struct, frozen=True):
+    """The user was erased at the ctime `epoch`. `pending` are the shards that were away: what they
+    still have of the user is removed before they serve again."""
+
+    uid: UID
+    epoch: Time
+    pending: tuple[str, ...] = ()
 
 
 class ReadyAnswer(Struct, frozen=True):
@@ -58,7 +80,7 @@ class ReadyAnswer(Struct, frozen=True):
 
 class ProblemDocument(Struct, frozen=True, omit_defaults=True):
     """An error as defined by RFC 9457; `code`, `action` and `field` are for programs. Only
-    /readyz fills in `problems`."""
+    /readyz fills in `problems`, and only the error `erased` has an `epoch`."""
 
     type: str
     title: str
@@ -68,3 +90,4 @@ class ProblemDocument(Struct, frozen=True, omit_defaults=True):
     action: Action
     field: str | None = None
     problems: tuple[str, ...] = ()
+    epoch: Time | None = None

@@ -5,6 +5,10 @@ The session knows the replica's cursor, which decides whether a frame continues 
 knows; it has no access to the replica itself. `sync_state.py` has the states of a session, and the
 table of their transitions; this module turns frames and calls into its events. At most one
 `consume` is in flight.
+
+It knows the user's epoch, too: the ctime of the last erase that the replica has heard of. A node
+that knows a later one says so in an `erased` frame, or, if it was not told the epoch, in its
+welcome. However the session hears of an erase, it then says to wipe the device.
 """
 
 from collections.abc import Sequence
@@ -24,6 +28,7 @@ from gregor.protocol.frames import (
     Error,
     GoAway,
     Hello,
+    Limits,
     Messages,
     OutOfBand,
     Result,
@@ -48,11 +53,13 @@ from gregor.protocol.sync_state import (
 
 class Welcomed(NamedTuple):
     """The node has authenticated this user, and its clock shows `now`. A consume may hold up to
-    `messages` messages."""
+    `limits.messages` messages, which is at least one. The user's epoch is earlier than the
+    replica's only if the store of the node is a restored backup: then a snapshot follows."""
 
     uid: UID
-    messages: int
+    limits: Limits
     now: Time
+    epoch: Time
 
 
 class Apply(NamedTuple):
@@ -64,10 +71,11 @@ class Apply(NamedTuple):
 
 class Replace(NamedTuple):
     """Replace all that came from the server with this snapshot. Keep the outbox and the hidden
-    items."""
+    items. The replica then has this epoch."""
 
     snapshot: Snapshot
     cursor: Time
+    epoch: Time
 
 
 class Compare(NamedTuple):
@@ -108,6 +116,13 @@ class Reconnect(NamedTuple):
     within_ms: int
 
 
+class Wipe(NamedTuple):
+    """The user was erased, at the ctime `epoch`; None: the node has not said when. Wipe what the
+    device holds of the user, and end the conversation."""
+
+    epoch: Time | None
+
+
 Effect: TypeAlias = (
     Send
     | Welcomed
@@ -119,6 +134,7 @@ Effect: TypeAlias = (
     | DeliverOutOfBand
     | Failed
     | Reconnect
+    | Wipe
 )
 
 
@@ -136,11 +152,24 @@ class InFlight(Struct, frozen=True):
 
 class ClientSession:
     """The device's side of one conversation with a node. It does no I/O; it returns effects. Each
-    connection has a new session, which starts at the replica's cursor."""
+    connection has a new session, which starts at the replica's cursor and epoch (None: the device
+    has never had a welcome). If the node's version is without epochs, the hello has to be
+    `without_epoch`."""
 
-    def __init__(self, token: str, device_id: DeviceID, cursor: Time) -> None:
+    def __init__(
+        self,
+        token: str,
+        device_id: DeviceID,
+        cursor: Time,
+        epoch: Time | None = None,
+        *,
+        without_epoch: bool = False,
+    ) -> None:
         self.state: SyncState = Greeting()
         self.cursor = cursor
+        self.epoch = epoch
+        self._without_epoch = without_epoch
+        self._heard_of_erase = False
         self.mismatches = 0
         self._token = token
         self._device_id = device_id
@@ -156,7 +185,11 @@ class ClientSession:
     def opened(self) -> list[Effect]:
         """The connection is open: say hello."""
         hello = Hello(
-            token=self._token, device_id=self._device_id, cursor=self.cursor, protocol=PROTOCOL
+            token=self._token,
+            device_id=self._device_id,
+            cursor=self.cursor,
+            epoch=None if self._without_epoch else self.epoch,
+            protocol=PROTOCOL,
         )
         return [Send(hello)]
 
@@ -193,9 +226,8 @@ class ClientSession:
     def receive(self, text: str | bytes) -> list[Effect]:
         """Process a frame. Raises Malformed if the text is not a frame; then nothing changes."""
         match decode_node_frame(text):
-            case Welcome(uid=uid, now=now, limits=limits):
-                self.state = after(self.state, SyncExpected())
-                return [Welcomed(uid, max(1, limits.messages), now)]
+            case Welcome() as welcome:
+                return self._welcomed(welcome)
             case SyncPage() as page:
                 return self._sync(page)
             case Messages(prev, messages, cursor):
@@ -203,7 +235,9 @@ class ClientSession:
             case OutOfBand(system, body):
                 return [DeliverOutOfBand(system, body)]
             case Ack(n, results):
-                return [Acked(results)] if self._settle_consume(n) else []
+                return self._acked(n, results)
+            case Error(code=Erased.code):
+                return self._erased(None)
             case Error(n=int(n)) as error:
                 return [Deferred(error)] if self._settle_consume(n) else []
             case Error(action=Action.RESYNC) if not self._resync_requested:
@@ -214,9 +248,41 @@ class ClientSession:
             case GoAway(within):
                 return [Reconnect(within)]
             case UserErased(epoch):
-                return [Failed(Error.of(Erased("the user was erased", epoch=epoch)))]
+                return self._erased(epoch)
             case None:
                 return []  # a frame type of a later version
+
+    def _acked(self, n: int, results: tuple[Result, ...]) -> list[Effect]:
+        for result in results:
+            if result.error is not None and result.error.code == Erased.code:
+                return self._erased(result.error.epoch)
+        return [Acked(results)] if self._settle_consume(n) else []
+
+    def disconnected(self, code: int) -> list[Effect]:
+        """The connection has ended with this close code. It may say what a lost frame has said."""
+        return self._erased(None) if code == Erased.close_code else []
+
+    def _welcomed(self, welcome: Welcome) -> list[Effect]:
+        known = self.epoch or 0
+        # Whatever a node without epochs says leaves the epoch as it is: with an earlier one, the
+        # next node would take the device for one that has not heard of the erase.
+        told = known if welcome.epoch is None else welcome.epoch
+        if self.epoch is not None and told > known:
+            return self._erased(told)
+        self.epoch = told
+        self.state = after(self.state, SyncExpected())
+        limits = structs.replace(welcome.limits, messages=max(1, welcome.limits.messages))
+        return [Welcomed(welcome.uid, limits, welcome.now, told)]
+
+    def _erased(self, epoch: Time | None) -> list[Effect]:
+        """The node says that the user was erased: wipe the device, unless it knows that."""
+        heard, self._heard_of_erase = self._heard_of_erase, True
+        if epoch is None:  # what says no epoch may follow a frame that says it
+            return [] if heard else [Wipe(None)]
+        if self.epoch is not None and epoch <= self.epoch:
+            return []
+        self.epoch = epoch
+        return [Wipe(epoch)]
 
     def _apply(self, prev: Time, messages: tuple[InBandMessage, ...], cursor: Time) -> list[Effect]:
         if cursor <= self.cursor:
@@ -267,7 +333,7 @@ class ClientSession:
             return []
         self.cursor = page.cursor
         collected = self.state.pages if isinstance(self.state, Syncing) else ()
-        return [Replace(_snapshot_of([*collected, page]), page.cursor)]
+        return [Replace(_snapshot_of([*collected, page]), page.cursor, self.epoch or 0)]
 
     def _settle_consume(self, n: int) -> bool:
         if self._last_consume != InFlight(n):

@@ -20,7 +20,7 @@ from gregor.core.message import (
 )
 from gregor.core.state import Item
 from gregor.core.sync import Changes, Snapshot, Sync
-from gregor.errors import Action, GregorError, Malformed
+from gregor.errors import Action, Erased, GregorError, Malformed
 from gregor.interfaces import Duplicate, Outcome, Rejected, Relayed, Stored
 from gregor.protocol.json_parts import array_elements, members_before_error, object_members
 
@@ -97,12 +97,17 @@ class Limits(Struct, frozen=True):
     ids_days: int = 0
 
 
+DEFAULT_LIMITS = Limits()
+
+
 class Welcome(Frame, frozen=True, tag="welcome"):
+    """The token is valid. `epoch` is the user's; None: this node is of a version without epochs."""
+
     uid: UID
     device_id: DeviceID
     now: Cursor
     limits: Limits
-    epoch: Cursor = 0
+    epoch: Cursor | None = None
 
 
 class SyncPage(Frame, frozen=True, tag="sync"):
@@ -134,16 +139,19 @@ class OutOfBand(Frame, frozen=True, tag="out_of_band"):
 
 
 class Problem(Struct, frozen=True, omit_defaults=True):
-    """An error as data: the code, a message for people, and the action of the receiver."""
+    """An error as data: the code, a message for people, and the action of the receiver. Only
+    `erased` has an `epoch`."""
 
     code: str
     message: str
     action: Action
     field: str | None = None
+    epoch: Cursor | None = None
 
     @classmethod
     def of(cls, error: GregorError) -> "Problem":
-        return cls(error.code, error.message, error.action, error.field)
+        epoch = error.epoch if isinstance(error, Erased) else None
+        return cls(error.code, error.message, error.action, error.field, epoch)
 
 
 class Result(Struct, frozen=True, omit_defaults=True):

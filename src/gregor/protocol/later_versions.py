@@ -22,6 +22,7 @@ from gregor.protocol.frames import (
     NodeFrame,
     OutOfBand,
     SyncPage,
+    UserErased,
     Welcome,
     decode,
 )
@@ -68,13 +69,13 @@ class _LenientSyncPage(SyncPage, frozen=True, tag="sync"):
 
 
 _LenientFrame: TypeAlias = (
-    Welcome | _LenientSyncPage | _LenientMessages | OutOfBand | Ack | Error | GoAway
+    Welcome | _LenientSyncPage | _LenientMessages | OutOfBand | Ack | Error | GoAway | UserErased
 )
 _strict_decoder: msgspec.json.Decoder[NodeFrame] = msgspec.json.Decoder(NodeFrame)
 _lenient_decoder: msgspec.json.Decoder[_LenientFrame] = msgspec.json.Decoder(_LenientFrame)
 _KNOWN_TAGS = frozenset(
     frame_type.__struct_config__.tag
-    for frame_type in (Welcome, SyncPage, Messages, OutOfBand, Ack, Error, GoAway)
+    for frame_type in (Welcome, SyncPage, Messages, OutOfBand, Ack, Error, GoAway, UserErased)
 )
 
 

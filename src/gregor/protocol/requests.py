@@ -14,6 +14,9 @@ MAX_REQUEST = 8 * 1024 * 1024
 MAX_STATE_ITEMS = 500  # in a page of a state
 MAX_PREFIXES = 100  # of categories, in a request for a state
 
+EPOCH_HEADER = "Gregor-Epoch"
+"""The header in which a device says with a write which epoch of its user it knows."""
+
 Order: TypeAlias = Literal["oldest", "newest"]
 """Which items of a state come first."""
 
@@ -32,3 +35,10 @@ class MultiUserRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
     uids: tuple[UID, ...]
     message: Raw
+
+
+class PruneRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Forget now what is past for as long as `older_than` says, a duration such as `30d`; by
+    default, for as long as the server keeps history."""
+
+    older_than: str | None = None

@@ -17,6 +17,11 @@ position up to which they are published. A publication that continues `position`
 writer. After a gap, or when the queue is full, the session drops its queue, and syncs the device
 from the store as soon as the socket accepts data. So a slow consumer uses bounded memory, delays no
 other device, and misses no in-band message.
+
+An open session has the user's epoch (the ctime of the last erase), which was read when it was
+opened. Each read of the store, and the outcome of each message, says what it is now. A later epoch
+ends the conversation with an `erased` frame; an earlier one shows that the store has lost messages,
+so the device connects again.
 """
 
 from collections.abc import Sequence
@@ -34,14 +39,16 @@ from gregor.core.state import Item
 from gregor.core.sync import Snapshot, Sync
 from gregor.errors import (
     Action,
+    Erased,
     GregorError,
     HelloTimeout,
     ProtocolError,
+    Resync,
     TooLarge,
     TooSlow,
     Unavailable,
 )
-from gregor.interfaces import Outcome, Rejected
+from gregor.interfaces import NEVER_ERASED, Erasure, Outcome, Rejected
 from gregor.protocol.delivery_state import (
     DeliveryEvent,
     DeliveryState,
@@ -61,6 +68,7 @@ from gregor.protocol.delivery_state import (
 from gregor.protocol.effects import Close, Send
 from gregor.protocol.entries import read_entries
 from gregor.protocol.frames import (
+    DEFAULT_LIMITS,
     Ack,
     Consume,
     DeviceFrame,
@@ -71,6 +79,7 @@ from gregor.protocol.frames import (
     Limits,
     Messages,
     Result,
+    UserErased,
     Verify,
     Welcome,
     consume_number,
@@ -91,8 +100,8 @@ class Authenticate(NamedTuple):
 
 
 class Store(NamedTuple):
-    """Inject these messages, and report to `stored` or `unavailable`.
-    An entry that is already rejected is Rejected."""
+    """Inject these messages, whose sender knows the session's `epoch`, and report to `stored` or
+    `unavailable`. An entry that is already rejected is Rejected."""
 
     n: int
     entries: Sequence[Message | Rejected]
@@ -123,16 +132,20 @@ class ServerSession:
     __slots__ = (
         "_handshake",
         "_has_synced",
+        "_limits",
         "_queue",
         "cursor",
         "delivery",
+        "epoch",
         "position",
         "slow_consumer_resets",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._limits = limits
         self.cursor: Time = 0
         self.position: Time = 0
+        self.epoch: Time = 0  # of the user, while the session is open
         self.slow_consumer_resets = 0  # how often the queue overflowed and was dropped
         self.delivery: DeliveryState | None = None  # while the session is open
         self._handshake = Handshake()
@@ -201,39 +214,77 @@ class ServerSession:
                 name = type(frame).__struct_config__.tag
                 raise ProtocolError(f"a {name} frame is not allowed in phase {self.phase.name}")
 
-    def authenticated(self, uid: UID, now: Time) -> None:
-        """The token belongs to this user. The transport attaches the session, then calls `next`.
-        Ignored if the conversation was closed meanwhile."""
-        if self._handshake.authenticated(uid):
-            self._open(now)
-
-    def resume(self, uid: UID, device_id: DeviceID, cursor: Time, now: Time) -> None:
-        """Open the session without a hello: the transport knows the user, device and cursor."""
-        if self._handshake.resume(uid, device_id):
+    def resume(self, device_id: DeviceID, cursor: Time, epoch: Time | None) -> None:
+        """The transport says in place of a hello who the device is, and what it knows. It
+        authenticates the device itself, and reports to `authenticated` or `refuse`."""
+        if self._handshake.resume(device_id, epoch):
             self.cursor = cursor
-            self._open(now)
 
-    def _open(self, now: Time) -> None:
+    def authenticated(
+        self,
+        uid: UID,
+        now: Time,
+        erasure: Erasure = NEVER_ERASED,
+        issued_at: Time | None = None,
+    ) -> None:
+        """The token, which was issued then (None: not known), belongs to this user. The transport
+        first attaches the session, then reads the erasure. Refuses the device if the user was
+        erased since it was here, or since the token was issued. Ignored if the conversation was
+        closed meanwhile."""
+        if not self._handshake.authenticated(uid):
+            return
+        try:
+            erasure.require_current(self._handshake.epoch, issued_at)
+        except GregorError as error:
+            self.refuse(error)
+        else:
+            self._open(now, erasure.epoch)
+
+    def _open(self, now: Time, epoch: Time) -> None:
+        if (self._handshake.epoch or 0) > epoch:  # the store is a restored backup
+            self.cursor = 0
+        self.epoch = epoch
         self.delivery = Lagging(self.cursor)
-        self._queue_control(Welcome(self.uid, self.device_id, now, Limits()))
+        self._queue_control(Welcome(self.uid, self.device_id, now, self._limits, epoch))
 
     def stored(self, n: int, outcomes: Sequence[Outcome]) -> None:
         """The outcomes of a Store. If one message has to be retried, the device retries all of
         them. That is safe, because storing a message is idempotent."""
         for outcome in outcomes:
-            if isinstance(outcome, Rejected) and outcome.error.action is Action.RETRY:
-                self.unavailable(n, Unavailable(outcome.error.message))
+            if isinstance(outcome, Rejected) and self._is_answer(n, outcome.error):
                 return
         self._queue_control(Ack(n, tuple(map(Result.of, outcomes))))
+
+    def _is_answer(self, n: int, error: GregorError) -> bool:
+        """Whether the error of one message is the answer to its consume. If so, it is given."""
+        match error:
+            case Erased(epoch=epoch):
+                self.erased(epoch)
+            case Resync():  # the store has an earlier epoch than the device
+                self._refuse_lost()
+            case GregorError(action=Action.RETRY):
+                self.unavailable(n, Unavailable(error.message))
+            case _:
+                return False
+        return True
 
     def unavailable(self, n: int, error: GregorError) -> None:
         """The store did not answer; the device will retry the messages of this Store."""
         self._queue_control(Error.of(error, n))
 
+    def erased(self, epoch: Time) -> None:
+        """The user was erased at this ctime. A device that does not know it is told, and closed."""
+        if self.phase is Phase.OPEN and epoch > self.epoch:
+            self.refuse(Erased("the user was erased", epoch=epoch))
+
     def refuse(self, error: GregorError) -> None:
         """Send the error, and close the conversation."""
-        self._queue_control(Error.of(error))
+        frame = UserErased(error.epoch) if isinstance(error, Erased) else Error.of(error)
+        self._queue_control(frame)
         self.close(error.close_code, error.code)
+
+    def _refuse_lost(self) -> None:
+        self.refuse(Unavailable("the store has lost messages; connect again"))
 
     def hello_timed_out(self) -> None:
         """The time-out for the hello has passed; ignored if a hello has come."""
@@ -312,10 +363,13 @@ class ServerSession:
 
     def synced(self, sync: Sync) -> None:
         """The store has answered the CatchUp."""
-        if self._has_synced and sync.cursor < self.cursor:
+        if sync.epoch > self.epoch:
+            self.erased(sync.epoch)
+            return
+        if sync.epoch < self.epoch or (self._has_synced and sync.cursor < self.cursor):
             # The store has lost messages. A device goes back with the first sync of a connection
             # only, because a later page that ends before its cursor may be an old one.
-            self.refuse(Unavailable("the store has lost messages; connect again"))
+            self._refuse_lost()
             return
         self._has_synced = True
         self._move(SyncRead(sync))

@@ -9,8 +9,8 @@ from starlette.types import ASGIApp
 from gregor.clock import now
 from gregor.config import Settings
 from gregor.core.instant import Time
-from gregor.core.message import Message
-from gregor.interfaces import Caller, Rejected
+from gregor.core.message import UID, Message
+from gregor.interfaces import Caller, EraseResult, Rejected
 from gregor.node.node import Node
 from gregor.server.auth import Authenticator, OpenAuthenticator
 from gregor.server.composition import Parts, authenticator_of, descriptors_of
@@ -150,3 +150,8 @@ class Server:
         if isinstance(outcome, Rejected):
             raise outcome.error
         return outcome.message
+
+    async def erase(self, uid: UID) -> EraseResult:
+        """Erase a user from this process: delete everything of the user, and disconnect all the
+        user's devices. Raises Unavailable if the store does not answer."""
+        return await self.node.erase(IN_PROCESS, uid)

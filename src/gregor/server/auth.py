@@ -1,6 +1,7 @@
 """Authentication and authorization: the identity of a caller, and what it may access."""
 
 import math
+import secrets
 from collections.abc import Callable
 from enum import StrEnum
 from typing import NamedTuple, Protocol
@@ -15,6 +16,7 @@ from gregor.core.admission import check_id, check_text
 from gregor.core.instant import MAX_TIME, SECOND, Time
 from gregor.core.message import UID
 from gregor.errors import Forbidden, InvalidMessage, NotYetValid, SetupError, Unauthenticated
+from gregor.interfaces import HOLDS_FOREVER
 
 ALGORITHM = "HS256"
 MIN_SECRET_BYTES = 32
@@ -29,11 +31,17 @@ class Role(StrEnum):
 
 
 class Identity(NamedTuple):
-    """The caller that a token identifies. `expires_at` is when the token expires; None if never."""
+    """The caller that a token identifies. `expires_at` is when the token expires; None if never.
+
+    `issued_at` is when it was issued; None if that is not known. Once a user was erased, no token
+    holds for the user's devices that was issued up to the second of the erase, or of which it is
+    not known when. So an Authenticator should set it: for a session, to when the session began.
+    With HOLDS_FOREVER, no erase ends the token."""
 
     uid: UID
     role: Role
     expires_at: Time | None = None
+    issued_at: Time | None = None
 
     def may_access(self, uid: UID) -> bool:
         return self.role is Role.SERVICE or self.uid == uid
@@ -45,9 +53,11 @@ class Identity(NamedTuple):
 
     def validated(self) -> "Identity":
         """This identity. Raises Unauthenticated if it is a device's and its uid is invalid, and
-        TypeError if an authenticator has given something else than a time as its expiry."""
+        TypeError if an authenticator has given something else than a time as one of its times."""
         if not isinstance(self.expires_at, int | None):
             raise TypeError("expires_at is not a time in microseconds")
+        if not isinstance(self.issued_at, int | None):
+            raise TypeError("issued_at is not a time in microseconds")
         try:
             if self.role is Role.DEVICE:
                 check_text("uid", self.uid, 128)
@@ -81,7 +91,9 @@ class OpenAuthenticator:
     """For development on one machine: a token is the plain uid, and HTTP needs no token."""
 
     async def identify(self, token: str | None) -> Identity:
-        return Identity(token, Role.DEVICE) if token else Identity("", Role.SERVICE)
+        if not token:
+            return Identity("", Role.SERVICE)
+        return Identity(token, Role.DEVICE, issued_at=HOLDS_FOREVER)
 
 
 class _Claims(Struct):
@@ -110,10 +122,11 @@ class JWTAuthenticator:
         expires_at = _time(claims.exp)
         if expires_at is not None and expires_at + LEEWAY <= self._clock():
             raise Unauthenticated("the token has expired")
-        for valid_from in (_time(claims.nbf), _time(claims.iat)):
+        issued_at = _time(claims.iat)
+        for valid_from in (_time(claims.nbf), issued_at):
             if valid_from is not None and valid_from - LEEWAY > self._clock():
                 raise NotYetValid("the token is not valid yet; compare the clocks")
-        return Identity(claims.sub, claims.role, expires_at)
+        return Identity(claims.sub, claims.role, expires_at, issued_at)
 
     def _claims(self, token: str) -> _Claims:
         # The library converts a time of another type, or fails with an error of another kind, so
@@ -146,9 +159,16 @@ def _time(seconds: float | UnsetType) -> Time | None:
 
 
 def make_token(secret: str, identity: Identity) -> str:
-    """A token that a JWTAuthenticator with the same secret accepts. Raises SetupError if the
-    secret is too short."""
-    claims: dict[str, object] = {"sub": identity.uid, "role": identity.role.value}
+    """A token that a JWTAuthenticator with the same secret accepts, with an id of its own. It says
+    that it is issued now, unless the identity has another time. Raises SetupError if the secret is
+    too short."""
+    issued_at = clock.now() if identity.issued_at is None else identity.issued_at
+    claims: dict[str, object] = {
+        "sub": identity.uid,
+        "role": identity.role.value,
+        "iat": issued_at // SECOND,
+        "jti": secrets.token_hex(16),
+    }
     if identity.expires_at is not None:
         claims["exp"] = identity.expires_at // SECOND
     return jwt.encode(claims, validated_secret(secret), algorithm=ALGORITHM)

@@ -1,4 +1,4 @@
-"""The HTTP API: inject messages and read states, one request at a time."""
+"""The HTTP API: inject messages, read states and erase users, one request at a time."""
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Set
@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from gregor.core.admission import check_id, check_text
-from gregor.core.arguments import query_time
+from gregor.core.arguments import duration, query_time
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import (
     MAX_BATCH,
@@ -30,6 +30,7 @@ from gregor.core.message import (
 from gregor.core.state_page import PageStart, StateQuery
 from gregor.core.sync import After, PageLimits, Since, Start
 from gregor.errors import (
+    Forbidden,
     GregorError,
     InvalidMessage,
     Malformed,
@@ -38,11 +39,13 @@ from gregor.errors import (
     TooLarge,
     Unavailable,
 )
-from gregor.interfaces import Caller, Rejected
+from gregor.interfaces import HOLDS_FOREVER, Caller, Rejected
 from gregor.node.conversation import Admission, Resumption
 from gregor.protocol.answers import (
     CountAnswer,
+    EraseAnswer,
     MessagesAnswer,
+    PruneAnswer,
     ReadyAnswer,
     Results,
     StateAnswer,
@@ -51,6 +54,7 @@ from gregor.protocol.entries import read_addressed, read_entries
 from gregor.protocol.frames import PAGE_BYTES, PAGE_ENTRIES, GoAway, Result, decode
 from gregor.protocol.json_parts import array_elements, object_members
 from gregor.protocol.requests import (
+    EPOCH_HEADER,
     MAX_PREFIXES,
     MAX_REQUEST,
     MAX_STATE_ITEMS,
@@ -58,8 +62,9 @@ from gregor.protocol.requests import (
     ORDERS,
     BatchRequest,
     MultiUserRequest,
+    PruneRequest,
 )
-from gregor.server.auth import Identity
+from gregor.server.auth import Identity, Role
 from gregor.server.page_token import StateRequest
 from gregor.server.problems import problem
 from gregor.server.readiness import PARTS
@@ -92,15 +97,17 @@ async def post_messages(service: Service, request: Request, identity: Identity) 
     elif "uids" in fields:
         entries = _read_multi_user(_fields_of(MultiUserRequest, fields), identity)
     else:
-        return _json(Results((await _inject_one(service, identity, body),)))
-    outcomes = await service.inject(Caller(identity.uid), entries)
+        return _json(Results((await _inject_one(service, request, identity, body),)))
+    outcomes = await service.inject(Caller(identity.uid), entries, _epoch(request))
     return _json(Results(tuple(map(Result.of, outcomes))))
 
 
-async def _inject_one(service: Service, identity: Identity, body: bytes) -> Result:
+async def _inject_one(
+    service: Service, request: Request, identity: Identity, body: bytes
+) -> Result:
     """Inject a single message. Raises the error of one that is rejected."""
     entries = read_entries([Raw(body)], identity.may_access)
-    (outcome,) = await service.inject(Caller(identity.uid), entries)
+    (outcome,) = await service.inject(Caller(identity.uid), entries, _epoch(request))
     if isinstance(outcome, Rejected):
         raise outcome.error
     return Result.of(outcome)
@@ -140,6 +147,34 @@ def _list_in(fields: Mapping[str, Raw], name: str) -> tuple[Raw, ...]:
         raise Malformed(f"`{name}`: {error.message}", field=name) from error
 
 
+# Erase
+
+
+async def delete_user(service: Service, request: Request, identity: Identity) -> Response:
+    """Erase a user. An unknown one is erased as well."""
+    uid = _user(request, identity, set())
+    if identity.role is not Role.SERVICE:
+        raise Forbidden("a device may not erase its user; use a token with the role `service`")
+    erasure, pending = await service.erase(Caller(identity.uid), uid)
+    return _json(EraseAnswer(uid, erasure.epoch, pending))
+
+
+# Prune
+
+
+async def post_prune(service: Service, request: Request, identity: Identity) -> Response:
+    """Forget now what is past, of all users. Answers when it is done."""
+    if identity.role is not Role.SERVICE:
+        raise Forbidden("a device may not prune; use a token with the role `service`")
+    _check_parameters(request, frozenset(), frozenset())
+    asked = decode(_prune_request.decode, await _body(request) or b"{}")
+    older_than = None if asked.older_than is None else duration("older_than", asked.older_than)
+    return _json(PruneAnswer(*await service.node.pruner.prune(older_than)))
+
+
+_prune_request = msgspec.json.Decoder(PruneRequest)
+
+
 # Read
 
 
@@ -150,11 +185,18 @@ async def get_state(service: Service, request: Request, identity: Identity) -> R
     uid = _user(request, identity, once, {"prefix"})
     asked = StateRequest(uid, _state_query(request), _time(request, "at"))
     start = _page_start(request, asked)
+    epoch = await _known_before(service, uid)
     # A later page is of the instant of the first one, and not of `at`, which may be an offset.
     at = asked.at if start is None else None
     page = await service.node.state_machine.state_page(uid, asked.query, at, start)
     next_page = None if page.next is None else asked.token_of(page.next)
-    return _json(StateAnswer(page.items, page.as_of, page.hash, page.cursor, next_page))
+    return _json(StateAnswer(page.items, page.as_of, page.hash, page.cursor, epoch, next_page))
+
+
+async def _known_before(service: Service, uid: UID) -> Time:
+    """The user's epoch, for the answer of a read that follows. If the user is erased between the
+    two, the answer has nothing from before, and an epoch with which nothing can be written."""
+    return (await service.node.state_machine.erasure(uid)).epoch
 
 
 def _state_query(request: Request) -> StateQuery:
@@ -215,8 +257,9 @@ async def get_messages(service: Service, request: Request, identity: Identity) -
     start = _start(request, service.node.clock())
     limits = PageLimits(_limit(request, PAGE_ENTRIES), PAGE_BYTES)
     machine = service.node.state_machine
+    epoch = await _known_before(service, uid)
     page = await machine.messages_page(uid, _device(request), start, limits)
-    return _json(MessagesAnswer(page.messages, page.cursor, page.more))
+    return _json(MessagesAnswer(page.messages, page.cursor, page.more, epoch))
 
 
 def _start(request: Request, now: Time) -> Start:
@@ -231,14 +274,15 @@ def _start(request: Request, now: Time) -> Start:
 
 
 async def get_events(service: Service, request: Request, identity: Identity) -> ASGIApp:
-    uid = _user(request, identity, {"device_id", "cursor"})
+    uid = _user(request, identity, {"device_id", "cursor", "epoch"})
     cursor = cursor_to_resume_from(request.headers, request.query_params)
     device_id = _device(request) or f"events-{new_msg_id()}"
     if service.draining:
         return only_event(GoAway(TRY_ANOTHER_AFTER_MS))
     service.descriptors.require_one_for_device()
-    admission = Admission(uid, identity.accepted_until)
-    return EventStream(service, Resumption(admission, device_id, cursor))
+    issued_at = identity.issued_at if identity.role is Role.DEVICE else HOLDS_FOREVER
+    admission = Admission(uid, identity.accepted_until, issued_at)
+    return EventStream(service, Resumption(admission, device_id, cursor, _epoch(request)))
 
 
 # Health
@@ -285,6 +329,7 @@ def authenticated_endpoint(
     async def respond(request: Request) -> ASGIApp:
         try:
             identity = await service.identify(_token(request))
+            await service.require_current(identity, _epoch(request))
             return await operation(service, request, identity)
         except GregorError as error:
             return refuse(error)
@@ -323,6 +368,16 @@ async def on_exception(request: Request, exception: Exception) -> Response:
 def _token(request: Request) -> str | None:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else None
+
+
+def _epoch(request: Request) -> Time | None:
+    """The epoch that the caller knows. Raises Malformed or InvalidMessage if it is none."""
+    in_header, parameter = request.headers.getlist(EPOCH_HEADER), request.query_params.get("epoch")
+    if in_header and not (len(in_header) == 1 and is_cursor(in_header[0])):
+        raise Malformed(f"{EPOCH_HEADER} must be one ctime, an integer", field=EPOCH_HEADER)
+    if in_header:
+        return int(in_header[0])
+    return None if parameter is None else _cursor(parameter, "epoch")
 
 
 def _user(

@@ -16,9 +16,9 @@ from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, ge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from gregor.core.message import InBandMessage, Message, OutOfBandMessage
+from gregor.core.message import UID, InBandMessage, Message, OutOfBandMessage
 from gregor.errors import Malformed
-from gregor.interfaces import Caller, Outcome
+from gregor.interfaces import Caller, EraseResult, Outcome
 from gregor.node.observer import Observer
 from gregor.stores.sql.failure_reason import FailureReason
 
@@ -72,6 +72,7 @@ class Metrics(Observer, Collector):
         self._requests: Counter[tuple[str, ...]] = Counter()
         self._failed_commits: Counter[tuple[str, ...]] = Counter()
         self._failed_commits.update({(reason.value,): 0 for reason in FailureReason})
+        self._users_erased = 0
         self._gap_messages_recovered = 0
         self._hashes_repaired = 0
         self._invalid_publications = 0
@@ -118,6 +119,9 @@ class Metrics(Observer, Collector):
     def injected(self, caller: Caller, outcome: Outcome) -> None:
         self._messages[_kind(outcome.message), type(outcome).__name__.lower()] += 1
 
+    def erased(self, caller: Caller, uid: UID, result: EraseResult) -> None:
+        self._users_erased += 1
+
     def gap_repaired(self, messages: int) -> None:
         self._gap_messages_recovered += messages
 
@@ -163,6 +167,7 @@ class Metrics(Observer, Collector):
             ("reason",),
             lambda: self._failed_commits,
         )
+        yield counter("users_erased", "Users that were erased", lambda: self._users_erased)
         yield counter(
             "gap_messages_recovered",
             "Messages that were missed and then read from the store",

@@ -10,6 +10,7 @@ from gregor.protocol.answers import (
     CountAnswer,
     MessagesAnswer,
     ProblemDocument,
+    PruneAnswer,
     ReadyAnswer,
     Results,
     StateAnswer,
@@ -21,6 +22,7 @@ from gregor.protocol.requests import (
     ORDERS,
     BatchRequest,
     MultiUserRequest,
+    PruneRequest,
 )
 from gregor.server.readiness import PARTS
 
@@ -47,6 +49,8 @@ def describe() -> JSONObject:
         StateAnswer,
         CountAnswer,
         MessagesAnswer,
+        PruneRequest,
+        PruneAnswer,
         ReadyAnswer,
         ProblemDocument,
     )
@@ -132,6 +136,7 @@ def _paths() -> JSONObject:
     messages["responses"]["409"] = _problem("The cursor cannot be continued")
     return {
         "/v1/messages": {"post": post},
+        "/v1/prune": {"post": _prune()},
         f"{user}/state": {"get": state},
         f"{user}/count": {
             "get": _operation(
@@ -144,6 +149,17 @@ def _paths() -> JSONObject:
         "/readyz": {"get": _ready()},
         "/metrics": {"get": _public("Prometheus metrics")},
     }
+
+
+def _prune() -> JSONObject:
+    prune = _operation(
+        "Forget now what is past, of all users; for services. Answers when it is done, which may"
+        " take minutes. After a time-out, or while another server prunes (503), try again: it goes"
+        " on where it was",
+        "PruneAnswer",
+    )
+    prune["requestBody"] = {"content": {"application/json": {"schema": _ref("PruneRequest")}}}
+    return prune
 
 
 def _selections() -> tuple[JSONObject, ...]:

@@ -6,7 +6,7 @@ from http import HTTPStatus
 import msgspec
 from starlette.responses import Response
 
-from gregor.errors import GregorError, Unauthenticated, Unavailable
+from gregor.errors import Erased, GregorError, Unauthenticated, Unavailable
 from gregor.protocol.answers import ProblemDocument
 
 RETRY_AFTER_SECONDS = 1
@@ -28,6 +28,7 @@ def problem(
         error.action,
         error.field,
         tuple(problems),
+        error.epoch if isinstance(error, Erased) else None,
     )
     headers = dict(headers or {})
     if isinstance(error, Unauthenticated):

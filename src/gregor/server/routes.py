@@ -8,7 +8,8 @@ from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import Match, Route, WebSocketRoute
+from starlette.types import Scope
 
 from gregor.core.message import UID
 from gregor.server import http
@@ -27,6 +28,8 @@ def make_app(service: Service) -> Starlette:
     routes = [
         WebSocketRoute("/v1/connect", WebSocketEndpoint(service)),
         Route("/v1/messages", private(http.post_messages), methods=["POST"]),
+        _UserRoute(user, private(http.delete_user), methods=["DELETE"]),
+        Route("/v1/prune", private(http.post_prune), methods=["POST"]),
         Route(f"{user}/state", private(http.get_state), methods=["GET"]),
         Route(f"{user}/count", private(http.get_count), methods=["GET"]),
         Route(f"{user}/messages", private(http.get_messages), methods=["GET"]),
@@ -50,6 +53,17 @@ def make_app(service: Service) -> Starlette:
 
 async def _get_openapi(service: Service, request: Request) -> Response:
     return Response(msgspec.json.encode(describe()), media_type="application/json")
+
+
+class _UserRoute(Route):
+    """The URL of a user itself, which ends with the uid. A slash in the uid must be encoded, so
+    that no address below a user is taken for another user."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        path = scope.get("raw_path") or scope["path"].encode()
+        if not path.rpartition(b"/")[0].endswith(b"/v1/users"):
+            return Match.NONE, {}
+        return super().matches(scope)
 
 
 class _UID(Convertor[str]):

@@ -3,12 +3,13 @@
 import asyncio
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, Self
 
-from gregor.core.message import Message
+from gregor.core.instant import Time
+from gregor.core.message import UID, Message
 from gregor.errors import Forbidden, GregorError, Unavailable
-from gregor.interfaces import Caller, Outcome, Rejected
+from gregor.interfaces import Caller, EraseResult, Outcome, Rejected
 from gregor.log_event import LogEvent
 from gregor.node.channel import Channel
 from gregor.node.conversation import Admission, Conversation, DeliveryCounts, Resumption
@@ -65,8 +66,8 @@ class Service:
         self._authenticator = authenticator
         self._worker_metrics = worker_metrics
         self.draining = False  # whether this server accepts no new messages and devices
-        self._injects_in_flight = 0
-        self._inject_finished = asyncio.Event()
+        self._writes_in_flight = 0
+        self._write_finished = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Self:
@@ -100,6 +101,13 @@ class Service:
             log.error(LogEvent("the authenticator failed"), exc_info=failure)
             raise GregorError("internal error; the server's log has the traceback") from None
 
+    async def require_current(self, identity: Identity, epoch: Time | None) -> None:
+        """Raise Erased or Unauthenticated if this is a device which does not know, or whose token
+        does not hold, since its user was erased."""
+        if identity.role is Role.DEVICE:
+            erasure = await self.node.state_machine.erasure(identity.uid)
+            erasure.require_current(epoch, identity.issued_at)
+
     def require_room_for_device(self) -> None:
         """Raise Unavailable if no device may connect now, but may to another server."""
         if self.draining:
@@ -128,24 +136,39 @@ class Service:
         identity = await self.identify(token, seconds)
         if identity.role is not Role.DEVICE:
             raise Forbidden("a service token cannot connect a device; use the role `device`")
-        return Admission(identity.uid, identity.accepted_until)
+        return Admission(identity.uid, identity.accepted_until, identity.issued_at)
 
-    async def inject(self, caller: Caller, entries: Sequence[Message | Rejected]) -> list[Outcome]:
-        """Inject messages, in order, and return the outcome of each entry. Raises Unavailable if
-        the store does not answer, or if this server is stopping."""
+    async def inject(
+        self, caller: Caller, entries: Sequence[Message | Rejected], epoch: Time | None = None
+    ) -> list[Outcome]:
+        """Inject messages of a sender who knows this epoch, in order, and return the outcome of
+        each entry. Raises Unavailable if the store does not answer, or if this server is
+        stopping."""
+        with self._writing():
+            return await self.node.inject(caller, entries, epoch)
+
+    async def erase(self, caller: Caller, uid: UID) -> EraseResult:
+        """Erase a user. Raises Unavailable as `inject` does."""
+        with self._writing():
+            return await self.node.erase(caller, uid)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """While the block runs, a write is in flight. Raises Unavailable if the server is
+        stopping."""
         if self.draining:
             raise Unavailable("this server is stopping; retry with another server")
-        self._injects_in_flight += 1
+        self._writes_in_flight += 1
         try:
-            return await self.node.inject(caller, entries)
+            yield
         finally:
-            self._injects_in_flight -= 1
-            self._inject_finished.set()
+            self._writes_in_flight -= 1
+            self._write_finished.set()
 
     @property
     def busy(self) -> bool:
-        """Whether an inject is in flight."""
-        return self._injects_in_flight > 0
+        """Whether a write is in flight."""
+        return self._writes_in_flight > 0
 
     async def metrics_page(self) -> bytes:
         """The metrics of this server, including those of all its workers."""
@@ -183,19 +206,19 @@ class Service:
         await asyncio.sleep(seconds)
 
     async def drain(self, seconds: float) -> None:
-        """Refuse new work, finish the injects in flight, and send the devices away, evenly
+        """Refuse new work, finish the writes in flight, and send the devices away, evenly
         distributed over this time."""
         self.readiness.stopping = self.draining = True
-        await self._wait_for_injects(seconds)
+        await self._wait_for_writes(seconds)
         await self.connections.send_away(seconds)
 
-    async def _wait_for_injects(self, seconds: float) -> None:
-        """Wait until no inject is in flight, so that devices get their acks before the goaway."""
+    async def _wait_for_writes(self, seconds: float) -> None:
+        """Wait until no write is in flight, so that devices get their acks before the goaway."""
         with suppress(TimeoutError):
             async with asyncio.timeout(max(1.0, seconds)):
                 while self.busy:
-                    self._inject_finished.clear()
-                    await self._inject_finished.wait()
+                    self._write_finished.clear()
+                    await self._write_finished.wait()
 
 
 class AuthenticatorFailed(Exception):

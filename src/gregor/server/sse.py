@@ -15,11 +15,19 @@ from starlette.types import Receive, Scope
 from starlette.types import Send as ASGISend
 
 from gregor.core.instant import MAX_TIME, Time
-from gregor.errors import Action, GregorError, InvalidMessage
+from gregor.errors import Action, Erased, GregorError, InvalidMessage
 from gregor.node.channel import NO_SOCKET, ChannelClosed
 from gregor.node.conversation import Resumption
 from gregor.protocol.effects import Close, Send
-from gregor.protocol.frames import Error, Frame, GoAway, Messages, SyncPage, Welcome
+from gregor.protocol.frames import (
+    Error,
+    Frame,
+    GoAway,
+    Messages,
+    SyncPage,
+    UserErased,
+    Welcome,
+)
 from gregor.protocol.json_line import json_line
 from gregor.server.problems import problem
 from gregor.server.service import Service
@@ -57,7 +65,9 @@ def only_event(frame: Frame) -> Response:
 
 def refusal(error: GregorError) -> Response:
     """The answer to a request that fails: an event if the client is to try again, as it would not
-    after another status than 200."""
+    after another status than 200, or if the user was erased."""
+    if isinstance(error, Erased):
+        return only_event(UserErased(error.epoch))
     return only_event(Error.of(error)) if error.action is Action.RETRY else problem(error)
 
 
@@ -128,7 +138,7 @@ def as_event(send: Send, jitter: Callable[[], float] = random.random) -> str:
             pass
         case SyncPage(cursor=cursor) | Messages(cursor=cursor):
             lines.insert(0, f"id: {cursor}")
-        case Welcome() | Error():
+        case Welcome() | Error() | UserErased():
             lines.insert(0, f"retry: {round(RECONNECT_MS * (0.5 + jitter() / 2))}")
         case GoAway(within_ms):
             # Not at once: a browser repeats this until it gets an answer.

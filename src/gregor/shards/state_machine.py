@@ -13,13 +13,14 @@ from operator import methodcaller
 from typing import Any, Self, TypeVar
 
 from gregor.core.buckets import bucket_of
+from gregor.core.history import Cutoff
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import UID, Category, DeviceID, InBandMessage
 from gregor.core.state import Counts, Item
 from gregor.core.state_page import PageStart, StatePage, StateQuery
 from gregor.core.sync import Page, PageLimits, Start, Sync
 from gregor.errors import NodeTooOld, SetupError, Unavailable, WrongShard
-from gregor.interfaces import Rejected, Slot, StateMachineOfRecord
+from gregor.interfaces import PruneStep, Rejected, Slot, StateMachineOfRecord
 from gregor.log_event import LogEvent
 from gregor.shards import shard_map
 from gregor.stores.sql.database import Database
@@ -77,6 +78,10 @@ class Shard:
             raise Unavailable(f"shard {self.name!r}: {error.message}") from error
         self._answered_at = asyncio.get_running_loop().time()
         return result
+
+    async def prune(self, cutoff: Cutoff, after: str = "") -> PruneStep:
+        """A step of pruning this shard alone."""
+        return await self.call(lambda machine: machine.prune(cutoff, after))
 
     def problems(self) -> list[str]:
         """Why the shard does not answer, or takes no writes; empty if it does."""
@@ -334,6 +339,16 @@ class ShardedStateMachine(StateMachineOfRecord):
         except TimeoutError:
             raise Unavailable(f"shard {name!r} has not answered in time") from None
         return clocks
+
+    async def prune(self, cutoff: Cutoff, after: str = "") -> PruneStep:
+        """One shard after the other. The text of a place begins with the name of its shard."""
+        names = [*self.shards]
+        name, _, place = after.partition("\0") if after else (names[0], "", "")
+        step = await self._shard(name).prune(cutoff, place)
+        if step.last is not None:
+            return step._replace(last=f"{name}\0{step.last}")
+        following = [f"{other}\0" for other in names[names.index(name) + 1 :]]
+        return step._replace(last=following[0] if following else None)
 
     async def check_hashes(self, uids: Sequence[UID]) -> Sequence[UID]:
         """Users of shards that do not answer, and of buckets that move now, are left out."""

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from gregor.client.outside import Disconnected
+from gregor.core.instant import Time
 from gregor.core.message import UID, Message
 from gregor.errors import Unauthenticated
-from gregor.interfaces import Caller, Outcome, Rejected
+from gregor.interfaces import HOLDS_FOREVER, Caller, Outcome, Rejected
 from gregor.node.channel import NO_SOCKET, ChannelClosed
 from gregor.node.conversation import Admission, Conversation, DeliveryCounts
 from gregor.node.node import Node
@@ -187,10 +188,12 @@ class MemoryServer:
             del self._transports[transport]
 
     async def admit(self, token: str, seconds: float) -> Admission:
-        return Admission(self._authenticate(token))
+        return Admission(self._authenticate(token), issued_at=HOLDS_FOREVER)
 
-    async def inject(self, caller: Caller, entries: Sequence[Message | Rejected]) -> list[Outcome]:
-        return await self.node.inject(caller, entries)
+    async def inject(
+        self, caller: Caller, entries: Sequence[Message | Rejected], epoch: Time | None = None
+    ) -> list[Outcome]:
+        return await self.node.inject(caller, entries, epoch)
 
     def _delay(self) -> float:
         return self.delay()

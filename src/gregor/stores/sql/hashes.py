@@ -166,6 +166,23 @@ def _sums(connection: DatabaseConnection, until: Mapping[UID, Time]) -> dict[_Su
     return {sum_: hash_text(total) for sum_, total in totals.items()}
 
 
+def account_for_expiries(
+    connection: DatabaseConnection, users: Mapping[UID, LockedUser], now: Time
+) -> None:
+    """Bring the sums of these users, who are locked, to the present. Then no item that has expired
+    is in them, and its message can go."""
+    kept = {uid: KeptHash(u.hash, u.hashed_until) for uid, u in users.items() if u.hash is not None}
+    changes: Counter[_Sum] = Counter()
+    _subtract(changes, _expired(connection, kept, now))
+    _update_scopes(connection, changes)
+    own = [
+        UserHash(uid, _added(before.hash, changes[_Sum(uid, ALL_DEVICES)]), now)
+        for uid, before in kept.items()
+    ]
+    if own:
+        connection.execute_rows(statements.UPDATE_HASHES, own)
+
+
 # Checking
 
 

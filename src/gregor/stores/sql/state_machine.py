@@ -12,6 +12,7 @@ from contextlib import suppress
 from time import monotonic, perf_counter
 from typing import Any, NamedTuple, Self, TypeVar
 
+from gregor.core.history import Cutoff
 from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.message import UID, Category, DeviceID, InBandMessage
 from gregor.core.state import Counts, Item
@@ -28,6 +29,7 @@ from gregor.interfaces import (
     Duplicate,
     EraseResult,
     Erasure,
+    PruneStep,
     Slot,
     StateMachineOfRecord,
     Stored,
@@ -45,6 +47,8 @@ from gregor.stores.sql.database import (
 )
 from gregor.stores.sql.erase import erase, read_erasure
 from gregor.stores.sql.failure_reason import FailureReason, failure_reason
+from gregor.stores.sql.leases import Lease
+from gregor.stores.sql.prune import prune
 from gregor.stores.sql.reads import (
     read_counts,
     read_items,
@@ -119,6 +123,7 @@ class SQLStateMachine(StateMachineOfRecord):
         self.database = database
         self.skew: Time = 0
         self.schema: Schema | None = None
+        self._lease = Lease.of_this_process("prune")
         self._registration = None if clock_check_seconds is None else Registration(database)
         self._clock_check_seconds = clock_check_seconds
         self._any_bucket = not may_become_shard
@@ -183,8 +188,7 @@ class SQLStateMachine(StateMachineOfRecord):
     def _require_writable(self) -> None:
         if not self._open:
             raise Unavailable("the store is closed or closing")
-        if abs(self.skew) > MAX_SKEW:
-            raise ClockSkew(self._describe_skew())
+        self._require_right_clock()
 
     async def store(self, slots: Sequence[Slot]) -> None:
         self._require_writable()
@@ -365,10 +369,29 @@ class SQLStateMachine(StateMachineOfRecord):
         if abs(self.skew) > WARN_SKEW:
             log.warning(LogEvent("clock skew", reason=self._describe_skew()))
 
+    def _require_right_clock(self) -> None:
+        if abs(self.skew) > MAX_SKEW:
+            raise ClockSkew(self._describe_skew())
+
     def _describe_skew(self) -> str:
         side = "behind" if self.skew > 0 else "ahead of"
         skew = f"this machine's clock is {abs(self.skew) / SECOND:.1f} s {side} the database's"
         return f"{skew}; synchronise both with NTP"
+
+    # Pruning
+
+    async def prune(self, cutoff: Cutoff, after: str = "") -> PruneStep:
+        """Raises LeaseHeld if another node prunes this database, and ClockSkew: a clock that is
+        ahead would forget too much."""
+        self.require_schema(before_0008.REVISION)
+        self._require_right_clock()
+        now = self._clock()
+        step = await self.database.write(
+            lambda c: prune(c, self._lease, cutoff, after, now, any_bucket=self._any_bucket)
+        )
+        if step.last is None:
+            await self.database.checkpoint()
+        return step
 
     # Reading
 

@@ -826,6 +826,156 @@ DELETE_PENDING_ERASURES = BulkStatement(
 )
 
 
+# Pruning
+
+
+class UserFloor(NamedTuple):
+    """A user, and up to when what is past is forgotten."""
+
+    uid: UID
+    floor: Time
+
+
+# A message may lose its contents if its ctime is up to the floor, and so is the death or the expiry
+# of its item, if it has one. Each of these has its index, whatever is live or younger. The `+`
+# keeps a query from reading all ctimes of the user instead.
+_PAST = tuple(
+    f"messages.uid = {{uid}} AND {condition}"
+    for condition in (
+        "messages.dismissed_at IS NOT NULL AND messages.dismissed_at <= :floor"
+        " AND +messages.ctime <= :floor",
+        "messages.dismissed_at IS NULL AND messages.category IS NOT NULL"
+        " AND messages.expires_at <= :floor AND +messages.ctime <= :floor",
+        "messages.category IS NULL AND messages.ctime <= :floor",
+    )
+)
+
+_A_PAST_MESSAGE = " OR ".join(
+    f"(SELECT 1 FROM messages WHERE {past.format(uid='input.uid')} LIMIT 1) IS NOT NULL"
+    for past in _PAST
+)
+
+# The users who have messages that may lose their contents.
+# Not EXISTS, nor a join: of many users, PostgreSQL would read more than is asked for.
+USERS_TO_PRUNE = BulkStatement(
+    f"SELECT input.uid FROM input WHERE {_A_PAST_MESSAGE}", UserKey, UserKey._make
+)
+
+# The first such messages of a user.
+PAST_MESSAGES = Statement(
+    " UNION ALL ".join(
+        f"SELECT messages.uid, messages.ctime FROM messages WHERE {past.format(uid=':uid')}"
+        for past in _PAST
+    )
+    + " LIMIT :limit",
+    UserClock._make,
+)
+
+# Returns those whose floor was lower.
+RAISE_FLOORS = BulkStatement(
+    """
+    UPDATE users SET floor = input.floor FROM input
+    WHERE users.uid = input.uid AND users.floor < input.floor RETURNING users.uid
+    """,
+    UserFloor,
+    UserKey._make,
+)
+
+# Returns those that were there.
+DELETE_MESSAGES = BulkStatement(
+    """
+    DELETE FROM messages WHERE (uid, ctime) IN (SELECT uid, ctime FROM input)
+    RETURNING uid, msg_id, ctime, prev, message, dismissed_at
+    """,
+    UserClock,
+    StoredMessage._make,
+)
+
+# The ranges of these dismissals.
+DELETE_RANGES = BulkStatement(
+    "DELETE FROM dismissed_ranges WHERE (uid, ctime) IN (SELECT uid, ctime FROM input)",
+    UserClock,
+    no_row,
+)
+
+DELETE_KEYS = BulkStatement(
+    "DELETE FROM dismissed_keys WHERE (uid, key, ctime) IN (SELECT uid, key, ctime FROM input)",
+    KeyCtime,
+    no_row,
+)
+
+# Idempotent: another shard may have copied the row here before.
+ADD_PRUNED = BulkStatement(
+    """
+    INSERT INTO pruned (uid, msg_id, ctime, digest)
+    SELECT input.uid, input.msg_id, input.ctime, input.digest FROM input WHERE true
+    ON CONFLICT DO NOTHING
+    """,
+    PrunedMessage,
+    no_row,
+)
+
+
+class KnownID(NamedTuple):
+    """An id that is kept without contents, and since when."""
+
+    uid: UID
+    msg_id: MsgID
+    ctime: Time
+
+
+class TableOfIDs(NamedTuple):
+    """What is asked of a table of ids: the next ones after one, in order, and to delete some."""
+
+    after: Statement[KnownID]
+    delete: BulkStatement[ItemKey, None]
+
+
+def _table_of_ids(table: str) -> TableOfIDs:
+    return TableOfIDs(
+        Statement(
+            f"""
+            SELECT uid, msg_id, ctime FROM {table} WHERE (uid, msg_id) > (:uid, :msg_id)
+            ORDER BY uid, msg_id LIMIT :limit
+            """,
+            KnownID._make,
+        ),
+        BulkStatement(
+            f"DELETE FROM {table} WHERE (uid, msg_id) IN (SELECT uid, msg_id FROM input)",
+            ItemKey,
+            no_row,
+        ),
+    )
+
+
+PRUNED_IDS = _table_of_ids("pruned")
+TOMBSTONES = _table_of_ids("dismissed_ids")
+
+# A transaction that changes what a bucket holds, and locks no user whom it may have to insert,
+# begins with this: see WAIT_FOR_WRITERS.
+LOCK_AS_WRITER = Statement("LOCK TABLE users IN ROW EXCLUSIVE MODE", no_row)
+
+
+class LeaseHolder(NamedTuple):
+    holder: str
+
+
+# Take a lease that nobody has, or whose time has run out; or renew one's own. Returns the holder if
+# that has succeeded.
+TAKE_LEASE = Statement(
+    """
+    INSERT INTO leases (name, holder, until)
+    VALUES (:name, :holder, database_now() + :duration)
+    ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until
+        WHERE leases.holder = excluded.holder OR leases.until <= database_now()
+    RETURNING holder
+    """,
+    LeaseHolder._make,
+)
+
+DELETE_LEASE = Statement("DELETE FROM leases WHERE name = :name AND holder = :holder", no_row)
+
+
 # Shards
 
 

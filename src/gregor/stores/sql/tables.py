@@ -74,6 +74,8 @@ CREATE_TABLES = (
     """,
     # The items that were live at a past time are live now, or have died since.
     "CREATE INDEX deaths ON messages (uid, dismissed_at) WHERE dismissed_at IS NOT NULL",
+    # Dismissals create no item. These are found to be pruned, without reading what is live.
+    "CREATE INDEX dismissals ON messages (uid, ctime) WHERE category IS NULL",
     # The item whose place a new one takes: of the same key and scope, with the next smaller ctime.
     """
     CREATE INDEX keyed_items ON messages (uid, key, coalesce(device_id, ''), ctime)

@@ -19,6 +19,14 @@ def upgrade() -> None:
         column = sa.Column(name, sa.BigInteger, nullable=False, server_default=sa.text("0"))
         op.add_column("users", column)
     op.add_column("messages", sa.Column("author", Name))
+    without_item = sa.text("category IS NULL")
+    op.create_index(
+        "dismissals",
+        "messages",
+        ["uid", "ctime"],
+        sqlite_where=without_item,
+        postgresql_where=without_item,
+    )
     op.create_table(
         "pruned",
         sa.Column("uid", Name, nullable=False),
