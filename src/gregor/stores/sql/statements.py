@@ -846,6 +846,8 @@ _PAST = tuple(
         " AND +messages.ctime <= :floor",
         "messages.dismissed_at IS NULL AND messages.category IS NOT NULL"
         " AND messages.expires_at <= :floor AND +messages.ctime <= :floor",
+        "messages.dismissed_at > messages.expires_at AND messages.dismissed_at > :floor"
+        " AND messages.expires_at <= :floor AND +messages.ctime <= :floor",
         "messages.category IS NULL AND messages.ctime <= :floor",
     )
 )
