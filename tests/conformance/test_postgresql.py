@@ -62,9 +62,6 @@ class WrappedDatabase:
     async def check_role(self) -> None:
         await self.database.check_role()
 
-    async def checkpoint(self) -> None:
-        await self.database.checkpoint()
-
     async def scrub(self) -> None:
         await self.database.scrub()
 

@@ -52,10 +52,6 @@ class FlakyDatabase:
         self._fail_if_down()
         await self.database.check_role()
 
-    async def checkpoint(self) -> None:
-        self._fail_if_down()
-        await self.database.checkpoint()
-
     async def scrub(self) -> None:
         self._fail_if_down()
         await self.database.scrub()

@@ -329,9 +329,6 @@ class DelayedDatabase:
         environment.commit_answered(name)
         return result
 
-    async def checkpoint(self) -> None:
-        await self._shard.database.checkpoint()
-
     async def scrub(self) -> None:
         await self._shard.database.scrub()
 
