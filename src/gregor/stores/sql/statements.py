@@ -800,10 +800,12 @@ class PendingErasure(NamedTuple):
     erased_at: Time
 
 
+# For other shards than this one.
 UPSERT_PENDING_ERASURES = BulkStatement(
     """
     INSERT INTO pending_erasures (shard, uid, epoch, erased_at)
-    SELECT input.shard, input.uid, input.epoch, input.erased_at FROM input WHERE true
+    SELECT input.shard, input.uid, input.epoch, input.erased_at FROM input
+    WHERE input.shard <> (SELECT name FROM shard)
     ON CONFLICT (shard, uid) DO UPDATE SET epoch = excluded.epoch, erased_at = excluded.erased_at
     """,
     PendingErasure,
@@ -812,7 +814,8 @@ UPSERT_PENDING_ERASURES = BulkStatement(
 
 PENDING_ERASURES = Statement(
     """
-    SELECT shard, uid, epoch, erased_at FROM pending_erasures ORDER BY shard, uid LIMIT :limit
+    SELECT shard, uid, epoch, erased_at FROM pending_erasures WHERE shard = :shard
+    ORDER BY uid LIMIT :limit
     """,
     PendingErasure._make,
 )
