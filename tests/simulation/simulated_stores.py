@@ -331,6 +331,9 @@ class DelayedDatabase:
     async def scrub(self) -> None:
         await self._shard.database.scrub()
 
+    async def checkpoint(self) -> None:
+        await self._shard.database.checkpoint()
+
     def pools(self) -> Mapping[str, PoolUse]:
         return self._shard.database.pools()
 

@@ -76,7 +76,7 @@ class Node:
         self.clock = clock
         self._broadcaster = broadcaster
         self._publisher = publisher
-        self.pruner = pruner or Pruner({"": state_machine}, FOR_EVER, clock)
+        self.pruner = pruner or Pruner({"": state_machine}, FOR_EVER, clock, jitter=jitter)
         self.limits = Limits(ids_days=self.pruner.retention.ids_days)
         self._observer = observer or Observer()
         self.peers = None if publisher is None else Peers(publisher.pubsub, publisher.node)

@@ -32,9 +32,12 @@ FIRST_SECONDS = 60.0
 """From the start of a node to its first walk, at most: nodes that start together begin at different
 times."""
 
-PAUSES = 15
+PAUSES = 15.0
 """A pause is so many times as long as the step before it: pruning takes 1/16 of the store's time,
 whatever its speed."""
+
+LONGEST_PAUSE_SECONDS = 5.0
+"""A step that took longer has waited for others. The lease is longer."""
 
 # Together longer than a lease.
 LEASE_ATTEMPTS = 20
@@ -66,33 +69,38 @@ class Walks:
     """The walks over one part: what they have forgotten, and how many of the background ones have
     failed. `age` is for how long there was no whole one."""
 
-    def __init__(self, name: str, part: Prunable) -> None:
+    def __init__(
+        self, name: str, part: Prunable, seconds: Callable[[], float], pauses: float
+    ) -> None:
         self.name = name
         self.forgotten = Forgotten()
         self.failures = 0
         self._part = part
-        self._whole_at = monotonic()
+        self._seconds = seconds
+        self._pauses = pauses
+        self._whole_at = seconds()
         self._walking = asyncio.Lock()
 
     @property
     def age(self) -> float:
         """In seconds."""
-        return monotonic() - self._whole_at
+        return self._seconds() - self._whole_at
 
     async def walk(self, cutoff: Cutoff) -> Forgotten:
         """Go over all users and ids once. Returns what this walk has forgotten."""
         async with self._walking:
             forgotten, place = Forgotten(), ""
             while True:
-                begun = monotonic()
+                begun = self._seconds()
                 step = await self._part.prune(cutoff, place)
                 self.forgotten = self.forgotten.and_in(step)
                 forgotten = forgotten.and_in(step)
                 if step.last is None:
-                    self._whole_at = monotonic()
+                    self._whole_at = self._seconds()
                     return forgotten
                 place = step.last
-                await asyncio.sleep(PAUSES * (monotonic() - begun))
+                pause = self._pauses * (self._seconds() - begun)
+                await asyncio.sleep(min(pause, LONGEST_PAUSE_SECONDS))
 
     async def walk_when_free(self, cutoff: Cutoff) -> Forgotten:
         """The same; first wait until the lease of a node that was killed has run out. Raises
@@ -114,15 +122,20 @@ class Pruner:
         retention: Retention,
         clock: Callable[[], Time],
         *,
+        pauses: float = PAUSES,
+        seconds: Callable[[], float] = monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.retention = retention
-        self.walks = [Walks(name, part) for name, part in parts.items()]
+        self.walks = [Walks(name, part, seconds, pauses) for name, part in parts.items()]
         self._clock = clock
         self._jitter = jitter
 
     async def run(self) -> None:
-        """Prune from time to time, until this is cancelled or fails."""
+        """Prune from time to time, until this is cancelled or fails. Returns at once if history is
+        kept for ever."""
+        if not self.retention.contents:
+            return
         async with asyncio.TaskGroup() as tasks:
             for walks in self.walks:
                 tasks.create_task(self._repeat(walks))
@@ -135,10 +148,8 @@ class Pruner:
 
     async def _walk_once(self, walks: Walks) -> float:
         """Returns the time until the next walk."""
-        cutoff = self.retention.cutoff(self._clock())
         try:
-            if cutoff is not None:
-                await walks.walk(cutoff)
+            await walks.walk(self._cutoff())
         except LeaseHeld:  # another node prunes
             return RETRY_SECONDS
         except GregorError as error:
@@ -160,7 +171,7 @@ class Pruner:
         done = [result for result in results if isinstance(result, Forgotten)]
         return Forgotten(*map(sum, zip(*done, strict=True)))
 
-    def _cutoff(self, older_than: Time | None) -> Cutoff:
+    def _cutoff(self, older_than: Time | None = None) -> Cutoff:
         now = self._clock()
         retention = self.retention
         if older_than is not None:

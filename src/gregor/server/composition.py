@@ -52,7 +52,7 @@ class Parts:
             clock=clock,
             observer=self.metrics,
             sweep_seconds=settings.sweep_seconds,
-            pruner=Pruner(_prunable(self.state_machine), retention_of(settings), clock),
+            pruner=Pruner(prunable(self.state_machine), retention_of(settings), clock),
         )
         self.metrics.readings += _readings(self.state_machine)
         self.metrics.readings += _pruner_readings(self.node.pruner)
@@ -146,7 +146,7 @@ def _readings(state_machine: SQLStateMachine | ShardedStateMachine) -> Iterator[
             )
 
 
-def _prunable(machine: SQLStateMachine | ShardedStateMachine) -> Mapping[str, Prunable]:
+def prunable(machine: SQLStateMachine | ShardedStateMachine) -> Mapping[str, Prunable]:
     """The parts that are pruned by themselves."""
     return {"": machine} if isinstance(machine, SQLStateMachine) else machine.shards
 
@@ -230,8 +230,8 @@ def retention_of(settings: Settings) -> Retention:
     contents, ids = _duration("history", settings.history), _duration("ids", settings.ids)
     if contents and ids and ids <= contents:
         raise SetupError(
-            f"setting `ids`: {settings.ids} must be longer than `history`, {settings.history}: an id"
-            " outlives its contents, so that a message that is sent again is not stored twice",
+            f"setting `ids`: {settings.ids} must be longer than `history`, {settings.history}: an"
+            " id outlives its contents, so that a message that is sent again is not stored twice",
             field="ids",
         )
     return Retention(contents, ids)
