@@ -83,11 +83,11 @@ async def test_unknown_user_is_erased_too_and_so_is_one_twice(shared: Served, ui
     assert await erase(shared, uid) > first
 
 
-@pytest.mark.parametrize("strange", ["a/b", "a/state", "%", "ü", "v1/users/x", "a b", "a?b#c"])
-async def test_any_uid_can_be_erased_and_it_alone(shared: Served, strange: str) -> None:
-    await shared.post({"uids": [strange, "a", "x"], "message": creation(msg_id="m")})
-    await erase(shared, strange)
-    assert await contents(shared, strange) == []
+@pytest.mark.parametrize("odd", ["a/b", "a/state", "%", "ü", "v1/users/x", "a b", "a?b#c"])
+async def test_any_uid_can_be_erased_and_it_alone(shared: Served, odd: str) -> None:
+    await shared.post({"uids": [odd, "a", "x"], "message": creation(msg_id="m")})
+    await erase(shared, odd)
+    assert await contents(shared, odd) == []
     assert await contents(shared, "a") == await contents(shared, "x") == [1]
     for other in ("a", "x"):
         await erase(shared, other)
