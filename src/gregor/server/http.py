@@ -30,7 +30,6 @@ from gregor.core.message import (
 from gregor.core.state_page import PageStart, StateQuery
 from gregor.core.sync import After, PageLimits, Since, Start
 from gregor.errors import (
-    Forbidden,
     GregorError,
     InvalidMessage,
     Malformed,
@@ -153,8 +152,7 @@ def _list_in(fields: Mapping[str, Raw], name: str) -> tuple[Raw, ...]:
 async def delete_user(service: Service, request: Request, identity: Identity) -> Response:
     """Erase a user. An unknown one is erased as well."""
     uid = _user(request, identity, set())
-    if identity.role is not Role.SERVICE:
-        raise Forbidden("a device may not erase its user; use a token with the role `service`")
+    identity.require_service("erase its user")
     erasure, pending = await service.erase(Caller(identity.uid), uid)
     return _json(EraseAnswer(uid, erasure.epoch, pending))
 
@@ -164,8 +162,7 @@ async def delete_user(service: Service, request: Request, identity: Identity) ->
 
 async def post_prune(service: Service, request: Request, identity: Identity) -> Response:
     """Forget now what is past, of all users. Answers when it is done."""
-    if identity.role is not Role.SERVICE:
-        raise Forbidden("a device may not prune; use a token with the role `service`")
+    identity.require_service("prune")
     _check_parameters(request, frozenset(), frozenset())
     asked = decode(_prune_request.decode, await _body(request) or b"{}")
     older_than = None if asked.older_than is None else duration("older_than", asked.older_than)
