@@ -2149,4 +2149,11 @@ MUTATIONS = [
         "",
         AUTH + "test_made_token_says_when_it_was_made_and_has_an_id_of_its_own",
     ),
+    Mutation(
+        "erase: a device that says no epoch may write with the token that an erase has ended",
+        "server/service.py",
+        "return erasure.epoch if known is None else known",
+        "return known",
+        HTTP_ERASE + "test_write_with_a_token_that_an_erase_ends_meanwhile_is_not_stored",
+    ),
 ]

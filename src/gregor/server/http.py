@@ -97,7 +97,7 @@ async def post_messages(service: Service, request: Request, identity: Identity) 
         entries = _read_multi_user(_fields_of(MultiUserRequest, fields), identity)
     else:
         return _json(Results((await _inject_one(service, request, identity, body),)))
-    outcomes = await service.inject(Caller(identity.uid), entries, _epoch(request))
+    outcomes = await service.inject(Caller(identity.uid), entries, request.state.epoch)
     return _json(Results(tuple(map(Result.of, outcomes))))
 
 
@@ -106,7 +106,7 @@ async def _inject_one(
 ) -> Result:
     """Inject a single message. Raises the error of one that is rejected."""
     entries = read_entries([Raw(body)], identity.may_access)
-    (outcome,) = await service.inject(Caller(identity.uid), entries, _epoch(request))
+    (outcome,) = await service.inject(Caller(identity.uid), entries, request.state.epoch)
     if isinstance(outcome, Rejected):
         raise outcome.error
     return Result.of(outcome)
@@ -321,12 +321,12 @@ def authenticated_endpoint(
     service: Service, operation: Operation, refuse: Callable[[GregorError], Response] = problem
 ) -> Endpoint:
     """An endpoint that authenticates the caller, and reports errors: as problem documents, unless
-    it is told otherwise."""
+    it is told otherwise. `request.state.epoch` is the epoch with which the caller may write."""
 
     async def respond(request: Request) -> ASGIApp:
         try:
             identity = await service.identify(_token(request))
-            await service.require_current(identity, _epoch(request))
+            request.state.epoch = await service.current_epoch(identity, _epoch(request))
             return await operation(service, request, identity)
         except GregorError as error:
             return refuse(error)
