@@ -39,7 +39,7 @@ from gregor.errors import (
     TooLarge,
     Unavailable,
 )
-from gregor.interfaces import HOLDS_FOREVER, Caller, Rejected
+from gregor.interfaces import HOLDS_FOREVER, Rejected
 from gregor.node.conversation import Admission, Resumption
 from gregor.protocol.answers import (
     CountAnswer,
@@ -98,7 +98,7 @@ async def post_messages(service: Service, request: Request, identity: Identity) 
         entries = _read_multi_user(_fields_of(MultiUserRequest, fields), identity)
     else:
         return _json(Results((await _inject_one(service, request, identity, body),)))
-    outcomes = await service.inject(Caller(identity.uid), entries, _epoch(request))
+    outcomes = await service.inject(identity.caller, entries, _epoch(request))
     return _json(Results(tuple(map(Result.of, outcomes))))
 
 
@@ -107,7 +107,7 @@ async def _inject_one(
 ) -> Result:
     """Inject a single message. Raises the error of one that is rejected."""
     entries = read_entries([Raw(body)], identity.may_access)
-    (outcome,) = await service.inject(Caller(identity.uid), entries, _epoch(request))
+    (outcome,) = await service.inject(identity.caller, entries, _epoch(request))
     if isinstance(outcome, Rejected):
         raise outcome.error
     return Result.of(outcome)
@@ -155,7 +155,7 @@ async def delete_user(service: Service, request: Request, identity: Identity) ->
     uid = _user(request, identity, set())
     if identity.role is not Role.SERVICE:
         raise Forbidden("a device may not erase its user; use a token with the role `service`")
-    erasure, pending = await service.erase(Caller(identity.uid), uid)
+    erasure, pending = await service.erase(identity.caller, uid)
     return _json(EraseAnswer(uid, erasure.epoch, pending))
 
 
