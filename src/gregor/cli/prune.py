@@ -1,13 +1,12 @@
 """`gregor prune`: forgets now what is past for long."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gregor.cli import options, output
 from gregor.cli.event_loop import run
-from gregor.errors import InvalidMessage, SetupError
+from gregor.errors import InvalidMessage
 
 if TYPE_CHECKING:
     from gregor.config import Settings
@@ -81,26 +80,8 @@ async def _ask(settings: "Settings", older_than: str | None) -> "PruneAnswer":
 
 
 async def _prune_store(settings: "Settings", older_than: int | None) -> "PruneAnswer":
-    from gregor.clock import now
-    from gregor.node.pruning import PAUSES, Pruner
+    from gregor.cli.stopped_store import opened
     from gregor.protocol.answers import PruneAnswer
-    from gregor.server.composition import Parts, prunable, retention_of
-    from gregor.stores.sql.store_url import is_shared
 
-    _require_files(settings)
-    parts = Parts(settings.model_copy(update={"pubsub": None}), now)
-    # Nobody else writes to files; other stores may have servers.
-    pauses = PAUSES if any(map(is_shared, settings.stores.values())) else 0
-    pruner = Pruner(prunable(parts.state_machine), retention_of(settings), now, pauses=pauses)
-    async with parts.opened_store():
-        return PruneAnswer(*await pruner.prune(older_than))
-
-
-def _require_files(settings: "Settings") -> None:
-    """Raises SetupError for an SQLite file that does not exist: opening it would create it."""
-    from gregor.stores.sql.store_url import parse_url
-
-    for url in settings.stores.values():
-        parsed = parse_url(url)
-        if not parsed.is_shared and not Path(parsed.path).is_file():
-            raise SetupError(f"{url}: there is no such file; give the URL of the store")
+    async with opened(settings) as parts:
+        return PruneAnswer(*await parts.node.pruner.prune(older_than))

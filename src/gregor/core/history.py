@@ -47,6 +47,9 @@ class Retention(NamedTuple):
         return max(1, self.ids // DAY) if self.contents and self.ids else 0
 
 
+FOR_EVER = Retention(contents=0)
+
+
 def is_past(message: InBandMessage, dismissed_at: Time | None, floor: Time) -> bool:
     """Whether a stored message may lose its contents, when the history up to the floor is
     forgotten. Its item, if it has one, was dismissed at this time (None: it was not)."""

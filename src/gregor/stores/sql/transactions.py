@@ -55,7 +55,7 @@ def consume(
     """
     # Lock the users before reading: what is read then stays true until the commit.
     users = _lock_users(connection, {slot.message.uid for slot in slots})
-    closed = {} if any_bucket else closed_users(connection, users)
+    closed = {} if any_bucket else closed_users(connection, {s.message.uid for s in slots})
     known, dead = _read_known(connection, slots)
     pruned = _read_pruned(connection, slots, users)
     return _consume(connection, slots, now, _Log(connection, users, closed, known, pruned), dead)
@@ -71,7 +71,7 @@ def consume_new(
     """The same for messages that are not stamped and whose ids are new; raises UniqueViolation if
     an id is known. It may be known also of a message that cannot be stored as a new one."""
     users = _lock_users(connection, {slot.message.uid for slot in slots})
-    closed = {} if any_bucket else closed_users(connection, users)
+    closed = {} if any_bucket else closed_users(connection, {s.message.uid for s in slots})
     log = _Log(connection, users, closed, {}, _read_pruned(connection, slots, users))
     outcomes = _consume(connection, slots, now, log, frozenset())
     for outcome in outcomes:
