@@ -137,10 +137,9 @@ def history_of(uid: UID, msg_id: MsgID, trace: Trace, now: Time) -> ItemHistory:
 def _events(item: Item, source: Source, trace: Trace, now: Time) -> Iterator[ItemEvent]:
     yield ItemEvent(item.ctime, "created", source)
     end = _end(item, trace, now)
-    starts_at = item.starts_at
-    if starts_at is not None and item.ctime < starts_at <= now:
-        if end is None or starts_at < _at(end):
-            yield ItemEvent(starts_at, "started")
+    last = now if end is None else _at(end) - 1
+    if item.starts_at is not None and item.ctime < item.starts_at <= min(now, last):
+        yield ItemEvent(item.starts_at, "started")
     if end is not None:
         yield end
 
@@ -148,9 +147,9 @@ def _events(item: Item, source: Source, trace: Trace, now: Time) -> Iterator[Ite
 def _end(item: Item, trace: Trace, now: Time) -> ItemEvent | None:
     """How the item ended: by what came first. A store need not know of a death after an expiry."""
     died_at, expires_at = trace.died_at, item.expires_at
-    if expires_at is not None and has_expired(expires_at, now):
-        if died_at is None or expires_at <= died_at:
-            return ItemEvent(max(expires_at, item.ctime), "expired")
+    expires_first = died_at is None or (expires_at or 0) <= died_at
+    if expires_at is not None and has_expired(expires_at, now) and expires_first:
+        return ItemEvent(max(expires_at, item.ctime), "expired")
     return None if died_at is None else _death(item, died_at, trace.killer)
 
 

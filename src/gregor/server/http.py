@@ -20,6 +20,7 @@ from gregor.core.message import (
     MAX_BATCH,
     MAX_CATEGORY,
     MAX_KEY,
+    MAX_MSG_ID,
     UID,
     Category,
     DeviceID,
@@ -283,6 +284,14 @@ async def get_events(service: Service, request: Request, identity: Identity) -> 
     issued_at = identity.issued_at if identity.role is Role.DEVICE else HOLDS_FOREVER
     admission = Admission(uid, identity.accepted_until, issued_at)
     return EventStream(service, Resumption(admission, device_id, cursor, _epoch(request)))
+
+
+async def get_item_history(service: Service, request: Request, identity: Identity) -> Response:
+    """What became of one item, and why. The user's own devices see no names of services."""
+    uid, msg_id = _user(request, identity, set()), request.path_params["msg_id"]
+    check_text("msg_id", msg_id, MAX_MSG_ID)
+    history = await service.node.state_machine.item_history(uid, msg_id)
+    return _json(history if identity.role is Role.SERVICE else history.without_services())
 
 
 # Health
