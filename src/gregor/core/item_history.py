@@ -14,7 +14,7 @@ from gregor.core.facts import dismissed_keys, dismissed_ranges
 from gregor.core.instant import Time
 from gregor.core.message import UID, Category, InBandMessage, Key, MsgID
 from gregor.core.state import Item
-from gregor.core.visibility import has_begun, has_expired
+from gregor.core.visibility import has_begun
 
 Author: TypeAlias = str
 """Who has sent a message: `device:ID` or `service:SUB`; `user:UID` if it was one of the user's
@@ -138,7 +138,7 @@ def _events(item: Item, source: Source, trace: Trace, now: Time) -> Iterator[Ite
     yield ItemEvent(item.ctime, "created", source)
     end = _end(item, trace, now)
     last = now if end is None else _at(end) - 1
-    if item.starts_at is not None and item.ctime < item.starts_at <= min(now, last):
+    if item.starts_at is not None and item.ctime < item.starts_at <= last:
         yield ItemEvent(item.starts_at, "started")
     if end is not None:
         yield end
@@ -147,8 +147,8 @@ def _events(item: Item, source: Source, trace: Trace, now: Time) -> Iterator[Ite
 def _end(item: Item, trace: Trace, now: Time) -> ItemEvent | None:
     """How the item ended: by what came first. A store need not know of a death after an expiry."""
     died_at, expires_at = trace.died_at, item.expires_at
-    expires_first = died_at is None or (expires_at or 0) <= died_at
-    if expires_at is not None and has_expired(expires_at, now) and expires_first:
+    # A death has happened, even if this clock is behind.
+    if expires_at is not None and expires_at <= (now if died_at is None else died_at):
         return ItemEvent(max(expires_at, item.ctime), "expired")
     return None if died_at is None else _death(item, died_at, trace.killer)
 
