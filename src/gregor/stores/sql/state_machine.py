@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 from gregor.core.history import Cutoff
 from gregor.core.instant import SECOND, Time, TimeOrOffset
-from gregor.core.message import UID, Category, DeviceID, InBandMessage
+from gregor.core.item_history import ItemHistory
+from gregor.core.message import UID, Category, DeviceID, InBandMessage, MsgID
 from gregor.core.state import Counts, Item
 from gregor.core.state_page import PageStart, StatePage, StateQuery
 from gregor.core.sync import Page, PageLimits, Since, Start, Sync
@@ -47,6 +48,7 @@ from gregor.stores.sql.database import (
 )
 from gregor.stores.sql.erase import erase, read_erasure
 from gregor.stores.sql.failure_reason import FailureReason, failure_reason
+from gregor.stores.sql.item_history import read_item_history
 from gregor.stores.sql.leases import Lease
 from gregor.stores.sql.prune import prune
 from gregor.stores.sql.reads import (
@@ -446,6 +448,10 @@ class SQLStateMachine(StateMachineOfRecord):
     ) -> Counts:
         now = self._clock()
         return await self._read_user(uid, lambda c: read_segments(c, uid, device_id, prefix, now))
+
+    async def item_history(self, uid: UID, msg_id: MsgID) -> ItemHistory:
+        now = self._clock()
+        return await self._read_user(uid, lambda c: read_item_history(c, uid, msg_id, now))
 
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
         return await self.database.read(
