@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 from gregor.core.history import Cutoff
 from gregor.core.instant import SECOND, Time, TimeOrOffset
-from gregor.core.message import UID, Category, DeviceID, InBandMessage
+from gregor.core.item_history import ItemHistory
+from gregor.core.message import UID, Category, DeviceID, InBandMessage, MsgID
 from gregor.core.state import Counts, Item
 from gregor.core.state_page import PageStart, StatePage, StateQuery
 from gregor.core.sync import Page, PageLimits, Since, Start, Sync
@@ -47,6 +48,7 @@ from gregor.stores.sql.database import (
 )
 from gregor.stores.sql.erase import erase, read_erasure
 from gregor.stores.sql.failure_reason import FailureReason, failure_reason
+from gregor.stores.sql.item_history import read_item_history
 from gregor.stores.sql.leases import Lease
 from gregor.stores.sql.prune import prune
 from gregor.stores.sql.reads import (
@@ -179,7 +181,8 @@ class SQLStateMachine(StateMachineOfRecord):
                 f"the database does not have schema {revision} yet: run `gregor migrate`; retry"
             )
 
-    def _is_migrated(self) -> bool:
+    @property
+    def is_migrated(self) -> bool:
         """Whether the database is known to have the newest schema that this code needs."""
         return self.schema is not None and self.schema.has(before_0008.REVISION)
 
@@ -278,7 +281,7 @@ class SQLStateMachine(StateMachineOfRecord):
         )
 
     def _for_its_schema(self, consume: Consume) -> Consume:
-        return consume if self._is_migrated() else before_0008.consuming(consume)
+        return consume if self.is_migrated else before_0008.consuming(consume)
 
     async def _resolve_unknown_commit(
         self, slots: Sequence[Slot], now: Time, expected: list[StoreOutcome]
@@ -446,13 +449,17 @@ class SQLStateMachine(StateMachineOfRecord):
         now = self._clock()
         return await self._read_user(uid, lambda c: read_segments(c, uid, device_id, prefix, now))
 
+    async def item_history(self, uid: UID, msg_id: MsgID) -> ItemHistory:
+        now = self._clock()
+        return await self._read_user(uid, lambda c: read_item_history(c, uid, msg_id, now))
+
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
         return await self.database.read(
             lambda c: read_user_clocks(c, uids, any_bucket=self._any_bucket)
         )
 
     async def check_hashes(self, uids: Sequence[UID]) -> Sequence[UID]:
-        if not self._is_migrated():
+        if not self.is_migrated:
             return ()  # none is kept
         now = self._clock()
         return await self.database.write(
@@ -461,7 +468,7 @@ class SQLStateMachine(StateMachineOfRecord):
 
     async def _read_user(self, uid: UID, work: Work[T]) -> T:
         """Run work that reads one user. Raises WrongShard if another shard holds the user."""
-        work = work if self._is_migrated() else before_0008.reading(work)
+        work = work if self.is_migrated else before_0008.reading(work)
         if self._any_bucket:
             return await self.database.read(work)
 
