@@ -11,6 +11,7 @@ ARGUMENTS = "tests/client/test_arguments.py::"
 EXHAUSTIVE = "tests/core/test_exhaustive.py::"
 VECTORS = "tests/core/test_vectors.py::"
 LAWS = "tests/core/test_laws.py::"
+HISTORY = "tests/core/test_history.py::"
 MEMORY = "tests/conformance/test_state_machines.py::TestMemory::"
 SQL = "tests/conformance/test_state_machines.py::TestSQLiteInMemory::"
 LAW_OF_HASHES = "test_law_hash_is_that_of_what_is_live_whatever_was_written_and_has_expired"
@@ -62,6 +63,56 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = [
+    # History
+    Mutation(
+        "a floor hides a live item",
+        "core/history.py",
+        "return message.creation is None or is_dead or has_expired(message.expires_at, floor)",
+        "return True",
+        HISTORY + "test_creation_and_what_it_dismissed_are_forgotten_apart",
+    ),
+    Mutation(
+        "what has died after the floor is past",
+        "core/history.py",
+        "dismissed_at is not None and dismissed_at <= floor",
+        "dismissed_at is not None",
+        MEMORY + "test_prune_takes_the_contents_of_what_is_past_and_counts_it",
+    ),
+    Mutation(
+        "a digest ignores the scope",
+        "core/message.py",
+        "sha256(self.contents())",
+        'sha256(self.contents().partition(b",")[2])',
+        MEMORY + "test_message_sent_again_after_its_contents_are_gone_is_known_by_its_digest",
+    ),
+    Mutation(
+        "a cursor below the floor and the clock gets changes",
+        "core/sync.py",
+        "self.mark <= cursor <= self.clock and not self.has_forgotten(cursor)",
+        "self.mark <= cursor <= self.clock",
+        MEMORY + "test_cursor_below_the_floor_gets_a_snapshot_and_its_messages_are_forgotten",
+    ),
+    Mutation(
+        "a page of a state lacks what has died since the first one, and is forgotten",
+        "core/history.py",
+        "return as_of < floor or user.has_forgotten(known)",
+        "return as_of < floor",
+        MEMORY + "test_pages_of_a_state_across_a_floor_that_rises_are_right_or_forgotten",
+    ),
+    Mutation(
+        "ids that have not arrived are forgotten with the contents of others",
+        "core/facts.py",
+        "facts = self.without_tombstones_of(msg_ids)",
+        "facts = self.without_tombstones()",
+        MEMORY + "test_ids_are_kept_until_they_are_forgotten",
+    ),
+    Mutation(
+        "by a clock that is set back, a message is stored in forgotten history",
+        "core/sync.py",
+        "return max(now, self.clock + 1, self.floor + 1)",
+        "return max(now, self.clock + 1)",
+        SQL + "test_no_message_is_stored_at_the_floor_or_before_it",
+    ),
     # The inbox
     Mutation(
         "a marker does not begin with its notification",
@@ -893,8 +944,8 @@ MUTATIONS = [
     Mutation(
         "a state at a stated time is continued after the user's clock",
         "stores/sql/reads.py",
-        "min(at, clock))",
-        "clock)",
+        "min(at, user.clock))",
+        "user.clock)",
         SQL + "test_state_of_the_past_is_continued_after_its_time",
     ),
     Mutation(
@@ -1023,8 +1074,8 @@ MUTATIONS = [
     Mutation(
         "the ctime is the wall clock alone",
         "stores/sql/transactions.py",
-        "message.stamp_new(max(now, clock + 1), clock)",
-        "message.stamp_new(now, clock)",
+        "message.stamp_new(time.next_ctime(now), time.clock)",
+        "message.stamp_new(now, time.clock)",
         SQL + "test_ctime_increases_strictly_when_the_clock_runs_backwards",
     ),
     Mutation(
