@@ -31,11 +31,12 @@ HEIGHT = {part: -number for number, layer in enumerate(LAYERS) for part in layer
 # The same within a folder.
 LAYERS_WITHIN = {
     "core": (
+        {"history"},
         {"sync", "range_deaths", "buckets", "inbox"},
         {"facts"},
         {"item_index", "state_page"},
         {"state", "state_hash"},
-        {"visibility", "notification_body", "history"},
+        {"visibility", "notification_body"},
         {"message"},
         {"arguments"},
         {"admission"},

@@ -49,6 +49,11 @@ def _listen(value: str) -> str:
     return value
 
 
+def _text(value: Any) -> Any:
+    """A number of a TOML file, as it would be typed."""
+    return str(value) if isinstance(value, int) else value
+
+
 def _store(value: Any) -> Any:
     """Accept one URL, a TOML table of name and URL for each shard, or one string with several
     NAME=URL, as in an environment variable."""
@@ -100,6 +105,9 @@ class Settings(BaseSettings):
     auth: Auth = Auth.OPEN
     jwt_secret: SecretStr | None = None
     sweep_seconds: Annotated[float, Field(gt=0)] = 5.0
+    # Durations such as 90d; 0: for ever. (This layer knows no times: see `retention_of`.)
+    history: Annotated[str, BeforeValidator(_text)] = "90d"
+    ids: Annotated[str, BeforeValidator(_text)] = "400d"
     lame_duck_seconds: Annotated[float, Field(ge=0)] | None = None
     drain_seconds: Annotated[float, Field(ge=0)] = 5.0
     keep_alive_seconds: Annotated[int, Field(ge=1)] = KEEP_ALIVE_SECONDS

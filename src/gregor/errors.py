@@ -136,6 +136,11 @@ class NotMigrated(Unavailable):
     with the same messages."""
 
 
+class LeaseHeld(Unavailable):
+    """Another node does now what only one may do at a time. Nothing was done; retry when it has
+    ended, or when its lease may have run out."""
+
+
 class ClockSkew(Unavailable):
     """This node's clock differs too much from the database's, so the node stamps no messages.
     Correct the clock; until then, send the messages to another node."""

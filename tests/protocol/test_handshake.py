@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+import msgspec
 import pytest
 
 from gregor.errors import ProtocolError
@@ -50,6 +51,14 @@ def test_table_has_every_phase() -> None:
 def test_user_and_device_are_known_when_the_conversation_is_open() -> None:
     handshake = handshake_in(Phase.OPEN)
     assert (handshake.uid, handshake.device_id) == ("u", "d1")
+
+
+@pytest.mark.parametrize("epoch", [None, 0, 9])
+def test_epoch_is_that_of_the_hello_or_of_the_resumption(epoch: int | None) -> None:
+    greeted, resumed = Handshake(), Handshake()
+    greeted.hello(msgspec.structs.replace(HELLO, epoch=epoch))
+    resumed.resume("d1", epoch)
+    assert greeted.epoch == resumed.epoch == epoch
 
 
 def test_hello_of_another_protocol_raises_and_changes_nothing() -> None:

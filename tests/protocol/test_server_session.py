@@ -1,9 +1,12 @@
 """The node's session, frame by frame."""
 
+from collections.abc import Callable
+
 import msgspec
 import pytest
 from msgspec import structs
 
+from gregor.core.instant import SECOND
 from gregor.core.message import (
     MAX_BATCH,
     Dismissal,
@@ -16,8 +19,16 @@ from gregor.core.message import (
 )
 from gregor.core.state_hash import hash_of
 from gregor.core.sync import Changes, Snapshot, Sync
-from gregor.errors import Action, Conflict, Unavailable
-from gregor.interfaces import Rejected, Stored
+from gregor.errors import (
+    Action,
+    Conflict,
+    Erased,
+    GregorError,
+    HistoryForgotten,
+    Resync,
+    Unavailable,
+)
+from gregor.interfaces import HOLDS_FOREVER, Erasure, Rejected, Stored
 from gregor.protocol.effects import Close, Send
 from gregor.protocol.frames import (
     Ack,
@@ -29,6 +40,7 @@ from gregor.protocol.frames import (
     Problem,
     Result,
     SyncPage,
+    UserErased,
     Welcome,
     encode,
 )
@@ -217,7 +229,7 @@ def test_message_without_uid_gets_the_uid_of_the_session() -> None:
         ({}, "invalid", None),
         ({"dismissal": {}}, "invalid", None),
         (7, "invalid", None),
-        ({"creation": {"category": "a", "body": "x" * 70_000}}, "too-large", "body"),
+        ({"creation": {"category": "a", "body": "x" * 70_000}}, "too-large", "creation.body"),
         ({"creation": {"category": "a", "body": 1}, "typo": 1}, "invalid", "typo"),
     ],
 )
@@ -532,3 +544,157 @@ def test_session_that_reads_the_store_does_not_sync_twice() -> None:
     session.sync_again()
     session.synced(Sync(Changes(()), 10, 10, "h"))
     assert CatchUp not in map(type, all_effects(session))
+
+
+# Erasure
+
+EPOCH = 20 * SECOND + 7
+ERASED = Erasure(EPOCH, 20 * SECOND + 5)
+LATER = 21 * SECOND  # when a token was issued that holds
+TOLD_AND_CLOSED = [Send(UserErased(EPOCH)), Close(4010, "erased")]
+
+
+def greeted(epoch: object, *, erasure: Erasure = ERASED, issued_at: int | None) -> ServerSession:
+    """A session whose device has sent a hello with this epoch (`left out`: with none)."""
+    known = "" if epoch == "left out" else f',"epoch":{epoch}'
+    session = ServerSession()
+    session.receive(HELLO[:-1] + known + "}")
+    session.authenticated("u", 50, erasure, issued_at)
+    return session
+
+
+def resumed(epoch: object, *, erasure: Erasure = ERASED, issued_at: int | None) -> ServerSession:
+    """The same, whose transport has said it."""
+    session = ServerSession()
+    session.resume("d1", 7, epoch if isinstance(epoch, int) else None)
+    session.authenticated("u", 50, erasure, issued_at)
+    return session
+
+
+def answer(session: ServerSession) -> object:
+    """What the device was sent first."""
+    effect = session.next()
+    assert isinstance(effect, Send)
+    match effect.frame:
+        case Error(code=code):
+            return code
+        case frame:
+            return type(frame)
+
+
+BEGINNINGS = {"hello": greeted, "resume": resumed}
+OLD_TOKENS = {"unknown": None, "before": 19 * SECOND, "same second": ERASED.erased_at + 1}
+TOKENS = {**OLD_TOKENS, "later": LATER, "open": HOLDS_FOREVER}
+
+
+@pytest.mark.parametrize("begin", BEGINNINGS.values(), ids=BEGINNINGS)
+@pytest.mark.parametrize("epoch", ["left out", "null", 0, EPOCH - 1, EPOCH, EPOCH + 1])
+@pytest.mark.parametrize("token", TOKENS)
+def test_first_answer_depends_on_the_epoch_and_then_on_the_token(
+    begin: Callable[..., ServerSession], epoch: object, token: str
+) -> None:
+    session = begin(epoch, issued_at=TOKENS[token])
+    if epoch in (0, EPOCH - 1):
+        assert all_effects(session) == TOLD_AND_CLOSED
+    elif token in OLD_TOKENS:
+        assert answer(session) == "unauthenticated"
+        assert all_effects(session) == [Close(4001, "unauthenticated")]
+    else:
+        assert answer(session) is Welcome
+        assert session.next() == CatchUp(0 if epoch == EPOCH + 1 else 7)
+
+
+@pytest.mark.parametrize("issued_at", [None, 0])
+def test_every_token_holds_if_the_user_was_never_erased(issued_at: int | None) -> None:
+    assert answer(greeted(0, erasure=Erasure(), issued_at=issued_at)) is Welcome
+
+
+def test_welcome_has_the_epoch_of_the_user() -> None:
+    effect = greeted("left out", issued_at=LATER).next()
+    assert isinstance(effect, Send)
+    assert isinstance(effect.frame, Welcome)
+    assert effect.frame.epoch == EPOCH
+
+
+@pytest.mark.parametrize("epoch", ['"5"', "-1", "1.5", "true", "9007199254740992"])
+def test_hello_whose_epoch_is_no_ctime_closes_the_session(epoch: str) -> None:
+    session = ServerSession()
+    assert session.receive(HELLO[:-1] + f',"epoch":{epoch}}}') is None
+    assert answer(session) == "protocol"
+
+
+def synced_at(epoch: int) -> ServerSession:
+    """An open session of a user with this epoch, whose device is synced."""
+    session = greeted("left out", erasure=Erasure(epoch, epoch), issued_at=HOLDS_FOREVER)
+    all_effects(session)
+    session.synced(Sync(Changes(()), 10, 50, hash_of(()), epoch))
+    all_effects(session)
+    return session
+
+
+def test_device_of_a_user_who_is_erased_is_told_after_what_is_to_be_answered() -> None:
+    session = synced_at(0)
+    session.publish(publication(11))
+    session.stored(3, [])
+    session.erased(EPOCH)
+    assert all_effects(session) == [Send(Ack(3, ())), *TOLD_AND_CLOSED]
+    session.erased(EPOCH + 1)
+    assert all_effects(session) == []
+
+
+@pytest.mark.parametrize("known", [EPOCH, EPOCH + 1])
+def test_erase_that_the_device_knows_changes_nothing(known: int) -> None:
+    session = synced_at(known)
+    session.erased(EPOCH)
+    assert all_effects(session) == []
+
+
+def test_erase_before_the_session_is_open_is_found_by_its_first_sync() -> None:
+    session = ServerSession()
+    session.receive(HELLO)
+    session.erased(EPOCH)
+    session.authenticated("u", 50)  # the erasure was read before it
+    assert answer(session) is Welcome
+    all_effects(session)
+    session.synced(Sync(Snapshot(), EPOCH, 50, hash_of(()), EPOCH))
+    assert all_effects(session) == TOLD_AND_CLOSED
+
+
+def test_sync_of_an_earlier_epoch_makes_the_device_connect_again() -> None:
+    session = greeted("left out", issued_at=LATER)
+    all_effects(session)
+    session.synced(Sync(Snapshot(), 10, 50, hash_of(()), EPOCH - 1))
+    assert answer(session) == "unavailable"
+    assert all_effects(session) == [Close(1013, "unavailable")]
+
+
+@pytest.mark.parametrize("others", [[], [Stored(create("u", "a", msg_id="m").stamp(11, 10))]])
+def test_message_of_before_the_erase_is_answered_by_the_frame_and_by_no_ack(
+    others: list[Stored],
+) -> None:
+    session = synced_at(0)
+    erased = Rejected(create("u", "a", msg_id="x"), Erased("erased", epoch=EPOCH))
+    session.stored(3, [*others, erased])
+    assert all_effects(session) == TOLD_AND_CLOSED
+
+
+def test_message_of_a_later_epoch_makes_the_device_connect_again() -> None:
+    session = synced_at(EPOCH)
+    session.stored(3, [Rejected(create("u", "a"), Resync("the store is older"))])
+    assert answer(session) == "unavailable"
+    assert all_effects(session) == [Close(1013, "unavailable")]
+
+
+REFUSALS: dict[GregorError, object] = {
+    Erased("erased", epoch=EPOCH): UserErased,
+    HistoryForgotten("forgotten"): "history-forgotten",
+    Unavailable("down"): "unavailable",
+}
+
+
+@pytest.mark.parametrize("error", REFUSALS, ids=lambda error: error.code)
+def test_session_refuses_with_the_frame_of_the_error_and_closes(error: GregorError) -> None:
+    session = synced_at(0)
+    session.refuse(error)
+    assert answer(session) == REFUSALS[error]
+    assert all_effects(session) == [Close(error.close_code, error.code)]

@@ -41,6 +41,7 @@ from tests.shards.harness import (
     opened,
     store,
 )
+from tests.stores.logs import stored_log
 from tests.stores.schema_0006 import SchemaOf0006
 from tests.stores.sqlalchemy_migration import OnSQLAlchemy
 
@@ -181,7 +182,7 @@ async def whole_log(database: Database, uid: str) -> list[InBandMessage]:
     log: list[InBandMessage] = []
 
     def next_page(connection: DatabaseConnection) -> list[InBandMessage]:
-        return bucket_contents.page(connection, {uid: log[-1].ctime if log else 0})
+        return stored_log(connection, uid, log[-1].ctime if log else 0)
 
     while page := await database.read(next_page):
         log += page
@@ -281,7 +282,8 @@ async def test_message_stored_behind_the_clock_during_a_move_moves_too(
     bucket = bucket_of(ann)
     async with harness.machine() as machine:
         first = await store(machine, create(ann, "mail"))
-        await Rebalancer(harness.databases)._copy(Group("a", "b", [bucket]))
+        rebalancer = Rebalancer(harness.databases)
+        await rebalancer._copy(await rebalancer._claim(Group("a", "b", [bucket])))
         replay = create(ann, "mail").stamp(first.ctime - 5, 0)
         await store(machine, replay)
         await Rebalancer(harness.databases).move([Move(bucket, "a", "b")])
@@ -367,7 +369,7 @@ async def test_prune_on_the_holder_deletes_nothing(harness: ShardHarness) -> Non
     bucket = bucket_of(ann)
     async with harness.machine() as machine:
         await store(machine, create(ann, "mail"))
-    assert await harness.databases["b"].write(lambda c: shard_map.claim(c, bucket)) is None
+    assert await harness.databases["b"].write(lambda c: shard_map.claim(c, [bucket])) == []
     for version in (1, 2):
         here = Placement(bucket, "a", version)
         assert not await harness.databases["a"].write(partial(shard_map.prune, placement=here))
@@ -419,15 +421,14 @@ async def test_prune_does_not_delete_bucket_that_is_being_moved_to_the_shard(
     ann = await harness.user_of("a")
     bucket = bucket_of(ann)
     a, b = harness.databases["a"], harness.databases["b"]
-    claims: list[Placement | None] = []
+    claims: list[Placement] = []
     deleted: list[bool] = []
 
     async def prune(copies: int) -> None:
         if copies == claim_after:
-            claims.append(await a.write(lambda c: shard_map.claim(c, bucket)))
+            claims.extend(await a.write(lambda c: shard_map.claim(c, [bucket])))
         if copies == 2:
             (placement,) = claims
-            assert placement is not None
             deleted.append(await b.write(lambda c: shard_map.prune(c, placement)))
 
     async with harness.machine() as machine:

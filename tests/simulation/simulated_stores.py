@@ -21,7 +21,7 @@ from gregor.core.state_page import PageStart, StatePage, StateQuery
 from gregor.core.sync import Page, PageLimits, Start, Sync
 from gregor.errors import GregorError, StorageUnavailable, Unavailable
 from gregor.interfaces import Slot, StateMachineOfRecord
-from gregor.shards import bucket_contents, shard_map
+from gregor.shards import shard_map
 from gregor.shards.rebalance import Moved, Rebalancer
 from gregor.shards.shard_map import establish, newest_placements
 from gregor.shards.state_machine import ShardedStateMachine
@@ -34,6 +34,7 @@ from gregor.stores.sql.sqlite import SQLiteDatabase
 from gregor.stores.sql.state_machine import SQLStateMachine
 from gregor.stores.sql.statements import Placement
 from gregor.testing import virtual_time
+from tests.stores.logs import stored_log
 
 T = TypeVar("T")
 
@@ -331,6 +332,9 @@ class DelayedDatabase:
     async def scrub(self) -> None:
         await self._shard.database.scrub()
 
+    async def checkpoint(self) -> None:
+        await self._shard.database.checkpoint()
+
     def pools(self) -> Mapping[str, PoolUse]:
         return self._shard.database.pools()
 
@@ -468,7 +472,7 @@ class ShardedStore:
 
     async def log(self, uid: UID) -> Sequence[InBandMessage]:
         holder = await self._holder(uid)
-        return await holder.read(lambda c: bucket_contents.page(c, {uid: 0}))
+        return await holder.read(lambda c: stored_log(c, uid))
 
     async def _holder(self, uid: UID) -> InlineDatabase:
         """The holder of the user by the newest placement; it is updated with that placement."""

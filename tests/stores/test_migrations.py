@@ -21,7 +21,7 @@ from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.message import Dismissal, InBandMessage, Range, create, dismiss
 from gregor.errors import SetupError, StorageUnavailable
 from gregor.interfaces import Duplicate, Rejected, Stored
-from gregor.shards.bucket_contents import misplaced_users, page
+from gregor.shards.bucket_contents import misplaced_users
 from gregor.shards.state_machine import ShardedStateMachine
 from gregor.stores.memory import MemoryStateMachine
 from gregor.stores.sql import migrations, statements
@@ -40,6 +40,7 @@ from gregor.stores.sql.statements import MessageRow, RangeRow, UserRecord
 from gregor.stores.sql.store_url import database_at, databases_at
 from gregor.stores.sql.tables import CREATE_TABLES, NEWEST_REVISION, OLDEST_WRITERS
 from gregor.testing import oracle
+from tests.stores.logs import stored_log
 from tests.stores.schema_0006 import SchemaOf0006
 from tests.stores.sqlalchemy_migration import OnSQLAlchemy
 
@@ -135,7 +136,8 @@ async def test_migrations_create_the_partial_indexes_of_a_new_file() -> None:
 
     indexes = await on_sqlalchemy("sqlite://", created)
     assert indexes == await on_sqlalchemy("sqlite://", migrated)
-    assert [name for name, _ in indexes] == ["deaths", "live_items", "live_keys"]
+    names = [name for name, _ in indexes]
+    assert names == ["deaths", "dismissals", "live_items", "live_keys"]
 
 
 async def test_migrations_create_the_index_of_keyed_items_of_a_new_file(url: str) -> None:
@@ -489,7 +491,7 @@ async def test_items_killed_by_a_range_beyond_its_dismissal_stay_dead_and_are_na
         database_at(url, migrate) as database,
         SQLStateMachine(database, lambda: DAY + 100) as machine,
     ):
-        log = await database.read(lambda c: page(c, {"ann": 0}))
+        log = await database.read(lambda c: stored_log(c, "ann"))
         (muted,) = [message for message in log if message.msg_id == "mute"]
         assert muted.dismissal is not None
         assert muted.dismissal.msg_ids == ("named", "muted", "muted, too")
@@ -574,7 +576,7 @@ async def test_items_that_died_of_ranges_that_do_not_reach_them_any_more_stay_de
         database_at(url, migrate) as database,
         SQLStateMachine(database, lambda: 100) as machine,
     ):
-        log = await database.read(lambda c: page(c, {"ann": 0}))
+        log = await database.read(lambda c: stored_log(c, "ann"))
         named = {m.msg_id: m.dismissal.msg_ids for m in log if m.dismissal is not None}
         assert named["device's"] == ("named", "of d2", "device's")
         assert named["killed itself"] == ("killed itself",)

@@ -6,6 +6,7 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 import pytest
+from msgspec.structs import replace
 
 from gregor.core.buckets import BUCKETS, bucket_of
 from gregor.core.history import Cutoff
@@ -18,12 +19,12 @@ from gregor.core.message import (
     dismiss_key,
     put,
 )
-from gregor.errors import ClockSkew, Conflict, HistoryForgotten
+from gregor.errors import ClockSkew, Conflict, HistoryForgotten, LeaseHeld
 from gregor.interfaces import Duplicate, PruneStep, Rejected, Stored
 from gregor.shards import shard_map
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import Database, DatabaseConnection
-from gregor.stores.sql.leases import Lease, LeaseHeld
+from gregor.stores.sql.leases import Lease
 from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.prune import STEP_IDS, STEP_MESSAGES, prune
 from gregor.stores.sql.state_machine import MAX_SKEW, SQLStateMachine
@@ -69,6 +70,9 @@ class Pruned(NamedTuple):
                 done.ids + step.ids,
             )
         return done
+
+    async def execute(self, text: str) -> None:
+        await self.database.write(lambda c: c.execute_sql(text))
 
     async def rows(self, columns: str, table: str, where: str = "true") -> list[tuple[object, ...]]:
         text = f"SELECT {columns} FROM {table} WHERE {where} ORDER BY {columns}"
@@ -238,7 +242,7 @@ async def test_item_that_has_expired_unnoticed_leaves_no_trace_in_the_hash(store
 
 async def test_hash_that_is_not_computed_yet_stays_so(store: Pruned) -> None:
     await store.consume(create("u", "a", expires="1d"), create("u", "a"), day=0)
-    await store.database.write(lambda c: c.execute_sql("UPDATE users SET hash = NULL"))
+    await store.execute("UPDATE users SET hash = NULL")
     store.clock.now = at(9)
     before = await store.machine.sync("u", None, 0)
     await store.prune(3)
@@ -378,9 +382,7 @@ async def test_node_that_was_killed_loses_its_lease_and_does_nothing_when_it_goe
     frozen, cutoff = await other_machine(store), Cutoff(at(3), NO_IDS)
     step = await frozen.prune(cutoff)
     await store.consume(dismiss("u", "2"), day=1)
-    await store.database.write(
-        lambda c: c.execute_sql("UPDATE leases SET until = until - 15000000")
-    )
+    await store.execute("UPDATE leases SET until = until - 15000000")
     mine = await store.machine.prune(cutoff)
     assert (mine.contents, mine.last) != (0, None)
     assert step.last is not None
@@ -391,7 +393,7 @@ async def test_node_that_was_killed_loses_its_lease_and_does_nothing_when_it_goe
 async def test_each_step_renews_the_lease(store: Pruned) -> None:
     cutoff = Cutoff(at(3), NO_IDS)
     step = await store.machine.prune(cutoff)
-    await store.database.write(lambda c: c.execute_sql("UPDATE leases SET until = 5"))
+    await store.execute("UPDATE leases SET until = 5")
     assert step.last is not None
     await store.machine.prune(cutoff, step.last)
     ((until,),) = await store.rows("until", "leases")
@@ -427,11 +429,11 @@ async def test_user_whose_bucket_is_elsewhere_or_moves_is_left_out(store: Pruned
     await store.database.write(lambda c: shard_map.make_shard(c, "a", here))
     for change in ("shard = 'b'", f"shard = 'a', closed_until = {2**62}"):
         text = f"UPDATE buckets SET {change} WHERE bucket = {bucket_of('ann')}"
-        await store.database.write(lambda c, text=text: c.execute_sql(text))
+        await store.execute(text)
         await store.prune(3, ids=2)
         assert await store.msg_ids() == ["1"]
         assert await store.msg_ids("dismissed_ids") == ["x"]
-    await store.database.write(lambda c: c.execute_sql("UPDATE buckets SET closed_until = 0"))
+    await store.execute("UPDATE buckets SET closed_until = 0")
     await store.prune(3, ids=2)
     assert await store.msg_ids() == []
 
@@ -445,22 +447,29 @@ def first_step(connection: DatabaseConnection) -> PruneStep:
     return prune(connection, Lease("prune", "me"), Cutoff(at(3), at(1)), "", at(9))
 
 
+async def consume_many(machine: SQLStateMachine, message: InBandMessage, number: int) -> None:
+    """Store the message so many times, each with an id of its own."""
+    for start in range(0, number, 100):
+        ids = range(start, min(start + 100, number))
+        await machine.consume_messages(
+            [replace(message, msg_id=f"{message.msg_id}{n}") for n in ids]
+        )
+
+
 async def with_nothing_to_prune(
     url: str, messages: int, work: Callable[[DatabaseConnection], T]
 ) -> T:
     """The result of the work on a user with so many messages of each kind that stays."""
     async with opened(url) as store:
         machine, clock = store.machine, store.clock
-        for day, make in (
-            (0, lambda: create("u", "a")),
-            (5, lambda: put("u", "k")),
-            (5, lambda: dismiss_key("u", "z")),
-            (5, lambda: create("u", "b", expires="1d")),
+        for day, kind in (
+            (0, create("u", "a")),
+            (5, put("u", "k")),
+            (5, dismiss_key("u", "z")),
+            (5, create("u", "b", expires="1d")),
         ):
             clock.now = at(day)
-            for start in range(0, messages, 100):
-                size = min(100, messages - start)
-                await machine.consume_messages([make() for _ in range(size)])
+            await consume_many(machine, kind, messages)
         clock.now = at(9)
         return await store.database.write(work)
 
@@ -487,3 +496,15 @@ async def test_user_with_nothing_to_prune_costs_the_same_whatever_is_stored_on_p
         for messages in (3, LIVE)
     ]
     assert many <= few + 10
+
+
+async def test_step_costs_the_same_however_much_there_is_to_prune() -> None:
+    costs: list[int] = []
+    for messages in (2 * STEP_MESSAGES, LIVE):
+        async with opened("sqlite://") as store:
+            await consume_many(store.machine, put("u", "k"), messages)
+            await consume_many(store.machine, dismiss_key("u", "z"), messages)
+            cost = await store.database.write(lambda c: sqlite_steps(c, lambda: first_step(c)))
+            costs.append(cost)
+    few, many = costs
+    assert 0 < many <= 1.1 * few

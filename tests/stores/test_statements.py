@@ -11,10 +11,15 @@ from gregor.stores.sql.sqlite import SQLiteConnection
 from gregor.stores.sql.statements import BulkStatement, Insert, Statement, columns_of, no_row
 from gregor.stores.sql.store_url import database_at
 
-NEEDS_ROW_LOCKS = {"LOCK_USERS", "WAIT_FOR_WRITERS", "SET_LOCK_TIMEOUT", "UNREGISTERED_NODES"}
+NEEDS_ROW_LOCKS = {
+    *("LOCK_USERS", "LOCK_AS_WRITER", "WAIT_FOR_WRITERS", "SET_LOCK_TIMEOUT"),
+    "UNREGISTERED_NODES",
+}
 EXAMPLES: dict[str, object] = {"TEXT": "text", "BIGINT": 2**62}
 SMALL = {"bucket": 1, "number": 1}  # columns that are INTEGER
-TEXT_PARAMETERS = ("uid", "device_id", "after", "after_id", "key", "name", "revision")
+TEXT_PARAMETERS = (
+    *("uid", "msg_id", "device_id", "after", "after_id", "key", "name", "holder", "revision"),
+)
 
 
 def all_statements() -> Iterator[tuple[str, Statement[Any]]]:

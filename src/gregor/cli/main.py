@@ -16,9 +16,11 @@ from typer.core import TyperGroup
 
 from gregor.cli import (
     demo,
+    erase,
     inbox,
     migrate,
     output,
+    prune,
     queries,
     replay,
     send,
@@ -164,7 +166,9 @@ command = partial(app.command, cls=ValuesOnce)
 command(rich_help_panel=SERVER_PANEL)(serve.serve)
 command(hidden=True)(serve.worker)
 command(rich_help_panel=SERVER_PANEL)(migrate.migrate)
+command(rich_help_panel=SERVER_PANEL)(prune.prune)
 app.add_typer(shards.app, name="shards", rich_help_panel=SERVER_PANEL)
+command(rich_help_panel=SERVER_PANEL)(erase.erase)
 command(rich_help_panel=SERVER_PANEL)(token.token)
 command(rich_help_panel=CLIENT_PANEL)(send.send)
 command(rich_help_panel=CLIENT_PANEL)(send.put)

@@ -24,12 +24,19 @@ class CommandProducer(AsyncProducer):
     """An AsyncProducer whose errors name the option of the command. A person decides about a retry,
     so by default there is none. Proxies of the environment are ignored."""
 
-    def __init__(self, url: str, token: str | None = None, *, max_attempts: int = 1) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        *,
+        max_attempts: int = 1,
+        timeout: float = REQUEST_TIMEOUT_SECONDS,
+    ) -> None:
         try:
             super().__init__(
                 url,
                 token,
-                timeout=REQUEST_TIMEOUT_SECONDS,
+                timeout=timeout,
                 max_attempts=max_attempts,
                 transport=httpx.AsyncHTTPTransport(trust_env=False, limits=LIMITS),
             )
@@ -93,7 +100,9 @@ async def read_messages(
     return messages
 
 
-def producer(settings: Settings, *, max_attempts: int = 1) -> CommandProducer:
+def producer(
+    settings: Settings, *, max_attempts: int = 1, timeout: float = REQUEST_TIMEOUT_SECONDS
+) -> CommandProducer:
     """For the server in the settings."""
     token = None if settings.token is None else settings.token.get_secret_value()
-    return CommandProducer(settings.url, token, max_attempts=max_attempts)
+    return CommandProducer(settings.url, token, max_attempts=max_attempts, timeout=timeout)

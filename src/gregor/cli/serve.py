@@ -68,6 +68,23 @@ def serve(
             rich_help_panel=DETAILS_PANEL,
         ),
     ] = None,
+    history: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            help="How long to keep what is past: dismissed, replaced or expired; 0 is for ever.",
+            show_default="90d",
+        ),
+    ] = None,
+    ids: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            help="How long to know the ids of what is forgotten, so that none is stored twice.",
+            show_default="400d",
+            rich_help_panel=DETAILS_PANEL,
+        ),
+    ] = None,
     sweep_seconds: Annotated[
         float | None,
         typer.Option(
@@ -136,6 +153,8 @@ def serve(
         migrate=migrate,
         auth=auth,
         log_format=log_format,
+        history=history,
+        ids=ids,
         sweep_seconds=sweep_seconds,
         lame_duck_seconds=lame_duck_seconds,
         drain_seconds=drain_seconds,

@@ -32,6 +32,7 @@ def status(ctx: typer.Context, store: options.Stores = None, json: options.JSON 
 
     [dim]$[/] gregor shards status --store a=postgresql:///a --store b=postgresql:///b
     """
+
     holdings = run(_status(_sharded_settings(ctx, store)))
     if json:
         output.print_json(
@@ -41,7 +42,9 @@ def status(ctx: typer.Context, store: options.Stores = None, json: options.JSON 
             }
         )
         return
-    table = output.plain_table("shard", "buckets", "users", "messages", "bytes", "left over")
+    table = output.plain_table(
+        "shard", "buckets", "users", "messages", "pruned", "bytes", "left over"
+    )
     for column in table.columns[1:]:
         column.justify = "right"
     for name, holding in holdings.items():
@@ -49,7 +52,7 @@ def status(ctx: typer.Context, store: options.Stores = None, json: options.JSON 
         table.add_row(
             output.printable(name),
             *(f"{n:,}" for n in (holding.buckets, *held)),
-            f"{left_over.messages:,} messages" if left_over.messages else "",
+            f"{left_over.messages:,} messages" if left_over.users else "",
         )
     output.console().print(table)
 

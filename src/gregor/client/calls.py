@@ -49,6 +49,7 @@ from gregor.errors import (
 )
 from gregor.protocol.answers import (
     CountAnswer,
+    EraseAnswer,
     MessagesAnswer,
     ProblemDocument,
     Results,
@@ -213,6 +214,19 @@ def _batches(messages: Iterable[Message]) -> Iterator[Sequence[tuple[Message, Ra
         yield batch
 
 
+# Erase
+
+
+def erase(uid: AnyID) -> Call[EraseAnswer]:
+    return Call("DELETE", _address(uid), partial(_read_erased, _uid(uid)))
+
+
+def _read_erased(uid: UID, content: bytes) -> EraseAnswer:
+    answer = _erased.decode(content)
+    _require(answer.uid == uid)
+    return answer
+
+
 # Read
 
 
@@ -332,7 +346,11 @@ def _read_messages(uid: UID, content: bytes) -> MessagesAnswer:
 
 
 def _user(uid: AnyID, resource: str) -> str:
-    return f"/v1/users/{quote(_uid(uid), safe='')}/{resource}"
+    return f"{_address(uid)}/{resource}"
+
+
+def _address(uid: AnyID) -> str:
+    return f"/v1/users/{quote(_uid(uid), safe='')}"
 
 
 def _uid(uid: AnyID) -> UID:
@@ -375,6 +393,7 @@ _results = msgspec.json.Decoder(Results)
 _state = msgspec.json.Decoder(StateAnswer)
 _count = msgspec.json.Decoder(CountAnswer)
 _messages = msgspec.json.Decoder(MessagesAnswer)
+_erased = msgspec.json.Decoder(EraseAnswer)
 
 
 # Attempts and their answers

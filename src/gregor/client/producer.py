@@ -52,7 +52,7 @@ from gregor.core.message import (
 )
 from gregor.core.state import Item
 from gregor.errors import SetupError, Unavailable
-from gregor.protocol.answers import CountAnswer, MessagesAnswer, StateAnswer
+from gregor.protocol.answers import CountAnswer, EraseAnswer, MessagesAnswer, StateAnswer
 from gregor.protocol.frames import Result
 from gregor.protocol.requests import MAX_STATE_ITEMS, Order
 
@@ -64,6 +64,7 @@ StatePages = TypeVar("StatePages")
 AnItem = TypeVar("AnItem")
 ACount = TypeVar("ACount")
 SomeMessages = TypeVar("SomeMessages")
+AnErase = TypeVar("AnErase")
 
 Awaited: TypeAlias = Coroutine[Any, Any, T]
 
@@ -95,7 +96,7 @@ def _require_open(http: httpx.Client | httpx.AsyncClient) -> None:
 
 class BaseProducer(
     Notifier[OneResult],
-    Generic[OneResult, ManyResults, AState, StatePages, AnItem, ACount, SomeMessages],
+    Generic[OneResult, ManyResults, AState, StatePages, AnItem, ACount, SomeMessages, AnErase],
 ):
     """What a Producer and an AsyncProducer promise. The type parameters are what their methods
     return: the answer, or something to await.
@@ -321,6 +322,17 @@ class BaseProducer(
         and go on after its cursor."""
         return self.perform(calls.messages(uid, device_id, since, after, limit))
 
+    # Erasing
+
+    def erase(self, uid: AnyID) -> AnErase:
+        """Delete everything of a user for good, known or not. Devices forget it too: at once if
+        they are connected, otherwise when they come back. It needs the token of a service. The
+        answer's `epoch` is the ctime of the erase: nothing that a device wrote before it knew of it
+        is stored after it. `pending` names the shards that were away: what they still have of the
+        user is removed before they serve again. Tokens that the user's devices have do not hold any
+        more; make new ones from the next second on, if the user is to come back."""
+        return self.perform(calls.erase(uid))
+
     # Requests with retries
 
     @overload
@@ -335,6 +347,9 @@ class BaseProducer(
     @overload
     @abstractmethod
     def perform(self, call: Call[MessagesAnswer]) -> SomeMessages: ...
+    @overload
+    @abstractmethod
+    def perform(self, call: Call[EraseAnswer]) -> AnErase: ...
     @abstractmethod
     def perform(self, call: Any) -> Any:
         """Make a call, with retries."""
@@ -353,6 +368,7 @@ class Producer(
         Item | None,
         CountAnswer,
         MessagesAnswer,
+        EraseAnswer,
     ]
 ):
     """Injects messages and reads states, and returns when that is done. Thread-safe. A forked
@@ -465,6 +481,7 @@ class AsyncProducer(
         Awaited[Item | None],
         Awaited[CountAnswer],
         Awaited[MessagesAnswer],
+        Awaited[EraseAnswer],
     ]
 ):
     """A Producer whose methods are awaited, all in one event loop: that of the first call; in

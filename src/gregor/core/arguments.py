@@ -18,7 +18,13 @@ from gregor.core.admission import (
     check_time,
     kind_of,
 )
-from gregor.core.instant import MAX_TIME, Time, TimeOrOffset, as_time_or_offset
+from gregor.core.instant import (
+    MAX_TIME,
+    Time,
+    TimeOrOffset,
+    as_time_or_offset,
+    to_microseconds,
+)
 from gregor.errors import InvalidMessage, InvalidTime, TooLarge
 
 MAX_ID_BITS = 2_048  # more digits than any id may have
@@ -120,6 +126,28 @@ def time(name: str, value: object) -> TimeOrOffset | None:
     when = instant(name, value)
     check_time(name, when)
     return when
+
+
+def duration(name: str, value: object) -> Time:
+    """Microseconds, from text such as 30d or P30D; 0, which has no unit to mistake, is 0."""
+    match value:
+        case str() if value.isdecimal() and int(value) == 0:
+            return 0
+        case str() if value.isdecimal():
+            raise InvalidMessage(
+                f"`{name}`: a bare number does not say its unit; give a duration such as 30d",
+                field=name,
+            )
+        case str():
+            pass
+        case _:
+            raise InvalidMessage(
+                f"`{name}` must be text such as 30d, not {kind_of(value)}", field=name
+            )
+    try:
+        return to_microseconds(value)
+    except InvalidTime as error:
+        raise InvalidMessage(f"`{name}`: {error.message}", field=name) from error
 
 
 def query_time(name: str, value: object) -> TimeOrOffset | None:

@@ -21,7 +21,7 @@ argument.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
@@ -406,6 +406,40 @@ class Facts(Struct, frozen=True):
         """Only the items without a known death: all that a replica keeps which is told in order,
         and is not told of what is dead when it arrives."""
         return Facts.of_live(self.items)
+
+    def forgetting(self, msg_ids: Collection[MsgID], floor: Time) -> "Facts":
+        """Without these ids, whose items are past at the floor, and without the ranges and keys
+        that were dismissed up to it: those reach nothing that is stored after it."""
+        gone = [item for item in map(self.find, msg_ids) if item is not None]
+        keyed = self.keyed
+        for register in filter(None, map(register_key, gone)):
+            keyed = keyed.remove(register)
+        facts = self.without_tombstones_of(msg_ids)
+        for item in gone:
+            facts = facts._with(
+                items=facts.items.without(item.msg_id),
+                dismissed=_without(facts.dismissed, item.msg_id),
+            )
+        return facts._with(
+            ranges=tuple(range_ for range_ in self.ranges if range_.ctime > floor),
+            keys=_keys_after(self.keys, floor),
+            keyed=keyed,
+        )
+
+    def without_tombstones_of(self, msg_ids: Iterable[MsgID]) -> "Facts":
+        """Without what was said of these ids before their items arrived."""
+        tombstones = self.tombstones
+        for msg_id in msg_ids:
+            tombstones = _without(tombstones, msg_id)
+        return self._with(tombstones=tombstones)
+
+
+def _keys_after(
+    keys: Map[Key, tuple[DismissedKey, ...]], floor: Time
+) -> Map[Key, tuple[DismissedKey, ...]]:
+    """The dismissals of keys after the floor."""
+    later = {key: tuple(one for one in named if one.ctime > floor) for key, named in keys.items()}
+    return Map({key: named for key, named in later.items() if named})
 
 
 def _range_end(range_: DismissedRange) -> Time:

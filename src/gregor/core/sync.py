@@ -203,19 +203,32 @@ class UserTime(NamedTuple):
 
     def continues(self, cursor: Time) -> bool:
         """Whether messages after this cursor tell a reader everything that it lacks. If not, the
-        reader needs a snapshot: the cursor is behind the mark, or ahead of the clock, because the
-        store is a restored backup, and has not yet, or never, what the reader knows."""
-        return self.mark <= cursor <= self.clock
+        reader needs a snapshot: the cursor is behind the mark; or ahead of the clock, because the
+        store is a restored backup, and has not yet, or never, what the reader knows; or what came
+        after it is forgotten."""
+        return self.mark <= cursor <= self.clock and not self.has_forgotten(cursor)
+
+    def has_forgotten(self, cursor: Time) -> bool:
+        """Whether some of what was stored after this cursor may be forgotten. At the clock, nothing
+        was."""
+        return cursor < min(self.floor, self.clock)
+
+    def next_ctime(self, now: Time) -> Time:
+        """The ctime of a new message. What is stored later is after the floor, too."""
+        return max(now, self.clock + 1, self.floor + 1)
 
 
 def require_continued(start: Start, user: UserTime) -> None:
-    """Raises Resync for a cursor after which messages do not tell everything."""
-    if not isinstance(start, After) or start.cursor == 0 or user.continues(start.cursor):
+    """Raises Resync for a cursor after which messages do not tell everything, though nothing is
+    forgotten."""
+    if not isinstance(start, After) or start.cursor == 0:
         return
     if start.cursor > user.clock:
         reason = f"is ahead of the user's clock, {user.clock}"
-    else:
+    elif start.cursor < user.mark:
         reason = f"is before {user.mark}, when a message was stored behind the user's clock"
+    else:
+        return
     raise Resync(f"the cursor {start.cursor} {reason}; read the state, and go on from its cursor")
 
 

@@ -98,7 +98,7 @@ class Conversation:
     """
 
     def __init__(self, host: Host, channel: Channel) -> None:
-        self.session = ServerSession()
+        self.session = ServerSession(host.node.limits)
         self.writing_since: float | None = None
         self._host = host
         self._node = host.node

@@ -18,6 +18,7 @@ from gregor.consumers.broadcaster import Broadcaster, Listener
 from gregor.consumers.peers import Peers
 from gregor.consumers.publisher import Publisher
 from gregor.consumers.relay import LINGER_SECONDS, Relay
+from gregor.core.history import FOR_EVER
 from gregor.core.instant import Time
 from gregor.core.message import UID, Message
 from gregor.errors import Unavailable
@@ -35,6 +36,8 @@ from gregor.log_event import LogEvent
 from gregor.node.batch import Batch, accepted
 from gregor.node.gap_repair import SWEEP_SECONDS, GapRepair
 from gregor.node.observer import Observer
+from gregor.node.pruning import Pruner
+from gregor.protocol.frames import Limits
 from gregor.protocol.handshake import Phase
 from gregor.protocol.server_session import ServerSession
 from gregor.pubsub.interface import PubSub
@@ -48,6 +51,8 @@ class Node:
     """Stores messages in a state machine of record, and passes them to its consumers: a Publisher,
     if there are other nodes, then the Broadcaster, then any others. Open it with `async with`: its
     background tasks run inside the block, and if one of them fails, the block is cancelled.
+
+    Without a Pruner, history is kept for ever, but for what `pruner.prune` is told to forget.
 
     With a Publisher, the node also relays what other nodes publish on the same pub/sub. The node
     opens none of its parts: they must be open while it is.
@@ -64,12 +69,15 @@ class Node:
         observer: Observer | None = None,
         sweep_seconds: float = SWEEP_SECONDS,
         linger_seconds: float = LINGER_SECONDS,
+        pruner: Pruner | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.state_machine = state_machine
         self.clock = clock
         self._broadcaster = broadcaster
         self._publisher = publisher
+        self.pruner = pruner or Pruner({"": state_machine}, FOR_EVER, clock, jitter=jitter)
+        self.limits = Limits(ids_days=self.pruner.retention.ids_days)
         self._observer = observer or Observer()
         self.peers = None if publisher is None else Peers(publisher.pubsub, publisher.node)
         self._gap_repair = GapRepair(
@@ -105,7 +113,7 @@ class Node:
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
         self._gap_repair.begin()
-        loops = [self._gap_repair.run()]
+        loops = [self._gap_repair.run(), self.pruner.run()]
         if self._relay is not None and self.peers is not None:
             loops += [self._relay.run(), self._relay.unsubscribe_idle(), self.peers.run()]
         self._background = [self._tasks.create_task(loop) for loop in loops]

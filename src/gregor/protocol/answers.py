@@ -53,6 +53,15 @@ class MessagesAnswer(Struct, frozen=True):
     epoch: Time = 0
 
 
+class PruneAnswer(Struct, frozen=True):
+    """What was forgotten: of how many users, how many messages have lost their contents, and how
+    many ids are gone."""
+
+    users: int
+    contents: int
+    ids: int
+
+
 class EraseAnswer(Struct, frozen=True):
     """The user was erased at the ctime `epoch`. `pending` are the shards that were away: what they
     still have of the user is removed before they serve again."""

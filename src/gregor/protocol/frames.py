@@ -97,6 +97,9 @@ class Limits(Struct, frozen=True):
     ids_days: int = 0
 
 
+DEFAULT_LIMITS = Limits()
+
+
 class Welcome(Frame, frozen=True, tag="welcome"):
     """The token is valid. `epoch` is the user's; None: this node is of a version without epochs."""
 

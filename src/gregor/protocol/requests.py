@@ -35,3 +35,10 @@ class MultiUserRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
     uids: tuple[UID, ...]
     message: Raw
+
+
+class PruneRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Forget now what is past for as long as `older_than` says, a duration such as `30d`; by
+    default, for as long as the server keeps history."""
+
+    older_than: str | None = None

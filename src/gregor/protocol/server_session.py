@@ -68,6 +68,7 @@ from gregor.protocol.delivery_state import (
 from gregor.protocol.effects import Close, Send
 from gregor.protocol.entries import read_entries
 from gregor.protocol.frames import (
+    DEFAULT_LIMITS,
     Ack,
     Consume,
     DeviceFrame,
@@ -131,6 +132,7 @@ class ServerSession:
     __slots__ = (
         "_handshake",
         "_has_synced",
+        "_limits",
         "_queue",
         "cursor",
         "delivery",
@@ -139,7 +141,8 @@ class ServerSession:
         "slow_consumer_resets",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._limits = limits
         self.cursor: Time = 0
         self.position: Time = 0
         self.epoch: Time = 0  # of the user, while the session is open
@@ -242,7 +245,7 @@ class ServerSession:
             self.cursor = 0
         self.epoch = epoch
         self.delivery = Lagging(self.cursor)
-        self._queue_control(Welcome(self.uid, self.device_id, now, Limits(), epoch))
+        self._queue_control(Welcome(self.uid, self.device_id, now, self._limits, epoch))
 
     def stored(self, n: int, outcomes: Sequence[Outcome]) -> None:
         """The outcomes of a Store. If one message has to be retried, the device retries all of

@@ -1,5 +1,6 @@
 """From the settings to the parts of a server: its databases, its pub/sub, its authenticator."""
 
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -7,9 +8,13 @@ from functools import partial
 from gregor.config import Auth, Settings
 from gregor.consumers.broadcaster import Broadcaster
 from gregor.consumers.publisher import Publisher
+from gregor.core.arguments import duration
+from gregor.core.history import DAY, Retention
 from gregor.core.instant import SECOND, Time
-from gregor.errors import SetupError
+from gregor.errors import InvalidMessage, SetupError
+from gregor.log_event import LogEvent
 from gregor.node.node import Node
+from gregor.node.pruning import Prunable, Pruner, Walks
 from gregor.pubsub.link import Reason
 from gregor.pubsub.remote import RemotePubSub, pubsub_at
 from gregor.server.auth import Authenticator, JWTAuthenticator, OpenAuthenticator
@@ -23,7 +28,11 @@ from gregor.stores.sql.migrations import migrate, require_served, requiring_no_s
 from gregor.stores.sql.state_machine import SQLStateMachine
 from gregor.stores.sql.store_url import database_at, is_shared
 
+log = logging.getLogger("gregor.server")
+
 CLOCK_CHECK_SECONDS = 10.0
+USUAL_ABSENCE = 30 * DAY
+"""For how long a device may be away, as on a holiday: then it should find its history."""
 
 
 class Parts:
@@ -43,22 +52,32 @@ class Parts:
             clock=clock,
             observer=self.metrics,
             sweep_seconds=settings.sweep_seconds,
+            pruner=Pruner(prunable(self.state_machine), retention_of(settings), clock),
         )
         self.metrics.readings += _readings(self.state_machine)
+        self.metrics.readings += _pruner_readings(self.node.pruner)
         self.metrics.readings += _pool_readings(self.databases)
         if self.pubsub is not None:
             self.metrics.readings.append(_reconnects(self.pubsub))
 
     @asynccontextmanager
-    async def opened(self) -> AsyncIterator[None]:
-        """While the block runs, the parts are open: each before those that use it. Raises
-        SetupError if one cannot be used."""
+    async def opened_store(self) -> AsyncIterator[None]:
+        """While the block runs, the databases and the state machine are open, and nothing else: for
+        commands that need no server. Raises SetupError if one cannot be used."""
         async with AsyncExitStack() as stack:
             for database in self.databases.values():
                 await stack.enter_async_context(database)
             if isinstance(self.state_machine, ShardedStateMachine) and self._may_add_shards():
                 await establish(self.state_machine.databases)
             await stack.enter_async_context(self.state_machine)
+            yield
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        """While the block runs, the parts are open: each before those that use it. Raises
+        SetupError if one cannot be used."""
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.opened_store())
             if self.pubsub is not None:
                 await stack.enter_async_context(self.pubsub)
             await stack.enter_async_context(self.node)
@@ -127,6 +146,44 @@ def _readings(state_machine: SQLStateMachine | ShardedStateMachine) -> Iterator[
             )
 
 
+def prunable(machine: SQLStateMachine | ShardedStateMachine) -> Mapping[str, Prunable]:
+    """The parts that are pruned by themselves."""
+    return {"": machine} if isinstance(machine, SQLStateMachine) else machine.shards
+
+
+def _pruner_readings(pruner: Pruner) -> Iterator[Reading | Readings]:
+    """What was forgotten, and whether pruning goes on. Without shards the name of the shard is
+    empty."""
+
+    def read(value: Callable[[Walks], float]) -> Callable[[], Mapping[tuple[str, ...], float]]:
+        return lambda: {(walks.name,): value(walks) for walks in pruner.walks}
+
+    yield counters(
+        "pruned_messages",
+        "Messages whose contents were forgotten, because they were past for long",
+        ("shard",),
+        read(lambda walks: walks.forgotten.contents),
+    )
+    yield counters(
+        "forgotten_ids",
+        "Ids of messages that were forgotten; such a message would be stored again",
+        ("shard",),
+        read(lambda walks: walks.forgotten.ids),
+    )
+    yield counters(
+        "prune_failures",
+        "Attempts to prune that failed; the log has the reason",
+        ("shard",),
+        read(lambda walks: walks.failures),
+    )
+    yield gauges(
+        "prune_age_seconds",
+        "Time since all users of the store were last pruned, or since the start",
+        ("shard",),
+        read(lambda walks: walks.age if pruner.retention.contents else 0),
+    )
+
+
 def _writes_failing(machine: SQLStateMachine, labels: Mapping[str, str]) -> Reading:
     return gauge(
         "writes_failing",
@@ -166,6 +223,44 @@ def _reconnects(pubsub: RemotePubSub) -> Readings:
 
 def _is_up(shard: Shard) -> bool:
     return shard.problem is None
+
+
+def retention_of(settings: Settings) -> Retention:
+    """For how long history is kept. Raises SetupError if that makes no sense."""
+    contents, ids = _duration("history", settings.history), _duration("ids", settings.ids)
+    if contents and ids and ids <= contents:
+        raise SetupError(
+            f"setting `ids`: {settings.ids} must be longer than `history`, {settings.history}: an"
+            " id outlives its contents, so that a message that is sent again is not stored twice",
+            field="ids",
+        )
+    return Retention(contents, ids)
+
+
+def _duration(name: str, text: str) -> Time:
+    try:
+        time = duration(name, text)
+    except InvalidMessage as error:
+        raise SetupError(f"setting {error.message}", field=name) from error
+    if time < 0 or 0 < time < SECOND:
+        raise SetupError(
+            f"setting `{name}`: give a duration such as 90d, or 0 to keep it for ever", field=name
+        )
+    return time
+
+
+def warn_of_short_history(settings: Settings) -> None:
+    """Log that devices will have to read more than they need."""
+    contents = retention_of(settings).contents
+    if 0 < contents < USUAL_ABSENCE:
+        log.warning(
+            LogEvent(
+                "short history",
+                history=settings.history,
+                reason="a device that was away for longer gets a snapshot, and `gregor state --at`"
+                " and `gregor log` cannot look further back; the default is 90d",
+            )
+        )
 
 
 def authenticator_of(settings: Settings) -> Authenticator:

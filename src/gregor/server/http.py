@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from gregor.core.admission import check_id, check_text
-from gregor.core.arguments import query_time
+from gregor.core.arguments import duration, query_time
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import (
     MAX_BATCH,
@@ -45,6 +45,7 @@ from gregor.protocol.answers import (
     CountAnswer,
     EraseAnswer,
     MessagesAnswer,
+    PruneAnswer,
     ReadyAnswer,
     Results,
     StateAnswer,
@@ -61,6 +62,7 @@ from gregor.protocol.requests import (
     ORDERS,
     BatchRequest,
     MultiUserRequest,
+    PruneRequest,
 )
 from gregor.server.auth import Identity, Role
 from gregor.server.page_token import StateRequest
@@ -155,6 +157,22 @@ async def delete_user(service: Service, request: Request, identity: Identity) ->
         raise Forbidden("a device may not erase its user; use a token with the role `service`")
     erasure, pending = await service.erase(Caller(identity.uid), uid)
     return _json(EraseAnswer(uid, erasure.epoch, pending))
+
+
+# Prune
+
+
+async def post_prune(service: Service, request: Request, identity: Identity) -> Response:
+    """Forget now what is past, of all users. Answers when it is done."""
+    if identity.role is not Role.SERVICE:
+        raise Forbidden("a device may not prune; use a token with the role `service`")
+    _check_parameters(request, frozenset(), frozenset())
+    asked = decode(_prune_request.decode, await _body(request) or b"{}")
+    older_than = None if asked.older_than is None else duration("older_than", asked.older_than)
+    return _json(PruneAnswer(*await service.node.pruner.prune(older_than)))
+
+
+_prune_request = msgspec.json.Decoder(PruneRequest)
 
 
 # Read

@@ -5,26 +5,34 @@ from typing import Any
 
 import msgspec
 
+from gregor.core.instant import MAX_TIME
 from gregor.core.message import MAX_KEY, InBandMessage, OutOfBandMessage
 from gregor.protocol.answers import (
     CountAnswer,
+    EraseAnswer,
     MessagesAnswer,
     ProblemDocument,
+    PruneAnswer,
     ReadyAnswer,
     Results,
     StateAnswer,
 )
 from gregor.protocol.frames import PAGE_ENTRIES
 from gregor.protocol.requests import (
+    EPOCH_HEADER,
     MAX_PREFIXES,
     MAX_STATE_ITEMS,
     ORDERS,
     BatchRequest,
     MultiUserRequest,
+    PruneRequest,
 )
 from gregor.server.readiness import PARTS
 
 JSONObject = dict[str, Any]
+
+_EPOCH = {"type": "integer", "minimum": 0, "maximum": MAX_TIME}
+_ERASED = "The user was erased, at the `epoch`, after what the device knows; nothing was stored"
 
 _ERRORS = {
     400: "Not JSON, or JSON of the wrong type, or the `page` of another request",
@@ -47,6 +55,9 @@ def describe() -> JSONObject:
         StateAnswer,
         CountAnswer,
         MessagesAnswer,
+        EraseAnswer,
+        PruneRequest,
+        PruneAnswer,
         ReadyAnswer,
         ProblemDocument,
     )
@@ -84,7 +95,11 @@ def _paths() -> JSONObject:
     post = _operation(
         "Inject one message, up to 500 messages, or one message for up to 10,000 users", "Results"
     )
-    post["responses"]["409"] = _problem("The msg_id of the single message is known otherwise")
+    post["responses"]["409"] = _problem(
+        "The msg_id of the single message is known otherwise; or the epoch is not the user's yet"
+    )
+    post["responses"]["410"] = _problem(_ERASED)
+    post["parameters"] = [_epoch_header()]
     post["requestBody"] = {
         "required": True,
         "content": {"application/json": {"schema": {"anyOf": [_ref(name) for name in bodies]}}},
@@ -130,8 +145,13 @@ def _paths() -> JSONObject:
         device,
     )
     messages["responses"]["409"] = _problem("The cursor cannot be continued")
+    erase = _operation("Erase a user, known or not: delete everything of the user", "EraseAnswer")
+    erase["parameters"] = [_uid()]
+    erase["responses"]["403"] = _problem("The token is not that of a service")
     return {
         "/v1/messages": {"post": post},
+        user: {"delete": erase},
+        "/v1/prune": {"post": _prune()},
         f"{user}/state": {"get": state},
         f"{user}/count": {
             "get": _operation(
@@ -143,6 +163,27 @@ def _paths() -> JSONObject:
         "/healthz": {"get": _public("Liveness: the process responds")},
         "/readyz": {"get": _ready()},
         "/metrics": {"get": _public("Prometheus metrics")},
+    }
+
+
+def _prune() -> JSONObject:
+    prune = _operation(
+        "Forget now what is past, of all users; for services. Answers when it is done, which may"
+        " take minutes. After a time-out, or while another server prunes (503), try again: it goes"
+        " on where it was",
+        "PruneAnswer",
+    )
+    prune["requestBody"] = {"content": {"application/json": {"schema": _ref("PruneRequest")}}}
+    return prune
+
+
+def _epoch_header() -> JSONObject:
+    return {
+        "name": EPOCH_HEADER,
+        "in": "header",
+        "description": "The epoch that a device knows. Nothing is stored if its user was erased "
+        "since",
+        "schema": _EPOCH,
     }
 
 
@@ -194,15 +235,17 @@ def _stream(device: JSONObject) -> JSONObject:
         "The cursor to resume from. The header Last-Event-ID takes precedence; one that is no "
         "cursor means 0",
     )
+    epoch = _query("epoch", "The epoch that the device knows, as in a hello")
+    epoch["schema"] = _EPOCH
     success = {
         "description": "`welcome`, `sync`, then `messages` and `out_of_band`, with one line of "
         "`data` each; the event id is the cursor; `retry` says when to come back. An `error` that "
-        "passes is an event too",
+        "passes is an event too, and so is `erased`, if the user was erased since the `epoch`",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }
     return {
         "summary": "The frames that a device would receive, as server-sent events",
-        "parameters": [_uid(), device, cursor],
+        "parameters": [_uid(), device, cursor, epoch],
         "responses": {"200": success, **_problems()},
     }
 

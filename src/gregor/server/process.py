@@ -22,6 +22,7 @@ from gregor.errors import SetupError
 from gregor.log_event import LogEvent
 from gregor.protocol.frames import MAX_FRAME
 from gregor.server.app import Server
+from gregor.server.composition import warn_of_short_history
 from gregor.server.descriptors import Descriptors, raise_limit
 from gregor.server.guarded_http import GuardedHTTP
 from gregor.server.service import WRITE_TIMEOUT_SECONDS
@@ -46,7 +47,7 @@ async def serve(settings: Settings, clock: Callable[[], Time] = now) -> None:
 
 
 def announce(listener: socket.socket, settings: Settings) -> None:
-    """Log the URL at which the server answers."""
+    """Log the URL at which the server answers, and what may be a mistake in its settings."""
     host, port = listener.getsockname()[:2]
     log.info(
         LogEvent(
@@ -55,6 +56,7 @@ def announce(listener: socket.socket, settings: Settings) -> None:
             store=", ".join(map(redacted, settings.stores.values())),
         )
     )
+    warn_of_short_history(settings)
 
 
 def _tune_garbage_collector() -> None:

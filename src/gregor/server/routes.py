@@ -29,6 +29,7 @@ def make_app(service: Service) -> Starlette:
         WebSocketRoute("/v1/connect", WebSocketEndpoint(service)),
         Route("/v1/messages", private(http.post_messages), methods=["POST"]),
         _UserRoute(user, private(http.delete_user), methods=["DELETE"]),
+        Route("/v1/prune", private(http.post_prune), methods=["POST"]),
         Route(f"{user}/state", private(http.get_state), methods=["GET"]),
         Route(f"{user}/count", private(http.get_count), methods=["GET"]),
         Route(f"{user}/messages", private(http.get_messages), methods=["GET"]),

@@ -14,6 +14,7 @@ WELCOME = """This is Gregor.
   GET  /v1/users/UID/events      the same, live (server-sent events)
   DELETE /v1/users/UID           erase a user
   WS   /v1/connect               the connection of a device
+  POST /v1/prune                 forget what is past for long
 
 /openapi.json describes the HTTP API.
 """

@@ -1,10 +1,14 @@
 """Rebalance: move buckets between shards while servers run.
 
-    copy ──▶ close for half a second ──▶ copy the rest ──▶ release ──▶ publish the placements
+    claim ──▶ copy ──▶ close for half a second ──▶ copy the rest ──▶ release ──▶ publish
 
-Only the log of a user is moved: replayed on another shard, in any order and any number of times,
-it gives the same state with the same ctimes. The progress of a copy is the user's clock on the
-target, so no other record of a move is stored, and an interrupted move is restarted.
+The log of a user is moved: replayed on another shard, in any order and any number of times, it
+gives the same state with the same ctimes. What the log does not tell any more, because it is
+forgotten, is moved beside it. The progress of a copy is the user's row on the target, so no other
+record of a move is stored, and an interrupted move is restarted.
+
+To claim a bucket gives its placement a higher version. It keeps other rebalancers, who claim it as
+well, from changing a copy at the same time.
 
 The release is one transaction of the shard that holds the bucket. Before it, the bucket is on the
 source, and opens again by itself if the rebalancer does not return. After it, the bucket is on the
@@ -16,7 +20,8 @@ target are closed and released together; fewer at a time if their writers would 
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import dropwhile, groupby
 from random import Random
@@ -25,18 +30,19 @@ from typing import NamedTuple, TypeVar
 from gregor.backoff import Backoff
 from gregor.clock import now
 from gregor.core.buckets import BUCKETS, Move, bucket_of, plan_rebalance
-from gregor.core.instant import Time
-from gregor.core.message import UID, InBandMessage
+from gregor.core.instant import SECOND, Time
+from gregor.core.message import UID
 from gregor.errors import GregorError, NotMigrated, Unavailable, WrongShard
-from gregor.interfaces import Rejected, Slot
-from gregor.shards import bucket_contents, shard_map
-from gregor.shards.bucket_contents import Digest, Extent, Load
-from gregor.shards.shard_map import NotClosed, read_map
-from gregor.stores.sql.database import Database
+from gregor.interfaces import Rejected
+from gregor.shards import bucket_contents, bucket_copy, shard_map
+from gregor.shards.bucket_contents import C, Extent, Kind, Load, R
+from gregor.shards.bucket_copy import Claim
+from gregor.shards.shard_map import NotClosed, Outdated, read_map
+from gregor.stores.sql.database import Database, DatabaseConnection
 from gregor.stores.sql.schema import existing_schema
-from gregor.stores.sql.statements import Placement
+from gregor.stores.sql.statements import CopiedMessage, Placement, PrunedMessage
 from gregor.stores.sql.tables import NEWEST_REVISION
-from gregor.stores.sql.transactions import store_copies, wrong_shards
+from gregor.stores.sql.transactions import wrong_shards
 
 CLOSED_SECONDS = 0.45
 MAX_BUCKETS_PER_SWITCH = 32  # that are closed and released together
@@ -47,7 +53,11 @@ MAX_COPY_PASSES = 5
 MIN_PAUSE_SECONDS = 0.1  # in which the writers of a group can write, before it closes again
 BACKOFF = Backoff(0.1, 1.9)  # in addition
 
-T = TypeVar("T", InBandMessage, Digest)
+IDS_KEPT = (
+    400 * 24 * 3600 * SECOND
+)  # for so long at least, servers keep the ids of forgotten messages
+
+T = TypeVar("T")
 
 
 class Moved(NamedTuple):
@@ -59,11 +69,13 @@ class Moved(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Buckets that are moved together from one shard to another."""
+    """Buckets that are moved together from one shard to another. Once they are claimed for that,
+    with their placements."""
 
     source: str
     target: str
     buckets: Sequence[int]
+    claim: Claim = ()
 
     def first_half(self) -> "Group":
         """The first half of the buckets, at least one."""
@@ -106,9 +118,11 @@ class Rebalancer:
         *,
         clock: Callable[[], Time] = now,
         rng: Random | None = None,
+        ids_kept: Time = IDS_KEPT,
     ) -> None:
         self._databases = databases
         self._clock = clock
+        self._ids_kept = ids_kept
         self._rng = rng or Random()
 
     # Loads
@@ -188,13 +202,13 @@ class Rebalancer:
         clock = asyncio.get_running_loop().time
         longest_pause = 0.0
         for attempt in range(MAX_ATTEMPTS):
+            group = await self._claim(group)
             await self._copy(group)
             started_at = clock()
             released = await self._switch(group)
             longest_pause = max(longest_pause, clock() - started_at)
             if released:
                 break
-            await self._require_held(group)
             group = group.first_half()
             await asyncio.sleep(MIN_PAUSE_SECONDS + BACKOFF.delay(attempt, self._rng.random()))
         else:
@@ -215,15 +229,11 @@ class Rebalancer:
         if the time was too short; then none of the buckets has moved."""
         source = self._databases[group.source]
         try:
-            until, closed = await source.write(
-                lambda c: shard_map.close(c, group.buckets, CLOSED_SECONDS)
-            )
+            until = await source.write(partial(_close, group=group))
         except Unavailable:
             return []  # one writer takes too long: the other writers must not wait for this lock
         try:
             async with asyncio.timeout(CLOSED_SECONDS):
-                # First, so that another rebalancer's `_prune` does not delete what is copied there.
-                await self._publish_placements([group.target], closed)
                 if not await self._copy(group):
                     raise NotClosed("the last messages were not copied in time")
             released = await source.write(
@@ -249,36 +259,58 @@ class Rebalancer:
         for name in names:
             await self._databases[name].write(lambda c: shard_map.merge_placements(c, known))
 
+    async def _claim(self, group: Group) -> Group:
+        """Claim the buckets on both shards. Raises Unavailable if the source does not hold them."""
+        claim = await self._databases[group.source].write(
+            lambda c: shard_map.claim(c, group.buckets)
+        )
+        if len(claim) < len(group.buckets):
+            await self._require_held(group)
+        await self._publish_placements([group.target], claim)
+        return group._replace(claim=claim)
+
     async def _copy(self, group: Group) -> bool:
-        """Replay on the target the messages that it lacks, and bring the clocks of their users.
-        Returns whether the target had all of them at the end."""
-        target = self._databases[group.target]
+        """Copy to the target what it lacks. Returns whether it had everything at the end."""
         for _ in range(MAX_COPY_PASSES):
-            source_extents, target_extents = await asyncio.gather(
-                self._extents(group.source, group.buckets),
-                self._extents(group.target, group.buckets),
-            )
-            lacking = {
-                uid: extent
-                for uid, extent in source_extents.items()
-                if target_extents.get(uid) != extent
-            }
-            if not lacking:
-                return True
-            cursors = {uid: _copy_cursor(target_extents.get(uid), e) for uid, e in lacking.items()}
-            async for page in self._pages(group.source, bucket_contents.page, cursors):
-                await self._store(group, page)
-            # Only now: until all messages are there, the clock says how far the copy is.
-            await target.write(partial(bucket_contents.advance_clocks, extents=lacking))
+            with suppress(Outdated):
+                if await self._copy_once(group):
+                    return True
         return False
 
-    async def _store(self, group: Group, messages: Sequence[InBandMessage]) -> None:
+    async def _copy_once(self, group: Group) -> bool:
+        """Copy what the target lacks of the users of these buckets; return whether that was
+        nothing. What a log does not tell is copied with the whole of it, and before the floor."""
+        held, copied = await asyncio.gather(
+            self._extents(group.source, group.buckets), self._extents(group.target, group.buckets)
+        )
+        lacking = {uid: e for uid, e in held.items() if not e.is_complete_in(copied.get(uid))}
+        if not lacking:
+            return True
+        new = {uid: e for uid, e in lacking.items() if not e.is_continued_by(copied.get(uid))}
+        await self._write(group, partial(bucket_copy.begin, extents=new))
+        cursors = {uid: 0 if uid in new else copied[uid].ctime for uid in lacking}
+        async for messages in self._pages(group.source, bucket_contents.MESSAGES, cursors):
+            await self._store(group, messages)
+        forgetful = {uid: "" for uid, extent in new.items() if extent.has_forgotten}
+        async for pruned in self._pages(group.source, bucket_contents.PRUNED, forgetful):
+            await self._write(group, partial(bucket_copy.store_pruned, rows=pruned))
+        async for tombstones in self._pages(group.source, bucket_contents.TOMBSTONES, forgetful):
+            await self._write(group, partial(bucket_copy.store_tombstones, rows=tombstones))
+        await self._write(group, partial(bucket_copy.finish, extents=lacking))
+        return False
+
+    async def _store(self, group: Group, messages: Sequence[CopiedMessage]) -> None:
         now = self._clock()
-        target = self._databases[group.target]
-        outcomes = await target.write(lambda c: store_copies(c, [Slot(m) for m in messages], now))
+        outcomes = await self._write(
+            group, partial(bucket_copy.store_messages, rows=messages, now=now)
+        )
         for message, outcome in zip(messages, outcomes, strict=True):
             if isinstance(outcome, Rejected):
                 raise _conflict_error(group, message.uid)
+
+    async def _write(self, group: Group, step: Callable[[DatabaseConnection, Claim], T]) -> T:
+        """Run a step of the copy on the target."""
+        return await self._databases[group.target].write(lambda c: step(c, group.claim))
 
     async def _require_no_conflicts(self, group: Group) -> None:
         """Raises GregorError if the target has old messages of these buckets that the source lacks.
@@ -364,8 +396,8 @@ class Rebalancer:
         """Delete an old copy, unless the bucket is being moved to its shard, or has moved from its
         holder. Returns whether it was deleted."""
         holder, shard = self._databases[copy.holder], self._databases[copy.shard]
-        placement = await holder.write(lambda c: shard_map.claim(c, copy.bucket))
-        return placement is not None and await shard.write(lambda c: shard_map.prune(c, placement))
+        claim = await holder.write(lambda c: shard_map.claim(c, [copy.bucket]))
+        return bool(claim) and await shard.write(lambda c: shard_map.prune(c, claim[0]))
 
     async def _users_with_missing_messages(
         self, holder: str, name: str, buckets: Sequence[int]
@@ -384,30 +416,53 @@ class Rebalancer:
         for first in range(0, len(uids), VERIFY_BATCH_USERS):
             batch = uids[first : first + VERIFY_BATCH_USERS]
             copied, held = await asyncio.gather(
-                self._digests(name, batch), self._digests(holder, batch)
+                self._contents(name, batch), self._contents(holder, batch)
             )
-            with_missing += dict.fromkeys(digest.uid for digest in copied - held)
+            with_missing += dict.fromkeys(
+                message.uid
+                for message in copied - held
+                if not self._is_forgotten(message.ctime, held_extents[message.uid])
+            )
         return with_missing
 
-    async def _digests(self, name: str, uids: Iterable[UID]) -> set[Digest]:
-        """The digests of all messages of these users."""
-        digests: set[Digest] = set()
-        async for page in self._pages(name, bucket_contents.digests, dict.fromkeys(uids, 0)):
-            digests.update(page)
-        return digests
+    def _is_forgotten(self, ctime: Time, holder: Extent) -> bool:
+        """Whether the holder may have forgotten even the id of a message."""
+        forgotten_ids = min(holder.floor, self._clock() - self._ids_kept) if self._ids_kept else 0
+        return ctime <= max(holder.epoch, forgotten_ids)
+
+    async def _contents(self, name: str, uids: Collection[UID]) -> set[PrunedMessage]:
+        """All messages of these users, in the form that is left of them when they are forgotten:
+        so it makes no difference which of them are."""
+        contents: set[PrunedMessage] = set()
+        async for digests in self._pages(name, bucket_contents.DIGESTS, dict.fromkeys(uids, 0)):
+            contents.update(digests)
+        # After the messages: what is pruned meanwhile is read twice rather than not at all.
+        async for pruned in self._pages(name, bucket_contents.PRUNED, dict.fromkeys(uids, "")):
+            contents.update(PrunedMessage(r.uid, r.msg_id, r.ctime, r.digest) for r in pruned)
+        return contents
 
     async def _pages(
-        self,
-        name: str,
-        read_page: Callable[..., list[T]],
-        cursors: Mapping[UID, Time],
-    ) -> AsyncIterator[list[T]]:
-        """The users' logs after these cursors, page by page, as `read_page` reads them."""
-        while page := await self._databases[name].read(partial(read_page, cursors=cursors)):
+        self, name: str, kind: Kind[R, C], cursors: Mapping[UID, C]
+    ) -> AsyncIterator[list[R]]:
+        """The rows of these users after these cursors, page by page."""
+        while page := await self._page(name, kind, cursors):
             yield page
-            if len(page) < bucket_contents.MAX_PAGE_MESSAGES:
+            if len(page) < bucket_contents.MAX_PAGE_ROWS:
                 return
-            cursors = _cursors_after(page[-1], cursors)
+            uid, cursor = kind.place_of(page[-1])
+            left = dropwhile(lambda user: user[0] != uid, cursors.items())  # noqa: B023
+            cursors = dict(left) | {uid: cursor}
+
+    async def _page(self, name: str, kind: Kind[R, C], cursors: Mapping[UID, C]) -> list[R]:
+        return await self._databases[name].read(lambda c: kind.page(c, cursors))
+
+
+def _close(connection: DatabaseConnection, group: Group) -> Time:
+    """Close the buckets until the returned time, unless another rebalancer has claimed them since:
+    it may delete what was copied."""
+    until, _ = shard_map.close(connection, group.buckets, CLOSED_SECONDS)
+    shard_map.require_newest(connection, group.claim)
+    return until
 
 
 def _conflict_error(group: Group, uid: UID) -> GregorError:
@@ -415,18 +470,6 @@ def _conflict_error(group: Group, uid: UID) -> GregorError:
         f"bucket {bucket_of(uid)} cannot be moved: shard {group.target!r} has messages of {uid!r}, "
         f"or a clock, that shard {group.source!r}, the holder, lacks; see `gregor shards verify`"
     )
-
-
-def _cursors_after(last: InBandMessage | Digest, cursors: Mapping[UID, Time]) -> dict[UID, Time]:
-    """The cursors for the next page after one that ends with `last`."""
-    remaining = dropwhile(lambda cursor: cursor[0] != last.uid, cursors.items())
-    return dict(remaining) | {last.uid: last.ctime}
-
-
-def _copy_cursor(target: Extent | None, source: Extent) -> int:
-    """The ctime after which to copy. If the clocks agree and the numbers of messages do not, a
-    message was stored behind the clock, and the whole log is copied again."""
-    return 0 if target is None or target.ctime >= source.ctime else target.ctime
 
 
 async def _read_loads(database: Database) -> dict[int, Load]:
@@ -450,4 +493,4 @@ async def _read_misplaced_users(database: Database) -> list[UID]:
 
 def _total(loads: Iterable[Load]) -> Load:
     columns = list(zip(*loads, strict=True))
-    return Load(*(sum(column) for column in columns)) if columns else Load(0, 0, 0)
+    return Load(*(sum(column) for column in columns)) if columns else Load()

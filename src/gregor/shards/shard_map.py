@@ -36,6 +36,10 @@ class NotClosed(Unavailable):
     changed; close them again."""
 
 
+class Outdated(Unavailable):
+    """What was read of buckets that move is outdated. Nothing has changed; read it again."""
+
+
 # The map
 
 
@@ -200,12 +204,21 @@ def reopen(connection: DatabaseConnection, buckets: Sequence[int], until: Time) 
     connection.execute_rows(statements.REOPEN_BUCKETS, rows)
 
 
-def claim(connection: DatabaseConnection, bucket: int) -> Placement | None:
-    """Place a bucket, which this shard holds, on this shard again, with a higher version; None if
-    another shard holds it. A rebalancer that is moving it has to close it again."""
+def claim(connection: DatabaseConnection, buckets: Iterable[int]) -> list[Placement]:
+    """Place those of these buckets that this shard holds on this shard again, with higher versions.
+    Whoever has claimed them before, to move them, has to begin again."""
     require_writer(connection)
-    claimed = connection.execute_rows(statements.CLAIM_BUCKETS, [BucketKey(bucket)])
-    return next(iter(claimed), None)
+    return connection.execute_rows(statements.CLAIM_BUCKETS, map(BucketKey, buckets))
+
+
+def require_newest(connection: DatabaseConnection, claim: Sequence[Placement]) -> None:
+    """Raises Outdated unless this shard knows no newer placements of the buckets than these. That
+    stays true until the commit."""
+    keys = [BucketKey(placement.bucket) for placement in claim]
+    if connection.dialect.has_row_locks:
+        connection.execute_rows(statements.LOCK_PLACEMENTS, keys)
+    if connection.execute_rows(statements.PLACEMENTS_OF, keys) != sorted(claim):
+        raise Outdated("another rebalancer has claimed the buckets")
 
 
 def prune(connection: DatabaseConnection, placement: Placement) -> bool:

@@ -5,10 +5,18 @@ For tests, simulations and models. It is the reference for every other state mac
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from gregor.core.facts import Facts, is_dismissed_by
+from gregor.core.history import (
+    Cutoff,
+    is_past,
+    require_remembered,
+    stored_too_late,
+    wrong_epoch,
+)
 from gregor.core.instant import Time, TimeOrOffset
-from gregor.core.message import UID, Category, DeviceID, InBandMessage, MsgID
+from gregor.core.message import UID, Category, DeviceID, Digest, InBandMessage, MsgID
 from gregor.core.state import Counts, Item
 from gregor.core.state_page import PageStart, StatePage, StateQuery, page_of
 from gregor.core.sync import (
@@ -34,7 +42,21 @@ from gregor.core.sync import (
 )
 from gregor.core.visibility import At, Now, has_begun, has_expired
 from gregor.errors import Conflict, InvalidMessage
-from gregor.interfaces import Duplicate, Rejected, Slot, StateMachineOfRecord, Stored, StoreOutcome
+from gregor.interfaces import (
+    NEVER_ERASED,
+    Duplicate,
+    EraseResult,
+    Erasure,
+    PruneStep,
+    Rejected,
+    Slot,
+    StateMachineOfRecord,
+    Stored,
+    StoreOutcome,
+)
+
+STEP_USERS = 100
+"""How many users one step of a prune looks at."""
 
 
 class MemoryStateMachine(StateMachineOfRecord):
@@ -48,7 +70,7 @@ class MemoryStateMachine(StateMachineOfRecord):
         now = self._clock()
         for slot in slots:
             user = self._users.setdefault(slot.message.uid, _UserLog())
-            slot.outcome = user.consume(slot.message, now)
+            slot.outcome = user.consume(slot, now)
         for slot in slots:  # only now: what the outcomes say is as of the end of the batch
             user = self._users[slot.message.uid]
             slot.outcome = user.judged(slot.outcome, now)
@@ -62,21 +84,28 @@ class MemoryStateMachine(StateMachineOfRecord):
     ) -> StatePage:
         now, user = self._clock(), self._user(uid)
         if start is not None:
+            require_remembered(start, user.time)
             state = user.facts.state_at(query.device_id, start.as_of, start.known)
             return page_of(state, query, start, start.hash, start.known)
-        when = Now(now) if at is None else At(at.after(now))
+        if at is None:
+            return user.state_page(query, Now(now))
+        when = At(at.after(now))
+        require_remembered(when, user.time)
         return user.state_page(query, when)
 
     async def in_band_messages_since(
         self, uid: UID, device_id: DeviceID | None, since: TimeOrOffset
     ) -> Sequence[InBandMessage]:
-        now = self._clock()
-        return what_is_left(self._user(uid).since(device_id, Since(since.after(now)), now))
+        now, user = self._clock(), self._user(uid)
+        start = Since(since.after(now))
+        require_remembered(start, user.time)
+        return what_is_left(user.since(device_id, start, now))
 
     async def messages_page(
         self, uid: UID, device_id: DeviceID | None, start: Start, limits: PageLimits
     ) -> Page:
         user = self._user(uid)
+        require_remembered(start, user.time)
         require_continued(start, user.time)
         return first_page(user.since(device_id, start, self._clock()), user.time.clock, limits)
 
@@ -103,6 +132,24 @@ class MemoryStateMachine(StateMachineOfRecord):
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
         return {uid: self._user(uid).time.clock for uid in uids}
 
+    async def erasure(self, uid: UID) -> Erasure:
+        return self._user(uid).erasure
+
+    async def erase(self, uid: UID) -> EraseResult:
+        user = self._users[uid] = self._user(uid).erased(self._clock())
+        return EraseResult(user.erasure)
+
+    async def prune(self, cutoff: Cutoff, after: str = "") -> PruneStep:
+        floor = min(cutoff.floor, self._clock())
+        uids = sorted(uid for uid in self._users if uid > after)[:STEP_USERS]
+        steps = [self._users[uid].prune(Cutoff(floor, cutoff.ids)) for uid in uids]
+        return PruneStep(
+            uids[-1] if len(uids) == STEP_USERS else None,
+            sum(step.users for step in steps),
+            sum(step.contents for step in steps),
+            sum(step.ids for step in steps),
+        )
+
     async def check_hashes(self, uids: Sequence[UID]) -> Sequence[UID]:
         return ()  # none is kept
 
@@ -110,33 +157,50 @@ class MemoryStateMachine(StateMachineOfRecord):
         return ()
 
     def log(self, uid: UID) -> tuple[InBandMessage, ...]:
-        """All messages that were ever stored for the user, in order and in full."""
+        """All messages of the user whose contents are not forgotten, in order and in full."""
         return tuple(self._user(uid).log)
 
     def _user(self, uid: UID) -> "_UserLog":
         return self._users.get(uid) or _UserLog()
 
 
-class _UserLog:
-    """One user's log, and the facts and the clock that follow from it."""
+class _PrunedID(NamedTuple):
+    """What is kept of a message without its contents."""
 
-    def __init__(self) -> None:
+    ctime: Time
+    digest: Digest
+
+
+class _UserLog:
+    """One user's log since the last erase, and the facts and the clock that follow from it."""
+
+    def __init__(self, erasure: Erasure = NEVER_ERASED) -> None:
+        self.erasure = erasure
         self.facts = Facts()
-        self.time = UserTime(0)
+        self.time = UserTime(erasure.epoch, floor=erasure.epoch)
         self.log: list[InBandMessage] = []
         self._by_msg_id: dict[MsgID, InBandMessage] = {}
+        self._pruned: dict[MsgID, _PrunedID] = {}
 
-    def consume(self, message: InBandMessage, now: Time) -> StoreOutcome:
-        known = self._by_msg_id.get(message.msg_id)
-        if known is not None:
-            if known.same_contents(message):
-                return Duplicate(known)
-            return Rejected(message, Conflict("this msg_id is known with other contents"))
-        clock = self.time.clock
-        if message.stamped:
-            return self._replay(message)
+    def consume(self, slot: Slot, now: Time) -> StoreOutcome:
+        message, epoch = slot.message, self.erasure.epoch
+        if slot.epoch is not None and slot.epoch != epoch:
+            return Rejected(message, wrong_epoch(slot.epoch, epoch))
+        if message.msg_id in self._by_msg_id or message.msg_id in self._pruned:
+            return self._resolve_known_id(message)
+        return self._replay(message) if message.stamped else self._store(message, now)
+
+    def _resolve_known_id(self, message: InBandMessage) -> StoreOutcome:
+        known, pruned = self._by_msg_id.get(message.msg_id), self._pruned.get(message.msg_id)
+        if known is not None and known.same_contents(message):
+            return Duplicate(known)
+        if pruned is not None and pruned.digest == message.contents_digest():
+            return Duplicate(message.stamp(pruned.ctime, 0))
+        return Rejected(message, Conflict("this msg_id is known with other contents"))
+
+    def _store(self, message: InBandMessage, now: Time) -> StoreOutcome:
         try:
-            stored = message.stamp_new(max(now, clock + 1), clock)
+            stored = message.stamp_new(self.time.next_ctime(now), self.time.clock)
         except InvalidMessage as error:
             return Rejected(message, error)
         self._add(stored)
@@ -145,6 +209,8 @@ class _UserLog:
 
     def _replay(self, message: InBandMessage) -> StoreOutcome:
         clock, ctime = self.time.clock, message.ctime
+        if ctime <= self.time.floor:
+            return Rejected(message, stored_too_late(self.time.floor))
         if ctime > clock:
             stored = message.stamp(ctime, clock)
             self.time = self.time._replace(clock=ctime)
@@ -154,7 +220,7 @@ class _UserLog:
                 return Rejected(message, Conflict("another message of this user has this ctime"))
             stored = message.stamp(ctime, self.log[index - 1].ctime if index else 0)
             self._follow(index, stored)
-            self.time = UserTime(clock + 1, mark=clock + 1)
+            self.time = self.time._replace(clock=clock + 1, mark=clock + 1)
         self._add(stored)
         return Stored(stored)
 
@@ -199,7 +265,10 @@ class _UserLog:
 
     def _fate_of(self, message: InBandMessage, now: Time) -> tuple[bool, bool, bool]:
         """Whether the item of a stored message is dead, has expired, and is yet to begin."""
-        dead = message.creation is not None and message.msg_id in self.facts.dismissed
+        forgotten = message.msg_id in self._pruned
+        dead = message.creation is not None and (
+            forgotten or message.msg_id in self.facts.dismissed
+        )
         scheduled = not has_begun(message.starts_at, now)
         return dead, has_expired(message.expires_at, now), scheduled
 
@@ -218,7 +287,8 @@ class _UserLog:
 
     def sync(self, device_id: DeviceID | None, cursor: Time, now: Time) -> Sync:
         content = self._content(device_id, cursor, now)
-        return Sync(content, self.time.clock, now, self.facts.hash(device_id, now))
+        hash_ = self.facts.hash(device_id, now)
+        return Sync(content, self.time.clock, now, hash_, self.erasure.epoch)
 
     def _content(self, device_id: DeviceID | None, cursor: Time, now: Time) -> Changes | Snapshot:
         whole = snapshot_of(self.facts, device_id, now)
@@ -240,6 +310,41 @@ class _UserLog:
             if size >= MAX_BYTES_READ:
                 break
         return items
+
+    # Forgetting
+
+    def erased(self, now: Time) -> "_UserLog":
+        """The user's next life."""
+        return _UserLog(Erasure(self.time.next_ctime(now), now))
+
+    def prune(self, cutoff: Cutoff) -> PruneStep:
+        past = [m for m in self.log if is_past(m, self._dismissed_at(m), cutoff.floor)]
+        users = int(bool(past) and self.time.floor < cutoff.floor)
+        if past:
+            self.time = self.time._replace(floor=max(self.time.floor, cutoff.floor))
+            self._forget_contents({message.msg_id: message for message in past}, cutoff.floor)
+        return PruneStep(None, users, len(past), self._forget_ids(cutoff.ids))
+
+    def _dismissed_at(self, message: InBandMessage) -> Time | None:
+        dismissed = self.facts.dismissed.get(message.msg_id)
+        return None if dismissed is None else dismissed.dismissed_at
+
+    def _forget_contents(self, past: Mapping[MsgID, InBandMessage], floor: Time) -> None:
+        self.facts = self.facts.forgetting(past.keys(), floor)
+        self.log = [message for message in self.log if message.msg_id not in past]
+        for msg_id, message in past.items():
+            del self._by_msg_id[msg_id]
+            self._pruned[msg_id] = _PrunedID(message.ctime, message.contents_digest())
+
+    def _forget_ids(self, end: Time) -> int:
+        """Forget the ids up to this time. Returns how many."""
+        tombstones = self.facts.tombstones.items()
+        dismissed = [i for i, at in tombstones if at <= end and i not in self._by_msg_id]
+        pruned = [msg_id for msg_id, id_ in self._pruned.items() if id_.ctime <= end]
+        self.facts = self.facts.without_tombstones_of(dismissed)
+        for msg_id in pruned:
+            del self._pruned[msg_id]
+        return len(dismissed) + len(pruned)
 
 
 def _ctime(message: InBandMessage) -> Time:

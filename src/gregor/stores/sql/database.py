@@ -104,6 +104,11 @@ class Database(Protocol):
         of an SQLite database and its WAL. Idempotent. Raises StorageUnavailable."""
         ...
 
+    async def checkpoint(self) -> None:
+        """Let the file of an SQLite database have what is committed, and be no larger than it needs
+        to be. Idempotent. Raises StorageUnavailable."""
+        ...
+
     def pools(self) -> Mapping[str, PoolUse]:
         """How its pools of connections are used now, by their names."""
         ...

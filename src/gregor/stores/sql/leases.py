@@ -11,17 +11,13 @@ import secrets
 from typing import NamedTuple
 
 from gregor.core.instant import SECOND, Time
-from gregor.errors import Unavailable
+from gregor.errors import LeaseHeld
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import DatabaseConnection
 
 LEASE_TIME: Time = 15 * SECOND
 """How long nobody else does the work of a holder that was killed. Longer than a transaction may
 take, and than a holder pauses between two."""
-
-
-class LeaseHeld(Unavailable):
-    """Another node does this now. Nothing was done; try again when its lease may have run out."""
 
 
 class Lease(NamedTuple):

@@ -25,7 +25,6 @@ from gregor.stores.sql.schema import require_writer
 from gregor.stores.sql.statements import (
     ItemKey,
     KeyCtime,
-    LockedUser,
     PrunedMessage,
     UserClock,
     UserFloor,
@@ -35,6 +34,7 @@ from gregor.stores.sql.transactions import closed_users, lock_existing
 
 # What one step looks at or changes, at most.
 STEP_USERS = 200
+STEP_USERS_WRITTEN = 20
 STEP_MESSAGES = 100
 STEP_IDS = 1_000
 STEP_PAGES = 500  # of an SQLite file that are given back
@@ -98,23 +98,17 @@ def _forget_contents(
     users = connection.execute(statements.USERS_AFTER, after=after, limit=STEP_USERS)
     if not users:
         return PruneStep(_Place("pruned").text)
-    floors = [
-        UserFloor(uid, min(cutoff.floor, now))
-        for uid in _writable(connection, (user.uid for user in users), any_bucket)
-    ]
-    past = connection.execute(
-        statements.PAST_MESSAGES, **{ROWS: encode_rows(floors), "limit": STEP_MESSAGES}
-    )
-    # If there may be more of these users, the next step looks at them again.
-    last = after if len(past) == STEP_MESSAGES else users[-1].uid
-    if not past:
+    floor = min(cutoff.floor, now)
+    uids = _writable(connection, (user.uid for user in users), any_bucket)
+    found = _find(connection, _to_prune(connection, uids, floor), floor)
+    last = users[-1].uid if found.all else [after, *found.finished][-1]
+    if not found.messages:
         return PruneStep(last)
-    uids = {message.uid for message in past}
-    users_begun = _raise_floors(connection, [f for f in floors if f.uid in uids], now)
-    messages = _take(connection, past)
+    raised = _raise_floors(connection, {message.uid for message in found.messages}, floor, now)
+    messages = _take(connection, found.messages)
     kept = [message for message in messages if message.ctime > cutoff.ids]
     connection.execute_rows(statements.ADD_PRUNED, map(_pruned, kept))
-    return PruneStep(last, users_begun, len(messages), len(messages) - len(kept))
+    return PruneStep(last, raised, len(messages), len(messages) - len(kept))
 
 
 def _writable(
@@ -126,19 +120,46 @@ def _writable(
     return [uid for uid in uids if uid not in closed]
 
 
-def _raise_floors(connection: DatabaseConnection, floors: Sequence[UserFloor], now: Time) -> int:
+def _to_prune(connection: DatabaseConnection, uids: Sequence[UID], floor: Time) -> Sequence[UID]:
+    """Those of the users who have past messages, in order."""
+    rows = connection.execute(
+        statements.USERS_TO_PRUNE, **{ROWS: encode_rows(map(UserKey, uids)), "floor": floor}
+    )
+    found = {row.uid for row in rows}
+    return [uid for uid in uids if uid in found]
+
+
+class _Found(NamedTuple):
+    """Past messages, the users of whom these are all, in order, and whether these are all users."""
+
+    messages: Sequence[UserClock]
+    finished: Sequence[UID]
+    all: bool
+
+
+def _find(connection: DatabaseConnection, uids: Sequence[UID], floor: Time) -> _Found:
+    """The first past messages of these users, as many as a step takes."""
+    messages: list[UserClock] = []
+    for number, uid in enumerate(uids):
+        if number == STEP_USERS_WRITTEN:
+            return _Found(messages, uids[:number], all=False)
+        limit = STEP_MESSAGES - len(messages)
+        messages += connection.execute(statements.PAST_MESSAGES, uid=uid, floor=floor, limit=limit)
+        if len(messages) == STEP_MESSAGES:
+            return _Found(messages, uids[:number], all=False)
+    return _Found(messages, uids, all=True)
+
+
+def _raise_floors(
+    connection: DatabaseConnection, uids: Iterable[UID], floor: Time, now: Time
+) -> int:
     """Lock the users and raise their floors, when their sums have nothing that will go. Returns
     how many had a lower floor: each once in a walk, however many steps a user takes."""
-    locked = lock_existing(connection, [UserKey(uid) for uid, _ in floors])
-    account_for_expiries(connection, _lagging(locked, floors), now)
+    users = lock_existing(connection, [UserKey(uid) for uid in uids])
+    lagging = {uid: user for uid, user in users.items() if user.hashed_until < floor}
+    account_for_expiries(connection, lagging, now)
+    floors = [UserFloor(uid, floor) for uid in users]
     return len(connection.execute_rows(statements.RAISE_FLOORS, floors))
-
-
-def _lagging(users: Mapping[UID, LockedUser], floors: Iterable[UserFloor]) -> dict[UID, LockedUser]:
-    """The users whose sums may have items that have expired by the floor."""
-    return {
-        uid: users[uid] for uid, floor in floors if uid in users and users[uid].hashed_until < floor
-    }
 
 
 def _take(connection: DatabaseConnection, past: Sequence[UserClock]) -> list[InBandMessage]:

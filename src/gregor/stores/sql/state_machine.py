@@ -386,9 +386,12 @@ class SQLStateMachine(StateMachineOfRecord):
         self.require_schema(before_0008.REVISION)
         self._require_right_clock()
         now = self._clock()
-        return await self.database.write(
+        step = await self.database.write(
             lambda c: prune(c, self._lease, cutoff, after, now, any_bucket=self._any_bucket)
         )
+        if step.last is None:
+            await self.database.checkpoint()
+        return step
 
     # Reading
 

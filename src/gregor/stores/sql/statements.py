@@ -836,32 +836,38 @@ class UserFloor(NamedTuple):
     floor: Time
 
 
-def _past(condition: str) -> str:
-    return f"""
-        SELECT messages.uid, messages.ctime FROM input
-        JOIN messages ON messages.uid = input.uid AND {condition}
-    """
+# A message may lose its contents if its ctime is up to the floor, and so is the death or the expiry
+# of its item, if it has one. Each of these has its index, whatever is live or younger. The `+`
+# keeps a query from reading all ctimes of the user instead.
+_PAST = tuple(
+    f"messages.uid = {{uid}} AND {condition}"
+    for condition in (
+        "messages.dismissed_at IS NOT NULL AND messages.dismissed_at <= :floor"
+        " AND +messages.ctime <= :floor",
+        "messages.dismissed_at IS NULL AND messages.category IS NOT NULL"
+        " AND messages.expires_at <= :floor AND +messages.ctime <= :floor",
+        "messages.category IS NULL AND messages.ctime <= :floor",
+    )
+)
 
+_A_PAST_MESSAGE = " OR ".join(
+    f"(SELECT 1 FROM messages WHERE {past.format(uid='input.uid')} LIMIT 1) IS NOT NULL"
+    for past in _PAST
+)
 
-# The first messages that may lose their contents: their ctime is up to the floor, and so is the
-# death or the expiry of their item, if they have one. Each part has its index, whatever is live or
-# younger. The `+` keeps a part from reading all ctimes of the user instead.
-PAST_MESSAGES = BulkStatement(
+# The users who have messages that may lose their contents.
+# Not EXISTS, nor a join: of many users, PostgreSQL would read more than is asked for.
+USERS_TO_PRUNE = BulkStatement(
+    f"SELECT input.uid FROM input WHERE {_A_PAST_MESSAGE}", UserKey, UserKey._make
+)
+
+# The first such messages of a user.
+PAST_MESSAGES = Statement(
     " UNION ALL ".join(
-        (
-            _past(
-                "messages.dismissed_at IS NOT NULL AND messages.dismissed_at <= input.floor"
-                " AND +messages.ctime <= input.floor"
-            ),
-            _past(
-                "messages.dismissed_at IS NULL AND messages.category IS NOT NULL"
-                " AND messages.expires_at <= input.floor AND +messages.ctime <= input.floor"
-            ),
-            _past("messages.category IS NULL AND messages.ctime <= input.floor"),
-        )
+        f"SELECT messages.uid, messages.ctime FROM messages WHERE {past.format(uid=':uid')}"
+        for past in _PAST
     )
     + " LIMIT :limit",
-    UserFloor,
     UserClock._make,
 )
 
@@ -1025,6 +1031,26 @@ PLACEMENT = Statement(
     Placement._make,
 )
 
+PLACEMENTS_OF = BulkStatement(
+    """
+    SELECT buckets.bucket, buckets.shard, buckets.version
+    FROM input JOIN buckets ON buckets.bucket = input.bucket
+    ORDER BY buckets.bucket
+    """,
+    BucketKey,
+    Placement._make,
+)
+
+# Let no transaction change these placements until the commit. PostgreSQL only.
+LOCK_PLACEMENTS = BulkStatement(
+    """
+    SELECT buckets.bucket FROM input JOIN buckets ON buckets.bucket = input.bucket
+    ORDER BY buckets.bucket FOR SHARE OF buckets
+    """,
+    BucketKey,
+    no_row,
+)
+
 # The placements that are newer in this database.
 NEWER_PLACEMENTS = BulkStatement(
     """
@@ -1141,13 +1167,44 @@ class UserExtent(NamedTuple):
     uid: UID
     ctime: Time
     mark: Time
+    floor: Time
+    epoch: Time
+    erased_at: Time
     messages: int
 
 
-# The users of buckets, with their clocks, marks and numbers of messages.
+class CopiedMessage(NamedTuple):
+    """A message of a user with this epoch; the JSON is as it was sent."""
+
+    uid: UID
+    msg_id: MsgID
+    ctime: Time
+    prev: Time
+    message: str
+    author: Author | None
+    epoch: Time
+    died_at: Time | None
+
+
+class CopiedPruned(NamedTuple):
+    uid: UID
+    msg_id: MsgID
+    ctime: Time
+    epoch: Time
+    digest: Digest
+
+
+class CopiedTombstone(NamedTuple):
+    uid: UID
+    msg_id: MsgID
+    ctime: Time
+    epoch: Time
+
+
+# The users of buckets, with what their rows say, and their numbers of messages.
 USERS_OF_BUCKETS = BulkStatement(
     """
-    SELECT users.uid, users.ctime, users.mark,
+    SELECT users.uid, users.ctime, users.mark, users.floor, users.epoch, users.erased_at,
         (SELECT count(*) FROM messages WHERE messages.uid = users.uid) AS messages
     FROM input JOIN users ON users.bucket = input.bucket AND users.ctime > 0
     """,
@@ -1155,24 +1212,92 @@ USERS_OF_BUCKETS = BulkStatement(
     UserExtent._make,
 )
 
+# The next messages of a user, in order. With each comes the user's epoch, and the death of its item
+# if the message of which it died may be forgotten.
+COPIED_MESSAGES = Statement(
+    """
+    SELECT messages.uid, messages.msg_id, messages.ctime, messages.prev, messages.message,
+        messages.author, users.epoch,
+        CASE WHEN messages.dismissed_at <= users.floor THEN messages.dismissed_at END AS died_at
+    FROM messages JOIN users ON users.uid = messages.uid
+    WHERE messages.uid = :uid AND messages.ctime > :after ORDER BY messages.ctime LIMIT :limit
+    """,
+    CopiedMessage._make,
+)
 
-class UserMark(NamedTuple):
-    """A user's clock and mark."""
+# The next ids, in order, of messages whose contents are forgotten.
+COPIED_PRUNED = Statement(
+    """
+    SELECT pruned.uid, pruned.msg_id, pruned.ctime, users.epoch, pruned.digest
+    FROM pruned JOIN users ON users.uid = pruned.uid
+    WHERE pruned.uid = :uid AND pruned.msg_id > :after ORDER BY pruned.msg_id LIMIT :limit
+    """,
+    CopiedPruned._make,
+)
 
+# The next ids, in order, that were dismissed and have not arrived.
+COPIED_TOMBSTONES = Statement(
+    """
+    SELECT dismissed_ids.uid, dismissed_ids.msg_id, dismissed_ids.ctime, users.epoch
+    FROM dismissed_ids JOIN users ON users.uid = dismissed_ids.uid
+    WHERE dismissed_ids.uid = :uid AND dismissed_ids.msg_id > :after
+    ORDER BY dismissed_ids.msg_id LIMIT :limit
+    """,
+    CopiedTombstone._make,
+)
+
+
+class NewCopy(NamedTuple):
+    """A user of whom a copy is begun."""
+
+    uid: UID
+    bucket: int
+    epoch: Time
+    erased_at: Time
+
+
+# The row of a user of whom a copy is begun: its clock will say how far the copy is.
+BEGIN_COPIES = BulkStatement(
+    """
+    INSERT INTO users (uid, ctime, bucket, epoch, erased_at)
+    SELECT input.uid, 0, input.bucket, input.epoch, input.erased_at FROM input WHERE true
+    ON CONFLICT (uid) DO UPDATE SET ctime = 0, mark = 0, floor = 0, hash = NULL, hashed_until = 0,
+        epoch = excluded.epoch, erased_at = excluded.erased_at
+    """,
+    NewCopy,
+    no_row,
+)
+
+INSERT_COPIED_PRUNED = BulkStatement(
+    """
+    INSERT INTO pruned (uid, msg_id, ctime, digest)
+    SELECT input.uid, input.msg_id, input.ctime, input.digest FROM input
+    WHERE NOT EXISTS (
+        SELECT 1 FROM messages
+        WHERE messages.uid = input.uid AND messages.msg_id = input.msg_id
+    )
+    ON CONFLICT DO NOTHING
+    """,
+    PrunedMessage,
+    no_row,
+)
+
+
+class CopiedUser(NamedTuple):
     uid: UID
     ctime: Time
     mark: Time
+    floor: Time
 
 
-# Advance clocks and marks to these, if they are behind.
-ADVANCE_CLOCKS = BulkStatement(
+# Say that the copies of these users are complete.
+FINISH_COPIES = BulkStatement(
     """
-    UPDATE users SET
-        ctime = CASE WHEN users.ctime < input.ctime THEN input.ctime ELSE users.ctime END,
-        mark = CASE WHEN users.mark < input.mark THEN input.mark ELSE users.mark END
+    UPDATE users SET mark = input.mark, floor = input.floor,
+        ctime = CASE WHEN users.ctime < input.ctime THEN input.ctime ELSE users.ctime END
     FROM input WHERE users.uid = input.uid
     """,
-    UserMark,
+    CopiedUser,
     no_row,
 )
 
@@ -1181,17 +1306,22 @@ class BucketLoad(NamedTuple):
     bucket: int
     users: int
     messages: int
+    pruned: int
     bytes: int
 
 
-# The numbers of users, messages and bytes of these buckets.
+# The numbers of users, messages, pruned messages, and bytes of these buckets.
 LOADS = BulkStatement(
     """
-    SELECT users.bucket, count(DISTINCT users.uid) AS users, count(*) AS messages,
+    SELECT users.bucket, count(DISTINCT users.uid) AS users, count(messages.uid) AS messages,
+        (
+            SELECT count(*) FROM users AS pruning JOIN pruned ON pruned.uid = pruning.uid
+            WHERE pruning.bucket = users.bucket
+        ) AS pruned,
         CAST(coalesce(sum(length(messages.message)), 0) AS BIGINT) AS bytes
     FROM input
-    JOIN users ON users.bucket = input.bucket
-    JOIN messages ON messages.uid = users.uid
+    JOIN users ON users.bucket = input.bucket AND users.ctime > 0
+    LEFT JOIN messages ON messages.uid = users.uid
     GROUP BY users.bucket
     """,
     BucketKey,
@@ -1217,6 +1347,15 @@ TABLES_OF_BUCKETS = (
     "users",
 )
 DELETE_BUCKET = tuple(delete_of_bucket(table) for table in TABLES_OF_BUCKETS)
+
+
+def _delete_copies(table: str) -> BulkStatement[UserKey, None]:
+    """Delete the rows of users in a table."""
+    text = f"DELETE FROM {table} WHERE uid IN (SELECT uid FROM input)"
+    return BulkStatement(text, UserKey, no_row)
+
+
+DELETE_COPIES = tuple(_delete_copies(table) for table in TABLES_OF_BUCKETS if table != "users")
 
 DATABASE_TIME = Statement("SELECT database_now() AS ctime", Clock._make)
 

@@ -9,19 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from gregor.core.buckets import bucket_of
 from gregor.core.facts import DismissedRange, dismissed_keys, dismissed_ranges
+from gregor.core.history import stored_too_late, wrong_epoch
 from gregor.core.instant import Time
 from gregor.core.message import UID, InBandMessage
 from gregor.core.sync import UserTime
 from gregor.core.visibility import has_begun, has_expired
-from gregor.errors import (
-    Conflict,
-    Erased,
-    GregorError,
-    HistoryForgotten,
-    InvalidMessage,
-    Resync,
-    WrongShard,
-)
+from gregor.errors import Conflict, InvalidMessage, WrongShard
 from gregor.interfaces import Author, Duplicate, Rejected, Slot, Stored, StoreOutcome
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import DatabaseConnection, UniqueViolation
@@ -61,7 +54,7 @@ def consume(
     """
     # Lock the users before reading: what is read then stays true until the commit.
     users = _lock_users(connection, {slot.message.uid for slot in slots})
-    closed = {} if any_bucket else closed_users(connection, users)
+    closed = {} if any_bucket else closed_users(connection, {s.message.uid for s in slots})
     known, dead = _read_known(connection, slots)
     pruned = _read_pruned(connection, slots, users)
     return _consume(connection, slots, now, _Log(connection, users, closed, known, pruned), dead)
@@ -77,7 +70,7 @@ def consume_new(
     """The same for messages that are not stamped and whose ids are new; raises UniqueViolation if
     an id is known. It may be known also of a message that cannot be stored as a new one."""
     users = _lock_users(connection, {slot.message.uid for slot in slots})
-    closed = {} if any_bucket else closed_users(connection, users)
+    closed = {} if any_bucket else closed_users(connection, {s.message.uid for s in slots})
     log = _Log(connection, users, closed, {}, _read_pruned(connection, slots, users))
     outcomes = _consume(connection, slots, now, log, frozenset())
     for outcome in outcomes:
@@ -149,7 +142,7 @@ class _Log:
         if message.uid in self._closed:
             return Rejected(message, self._closed[message.uid])
         if slot.epoch is not None and slot.epoch != self._epoch_of(message.uid):
-            return Rejected(message, _wrong_epoch(slot.epoch, self._epoch_of(message.uid)))
+            return Rejected(message, wrong_epoch(slot.epoch, self._epoch_of(message.uid)))
         key = ItemKey(message.uid, message.msg_id)
         if key in self._known:
             return _resolve_known_id(message, self._known[key])
@@ -176,7 +169,7 @@ class _Log:
     def _add_new(self, message: InBandMessage, now: Time) -> StoreOutcome:
         time = self.times.get(message.uid, UserTime(0))
         if message.stamped and message.ctime <= time.floor:
-            return Rejected(message, _forgotten(time.floor))
+            return Rejected(message, stored_too_late(time.floor))
         if message.stamped and message.ctime <= time.clock:
             return self._add_late_replay(message, time)
         try:
@@ -218,21 +211,7 @@ class _Log:
 def _stamped(message: InBandMessage, time: UserTime, now: Time) -> InBandMessage:
     if message.stamped:
         return message.stamp(message.ctime, time.clock)
-    return message.stamp_new(max(now, time.clock + 1, time.floor + 1), time.clock)
-
-
-def _forgotten(floor: Time) -> HistoryForgotten:
-    return HistoryForgotten(
-        f"the user's history up to {floor} is forgotten, so no message can be stored in it",
-        field="ctime",
-    )
-
-
-def _wrong_epoch(known: Time, epoch: Time) -> GregorError:
-    """The error of a message whose sender knows another epoch than the user's."""
-    if known < epoch:
-        return Erased("the user was erased after the sender last heard of it", epoch=epoch)
-    return Resync("the store is older than what the sender knows: it was restored from a backup")
+    return message.stamp_new(time.next_ctime(now), time.clock)
 
 
 def _resolve_known_id(message: InBandMessage, earlier: InBandMessage) -> StoreOutcome:
