@@ -1,11 +1,9 @@
 """One node with a memory store, and clients that connect to it, on virtual time."""
 
 import functools
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, ParamSpec
-
-from msgspec import structs
 
 from gregor.client import (
     Client,
@@ -23,9 +21,7 @@ from gregor.consumers.broadcaster import Broadcaster
 from gregor.core.instant import Time
 from gregor.core.message import InBandMessage
 from gregor.core.state import State
-from gregor.core.sync import Sync, UserTime
-from gregor.errors import Erased, Resync
-from gregor.interfaces import Caller, EraseResult, Erasure, Rejected, Slot
+from gregor.interfaces import Caller
 from gregor.node.node import Node
 from gregor.stores.memory import MemoryStateMachine
 from gregor.testing import virtual_time
@@ -44,40 +40,6 @@ def on_virtual_time(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P,
         virtual_time.run(test(*args, **kwargs))
 
     return run
-
-
-class ErasableMachine(MemoryStateMachine):
-    """STAND-IN until the machine in memory can erase."""
-
-    def __init__(self, clock: Callable[[], Time]) -> None:
-        super().__init__(clock)
-        self.epochs: dict[str, Time] = {}
-
-    async def store(self, slots: Sequence[Slot]) -> None:
-        rest = []
-        for slot in slots:
-            epoch = self.epochs.get(slot.message.uid, 0)
-            if slot.epoch is not None and slot.epoch < epoch:
-                slot.outcome = Rejected(slot.message, Erased("erased", epoch=epoch))
-            elif slot.epoch is not None and slot.epoch > epoch:
-                slot.outcome = Rejected(slot.message, Resync("resync"))
-            else:
-                rest.append(slot)
-        await super().store(rest)
-
-    async def erasure(self, uid: str) -> Erasure:
-        return Erasure(self.epochs.get(uid, 0), self.epochs.get(uid, 0))
-
-    async def erase(self, uid: str) -> EraseResult:
-        epoch = max(self._clock(), self._user(uid).time.clock + 1)
-        self._users[uid] = type(self._user(uid))()
-        self._users[uid].time = UserTime(epoch, 0, epoch)
-        self.epochs[uid] = epoch
-        return EraseResult(await self.erasure(uid))
-
-    async def sync(self, uid: str, device_id: str | None, cursor: Time) -> Sync:
-        sync = await super().sync(uid, device_id, cursor)
-        return structs.replace(sync, epoch=self.epochs.get(uid, 0))
 
 
 class ClientHarness:
@@ -131,7 +93,7 @@ class ClientHarness:
 
 @asynccontextmanager
 async def client_harness(
-    machine_type: type[MemoryStateMachine] = ErasableMachine,
+    machine_type: type[MemoryStateMachine] = MemoryStateMachine,
     clock: Callable[[], Time] = virtual_time.clock,
     **server_options: Any,
 ) -> AsyncIterator[ClientHarness]:
