@@ -169,7 +169,7 @@ async def post_prune(service: Service, request: Request, identity: Identity) -> 
     _check_parameters(request, frozenset(), frozenset())
     asked = decode(_prune_request.decode, await _body(request) or b"{}")
     older_than = None if asked.older_than is None else duration("older_than", asked.older_than)
-    return _json(PruneAnswer(*await service.node.pruner.prune(older_than)))
+    return _json(PruneAnswer(*await service.prune(older_than)))
 
 
 _prune_request = msgspec.json.Decoder(PruneRequest)
