@@ -26,6 +26,7 @@ OUTSIDE = "tests/client/test_outside.py::"
 NODE_CLOCK = "tests/client/test_node_clock.py::"
 INBOX = "tests/core/test_inbox.py::"
 CLIENT_INBOX = "tests/client/test_inbox.py::"
+CLIENT_ERASE = "tests/client/test_erase.py::"
 AUTH = "tests/server/test_auth.py::"
 LAME_DUCK = "tests/server/test_drain.py::"
 DESCRIPTORS = "tests/server/test_descriptors.py::"
@@ -434,8 +435,8 @@ MUTATIONS = [
     Mutation(
         "a device compares all records to find those to save",
         "client/client.py",
-        "changed_records(self._replica, replica, changed)",
-        "changed_records(self._replica, replica)",
+        "changed_records(self._replica, replicas[-1], changed)",
+        "changed_records(self._replica, replicas[-1])",
         CLIENT_COST + "test_cost_of_a_frame_does_not_grow_with_what_is_live",
     ),
     Mutation(
@@ -655,8 +656,8 @@ MUTATIONS = [
     Mutation(
         "an unreadable record of a device gives its store to any user",
         "client/store.py",
-        "return _DeviceRecord(owner.device_id, owner.uid, 0)",
-        "return _DeviceRecord(owner.device_id, None, 0)",
+        "_DeviceRecord(owner.device_id, owner.uid, owner.epoch, owner.erased, cursor=0)",
+        "_DeviceRecord(owner.device_id, None, owner.epoch, owner.erased, cursor=0)",
         STORE + "test_unreadable_record_never_gives_a_store_to_another_user",
     ),
     Mutation(
@@ -714,6 +715,62 @@ MUTATIONS = [
         "awaited=_without(awaited, surplus),",
         "awaited=self.awaited,",
         REPLICA + "test_item_that_is_hidden_before_it_arrives_is_never_shown",
+    ),
+    Mutation(
+        "an erase leaves the outbox of a device",
+        "client/replica.py",
+        "erased=True,",
+        "erased=True,\n            outbox=self.outbox,",
+        CLIENT_ERASE + "test_law_wiped_replica_is_a_new_one_and_stays_wiped",
+    ),
+    Mutation(
+        "an erase leaves the hidden ids of a device",
+        "client/replica.py",
+        "erased=True,",
+        "erased=True,\n            hidden=self.hidden,",
+        CLIENT_ERASE + "test_nothing_of_an_erased_user_is_left_on_a_device",
+    ),
+    Mutation(
+        "an erase leaves what a device has set aside",
+        "client/client.py",
+        "return replaced_records(stored, replicas[-1])",
+        "return changed_records(self._replica, replicas[-1])",
+        CLIENT_ERASE + "test_nothing_of_an_erased_user_is_left_on_a_device",
+    ),
+    Mutation(
+        "an erase is told no more after a restart",
+        "client/store.py",
+        "_OwnerRecord(replica.device_id, replica.uid, replica.epoch, replica.erased)",
+        "_OwnerRecord(replica.device_id, replica.uid, replica.epoch)",
+        CLIENT_ERASE + "test_erase_is_told_again_after_a_restart_and_waits_for_the_app",
+    ),
+    Mutation(
+        "a write that an erase has taken counts as sent",
+        "client/client.py",
+        "if self._erasure is not None and self._erasure is not known:",
+        "if known is self._erasure is not None:",
+        CLIENT_ERASE + "test_what_waits_for_an_unsent_write_raises_erased",
+    ),
+    Mutation(
+        "the lower epoch of a restored backup drops the outbox",
+        "protocol/client_session.py",
+        "if self.epoch is not None and told > known:",
+        "if told < known:\n            return [Wipe(told)]\n        if told > known > 0:",
+        CLIENT_ERASE + "test_restored_backup_from_before_an_erase_keeps_the_outbox",
+    ),
+    Mutation(
+        "a device unlearns its epoch from a node without epochs",
+        "protocol/client_session.py",
+        "told = known if welcome.epoch is None else welcome.epoch",
+        "told = welcome.epoch or 0",
+        "tests/vectors/test_vectors.py::test_session_has_the_effects_of_the_vector",
+    ),
+    Mutation(
+        "an old notice of an erase wipes the new life",
+        "protocol/client_session.py",
+        "if self.epoch is not None and epoch <= self.epoch:",
+        "if self.epoch is not None and epoch < self.epoch - 1:",
+        CLIENT_ERASE + "test_old_notice_of_an_erase_is_ignored",
     ),
     # The core
     Mutation(
