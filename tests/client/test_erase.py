@@ -21,7 +21,6 @@ from gregor.client.replica import Replica
 from gregor.client.store import (
     DEVICE_KEY,
     OWNER_KEY,
-    RecordChanges,
     changed_records,
     load_replica,
     replaced_records,
@@ -30,7 +29,7 @@ from gregor.core.instant import SECOND, Time
 from gregor.core.message import InBandMessage, MsgID, create
 from gregor.core.state_hash import hash_of
 from gregor.core.sync import Snapshot
-from gregor.errors import Action, Erased, InvalidMessage, StorageUnavailable
+from gregor.errors import Action, Erased, InvalidMessage
 from gregor.interfaces import Caller
 from gregor.protocol.frames import Error, Limits, Problem, Result, UserErased, Welcome, encode
 from gregor.testing import strategies, virtual_time
@@ -42,6 +41,7 @@ from tests.client.harness import (
     event_summaries,
     on_virtual_time,
 )
+from tests.client.test_client import StoreOnFullDisk
 from tests.client.test_connection import FixedFramesTransport
 
 DAY = 86_400 * SECOND
@@ -363,30 +363,19 @@ async def test_old_notice_of_an_erase_is_ignored() -> None:
 # The store
 
 
-class FailingStore(MemoryStore):
-    """A store that cannot save while `fails`."""
-
-    fails = False
-
-    async def save(self, changes: RecordChanges) -> None:
-        if self.fails:
-            raise StorageUnavailable("the disk is full")
-        await super().save(changes)
-
-
 @on_virtual_time
 async def test_device_whose_store_fails_is_wiped_when_it_works_again() -> None:
-    store = FailingStore()
+    store = StoreOnFullDisk()
     async with client_harness() as harness, harness.device(store=store) as laptop:
         await fill(harness, laptop)
         epoch = await erase(harness)
         before = dict(store.records)
-        store.fails = True
+        store.is_full = True
         harness.server.reachable = True
         await asyncio.sleep(100)
         assert store.records == before
         assert laptop.failure is None
-        store.fails = False
+        store.is_full = False
         await hears_of(epoch, laptop)
         assert store.records.keys() == OF_THE_DEVICE
 
@@ -705,7 +694,7 @@ async def test_unsent_write_that_may_be_stored_twice_is_sent_and_reported(
 # The law
 
 
-class Device:
+class FlakyDevice:
     """One device of the law, with a network of its own."""
 
     def __init__(self, harness: ClientHarness, name: str) -> None:
@@ -757,7 +746,7 @@ class Lives:
 
     def __init__(self, harness: ClientHarness) -> None:
         self.harness = harness
-        self.devices = [Device(harness, name) for name in ("laptop", "phone")]
+        self.devices = [FlakyDevice(harness, name) for name in ("laptop", "phone")]
         self.epoch: Time = 0
         self.written_in: dict[MsgID, Time | None] = {}  # None: before the first welcome
 
