@@ -31,7 +31,16 @@ from gregor.core.state_hash import hash_of
 from gregor.core.sync import Snapshot
 from gregor.errors import Action, Erased, InvalidMessage
 from gregor.interfaces import Caller
-from gregor.protocol.frames import Error, Limits, Problem, Result, UserErased, Welcome, encode
+from gregor.protocol.frames import (
+    Error,
+    Limits,
+    Problem,
+    Result,
+    SyncPage,
+    UserErased,
+    Welcome,
+    encode,
+)
 from gregor.testing import strategies, virtual_time
 from gregor.testing.transport import MemoryTransport
 from tests.client.harness import (
@@ -204,13 +213,21 @@ async def test_what_waits_for_an_unsent_write_raises_erased(begins_again: bool) 
 
 @on_virtual_time
 async def test_out_of_band_message_under_way_fails_with_erased() -> None:
-    async with client_harness() as harness, harness.device() as laptop:
+    welcome = encode(Welcome("alice", "laptop", 1, Limits(), 0))
+    synced = encode(SyncPage("snapshot", 0, 10, 1, hash_of(())))
+    transport = FixedFramesTransport(welcome, synced)
+
+    async def connect() -> Transport:
+        return transport
+
+    async with client_harness() as harness, harness.device(connect=connect) as laptop:
         await laptop.wait_synced()
         sending = asyncio.create_task(laptop.out_of_band("typing"))
-        await asyncio.sleep(0)
-        await erase(harness)
-        await asyncio.gather(sending, return_exceptions=True)
-        assert sending.exception() is None or isinstance(sending.exception(), Erased)
+        await asyncio.sleep(0.01)
+        assert '"typing"' in transport.sent[-1]
+        transport.add(encode(UserErased(50)))
+        with pytest.raises(Erased):
+            await sending
 
 
 # A new life
@@ -472,6 +489,45 @@ def full_replica() -> Replica:
     (message,) = [entry.message for entry in refused if entry.message.msg_id == "refused"]
     result = Result("rejected", "alice", "refused", error=error)
     return replica.apply_results([(message, result)])
+
+
+async def test_no_byte_of_an_erased_user_is_left_in_the_file(tmp_path: Path) -> None:
+    """Neither at once, nor after a restart of a client that was killed before it could scrub."""
+    path = tmp_path / "device.db"
+    secrets = [f"{msg_id}-what-nobody-may-read" for msg_id in ("first", "second")]
+
+    async def erased() -> Transport:
+        return FixedFramesTransport(encode(UserErased(50)))
+
+    async def write_secrets() -> None:
+        async with client_harness() as harness, harness.device(store=SQLiteStore(path)) as laptop:
+            laptop.reconnect()
+            await laptop.wait_synced()
+            for secret in secrets:
+                await laptop.create("notes", secret, msg_id=secret)
+            await laptop.flush()
+            await laptop.create("notes", secrets[0])
+
+    def bytes_left() -> list[str]:
+        content = b"".join(file.read_bytes() for file in path.parent.glob("device.db*"))
+        return [secret for secret in secrets if secret.encode() in content]
+
+    await write_secrets()
+    assert bytes_left() == secrets
+    async with (
+        client_harness() as harness,
+        harness.device(store=SQLiteStore(path), connect=erased) as laptop,
+    ):
+        await hears_of(50, laptop)
+        laptop.reconnect()
+        await laptop.hide("x")  # the next change comes when the bytes are overwritten
+        assert bytes_left() == []
+    await write_secrets()
+    async with SQLiteStore(path) as store:
+        replica = load_replica(await store.load(), "laptop")
+        await store.save(replaced_records(await store.load(), replica.wiped(60)))
+    async with client_harness() as harness, harness.device(store=SQLiteStore(path)):
+        assert bytes_left() == []
 
 
 @given(st.lists(strategies.messages(), max_size=6, unique_by=lambda m: m.msg_id), st.integers(1, 9))
