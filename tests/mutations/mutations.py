@@ -738,6 +738,13 @@ MUTATIONS = [
         CLIENT_ERASE + "test_nothing_of_an_erased_user_is_left_on_a_device",
     ),
     Mutation(
+        "an erase leaves bytes in the file of a device",
+        "client/client.py",
+        "if self._replica.erased and not before.erased:\n            await self._scrub()",
+        "",
+        CLIENT_ERASE + "test_no_byte_of_an_erased_user_is_left_in_the_file",
+    ),
+    Mutation(
         "an erase is told no more after a restart",
         "client/store.py",
         "_OwnerRecord(replica.device_id, replica.uid, replica.epoch, replica.erased)",
