@@ -109,7 +109,7 @@ def test_law_the_end_is_that_of_the_oracle(given_: tuple[History, Time]) -> None
             assert end.at is not None
             shown = [
                 {name for _, name in oracle.visible(history, None, now, time)}
-                for time in range(message.ctime, max(now, message.ctime) + 1)
+                for time in range(message.ctime, max(now, message.ctime, end.at) + 1)
             ]
             begun = [message.msg_id in names for names in shown]
             assert not any(begun[max(0, end.at - message.ctime) :])

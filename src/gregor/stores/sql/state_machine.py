@@ -174,14 +174,21 @@ class SQLStateMachine(StateMachineOfRecord):
         if self.schema is not None:
             require_not_too_old(self.schema.oldest_writer)
 
-    def require_schema(self, revision: str) -> None:
-        """Raises NotMigrated unless the database is known to have what this revision has added."""
+    async def has_schema(self, revision: str) -> bool:
+        """Whether the database has what this revision has added. Raises StorageUnavailable."""
         if self.schema is None or not self.schema.has(revision):
+            await self.read_schema()
+        return self.schema is not None and self.schema.has(revision)
+
+    async def require_schema(self, revision: str) -> None:
+        """Raises NotMigrated unless the database has what this revision has added."""
+        if not await self.has_schema(revision):
             raise NotMigrated(
                 f"the database does not have schema {revision} yet: run `gregor migrate`; retry"
             )
 
-    def _is_migrated(self) -> bool:
+    @property
+    def is_migrated(self) -> bool:
         """Whether the database is known to have the newest schema that this code needs."""
         return self.schema is not None and self.schema.has(before_0008.REVISION)
 
@@ -280,7 +287,7 @@ class SQLStateMachine(StateMachineOfRecord):
         )
 
     def _for_its_schema(self, consume: Consume) -> Consume:
-        return consume if self._is_migrated() else before_0008.consuming(consume)
+        return consume if self.is_migrated else before_0008.consuming(consume)
 
     async def _resolve_unknown_commit(
         self, slots: Sequence[Slot], now: Time, expected: list[StoreOutcome]
@@ -310,7 +317,7 @@ class SQLStateMachine(StateMachineOfRecord):
         """Erase the user in this database, and record there that the `others`, which are shards,
         may have old copies. On SQLite no body is left in the file afterwards."""
         self._require_writable()
-        self.require_schema(before_0008.REVISION)
+        await self.require_schema(before_0008.REVISION)
         now = self._clock()
         erasure = await self.database.write(
             lambda c: erase(c, uid, now, others, any_bucket=self._any_bucket)
@@ -385,7 +392,7 @@ class SQLStateMachine(StateMachineOfRecord):
     async def prune(self, cutoff: Cutoff, after: str = "") -> PruneStep:
         """Raises LeaseHeld if another node prunes this database, and ClockSkew: a clock that is
         ahead would forget too much."""
-        self.require_schema(before_0008.REVISION)
+        await self.require_schema(before_0008.REVISION)
         self._require_right_clock()
         now = self._clock()
         step = await self.database.write(
@@ -458,7 +465,7 @@ class SQLStateMachine(StateMachineOfRecord):
         )
 
     async def check_hashes(self, uids: Sequence[UID]) -> Sequence[UID]:
-        if not self._is_migrated():
+        if not self.is_migrated:
             return ()  # none is kept
         now = self._clock()
         return await self.database.write(
@@ -467,7 +474,7 @@ class SQLStateMachine(StateMachineOfRecord):
 
     async def _read_user(self, uid: UID, work: Work[T]) -> T:
         """Run work that reads one user. Raises WrongShard if another shard holds the user."""
-        work = work if self._is_migrated() else before_0008.reading(work)
+        work = work if self.is_migrated else before_0008.reading(work)
         if self._any_bucket:
             return await self.database.read(work)
 
