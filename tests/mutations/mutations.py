@@ -49,6 +49,8 @@ SHARDED = "tests/shards/test_sharded.py::"
 LINEAR = "tests/stores/test_linear.py::"
 CLIENT_COST = "tests/client/test_cost.py::"
 CORE_COST = "tests/core/test_cost.py::"
+ITEM_HISTORY = "tests/core/test_item_history.py::"
+HISTORY_HTTP = "tests/server/test_item_history.py::"
 RANGE_DEATHS = "tests/core/test_range_deaths.py::"
 REBALANCE = "tests/shards/test_rebalance.py::"
 SCHEMA = "tests/stores/test_schema.py::"
@@ -2127,6 +2129,42 @@ MUTATIONS = [
         "if item.expires_at is not None and until >= item.expires_at:",
         "if item.expires_at is not None and until > item.expires_at:",
         PRODUCER + "test_snooze_until_the_expiry_is_refused_and_just_before_is_not",
+    ),
+    # What became of an item, and why
+    Mutation(
+        "a death is explained by the author of the item that died",
+        "core/item_history.py",
+        "return ItemEvent(died_at, what, killer.cause, rule)",
+        "return ItemEvent(died_at, what, Cause(killer.cause.msg_id, killer.cause.msg_id), rule)",
+        ITEM_HISTORY + "test_law_the_named_rule_of_the_named_message_ends_the_item",
+    ),
+    Mutation(
+        "a death is explained by the first range of its message, whether or not it covers the item",
+        "core/item_history.py",
+        "if range_.covers(item):",
+        "if item.key is None:",
+        ITEM_HISTORY + "test_each_rule",
+    ),
+    Mutation(
+        "an item that has expired is said to have died of a later dismissal",
+        "core/item_history.py",
+        "if expires_at is not None and expires_at <= (now if died_at is None else died_at):",
+        "if expires_at is not None and died_at is None and expires_at <= now:",
+        ITEM_HISTORY + "test_a_story_with_a_start_and_an_expiry",
+    ),
+    Mutation(
+        "a device is told the names of services",
+        "server/http.py",
+        "history if identity.role is Role.SERVICE else history.without_services()",
+        "history",
+        HISTORY_HTTP + "test_devices_ask_about_their_own_user_and_see_no_names_of_services",
+    ),
+    Mutation(
+        "a message has the author of another message of its batch",
+        "stores/sql/transactions.py",
+        "rows = [_message_row(m, authors.get(ItemKey(m.uid, m.msg_id))) for m in new]",
+        "rows = [_message_row(m, next(iter(authors.values()), None)) for m in new]",
+        SQL + "test_each_message_of_a_batch_has_the_author_that_sent_it_first",
     ),
     # Erase: what devices and nodes hear
     Mutation(
