@@ -11,6 +11,7 @@ from gregor.core.instant import Time
 from gregor.core.message import InBandMessage, create, dismiss, put
 from gregor.errors import Erased, Unavailable
 from gregor.interfaces import Erasure, Rejected, Slot
+from gregor.shards import rebalance
 from gregor.shards.rebalance import Rebalancer
 from gregor.shards.state_machine import ShardedStateMachine
 from gregor.stores.sql import erase, statements
@@ -214,9 +215,10 @@ async def test_later_erase_of_the_same_user_stays_pending(harness: ShardHarness)
 
 
 async def test_old_copy_from_before_an_erase_is_made_again_by_a_move(
-    harness: ShardHarness,
+    harness: ShardHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The shard was away for the erase, and the bucket moves back to it."""
+    monkeypatch.setattr(rebalance, "MAX_ATTEMPTS", 1)
     ann = await harness.user_of("a")
     async with harness.machine() as machine:
         before = await fill(machine, ann)

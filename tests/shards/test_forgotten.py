@@ -148,6 +148,18 @@ async def test_old_copy_from_before_pruning_is_made_again_by_a_move(shards: Shar
     )
 
 
+async def test_floor_that_was_raised_since_moves_to_an_old_copy(shards: Shards) -> None:
+    """The user has not written since, so the clocks are equal."""
+    await shards.send(create(shards.uid, "mail", msg_id="1"))
+    await shards.send(dismiss(shards.uid, "1"))
+    await shards.move("b")
+    await shards.forget()
+    await shards.move("a")
+    early = await shards.send(create(shards.uid, "mail").stamp(START + 1, 0))
+    assert isinstance(early, Rejected)
+    assert isinstance(early.error, HistoryForgotten)
+
+
 async def test_bucket_with_more_ids_than_a_page_moves(
     shards: Shards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
