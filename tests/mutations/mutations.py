@@ -54,6 +54,9 @@ HISTORY_HTTP = "tests/server/test_item_history.py::"
 RANGE_DEATHS = "tests/core/test_range_deaths.py::"
 REBALANCE = "tests/shards/test_rebalance.py::"
 SCHEMA = "tests/stores/test_schema.py::"
+SHARDS_ERASE = "tests/shards/test_erase.py::"
+FORGOTTEN = "tests/shards/test_forgotten.py::"
+SQLITE_FILES = "tests/stores/test_sqlite_files.py::"
 
 
 class Mutation(NamedTuple):
@@ -328,13 +331,6 @@ MUTATIONS = [
         REBALANCE + "test_target_with_messages_that_the_holder_lacks_is_rejected",
     ),
     Mutation(
-        "a copy resumes at the target's clock even if it is not behind the source's",
-        "shards/rebalance.py",
-        "return 0 if target is None or target.ctime >= source.ctime else target.ctime",
-        "return 0 if target is None else target.ctime",
-        REBALANCE + "test_message_stored_behind_the_clock_during_a_move_moves_too",
-    ),
-    Mutation(
         "messages stored before the bucket closed are not copied",
         "shards/rebalance.py",
         """                if not await self._copy(group):
@@ -352,19 +348,108 @@ MUTATIONS = [
         SHARDED + "test_shard_restored_while_down_gets_newer_placements_when_it_is_up_again",
     ),
     Mutation(
-        "the target does not receive the placements of buckets that move to it",
-        "shards/rebalance.py",
-        """                await self._publish_placements([group.target], closed)
-""",
-        "",
-        REBALANCE + "test_prune_does_not_delete_bucket_that_is_being_moved_to_the_shard",
-    ),
-    Mutation(
         "a bucket is released although its copy may have been pruned",
         "stores/sql/statements.py",
         "SET version = buckets.version + 1, closed_until = 0",
         "SET version = buckets.version + 1",
         REBALANCE + "test_prune_does_not_delete_bucket_that_is_being_moved_to_the_shard",
+    ),
+    Mutation(
+        "what another rebalancer may have deleted is released",
+        "shards/shard_map.py",
+        "if connection.execute_rows(statements.PLACEMENTS_OF, keys) != sorted(claim):",
+        "if not connection.execute_rows(statements.PLACEMENTS_OF, keys):",
+        REBALANCE
+        + "test_prune_does_not_delete_bucket_that_is_being_moved_to_the_shard"
+        + "[SQLite-claim_before_close]",
+    ),
+    # What is forgotten, and who is erased, on shards
+    Mutation(
+        "old copies of an erased user stay on other shards",
+        "shards/erasures.py",
+        "        await _remove(machine, pending)\n",
+        "",
+        SHARDS_ERASE + "test_old_copies_on_other_shards_go_before_the_answer[SQLite]",
+    ),
+    Mutation(
+        "old copies are not removed when the shard that knows of the erase is back",
+        "shards/state_machine.py",
+        "        await self._remove_copies(shard.machine, other.name)\n",
+        "",
+        SHARDS_ERASE
+        + "test_old_copy_goes_when_the_shard_is_back_before_the_one_that_knows_of_the_erase[SQLite]",
+    ),
+    Mutation(
+        "a user is erased where the bucket has been",
+        "stores/sql/erase.py",
+        "for error in () if any_bucket else closed_users(connection, [uid]).values():",
+        "for error in ():",
+        SHARDS_ERASE + "test_erase_on_a_node_with_an_old_map_finds_the_user[SQLite]",
+    ),
+    Mutation(
+        "what was read before an erase is copied after it",
+        "shards/bucket_copy.py",
+        "if {uid: user.epoch for uid, user in users.items()} != epochs:",
+        "if users.keys() != epochs.keys():",
+        SHARDS_ERASE + "test_erase_at_any_step_of_a_move[SQLite-is_killed]",
+    ),
+    Mutation(
+        "a move loses the epoch",
+        "shards/bucket_copy.py",
+        "NewCopy(uid, bucket_of(uid), e.epoch, e.erased_at)",
+        "NewCopy(uid, bucket_of(uid), 0, 0)",
+        SHARDS_ERASE + "test_old_copy_from_before_an_erase_is_made_again_by_a_move[SQLite]",
+    ),
+    Mutation(
+        "a move loses the floor",
+        "shards/bucket_contents.py",
+        "copy[:-1] == self[:-1]",
+        "copy[:2] == self[:2]",
+        FORGOTTEN + "test_floor_that_was_raised_since_moves_to_an_old_copy[SQLite]",
+    ),
+    Mutation(
+        "a move loses the ids of forgotten messages",
+        "shards/rebalance.py",
+        "            await self._write(group, partial(bucket_copy.store_pruned, rows=pruned))\n",
+        "            pass\n",
+        FORGOTTEN + "test_ids_of_forgotten_messages_move[SQLite]",
+    ),
+    Mutation(
+        "a copy loses a death whose dismissal is forgotten",
+        "shards/bucket_copy.py",
+        "for row in rows if row.died_at is not None]",
+        "for row in rows if row.died_at is not None and not row.died_at]",
+        FORGOTTEN + "test_death_whose_dismissal_is_forgotten_moves_with_its_item[SQLite]",
+    ),
+    Mutation(
+        "a pruned holder is not compared with what an old copy has",
+        "shards/rebalance.py",
+        "contents.update(PrunedMessage(r.uid, r.msg_id, r.ctime, r.digest) for r in pruned)",
+        "pass",
+        FORGOTTEN + "test_old_copy_equals_a_holder_that_was_pruned[SQLite]",
+    ),
+    # What is left in the files of SQLite
+    Mutation(
+        "what SQLite leaves in the gaps of its pages stays",
+        "stores/sql/sqlite_pages.py",
+        "if any(content[gap.start : gap.stop]):",
+        "if not any(content[gap.start : gap.stop]):",
+        SQLITE_FILES + "test_no_body_of_an_erased_user_is_left_in_any_file[0]",
+    ),
+    Mutation(
+        "what SQLite has in memory brings back what was overwritten",
+        "stores/sql/sqlite.py",
+        """    driver.execute("PRAGMA shrink_memory")
+""",
+        "",
+        SQLITE_FILES + "test_no_body_of_an_erased_user_is_left_in_any_file[0]",
+    ),
+    Mutation(
+        "an erase leaves bodies in the WAL",
+        "stores/sql/state_machine.py",
+        "        await self.database.scrub()\n",
+        "",
+        SQLITE_FILES + "test_no_body_of_an_erased_user_is_left_in_any_file[0]",
     ),
     # The cost of what one request holds
     Mutation(
@@ -484,13 +569,13 @@ MUTATIONS = [
     Mutation(
         "msg_ids are looked up before their users are locked",
         "stores/sql/transactions.py",
-        """    users = _lock_users(connection, {message.uid for message in messages})
-    closed = {} if any_bucket else _closed_users(connection, messages)
-    known, dead = _read_known(connection, messages)
+        """    users = _lock_users(connection, {slot.message.uid for slot in slots})
+    closed = {} if any_bucket else closed_users(connection, {s.message.uid for s in slots})
+    known, dead = _read_known(connection, slots)
 """,
-        """    known, dead = _read_known(connection, messages)
-    users = _lock_users(connection, {message.uid for message in messages})
-    closed = {} if any_bucket else _closed_users(connection, messages)
+        """    known, dead = _read_known(connection, slots)
+    users = _lock_users(connection, {slot.message.uid for slot in slots})
+    closed = {} if any_bucket else closed_users(connection, {s.message.uid for s in slots})
 """,
         POSTGRESQL + "test_id_look_up_waits_for_transaction_that_stores_the_id",
     ),
