@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import pytest
@@ -514,3 +515,18 @@ async def test_step_costs_the_same_however_much_there_is_to_prune() -> None:
             costs.append(cost)
     few, many = costs
     assert 0 < many <= 1.1 * few
+
+
+# Space
+
+
+async def test_file_shrinks_by_what_is_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "gregor.db"
+    async with opened(f"sqlite:///{path}") as store:
+        await store.database.checkpoint()
+        empty = path.stat().st_size
+        for _ in range(3):
+            await store.machine.consume_messages([put("u", "k", "x" * 9_000) for _ in range(100)])
+        assert path.stat().st_size + path.with_name("gregor.db-wal").stat().st_size > 3_000_000
+        await store.prune(3)
+        assert path.stat().st_size < empty + 150_000
