@@ -26,6 +26,7 @@ OUTSIDE = "tests/client/test_outside.py::"
 NODE_CLOCK = "tests/client/test_node_clock.py::"
 INBOX = "tests/core/test_inbox.py::"
 CLIENT_INBOX = "tests/client/test_inbox.py::"
+CLIENT_ERASE = "tests/client/test_erase.py::"
 AUTH = "tests/server/test_auth.py::"
 LAME_DUCK = "tests/server/test_drain.py::"
 DESCRIPTORS = "tests/server/test_descriptors.py::"
@@ -42,6 +43,8 @@ PRODUCER = "tests/client/test_producer.py::"
 STATE_PAGES = "tests/server/test_state_pages.py::"
 FLEET = "tests/node/test_fleet.py::"
 NODE = "tests/node/test_node.py::"
+NODE_ERASE = "tests/node/test_erase.py::"
+HTTP_ERASE = "tests/server/test_erase.py::"
 SHARDED = "tests/shards/test_sharded.py::"
 LINEAR = "tests/stores/test_linear.py::"
 CLIENT_COST = "tests/client/test_cost.py::"
@@ -495,8 +498,8 @@ MUTATIONS = [
     Mutation(
         "a device compares all records to find those to save",
         "client/client.py",
-        "changed_records(self._replica, replica, changed)",
-        "changed_records(self._replica, replica)",
+        "changed_records(self._replica, replicas[-1], changed)",
+        "changed_records(self._replica, replicas[-1])",
         CLIENT_COST + "test_cost_of_a_frame_does_not_grow_with_what_is_live",
     ),
     Mutation(
@@ -716,8 +719,8 @@ MUTATIONS = [
     Mutation(
         "an unreadable record of a device gives its store to any user",
         "client/store.py",
-        "return _DeviceRecord(owner.device_id, owner.uid, 0)",
-        "return _DeviceRecord(owner.device_id, None, 0)",
+        "_DeviceRecord(owner.device_id, owner.uid, owner.epoch, owner.erased, cursor=0)",
+        "_DeviceRecord(owner.device_id, None, owner.epoch, owner.erased, cursor=0)",
         STORE + "test_unreadable_record_never_gives_a_store_to_another_user",
     ),
     Mutation(
@@ -775,6 +778,62 @@ MUTATIONS = [
         "awaited=_without(awaited, surplus),",
         "awaited=self.awaited,",
         REPLICA + "test_item_that_is_hidden_before_it_arrives_is_never_shown",
+    ),
+    Mutation(
+        "an erase leaves the outbox of a device",
+        "client/replica.py",
+        "erased=True,",
+        "erased=True,\n            outbox=self.outbox,",
+        CLIENT_ERASE + "test_law_wiped_replica_is_a_new_one_and_stays_wiped",
+    ),
+    Mutation(
+        "an erase leaves the hidden ids of a device",
+        "client/replica.py",
+        "erased=True,",
+        "erased=True,\n            hidden=self.hidden,",
+        CLIENT_ERASE + "test_nothing_of_an_erased_user_is_left_on_a_device",
+    ),
+    Mutation(
+        "an erase leaves what a device has set aside",
+        "client/client.py",
+        "return replaced_records(stored, replicas[-1])",
+        "return changed_records(self._replica, replicas[-1])",
+        CLIENT_ERASE + "test_nothing_of_an_erased_user_is_left_on_a_device",
+    ),
+    Mutation(
+        "an erase is told no more after a restart",
+        "client/store.py",
+        "_OwnerRecord(replica.device_id, replica.uid, replica.epoch, replica.erased)",
+        "_OwnerRecord(replica.device_id, replica.uid, replica.epoch)",
+        CLIENT_ERASE + "test_erase_is_told_again_after_a_restart_and_waits_for_the_app",
+    ),
+    Mutation(
+        "a write that an erase has taken counts as sent",
+        "client/client.py",
+        "if self._erasure is not None and self._erasure is not known:",
+        "if known is self._erasure is not None:",
+        CLIENT_ERASE + "test_what_waits_for_an_unsent_write_raises_erased",
+    ),
+    Mutation(
+        "the lower epoch of a restored backup drops the outbox",
+        "protocol/client_session.py",
+        "if self.epoch is not None and told > known:",
+        "if told < known:\n            return [Wipe(told)]\n        if told > known > 0:",
+        CLIENT_ERASE + "test_restored_backup_from_before_an_erase_keeps_the_outbox",
+    ),
+    Mutation(
+        "a device unlearns its epoch from a node without epochs",
+        "protocol/client_session.py",
+        "told = known if welcome.epoch is None else welcome.epoch",
+        "told = welcome.epoch or 0",
+        "tests/vectors/test_vectors.py::test_session_has_the_effects_of_the_vector",
+    ),
+    Mutation(
+        "an old notice of an erase wipes the new life",
+        "protocol/client_session.py",
+        "if self.epoch is not None and epoch <= self.epoch:",
+        "if self.epoch is not None and epoch < self.epoch - 1:",
+        CLIENT_ERASE + "test_old_notice_of_an_erase_is_ignored",
     ),
     # The core
     Mutation(
@@ -1963,8 +2022,8 @@ MUTATIONS = [
     Mutation(
         "a device whose cursor is ahead of the store is sent a snapshot that it ignores",
         "protocol/server_session.py",
-        "if self._has_synced and sync.cursor < self.cursor:",
-        "if self._has_synced and sync.cursor < 0:",
+        "(self._has_synced and sync.cursor < self.cursor):",
+        "(self._has_synced and sync.cursor < 0):",
         "tests/protocol/test_server_session.py"
         "::test_device_connects_again_if_the_store_has_lost_what_it_received",
     ),
@@ -2124,5 +2183,97 @@ MUTATIONS = [
         "if item.expires_at is not None and until >= item.expires_at:",
         "if item.expires_at is not None and until > item.expires_at:",
         PRODUCER + "test_snooze_until_the_expiry_is_refused_and_just_before_is_not",
+    ),
+    # Erase: what devices and nodes hear
+    Mutation(
+        "erase: the epoch of a hello is not checked",
+        "interfaces.py",
+        "if epoch is not None and epoch < self.epoch:",
+        "if False:",
+        SERVER_SESSION + "test_first_answer_depends_on_the_epoch_and_then_on_the_token",
+    ),
+    Mutation(
+        "erase: a device that has not said an epoch is taken for one from before",
+        "interfaces.py",
+        "if epoch is not None and epoch < self.epoch:",
+        "if (epoch or 0) < self.epoch:",
+        SERVER_SESSION + "test_first_answer_depends_on_the_epoch_and_then_on_the_token",
+    ),
+    Mutation(
+        "erase: the time of a token is not compared",
+        "interfaces.py",
+        "issued_at is None or issued_at // SECOND <= self.erased_at // SECOND",
+        "issued_at is None",
+        NODE_ERASE + "test_token_from_up_to_the_second_of_the_erase_does_not_hold",
+    ),
+    Mutation(
+        "erase: a token of the second of the erase still holds",
+        "interfaces.py",
+        "issued_at // SECOND <= self.erased_at // SECOND",
+        "issued_at // SECOND < self.erased_at // SECOND",
+        NODE_ERASE + "test_token_from_up_to_the_second_of_the_erase_does_not_hold",
+    ),
+    Mutation(
+        "erase: the token is looked at before the epoch, so an old device is never told",
+        "interfaces.py",
+        "if epoch is not None and epoch < self.epoch:",
+        "if epoch is not None and epoch < self.epoch and issued_at is not None:",
+        SERVER_SESSION + "test_first_answer_depends_on_the_epoch_and_then_on_the_token",
+    ),
+    Mutation(
+        "erase: other nodes are not told",
+        "node/node.py",
+        "await self._publisher.publish_erasure(uid)",
+        "pass",
+        NODE_ERASE + "test_devices_on_all_nodes_are_told_at_once_and_closed",
+    ),
+    Mutation(
+        "erase: the notice of another node is believed without asking the store",
+        "consumers/relay.py",
+        "self._broadcaster.on_gap(user_of(received.channel))\n            return",
+        "self._broadcaster.erase(user_of(received.channel), 2**53 - 1)\n            return",
+        NODE_ERASE + "test_notice_of_an_erase_that_has_not_happened_ends_no_device",
+    ),
+    Mutation(
+        "erase: a sync does not compare the epochs",
+        "protocol/server_session.py",
+        "if sync.epoch > self.epoch:",
+        "if False:",
+        SERVER_SESSION + "test_erase_before_the_session_is_open_is_found_by_its_first_sync",
+    ),
+    Mutation(
+        "erase: a consume does not carry the epoch of its connection",
+        "node/conversation.py",
+        "await self._host.inject(caller, entries, session.epoch)",
+        "await self._host.inject(caller, entries)",
+        NODE_ERASE + "test_consume_that_an_erase_overtakes_is_answered_by_it_and_stores_nothing",
+    ),
+    Mutation(
+        "erase: a device may erase its user",
+        "server/auth.py",
+        "if self.role is not Role.SERVICE:",
+        "if False:",
+        HTTP_ERASE + "test_device_may_not_erase_its_user",
+    ),
+    Mutation(
+        "erase: the address of a resource of a user is taken for a user",
+        "server/routes.py",
+        'if not path.rpartition(b"/")[0].endswith(b"/v1/users"):',
+        "if False:",
+        HTTP_ERASE + "test_address_that_is_no_user_erases_nobody",
+    ),
+    Mutation(
+        "erase: a made token does not say when it was made",
+        "server/auth.py",
+        '"iat": issued_at // SECOND,',
+        "",
+        AUTH + "test_made_token_says_when_it_was_made_and_has_an_id_of_its_own",
+    ),
+    Mutation(
+        "erase: a device that says no epoch may write with the token that an erase has ended",
+        "server/service.py",
+        "return erasure.epoch if known is None else known",
+        "return known",
+        HTTP_ERASE + "test_write_with_a_token_that_an_erase_ends_meanwhile_is_not_stored",
     ),
 ]

@@ -41,10 +41,11 @@ def prune(
     [dim]$[/] gregor prune --older-than 30d
     [dim]$[/] gregor prune --store sqlite:///gregor.db --older-than 30d
     """
-    if store and (url is not None or token is not None):
-        raise typer.BadParameter("--store is a store without a server: leave out --url and --token")
+    if store and url is not None:
+        raise typer.BadParameter("--url and --store exclude each other")
     older = None if older_than is None else _checked(older_than)
-    settings = options.load_settings(ctx, url=url, token=token, store=tuple(store or ()) or None)
+    given = tuple(store) if store else None
+    settings = options.load_settings(ctx, url=url, token=token, store=given)
     answer = run(_prune_store(settings, older) if store else _ask(settings, older_than))
     if json:
         output.print_json(answer)
@@ -86,9 +87,9 @@ async def _prune_store(settings: "Settings", older_than: int | None) -> "PruneAn
     from gregor.server.composition import prunable, retention_of
     from gregor.stores.sql.store_url import is_shared
 
-    # Nobody else writes to a file; other stores may have servers.
+    # Nobody else writes to files; other stores may have servers.
     pauses = PAUSES if any(map(is_shared, settings.stores.values())) else 0
     async with opened(settings) as parts:
-        parts_of_store = prunable(parts.state_machine)
-        pruner = Pruner(parts_of_store, retention_of(settings), now, pauses=pauses)
+        retention = retention_of(settings)
+        pruner = Pruner(prunable(parts.state_machine), retention, now, pauses=pauses)
         return PruneAnswer(*await pruner.prune(older_than))

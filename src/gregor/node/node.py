@@ -146,7 +146,7 @@ class Node:
         does not answer. If the task that calls is cancelled, the messages are stored and delivered
         all the same.
         """
-        return await self._finish(self._inject(caller, Batch(entries, epoch)))
+        return await self._finish(self._inject(caller, Batch(caller, entries, epoch)))
 
     async def erase(self, caller: Caller, uid: UID) -> EraseResult:
         """Delete everything of the user, and disconnect the user's devices from all nodes, each
@@ -177,6 +177,8 @@ class Node:
             result = await self.state_machine.erase(uid)
         except Unavailable as error:
             return error
+        erased = LogEvent("a user was erased", uid=uid, by=caller.subject, pending=result.pending)
+        log.info(erased)
         self._observer.erased(caller, uid, result)
         self._broadcaster.erase(uid, result.erasure.epoch)
         if self._publisher is not None:

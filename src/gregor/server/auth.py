@@ -16,7 +16,7 @@ from gregor.core.admission import check_id, check_text
 from gregor.core.instant import MAX_TIME, SECOND, Time
 from gregor.core.message import UID
 from gregor.errors import Forbidden, InvalidMessage, NotYetValid, SetupError, Unauthenticated
-from gregor.interfaces import HOLDS_FOREVER
+from gregor.interfaces import HOLDS_FOREVER, Caller
 
 ALGORITHM = "HS256"
 MIN_SECRET_BYTES = 32
@@ -51,6 +51,11 @@ class Identity(NamedTuple):
         """When a connection with this token ends; None if never."""
         return None if self.expires_at is None else self.expires_at + LEEWAY
 
+    @property
+    def caller(self) -> Caller:
+        """Who sends what comes with this token, as far as the token says it."""
+        return Caller(self.uid, is_service=self.role is Role.SERVICE)
+
     def validated(self) -> "Identity":
         """This identity. Raises Unauthenticated if it is a device's and its uid is invalid, and
         TypeError if an authenticator has given something else than a time as one of its times."""
@@ -70,6 +75,11 @@ class Identity(NamedTuple):
         """Raises Forbidden unless this caller may read and write the user's state."""
         if not self.may_access(uid):
             raise Forbidden("this token belongs to another user", field="uid")
+
+    def require_service(self, what: str) -> None:
+        """Raises Forbidden, saying what a device may not do, unless this is a service."""
+        if self.role is not Role.SERVICE:
+            raise Forbidden(f"a device may not {what}; use a token with the role `service`")
 
 
 class Authenticator(Protocol):

@@ -20,6 +20,7 @@ from gregor.core.message import (
     MAX_BATCH,
     MAX_CATEGORY,
     MAX_KEY,
+    MAX_MSG_ID,
     UID,
     Category,
     DeviceID,
@@ -30,7 +31,6 @@ from gregor.core.message import (
 from gregor.core.state_page import PageStart, StateQuery
 from gregor.core.sync import After, PageLimits, Since, Start
 from gregor.errors import (
-    Forbidden,
     GregorError,
     InvalidMessage,
     Malformed,
@@ -39,7 +39,7 @@ from gregor.errors import (
     TooLarge,
     Unavailable,
 )
-from gregor.interfaces import HOLDS_FOREVER, Caller, Rejected
+from gregor.interfaces import HOLDS_FOREVER, Rejected
 from gregor.node.conversation import Admission, Resumption
 from gregor.protocol.answers import (
     CountAnswer,
@@ -98,7 +98,7 @@ async def post_messages(service: Service, request: Request, identity: Identity) 
         entries = _read_multi_user(_fields_of(MultiUserRequest, fields), identity)
     else:
         return _json(Results((await _inject_one(service, request, identity, body),)))
-    outcomes = await service.inject(Caller(identity.uid), entries, _epoch(request))
+    outcomes = await service.inject(identity.caller, entries, request.state.epoch)
     return _json(Results(tuple(map(Result.of, outcomes))))
 
 
@@ -107,7 +107,7 @@ async def _inject_one(
 ) -> Result:
     """Inject a single message. Raises the error of one that is rejected."""
     entries = read_entries([Raw(body)], identity.may_access)
-    (outcome,) = await service.inject(Caller(identity.uid), entries, _epoch(request))
+    (outcome,) = await service.inject(identity.caller, entries, request.state.epoch)
     if isinstance(outcome, Rejected):
         raise outcome.error
     return Result.of(outcome)
@@ -153,9 +153,8 @@ def _list_in(fields: Mapping[str, Raw], name: str) -> tuple[Raw, ...]:
 async def delete_user(service: Service, request: Request, identity: Identity) -> Response:
     """Erase a user. An unknown one is erased as well."""
     uid = _user(request, identity, set())
-    if identity.role is not Role.SERVICE:
-        raise Forbidden("a device may not erase its user; use a token with the role `service`")
-    erasure, pending = await service.erase(Caller(identity.uid), uid)
+    identity.require_service("erase its user")
+    erasure, pending = await service.erase(identity.caller, uid)
     return _json(EraseAnswer(uid, erasure.epoch, pending))
 
 
@@ -164,8 +163,7 @@ async def delete_user(service: Service, request: Request, identity: Identity) ->
 
 async def post_prune(service: Service, request: Request, identity: Identity) -> Response:
     """Forget now what is past, of all users. Answers when it is done."""
-    if identity.role is not Role.SERVICE:
-        raise Forbidden("a device may not prune; use a token with the role `service`")
+    identity.require_service("prune")
     _check_parameters(request, frozenset(), frozenset())
     asked = decode(_prune_request.decode, await _body(request) or b"{}")
     older_than = None if asked.older_than is None else duration("older_than", asked.older_than)
@@ -285,6 +283,14 @@ async def get_events(service: Service, request: Request, identity: Identity) -> 
     return EventStream(service, Resumption(admission, device_id, cursor, _epoch(request)))
 
 
+async def get_item_history(service: Service, request: Request, identity: Identity) -> Response:
+    """What became of one item, and why. The user's own devices see no names of services."""
+    uid, msg_id = _user(request, identity, set()), request.path_params["msg_id"]
+    check_text("msg_id", msg_id, MAX_MSG_ID)
+    history = await service.node.state_machine.item_history(uid, msg_id)
+    return _json(history if identity.role is Role.SERVICE else history.without_services())
+
+
 # Health
 
 
@@ -324,12 +330,12 @@ def authenticated_endpoint(
     service: Service, operation: Operation, refuse: Callable[[GregorError], Response] = problem
 ) -> Endpoint:
     """An endpoint that authenticates the caller, and reports errors: as problem documents, unless
-    it is told otherwise."""
+    it is told otherwise. `request.state.epoch` is the epoch with which the caller may write."""
 
     async def respond(request: Request) -> ASGIApp:
         try:
             identity = await service.identify(_token(request))
-            await service.require_current(identity, _epoch(request))
+            request.state.epoch = await service.current_epoch(identity, _epoch(request))
             return await operation(service, request, identity)
         except GregorError as error:
             return refuse(error)

@@ -103,12 +103,15 @@ class Service:
             log.error(LogEvent("the authenticator failed"), exc_info=failure)
             raise GregorError("internal error; the server's log has the traceback") from None
 
-    async def require_current(self, identity: Identity, epoch: Time | None) -> None:
-        """Raise Erased or Unauthenticated if this is a device which does not know, or whose token
-        does not hold, since its user was erased."""
-        if identity.role is Role.DEVICE:
-            erasure = await self.node.state_machine.erasure(identity.uid)
-            erasure.require_current(epoch, identity.issued_at)
+    async def current_epoch(self, identity: Identity, known: Time | None) -> Time | None:
+        """The epoch with which a caller may write, who knows this one; None: it is not checked.
+        That of a device is its user's: if it is erased now, its token does not hold any more.
+        Raises Erased if it knows an earlier one, and Unauthenticated if its token does not hold."""
+        if identity.role is Role.SERVICE:
+            return known
+        erasure = await self.node.state_machine.erasure(identity.uid)
+        erasure.require_current(known, identity.issued_at)
+        return erasure.epoch if known is None else known
 
     def require_room_for_device(self) -> None:
         """Raise Unavailable if no device may connect now, but may to another server."""

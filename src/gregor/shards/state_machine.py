@@ -15,14 +15,16 @@ from typing import Any, Self, TypeVar
 from gregor.core.buckets import bucket_of
 from gregor.core.history import Cutoff
 from gregor.core.instant import Time, TimeOrOffset
-from gregor.core.message import UID, Category, DeviceID, InBandMessage
+from gregor.core.item_history import ItemHistory
+from gregor.core.message import UID, Category, DeviceID, InBandMessage, MsgID
 from gregor.core.state import Counts, Item
 from gregor.core.state_page import PageStart, StatePage, StateQuery
 from gregor.core.sync import Page, PageLimits, Start, Sync
 from gregor.errors import NodeTooOld, SetupError, Unavailable, WrongShard
-from gregor.interfaces import PruneStep, Rejected, Slot, StateMachineOfRecord
+from gregor.interfaces import EraseResult, Erasure, PruneStep, Rejected, Slot, StateMachineOfRecord
 from gregor.log_event import LogEvent
 from gregor.shards import shard_map
+from gregor.shards.erasures import remove_copies
 from gregor.stores.sql.database import Database
 from gregor.stores.sql.state_machine import SQLStateMachine
 from gregor.stores.sql.statements import Placement
@@ -230,6 +232,38 @@ class ShardedStateMachine(StateMachineOfRecord):
             except Unavailable:
                 await asyncio.sleep(WRONG_SHARD_RETRY_SECONDS)
 
+    # Erasing
+
+    async def erasure(self, uid: UID) -> Erasure:
+        return await self._call_holder(uid, lambda machine: machine.erasure(uid))
+
+    async def erase(self, uid: UID) -> EraseResult:
+        names = {*self.shards, *(placement.shard for placement in self._map.values())}
+
+        async def erase_on(machine: SQLStateMachine) -> tuple[SQLStateMachine, Erasure]:
+            return machine, (await machine.erase(uid, names)).erasure
+
+        holder, erasure = await self._call_holder(uid, erase_on)
+        others = sorted(name for name in names if not self._is(name, holder))
+        done = await asyncio.gather(*(self._remove_copies(holder, name) for name in others))
+        pending = (name for name, is_done in zip(others, done, strict=True) if not is_done)
+        return EraseResult(erasure, tuple(pending))
+
+    def _is(self, name: str, machine: SQLStateMachine) -> bool:
+        return name in self.shards and self.shards[name].machine is machine
+
+    async def _remove_copies(self, recorder: SQLStateMachine, name: str) -> bool:
+        """Remove from a shard what the recorder has recorded for it; return whether that is done.
+        If the shard does not answer, it is done before it is admitted again."""
+        shard = self.shards.get(name)
+        if shard is None:
+            return False  # this node does not know it
+        try:
+            return await shard.call(lambda machine: remove_copies(recorder, name, machine))
+        except Unavailable:
+            shard.admitted = False
+            return False
+
     # Reading
 
     @property
@@ -279,6 +313,9 @@ class ShardedStateMachine(StateMachineOfRecord):
         return await self._call_holder(
             uid, lambda machine: machine.count_by_segment(uid, device_id, prefix)
         )
+
+    async def item_history(self, uid: UID, msg_id: MsgID) -> ItemHistory:
+        return await self._call_holder(uid, lambda machine: machine.item_history(uid, msg_id))
 
     async def _call_holder(self, uid: UID, method: Callable[[SQLStateMachine], Awaitable[T]]) -> T:
         """Call the shard that holds the user; retry while the user's bucket moves."""
@@ -401,15 +438,28 @@ class ShardedStateMachine(StateMachineOfRecord):
                     raise error
 
     async def _admit(self, shard: Shard) -> None:
-        """Exchange placements with the shard. One that was restored from a backup does not know
-        which buckets it has released since, and would accept messages for them."""
+        """Exchange with the shard what has happened while it was away: placements, and erasures.
+        One that was restored from a backup does not know which buckets it has released since, and
+        would accept messages for them."""
         shard.admitted = True  # before the exchange: newer placements may come in meanwhile
+        others = [other for other in self.shards.values() if other is not shard]
         newer = await shard.exchange(self._map.values())
         if newer:
             self._map = shard_map.newest_placements([*self._map.values(), *newer])
-            for other in self.shards.values():
-                if other is not shard:
-                    other.admitted = False  # its next probe sends it the newer placements
+            for other in others:
+                other.admitted = False  # its next probe sends it the newer placements
+        with suppress(NodeTooOld):
+            await shard.machine.read_schema()
+        for other in others:
+            if other.problem is None:
+                await self._remove_missed_copies(shard, other)
+
+    async def _remove_missed_copies(self, shard: Shard, other: Shard) -> None:
+        """Remove from the shard what the other has recorded for it while it was away; and from the
+        other what the shard has recorded: so it makes no difference which of them was away."""
+        if not await remove_copies(other.machine, shard.name, shard.machine):
+            other.admitted = False
+        await self._remove_copies(shard.machine, other.name)
 
     def _shard(self, name: str) -> Shard:
         try:

@@ -10,12 +10,13 @@ from typing import NamedTuple
 from gregor.core.facts import Facts, is_dismissed_by
 from gregor.core.history import (
     Cutoff,
-    is_past,
+    past_messages,
     require_remembered,
     stored_too_late,
     wrong_epoch,
 )
 from gregor.core.instant import Time, TimeOrOffset
+from gregor.core.item_history import Author, Authored, ItemHistory, Trace, history_of
 from gregor.core.message import UID, Category, DeviceID, Digest, InBandMessage, MsgID
 from gregor.core.state import Counts, Item
 from gregor.core.state_page import PageStart, StatePage, StateQuery, page_of
@@ -150,6 +151,9 @@ class MemoryStateMachine(StateMachineOfRecord):
             sum(step.ids for step in steps),
         )
 
+    async def item_history(self, uid: UID, msg_id: MsgID) -> ItemHistory:
+        return history_of(uid, msg_id, self._user(uid).trace(msg_id), self._clock())
+
     async def check_hashes(self, uids: Sequence[UID]) -> Sequence[UID]:
         return ()  # none is kept
 
@@ -181,8 +185,15 @@ class _UserLog:
         self.log: list[InBandMessage] = []
         self._by_msg_id: dict[MsgID, InBandMessage] = {}
         self._pruned: dict[MsgID, _PrunedID] = {}
+        self._authors: dict[MsgID, Author] = {}
 
     def consume(self, slot: Slot, now: Time) -> StoreOutcome:
+        outcome = self._consume(slot, now)
+        if isinstance(outcome, Stored) and slot.author is not None:
+            self._authors[outcome.message.msg_id] = slot.author
+        return outcome
+
+    def _consume(self, slot: Slot, now: Time) -> StoreOutcome:
         message, epoch = slot.message, self.erasure.epoch
         if slot.epoch is not None and slot.epoch != epoch:
             return Rejected(message, wrong_epoch(slot.epoch, epoch))
@@ -311,6 +322,31 @@ class _UserLog:
                 break
         return items
 
+    def trace(self, msg_id: MsgID) -> Trace:
+        """What there is of this id."""
+        message, pruned = self._by_msg_id.get(msg_id), self._pruned.get(msg_id)
+        dismissed = self.facts.dismissed.get(msg_id)
+        if dismissed is not None:
+            died_at: Time | None = dismissed.dismissed_at
+        else:
+            died_at = self.facts.tombstones.get(msg_id)
+        return Trace(
+            None if message is None else self._authored(message),
+            None if pruned is None else pruned.ctime,
+            died_at,
+            None if died_at is None else self._message_at(died_at),
+        )
+
+    def _message_at(self, ctime: Time) -> Authored | None:
+        index = bisect_left(self.log, ctime, key=_ctime)
+        for message in self.log[index : index + 1]:
+            if message.ctime == ctime:
+                return self._authored(message)
+        return None
+
+    def _authored(self, message: InBandMessage) -> Authored:
+        return Authored(message, self._authors.get(message.msg_id))
+
     # Forgetting
 
     def erased(self, now: Time) -> "_UserLog":
@@ -318,22 +354,19 @@ class _UserLog:
         return _UserLog(Erasure(self.time.next_ctime(now), now))
 
     def prune(self, cutoff: Cutoff) -> PruneStep:
-        past = [m for m in self.log if is_past(m, self._dismissed_at(m), cutoff.floor)]
+        past = past_messages(self.log, self.facts, cutoff.floor)
         users = int(bool(past) and self.time.floor < cutoff.floor)
         if past:
             self.time = self.time._replace(floor=max(self.time.floor, cutoff.floor))
-            self._forget_contents({message.msg_id: message for message in past}, cutoff.floor)
+            self._forget_contents(past, cutoff.floor)
         return PruneStep(None, users, len(past), self._forget_ids(cutoff.ids))
-
-    def _dismissed_at(self, message: InBandMessage) -> Time | None:
-        dismissed = self.facts.dismissed.get(message.msg_id)
-        return None if dismissed is None else dismissed.dismissed_at
 
     def _forget_contents(self, past: Mapping[MsgID, InBandMessage], floor: Time) -> None:
         self.facts = self.facts.forgetting(past.keys(), floor)
         self.log = [message for message in self.log if message.msg_id not in past]
         for msg_id, message in past.items():
             del self._by_msg_id[msg_id]
+            self._authors.pop(msg_id, None)
             self._pruned[msg_id] = _PrunedID(message.ctime, message.contents_digest())
 
     def _forget_ids(self, end: Time) -> int:

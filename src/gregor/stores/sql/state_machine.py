@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 from gregor.core.history import Cutoff
 from gregor.core.instant import SECOND, Time, TimeOrOffset
-from gregor.core.message import UID, Category, DeviceID, InBandMessage
+from gregor.core.item_history import ItemHistory
+from gregor.core.message import UID, Category, DeviceID, InBandMessage, MsgID
 from gregor.core.state import Counts, Item
 from gregor.core.state_page import PageStart, StatePage, StateQuery
 from gregor.core.sync import Page, PageLimits, Since, Start, Sync
@@ -47,6 +48,7 @@ from gregor.stores.sql.database import (
 )
 from gregor.stores.sql.erase import erase, read_erasure
 from gregor.stores.sql.failure_reason import FailureReason, failure_reason
+from gregor.stores.sql.item_history import read_item_history
 from gregor.stores.sql.leases import Lease
 from gregor.stores.sql.prune import prune
 from gregor.stores.sql.reads import (
@@ -172,14 +174,21 @@ class SQLStateMachine(StateMachineOfRecord):
         if self.schema is not None:
             require_not_too_old(self.schema.oldest_writer)
 
-    def require_schema(self, revision: str) -> None:
-        """Raises NotMigrated unless the database is known to have what this revision has added."""
+    async def has_schema(self, revision: str) -> bool:
+        """Whether the database has what this revision has added. Raises StorageUnavailable."""
         if self.schema is None or not self.schema.has(revision):
+            await self.read_schema()
+        return self.schema is not None and self.schema.has(revision)
+
+    async def require_schema(self, revision: str) -> None:
+        """Raises NotMigrated unless the database has what this revision has added."""
+        if not await self.has_schema(revision):
             raise NotMigrated(
                 f"the database does not have schema {revision} yet: run `gregor migrate`; retry"
             )
 
-    def _is_migrated(self) -> bool:
+    @property
+    def is_migrated(self) -> bool:
         """Whether the database is known to have the newest schema that this code needs."""
         return self.schema is not None and self.schema.has(before_0008.REVISION)
 
@@ -278,7 +287,7 @@ class SQLStateMachine(StateMachineOfRecord):
         )
 
     def _for_its_schema(self, consume: Consume) -> Consume:
-        return consume if self._is_migrated() else before_0008.consuming(consume)
+        return consume if self.is_migrated else before_0008.consuming(consume)
 
     async def _resolve_unknown_commit(
         self, slots: Sequence[Slot], now: Time, expected: list[StoreOutcome]
@@ -308,7 +317,7 @@ class SQLStateMachine(StateMachineOfRecord):
         """Erase the user in this database, and record there that the `others`, which are shards,
         may have old copies. On SQLite no body is left in the file afterwards."""
         self._require_writable()
-        self.require_schema(before_0008.REVISION)
+        await self.require_schema(before_0008.REVISION)
         now = self._clock()
         erasure = await self.database.write(
             lambda c: erase(c, uid, now, others, any_bucket=self._any_bucket)
@@ -383,7 +392,7 @@ class SQLStateMachine(StateMachineOfRecord):
     async def prune(self, cutoff: Cutoff, after: str = "") -> PruneStep:
         """Raises LeaseHeld if another node prunes this database, and ClockSkew: a clock that is
         ahead would forget too much."""
-        self.require_schema(before_0008.REVISION)
+        await self.require_schema(before_0008.REVISION)
         self._require_right_clock()
         now = self._clock()
         step = await self.database.write(
@@ -446,13 +455,17 @@ class SQLStateMachine(StateMachineOfRecord):
         now = self._clock()
         return await self._read_user(uid, lambda c: read_segments(c, uid, device_id, prefix, now))
 
+    async def item_history(self, uid: UID, msg_id: MsgID) -> ItemHistory:
+        now = self._clock()
+        return await self._read_user(uid, lambda c: read_item_history(c, uid, msg_id, now))
+
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
         return await self.database.read(
             lambda c: read_user_clocks(c, uids, any_bucket=self._any_bucket)
         )
 
     async def check_hashes(self, uids: Sequence[UID]) -> Sequence[UID]:
-        if not self._is_migrated():
+        if not self.is_migrated:
             return ()  # none is kept
         now = self._clock()
         return await self.database.write(
@@ -461,7 +474,7 @@ class SQLStateMachine(StateMachineOfRecord):
 
     async def _read_user(self, uid: UID, work: Work[T]) -> T:
         """Run work that reads one user. Raises WrongShard if another shard holds the user."""
-        work = work if self._is_migrated() else before_0008.reading(work)
+        work = work if self.is_migrated else before_0008.reading(work)
         if self._any_bucket:
             return await self.database.read(work)
 

@@ -11,11 +11,12 @@ from gregor.core.buckets import bucket_of
 from gregor.core.facts import DismissedRange, dismissed_keys, dismissed_ranges
 from gregor.core.history import stored_too_late, wrong_epoch
 from gregor.core.instant import Time
+from gregor.core.item_history import Author
 from gregor.core.message import UID, InBandMessage
 from gregor.core.sync import UserTime
 from gregor.core.visibility import has_begun, has_expired
 from gregor.errors import Conflict, InvalidMessage, WrongShard
-from gregor.interfaces import Author, Duplicate, Rejected, Slot, Stored, StoreOutcome
+from gregor.interfaces import Duplicate, Rejected, Slot, Stored, StoreOutcome
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import DatabaseConnection, UniqueViolation
 from gregor.stores.sql.deaths import Deaths, StoredBatch, store_deaths
@@ -83,11 +84,11 @@ def consume_new(
 def store_copies(
     connection: DatabaseConnection, slots: Sequence[Slot], now: Time
 ) -> list[StoreOutcome]:
-    """The same for messages of a bucket that moves here from another shard. It keeps the clocks and
-    the marks of its users, so a message that is copied late does not move them."""
+    """The same for messages of a bucket that moves here from another shard, as they are stored
+    there: they keep their predecessors, and do not move marks."""
     users = _lock_users(connection, {slot.message.uid for slot in slots})
     known, dead = _read_known(connection, slots)
-    log = _Log(connection, users, {}, known, {}, marks_late_replays=False)
+    log = _Log(connection, users, {}, known, {}, are_copies=True)
     return _consume(connection, slots, now, log, dead)
 
 
@@ -120,7 +121,7 @@ class _Log:
         known: dict[ItemKey, InBandMessage],
         pruned: Mapping[ItemKey, PrunedMessage],
         *,
-        marks_late_replays: bool = True,
+        are_copies: bool = False,
     ) -> None:
         self.users = users
         self.times = {
@@ -132,7 +133,7 @@ class _Log:
         self._connection = connection
         self._closed = closed
         self._known = known
-        self._marks_late_replays = marks_late_replays
+        self._are_copies = are_copies
         self._authors: dict[ItemKey, Author] = {}
         self._pending: list[InBandMessage] = []  # to be inserted together
 
@@ -173,7 +174,7 @@ class _Log:
         if message.stamped and message.ctime <= time.clock:
             return self._add_late_replay(message, time)
         try:
-            stored = _stamped(message, time, now)
+            stored = message if self._are_copies else _stamped(message, time, now)
         except InvalidMessage as error:
             return Rejected(message, error)
         self._pending.append(stored)
@@ -194,7 +195,7 @@ class _Log:
             self._follow(ItemKey(uid, successor.msg_id), successor.ctime, stored)
         _insert(self._connection, [stored], self._authors)
         self.late.append(stored)
-        if self._marks_late_replays:
+        if not self._are_copies:
             self.times[uid] = time._replace(clock=time.clock + 1, mark=time.clock + 1)
         return Stored(stored)
 
