@@ -57,6 +57,7 @@ SCHEMA = "tests/stores/test_schema.py::"
 SHARDS_ERASE = "tests/shards/test_erase.py::"
 FORGOTTEN = "tests/shards/test_forgotten.py::"
 SQLITE_FILES = "tests/stores/test_sqlite_files.py::"
+PRUNE = "tests/stores/test_prune.py::"
 
 
 class Mutation(NamedTuple):
@@ -259,6 +260,68 @@ MUTATIONS = [
         "item.c.device_id != dismissal.c.device_id",
         "tests/stores/test_migrations.py"
         "::test_items_that_died_of_ranges_that_do_not_reach_them_any_more_stay_dead",
+    ),
+    # Pruning
+    Mutation(
+        "a step of a prune is taken without its lease",
+        "stores/sql/prune.py",
+        """    lease.take(connection)
+""",
+        "",
+        PRUNE + "test_two_nodes_do_not_prune_at_the_same_time[sqlite]",
+    ),
+    Mutation(
+        "a lease is renewed by a holder who has lost it",
+        "stores/sql/statements.py",
+        "WHERE leases.holder = excluded.holder OR leases.until <= database_now()",
+        "WHERE leases.holder = excluded.holder OR leases.until > 0",
+        PRUNE
+        + "test_node_that_was_killed_loses_its_lease_and_does_nothing_when_it_goes_on[sqlite]",
+    ),
+    Mutation(
+        "an expired item is pruned while the hash still counts it",
+        "stores/sql/prune.py",
+        """    account_for_expiries(connection, lagging, now)
+""",
+        "",
+        PRUNE + "test_item_that_has_expired_unnoticed_leaves_no_trace_in_the_hash[sqlite]",
+    ),
+    Mutation(
+        "a prune takes a live item",
+        "stores/sql/statements.py",
+        """        "messages.dismissed_at IS NULL AND messages.category IS NOT NULL"
+        " AND messages.expires_at <= :floor""",
+        """        "messages.dismissed_at IS NULL AND messages.category IS NOT NULL"
+        " AND messages.expires_at > :floor""",
+        PRUNE + "test_what_is_past_goes_and_the_rest_stays[sqlite-a live item]",
+    ),
+    Mutation(
+        "a user whose bucket moves is pruned",
+        "stores/sql/prune.py",
+        "return [uid for uid in uids if uid not in closed]",
+        "return uids",
+        PRUNE + "test_user_whose_bucket_is_elsewhere_or_moves_is_left_out[sqlite]",
+    ),
+    Mutation(
+        "an id is forgotten with its contents",
+        "stores/sql/prune.py",
+        "kept = [message for message in messages if message.ctime > cutoff.ids]",
+        "kept = [message for message in messages if message.ctime > cutoff.floor]",
+        PRUNE + "test_message_that_is_sent_again_is_a_duplicate_or_a_conflict[sqlite]",
+    ),
+    Mutation(
+        "pruning does not pause for others",
+        "node/pruning.py",
+        "await asyncio.sleep(min(pause, LONGEST_PAUSE_SECONDS))",
+        "await asyncio.sleep(0)",
+        "tests/node/test_pruning.py::test_steps_take_less_than_a_tenth_of_the_time",
+    ),
+    Mutation(
+        "a migration is noticed only when the node reads the schema again",
+        "stores/sql/before_0008.py",
+        "return schema.revision >= REVISION",
+        "return schema.revision > REVISION",
+        "tests/stores/test_before_0008.py::test_author_is_stored_from_the_migration_on[sqlite]",
     ),
     # Shards
     Mutation(
