@@ -13,6 +13,7 @@ from operator import methodcaller
 from typing import Any, Self, TypeVar
 
 from gregor.core.buckets import bucket_of
+from gregor.core.export import ExportPage, ExportPlace, ImportPart, Verdict
 from gregor.core.history import Cutoff
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import UID, Category, DeviceID, InBandMessage
@@ -349,6 +350,46 @@ class ShardedStateMachine(StateMachineOfRecord):
             return step._replace(last=f"{name}\0{step.last}")
         following = [f"{other}\0" for other in names[names.index(name) + 1 :]]
         return step._replace(last=following[0] if following else None)
+
+    # Exporting and importing
+
+    async def users_after(self, uid: UID, limit: int) -> Sequence[UID]:
+        """Each shard is asked, also for old copies, and then each once more: a user may have moved
+        from a shard that was asked late to one that was asked early."""
+        found: set[UID] = set()
+        for _ in range(2):
+            calls = (
+                shard.call(methodcaller("users_after", uid, limit))
+                for shard in self.shards.values()
+            )
+            found.update(*await asyncio.gather(*calls))
+        return sorted(found, key=str.encode)[:limit]
+
+    async def export_page(self, uid: UID, place: ExportPlace) -> ExportPage:
+        return await self._call_holder(uid, lambda machine: machine.export_page(uid, place))
+
+    async def import_parts(self, parts: Sequence[ImportPart]) -> Sequence[Sequence[Verdict]]:
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + WRONG_SHARD_TIMEOUT_SECONDS
+        while True:
+            try:
+                return await self._import_once(parts)
+            except WrongShard as error:
+                if clock() > deadline:
+                    raise
+                await self._learn_placement(error)
+
+    async def _import_once(self, parts: Sequence[ImportPart]) -> Sequence[Sequence[Verdict]]:
+        """Give each part to the shard of its user."""
+        by_shard: defaultdict[str, list[int]] = defaultdict(list)
+        for number, part in enumerate(parts):
+            by_shard[self._map[bucket_of(part.user.uid)].shard].append(number)
+        verdicts: dict[int, Sequence[Verdict]] = {}
+        for name, numbers in by_shard.items():
+            theirs = [parts[number] for number in numbers]
+            imported = methodcaller("import_parts", theirs, self._shard_names())
+            verdicts |= zip(numbers, await self._shard(name).call(imported), strict=True)
+        return [verdicts[number] for number in range(len(parts))]
 
     async def check_hashes(self, uids: Sequence[UID]) -> Sequence[UID]:
         """Users of shards that do not answer, and of buckets that move now, are left out."""

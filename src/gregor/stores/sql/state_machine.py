@@ -12,6 +12,7 @@ from contextlib import suppress
 from time import monotonic, perf_counter
 from typing import Any, NamedTuple, Self, TypeVar
 
+from gregor.core.export import ExportPage, ExportPlace, ImportPart, Verdict
 from gregor.core.history import Cutoff
 from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.message import UID, Category, DeviceID, InBandMessage
@@ -46,7 +47,9 @@ from gregor.stores.sql.database import (
     Work,
 )
 from gregor.stores.sql.erase import erase, read_erasure
+from gregor.stores.sql.exports import read_export_page, users_after
 from gregor.stores.sql.failure_reason import FailureReason, failure_reason
+from gregor.stores.sql.imports import import_parts
 from gregor.stores.sql.leases import Lease
 from gregor.stores.sql.prune import prune
 from gregor.stores.sql.reads import (
@@ -315,6 +318,27 @@ class SQLStateMachine(StateMachineOfRecord):
         )
         await self.database.scrub()
         return EraseResult(erasure)
+
+    # Exporting and importing
+
+    async def users_after(self, uid: UID, limit: int) -> Sequence[UID]:
+        self.require_schema(before_0008.REVISION)
+        return await self.database.read(lambda c: users_after(c, uid, limit))
+
+    async def export_page(self, uid: UID, place: ExportPlace) -> ExportPage:
+        self.require_schema(before_0008.REVISION)
+        return await self._read_user(uid, lambda c: read_export_page(c, uid, place))
+
+    async def import_parts(
+        self, parts: Sequence[ImportPart], others: Collection[str] = ()
+    ) -> Sequence[Sequence[Verdict]]:
+        """What is erased by them is recorded for the `others`, which are shards."""
+        self._require_writable()
+        self.require_schema(before_0008.REVISION)
+        now = self._clock()
+        return await self.database.write(
+            lambda c: import_parts(c, parts, now, others, any_bucket=self._any_bucket)
+        )
 
     # Whether writes fail
 

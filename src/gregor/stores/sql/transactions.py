@@ -91,6 +91,19 @@ def store_copies(
     return _consume(connection, slots, now, log, dead)
 
 
+def import_messages(
+    connection: DatabaseConnection, slots: Sequence[Slot], now: Time
+) -> list[StoreOutcome]:
+    """The same for messages of an export. They keep what came before them, as far as it was not
+    here. One after the user's clock is stored although it is not after the floor: what is forgotten
+    reaches nothing that is later than itself, but for ids."""
+    users = _lock_users(connection, {slot.message.uid for slot in slots})
+    known, dead = _read_known(connection, slots)
+    pruned = _read_pruned(connection, slots, users)
+    log = _Log(connection, users, {}, known, pruned, imports=True)
+    return _consume(connection, slots, now, log, dead)
+
+
 def closed_users(connection: DatabaseConnection, uids: Iterable[UID]) -> dict[UID, WrongShard]:
     """The users whose messages this shard rejects, with the error. This stays true until the
     commit: closing or releasing a bucket waits for every transaction that has locked users."""
@@ -121,6 +134,7 @@ class _Log:
         pruned: Mapping[ItemKey, PrunedMessage],
         *,
         marks_late_replays: bool = True,
+        imports: bool = False,
     ) -> None:
         self.users = users
         self.times = {
@@ -133,6 +147,7 @@ class _Log:
         self._closed = closed
         self._known = known
         self._marks_late_replays = marks_late_replays
+        self._imports = imports
         self._authors: dict[ItemKey, Author] = {}
         self._pending: list[InBandMessage] = []  # to be inserted together
 
@@ -168,17 +183,26 @@ class _Log:
 
     def _add_new(self, message: InBandMessage, now: Time) -> StoreOutcome:
         time = self.times.get(message.uid, UserTime(0))
-        if message.stamped and message.ctime <= time.floor:
+        if message.stamped and message.ctime <= self._refused_up_to(time):
             return Rejected(message, stored_too_late(time.floor))
         if message.stamped and message.ctime <= time.clock:
             return self._add_late_replay(message, time)
         try:
-            stored = _stamped(message, time, now)
+            stored = self._stamped(message, time, now)
         except InvalidMessage as error:
             return Rejected(message, error)
         self._pending.append(stored)
         self.times[message.uid] = time._replace(clock=stored.ctime)
         return Stored(stored)
+
+    def _refused_up_to(self, time: UserTime) -> Time:
+        return min(time.floor, time.clock) if self._imports else time.floor
+
+    def _stamped(self, message: InBandMessage, time: UserTime, now: Time) -> InBandMessage:
+        if not message.stamped:
+            return message.stamp_new(time.next_ctime(now), time.clock)
+        prev = max(message.prev, time.clock) if self._imports else time.clock
+        return message.stamp(message.ctime, prev)
 
     def _add_late_replay(self, message: InBandMessage, time: UserTime) -> StoreOutcome:
         """Store a replay that is behind the user's clock between its neighbours in the log. No
@@ -206,12 +230,6 @@ class _Log:
         known = self._known.get(successor)
         if known is not None:  # the batch may contain its id again
             self._known[successor] = known.stamp(ctime, stored.ctime)
-
-
-def _stamped(message: InBandMessage, time: UserTime, now: Time) -> InBandMessage:
-    if message.stamped:
-        return message.stamp(message.ctime, time.clock)
-    return message.stamp_new(time.next_ctime(now), time.clock)
 
 
 def _resolve_known_id(message: InBandMessage, earlier: InBandMessage) -> StoreOutcome:
