@@ -218,9 +218,13 @@ base class (StorageUnavailable, NodeTooOld, NotMigrated, ClockSkew, WrongShard) 
 process only."""
 
 
-def error_from_code(code: str, message: str, field: str | None, action: Action) -> GregorError:
+def error_from_code(
+    code: str, message: str, field: str | None, action: Action, epoch: int | None = None
+) -> GregorError:
     """The error that was received over the wire, with the action that was received with it. An
     unknown code, of a later version, makes a GregorError with that code."""
     error = WIRE_ERRORS.get(code, GregorError)(message, field=field)
     error.code, error.action = code, action
+    if isinstance(error, Erased) and epoch is not None:
+        error.epoch = epoch
     return error

@@ -25,6 +25,7 @@ from gregor.core.instant import SECOND, TimeOrOffset
 from gregor.core.message import MAX_BATCH, Message, create, out_of_band
 from gregor.errors import (
     Conflict,
+    Erased,
     GregorError,
     InvalidMessage,
     Malformed,
@@ -33,7 +34,7 @@ from gregor.errors import (
     Unauthenticated,
     Unavailable,
 )
-from gregor.protocol.answers import MessagesAnswer
+from gregor.protocol.answers import EraseAnswer, MessagesAnswer
 from gregor.protocol.requests import MAX_REQUEST, MAX_USERS
 from tests.server.harness import serving
 
@@ -779,3 +780,52 @@ async def test_snooze_until_the_expiry_is_refused_and_just_before_is_not(kind: s
             await producer.snooze("alice", "m", expiry)
         before = TimeOrOffset(time=3_999_999_999_999_999)
         assert (await producer.snooze("alice", "m", before)).starts_at == before.time
+
+
+# Erasing
+
+
+async def test_erase_is_a_delete_of_the_user_and_is_retried(kind: str) -> None:
+    erased = {"uid": "ann/1", "epoch": 7, "pending": ["b"]}
+    server = FakeServer(
+        problem(503, "unavailable", "retry"),
+        httpx.Response(200, json={**erased, "uid": "bob"}),  # the answer to another request
+        httpx.Response(200, json=erased),
+    )
+    async with server.producer(kind) as producer:
+        assert await producer.erase("ann/1") == EraseAnswer("ann/1", 7, ("b",))
+    assert {(request.method, str(request.url)) for request in server.requests} == {
+        ("DELETE", "http://gregor/v1/users/ann%2F1")
+    }
+    assert len(server.delays) == 2
+
+
+async def test_erased_user_has_nothing_left_and_can_be_written_to(kind: str) -> None:
+    async with with_server(kind) as producer:
+        first = await producer.create("alice", "mail", 1, msg_id="m")
+        answer = await producer.erase("alice")
+        assert answer.epoch > first.ctime
+        assert (await producer.state("alice")).items == ()
+        again = await producer.create("alice", "mail", 2, msg_id="m")
+        assert (again.status, again.ctime > answer.epoch) == ("stored", True)
+        assert (await producer.messages("alice")).epoch == answer.epoch
+
+
+@pytest.mark.parametrize("uid", ["", "..", "x" * 129, 7.5, None])
+async def test_user_who_cannot_be_is_not_erased(kind: str, uid: object) -> None:
+    server = FakeServer()
+    async with server.producer(kind) as producer:
+        with pytest.raises(InvalidMessage) as raised:
+            await producer.erase(uid)
+        assert raised.value.field == "uid"
+    assert server.requests == []
+
+
+async def test_error_of_an_erased_user_has_the_epoch(kind: str) -> None:
+    answer = problem(410, "erased")
+    server = FakeServer(httpx.Response(410, json={**answer.json(), "epoch": 7}))
+    async with server.producer(kind) as producer:
+        with pytest.raises(Erased) as raised:
+            await producer.create("alice", "mail", 1)
+        assert raised.value.epoch == 7
+    assert server.delays == []

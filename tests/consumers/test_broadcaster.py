@@ -130,3 +130,28 @@ async def test_gap_within_a_batch_is_reported() -> None:
     await broadcaster.consume_batch([stored(7, 5), stored(9, 8)])
     assert listener.publications == [Publication.of(stored(7, 5))]
     assert gaps == ["u"]
+
+
+async def test_erase_is_told_to_every_device_and_moves_the_feed_behind_it() -> None:
+    gaps: list[str] = []
+    broadcaster, listeners = Broadcaster(gaps.append), [FakeListener(), FakeListener()]
+    for listener in listeners:
+        broadcaster.add("u", listener)
+    broadcaster.lower_position("u", 5)
+    broadcaster.erase("u", 9)
+    broadcaster.erase("v", 9)
+    assert [listener.epochs for listener in listeners] == [[9], [9]]
+    await broadcaster.consume_message(message(8, 5))  # it was under way, and is erased
+    await broadcaster.consume_message(message(10, 9))
+    assert listeners[0].ids == ["m10"]
+    assert gaps == []
+
+
+def test_erase_does_not_move_a_feed_back_nor_give_it_a_position() -> None:
+    broadcaster = Broadcaster()
+    broadcaster.add("u", FakeListener())
+    broadcaster.erase("u", 9)
+    assert broadcaster.position("u") is None
+    broadcaster.lower_position("u", 12)
+    broadcaster.erase("u", 9)
+    assert broadcaster.position("u") == 12

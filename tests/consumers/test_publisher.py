@@ -1,11 +1,14 @@
 """The Publisher and its envelopes: encoding, decoding, size limits."""
 
+import msgspec
 import pytest
 from hypothesis import given
 
 from gregor.consumers.publisher import (
     MAX_ENVELOPE_BYTES,
+    ErasureNotice,
     Publisher,
+    UnknownVersion,
     channel_of,
     decode_envelope,
     encode_envelope,
@@ -117,3 +120,43 @@ def test_largest_accepted_message_fits_in_an_envelope() -> None:
 def test_oversized_payload_is_rejected_without_decoding() -> None:
     with pytest.raises(Malformed, match="bytes"):
         decode_envelope(Received(channel_of("u"), b"[" * (MAX_ENVELOPE_BYTES + 1)), "b")
+
+
+# Notices
+
+
+async def published_erasure(node: str) -> Received:
+    """What the node publishes when it has erased `u`."""
+    pubsub = MemoryPubSub(Exchange())
+    await pubsub.subscribe(channel_of("u"))
+    await Publisher(pubsub, node).publish_erasure("u")
+    received = await anext(pubsub.received())
+    assert isinstance(received, Received)
+    return received
+
+
+async def test_notice_of_an_erase_is_read_by_other_nodes_only() -> None:
+    received = await published_erasure("a")
+    assert isinstance(decode_envelope(received, "b"), ErasureNotice)
+    assert decode_envelope(received, "a") == []
+
+
+async def test_notice_is_an_envelope_of_another_version_for_nodes_that_do_not_know_it() -> None:
+    """They then read the store, as they do for every such envelope."""
+    payload = msgspec.json.decode((await published_erasure("a")).payload)
+    assert payload == {"version": 2, "node": "a", "event": "erased"}
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b'{"version":2,"node":"a"}',
+        b'{"version":2,"node":"a","event":"renamed"}',
+        b'{"version":2,"node":7,"event":"erased"}',
+        b'{"version":2,"node":"a","event":"erased","epoch":7}',
+        b'{"version":3,"node":"a","event":"erased"}',
+    ],
+)
+def test_notice_of_another_form_is_of_another_version(payload: bytes) -> None:
+    with pytest.raises(UnknownVersion):
+        decode_envelope(Received(channel_of("u"), payload), "b")

@@ -22,6 +22,7 @@ from gregor.core.message import (
 )
 from gregor.core.sync import EXPIRY_GRACE, After, Since
 from gregor.testing import oracle
+from tests.core.test_history import Remembered
 from tests.core.test_laws import ctimes_and_ids, messages_since, replay_on_device
 
 LENGTH = 4
@@ -142,3 +143,50 @@ def test_messages_since_bring_every_replica_from_every_start_to_the_present() ->
                 sent = messages_since(history, device_id, start, now)
                 for replica in (facts.replay_all(sent), replay_on_device(facts.pruned(), sent)):
                     assert ctimes_and_ids(replica.state(device_id, now)) == expected, history
+
+
+def test_every_floor_keeps_what_is_asked_of_it_and_later() -> None:
+    floors: tuple[Time, ...] = (10, 20, 25, 30, 40, 45)
+    for history in all_histories():
+        whole = Remembered.of(history)
+        known = [Facts().replay_all(history[:size]) for size in range(LENGTH + 1)]
+        kept = whole
+        for floor in floors:
+            before, kept = kept, kept.forgetting(floor)
+            assert kept == whole.forgetting(floor), history
+            gone = {m.msg_id for m in history} - {m.msg_id for m in kept.log}
+            assert gone == oracle.past(history, floor), history
+            if kept.log != before.log:
+                assert_same_at_the_floor_and_later(whole.facts, kept.facts, floor)
+                assert_who_knows_the_floor_is_told_the_present(history, known, kept, floor)
+
+
+def assert_same_at_the_floor_and_later(whole: Facts, kept: Facts, floor: Time) -> None:
+    assert kept.state(None, floor) == whole.state(None, floor)
+    assert kept.hash("d2", floor) == whole.hash("d2", floor)
+    for at in range(floor, 51, STEP):
+        assert kept.state_at(None, at) == whole.state_at(None, at)
+
+
+def assert_who_knows_the_floor_is_told_the_present(
+    history: History, known: list[Facts], kept: Remembered, floor: Time
+) -> None:
+    """A device with any cursor that is not below both the floor and the clock, or with nothing."""
+    now = 45 + EXPIRY_GRACE
+    expected = oracle.visible(history, "d2", now)
+    for size in {0, *range(min(-(-floor // STEP), LENGTH), LENGTH + 1)}:
+        cursor = history[size - 1].ctime if size else 0
+        sent = kept.messages_since("d2", After(cursor), now)
+        replica = replay_on_device(known[size].pruned(), sent)
+        assert ctimes_and_ids(replica.state("d2", now)) == expected, history
+
+
+def test_every_history_may_be_stored_before_or_after_each_floor_rises() -> None:
+    for history in all_histories():
+        for size in range(1, LENGTH):
+            floor = history[size - 1].ctime
+            last = Remembered.of(history).forgetting(floor)
+            first = Remembered.of(history[:size]).forgetting(floor).followed_by(history[size:])
+            assert first.log == last.log, history
+            assert first.facts.items == last.facts.items, history
+            assert dict(first.facts.dismissed) == dict(last.facts.dismissed), history

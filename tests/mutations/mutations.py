@@ -42,6 +42,8 @@ PRODUCER = "tests/client/test_producer.py::"
 STATE_PAGES = "tests/server/test_state_pages.py::"
 FLEET = "tests/node/test_fleet.py::"
 NODE = "tests/node/test_node.py::"
+NODE_ERASE = "tests/node/test_erase.py::"
+HTTP_ERASE = "tests/server/test_erase.py::"
 SHARDED = "tests/shards/test_sharded.py::"
 LINEAR = "tests/stores/test_linear.py::"
 CLIENT_COST = "tests/client/test_cost.py::"
@@ -1900,8 +1902,8 @@ MUTATIONS = [
     Mutation(
         "a device whose cursor is ahead of the store is sent a snapshot that it ignores",
         "protocol/server_session.py",
-        "if self._has_synced and sync.cursor < self.cursor:",
-        "if self._has_synced and sync.cursor < 0:",
+        "(self._has_synced and sync.cursor < self.cursor):",
+        "(self._has_synced and sync.cursor < 0):",
         "tests/protocol/test_server_session.py"
         "::test_device_connects_again_if_the_store_has_lost_what_it_received",
     ),
@@ -2061,5 +2063,97 @@ MUTATIONS = [
         "if item.expires_at is not None and until >= item.expires_at:",
         "if item.expires_at is not None and until > item.expires_at:",
         PRODUCER + "test_snooze_until_the_expiry_is_refused_and_just_before_is_not",
+    ),
+    # Erase: what devices and nodes hear
+    Mutation(
+        "erase: the epoch of a hello is not checked",
+        "interfaces.py",
+        "if epoch is not None and epoch < self.epoch:",
+        "if False:",
+        SERVER_SESSION + "test_first_answer_depends_on_the_epoch_and_then_on_the_token",
+    ),
+    Mutation(
+        "erase: a device that has not said an epoch is taken for one from before",
+        "interfaces.py",
+        "if epoch is not None and epoch < self.epoch:",
+        "if (epoch or 0) < self.epoch:",
+        SERVER_SESSION + "test_first_answer_depends_on_the_epoch_and_then_on_the_token",
+    ),
+    Mutation(
+        "erase: the time of a token is not compared",
+        "interfaces.py",
+        "issued_at is None or issued_at // SECOND <= self.erased_at // SECOND",
+        "issued_at is None",
+        NODE_ERASE + "test_token_from_up_to_the_second_of_the_erase_does_not_hold",
+    ),
+    Mutation(
+        "erase: a token of the second of the erase still holds",
+        "interfaces.py",
+        "issued_at // SECOND <= self.erased_at // SECOND",
+        "issued_at // SECOND < self.erased_at // SECOND",
+        NODE_ERASE + "test_token_from_up_to_the_second_of_the_erase_does_not_hold",
+    ),
+    Mutation(
+        "erase: the token is looked at before the epoch, so an old device is never told",
+        "interfaces.py",
+        "if epoch is not None and epoch < self.epoch:",
+        "if epoch is not None and epoch < self.epoch and issued_at is not None:",
+        SERVER_SESSION + "test_first_answer_depends_on_the_epoch_and_then_on_the_token",
+    ),
+    Mutation(
+        "erase: other nodes are not told",
+        "node/node.py",
+        "await self._publisher.publish_erasure(uid)",
+        "pass",
+        NODE_ERASE + "test_devices_on_all_nodes_are_told_at_once_and_closed",
+    ),
+    Mutation(
+        "erase: the notice of another node is believed without asking the store",
+        "consumers/relay.py",
+        "self._broadcaster.on_gap(user_of(received.channel))\n            return",
+        "self._broadcaster.erase(user_of(received.channel), 2**53 - 1)\n            return",
+        NODE_ERASE + "test_notice_of_an_erase_that_has_not_happened_ends_no_device",
+    ),
+    Mutation(
+        "erase: a sync does not compare the epochs",
+        "protocol/server_session.py",
+        "if sync.epoch > self.epoch:",
+        "if False:",
+        SERVER_SESSION + "test_erase_before_the_session_is_open_is_found_by_its_first_sync",
+    ),
+    Mutation(
+        "erase: a consume does not carry the epoch of its connection",
+        "node/conversation.py",
+        "await self._host.inject(caller, entries, session.epoch)",
+        "await self._host.inject(caller, entries)",
+        NODE_ERASE + "test_consume_that_an_erase_overtakes_is_answered_by_it_and_stores_nothing",
+    ),
+    Mutation(
+        "erase: a device may erase its user",
+        "server/auth.py",
+        "if self.role is not Role.SERVICE:",
+        "if False:",
+        HTTP_ERASE + "test_device_may_not_erase_its_user",
+    ),
+    Mutation(
+        "erase: the address of a resource of a user is taken for a user",
+        "server/routes.py",
+        'if not path.rpartition(b"/")[0].endswith(b"/v1/users"):',
+        "if False:",
+        HTTP_ERASE + "test_address_that_is_no_user_erases_nobody",
+    ),
+    Mutation(
+        "erase: a made token does not say when it was made",
+        "server/auth.py",
+        '"iat": issued_at // SECOND,',
+        "",
+        AUTH + "test_made_token_says_when_it_was_made_and_has_an_id_of_its_own",
+    ),
+    Mutation(
+        "erase: a device that says no epoch may write with the token that an erase has ended",
+        "server/service.py",
+        "return erasure.epoch if known is None else known",
+        "return known",
+        HTTP_ERASE + "test_write_with_a_token_that_an_erase_ends_meanwhile_is_not_stored",
     ),
 ]

@@ -3,21 +3,19 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-from msgspec import structs
-
 from gregor.consumers.peers import PROBE_CHANNEL
 from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID, Message, OutOfBandMessage
-from gregor.core.sync import Sync, UserTime
-from gregor.errors import Erased, Malformed, Resync, StorageUnavailable
-from gregor.interfaces import Caller, EraseResult, Erasure, Outcome, Rejected, Slot
+from gregor.core.sync import Sync
+from gregor.errors import Malformed, StorageUnavailable
+from gregor.interfaces import Caller, EraseResult, Outcome, Slot
 from gregor.node.node import Node
 from gregor.node.observer import Observer
 from gregor.protocol.publication import Publication
 from gregor.protocol.server_session import CatchUp, ServerSession
 from gregor.pubsub.interface import Event
 from gregor.pubsub.memory import Exchange, MemoryPubSub
-from gregor.stores.memory import MemoryStateMachine, _UserLog
+from gregor.stores.memory import MemoryStateMachine
 
 
 class FakeListener:
@@ -132,42 +130,7 @@ class SteppingClock:
         return self.now
 
 
-class ErasableStore(MemoryStateMachine):
-    """A store that erases users as StateMachineOfRecord promises."""
-
-    def __init__(self, clock: Callable[[], Time]) -> None:
-        super().__init__(clock)
-        self.erasures: dict[UID, Erasure] = {}
-
-    async def erasure(self, uid: UID) -> Erasure:
-        return self.erasures.get(uid, Erasure())
-
-    async def erase(self, uid: UID) -> EraseResult:
-        now = self._clock()
-        epoch = max(now, await self.ctime(uid) + 1)
-        user = self._users[uid] = _UserLog()
-        user.time = UserTime(epoch, mark=epoch)
-        self.erasures[uid] = Erasure(epoch, now)
-        return EraseResult(self.erasures[uid])
-
-    async def store(self, slots: Sequence[Slot]) -> None:
-        current = []
-        for slot in slots:
-            epoch = (await self.erasure(slot.message.uid)).epoch
-            if slot.epoch is not None and slot.epoch < epoch:
-                slot.outcome = Rejected(slot.message, Erased("erased", epoch=epoch))
-            elif slot.epoch is not None and slot.epoch > epoch:
-                slot.outcome = Rejected(slot.message, Resync("the store is older"))
-            else:
-                current.append(slot)
-        await super().store(current)
-
-    async def sync(self, uid: UID, device_id: DeviceID | None, cursor: Time) -> Sync:
-        sync = await super().sync(uid, device_id, cursor)
-        return structs.replace(sync, epoch=(await self.erasure(uid)).epoch)
-
-
-class FailingStore(ErasableStore):
+class FailingStore(MemoryStateMachine):
     """A store that raises StorageUnavailable while it is `down`. A commit waits until
     `commits_allowed` is set. It keeps a wrong hash for the users in `wrong_hashes`."""
 

@@ -1,14 +1,16 @@
 """A harness that connects both sessions: a node with its store, a device with its replica, and a
-queue of frames in each direction. Each step, such as reading one frame, is a call."""
+queue of frames in each direction. Each step, such as reading one frame, is a call. A device whose
+user was erased has wiped its replica; it begins a new life with the next connection."""
 
 from collections import deque
 from collections.abc import Iterable, Sequence
 
 from gregor.core.facts import Facts
+from gregor.core.instant import Time
 from gregor.core.message import DeviceID, InBandMessage, Message, OutOfBandMessage
 from gregor.core.state import State
 from gregor.core.sync import Changes, Sync
-from gregor.interfaces import Outcome, Rejected, Relayed, Stored
+from gregor.interfaces import HOLDS_FOREVER, Outcome, Rejected, Relayed, Slot, Stored
 from gregor.protocol import client_session
 from gregor.protocol.client_session import ClientSession
 from gregor.protocol.effects import Close, Send
@@ -32,13 +34,16 @@ class SessionPair:
         self.published: list[Publication] = []
         self.effects: list[client_session.Effect] = []
         self.closed: Close | None = None
+        self.wiped = False
         self.device = ClientSession("token", device_id, 0)
         self.connect()
 
     def connect(self) -> None:
         """Open a new connection, on which the device continues from its cursor."""
         self.node = ServerSession()
-        self.device = ClientSession("token", self.device_id, self.device.cursor)
+        cursor, epoch = (0, None) if self.wiped else (self.device.cursor, self.device.epoch)
+        self.device = ClientSession("token", self.device_id, cursor, epoch)
+        self.wiped = False
         self.to_node: deque[str] = deque()
         self.to_device: deque[str] = deque()
         self.catch_up: CatchUp | None = None
@@ -60,6 +65,14 @@ class SessionPair:
         """Store messages, and publish them to the node."""
         for publication in await self.store_messages(*messages):
             self.node.publish(publication)
+
+    async def erase(self) -> Time:
+        """Erase the user, of which the node does not hear. Returns the epoch."""
+        return (await self.store.erase(UID)).erasure.epoch
+
+    async def erase_and_publish(self) -> None:
+        """Erase the user, and say so to the node."""
+        self.node.erased(await self.erase())
 
     async def behind_the_clock(self, message: InBandMessage) -> InBandMessage:
         """The message as a replay, just behind the user's clock."""
@@ -85,7 +98,8 @@ class SessionPair:
             return False
         match self.node.receive(self.to_node.popleft()):
             case Authenticate():
-                self.node.authenticated(UID, self.clock.now)
+                erasure = await self.store.erasure(UID)
+                self.node.authenticated(UID, self.clock.now, erasure, HOLDS_FOREVER)
             case Store(n, entries):
                 self.node.stored(n, [await self._stored(entry) for entry in entries])
         return True
@@ -98,7 +112,10 @@ class SessionPair:
                 self.node.deliver_out_of_band(entry)
                 return Relayed(entry)
             case InBandMessage():
-                (outcome,) = await self.store.consume_messages([entry])
+                slot = Slot(entry, epoch=self.node.epoch)
+                await self.store.store([slot])
+                outcome = slot.outcome
+                assert outcome is not None
                 if isinstance(outcome, Stored):
                     self.published.append(Publication.of(outcome))
                     self.node.publish(self.published[-1])
@@ -147,16 +164,27 @@ class SessionPair:
         ):
             pass
 
+    async def reconnect_until_synced(self) -> None:
+        """What a device does that the node has closed; one that was wiped is asked to."""
+        await self.run_until_idle()
+        while self.closed is not None or self.wiped:
+            self.connect()
+            await self.run_until_idle()
+
     def _carry_out(self, effects: Iterable[client_session.Effect]) -> None:
         for effect in effects:
+            if self.wiped:
+                return
             self.effects.append(effect)
             match effect:
                 case Send() as send:
                     self.to_node.append(encode(send.frame))
                 case client_session.Apply(messages, _):
                     self.replica = self.replica.replay_all(messages).pruned()
-                case client_session.Replace(snapshot, _):
+                case client_session.Replace(snapshot):
                     self.replica = snapshot.facts()
+                case client_session.Wipe():
+                    self.replica, self.wiped = Facts(), True
                 case client_session.Compare(as_of, hash_):
                     equal = self.replica.hash(self.device_id, as_of) == hash_
                     self._carry_out(self.device.hash_compared(equal))

@@ -15,7 +15,9 @@ from gregor.protocol.client_session import (
     Compare,
     DeliverOutOfBand,
     Replace,
+    Wipe,
 )
+from gregor.protocol.effects import Close
 from gregor.protocol.publication import Publication
 from gregor.protocol.sync_state import Greeting
 from gregor.testing.strategies import messages
@@ -44,6 +46,7 @@ steps: st.SearchStrategy[Step] = st.one_of(
         ),
         st.none(),
     ),
+    st.tuples(st.sampled_from(["erase", "erase and publish"]), st.none()),
     st.tuples(st.sampled_from(["read on node", "write on node", "read on device"]), st.none()),
     st.tuples(st.sampled_from(["read on node", "write on node", "read on device"]), st.none()),
 )
@@ -74,6 +77,10 @@ async def carry_out(pair: SessionPair, step: Step) -> None:
             pair.verify(0)
         case "reconnect", _:
             pair.connect()
+        case "erase", _:
+            await pair.erase()
+        case "erase and publish", _:
+            await pair.erase_and_publish()
         case "run until idle", _:
             await pair.run_until_idle()
         case "read on node", _:
@@ -97,11 +104,12 @@ async def test_law_replica_converges_after_lost_repeated_and_late_frames(
         await pair.run_until_idle()
         for step in history:
             await carry_out(pair, step)
-        await pair.run_until_idle()
+        await pair.reconnect_until_synced()
         pair.node.publish(await pair.gap_repair())  # as a sweep does
-        await pair.run_until_idle()
+        await pair.reconnect_until_synced()
     assert pair.visible() == await pair.stored_state()
     assert pair.device.cursor == pair.node.cursor
+    assert pair.device.epoch == pair.node.epoch == (await pair.store.erasure(UID)).epoch
     assert pair.device.mismatches == 0
 
 
@@ -269,3 +277,64 @@ async def test_gap_repair_that_starts_before_the_position_does_not_revive_dead_i
     assert dismissed.cursor < sync.cursor
     await pair.run_until_idle()
     assert pair.visible() == await pair.stored_state()
+
+
+# Erase
+
+
+@pytest.mark.parametrize("published", [False, True])
+async def test_connected_device_is_wiped_and_begins_a_new_life_when_asked(published: bool) -> None:
+    pair = SessionPair()
+    await pair.store_and_publish(create(UID, "a", "before"))
+    await pair.run_until_idle()
+    await (pair.erase_and_publish if published else pair.erase)()
+    pair.node.publish(await pair.gap_repair())  # as a sweep does
+    await pair.run_until_idle()
+    epoch = (await pair.store.erasure(UID)).epoch
+    assert pair.effects[-1] == Wipe(epoch)
+    assert pair.closed == Close(4010, "erased")
+    pair.connect()
+    await pair.store_and_publish(create(UID, "a", "after"))
+    await pair.run_until_idle()
+    assert [item.body for item in pair.visible()] == ["after"]
+    assert pair.device.epoch == pair.node.epoch == epoch
+
+
+async def test_device_that_was_away_is_wiped_before_it_sends_anything() -> None:
+    pair = SessionPair()
+    await pair.store_and_publish(create(UID, "a", "before"))
+    await pair.run_until_idle()
+    epoch = await pair.erase()
+    pair.connect()
+    pair.consume([create(UID, "a", "of before")])
+    await pair.run_until_idle()
+    assert pair.effects[-1] == Wipe(epoch)
+    assert pair.store.log(UID) == ()
+
+
+async def test_device_that_was_never_welcome_takes_the_epoch_from_its_welcome() -> None:
+    pair = SessionPair()
+    epoch = await pair.erase()
+    await pair.run_until_idle()
+    assert pair.effects_of(Wipe) == []
+    assert pair.device.epoch == epoch
+
+
+@pytest.mark.parametrize("connected", [False, True])
+async def test_device_of_a_later_epoch_gets_a_snapshot_and_keeps_what_it_wrote(
+    connected: bool,
+) -> None:
+    pair = SessionPair()
+    await pair.erase()
+    await pair.run_until_idle()
+    pair.restore_backup()  # of before the erase
+    if not connected:
+        pair.connect()
+        await pair.run_until_idle()
+    pair.consume([create(UID, "a", "unsent", msg_id="m")])
+    await pair.reconnect_until_synced()
+    pair.consume([create(UID, "a", "unsent", msg_id="m")])  # as an outbox does
+    await pair.reconnect_until_synced()
+    assert pair.effects_of(Wipe) == []
+    assert [item.body for item in pair.visible()] == ["unsent"]
+    assert pair.device.epoch == 0

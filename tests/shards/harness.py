@@ -6,7 +6,7 @@ from typing import Any, Self, TypeVar
 
 from gregor.clock import now
 from gregor.core.buckets import bucket_of
-from gregor.core.instant import TimeOrOffset
+from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import UID, InBandMessage
 from gregor.errors import StorageUnavailable
 from gregor.interfaces import StateMachineOfRecord, Stored
@@ -85,9 +85,9 @@ class ShardHarness:
         self.flaky = {name: FlakyDatabase(database) for name, database in databases.items()}
 
     @asynccontextmanager
-    async def machine(self) -> AsyncIterator[ShardedStateMachine]:
+    async def machine(self, clock: Callable[[], Time] = now) -> AsyncIterator[ShardedStateMachine]:
         """The state machine of one node."""
-        machines = {name: SQLStateMachine(d, now) for name, d in self.flaky.items()}
+        machines = {name: SQLStateMachine(d, clock) for name, d in self.flaky.items()}
         async with ShardedStateMachine(machines) as machine:
             yield machine
 

@@ -1,7 +1,7 @@
 """Buckets that move while messages are stored, and rebalancers that crash or run concurrently."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from random import Random
@@ -44,18 +44,6 @@ from tests.shards.harness import (
 from tests.stores.logs import stored_log
 from tests.stores.schema_0006 import SchemaOf0006
 from tests.stores.sqlalchemy_migration import OnSQLAlchemy
-
-
-@pytest.fixture(params=["SQLite", "PostgreSQL"])
-async def harness(
-    request: pytest.FixtureRequest, postgresql_server: PostgreSQL
-) -> AsyncIterator[ShardHarness]:
-    if request.param == "SQLite":
-        urls = dict.fromkeys("abc", "sqlite://")
-    else:
-        urls = {name: await postgresql_server.create_database() for name in "abc"}
-    async with opened(urls) as harness:
-        yield harness
 
 
 def random_message(rng: Random, users: list[str]) -> InBandMessage:

@@ -137,7 +137,7 @@ async def test_migrations_create_the_partial_indexes_of_a_new_file() -> None:
     indexes = await on_sqlalchemy("sqlite://", created)
     assert indexes == await on_sqlalchemy("sqlite://", migrated)
     names = [name for name, _ in indexes]
-    assert names == ["deaths", "dismissals", "live_items", "live_keys"]
+    assert names == ["deaths", "dismissals", "late_deaths", "live_items", "live_keys"]
 
 
 async def test_migrations_create_the_index_of_keyed_items_of_a_new_file(url: str) -> None:

@@ -146,6 +146,12 @@ CASES = [
         {"1"},
     ),
     Case(
+        "an item that was dismissed when it had expired",
+        [create("u", "a", msg_id="1", expires="1d")],
+        [dismiss("u", "1", msg_id="2")],
+        {"2"},
+    ),
+    Case(
         "an item that was replaced",
         [put("u", "k", 1, msg_id="1"), put("u", "k", 2, msg_id="2"), put("u", "k", 3, msg_id="3")],
         [],

@@ -12,7 +12,6 @@ import asyncpg
 import httpx
 import pytest
 
-from gregor.cli import demo_devices
 from gregor.cli.demo_devices import Demo
 from gregor.cli.demo_run import DEVICES_PER_USER, busiest, read_stream, run_stream
 from gregor.cli.sample import SAMPLE
@@ -71,35 +70,31 @@ async def upgrade(fleet: RollingFleet) -> None:
     """The nodes first, which serve the older schema; then the database, under load."""
     first, second = fleet.nodes
     await first.restart(PRESENT)
-    answer = (await send(first.url, "early", key="k")).text  # of the message, or of all
-    assert all(part in answer for part in ("unavailable", "retry", "run `gregor migrate`"))
+    answer = await prune(first.url)
+    assert answer.status_code == 503
+    assert all(part in answer.text for part in ("unavailable", "retry", "run `gregor migrate`"))
     status, output = await fleet.migrate(PRESENT)
     assert status == 1
-    assert "(schema 0006)" in output
+    assert "(schema 0007)" in output
     await second.restart(PRESENT)
     assert f"code of schema {NEWEST_REVISION} and newer" in await migrated(fleet)
     for node in fleet.nodes:
-        (result,) = (await send(node.url, f"keyed on {node.port}", key="k")).json()["results"]
-        assert result["status"] == "stored"
+        async with asyncio.timeout(10):
+            # until it has read the schema again
+            while (await prune(node.url)).status_code != 200:  # noqa: ASYNC110 (polls a process)
+                await asyncio.sleep(0.1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shards", [1, 2])
 async def test_fleet_is_rolled_from_the_previous_schema_to_the_present_one(
-    versions: Versions, shards: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    versions: Versions, shards: int, tmp_path: Path
 ) -> None:
-    """Devices put and snooze only when all that they may be connected to knows keys."""
-    monkeypatch.setattr(demo_devices, "ACTIONS", ("dismiss", "dismiss category", "create"))
-
-    async def upgrade_all(fleet: RollingFleet) -> None:
-        await upgrade(fleet)
-        monkeypatch.undo()
-
-    async with RollingFleet(versions, "0006", shards=shards) as fleet:
-        assert await play(fleet, tmp_path, upgrade_all) == []
+    async with RollingFleet(versions, "0007", shards=shards) as fleet:
+        assert await play(fleet, tmp_path, upgrade) == []
         for store in fleet.shards.values() or fleet.stores:
             assert await users_with_wrong_hashes(store) == []
-        status, output = await versions.run("0006", "serve", "--store", fleet.stores[0])
+        status, output = await versions.run("0007", "serve", "--store", fleet.stores[0])
         assert status == 1
         assert f"accepts only code of schema {NEWEST_REVISION} or newer" in output
 
@@ -121,14 +116,19 @@ async def send(url: str, msg_id: str, **creation: object) -> httpx.Response:
         return await http.post(f"{url}/v1/messages", json={"messages": [message]})
 
 
+async def prune(url: str) -> httpx.Response:
+    async with httpx.AsyncClient(trust_env=False) as http:
+        return await http.post(f"{url}/v1/prune")
+
+
 async def test_node_that_has_become_too_old_refuses_writes_and_says_why(
     versions: Versions, postgresql_server: PostgreSQL, redis_server: Redis
 ) -> None:
     """Also one that was not stopped: it was frozen, or its machine was away."""
     store = await postgresql_server.create_database()
-    status, output = await versions.run("0006", "migrate", "--store", store)
+    status, output = await versions.run("0007", "migrate", "--store", store)
     assert status == 0, output
-    async with VersionedNode(versions, "0006", [store], redis_server.url) as node:
+    async with VersionedNode(versions, "0007", [store], redis_server.url) as node:
         assert (await send(node.url, "before")).status_code == 200
         connection = await asyncpg.connect(store)
         await connection.execute("DELETE FROM nodes")  # it has not been heard of for long
@@ -148,7 +148,7 @@ async def test_file_is_upgraded_and_says_why_it_is_not_opened_by_the_version_bef
     versions: Versions, tmp_path: Path
 ) -> None:
     store = f"sqlite:///{tmp_path / 'gregor.db'}"
-    for msg_id, version in (("0", "0006"), ("1", PRESENT)):
+    for msg_id, version in (("0", "0007"), ("1", PRESENT)):
         async with SingleServer(versions, version, store) as server:
             assert (await send(server.url, msg_id)).status_code == 200
             if version == PRESENT:
@@ -156,10 +156,96 @@ async def test_file_is_upgraded_and_says_why_it_is_not_opened_by_the_version_bef
                 (result,) = (await send(server.url, "0")).json()["results"]
                 assert result["status"] == "duplicate"
             await server.stop()
-    status, output = await versions.run("0006", "serve", "--store", store)
+    status, output = await versions.run("0007", "serve", "--store", store)
     assert status == 1
     assert f"accepts only code of schema {NEWEST_REVISION} or newer" in output
     status, output = await versions.run(PRESENT, "migrate", "--rollback", "--store", store)
     assert status == 1
     assert "may not write to this database any more" in output
     assert await users_with_wrong_hashes(store) == []
+
+
+USERS = [f"user {number}" for number in range(6)]  # of both shards
+
+
+def contents(uid: str) -> list[dict[str, object]]:
+    """Messages of each kind, for one user."""
+    created = {"category": "mail.new", "body": {"uid": uid}}
+    messages: list[dict[str, object]] = [
+        {"msg_id": "live", "creation": created},
+        {"msg_id": "dead", "creation": created},
+        {"msg_id": "d1", "creation": created, "device_id": "phone"},
+        {"msg_id": "first", "creation": {**created, "key": "badge"}},
+        {"msg_id": "second", "creation": {**created, "key": "badge"}},
+        {"msg_id": "later", "creation": {**created, "starts": {"offset": "90d"}}},
+        {"msg_id": "short", "creation": {**created, "expires": {"offset": "1s"}}},
+        {"msg_id": "by id", "dismissal": {"msg_ids": ["dead", "to come"]}},
+        {"msg_id": "by key", "dismissal": {"keys": [{"key": "other"}]}},
+        {"msg_id": "by range", "dismissal": {"ranges": [{"category": "chat", "prefix": True}]}},
+    ]
+    return [{"uid": uid, **message} for message in messages]
+
+
+async def read_all(url: str) -> list[dict[str, object]]:
+    """What the server tells of each user, but for its clock."""
+    answers: list[dict[str, object]] = []
+    async with httpx.AsyncClient(trust_env=False, base_url=url) as http:
+        for uid in USERS:
+            for query in ("state", "state?device_id=phone", "messages", "messages?since=-1h"):
+                answer = (await http.get(f"/v1/users/{uid}/{query}")).json()
+                answers.append({k: v for k, v in answer.items() if k not in ("as_of", "epoch")})
+    return answers
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql", "shards"])
+async def test_data_of_the_version_before_is_the_same_after_the_migration(
+    versions: Versions,
+    kind: str,
+    tmp_path: Path,
+    postgresql_server: PostgreSQL,
+    redis_server: Redis,
+) -> None:
+    match kind:
+        case "sqlite":
+            stores = [f"sqlite:///{tmp_path / 'gregor.db'}"]
+        case "postgresql":
+            stores = [await postgresql_server.create_database()]
+        case _:
+            stores = [f"{name}={await postgresql_server.create_database()}" for name in "ab"]
+    options = [option for store in stores for option in ("--store", store)]
+
+    async def migrated(version: str) -> VersionedNode:
+        status, output = await versions.run(version, "migrate", *options)
+        assert status == 0, output
+        if kind == "sqlite":
+            return SingleServer(versions, version, stores[0])
+        return VersionedNode(versions, version, stores, redis_server.url)
+
+    async with await migrated("0007") as node:
+        before = await fill(node.url)
+        await node.stop()
+    async with await migrated(PRESENT) as node:
+        await check_data(node.url, before)
+
+
+async def fill(url: str) -> list[dict[str, object]]:
+    """Store the contents of all users. Returns what can be read."""
+    async with httpx.AsyncClient(trust_env=False, base_url=url) as http:
+        messages = [message for uid in USERS for message in contents(uid)]
+        answer = await http.post("/v1/messages", json={"messages": messages})
+        assert {result["status"] for result in answer.json()["results"]} == {"stored"}
+        while (await http.get(f"/v1/users/{USERS[0]}/count")).json()["counts"][""] != 3:  # noqa: ASYNC110 (polls a process)
+            await asyncio.sleep(0.1)  # until `short` has expired
+    return await read_all(url)
+
+
+async def check_data(url: str, before: list[dict[str, object]]) -> None:
+    """The data is as it was, and can be pruned."""
+    assert await read_all(url) == before
+    async with httpx.AsyncClient(trust_env=False, base_url=url) as http:
+        answer = await http.post("/v1/prune", json={"older_than": "100ms"})
+        assert answer.json() == {"users": len(USERS), "contents": 6 * len(USERS), "ids": 0}
+        again = {"uid": USERS[0], "msg_id": "dead", "creation": {"category": "x", "body": 1}}
+        assert (await http.post("/v1/messages", json=again)).status_code == 409
+    live = [answer for answer in await read_all(url) if "items" in answer]
+    assert live == [answer for answer in before if "items" in answer]

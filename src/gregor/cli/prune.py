@@ -81,7 +81,15 @@ async def _ask(settings: "Settings", older_than: str | None) -> "PruneAnswer":
 
 async def _prune_store(settings: "Settings", older_than: int | None) -> "PruneAnswer":
     from gregor.cli.stopped_store import opened
+    from gregor.clock import now
+    from gregor.node.pruning import PAUSES, Pruner
     from gregor.protocol.answers import PruneAnswer
+    from gregor.server.composition import prunable, retention_of
+    from gregor.stores.sql.store_url import is_shared
 
+    # Nobody else writes to files; other stores may have servers.
+    pauses = PAUSES if any(map(is_shared, settings.stores.values())) else 0
     async with opened(settings) as parts:
-        return PruneAnswer(*await parts.node.pruner.prune(older_than))
+        retention = retention_of(settings)
+        pruner = Pruner(prunable(parts.state_machine), retention, now, pauses=pauses)
+        return PruneAnswer(*await pruner.prune(older_than))

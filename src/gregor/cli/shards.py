@@ -198,11 +198,12 @@ async def _plan(settings: "Settings", added: Sequence[str]) -> list[Move]:
 
 
 async def _move(settings: "Settings", buckets: Sequence[int], to: str | None) -> "list[Moved]":
+    from gregor.server.composition import retention_of
     from gregor.shards.rebalance import Rebalancer
 
     done: list[Moved] = []
     async with open_databases(settings.stores) as databases:
-        rebalancer = Rebalancer(databases)
+        rebalancer = Rebalancer(databases, retention=retention_of(settings))
         with output.counting_progress("buckets") as show_progress:
             moves = [Move(b, "", to or "") for b in buckets] if buckets else await rebalancer.plan()
 
@@ -215,8 +216,10 @@ async def _move(settings: "Settings", buckets: Sequence[int], to: str | None) ->
 
 
 async def _verify(settings: "Settings", prune: bool) -> "tuple[list[Finding], int]":
+    from gregor.server.composition import retention_of
     from gregor.shards.rebalance import Rebalancer
 
     async with open_databases(settings.stores) as databases:
         with output.counting_progress("buckets") as show_progress:
-            return await Rebalancer(databases).verify(prune=prune, compared=show_progress)
+            rebalancer = Rebalancer(databases, retention=retention_of(settings))
+            return await rebalancer.verify(prune=prune, compared=show_progress)

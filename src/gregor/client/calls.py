@@ -147,7 +147,7 @@ def first_result(results: Results) -> Result:
     rejected."""
     for result in results.results:
         if (error := result.error) is not None:
-            raise error_from_code(error.code, error.message, error.field, error.action)
+            raise error_from_code(error.code, error.message, error.field, error.action, error.epoch)
     return results.results[0]
 
 
@@ -476,7 +476,9 @@ def _error_from(response: httpx.Response) -> GregorError:
     except (msgspec.MsgspecError, UnicodeError):
         retryable = response.status_code in RETRYABLE_STATUSES
         return (Unavailable if retryable else UnexpectedAnswer)(_not_gregor(response))
-    return error_from_code(problem.code, problem.detail, problem.field, problem.action)
+    return error_from_code(
+        problem.code, problem.detail, problem.field, problem.action, problem.epoch
+    )
 
 
 def _not_gregor(response: httpx.Response) -> str:

@@ -323,6 +323,12 @@ class Facts(Struct, frozen=True):
             item = self.dismissed[msg_id].item
         return item
 
+    def death_of(self, msg_id: MsgID) -> Time | None:
+        """The death of the item with this id; None if it has none that is known, or has not
+        arrived."""
+        dismissed = self.dismissed.get(msg_id)
+        return None if dismissed is None else dismissed.dismissed_at
+
     def reached_by(self, message: InBandMessage) -> Iterator[MsgID]:
         """The ids of the items that a replay of the stamped message may create or dismiss."""
         yield message.msg_id

@@ -9,10 +9,12 @@ which are kept. Questions about what was before the floor are refused.
 An erase is a floor at the epoch, with nothing kept.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple, TypeAlias
 
+from gregor.core.facts import Facts
 from gregor.core.instant import SECOND, Time
-from gregor.core.message import InBandMessage
+from gregor.core.message import InBandMessage, MsgID
 from gregor.core.state_page import PageStart
 from gregor.core.sync import After, Since, Start, UserTime
 from gregor.core.visibility import At, has_expired
@@ -57,6 +59,14 @@ def is_past(message: InBandMessage, dismissed_at: Time | None, floor: Time) -> b
         return False
     is_dead = dismissed_at is not None and dismissed_at <= floor
     return message.creation is None or is_dead or has_expired(message.expires_at, floor)
+
+
+def past_messages(
+    log: Iterable[InBandMessage], facts: Facts, floor: Time
+) -> dict[MsgID, InBandMessage]:
+    """The messages of a log that are past at the floor, by their ids. Without these ids, the facts
+    that follow from the log are `facts.forgetting(ids, floor)`."""
+    return {m.msg_id: m for m in log if is_past(m, facts.death_of(m.msg_id), floor)}
 
 
 # Who must begin again

@@ -125,8 +125,7 @@ def _fate_in(facts: Facts, msg_id: MsgID) -> ItemFate | None:
     item = facts.find(msg_id)
     if item is None:
         return None
-    dismissed = facts.dismissed.get(msg_id)
-    dismissed_at = None if dismissed is None else dismissed.dismissed_at
+    dismissed_at = facts.death_of(msg_id)
     return ItemFate(item.ctime, item.device_id, item.expires_at, dismissed_at, item.starts_at)
 
 

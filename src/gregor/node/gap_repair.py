@@ -9,8 +9,8 @@ A replay behind the clock of its user is a message that no feed can hear of: all
 moves the clock, so the sweep finds that they are behind; and no cursor from before can be
 continued, so each device gets a snapshot.
 
-An erase moves the user's clock too. Whichever read finds it tells the devices: that after a notice
-of another node, which is immediate, or that of the sweep.
+An erase moves the user's clock too. The read that finds it tells the devices: at once after a
+notice of another node, otherwise after the next sweep.
 
 A failover may lose messages that devices have received. Then the store has another history, or a
 user's clock is behind a feed, and the sweep lets the devices sync again (decision 26).

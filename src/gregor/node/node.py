@@ -177,6 +177,8 @@ class Node:
             result = await self.state_machine.erase(uid)
         except Unavailable as error:
             return error
+        erased = LogEvent("a user was erased", uid=uid, by=caller.subject, pending=result.pending)
+        log.info(erased)
         self._observer.erased(caller, uid, result)
         self._broadcaster.erase(uid, result.erasure.epoch)
         if self._publisher is not None:

@@ -71,6 +71,11 @@ class Identity(NamedTuple):
         if not self.may_access(uid):
             raise Forbidden("this token belongs to another user", field="uid")
 
+    def require_service(self, what: str) -> None:
+        """Raises Forbidden, saying what a device may not do, unless this is a service."""
+        if self.role is not Role.SERVICE:
+            raise Forbidden(f"a device may not {what}; use a token with the role `service`")
+
 
 class Authenticator(Protocol):
     """Verifies tokens."""

@@ -30,7 +30,6 @@ from gregor.core.message import (
 from gregor.core.state_page import PageStart, StateQuery
 from gregor.core.sync import After, PageLimits, Since, Start
 from gregor.errors import (
-    Forbidden,
     GregorError,
     InvalidMessage,
     Malformed,
@@ -98,7 +97,7 @@ async def post_messages(service: Service, request: Request, identity: Identity) 
         entries = _read_multi_user(_fields_of(MultiUserRequest, fields), identity)
     else:
         return _json(Results((await _inject_one(service, request, identity, body),)))
-    outcomes = await service.inject(Caller(identity.uid), entries, _epoch(request))
+    outcomes = await service.inject(Caller(identity.uid), entries, request.state.epoch)
     return _json(Results(tuple(map(Result.of, outcomes))))
 
 
@@ -107,7 +106,7 @@ async def _inject_one(
 ) -> Result:
     """Inject a single message. Raises the error of one that is rejected."""
     entries = read_entries([Raw(body)], identity.may_access)
-    (outcome,) = await service.inject(Caller(identity.uid), entries, _epoch(request))
+    (outcome,) = await service.inject(Caller(identity.uid), entries, request.state.epoch)
     if isinstance(outcome, Rejected):
         raise outcome.error
     return Result.of(outcome)
@@ -153,8 +152,7 @@ def _list_in(fields: Mapping[str, Raw], name: str) -> tuple[Raw, ...]:
 async def delete_user(service: Service, request: Request, identity: Identity) -> Response:
     """Erase a user. An unknown one is erased as well."""
     uid = _user(request, identity, set())
-    if identity.role is not Role.SERVICE:
-        raise Forbidden("a device may not erase its user; use a token with the role `service`")
+    identity.require_service("erase its user")
     erasure, pending = await service.erase(Caller(identity.uid), uid)
     return _json(EraseAnswer(uid, erasure.epoch, pending))
 
@@ -164,12 +162,11 @@ async def delete_user(service: Service, request: Request, identity: Identity) ->
 
 async def post_prune(service: Service, request: Request, identity: Identity) -> Response:
     """Forget now what is past, of all users. Answers when it is done."""
-    if identity.role is not Role.SERVICE:
-        raise Forbidden("a device may not prune; use a token with the role `service`")
+    identity.require_service("prune")
     _check_parameters(request, frozenset(), frozenset())
     asked = decode(_prune_request.decode, await _body(request) or b"{}")
     older_than = None if asked.older_than is None else duration("older_than", asked.older_than)
-    return _json(PruneAnswer(*await service.node.pruner.prune(older_than)))
+    return _json(PruneAnswer(*await service.prune(older_than)))
 
 
 _prune_request = msgspec.json.Decoder(PruneRequest)
@@ -324,12 +321,12 @@ def authenticated_endpoint(
     service: Service, operation: Operation, refuse: Callable[[GregorError], Response] = problem
 ) -> Endpoint:
     """An endpoint that authenticates the caller, and reports errors: as problem documents, unless
-    it is told otherwise."""
+    it is told otherwise. `request.state.epoch` is the epoch with which the caller may write."""
 
     async def respond(request: Request) -> ASGIApp:
         try:
             identity = await service.identify(_token(request))
-            await service.require_current(identity, _epoch(request))
+            request.state.epoch = await service.current_epoch(identity, _epoch(request))
             return await operation(service, request, identity)
         except GregorError as error:
             return refuse(error)

@@ -14,6 +14,7 @@ from gregor.log_event import LogEvent
 from gregor.node.channel import Channel
 from gregor.node.conversation import Admission, Conversation, DeliveryCounts, Resumption
 from gregor.node.node import Node
+from gregor.node.pruning import Forgotten
 from gregor.server.auth import Authenticator, Identity, Role
 from gregor.server.connections import Connections
 from gregor.server.descriptors import Descriptors
@@ -68,6 +69,7 @@ class Service:
         self.draining = False  # whether this server accepts no new messages and devices
         self._writes_in_flight = 0
         self._write_finished = asyncio.Event()
+        self._pruning: set[asyncio.Task[Any]] = set()
         self._tasks = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Self:
@@ -101,12 +103,15 @@ class Service:
             log.error(LogEvent("the authenticator failed"), exc_info=failure)
             raise GregorError("internal error; the server's log has the traceback") from None
 
-    async def require_current(self, identity: Identity, epoch: Time | None) -> None:
-        """Raise Erased or Unauthenticated if this is a device which does not know, or whose token
-        does not hold, since its user was erased."""
-        if identity.role is Role.DEVICE:
-            erasure = await self.node.state_machine.erasure(identity.uid)
-            erasure.require_current(epoch, identity.issued_at)
+    async def current_epoch(self, identity: Identity, known: Time | None) -> Time | None:
+        """The epoch with which a caller may write, who knows this one; None: it is not checked.
+        That of a device is its user's: if it is erased now, its token does not hold any more.
+        Raises Erased if it knows an earlier one, and Unauthenticated if its token does not hold."""
+        if identity.role is Role.SERVICE:
+            return known
+        erasure = await self.node.state_machine.erasure(identity.uid)
+        erasure.require_current(known, identity.issued_at)
+        return erasure.epoch if known is None else known
 
     def require_room_for_device(self) -> None:
         """Raise Unavailable if no device may connect now, but may to another server."""
@@ -165,6 +170,23 @@ class Service:
             self._writes_in_flight -= 1
             self._write_finished.set()
 
+    async def prune(self, older_than: Time | None = None) -> Forgotten:
+        """Forget now what is past, as Pruner.prune does. Raises Unavailable if this server stops
+        before that is done."""
+        if self.draining:
+            raise Unavailable("this server is stopping; retry with another server")
+        task = asyncio.current_task()
+        assert task is not None
+        self._pruning.add(task)
+        try:
+            return await self.node.pruner.prune(older_than)
+        except asyncio.CancelledError:
+            if not self.draining or task.uncancel() > 0:
+                raise
+            raise Unavailable("this server is stopping; retry with another server") from None
+        finally:
+            self._pruning.discard(task)
+
     @property
     def busy(self) -> bool:
         """Whether a write is in flight."""
@@ -209,6 +231,8 @@ class Service:
         """Refuse new work, finish the writes in flight, and send the devices away, evenly
         distributed over this time."""
         self.readiness.stopping = self.draining = True
+        for task in self._pruning:  # what is done is done
+            task.cancel()
         await self._wait_for_writes(seconds)
         await self.connections.send_away(seconds)
 

@@ -30,7 +30,8 @@ from typing import NamedTuple, TypeVar
 from gregor.backoff import Backoff
 from gregor.clock import now
 from gregor.core.buckets import BUCKETS, Move, bucket_of, plan_rebalance
-from gregor.core.instant import SECOND, Time
+from gregor.core.history import Retention
+from gregor.core.instant import Time
 from gregor.core.message import UID
 from gregor.errors import GregorError, NotMigrated, Unavailable, WrongShard
 from gregor.interfaces import Rejected
@@ -53,9 +54,7 @@ MAX_COPY_PASSES = 5
 MIN_PAUSE_SECONDS = 0.1  # in which the writers of a group can write, before it closes again
 BACKOFF = Backoff(0.1, 1.9)  # in addition
 
-IDS_KEPT = (
-    400 * 24 * 3600 * SECOND
-)  # for so long at least, servers keep the ids of forgotten messages
+DEFAULT_RETENTION = Retention()
 
 T = TypeVar("T")
 
@@ -106,7 +105,8 @@ class Finding(NamedTuple):
 
 
 class Rebalancer:
-    """Moves buckets between shards, and verifies them. The databases must be open.
+    """Moves buckets between shards, and verifies them. The databases must be open. The servers keep
+    history for the time of `retention`.
 
     Several rebalancers may run at the same time: one that finds that another has moved a bucket
     raises Unavailable.
@@ -118,11 +118,11 @@ class Rebalancer:
         *,
         clock: Callable[[], Time] = now,
         rng: Random | None = None,
-        ids_kept: Time = IDS_KEPT,
+        retention: Retention = DEFAULT_RETENTION,
     ) -> None:
         self._databases = databases
         self._clock = clock
-        self._ids_kept = ids_kept
+        self._retention = retention
         self._rng = rng or Random()
 
     # Loads
@@ -427,7 +427,8 @@ class Rebalancer:
 
     def _is_forgotten(self, ctime: Time, holder: Extent) -> bool:
         """Whether the holder may have forgotten even the id of a message."""
-        forgotten_ids = min(holder.floor, self._clock() - self._ids_kept) if self._ids_kept else 0
+        cutoff = self._retention.cutoff(self._clock())
+        forgotten_ids = 0 if cutoff is None else min(holder.floor, cutoff.ids)
         return ctime <= max(holder.epoch, forgotten_ids)
 
     async def _contents(self, name: str, uids: Collection[UID]) -> set[PrunedMessage]:

@@ -21,9 +21,10 @@ from gregor.core.state import Counts, Item
 from gregor.core.state_page import PageStart, StatePage, StateQuery
 from gregor.core.sync import Page, PageLimits, Start, Sync
 from gregor.errors import NodeTooOld, SetupError, Unavailable, WrongShard
-from gregor.interfaces import PruneStep, Rejected, Slot, StateMachineOfRecord
+from gregor.interfaces import EraseResult, Erasure, PruneStep, Rejected, Slot, StateMachineOfRecord
 from gregor.log_event import LogEvent
 from gregor.shards import shard_map
+from gregor.shards.erasures import remove_copies
 from gregor.stores.sql.database import Database
 from gregor.stores.sql.state_machine import SQLStateMachine
 from gregor.stores.sql.statements import Placement
@@ -231,6 +232,42 @@ class ShardedStateMachine(StateMachineOfRecord):
             except Unavailable:
                 await asyncio.sleep(WRONG_SHARD_RETRY_SECONDS)
 
+    # Erasing
+
+    async def erasure(self, uid: UID) -> Erasure:
+        return await self._call_holder(uid, lambda machine: machine.erasure(uid))
+
+    async def erase(self, uid: UID) -> EraseResult:
+        names = self._shard_names()
+
+        async def erase_on(machine: SQLStateMachine) -> tuple[SQLStateMachine, Erasure]:
+            return machine, (await machine.erase(uid, names)).erasure
+
+        holder, erasure = await self._call_holder(uid, erase_on)
+        others = sorted(name for name in names if not self._is(name, holder))
+        done = await asyncio.gather(*(self._remove_copies(holder, name) for name in others))
+        pending = (name for name, is_done in zip(others, done, strict=True) if not is_done)
+        return EraseResult(erasure, tuple(pending))
+
+    def _shard_names(self) -> set[str]:
+        """All shards that are known, also those which this node cannot reach."""
+        return {*self.shards, *(placement.shard for placement in self._map.values())}
+
+    def _is(self, name: str, machine: SQLStateMachine) -> bool:
+        return name in self.shards and self.shards[name].machine is machine
+
+    async def _remove_copies(self, recorder: SQLStateMachine, name: str) -> bool:
+        """Remove from a shard what the recorder has recorded for it; return whether that is done.
+        If the shard does not answer, it is done before it is admitted again."""
+        shard = self.shards.get(name)
+        if shard is None:
+            return False  # this node does not know it
+        try:
+            return await shard.call(lambda machine: remove_copies(recorder, name, machine))
+        except Unavailable:
+            shard.admitted = False
+            return False
+
     # Reading
 
     @property
@@ -387,9 +424,19 @@ class ShardedStateMachine(StateMachineOfRecord):
         verdicts: dict[int, Sequence[Verdict]] = {}
         for name, numbers in by_shard.items():
             theirs = [parts[number] for number in numbers]
-            imported = methodcaller("import_parts", theirs, self._shard_names())
-            verdicts |= zip(numbers, await self._shard(name).call(imported), strict=True)
+            verdicts |= zip(numbers, await self._import_in_shard(name, theirs), strict=True)
         return [verdicts[number] for number in range(len(parts))]
+
+    async def _import_in_shard(
+        self, name: str, parts: Sequence[ImportPart]
+    ) -> Sequence[Sequence[Verdict]]:
+        """Where lines erase users, their old copies on the other shards go too."""
+        shard, names = self._shard(name), self._shard_names()
+        verdicts = await shard.call(lambda machine: machine.import_parts(parts, names))
+        if any(part.user.epoch for part in parts):
+            others = sorted(names - {name})
+            await asyncio.gather(*(self._remove_copies(shard.machine, o) for o in others))
+        return verdicts
 
     async def check_hashes(self, uids: Sequence[UID]) -> Sequence[UID]:
         """Users of shards that do not answer, and of buckets that move now, are left out."""
@@ -442,15 +489,28 @@ class ShardedStateMachine(StateMachineOfRecord):
                     raise error
 
     async def _admit(self, shard: Shard) -> None:
-        """Exchange placements with the shard. One that was restored from a backup does not know
-        which buckets it has released since, and would accept messages for them."""
+        """Exchange with the shard what has happened while it was away: placements, and erasures.
+        One that was restored from a backup does not know which buckets it has released since, and
+        would accept messages for them."""
         shard.admitted = True  # before the exchange: newer placements may come in meanwhile
+        others = [other for other in self.shards.values() if other is not shard]
         newer = await shard.exchange(self._map.values())
         if newer:
             self._map = shard_map.newest_placements([*self._map.values(), *newer])
-            for other in self.shards.values():
-                if other is not shard:
-                    other.admitted = False  # its next probe sends it the newer placements
+            for other in others:
+                other.admitted = False  # its next probe sends it the newer placements
+        with suppress(NodeTooOld):
+            await shard.machine.read_schema()
+        for other in others:
+            if other.problem is None:
+                await self._remove_missed_copies(shard, other)
+
+    async def _remove_missed_copies(self, shard: Shard, other: Shard) -> None:
+        """Remove from the shard what the other has recorded for it while it was away; and from the
+        other what the shard has recorded: so it makes no difference which of them was away."""
+        if not await remove_copies(other.machine, shard.name, shard.machine):
+            other.admitted = False
+        await self._remove_copies(shard.machine, other.name)
 
     def _shard(self, name: str) -> Shard:
         try:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from gregor.core.facts import Facts, is_dismissed_by
 from gregor.core.history import (
     Cutoff,
-    is_past,
+    past_messages,
     require_remembered,
     stored_too_late,
     wrong_epoch,
@@ -318,16 +318,12 @@ class _UserLog:
         return _UserLog(Erasure(self.time.next_ctime(now), now))
 
     def prune(self, cutoff: Cutoff) -> PruneStep:
-        past = [m for m in self.log if is_past(m, self._dismissed_at(m), cutoff.floor)]
+        past = past_messages(self.log, self.facts, cutoff.floor)
         users = int(bool(past) and self.time.floor < cutoff.floor)
         if past:
             self.time = self.time._replace(floor=max(self.time.floor, cutoff.floor))
-            self._forget_contents({message.msg_id: message for message in past}, cutoff.floor)
+            self._forget_contents(past, cutoff.floor)
         return PruneStep(None, users, len(past), self._forget_ids(cutoff.ids))
-
-    def _dismissed_at(self, message: InBandMessage) -> Time | None:
-        dismissed = self.facts.dismissed.get(message.msg_id)
-        return None if dismissed is None else dismissed.dismissed_at
 
     def _forget_contents(self, past: Mapping[MsgID, InBandMessage], floor: Time) -> None:
         self.facts = self.facts.forgetting(past.keys(), floor)

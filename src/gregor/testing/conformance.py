@@ -28,14 +28,15 @@ The cases of the original's own engine suite are here under their original names
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from itertools import count
 from typing import TypeAlias
 
 import msgspec
 
 from gregor.core.facts import Facts
+from gregor.core.history import Cutoff
 from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.message import (
     UID,
@@ -53,7 +54,7 @@ from gregor.core.message import (
 )
 from gregor.core.state import Counts, State
 from gregor.core.state_hash import hash_of
-from gregor.core.state_page import StateQuery
+from gregor.core.state_page import PageStart, StatePage, StateQuery
 from gregor.core.sync import (
     EXPIRY_GRACE,
     After,
@@ -66,12 +67,16 @@ from gregor.core.sync import (
     Sync,
     just_stored,
 )
-from gregor.errors import Conflict, Resync
+from gregor.errors import Conflict, Erased, GregorError, HistoryForgotten, Resync
 from gregor.extras import required_extra
 from gregor.interfaces import (
     Duplicate,
+    EraseResult,
+    Erasure,
     Outcome,
+    PruneStep,
     Rejected,
+    Slot,
     StateMachineOfRecord,
     Stored,
 )
@@ -79,12 +84,17 @@ from gregor.stores.memory import MemoryStateMachine
 from gregor.testing import oracle
 from gregor.testing.clock import ManualClock
 from gregor.testing.strategies import (
+    Erase,
+    Forget,
     History,
+    Life,
+    Write,
     devices,
     histories,
     histories_and_instants,
     in_seconds,
     late_times,
+    lives,
     messages,
     of_user,
     shuffled,
@@ -107,6 +117,10 @@ BEGINNING = TimeOrOffset(time=0)
 _numbers = count()
 
 PREFIXES = ("", "a", "a.", "a.b", "b", "z")
+
+
+def at_time(time: Time) -> TimeOrOffset:
+    return TimeOrOffset(time=time)
 
 
 def new_uid() -> UID:
@@ -453,6 +467,55 @@ class StateMachineConformance:
             assert 0 < len(page.items) <= (query.limit or 0)
             items += page.items
         assert tuple(items) == whole.items
+
+    @settings(max_examples=100)
+    @given(lives(), devices, times)
+    async def test_law_every_life_equals_that_in_the_reference_implementation(
+        self,
+        machine: StateMachineOfRecord,
+        clock: ManualClock,
+        life: Life,
+        device_id: DeviceID | None,
+        t: Time,
+    ) -> None:
+        """With messages of any epoch, and histories that are forgotten up to any instant."""
+        uid, reference = new_uid(), MemoryStateMachine(clock)
+        for clock.now, step in life:
+            outcomes = await take_step(machine, uid, step)
+            assert outcomes == await take_step(reference, uid, step)
+            for device in (None, device_id):
+                answers = await read_all(machine, uid, device, t)
+                assert answers == await read_all(reference, uid, device, t)
+        assert list(await machine.check_hashes([uid])) == []
+
+    @settings(max_examples=60)
+    @given(histories(), st.integers(0, 8), times, devices, late_times)
+    async def test_law_what_is_answered_after_a_prune_is_as_before(
+        self,
+        machine: StateMachineOfRecord,
+        clock: ManualClock,
+        history: History,
+        stored: int,
+        floor: Time,
+        device_id: DeviceID | None,
+        now: Time,
+    ) -> None:
+        """Of messages that are stored before and after it, for every cursor and instant."""
+        clock.now, uid = max(now, floor), new_uid()
+        before, after = of_user(uid, history[:stored]), of_user(uid, history[stored:])
+        await machine.consume_messages(before)
+        await prune(machine, floor)
+        floor = floor if oracle.past(before, floor) else 0
+        outcomes = await machine.consume_messages(after)
+        kept = before + [message for message in after if message.ctime > floor]
+        assert [type(outcome) for outcome in outcomes] == [
+            Stored if message.ctime > floor else Rejected for message in after
+        ]
+        await assert_states_are_exact(machine, uid, kept, device_id, floor)
+        await assert_cursors_lead_to_the_present(machine, uid, kept, device_id, clock.now)
+        again = await machine.consume_messages(kept)
+        ctimes = [outcome.message.ctime for outcome in again if isinstance(outcome, Duplicate)]
+        assert ctimes == [message.ctime for message in kept]
 
     # The contract of interfaces.py
 
@@ -947,6 +1010,287 @@ class StateMachineConformance:
             for sent in (snapshot.content.items[1:], changes.content.messages, log):
                 assert [entry.msg_id for entry in sent] == ["m"] * is_sent
 
+    # What is forgotten
+
+    async def test_prune_takes_the_contents_of_what_is_past_and_counts_it(
+        self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
+    ) -> None:
+        await machine.consume_messages(
+            [
+                create(uid, "a", msg_id="live"),
+                create(uid, "a", msg_id="ends later"),
+                create(uid, "a", msg_id="brief", expires="1s"),
+                put(uid, "a", 1, key="k", msg_id="replaced"),
+                put(uid, "a", 2, key="k", msg_id="replacing"),
+                dismiss(uid, "never came", msg_id="dismissal"),
+            ]
+        )
+        clock.now += DAY
+        floor = clock.now - 1
+        await consume(machine, dismiss(uid, "ends later"))
+        before = [await machine.state_page(uid, StateQuery(), at) for at in (None, at_time(floor))]
+        assert await prune(machine, EPOCH - 1) == PruneStep(None)
+        assert await prune(machine, floor) == PruneStep(None, users=1, contents=3)
+        assert await prune(machine, floor) == PruneStep(None)
+        assert await prune(machine, floor - 5) == PruneStep(None), "a floor only rises"
+        assert before == [
+            await machine.state_page(uid, StateQuery(), at) for at in (None, at_time(floor))
+        ]
+        assert [m.msg_id for m in await read_log(machine, uid)] == ["live", "replacing"]
+        with pytest.raises(HistoryForgotten):
+            await machine.state(uid, None, at_time(floor - 1))
+        assert await prune(machine, floor, ids=floor) == PruneStep(None, ids=4)
+
+    async def test_user_of_whom_nothing_is_forgotten_has_the_whole_history(
+        self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
+    ) -> None:
+        stored = await consume(machine, create(uid, "a"))
+        clock.now += DAY
+        assert await prune(machine, clock.now) == PruneStep(None)
+        assert len(await machine.state(uid, None, at_time(stored.ctime))) == 1
+        assert (await consume(machine, create(uid, "a").stamp(EPOCH + 1, 0))).prev == EPOCH
+
+    async def test_message_sent_again_after_its_contents_are_gone_is_known_by_its_digest(
+        self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
+    ) -> None:
+        sent = create(uid, "a", {"x": 1, "😀": 2}, device_id="d1", msg_id="m", expires="1s")
+        stored = await consume(machine, sent)
+        ended = await consume(machine, dismiss(uid, "m", msg_id="d"))
+        clock.now += DAY
+        assert await prune(machine, clock.now) == PruneStep(None, users=1, contents=2)
+        body = msgspec.Raw('{ "😀": 2, "x": 1 }'.encode())
+        again = create(uid, "a", body, device_id="d1", msg_id="m", expires="1s")
+        first, second, third = await machine.consume_messages([again, stored, ended])
+        assert first == Duplicate(again.stamp(stored.ctime, 0), dead=True, expired=True)
+        assert isinstance(second, Duplicate)
+        assert second.message.ctime == stored.ctime
+        assert third == Duplicate(ended.stamp(ended.ctime, 0)), "it has no item"
+        conflicting = [
+            create(uid, "a", {"x": 2}, device_id="d1", msg_id="m", expires="1s"),
+            create(uid, "a", body, device_id="d2", msg_id="m", expires="1s"),
+            create(uid, "a", body, msg_id="m", expires="1s"),
+            create(uid, "a", body, device_id="d1", msg_id="m", expires="2s"),
+            dismiss(uid, "m", msg_id="m"),
+            create(uid, "a", body, msg_id="m").stamp(clock.now + 1, 0),
+        ]
+        outcomes = await machine.consume_messages(conflicting)
+        assert [o.error.code for o in outcomes if isinstance(o, Rejected)] == ["conflict"] * 6
+        assert len(await machine.state(uid)) == 0
+
+    async def test_ids_are_kept_until_they_are_forgotten(
+        self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
+    ) -> None:
+        """Those without contents, and those that were dismissed and have not arrived: an item
+        whose dismissal is forgotten is dead when it comes."""
+        sent = create(uid, "a", msg_id="m")
+        await consume(machine, sent)
+        end = (await consume(machine, dismiss(uid, "m", "coming", "later", msg_id="d"))).ctime
+        clock.now += DAY
+        await prune(machine, clock.now, ids=EPOCH - 1)
+        (came,) = await store(machine, [create(uid, "a", msg_id="coming")])
+        assert came.dead
+        clock.now += DAY
+        assert await prune(machine, clock.now, ids=end) == PruneStep(None, 1, contents=1, ids=3)
+        stored = await store(machine, [sent, create(uid, "a", msg_id="later")])
+        assert [one.dead for one in stored] == [False, False]
+        (again,) = await machine.consume_messages([create(uid, "a", msg_id="coming")])
+        assert again == Duplicate(came.message.stamp(came.message.ctime, 0), dead=True)
+
+    async def test_no_message_is_stored_at_the_floor_or_before_it(
+        self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
+    ) -> None:
+        """Not even by a clock that has been set back."""
+        await consume(machine, dismiss(uid, "unknown"))
+        clock.now += DAY
+        floor = clock.now
+        await prune(machine, floor + DAY)
+        replays = [create(uid, "a").stamp(ctime, 0) for ctime in (EPOCH + 1, floor)]
+        for outcome in await machine.consume_messages(replays):
+            assert isinstance(outcome, Rejected)
+            assert (outcome.error.code, outcome.error.field) == ("history-forgotten", "ctime")
+        clock.now = EPOCH
+        assert (await consume(machine, create(uid, "a"))).ctime == floor + 1
+        late = await consume(machine, create(uid, "a").stamp(floor + 9, 0))
+        assert late.prev == floor + 1
+
+    async def test_cursor_below_the_floor_gets_a_snapshot_and_its_messages_are_forgotten(
+        self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
+    ) -> None:
+        first = await consume(machine, create(uid, "a"))
+        await consume(machine, create(uid, "a", msg_id="m"))
+        ended = await consume(machine, dismiss(uid, "m"))
+        clock.now += DAY
+        floor = clock.now
+        await prune(machine, floor)
+        limits = PageLimits(10, 1_000_000)
+        last = await machine.messages_page(uid, None, After(ended.ctime), limits)
+        assert last == Page((), ended.ctime), "who knows all has missed nothing"
+        assert (await machine.sync(uid, None, ended.ctime)).content == Changes(())
+        following = await consume(machine, create(uid, "b"))
+        for cursor in (first.ctime, ended.ctime):
+            sync = await machine.sync(uid, None, cursor)
+            assert isinstance(sync.content, Snapshot)
+            assert [item.ctime for item in sync.content.items] == [first.ctime, following.ctime]
+        for start in (After(1), After(ended.ctime), After(floor - 1), Since(1), Since(floor)):
+            with pytest.raises(HistoryForgotten):
+                await machine.messages_page(uid, None, start, limits)
+        for start in (After(0), Since(0)):
+            page = await machine.messages_page(uid, None, start, limits)
+            assert page.messages == (first, following), "the live items"
+        for start in (After(floor), Since(floor + 1)):
+            page = await machine.messages_page(uid, None, start, limits)
+            assert page == Page((following,), following.ctime)
+        assert (await machine.sync(uid, None, following.ctime)).content == Changes(())
+        with pytest.raises(HistoryForgotten):
+            await machine.in_band_messages_since(uid, None, at_time(floor))
+        assert list(await read_log(machine, uid)) == [first, following]
+
+    async def test_pages_of_a_state_across_a_floor_that_rises_are_right_or_forgotten(
+        self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
+    ) -> None:
+        await machine.consume_messages([create(uid, "a", n, msg_id=f"m{n}") for n in range(3)])
+        await consume(machine, create(uid, "a", 3, expires="1s"))
+        query = StateQuery(limit=1)
+        old = await machine.state_page(uid, query)
+        clock.now += DAY
+        recent = await machine.state_page(uid, query)
+        await prune(machine, clock.now)
+        assert recent.next is not None
+        following = await machine.state_page(uid, query, start=recent.next)
+        assert [item.body for item in following.items] == [1]
+        assert old.next is not None
+        with pytest.raises(HistoryForgotten):  # what had not expired then may be gone
+            await machine.state_page(uid, query, start=old.next)
+        await consume(machine, dismiss(uid, "m1"))
+        clock.now += DAY
+        await prune(machine, clock.now)
+        with pytest.raises(HistoryForgotten):  # and so may be what has died since
+            await machine.state_page(uid, query, start=recent.next)
+
+    async def test_prune_takes_what_has_expired_from_the_hash(
+        self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
+    ) -> None:
+        """No message has come since, so a machine that keeps a hash still counts it."""
+        await consume(machine, create(uid, "a"))
+        for device_id in (None, "d1"):
+            await consume(machine, create(uid, "a", expires="1s", device_id=device_id))
+        clock.now += DAY
+        before = [(await machine.sync(uid, device_id, 0)).hash for device_id in (None, "d1")]
+        assert await prune(machine, clock.now) == PruneStep(None, users=1, contents=2)
+        for device_id, hash_ in zip((None, "d1"), before, strict=True):
+            assert (await machine.sync(uid, device_id, 0)).hash == hash_
+        await consume(machine, create(uid, "a"))
+        assert list(await machine.check_hashes([uid])) == []
+
+    # Erased users
+
+    async def test_nothing_of_before_an_erase_is_answered_by_any_question(
+        self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
+    ) -> None:
+        other = new_uid()
+        before = [
+            create(uid, "a", "secret", msg_id="m"),
+            create(uid, "a", "secret", device_id="d1"),
+            create(uid, "a", starts="1h"),
+            put(uid, "a", "secret", key="k"),
+            dismiss(uid, "coming"),
+        ]
+        stored = await store(machine, before)
+        await consume(machine, create(other, "a"))
+        clock.now += SECOND
+        result = await machine.erase(uid)
+        epoch = result.erasure.epoch
+        assert result == EraseResult(Erasure(clock.now, clock.now))
+        assert await machine.erasure(uid) == result.erasure
+        assert await machine.erasure(other) == Erasure()
+        assert len(await machine.state(other)) == 1
+        for device_id in (None, "d1"):
+            for cursor in (0, 1, stored[0].message.ctime, epoch, epoch + 1):
+                sync = await machine.sync(uid, device_id, cursor)
+                assert sync.content in (Snapshot(), Changes(()))
+                assert (sync.cursor, sync.hash, sync.epoch) == (epoch, hash_of(()), epoch)
+            assert await machine.state_page(uid, StateQuery(device_id)) == StatePage(
+                (), clock.now, hash_of(()), epoch
+            )
+            assert list(await machine.in_band_messages_since(uid, device_id, BEGINNING)) == []
+            for at in (0, EPOCH, epoch - 1):
+                with pytest.raises(HistoryForgotten):
+                    await machine.state(uid, device_id, at_time(at))
+            assert len(await machine.state(uid, device_id, at_time(epoch + DAY))) == 0
+        assert list(await machine.items(uid, [one.message.ctime for one in stored])) == []
+        assert await machine.count(uid, None, [""]) == Counts({"": 0}, clock.now)
+        assert list(await machine.check_hashes([uid])) == []
+
+    async def test_erased_user_begins_a_new_life_in_which_ids_are_free(
+        self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
+    ) -> None:
+        await machine.consume_messages([create(uid, "a", 1, msg_id="m"), dismiss(uid, "coming")])
+        clock.now += DAY
+        await prune(machine, clock.now)
+        epoch = (await machine.erase(uid)).erasure.epoch
+        one, two = await store(
+            machine, [create(uid, "a", 2, msg_id="m"), create(uid, "a", 3, msg_id="coming")]
+        )
+        assert (one.message.prev, one.dead, two.dead) == (epoch, False, False)
+        assert one.message.ctime > epoch
+        assert bodies(await machine.state(uid)) == [2, 3]
+        assert (await machine.sync(uid, None, epoch)).content == Changes((one.message, two.message))
+        replayed = create(uid, "a").stamp(epoch, 0)
+        (outcome,) = await machine.consume_messages([replayed])
+        assert isinstance(outcome, Rejected)
+        assert outcome.error.code == "history-forgotten"
+
+    async def test_each_erase_is_a_later_epoch_whatever_the_clock_shows(
+        self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
+    ) -> None:
+        """Also of a user who is not known."""
+        first = (await machine.erase(uid)).erasure
+        assert first == Erasure(EPOCH, EPOCH)
+        second = (await machine.erase(uid)).erasure
+        assert second == Erasure(EPOCH + 1, EPOCH)
+        stored = await consume(machine, create(uid, "a").stamp(EPOCH + DAY, 0))
+        clock.now = 7
+        third = (await machine.erase(uid)).erasure
+        assert third == Erasure(stored.ctime + 1, 7)
+        assert await machine.ctimes([uid]) == {uid: third.epoch}
+        assert (await consume(machine, create(uid, "a"))).ctime == third.epoch + 1
+
+    async def test_message_of_another_epoch_is_refused(
+        self, machine: StateMachineOfRecord, uid: UID
+    ) -> None:
+        """Also one that is stored already: its sender must hear of the erase."""
+        sent = create(uid, "a")
+        never_erased = [Slot(create(uid, "a"), epoch=known) for known in (0, None, 1)]
+        await machine.store(never_erased)
+        assert [type(slot.outcome) for slot in never_erased] == [Stored, Stored, Rejected]
+        epoch = (await machine.erase(uid)).erasure.epoch
+        slots = [Slot(sent, epoch=known) for known in (epoch, 0, epoch - 1, epoch + 1, None)]
+        await machine.store(slots)
+        current, zero, early, late, unchecked = (slot.outcome for slot in slots)
+        assert isinstance(current, Stored)
+        assert isinstance(unchecked, Duplicate)
+        for outcome in (zero, early):
+            assert isinstance(outcome, Rejected)
+            assert outcome.message == sent
+            assert isinstance(outcome.error, Erased)
+            assert outcome.error.epoch == epoch
+        assert isinstance(late, Rejected)
+        assert isinstance(late.error, Resync), "the store is a restored backup"
+        assert len(await machine.state(uid)) == 1
+
+    async def test_messages_under_way_are_before_or_after_an_erase(
+        self, machine: StateMachineOfRecord, uid: UID
+    ) -> None:
+        sent = [create(uid, "a", msg_id=f"m{n}") for n in range(20)]
+        async with asyncio.TaskGroup() as tasks:
+            storing = [tasks.create_task(machine.consume_message(m)) for m in sent[:10]]
+            erasing = tasks.create_task(machine.erase(uid))
+            storing += [tasks.create_task(machine.consume_message(m)) for m in sent[10:]]
+        epoch = erasing.result().erasure.epoch
+        stored = [one.result() for one in storing]
+        later = {m.msg_id for m in stored if isinstance(m, InBandMessage) and m.ctime > epoch}
+        assert {item.msg_id for item in await machine.state(uid)} == later
+
     # Pages
 
     async def test_page_ends_at_its_limits_and_the_next_one_begins_there(
@@ -1430,6 +1774,26 @@ class DurableStateMachineConformance(StateMachineConformance):
             await consume(machine, create(uid, "a", msg_id="by range").stamp(EPOCH - 50, 0))
             assert len(await machine.state(uid)) == 0
 
+    async def test_floor_digests_and_erasures_survive_a_restart(
+        self, open_machine: OpenMachine, uid: UID
+    ) -> None:
+        clock, erased, sent = ManualClock(EPOCH), new_uid(), create(uid, "a", msg_id="m")
+        async with open_machine(clock) as machine:
+            stored = await consume(machine, sent)
+            await machine.consume_messages([dismiss(uid, "m", "coming"), create(erased, "a")])
+            clock.now += DAY
+            await prune(machine, clock.now)
+            erasure = (await machine.erase(erased)).erasure
+        async with open_machine(clock) as machine:
+            assert await machine.erasure(erased) == erasure
+            assert len(await machine.state(erased)) == 0
+            again, late = await machine.consume_messages([sent, create(uid, "a", msg_id="coming")])
+            assert again == Duplicate(stored.stamp(stored.ctime, 0), dead=True)
+            assert isinstance(late, Stored)
+            assert late.dead
+            with pytest.raises(HistoryForgotten):
+                await machine.state(uid, None, at_time(clock.now - 1))
+
     async def test_d25_message_is_stored_completely_or_not_at_all(
         self, open_machine: OpenMachine, uid: UID
     ) -> None:
@@ -1456,19 +1820,105 @@ def comparable(outcome: Outcome) -> tuple[object, ...]:
 
 async def read_all(
     machine: StateMachineOfRecord, uid: UID, device_id: DeviceID | None, t: Time
-) -> tuple[object, ...]:
-    """The result of each read of a machine for a user and a device, now and with the time `t`."""
-    when = TimeOrOffset(time=t)
-    return (
-        await machine.state(uid, device_id),
-        await machine.state(uid, device_id, when),
-        await machine.count(uid, device_id, PREFIXES),
-        list(await machine.in_band_messages_since(uid, device_id, when)),
-        await machine.sync(uid, device_id, t),
-        await machine.state_page(uid, StateQuery(device_id)),
-        await machine.state_page(uid, StateQuery(device_id), when),
-        await machine.messages_page(uid, device_id, Since(t), PageLimits(2, 1_000_000)),
-    )
+) -> list[object]:
+    """The result of each read of a machine for a user and a device, now and with the time `t`, or
+    the code of its error."""
+    when, limits = TimeOrOffset(time=t), PageLimits(2, 1_000_000)
+    reads: list[Awaitable[object]] = [
+        machine.state(uid, device_id),
+        machine.state(uid, device_id, when),
+        machine.count(uid, device_id, PREFIXES),
+        machine.in_band_messages_since(uid, device_id, when),
+        machine.sync(uid, device_id, t),
+        machine.state_page(uid, StateQuery(device_id)),
+        machine.state_page(uid, StateQuery(device_id), when),
+        machine.state_page(uid, StateQuery(device_id), start=PageStart(t, t, "", 0, "")),
+        machine.messages_page(uid, device_id, Since(t), limits),
+        machine.messages_page(uid, device_id, After(t), limits),
+        machine.erasure(uid),
+    ]
+    return [await result_or_code(read) for read in reads]
+
+
+async def result_or_code(read: Awaitable[object]) -> object:
+    try:
+        result = await read
+    except GregorError as error:
+        return error.code
+    return list(result) if isinstance(result, Sequence) else result
+
+
+async def take_step(
+    machine: StateMachineOfRecord, uid: UID, step: Write | Forget | Erase
+) -> list[object]:
+    """Do to a user what the step says, and return what came of it."""
+    match step:
+        case Write(sent):
+            epoch = (await machine.erasure(uid)).epoch
+            slots = [
+                Slot(
+                    msgspec.structs.replace(message, uid=uid),
+                    epoch=None if difference is None else epoch + difference,
+                )
+                for message, difference in sent
+            ]
+            await machine.store(slots)
+            return [comparable(slot.outcome) for slot in slots if slot.outcome is not None]
+        case Forget(cutoff):
+            await prune(machine, *cutoff)
+            return []
+        case Erase():
+            return [await machine.erase(uid)]
+
+
+async def prune(machine: StateMachineOfRecord, floor: Time, ids: Time = 0) -> PruneStep:
+    """Prune whole. The sum of all steps."""
+    steps = [await machine.prune(Cutoff(floor, ids))]
+    while (last := steps[-1].last) is not None:
+        steps.append(await machine.prune(Cutoff(floor, ids), last))
+    return PruneStep(None, *map(sum, zip(*(step[1:] for step in steps), strict=True)))
+
+
+async def assert_states_are_exact(
+    machine: StateMachineOfRecord,
+    uid: UID,
+    history: Sequence[InBandMessage],
+    device_id: DeviceID | None,
+    floor: Time,
+) -> None:
+    """At the history floor and later. Before it, they are forgotten."""
+    instants = {floor, *(m.ctime for m in history)}
+    for at in sorted(instants | {at - 1 for at in instants if at}):
+        reading = machine.state(uid, device_id, TimeOrOffset(time=at))
+        if at >= floor:
+            assert names(await reading) == oracle.visible(history, device_id, 0, at)
+            continue
+        with pytest.raises(HistoryForgotten):
+            await reading
+
+
+async def assert_cursors_lead_to_the_present(
+    machine: StateMachineOfRecord,
+    uid: UID,
+    history: Sequence[InBandMessage],
+    device_id: DeviceID | None,
+    now: Time,
+) -> None:
+    """A device that knows everything up to any cursor is told the present by a sync, and by
+    messages, if they are not forgotten."""
+    limits = PageLimits(100, 1_000_000)
+    expected = oracle.visible(history, device_id, now)
+    for cursor in (0, *(message.ctime for message in history)):
+        known = Facts().replay_all(m for m in history if m.ctime <= cursor).pruned()
+        sync = await machine.sync(uid, device_id, cursor)
+        replica = apply_sync(known, sync)
+        assert replica.hash(device_id, sync.as_of) == sync.hash
+        assert names(replica.state(device_id, now)) == expected
+        for start in (After(cursor), Since(cursor), Since(cursor + 1)):
+            with suppress(HistoryForgotten):
+                page = await machine.messages_page(uid, device_id, start, limits)
+                replica = replay_as_device(known, page.messages)
+                assert names(replica.state(device_id, now)) == expected
 
 
 async def read_pages(

@@ -1,4 +1,5 @@
-"""The oracle: sections 4 and 5 of `spec/semantics.md`, visibility, without optimisation.
+"""The oracle: sections 4 and 5 of `spec/semantics.md`, visibility, and what section 10 forgets,
+without optimisation.
 
 It shares no code with `gregor.core`, so a bug in one of the two shows as a difference.
 """
@@ -34,6 +35,18 @@ def live(
     """The (ctime, msg_id) of the items that are live for the device now, begun or not: what a
     hash is of."""
     return sorted({(m.ctime, m.msg_id) for m, _ in _live(messages, device_id, now, None)})
+
+
+def past(messages: Collection[InBandMessage], floor: Time) -> set[MsgID]:
+    """The ids of those of these messages that lose their contents when the history up to the floor
+    is forgotten."""
+    return {m.msg_id for m in messages if m.ctime <= floor and _is_over(m, messages, floor)}
+
+
+def _is_over(message: InBandMessage, messages: Collection[InBandMessage], floor: Time) -> bool:
+    if message.creation is None or _expired(message, message.creation, floor):
+        return True
+    return any(death <= floor for death in _deaths(message, messages))
 
 
 def _live(

@@ -4,7 +4,7 @@ Everything is served as before; no user is pruned or erased, and no author is st
 may happen at any moment, so each transaction first asks which schema there is, and a writer keeps
 it from changing until its commit.
 
-When OLDEST_SERVED is 0008, this file can be removed, with `_is_migrated` of the state machine.
+When OLDEST_SERVED is 0008, this file can be removed, with `is_migrated` of the state machine.
 """
 
 import re

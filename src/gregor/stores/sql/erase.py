@@ -4,7 +4,7 @@ An erase is a history floor at the epoch with nothing kept. To raise an epoch is
 not depend on an order, so the same function removes what other shards have left of the user.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from gregor.core.buckets import bucket_of
 from gregor.core.instant import Time
@@ -14,6 +14,9 @@ from gregor.stores.sql import statements
 from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.statements import PendingErasure, UserKey, UserRow
 from gregor.stores.sql.transactions import closed_users, lock_existing
+
+REVISION = "0008"
+"""The schema that this needs."""
 
 MAX_ERASURES_READ = 100
 
@@ -32,8 +35,8 @@ def erase(
     any_bucket: bool = False,
 ) -> Erasure:
     """Delete everything of the user, and record that the `others`, which are shards, may have old
-    copies. Raises WrongShard if this shard accepts no messages of the user; with `any_bucket`, it
-    is not asked. Each call erases again, also a user who is not known."""
+    copies; this one is left out. Raises WrongShard if this shard accepts no messages of the user;
+    with `any_bucket`, it is not asked. Each call erases again, also a user who is not known."""
     connection.execute_rows(statements.INSERT_USERS, [UserRow(uid, bucket_of(uid))])
     (user,) = lock_existing(connection, [UserKey(uid)]).values()
     for error in () if any_bucket else closed_users(connection, [uid]).values():
@@ -45,29 +48,30 @@ def erase(
     return erasure
 
 
-def raise_epoch(connection: DatabaseConnection, uid: UID, erasure: Erasure) -> None:
-    """Delete what this database has of a user up to an erase. A user whom it does not know stays
-    unknown. Idempotent."""
+def raise_epoch(connection: DatabaseConnection, uid: UID, erasure: Erasure) -> bool:
+    """Delete what this database has of a user up to an erase, and return whether it knows the user.
+    One whom it does not know stays unknown. Idempotent."""
     user = lock_existing(connection, [UserKey(uid)]).get(uid)
-    if user is None or user.epoch >= erasure.epoch:
-        return
-    for statement in statements.DELETE_ERASED:
-        connection.execute(statement, uid=uid, epoch=erasure.epoch)
-    connection.execute(statements.RAISE_EPOCH, uid=uid, **erasure._asdict())
+    if user is not None and user.epoch < erasure.epoch:
+        for statement in statements.DELETE_ERASED:
+            connection.execute(statement, uid=uid, epoch=erasure.epoch)
+        connection.execute(statements.RAISE_EPOCH, uid=uid, **erasure._asdict())
+    return user is not None
 
 
 # Old copies on other shards
 
 
-def pending_erasures(connection: DatabaseConnection) -> list[PendingErasure]:
-    """The next of the erasures, of users of this shard, that other shards have not heard of."""
-    return connection.execute(statements.PENDING_ERASURES, limit=MAX_ERASURES_READ)
+def pending_erasures(connection: DatabaseConnection, shard: str) -> list[PendingErasure]:
+    """The next erasures of users, who were here, that the other shard has not heard of."""
+    return connection.execute(statements.PENDING_ERASURES, shard=shard, limit=MAX_ERASURES_READ)
 
 
-def remove_copies(connection: DatabaseConnection, erasures: Iterable[PendingErasure]) -> None:
-    """Remove what this shard has of users who were erased on the shard that holds them."""
-    for pending in sorted(erasures, key=lambda pending: pending.uid):
-        raise_epoch(connection, pending.uid, Erasure(pending.epoch, pending.erased_at))
+def remove_copies(connection: DatabaseConnection, erasures: Sequence[PendingErasure]) -> bool:
+    """Remove what this shard has of users who were erased on another; return whether it knows one
+    of them. The erasures are in the order of uids."""
+    known = [raise_epoch(connection, e.uid, Erasure(e.epoch, e.erased_at)) for e in erasures]
+    return any(known)
 
 
 def forget_pending(connection: DatabaseConnection, done: Sequence[PendingErasure]) -> None:

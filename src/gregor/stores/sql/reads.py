@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
+from gregor.core.history import require_remembered
 from gregor.core.instant import Time
 from gregor.core.message import UID, Category, DeviceID, InBandMessage, MsgID
 from gregor.core.state import Counts, Item
@@ -35,6 +36,7 @@ from gregor.core.sync import (
     require_continued,
     what_is_left,
 )
+from gregor.core.visibility import At
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.dialect import ROWS, encode_rows
@@ -75,22 +77,24 @@ def read_state_page(
 ) -> StatePage:
     """The first page of a state: now, when each known message counts, or at a stated time."""
     head = _read_head(connection, uid, query.device_id)
-    clock = _time_of(head).clock
+    user = _time_of(head)
     if at is None:
         hash_ = read_hash(connection, uid, query.device_id, head, now)
         items = _read_items_of_state(connection, uid, query, _Moment(now, FOREVER))
-        return limited_page(items, query, now, hash_, clock)
+        return limited_page(items, query, now, hash_, user.clock)
+    require_remembered(At(at), user)
     live = connection.execute(
         statements.LIVE_IDS_AT, uid=uid, device_id=query.device_id, time=at, known=at
     )
     items = _read_items_of_state(connection, uid, query, _Moment(at, at))
-    return limited_page(items, query, at, hash_of(live), min(at, clock))
+    return limited_page(items, query, at, hash_of(live), min(at, user.clock))
 
 
 def read_next_state_page(
     connection: DatabaseConnection, uid: UID, query: StateQuery, start: PageStart
 ) -> StatePage:
     """A later page, which begins there."""
+    require_remembered(start, _time_of(_read_head(connection, uid, query.device_id)))
     moment = _Moment(start.as_of, start.known)
     items = _read_items_of_state(connection, uid, query, moment, start)
     return limited_page(items, query, start.as_of, start.hash, start.known)
@@ -167,6 +171,7 @@ def _read_categories(
 def read_since(
     connection: DatabaseConnection, uid: UID, device_id: DeviceID | None, start: Start, now: Time
 ) -> Sequence[InBandMessage]:
+    require_remembered(start, _time_of(_read_head(connection, uid, device_id)))
     return what_is_left(_read_reductions(connection, uid, device_id, start, now))
 
 
@@ -179,6 +184,7 @@ def read_page(
     limits: PageLimits,
 ) -> Page:
     time = _time_of(_read_head(connection, uid, device_id))
+    require_remembered(start, time)
     require_continued(start, time)
     return first_page(_read_reductions(connection, uid, device_id, start, now), time.clock, limits)
 

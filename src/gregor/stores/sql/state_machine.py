@@ -182,7 +182,8 @@ class SQLStateMachine(StateMachineOfRecord):
                 f"the database does not have schema {revision} yet: run `gregor migrate`; retry"
             )
 
-    def _is_migrated(self) -> bool:
+    @property
+    def is_migrated(self) -> bool:
         """Whether the database is known to have the newest schema that this code needs."""
         return self.schema is not None and self.schema.has(before_0008.REVISION)
 
@@ -281,7 +282,7 @@ class SQLStateMachine(StateMachineOfRecord):
         )
 
     def _for_its_schema(self, consume: Consume) -> Consume:
-        return consume if self._is_migrated() else before_0008.consuming(consume)
+        return consume if self.is_migrated else before_0008.consuming(consume)
 
     async def _resolve_unknown_commit(
         self, slots: Sequence[Slot], now: Time, expected: list[StoreOutcome]
@@ -476,7 +477,7 @@ class SQLStateMachine(StateMachineOfRecord):
         )
 
     async def check_hashes(self, uids: Sequence[UID]) -> Sequence[UID]:
-        if not self._is_migrated():
+        if not self.is_migrated:
             return ()  # none is kept
         now = self._clock()
         return await self.database.write(
@@ -485,7 +486,7 @@ class SQLStateMachine(StateMachineOfRecord):
 
     async def _read_user(self, uid: UID, work: Work[T]) -> T:
         """Run work that reads one user. Raises WrongShard if another shard holds the user."""
-        work = work if self._is_migrated() else before_0008.reading(work)
+        work = work if self.is_migrated else before_0008.reading(work)
         if self._any_bucket:
             return await self.database.read(work)
 

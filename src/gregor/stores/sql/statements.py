@@ -800,10 +800,12 @@ class PendingErasure(NamedTuple):
     erased_at: Time
 
 
+# For other shards than this one.
 UPSERT_PENDING_ERASURES = BulkStatement(
     """
     INSERT INTO pending_erasures (shard, uid, epoch, erased_at)
-    SELECT input.shard, input.uid, input.epoch, input.erased_at FROM input WHERE true
+    SELECT input.shard, input.uid, input.epoch, input.erased_at FROM input
+    WHERE input.shard <> (SELECT name FROM shard)
     ON CONFLICT (shard, uid) DO UPDATE SET epoch = excluded.epoch, erased_at = excluded.erased_at
     """,
     PendingErasure,
@@ -812,7 +814,8 @@ UPSERT_PENDING_ERASURES = BulkStatement(
 
 PENDING_ERASURES = Statement(
     """
-    SELECT shard, uid, epoch, erased_at FROM pending_erasures ORDER BY shard, uid LIMIT :limit
+    SELECT shard, uid, epoch, erased_at FROM pending_erasures WHERE shard = :shard
+    ORDER BY uid LIMIT :limit
     """,
     PendingErasure._make,
 )
@@ -845,6 +848,8 @@ _PAST = tuple(
         "messages.dismissed_at IS NOT NULL AND messages.dismissed_at <= :floor"
         " AND +messages.ctime <= :floor",
         "messages.dismissed_at IS NULL AND messages.category IS NOT NULL"
+        " AND messages.expires_at <= :floor AND +messages.ctime <= :floor",
+        "messages.dismissed_at > messages.expires_at AND messages.dismissed_at > :floor"
         " AND messages.expires_at <= :floor AND +messages.ctime <= :floor",
         "messages.category IS NULL AND messages.ctime <= :floor",
     )

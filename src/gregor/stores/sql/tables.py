@@ -74,8 +74,10 @@ CREATE_TABLES = (
     """,
     # The items that were live at a past time are live now, or have died since.
     "CREATE INDEX deaths ON messages (uid, dismissed_at) WHERE dismissed_at IS NOT NULL",
-    # Dismissals create no item. These are found to be pruned, without reading what is live.
+    # What can be pruned, besides the live items and the deaths, which are found above: dismissals,
+    # which create no item, and items that were dismissed when they had expired.
     "CREATE INDEX dismissals ON messages (uid, ctime) WHERE category IS NULL",
+    "CREATE INDEX late_deaths ON messages (uid, expires_at) WHERE dismissed_at > expires_at",
     # The item whose place a new one takes: of the same key and scope, with the next smaller ctime.
     """
     CREATE INDEX keyed_items ON messages (uid, key, coalesce(device_id, ''), ctime)

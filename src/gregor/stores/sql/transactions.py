@@ -6,6 +6,7 @@ product of the batch's dismissals and the items.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
 
 from gregor.core.buckets import bucket_of
 from gregor.core.facts import DismissedRange, dismissed_keys, dismissed_ranges
@@ -83,11 +84,11 @@ def consume_new(
 def store_copies(
     connection: DatabaseConnection, slots: Sequence[Slot], now: Time
 ) -> list[StoreOutcome]:
-    """The same for messages of a bucket that moves here from another shard. It keeps the clocks and
-    the marks of its users, so a message that is copied late does not move them."""
+    """The same for messages of a bucket that moves here from another shard, as they are stored
+    there: they keep their predecessors, and do not move marks."""
     users = _lock_users(connection, {slot.message.uid for slot in slots})
     known, dead = _read_known(connection, slots)
-    log = _Log(connection, users, {}, known, {}, marks_late_replays=False)
+    log = _Log(connection, users, {}, known, {}, origin=_Origin.ANOTHER_SHARD)
     return _consume(connection, slots, now, log, dead)
 
 
@@ -100,7 +101,7 @@ def import_messages(
     users = _lock_users(connection, {slot.message.uid for slot in slots})
     known, dead = _read_known(connection, slots)
     pruned = _read_pruned(connection, slots, users)
-    log = _Log(connection, users, {}, known, pruned, imports=True)
+    log = _Log(connection, users, {}, known, pruned, origin=_Origin.AN_EXPORT)
     return _consume(connection, slots, now, log, dead)
 
 
@@ -122,6 +123,14 @@ def _wrong_shards(
     return [WrongShard(row.bucket, row.shard, row.version) for row in rows]
 
 
+class _Origin(Enum):
+    """Where messages come from."""
+
+    SENDERS = "senders"
+    AN_EXPORT = "an export"
+    ANOTHER_SHARD = "another shard"
+
+
 class _Log:
     """The logs of the users of a batch, while its messages are stored in them."""
 
@@ -133,8 +142,7 @@ class _Log:
         known: dict[ItemKey, InBandMessage],
         pruned: Mapping[ItemKey, PrunedMessage],
         *,
-        marks_late_replays: bool = True,
-        imports: bool = False,
+        origin: _Origin = _Origin.SENDERS,
     ) -> None:
         self.users = users
         self.times = {
@@ -146,8 +154,7 @@ class _Log:
         self._connection = connection
         self._closed = closed
         self._known = known
-        self._marks_late_replays = marks_late_replays
-        self._imports = imports
+        self._origin = origin
         self._authors: dict[ItemKey, Author] = {}
         self._pending: list[InBandMessage] = []  # to be inserted together
 
@@ -196,13 +203,18 @@ class _Log:
         return Stored(stored)
 
     def _refused_up_to(self, time: UserTime) -> Time:
-        return min(time.floor, time.clock) if self._imports else time.floor
+        return min(time.floor, time.clock) if self._origin is _Origin.AN_EXPORT else time.floor
 
     def _stamped(self, message: InBandMessage, time: UserTime, now: Time) -> InBandMessage:
-        if not message.stamped:
-            return message.stamp_new(time.next_ctime(now), time.clock)
-        prev = max(message.prev, time.clock) if self._imports else time.clock
-        return message.stamp(message.ctime, prev)
+        match self._origin:
+            case _Origin.ANOTHER_SHARD:
+                return message
+            case _Origin.AN_EXPORT:
+                return message.stamp(message.ctime, max(message.prev, time.clock))
+            case _Origin.SENDERS if message.stamped:
+                return message.stamp(message.ctime, time.clock)
+            case _Origin.SENDERS:
+                return message.stamp_new(time.next_ctime(now), time.clock)
 
     def _add_late_replay(self, message: InBandMessage, time: UserTime) -> StoreOutcome:
         """Store a replay that is behind the user's clock between its neighbours in the log. No
@@ -218,7 +230,7 @@ class _Log:
             self._follow(ItemKey(uid, successor.msg_id), successor.ctime, stored)
         _insert(self._connection, [stored], self._authors)
         self.late.append(stored)
-        if self._marks_late_replays:
+        if self._origin is not _Origin.ANOTHER_SHARD:
             self.times[uid] = time._replace(clock=time.clock + 1, mark=time.clock + 1)
         return Stored(stored)
 

@@ -19,14 +19,8 @@ def upgrade() -> None:
         column = sa.Column(name, sa.BigInteger, nullable=False, server_default=sa.text("0"))
         op.add_column("users", column)
     op.add_column("messages", sa.Column("author", Name))
-    without_item = sa.text("category IS NULL")
-    op.create_index(
-        "dismissals",
-        "messages",
-        ["uid", "ctime"],
-        sqlite_where=without_item,
-        postgresql_where=without_item,
-    )
+    _create_partial_index("dismissals", ["uid", "ctime"], "category IS NULL")
+    _create_partial_index("late_deaths", ["uid", "expires_at"], "dismissed_at > expires_at")
     op.create_table(
         "pruned",
         sa.Column("uid", Name, nullable=False),
@@ -51,3 +45,8 @@ def upgrade() -> None:
         sa.Column("erased_at", sa.BigInteger, nullable=False),
         sa.PrimaryKeyConstraint("shard", "uid"),
     )
+
+
+def _create_partial_index(name: str, columns: list[str], where: str) -> None:
+    text = sa.text(where)
+    op.create_index(name, "messages", columns, sqlite_where=text, postgresql_where=text)
