@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import IO, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from gregor.core.export import ExportPage, ExportPlace, ImportPart, Verdict
 from gregor.core.history import Cutoff
@@ -19,7 +19,7 @@ from gregor.core.message import (
 from gregor.core.state import Counts, Item, State
 from gregor.core.state_page import PageStart, StatePage, StateQuery
 from gregor.core.sync import Page, PageLimits, Start, Sync
-from gregor.errors import Erased, GregorError, Unauthenticated, Unavailable
+from gregor.errors import Erased, GregorError, NotFound, Unauthenticated, Unavailable
 
 
 @runtime_checkable
@@ -334,6 +334,11 @@ class StateMachineOfRecord(StateMachine, Protocol):
         Raises Unavailable; then any of the lines may have been taken.
         """
         raise Unavailable("this state machine cannot do this yet")
+
+    async def backup(self) -> IO[bytes]:
+        """A copy of the SQLite file, as of one instant, open to be read. Raises NotFound if the
+        store is not one."""
+        raise NotFound("the store is not one SQLite file; back it up with its own tools, or export")
 
     async def check_hashes(self, uids: Sequence[UID]) -> Sequence[UID]:
         """Compare the hashes that are kept for these users with their items, repair those that

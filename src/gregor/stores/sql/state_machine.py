@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic, perf_counter
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import IO, Any, NamedTuple, Self, TypeVar
 
 from gregor.core.export import ExportPage, ExportPlace, ImportPart, Verdict
 from gregor.core.history import Cutoff
@@ -64,6 +64,7 @@ from gregor.stores.sql.reads import (
 )
 from gregor.stores.sql.registration import Registration
 from gregor.stores.sql.schema import Schema, read_schema, require_not_too_old
+from gregor.stores.sql.sqlite import SQLiteDatabase
 from gregor.stores.sql.transactions import (
     check_hashes,
     consume,
@@ -340,6 +341,11 @@ class SQLStateMachine(StateMachineOfRecord):
         return await self.database.write(
             lambda c: import_parts(c, parts, now, others, any_bucket=self._any_bucket)
         )
+
+    async def backup(self) -> IO[bytes]:
+        if not isinstance(self.database, SQLiteDatabase):
+            return await super().backup()
+        return await self.database.backup()
 
     # Whether writes fail
 

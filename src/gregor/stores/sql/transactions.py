@@ -210,7 +210,12 @@ class _Log:
             case _Origin.ANOTHER_SHARD:
                 return message
             case _Origin.AN_EXPORT:
-                return message.stamp(message.ctime, max(message.prev, time.clock))
+                begins = time.clock == self._epoch_of(message.uid)
+                return (
+                    message
+                    if begins
+                    else message.stamp(message.ctime, max(message.prev, time.clock))
+                )
             case _Origin.SENDERS if message.stamped:
                 return message.stamp(message.ctime, time.clock)
             case _Origin.SENDERS:
