@@ -87,11 +87,12 @@ from gregor.testing.clock import ManualClock
 from gregor.testing.strategies import (
     MSG_IDS,
     UNKNOWN_IDS,
-    Erase,
-    Forget,
+    EraseStep,
+    ForgetStep,
     History,
     Life,
-    Write,
+    LifeStep,
+    WriteStep,
     devices,
     histories,
     histories_and_instants,
@@ -1961,12 +1962,10 @@ async def result_or_code(read: Awaitable[object]) -> object:
     return list(result) if isinstance(result, Sequence) else result
 
 
-async def take_step(
-    machine: StateMachineOfRecord, uid: UID, step: Write | Forget | Erase
-) -> list[object]:
+async def take_step(machine: StateMachineOfRecord, uid: UID, step: LifeStep) -> list[object]:
     """Do to a user what the step says, and return what came of it."""
     match step:
-        case Write(sent):
+        case WriteStep(sent):
             epoch = (await machine.erasure(uid)).epoch
             slots = [
                 Slot(
@@ -1977,10 +1976,10 @@ async def take_step(
             ]
             await machine.store(slots)
             return [comparable(slot.outcome) for slot in slots if slot.outcome is not None]
-        case Forget(cutoff):
+        case ForgetStep(cutoff):
             await prune(machine, *cutoff)
             return []
-        case Erase():
+        case EraseStep():
             return [await machine.erase(uid)]
 
 
