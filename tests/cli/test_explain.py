@@ -6,13 +6,13 @@ import pytest
 
 from gregor.cli.explain import story
 from gregor.core.item_history import (
+    Cause,
     IDRule,
     ItemEvent,
     ItemHistory,
     KeyRule,
     PutRule,
     RangeRule,
-    Source,
 )
 from tests.cli.conftest import Shell
 
@@ -52,33 +52,33 @@ def test_story_from_a_store_without_a_server(shell: Shell) -> None:
     assert shell("explain", "ann", "i", "--store", "sqlite:///no.db").failed_with("no such file")
 
 
-CREATED = ItemEvent(START, "created", Source("i", "service:billing"))
+CREATED = ItemEvent(START, "created", Cause("i", "service:billing"))
 
 
 @pytest.mark.parametrize(
     ("end", "words"),
     [
         (
-            ItemEvent(START + MINUTE, "dismissed", Source("d", "device:phone"), IDRule("i")),
+            ItemEvent(START + MINUTE, "dismissed", Cause("d", "device:phone"), IDRule("i")),
             "dismissed by the device phone, with message d, which names its id",
         ),
         (
             ItemEvent(
                 START + MINUTE,
                 "dismissed",
-                Source("d", "user:alice"),
+                Cause("d", "user:alice"),
                 RangeRule("a.", True, True, START),
             ),
             "dismissed by one of the user's devices, with message d,"
             " which dismisses all in a.*, begun or not, up to 2026-01-01 00:00:00",
         ),
         (
-            ItemEvent(START + MINUTE, "dismissed", Source("d"), KeyRule("k", START)),
+            ItemEvent(START + MINUTE, "dismissed", Cause("d"), KeyRule("k", START)),
             "dismissed by somebody who is not known, with message d,"
             " which dismisses its key k up to 2026-01-01 00:00:00",
         ),
         (
-            ItemEvent(START + MINUTE, "replaced", Source("p", "service:x\x1b"), PutRule("k")),
+            ItemEvent(START + MINUTE, "replaced", Cause("p", "service:x\x1b"), PutRule("k")),
             "replaced by the service x\N{REPLACEMENT CHARACTER}, with message p,"
             " which has put another item under its key k",
         ),
@@ -95,9 +95,7 @@ def test_each_event_is_a_sentence(end: ItemEvent, words: str) -> None:
 
 
 def test_story_of_what_is_forgotten() -> None:
-    lines = told(
-        ItemEvent(START, "created", Source("i")), ItemEvent(None, "pruned"), state="pruned"
-    )
+    lines = told(ItemEvent(START, "created", Cause("i")), ItemEvent(None, "pruned"), state="pruned")
     assert lines == [
         "Item i of alice is past, and its contents are forgotten.",
         "  2026-01-01 00:00:00  the message was stored",

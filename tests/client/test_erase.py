@@ -21,7 +21,6 @@ from gregor.client.replica import Replica
 from gregor.client.store import (
     DEVICE_KEY,
     OWNER_KEY,
-    RecordChanges,
     changed_records,
     load_replica,
     replaced_records,
@@ -30,9 +29,18 @@ from gregor.core.instant import SECOND, Time
 from gregor.core.message import InBandMessage, MsgID, create
 from gregor.core.state_hash import hash_of
 from gregor.core.sync import Snapshot
-from gregor.errors import Action, Erased, InvalidMessage, StorageUnavailable
+from gregor.errors import Action, Erased, InvalidMessage
 from gregor.interfaces import Caller
-from gregor.protocol.frames import Error, Limits, Problem, Result, UserErased, Welcome, encode
+from gregor.protocol.frames import (
+    Error,
+    Limits,
+    Problem,
+    Result,
+    SyncPage,
+    UserErased,
+    Welcome,
+    encode,
+)
 from gregor.testing import strategies, virtual_time
 from gregor.testing.transport import MemoryTransport
 from tests.client.harness import (
@@ -42,6 +50,7 @@ from tests.client.harness import (
     event_summaries,
     on_virtual_time,
 )
+from tests.client.test_client import StoreOnFullDisk
 from tests.client.test_connection import FixedFramesTransport
 
 DAY = 86_400 * SECOND
@@ -204,13 +213,21 @@ async def test_what_waits_for_an_unsent_write_raises_erased(begins_again: bool) 
 
 @on_virtual_time
 async def test_out_of_band_message_under_way_fails_with_erased() -> None:
-    async with client_harness() as harness, harness.device() as laptop:
+    welcome = encode(Welcome("alice", "laptop", 1, Limits(), 0))
+    synced = encode(SyncPage("snapshot", 0, 10, 1, hash_of(())))
+    transport = FixedFramesTransport(welcome, synced)
+
+    async def connect() -> Transport:
+        return transport
+
+    async with client_harness() as harness, harness.device(connect=connect) as laptop:
         await laptop.wait_synced()
         sending = asyncio.create_task(laptop.out_of_band("typing"))
-        await asyncio.sleep(0)
-        await erase(harness)
-        await asyncio.gather(sending, return_exceptions=True)
-        assert sending.exception() is None or isinstance(sending.exception(), Erased)
+        await asyncio.sleep(0.01)
+        assert '"typing"' in transport.sent[-1]
+        transport.add(encode(UserErased(50)))
+        with pytest.raises(Erased):
+            await sending
 
 
 # A new life
@@ -363,30 +380,19 @@ async def test_old_notice_of_an_erase_is_ignored() -> None:
 # The store
 
 
-class FailingStore(MemoryStore):
-    """A store that cannot save while `fails`."""
-
-    fails = False
-
-    async def save(self, changes: RecordChanges) -> None:
-        if self.fails:
-            raise StorageUnavailable("the disk is full")
-        await super().save(changes)
-
-
 @on_virtual_time
 async def test_device_whose_store_fails_is_wiped_when_it_works_again() -> None:
-    store = FailingStore()
+    store = StoreOnFullDisk()
     async with client_harness() as harness, harness.device(store=store) as laptop:
         await fill(harness, laptop)
         epoch = await erase(harness)
         before = dict(store.records)
-        store.fails = True
+        store.is_full = True
         harness.server.reachable = True
         await asyncio.sleep(100)
         assert store.records == before
         assert laptop.failure is None
-        store.fails = False
+        store.is_full = False
         await hears_of(epoch, laptop)
         assert store.records.keys() == OF_THE_DEVICE
 
@@ -483,6 +489,45 @@ def full_replica() -> Replica:
     (message,) = [entry.message for entry in refused if entry.message.msg_id == "refused"]
     result = Result("rejected", "alice", "refused", error=error)
     return replica.apply_results([(message, result)])
+
+
+async def test_no_byte_of_an_erased_user_is_left_in_the_file(tmp_path: Path) -> None:
+    """Neither at once, nor after a restart of a client that was killed before it could scrub."""
+    path = tmp_path / "device.db"
+    secrets = [f"{msg_id}-what-nobody-may-read" for msg_id in ("first", "second")]
+
+    async def erased() -> Transport:
+        return FixedFramesTransport(encode(UserErased(50)))
+
+    async def write_secrets() -> None:
+        async with client_harness() as harness, harness.device(store=SQLiteStore(path)) as laptop:
+            laptop.reconnect()
+            await laptop.wait_synced()
+            for secret in secrets:
+                await laptop.create("notes", secret, msg_id=secret)
+            await laptop.flush()
+            await laptop.create("notes", secrets[0])
+
+    def bytes_left() -> list[str]:
+        content = b"".join(file.read_bytes() for file in path.parent.glob("device.db*"))
+        return [secret for secret in secrets if secret.encode() in content]
+
+    await write_secrets()
+    assert bytes_left() == secrets
+    async with (
+        client_harness() as harness,
+        harness.device(store=SQLiteStore(path), connect=erased) as laptop,
+    ):
+        await hears_of(50, laptop)
+        laptop.reconnect()
+        await laptop.hide("x")  # the next change comes when the bytes are overwritten
+        assert bytes_left() == []
+    await write_secrets()
+    async with SQLiteStore(path) as store:
+        replica = load_replica(await store.load(), "laptop")
+        await store.save(replaced_records(await store.load(), replica.wiped(60)))
+    async with client_harness() as harness, harness.device(store=SQLiteStore(path)):
+        assert bytes_left() == []
 
 
 @given(st.lists(strategies.messages(), max_size=6, unique_by=lambda m: m.msg_id), st.integers(1, 9))
@@ -705,7 +750,7 @@ async def test_unsent_write_that_may_be_stored_twice_is_sent_and_reported(
 # The law
 
 
-class Device:
+class FlakyDevice:
     """One device of the law, with a network of its own."""
 
     def __init__(self, harness: ClientHarness, name: str) -> None:
@@ -757,7 +802,7 @@ class Lives:
 
     def __init__(self, harness: ClientHarness) -> None:
         self.harness = harness
-        self.devices = [Device(harness, name) for name in ("laptop", "phone")]
+        self.devices = [FlakyDevice(harness, name) for name in ("laptop", "phone")]
         self.epoch: Time = 0
         self.written_in: dict[MsgID, Time | None] = {}  # None: before the first welcome
 

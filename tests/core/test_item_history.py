@@ -9,6 +9,7 @@ from gregor.core.facts import Facts, is_dismissed_by
 from gregor.core.instant import MAX_TIME, Time, TimeOrOffset
 from gregor.core.item_history import (
     Authored,
+    Cause,
     IDRule,
     ItemEvent,
     ItemHistory,
@@ -16,7 +17,6 @@ from gregor.core.item_history import (
     PutRule,
     RangeRule,
     Rule,
-    Source,
     Trace,
     history_of,
 )
@@ -56,8 +56,8 @@ def author(msg_id: MsgID) -> str:
     return f"service:{msg_id}"
 
 
-def source(msg_id: MsgID) -> Source:
-    return Source(msg_id, author(msg_id))
+def source(msg_id: MsgID) -> Cause:
+    return Cause(msg_id, author(msg_id))
 
 
 def authored(message: InBandMessage) -> Authored:
@@ -109,7 +109,7 @@ def test_law_the_end_is_that_of_the_oracle(given_: tuple[History, Time]) -> None
             assert end.at is not None
             shown = [
                 {name for _, name in oracle.visible(history, None, now, time)}
-                for time in range(message.ctime, max(now, message.ctime) + 1)
+                for time in range(message.ctime, max(now, message.ctime, end.at) + 1)
             ]
             begun = [message.msg_id in names for names in shown]
             assert not any(begun[max(0, end.at - message.ctime) :])
@@ -260,7 +260,7 @@ def test_a_death_whose_message_is_forgotten_has_no_cause() -> None:
 
 def test_forgotten_contents_and_unknown_ids() -> None:
     pruned = history_of(UID, "i", Trace(forgotten=10), 40)
-    events = (ItemEvent(10, "created", Source("i")), ItemEvent(None, "pruned"))
+    events = (ItemEvent(10, "created", Cause("i")), ItemEvent(None, "pruned"))
     assert pruned == ItemHistory(UID, "i", "pruned", events)
     assert explained([], "i", 40) == ItemHistory(UID, "i", "unknown")
     dismissal = dismiss(UID, "x", msg_id="i").stamp(10, 0)
@@ -272,13 +272,13 @@ def test_forgotten_contents_and_unknown_ids() -> None:
 
 def test_devices_do_not_see_the_names_of_services() -> None:
     events = (
-        ItemEvent(10, "created", Source("i", "service:billing")),
-        ItemEvent(20, "dismissed", Source("d", "device:phone"), IDRule("i")),
+        ItemEvent(10, "created", Cause("i", "service:billing")),
+        ItemEvent(20, "dismissed", Cause("d", "device:phone"), IDRule("i")),
     )
     shown = ItemHistory(UID, "i", "dismissed", events).without_services()
     assert [event.by for event in shown.events] == [
-        Source("i", "service"),
-        Source("d", "device:phone"),
+        Cause("i", "service"),
+        Cause("d", "device:phone"),
     ]
 
 

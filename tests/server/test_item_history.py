@@ -102,6 +102,6 @@ async def test_devices_ask_about_their_own_user_and_see_no_names_of_services() -
 async def test_authors_are_in_no_frame_and_in_no_other_answer(shared: Served, uid: str) -> None:
     async with await shared.synced(uid, "phone") as device:
         await shared.post(to(uid, "a", msg_id="i"))
-        assert "author" not in str(await device.receive())
+        assert "'author'" not in str(await device.receive())
     for resource in ("state", "messages"):
-        assert "author" not in (await shared.http.get(f"/v1/users/{uid}/{resource}")).text
+        assert '"author"' not in (await shared.http.get(f"/v1/users/{uid}/{resource}")).text

@@ -232,7 +232,7 @@ def _read_erased(uid: UID, content: bytes) -> EraseAnswer:
 
 
 def item_history(uid: AnyID, msg_id: AnyID) -> Call[ItemHistory]:
-    id_ = arguments.known_id("msg_id", msg_id, MAX_MSG_ID)
+    id_ = arguments.identifier("msg_id", msg_id, MAX_MSG_ID)
     path = _user(uid, f"items/{quote(id_, safe='')}/history")
     return Call("GET", path, partial(_read_history, _uid(uid), id_))
 

@@ -7,8 +7,7 @@ the rule of that message which reaches the item. So what is named is what has ki
 from collections.abc import Iterator
 from typing import Literal, NamedTuple, TypeAlias
 
-from msgspec import Struct
-from msgspec.structs import replace
+from msgspec import Struct, structs
 
 from gregor.core.facts import dismissed_keys, dismissed_ranges
 from gregor.core.instant import Time
@@ -57,7 +56,7 @@ class PutRule(Struct, frozen=True, tag_field="kind", tag="put"):
 Rule: TypeAlias = IDRule | RangeRule | KeyRule | PutRule
 
 
-class Source(Struct, frozen=True):
+class Cause(Struct, frozen=True):
     """The message that was the cause, and who sent it; None: not known."""
 
     msg_id: MsgID
@@ -71,7 +70,7 @@ class ItemEvent(Struct, frozen=True):
 
     at: Time | None
     what: What
-    by: Source | None = None
+    by: Cause | None = None
     rule: Rule | None = None
 
 
@@ -86,14 +85,14 @@ class ItemHistory(Struct, frozen=True):
 
     def without_services(self) -> "ItemHistory":
         """The same for the user's own devices: the names of services are not theirs to know."""
-        return replace(self, events=tuple(map(_without_service, self.events)))
+        return structs.replace(self, events=tuple(map(_without_service, self.events)))
 
 
 def _without_service(event: ItemEvent) -> ItemEvent:
     by = event.by
     if by is None or by.author is None or not by.author.startswith("service:"):
         return event
-    return replace(event, by=Source(by.msg_id, "service"))
+    return structs.replace(event, by=Cause(by.msg_id, "service"))
 
 
 class Authored(NamedTuple):
@@ -103,8 +102,8 @@ class Authored(NamedTuple):
     author: Author | None = None
 
     @property
-    def source(self) -> Source:
-        return Source(self.message.msg_id, self.author)
+    def cause(self) -> Cause:
+        return Cause(self.message.msg_id, self.author)
 
 
 class Trace(NamedTuple):
@@ -124,18 +123,18 @@ def history_of(uid: UID, msg_id: MsgID, trace: Trace, now: Time) -> ItemHistory:
         item = Item.of(trace.message.message)
         if item is None:  # a message that creates none
             return ItemHistory(uid, msg_id, "unknown")
-        events = sorted(_events(item, trace.message.source, trace, now), key=_at)
+        events = sorted(_events(item, trace.message.cause, trace, now), key=_at)
         return ItemHistory(uid, msg_id, _state(item, events, now), tuple(events))
     if trace.forgotten is not None:
-        created = ItemEvent(trace.forgotten, "created", Source(msg_id))
+        created = ItemEvent(trace.forgotten, "created", Cause(msg_id))
         return ItemHistory(uid, msg_id, "pruned", (created, ItemEvent(None, "pruned")))
     if trace.died_at is not None:
         return ItemHistory(uid, msg_id, "unknown", (_dismissal_of_id(msg_id, trace),))
     return ItemHistory(uid, msg_id, "unknown")
 
 
-def _events(item: Item, source: Source, trace: Trace, now: Time) -> Iterator[ItemEvent]:
-    yield ItemEvent(item.ctime, "created", source)
+def _events(item: Item, cause: Cause, trace: Trace, now: Time) -> Iterator[ItemEvent]:
+    yield ItemEvent(item.ctime, "created", cause)
     end = _end(item, trace, now)
     last = now if end is None else _at(end) - 1
     if item.starts_at is not None and item.ctime < item.starts_at <= last:
@@ -161,12 +160,12 @@ def _death(item: Item, died_at: Time, killer: Authored | None) -> ItemEvent:
             died_at, "dismissed", rule=IDRule(item.msg_id) if died_at < item.ctime else None
         )
     what: What = "replaced" if isinstance(rule, PutRule) else "dismissed"
-    return ItemEvent(died_at, what, killer.source, rule)
+    return ItemEvent(died_at, what, killer.cause, rule)
 
 
 def _dismissal_of_id(msg_id: MsgID, trace: Trace) -> ItemEvent:
     """The dismissal of an id that has not arrived."""
-    by = None if trace.killer is None else trace.killer.source
+    by = None if trace.killer is None else trace.killer.cause
     return ItemEvent(trace.died_at, "dismissed", by, IDRule(msg_id))
 
 

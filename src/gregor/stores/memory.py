@@ -164,6 +164,10 @@ class MemoryStateMachine(StateMachineOfRecord):
         """All messages of the user whose contents are not forgotten, in order and in full."""
         return tuple(self._user(uid).log)
 
+    def pruned(self, uid: UID) -> Mapping[MsgID, Time]:
+        """The ctimes of the messages whose contents are forgotten."""
+        return {msg_id: pruned.ctime for msg_id, pruned in self._user(uid).pruned.items()}
+
     def _user(self, uid: UID) -> "_UserLog":
         return self._users.get(uid) or _UserLog()
 
@@ -184,7 +188,7 @@ class _UserLog:
         self.time = UserTime(erasure.epoch, floor=erasure.epoch)
         self.log: list[InBandMessage] = []
         self._by_msg_id: dict[MsgID, InBandMessage] = {}
-        self._pruned: dict[MsgID, _PrunedID] = {}
+        self.pruned: dict[MsgID, _PrunedID] = {}
         self._authors: dict[MsgID, Author] = {}
 
     def consume(self, slot: Slot, now: Time) -> StoreOutcome:
@@ -197,12 +201,12 @@ class _UserLog:
         message, epoch = slot.message, self.erasure.epoch
         if slot.epoch is not None and slot.epoch != epoch:
             return Rejected(message, wrong_epoch(slot.epoch, epoch))
-        if message.msg_id in self._by_msg_id or message.msg_id in self._pruned:
+        if message.msg_id in self._by_msg_id or message.msg_id in self.pruned:
             return self._resolve_known_id(message)
         return self._replay(message) if message.stamped else self._store(message, now)
 
     def _resolve_known_id(self, message: InBandMessage) -> StoreOutcome:
-        known, pruned = self._by_msg_id.get(message.msg_id), self._pruned.get(message.msg_id)
+        known, pruned = self._by_msg_id.get(message.msg_id), self.pruned.get(message.msg_id)
         if known is not None and known.same_contents(message):
             return Duplicate(known)
         if pruned is not None and pruned.digest == message.contents_digest():
@@ -276,7 +280,7 @@ class _UserLog:
 
     def _fate_of(self, message: InBandMessage, now: Time) -> tuple[bool, bool, bool]:
         """Whether the item of a stored message is dead, has expired, and is yet to begin."""
-        forgotten = message.msg_id in self._pruned
+        forgotten = message.msg_id in self.pruned
         dead = message.creation is not None and (
             forgotten or message.msg_id in self.facts.dismissed
         )
@@ -324,7 +328,7 @@ class _UserLog:
 
     def trace(self, msg_id: MsgID) -> Trace:
         """What there is of this id."""
-        message, pruned = self._by_msg_id.get(msg_id), self._pruned.get(msg_id)
+        message, pruned = self._by_msg_id.get(msg_id), self.pruned.get(msg_id)
         dismissed = self.facts.dismissed.get(msg_id)
         if dismissed is not None:
             died_at: Time | None = dismissed.dismissed_at
@@ -367,16 +371,16 @@ class _UserLog:
         for msg_id, message in past.items():
             del self._by_msg_id[msg_id]
             self._authors.pop(msg_id, None)
-            self._pruned[msg_id] = _PrunedID(message.ctime, message.contents_digest())
+            self.pruned[msg_id] = _PrunedID(message.ctime, message.contents_digest())
 
     def _forget_ids(self, end: Time) -> int:
         """Forget the ids up to this time. Returns how many."""
         tombstones = self.facts.tombstones.items()
         dismissed = [i for i, at in tombstones if at <= end and i not in self._by_msg_id]
-        pruned = [msg_id for msg_id, id_ in self._pruned.items() if id_.ctime <= end]
+        pruned = [msg_id for msg_id, id_ in self.pruned.items() if id_.ctime <= end]
         self.facts = self.facts.without_tombstones_of(dismissed)
         for msg_id in pruned:
-            del self._pruned[msg_id]
+            del self.pruned[msg_id]
         return len(dismissed) + len(pruned)
 
 

@@ -38,7 +38,7 @@ import msgspec
 from gregor.core.facts import Facts
 from gregor.core.history import Cutoff
 from gregor.core.instant import SECOND, Time, TimeOrOffset
-from gregor.core.item_history import IDRule, ItemEvent, ItemHistory, PutRule, RangeRule, Source
+from gregor.core.item_history import Cause, IDRule, ItemEvent, ItemHistory, PutRule, RangeRule
 from gregor.core.message import (
     UID,
     Creation,
@@ -1764,11 +1764,11 @@ class StateMachineConformance:
     ) -> None:
         at = EPOCH
 
-        async def send(message: InBandMessage, author: str | None) -> Source:
+        async def send(message: InBandMessage, author: str | None) -> Cause:
             nonlocal at
             clock.now = at = at + SECOND
             await machine.store([Slot(message, author)])
-            return Source(message.msg_id, author)
+            return Cause(message.msg_id, author)
 
         item = await send(put(uid, "a.b", key="k", msg_id="i"), "service:billing")
         kept = await send(create(uid, "a.c", msg_id="j"), "device:phone")
@@ -1786,18 +1786,29 @@ class StateMachineConformance:
             at, "dismissed", ranged, RangeRule("a.", True, False, at)
         )
         assert await machine.item_history(uid, "d") == ItemHistory(uid, "d", "unknown")
-        stranger = new_uid()
-        assert await machine.item_history(stranger, "i") == ItemHistory(stranger, "i", "unknown")
+        unknown = new_uid()
+        assert await machine.item_history(unknown, "i") == ItemHistory(unknown, "i", "unknown")
+
+    async def test_each_message_of_a_batch_has_the_author_that_sent_it_first(
+        self, machine: StateMachineOfRecord, uid: UID
+    ) -> None:
+        ids, authors = ("m0", "m1", "m2"), ("service:a", None, "device:b")
+        sent = [create(uid, "a", msg_id=id_) for id_ in ids]
+        await machine.store([Slot(m, author) for m, author in zip(sent, authors, strict=True)])
+        await machine.store([Slot(message, "service:later") for message in sent])
+        for msg_id, author in zip(ids, authors, strict=True):
+            (created,) = (await machine.item_history(uid, msg_id)).events
+            assert created.by == Cause(msg_id, author)
 
     async def test_item_history_of_an_item_that_was_dismissed_before_it_arrived(
         self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
     ) -> None:
         await machine.store([Slot(dismiss(uid, "i", msg_id="d"), "device:phone")])
-        dead = ItemEvent(EPOCH, "dismissed", Source("d", "device:phone"), IDRule("i"))
+        dead = ItemEvent(EPOCH, "dismissed", Cause("d", "device:phone"), IDRule("i"))
         assert await machine.item_history(uid, "i") == ItemHistory(uid, "i", "unknown", (dead,))
         clock.now += SECOND
         await machine.store([Slot(create(uid, "a", msg_id="i"), "service:billing")])
-        created = ItemEvent(clock.now, "created", Source("i", "service:billing"))
+        created = ItemEvent(clock.now, "created", Cause("i", "service:billing"))
         assert await machine.item_history(uid, "i") == ItemHistory(
             uid, "i", "dismissed", (dead, created)
         )
@@ -1813,14 +1824,14 @@ class StateMachineConformance:
         while after is not None:
             after = (await machine.prune(Cutoff(clock.now - 1, 0), after)).last
         for msg_id, ctime in (("i", EPOCH), ("d", EPOCH + 1)):
-            created = ItemEvent(ctime, "created", Source(msg_id))
+            created = ItemEvent(ctime, "created", Cause(msg_id))
             assert await machine.item_history(uid, msg_id) == ItemHistory(
                 uid, msg_id, "pruned", (created, ItemEvent(None, "pruned"))
             )
         await machine.store([Slot(create(uid, "a", msg_id="later"), "service:billing")])
         events = (
             ItemEvent(EPOCH + 1, "dismissed", None, IDRule("later")),
-            ItemEvent(clock.now, "created", Source("later", "service:billing")),
+            ItemEvent(clock.now, "created", Cause("later", "service:billing")),
         )
         assert await machine.item_history(uid, "later") == ItemHistory(
             uid, "later", "dismissed", events
