@@ -2,8 +2,9 @@
 
 from abc import abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import IO, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
+from gregor.core.export import ExportPage, ExportPlace, ImportPart, Verdict
 from gregor.core.history import Cutoff
 from gregor.core.instant import MAX_TIME, SECOND, Time, TimeOrOffset
 from gregor.core.item_history import Author, ItemHistory
@@ -19,7 +20,7 @@ from gregor.core.message import (
 from gregor.core.state import Counts, Item, State
 from gregor.core.state_page import PageStart, StatePage, StateQuery
 from gregor.core.sync import Page, PageLimits, Start, Sync
-from gregor.errors import Erased, GregorError, Unauthenticated, Unavailable
+from gregor.errors import Erased, GregorError, NotFound, Unauthenticated, Unavailable
 
 
 @runtime_checkable
@@ -328,6 +329,36 @@ class StateMachineOfRecord(StateMachine, Protocol):
         one before, and the walk is whole when that is None. Idempotent. A user of whom nothing is
         forgotten does not change."""
         raise Unavailable("this state machine cannot do this yet")
+
+    async def users_after(self, uid: UID, limit: int) -> Sequence[UID]:
+        """The next users after this uid, in order, as many as there are, up to a limit. Raises
+        Unavailable if some may be missing, because a shard does not answer."""
+        raise Unavailable("this state machine cannot do this yet")
+
+    async def export_page(self, uid: UID, place: ExportPlace) -> ExportPage:
+        """What is stored of the user, from this place on. A page is read at one instant. Pages are
+        consistent if the user of each `continues` that of the first: then, without messages after
+        the clock of the first, they are what was stored at that instant. An unknown user has no
+        records, and the clock 0."""
+        raise Unavailable("this state machine cannot do this yet")
+
+    async def import_parts(self, parts: Sequence[ImportPart]) -> Sequence[Sequence[Verdict]]:
+        """Take lines of exports, and return what has come of each. Durable when this returns, and
+        idempotent.
+
+        A later epoch erases what is older here; what is not after the epoch here is refused, with
+        Erased. Messages keep their ctimes, and are refused as in `store`; but not with
+        HistoryForgotten if they are after the user's clock. When a user ends, the clock, the mark
+        and the floor become those of the file, if these are later. Cursors of the store that wrote
+        the file continue here, unless other messages came between: then they need a snapshot.
+        Raises Unavailable; then any of the lines may have been taken.
+        """
+        raise Unavailable("this state machine cannot do this yet")
+
+    async def backup(self) -> IO[bytes]:
+        """A copy of the SQLite file, as of one instant, open to be read. Raises NotFound if the
+        store is not one."""
+        raise NotFound("the store is not one SQLite file; back it up with its own tools, or export")
 
     async def check_hashes(self, uids: Sequence[UID]) -> Sequence[UID]:
         """Compare the hashes that are kept for these users with their items, repair those that

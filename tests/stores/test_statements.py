@@ -17,20 +17,10 @@ NEEDS_ROW_LOCKS = {
 }
 EXAMPLES: dict[str, object] = {"TEXT": "text", "BIGINT": 2**62}
 SMALL = {"bucket": 1, "number": 1}  # columns that are INTEGER
-TEXT_PARAMETERS = (
-    *(
-        "uid",
-        "msg_id",
-        "device_id",
-        "after",
-        "after_id",
-        "key",
-        "name",
-        "shard",
-        "holder",
-        "revision",
-    ),
-)
+TEXT_PARAMETERS = {
+    *("uid", "msg_id", "device_id", "after", "after_id"),
+    *("key", "name", "shard", "holder", "revision"),
+}
 
 
 def all_statements() -> Iterator[tuple[str, Statement[Any]]]:
@@ -44,12 +34,7 @@ INSERTS = [value for value in vars(statements).values() if isinstance(value, Ins
 
 
 def example_parameters(statement: Statement[Any]) -> dict[str, object]:
-    parameters: dict[str, object] = {
-        name: "text"
-        if name in TEXT_PARAMETERS and not _is_compared_with_ctime(name, statement)
-        else 1
-        for name in sql_of(statement, SQLITE).parameters
-    }
+    parameters = {name: _example(name, statement) for name in sql_of(statement, SQLITE).parameters}
     if isinstance(statement, BulkStatement):
         columns = columns_of(statement.input).items()
         row = [SMALL.get(name, EXAMPLES[type_]) for name, type_ in columns]
@@ -57,8 +42,9 @@ def example_parameters(statement: Statement[Any]) -> dict[str, object]:
     return parameters
 
 
-def _is_compared_with_ctime(name: str, statement: Statement[Any]) -> bool:
-    return f"ctime > :{name}" in statement.text
+def _example(name: str, statement: Statement[Any]) -> object:
+    is_text = name in TEXT_PARAMETERS and f"ctime > :{name}" not in statement.text
+    return "text" if is_text else 1
 
 
 async def test_every_statement_runs(url: str) -> None:

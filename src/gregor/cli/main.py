@@ -18,6 +18,7 @@ from gregor.cli import (
     demo,
     erase,
     explain,
+    export,
     inbox,
     migrate,
     output,
@@ -170,6 +171,9 @@ command(rich_help_panel=SERVER_PANEL)(migrate.migrate)
 command(rich_help_panel=SERVER_PANEL)(prune.prune)
 app.add_typer(shards.app, name="shards", rich_help_panel=SERVER_PANEL)
 command(rich_help_panel=SERVER_PANEL)(erase.erase)
+command(rich_help_panel=SERVER_PANEL)(export.export)
+command("import", rich_help_panel=SERVER_PANEL)(export.import_)
+command(rich_help_panel=SERVER_PANEL)(export.backup)
 command(rich_help_panel=SERVER_PANEL)(token.token)
 command(rich_help_panel=CLIENT_PANEL)(send.send)
 command(rich_help_panel=CLIENT_PANEL)(send.put)

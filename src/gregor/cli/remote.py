@@ -1,12 +1,20 @@
 """The producer of the commands that use a running server: its errors say what to change."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 import httpx
 
 from gregor.client import AsyncProducer
-from gregor.client.calls import LIMITS, Call, MismatchedAnswer, UnexpectedAnswer
+from gregor.client.calls import (
+    LIMITS,
+    Attempts,
+    Call,
+    MismatchedAnswer,
+    UnexpectedAnswer,
+    authorization,
+    server_url,
+)
 from gregor.config import Settings
 from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID, InBandMessage, When
@@ -15,6 +23,7 @@ from gregor.errors import Action, GregorError, SetupError, Unauthenticated, Unav
 T = TypeVar("T")
 
 REQUEST_TIMEOUT_SECONDS = 30.0
+STREAM_TIMEOUT_SECONDS = 3600.0  # a server copies a whole file before it sends the first byte
 REPLAY_ATTEMPTS = 15  # about a minute, in which a server can be restarted
 HEALTH = Call("GET", "/healthz", bytes.decode)
 METRICS = Call("GET", "/metrics", bytes.decode)
@@ -98,6 +107,35 @@ async def read_messages(
             page = await server.messages(uid, device_id, after=page.cursor)
             messages += page.messages
     return messages
+
+
+async def streamed(
+    settings: Settings, method: str, path: str, content: AsyncIterable[bytes] | None = None
+) -> AsyncIterator[bytes]:
+    """The answer to one request of the server in the settings, chunk by chunk. It may be of any
+    size, and so may the content. Raises as a CommandProducer does."""
+    token = None if settings.token is None else settings.token.get_secret_value()
+    http = httpx.AsyncClient(
+        base_url=server_url(settings.url),
+        headers=authorization(token),
+        timeout=httpx.Timeout(REQUEST_TIMEOUT_SECONDS, read=STREAM_TIMEOUT_SECONDS),
+        transport=httpx.AsyncHTTPTransport(trust_env=False),
+    )
+    attempt = Attempts(Call(method, path, bytes), 1)
+    try:
+        async with http, http.stream(method, path, content=content) as response:
+            if response.status_code != httpx.codes.OK:
+                await response.aread()
+                attempt.after(response, 0.0)
+            async for chunk in response.aiter_bytes():
+                yield chunk
+    except httpx.HTTPError as failure:
+        try:
+            attempt.after(failure, 0.0)
+        except GregorError as error:
+            raise _with_options(error, settings.url) from error
+    except GregorError as error:
+        raise _with_options(error, settings.url) from error
 
 
 def producer(

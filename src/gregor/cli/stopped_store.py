@@ -15,13 +15,14 @@ from gregor.stores.sql.store_url import parse_url
 async def opened(settings: Settings) -> AsyncIterator[Parts]:
     """The parts of a server with these settings, of which the databases and the state machine are
     open. Raises SetupError if they cannot be used, or if an SQLite file does not exist."""
-    _require_files(settings)
+    require_files(settings)
     parts = Parts(settings.model_copy(update={"pubsub": None}), now)
     async with parts.opened_store():
         yield parts
 
 
-def _require_files(settings: Settings) -> None:
+def require_files(settings: Settings) -> None:
+    """Raises SetupError if an SQLite file of these settings does not exist."""
     for url in settings.stores.values():
         parsed = parse_url(url)
         if not parsed.is_shared and not Path(parsed.path).is_file():

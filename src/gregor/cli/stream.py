@@ -136,10 +136,15 @@ class Source:
         """How many of the `size` bytes have been read."""
         return 0 if self.size is None else self._file.tell()
 
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The contents. Raises SetupError if gzip cannot read them."""
+        while chunk := await asyncio.to_thread(self._read):
+            yield chunk
+
     async def lines(self) -> AsyncIterator[tuple[int, bytes]]:
         """The non-blank lines with their numbers. Raises SetupError if gzip cannot read it."""
         number, partial = 0, b""
-        while chunk := await asyncio.to_thread(self._read):
+        async for chunk in self.chunks():
             *complete, partial = (partial + chunk).split(b"\n")
             for line in complete:
                 number += 1

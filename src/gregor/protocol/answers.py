@@ -71,6 +71,27 @@ class EraseAnswer(Struct, frozen=True):
     pending: tuple[str, ...] = ()
 
 
+class ImportProblem(Struct, frozen=True):
+    """A line that was refused, and why. Other lines are not affected."""
+
+    line: int
+    code: str
+    reason: str
+
+
+class ImportAnswer(Struct, frozen=True):
+    """What came of an import: so many users; messages that are stored now, and that were known,
+    forgotten ones included; and lines that were refused, the first of which are named. Only if it
+    is `complete`, the last user is, and none is missing after it: the line of the end has come."""
+
+    users: int
+    stored: int
+    known: int
+    refused: int
+    complete: bool
+    problems: tuple[ImportProblem, ...] = ()
+
+
 class ReadyAnswer(Struct, frozen=True):
     """The readiness of this server. `problems` are those of parts that are not essential."""
 

@@ -89,7 +89,7 @@ Endpoint: TypeAlias = Callable[[Request], Awaitable[ASGIApp]]
 
 async def post_messages(service: Service, request: Request, identity: Identity) -> Response:
     """Inject one message, a batch of messages, or one message for many users."""
-    _check_parameters(request, frozenset(), frozenset())
+    check_parameters(request, frozenset(), frozenset())
     body = await _body(request)
     fields = decode(object_members, body)
     if "messages" in fields:
@@ -152,7 +152,7 @@ def _list_in(fields: Mapping[str, Raw], name: str) -> tuple[Raw, ...]:
 
 async def delete_user(service: Service, request: Request, identity: Identity) -> Response:
     """Erase a user. An unknown one is erased as well."""
-    uid = _user(request, identity, set())
+    uid = user_of(request, identity, set())
     identity.require_service("erase its user")
     erasure, pending = await service.erase(identity.caller, uid)
     return _json(EraseAnswer(uid, erasure.epoch, pending))
@@ -164,7 +164,7 @@ async def delete_user(service: Service, request: Request, identity: Identity) ->
 async def post_prune(service: Service, request: Request, identity: Identity) -> Response:
     """Forget now what is past, of all users. Answers when it is done."""
     identity.require_service("prune")
-    _check_parameters(request, frozenset(), frozenset())
+    check_parameters(request, frozenset(), frozenset())
     asked = decode(_prune_request.decode, await _body(request) or b"{}")
     older_than = None if asked.older_than is None else duration("older_than", asked.older_than)
     return _json(PruneAnswer(*await service.prune(older_than)))
@@ -180,7 +180,7 @@ async def get_state(service: Service, request: Request, identity: Identity) -> R
     """The visible items that are asked for, all or in pages. The pages are of one instant: what
     happens between them changes none."""
     once = {"device_id", "at", "key", "limit", "order", "page"}
-    uid = _user(request, identity, once, {"prefix"})
+    uid = user_of(request, identity, once, {"prefix"})
     asked = StateRequest(uid, _state_query(request), _time(request, "at"))
     start = _page_start(request, asked)
     epoch = await _known_before(service, uid)
@@ -235,7 +235,7 @@ def _prefixes(request: Request) -> tuple[Category, ...]:
 
 
 async def get_count(service: Service, request: Request, identity: Identity) -> Response:
-    uid = _user(request, identity, {"device_id", "by"}, {"prefix"})
+    uid = user_of(request, identity, {"device_id", "by"}, {"prefix"})
     prefixes = _prefixes(request) or ("",)
     machine, device_id = service.node.state_machine, _device(request)
     match request.query_params.get("by"), prefixes:
@@ -251,7 +251,7 @@ async def get_count(service: Service, request: Request, identity: Identity) -> R
 
 
 async def get_messages(service: Service, request: Request, identity: Identity) -> Response:
-    uid = _user(request, identity, {"since", "after", "limit", "device_id"})
+    uid = user_of(request, identity, {"since", "after", "limit", "device_id"})
     start = _start(request, service.node.clock())
     limits = PageLimits(_limit(request, PAGE_ENTRIES), PAGE_BYTES)
     machine = service.node.state_machine
@@ -272,7 +272,7 @@ def _start(request: Request, now: Time) -> Start:
 
 
 async def get_events(service: Service, request: Request, identity: Identity) -> ASGIApp:
-    uid = _user(request, identity, {"device_id", "cursor", "epoch"})
+    uid = user_of(request, identity, {"device_id", "cursor", "epoch"})
     cursor = cursor_to_resume_from(request.headers, request.query_params)
     device_id = _device(request) or f"events-{new_msg_id()}"
     if service.draining:
@@ -285,7 +285,7 @@ async def get_events(service: Service, request: Request, identity: Identity) -> 
 
 async def get_item_history(service: Service, request: Request, identity: Identity) -> Response:
     """What became of one item, and why. The user's own devices see no names of services."""
-    uid, msg_id = _user(request, identity, set()), request.path_params["msg_id"]
+    uid, msg_id = user_of(request, identity, set()), request.path_params["msg_id"]
     check_text("msg_id", msg_id, MAX_MSG_ID)
     history = await service.node.state_machine.item_history(uid, msg_id)
     return _json(history if identity.role is Role.SERVICE else history.without_services())
@@ -306,7 +306,7 @@ async def get_ready(service: Service, request: Request) -> Response:
     from other servers a few seconds late, and none is lost. A load balancer should use this, so
     that it does not remove all servers when the pub/sub fails.
     """
-    _check_parameters(request, frozenset(), {"exclude"})
+    check_parameters(request, frozenset(), {"exclude"})
     excluded = request.query_params.getlist("exclude")
     for part in excluded:
         if part not in PARTS:
@@ -386,7 +386,7 @@ def _epoch(request: Request) -> Time | None:
     return None if parameter is None else _cursor(parameter, "epoch")
 
 
-def _user(
+def user_of(
     request: Request, identity: Identity, once: set[str], repeatable: Set[str] = frozenset()
 ) -> UID:
     """The user in the path. Raises InvalidMessage if a parameter is not one of these."""
@@ -395,11 +395,11 @@ def _user(
     check_text("uid", uid, 128)
     check_id("uid", uid)
     identity.require_access(uid)
-    _check_parameters(request, once, repeatable)
+    check_parameters(request, once, repeatable)
     return uid
 
 
-def _check_parameters(request: Request, once: Set[str], repeatable: Set[str]) -> None:
+def check_parameters(request: Request, once: Set[str], repeatable: Set[str]) -> None:
     query: bytes = request.scope["query_string"]
     names = Counter[str]()
     for name, value in parse_qsl(query.decode("latin-1"), True, encoding="latin-1"):

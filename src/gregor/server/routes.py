@@ -13,7 +13,7 @@ from starlette.routing import Match, Route, WebSocketRoute
 from starlette.types import Scope
 
 from gregor.core.message import UID
-from gregor.server import http
+from gregor.server import exports, http
 from gregor.server.openapi import describe
 from gregor.server.service import Service
 from gregor.server.sse import refusal
@@ -31,6 +31,10 @@ def make_app(service: Service) -> Starlette:
         Route("/v1/messages", private(http.post_messages), methods=["POST"]),
         _UserRoute(user, private(http.delete_user), methods=["DELETE"]),
         Route("/v1/prune", private(http.post_prune), methods=["POST"]),
+        Route("/v1/export", private(exports.get_export), methods=["GET"]),
+        Route(f"{user}/export", private(exports.get_user_export), methods=["GET"]),
+        Route("/v1/import", private(exports.post_import), methods=["POST"]),
+        Route("/v1/backup", private(exports.get_backup), methods=["GET"]),
         Route(f"{user}/state", private(http.get_state), methods=["GET"]),
         Route(f"{user}/count", private(http.get_count), methods=["GET"]),
         Route(f"{user}/messages", private(http.get_messages), methods=["GET"]),

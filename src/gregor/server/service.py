@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, Self
 
@@ -13,8 +13,10 @@ from gregor.interfaces import Caller, EraseResult, Outcome, Rejected
 from gregor.log_event import LogEvent
 from gregor.node.channel import Channel
 from gregor.node.conversation import Admission, Conversation, DeliveryCounts, Resumption
+from gregor.node.importing import import_export
 from gregor.node.node import Node
 from gregor.node.pruning import Forgotten
+from gregor.protocol.answers import ImportAnswer
 from gregor.server.auth import Authenticator, Identity, Role
 from gregor.server.connections import Connections
 from gregor.server.descriptors import Descriptors
@@ -156,6 +158,11 @@ class Service:
         """Erase a user. Raises Unavailable as `inject` does."""
         with self._writing():
             return await self.node.erase(caller, uid)
+
+    async def import_export(self, chunks: AsyncIterable[bytes]) -> ImportAnswer:
+        """Import an export. Raises Malformed if it is none, and Unavailable as `inject` does."""
+        with self._writing():
+            return await import_export(self.node.state_machine, chunks)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

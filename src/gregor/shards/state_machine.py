@@ -13,6 +13,7 @@ from operator import methodcaller
 from typing import Any, Self, TypeVar
 
 from gregor.core.buckets import bucket_of
+from gregor.core.export import ExportPage, ExportPlace, ImportPart, Verdict
 from gregor.core.history import Cutoff
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.item_history import ItemHistory
@@ -238,7 +239,7 @@ class ShardedStateMachine(StateMachineOfRecord):
         return await self._call_holder(uid, lambda machine: machine.erasure(uid))
 
     async def erase(self, uid: UID) -> EraseResult:
-        names = {*self.shards, *(placement.shard for placement in self._map.values())}
+        names = self._shard_names()
 
         async def erase_on(machine: SQLStateMachine) -> tuple[SQLStateMachine, Erasure]:
             return machine, (await machine.erase(uid, names)).erasure
@@ -248,6 +249,10 @@ class ShardedStateMachine(StateMachineOfRecord):
         done = await asyncio.gather(*(self._remove_copies(holder, name) for name in others))
         pending = (name for name, is_done in zip(others, done, strict=True) if not is_done)
         return EraseResult(erasure, tuple(pending))
+
+    def _shard_names(self) -> set[str]:
+        """All shards that are known, also those which this node cannot reach."""
+        return {*self.shards, *(placement.shard for placement in self._map.values())}
 
     def _is(self, name: str, machine: SQLStateMachine) -> bool:
         return name in self.shards and self.shards[name].machine is machine
@@ -386,6 +391,56 @@ class ShardedStateMachine(StateMachineOfRecord):
             return step._replace(last=f"{name}\0{step.last}")
         following = [f"{other}\0" for other in names[names.index(name) + 1 :]]
         return step._replace(last=following[0] if following else None)
+
+    # Exporting and importing
+
+    async def users_after(self, uid: UID, limit: int) -> Sequence[UID]:
+        """Each shard is asked, also for old copies, and then each once more: a user may have moved
+        from a shard that was asked late to one that was asked early."""
+        found: set[UID] = set()
+        for _ in range(2):
+            calls = (
+                shard.call(methodcaller("users_after", uid, limit))
+                for shard in self.shards.values()
+            )
+            found.update(*await asyncio.gather(*calls))
+        return sorted(found, key=str.encode)[:limit]
+
+    async def export_page(self, uid: UID, place: ExportPlace) -> ExportPage:
+        return await self._call_holder(uid, lambda machine: machine.export_page(uid, place))
+
+    async def import_parts(self, parts: Sequence[ImportPart]) -> Sequence[Sequence[Verdict]]:
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + WRONG_SHARD_TIMEOUT_SECONDS
+        while True:
+            try:
+                return await self._import_once(parts)
+            except WrongShard as error:
+                if clock() > deadline:
+                    raise
+                await self._learn_placement(error)
+
+    async def _import_once(self, parts: Sequence[ImportPart]) -> Sequence[Sequence[Verdict]]:
+        """Give each part to the shard of its user."""
+        by_shard: defaultdict[str, list[int]] = defaultdict(list)
+        for number, part in enumerate(parts):
+            by_shard[self._map[bucket_of(part.user.uid)].shard].append(number)
+        verdicts: dict[int, Sequence[Verdict]] = {}
+        for name, numbers in by_shard.items():
+            theirs = [parts[number] for number in numbers]
+            verdicts |= zip(numbers, await self._import_in_shard(name, theirs), strict=True)
+        return [verdicts[number] for number in range(len(parts))]
+
+    async def _import_in_shard(
+        self, name: str, parts: Sequence[ImportPart]
+    ) -> Sequence[Sequence[Verdict]]:
+        """Where lines erase users, their old copies on the other shards go too."""
+        shard, names = self._shard(name), self._shard_names()
+        verdicts = await shard.call(lambda machine: machine.import_parts(parts, names))
+        if any(part.user.epoch for part in parts):
+            others = sorted(names - {name})
+            await asyncio.gather(*(self._remove_copies(shard.machine, o) for o in others))
+        return verdicts
 
     async def check_hashes(self, uids: Sequence[UID]) -> Sequence[UID]:
         """Users of shards that do not answer, and of buckets that move now, are left out."""

@@ -10,10 +10,13 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from tempfile import TemporaryDirectory
+from threading import Lock
+from time import sleep
+from typing import IO, Any, Self, TypeVar
 
 from gregor.clock import now
 from gregor.errors import GregorError, SetupError, StorageUnavailable
@@ -38,6 +41,10 @@ R = TypeVar("R")
 
 MIN_VERSION = (3, 38)
 CACHED_STATEMENTS = 256
+
+# A step of a backup copies a megabyte. Then those who wait get their turn.
+BACKUP_PAGES = 256
+BACKUP_PAUSE_SECONDS = 0.001
 
 
 class SQLiteConnection:
@@ -94,6 +101,7 @@ class SQLiteDatabase:
         self._driver: sqlite3.Connection | None = None
         self._file: int | None = None  # opened to overwrite what is deleted
         self._transactions = 0  # those that run or wait for the thread
+        self._turn = Lock()  # a transaction, or a step of a backup
 
     async def __aenter__(self) -> Self:
         try:
@@ -157,6 +165,36 @@ class SQLiteDatabase:
             flush(driver)
             overwrite_gaps(self._file, Layout.of(self._file), number)
 
+    async def backup(self) -> IO[bytes]:
+        """A copy of the database at one instant: an open file that no folder lists any more.
+        Transactions run between the steps of copying; what they write goes to the copy as well.
+        Raises StorageUnavailable."""
+        if self._driver is None:
+            raise StorageUnavailable("the database is not open")
+        return await asyncio.to_thread(self._backup, self._driver)
+
+    def _backup(self, driver: sqlite3.Connection) -> IO[bytes]:
+        # Beside the file, where there is a disk for a file of this size, and only for this user.
+        beside = os.path.dirname(os.path.abspath(self.path)) if self.path else None
+        with (
+            _translating(self.path),
+            TemporaryDirectory(prefix=".gregor-backup-", dir=beside) as folder,
+        ):
+            path = os.path.join(folder, "copy")
+            with closing(sqlite3.connect(path)) as copy, self._turn:
+                driver.backup(copy, pages=BACKUP_PAGES, progress=self._let_others)
+            return open(path, "rb")
+
+    def _let_others(self, *_: object) -> None:
+        """Between two steps of a backup."""
+        self._turn.release()
+        try:
+            sleep(BACKUP_PAUSE_SECONDS)
+        finally:
+            self._turn.acquire()
+        if self._driver is None:
+            raise StorageUnavailable("the database was closed while it was copied")
+
     async def _transact(self, begin: str, work: Work[T]) -> T:
         driver = self._driver
         if driver is None:
@@ -172,7 +210,11 @@ class SQLiteDatabase:
         return {"file": PoolUse(in_use, 1, self._transactions - in_use)}
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        def undisturbed() -> T:
+            with self._turn:
+                return work()
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, undisturbed)
 
     def _transaction(self, driver: sqlite3.Connection, begin: str, work: Work[T]) -> T:
         with _translating(self.path or "sqlite://"):

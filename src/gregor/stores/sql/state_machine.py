@@ -10,8 +10,9 @@ from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic, perf_counter
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import IO, Any, NamedTuple, Self, TypeVar
 
+from gregor.core.export import ExportPage, ExportPlace, ImportPart, Verdict
 from gregor.core.history import Cutoff
 from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.item_history import ItemHistory
@@ -47,7 +48,9 @@ from gregor.stores.sql.database import (
     Work,
 )
 from gregor.stores.sql.erase import erase, read_erasure
+from gregor.stores.sql.exports import read_export_page, users_after
 from gregor.stores.sql.failure_reason import FailureReason, failure_reason
+from gregor.stores.sql.imports import import_parts
 from gregor.stores.sql.item_history import read_item_history
 from gregor.stores.sql.leases import Lease
 from gregor.stores.sql.prune import prune
@@ -63,6 +66,7 @@ from gregor.stores.sql.reads import (
 )
 from gregor.stores.sql.registration import Registration
 from gregor.stores.sql.schema import Schema, read_schema, require_not_too_old
+from gregor.stores.sql.sqlite import SQLiteDatabase
 from gregor.stores.sql.transactions import (
     check_hashes,
     consume,
@@ -324,6 +328,32 @@ class SQLStateMachine(StateMachineOfRecord):
         )
         await self.database.scrub()
         return EraseResult(erasure)
+
+    # Exporting and importing
+
+    async def users_after(self, uid: UID, limit: int) -> Sequence[UID]:
+        await self.require_schema(before_0008.REVISION)
+        return await self.database.read(lambda c: users_after(c, uid, limit))
+
+    async def export_page(self, uid: UID, place: ExportPlace) -> ExportPage:
+        await self.require_schema(before_0008.REVISION)
+        return await self._read_user(uid, lambda c: read_export_page(c, uid, place))
+
+    async def import_parts(
+        self, parts: Sequence[ImportPart], others: Collection[str] = ()
+    ) -> Sequence[Sequence[Verdict]]:
+        """What is erased by them is recorded for the `others`, which are shards."""
+        self._require_writable()
+        await self.require_schema(before_0008.REVISION)
+        now = self._clock()
+        return await self.database.write(
+            lambda c: import_parts(c, parts, now, others, any_bucket=self._any_bucket)
+        )
+
+    async def backup(self) -> IO[bytes]:
+        if not isinstance(self.database, SQLiteDatabase):
+            return await super().backup()
+        return await self.database.backup()
 
     # Whether writes fail
 

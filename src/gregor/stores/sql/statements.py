@@ -1308,6 +1308,80 @@ FINISH_COPIES = BulkStatement(
 )
 
 
+# Exporting and importing
+
+
+class UserLine(NamedTuple):
+    """What an export says of a user."""
+
+    uid: UID
+    ctime: Time
+    mark: Time
+    epoch: Time
+    floor: Time
+    erased_at: Time
+
+
+USER_LINE = Statement(
+    """
+    SELECT uid, ctime, mark, epoch, floor, erased_at FROM users WHERE uid = :uid
+    """,
+    UserLine._make,
+)
+
+# The next users after a uid who have something.
+KNOWN_USERS_AFTER = Statement(
+    """
+    SELECT uid, bucket FROM users WHERE uid > :after AND ctime > 0 ORDER BY uid LIMIT :limit
+    """,
+    UserRow._make,
+)
+
+
+class ForgottenDeath(NamedTuple):
+    uid: UID
+    msg_id: MsgID
+    ctime: Time
+    dismissed_at: Time
+
+
+# The next deaths of stored items, in the order of the items, whose messages may be forgotten.
+FORGOTTEN_DEATHS = Statement(
+    """
+    SELECT messages.uid, messages.msg_id, messages.ctime, messages.dismissed_at
+    FROM messages JOIN users ON users.uid = messages.uid
+    WHERE messages.uid = :uid AND messages.ctime > :after
+        AND messages.dismissed_at <= users.floor
+    ORDER BY messages.ctime LIMIT :limit
+    """,
+    ForgottenDeath._make,
+)
+
+
+class MessageCount(NamedTuple):
+    uid: UID
+    ctime: Time
+    messages: int
+
+
+# How many messages there are of these users up to a ctime, with those that are forgotten.
+MESSAGES_UP_TO = BulkStatement(
+    """
+    SELECT input.uid, input.ctime,
+        (
+            SELECT count(*) FROM messages
+            WHERE messages.uid = input.uid AND messages.ctime <= input.ctime
+        ) + (
+            SELECT count(*) FROM pruned
+            WHERE pruned.uid = input.uid AND pruned.ctime <= input.ctime
+        ) AS messages
+    FROM input
+    """,
+    UserClock,
+    MessageCount._make,
+)
+
+
 class BucketLoad(NamedTuple):
     bucket: int
     users: int

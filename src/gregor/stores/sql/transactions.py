@@ -6,6 +6,7 @@ product of the batch's dismissals and the items.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
 
 from gregor.core.buckets import bucket_of
 from gregor.core.facts import DismissedRange, dismissed_keys, dismissed_ranges
@@ -88,7 +89,20 @@ def store_copies(
     there: they keep their predecessors, and do not move marks."""
     users = _lock_users(connection, {slot.message.uid for slot in slots})
     known, dead = _read_known(connection, slots)
-    log = _Log(connection, users, {}, known, {}, are_copies=True)
+    log = _Log(connection, users, {}, known, {}, origin=_Origin.ANOTHER_SHARD)
+    return _consume(connection, slots, now, log, dead)
+
+
+def import_messages(
+    connection: DatabaseConnection, slots: Sequence[Slot], now: Time
+) -> list[StoreOutcome]:
+    """The same for messages of an export. They keep what came before them, as far as it was not
+    here. One after the user's clock is stored although it is not after the floor: what is forgotten
+    reaches nothing that is later than itself, but for ids."""
+    users = _lock_users(connection, {slot.message.uid for slot in slots})
+    known, dead = _read_known(connection, slots)
+    pruned = _read_pruned(connection, slots, users)
+    log = _Log(connection, users, {}, known, pruned, origin=_Origin.AN_EXPORT)
     return _consume(connection, slots, now, log, dead)
 
 
@@ -110,6 +124,14 @@ def _wrong_shards(
     return [WrongShard(row.bucket, row.shard, row.version) for row in rows]
 
 
+class _Origin(Enum):
+    """Where messages come from."""
+
+    SENDERS = "senders"
+    AN_EXPORT = "an export"
+    ANOTHER_SHARD = "another shard"
+
+
 class _Log:
     """The logs of the users of a batch, while its messages are stored in them."""
 
@@ -121,7 +143,7 @@ class _Log:
         known: dict[ItemKey, InBandMessage],
         pruned: Mapping[ItemKey, PrunedMessage],
         *,
-        are_copies: bool = False,
+        origin: _Origin = _Origin.SENDERS,
     ) -> None:
         self.users = users
         self.times = {
@@ -133,7 +155,7 @@ class _Log:
         self._connection = connection
         self._closed = closed
         self._known = known
-        self._are_copies = are_copies
+        self._origin = origin
         self._authors: dict[ItemKey, Author] = {}
         self._pending: list[InBandMessage] = []  # to be inserted together
 
@@ -169,17 +191,36 @@ class _Log:
 
     def _add_new(self, message: InBandMessage, now: Time) -> StoreOutcome:
         time = self.times.get(message.uid, UserTime(0))
-        if message.stamped and message.ctime <= time.floor:
+        if message.stamped and message.ctime <= self._refused_up_to(time):
             return Rejected(message, stored_too_late(time.floor))
         if message.stamped and message.ctime <= time.clock:
             return self._add_late_replay(message, time)
         try:
-            stored = message if self._are_copies else _stamped(message, time, now)
+            stored = self._stamped(message, time, now)
         except InvalidMessage as error:
             return Rejected(message, error)
         self._pending.append(stored)
         self.times[message.uid] = time._replace(clock=stored.ctime)
         return Stored(stored)
+
+    def _refused_up_to(self, time: UserTime) -> Time:
+        return min(time.floor, time.clock) if self._origin is _Origin.AN_EXPORT else time.floor
+
+    def _stamped(self, message: InBandMessage, time: UserTime, now: Time) -> InBandMessage:
+        match self._origin:
+            case _Origin.ANOTHER_SHARD:
+                return message
+            case _Origin.AN_EXPORT:
+                begins = time.clock == self._epoch_of(message.uid)
+                return (
+                    message
+                    if begins
+                    else message.stamp(message.ctime, max(message.prev, time.clock))
+                )
+            case _Origin.SENDERS if message.stamped:
+                return message.stamp(message.ctime, time.clock)
+            case _Origin.SENDERS:
+                return message.stamp_new(time.next_ctime(now), time.clock)
 
     def _add_late_replay(self, message: InBandMessage, time: UserTime) -> StoreOutcome:
         """Store a replay that is behind the user's clock between its neighbours in the log. No
@@ -195,7 +236,7 @@ class _Log:
             self._follow(ItemKey(uid, successor.msg_id), successor.ctime, stored)
         _insert(self._connection, [stored], self._authors)
         self.late.append(stored)
-        if not self._are_copies:
+        if self._origin is not _Origin.ANOTHER_SHARD:
             self.times[uid] = time._replace(clock=time.clock + 1, mark=time.clock + 1)
         return Stored(stored)
 
@@ -207,12 +248,6 @@ class _Log:
         known = self._known.get(successor)
         if known is not None:  # the batch may contain its id again
             self._known[successor] = known.stamp(ctime, stored.ctime)
-
-
-def _stamped(message: InBandMessage, time: UserTime, now: Time) -> InBandMessage:
-    if message.stamped:
-        return message.stamp(message.ctime, time.clock)
-    return message.stamp_new(time.next_ctime(now), time.clock)
 
 
 def _resolve_known_id(message: InBandMessage, earlier: InBandMessage) -> StoreOutcome:

@@ -1,0 +1,82 @@
+"""Exports, imports and backups over HTTP: streams of any size, in bounded memory."""
+
+import logging
+import os
+from collections.abc import AsyncIterator
+
+import msgspec
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import ASGIApp
+
+from gregor.core.message import UID
+from gregor.errors import Forbidden, GregorError
+from gregor.log_event import LogEvent
+from gregor.node.exporting import export
+from gregor.server import http
+from gregor.server.auth import Identity, Role
+from gregor.server.service import Service
+
+log = logging.getLogger("gregor.server")
+
+JSON_LINES = "application/jsonl"
+SQLITE = "application/vnd.sqlite3"
+CHUNK = 256 * 1024
+
+
+async def get_export(service: Service, request: Request, identity: Identity) -> ASGIApp:
+    """All users of the store."""
+    _require_service(identity, "export all users")
+    http.check_parameters(request, frozenset(), frozenset())
+    return await _export(service, None)
+
+
+async def get_user_export(service: Service, request: Request, identity: Identity) -> ASGIApp:
+    """One user, also for a device of that user."""
+    return await _export(service, http.user_of(request, identity, set()))
+
+
+async def _export(service: Service, uid: UID | None) -> ASGIApp:
+    chunks = export(service.node.state_machine, uid)
+    first = await anext(chunks)  # before the status: what fails at once is answered with its error
+    return StreamingResponse(_followed(first, chunks), media_type=JSON_LINES)
+
+
+async def _followed(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """An export that fails is broken off, so that nobody takes it for a whole one."""
+    yield first
+    try:
+        async for chunk in chunks:
+            yield chunk
+    except GregorError as error:
+        log.error(LogEvent("an export was broken off", reason=error.message))
+        raise
+
+
+async def post_import(service: Service, request: Request, identity: Identity) -> Response:
+    """Import an export, which is read as it arrives. Answers when it is done."""
+    _require_service(identity, "import")
+    http.check_parameters(request, frozenset(), frozenset())
+    answer = await service.import_export(request.stream())
+    return Response(msgspec.json.encode(answer), media_type="application/json")
+
+
+async def get_backup(service: Service, request: Request, identity: Identity) -> ASGIApp:
+    """A copy of the SQLite file, as of one instant."""
+    _require_service(identity, "back up the store")
+    http.check_parameters(request, frozenset(), frozenset())
+    file = await service.node.state_machine.backup()
+    headers = {"Content-Length": str(os.stat(file.fileno()).st_size)}
+
+    async def chunks() -> AsyncIterator[bytes]:
+        with file:
+            while chunk := await run_in_threadpool(file.read, CHUNK):
+                yield chunk
+
+    return StreamingResponse(chunks(), media_type=SQLITE, headers=headers)
+
+
+def _require_service(identity: Identity, doing: str) -> None:
+    if identity.role is not Role.SERVICE:
+        raise Forbidden(f"a device may not {doing}; use a token with the role `service`")
