@@ -496,13 +496,15 @@ MUTATIONS = [
         "",
         SHARDS_ERASE + "test_old_copy_goes_when_the_shard_is_back_before_the_one_that_knows_"
         "of_the_erase[SQLite]",
+        SHARDS_ERASE
+        + "test_old_copy_goes_when_the_shard_that_knows_of_the_erase_is_back_last[SQLite]",
     ),
     Mutation(
         "a user is erased where the bucket has been",
         "stores/sql/erase.py",
         "for error in () if any_bucket else closed_users(connection, [uid]).values():",
         "for error in ():",
-        SHARDS_ERASE + "test_erase_on_a_node_with_an_old_map_finds_the_user[SQLite]",
+        SHARDS_ERASE + "test_shard_that_does_not_hold_the_user_erases_nothing[SQLite-released]",
     ),
     Mutation(
         "what was read before an erase is copied after it",
@@ -552,7 +554,7 @@ MUTATIONS = [
         "stores/sql/sqlite_pages.py",
         "if any(content[gap.start : gap.stop]):",
         "if not any(content[gap.start : gap.stop]):",
-        SQLITE_FILES + "test_no_body_of_an_erased_user_is_left_in_any_file[0]",
+        SQLITE_FILES + "test_no_body_of_an_erased_user_is_left_in_any_file[3]",
     ),
     Mutation(
         "what SQLite has in memory brings back what was overwritten",
@@ -560,14 +562,14 @@ MUTATIONS = [
         """    driver.execute("PRAGMA shrink_memory")
 """,
         "",
-        SQLITE_FILES + "test_no_body_of_an_erased_user_is_left_in_any_file[0]",
+        SQLITE_FILES + "test_no_body_of_an_erased_user_is_left_in_any_file[3]",
     ),
     Mutation(
         "an erase leaves bodies in the WAL",
         "stores/sql/state_machine.py",
         "        await self.database.scrub()\n",
         "",
-        SQLITE_FILES + "test_no_body_of_an_erased_user_is_left_in_any_file[0]",
+        SQLITE_FILES + "test_no_body_of_an_erased_user_is_left_in_any_file[3]",
     ),
     # The cost of what one request holds
     Mutation(
