@@ -2195,7 +2195,7 @@ MUTATIONS = [
     Mutation(
         "erase: the address of a resource of a user is taken for a user",
         "server/routes.py",
-        'if not path.rpartition(b"/")[0].endswith(b"/v1/users"):',
+        'if not _raw_path(scope).rpartition(b"/")[0].endswith(b"/v1/users"):',
         "if False:",
         HTTP_ERASE + "test_address_that_is_no_user_erases_nobody",
     ),
