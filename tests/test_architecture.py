@@ -32,7 +32,7 @@ HEIGHT = {part: -number for number, layer in enumerate(LAYERS) for part in layer
 LAYERS_WITHIN = {
     "core": (
         {"history"},
-        {"sync", "range_deaths", "buckets", "inbox"},
+        {"sync", "range_deaths", "buckets", "inbox", "item_history"},
         {"facts"},
         {"item_index", "state_page"},
         {"state", "state_hash"},

@@ -7,6 +7,7 @@ from typing import IO, NamedTuple, Protocol, TypeAlias, runtime_checkable
 from gregor.core.export import ExportPage, ExportPlace, ImportPart, Verdict
 from gregor.core.history import Cutoff
 from gregor.core.instant import MAX_TIME, SECOND, Time, TimeOrOffset
+from gregor.core.item_history import Author, ItemHistory
 from gregor.core.message import (
     UID,
     Category,
@@ -126,10 +127,6 @@ class BatchConsumer(MessageConsumer):
         """Consume messages, in order for each user, with the contract of `consume_message`."""
 
 
-Author: TypeAlias = str
-"""Who has sent a message: `device:ID` or `service:SUB`."""
-
-
 class Slot:
     """An in-band message on its way to the store, with its author (None: not known), the epoch that
     its sender knows (None: not checked), and the place for its outcome. It is None until a state
@@ -189,12 +186,30 @@ class PruneStep(NamedTuple):
     ids: int = 0
 
 
+MAX_AUTHOR = 300  # bytes
+
+
 class Caller(NamedTuple):
-    """Who injects messages: the subject of the token, which is a user or the name of a service, and
-    the id of the device, if it is a device."""
+    """Who injects messages: the subject of the token, which is the name of a service, or a user;
+    and the id of the device, if it is one that has said who it is."""
 
     subject: str
     device_id: DeviceID | None = None
+    is_service: bool = True
+
+    def author_of(self, message: InBandMessage) -> Author:
+        """Who has sent the message. A device that uses HTTP says which it is, at most, by the scope
+        of the message."""
+        device_id = self.device_id or (None if self.is_service else message.device_id)
+        if device_id is not None:
+            return f"device:{device_id}"
+        return _storable(f"{'service' if self.is_service else 'user'}:{self.subject}")
+
+
+def _storable(author: Author) -> Author:
+    """The author as every store accepts it: an authenticator may name a service in any way."""
+    text = author.replace("\0", "?").encode(errors="replace")
+    return text[:MAX_AUTHOR].decode(errors="ignore")
 
 
 @runtime_checkable
@@ -302,6 +317,11 @@ class StateMachineOfRecord(StateMachine, Protocol):
     async def erase(self, uid: UID) -> EraseResult:
         """Delete everything of the user. The user's next ctime becomes the epoch. What remains is
         the clock and the erasure, also of a user who had nothing. Each call erases again."""
+        raise Unavailable("this state machine cannot do this yet")
+
+    async def item_history(self, uid: UID, msg_id: MsgID) -> ItemHistory:
+        """What became of the item with this id up to now, and why; read at one instant. Of an id
+        that is not known, or that creates no item, the state is `unknown`."""
         raise Unavailable("this state machine cannot do this yet")
 
     async def prune(self, cutoff: Cutoff, after: str = "") -> PruneStep:

@@ -1,6 +1,8 @@
 """The demo reports agreement of replicas, and each difference with the device that has it."""
 
+import asyncio
 import socket
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -12,6 +14,8 @@ from websockets.asyncio.server import serve
 from gregor.cli import demo_devices, demo_run, demo_servers
 from gregor.cli.demo_devices import difference
 from gregor.cli.main import app
+from gregor.cli.sample import SAMPLE
+from gregor.cli.server_process import running_server
 from gregor.client import AsyncProducer
 from gregor.core.message import AnyID, raw
 from gregor.core.state import Item, State
@@ -87,6 +91,24 @@ def test_demo_ends_with_all_replicas_equal(shell: Shell) -> None:
     for name in ("duplicates", "delivered", "dropped_off", "resynced"):
         assert figures[name] > 0, name
     assert figures["began_offline"] >= 40, "at the end, on each device"
+
+
+@pytest.mark.slow
+async def test_devices_of_a_user_who_is_erased_meanwhile_begin_again_and_agree(
+    tmp_path: Path,
+) -> None:
+    async with running_server(f"sqlite:///{tmp_path}/server.db") as url:
+        lines = await demo_run.read_stream(SAMPLE)
+        (uid,) = demo_run.busiest(lines, 1)
+
+        async def erase() -> None:
+            async with AsyncProducer(url) as producer:
+                await asyncio.sleep(1.7)
+                await producer.erase(uid)
+
+        result = await demo_run.run_on_servers(SAMPLE, [url], 6, 2.0, 7, erase())
+    assert result.all_agree, result.differences
+    assert result.figures()["erased"] > 0
 
 
 @pytest.mark.slow

@@ -1,9 +1,14 @@
 """`gregor erase`: on a running server, and in a store without one."""
 
+import json
 import os
 import pty
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -53,6 +58,33 @@ def test_unknown_user_is_erased_and_twice(gregor: Shell) -> None:
     first, second = (gregor("erase", "nobody", "--json").json for _ in range(2))
     assert first == {"uid": "nobody", "epoch": first["epoch"], "pending": []}
     assert second["epoch"] > first["epoch"]
+
+
+@contextmanager
+def answering(answer: object) -> Iterator[str]:
+    """A server that answers everything so. Yields its URL."""
+
+    class Answering(BaseHTTPRequestHandler):
+        def do_DELETE(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(answer).encode())
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answering) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_shards_that_were_away_are_named(shell: Shell) -> None:
+    with answering({"uid": "ann", "epoch": 7, "pending": ["b", "c"]}) as url:
+        erased = shell("erase", "ann", "--url", url)
+        assert (erased.status, erased.out) == (0, "erased ann at 7\n")
+        assert ["shard b was away" in line for line in erased.err.splitlines()] == [True, False]
+        assert shell("erase", "ann", "--url", url, "--json").json["pending"] == ["b", "c"]
 
 
 def test_erase_without_a_server_fails_with_how_to_start_one(shell: Shell) -> None:

@@ -11,7 +11,7 @@ from gregor.cli.main import app
 
 COMMANDS = {
     "serve", "migrate", "token", "send", "put", "snooze", "dismiss", "state", "get", "count", "log",
-    "watch", "replay", "demo", "notify", "inbox", "prune", "erase",
+    "explain", "watch", "replay", "demo", "notify", "inbox", "prune", "erase",
 }  # fmt: skip
 
 

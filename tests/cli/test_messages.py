@@ -2,6 +2,7 @@
 
 import subprocess
 
+import msgspec
 import pytest
 
 from tests.cli.conftest import Shell, first_json
@@ -308,6 +309,29 @@ def test_watch_prints_events_as_json(gregor: Shell) -> None:
             "system": "typing",
             "body": 1,
         }
+
+
+@pytest.mark.parametrize("json", [False, True])
+def test_watch_says_that_the_user_was_erased_and_ends(gregor: Shell, json: bool) -> None:
+    options = ["--json"] if json else []
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with gregor.running("watch", f"eva{json}", *options, **streams) as watching:
+        assert watching.stdout is not None
+        for _ in range(2):
+            watching.stdout.readline()
+        gregor("send", f"eva{json}", "note", "1", "--msg-id", "m")
+        watching.stdout.readline()
+        gregor("erase", f"eva{json}")
+        output, error = watching.communicate(timeout=10)
+        gone, erased, _ = output.splitlines()
+        if json:
+            assert msgspec.json.decode(gone)["why"] == "dismissed"
+            assert msgspec.json.decode(erased).keys() == {"event", "epoch"}
+        else:
+            assert gone == "- note  m (dismissed)"
+            assert erased.startswith("erased: the user was erased on the server")
+        assert "watch again" in error
+        assert watching.returncode == 1
 
 
 def test_watch_prints_plain_lines_to_a_pipe(gregor: Shell) -> None:

@@ -22,6 +22,7 @@ from gregor.client.calls import LIMITS, UnexpectedAnswer
 from gregor.client.per_process import PerProcess
 from gregor.config import KEEP_ALIVE_SECONDS
 from gregor.core.instant import SECOND, TimeOrOffset
+from gregor.core.item_history import Cause, ItemEvent, ItemHistory, PutRule
 from gregor.core.message import MAX_BATCH, Message, create, out_of_band
 from gregor.errors import (
     Conflict,
@@ -780,6 +781,28 @@ async def test_snooze_until_the_expiry_is_refused_and_just_before_is_not(kind: s
             await producer.snooze("alice", "m", expiry)
         before = TimeOrOffset(time=3_999_999_999_999_999)
         assert (await producer.snooze("alice", "m", before)).starts_at == before.time
+
+
+async def test_history_is_that_of_the_item(kind: str) -> None:
+    other = ItemHistory("ann/1", "i", "unknown")  # the answer to another request
+    history = ItemHistory("ann/1", "i/2", "pruned", (ItemEvent(7, "created", Cause("i/2")),))
+    answers = [httpx.Response(200, content=msgspec.json.encode(h)) for h in (other, history)]
+    server = FakeServer(*answers)
+    async with server.producer(kind) as producer:
+        assert await producer.history("ann/1", "i/2") == history
+    assert {(request.method, str(request.url)) for request in server.requests} == {
+        ("GET", "http://gregor/v1/users/ann%2F1/items/i%2F2/history")
+    }
+
+
+async def test_history_says_who_replaced_a_value(kind: str) -> None:
+    async with with_server(kind) as producer:
+        first = await producer.put("alice", "theme", "dark")
+        second = await producer.put("alice", "theme", "light")
+        history = await producer.history("alice", first.msg_id)
+        assert history.state == "replaced"
+        by = Cause(second.msg_id, "service:")
+        assert history.events[-1] == ItemEvent(second.ctime, "replaced", by, PutRule("theme"))
 
 
 # Erasing

@@ -1,5 +1,7 @@
 """This implementation passes the vectors in spec/vectors, which are shared by all languages."""
 
+import base64
+from hashlib import sha256
 from itertools import permutations
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from msgspec import Struct
 from gregor.core.facts import Facts
 from gregor.core.instant import Time
 from gregor.core.item_index import ItemIndex
-from gregor.core.message import DeviceID, InBandMessage, MsgID, seen_on
+from gregor.core.message import DeviceID, InBandMessage, MsgID, parse_message, seen_on
 from gregor.core.state import Item
 from gregor.core.sync import After, Since, Start, snapshot_of
 from gregor.testing import oracle
@@ -87,6 +89,18 @@ class SinceCase(Struct, forbid_unknown_fields=True):
     asks: list[SinceQuery]
 
 
+class DigestCase(Struct, forbid_unknown_fields=True):
+    name: str
+    messages: list[str]
+    canonical: str
+    digest: str
+
+
+class DigestFile(Struct, forbid_unknown_fields=True):
+    about: str
+    cases: list[DigestCase]
+
+
 class HashFile(Struct, forbid_unknown_fields=True):
     about: str
     cases: list[HashCase]
@@ -108,8 +122,10 @@ VISIBILITY_CASES = msgspec.json.decode(
 ).cases
 SINCE_CASES = msgspec.json.decode((VECTORS / "since.json").read_bytes(), type=SinceFile).cases
 
+DIGEST_CASES = msgspec.json.decode((VECTORS / "digest.json").read_bytes(), type=DigestFile).cases
 
-def name_of(case: HashCase | VisibilityCase | SinceCase) -> str:
+
+def name_of(case: HashCase | VisibilityCase | SinceCase | DigestCase) -> str:
     return case.name
 
 
@@ -120,6 +136,21 @@ def test_hash_vector(case: HashCase) -> None:
             assert Facts.of(items).hash(query.device_id, query.as_of) == query.hash
         seen = [item for item in case.items if seen_on(item.device_id, query.device_id)]
         assert ItemIndex.of(seen).hash(query.as_of) == query.hash, "as a device keeps it up"
+
+
+@pytest.mark.parametrize("case", DIGEST_CASES, ids=name_of)
+def test_digest_vector(case: DigestCase) -> None:
+    whole = sha256(case.canonical.encode()).digest()
+    assert base64.urlsafe_b64encode(whole[:16]).decode() == case.digest + "=="
+    for text in case.messages:
+        message = parse_message(text, stamped=True)
+        assert isinstance(message, InBandMessage)
+        assert message.contents() == case.canonical.encode()
+        assert message.contents_digest() == case.digest
+
+
+def test_no_two_digest_vectors_are_equal() -> None:
+    assert len({case.digest for case in DIGEST_CASES}) == len(DIGEST_CASES)
 
 
 @pytest.mark.parametrize("case", VISIBILITY_CASES, ids=name_of)

@@ -217,6 +217,21 @@ CASES = [
         {node("gregor_pubsub_invalid_messages_total"): "3x60"},
     ),
     AlertCase(
+        "GregorPruneFails",
+        60,
+        {node("gregor_prune_failures_total", shard=""): "0+1x60"},
+        {node("gregor_prune_failures_total", shard=""): "0+0.05x60"},
+    ),
+    AlertCase(
+        "GregorHistoryGrows",
+        2,
+        {node("gregor_prune_age_seconds", shard="", instance=name): "90000x5" for name in "ab"},
+        {
+            node("gregor_prune_age_seconds", shard="", instance="a"): "90000x5",
+            node("gregor_prune_age_seconds", shard="", instance="b"): "80x5",
+        },
+    ),
+    AlertCase(
         "GregorHashesDiffer",
         12,
         {node("gregor_hash_mismatches_total"): ONE_AT_ONCE},

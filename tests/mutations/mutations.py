@@ -26,6 +26,7 @@ OUTSIDE = "tests/client/test_outside.py::"
 NODE_CLOCK = "tests/client/test_node_clock.py::"
 INBOX = "tests/core/test_inbox.py::"
 CLIENT_INBOX = "tests/client/test_inbox.py::"
+CLIENT_ERASE = "tests/client/test_erase.py::"
 AUTH = "tests/server/test_auth.py::"
 LAME_DUCK = "tests/server/test_drain.py::"
 DESCRIPTORS = "tests/server/test_descriptors.py::"
@@ -48,9 +49,15 @@ SHARDED = "tests/shards/test_sharded.py::"
 LINEAR = "tests/stores/test_linear.py::"
 CLIENT_COST = "tests/client/test_cost.py::"
 CORE_COST = "tests/core/test_cost.py::"
+ITEM_HISTORY = "tests/core/test_item_history.py::"
+HISTORY_HTTP = "tests/server/test_item_history.py::"
 RANGE_DEATHS = "tests/core/test_range_deaths.py::"
 REBALANCE = "tests/shards/test_rebalance.py::"
 SCHEMA = "tests/stores/test_schema.py::"
+SHARDS_ERASE = "tests/shards/test_erase.py::"
+FORGOTTEN = "tests/shards/test_forgotten.py::"
+SQLITE_FILES = "tests/stores/test_sqlite_files.py::"
+PRUNE = "tests/stores/test_prune.py::"
 
 
 class Mutation(NamedTuple):
@@ -207,15 +214,15 @@ MUTATIONS = [
     Mutation(
         "a hash that differs is found, and stays as it is",
         "stores/sql/hashes.py",
-        "        connection.execute_rows(statements.UPDATE_HASHES, own)\n",
-        "        pass\n",
+        "        connection.execute_rows(statements.UPDATE_HASHES, own)\n    return",
+        "        pass\n    return",
         "tests/stores/test_hashes.py::test_hash_that_differs_is_found_once_and_repaired",
     ),
     Mutation(
         "a late replay is not marked, in SQL",
         "stores/sql/transactions.py",
-        "UserTime(time.clock + 1, mark=time.clock + 1)",
-        "UserTime(time.clock + 1, mark=time.mark)",
+        "time._replace(clock=time.clock + 1, mark=time.clock + 1)",
+        "time._replace(clock=time.clock + 1)",
         SQL + "test_late_replay_moves_the_clock_by_one_and_marks_it",
     ),
     Mutation(
@@ -253,6 +260,68 @@ MUTATIONS = [
         "item.c.device_id != dismissal.c.device_id",
         "tests/stores/test_migrations.py"
         "::test_items_that_died_of_ranges_that_do_not_reach_them_any_more_stay_dead",
+    ),
+    # Pruning
+    Mutation(
+        "a step of a prune is taken without its lease",
+        "stores/sql/prune.py",
+        """    lease.take(connection)
+""",
+        "",
+        PRUNE + "test_two_nodes_do_not_prune_at_the_same_time[sqlite]",
+    ),
+    Mutation(
+        "a lease is renewed by a holder who has lost it",
+        "stores/sql/statements.py",
+        "WHERE leases.holder = excluded.holder OR leases.until <= database_now()",
+        "WHERE leases.holder = excluded.holder OR leases.until > 0",
+        PRUNE
+        + "test_node_that_was_killed_loses_its_lease_and_does_nothing_when_it_goes_on[sqlite]",
+    ),
+    Mutation(
+        "an expired item is pruned while the hash still counts it",
+        "stores/sql/prune.py",
+        """    account_for_expiries(connection, lagging, now)
+""",
+        "",
+        PRUNE + "test_item_that_has_expired_unnoticed_leaves_no_trace_in_the_hash[sqlite]",
+    ),
+    Mutation(
+        "a prune takes a live item",
+        "stores/sql/statements.py",
+        """        "messages.dismissed_at IS NULL AND messages.category IS NOT NULL"
+        " AND messages.expires_at <= :floor""",
+        """        "messages.dismissed_at IS NULL AND messages.category IS NOT NULL"
+        " AND messages.expires_at > :floor""",
+        PRUNE + "test_what_is_past_goes_and_the_rest_stays[sqlite-a live item]",
+    ),
+    Mutation(
+        "a user whose bucket moves is pruned",
+        "stores/sql/prune.py",
+        "return [uid for uid in uids if uid not in closed]",
+        "return uids",
+        PRUNE + "test_user_whose_bucket_is_elsewhere_or_moves_is_left_out[sqlite]",
+    ),
+    Mutation(
+        "an id is forgotten with its contents",
+        "stores/sql/prune.py",
+        "kept = [message for message in messages if message.ctime > cutoff.ids]",
+        "kept = [message for message in messages if message.ctime > cutoff.floor]",
+        PRUNE + "test_message_that_is_sent_again_is_a_duplicate_or_a_conflict[sqlite]",
+    ),
+    Mutation(
+        "pruning does not pause for others",
+        "node/pruning.py",
+        "await asyncio.sleep(min(pause, LONGEST_PAUSE_SECONDS))",
+        "await asyncio.sleep(0)",
+        "tests/node/test_pruning.py::test_steps_take_less_than_a_tenth_of_the_time",
+    ),
+    Mutation(
+        "a migration is noticed only when the node reads the schema again",
+        "stores/sql/before_0008.py",
+        "return schema.revision >= REVISION",
+        "return schema.revision > REVISION",
+        "tests/stores/test_before_0008.py::test_author_is_stored_from_the_migration_on[sqlite]",
     ),
     # Shards
     Mutation(
@@ -325,13 +394,6 @@ MUTATIONS = [
         REBALANCE + "test_target_with_messages_that_the_holder_lacks_is_rejected",
     ),
     Mutation(
-        "a copy resumes at the target's clock even if it is not behind the source's",
-        "shards/rebalance.py",
-        "return 0 if target is None or target.ctime >= source.ctime else target.ctime",
-        "return 0 if target is None else target.ctime",
-        REBALANCE + "test_message_stored_behind_the_clock_during_a_move_moves_too",
-    ),
-    Mutation(
         "messages stored before the bucket closed are not copied",
         "shards/rebalance.py",
         """                if not await self._copy(group):
@@ -349,19 +411,108 @@ MUTATIONS = [
         SHARDED + "test_shard_restored_while_down_gets_newer_placements_when_it_is_up_again",
     ),
     Mutation(
-        "the target does not receive the placements of buckets that move to it",
-        "shards/rebalance.py",
-        """                await self._publish_placements([group.target], closed)
-""",
-        "",
-        REBALANCE + "test_prune_does_not_delete_bucket_that_is_being_moved_to_the_shard",
-    ),
-    Mutation(
         "a bucket is released although its copy may have been pruned",
         "stores/sql/statements.py",
         "SET version = buckets.version + 1, closed_until = 0",
         "SET version = buckets.version + 1",
         REBALANCE + "test_prune_does_not_delete_bucket_that_is_being_moved_to_the_shard",
+    ),
+    Mutation(
+        "what another rebalancer may have deleted is released",
+        "shards/shard_map.py",
+        "if connection.execute_rows(statements.PLACEMENTS_OF, keys) != sorted(claim):",
+        "if not connection.execute_rows(statements.PLACEMENTS_OF, keys):",
+        REBALANCE
+        + "test_prune_does_not_delete_bucket_that_is_being_moved_to_the_shard"
+        + "[SQLite-claim_before_close]",
+    ),
+    # What is forgotten, and who is erased, on shards
+    Mutation(
+        "old copies of an erased user stay on other shards",
+        "shards/erasures.py",
+        "        await _remove(machine, pending)\n",
+        "",
+        SHARDS_ERASE + "test_old_copies_on_other_shards_go_before_the_answer[SQLite]",
+    ),
+    Mutation(
+        "old copies are not removed when the shard that knows of the erase is back",
+        "shards/state_machine.py",
+        "        await self._remove_copies(shard.machine, other.name)\n",
+        "",
+        SHARDS_ERASE + "test_old_copy_goes_when_the_shard_is_back_before_the_one_that_knows_"
+        "of_the_erase[SQLite]",
+    ),
+    Mutation(
+        "a user is erased where the bucket has been",
+        "stores/sql/erase.py",
+        "for error in () if any_bucket else closed_users(connection, [uid]).values():",
+        "for error in ():",
+        SHARDS_ERASE + "test_erase_on_a_node_with_an_old_map_finds_the_user[SQLite]",
+    ),
+    Mutation(
+        "what was read before an erase is copied after it",
+        "shards/bucket_copy.py",
+        "if {uid: user.epoch for uid, user in users.items()} != epochs:",
+        "if users.keys() != epochs.keys():",
+        SHARDS_ERASE + "test_erase_at_any_step_of_a_move[SQLite-is_killed]",
+    ),
+    Mutation(
+        "a move loses the epoch",
+        "shards/bucket_copy.py",
+        "NewCopy(uid, bucket_of(uid), e.epoch, e.erased_at)",
+        "NewCopy(uid, bucket_of(uid), 0, 0)",
+        SHARDS_ERASE + "test_old_copy_from_before_an_erase_is_made_again_by_a_move[SQLite]",
+    ),
+    Mutation(
+        "a move loses the floor",
+        "shards/bucket_contents.py",
+        "copy[:-1] == self[:-1]",
+        "copy[:2] == self[:2]",
+        FORGOTTEN + "test_floor_that_was_raised_since_moves_to_an_old_copy[SQLite]",
+    ),
+    Mutation(
+        "a move loses the ids of forgotten messages",
+        "shards/rebalance.py",
+        "            await self._write(group, partial(bucket_copy.store_pruned, rows=pruned))\n",
+        "            pass\n",
+        FORGOTTEN + "test_ids_of_forgotten_messages_move[SQLite]",
+    ),
+    Mutation(
+        "a copy loses a death whose dismissal is forgotten",
+        "shards/bucket_copy.py",
+        "for row in rows if row.died_at is not None]",
+        "for row in rows if row.died_at is not None and not row.died_at]",
+        FORGOTTEN + "test_death_whose_dismissal_is_forgotten_moves_with_its_item[SQLite]",
+    ),
+    Mutation(
+        "a pruned holder is not compared with what an old copy has",
+        "shards/rebalance.py",
+        "contents.update(PrunedMessage(r.uid, r.msg_id, r.ctime, r.digest) for r in pruned)",
+        "pass",
+        FORGOTTEN + "test_old_copy_equals_a_holder_that_was_pruned[SQLite]",
+    ),
+    # What is left in the files of SQLite
+    Mutation(
+        "what SQLite leaves in the gaps of its pages stays",
+        "stores/sql/sqlite_pages.py",
+        "if any(content[gap.start : gap.stop]):",
+        "if not any(content[gap.start : gap.stop]):",
+        SQLITE_FILES + "test_no_body_of_an_erased_user_is_left_in_any_file[0]",
+    ),
+    Mutation(
+        "what SQLite has in memory brings back what was overwritten",
+        "stores/sql/sqlite.py",
+        """    driver.execute("PRAGMA shrink_memory")
+""",
+        "",
+        SQLITE_FILES + "test_no_body_of_an_erased_user_is_left_in_any_file[0]",
+    ),
+    Mutation(
+        "an erase leaves bodies in the WAL",
+        "stores/sql/state_machine.py",
+        "        await self.database.scrub()\n",
+        "",
+        SQLITE_FILES + "test_no_body_of_an_erased_user_is_left_in_any_file[0]",
     ),
     # The cost of what one request holds
     Mutation(
@@ -434,8 +585,8 @@ MUTATIONS = [
     Mutation(
         "a device compares all records to find those to save",
         "client/client.py",
-        "changed_records(self._replica, replica, changed)",
-        "changed_records(self._replica, replica)",
+        "changed_records(self._replica, replicas[-1], changed)",
+        "changed_records(self._replica, replicas[-1])",
         CLIENT_COST + "test_cost_of_a_frame_does_not_grow_with_what_is_live",
     ),
     Mutation(
@@ -481,21 +632,21 @@ MUTATIONS = [
     Mutation(
         "msg_ids are looked up before their users are locked",
         "stores/sql/transactions.py",
-        """    users = _lock_users(connection, {message.uid for message in messages})
-    closed = {} if any_bucket else _closed_users(connection, messages)
-    known, dead = _read_known(connection, messages)
+        """    users = _lock_users(connection, {slot.message.uid for slot in slots})
+    closed = {} if any_bucket else closed_users(connection, {s.message.uid for s in slots})
+    known, dead = _read_known(connection, slots)
 """,
-        """    known, dead = _read_known(connection, messages)
-    users = _lock_users(connection, {message.uid for message in messages})
-    closed = {} if any_bucket else _closed_users(connection, messages)
+        """    known, dead = _read_known(connection, slots)
+    users = _lock_users(connection, {slot.message.uid for slot in slots})
+    closed = {} if any_bucket else closed_users(connection, {s.message.uid for s in slots})
 """,
         POSTGRESQL + "test_id_look_up_waits_for_transaction_that_stores_the_id",
     ),
     Mutation(
         "a commit with unknown result counts as failed",
         "stores/sql/state_machine.py",
-        "return reconcile(await self._store_or_find(messages, now), expected)",
-        "return await self._store_or_find(messages, now)",
+        "return reconcile(await self._store_or_find(slots, now), expected)",
+        "return await self._store_or_find(slots, now)",
         POSTGRESQL + "test_unknown_commit_is_resolved_and_reported_as_stored",
     ),
     Mutation(
@@ -655,8 +806,8 @@ MUTATIONS = [
     Mutation(
         "an unreadable record of a device gives its store to any user",
         "client/store.py",
-        "return _DeviceRecord(owner.device_id, owner.uid, 0)",
-        "return _DeviceRecord(owner.device_id, None, 0)",
+        "_DeviceRecord(owner.device_id, owner.uid, owner.epoch, owner.erased, cursor=0)",
+        "_DeviceRecord(owner.device_id, None, owner.epoch, owner.erased, cursor=0)",
         STORE + "test_unreadable_record_never_gives_a_store_to_another_user",
     ),
     Mutation(
@@ -714,6 +865,69 @@ MUTATIONS = [
         "awaited=_without(awaited, surplus),",
         "awaited=self.awaited,",
         REPLICA + "test_item_that_is_hidden_before_it_arrives_is_never_shown",
+    ),
+    Mutation(
+        "an erase leaves the outbox of a device",
+        "client/replica.py",
+        "erased=True,",
+        "erased=True,\n            outbox=self.outbox,",
+        CLIENT_ERASE + "test_law_wiped_replica_is_a_new_one_and_stays_wiped",
+    ),
+    Mutation(
+        "an erase leaves the hidden ids of a device",
+        "client/replica.py",
+        "erased=True,",
+        "erased=True,\n            hidden=self.hidden,",
+        CLIENT_ERASE + "test_nothing_of_an_erased_user_is_left_on_a_device",
+    ),
+    Mutation(
+        "an erase leaves what a device has set aside",
+        "client/client.py",
+        "return replaced_records(stored, replicas[-1])",
+        "return changed_records(self._replica, replicas[-1])",
+        CLIENT_ERASE + "test_nothing_of_an_erased_user_is_left_on_a_device",
+    ),
+    Mutation(
+        "an erase leaves bytes in the file of a device",
+        "client/client.py",
+        "if self._replica.erased and not before.erased:\n            await self._scrub()",
+        "",
+        CLIENT_ERASE + "test_no_byte_of_an_erased_user_is_left_in_the_file",
+    ),
+    Mutation(
+        "an erase is told no more after a restart",
+        "client/store.py",
+        "_OwnerRecord(replica.device_id, replica.uid, replica.epoch, replica.erased)",
+        "_OwnerRecord(replica.device_id, replica.uid, replica.epoch)",
+        CLIENT_ERASE + "test_erase_is_told_again_after_a_restart_and_waits_for_the_app",
+    ),
+    Mutation(
+        "a write that an erase has taken counts as sent",
+        "client/client.py",
+        "if self._erasure is not None and self._erasure is not known:",
+        "if known is self._erasure is not None:",
+        CLIENT_ERASE + "test_what_waits_for_an_unsent_write_raises_erased",
+    ),
+    Mutation(
+        "the lower epoch of a restored backup drops the outbox",
+        "protocol/client_session.py",
+        "if self.epoch is not None and told > known:",
+        "if told < known:\n            return [Wipe(told)]\n        if told > known > 0:",
+        CLIENT_ERASE + "test_restored_backup_from_before_an_erase_keeps_the_outbox",
+    ),
+    Mutation(
+        "a device unlearns its epoch from a node without epochs",
+        "protocol/client_session.py",
+        "told = known if welcome.epoch is None else welcome.epoch",
+        "told = welcome.epoch or 0",
+        "tests/vectors/test_vectors.py::test_session_has_the_effects_of_the_vector",
+    ),
+    Mutation(
+        "an old notice of an erase wipes the new life",
+        "protocol/client_session.py",
+        "if self.epoch is not None and epoch <= self.epoch:",
+        "if self.epoch is not None and epoch < self.epoch - 1:",
+        CLIENT_ERASE + "test_old_notice_of_an_erase_is_ignored",
     ),
     # The core
     Mutation(
@@ -893,8 +1107,8 @@ MUTATIONS = [
     Mutation(
         "a state at a stated time is continued after the user's clock",
         "stores/sql/reads.py",
-        "min(at, clock))",
-        "clock)",
+        "min(at, user.clock))",
+        "user.clock)",
         SQL + "test_state_of_the_past_is_continued_after_its_time",
     ),
     Mutation(
@@ -907,7 +1121,7 @@ MUTATIONS = [
     Mutation(
         "a duplicate whose item is dead is reported as visible",
         "stores/sql/transactions.py",
-        "deaths._replace(dead=deaths.dead | dead)",
+        "deaths._replace(dead=deaths.dead | dead | log.pruned.keys())",
         "deaths",
         SQL + "test_outcome_says_whether_the_item_is_dead_or_expired_now",
     ),
@@ -1023,8 +1237,8 @@ MUTATIONS = [
     Mutation(
         "the ctime is the wall clock alone",
         "stores/sql/transactions.py",
-        "message.stamp_new(max(now, clock + 1), clock)",
-        "message.stamp_new(now, clock)",
+        "message.stamp_new(time.next_ctime(now), time.clock)",
+        "message.stamp_new(now, time.clock)",
         SQL + "test_ctime_increases_strictly_when_the_clock_runs_backwards",
     ),
     Mutation(
@@ -2064,6 +2278,42 @@ MUTATIONS = [
         "if item.expires_at is not None and until > item.expires_at:",
         PRODUCER + "test_snooze_until_the_expiry_is_refused_and_just_before_is_not",
     ),
+    # What became of an item, and why
+    Mutation(
+        "a death is explained by the author of the item that died",
+        "core/item_history.py",
+        "return ItemEvent(died_at, what, killer.cause, rule)",
+        "return ItemEvent(died_at, what, Cause(killer.cause.msg_id, killer.cause.msg_id), rule)",
+        ITEM_HISTORY + "test_law_the_named_rule_of_the_named_message_ends_the_item",
+    ),
+    Mutation(
+        "a death is explained by the first range of its message, whether or not it covers the item",
+        "core/item_history.py",
+        "if range_.covers(item):",
+        "if item.key is None:",
+        ITEM_HISTORY + "test_each_rule",
+    ),
+    Mutation(
+        "an item that has expired is said to have died of a later dismissal",
+        "core/item_history.py",
+        "if expires_at is not None and expires_at <= (now if died_at is None else died_at):",
+        "if expires_at is not None and died_at is None and expires_at <= now:",
+        ITEM_HISTORY + "test_a_story_with_a_start_and_an_expiry",
+    ),
+    Mutation(
+        "a device is told the names of services",
+        "server/http.py",
+        "history if identity.role is Role.SERVICE else history.without_services()",
+        "history",
+        HISTORY_HTTP + "test_devices_ask_about_their_own_user_and_see_no_names_of_services",
+    ),
+    Mutation(
+        "a message has the author of another message of its batch",
+        "stores/sql/transactions.py",
+        "rows = [_message_row(m, authors.get(ItemKey(m.uid, m.msg_id))) for m in new]",
+        "rows = [_message_row(m, next(iter(authors.values()), None)) for m in new]",
+        SQL + "test_each_message_of_a_batch_has_the_author_that_sent_it_first",
+    ),
     # Erase: what devices and nodes hear
     Mutation(
         "erase: the epoch of a hello is not checked",
@@ -2138,7 +2388,7 @@ MUTATIONS = [
     Mutation(
         "erase: the address of a resource of a user is taken for a user",
         "server/routes.py",
-        'if not path.rpartition(b"/")[0].endswith(b"/v1/users"):',
+        'if not _raw_path(scope).rpartition(b"/")[0].endswith(b"/v1/users"):',
         "if False:",
         HTTP_ERASE + "test_address_that_is_no_user_erases_nobody",
     ),

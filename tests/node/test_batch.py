@@ -10,6 +10,7 @@ from gregor.interfaces import Rejected, Relayed, Stored
 from gregor.node.batch import Batch, accepted
 from gregor.stores.memory import MemoryStateMachine
 from gregor.testing.clock import ManualClock
+from tests.node.fakes import BACKEND
 
 REJECTED = Rejected(None, Forbidden("not yours"))
 
@@ -24,7 +25,7 @@ async def test_outcomes_are_in_the_order_of_the_entries(kinds: list[str]) -> Non
             "rejected": REJECTED,
         }
         entries.append(choices[kind])
-    batch = Batch(entries)
+    batch = Batch(BACKEND, entries)
     await MemoryStateMachine(ManualClock(100)).store(batch.slots)
     outcomes = batch.outcomes()
     expected = {"in-band": Stored, "out-of-band": Relayed, "rejected": Rejected}
@@ -37,4 +38,4 @@ async def test_outcomes_are_in_the_order_of_the_entries(kinds: list[str]) -> Non
 
 def test_outcomes_of_a_batch_that_no_store_has_filled_are_an_error() -> None:
     with pytest.raises(AssertionError):
-        Batch([create("u", "a")]).outcomes()
+        Batch(BACKEND, [create("u", "a")]).outcomes()

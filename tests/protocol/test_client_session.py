@@ -156,6 +156,15 @@ def test_frame_that_overtakes_the_welcome_is_not_forgotten() -> None:
     assert receive(session, changes(7, 10))[-1] == Send(Verify(10))
 
 
+def test_snapshot_that_overtakes_the_welcome_says_no_epoch() -> None:
+    session = ClientSession("t", "d1", 0)
+    session.opened()
+    page = SyncPage("snapshot", 0, 12, 50, HASH)
+    assert receive(session, page)[0] == Replace(Snapshot(), 12, None)
+    (welcomed,) = receive(session, Welcome("u", "d1", 1, Limits(), epoch=9))
+    assert welcomed == Welcomed("u", Limits(), 1, 9)
+
+
 def test_pages_of_a_snapshot_that_was_not_completed_are_forgotten() -> None:
     session = live_session(10)
     item = Item("m", 5, "a", msgspec.Raw(b"1"))

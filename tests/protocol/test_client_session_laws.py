@@ -5,11 +5,22 @@ from typing import TypeAlias
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gregor.core.instant import Time
 from gregor.core.state_hash import hash_of
 from gregor.errors import Action
-from gregor.protocol.client_session import Apply, ClientSession, Effect, Replace
+from gregor.protocol.client_session import Apply, ClientSession, Effect, Replace, Wipe
 from gregor.protocol.effects import Send
-from gregor.protocol.frames import Error, Frame, Limits, Messages, SyncPage, Verify, Welcome, encode
+from gregor.protocol.frames import (
+    Error,
+    Frame,
+    Limits,
+    Messages,
+    SyncPage,
+    UserErased,
+    Verify,
+    Welcome,
+    encode,
+)
 from gregor.protocol.sync_state import TRANSITIONS, Syncing, UpToDate
 
 Step: TypeAlias = Frame | bool | None
@@ -27,7 +38,8 @@ steps: st.SearchStrategy[Step] = st.one_of(
     st.builds(
         lambda cursor, more: SyncPage("snapshot", 0, cursor, 50, HASH, more), times, st.booleans()
     ),
-    st.just(Welcome("u", "d1", 50, Limits())),
+    st.builds(lambda epoch: Welcome("u", "d1", 50, Limits(), epoch), times | st.none()),
+    st.builds(UserErased, times),
     st.just(Error("resync", "again", Action.RESYNC)),
     st.booleans(),  # the result of a comparison of hashes
     st.none(),  # the application asks for a sync
@@ -72,3 +84,18 @@ def test_law_device_that_stops_being_up_to_date_has_been_sent_a_page_or_asks_for
         if was_up_to_date and isinstance(session.state, Syncing):
             asked = any(isinstance(e, Send) and isinstance(e.frame, Verify) for e in effects)
             assert asked or isinstance(step, SyncPage | Welcome)
+
+
+@given(st.none() | times, st.lists(steps, max_size=40))
+def test_law_device_is_wiped_by_each_later_epoch_and_by_no_other(
+    epoch: Time | None, history: list[Step]
+) -> None:
+    session = ClientSession("t", "d1", 5, epoch)
+    for step in history:
+        known = session.epoch
+        wiped = [effect for effect in carry_out(session, step) if isinstance(effect, Wipe)]
+        told = step.epoch if isinstance(step, UserErased | Welcome) else None
+        is_news = told is not None and (known is None or told > known)
+        # A device that has none takes the epoch of a welcome.
+        is_erase = is_news and not (known is None and isinstance(step, Welcome))
+        assert wiped == ([Wipe(told)] if is_erase else [])

@@ -13,7 +13,15 @@ from gregor.clock import now
 from gregor.consumers.peers import LOSSES_OF_A_SPLIT
 from gregor.core.instant import SECOND
 from tests.fleet.servers import PostgreSQL, Redis
-from tests.server.harness import TIMEOUT_SECONDS, Served, creation, serving, shared_settings, to
+from tests.server.harness import (
+    TIMEOUT_SECONDS,
+    RawDevice,
+    Served,
+    creation,
+    serving,
+    shared_settings,
+    to,
+)
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -83,8 +91,9 @@ async def test_store_outage_asks_callers_to_retry_and_server_recovers(
         status, problems = await readiness(served)
         assert (status, bool(problems)) == (503, True)
         assert (await served.http.get("/healthz")).status_code == 200
-        new_device = await served.device("u", "d2")
-        assert (await new_device.receive_type("error"))["action"] == "retry"
+        new_device = await RawDevice.connect(served.url)
+        await new_device.send("hello", token="u", device_id="d2", protocol=2)
+        assert (await new_device.receive())["action"] == "retry"
         assert await new_device.wait_closed() == 1013
 
         if fault == "killed":

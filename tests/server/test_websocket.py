@@ -268,7 +268,7 @@ async def test_welcome_contains_uid_device_id_and_limits(shared: Served, uid: st
             "message_bytes": MAX_MESSAGE,
             "body_bytes": MAX_BODY,
             "frame_bytes": MAX_FRAME,
-            "ids_days": 0,
+            "ids_days": 400,
         }
         sync = await device.receive()
         assert (sync["mode"], sync["cursor"]) == ("snapshot", 0)

@@ -11,10 +11,13 @@ import pytest
 from gregor.clock import now
 from gregor.config import Settings
 from gregor.core.buckets import BUCKETS, Move, bucket_of
+from gregor.core.history import Cutoff, Retention
 from gregor.core.instant import SECOND
-from gregor.core.message import create
+from gregor.core.message import create, dismiss
+from gregor.core.sync import PageLimits, Since
 from gregor.errors import SetupError, StorageUnavailable, Unavailable
-from gregor.interfaces import Rejected, Stored
+from gregor.interfaces import PruneStep, Rejected, Stored
+from gregor.node.pruning import Pruner
 from gregor.server import Server
 from gregor.shards import bucket_contents, rebalance, shard_map
 from gregor.shards.rebalance import Rebalancer
@@ -98,6 +101,35 @@ async def test_node_starts_while_a_shard_is_read_only(harness: ShardHarness) -> 
     async with harness.machine() as machine:
         assert machine.partial_problems() == ["shard 'a': it is read-only"]
         await store(machine, create(await harness.user_of("b"), "x"))
+
+
+async def test_all_shards_are_pruned_one_after_the_other(harness: ShardHarness) -> None:
+    async with harness.machine() as machine:
+        users = [await harness.user_of(name) for name in "abc"]
+        await machine.consume_messages([dismiss(uid, "x") for uid in users])
+        step = PruneStep("")
+        contents = 0
+        while step.last is not None:
+            step = await machine.prune(Cutoff(now(), 0), step.last)
+            contents += step.contents
+        assert contents == 3
+        for uid in users:
+            page = await machine.messages_page(uid, None, Since(0), PageLimits(10, 10_000))
+            assert page.messages == ()
+
+
+async def test_shard_that_is_down_keeps_no_other_from_being_pruned(harness: ShardHarness) -> None:
+    async with harness.machine() as machine:
+        users = [await harness.user_of(name) for name in "abc"]
+        await machine.consume_messages([dismiss(uid, "x") for uid in users])
+        pruner = Pruner(machine.shards, Retention(), now, pauses=0)
+        harness.flaky["a"].down = True
+        with pytest.raises(Unavailable, match="shard 'a'"):
+            await pruner.prune(1)
+        assert [walks.forgotten.contents for walks in pruner.walks] == [0, 1, 1]
+        harness.flaky["a"].down = False
+        await until(lambda: not machine.partial_problems())
+        assert (await pruner.prune(1)).contents == 1
 
 
 # Moved buckets

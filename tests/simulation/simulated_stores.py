@@ -14,13 +14,14 @@ from sqlite3 import Connection
 from typing import Any, NamedTuple, Protocol, Self, TypeVar, cast
 
 from gregor.core.buckets import Move, bucket_of
+from gregor.core.history import Cutoff
 from gregor.core.instant import Time, TimeOrOffset
-from gregor.core.message import UID, Category, DeviceID, InBandMessage
+from gregor.core.message import UID, Category, DeviceID, InBandMessage, MsgID
 from gregor.core.state import Counts, Item
 from gregor.core.state_page import PageStart, StatePage, StateQuery
 from gregor.core.sync import Page, PageLimits, Start, Sync
 from gregor.errors import GregorError, StorageUnavailable, Unavailable
-from gregor.interfaces import Slot, StateMachineOfRecord
+from gregor.interfaces import EraseResult, Erasure, PruneStep, Slot, StateMachineOfRecord
 from gregor.shards import shard_map
 from gregor.shards.rebalance import Moved, Rebalancer
 from gregor.shards.shard_map import establish, newest_placements
@@ -28,6 +29,7 @@ from gregor.shards.state_machine import ShardedStateMachine
 from gregor.stores.memory import MemoryStateMachine
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import CommitUnknown, PoolUse, Work
+from gregor.stores.sql.erase import read_erasure
 from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.reads import read_sync
 from gregor.stores.sql.sqlite import SQLiteDatabase
@@ -121,6 +123,12 @@ class SimulatedStore(Protocol):
         """All messages that were stored for the user, in order and complete."""
         ...
 
+    async def pruned(self, uid: UID) -> Mapping[MsgID, Time]:
+        """The ctimes of the messages whose contents are forgotten."""
+        ...
+
+    async def erasure(self, uid: UID) -> Erasure: ...
+
     async def problem(self) -> str | None:
         """What is wrong with the store after the faults; None if nothing is."""
         ...
@@ -154,6 +162,12 @@ class SharedStore:
     async def log(self, uid: UID) -> Sequence[InBandMessage]:
         return self._machine.log(uid)
 
+    async def pruned(self, uid: UID) -> Mapping[MsgID, Time]:
+        return self._machine.pruned(uid)
+
+    async def erasure(self, uid: UID) -> Erasure:
+        return await self._machine.erasure(uid)
+
     async def problem(self) -> str | None:
         return None
 
@@ -183,6 +197,22 @@ class DelayedStateMachine(StateMachineOfRecord):
         start: PageStart | None = None,
     ) -> StatePage:
         return await self._machine.state_page(uid, query, at, start)
+
+    async def erasure(self, uid: UID) -> Erasure:
+        await self._link.transmit("before reading the last erase")
+        erasure = await self._machine.erasure(uid)
+        await self._link.delay()
+        return erasure
+
+    async def erase(self, uid: UID) -> EraseResult:
+        await self._link.transmit("before erasing")
+        result = await self._machine.erase(uid)
+        await self._link.transmit("after erasing")
+        return result
+
+    async def prune(self, cutoff: Cutoff, after: str = "") -> PruneStep:
+        await self._link.transmit("before pruning")
+        return await self._machine.prune(cutoff, after)
 
     async def check_hashes(self, uids: Sequence[UID]) -> Sequence[UID]:
         await self._link.transmit("before checking hashes")
@@ -374,7 +404,7 @@ class ShardedStore:
     def __init__(self, environment: Environment) -> None:
         self.faults: Mapping[str, StoreFault] = {
             "move": StoreFault(5, partial(self._rebalance, "mover", self._move)),
-            "prune": StoreFault(1, partial(self._rebalance, "pruner", self._prune)),
+            "leftovers": StoreFault(1, partial(self._rebalance, "cleaner", self._delete_leftovers)),
             "shard": StoreFault(1, self._stop_shard),
         }
         self._environment = environment
@@ -421,7 +451,7 @@ class ShardedStore:
     # Faults
 
     async def _rebalance(self, actor: str, work: Callable[[Rebalancer], Awaitable[None]]) -> None:
-        """Run the work of a mover or pruner process, which may be killed at any moment."""
+        """Run the work of a mover or cleaner process, which may be killed at any moment."""
         environment = self._environment
         rebalancer = Rebalancer(
             self._reached_over(
@@ -452,10 +482,10 @@ class ShardedStore:
             "mover", f"moved {move.bucket} from {move.source} to {move.target}"
         )
 
-    async def _prune(self, rebalancer: Rebalancer) -> None:
+    async def _delete_leftovers(self, rebalancer: Rebalancer) -> None:
         findings, removed = await rebalancer.verify(prune=True)
         assert not findings, findings
-        self._environment.record("pruner", f"removed the leftovers of {removed} buckets")
+        self._environment.record("cleaner", f"removed the leftovers of {removed} buckets")
 
     async def _stop_shard(self) -> None:
         shard = self._environment.rng.choice(list(self._shards.values()))
@@ -473,6 +503,15 @@ class ShardedStore:
     async def log(self, uid: UID) -> Sequence[InBandMessage]:
         holder = await self._holder(uid)
         return await holder.read(lambda c: stored_log(c, uid))
+
+    async def pruned(self, uid: UID) -> Mapping[MsgID, Time]:
+        holder = await self._holder(uid)
+        query = f"SELECT msg_id, ctime FROM pruned WHERE uid = '{uid}'"
+        return dict(await holder.read(lambda c: c.execute_sql(query)))
+
+    async def erasure(self, uid: UID) -> Erasure:
+        holder = await self._holder(uid)
+        return await holder.read(lambda c: read_erasure(c, uid))
 
     async def _holder(self, uid: UID) -> InlineDatabase:
         """The holder of the user by the newest placement; it is updated with that placement."""

@@ -12,18 +12,21 @@ decides the faults between them:
 - devices are killed and restart from their client store; their token functions fail, hang and
   return what is no token;
 - clocks differ and jump, those of devices by hours;
-- another process replays messages behind the users' clocks.
+- another process replays messages behind the users' clocks;
+- users are pruned, up to a moment ago, so that a device that was away is as one that comes back
+  after a year; and users are erased, and begin new lives.
 
 Items begin later, also while devices are offline, and are snoozed and put again under their keys.
 
 One simulation in twenty uses real shards as its store. Shards go down one at a time, while movers,
-which are killed at random moments, move the users' buckets between shards, and pruners delete the
+which are killed at random moments, move the users' buckets between shards, and cleaners delete the
 old copies.
 
 Then the faults end, and all must agree. Each replica equals the store in hash and items. Each
-acknowledged message is stored once, on one shard. Each message that a device accepted is stored, or
-was reported as rejected. No dismissed item is shown again. If the clocks agree, no hash mismatch
-had to repair a replica.
+acknowledged message is stored once, on one shard, or its id is kept, unless the user was erased
+later. Each message that a device accepted is stored, or was reported as rejected; unless the user
+was erased after what the device knew: then it was not stored after that. No dismissed item is shown
+again. If the clocks agree, no hash mismatch had to repair a replica.
 """
 
 import asyncio
@@ -33,12 +36,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from gregor.client import Client, Created, Disconnected, Dismissed, MemoryStore
 from gregor.consumers.broadcaster import Broadcaster
 from gregor.consumers.publisher import Publisher, channel_of, encode_envelope
 from gregor.core.facts import Facts
+from gregor.core.history import Cutoff
 from gregor.core.instant import SECOND, Time
 from gregor.core.message import (
     UID,
@@ -53,7 +57,7 @@ from gregor.core.message import (
 )
 from gregor.core.state import Item
 from gregor.core.sync import Snapshot
-from gregor.errors import InvalidMessage, Unavailable
+from gregor.errors import Erased, InvalidMessage, Unavailable
 from gregor.interfaces import Caller, Stored
 from gregor.node.node import Node
 from gregor.protocol.frames import Result
@@ -280,6 +284,13 @@ class SimulatedNode:
             connection.cut("the node closes the connection")
 
 
+class AcceptedWrite(NamedTuple):
+    """A message that a device accepted when it knew this epoch of its user (None: not yet any)."""
+
+    msg_id: MsgID
+    epoch: Time | None
+
+
 class SimulatedDevice:
     """A device and its user. It goes offline, is killed, and restarts with its client store."""
 
@@ -287,7 +298,7 @@ class SimulatedDevice:
         self.uid = uid
         self.device_id = device_id
         self.name = f"{uid}/{device_id}"
-        self.accepted: list[MsgID] = []
+        self.accepted: list[AcceptedWrite] = []
         self.client: Client | None = None
         self.clients: list[Client] = []  # all so far, one per restart
         self._simulation = simulation
@@ -337,6 +348,8 @@ class SimulatedDevice:
                     self.client = client
                     self.clients.append(client)
                     self._simulation.record(self.name, "starts")
+                    if isinstance(client.failure, Erased):
+                        self._begin_new_life(client)
                     await self._watch(client)
             except TimeoutError:
                 self._simulation.record(self.name, "was killed")
@@ -351,6 +364,9 @@ class SimulatedDevice:
                     self._simulation.record(self.name, f"{change} {event.item.msg_id}")
                     if _begins_offline(event, client):
                         self._simulation.record(self.name, "has shown an item that begins offline")
+                if isinstance(event, Erased):
+                    shown.clear()
+                    self._begin_new_life(client)
                 if isinstance(event, Created):
                     if event.item.msg_id == FORGED:
                         raise Disagreement(f"{self.name} shows an item that was never stored")
@@ -361,12 +377,18 @@ class SimulatedDevice:
                     # A node whose clock is behind shows it for another moment, or not yet.
                     shown.discard(event.item.msg_id)
 
+    def _begin_new_life(self, client: Client) -> None:
+        self._simulation.record(self.name, "hears that its user was erased")
+        delay = self._simulation.rng.random() * 5
+        asyncio.get_running_loop().call_later(delay, client.reconnect)
+
     async def act(self) -> None:
         """Do one random action of a user, or one random fault of a device."""
         simulation, client = self._simulation, self.client
         if client is None:
             return None
         items = [item.msg_id for item in client.state().items]
+        epoch = client.replica.epoch
         category = simulation.rng.choice(CATEGORIES)
         msg_id = simulation.new_msg_id()
         match simulation.choice(
@@ -430,9 +452,11 @@ class SimulatedDevice:
             case _:
                 return None
         try:
-            self._record_write(await write)
+            self._record_write(await write, epoch)
         except Unavailable:
             simulation.record(self.name, "cannot write, because it was killed")
+        except Erased:
+            simulation.record(self.name, "cannot write, because its user was erased")
         except InvalidMessage:
             simulation.record(self.name, "cannot snooze what has gone, or expires before that")
 
@@ -440,8 +464,8 @@ class SimulatedDevice:
         if self._lifetime is not None:
             self._lifetime.reschedule(asyncio.get_running_loop().time())
 
-    def _record_write(self, msg_id: MsgID) -> None:
-        self.accepted.append(msg_id)
+    def _record_write(self, msg_id: MsgID, epoch: Time | None) -> None:
+        self.accepted.append(AcceptedWrite(msg_id, epoch))
         self._simulation.record(self.name, f"writes {msg_id}")
 
     async def _go_offline(self) -> None:
@@ -453,6 +477,13 @@ class SimulatedDevice:
     def break_connection(self, reason: str) -> None:
         if self._connection is not None:
             self._connection.cut(reason)
+
+
+class History(NamedTuple):
+    """What the store knows of a user in the end: the epoch, and the ctimes of all ids."""
+
+    epoch: Time
+    ids: Mapping[MsgID, Time]
 
 
 class Simulation:
@@ -570,6 +601,8 @@ class Simulation:
             clock=1,
             disconnect=2,
             replay=1,
+            prune=2,
+            erase=1,
             **{name: fault.weight for name, fault in self.store.faults.items()},
         ):
             case "backend":
@@ -588,6 +621,10 @@ class Simulation:
                 self.rng.choice(self.nodes).set_clock()
             case "replay":
                 await self._replay()
+            case "prune":
+                await self._prune()
+            case "erase":
+                await self._erase(self.rng.choice(USERS))
             case "disconnect":
                 self.rng.choice(self.devices).break_connection("the network fails")
             case fault:
@@ -629,6 +666,28 @@ class Simulation:
                 (outcome,) = await machine.consume_messages([message.stamp(ctime, 0)])
                 if isinstance(outcome, Stored):
                     self.record("importer", f"replays {message.msg_id} at {ctime}")
+
+    async def _prune(self) -> None:
+        """Another process prunes all users. The ids stay: some messages are still sent again."""
+        link = StoreLink(self, "pruner", severity=0.1)
+        cutoff = Cutoff(virtual_time.clock() - self.rng.randrange(20) * SECOND, 0)
+        async with self.store.serve(link, virtual_time.clock) as machine:
+            with suppress(Unavailable):
+                after: str | None = ""
+                while after is not None:
+                    step = await machine.prune(cutoff, after)
+                    self.record("pruner", f"prunes {step.contents} messages of {step.users} users")
+                    after = step.last
+
+    async def _erase(self, uid: UID) -> None:
+        """Erase a user as a backend does: retry, at any node, until it is acknowledged."""
+        while True:
+            service = self.rng.choice(self.nodes).service
+            with suppress(Unavailable):
+                if service is not None:
+                    result = await service.erase(Caller("backend"), uid)
+                    return self.record("backend", f"erases {uid} at {result.erasure.epoch}")
+            await asyncio.sleep(self.rng.random())
 
     async def _publish_foreign(self) -> None:
         """Publish something on a user's channel that is not from a node."""
@@ -688,7 +747,8 @@ class Simulation:
         assert result.uid is not None
         assert result.msg_id is not None
         assert result.ctime is not None
-        self.acknowledged[result.uid, result.msg_id] = result.ctime
+        known = self.acknowledged.get((result.uid, result.msg_id), 0)
+        self.acknowledged[result.uid, result.msg_id] = max(known, result.ctime)
         self.record("backend", f"{result.status} {result.msg_id} at {result.ctime}")
 
     def _message(self, uid: UID) -> InBandMessage:
@@ -754,18 +814,17 @@ class Simulation:
 
     async def _disagreement(self) -> str | None:
         """What is wrong; None if all agree."""
-        logs = {uid: await self._log(uid) for uid in USERS}
-        for uid, msg_id in self.acknowledged:
-            ctime = self.acknowledged[uid, msg_id]
-            if logs[uid].get(msg_id) != ctime:
-                return f"{msg_id} was acknowledged at {ctime} and is not in the log with that ctime"
+        histories = {uid: await self._history(uid) for uid in USERS}
+        for (uid, msg_id), ctime in self.acknowledged.items():
+            if ctime > histories[uid].epoch and histories[uid].ids.get(msg_id) != ctime:
+                return f"{msg_id} was acknowledged at {ctime} and is not known with that ctime"
         for device in self.devices:
-            problem = await self._difference(device, logs[device.uid])
+            problem = await self._difference(device, histories[device.uid])
             if problem is not None:
                 return f"{device.name}: {problem}"
         return await self.store.problem()
 
-    async def _difference(self, device: SimulatedDevice, log: Mapping[MsgID, Time]) -> str | None:
+    async def _difference(self, device: SimulatedDevice, history: History) -> str | None:
         client = device.client
         if client is None or not client.online:
             return "is not online"
@@ -775,8 +834,11 @@ class Simulation:
         if self.clocks_agree and any(client.mismatches for client in device.clients):
             return "was wrong until a snapshot replaced it"
         rejected = {rejected_write.message.msg_id for rejected_write in client.rejected()}
-        for msg_id in device.accepted:
-            if msg_id not in rejected and msg_id not in log:
+        for msg_id, epoch in device.accepted:
+            stored_at = history.ids.get(msg_id)
+            if epoch is not None and epoch < history.epoch and stored_at is not None:
+                return f"wrote {msg_id} before the user was erased, and it was stored after that"
+            if epoch == history.epoch and stored_at is None and msg_id not in rejected:
                 return f"wrote {msg_id}, which is neither stored nor rejected"
         sync = await self.store.sync(device.uid, device.device_id)
         assert isinstance(sync.content, Snapshot)
@@ -788,8 +850,9 @@ class Simulation:
             return "has a sum of hashes that differs from that of its items"
         return None
 
-    async def _log(self, uid: UID) -> dict[MsgID, Time]:
+    async def _history(self, uid: UID) -> History:
         log = await self.store.log(uid)
+        epoch = (await self.store.erasure(uid)).epoch
         ctimes = {message.msg_id: message.ctime for message in log}
         if len(ctimes) != len(log):
             raise Disagreement(f"the log of {uid} contains a message twice")
@@ -798,7 +861,13 @@ class Simulation:
         links = zip(before, log, strict=False)
         if not all(ctime <= message.prev < message.ctime for ctime, message in links):
             raise Disagreement(f"the log of {uid} is not a chain of prev and ctime")
-        return ctimes
+        pruned = await self.store.pruned(uid)
+        if pruned.keys() & ctimes.keys():
+            raise Disagreement(f"the log of {uid} contains a message that was pruned")
+        ids = {**ctimes, **pruned}
+        if any(ctime <= epoch for ctime in ids.values()):
+            raise Disagreement(f"{uid} was erased at {epoch}, and not everything has gone")
+        return History(epoch, ids)
 
 
 def _names(facts: Facts) -> list[str]:

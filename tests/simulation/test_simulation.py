@@ -58,6 +58,10 @@ def test_simulations_cover_every_fault() -> None:
         "has shown an item that begins offline",
         "replays",
         "cannot snooze",
+        "prunes [1-9]",
+        "erases ann",
+        "hears that its user was erased",
+        "cannot write, because its user was erased",
     )
 
 
@@ -67,7 +71,7 @@ def test_sharded_simulations_cover_every_shard_fault() -> None:
         True,
         "moved",
         "mover      is killed",
-        "pruner     is killed",
+        "cleaner    is killed",
         "mover      gives up",
         "removed the leftovers of",
         r"shard [abc]    goes down",

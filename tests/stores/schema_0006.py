@@ -48,7 +48,7 @@ class SchemaOf0006:
         return self._connection.execute_sql(text)
 
 
-class _OlderMessageRow(NamedTuple):
+class _MessageRowOf0006(NamedTuple):
     """The first columns of a MessageRow."""
 
     uid: UID
@@ -62,7 +62,7 @@ class _OlderMessageRow(NamedTuple):
     dismissed_at: Time | None
 
 
-class _OlderRangeRow(NamedTuple):
+class _RangeRowOf0006(NamedTuple):
     """The first columns of a RangeRow."""
 
     uid: UID
@@ -75,8 +75,8 @@ class _OlderRangeRow(NamedTuple):
 
 
 _OLDER_INSERTS: dict[str, Insert[Any]] = {
-    "messages": Insert("messages", _OlderMessageRow),
-    "dismissed_ranges": Insert("dismissed_ranges", _OlderRangeRow),
+    "messages": Insert("messages", _MessageRowOf0006),
+    "dismissed_ranges": Insert("dismissed_ranges", _RangeRowOf0006),
 }
 
 _COLUMNS = {

@@ -112,6 +112,7 @@ async def read_all(machine: StateMachineOfRecord) -> list[object]:
             clock = (await machine.ctimes([uid]))[uid]
             results.append(await machine.messages_page(uid, device_id, After(clock), limits))
             results.append(await machine.sync(uid, device_id, clock))
+        results += [await machine.item_history(uid, msg_id) for msg_id in ("1", "4", "8", "later")]
     return results
 
 

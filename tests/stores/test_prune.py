@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import pytest
@@ -106,7 +107,7 @@ async def store(url: str) -> AsyncIterator[Pruned]:
 # What goes
 
 
-class Case(NamedTuple):
+class PruneCase(NamedTuple):
     """The messages of days 0 and 5, and the ids of those that stay with a floor at day 3, while it
     is day 9."""
 
@@ -119,59 +120,59 @@ class Case(NamedTuple):
 LATER = TimeOrOffset(time=at(4))
 EARLY = TimeOrOffset(time=at(1))
 CASES = [
-    Case("a live item", [create("u", "a", msg_id="1")], [], {"1"}),
-    Case("an item that is to begin", [create("u", "a", msg_id="1", starts="20d")], [], {"1"}),
-    Case(
+    PruneCase("a live item", [create("u", "a", msg_id="1")], [], {"1"}),
+    PruneCase("an item that is to begin", [create("u", "a", msg_id="1", starts="20d")], [], {"1"}),
+    PruneCase(
         "an item that was dismissed by id",
         [create("u", "a", msg_id="1"), dismiss("u", "1", msg_id="2")],
         [],
         set(),
     ),
-    Case(
+    PruneCase(
         "an item that was dismissed after the floor",
         [create("u", "a", msg_id="1")],
         [dismiss("u", "1", msg_id="2")],
         {"1", "2"},
     ),
-    Case(
+    PruneCase(
         "an item that has expired",
         [create("u", "a", msg_id="1", expires="1d")],
         [],
         set(),
     ),
-    Case(
+    PruneCase(
         "an item that has expired after the floor",
         [create("u", "a", msg_id="1", expires="4d")],
         [],
         {"1"},
     ),
-    Case(
+    PruneCase(
         "an item that was dismissed when it had expired",
         [create("u", "a", msg_id="1", expires="1d")],
         [dismiss("u", "1", msg_id="2")],
         {"2"},
     ),
-    Case(
+    PruneCase(
         "an item that was replaced",
         [put("u", "k", 1, msg_id="1"), put("u", "k", 2, msg_id="2"), put("u", "k", 3, msg_id="3")],
         [],
         {"3"},
     ),
-    Case(
+    PruneCase(
         "an item that was replaced after the floor",
         [put("u", "k", 1, msg_id="1")],
         [put("u", "k", 2, msg_id="2")],
         {"1", "2"},
     ),
-    Case("a dismissal of a range", [dismiss_category("u", "a", msg_id="1")], [], set()),
-    Case("a dismissal of a key", [dismiss_key("u", "k", msg_id="1")], [], set()),
-    Case(
+    PruneCase("a dismissal of a range", [dismiss_category("u", "a", msg_id="1")], [], set()),
+    PruneCase("a dismissal of a key", [dismiss_key("u", "k", msg_id="1")], [], set()),
+    PruneCase(
         "dismissals after the floor",
         [],
         [dismiss_category("u", "a", msg_id="1"), dismiss_key("u", "k", msg_id="2")],
         {"1", "2"},
     ),
-    Case(
+    PruneCase(
         "a creation that dismisses as well, while its item is live",
         [
             create("u", "a", msg_id="1"),
@@ -185,13 +186,13 @@ CASES = [
         [],
         {"2"},
     ),
-    Case(
+    PruneCase(
         "an item that was dismissed before it came, after the floor",
         [dismiss("u", "1", msg_id="2")],
         [create("u", "a", msg_id="1")],
         {"1"},
     ),
-    Case(
+    PruneCase(
         "an item of one device that was dismissed",
         [create("u", "a", msg_id="1", device_id="d"), dismiss("u", "1", msg_id="2")],
         [],
@@ -201,7 +202,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-async def test_what_is_past_goes_and_the_rest_stays(store: Pruned, case: Case) -> None:
+async def test_what_is_past_goes_and_the_rest_stays(store: Pruned, case: PruneCase) -> None:
     await store.consume(*case.day0, day=0)
     await store.consume(*case.day5, day=5)
     store.clock.now = at(9)
@@ -514,3 +515,18 @@ async def test_step_costs_the_same_however_much_there_is_to_prune() -> None:
             costs.append(cost)
     few, many = costs
     assert 0 < many <= 1.1 * few
+
+
+# Space
+
+
+async def test_file_shrinks_by_what_is_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "gregor.db"
+    async with opened(f"sqlite:///{path}") as store:
+        await store.database.checkpoint()
+        empty = path.stat().st_size
+        for _ in range(3):
+            await store.machine.consume_messages([put("u", "k", "x" * 9_000) for _ in range(100)])
+        assert path.stat().st_size + path.with_name("gregor.db-wal").stat().st_size > 3_000_000
+        await store.prune(3)
+        assert path.stat().st_size < empty + 150_000

@@ -16,7 +16,7 @@ from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import InBandMessage, Message, MsgID
 from gregor.core.state import Item
 from gregor.errors import Conflict, Erased, HistoryForgotten, InvalidMessage
-from gregor.interfaces import Outcome, Rejected, Relayed, Stored
+from gregor.interfaces import HOLDS_FOREVER, Outcome, Rejected, Relayed, Stored
 from gregor.protocol.client_session import (
     Acked,
     Apply,
@@ -28,7 +28,7 @@ from gregor.protocol.client_session import (
     Welcomed,
     Wipe,
 )
-from gregor.protocol.effects import Send
+from gregor.protocol.effects import Close, Send
 from gregor.protocol.frames import PAGE_BYTES, Result, encode
 from gregor.protocol.publication import Publication
 from gregor.protocol.server_session import Authenticate, CatchUp, ReadItems, ServerSession
@@ -166,6 +166,8 @@ class DeviceRun:
         self._events, self._offline = [], False
         self.replica = load_replica(self._records, DEVICE).derived()
         self._visible = self.replica.visible(self._now)
+        if self.replica.erased:
+            self._events += [{"erased": {"epoch": self.replica.epoch}}, {"offline": {}}]
 
     def _carry_out(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
@@ -206,6 +208,7 @@ class DeviceRun:
     def _wipe(self, epoch: Time | None) -> None:
         self._change(self.replica.wiped(epoch))
         self._events.append({"erased": {"epoch": self.replica.epoch}})
+        self._offline = False  # that it is for good is reported in any case
         self._disconnect()
 
     def _change(self, replica: Replica, messages: Sequence[InBandMessage] = ()) -> None:
@@ -258,7 +261,8 @@ class NodeRun:
         assert self._session is not None
         match self._session.receive(msgspec.json.encode(frame).decode()):
             case Authenticate():
-                self._session.authenticated(USER, self.clock.now)
+                erasure = await self.machine.erasure(USER)
+                self._session.authenticated(USER, self.clock.now, erasure, HOLDS_FOREVER)
             case StoreRequest(n, entries):
                 self._session.stored(n, [await self._store(entry) for entry in entries])
 
@@ -280,6 +284,11 @@ class NodeRun:
             if isinstance(outcome, Stored):
                 self._publish(outcome)
 
+    async def erase(self) -> None:
+        epoch = (await self.machine.erase(USER)).erasure.epoch
+        if self._session is not None:
+            self._session.erased(epoch)
+
     def _publish(self, stored: Stored) -> None:
         if self._session is not None:
             self._session.publish(Publication.of(stored))
@@ -295,6 +304,8 @@ class NodeRun:
                     self._session.synced(await self.machine.sync(USER, DEVICE, cursor))
                 case ReadItems(ctimes):
                     self._session.items_read(await self.machine.items(USER, ctimes))
+                case Close(code=Erased.close_code):
+                    self.disconnect()
                 case _:
                     raise AssertionError(f"the node closes: {effect}")
         return sent

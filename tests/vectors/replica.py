@@ -94,6 +94,15 @@ class Story:
         self.connected = False
         self._feed({"restart": {}})
 
+    async def erase(self) -> None:
+        """A backend erases the user: the device is not asked."""
+        self._tick()
+        await self.node.erase()
+
+    async def begin_again(self) -> None:
+        self.connected = False
+        self._feed({"begin_again": {}})
+
     async def wait(self, seconds: float) -> None:
         self.now += round(seconds * SECOND)
         self.node.clock.now = self.now
@@ -670,6 +679,78 @@ async def restored_backup_is_followed_back_by_a_snapshot(s: Story) -> None:
     s.node = NodeRun(s.now)
     await s.connect()
     await s.deliver()
+
+
+@story
+async def erase_leaves_nothing_on_the_device_until_the_application_begins_again(s: Story) -> None:
+    await s.backend(create(USER, "chat", 1, msg_id="a"), create(USER, "chat", 2, msg_id="b"))
+    await s.connect()
+    await s.deliver()
+    await s.hide("a")
+    await s.write(create(USER, "notes", 1, msg_id="n"))
+    await s.erase()
+    await s.deliver()
+    await s.write(create(USER, "notes", 2, msg_id="o"))
+    await s.hide("b")
+    await s.dismiss_category("chat", "d")
+    await s.look_back(0)
+    await s.begin_again()
+    await s.write(create(USER, "notes", 3, msg_id="n"))
+    await s.backend(create(USER, "chat", 3, msg_id="a"))
+    await s.connect()
+    await s.deliver()
+    await s.shows_what_the_node_has()
+
+
+@story
+async def device_that_was_offline_does_not_bring_an_erased_user_back(s: Story) -> None:
+    await s.connect()
+    await s.deliver()
+    await s.disconnect()
+    await s.write(create(USER, "notes", 1, msg_id="n"))
+    await s.erase()
+    await s.write(create(USER, "notes", 2, msg_id="o"))
+    await s.connect()
+    await s.deliver()
+    await s.restart()
+    await s.begin_again()
+    await s.connect()
+    await s.deliver()
+    await s.shows_what_the_node_has()
+
+
+@story
+async def written_in_the_new_life_is_gone_with_it(s: Story) -> None:
+    await s.connect()
+    await s.deliver()
+    await s.erase()
+    await s.deliver()
+    await s.begin_again()
+    await s.write(create(USER, "notes", 1, msg_id="n"))
+    await s.restart()
+    await s.erase()
+    await s.connect()
+    await s.deliver()
+
+
+@story
+async def restored_backup_from_before_an_erase_keeps_the_outbox(s: Story) -> None:
+    await s.connect()
+    await s.deliver()
+    await s.erase()
+    await s.deliver()
+    await s.begin_again()
+    await s.connect()
+    await s.deliver()
+    await s.backend(create(USER, "chat", "of the second life", msg_id="a"))
+    await s.deliver()
+    await s.disconnect()
+    await s.write(create(USER, "notes", "unsent", msg_id="n"))
+    s.node = NodeRun(s.now)
+    await s.backend(create(USER, "chat", "of the first life", msg_id="b"))
+    await s.connect()
+    await s.deliver()
+    await s.shows_what_the_node_has()
 
 
 @story

@@ -4,6 +4,8 @@ Each device is a real Client. Either its network breaks, in the middle of receiv
 while the app stays open and in use; or the app is closed, and later starts again from its store.
 At the end, one device of each user snoozes an item for a few seconds. All devices of the user are
 told, and lose their network; the item begins again on each of them all the same.
+
+If somebody erases a user meanwhile, its devices begin a new life at once.
 """
 
 import asyncio
@@ -32,7 +34,7 @@ from gregor.client.websocket import WebSocketTransport, websocket
 from gregor.core.instant import Time
 from gregor.core.message import MsgID
 from gregor.core.state import Item, State
-from gregor.errors import InvalidMessage, Unavailable
+from gregor.errors import Erased, InvalidMessage, Unavailable
 from gregor.protocol.answers import StateAnswer
 from gregor.protocol.frames import SyncPage
 from gregor.protocol.later_versions import decode_node_frame
@@ -75,6 +77,7 @@ class Score:
     dropped_off: int = 0
     began_offline: int = 0
     resynced: int = 0
+    erased: int = 0
     mismatches: int = 0
     agreeing: int = 0
     received_snapshots: list[ReceivedSnapshot] = field(default_factory=list)
@@ -232,6 +235,9 @@ class DemoDevice:
                 self._demo.score.resynced += self._syncs > 1
             case WriteRejected():
                 self._demo.score.rejected += 1
+            case Erased():
+                self._demo.score.erased += 1
+                client.reconnect()
 
     def _on_snapshot_received(self, cursor: Time, items: int) -> None:
         known = 0 if self.client is None else self.client.replica.cursor
@@ -260,7 +266,8 @@ class DemoDevice:
         self._demo.score.dropped_off += not self._demo.over.is_set()
 
     async def _write(self, client: Client) -> None:
-        with suppress(InvalidMessage):  # what was to be snoozed expires before that, or has gone
+        # What was to be snoozed expires before that, or has gone; or the user has.
+        with suppress(InvalidMessage, Erased):
             self._demo.score.written.add(await self._send_random_message(client))
 
     async def _send_random_message(self, client: Client) -> MsgID:
@@ -298,10 +305,10 @@ class DemoDevice:
 
     async def _be_reminded(self, client: Client) -> None:
         """Lose the network as soon as this device knows when the reminder begins, until then."""
-        if self._snoozes:
-            msg_id = await client.put(REMINDER, "this begins without a network")
-            self._demo.score.written |= {msg_id, await client.snooze(msg_id, self._demo.snooze)}
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, Erased):
+            if self._snoozes:
+                msg_id = await client.put(REMINDER, "this begins without a network")
+                self._demo.score.written |= {msg_id, await client.snooze(msg_id, self._demo.snooze)}
             async with asyncio.timeout(SETTLE_TIMEOUT_SECONDS):
                 await _until(lambda: _knows_start(client))
                 self._network.cut()
@@ -317,6 +324,8 @@ class DemoDevice:
                 await client.wait_synced()
         except TimeoutError:
             return False
+        except Erased:  # it has nothing left to send
+            return await self._flush(client)
         return True
 
     async def _compare(self, client: Client) -> str | None:

@@ -58,6 +58,7 @@ class DemoResult(NamedTuple):
             "dropped_off": self.score.dropped_off,
             "began_offline": self.score.began_offline,
             "resynced": self.score.resynced,
+            "erased": self.score.erased,
             "mismatches": self.score.mismatches,
             "agree": self.score.agreeing,
         }
@@ -73,11 +74,12 @@ class DemoResult(NamedTuple):
             "dropped_off": "times: the network broke, or the app was closed",
             "began_offline": "times: a snoozed item, on a device without a network",
             "resynced": "times, mostly after a reconnect",
+            "erased": "times: the user was erased, and a device wiped itself and began again",
             "mismatches": "of hashes after a sync",
             "agree": "with the server at the end, hash and items",
         }
         for name, figure in self.figures().items():
-            if name != "rejected" or figure:
+            if name not in ("rejected", "erased") or figure:
                 yield name.replace("_", " "), f"{figure:,}", explanations.get(name, "")
 
     def verdict(self) -> str:

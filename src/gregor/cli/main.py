@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from gregor.cli import (
     demo,
     erase,
+    explain,
     export,
     inbox,
     migrate,
@@ -184,6 +185,7 @@ command(rich_help_panel=CLIENT_PANEL)(queries.get)
 command(rich_help_panel=CLIENT_PANEL)(queries.count)
 command(rich_help_panel=CLIENT_PANEL)(inbox.inbox)
 command(rich_help_panel=CLIENT_PANEL)(queries.log)
+command(rich_help_panel=CLIENT_PANEL)(explain.explain)
 command(rich_help_panel=CLIENT_PANEL)(watch.watch)
 command(rich_help_panel=CLIENT_PANEL)(replay.replay)
 command(rich_help_panel=DEMO_PANEL)(demo.demo)

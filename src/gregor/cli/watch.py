@@ -12,6 +12,7 @@ import typer
 from gregor.cli import options, output
 from gregor.cli.event_loop import run
 from gregor.core.instant import SECOND
+from gregor.errors import Erased, GregorError, Unavailable
 from gregor.protocol.json_line import json_line
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ async def _watch(
     settings: "Settings", uid: str, device: str, prefix: str, on_screen: bool, json: bool
 ) -> None:
     from gregor.cli.remote import CommandProducer, request
-    from gregor.client import Client
+    from gregor.client import Client, Offline
 
     # A Client retries forever. If no server answers at the start, report that instead.
     await request(settings, CommandProducer.check_server)
@@ -75,8 +76,8 @@ async def _watch(
         async for event in events:
             if _matches(event, prefix):
                 print(_event_json(event) if json else _event_text(event), flush=True)
-            if client.failure is not None:
-                raise client.failure
+            if isinstance(event, Offline) and event.final:
+                raise _failure(client)
 
 
 async def _draw(client: "Client", events: "Subscription", prefix: str) -> None:
@@ -91,8 +92,16 @@ async def _draw(client: "Client", events: "Subscription", prefix: str) -> None:
                 live.update(_screen(client, prefix, recent, live.console.height), refresh=True)
                 await asyncio.sleep(REDRAW_SECONDS)
         reading.cancel()
-    if client.failure is not None:
-        raise client.failure
+    raise _failure(client)
+
+
+def _failure(client: "Client") -> GregorError:
+    """Why the client has stopped trying."""
+    match client.failure:
+        case Erased(epoch=epoch):
+            return Erased("the user was erased; watch again to see what comes now", epoch=epoch)
+        case failure:
+            return failure or Unavailable("the client has stopped")
 
 
 async def _read_events(events: "Subscription", prefix: str, recent: list[str]) -> None:
@@ -153,12 +162,17 @@ def _event_text(event: "Event") -> str:
             return f"offline: {output.printable(reason)}"
         case WriteRejected(message, problem):
             return output.printable(f"rejected {message.msg_id}: {problem.message}")
+        case Erased():
+            return "erased: the user was erased on the server, and nothing is left on this device"
         case _:
             return _name(event)
 
 
 def _event_json(event: "Event") -> str:
-    fields = msgspec.to_builtins(event, builtin_types=(msgspec.Raw,))
+    if isinstance(event, Erased):
+        fields: dict[str, object] = {"epoch": event.epoch}
+    else:
+        fields = msgspec.to_builtins(event, builtin_types=(msgspec.Raw,))
     return json_line(msgspec.json.encode({"event": _name(event), **fields}).decode())
 
 

@@ -21,6 +21,7 @@ from gregor.client.state_machine import DeviceStateMachine
 from gregor.client.status import Status
 from gregor.client.store import ClientStore, MemoryStore, SQLiteStore
 from gregor.core.inbox import InboxEntry, Undo
+from gregor.errors import Erased
 
 if TYPE_CHECKING:
     from gregor.client.producer import AsyncProducer, Producer
@@ -45,6 +46,7 @@ __all__ = [
     "DeviceStateMachine",
     "Disconnected",
     "Dismissed",
+    "Erased",
     "Event",
     "Inbox",
     "InboxEntry",

@@ -20,6 +20,7 @@ from gregor.client.snooze import snoozed
 from gregor.core import arguments
 from gregor.core.admission import check_type
 from gregor.core.instant import Time, TimeOrOffset
+from gregor.core.item_history import ItemHistory
 from gregor.core.message import (
     MAX_BATCH,
     MAX_CATEGORY,
@@ -230,6 +231,18 @@ def _read_erased(uid: UID, content: bytes) -> EraseAnswer:
 # Read
 
 
+def item_history(uid: AnyID, msg_id: AnyID) -> Call[ItemHistory]:
+    id_ = arguments.identifier("msg_id", msg_id, MAX_MSG_ID)
+    path = _user(uid, f"items/{quote(id_, safe='')}/history")
+    return Call("GET", path, partial(_read_history, _uid(uid), id_))
+
+
+def _read_history(uid: UID, msg_id: MsgID, content: bytes) -> ItemHistory:
+    answer = _history.decode(content)
+    _require((answer.uid, answer.msg_id) == (uid, msg_id))
+    return answer
+
+
 def state(
     uid: AnyID,
     device_id: AnyID | None,
@@ -393,6 +406,7 @@ _results = msgspec.json.Decoder(Results)
 _state = msgspec.json.Decoder(StateAnswer)
 _count = msgspec.json.Decoder(CountAnswer)
 _messages = msgspec.json.Decoder(MessagesAnswer)
+_history = msgspec.json.Decoder(ItemHistory)
 _erased = msgspec.json.Decoder(EraseAnswer)
 
 

@@ -36,6 +36,7 @@ from gregor.client.store import (
     RecordChanges,
     RecordKey,
     Records,
+    ScrubbedStore,
     changed_records,
     load_replica,
     missing_records,
@@ -182,6 +183,8 @@ class Client:
         missing = missing_records(records, replica)
         if missing:
             await self._store.save(missing)
+        if replica.erased:
+            await self._scrub()
         self._replica = replica.derived()
         self._connection.failure = self._erasure = replica.erasure()
         monotonic = asyncio.get_running_loop().time
@@ -607,11 +610,24 @@ class Client:
             for change, _ in results:
                 _fail(change, error)
             return
+        before = self._replica
         for change, replica in results:
             self._set_replica(replica, change.messages)
             if not change.done.done():
                 change.done.set_result(None)
         self._connection.wake()
+        if self._replica.erased and not before.erased:
+            await self._scrub()
+
+    async def _scrub(self) -> None:
+        """After a wipe, let no byte of the user stay in the store. What is removed is never loaded
+        again in any case, and a scrub that fails is repeated with the next start."""
+        if isinstance(self._store, ScrubbedStore):
+            try:
+                await call_outside("the client's store", self._store.scrub, STORE_TIMEOUT_SECONDS)
+            except GregorError as error:
+                reason = error.message
+                log.warning(LogEvent("bytes of an erased user may be left", reason=reason))
 
     async def _save(self, replicas: Sequence[Replica]) -> None:
         """Save the last of these replicas, which follow the present one. Raises StorageUnavailable

@@ -433,7 +433,7 @@ class _Conversation:
     async def _apply(self, messages: Sequence[InBandMessage], cursor: Time) -> None:
         await self._change(lambda replica, now: replica.apply(messages, cursor), messages)
 
-    async def _apply_snapshot(self, snapshot: Snapshot, cursor: Time, epoch: Time) -> None:
+    async def _apply_snapshot(self, snapshot: Snapshot, cursor: Time, epoch: Time | None) -> None:
         await self._change(lambda replica, now: replica.apply_snapshot(snapshot, cursor, epoch))
 
     async def _compare_hash(self, as_of: Time, hash_: str) -> None:

@@ -40,6 +40,7 @@ from gregor.core import arguments
 from gregor.core import message as factory
 from gregor.core.admission import check_type
 from gregor.core.instant import Time
+from gregor.core.item_history import ItemHistory
 from gregor.core.message import (
     JSON,
     AnyID,
@@ -65,6 +66,7 @@ AnItem = TypeVar("AnItem")
 ACount = TypeVar("ACount")
 SomeMessages = TypeVar("SomeMessages")
 AnErase = TypeVar("AnErase")
+AHistory = TypeVar("AHistory")
 
 Awaited: TypeAlias = Coroutine[Any, Any, T]
 
@@ -96,7 +98,17 @@ def _require_open(http: httpx.Client | httpx.AsyncClient) -> None:
 
 class BaseProducer(
     Notifier[OneResult],
-    Generic[OneResult, ManyResults, AState, StatePages, AnItem, ACount, SomeMessages, AnErase],
+    Generic[
+        OneResult,
+        ManyResults,
+        AState,
+        StatePages,
+        AnItem,
+        ACount,
+        SomeMessages,
+        AHistory,
+        AnErase,
+    ],
 ):
     """What a Producer and an AsyncProducer promise. The type parameters are what their methods
     return: the answer, or something to await.
@@ -322,6 +334,11 @@ class BaseProducer(
         and go on after its cursor."""
         return self.perform(calls.messages(uid, device_id, since, after, limit))
 
+    def history(self, uid: AnyID, msg_id: AnyID) -> AHistory:
+        """What became of an item up to now, and why: which messages made and ended it, when, by
+        which rule, and who sent them. With the token of a service, services have names."""
+        return self.perform(calls.item_history(uid, msg_id))
+
     # Erasing
 
     def erase(self, uid: AnyID) -> AnErase:
@@ -349,6 +366,9 @@ class BaseProducer(
     def perform(self, call: Call[MessagesAnswer]) -> SomeMessages: ...
     @overload
     @abstractmethod
+    def perform(self, call: Call[ItemHistory]) -> AHistory: ...
+    @overload
+    @abstractmethod
     def perform(self, call: Call[EraseAnswer]) -> AnErase: ...
     @abstractmethod
     def perform(self, call: Any) -> Any:
@@ -368,6 +388,7 @@ class Producer(
         Item | None,
         CountAnswer,
         MessagesAnswer,
+        ItemHistory,
         EraseAnswer,
     ]
 ):
@@ -481,6 +502,7 @@ class AsyncProducer(
         Awaited[Item | None],
         Awaited[CountAnswer],
         Awaited[MessagesAnswer],
+        Awaited[ItemHistory],
         Awaited[EraseAnswer],
     ]
 ):

@@ -63,6 +63,15 @@ class ClientStore(Protocol):
         ...
 
 
+@runtime_checkable
+class ScrubbedStore(ClientStore, Protocol):
+    """A ClientStore that keeps bytes of removed records until it is told to overwrite them."""
+
+    async def scrub(self) -> None:
+        """Overwrite what was removed. Idempotent. When this returns, no byte of it is left."""
+        ...
+
+
 class MemoryStore:
     """A ClientStore that lives as long as this object. Clients may open it one after another, as
     after a restart of the device."""
@@ -129,9 +138,9 @@ CREATE TABLE records (
 
 
 class SQLiteStore:
-    """A ClientStore in an SQLite file, which is created if it does not exist. A change that `save`
-    has returned from survives `kill -9` and a power cut. One process has the file open at a time;
-    opening raises SetupError for a second one."""
+    """A ScrubbedStore in an SQLite file, which is created if it does not exist. A change that
+    `save` has returned from survives `kill -9` and a power cut. One process has the file open at a
+    time; opening raises SetupError for a second one."""
 
     def __init__(self, path: str | Path) -> None:
         check_type("path", path, str, Path)
@@ -159,6 +168,9 @@ class SQLiteStore:
 
     async def save(self, changes: RecordChanges) -> None:
         await self._database.write(lambda connection: _save(connection, changes))
+
+    async def scrub(self) -> None:
+        await self._database.scrub()
 
     def _load(self, connection: DatabaseConnection) -> Records:
         ((result,),) = connection.execute_sql("PRAGMA quick_check(1)")

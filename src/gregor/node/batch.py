@@ -8,16 +8,18 @@ from collections.abc import Iterable, Sequence
 
 from gregor.core.instant import Time
 from gregor.core.message import InBandMessage, Message, OutOfBandMessage
-from gregor.interfaces import Accepted, Outcome, Rejected, Relayed, Slot, Stored
+from gregor.interfaces import Accepted, Caller, Outcome, Rejected, Relayed, Slot, Stored
 
 
 class Batch:
-    """The entries of one inject, whose sender knows this epoch of their user. `slots` are those for
-    the store. The others are decided: what the caller may not send is Rejected, and an out-of-band
-    message is Relayed."""
+    """The entries of one inject, whose caller knows this epoch of their user. `slots` are those for
+    the store, with their authors. The others are decided: what the caller may not send is Rejected,
+    and an out-of-band message is Relayed."""
 
-    def __init__(self, entries: Iterable[Message | Rejected], epoch: Time | None = None) -> None:
-        self._entries = [_entry(entry, epoch) for entry in entries]
+    def __init__(
+        self, caller: Caller, entries: Iterable[Message | Rejected], epoch: Time | None = None
+    ) -> None:
+        self._entries = [_entry(caller, entry, epoch) for entry in entries]
         self.slots = [entry for entry in self._entries if isinstance(entry, Slot)]
 
     def outcomes(self) -> list[Outcome]:
@@ -25,10 +27,12 @@ class Batch:
         return [_outcome(entry) for entry in self._entries]
 
 
-def _entry(entry: Message | Rejected, epoch: Time | None) -> Slot | Relayed | Rejected:
+def _entry(
+    caller: Caller, entry: Message | Rejected, epoch: Time | None
+) -> Slot | Relayed | Rejected:
     match entry:
         case InBandMessage():
-            return Slot(entry, epoch=epoch)
+            return Slot(entry, caller.author_of(entry), epoch)
         case OutOfBandMessage():
             return Relayed(entry)
         case Rejected():

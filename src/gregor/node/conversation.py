@@ -246,7 +246,7 @@ class Conversation:
 
     async def _store(self, n: int, entries: Sequence[Message | Rejected]) -> None:
         session = self.session
-        caller = Caller(session.uid, session.device_id)
+        caller = Caller(session.uid, session.device_id, is_service=False)
         try:
             session.stored(n, await self._host.inject(caller, entries, session.epoch))
         except Unavailable as error:

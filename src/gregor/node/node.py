@@ -146,7 +146,7 @@ class Node:
         does not answer. If the task that calls is cancelled, the messages are stored and delivered
         all the same.
         """
-        return await self._finish(self._inject(caller, Batch(entries, epoch)))
+        return await self._finish(self._inject(caller, Batch(caller, entries, epoch)))
 
     async def erase(self, caller: Caller, uid: UID) -> EraseResult:
         """Delete everything of the user, and disconnect the user's devices from all nodes, each

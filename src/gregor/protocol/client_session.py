@@ -71,11 +71,11 @@ class Apply(NamedTuple):
 
 class Replace(NamedTuple):
     """Replace all that came from the server with this snapshot. Keep the outbox and the hidden
-    items. The replica then has this epoch."""
+    items. The replica then has this epoch (None: the one that it has)."""
 
     snapshot: Snapshot
     cursor: Time
-    epoch: Time
+    epoch: Time | None
 
 
 class Compare(NamedTuple):
@@ -333,7 +333,7 @@ class ClientSession:
             return []
         self.cursor = page.cursor
         collected = self.state.pages if isinstance(self.state, Syncing) else ()
-        return [Replace(_snapshot_of([*collected, page]), page.cursor, self.epoch or 0)]
+        return [Replace(_snapshot_of([*collected, page]), page.cursor, self.epoch)]
 
     def _settle_consume(self, n: int) -> bool:
         if self._last_consume != InFlight(n):

@@ -16,7 +16,7 @@ from gregor.core.admission import check_id, check_text
 from gregor.core.instant import MAX_TIME, SECOND, Time
 from gregor.core.message import UID
 from gregor.errors import Forbidden, InvalidMessage, NotYetValid, SetupError, Unauthenticated
-from gregor.interfaces import HOLDS_FOREVER
+from gregor.interfaces import HOLDS_FOREVER, Caller
 
 ALGORITHM = "HS256"
 MIN_SECRET_BYTES = 32
@@ -50,6 +50,11 @@ class Identity(NamedTuple):
     def accepted_until(self) -> Time | None:
         """When a connection with this token ends; None if never."""
         return None if self.expires_at is None else self.expires_at + LEEWAY
+
+    @property
+    def caller(self) -> Caller:
+        """Who sends what comes with this token, as far as the token says it."""
+        return Caller(self.uid, is_service=self.role is Role.SERVICE)
 
     def validated(self) -> "Identity":
         """This identity. Raises Unauthenticated if it is a device's and its uid is invalid, and

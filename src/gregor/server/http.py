@@ -20,6 +20,7 @@ from gregor.core.message import (
     MAX_BATCH,
     MAX_CATEGORY,
     MAX_KEY,
+    MAX_MSG_ID,
     UID,
     Category,
     DeviceID,
@@ -38,7 +39,7 @@ from gregor.errors import (
     TooLarge,
     Unavailable,
 )
-from gregor.interfaces import HOLDS_FOREVER, Caller, Rejected
+from gregor.interfaces import HOLDS_FOREVER, Rejected
 from gregor.node.conversation import Admission, Resumption
 from gregor.protocol.answers import (
     CountAnswer,
@@ -97,7 +98,7 @@ async def post_messages(service: Service, request: Request, identity: Identity) 
         entries = _read_multi_user(_fields_of(MultiUserRequest, fields), identity)
     else:
         return _json(Results((await _inject_one(service, request, identity, body),)))
-    outcomes = await service.inject(Caller(identity.uid), entries, request.state.epoch)
+    outcomes = await service.inject(identity.caller, entries, request.state.epoch)
     return _json(Results(tuple(map(Result.of, outcomes))))
 
 
@@ -106,7 +107,7 @@ async def _inject_one(
 ) -> Result:
     """Inject a single message. Raises the error of one that is rejected."""
     entries = read_entries([Raw(body)], identity.may_access)
-    (outcome,) = await service.inject(Caller(identity.uid), entries, request.state.epoch)
+    (outcome,) = await service.inject(identity.caller, entries, request.state.epoch)
     if isinstance(outcome, Rejected):
         raise outcome.error
     return Result.of(outcome)
@@ -153,7 +154,7 @@ async def delete_user(service: Service, request: Request, identity: Identity) ->
     """Erase a user. An unknown one is erased as well."""
     uid = user_of(request, identity, set())
     identity.require_service("erase its user")
-    erasure, pending = await service.erase(Caller(identity.uid), uid)
+    erasure, pending = await service.erase(identity.caller, uid)
     return _json(EraseAnswer(uid, erasure.epoch, pending))
 
 
@@ -280,6 +281,14 @@ async def get_events(service: Service, request: Request, identity: Identity) -> 
     issued_at = identity.issued_at if identity.role is Role.DEVICE else HOLDS_FOREVER
     admission = Admission(uid, identity.accepted_until, issued_at)
     return EventStream(service, Resumption(admission, device_id, cursor, _epoch(request)))
+
+
+async def get_item_history(service: Service, request: Request, identity: Identity) -> Response:
+    """What became of one item, and why. The user's own devices see no names of services."""
+    uid, msg_id = user_of(request, identity, set()), request.path_params["msg_id"]
+    check_text("msg_id", msg_id, MAX_MSG_ID)
+    history = await service.node.state_machine.item_history(uid, msg_id)
+    return _json(history if identity.role is Role.SERVICE else history.without_services())
 
 
 # Health

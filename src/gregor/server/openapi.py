@@ -6,7 +6,8 @@ from typing import Any
 import msgspec
 
 from gregor.core.instant import MAX_TIME
-from gregor.core.message import MAX_KEY, InBandMessage, OutOfBandMessage
+from gregor.core.item_history import ItemHistory
+from gregor.core.message import MAX_KEY, MAX_MSG_ID, InBandMessage, OutOfBandMessage
 from gregor.protocol.answers import (
     CountAnswer,
     EraseAnswer,
@@ -58,6 +59,7 @@ def describe() -> JSONObject:
         StateAnswer,
         CountAnswer,
         MessagesAnswer,
+        ItemHistory,
         EraseAnswer,
         ImportAnswer,
         PruneRequest,
@@ -167,6 +169,7 @@ def _paths() -> JSONObject:
             )
         },
         f"{user}/messages": {"get": messages},
+        f"{user}/items/{{msg_id}}/history": {"get": _item_history()},
         f"{user}/events": {"get": _stream(device)},
         "/healthz": {"get": _public("Liveness: the process responds")},
         "/readyz": {"get": _ready()},
@@ -226,6 +229,22 @@ def _backup() -> JSONObject:
             "404": _problem("The store is not one SQLite file"),
         },
     }
+
+
+def _item_history() -> JSONObject:
+    msg_id = {
+        "name": "msg_id",
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string", "minLength": 1, "maxLength": MAX_MSG_ID},
+    }
+    return _operation(
+        "What became of an item, and why: which messages made and ended it, when, by which rule,"
+        " and who sent them. Devices see `service` for each service. An id that is not known, or"
+        " that creates no item, is `unknown`",
+        "ItemHistory",
+        msg_id,
+    )
 
 
 def _epoch_header() -> JSONObject:

@@ -1,6 +1,7 @@
 """The URLs of a server, and what answers at each."""
 
 from functools import partial
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 from starlette.applications import Starlette
@@ -37,6 +38,11 @@ def make_app(service: Service) -> Starlette:
         Route(f"{user}/state", private(http.get_state), methods=["GET"]),
         Route(f"{user}/count", private(http.get_count), methods=["GET"]),
         Route(f"{user}/messages", private(http.get_messages), methods=["GET"]),
+        _ItemRoute(
+            f"{user}/items/{{msg_id:uid}}/history",
+            private(http.get_item_history),
+            methods=["GET"],
+        ),
         Route(f"{user}/events", private(http.get_events, refuse=refusal), methods=["GET"]),
         Route("/healthz", public(http.get_health), methods=["GET"]),
         Route("/readyz", public(http.get_ready), methods=["GET"]),
@@ -64,10 +70,32 @@ class _UserRoute(Route):
     that no address below a user is taken for another user."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        path = scope.get("raw_path") or scope["path"].encode()
-        if not path.rpartition(b"/")[0].endswith(b"/v1/users"):
+        if not _raw_path(scope).rpartition(b"/")[0].endswith(b"/v1/users"):
             return Match.NONE, {}
         return super().matches(scope)
+
+
+class _ItemRoute(Route):
+    """The URL of an item of a user. Slashes in the two ids must be encoded: with both as they are,
+    it would not be clear where one ends."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match _raw_path(scope).rsplit(b"/", 5):
+            case [root, b"users", uid, b"items", msg_id, b"history"] if root.endswith(b"/v1"):
+                found, child = super().matches(scope)
+                ids = {"uid": _unquoted(uid), "msg_id": _unquoted(msg_id)}
+                return found, {**child, "path_params": {**child.get("path_params", {}), **ids}}
+            case _:
+                return Match.NONE, {}
+
+
+def _raw_path(scope: Scope) -> bytes:
+    path: bytes = scope.get("raw_path") or scope["path"].encode()
+    return path
+
+
+def _unquoted(segment: bytes) -> str:
+    return unquote_to_bytes(segment).decode(errors="replace")
 
 
 class _UID(Convertor[str]):

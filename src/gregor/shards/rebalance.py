@@ -20,7 +20,15 @@ target are closed and released together; fewer at a time if their writers would 
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import suppress
 from functools import partial
 from itertools import dropwhile, groupby
@@ -280,9 +288,8 @@ class Rebalancer:
     async def _copy_once(self, group: Group) -> bool:
         """Copy what the target lacks of the users of these buckets; return whether that was
         nothing. What a log does not tell is copied with the whole of it, and before the floor."""
-        held, copied = await asyncio.gather(
-            self._extents(group.source, group.buckets), self._extents(group.target, group.buckets)
-        )
+        copied = await self._extents(group.target, group.buckets)
+        held = await self._extents(group.source, group.buckets)
         lacking = {uid: e for uid, e in held.items() if not e.is_complete_in(copied.get(uid))}
         if not lacking:
             return True
@@ -403,33 +410,26 @@ class Rebalancer:
         self, holder: str, name: str, buckets: Sequence[int]
     ) -> list[UID]:
         """The users of these buckets of whom the holder lacks messages that this shard has, or a
-        clock or mark as late as here."""
-        copied_extents, held_extents = await asyncio.gather(
-            self._extents(name, buckets), self._extents(holder, buckets)
-        )
-        with_missing = [
-            uid
-            for uid, copied in copied_extents.items()
-            if copied.is_ahead_of(held_extents.get(uid))
-        ]
-        uids = [uid for uid in copied_extents if uid not in with_missing]
-        for first in range(0, len(uids), VERIFY_BATCH_USERS):
-            batch = uids[first : first + VERIFY_BATCH_USERS]
-            copied, held = await asyncio.gather(
-                self._contents(name, batch), self._contents(holder, batch)
-            )
-            with_missing += dict.fromkeys(
-                message.uid
-                for message in copied - held
-                if not self._is_forgotten(message.ctime, held_extents[message.uid])
-            )
-        return with_missing
+        clock, mark, floor or epoch as late as here.
 
-    def _is_forgotten(self, ctime: Time, holder: Extent) -> bool:
-        """Whether the holder may have forgotten even the id of a message."""
-        cutoff = self._retention.cutoff(self._clock())
+        The holder is read last. So what has happened meanwhile is not missing there, and if it has
+        forgotten a message, it says so."""
+        copies = await self._extents(name, buckets)
+        missing: list[PrunedMessage] = []
+        for uids in _batches([*copies], VERIFY_BATCH_USERS):
+            copied = await self._contents(name, uids)
+            missing += copied - await self._contents(holder, uids)
+        held = await self._extents(holder, buckets)
+        behind = [uid for uid, copy in copies.items() if copy.is_ahead_of(held.get(uid))]
+        return [*dict.fromkeys(behind + [m.uid for m in missing if self._is_lost(m, held)])]
+
+    def _is_lost(self, message: PrunedMessage, held: Mapping[UID, Extent]) -> bool:
+        """Whether the holder, which lacks a message, cannot have forgotten its id."""
+        if message.uid not in held:
+            return True
+        holder, cutoff = held[message.uid], self._retention.cutoff(self._clock())
         forgotten_ids = 0 if cutoff is None else min(holder.floor, cutoff.ids)
-        return ctime <= max(holder.epoch, forgotten_ids)
+        return message.ctime > max(holder.epoch, forgotten_ids)
 
     async def _contents(self, name: str, uids: Collection[UID]) -> set[PrunedMessage]:
         """All messages of these users, in the form that is left of them when they are forgotten:
@@ -456,6 +456,11 @@ class Rebalancer:
 
     async def _page(self, name: str, kind: Kind[R, C], cursors: Mapping[UID, C]) -> list[R]:
         return await self._databases[name].read(lambda c: kind.page(c, cursors))
+
+
+def _batches(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for first in range(0, len(values), size):
+        yield values[first : first + size]
 
 
 def _close(connection: DatabaseConnection, group: Group) -> Time:

@@ -16,7 +16,8 @@ from gregor.core.buckets import bucket_of
 from gregor.core.export import ExportPage, ExportPlace, ImportPart, Verdict
 from gregor.core.history import Cutoff
 from gregor.core.instant import Time, TimeOrOffset
-from gregor.core.message import UID, Category, DeviceID, InBandMessage
+from gregor.core.item_history import ItemHistory
+from gregor.core.message import UID, Category, DeviceID, InBandMessage, MsgID
 from gregor.core.state import Counts, Item
 from gregor.core.state_page import PageStart, StatePage, StateQuery
 from gregor.core.sync import Page, PageLimits, Start, Sync
@@ -317,6 +318,9 @@ class ShardedStateMachine(StateMachineOfRecord):
         return await self._call_holder(
             uid, lambda machine: machine.count_by_segment(uid, device_id, prefix)
         )
+
+    async def item_history(self, uid: UID, msg_id: MsgID) -> ItemHistory:
+        return await self._call_holder(uid, lambda machine: machine.item_history(uid, msg_id))
 
     async def _call_holder(self, uid: UID, method: Callable[[SQLStateMachine], Awaitable[T]]) -> T:
         """Call the shard that holds the user; retry while the user's bucket moves."""

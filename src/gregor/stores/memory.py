@@ -16,6 +16,7 @@ from gregor.core.history import (
     wrong_epoch,
 )
 from gregor.core.instant import Time, TimeOrOffset
+from gregor.core.item_history import Author, Authored, ItemHistory, Trace, history_of
 from gregor.core.message import UID, Category, DeviceID, Digest, InBandMessage, MsgID
 from gregor.core.state import Counts, Item
 from gregor.core.state_page import PageStart, StatePage, StateQuery, page_of
@@ -150,6 +151,9 @@ class MemoryStateMachine(StateMachineOfRecord):
             sum(step.ids for step in steps),
         )
 
+    async def item_history(self, uid: UID, msg_id: MsgID) -> ItemHistory:
+        return history_of(uid, msg_id, self._user(uid).trace(msg_id), self._clock())
+
     async def check_hashes(self, uids: Sequence[UID]) -> Sequence[UID]:
         return ()  # none is kept
 
@@ -159,6 +163,10 @@ class MemoryStateMachine(StateMachineOfRecord):
     def log(self, uid: UID) -> tuple[InBandMessage, ...]:
         """All messages of the user whose contents are not forgotten, in order and in full."""
         return tuple(self._user(uid).log)
+
+    def pruned(self, uid: UID) -> Mapping[MsgID, Time]:
+        """The ctimes of the messages whose contents are forgotten."""
+        return {msg_id: pruned.ctime for msg_id, pruned in self._user(uid).pruned.items()}
 
     def _user(self, uid: UID) -> "_UserLog":
         return self._users.get(uid) or _UserLog()
@@ -180,18 +188,25 @@ class _UserLog:
         self.time = UserTime(erasure.epoch, floor=erasure.epoch)
         self.log: list[InBandMessage] = []
         self._by_msg_id: dict[MsgID, InBandMessage] = {}
-        self._pruned: dict[MsgID, _PrunedID] = {}
+        self.pruned: dict[MsgID, _PrunedID] = {}
+        self._authors: dict[MsgID, Author] = {}
 
     def consume(self, slot: Slot, now: Time) -> StoreOutcome:
+        outcome = self._consume(slot, now)
+        if isinstance(outcome, Stored) and slot.author is not None:
+            self._authors[outcome.message.msg_id] = slot.author
+        return outcome
+
+    def _consume(self, slot: Slot, now: Time) -> StoreOutcome:
         message, epoch = slot.message, self.erasure.epoch
         if slot.epoch is not None and slot.epoch != epoch:
             return Rejected(message, wrong_epoch(slot.epoch, epoch))
-        if message.msg_id in self._by_msg_id or message.msg_id in self._pruned:
+        if message.msg_id in self._by_msg_id or message.msg_id in self.pruned:
             return self._resolve_known_id(message)
         return self._replay(message) if message.stamped else self._store(message, now)
 
     def _resolve_known_id(self, message: InBandMessage) -> StoreOutcome:
-        known, pruned = self._by_msg_id.get(message.msg_id), self._pruned.get(message.msg_id)
+        known, pruned = self._by_msg_id.get(message.msg_id), self.pruned.get(message.msg_id)
         if known is not None and known.same_contents(message):
             return Duplicate(known)
         if pruned is not None and pruned.digest == message.contents_digest():
@@ -265,7 +280,7 @@ class _UserLog:
 
     def _fate_of(self, message: InBandMessage, now: Time) -> tuple[bool, bool, bool]:
         """Whether the item of a stored message is dead, has expired, and is yet to begin."""
-        forgotten = message.msg_id in self._pruned
+        forgotten = message.msg_id in self.pruned
         dead = message.creation is not None and (
             forgotten or message.msg_id in self.facts.dismissed
         )
@@ -311,6 +326,31 @@ class _UserLog:
                 break
         return items
 
+    def trace(self, msg_id: MsgID) -> Trace:
+        """What there is of this id."""
+        message, pruned = self._by_msg_id.get(msg_id), self.pruned.get(msg_id)
+        dismissed = self.facts.dismissed.get(msg_id)
+        if dismissed is not None:
+            died_at: Time | None = dismissed.dismissed_at
+        else:
+            died_at = self.facts.tombstones.get(msg_id)
+        return Trace(
+            None if message is None else self._authored(message),
+            None if pruned is None else pruned.ctime,
+            died_at,
+            None if died_at is None else self._message_at(died_at),
+        )
+
+    def _message_at(self, ctime: Time) -> Authored | None:
+        index = bisect_left(self.log, ctime, key=_ctime)
+        for message in self.log[index : index + 1]:
+            if message.ctime == ctime:
+                return self._authored(message)
+        return None
+
+    def _authored(self, message: InBandMessage) -> Authored:
+        return Authored(message, self._authors.get(message.msg_id))
+
     # Forgetting
 
     def erased(self, now: Time) -> "_UserLog":
@@ -330,16 +370,17 @@ class _UserLog:
         self.log = [message for message in self.log if message.msg_id not in past]
         for msg_id, message in past.items():
             del self._by_msg_id[msg_id]
-            self._pruned[msg_id] = _PrunedID(message.ctime, message.contents_digest())
+            self._authors.pop(msg_id, None)
+            self.pruned[msg_id] = _PrunedID(message.ctime, message.contents_digest())
 
     def _forget_ids(self, end: Time) -> int:
         """Forget the ids up to this time. Returns how many."""
         tombstones = self.facts.tombstones.items()
         dismissed = [i for i, at in tombstones if at <= end and i not in self._by_msg_id]
-        pruned = [msg_id for msg_id, id_ in self._pruned.items() if id_.ctime <= end]
+        pruned = [msg_id for msg_id, id_ in self.pruned.items() if id_.ctime <= end]
         self.facts = self.facts.without_tombstones_of(dismissed)
         for msg_id in pruned:
-            del self._pruned[msg_id]
+            del self.pruned[msg_id]
         return len(dismissed) + len(pruned)
 
 

@@ -38,6 +38,7 @@ import msgspec
 from gregor.core.facts import Facts
 from gregor.core.history import Cutoff
 from gregor.core.instant import SECOND, Time, TimeOrOffset
+from gregor.core.item_history import Cause, IDRule, ItemEvent, ItemHistory, PutRule, RangeRule
 from gregor.core.message import (
     UID,
     Creation,
@@ -84,6 +85,8 @@ from gregor.stores.memory import MemoryStateMachine
 from gregor.testing import oracle
 from gregor.testing.clock import ManualClock
 from gregor.testing.strategies import (
+    MSG_IDS,
+    UNKNOWN_IDS,
     Erase,
     Forget,
     History,
@@ -1725,6 +1728,114 @@ class StateMachineConformance:
         needed = Dismissal(("m0", "m1", "m1"), dismissal.ranges)
         assert page.messages == (msgspec.structs.replace(update, dismissal=needed),)
         assert [item.msg_id for item in await machine.state(uid)] == ["m2", "u"]
+
+    # What became of an item, and why
+
+    @settings(max_examples=60)
+    @given(
+        st.lists(
+            st.tuples(times, st.lists(st.tuples(messages(), st.none() | times), max_size=4)),
+            max_size=6,
+        ),
+        times,
+    )
+    async def test_law_every_item_history_equals_the_reference_implementation(
+        self,
+        machine: StateMachineOfRecord,
+        clock: ManualClock,
+        batches: list[tuple[Time, list[tuple[InBandMessage, Time | None]]]],
+        later: Time,
+    ) -> None:
+        """With the author of each message: that of a duplicate, or of a conflict, is not kept."""
+        uid, reference, authors = new_uid(), MemoryStateMachine(clock), count()
+        for now, batch in batches:
+            clock.now = now
+            sent = of_user(uid, [message.stamp(ctime or 0, 0) for message, ctime in batch])
+            slots = [(message, f"service:{next(authors)}") for message in sent]
+            for store in (machine, reference):
+                await store.store([Slot(*slot) for slot in slots])
+            for clock.now in (now, max(now, later)):
+                for msg_id in (*MSG_IDS, *UNKNOWN_IDS):
+                    history = await machine.item_history(uid, msg_id)
+                    assert history == await reference.item_history(uid, msg_id)
+
+    async def test_item_history_names_messages_authors_and_rules(
+        self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
+    ) -> None:
+        at = EPOCH
+
+        async def send(message: InBandMessage, author: str | None) -> Cause:
+            nonlocal at
+            clock.now = at = at + SECOND
+            await machine.store([Slot(message, author)])
+            return Cause(message.msg_id, author)
+
+        item = await send(put(uid, "a.b", key="k", msg_id="i"), "service:billing")
+        kept = await send(create(uid, "a.c", msg_id="j"), "device:phone")
+        assert await machine.item_history(uid, "j") == ItemHistory(
+            uid, "j", "visible", (ItemEvent(at, "created", kept),)
+        )
+        replacing = await send(put(uid, "z", key="k", msg_id="p"), None)
+        ranged = await send(dismiss_category(uid, "a.", prefix=True, msg_id="d"), "device:phone")
+        created = ItemEvent(EPOCH + SECOND, "created", item)
+        replaced = ItemEvent(EPOCH + 3 * SECOND, "replaced", replacing, PutRule("k"))
+        assert await machine.item_history(uid, "i") == ItemHistory(
+            uid, "i", "replaced", (created, replaced)
+        )
+        assert (await machine.item_history(uid, "j")).events[1] == ItemEvent(
+            at, "dismissed", ranged, RangeRule("a.", True, False, at)
+        )
+        assert await machine.item_history(uid, "d") == ItemHistory(uid, "d", "unknown")
+        unknown = new_uid()
+        assert await machine.item_history(unknown, "i") == ItemHistory(unknown, "i", "unknown")
+
+    async def test_each_message_of_a_batch_has_the_author_that_sent_it_first(
+        self, machine: StateMachineOfRecord, uid: UID
+    ) -> None:
+        ids, authors = ("m0", "m1", "m2"), ("service:a", None, "device:b")
+        sent = [create(uid, "a", msg_id=id_) for id_ in ids]
+        await machine.store([Slot(m, author) for m, author in zip(sent, authors, strict=True)])
+        await machine.store([Slot(message, "service:later") for message in sent])
+        for msg_id, author in zip(ids, authors, strict=True):
+            (created,) = (await machine.item_history(uid, msg_id)).events
+            assert created.by == Cause(msg_id, author)
+
+    async def test_item_history_of_an_item_that_was_dismissed_before_it_arrived(
+        self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
+    ) -> None:
+        await machine.store([Slot(dismiss(uid, "i", msg_id="d"), "device:phone")])
+        dead = ItemEvent(EPOCH, "dismissed", Cause("d", "device:phone"), IDRule("i"))
+        assert await machine.item_history(uid, "i") == ItemHistory(uid, "i", "unknown", (dead,))
+        clock.now += SECOND
+        await machine.store([Slot(create(uid, "a", msg_id="i"), "service:billing")])
+        created = ItemEvent(clock.now, "created", Cause("i", "service:billing"))
+        assert await machine.item_history(uid, "i") == ItemHistory(
+            uid, "i", "dismissed", (dead, created)
+        )
+
+    async def test_item_history_of_what_is_forgotten(
+        self, machine: StateMachineOfRecord, clock: ManualClock, uid: UID
+    ) -> None:
+        """A forgotten dismissal of an id has no author, but is still the cause."""
+        await machine.store([Slot(create(uid, "a", msg_id="i"), "service:billing")])
+        await machine.store([Slot(dismiss(uid, "i", "later", msg_id="d"), "device:phone")])
+        clock.now += DAY
+        after: str | None = ""
+        while after is not None:
+            after = (await machine.prune(Cutoff(clock.now - 1, 0), after)).last
+        for msg_id, ctime in (("i", EPOCH), ("d", EPOCH + 1)):
+            created = ItemEvent(ctime, "created", Cause(msg_id))
+            assert await machine.item_history(uid, msg_id) == ItemHistory(
+                uid, msg_id, "pruned", (created, ItemEvent(None, "pruned"))
+            )
+        await machine.store([Slot(create(uid, "a", msg_id="later"), "service:billing")])
+        events = (
+            ItemEvent(EPOCH + 1, "dismissed", None, IDRule("later")),
+            ItemEvent(clock.now, "created", Cause("later", "service:billing")),
+        )
+        assert await machine.item_history(uid, "later") == ItemHistory(
+            uid, "later", "dismissed", events
+        )
 
 
 class DurableStateMachineConformance(StateMachineConformance):

@@ -175,12 +175,12 @@ def account_for_expiries(
     changes: Counter[_Sum] = Counter()
     _subtract(changes, _expired(connection, kept, now))
     _update_scopes(connection, changes)
-    own = [
+    rows = [
         UserHash(uid, _added(before.hash, changes[_Sum(uid, ALL_DEVICES)]), now)
         for uid, before in kept.items()
     ]
-    if own:
-        connection.execute_rows(statements.UPDATE_HASHES, own)
+    if rows:
+        connection.execute_rows(statements.UPDATE_HASHES, rows)
 
 
 # Checking

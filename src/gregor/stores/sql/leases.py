@@ -1,8 +1,8 @@
 """Leases: what only one node may do at a time, by the clock of the database.
 
 A holder renews its lease while it works. One that was killed loses it when its time has run out.
-Whoever works under a lease takes it in the transaction of the work itself: then a holder that was
-frozen for longer than its lease does nothing when it goes on.
+Each transaction of the work takes the lease itself: then a holder that was frozen for longer than
+its lease does nothing when it goes on.
 """
 
 import os

@@ -15,7 +15,8 @@ from typing import IO, Any, NamedTuple, Self, TypeVar
 from gregor.core.export import ExportPage, ExportPlace, ImportPart, Verdict
 from gregor.core.history import Cutoff
 from gregor.core.instant import SECOND, Time, TimeOrOffset
-from gregor.core.message import UID, Category, DeviceID, InBandMessage
+from gregor.core.item_history import ItemHistory
+from gregor.core.message import UID, Category, DeviceID, InBandMessage, MsgID
 from gregor.core.state import Counts, Item
 from gregor.core.state_page import PageStart, StatePage, StateQuery
 from gregor.core.sync import Page, PageLimits, Since, Start, Sync
@@ -50,6 +51,7 @@ from gregor.stores.sql.erase import erase, read_erasure
 from gregor.stores.sql.exports import read_export_page, users_after
 from gregor.stores.sql.failure_reason import FailureReason, failure_reason
 from gregor.stores.sql.imports import import_parts
+from gregor.stores.sql.item_history import read_item_history
 from gregor.stores.sql.leases import Lease
 from gregor.stores.sql.prune import prune
 from gregor.stores.sql.reads import (
@@ -176,9 +178,15 @@ class SQLStateMachine(StateMachineOfRecord):
         if self.schema is not None:
             require_not_too_old(self.schema.oldest_writer)
 
-    def require_schema(self, revision: str) -> None:
-        """Raises NotMigrated unless the database is known to have what this revision has added."""
+    async def has_schema(self, revision: str) -> bool:
+        """Whether the database has what this revision has added. Raises StorageUnavailable."""
         if self.schema is None or not self.schema.has(revision):
+            await self.read_schema()
+        return self.schema is not None and self.schema.has(revision)
+
+    async def require_schema(self, revision: str) -> None:
+        """Raises NotMigrated unless the database has what this revision has added."""
+        if not await self.has_schema(revision):
             raise NotMigrated(
                 f"the database does not have schema {revision} yet: run `gregor migrate`; retry"
             )
@@ -313,7 +321,7 @@ class SQLStateMachine(StateMachineOfRecord):
         """Erase the user in this database, and record there that the `others`, which are shards,
         may have old copies. On SQLite no body is left in the file afterwards."""
         self._require_writable()
-        self.require_schema(before_0008.REVISION)
+        await self.require_schema(before_0008.REVISION)
         now = self._clock()
         erasure = await self.database.write(
             lambda c: erase(c, uid, now, others, any_bucket=self._any_bucket)
@@ -324,11 +332,11 @@ class SQLStateMachine(StateMachineOfRecord):
     # Exporting and importing
 
     async def users_after(self, uid: UID, limit: int) -> Sequence[UID]:
-        self.require_schema(before_0008.REVISION)
+        await self.require_schema(before_0008.REVISION)
         return await self.database.read(lambda c: users_after(c, uid, limit))
 
     async def export_page(self, uid: UID, place: ExportPlace) -> ExportPage:
-        self.require_schema(before_0008.REVISION)
+        await self.require_schema(before_0008.REVISION)
         return await self._read_user(uid, lambda c: read_export_page(c, uid, place))
 
     async def import_parts(
@@ -336,7 +344,7 @@ class SQLStateMachine(StateMachineOfRecord):
     ) -> Sequence[Sequence[Verdict]]:
         """What is erased by them is recorded for the `others`, which are shards."""
         self._require_writable()
-        self.require_schema(before_0008.REVISION)
+        await self.require_schema(before_0008.REVISION)
         now = self._clock()
         return await self.database.write(
             lambda c: import_parts(c, parts, now, others, any_bucket=self._any_bucket)
@@ -414,7 +422,7 @@ class SQLStateMachine(StateMachineOfRecord):
     async def prune(self, cutoff: Cutoff, after: str = "") -> PruneStep:
         """Raises LeaseHeld if another node prunes this database, and ClockSkew: a clock that is
         ahead would forget too much."""
-        self.require_schema(before_0008.REVISION)
+        await self.require_schema(before_0008.REVISION)
         self._require_right_clock()
         now = self._clock()
         step = await self.database.write(
@@ -476,6 +484,10 @@ class SQLStateMachine(StateMachineOfRecord):
     ) -> Counts:
         now = self._clock()
         return await self._read_user(uid, lambda c: read_segments(c, uid, device_id, prefix, now))
+
+    async def item_history(self, uid: UID, msg_id: MsgID) -> ItemHistory:
+        now = self._clock()
+        return await self._read_user(uid, lambda c: read_item_history(c, uid, msg_id, now))
 
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
         return await self.database.read(

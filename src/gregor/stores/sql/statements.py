@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_type_hints
 
 from gregor.core.instant import Time
+from gregor.core.item_history import Author
 from gregor.core.message import UID, Category, DeviceID, Digest, Key, MsgID
-from gregor.interfaces import Author, Erasure
+from gregor.interfaces import Erasure
 
 R = TypeVar("R")
 Row = TypeVar("Row", bound=tuple[Any, ...])
@@ -1631,6 +1632,29 @@ ITEM_FATES = BulkStatement(
     ItemKey,
     ItemFateRow._make,
 )
+
+
+# The history of one item
+
+
+class AuthoredMessage(NamedTuple):
+    """A message with its author, and the death of its item."""
+
+    ctime: Time
+    prev: Time
+    message: str
+    author: Author | None
+    dismissed_at: Time | None
+
+
+_AUTHORED = """
+    SELECT messages.ctime, messages.prev, messages.message, messages.author, messages.dismissed_at
+    FROM messages WHERE messages.uid = :uid AND
+"""
+MESSAGE_WITH_ID = Statement(f"{_AUTHORED} messages.msg_id = :msg_id", AuthoredMessage._make)
+
+# One at most: the cause of a death at this ctime.
+MESSAGE_AT = Statement(f"{_AUTHORED} messages.ctime = :ctime", AuthoredMessage._make)
 
 
 # The schema, and the nodes that run on it

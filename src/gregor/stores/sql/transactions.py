@@ -12,11 +12,12 @@ from gregor.core.buckets import bucket_of
 from gregor.core.facts import DismissedRange, dismissed_keys, dismissed_ranges
 from gregor.core.history import stored_too_late, wrong_epoch
 from gregor.core.instant import Time
+from gregor.core.item_history import Author
 from gregor.core.message import UID, InBandMessage
 from gregor.core.sync import UserTime
 from gregor.core.visibility import has_begun, has_expired
 from gregor.errors import Conflict, InvalidMessage, WrongShard
-from gregor.interfaces import Author, Duplicate, Rejected, Slot, Stored, StoreOutcome
+from gregor.interfaces import Duplicate, Rejected, Slot, Stored, StoreOutcome
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import DatabaseConnection, UniqueViolation
 from gregor.stores.sql.deaths import Deaths, StoredBatch, store_deaths
