@@ -14,14 +14,13 @@ from gregor.core.message import UID
 from gregor.errors import Forbidden, GregorError
 from gregor.log_event import LogEvent
 from gregor.node.exporting import export
+from gregor.protocol.requests import JSON_LINES, SQLITE_FILE
 from gregor.server import http
 from gregor.server.auth import Identity, Role
 from gregor.server.service import Service
 
 log = logging.getLogger("gregor.server")
 
-JSON_LINES = "application/jsonl"
-SQLITE = "application/vnd.sqlite3"
 CHUNK = 256 * 1024
 
 
@@ -74,7 +73,7 @@ async def get_backup(service: Service, request: Request, identity: Identity) -> 
             while chunk := await run_in_threadpool(file.read, CHUNK):
                 yield chunk
 
-    return StreamingResponse(chunks(), media_type=SQLITE, headers=headers)
+    return StreamingResponse(chunks(), media_type=SQLITE_FILE, headers=headers)
 
 
 def _require_service(identity: Identity, doing: str) -> None:
