@@ -494,8 +494,6 @@ MUTATIONS = [
         "shards/state_machine.py",
         "        await self._remove_copies(shard.machine, other.name)\n",
         "",
-        SHARDS_ERASE + "test_old_copy_goes_when_the_shard_is_back_before_the_one_that_knows_"
-        "of_the_erase[SQLite]",
         SHARDS_ERASE
         + "test_old_copy_goes_when_the_shard_that_knows_of_the_erase_is_back_last[SQLite]",
     ),
