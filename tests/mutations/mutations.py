@@ -11,6 +11,7 @@ ARGUMENTS = "tests/client/test_arguments.py::"
 EXHAUSTIVE = "tests/core/test_exhaustive.py::"
 VECTORS = "tests/core/test_vectors.py::"
 LAWS = "tests/core/test_laws.py::"
+HISTORY = "tests/core/test_history.py::"
 MEMORY = "tests/conformance/test_state_machines.py::TestMemory::"
 SQL = "tests/conformance/test_state_machines.py::TestSQLiteInMemory::"
 LAW_OF_HASHES = "test_law_hash_is_that_of_what_is_live_whatever_was_written_and_has_expired"
@@ -53,7 +54,12 @@ ITEM_HISTORY = "tests/core/test_item_history.py::"
 HISTORY_HTTP = "tests/server/test_item_history.py::"
 RANGE_DEATHS = "tests/core/test_range_deaths.py::"
 REBALANCE = "tests/shards/test_rebalance.py::"
+EXPORTS = "tests/stores/test_exports.py::"
 SCHEMA = "tests/stores/test_schema.py::"
+PRUNE = "tests/stores/test_prune.py::"
+SHARDS_ERASE = "tests/shards/test_erase.py::"
+FORGOTTEN = "tests/shards/test_forgotten.py::"
+SQLITE_FILES = "tests/stores/test_sqlite_files.py::"
 SHARDS_ERASE = "tests/shards/test_erase.py::"
 FORGOTTEN = "tests/shards/test_forgotten.py::"
 SQLITE_FILES = "tests/stores/test_sqlite_files.py::"
@@ -69,6 +75,56 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = [
+    # History
+    Mutation(
+        "a floor hides a live item",
+        "core/history.py",
+        "return message.creation is None or is_dead or has_expired(message.expires_at, floor)",
+        "return True",
+        HISTORY + "test_creation_and_what_it_dismissed_are_forgotten_apart",
+    ),
+    Mutation(
+        "what has died after the floor is past",
+        "core/history.py",
+        "dismissed_at is not None and dismissed_at <= floor",
+        "dismissed_at is not None",
+        MEMORY + "test_prune_takes_the_contents_of_what_is_past_and_counts_it",
+    ),
+    Mutation(
+        "a digest ignores the scope",
+        "core/message.py",
+        "sha256(self.contents())",
+        'sha256(self.contents().partition(b",")[2])',
+        MEMORY + "test_message_sent_again_after_its_contents_are_gone_is_known_by_its_digest",
+    ),
+    Mutation(
+        "a cursor below the floor and the clock gets changes",
+        "core/sync.py",
+        "self.mark <= cursor <= self.clock and not self.has_forgotten(cursor)",
+        "self.mark <= cursor <= self.clock",
+        MEMORY + "test_cursor_below_the_floor_gets_a_snapshot_and_its_messages_are_forgotten",
+    ),
+    Mutation(
+        "a page of a state lacks what has died since the first one, and is forgotten",
+        "core/history.py",
+        "return as_of < floor or user.has_forgotten(known)",
+        "return as_of < floor",
+        MEMORY + "test_pages_of_a_state_across_a_floor_that_rises_are_right_or_forgotten",
+    ),
+    Mutation(
+        "ids that have not arrived are forgotten with the contents of others",
+        "core/facts.py",
+        "facts = self.without_tombstones_of(msg_ids)",
+        "facts = self.without_tombstones()",
+        MEMORY + "test_ids_are_kept_until_they_are_forgotten",
+    ),
+    Mutation(
+        "by a clock that is set back, a message is stored in forgotten history",
+        "core/sync.py",
+        "return max(now, self.clock + 1, self.floor + 1)",
+        "return max(now, self.clock + 1)",
+        SQL + "test_no_message_is_stored_at_the_floor_or_before_it",
+    ),
     # The inbox
     Mutation(
         "a marker does not begin with its notification",
@@ -439,15 +495,15 @@ MUTATIONS = [
         "shards/state_machine.py",
         "        await self._remove_copies(shard.machine, other.name)\n",
         "",
-        SHARDS_ERASE + "test_old_copy_goes_when_the_shard_is_back_before_the_one_that_knows_"
-        "of_the_erase[SQLite]",
+        SHARDS_ERASE
+        + "test_old_copy_goes_when_the_shard_that_knows_of_the_erase_is_back_last[SQLite]",
     ),
     Mutation(
         "a user is erased where the bucket has been",
         "stores/sql/erase.py",
         "for error in () if any_bucket else closed_users(connection, [uid]).values():",
         "for error in ():",
-        SHARDS_ERASE + "test_erase_on_a_node_with_an_old_map_finds_the_user[SQLite]",
+        SHARDS_ERASE + "test_shard_that_does_not_hold_the_user_erases_nothing[SQLite-released]",
     ),
     Mutation(
         "what was read before an erase is copied after it",
@@ -497,7 +553,7 @@ MUTATIONS = [
         "stores/sql/sqlite_pages.py",
         "if any(content[gap.start : gap.stop]):",
         "if not any(content[gap.start : gap.stop]):",
-        SQLITE_FILES + "test_no_body_of_an_erased_user_is_left_in_any_file[0]",
+        SQLITE_FILES + "test_no_body_of_an_erased_user_is_left_in_any_file[3]",
     ),
     Mutation(
         "what SQLite has in memory brings back what was overwritten",
@@ -505,14 +561,14 @@ MUTATIONS = [
         """    driver.execute("PRAGMA shrink_memory")
 """,
         "",
-        SQLITE_FILES + "test_no_body_of_an_erased_user_is_left_in_any_file[0]",
+        SQLITE_FILES + "test_no_body_of_an_erased_user_is_left_in_any_file[3]",
     ),
     Mutation(
         "an erase leaves bodies in the WAL",
         "stores/sql/state_machine.py",
         "        await self.database.scrub()\n",
         "",
-        SQLITE_FILES + "test_no_body_of_an_erased_user_is_left_in_any_file[0]",
+        SQLITE_FILES + "test_no_body_of_an_erased_user_is_left_in_any_file[3]",
     ),
     # The cost of what one request holds
     Mutation(
@@ -2405,5 +2461,40 @@ MUTATIONS = [
         "return erasure.epoch if known is None else known",
         "return known",
         HTTP_ERASE + "test_write_with_a_token_that_an_erase_ends_meanwhile_is_not_stored",
+    ),
+    Mutation(
+        "export: the deaths are left out whose dismissals are forgotten",
+        "stores/sql/exports.py",
+        "(_tombstones, _deaths, _messages, _pruned)",
+        "(_tombstones, _messages, _pruned)",
+        EXPORTS + "test_death_whose_dismissal_is_forgotten_is_exported",
+    ),
+    Mutation(
+        "export: pages from before and after an erase are put together",
+        "node/exporting.py",
+        "while page.user.continues(first.user):",
+        "while True:",
+        EXPORTS + "test_erase_between_two_pages_leaves_nothing_of_the_user_in_the_export",
+    ),
+    Mutation(
+        "import: a message is stamped as a new one",
+        "stores/sql/transactions.py",
+        "return message.stamp(message.ctime, max(message.prev, clock))",
+        "return message.stamp_new(time.next_ctime(now), time.clock)",
+        EXPORTS + "test_authors_and_digests_are_kept",
+    ),
+    Mutation(
+        "import: a user is complete before all lines are in",
+        "stores/sql/imports.py",
+        "if part.ends and part.user.ctime",
+        "if part.user.ctime",
+        EXPORTS + "test_broken_line_is_named_and_loses_nothing_else",
+    ),
+    Mutation(
+        "import: cursors of the other store go on after a merge",
+        "stores/sql/imports.py",
+        "if has_others and mark <= user.ctime:",
+        "if False:",
+        EXPORTS + "test_device_of_either_store_gets_a_snapshot_after_a_merge",
     ),
 ]

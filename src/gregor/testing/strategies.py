@@ -127,42 +127,43 @@ def histories_and_instants(draw: st.DrawFn) -> tuple[History, Time]:
     return history, draw(st.sampled_from(edges) | times if edges else times)
 
 
-class Write(NamedTuple):
+class WriteStep(NamedTuple):
     """A step of a life: a batch of messages, each with the difference between the epoch that its
     sender knows and the user's (None: not checked). Without a ctime, they are new."""
 
     messages: tuple[tuple[InBandMessage, int | None], ...]
 
 
-class Forget(NamedTuple):
+class ForgetStep(NamedTuple):
     """A step of a life: the history is pruned."""
 
     cutoff: Cutoff
 
 
-class Erase(NamedTuple):
+class EraseStep(NamedTuple):
     """A step of a life: the user is erased."""
 
 
-Life: TypeAlias = list[tuple[Time, Write | Forget | Erase]]
+LifeStep: TypeAlias = WriteStep | ForgetStep | EraseStep
+Life: TypeAlias = list[tuple[Time, LifeStep]]
 """What happens to a user, with what the clock shows at each step."""
 
 _known_epochs = st.sampled_from([None, None, None, 0, 0, -1, 1])
 
 
 @st.composite
-def writes(draw: st.DrawFn) -> Write:
+def writes(draw: st.DrawFn) -> WriteStep:
     """New messages and replays, with ids and ctimes that collide."""
     stamps = times.filter(bool) | st.just(0)
     sent = draw(st.lists(st.tuples(messages(), stamps, _known_epochs), max_size=4))
-    return Write(tuple((message.stamp(ctime, 0), epoch) for message, ctime, epoch in sent))
+    return WriteStep(tuple((message.stamp(ctime, 0), epoch) for message, ctime, epoch in sent))
 
 
-forgets = st.builds(Forget, st.builds(Cutoff, times, st.just(0) | times))
+forgets = st.builds(ForgetStep, st.builds(Cutoff, times, st.just(0) | times))
 
 
 def lives(max_size: int = 7) -> st.SearchStrategy[Life]:
-    steps = st.one_of(writes(), writes(), writes(), forgets, forgets, st.just(Erase()))
+    steps = st.one_of(writes(), writes(), writes(), forgets, forgets, st.just(EraseStep()))
     return st.lists(st.tuples(times, steps), max_size=max_size)
 
 
