@@ -54,11 +54,12 @@ ITEM_HISTORY = "tests/core/test_item_history.py::"
 HISTORY_HTTP = "tests/server/test_item_history.py::"
 RANGE_DEATHS = "tests/core/test_range_deaths.py::"
 REBALANCE = "tests/shards/test_rebalance.py::"
+EXPORTS = "tests/stores/test_exports.py::"
 SCHEMA = "tests/stores/test_schema.py::"
+PRUNE = "tests/stores/test_prune.py::"
 SHARDS_ERASE = "tests/shards/test_erase.py::"
 FORGOTTEN = "tests/shards/test_forgotten.py::"
 SQLITE_FILES = "tests/stores/test_sqlite_files.py::"
-PRUNE = "tests/stores/test_prune.py::"
 
 
 class Mutation(NamedTuple):
@@ -490,15 +491,15 @@ MUTATIONS = [
         "shards/state_machine.py",
         "        await self._remove_copies(shard.machine, other.name)\n",
         "",
-        SHARDS_ERASE + "test_old_copy_goes_when_the_shard_is_back_before_the_one_that_knows_"
-        "of_the_erase[SQLite]",
+        SHARDS_ERASE
+        + "test_old_copy_goes_when_the_shard_that_knows_of_the_erase_is_back_last[SQLite]",
     ),
     Mutation(
         "a user is erased where the bucket has been",
         "stores/sql/erase.py",
         "for error in () if any_bucket else closed_users(connection, [uid]).values():",
         "for error in ():",
-        SHARDS_ERASE + "test_erase_on_a_node_with_an_old_map_finds_the_user[SQLite]",
+        SHARDS_ERASE + "test_shard_that_does_not_hold_the_user_erases_nothing[SQLite-released]",
     ),
     Mutation(
         "what was read before an erase is copied after it",
@@ -548,7 +549,7 @@ MUTATIONS = [
         "stores/sql/sqlite_pages.py",
         "if any(content[gap.start : gap.stop]):",
         "if not any(content[gap.start : gap.stop]):",
-        SQLITE_FILES + "test_no_body_of_an_erased_user_is_left_in_any_file[0]",
+        SQLITE_FILES + "test_no_body_of_an_erased_user_is_left_in_any_file[3]",
     ),
     Mutation(
         "what SQLite has in memory brings back what was overwritten",
@@ -556,14 +557,14 @@ MUTATIONS = [
         """    driver.execute("PRAGMA shrink_memory")
 """,
         "",
-        SQLITE_FILES + "test_no_body_of_an_erased_user_is_left_in_any_file[0]",
+        SQLITE_FILES + "test_no_body_of_an_erased_user_is_left_in_any_file[3]",
     ),
     Mutation(
         "an erase leaves bodies in the WAL",
         "stores/sql/state_machine.py",
         "        await self.database.scrub()\n",
         "",
-        SQLITE_FILES + "test_no_body_of_an_erased_user_is_left_in_any_file[0]",
+        SQLITE_FILES + "test_no_body_of_an_erased_user_is_left_in_any_file[3]",
     ),
     # The cost of what one request holds
     Mutation(
@@ -2456,5 +2457,40 @@ MUTATIONS = [
         "return erasure.epoch if known is None else known",
         "return known",
         HTTP_ERASE + "test_write_with_a_token_that_an_erase_ends_meanwhile_is_not_stored",
+    ),
+    Mutation(
+        "export: the deaths are left out whose dismissals are forgotten",
+        "stores/sql/exports.py",
+        "(_tombstones, _deaths, _messages, _pruned)",
+        "(_tombstones, _messages, _pruned)",
+        EXPORTS + "test_death_whose_dismissal_is_forgotten_is_exported",
+    ),
+    Mutation(
+        "export: pages from before and after an erase are put together",
+        "node/exporting.py",
+        "while page.user.continues(first.user):",
+        "while True:",
+        EXPORTS + "test_erase_between_two_pages_leaves_nothing_of_the_user_in_the_export",
+    ),
+    Mutation(
+        "import: a message is stamped as a new one",
+        "stores/sql/transactions.py",
+        "return message.stamp(message.ctime, max(message.prev, clock))",
+        "return message.stamp_new(time.next_ctime(now), time.clock)",
+        EXPORTS + "test_authors_and_digests_are_kept",
+    ),
+    Mutation(
+        "import: a user is complete before all lines are in",
+        "stores/sql/imports.py",
+        "if part.ends and part.user.ctime",
+        "if part.user.ctime",
+        EXPORTS + "test_broken_line_is_named_and_loses_nothing_else",
+    ),
+    Mutation(
+        "import: cursors of the other store go on after a merge",
+        "stores/sql/imports.py",
+        "if has_others and mark <= user.ctime:",
+        "if False:",
+        EXPORTS + "test_device_of_either_store_gets_a_snapshot_after_a_merge",
     ),
 ]

@@ -191,6 +191,29 @@ async def test_nodes_on_one_pubsub_hear_each_other(postgresql: PostgreSQL, redis
             assert await served.metric("gregor_pubsub_split ") == 0
 
 
+@pytest.mark.parametrize("publishes", [True, False])
+async def test_erase_reaches_the_devices_of_another_server(
+    postgresql: PostgreSQL, redis: Redis, publishes: bool
+) -> None:
+    """At once over the pub/sub; without one, by the sweep."""
+    seconds = 1000.0 if publishes else 0.5
+    settings = shared_settings(
+        await postgresql.create_database(),
+        pubsub=redis.url if publishes else None,
+        sweep_seconds=seconds,
+    )
+    async with (
+        serving(settings) as one,
+        serving(settings) as two,
+        await two.synced("u") as device,
+    ):
+        await device.assert_usable()
+        epoch = (await one.http.delete("/v1/users/u")).json()["epoch"]
+        assert await device.receive_type("erased") == {"type": "erased", "epoch": epoch}
+        assert await device.wait_closed() == 4010
+        assert (await two.http.get("/v1/users/u/state")).json()["items"] == []
+
+
 async def test_server_with_wrong_clock_is_not_ready_and_rejects_messages(
     postgresql: PostgreSQL,
 ) -> None:

@@ -9,9 +9,9 @@ import pytest
 from gregor.core.buckets import Move, bucket_of
 from gregor.core.instant import Time
 from gregor.core.message import InBandMessage, create, dismiss, put
-from gregor.errors import Erased, Unavailable
+from gregor.errors import Erased, Unavailable, WrongShard
 from gregor.interfaces import Erasure, Rejected, Slot
-from gregor.shards import rebalance
+from gregor.shards import rebalance, shard_map
 from gregor.shards.rebalance import Rebalancer
 from gregor.shards.state_machine import ShardedStateMachine
 from gregor.stores.sql import erase, statements
@@ -95,6 +95,23 @@ async def test_erase_on_a_node_with_an_old_map_finds_the_user(harness: ShardHarn
         assert await rows_until(harness, "b", ann, erasure.epoch) == 0
 
 
+@pytest.mark.parametrize("is_released", [True, False], ids=["released", "closed"])
+async def test_shard_that_does_not_hold_the_user_erases_nothing(
+    harness: ShardHarness, is_released: bool
+) -> None:
+    ann = await harness.user_of("a")
+    async with harness.machine() as machine:
+        await fill(machine, ann)
+        if is_released:
+            await move(harness, ann, "b")
+        else:
+            await harness.databases["a"].write(lambda c: shard_map.close(c, [bucket_of(ann)], 60))
+        with pytest.raises(WrongShard):
+            await machine.shards["a"].machine.erase(ann, "bc")
+        assert await rows_until(harness, "a", ann, 10**17) > 0
+        assert await pending_on(harness, "a", "b") == []
+
+
 async def test_user_of_a_shard_that_is_down_is_not_erased(harness: ShardHarness) -> None:
     ann = await harness.user_of("a")
     async with harness.machine() as machine:
@@ -145,7 +162,7 @@ async def test_old_copy_goes_before_a_node_that_starts_serves_the_shard(
         assert await rows_until(harness, "a", ann, result.erasure.epoch) == 0
 
 
-async def test_old_copy_goes_when_the_shard_is_back_before_the_one_that_knows_of_the_erase(
+async def test_old_copy_goes_when_the_shard_that_knows_of_the_erase_is_back_last(
     harness: ShardHarness,
 ) -> None:
     ann = await harness.user_of("a")

@@ -1,6 +1,7 @@
 """`gregor export`, `gregor import` and `gregor backup`: stores as files."""
 
 import os
+import sys
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,8 +131,8 @@ def _new_file(file: Path | None) -> Iterator[IO[bytes]]:
     """A new file, or stdout. The file has its name only when it is whole, and on the disk: until
     then it is named with `.part`. Raises SetupError if there is one of the name."""
     if file is None or str(file) == "-":
-        with open(1, "wb", closefd=False) as stdout:
-            yield stdout
+        yield sys.stdout.buffer
+        sys.stdout.flush()
         return
     if file.exists():
         raise SetupError(f"{file} exists; give another name, or remove it")
@@ -144,6 +145,8 @@ def _new_file(file: Path | None) -> Iterator[IO[bytes]]:
         part.rename(file)
     except OSError as error:
         raise SetupError(f"{part} cannot be written: {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 async def _write(chunks: AsyncIterable[bytes], contents: IO[bytes], doing: str) -> None:

@@ -140,7 +140,7 @@ class Connection:
 
     async def run(self) -> None:
         """Connect, and reconnect whenever the connection is lost, until this is cancelled."""
-        if isinstance(self.failure, Erased):  # whoever heard of it last time may have been killed
+        if isinstance(self.failure, Erased):  # the app may have been killed before it heard
             self._owner.emit(self.failure)
         while True:
             self._reconnect_requested.clear()

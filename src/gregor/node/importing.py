@@ -36,12 +36,14 @@ async def import_export(
 ) -> ImportAnswer:
     """Import what these chunks contain. Idempotent. Raises Malformed if it is no export, or one of
     another version, and Unavailable; then run it again."""
-    lines = _numbered(chunks)
-    _, head = await anext(lines, (1, b""))
-    check_head(head)
     importing = _Importing(machine)
-    async for number, line in lines:
-        await importing.take(number, line)
+    head = b""
+    async for number, line in _numbered(chunks):
+        if head:
+            await importing.take(number, line)
+        else:
+            check_head(head := line)
+    check_head(head)
     await importing.commit()
     return importing.answer()
 

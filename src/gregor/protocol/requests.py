@@ -17,6 +17,10 @@ MAX_PREFIXES = 100  # of categories, in a request for a state
 EPOCH_HEADER = "Gregor-Epoch"
 """The header in which a device says with a write which epoch of its user it knows."""
 
+JSON_LINES = "application/jsonl"
+SQLITE_FILE = "application/vnd.sqlite3"
+"""The media types of an export and of a backup."""
+
 Order: TypeAlias = Literal["oldest", "newest"]
 """Which items of a state come first."""
 

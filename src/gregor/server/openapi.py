@@ -11,6 +11,7 @@ from gregor.core.message import MAX_KEY, MAX_MSG_ID, InBandMessage, OutOfBandMes
 from gregor.protocol.answers import (
     CountAnswer,
     EraseAnswer,
+    ImportAnswer,
     MessagesAnswer,
     ProblemDocument,
     PruneAnswer,
@@ -21,9 +22,11 @@ from gregor.protocol.answers import (
 from gregor.protocol.frames import PAGE_ENTRIES
 from gregor.protocol.requests import (
     EPOCH_HEADER,
+    JSON_LINES,
     MAX_PREFIXES,
     MAX_STATE_ITEMS,
     ORDERS,
+    SQLITE_FILE,
     BatchRequest,
     MultiUserRequest,
     PruneRequest,
@@ -58,6 +61,7 @@ def describe() -> JSONObject:
         MessagesAnswer,
         ItemHistory,
         EraseAnswer,
+        ImportAnswer,
         PruneRequest,
         PruneAnswer,
         ReadyAnswer,
@@ -154,6 +158,10 @@ def _paths() -> JSONObject:
         "/v1/messages": {"post": post},
         user: {"delete": erase},
         "/v1/prune": {"post": _prune()},
+        "/v1/export": {"get": _export("All users, for services")},
+        f"{user}/export": {"get": _export("One user, also for a device of that user", _uid())},
+        "/v1/import": {"post": _import()},
+        "/v1/backup": {"get": _backup()},
         f"{user}/state": {"get": state},
         f"{user}/count": {
             "get": _operation(
@@ -178,6 +186,49 @@ def _prune() -> JSONObject:
     )
     prune["requestBody"] = {"content": {"application/json": {"schema": _ref("PruneRequest")}}}
     return prune
+
+
+def _export(summary: str, *parameters: JSONObject) -> JSONObject:
+    success = {
+        "description": "The lines of an export, as in spec/export.md. One that was broken off has"
+        " no line of the `end`",
+        "content": {JSON_LINES: {"schema": {"type": "string"}}},
+    }
+    operation: JSONObject = {
+        "summary": f"{summary}: everything that the store knows, as JSON Lines",
+        "responses": {"200": success, **_problems()},
+    }
+    if parameters:
+        operation["parameters"] = [*parameters]
+    return operation
+
+
+def _import() -> JSONObject:
+    operation = _operation(
+        "Take the lines of an export into the store, for services. Idempotent. Answers when it is"
+        " done; each line that was refused is named",
+        "ImportAnswer",
+    )
+    operation["requestBody"] = {
+        "required": True,
+        "content": {JSON_LINES: {"schema": {"type": "string"}}},
+    }
+    return operation
+
+
+def _backup() -> JSONObject:
+    success = {
+        "description": "The file, as of one instant",
+        "content": {SQLITE_FILE: {"schema": {"type": "string", "format": "binary"}}},
+    }
+    return {
+        "summary": "A copy of the SQLite file of the store, for services",
+        "responses": {
+            "200": success,
+            **_problems(),
+            "404": _problem("The store is not one SQLite file"),
+        },
+    }
 
 
 def _item_history() -> JSONObject:
