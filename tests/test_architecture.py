@@ -31,7 +31,7 @@ HEIGHT = {part: -number for number, layer in enumerate(LAYERS) for part in layer
 # The same within a folder.
 LAYERS_WITHIN = {
     "core": (
-        {"history"},
+        {"history", "export"},
         {"sync", "range_deaths", "buckets", "inbox", "item_history"},
         {"facts"},
         {"item_index", "state_page"},

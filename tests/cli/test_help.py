@@ -12,6 +12,7 @@ from gregor.cli.main import app
 COMMANDS = {
     "serve", "migrate", "token", "send", "put", "snooze", "dismiss", "state", "get", "count", "log",
     "explain", "watch", "replay", "demo", "notify", "inbox", "prune", "erase",
+    "export", "import", "backup",
 }  # fmt: skip
 
 

@@ -54,15 +54,12 @@ ITEM_HISTORY = "tests/core/test_item_history.py::"
 HISTORY_HTTP = "tests/server/test_item_history.py::"
 RANGE_DEATHS = "tests/core/test_range_deaths.py::"
 REBALANCE = "tests/shards/test_rebalance.py::"
+EXPORTS = "tests/stores/test_exports.py::"
 SCHEMA = "tests/stores/test_schema.py::"
 PRUNE = "tests/stores/test_prune.py::"
 SHARDS_ERASE = "tests/shards/test_erase.py::"
 FORGOTTEN = "tests/shards/test_forgotten.py::"
 SQLITE_FILES = "tests/stores/test_sqlite_files.py::"
-SHARDS_ERASE = "tests/shards/test_erase.py::"
-FORGOTTEN = "tests/shards/test_forgotten.py::"
-SQLITE_FILES = "tests/stores/test_sqlite_files.py::"
-PRUNE = "tests/stores/test_prune.py::"
 
 
 class Mutation(NamedTuple):
@@ -2460,5 +2457,40 @@ MUTATIONS = [
         "return erasure.epoch if known is None else known",
         "return known",
         HTTP_ERASE + "test_write_with_a_token_that_an_erase_ends_meanwhile_is_not_stored",
+    ),
+    Mutation(
+        "export: the deaths are left out whose dismissals are forgotten",
+        "stores/sql/exports.py",
+        "(_tombstones, _deaths, _messages, _pruned)",
+        "(_tombstones, _messages, _pruned)",
+        EXPORTS + "test_death_whose_dismissal_is_forgotten_is_exported",
+    ),
+    Mutation(
+        "export: pages from before and after an erase are put together",
+        "node/exporting.py",
+        "while page.user.continues(first.user):",
+        "while True:",
+        EXPORTS + "test_erase_between_two_pages_leaves_nothing_of_the_user_in_the_export",
+    ),
+    Mutation(
+        "import: a message is stamped as a new one",
+        "stores/sql/transactions.py",
+        "return message.stamp(message.ctime, max(message.prev, clock))",
+        "return message.stamp_new(time.next_ctime(now), time.clock)",
+        EXPORTS + "test_authors_and_digests_are_kept",
+    ),
+    Mutation(
+        "import: a user is complete before all lines are in",
+        "stores/sql/imports.py",
+        "if part.ends and part.user.ctime",
+        "if part.user.ctime",
+        EXPORTS + "test_broken_line_is_named_and_loses_nothing_else",
+    ),
+    Mutation(
+        "import: cursors of the other store go on after a merge",
+        "stores/sql/imports.py",
+        "if has_others and mark <= user.ctime:",
+        "if False:",
+        EXPORTS + "test_device_of_either_store_gets_a_snapshot_after_a_merge",
     ),
 ]

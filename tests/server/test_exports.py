@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from gregor.server.auth import Role
 from tests.server.harness import Served, jwt_settings, serving, shared_settings, to, token
@@ -18,7 +19,7 @@ ANN = {"Authorization": f"Bearer {token('ann')}"}
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def closed() -> AsyncIterator[Served]:
     """A server that checks tokens."""
     async with serving(jwt_settings()) as served:

@@ -90,7 +90,7 @@ async def answers(
     ]
 
 
-class Stores(NamedTuple):
+class SourceAndTarget(NamedTuple):
     source: SQLStateMachine
     source_clock: ManualClock
     target: SQLStateMachine
@@ -98,15 +98,15 @@ class Stores(NamedTuple):
 
 
 @pytest.fixture
-async def stores() -> AsyncIterator[Stores]:
+async def stores() -> AsyncIterator[SourceAndTarget]:
     async with opened() as source, opened() as target:
-        yield Stores(*source, *target)
+        yield SourceAndTarget(*source, *target)
 
 
 @settings(max_examples=60)
 @given(life=lives(), device_id=devices, cursor=times)
 async def test_law_a_new_store_has_the_same_export_and_answers_each_cursor_alike(
-    stores: Stores, life: Life, device_id: DeviceID | None, cursor: Time
+    stores: SourceAndTarget, life: Life, device_id: DeviceID | None, cursor: Time
 ) -> None:
     source, clock, target, _ = stores
     uid = new_uid()
@@ -129,7 +129,7 @@ async def test_law_a_new_store_has_the_same_export_and_answers_each_cursor_alike
 @settings(max_examples=40)
 @given(life=lives(), lines=st.integers(1, 12), floor=times, device_id=devices)
 async def test_law_an_import_that_was_interrupted_ends_right_when_it_is_run_again(
-    stores: Stores, life: Life, lines: int, floor: Time, device_id: DeviceID | None
+    stores: SourceAndTarget, life: Life, lines: int, floor: Time, device_id: DeviceID | None
 ) -> None:
     """Also if the store is pruned in between: then what is live is the same."""
     source, clock, target, _ = stores
@@ -151,7 +151,7 @@ async def test_law_an_import_that_was_interrupted_ends_right_when_it_is_run_agai
 @settings(max_examples=40)
 @given(life=lives(), other=lives())
 async def test_law_a_second_import_into_a_store_with_another_life_changes_nothing(
-    stores: Stores, life: Life, other: Life
+    stores: SourceAndTarget, life: Life, other: Life
 ) -> None:
     source, clock, target, target_clock = stores
     uid = new_uid()
@@ -188,7 +188,7 @@ async def long_user(machine: SQLStateMachine, messages: int) -> UID:
     return uid
 
 
-async def test_a_user_of_several_pages_is_exported_whole(stores: Stores) -> None:
+async def test_a_user_of_several_pages_is_exported_whole(stores: SourceAndTarget) -> None:
     source, _, target, _ = stores
     uid = await long_user(source, 2 * PAGE_ROWS + 1)
     await source.consume_message(dismiss(uid, *(f"later{n}" for n in range(PAGE_ROWS + 1))))
@@ -219,7 +219,7 @@ class Interfering:
 
 @pytest.mark.parametrize("after", [1, 2, 3])
 async def test_erase_between_two_pages_leaves_nothing_of_the_user_in_the_export(
-    stores: Stores, after: int
+    stores: SourceAndTarget, after: int
 ) -> None:
     source = stores.source
     uid = await long_user(source, 2 * PAGE_ROWS)
@@ -235,7 +235,7 @@ async def test_erase_between_two_pages_leaves_nothing_of_the_user_in_the_export(
 
 
 async def test_death_is_exported_if_its_dismissal_is_forgotten_between_two_pages(
-    stores: Stores,
+    stores: SourceAndTarget,
 ) -> None:
     source, clock, target, _ = stores
     uid = await long_user(source, 2 * PAGE_ROWS)
@@ -249,7 +249,7 @@ async def test_death_is_exported_if_its_dismissal_is_forgotten_between_two_pages
 
 
 async def test_message_that_is_stored_between_two_pages_is_not_of_the_export(
-    stores: Stores,
+    stores: SourceAndTarget,
 ) -> None:
     source = stores.source
     uid = await long_user(source, 2 * PAGE_ROWS)
@@ -262,7 +262,7 @@ async def test_message_that_is_stored_between_two_pages_is_not_of_the_export(
 # Merging
 
 
-async def test_authors_and_digests_are_kept(stores: Stores) -> None:
+async def test_authors_and_digests_are_kept(stores: SourceAndTarget) -> None:
     source, clock, target, _ = stores
     uid = new_uid()
     message = create(uid, "c", msg_id="a")
@@ -281,7 +281,22 @@ async def test_authors_and_digests_are_kept(stores: Stores) -> None:
     assert isinstance(outcomes[1], Rejected)
 
 
-async def test_older_life_is_refused_line_by_line(stores: Stores) -> None:
+async def test_death_whose_dismissal_is_forgotten_is_exported(stores: SourceAndTarget) -> None:
+    """The item was dismissed before it arrived, so it is not past when its dismissal is."""
+    source, clock, target, _ = stores
+    uid = new_uid()
+    await source.consume_message(dismiss(uid, "late"))
+    clock.now = 300
+    await source.consume_message(create(uid, "c", msg_id="late"))
+    await prune(source, 200)
+    text = await exported(source, uid)
+    assert b'{"tombstone":{"uid":"%s","msg_id":"late","at":100}}' % uid.encode() in text
+    await imported(target, text)
+    assert (await target.state(uid)).items == ()
+    assert await exported(target, uid) == text
+
+
+async def test_older_life_is_refused_line_by_line(stores: SourceAndTarget) -> None:
     source, _, target, target_clock = stores
     uid = new_uid()
     await source.consume_messages([create(uid, "c", msg_id="a"), create(uid, "c", msg_id="b")])
@@ -293,7 +308,7 @@ async def test_older_life_is_refused_line_by_line(stores: Stores) -> None:
     assert known_ids(await exported(target, uid)) == set()
 
 
-async def test_later_life_erases_what_is_older(stores: Stores) -> None:
+async def test_later_life_erases_what_is_older(stores: SourceAndTarget) -> None:
     source, clock, target, _ = stores
     uid = new_uid()
     await target.consume_message(create(uid, "c", msg_id="old"))
@@ -305,7 +320,9 @@ async def test_later_life_erases_what_is_older(stores: Stores) -> None:
     assert await target.erasure(uid) == erasure
 
 
-async def test_device_of_either_store_gets_a_snapshot_after_a_merge(stores: Stores) -> None:
+async def test_device_of_either_store_gets_a_snapshot_after_a_merge(
+    stores: SourceAndTarget,
+) -> None:
     """Of the messages of the other store, no cursor could hear."""
     source, clock, target, target_clock = stores
     uid = new_uid()
@@ -321,7 +338,9 @@ async def test_device_of_either_store_gets_a_snapshot_after_a_merge(stores: Stor
     assert (await target.sync(uid, None, cursor + 1)).content == Changes(())
 
 
-async def test_tombstone_kills_an_item_of_the_store_and_devices_hear_of_it(stores: Stores) -> None:
+async def test_tombstone_kills_an_item_of_the_store_and_devices_hear_of_it(
+    stores: SourceAndTarget,
+) -> None:
     target = stores.target
     uid = new_uid()
     await target.consume_message(create(uid, "c", msg_id="a"))
@@ -338,7 +357,7 @@ async def test_tombstone_kills_an_item_of_the_store_and_devices_hear_of_it(store
     assert isinstance((await target.sync(uid, None, cursor)).content, Snapshot)
 
 
-async def test_conflicts_are_listed_and_nothing_is_lost(stores: Stores) -> None:
+async def test_conflicts_are_listed_and_nothing_is_lost(stores: SourceAndTarget) -> None:
     source, clock, target, target_clock = stores
     uid = new_uid()
     clock.now, target_clock.now = 200, 201
@@ -442,17 +461,17 @@ async def test_broken_line_is_named_and_loses_nothing_else(case: BadFile, chunk:
         (b'{"gregor_export":2}\n', "of version 2, and this Gregor reads version 1: import it with"),
     ],
 )
-async def test_other_file_is_refused(stores: Stores, head: bytes, reason: str) -> None:
+async def test_other_file_is_refused(stores: SourceAndTarget, head: bytes, reason: str) -> None:
     with pytest.raises(Malformed, match=reason):
         await imported(stores.target, head)
 
 
-async def test_later_version_may_say_more_in_the_first_line(stores: Stores) -> None:
+async def test_later_version_may_say_more_in_the_first_line(stores: SourceAndTarget) -> None:
     head = b'{"gregor_export":1,"by":"gregor 9"}\n'
     assert (await imported(stores.target, head + b'{"end":{"users":0,"messages":0}}')).complete
 
 
-async def test_unknown_user_is_not_in_an_export(stores: Stores) -> None:
+async def test_unknown_user_is_not_in_an_export(stores: SourceAndTarget) -> None:
     assert await exported(stores.source, "nobody") == (
         b'{"gregor_export":1}\n{"end":{"users":0,"messages":0}}\n'
     )

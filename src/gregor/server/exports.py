@@ -11,12 +11,12 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp
 
 from gregor.core.message import UID
-from gregor.errors import Forbidden, GregorError
+from gregor.errors import GregorError
 from gregor.log_event import LogEvent
 from gregor.node.exporting import export
 from gregor.protocol.requests import JSON_LINES, SQLITE_FILE
 from gregor.server import http
-from gregor.server.auth import Identity, Role
+from gregor.server.auth import Identity
 from gregor.server.service import Service
 
 log = logging.getLogger("gregor.server")
@@ -26,7 +26,7 @@ CHUNK = 256 * 1024
 
 async def get_export(service: Service, request: Request, identity: Identity) -> ASGIApp:
     """All users of the store."""
-    _require_service(identity, "export all users")
+    identity.require_service("export all users")
     http.check_parameters(request, frozenset(), frozenset())
     return await _export(service, None)
 
@@ -55,7 +55,7 @@ async def _followed(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator
 
 async def post_import(service: Service, request: Request, identity: Identity) -> Response:
     """Import an export, which is read as it arrives. Answers when it is done."""
-    _require_service(identity, "import")
+    identity.require_service("import")
     http.check_parameters(request, frozenset(), frozenset())
     answer = await service.import_export(request.stream())
     return Response(msgspec.json.encode(answer), media_type="application/json")
@@ -63,7 +63,7 @@ async def post_import(service: Service, request: Request, identity: Identity) ->
 
 async def get_backup(service: Service, request: Request, identity: Identity) -> ASGIApp:
     """A copy of the SQLite file, as of one instant."""
-    _require_service(identity, "back up the store")
+    identity.require_service("back up the store")
     http.check_parameters(request, frozenset(), frozenset())
     file = await service.node.state_machine.backup()
     headers = {"Content-Length": str(os.stat(file.fileno()).st_size)}
@@ -74,8 +74,3 @@ async def get_backup(service: Service, request: Request, identity: Identity) -> 
                 yield chunk
 
     return StreamingResponse(chunks(), media_type=SQLITE_FILE, headers=headers)
-
-
-def _require_service(identity: Identity, doing: str) -> None:
-    if identity.role is not Role.SERVICE:
-        raise Forbidden(f"a device may not {doing}; use a token with the role `service`")

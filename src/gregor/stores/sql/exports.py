@@ -47,36 +47,36 @@ def read_export_page(connection: DatabaseConnection, uid: UID, place: ExportPlac
     return ExportPage(user, tuple(records))
 
 
-class _Found(NamedTuple):
+class _Placed(NamedTuple):
     """A record, and the place after it."""
 
     record: Record
     place: ExportPlace
 
 
-_Part = Callable[[DatabaseConnection, UID, ExportPlace, int], list[_Found]]
+_Part = Callable[[DatabaseConnection, UID, ExportPlace, int], list[_Placed]]
 
 
 def _tombstones(
     connection: DatabaseConnection, uid: UID, start: ExportPlace, limit: int
-) -> list[_Found]:
+) -> list[_Placed]:
     """The ids that were dismissed and have not arrived."""
     statement = statements.COPIED_TOMBSTONES
     rows = connection.execute(statement, uid=uid, after=start.msg_id, limit=limit)
     return [
-        _Found(ExportedTombstone(uid, row.msg_id, row.ctime), start._replace(msg_id=row.msg_id))
+        _Placed(ExportedTombstone(uid, row.msg_id, row.ctime), start._replace(msg_id=row.msg_id))
         for row in rows
     ]
 
 
 def _deaths(
     connection: DatabaseConnection, uid: UID, start: ExportPlace, limit: int
-) -> list[_Found]:
+) -> list[_Placed]:
     """The deaths of stored items of which the messages may be forgotten."""
     statement = statements.FORGOTTEN_DEATHS
     rows = connection.execute(statement, uid=uid, after=start.ctime, limit=limit)
     return [
-        _Found(
+        _Placed(
             ExportedTombstone(uid, row.msg_id, row.dismissed_at), start._replace(ctime=row.ctime)
         )
         for row in rows
@@ -85,22 +85,22 @@ def _deaths(
 
 def _messages(
     connection: DatabaseConnection, uid: UID, start: ExportPlace, limit: int
-) -> list[_Found]:
+) -> list[_Placed]:
     statement = statements.COPIED_MESSAGES
     rows = connection.execute(statement, uid=uid, after=start.ctime, limit=limit)
     return [
-        _Found(ExportedMessage.of(message_of(row), row.author), start._replace(ctime=row.ctime))
+        _Placed(ExportedMessage.of(message_of(row), row.author), start._replace(ctime=row.ctime))
         for row in rows
     ]
 
 
 def _pruned(
     connection: DatabaseConnection, uid: UID, start: ExportPlace, limit: int
-) -> list[_Found]:
+) -> list[_Placed]:
     statement = statements.COPIED_PRUNED
     rows = connection.execute(statement, uid=uid, after=start.msg_id, limit=limit)
     return [
-        _Found(
+        _Placed(
             ExportedPruned(uid, row.msg_id, row.ctime, row.digest),
             start._replace(msg_id=row.msg_id),
         )

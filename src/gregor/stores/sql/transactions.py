@@ -211,12 +211,9 @@ class _Log:
             case _Origin.ANOTHER_SHARD:
                 return message
             case _Origin.AN_EXPORT:
-                begins = time.clock == self._epoch_of(message.uid)
-                return (
-                    message
-                    if begins
-                    else message.stamp(message.ctime, max(message.prev, time.clock))
-                )
+                # What it comes after here: the user's clock, unless nothing was stored yet.
+                clock = 0 if time.clock == self._epoch_of(message.uid) else time.clock
+                return message.stamp(message.ctime, max(message.prev, clock))
             case _Origin.SENDERS if message.stamped:
                 return message.stamp(message.ctime, time.clock)
             case _Origin.SENDERS:
