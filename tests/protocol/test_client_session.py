@@ -9,7 +9,7 @@ from gregor.core.message import InBandMessage, create, dismiss, out_of_band, raw
 from gregor.core.state import Item
 from gregor.core.state_hash import hash_of
 from gregor.core.sync import Snapshot
-from gregor.errors import Action, Malformed
+from gregor.errors import Action, Erased, Malformed
 from gregor.protocol.client_session import (
     Acked,
     Apply,
@@ -36,6 +36,7 @@ from gregor.protocol.frames import (
     OutOfBand,
     Result,
     SyncPage,
+    UserErased,
     Verify,
     Welcome,
     encode,
@@ -163,6 +164,22 @@ def test_snapshot_that_overtakes_the_welcome_says_no_epoch() -> None:
     assert receive(session, page)[0] == Replace(Snapshot(), 12, None)
     (welcomed,) = receive(session, Welcome("u", "d1", 1, Limits(), epoch=9))
     assert welcomed == Welcomed("u", Limits(), 1, 9)
+
+
+def test_erase_of_another_user_does_not_wipe_the_device() -> None:
+    session = ClientSession("t", "d1", 7, 3, uid="u")
+    session.opened()
+    (failed,) = receive(session, UserErased(9, "v"))
+    assert isinstance(failed, Failed)
+    assert failed.error.code == "forbidden"
+    assert session.disconnected(Erased.close_code) == []
+
+
+def test_welcome_of_another_user_does_not_wipe_the_device() -> None:
+    session = ClientSession("t", "d1", 7, 3, uid="u")
+    session.opened()
+    (welcomed,) = receive(session, Welcome("v", "d1", 1, Limits(), epoch=9))
+    assert isinstance(welcomed, Welcomed)  # the client compares the uid
 
 
 def test_pages_of_a_snapshot_that_was_not_completed_are_forgotten() -> None:

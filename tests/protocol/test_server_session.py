@@ -551,7 +551,7 @@ def test_session_that_reads_the_store_does_not_sync_twice() -> None:
 EPOCH = 20 * SECOND + 7
 ERASED = Erasure(EPOCH, 20 * SECOND + 5)
 LATER = 21 * SECOND  # when a token was issued that holds
-TOLD_AND_CLOSED = [Send(UserErased(EPOCH)), Close(4010, "erased")]
+TOLD_AND_CLOSED = [Send(UserErased(EPOCH, "u")), Close(4010, "erased")]
 
 
 def greeted(epoch: object, *, erasure: Erasure = ERASED, issued_at: int | None) -> ServerSession:

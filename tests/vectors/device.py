@@ -151,7 +151,9 @@ class DeviceRun:
     def _connect(self) -> None:
         replica = self.replica
         if not replica.erased:
-            self._session = ClientSession(TOKEN, DEVICE, replica.cursor, replica.epoch)
+            self._session = ClientSession(
+                TOKEN, DEVICE, replica.cursor, replica.epoch, uid=replica.uid
+            )
             self._carry_out(self._session.opened())
 
     def _disconnect(self) -> None:

@@ -207,6 +207,7 @@ class Connection:
             replica.device_id,
             replica.cursor,
             replica.epoch,
+            uid=replica.uid,
             without_epoch=self._without_epoch,
         )
         conversation = _Conversation(self, self._owner, transport, session, self._jitter)

@@ -19,7 +19,7 @@ from msgspec import Raw, Struct, structs
 from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID, InBandMessage, Message
 from gregor.core.sync import Snapshot
-from gregor.errors import Action, Erased
+from gregor.errors import Action, Erased, Forbidden
 from gregor.protocol.effects import Send
 from gregor.protocol.frames import (
     PROTOCOL,
@@ -152,8 +152,8 @@ class InFlight(Struct, frozen=True):
 
 class ClientSession:
     """The device's side of one conversation with a node. It does no I/O; it returns effects. Each
-    connection has a new session, which starts at the replica's cursor and epoch (None: the device
-    has never had a welcome). If the node's version is without epochs, the hello has to be
+    connection has a new session, which starts at the replica's cursor, epoch and uid (None: the
+    device has never had a welcome). If the node's version is without epochs, the hello has to be
     `without_epoch`."""
 
     def __init__(
@@ -163,11 +163,13 @@ class ClientSession:
         cursor: Time,
         epoch: Time | None = None,
         *,
+        uid: UID | None = None,
         without_epoch: bool = False,
     ) -> None:
         self.state: SyncState = Greeting()
         self.cursor = cursor
         self.epoch = epoch
+        self._uid = uid
         self._without_epoch = without_epoch
         self._heard_of_erase = False
         self.mismatches = 0
@@ -247,8 +249,8 @@ class ClientSession:
                 return [Failed(error)]
             case GoAway(within):
                 return [Reconnect(within)]
-            case UserErased(epoch):
-                return self._erased(epoch)
+            case UserErased(epoch, uid):
+                return self._erased(epoch) if self._is_owner(uid) else self._refused(uid)
             case None:
                 return []  # a frame type of a later version
 
@@ -267,12 +269,25 @@ class ClientSession:
         # Whatever a node without epochs says leaves the epoch as it is: with an earlier one, the
         # next node would take the device for one that has not heard of the erase.
         told = known if welcome.epoch is None else welcome.epoch
-        if self.epoch is not None and told > known:
+        if self.epoch is not None and told > known and self._is_owner(welcome.uid):
             return self._erased(told)
         self.epoch = told
         self.state = after(self.state, SyncExpected())
         limits = structs.replace(welcome.limits, messages=max(1, welcome.limits.messages))
         return [Welcomed(welcome.uid, limits, welcome.now, told)]
+
+    def _is_owner(self, uid: UID | None) -> bool:
+        """Whether what is said of this user is of the device's user. None: nobody has said."""
+        return self._uid is None or uid in (None, self._uid)
+
+    def _refused(self, uid: UID | None) -> list[Effect]:
+        """The token is another user's, so nothing that the node says is for this device."""
+        self._heard_of_erase = True  # and a close code is not, either
+        error = Forbidden(
+            f"the token is of the user {uid!r}, and this store belongs to {self._uid!r};"
+            " use one store per user"
+        )
+        return [Failed(Error.of(error))]
 
     def _erased(self, epoch: Time | None) -> list[Effect]:
         """The node says that the user was erased: wipe the device, unless it knows that."""

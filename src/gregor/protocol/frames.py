@@ -241,10 +241,11 @@ class GoAway(Frame, frozen=True, tag="goaway"):
 
 
 class UserErased(Frame, frozen=True, tag="erased"):
-    """The user was erased, at this ctime. The device wipes what it holds of the user; the
-    conversation ends."""
+    """The user with this uid was erased, at this ctime. The device wipes what it holds of the user;
+    the conversation ends."""
 
     epoch: Cursor
+    uid: UID | None = None
 
 
 NodeFrame: TypeAlias = Welcome | SyncPage | Messages | OutOfBand | Ack | Error | GoAway | UserErased

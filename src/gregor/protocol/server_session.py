@@ -279,7 +279,11 @@ class ServerSession:
 
     def refuse(self, error: GregorError) -> None:
         """Send the error, and close the conversation."""
-        frame = UserErased(error.epoch) if isinstance(error, Erased) else Error.of(error)
+        frame = (
+            UserErased(error.epoch, self.uid or None)
+            if isinstance(error, Erased)
+            else Error.of(error)
+        )
         self._queue_control(frame)
         self.close(error.close_code, error.code)
 
