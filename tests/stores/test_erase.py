@@ -11,7 +11,7 @@ from gregor.core.message import InBandMessage, create, dismiss, dismiss_category
 from gregor.core.sync import Snapshot
 from gregor.errors import Erased, HistoryForgotten, NotMigrated, Resync
 from gregor.interfaces import Erasure, Rejected, Slot, Stored
-from gregor.stores.sql import statements
+from gregor.stores.sql import erase, statements
 from gregor.stores.sql.database import Database
 from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.state_machine import SQLStateMachine
@@ -78,6 +78,24 @@ async def test_everything_of_the_user_goes_but_the_clock_and_the_erasure(
     assert await store.machine.erasure("ann") == result.erasure
     assert await store.machine.ctime("ann") == result.erasure.epoch
     assert (await store.machine.sync("bob", None, 0)).hash == bob.hash
+
+
+async def test_user_with_many_rows_is_erased_in_parts(
+    store: ErasingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each statement is limited in time, and a user may have a million ids."""
+    monkeypatch.setattr(erase, "MAX_ROWS_DELETED", 2)
+    for number in range(5):
+        await store.machine.consume_messages(
+            [create("ann", "mail"), dismiss("ann", f"{number}"), dismiss_category("ann", "chat")]
+        )
+    pruned = [PrunedMessage("ann", f"pruned {n}", n, "digest") for n in range(1, 6)]
+    await store.database.write(lambda c: c.insert(statements.INSERT_PRUNED, pruned))
+    await fill(store, "bob")
+    await store.machine.erase("ann")
+    left = {table: await store.rows(table, "ann") for table in TABLES_OF_BUCKETS}
+    assert left == dict.fromkeys(TABLES_OF_BUCKETS, 0) | {"users": 1}
+    assert all([await store.rows(table, "bob") for table in TABLES_OF_BUCKETS])
 
 
 async def test_erased_user_begins_a_new_life(store: ErasingStore) -> None:

@@ -12,13 +12,14 @@ from gregor.core.message import UID
 from gregor.interfaces import Erasure
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import DatabaseConnection
-from gregor.stores.sql.statements import PendingErasure, UserKey, UserRow
+from gregor.stores.sql.statements import Erasing, PendingErasure, UserKey, UserRow
 from gregor.stores.sql.transactions import closed_users, lock_existing
 
 REVISION = "0008"
 """The schema that this needs."""
 
 MAX_ERASURES_READ = 100
+MAX_ROWS_DELETED = 20_000  # by one statement: none may take long
 
 
 def read_erasure(connection: DatabaseConnection, uid: UID) -> Erasure:
@@ -53,10 +54,21 @@ def raise_epoch(connection: DatabaseConnection, uid: UID, erasure: Erasure) -> b
     One whom it does not know stays unknown. Idempotent."""
     user = lock_existing(connection, [UserKey(uid)]).get(uid)
     if user is not None and user.epoch < erasure.epoch:
-        for statement in statements.DELETE_ERASED:
-            connection.execute(statement, uid=uid, epoch=erasure.epoch)
+        for table in statements.ERASED_IN_PARTS:
+            _delete(connection, table, uid, erasure.epoch)
+        connection.execute(statements.DELETE_ERASED_KEYS, uid=uid, epoch=erasure.epoch)
+        connection.execute(statements.DELETE_SCOPE_HASHES, uid=uid)
         connection.execute(statements.RAISE_EPOCH, uid=uid, **erasure._asdict())
     return user is not None
+
+
+def _delete(connection: DatabaseConnection, table: Erasing, uid: UID, epoch: Time) -> None:
+    after = table.first
+    while found := connection.execute(table.key_at, uid=uid, after=after, rows=MAX_ROWS_DELETED):
+        last = found[0].key
+        connection.execute(table.delete_up_to, uid=uid, after=after, last=last, epoch=epoch)
+        after = last
+    connection.execute(table.delete_rest, uid=uid, after=after, epoch=epoch)
 
 
 # Old copies on other shards

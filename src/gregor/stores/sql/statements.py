@@ -764,20 +764,44 @@ ERASURE = Statement(
 )
 
 
-def _delete_erased(table: str) -> Statement[None]:
-    """Delete the rows of `:uid` in a table whose ctime is up to `:epoch`."""
-    return Statement(f"DELETE FROM {table} WHERE uid = :uid AND ctime <= :epoch", no_row)
+class KeyAt(NamedTuple):
+    key: str | Time
 
 
-# What an erase deletes. The hashes are computed again when they are needed.
-DELETE_ERASED = (
-    _delete_erased("messages"),
-    _delete_erased("dismissed_ids"),
-    _delete_erased("dismissed_ranges"),
-    _delete_erased("dismissed_keys"),
-    _delete_erased("pruned"),
-    Statement("DELETE FROM scope_hashes WHERE uid = :uid", no_row),
+class Erasing(NamedTuple):
+    """How the rows of `:uid` with a ctime up to `:epoch` are deleted from a table, which may be
+    many, in parts: those after a key."""
+
+    first: str | Time
+    key_at: Statement[KeyAt]
+    delete_up_to: Statement[None]
+    delete_rest: Statement[None]
+
+    @classmethod
+    def of(cls, table: str, key: str, first: str | Time) -> "Erasing":
+        after = f"uid = :uid AND {key} > :after"
+        delete = f"DELETE FROM {table} WHERE {after} AND +ctime <= :epoch"
+        select = f"SELECT {key} AS key FROM {table} WHERE {after}"
+        return cls(
+            first,
+            Statement(f"{select} ORDER BY {key} LIMIT 1 OFFSET :rows", KeyAt._make),
+            Statement(f"{delete} AND {key} <= :last", no_row),
+            Statement(delete, no_row),
+        )
+
+
+ERASED_IN_PARTS = (
+    Erasing.of("messages", "ctime", first=0),
+    Erasing.of("dismissed_ranges", "ctime", first=0),
+    Erasing.of("dismissed_ids", "msg_id", first=""),
+    Erasing.of("pruned", "msg_id", first=""),
 )
+
+# What else an erase deletes. The hashes are computed again when they are needed.
+DELETE_ERASED_KEYS = Statement(
+    "DELETE FROM dismissed_keys WHERE uid = :uid AND ctime <= :epoch", no_row
+)
+DELETE_SCOPE_HASHES = Statement("DELETE FROM scope_hashes WHERE uid = :uid", no_row)
 
 # The user's row after an erase. Messages that came later, and their mark, stay.
 RAISE_EPOCH = Statement(
