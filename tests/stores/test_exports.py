@@ -263,7 +263,8 @@ async def test_message_that_is_stored_between_two_pages_is_not_of_the_export(
 
 
 async def test_authors_and_digests_are_kept(stores: SourceAndTarget) -> None:
-    source, clock, target, _ = stores
+    source, clock, target, target_clock = stores
+    target_clock.now = 1_000
     uid = new_uid()
     message = create(uid, "c", msg_id="a")
     gone = create(uid, "c", msg_id="gone")
