@@ -312,23 +312,23 @@ class StateMachineOfRecord(StateMachine, Protocol):
 
     async def erasure(self, uid: UID) -> Erasure:
         """The user's last erase."""
-        return NEVER_ERASED
+        ...
 
     async def erase(self, uid: UID) -> EraseResult:
         """Delete everything of the user. The user's next ctime becomes the epoch. What remains is
         the clock and the erasure, also of a user who had nothing. Each call erases again."""
-        raise Unavailable("this state machine cannot do this yet")
+        ...
 
     async def item_history(self, uid: UID, msg_id: MsgID) -> ItemHistory:
         """What became of the item with this id up to now, and why; read at one instant. Of an id
         that is not known, or that creates no item, the state is `unknown`."""
-        raise Unavailable("this state machine cannot do this yet")
+        ...
 
     async def prune(self, cutoff: Cutoff, after: str = "") -> PruneStep:
         """Forget what the cutoff says, in small steps: this one begins `after` the `last` of the
         one before, and the walk is whole when that is None. Idempotent. A user of whom nothing is
         forgotten does not change."""
-        raise Unavailable("this state machine cannot do this yet")
+        ...
 
     async def users_after(self, uid: UID, limit: int) -> Sequence[UID]:
         """The next users after this uid, in order, as many as there are, up to a limit. Raises

@@ -60,10 +60,6 @@ PRUNE = "tests/stores/test_prune.py::"
 SHARDS_ERASE = "tests/shards/test_erase.py::"
 FORGOTTEN = "tests/shards/test_forgotten.py::"
 SQLITE_FILES = "tests/stores/test_sqlite_files.py::"
-SHARDS_ERASE = "tests/shards/test_erase.py::"
-FORGOTTEN = "tests/shards/test_forgotten.py::"
-SQLITE_FILES = "tests/stores/test_sqlite_files.py::"
-PRUNE = "tests/stores/test_prune.py::"
 
 
 class Mutation(NamedTuple):

@@ -26,7 +26,7 @@ IDS = "1234567"
 _numbers = count()
 
 
-class Send(NamedTuple):
+class Sent(NamedTuple):
     message: InBandMessage
 
 
@@ -56,11 +56,11 @@ class DeleteOldCopies(NamedTuple):
     pass
 
 
-class Wait(NamedTuple):
+class Waited(NamedTuple):
     days: int
 
 
-Event: TypeAlias = Send | Replay | Erase | Prune | MoveTo | DeleteOldCopies | Wait
+Event: TypeAlias = Sent | Replay | Erase | Prune | MoveTo | DeleteOldCopies | Waited
 
 
 @st.composite
@@ -87,15 +87,15 @@ def messages(draw: st.DrawFn) -> InBandMessage:
 
 days = st.integers(0, 6)
 events = st.one_of(
-    messages().map(Send),
-    messages().map(Send),
-    messages().map(Send),
+    messages().map(Sent),
+    messages().map(Sent),
+    messages().map(Sent),
     st.builds(Replay, messages(), days),
     st.builds(Prune, days, st.integers(0, 12)),
     st.builds(Prune, days, st.just(0)),
     st.sampled_from("abc").map(MoveTo),
     st.sampled_from("abc").map(MoveTo),
-    st.builds(Wait, st.integers(1, 4)),
+    st.builds(Waited, st.integers(1, 4)),
     st.just(DeleteOldCopies()),
     st.just(Erase()),
 )
@@ -119,7 +119,7 @@ class Life:
     async def take_place(self, event: Event) -> None:
         self._clock.now += SECOND
         match event:
-            case Send(message):
+            case Sent(message):
                 await self._consume(message)
             case Replay(message, age):
                 await self._consume(message.stamp(self._clock.now - age * DAY - 1, 0))
@@ -133,7 +133,7 @@ class Life:
             case DeleteOldCopies():
                 findings, _ = await self._rebalancer().verify(prune=True)
                 assert findings == []
-            case Wait(days):
+            case Waited(days):
                 self._clock.now += days * DAY
         await self._require_same()
 

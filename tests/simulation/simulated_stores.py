@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar, cast
 from gregor.core.buckets import Move, bucket_of
 from gregor.core.history import Cutoff
 from gregor.core.instant import Time, TimeOrOffset
+from gregor.core.item_history import ItemHistory
 from gregor.core.message import UID, Category, DeviceID, InBandMessage, MsgID
 from gregor.core.state import Counts, Item
 from gregor.core.state_page import PageStart, StatePage, StateQuery
@@ -209,6 +210,9 @@ class DelayedStateMachine(StateMachineOfRecord):
         result = await self._machine.erase(uid)
         await self._link.transmit("after erasing")
         return result
+
+    async def item_history(self, uid: UID, msg_id: MsgID) -> ItemHistory:
+        return await self._machine.item_history(uid, msg_id)
 
     async def prune(self, cutoff: Cutoff, after: str = "") -> PruneStep:
         await self._link.transmit("before pruning")

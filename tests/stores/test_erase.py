@@ -22,7 +22,7 @@ from gregor.testing.clock import ManualClock
 START = 1_700_000_000 * SECOND
 
 
-class Store(NamedTuple):
+class ErasingStore(NamedTuple):
     database: Database
     machine: SQLStateMachine
     clock: ManualClock
@@ -35,10 +35,10 @@ class Store(NamedTuple):
 
 
 @pytest.fixture
-async def store(url: str) -> AsyncIterator[Store]:
+async def store(url: str) -> AsyncIterator[ErasingStore]:
     clock = ManualClock(START)
     async with database_at(url, migrate) as database, SQLStateMachine(database, clock) as machine:
-        yield Store(database, machine, clock)
+        yield ErasingStore(database, machine, clock)
 
 
 def everything(uid: str) -> list[InBandMessage]:
@@ -55,14 +55,16 @@ def everything(uid: str) -> list[InBandMessage]:
     ]
 
 
-async def fill(store: Store, uid: str) -> None:
+async def fill(store: ErasingStore, uid: str) -> None:
     await store.machine.consume_messages(everything(uid))
     pruned = PrunedMessage(uid, "pruned", 5, "digest")
     await store.database.write(lambda c: c.insert(statements.INSERT_PRUNED, [pruned]))
     assert all([await store.rows(table, uid) for table in TABLES_OF_BUCKETS])
 
 
-async def test_everything_of_the_user_goes_but_the_clock_and_the_erasure(store: Store) -> None:
+async def test_everything_of_the_user_goes_but_the_clock_and_the_erasure(
+    store: ErasingStore,
+) -> None:
     for uid in ("ann", "bob"):
         await fill(store, uid)
     bob = await store.machine.sync("bob", None, 0)
@@ -78,7 +80,7 @@ async def test_everything_of_the_user_goes_but_the_clock_and_the_erasure(store: 
     assert (await store.machine.sync("bob", None, 0)).hash == bob.hash
 
 
-async def test_erased_user_begins_a_new_life(store: Store) -> None:
+async def test_erased_user_begins_a_new_life(store: ErasingStore) -> None:
     await fill(store, "ann")
     epoch = (await store.machine.erase("ann")).erasure.epoch
     sync = await store.machine.sync("ann", None, 0)
@@ -91,7 +93,7 @@ async def test_erased_user_begins_a_new_life(store: Store) -> None:
     assert await store.machine.check_hashes(["ann"]) == []
 
 
-async def test_each_erase_begins_a_new_epoch(store: Store) -> None:
+async def test_each_erase_begins_a_new_epoch(store: ErasingStore) -> None:
     """Also of a user who is not known, and while the clock stands still."""
     first = (await store.machine.erase("zoe")).erasure
     second = (await store.machine.erase("zoe")).erasure
@@ -101,7 +103,7 @@ async def test_each_erase_begins_a_new_epoch(store: Store) -> None:
 
 
 async def test_epoch_is_after_all_that_was_stored_although_the_clock_goes_back(
-    store: Store,
+    store: ErasingStore,
 ) -> None:
     (sent,) = await store.machine.consume_messages([create("ann", "mail")])
     assert isinstance(sent, Stored)
@@ -111,7 +113,7 @@ async def test_epoch_is_after_all_that_was_stored_although_the_clock_goes_back(
     assert len(await store.machine.state("ann")) == 0
 
 
-async def test_message_of_an_earlier_epoch_is_refused(store: Store) -> None:
+async def test_message_of_an_earlier_epoch_is_refused(store: ErasingStore) -> None:
     epoch = (await store.machine.erase("ann")).erasure.epoch
     slots = [Slot(create("ann", "mail"), epoch=known) for known in (0, epoch, epoch + 1, None)]
     await store.machine.store(slots)
@@ -125,14 +127,14 @@ async def test_message_of_an_earlier_epoch_is_refused(store: Store) -> None:
     assert isinstance(unchecked, Stored)
 
 
-async def test_message_stamped_before_the_erase_is_refused(store: Store) -> None:
+async def test_message_stamped_before_the_erase_is_refused(store: ErasingStore) -> None:
     epoch = (await store.machine.erase("ann")).erasure.epoch
     (outcome,) = await store.machine.consume_messages([create("ann", "mail").stamp(epoch, 0)])
     assert isinstance(outcome, Rejected)
     assert isinstance(outcome.error, HistoryForgotten)
 
 
-async def test_messages_stored_during_an_erase_are_before_or_after_it(store: Store) -> None:
+async def test_messages_stored_during_an_erase_are_before_or_after_it(store: ErasingStore) -> None:
     """Each is gone, or is part of the new life; a batch is never torn."""
     for _ in range(20):
         batches = [[Slot(create("ann", "mail")), Slot(create("ann", "chat"))] for _ in range(6)]

@@ -1,6 +1,7 @@
 """A store that refuses writes says so, and why, until it commits one again."""
 
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -9,14 +10,17 @@ import pytest
 
 from gregor.clock import now
 from gregor.core.buckets import bucket_of
+from gregor.core.history import Cutoff
 from gregor.core.message import create
 from gregor.errors import SetupError, Unavailable
 from gregor.shards.shard_map import establish
 from gregor.shards.state_machine import ShardedStateMachine
 from gregor.stores.sql.database import Database
 from gregor.stores.sql.migrations import migrate, require_served
+from gregor.stores.sql.postgresql.start_checks import READ_TABLES, WRITTEN_TABLES
 from gregor.stores.sql.state_machine import SQLStateMachine
 from gregor.stores.sql.store_url import database_at, databases_at
+from gregor.stores.sql.tables import CREATE_TABLES
 from gregor.stores.sql.write_health import WriteHealth
 from tests.fleet.servers import PostgreSQL
 from tests.server.harness import until
@@ -77,6 +81,11 @@ async def test_full_sqlite_file_is_a_problem_until_there_is_room() -> None:
         await machine.consume_message(create("ann", "mail"))
 
 
+def test_privileges_are_asked_for_on_every_table() -> None:
+    created = {table for text in CREATE_TABLES for table in re.findall(r"CREATE TABLE (\w+)", text)}
+    assert {*WRITTEN_TABLES, *READ_TABLES} == created
+
+
 async def test_role_without_a_privilege_is_refused_with_the_grant_to_type(
     postgresql_url: str,
 ) -> None:
@@ -99,6 +108,7 @@ async def test_role_without_a_privilege_is_refused_with_the_grant_to_type(
     await execute(postgresql_url, *grants)
     async with machine_on(database_at(url, require_served)) as machine:
         await machine.consume_message(create("ann", "mail"))
+        await machine.prune(Cutoff(now(), 0))
         await execute(postgresql_url, "REVOKE UPDATE ON users FROM writer")
         await assert_refused(machine, "permission denied")
         await execute(postgresql_url, "GRANT UPDATE ON users TO writer")

@@ -3,7 +3,7 @@
 A copy of a user has no floor until it is complete, so one that was interrupted is made again. Each
 step is a transaction of the target. It raises Outdated, and changes nothing, if the bucket has been
 claimed since the copy was begun, or if a user has been erased since the input of the step was read:
-whoever erases a user raises the epoch of each copy there is.
+an erase raises the epoch of each copy that there is.
 """
 
 from collections.abc import Mapping, Sequence

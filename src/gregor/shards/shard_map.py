@@ -206,7 +206,7 @@ def reopen(connection: DatabaseConnection, buckets: Sequence[int], until: Time) 
 
 def claim(connection: DatabaseConnection, buckets: Iterable[int]) -> list[Placement]:
     """Place those of these buckets that this shard holds on this shard again, with higher versions.
-    Whoever has claimed them before, to move them, has to begin again."""
+    A rebalancer that has claimed them before, to move them, has to begin again."""
     require_writer(connection)
     return connection.execute_rows(statements.CLAIM_BUCKETS, map(BucketKey, buckets))
 

@@ -28,7 +28,7 @@ The cases of the original's own engine suite are here under their original names
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from itertools import count
 from typing import TypeAlias
@@ -494,6 +494,28 @@ class StateMachineConformance:
                 history = await machine.item_history(uid, msg_id)
                 assert history == await reference.item_history(uid, msg_id)
         assert list(await machine.check_hashes([uid])) == []
+
+    @settings(max_examples=60)
+    @given(lives(ids=st.just(0)), devices)
+    async def test_law_state_is_that_of_what_was_stored_since_the_last_erase(
+        self,
+        machine: StateMachineOfRecord,
+        clock: ManualClock,
+        life: Life,
+        device_id: DeviceID | None,
+    ) -> None:
+        """Whatever was forgotten meanwhile, for every cursor."""
+        uid, stored, latest = new_uid(), list[InBandMessage](), 0
+        for clock.now, step in life:
+            if isinstance(step, EraseStep):
+                stored.clear()
+            stored += stored_messages(await take_step(machine, uid, step))
+            latest = max(latest, clock.now)
+        clock.now = latest  # no floor is later
+        state = await machine.state(uid, device_id)
+        assert names(state) == oracle.visible(stored, device_id, latest)
+        stored.sort(key=lambda message: message.ctime)
+        await assert_cursors_lead_to_the_present(machine, uid, stored, device_id, latest)
 
     @settings(max_examples=60)
     @given(histories(), st.integers(0, 8), times, devices, late_times)
@@ -1962,7 +1984,9 @@ async def result_or_code(read: Awaitable[object]) -> object:
     return list(result) if isinstance(result, Sequence) else result
 
 
-async def take_step(machine: StateMachineOfRecord, uid: UID, step: LifeStep) -> list[object]:
+async def take_step(
+    machine: StateMachineOfRecord, uid: UID, step: LifeStep
+) -> list[tuple[object, ...]]:
     """Do to a user what the step says, and return what came of it."""
     match step:
         case WriteStep(sent):
@@ -1981,6 +2005,13 @@ async def take_step(machine: StateMachineOfRecord, uid: UID, step: LifeStep) -> 
             return []
         case EraseStep():
             return [await machine.erase(uid)]
+
+
+def stored_messages(results: Iterable[tuple[object, ...]]) -> Iterator[InBandMessage]:
+    """The messages that a step has stored."""
+    for kind, message, *_ in results:
+        if kind is Stored and isinstance(message, InBandMessage):
+            yield message
 
 
 async def prune(machine: StateMachineOfRecord, floor: Time, ids: Time = 0) -> PruneStep:
@@ -2027,7 +2058,7 @@ async def assert_cursors_lead_to_the_present(
         assert replica.hash(device_id, sync.as_of) == sync.hash
         assert names(replica.state(device_id, now)) == expected
         for start in (After(cursor), Since(cursor), Since(cursor + 1)):
-            with suppress(HistoryForgotten):
+            with suppress(HistoryForgotten, Resync):
                 page = await machine.messages_page(uid, device_id, start, limits)
                 replica = replay_as_device(known, page.messages)
                 assert names(replica.state(device_id, now)) == expected

@@ -159,10 +159,12 @@ def writes(draw: st.DrawFn) -> WriteStep:
     return WriteStep(tuple((message.stamp(ctime, 0), epoch) for message, ctime, epoch in sent))
 
 
-forgets = st.builds(ForgetStep, st.builds(Cutoff, times, st.just(0) | times))
+_id_cutoffs = st.just(0) | times
 
 
-def lives(max_size: int = 7) -> st.SearchStrategy[Life]:
+def lives(ids: st.SearchStrategy[Time] = _id_cutoffs, max_size: int = 7) -> st.SearchStrategy[Life]:
+    """With ids that are forgotten up to these times."""
+    forgets = st.builds(ForgetStep, st.builds(Cutoff, times, ids))
     steps = st.one_of(writes(), writes(), writes(), forgets, forgets, st.just(EraseStep()))
     return st.lists(st.tuples(times, steps), max_size=max_size)
 

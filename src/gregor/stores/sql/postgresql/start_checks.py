@@ -23,7 +23,8 @@ GROUP BY t ORDER BY t
 """
 
 WRITTEN_TABLES = (
-    *("users", "messages", "dismissed_ids", "dismissed_ranges"),
+    *("users", "messages", "dismissed_ids", "dismissed_ranges", "dismissed_keys"),
+    *("scope_hashes", "pruned", "leases", "pending_erasures"),
     *("shard", "buckets", "nodes"),
 )
 READ_TABLES = ("alembic_version", "oldest_writer")
