@@ -35,7 +35,7 @@ from gregor.stores.sql.state_machine import SQLStateMachine
 from gregor.stores.sql.store_url import database_at
 from gregor.testing.clock import ManualClock
 from gregor.testing.conformance import prune, result_or_code, take_step
-from gregor.testing.strategies import Life, devices, lives, times
+from gregor.testing.strategies import ForgetStep, Life, devices, lives, times
 from tests.fleet.servers import PostgreSQL
 from tests.shards.harness import opened as shards
 
@@ -115,7 +115,8 @@ async def test_law_a_new_store_has_the_same_export_and_answers_each_cursor_alike
     answer = await imported(target, text)
     assert answer.complete
     assert not answer.problems
-    assert await exported(target, uid) == text
+    copied = await exported(target, uid)
+    assert_same(life, copied, text)
     heard = await answers(source, uid, device_id, cursor)
     assert await answers(target, uid, device_id, cursor) == heard
     assert list(await target.check_hashes([uid])) == []
@@ -123,7 +124,7 @@ async def test_law_a_new_store_has_the_same_export_and_answers_each_cursor_alike
     assert again.complete
     assert not again.problems
     assert not again.stored
-    assert await exported(target, uid) == text
+    assert await exported(target, uid) == copied
 
 
 @settings(max_examples=40)
@@ -145,7 +146,23 @@ async def test_law_an_import_that_was_interrupted_ends_right_when_it_is_run_agai
     assert not answer.problems
     assert await target.state(uid, device_id) == await source.state(uid, device_id)
     if not floor % 2:
-        assert await exported(target, uid) == text
+        assert_same(life, await exported(target, uid), text)
+
+
+def assert_same(life: Life, copied: bytes, text: bytes) -> None:
+    """What a store has forgotten of dismissed ids is known again if the dismissal is still stored,
+    as one of a message whose item is live."""
+    tombstones = [line for line in text.splitlines() if line.startswith(b'{"tombstone"')]
+    if any(isinstance(step, ForgetStep) and step.cutoff.ids for _, step in life):
+        assert set(tombstones) <= set(copied.splitlines())
+        copied, text = without_tombstones(copied), without_tombstones(text)
+    assert copied == text
+
+
+def without_tombstones(text: bytes) -> bytes:
+    return b"".join(
+        line for line in text.splitlines(keepends=True) if not line.startswith(b'{"tombstone"')
+    )
 
 
 @settings(max_examples=40)
@@ -263,7 +280,8 @@ async def test_message_that_is_stored_between_two_pages_is_not_of_the_export(
 
 
 async def test_authors_and_digests_are_kept(stores: SourceAndTarget) -> None:
-    source, clock, target, _ = stores
+    source, clock, target, target_clock = stores
+    target_clock.now = 1_000
     uid = new_uid()
     message = create(uid, "c", msg_id="a")
     gone = create(uid, "c", msg_id="gone")
