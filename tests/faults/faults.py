@@ -205,6 +205,7 @@ def target_of(fleet: Fleet) -> str:
 
 Deed: TypeAlias = Callable[[httpx.AsyncClient, Fleet, Random], Awaitable[None]]
 
+USERS_ERASED_AT_ONCE = 5
 ANSWER_SECONDS = 60.0  # a request to prune waits until the lease of a node that was killed runs out
 
 
@@ -257,9 +258,16 @@ async def is_pruned_by_command(url: str, older_than: str) -> bool:
             pruner.kill()
 
 
-async def user_erased(http: httpx.AsyncClient, fleet: Fleet, rng: Random) -> None:
-    """Erase a user; try it at any node until it succeeds."""
-    uid = rng.choice(await uids_of(fleet))
+async def users_erased(http: httpx.AsyncClient, fleet: Fleet, rng: Random) -> None:
+    """Erase some users at once."""
+    uids = await uids_of(fleet)
+    async with asyncio.TaskGroup() as tasks:
+        for uid in rng.sample(uids, min(len(uids), USERS_ERASED_AT_ONCE)):
+            tasks.create_task(erase(http, fleet, rng, uid))
+
+
+async def erase(http: httpx.AsyncClient, fleet: Fleet, rng: Random, uid: str) -> None:
+    """Erase the user; try it at any node until it succeeds."""
     while True:
         erased = await succeeds(http.delete(f"{rng.choice(fleet.urls)}/v1/users/{uid}"))
         await asyncio.sleep(rng.uniform(0, 0.1))
@@ -313,7 +321,7 @@ SINGLE_STORE_FAULTS: dict[str, Fault] = {
 
 FORGETTING_FAULTS: dict[str, Fault] = {
     "prune": meanwhile(history_pruned, nodes_killed),
-    "erase": meanwhile(user_erased, nodes_killed),
+    "erase": meanwhile(users_erased, nodes_killed),
 }
 
 # In a fleet with three shards.
@@ -324,7 +332,7 @@ MOVE_FAULTS: dict[str, Fault] = {
     "moving, pub/sub killed": during_move(pubsub_killed),
     "moving, connections terminated": during_move(connections_terminated),
     "prune, moving": meanwhile(history_pruned, movers_and_nodes_killed),
-    "erase, moving": meanwhile(user_erased, movers_and_nodes_killed),
+    "erase, moving": meanwhile(users_erased, movers_and_nodes_killed),
 }
 SYNCHRONOUS_FAULTS: dict[str, Fault] = {
     "demoted but answering": demoted_but_answering,
