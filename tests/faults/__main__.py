@@ -47,7 +47,8 @@ async def run_round(name: str, seed: int, options: argparse.Namespace) -> bool:
     verdict = "FAILED" if problems else "passed"
     figures = (
         f"{round_.acknowledged:,} acknowledged, {round_.resumed:,} resumed, "
-        f"{round_.received_snapshots:,} by a snapshot, agreed after {round_.settled:.1f} s"
+        f"{round_.received_snapshots:,} by a snapshot, {round_.pruned:,} pruned, "
+        f"{round_.wiped:,} wiped, agreed after {round_.settled:.1f} s"
     )
     print(f"{verdict} {name}, seed {seed}: {figures}", flush=True)
     for problem in problems[:10]:

@@ -8,6 +8,7 @@ from random import Random
 from typing import TypeAlias
 
 import asyncpg
+import httpx
 from redis.asyncio import Redis
 
 from gregor.core.buckets import BUCKETS
@@ -200,6 +201,110 @@ def target_of(fleet: Fleet) -> str:
     return list(fleet.shards)[-1]
 
 
+# While a backend forgets history, or users, again and again.
+
+Deed: TypeAlias = Callable[[httpx.AsyncClient, Fleet, Random], Awaitable[None]]
+
+USERS_ERASED_AT_ONCE = 5
+ANSWER_SECONDS = 60.0  # a request to prune waits until the lease of a node that was killed runs out
+
+
+def meanwhile(deed: Deed, fault: Fault) -> Fault:
+    """The same fault, while this is done again and again, and once more after it."""
+
+    async def inject_meanwhile(fleet: Fleet, rng: Random) -> None:
+        async with (
+            httpx.AsyncClient(trust_env=False, timeout=ANSWER_SECONDS) as http,
+            asyncio.TaskGroup() as tasks,
+        ):
+            repeating = tasks.create_task(repeat(lambda: deed(http, fleet, rng)))
+            await fault(fleet, rng)
+            repeating.cancel()
+            await deed(http, fleet, rng)
+
+    return inject_meanwhile
+
+
+async def repeat(deed: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await deed()
+
+
+async def history_pruned(http: httpx.AsyncClient, fleet: Fleet, rng: Random) -> None:
+    """Forget what has been past for a moment, by a request to a node, or by the command. It is
+    tried until it succeeds."""
+    older_than = f"{rng.randrange(1, 4)}s"
+    while True:
+        node = rng.choice(fleet.nodes)
+        if rng.random() < 0.2:
+            pruned = await is_pruned_by_command(node.url, older_than)
+        else:
+            body = {"older_than": older_than}
+            pruned = await succeeds(http.post(f"{node.url}/v1/prune", json=body))
+        await asyncio.sleep(rng.uniform(0, 0.2))
+        if pruned:
+            return
+
+
+async def is_pruned_by_command(url: str, older_than: str) -> bool:
+    command = (sys.executable, "-m", "gregor.cli", "prune", "--url", url)
+    pruner = await asyncio.create_subprocess_exec(
+        *(*command, "--older-than", older_than), stdout=asyncio.subprocess.DEVNULL
+    )
+    try:
+        return await pruner.wait() == 0
+    finally:
+        if pruner.returncode is None:
+            pruner.kill()
+
+
+async def users_erased(http: httpx.AsyncClient, fleet: Fleet, rng: Random) -> None:
+    """Erase some users at once."""
+    uids = await uids_of(fleet)
+    async with asyncio.TaskGroup() as tasks:
+        for uid in rng.sample(uids, min(len(uids), USERS_ERASED_AT_ONCE)):
+            tasks.create_task(erase(http, fleet, rng, uid))
+
+
+async def erase(http: httpx.AsyncClient, fleet: Fleet, rng: Random, uid: str) -> None:
+    """Erase the user; try it at any node until it succeeds."""
+    while True:
+        erased = await succeeds(http.delete(f"{rng.choice(fleet.urls)}/v1/users/{uid}"))
+        await asyncio.sleep(rng.uniform(0, 0.1))
+        if erased:
+            return
+
+
+async def uids_of(fleet: Fleet) -> Sequence[str]:
+    """All users, in order."""
+    uids: set[str] = set()
+    for url in fleet.database_urls.values():
+        connection = await asyncpg.connect(url)
+        uids.update(row["uid"] for row in await connection.fetch("SELECT uid FROM users"))
+        await connection.close()
+    return sorted(uids)
+
+
+async def succeeds(request: Awaitable[httpx.Response]) -> bool:
+    try:
+        return (await request).status_code == httpx.codes.OK
+    except httpx.TransportError:
+        return False
+
+
+async def nodes_killed(fleet: Fleet, rng: Random) -> None:
+    """Kill a node twice."""
+    for _ in range(2):
+        await asyncio.sleep(rng.uniform(0.5, 2))
+        await node_killed(fleet, rng)
+
+
+async def movers_and_nodes_killed(fleet: Fleet, rng: Random) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(mover_killed(fleet, rng))
+        tasks.create_task(nodes_killed(fleet, rng))
+
+
 SINGLE_STORE_FAULTS: dict[str, Fault] = {
     "node killed": node_killed,
     "node stopped": node_stopped,
@@ -214,6 +319,11 @@ SINGLE_STORE_FAULTS: dict[str, Fault] = {
     "clock ahead": no_fault,  # the clock of one node is 5 s ahead
 }
 
+FORGETTING_FAULTS: dict[str, Fault] = {
+    "prune": meanwhile(history_pruned, nodes_killed),
+    "erase": meanwhile(users_erased, nodes_killed),
+}
+
 # In a fleet with three shards.
 MOVE_FAULTS: dict[str, Fault] = {
     "moving": during_move(no_fault),
@@ -221,6 +331,8 @@ MOVE_FAULTS: dict[str, Fault] = {
     "moving, node killed": during_move(node_killed),
     "moving, pub/sub killed": during_move(pubsub_killed),
     "moving, connections terminated": during_move(connections_terminated),
+    "prune, moving": meanwhile(history_pruned, movers_and_nodes_killed),
+    "erase, moving": meanwhile(users_erased, movers_and_nodes_killed),
 }
 SYNCHRONOUS_FAULTS: dict[str, Fault] = {
     "demoted but answering": demoted_but_answering,
@@ -231,4 +343,5 @@ ASYNCHRONOUS_FAULTS: dict[str, Fault] = {
     "primary lost, asynchronous standby promoted": primary_lost_behind,
 }
 FAILOVERS = SYNCHRONOUS_FAULTS | ASYNCHRONOUS_FAULTS
-FAULTS = SINGLE_STORE_FAULTS | MOVE_FAULTS | FAILOVERS
+LONG_FAULTS = FORGETTING_FAULTS | MOVE_FAULTS | FAILOVERS  # once in a round
+FAULTS = SINGLE_STORE_FAULTS | LONG_FAULTS

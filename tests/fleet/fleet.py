@@ -161,8 +161,13 @@ class Fleet:
         self.stores = [f"{name}={url}" for name, url in self.shards.items()]
 
     def databases(self) -> AbstractAsyncContextManager[dict[str, Database]]:
-        """Open the databases of the shards, in addition to the nodes' connections."""
-        return databases_at(self.shards)
+        """Open the databases, by `database_urls`, in addition to the nodes' connections."""
+        return databases_at(self.database_urls)
+
+    @property
+    def database_urls(self) -> dict[str, str]:
+        """By the names of the shards; the single store of a fleet without shards is named ""."""
+        return self.shards or {"": self.store}
 
     async def rebalance(self) -> None:
         """Rebalance: move buckets until the shards hold about as many messages."""

@@ -19,7 +19,7 @@ from gregor.clock import now
 from gregor.stores.sql.state_machine import SQLStateMachine
 from gregor.stores.sql.store_url import database_at
 from gregor.stores.sql.tables import NEWEST_REVISION
-from tests.faults.harness import RecordingServers, inconsistencies, logged_errors
+from tests.faults.harness import RecordingServers, inconsistencies, logged_errors, records_of
 from tests.fleet.servers import PostgreSQL, Redis
 from tests.upgrades.versions import (
     PRESENT,
@@ -52,7 +52,7 @@ async def play(
         assert len(servers.acknowledged) > 5_000
         logs = [line for node in fleet.nodes for line in node.log().splitlines()]
         return [
-            *await inconsistencies(fleet, servers, demo.score),
+            *inconsistencies(await records_of(fleet), servers, demo.score),
             *(f"{d.device} of {d.uid} {d.what}" for d in demo.score.differences),
             *(f"a node logged: {line}" for line in logged_errors(fleet)),
             *(f"a node logged: {line}" for line in logs if "invalid payload" in line),

@@ -9,7 +9,7 @@ If somebody erases a user meanwhile, its devices begin a new life at once.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -32,7 +32,7 @@ from gregor.client import (
 from gregor.client.events import Subscription
 from gregor.client.websocket import WebSocketTransport, websocket
 from gregor.core.instant import Time
-from gregor.core.message import MsgID
+from gregor.core.message import UID, MsgID
 from gregor.core.state import Item, State
 from gregor.errors import Erased, InvalidMessage, Unavailable
 from gregor.protocol.answers import StateAnswer
@@ -59,6 +59,14 @@ class ReceivedSnapshot(NamedTuple):
     items: int
 
 
+class Written(NamedTuple):
+    """A message that a device accepted when it knew this epoch of its user (None: not yet any)."""
+
+    uid: UID
+    msg_id: MsgID
+    epoch: Time | None
+
+
 class Difference(NamedTuple):
     """A device whose replica differs from the server's state at the end; `what` says how."""
 
@@ -71,7 +79,7 @@ class Difference(NamedTuple):
 class Score:
     """The results of all devices so far."""
 
-    written: set[MsgID] = field(default_factory=set)
+    written: set[Written] = field(default_factory=set)
     rejected: int = 0
     unsent: int = 0
     dropped_off: int = 0
@@ -268,7 +276,14 @@ class DemoDevice:
     async def _write(self, client: Client) -> None:
         # What was to be snoozed expires before that, or has gone; or the user has.
         with suppress(InvalidMessage, Erased):
-            self._demo.score.written.add(await self._send_random_message(client))
+            await self._record(client, self._send_random_message(client))
+
+    async def _record(self, client: Client, write: Awaitable[MsgID]) -> MsgID:
+        """Record what is written, when it is durable, and return its id."""
+        epoch = client.replica.epoch  # before: an erase that comes meanwhile prevents the write
+        msg_id = await write
+        self._demo.score.written.add(Written(self.uid, msg_id, epoch))
+        return msg_id
 
     async def _send_random_message(self, client: Client) -> MsgID:
         """Dismiss, create, put or snooze items, as a person would who uses the app."""
@@ -307,8 +322,9 @@ class DemoDevice:
         """Lose the network as soon as this device knows when the reminder begins, until then."""
         with suppress(TimeoutError, Erased):
             if self._snoozes:
-                msg_id = await client.put(REMINDER, "this begins without a network")
-                self._demo.score.written |= {msg_id, await client.snooze(msg_id, self._demo.snooze)}
+                put = client.put(REMINDER, "this begins without a network")
+                msg_id = await self._record(client, put)
+                await self._record(client, client.snooze(msg_id, self._demo.snooze))
             async with asyncio.timeout(SETTLE_TIMEOUT_SECONDS):
                 await _until(lambda: _knows_start(client))
                 self._network.cut()
@@ -325,6 +341,7 @@ class DemoDevice:
         except TimeoutError:
             return False
         except Erased:  # it has nothing left to send
+            await _until(lambda: not isinstance(client.failure, Erased))
             return await self._flush(client)
         return True
 
