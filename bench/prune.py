@@ -120,7 +120,7 @@ async def _replaced(
         for start in range(0, times + 1, BATCH):
             numbers = range(start, min(start + BATCH, times + 1))
             await machine.consume_messages([put("ann", "badge", BODY) for _ in numbers])
-        await database.checkpoint()
+        await database.scrub()
         yield database, machine, clock
 
 

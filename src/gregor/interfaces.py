@@ -333,14 +333,14 @@ class StateMachineOfRecord(StateMachine, Protocol):
     async def users_after(self, uid: UID, limit: int) -> Sequence[UID]:
         """The next users after this uid, in order, as many as there are, up to a limit. Raises
         Unavailable if some may be missing, because a shard does not answer."""
-        raise Unavailable("this state machine cannot do this yet")
+        ...
 
     async def export_page(self, uid: UID, place: ExportPlace) -> ExportPage:
         """What is stored of the user, from this place on. A page is read at one instant. Pages are
         consistent if the user of each `continues` that of the first: then, without messages after
         the clock of the first, they are what was stored at that instant. An unknown user has no
         records, and the clock 0."""
-        raise Unavailable("this state machine cannot do this yet")
+        ...
 
     async def import_parts(self, parts: Sequence[ImportPart]) -> Sequence[Sequence[Verdict]]:
         """Take lines of exports, and return what has come of each. Durable when this returns, and
@@ -353,7 +353,7 @@ class StateMachineOfRecord(StateMachine, Protocol):
         the file continue here, unless other messages came between: then they need a snapshot.
         Raises Unavailable; then any of the lines may have been taken.
         """
-        raise Unavailable("this state machine cannot do this yet")
+        ...
 
     async def backup(self) -> IO[bytes]:
         """A copy of the SQLite file, as of one instant, open to be read. Raises NotFound if the

@@ -65,9 +65,6 @@ class WrappedDatabase:
     async def scrub(self) -> None:
         await self.database.scrub()
 
-    async def checkpoint(self) -> None:
-        await self.database.checkpoint()
-
     def pools(self) -> Mapping[str, PoolUse]:
         return self.database.pools()
 

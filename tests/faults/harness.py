@@ -274,8 +274,8 @@ def keeps_all(name: str) -> bool:
 
 
 def unnecessary_syncs(score: Score, records: Records) -> list[str]:
-    """Hash mismatches and unnecessary snapshots that devices have received. Whoever knows less than
-    the floor gets a snapshot."""
+    """Hash mismatches and unnecessary snapshots that devices have received. One that knows less
+    than the floor gets a snapshot."""
     floors = {uid: user["floor"] for uid, user in records.users.items()}
     received = [r for r in score.received_snapshots if r.known >= floors.get(r.uid, 0)]
     return [

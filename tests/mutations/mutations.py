@@ -562,8 +562,8 @@ MUTATIONS = [
     Mutation(
         "an erase leaves bodies in the WAL",
         "stores/sql/state_machine.py",
-        "        await self.database.scrub()\n",
-        "",
+        "        await self.database.scrub()\n        return EraseResult(erasure)",
+        "        return EraseResult(erasure)",
         SQLITE_FILES + "test_no_body_of_an_erased_user_is_left_in_any_file[3]",
     ),
     # The cost of what one request holds

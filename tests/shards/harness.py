@@ -56,10 +56,6 @@ class FlakyDatabase:
         self._fail_if_down()
         await self.database.scrub()
 
-    async def checkpoint(self) -> None:
-        self._fail_if_down()
-        await self.database.checkpoint()
-
     def pools(self) -> Mapping[str, PoolUse]:
         return self.database.pools()
 

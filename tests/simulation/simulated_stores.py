@@ -14,6 +14,7 @@ from sqlite3 import Connection
 from typing import Any, NamedTuple, Protocol, Self, TypeVar, cast
 
 from gregor.core.buckets import Move, bucket_of
+from gregor.core.export import ExportPage, ExportPlace, ImportPart, Verdict
 from gregor.core.history import Cutoff
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.item_history import ItemHistory
@@ -254,6 +255,15 @@ class DelayedStateMachine(StateMachineOfRecord):
     ) -> Counts:
         return await self._machine.count_by_segment(uid, device_id, prefix)
 
+    async def users_after(self, uid: UID, limit: int) -> Sequence[UID]:
+        return await self._machine.users_after(uid, limit)
+
+    async def export_page(self, uid: UID, place: ExportPlace) -> ExportPage:
+        return await self._machine.export_page(uid, place)
+
+    async def import_parts(self, parts: Sequence[ImportPart]) -> Sequence[Sequence[Verdict]]:
+        return await self._machine.import_parts(parts)
+
     async def ctimes(self, uids: Sequence[UID]) -> Mapping[UID, Time]:
         await self._link.transmit("before reading clocks")
         ctimes = await self._machine.ctimes(uids)
@@ -365,9 +375,6 @@ class DelayedDatabase:
 
     async def scrub(self) -> None:
         await self._shard.database.scrub()
-
-    async def checkpoint(self) -> None:
-        await self._shard.database.checkpoint()
 
     def pools(self) -> Mapping[str, PoolUse]:
         return self._shard.database.pools()

@@ -29,6 +29,7 @@ from gregor.interfaces import Duplicate, Rejected, Slot, StateMachineOfRecord
 from gregor.node.exporting import export
 from gregor.node.importing import import_export
 from gregor.protocol.answers import ImportAnswer
+from gregor.stores.memory import MemoryStateMachine
 from gregor.stores.sql.exports import PAGE_ROWS
 from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.state_machine import SQLStateMachine
@@ -103,12 +104,30 @@ async def stores() -> AsyncIterator[SourceAndTarget]:
         yield SourceAndTarget(*source, *target)
 
 
+class Machines(NamedTuple):
+    """The same, of any kind."""
+
+    source: StateMachineOfRecord
+    source_clock: ManualClock
+    target: StateMachineOfRecord
+    target_clock: ManualClock
+
+
+@pytest.fixture(params=["SQLite", "memory"])
+async def machines(request: pytest.FixtureRequest, stores: SourceAndTarget) -> Machines:
+    if request.param == "SQLite":
+        return Machines(*stores)
+    clocks = ManualClock(NOW), ManualClock(NOW)
+    source, target = map(MemoryStateMachine, clocks)
+    return Machines(source, clocks[0], target, clocks[1])
+
+
 @settings(max_examples=60)
 @given(life=lives(), device_id=devices, cursor=times)
 async def test_law_a_new_store_has_the_same_export_and_answers_each_cursor_alike(
-    stores: SourceAndTarget, life: Life, device_id: DeviceID | None, cursor: Time
+    machines: Machines, life: Life, device_id: DeviceID | None, cursor: Time
 ) -> None:
-    source, clock, target, _ = stores
+    source, clock, target, _ = machines
     uid = new_uid()
     await live(source, clock, uid, life)
     text = await exported(source, uid)
@@ -130,10 +149,10 @@ async def test_law_a_new_store_has_the_same_export_and_answers_each_cursor_alike
 @settings(max_examples=40)
 @given(life=lives(), lines=st.integers(1, 12), floor=times, device_id=devices)
 async def test_law_an_import_that_was_interrupted_ends_right_when_it_is_run_again(
-    stores: SourceAndTarget, life: Life, lines: int, floor: Time, device_id: DeviceID | None
+    machines: Machines, life: Life, lines: int, floor: Time, device_id: DeviceID | None
 ) -> None:
     """Also if the store is pruned in between: then what is live is the same."""
-    source, clock, target, _ = stores
+    source, clock, target, _ = machines
     uid = new_uid()
     await live(source, clock, uid, life)
     text = await exported(source, uid)
@@ -168,9 +187,9 @@ def without_tombstones(text: bytes) -> bytes:
 @settings(max_examples=40)
 @given(life=lives(), other=lives())
 async def test_law_a_second_import_into_a_store_with_another_life_changes_nothing(
-    stores: SourceAndTarget, life: Life, other: Life
+    machines: Machines, life: Life, other: Life
 ) -> None:
-    source, clock, target, target_clock = stores
+    source, clock, target, target_clock = machines
     uid = new_uid()
     await live(source, clock, uid, life)
     await live(target, target_clock, uid, other)

@@ -523,7 +523,7 @@ async def test_step_costs_the_same_however_much_there_is_to_prune() -> None:
 async def test_file_shrinks_by_what_is_forgotten(tmp_path: Path) -> None:
     path = tmp_path / "gregor.db"
     async with opened(f"sqlite:///{path}") as store:
-        await store.database.checkpoint()
+        await store.database.scrub()
         empty = path.stat().st_size
         for _ in range(3):
             await store.machine.consume_messages([put("u", "k", "x" * 9_000) for _ in range(100)])

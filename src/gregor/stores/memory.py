@@ -7,6 +7,21 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from msgspec import structs
+
+from gregor.core.export import (
+    ExportedMessage,
+    ExportedPruned,
+    ExportedTombstone,
+    ExportedUser,
+    ExportPage,
+    ExportPlace,
+    ImportPart,
+    Record,
+    Taken,
+    Verdict,
+    accepted,
+)
 from gregor.core.facts import Facts, is_dismissed_by
 from gregor.core.history import (
     Cutoff,
@@ -17,7 +32,7 @@ from gregor.core.history import (
 )
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.item_history import Author, Authored, ItemHistory, Trace, history_of
-from gregor.core.message import UID, Category, DeviceID, Digest, InBandMessage, MsgID
+from gregor.core.message import UID, Category, DeviceID, Digest, InBandMessage, MsgID, dismiss
 from gregor.core.state import Counts, Item
 from gregor.core.state_page import PageStart, StatePage, StateQuery, page_of
 from gregor.core.sync import (
@@ -42,7 +57,7 @@ from gregor.core.sync import (
     what_is_left,
 )
 from gregor.core.visibility import At, Now, has_begun, has_expired
-from gregor.errors import Conflict, InvalidMessage
+from gregor.errors import Conflict, Erased, InvalidMessage
 from gregor.interfaces import (
     NEVER_ERASED,
     Duplicate,
@@ -154,6 +169,23 @@ class MemoryStateMachine(StateMachineOfRecord):
     async def item_history(self, uid: UID, msg_id: MsgID) -> ItemHistory:
         return history_of(uid, msg_id, self._user(uid).trace(msg_id), self._clock())
 
+    async def users_after(self, uid: UID, limit: int) -> Sequence[UID]:
+        known = (known for known, user in self._users.items() if user.time.clock)
+        return sorted(known for known in known if known > uid)[:limit]
+
+    async def export_page(self, uid: UID, place: ExportPlace) -> ExportPage:
+        return self._user(uid).export(uid)
+
+    async def import_parts(self, parts: Sequence[ImportPart]) -> Sequence[Sequence[Verdict]]:
+        return [self._import(part) for part in parts]
+
+    def _import(self, part: ImportPart) -> Sequence[Verdict]:
+        user = self._user(part.user.uid)
+        if part.user.epoch > user.erasure.epoch:
+            user = user.erased_by(Erasure(part.user.epoch, part.user.erased_at))
+        self._users[part.user.uid] = user
+        return user.take(part)
+
     async def check_hashes(self, uids: Sequence[UID]) -> Sequence[UID]:
         return ()  # none is kept
 
@@ -226,16 +258,23 @@ class _UserLog:
         clock, ctime = self.time.clock, message.ctime
         if ctime <= self.time.floor:
             return Rejected(message, stored_too_late(self.time.floor))
-        if ctime > clock:
-            stored = message.stamp(ctime, clock)
-            self.time = self.time._replace(clock=ctime)
-        else:
-            index = bisect_left(self.log, ctime, key=_ctime)
-            if index < len(self.log) and self.log[index].ctime == ctime:
-                return Rejected(message, Conflict("another message of this user has this ctime"))
-            stored = message.stamp(ctime, self.log[index - 1].ctime if index else 0)
-            self._follow(index, stored)
-            self.time = self.time._replace(clock=clock + 1, mark=clock + 1)
+        if ctime <= clock:
+            return self._replay_late(message)
+        stored = message.stamp(ctime, clock)
+        self.time = self.time._replace(clock=ctime)
+        self._add(stored)
+        return Stored(stored)
+
+    def _replay_late(self, message: InBandMessage) -> StoreOutcome:
+        """Store a replay between its neighbours in the log. No cursor could hear of it, so the
+        clock moves on, and is marked."""
+        clock, ctime = self.time.clock, message.ctime
+        index = bisect_left(self.log, ctime, key=_ctime)
+        if index < len(self.log) and self.log[index].ctime == ctime:
+            return Rejected(message, Conflict("another message of this user has this ctime"))
+        stored = message.stamp(ctime, self.log[index - 1].ctime if index else 0)
+        self._follow(index, stored)
+        self.time = self.time._replace(clock=clock + 1, mark=clock + 1)
         self._add(stored)
         return Stored(stored)
 
@@ -382,6 +421,135 @@ class _UserLog:
         for msg_id in pruned:
             del self.pruned[msg_id]
         return len(dismissed) + len(pruned)
+
+    # Exporting and importing
+
+    def export(self, uid: UID) -> ExportPage:
+        """Everything, in the order of the parts of an export."""
+        time = self.time
+        user = ExportedUser(uid, time.clock, time.mark, self.erasure.epoch, time.floor)
+        user = structs.replace(user, erased_at=self.erasure.erased_at)
+        records: list[Record] = [
+            *(ExportedTombstone(uid, *death) for death in sorted(self._early_deaths())),
+            *(ExportedTombstone(uid, *death) for death in self._deaths_up_to(time.floor)),
+            *(ExportedMessage.of(m, self._authors.get(m.msg_id)) for m in self.log),
+            *(ExportedPruned(uid, id_, *kept) for id_, kept in sorted(self.pruned.items())),
+        ]
+        return ExportPage(user, tuple(records))
+
+    def _early_deaths(self) -> Iterator[tuple[MsgID, Time]]:
+        """The ids that were dismissed and have not arrived."""
+        tombstones = self.facts.tombstones.items()
+        return ((id_, at) for id_, at in tombstones if id_ not in self._by_msg_id)
+
+    def _deaths_up_to(self, floor: Time) -> Iterator[tuple[MsgID, Time]]:
+        """The deaths of stored items of which the messages may be forgotten."""
+        for message in self.log:
+            died_at = self.facts.death_of(message.msg_id)
+            if died_at is not None and died_at <= floor:
+                yield message.msg_id, died_at
+
+    def erased_by(self, erasure: Erasure) -> "_UserLog":
+        """The user without what is not after this epoch."""
+        epoch, time = erasure.epoch, self.time
+        later = _UserLog(erasure)
+        for msg_id, at in (*self._early_deaths(), *self._deaths_up_to(time.clock)):
+            if at > epoch:
+                later._bury(msg_id, at)
+        for message in self.log:
+            if message.ctime > epoch:
+                later._add(message)
+        later.pruned = {id_: kept for id_, kept in self.pruned.items() if kept.ctime > epoch}
+        later._authors = dict(self._authors)
+        mark = time.mark if time.mark > epoch else 0
+        later.time = UserTime(max(time.clock, epoch), mark, max(time.floor, epoch))
+        return later
+
+    def take(self, part: ImportPart) -> list[Verdict]:
+        """Take these lines, and return what has come of each."""
+        floor = self.time.floor
+        verdicts = [self._take(record) for record in part.records]
+        if part.ends and part.user.ctime:
+            taken = part.accepted + accepted(part.records, verdicts)
+            self._finish(part.user, taken, has_later_floor=floor > part.user.floor)
+        return verdicts
+
+    def _take(self, record: Record) -> Verdict:
+        epoch = self.erasure.epoch
+        if record.time <= epoch:
+            return Erased(f"the user was erased at {epoch}, after this", epoch=epoch)
+        match record:
+            case ExportedTombstone():
+                return self._take_death(record)
+            case ExportedMessage():
+                return self._take_message(record.message, record.author)
+            case ExportedPruned():
+                return self._take_pruned(record)
+
+    def _take_death(self, record: ExportedTombstone) -> Verdict:
+        if record.msg_id in self.pruned:
+            return Taken.KNOWN
+        was_live = record.msg_id in self.facts.items
+        self._bury(record.msg_id, record.at)
+        if was_live:  # no cursor could hear of it
+            clock = self.time.clock + 1
+            self.time = self.time._replace(clock=clock, mark=clock)
+        return Taken.STORED
+
+    def _bury(self, msg_id: MsgID, at: Time) -> None:
+        """Let the item be dead from this time on, whether it has arrived or not."""
+        self.facts = self.facts.replay(dismiss("-", msg_id).stamp(at, 0))
+
+    def _take_message(self, message: InBandMessage, author: Author | None) -> Verdict:
+        known = self._kept(message.msg_id)
+        if known is not None:
+            return _found(known, message.ctime, message.contents_digest())
+        time = self.time
+        if message.ctime <= min(time.floor, time.clock):
+            return stored_too_late(time.floor)
+        if message.ctime > time.clock:
+            clock = 0 if time.clock == self.erasure.epoch else time.clock
+            self._add(message.stamp(message.ctime, max(message.prev, clock)))
+            self.time = time._replace(clock=message.ctime)
+        else:
+            outcome = self._replay_late(message)
+            if isinstance(outcome, Rejected):
+                return outcome.error
+        if author is not None:
+            self._authors[message.msg_id] = author
+        return Taken.STORED
+
+    def _take_pruned(self, record: ExportedPruned) -> Verdict:
+        known = self._kept(record.msg_id)
+        if known is not None:
+            return _found(known, record.ctime, record.digest)
+        self.pruned[record.msg_id] = _PrunedID(record.ctime, record.digest)
+        return Taken.STORED
+
+    def _kept(self, msg_id: MsgID) -> "_PrunedID | None":
+        """What would be kept of the message with this id, if there is one."""
+        message = self._by_msg_id.get(msg_id)
+        if message is None:
+            return self.pruned.get(msg_id)
+        return _PrunedID(message.ctime, message.contents_digest())
+
+    def _finish(self, user: ExportedUser, taken: int, *, has_later_floor: bool) -> None:
+        """All lines of the user are in: the clock, the mark and the floor become those of the
+        file, if these are later."""
+        ctimes = [m.ctime for m in self.log] + [kept.ctime for kept in self.pruned.values()]
+        stored = sum(ctime <= user.ctime for ctime in ctimes)
+        clock, mark = max(self.time.clock, user.ctime), max(self.time.mark, user.mark)
+        if (stored > taken or has_later_floor) and mark <= user.ctime:
+            # A cursor of the store that wrote the file cannot hear of these.
+            clock = mark = clock + 1
+        self.time = UserTime(clock, mark, max(self.time.floor, user.floor))
+
+
+def _found(known: _PrunedID, ctime: Time, digest: Digest) -> Verdict:
+    """The store has a message with this id."""
+    if known.digest != digest:
+        return Conflict("this msg_id is known with other contents", field="msg_id")
+    return Taken.KNOWN if known.ctime == ctime else Taken.KNOWN_AT_ANOTHER_TIME
 
 
 def _ctime(message: InBandMessage) -> Time:

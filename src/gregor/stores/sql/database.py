@@ -101,12 +101,7 @@ class Database(Protocol):
 
     async def scrub(self) -> None:
         """Overwrite what committed transactions have deleted, where this process can: in the file
-        of an SQLite database and its WAL. Idempotent. Raises StorageUnavailable."""
-        ...
-
-    async def checkpoint(self) -> None:
-        """Let the file of an SQLite database have what is committed, and be no larger than it needs
-        to be. Idempotent. Raises StorageUnavailable."""
+        of an SQLite database, and empty its WAL. Idempotent. Raises StorageUnavailable."""
         ...
 
     def pools(self) -> Mapping[str, PoolUse]:

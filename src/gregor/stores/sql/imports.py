@@ -7,7 +7,7 @@ ctimes, and the clock, the mark and the floor when all lines of the user are in.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from gregor.core.buckets import bucket_of
 from gregor.core.export import (
@@ -72,6 +72,13 @@ class _Entry(Generic[R]):
             self.verdict = Taken.KNOWN if same else Taken.KNOWN_AT_ANOTHER_TIME
 
 
+class Imported(NamedTuple):
+    """What has come of each line, and whether something that was stored was erased by them."""
+
+    verdicts: list[list[Verdict]]
+    erases: bool
+
+
 def import_parts(
     connection: DatabaseConnection,
     parts: Sequence[ImportPart],
@@ -79,7 +86,7 @@ def import_parts(
     others: Collection[str] = (),
     *,
     any_bucket: bool = False,
-) -> list[list[Verdict]]:
+) -> Imported:
     """Take these lines, and return what has come of each. A user who is erased by them may have
     old copies on the `others`, which are shards. Raises WrongShard if this shard accepts no
     messages of one of the users; with `any_bucket`, it is not asked."""
@@ -87,7 +94,7 @@ def import_parts(
     users = _lock(connection, uids)
     for error in () if any_bucket else closed_users(connection, uids).values():
         raise error
-    _raise_epochs(connection, users, parts, others)
+    erases = _raise_epochs(connection, users, parts, others)
     users = lock_existing(connection, [UserKey(uid) for uid in uids])
     entries: list[list[_Entry[Any]]] = [
         [_Entry(r, users[part.user.uid].epoch) for r in part.records] for part in parts
@@ -97,7 +104,7 @@ def import_parts(
     _store_pruned(connection, _open(entries, ExportedPruned))
     verdicts = [[entry.verdict for entry in lines] for lines in entries]
     _finish(connection, parts, verdicts, users)
-    return verdicts
+    return Imported(verdicts, erases)
 
 
 def _open(entries: Sequence[Sequence[_Entry[Any]]], kind: type[R]) -> list[_Entry[R]]:
@@ -121,14 +128,18 @@ def _raise_epochs(
     users: Mapping[UID, LockedUser],
     parts: Iterable[ImportPart],
     others: Collection[str],
-) -> None:
+) -> bool:
+    """Returns whether one of the users had something before."""
+    erases = False
     for user, *_ in parts:
         if user.epoch > users[user.uid].epoch:
+            erases = erases or users[user.uid].ctime > 0
             erasure = Erasure(user.epoch, user.erased_at)
             raise_epoch(connection, user.uid, erasure)
             pending = [PendingErasure(shard, user.uid, *erasure) for shard in others]
             if pending:
                 connection.execute_rows(statements.UPSERT_PENDING_ERASURES, pending)
+    return erases
 
 
 # Deaths

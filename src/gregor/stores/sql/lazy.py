@@ -52,10 +52,6 @@ class LazyDatabase:
         await self._ensure_open()
         await self._database.scrub()
 
-    async def checkpoint(self) -> None:
-        await self._ensure_open()
-        await self._database.checkpoint()
-
     def pools(self) -> Mapping[str, PoolUse]:
         return self._database.pools()
 

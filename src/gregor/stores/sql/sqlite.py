@@ -143,14 +143,6 @@ class SQLiteDatabase:
                 numbers = range(first, min(first + MAPS_SCRUBBED, maps))
                 await self._in_thread(partial(self._scrub, self._driver, numbers))
 
-    async def checkpoint(self) -> None:
-        if self._driver is not None:
-            await self._in_thread(partial(self._checkpoint, self._driver))
-
-    def _checkpoint(self, driver: sqlite3.Connection) -> None:
-        with _translating(self.path):
-            driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-
     def _prepare_scrub(self, driver: sqlite3.Connection) -> int:
         """The number of pointer maps of the file."""
         with _translating(self.path):

@@ -346,9 +346,12 @@ class SQLStateMachine(StateMachineOfRecord):
         self._require_writable()
         await self.require_schema(before_0008.REVISION)
         now = self._clock()
-        return await self.database.write(
+        imported = await self.database.write(
             lambda c: import_parts(c, parts, now, others, any_bucket=self._any_bucket)
         )
+        if imported.erases:
+            await self.database.scrub()
+        return imported.verdicts
 
     async def backup(self) -> IO[bytes]:
         if not isinstance(self.database, SQLiteDatabase):
@@ -421,7 +424,8 @@ class SQLStateMachine(StateMachineOfRecord):
 
     async def prune(self, cutoff: Cutoff, after: str = "") -> PruneStep:
         """Raises LeaseHeld if another node prunes this database, and ClockSkew: a clock that is
-        ahead would forget too much."""
+        ahead would forget too much. After the last step of a walk on SQLite, the file has given
+        back its space, and nothing of what was pruned can be read in it."""
         await self.require_schema(before_0008.REVISION)
         self._require_right_clock()
         now = self._clock()
@@ -429,7 +433,7 @@ class SQLStateMachine(StateMachineOfRecord):
             lambda c: prune(c, self._lease, cutoff, after, now, any_bucket=self._any_bucket)
         )
         if step.last is None:
-            await self.database.checkpoint()
+            await self.database.scrub()
         return step
 
     # Reading

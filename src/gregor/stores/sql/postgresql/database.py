@@ -246,9 +246,6 @@ class PostgreSQLDatabase:
     async def scrub(self) -> None:
         pass  # the server's vacuum does it in its time
 
-    async def checkpoint(self) -> None:
-        pass  # the server does it in its time
-
     def pools(self) -> Mapping[str, PoolUse]:
         pools = {"writer": (self._writer, 1), "reader": (self._readers, self._max_readers)}
         return {
