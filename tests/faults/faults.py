@@ -210,23 +210,23 @@ ANSWER_SECONDS = 60.0  # a request to prune waits until the lease of a node that
 
 
 def meanwhile(deed: Deed, fault: Fault) -> Fault:
-    """The same fault, while this is done again and again, and once more after it."""
+    """The same fault, while this is done again and again; the last time it ends after the fault."""
 
     async def inject_meanwhile(fleet: Fleet, rng: Random) -> None:
+        over = asyncio.Event()
         async with (
             httpx.AsyncClient(trust_env=False, timeout=ANSWER_SECONDS) as http,
             asyncio.TaskGroup() as tasks,
         ):
-            repeating = tasks.create_task(repeat(lambda: deed(http, fleet, rng)))
+            tasks.create_task(repeat(lambda: deed(http, fleet, rng), over))
             await fault(fleet, rng)
-            repeating.cancel()
-            await deed(http, fleet, rng)
+            over.set()
 
     return inject_meanwhile
 
 
-async def repeat(deed: Callable[[], Awaitable[None]]) -> None:
-    while True:
+async def repeat(deed: Callable[[], Awaitable[None]], over: asyncio.Event) -> None:
+    while not over.is_set():
         await deed()
 
 
@@ -251,11 +251,7 @@ async def is_pruned_by_command(url: str, older_than: str) -> bool:
     pruner = await asyncio.create_subprocess_exec(
         *(*command, "--older-than", older_than), stdout=asyncio.subprocess.DEVNULL
     )
-    try:
-        return await pruner.wait() == 0
-    finally:
-        if pruner.returncode is None:
-            pruner.kill()
+    return await pruner.wait() == 0
 
 
 async def users_erased(http: httpx.AsyncClient, fleet: Fleet, rng: Random) -> None:

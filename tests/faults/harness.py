@@ -99,12 +99,13 @@ async def play_round(
                 *(f"{d.device} of {d.uid} {d.what}" for d in demo.score.differences),
                 *(f"a node logged: {line}" for line in logged_errors(fleet)),
             ]
+    pruned = sum(row["prev"] is None for row in records.ids)
     return FaultRound(
-        problems,
+        [*problems, *without_effect(name, pruned, demo.score.erased)],
         acknowledged=len(servers.acknowledged),
         resumed=demo.score.resynced,
         received_snapshots=len(demo.score.received_snapshots),
-        pruned=sum(row["prev"] is None for row in records.ids),
+        pruned=pruned,
         wiped=demo.score.erased,
         settled=settled,
     )
@@ -257,6 +258,14 @@ async def wrong_hashes(fleet: Fleet) -> list[str]:
     async with fleet.databases() as databases:
         wrong = [uid for d in databases.values() for uid in await d.write(check)]
     return [f"the kept hash of {uid} is wrong" for uid in wrong]
+
+
+def without_effect(name: str, pruned: int, wiped: int) -> Iterator[str]:
+    """That a round has forgotten nothing, which it is to forget: then it shows nothing."""
+    if name.startswith("prune") and not pruned:
+        yield "nothing was pruned"
+    if name.startswith("erase") and not wiped:
+        yield "no device heard that its user was erased"
 
 
 def keeps_all(name: str) -> bool:

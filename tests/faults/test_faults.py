@@ -2,7 +2,7 @@
 
     make faults ROUNDS=20
 
-runs more rounds, and prints their seeds.
+runs more rounds, also of the faults that are left out here, and prints their seeds.
 """
 
 from random import Random
@@ -10,18 +10,32 @@ from random import Random
 import pytest
 
 from gregor.cli.sample import SAMPLE
-from tests.faults.faults import ASYNCHRONOUS_FAULTS, FAULTS
+from tests.faults.faults import ASYNCHRONOUS_FAULTS, FAULTS, FORGETTING_FAULTS
 from tests.faults.harness import play_round
+
+FORGETTING_DURING_MOVES = ("prune, moving", "erase, moving")
+OTHER_FAULTS = [n for n in FAULTS if n not in {*FORGETTING_FAULTS, *FORGETTING_DURING_MOVES}]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", OTHER_FAULTS)
 async def test_fleet_is_consistent_after_a_fault(name: str) -> None:
     seed = Random().randrange(10**6)
     print(f"seed {seed}")
     round_ = await play_round(name, seed, SAMPLE, pubsub="redis")
     assert round_.problems == []
     assert round_.acknowledged > (0 if name in ASYNCHRONOUS_FAULTS else 5_000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORGETTING_DURING_MOVES)
+async def test_fleet_is_consistent_after_it_has_forgotten(name: str) -> None:
+    """A short round: nodes are killed in it too."""
+    seed = Random().randrange(10**6)
+    print(f"seed {seed}")
+    round_ = await play_round(name, seed, SAMPLE, devices=60, seconds=4, pubsub="redis")
+    assert round_.problems == []
+    assert round_.acknowledged > 5_000
 
 
 @pytest.mark.slow

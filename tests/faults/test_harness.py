@@ -1,11 +1,13 @@
 """The checks of a fault round find the problems that they are meant to find."""
 
-from gregor.cli.demo_devices import ReceivedSnapshot, RecordingTransport
+import pytest
+
+from gregor.cli.demo_devices import ReceivedSnapshot, RecordingTransport, Written
 from gregor.core.message import create
 from gregor.core.state import Item
 from gregor.core.sync import Changes, Snapshot, Sync
 from gregor.protocol.frames import encode, pages
-from tests.faults.harness import unnecessary_snapshots
+from tests.faults.harness import unnecessary_snapshots, wrong_writes
 
 
 class RecordedTransport:
@@ -50,3 +52,27 @@ def test_snapshot_is_unnecessary_if_few_messages_were_missed() -> None:
     assert unnecessary_snapshots([necessary, unnecessary], logs) == [
         "phone of ann missed 90 messages and got a snapshot of 74 items"
     ]
+
+
+@pytest.mark.parametrize(
+    ("known", "last", "stored", "problem"),
+    [
+        (0, 0, True, None),
+        (0, 0, False, "m, of a device, is lost"),
+        (5, 5, True, None),
+        (5, 5, False, "m, of a device, is lost"),
+        (5, 9, False, None),
+        (5, 9, True, "m, which a device wrote before ann was erased, has come back"),
+        (0, 9, True, "m, which a device wrote before ann was erased, has come back"),
+        (None, 0, False, "m, of a device, is lost"),
+        (None, 9, True, None),  # it took the epoch from the node when it sent this
+        (None, 9, False, None),  # or it did so before the erase
+    ],
+)
+def test_what_devices_write_is_stored_if_it_comes_after_the_erase(
+    known: int | None, last: int, stored: bool, problem: str | None
+) -> None:
+    ids = {("ann", "m")} if stored else set()
+    epochs = {"ann": last} if last else {}
+    found = wrong_writes([Written("ann", "m", known)], ids, epochs)
+    assert list(found) == ([] if problem is None else [problem])
