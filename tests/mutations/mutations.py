@@ -388,7 +388,7 @@ MUTATIONS = [
         "stores/sql/transactions.py",
         "bucket in by_bucket}",
         "bucket in ()}",
-        REBALANCE + "test_no_message_is_lost_while_buckets_move_under_writers",
+        SHARDED + "test_write_to_closed_bucket_waits_until_its_time_is_over",
     ),
     Mutation(
         "a shard answers reads of users in a bucket that it released",
@@ -451,7 +451,7 @@ MUTATIONS = [
         """                if not await self._copy(group):
                     raise NotClosed("the last messages were not copied in time")
 """,
-        "",
+        "                pass\n",
         REBALANCE + "test_no_message_is_lost_while_buckets_move_under_writers",
     ),
     Mutation(
@@ -1166,8 +1166,8 @@ MUTATIONS = [
     Mutation(
         "a poller with a cursor of a lost store is answered as if it missed nothing",
         "core/sync.py",
-        "return self.mark <= cursor <= self.clock",
-        "return self.mark <= cursor",
+        "if start.cursor > user.clock:",
+        "if False:",
         MEMORY + "test_cursor_ahead_of_the_users_clock_cannot_be_continued",
     ),
     Mutation(

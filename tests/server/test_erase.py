@@ -150,10 +150,10 @@ async def test_connected_devices_are_told_and_closed(shared: Served, uid: str) -
     async with await shared.synced(uid) as device, events(shared, uid) as stream:
         assert (await stream.next()).name == "sync"
         epoch = await erase(shared, uid)
-        assert await device.receive() == {"type": "erased", "epoch": epoch}
+        assert await device.receive() == {"type": "erased", "epoch": epoch, "uid": uid}
         assert await device.wait_closed() == 4010
         (told,) = await stream.rest()
-        assert (told.name, told.data) == ("erased", {"type": "erased", "epoch": epoch})
+        assert (told.name, told.data) == ("erased", {"type": "erased", "epoch": epoch, "uid": uid})
         assert told.id is None
         assert told.retry is not None
 
@@ -163,7 +163,7 @@ async def test_device_that_comes_back_is_told_in_place_of_a_welcome(
 ) -> None:
     epoch = await erase(shared, uid)
     async with await hello(shared, uid, epoch=epoch - 1, cursor=epoch - 1) as device:
-        assert await device.receive() == {"type": "erased", "epoch": epoch}
+        assert await device.receive() == {"type": "erased", "epoch": epoch, "uid": uid}
         assert await device.wait_closed() == 4010
     async with stream_of(shared, uid, epoch=0) as stream:
         assert [event.name for event in await stream.rest()] == ["erased"]
@@ -313,7 +313,8 @@ async def test_device_with_an_old_token_still_hears_that_its_user_was_erased() -
     async with erased_alice() as (served, erasure):
         old = make_token(SECRET, Identity("alice", Role.DEVICE, issued_at=0))
         async with await hello(served, old, epoch=0) as device:
-            assert await device.receive() == {"type": "erased", "epoch": erasure.epoch}
+            told = {"type": "erased", "epoch": erasure.epoch, "uid": "alice"}
+            assert await device.receive() == told
         answer = await write(served, to("alice"), "0", bearer=old)
         assert (answer.status_code, answer.json()["epoch"]) == (410, erasure.epoch)
         headers = bearing(old)

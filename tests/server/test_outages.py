@@ -209,7 +209,8 @@ async def test_erase_reaches_the_devices_of_another_server(
     ):
         await device.assert_usable()
         epoch = (await one.http.delete("/v1/users/u")).json()["epoch"]
-        assert await device.receive_type("erased") == {"type": "erased", "epoch": epoch}
+        told = {"type": "erased", "epoch": epoch, "uid": "u"}
+        assert await device.receive_type("erased") == told
         assert await device.wait_closed() == 4010
         assert (await two.http.get("/v1/users/u/state")).json()["items"] == []
 
