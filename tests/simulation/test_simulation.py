@@ -1,4 +1,4 @@
-"""2,000 simulations with random faults: after the faults, all replicas agree with the store."""
+"""1,000 simulations with random faults: after the faults, all replicas agree with the store."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ from tests.simulation import simulation
 from tests.simulation.soak import soak
 
 SEEDS_PER_TEST = 100
-SEEDS = 2_000
+SEEDS = 1_000
 
 
 @pytest.mark.slow
