@@ -9,7 +9,8 @@ from collections.abc import Collection, Sequence
 from gregor.core.buckets import bucket_of
 from gregor.core.instant import Time
 from gregor.core.message import UID
-from gregor.interfaces import Erasure
+from gregor.core.sync import UserTime
+from gregor.interfaces import NEVER_ERASED, Erasure
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.statements import Erasing, PendingErasure, UserKey, UserRow
@@ -24,7 +25,7 @@ MAX_ROWS_DELETED = 20_000  # by one statement: none may take long
 
 def read_erasure(connection: DatabaseConnection, uid: UID) -> Erasure:
     """The user's last erase."""
-    return next(iter(connection.execute(statements.ERASURE, uid=uid)), Erasure())
+    return next(iter(connection.execute(statements.ERASURE, uid=uid)), NEVER_ERASED)
 
 
 def erase(
@@ -42,7 +43,8 @@ def erase(
     (user,) = lock_existing(connection, [UserKey(uid)]).values()
     for error in () if any_bucket else closed_users(connection, [uid]).values():
         raise error
-    erasure = Erasure(epoch=max(now, user.ctime + 1, user.floor + 1), erased_at=now)
+    time = UserTime(user.ctime, user.mark, user.floor)
+    erasure = Erasure(epoch=time.next_ctime(now), erased_at=now)
     raise_epoch(connection, uid, erasure)
     pending = [PendingErasure(shard, uid, *erasure) for shard in others]
     connection.execute_rows(statements.UPSERT_PENDING_ERASURES, pending)
