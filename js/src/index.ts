@@ -1,0 +1,3 @@
+/** The client of Gregor: a replica of one user's state, on one device. */
+
+export {};
