@@ -7,7 +7,7 @@ const { cases } = vectors("session") as { cases: readonly Case[] };
 
 test.each(cases)("$name", ({ steps }) => {
   const feed = sessionUnderTest();
-  for (const step of steps) expect(feed(step.in)).toEqual(step.out);
+  for (const step of steps) expect(feed(step.in)).toStrictEqual(step.out);
 });
 
 /** A session, and the reconnect policy beside it: takes an input, and returns the effects, both as
