@@ -37,8 +37,3 @@ export const stop = (code: string, message: string, field?: string): GregorError
 /** A value that breaks a rule of the data model. `` `field` reason `` is what the message says. */
 export const invalid = (field: string, reason: string): GregorError =>
   stop("invalid", `\`${field}\` ${reason}`, field);
-
-/** Text that is no frame of any version; `field` is the path of what is wrong with it. It has
- * changed nothing. */
-export const malformed = (field: string): GregorError =>
-  stop("malformed", `\`${field || "frame"}\` is missing, or not what it has to be`, field);
