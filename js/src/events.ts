@@ -10,8 +10,9 @@ import type { Problem } from "./errors.js";
 import { clausesOf, covers } from "./facts.js";
 import type { Time } from "./instant.js";
 import type { Item, Message, MsgID } from "./message.js";
-import { splitKey, type Changes, type RejectedEntry } from "./records.js";
+import { splitKey, type RejectedEntry } from "./records.js";
 import { compareItems } from "./state.js";
+import type { Changes } from "./stores/store.js";
 import { hasExpired } from "./visibility.js";
 
 /** `replaced`: the message that dismissed the item, or that put an item with its key in its place,

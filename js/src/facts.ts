@@ -56,7 +56,7 @@ function itemOf({ msg_id, ctime, device_id, creation }: StoredMessage): Item | u
     expires_at: expires && after(expires, ctime),
     starts_at: starts && after(starts, ctime),
     key,
-  });
+  }) as Item;
 }
 
 export class Facts {

@@ -12,8 +12,8 @@ export interface OutboxEntry {
   readonly number: number;
   readonly written: Time;
   readonly message: Message;
-  readonly echoed?: true;
-  readonly dead?: true;
+  readonly echoed?: boolean;
+  readonly dead?: boolean;
 }
 
 /** An entry that the node has acknowledged. */

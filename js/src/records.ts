@@ -1,21 +1,11 @@
-/**
- * What a store keeps of a replica: records by key, of the same shapes as in Python.
- *
- * The values are JSON. A change is the records that differ, so that the size of a write does not
- * grow with the state.
- */
+/** What a store keeps of a replica: records of the same kinds and shapes as in Python. */
 
+import { flag, integer, item, message, object, optional, problem, text, time, type Reader } from "./frames.js";
+import { stop, type Problem } from "./errors.js";
 import type { Time } from "./instant.js";
-import type { Message, DeviceID, UID } from "./message.js";
-import type { Problem } from "./errors.js";
-
-/** The kind of a record, and its name among the records of that kind, such as `item/m1`. */
-export type RecordKey = `${string}/${string}`;
-
-export type Records = ReadonlyMap<RecordKey, unknown>;
-
-/** Records to put; one that is null is removed. */
-export type Changes = Records;
+import type { DeviceID, Message, UID } from "./message.js";
+import type { OutboxEntry } from "./outbox.js";
+import type { Changes, RecordKey } from "./stores/store.js";
 
 /** The single record of the kind `owner`. It repeats what the one of the kind `device` says, so that
  * no unreadable record lets another user have what this one wrote, or takes what was written before
@@ -44,33 +34,59 @@ export interface RejectedEntry {
   readonly error: Problem;
 }
 
-/** The kind of a record, and its name. A name may hold any text. */
+/** The kind of a record, and its name among the records of that kind. A name may be any text. */
 export function splitKey(key: RecordKey): [kind: string, name: string] {
   const slash = key.indexOf("/");
   return [key.slice(0, slash), key.slice(slash + 1)];
 }
 
-/** Where a record that cannot be read is kept, under its former key. */
-export const SET_ASIDE = "set_aside";
+/** A message without a ctime, or with one. */
+const written: Reader<Message> = (value, path) => message({ ctime: 0, ...(value as object) }, path);
 
-type Shape = string | { readonly [field: string]: Shape };
+const owner = { device_id: text, uid: optional(text), epoch: optional(time), erased: flag };
 
-const MESSAGE: Shape = { uid: "string", msg_id: "string" };
-const SHAPES: { readonly [kind: string]: Shape } = {
-  owner: { device_id: "string" },
-  device: { device_id: "string", cursor: "number", clock_offset: "number" },
-  item: { msg_id: "string", ctime: "number", category: "string" },
-  outbox: { number: "number", written: "number", message: MESSAGE },
-  hidden: "boolean",
-  awaited: "number",
-  rejected: { number: "number", message: MESSAGE, error: { code: "string" } },
+/** How each kind of record is read. */
+const READERS: Readonly<Record<string, Reader<unknown>>> = {
+  owner: object<object>(owner),
+  device: object<object>({ ...owner, cursor: time, clock_offset: integer }),
+  item,
+  outbox: object<OutboxEntry>({ number: integer, written: time, message: written, echoed: optional(flag), dead: optional(flag) }),
+  hidden: flag,
+  awaited: integer,
+  rejected: object<RejectedEntry>({ number: integer, message: written, error: problem }),
 };
 
-const hasShape = (value: unknown, shape: Shape): boolean =>
-  typeof shape === "string"
-    ? typeof value === shape
-    : Object.entries(shape).every(([field, part]) => hasShape((value as any)?.[field], part));
+/** Whether this version can read the record. What is of no kind that it knows, it need not read. */
+export function isReadable(kind: string, record: unknown): boolean {
+  try {
+    READERS[kind]?.(record, "");
+    return true;
+  } catch {
+    return false;
+  }
+}
 
-/** Whether the record is one that this version can read. Of other kinds, none is. */
-export const isReadable = (kind: string, value: unknown): boolean =>
-  !(kind in SHAPES) || hasShape(value, SHAPES[kind]!);
+/** The device that the records belong to. The owner says it, too; and of a damaged record of the
+ * device, often only the cursor is. Then the cursor is 0, so the first sync is a snapshot. Throws
+ * `setup` if the records belong to another device, or do not say to which. */
+export function deviceIn(records: Changes, device_id: DeviceID): DeviceRecord {
+  const device = records.get("device/");
+  const owner = records.get("owner/");
+  const fresh = { cursor: 0, clock_offset: 0 };
+  const [found] = [
+    ...[device].filter((record) => isReadable("device", record)),
+    ...[owner, device]
+      .filter((record) => isReadable("owner", record))
+      .map((record) => ({ ...(record as OwnerRecord), ...fresh })),
+    ...[device ?? owner]
+      .filter((record) => record === undefined)
+      .map(() => ({ device_id, uid: null, epoch: null, erased: false, ...fresh })),
+  ] as DeviceRecord[];
+  if (found?.device_id === device_id) return found;
+  throw stop(
+    "setup",
+    found
+      ? `this store belongs to the device ${found.device_id}, not to ${device_id}; use one store per device`
+      : "no record of this store can be read that says whose it is, so what is unsent may be another user's; nothing was changed: keep it, and use a new one",
+  );
+}

@@ -2,7 +2,7 @@
 
 import { invalid } from "./errors.js";
 import { after, type Time, type TimeOrOffset } from "./instant.js";
-import { newMsgId, present, type Item, type Message, type UID } from "./message.js";
+import { newMsgId, present, type Creation, type Item, type Message, type UID } from "./message.js";
 
 /** The message that creates the item again, to begin at `until`. It takes the item's place under its
  * key; an item without a key is dismissed in the same message. Throws `invalid` unless `until` lies
@@ -17,7 +17,7 @@ export function snoozed(uid: UID, item: Item, until: TimeOrOffset, now: Time): M
     uid,
     msg_id: newMsgId(),
     device_id,
-    creation: present({ category, body, expires: expires || undefined, starts: until, key }),
+    creation: present({ category, body, expires: expires || undefined, starts: until, key }) as Creation,
     dismissal: key ? undefined : { msg_ids: [msg_id] },
   });
 }

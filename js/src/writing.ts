@@ -10,7 +10,7 @@ import { invalid } from "./errors.js";
 import { clausesOf, type Clause } from "./facts.js";
 import { after, type Time, type TimeOrOffset } from "./instant.js";
 import { canonical } from "./json.js";
-import type { Dismissal, Item, Message, MsgID } from "./message.js";
+import type { Dismissal, Item, Message } from "./message.js";
 
 const isOffset = (when: TimeOrOffset | undefined): boolean => when?.offset !== undefined;
 
@@ -38,11 +38,11 @@ export const withEnds = (message: Message, end_time: TimeOrOffset): Message =>
 const withoutEnds = (message: Message): Message =>
   withClauses(message, ({ end_time: _, ...clause }) => clause as never);
 
-/** The message that also dismisses these ids: they follow those that its sender named. */
-export function namingAlso(message: Message, msgIds: readonly MsgID[]): Message {
+/** The message that also dismisses these items by id: they follow those that its sender named. */
+export function namingAlso(message: Message, items: readonly Item[]): Message {
   const { dismissal } = message;
-  const msg_ids = [...new Set([...(dismissal?.msg_ids ?? []), ...msgIds])];
-  return msgIds.length ? withDismissal(message, { ...dismissal, msg_ids }) : message;
+  const msg_ids = [...new Set([...(dismissal?.msg_ids ?? []), ...items.map(({ msg_id }) => msg_id)])];
+  return items.length ? withDismissal(message, { ...dismissal, msg_ids }) : message;
 }
 
 /** The message with the instants that its offsets mean, counted from now. Throws `invalid` if its
