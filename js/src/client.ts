@@ -2,11 +2,12 @@
 
 import * as given from "./arguments.js";
 import type { BodyOf, BodyWithin } from "./bodies.js";
-import { Connection, unavailable, type ConnectionEvent, type Token } from "./connection.js";
-import { browserEnvironment, type Environment } from "./environment.js";
-import { GregorError, invalid, problemOf, stop, type Problem } from "./errors.js";
+import { Connection, type ConnectionEvent, type ConnectionOptions, type Token } from "./connection.js";
+import { defaultEnvironment, type Environment } from "./environment.js";
+import { GregorError, invalid, problemOf, stop, unavailable, type Problem } from "./errors.js";
 import { Inbox } from "./inbox.js";
 import { after, type When } from "./instant.js";
+import { hasExactIntegers } from "./json.js";
 import { LiveReplica, type Operation, type ReplicaEvent } from "./live-replica.js";
 import * as message from "./message.js";
 import {
@@ -23,13 +24,13 @@ import {
   type PutOptions,
   type UID,
 } from "./message.js";
-import type { OwnerRecord, Records } from "./records.js";
+import type { OwnerRecord } from "./records.js";
 import { Replica } from "./replica.js";
 import { State } from "./state.js";
 import { OFFLINE, type ConnectionStatus, type Status } from "./status.js";
 import { openStore } from "./stores/indexeddb.js";
-import { memoryDatabase } from "./stores/memory.js";
-import { Store, storeName, type Database } from "./stores/store.js";
+
+import { Store, storeName, type Changes, type Database } from "./stores/store.js";
 import { Tabs } from "./tabs.js";
 
 /** The tab that is connected has not answered for so long. */
@@ -95,7 +96,7 @@ export class Gregor<Bodies extends object = Record<string, unknown>> {
   readonly ready: Promise<void>;
   private readonly _options: GregorOptions;
   private readonly _environment: Environment;
-  private readonly _address: Address;
+  private readonly _server: ConnectionOptions;
   private readonly _live: LiveReplica;
   private _store: Store | undefined;
   private _tabs: Tabs<TabMessage> | undefined;
@@ -106,10 +107,13 @@ export class Gregor<Bodies extends object = Record<string, unknown>> {
   private _leader = OFFLINE;
   /** Why the store cannot be used. */
   private _failure: GregorError | undefined;
-  private _isClosed = false;
+  /** Why the store keeps nothing. */
+  private _loss: GregorError | undefined;
   private _status = {} as Status;
-  private _shown = "";
-  private _events: GregorEvent[] = [];
+  /** What subscribers have been told of: the status, and what is visible. */
+  private _told: readonly unknown[] = [];
+  private readonly _events: GregorEvent[] = [];
+  private _isReporting = false;
   private readonly _listeners = new Map<string, Set<(event: never) => void>>();
   private readonly _subscribers = new Set<() => void>();
   /** Out-of-band messages that the tab that leads sends for this one. */
@@ -117,15 +121,16 @@ export class Gregor<Bodies extends object = Record<string, unknown>> {
   private readonly _unlisten: readonly (() => void)[];
 
   constructor(options: GregorOptions) {
-    const { url, user, token, deviceId, environment = defaultEnvironment() } = options;
+    const { url, user, token, deviceId, exactIntegers, environment = defaultEnvironment() } = options;
+    if (exactIntegers && !hasExactIntegers()) throw stop("setup", "this browser has no exact integers", "exactIntegers");
+    if (typeof token !== "function") given.text("token", token, 8192);
+    this.user = given.text("user", user, 128);
     this._options = options;
     this._environment = environment;
-    this.user = given.identifier("user", user);
-    this._address = addressOf(url, user);
-    if (typeof token !== "function") given.text("token", token, 8192);
-    const unknown = new Replica(deviceId === undefined ? newMsgId() : given.identifier("deviceId", deviceId));
-    this._live = new LiveReplica(unknown, environment, {
-      save: (changes, isTold) => this._tabs!.save(changes, isTold ? this._term ?? 0 : undefined),
+    this._server = { ...addressOf(url), user, token, exactIntegers };
+    const device = deviceId === undefined ? newMsgId() : given.text("deviceId", deviceId, 128);
+    this._live = new LiveReplica(Replica.load(new Map(), device), environment, {
+      save: (changes, isTold) => this._save(changes, isTold),
       onChange: (events) => this._report(events),
       onSaved: () => this._connection?.sendOutbox(),
       onTick: (mayHaveSlept) => this._onTick(mayHaveSlept),
@@ -134,7 +139,7 @@ export class Gregor<Bodies extends object = Record<string, unknown>> {
     this._unlisten = ["online", "visibilitychange"].map((type) =>
       environment.listen(type, () => environment.isVisible() && this._wake()),
     );
-    this.ready = this._open().catch((error) => this._fail(error));
+    this.ready = this._open().catch((error) => this._end(error));
   }
 
   // Writing. Each method resolves with the msg_id when the message is durable on this device.
@@ -222,7 +227,6 @@ export class Gregor<Bodies extends object = Record<string, unknown>> {
   /** Changes the replica, and resolves when that is saved. `messages` are those that may change what
    * is visible. The operation throws before it has changed anything, and may be run again. */
   async change<T>(operation: Operation<T>, messages: readonly Message[] = []): Promise<T> {
-    if (this._failure) throw this._failure;
     return this._live.change(operation, messages);
   }
 
@@ -289,12 +293,13 @@ export class Gregor<Bodies extends object = Record<string, unknown>> {
   get status(): Status {
     const { online, synced, lastError, retryAt } = this._connectionStatus();
     const { replica, isStoreWorking } = this._live;
+    const problem = this._failure ?? lastError ?? this._loss;
     const status: Status = {
       online,
       synced,
-      durable: !!this._store?.durable && isStoreWorking,
+      durable: !!this._store?.durable && !this._loss && isStoreWorking,
       unsent: replica.unsent().length,
-      lastError: this._failure ? problemOf(this._failure) : lastError,
+      lastError: problem ? problemOf(problem) : null,
       retryAt,
       setAside: replica.setAside.size,
     };
@@ -356,7 +361,7 @@ export class Gregor<Bodies extends object = Record<string, unknown>> {
    * that is there. */
   reconnect(): void {
     if (!this._connection) return this._tabs?.say({ type: "reconnect" });
-    void this.change((replica) => replica.inNewLife()).catch(() => {});
+    this._live.change((replica) => replica.inNewLife(), [], "told").catch(() => {});
     this._connection.reconnect();
   }
 
@@ -364,6 +369,7 @@ export class Gregor<Bodies extends object = Record<string, unknown>> {
    * with the messages that no node has acknowledged: they are gone, too. */
   async logout(): Promise<readonly Message[]> {
     await this.ready;
+    this._onFollow();
     const unsent = await this.change((replica) => replica.unsent());
     await this._store?.wipe();
     this._tabs?.say({ type: "logout" });
@@ -376,7 +382,198 @@ export class Gregor<Bodies extends object = Record<string, unknown>> {
   async close(): Promise<void> {
     await this.ready;
     this._onFollow();
-    await this._live.close();
-    this._fail(unavailable("the client is closed; create another one"));
+    await this._live.drained();
+    this._end(unavailable("the client is closed; create another one"));
+  }
+
+  private async _forget(): Promise<void> {
+    this._live.reload(Replica.load(new Map(), this.deviceId));
+    await this.close();
+  }
+
+  /** Nothing can be written from now on. What was written is in the store. */
+  private _end(error: GregorError): void {
+    this._failure ??= error;
+    for (const unlisten of this._unlisten) unlisten();
+    this._live.end(this._failure);
+    this._tabs?.close();
+    this._store?.close();
+    this._report([]);
+  }
+
+  // The store, and the other tabs
+
+  private async _open(): Promise<void> {
+    const { _environment: environment, _options: options } = this;
+    const name = storeName(this._server.http, this.user);
+    const onLost = (loss: GregorError) => this._onLost(loss);
+    this._store = options.store ? new Store(options.store) : await openStore(name, environment, onLost);
+    this._tabs = new Tabs(name, this._store, environment, {
+      onLead: (term) => this._onLead(term),
+      onFollow: () => this._onFollow(),
+      onChanges: (changes) => this._live.hear(changes),
+      onReload: (records) => this._onReload(records),
+      onMessage: (said) => this._onMessage(said),
+    });
+    await this._tabs.open();
+    this._tabs.say({ type: "ask" });
+  }
+
+  private _onReload(records: Changes): void {
+    const owner = records.get("owner/") as OwnerRecord | undefined;
+    const replica = Replica.load(records, this._options.deviceId ?? owner?.device_id ?? this.deviceId);
+    replica.ownedBy(this.user);
+    if (this._live.isOpen) {
+      this._live.reload(replica);
+      return this._report([{ type: "missed" }]);
+    }
+    this._live.open(replica);
+    const { erased, epoch } = replica.device;
+    if (erased) this._report([{ type: "erased", epoch: epoch ?? 0 }]); // the app may not have heard
+  }
+
+  private async _save(changes: Changes, isTold: boolean): Promise<Changes> {
+    return this._loss ? changes : this._tabs!.save(changes, isTold ? this._term : undefined);
+  }
+
+  /** The store keeps nothing more. This tab goes on by itself, with what it has in memory. */
+  private _onLost(loss: GregorError): void {
+    this._loss = loss;
+    if (!this._live.isOpen) return;
+    this._tabs?.close();
+    this._onLead(0);
+  }
+
+  private _onLead(term: number): void {
+    this._term = term;
+    this._live.change(() => {}, [], "told").catch(() => {}); // a new store does not say yet whose it is
+    if (!this._environment.WebSocket) return;
+    const connection = new Connection(this._live, this._environment, this._server, (...events) => {
+      if (connection !== this._connection) return;
+      this._tell(events);
+      this._report(events);
+    });
+    connection.failure = this.replica.erasure();
+    this._connection = connection;
+    void connection.run();
+  }
+
+  private _onFollow(): void {
+    this._connection?.close();
+    this._connection = undefined;
+    this._leader = OFFLINE;
+    this._tabs?.say({ type: "ask" });
+  }
+
+  private _tell(events: readonly ConnectionEvent[]): void {
+    this._tabs?.say({ type: "connection", status: this._connectionStatus(), events });
+  }
+
+  private _connectionStatus(): ConnectionStatus {
+    if (!this._connection) return this._leader;
+    const { online, synced, lastError, retryAt, failure } = this._connection;
+    return { online, synced, lastError, retryAt, isFinal: !!failure };
+  }
+
+  private _onMessage(said: TabMessage): void {
+    const connection = this._connection;
+    switch (said.type) {
+      case "connection":
+        if (connection) return;
+        this._leader = said.status;
+        return this._report(said.events);
+      case "ask":
+        return connection && this._tell([]);
+      case "reconnect":
+        return connection && this.reconnect();
+      case "wake":
+        return connection?.wakeUp();
+      case "send":
+        connection
+          ?.sendOutOfBand(said.message)
+          .then(() => undefined, problemOf)
+          .then((error) => this._tabs?.say({ type: "sent", id: said.id, error }));
+        return;
+      case "sent":
+        return this._asked.get(said.id)?.(said.error);
+      case "logout":
+        void this._forget();
+    }
+  }
+
+  /** Lets the tab that leads send a message. */
+  private _ask(outOfBand: OutOfBandMessage): Promise<void> {
+    const { setTimeout, clearTimeout } = this._environment;
+    const id = newMsgId();
+    return new Promise((resolve, reject) => {
+      const onAnswer = (error?: Problem): void => {
+        this._asked.delete(id);
+        clearTimeout(timer);
+        if (error) reject(new GregorError(error));
+        else resolve();
+      };
+      const timer = setTimeout(() => onAnswer(unavailable("the tab that is connected did not answer")), TAB_MS);
+      this._asked.set(id, onAnswer);
+      this._tabs?.say({ type: "send", id, message: outOfBand });
+    });
+  }
+
+  // Time and sleep
+
+  private _wake(): void {
+    if (this._connection) this._connection.wakeUp();
+    else this._tabs?.say({ type: "wake" });
+  }
+
+  private _onTick(mayHaveSlept: boolean): void {
+    // A tab that is not connected hears nothing that would explain a jump of its clock.
+    const hasJumped = this._live.clock.wasSuspended(!!this._connection?.online);
+    if (hasJumped || mayHaveSlept) this._connection?.wakeUp(true);
+    else if (this._environment.isVisible()) this._connection?.breakSilence();
+  }
+
+  // Telling the app
+
+  /** Tells the app soon: never while it calls, as while it renders. */
+  private _report(events: readonly GregorEvent[]): void {
+
+    this._events.push(...events);
+    if (events.some(({ type }) => type === "erased")) this._connection?.stop(this.replica.erasure()!);
+    if (!this._isReporting) queueMicrotask(() => this._reportNow());
+    this._isReporting = true;
+  }
+
+  private _reportNow(): void {
+    this._isReporting = false;
+    for (const event of this._events.splice(0)) {
+      for (const listener of [...(this._listeners.get(event.type) ?? [])]) call(() => listener(event as never));
+    }
+    const told = [this.status, this._live.version, this._failure];
+    if (told.every((part, place) => part === this._told[place])) return;
+    this._told = told;
+    for (const listener of [...this._subscribers]) call(listener);
   }
 }
+
+/** Calls what is the app's. If it throws, that is reported as any error of a page is. */
+function call(listener: () => void): void {
+  try {
+    listener();
+  } catch (error) {
+    queueMicrotask(() => {
+      throw error;
+    });
+  }
+}
+
+function addressOf(url: string): { readonly http: string; readonly ws: string } {
+  const [, secure, rest] = /^(?:http|ws)(s?)(:\/\/[^/?#]+[^?#]*?)\/*(?:[?#].*)?$/.exec(url) ?? [];
+  if (!rest) throw stop("setup", `${url} is not the URL of a server, such as https://example.com`, "url");
+  return { http: `http${secure}${rest}`, ws: `ws${secure}${rest}` };
+}
+
+/** A client of one user on this device, which opens at once. `Bodies` names the types of bodies by
+ * category or key: `createGregor<{ theme: "dark" | "light"; [room: `chat.${string}`]: Message }>(…)`. */
+export const createGregor = <Bodies extends object = Record<string, unknown>>(
+  options: GregorOptions,
+): Gregor<Bodies> => new Gregor(options);

@@ -8,15 +8,15 @@
  * no answer, an absurd one), it is an attempt that failed, and the next one follows.
  */
 
-import { ClientSession, type Effect, type Result } from "./client-session.js";
+import { ClientSession, type Effect } from "./client-session.js";
 import type { Environment, Timer } from "./environment.js";
-import { GregorError, stop, type Problem } from "./errors.js";
+import { GregorError, problemOf, unavailable, type Problem } from "./errors.js";
 import { openEventStream } from "./event-stream.js";
+import type { Result } from "./frames.js";
 import { SECOND, type Time } from "./instant.js";
-import type { Message, OutOfBandMessage } from "./message.js";
-import type { NodeClock } from "./node-clock.js";
+import type { LiveReplica, Operation } from "./live-replica.js";
+import type { Message, OutOfBandMessage, UID } from "./message.js";
 import { ReconnectPolicy } from "./reconnect.js";
-import type { Replica } from "./replica.js";
 import type { Transport, TransportListener } from "./transport.js";
 import { openWebSocket } from "./websocket.js";
 
@@ -26,6 +26,7 @@ const ANSWER_MS = 10_000;
 const ACK_MS = 60_000;
 /** A device that wakes up after so long without a frame asks whether its node is still there. */
 const SILENCE = 5 * SECOND;
+const LONG_SILENCE = 300 * SECOND;
 /** Where WebSockets were blocked, they are tried again after so long. */
 const PROBE_MS = 300_000;
 /** Of the messages in one consume. */
@@ -36,22 +37,12 @@ const WINDOW_BYTES = 512 * 1024;
 export type Token = string | (() => string | Promise<string>);
 
 /** Where a server is, and who connects to it. */
-export interface Address {
+export interface ConnectionOptions {
   readonly http: string;
   readonly ws: string;
-  readonly uid: string;
-}
-
-/** What a connection needs of its client. */
-export interface ReplicaOwner {
-  readonly replica: Replica;
-  readonly clock: NodeClock;
-  /** Whether all that the replica holds is saved, so that it may be sent. */
-  readonly isSaved: boolean;
-  nodeToldTime(time: Time, asked?: number): void;
-  /** Saves what the operation changes. `messages` are those that may have caused it. */
-  changeFacts(operation: (replica: Replica, now: Time) => void, messages?: readonly Message[]): Promise<void>;
-  emit(...events: readonly ConnectionEvent[]): void;
+  readonly user: UID;
+  readonly token: Token;
+  readonly exactIntegers: boolean | undefined;
 }
 
 export type ConnectionEvent =
@@ -61,10 +52,7 @@ export type ConnectionEvent =
   | { readonly type: "out_of_band"; readonly system: string; readonly body: unknown };
 
 /** Why a conversation has ended; undefined: to be begun again, without a word to anybody. */
-type Cause = { readonly error: GregorError; readonly retryAfter?: number } | undefined;
-
-export const unavailable = (message: string): GregorError =>
-  new GregorError({ code: "unavailable", message, action: "retry" });
+type Cause = { readonly error: GregorError; readonly retryAfter?: number | undefined } | undefined;
 
 const asError = (error: unknown): GregorError =>
   error instanceof GregorError ? error : unavailable(`${error}`);
@@ -92,10 +80,11 @@ export class Connection {
   private _resume = (): void => {};
 
   constructor(
-    private readonly _owner: ReplicaOwner,
+    private readonly _live: LiveReplica,
     private readonly _environment: Environment,
-    private readonly _address: Address,
-    private readonly _token: Token,
+    private readonly _options: ConnectionOptions,
+    /** These events have happened; if that is none, something else is shown. */
+    private readonly _emit: (...events: readonly ConnectionEvent[]) => void,
   ) {}
 
   /** Whether the replica is connected and up to date with the node. */
@@ -145,6 +134,12 @@ export class Connection {
     if (!this.failure) this.reconnect();
   }
 
+  /** A browser sends no pings, so a long silence is broken by a question. */
+  breakSilence(): void {
+    const conversation = this._conversation;
+    if (conversation?.session.isUpToDate && conversation.silence() > LONG_SILENCE) conversation.verify();
+  }
+
   /** The outbox may have something to send. */
   sendOutbox(): void {
     this._conversation?.sendOutbox();
@@ -179,27 +174,37 @@ export class Connection {
 
   private async _currentToken(): Promise<string> {
     const { setTimeout, clearTimeout } = this._environment;
+    const { token } = this._options;
     let timer: Timer;
     const isLate = new Promise<never>((_, reject) => {
       timer = setTimeout(() => reject(unavailable("the token function did not answer in time")), ANSWER_MS);
     });
     try {
-      const token = await Promise.race([isLate, typeof this._token == "string" ? this._token : this._token()]);
-      if (!token || typeof token != "string") throw unavailable("the token function gave no text");
-      return token;
+      const given: unknown = await Promise.race([isLate, typeof token == "string" ? token : token()]);
+      if (!given || typeof given != "string") throw unavailable("the token function gave no text");
+      return given;
     } finally {
       clearTimeout(timer);
     }
   }
 
   private _converse(token: string, isStream: boolean, ended: (cause: Cause) => void): Conversation {
-    const { deviceId, cursor, epoch, uid } = this._owner.replica;
-    const session = new ClientSession(token, deviceId, cursor, epoch, uid, this._withoutEpoch);
-    const conversation = new Conversation(this, this._owner, this._environment, session, ended);
+    const { device_id, cursor, epoch, uid } = this._live.replica.device;
+    const { http, user, exactIntegers } = this._options;
+    const session = new ClientSession({
+      token,
+      deviceId: device_id,
+      cursor,
+      epoch,
+      uid,
+      withoutEpoch: this._withoutEpoch,
+      exactIntegers,
+    });
+    const conversation = new Conversation(this, this._live, this._environment, session, this._emit, ended);
     this._conversation = conversation;
     conversation.open((listener) =>
       isStream
-        ? openEventStream(this._environment, this._address.http, this._address.uid, listener)
+        ? openEventStream(this._environment, http, user, listener)
         : this._openWebSocket(listener),
     );
     if (isStream) this._probe(conversation);
@@ -207,7 +212,7 @@ export class Connection {
   }
 
   private _openWebSocket(listener: TransportListener): Transport {
-    return openWebSocket(this._environment.WebSocket!, this._address.ws, listener);
+    return openWebSocket(this._environment.WebSocket!, this._options.ws, listener);
   }
 
   /** Goes back to WebSockets, once one can be opened. */
@@ -230,15 +235,15 @@ export class Connection {
    * final if its cause is a token that is always the same. Anything else may change: a node is
    * replaced, a clock is set, a token is renewed. */
   private _onDisconnected(error: GregorError): void {
-    const { code, message, action, field } = error;
+    const { code, message, action } = error;
     if (code == "protocol") this._withoutEpoch = !this._withoutEpoch; // it may be a node without epochs
     const isRefused = action == "reauthenticate" || code == "forbidden" || code == "setup";
-    if (isRefused && typeof this._token == "string") this.failure = error;
+    if (isRefused && typeof this._options.token == "string") this.failure = error;
     const isFirst = !this.lastError;
     this.online = false;
-    this.lastError = { code, message, action, ...(field && { field }) };
+    this.lastError = problemOf(error);
     const final = !!this.failure;
-    this._owner.emit(...(isFirst || final ? [{ type: "offline", reason: message, final } as const] : []));
+    this._emit(...(isFirst || final ? [{ type: "offline", reason: message, final } as const] : []));
   }
 
   private async _waitToReconnect(retryAfter?: number): Promise<void> {
@@ -252,7 +257,7 @@ export class Connection {
       this.retryAt = Math.round((now() + ms) * 1000);
       timer = setTimeout(resolve, ms);
     });
-    this._owner.emit();
+    this._emit();
     await resumed;
     clearTimeout(timer);
     this.retryAt = null;
@@ -266,7 +271,7 @@ export class Connection {
     this._policy.synced();
     this.lastError = null;
     this.online = true;
-    this._owner.emit(...(wasOnline ? [] : [{ type: "online" } as const]), { type: "synced" });
+    this._emit(...(wasOnline ? [] : [{ type: "online" } as const]), { type: "synced" });
   }
 
   /** The node is leaving. Returns in how many milliseconds to connect again. */
@@ -290,7 +295,9 @@ class Conversation {
   private _isOver = false;
   /** What has arrived is processed one by one. */
   private _last = Promise.resolve();
-  private _heardAt: Time;
+  /** By the monotonic clock. */
+  private _heardAt: number;
+  private _helloAt = 0;
   private _maxMessages = 1;
   /** Sent in a consume, of which the results are not saved yet. */
   private _inFlight: readonly (Message | OutOfBandMessage)[] = [];
@@ -303,18 +310,23 @@ class Conversation {
 
   constructor(
     private readonly _connection: Connection,
-    private readonly _owner: ReplicaOwner,
+    private readonly _live: LiveReplica,
     private readonly _environment: Environment,
     readonly session: ClientSession,
+    private readonly _emit: (...events: readonly ConnectionEvent[]) => void,
     private readonly _ended: (cause: Cause) => void,
   ) {
-    this._heardAt = _owner.clock.monotonic();
+    this._heardAt = _live.clock.monotonic();
   }
 
   open(connect: (listener: TransportListener) => Transport): void {
     this._expectAnswer();
     this._transport = connect({
-      opened: () => this._process(() => this._execute(this.session.opened())),
+      opened: () =>
+        this._process(() => {
+          this._helloAt = this._heardAt;
+          return this._execute(this.session.opened());
+        }),
       frame: (text) => this._process(() => this._execute(this.session.receive(text))),
       closed: (code, reason, retryAfter) =>
         this._process(async () => {
@@ -326,7 +338,7 @@ class Conversation {
 
   /** How long ago the last frame arrived, in microseconds. */
   silence(): number {
-    return this._owner.clock.monotonic() - this._heardAt;
+    return this._live.clock.monotonic() - this._heardAt;
   }
 
   verify(): void {
@@ -349,7 +361,7 @@ class Conversation {
 
   /** Runs a step after those before it. Frames that came before the end of a connection count. */
   private _process(step: () => Promise<void>): void {
-    this._heardAt = this._owner.clock.monotonic();
+    this._heardAt = this._live.clock.monotonic();
     this._last = this._last
       .then(() => (this._isOver ? undefined : step()))
       .catch((error) => this.end(asError(error)));
@@ -373,16 +385,16 @@ class Conversation {
   private async _executeOne(effect: Effect): Promise<void> {
     switch (effect.type) {
       case "send":
-        return this._transport?.send(effect.frame, this.session.epoch);
+        return this._transport?.send(effect.frame, this.session.epoch ?? 0);
       case "welcomed":
         return this._onWelcome(effect);
       case "apply":
-        return this._owner.changeFacts(
+        return this._changeFacts(
           (replica) => replica.apply(effect.messages, effect.cursor),
           effect.messages,
         );
       case "replace":
-        return this._owner.changeFacts((replica) =>
+        return this._changeFacts((replica) =>
           replica.applySnapshot(effect.items, effect.cursor, effect.epoch),
         );
       case "compare":
@@ -392,11 +404,11 @@ class Conversation {
       case "deferred":
         return this._onDeferred(effect.error);
       case "deliver_out_of_band":
-        return this._owner.emit({ type: "out_of_band", system: effect.system, body: effect.body });
+        return this._emit({ type: "out_of_band", system: effect.system, body: effect.body });
       case "failed":
         throw new GregorError(effect.error);
       case "erased":
-        await this._owner.changeFacts((replica) => replica.wiped(effect.epoch));
+        await this._changeFacts((replica) => replica.wiped(effect.epoch));
         throw this._connection.failure ?? unavailable("the user was erased");
       case "reconnect": {
         const leave = () => this.end(unavailable("the node is shutting down"));
@@ -405,21 +417,25 @@ class Conversation {
     }
   }
 
-  private async _onWelcome({ uid, messages, now, epoch }: Effect & { type: "welcomed" }): Promise<void> {
-    this._owner.nodeToldTime(now, this._helloAt);
-    await this._owner.changeFacts((replica) => replica.welcomed(uid, epoch));
-    this._maxMessages = messages;
+  private _changeFacts(operation: Operation<void>, messages?: readonly Message[]): Promise<void> {
+    return this._live.change(operation, messages, "told");
+  }
+
+  private async _onWelcome({ uid, limits, now, epoch }: Effect & { type: "welcomed" }): Promise<void> {
+    this._live.nodeToldTime(now, this._helloAt);
+    await this._changeFacts((replica) => replica.welcomed(uid, epoch));
+    this._maxMessages = limits.messages;
     this.isWelcomed = true;
     this.sendOutbox();
   }
 
   private async _compare(asOf: Time, hash: string): Promise<void> {
-    this._owner.nodeToldTime(asOf);
-    const isEqual = this._owner.replica.hashMatches(asOf, hash);
+    this._live.nodeToldTime(asOf);
+    const isEqual = this._live.replica.hashMatches(asOf, hash);
     if (!isEqual) this._connection.mismatches++;
     await this._execute(this.session.hashCompared(isEqual));
     if (!this.session.isUpToDate) return;
-    await this._owner.changeFacts((replica) => replica.synced(asOf));
+    await this._changeFacts((replica) => replica.synced(asOf));
     this._connection.onSynced();
   }
 
@@ -434,25 +450,26 @@ class Conversation {
 
   /** Sends the next window of the outbox, if the last one is answered. */
   sendOutbox(): void {
-    if (!this.isWelcomed || this._isOver || this._isPaused || this._inFlight.length || !this._owner.isSaved) return;
+    if (!this.isWelcomed || this._isOver || this._isPaused || this._inFlight.length || !this._live.isSaved) return;
     const [first] = this._outOfBand;
-    this._inFlight = first ? [first.message] : this._owner.replica.window(this._maxMessages, WINDOW_BYTES);
+    this._inFlight = first ? [first.message] : this._live.replica.window(this._maxMessages, WINDOW_BYTES);
     if (!this._inFlight.length) return;
     const giveUp = () => this.end(unavailable("the node did not acknowledge in time"));
     this._ackTimer = this._environment.setTimeout(giveUp, ACK_MS);
-    this._execute(this.session.consume(this._inFlight)).catch((error) => this.end(asError(error)));
+    for (const effect of this.session.consume(this._inFlight)) {
+      this._executeOne(effect).catch((error) => this.end(asError(error)));
+    }
   }
 
   private async _onAck(results: readonly Result[]): Promise<void> {
-    const sent = this._inFlight;
-    if (results.length != sent.length) throw malformed("results");
     const deferred = results.find(({ error }) => error?.action == "retry");
     if (deferred) return this._onDeferred(deferred.error!);
     if (this._isOutOfBand()) {
       this._finishOutOfBand(results[0]?.error);
     } else {
-      const messages = sent as readonly Message[];
-      await this._owner.changeFacts((replica) => replica.applyResults(messages, results), messages);
+      const messages = this._inFlight as readonly Message[];
+      const pairs = results.map((result, place) => [messages[place]!, result] as const);
+      await this._changeFacts((replica) => replica.applyResults(pairs), messages);
     }
     this._deferrals.synced();
     this._onAnswer();

@@ -8,8 +8,9 @@
 
 import type { Environment } from "./environment.js";
 import type { Time } from "./instant.js";
+import type { Consume, Hello } from "./frames.js";
 import { encode } from "./json.js";
-import type { Frame, Transport, TransportListener } from "./transport.js";
+import type { Transport, TransportListener } from "./transport.js";
 
 /** Opens a conversation with the server at this `http` address. */
 export function openEventStream(
@@ -18,7 +19,7 @@ export function openEventStream(
   uid: string,
   listener: TransportListener,
 ): Transport {
-  let hello: Frame;
+  let hello: Hello;
   let stream = new AbortController();
   let retryAfter = 0;
 
@@ -45,7 +46,7 @@ export function openEventStream(
   async function listen(cursor: Time): Promise<void> {
     stream.abort();
     const { signal } = (stream = new AbortController());
-    const query = new URLSearchParams({ device_id: hello.device_id!, cursor: `${cursor}` });
+    const query = new URLSearchParams({ device_id: hello.device_id, cursor: `${cursor}` });
     if (hello.epoch != null) query.set("epoch", `${hello.epoch}`);
     try {
       const response = await request(`/v1/users/${encodeURIComponent(uid)}/events?${query}`, { signal });
@@ -59,12 +60,12 @@ export function openEventStream(
     }
   }
 
-  async function post({ messages, n }: Frame, epoch: Time | undefined): Promise<void> {
+  async function post({ messages, n }: Consume, epoch: Time): Promise<void> {
     const response = await request(
       "/v1/messages",
       {
         method: "POST",
-        headers: { "Content-Type": "application/json", "Gregor-Epoch": `${epoch ?? 0}` },
+        headers: { "Content-Type": "application/json", "Gregor-Epoch": `${epoch}` },
         body: encode({ messages }),
       },
       n,

@@ -12,7 +12,8 @@ import { eventsBetween, rejectionsIn, type Created, type Dismissed, type WriteRe
 import { SECOND, type Time } from "./instant.js";
 import type { Category, Item, Message, MsgID } from "./message.js";
 import { NodeClock } from "./node-clock.js";
-import type { Changes } from "./records.js";
+import type { OutboxEntry } from "./outbox.js";
+import type { Changes } from "./stores/store.js";
 import type { Replica } from "./replica.js";
 import { compareItems } from "./state.js";
 
@@ -61,6 +62,7 @@ export class LiveReplica {
   clock: NodeClock;
   /** Whether all that the replica holds is saved. */
   isSaved = false;
+  isOpen = false;
   /** Whether the store could save the last change, and in good time. */
   isStoreWorking = true;
   /** Counts how often what is visible has changed. */
@@ -74,6 +76,7 @@ export class LiveReplica {
   private _due: Time = Infinity;
   private _timer: Timer;
   private _timerSetAt = 0;
+  private _ending: GregorError | undefined;
 
   /** It shows this replica; until it is opened, it saves nothing. */
   constructor(
@@ -86,6 +89,7 @@ export class LiveReplica {
 
   /** Begins with the replica that was saved. What is visible at the start is not reported. */
   open(replica: Replica): void {
+    this.isOpen = true;
     this.replica = replica;
     this.clock = new NodeClock(this._environment, replica.device.clock_offset);
     this._visible = new Map(replica.visible(this.clock.now()));
@@ -95,10 +99,16 @@ export class LiveReplica {
     void this._saveQueue();
   }
 
-  /** Resolves when what was queued is saved, or given up. */
-  async close(): Promise<void> {
+  /** Resolves when what was queued is saved, or could not be. */
+  async drained(): Promise<void> {
     await this.change(() => {}).catch(() => {});
+  }
+
+  /** Nothing is changed from now on, because of this error. */
+  end(error: GregorError): void {
+    this._ending = error;
     this._environment.clearTimeout(this._timer);
+    for (const { reject } of this._queue.splice(0)) reject(error);
   }
 
   // Reading
@@ -131,9 +141,23 @@ export class LiveReplica {
     kind: Change["kind"] = "own",
   ): Promise<T> {
     return new Promise((resolve, reject) => {
+      if (this._ending) return reject(this._ending);
       this._queue.push({ kind, operation, messages, resolve, reject });
       if (this.isSaved) void this._saveQueue();
     });
+  }
+
+  /** A node has told its time, after it was asked at this time of the monotonic clock. */
+  nodeToldTime(time: Time, asked?: number): void {
+    this.clock.told(time, asked);
+    this.refresh();
+  }
+
+  /** Takes over what another tab has saved. */
+  hear(changes: Changes): void {
+    void this.change((replica) => replica.applyRecords(changes), causesIn(changes), "heard").then(() =>
+      this._listener.onChange(rejectionsIn(changes)),
+    );
   }
 
   /** Replaces the replica by one that was loaded again, which other tabs have saved. */
@@ -186,6 +210,7 @@ export class LiveReplica {
   private _setTimer(): void {
     const { setTimeout, clearTimeout } = this._environment;
     clearTimeout(this._timer);
+    if (this._ending) return;
     this._timerSetAt = this.clock.monotonic();
     const ms = Math.ceil((this._due - this._shownAt) / 1000);
     this._timer = setTimeout(() => {
@@ -209,18 +234,16 @@ export class LiveReplica {
     const wasErased = this.replica.device.erased;
     const done = this._run(batch);
     const { replica } = this;
-    const changes = replica.take();
-    const changed = [...replica.changed];
-    this.refresh(changed, done.flatMap(([{ messages }]) => messages));
+    const changes: Changes = kind === "heard" ? new Map() : replica.take();
+    this.refresh(replica.takeChanged(), done.flatMap(([{ messages }]) => messages));
     try {
-      if (kind !== "heard" && changes.size) await this._store(changes, kind === "told");
+      replica.saved(changes.size ? await this._store(changes, kind === "told") : changes);
     } catch (error) {
       replica.rollback();
-      this.refresh(changed);
+      this.refresh(replica.takeChanged());
       for (const [{ reject }] of done) reject(error);
       return;
     }
-    replica.saved();
     const { erased, epoch, clock_offset } = replica.device;
     if (kind === "heard" && Math.abs(clock_offset - this.clock.offset()) >= SECOND) {
       this.clock = new NodeClock(this._environment, clock_offset); // a node has told the leader
@@ -251,7 +274,7 @@ export class LiveReplica {
 
   /** Waits for the store as long as it takes: nobody knows whether a save that is given up has
    * happened. Meanwhile, the status says that nothing is durable. */
-  private async _store(changes: Changes, isTold: boolean): Promise<void> {
+  private async _store(changes: Changes, isTold: boolean): Promise<Changes> {
     const { setTimeout, clearTimeout } = this._environment;
     const says = (isWorking: boolean): void => {
       this.isStoreWorking = isWorking;
@@ -259,8 +282,9 @@ export class LiveReplica {
     };
     const timer = setTimeout(() => says(false), SLOW_MS);
     try {
-      this.replica.applyRecords(await this._listener.save(changes, isTold));
+      const saved = await this._listener.save(changes, isTold);
       says(true);
+      return saved;
     } catch (error) {
       if ((error as Partial<GregorError>).code !== "not-leader") says(false);
       throw error;
@@ -269,3 +293,12 @@ export class LiveReplica {
     }
   }
 }
+
+/** The messages that have caused a change of records, as far as these show them. */
+const causesIn = (changes: Changes): Message[] =>
+  [...changes].flatMap(([key, record]) => {
+    if (record && key.startsWith("outbox/")) return [(record as OutboxEntry).message];
+    if (!record || !key.startsWith("item/")) return [];
+    const item = record as Item;
+    return [{ ...item, uid: "", creation: item }];
+  });

@@ -24,10 +24,10 @@ export interface Status {
   readonly setAside: number;
 }
 
-/** What the tab that leads says of its connection to the others. `failure` is why it does not try
- * to connect again. */
+/** What the tab that leads says of its connection to the others. With `isFinal`, it does not try to
+ * connect again until it is asked. */
 export interface ConnectionStatus extends Pick<Status, "online" | "synced" | "lastError" | "retryAt"> {
-  readonly failure: Problem | null;
+  readonly isFinal: boolean;
 }
 
 export const OFFLINE: ConnectionStatus = {
@@ -35,5 +35,5 @@ export const OFFLINE: ConnectionStatus = {
   synced: false,
   lastError: null,
   retryAt: null,
-  failure: null,
+  isFinal: false,
 };

@@ -1,17 +1,7 @@
 /** What carries the frames of one conversation with a node. */
 
+import type { DeviceFrame } from "./frames.js";
 import type { Time } from "./instant.js";
-
-/** A frame of a device, as far as a transport looks at it. */
-export interface Frame {
-  readonly type: "hello" | "consume" | "verify";
-  readonly token?: string;
-  readonly device_id?: string;
-  readonly epoch?: Time | null;
-  readonly cursor?: Time;
-  readonly n?: number;
-  readonly messages?: readonly unknown[];
-}
 
 /** Hears of one connection. Frames arrive in the order in which they were sent, or never. */
 export interface TransportListener {
@@ -25,7 +15,7 @@ export interface TransportListener {
 
 export interface Transport {
   /** Sends a frame, which may never arrive. `epoch` is the one that the session knows. */
-  send(frame: Frame, epoch: Time | undefined): void;
+  send(frame: DeviceFrame, epoch: Time): void;
   /** Closes the connection. Idempotent. */
   close(): void;
 }
