@@ -42,7 +42,7 @@ export interface Environment {
   readonly WebSocket: typeof WebSocket | undefined;
   readonly indexedDB: IDBFactory | undefined;
   /** Asks the browser not to evict what this origin stores. */
-  readonly storage: Pick<StorageManager, "persist"> | undefined;
+  readonly storage: Partial<Pick<StorageManager, "persist">> | undefined;
   readonly locks: Locks | undefined;
   readonly BroadcastChannel: (new (name: string) => Channel) | undefined;
 }
