@@ -2,26 +2,21 @@
  * Messages: in-band ones change a user's state, out-of-band ones are stored nowhere.
  *
  * The values are what frames hold, under the names of the protocol. The same value goes from the
- * socket to the store and to the app; nothing changes it.
+ * socket to the store and to the app; nothing changes it. A part that is not there is undefined,
+ * never null.
  */
 
-import type { Time, TimeOrOffset } from "./instant.js";
+import * as given from "./arguments.js";
+import { invalid } from "./errors.js";
+import { SECOND, type Time, type TimeOrOffset, type When } from "./instant.js";
+
+export type { JSONValue } from "./json.js";
 
 export type UID = string;
 export type DeviceID = string;
 export type MsgID = string;
 export type Category = string;
 export type Key = string;
-
-/** What a body may be. */
-export type JSONValue =
-  | null
-  | boolean
-  | number
-  | bigint
-  | string
-  | readonly JSONValue[]
-  | { readonly [name: string]: JSONValue };
 
 /** Creates one item. It begins to be visible at `starts`, if given, and expires at `expires`. With
  * a `key`, it takes the place of the item of this key and scope that was created before. */
@@ -96,4 +91,159 @@ export interface Item<Body = unknown> {
   readonly expires_at?: Time;
   readonly starts_at?: Time;
   readonly key?: Key;
+}
+
+/** Where an app's message belongs, and the id under which it is known forever: a random one, unless
+ * the app gives one. */
+export interface MessageOptions {
+  readonly deviceId?: DeviceID | undefined;
+  readonly msgId?: MsgID | undefined;
+}
+
+export interface CreateOptions extends MessageOptions {
+  readonly starts?: When | undefined;
+  readonly expires?: When | undefined;
+}
+
+export interface PutOptions extends CreateOptions {
+  /** The category, unless given. */
+  readonly key?: Key | undefined;
+}
+
+export interface DismissKeyOptions extends MessageOptions {
+  readonly endTime?: When | undefined;
+}
+
+export interface DismissCategoryOptions extends DismissKeyOptions {
+  readonly prefix?: boolean | undefined;
+  readonly scheduled?: boolean | undefined;
+  readonly skipMsgIds?: readonly MsgID[] | undefined;
+}
+
+/** A message that creates one item. */
+export function create(
+  uid: UID,
+  category: Category,
+  body?: unknown,
+  options: CreateOptions = {},
+): Message {
+  return message(uid, options, { creation: creation(category, body, options) });
+}
+
+/** A message that creates one item in place of the one with its key, which is the category by
+ * default: the last write wins. */
+export function put(
+  uid: UID,
+  category: Category,
+  body?: unknown,
+  options: PutOptions = {},
+): Message {
+  const key = given.text("key", options.key ?? category);
+  return message(uid, options, { creation: { ...creation(category, body, options), key } });
+}
+
+/** A message that dismisses items by their ids. */
+export function dismiss(uid: UID, msgIds: readonly MsgID[], options: MessageOptions = {}): Message {
+  const msg_ids = some("msgIds", given.texts("msgIds", msgIds, 64));
+  return message(uid, options, { dismissal: { msg_ids } });
+}
+
+/** A message that dismisses all items of a category up to `endTime` inclusive; with `scheduled`,
+ * also those that have not begun. With a device, only what that device sees. */
+export function dismissCategory(
+  uid: UID,
+  category: Category,
+  options: DismissCategoryOptions = {},
+): Message {
+  const { endTime, skipMsgIds, prefix, scheduled } = options;
+  const range = present({
+    category: given.text("category", category),
+    end_time: optional("endTime", endTime, given.instant),
+    skip_msg_ids: optional("skipMsgIds", skipMsgIds, (field, ids) => given.texts(field, ids, 64)),
+    prefix: optional("prefix", prefix, given.flag),
+    scheduled: optional("scheduled", scheduled, given.flag),
+  });
+  return message(uid, options, { dismissal: { ranges: [range] } });
+}
+
+/** A message that dismisses the items with these keys that were created up to `endTime` inclusive,
+ * begun or not. With a device, only what that device sees. */
+export function dismissKey(
+  uid: UID,
+  keys: readonly Key[],
+  options: DismissKeyOptions = {},
+): Message {
+  const end_time = optional("endTime", options.endTime, given.instant);
+  const named = some("keys", given.texts("keys", keys)).map((key) => present({ key, end_time }));
+  return message(uid, options, { dismissal: { keys: named } });
+}
+
+/** An out-of-band message. */
+export function outOfBand(uid: UID, system: string, body: unknown = null): OutOfBandMessage {
+  return { uid, system: given.text("system", system), body: given.body("body", body) };
+}
+
+function message(
+  uid: UID,
+  { msgId, deviceId }: MessageOptions,
+  parts: Pick<Message, "creation" | "dismissal">,
+): Message {
+  return present({
+    uid,
+    msg_id: msgId == null ? newMsgId() : given.identifier("msgId", msgId, 64),
+    device_id: optional("deviceId", deviceId, given.identifier),
+    ...parts,
+  });
+}
+
+function creation(
+  category: Category,
+  body: unknown = null,
+  { starts, expires }: CreateOptions,
+): Creation {
+  return present({
+    category: given.text("category", category),
+    body: given.body("body", body),
+    expires: optional("expires", expires, (field, when) => given.instant(field, when, SECOND)),
+    starts: optional("starts", starts, (field, when) => given.instant(field, when, 0)),
+  });
+}
+
+const optional = <T>(
+  field: string,
+  value: unknown,
+  check: (field: string, value: unknown) => T,
+): T | undefined => (value == null ? undefined : check(field, value));
+
+function some<T>(field: string, values: readonly T[]): readonly T[] {
+  if (!values.length) throw invalid(field, "is empty");
+  return values;
+}
+
+/** The object without its undefined parts. */
+export type Present<T> = {
+  [K in keyof T as undefined extends T[K] ? never : K]: T[K];
+} & { [K in keyof T as undefined extends T[K] ? K : never]?: Exclude<T[K], undefined> };
+
+export const present = <T extends object>(parts: T): Present<T> =>
+  Object.fromEntries(Object.entries(parts).filter(([, part]) => part !== undefined)) as Present<T>;
+
+/** The default msg_id: 32 random hex digits. */
+export const newMsgId = (): MsgID =>
+  crypto.getRandomValues(new Uint8Array(16)).reduce(
+    (id, byte) => id + byte.toString(16).padStart(2, "0"), "");
+
+/** Negative if `a` comes before `b` in the order of their UTF-8, in which Gregor orders ids. That
+ * of JavaScript is another: it has characters beyond U+FFFF before U+E000. */
+export function byteCompare(a: string, b: string): number {
+  let place = 0;
+  while (place < a.length && a[place] === b[place]) place++;
+  return rank(a, place) - rank(b, place) || 0;
+}
+
+/** Greater for a greater code point; -1 at the end. */
+function rank(text: string, place: number): number {
+  const unit = text.charCodeAt(place);
+  if (!(unit >= 0)) return -1;
+  return unit >= 0xd800 && unit < 0xe000 ? unit + 0x10000 : unit;
 }
