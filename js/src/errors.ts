@@ -38,6 +38,7 @@ export const stop = (code: string, message: string, field?: string): GregorError
 export const invalid = (field: string, reason: string): GregorError =>
   stop("invalid", `\`${field}\` ${reason}`, field);
 
-/** A frame that is no frame of any version. It has changed nothing. */
+/** Text that is no frame of any version; `field` is the path of what is wrong with it. It has
+ * changed nothing. */
 export const malformed = (field: string): GregorError =>
-  stop("malformed", `\`${field}\` is missing or of the wrong type`, field);
+  stop("malformed", `\`${field || "frame"}\` is missing, or not what it has to be`, field);

@@ -18,14 +18,12 @@ export const entryHash = (ctime: Time, msg_id: MsgID): bigint =>
 export const hashText = (total: bigint): string =>
   BigInt.asUintN(256, total).toString(16).padStart(64, "0");
 
-/** The first 32 bits of the fraction of the root. */
-const fractionOf = (root: number): number => (root % 1) * 2 ** 32;
-
-// The constants of SHA-256 are fractions of the roots of the first primes: 8 square roots, and 64
-// cube roots.
+// The constants of SHA-256 are the first 32 bits of the fractions of roots of the first primes: of 8
+// square roots, and 64 cube roots. (The next bits are such that no last digit of a root matters.)
 const primes: number[] = [];
 for (let n = 2; primes.length < 64; n++) if (primes.every((prime) => n % prime)) primes.push(n);
-const INITIAL = Uint32Array.from(primes.slice(0, 8), (prime) => fractionOf(Math.sqrt(prime)));
+const fractionOf = (root: number): number => (root % 1) * 2 ** 32;
+const INITIAL = primes.slice(0, 8).map((prime) => fractionOf(Math.sqrt(prime)) | 0);
 const ROUND = Uint32Array.from(primes, (prime) => fractionOf(Math.cbrt(prime)));
 
 /** SHA-256 of the text in UTF-8, as hex digits. */
@@ -37,29 +35,36 @@ export function sha256(text: string): string {
   padded[bytes.length] = 128;
   const view = new DataView(padded.buffer);
   view.setBigUint64(padded.length - 8, BigInt(bytes.length * 8));
-  const hash = INITIAL.slice();
-  for (let start = 0; start < padded.length; start += 64) addBlock(hash, view, start);
-  return Array.from(hash, (word) => word.toString(16).padStart(8, "0")).join("");
+  let hash = INITIAL;
+  for (let start = 0; start < padded.length; start += 64) hash = withBlock(hash, view, start);
+  return hash.map((word) => (word >>> 0).toString(16).padStart(8, "0")).join("");
 }
 
 const rotate = (word: number, bits: number): number => (word >>> bits) | (word << (32 - bits));
+const at = (array: Uint32Array, place: number): number => array[place] as number;
 const words = new Uint32Array(64);
 
-function addBlock(hash: Uint32Array, view: DataView, start: number): void {
-  let [a, b, c, d, e, f, g, h] = hash as unknown as Eight;
+function withBlock(hash: readonly number[], view: DataView, start: number): number[] {
+  let [a, b, c, d, e, f, g, h] = hash as Eight;
   for (let i = 0; i < 64; i++) {
     words[i] = i < 16 ? view.getUint32(start + i * 4) : extended(i);
     const choice = (e & f) ^ (~e & g);
     const majority = (a & b) ^ (a & c) ^ (b & c);
-    const mixed = h + (rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25)) + choice + at(ROUND, i) + at(words, i);
-    [h, g, f, e, d, c, b] = [g, f, e, (d + mixed) | 0, c, b, a];
+    const mixed =
+      h + (rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25)) + choice + at(ROUND, i) + at(words, i);
+    h = g;
+    g = f;
+    f = e;
+    e = (d + mixed) | 0;
+    d = c;
+    c = b;
+    b = a;
     a = (mixed + (rotate(b, 2) ^ rotate(b, 13) ^ rotate(b, 22)) + majority) | 0;
   }
-  [a, b, c, d, e, f, g, h].forEach((word, i) => (hash[i] = at(hash, i) + word));
+  return [a, b, c, d, e, f, g, h].map((word, place) => (word + (hash[place] as number)) | 0);
 }
-type Eight = [number, number, number, number, number, number, number, number];
 
-const at = (array: Uint32Array, i: number): number => array[i] as number;
+type Eight = [number, number, number, number, number, number, number, number];
 
 function extended(i: number): number {
   const x = at(words, i - 15);

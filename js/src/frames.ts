@@ -1,0 +1,321 @@
+/**
+ * The frames of the conversation, as specified in `spec/protocol.md`.
+ *
+ * A device ignores what it does not know, so that old devices stay connected to new nodes: unknown
+ * frame types, unknown fields, and messages of which nothing is left. What it knows has the right
+ * type, or the frame is malformed. The rules of the data model are left to the nodes, which have
+ * checked them before they have stored a message.
+ */
+
+import { malformed, type Action, type Problem } from "./errors.js";
+import { timeOrOffsetOf, type Time, type TimeOrOffset } from "./instant.js";
+import { decode } from "./json.js";
+import {
+  type Creation,
+  type DeviceID,
+  type Dismissal,
+  type Item,
+  type KeyDismissal,
+  type Message,
+  type MsgID,
+  type OutOfBandMessage,
+  type Range,
+  type StoredMessage,
+  type UID,
+} from "./message.js";
+
+export const PROTOCOL = 2;
+
+// Device to node
+
+/** The first frame of every conversation: the device's token, id and cursor. */
+export interface Hello {
+  readonly type: "hello";
+  readonly token: string;
+  readonly device_id: DeviceID;
+  readonly cursor?: Time;
+  readonly epoch?: Time;
+  readonly protocol: number;
+}
+
+/** Messages from this device. */
+export interface Consume {
+  readonly type: "consume";
+  readonly n: number;
+  readonly messages: readonly (Message | OutOfBandMessage)[];
+}
+
+/** Requests a sync from this cursor, with its hash; from 0, a snapshot. */
+export interface Verify {
+  readonly type: "verify";
+  readonly cursor: Time;
+}
+
+export type DeviceFrame = Hello | Consume | Verify;
+
+// Node to device
+
+/** What a device has to know of the limits of a node: how many messages a consume may hold, and for
+ * how many days a message may be sent again without being stored twice (0: for ever). */
+export interface Limits {
+  readonly messages: number;
+  readonly ids_days: number;
+}
+
+/** The token is valid. `epoch` is the user's; without it, this node is of a version without. */
+export interface Welcome {
+  readonly uid: UID;
+  readonly now: Time;
+  readonly limits: Partial<Limits>;
+  readonly epoch?: Time;
+}
+
+/** One page of a sync. Changes continue `prev`; in a snapshot it is 0. `cursor` is the cursor of the
+ * replica after this page (of a snapshot: after the last page). With `more`, another page follows.
+ * The hash is that of the state after the last page. */
+export interface SyncPage {
+  readonly mode: "changes" | "snapshot";
+  readonly prev: Time;
+  readonly cursor: Time;
+  readonly as_of: Time;
+  readonly hash: string;
+  readonly more?: boolean;
+  readonly messages?: readonly StoredMessage[];
+  readonly items?: readonly Item[];
+}
+
+/** The messages for this device after `prev`, up to `cursor` inclusive. */
+export interface Messages {
+  readonly prev: Time;
+  readonly messages: readonly StoredMessage[];
+  readonly cursor: Time;
+}
+
+export interface OutOfBand {
+  readonly system: string;
+  readonly body: unknown;
+}
+
+/** The result of one message: `relayed` if it is out-of-band; only `rejected` has an error. */
+export interface Result {
+  readonly status: "stored" | "duplicate" | "rejected" | "relayed";
+  readonly uid?: UID;
+  readonly msg_id?: MsgID;
+  readonly ctime?: Time;
+  readonly error?: Problem;
+}
+
+export interface Ack {
+  readonly n: number;
+  readonly results: readonly Result[];
+}
+
+/** An error. With `n`, the consume of that number was not processed. */
+export interface ErrorFrame {
+  readonly code: string;
+  readonly message: string;
+  readonly action: Action;
+  readonly field?: string;
+  readonly n?: number;
+}
+
+/** Asks the device to reconnect, to any node, after a random delay of up to this time. */
+export interface GoAway {
+  readonly reconnect_after_ms: number;
+}
+
+/** The user with this uid was erased, at this ctime. */
+export interface UserErased {
+  readonly epoch: Time;
+  readonly uid?: UID;
+}
+
+interface NodeFrames {
+  welcome: Welcome;
+  sync: SyncPage;
+  messages: Messages;
+  out_of_band: OutOfBand;
+  ack: Ack;
+  error: ErrorFrame;
+  goaway: GoAway;
+  erased: UserErased;
+}
+
+export type NodeFrame = {
+  [Type in keyof NodeFrames]: { readonly type: Type } & NodeFrames[Type];
+}[keyof NodeFrames];
+
+// Reading
+
+/** Returns the value without what is unknown, or throws `malformed`, which names its path. */
+type Reader<T> = (value: unknown, path: string) => T;
+
+type Readers<T> = {
+  readonly [Name in keyof T]-?: Reader<T extends Record<Name, T[Name]> ? T[Name] : T[Name] | undefined>;
+};
+
+const valueThat =
+  <T>(isValid: (value: unknown) => boolean): Reader<T> =>
+  (value, path) => {
+    if (isValid(value)) return value as T;
+    throw malformed(path.slice(1));
+  };
+
+const text = valueThat<string>((value) => typeof value === "string");
+const flag = valueThat<boolean>((value) => typeof value === "boolean");
+const integer = valueThat<number>(Number.isSafeInteger);
+const time = valueThat<Time>((value) => Number.isSafeInteger(value) && Number(value) >= 0);
+const any = valueThat<unknown>((value) => value !== undefined);
+
+const oneOf = <T>(...values: readonly T[]): Reader<T> =>
+  valueThat((value) => values.includes(value as T));
+
+const optional =
+  <T>(read: Reader<T>): Reader<T | undefined> =>
+  (value, path) =>
+    value == null ? undefined : read(value, path);
+
+const array = valueThat<readonly unknown[]>(Array.isArray);
+const list =
+  <T>(read: Reader<T>): Reader<readonly T[]> =>
+  (value, path) =>
+    array(value, path).map((each, place) => read(each, `${path}[${place}]`));
+
+/** A list that may be left out; an empty one is. */
+const someOf =
+  <T>(read: Reader<T>): Reader<readonly T[] | undefined> =>
+  (value, path) => {
+    const values = list(read)(value ?? [], path);
+    return values.length ? values : undefined;
+  };
+
+const anObject = valueThat<Readonly<Record<string, unknown>>>(
+  (value) => typeof value === "object" && !!value && !Array.isArray(value),
+);
+const object =
+  <T extends object>(readers: Readers<T>): Reader<T> =>
+  (value, path) => {
+    const given = anObject(value, path);
+    const known: Partial<T> = {};
+    for (const name in readers) {
+      const part = readers[name](given[name], `${path}.${name}`);
+      if (part !== undefined) known[name] = part as T[typeof name];
+    }
+    return known as T;
+  };
+
+const timeOrOffset: Reader<TimeOrOffset> = (value, path) =>
+  timeOrOffsetOf(value) ?? valueThat<never>(() => false)(value, path);
+
+const creation = object<Creation>({
+  category: text,
+  body: any,
+  expires: optional(timeOrOffset),
+  starts: optional(timeOrOffset),
+  key: optional(text),
+});
+
+const dismissal = object<Dismissal>({
+  msg_ids: someOf(text),
+  ranges: someOf(
+    object<Range>({
+      category: text,
+      end_time: optional(timeOrOffset),
+      skip_msg_ids: someOf(text),
+      prefix: optional(flag),
+      scheduled: optional(flag),
+    }),
+  ),
+  keys: someOf(object<KeyDismissal>({ key: text, end_time: optional(timeOrOffset) })),
+});
+
+const message = object<StoredMessage>({
+  uid: text,
+  msg_id: text,
+  ctime: time,
+  prev: optional(time),
+  device_id: optional(text),
+  creation: optional(creation),
+  dismissal: optional((value, path) => {
+    const parts = dismissal(value, path);
+    return Object.keys(parts).length ? parts : undefined;
+  }),
+});
+
+const messages: Reader<readonly StoredMessage[]> = (value, path) =>
+  list(message)(value, path).filter(({ creation, dismissal }) => creation ?? dismissal);
+
+const item = object<Item>({
+  msg_id: text,
+  ctime: time,
+  category: text,
+  body: any,
+  device_id: optional(text),
+  expires_at: optional(time),
+  starts_at: optional(time),
+  key: optional(text),
+});
+
+const problem = {
+  code: text,
+  message: text,
+  action: oneOf<Action>("retry", "resync", "reauthenticate", "stop"),
+  field: optional(text),
+};
+
+const FRAMES: { readonly [Type in keyof NodeFrames]: Reader<NodeFrames[Type]> } = {
+  welcome: object<Welcome>({
+    uid: text,
+    now: time,
+    limits: object<Partial<Limits>>({ messages: optional(integer), ids_days: optional(integer) }),
+    epoch: optional(time),
+  }),
+  sync: object<SyncPage>({
+    mode: oneOf("changes", "snapshot"),
+    prev: time,
+    cursor: time,
+    as_of: time,
+    hash: text,
+    more: optional(flag),
+    messages: optional(messages),
+    items: optional(list(item)),
+  }),
+  messages: object<Messages>({ prev: time, messages, cursor: time }),
+  out_of_band: object<OutOfBand>({ system: text, body: any }),
+  ack: object<Ack>({
+    n: integer,
+    results: list(
+      object<Result>({
+        status: oneOf("stored", "duplicate", "rejected", "relayed"),
+        uid: optional(text),
+        msg_id: optional(text),
+        ctime: optional(time),
+        error: optional(object<Problem>({ ...problem, epoch: optional(time) })),
+      }),
+    ),
+  }),
+  error: object<ErrorFrame>({ ...problem, n: optional(integer) }),
+  goaway: object<GoAway>({ reconnect_after_ms: integer }),
+  erased: object<UserErased>({ epoch: time, uid: optional(text) }),
+};
+
+const typed = object({ type: text });
+
+/** The frame of a node; undefined if its type is one of a later version. Throws `malformed` if the
+ * text is no frame of any version. With `exactIntegers`, see `json.ts`. */
+export function decodeNodeFrame(json: string, exactIntegers?: boolean): NodeFrame | undefined {
+  const frame = parse(json, exactIntegers);
+  const { type } = typed(frame, "");
+  if (!isKnown(type)) return undefined;
+  return { type, ...FRAMES[type](frame, "") } as NodeFrame;
+}
+
+const isKnown = (type: string): type is keyof NodeFrames => Object.hasOwn(FRAMES, type);
+
+function parse(json: string, exactIntegers?: boolean): unknown {
+  try {
+    return decode(json, exactIntegers);
+  } catch {
+    throw malformed("");
+  }
+}
