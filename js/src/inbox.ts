@@ -25,7 +25,7 @@ import {
 import { validFields } from "./notification-body.js";
 import type { Replica } from "./replica.js";
 import { snoozed } from "./snooze.js";
-import type { State } from "./state.js";
+import { compareItems, type State } from "./state.js";
 
 /** What a notification is about: the rest of its category, dotted like it. */
 export type Topic = string;
@@ -137,13 +137,15 @@ const again = (uid: UID, item: Item, now: Time): Message =>
     uid,
     msg_id: newMsgId(),
     device_id: item.device_id,
-    creation: present({
+    creation: {
       category: item.category,
       body: item.body,
-      expires: instantOf(item.expires_at),
-      starts: instantOf(item.starts_at, now),
-      key: item.key,
-    }),
+      ...present({
+        expires: instantOf(item.expires_at),
+        starts: instantOf(item.starts_at, now),
+        key: item.key,
+      }),
+    },
   });
 
 /** An instant, if it is still to come. */

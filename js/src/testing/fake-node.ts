@@ -4,9 +4,9 @@
  * device up to date, which is a snapshot, and forgets nothing.
  */
 
-import { stop, type GregorError, type Problem } from "../errors.js";
+import { invalid, stop, type GregorError, type Problem } from "../errors.js";
 import { Facts } from "../facts.js";
-import type { Time } from "../instant.js";
+import { after, type Time } from "../instant.js";
 import { canonical } from "../json.js";
 import {
   present,
@@ -154,8 +154,13 @@ export class FakeNode {
     const known = user.messages.get(message.msg_id);
     if (known && contents(known) === contents(message)) return user.outcome(known, this.rules.now(), "duplicate");
     if (known) return rejection(uid, message, stop("conflict", "this msg_id is known with other contents"));
+    const { starts, expires } = message.creation ?? {};
+    const now = this.rules.now();
+    if (starts && expires && after(starts, now) >= after(expires, now)) {
+      return rejection(uid, message, invalid("creation.starts", "is not before the expiry"));
+    }
     const prev = user.clock;
-    const { message: stored, result } = user.store(message, this.rules.now());
+    const { message: stored, result } = user.store(message, now);
     for (const conversation of this._of(uid)) {
       const reduced = user.reduced(stored, result.replaced, conversation.deviceId);
       conversation.send({ type: "messages", prev, cursor: stored.ctime, messages: reduced ? [reduced] : [] });
