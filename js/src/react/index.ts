@@ -17,8 +17,10 @@ import {
   type ReactElement,
   type ReactNode,
 } from "react";
+import type { BodyOf, BodyWithin } from "../bodies.js";
 import { createGregor, type Gregor, type GregorOptions } from "../client.js";
 import type { InboxEntry, Topic } from "../inbox.js";
+import { encode } from "../json.js";
 import type { Category, Item, Key } from "../message.js";
 import type { Status } from "../status.js";
 
@@ -32,11 +34,13 @@ import type { Status } from "../status.js";
  */
 export interface Register {}
 
-const Context = createContext<Gregor | undefined>(undefined);
+type Bodies = Register extends { readonly bodies: infer Named } ? Named : unknown;
+
+const Context = createContext<Gregor<Bodies> | undefined>(undefined);
 
 /** Either a client of the app, which the app closes, or the options of one. */
 export type GregorProviderProps = { readonly children?: ReactNode } & (
-  | { readonly client: Gregor; readonly options?: never }
+  | { readonly client: Gregor<Bodies>; readonly options?: never }
   | { readonly options: GregorOptions; readonly client?: never }
 );
 
@@ -53,18 +57,18 @@ export function GregorProvider({ client, options, children }: GregorProviderProp
 /** The client that a mounted provider has made. */
 interface Own {
   readonly identity: string;
-  readonly client: Gregor;
+  readonly client: Gregor<Bodies>;
   isMounted: boolean;
 }
 
-function useOwnClient(options: GregorOptions | undefined): Gregor | undefined {
+function useOwnClient(options: GregorOptions | undefined): Gregor<Bodies> | undefined {
   const identity = options && JSON.stringify([options.url, options.user, options.deviceId]);
   const last = useRef<Own>(undefined);
   const [shown, show] = useState<Own>();
   useEffect(() => {
     if (!options || !identity) return undefined;
     const kept = last.current?.identity === identity ? last.current : undefined;
-    const own = kept ?? { identity, client: createGregor(options), isMounted: true };
+    const own = kept ?? { identity, client: createGregor<Bodies>(options), isMounted: true };
     own.isMounted = true;
     last.current = own;
     show(own);
@@ -82,12 +86,12 @@ function useOwnClient(options: GregorOptions | undefined): Gregor | undefined {
 }
 
 /** The client; undefined on a server, and until a provider with `options` is mounted. */
-export const useGregor = (): Gregor | undefined => useContext(Context);
+export const useGregor = (): Gregor<Bodies> | undefined => useContext(Context);
 
 /** What is selected of the client, which depends on it and on `argument` alone. Two selections that
  * are the same are one value, so that React sees that nothing has changed. */
 function useSelected<T>(
-  select: (gregor: Gregor) => T,
+  select: (gregor: Gregor<Bodies>) => T,
   nothing: T,
   argument?: unknown,
   same: (a: T, b: T) => boolean = Object.is,
@@ -121,22 +125,33 @@ const all =
 const NONE: readonly never[] = [];
 
 /** The visible items whose category begins with `prefix`, in order. */
-export const useItems = (prefix: Category = ""): readonly Item[] =>
+export const useItems = <Prefix extends Category = "">(
+  prefix: Prefix = "" as Prefix,
+): readonly Item<BodyWithin<Bodies, Prefix>>[] =>
   useSelected((gregor) => gregor.items(prefix), NONE, prefix, all(sameItem));
 
 /** How many visible items have a category that begins with `prefix`. */
 export const useCount = (prefix: Category = ""): number =>
   useSelected((gregor) => gregor.count(prefix), 0, prefix);
 
-/** The body of the visible item with this key; undefined if there is none. */
-export const useValue = (key: Key): unknown =>
-  useSelected<Item | undefined>((gregor) => gregor.get(key), undefined, key, sameItem)?.body;
+/** The body of the visible item with this key; undefined if there is none. Bodies that are the same
+ * JSON are the same. */
+export const useValue = <Name extends Key>(key: Name): BodyOf<Bodies, Name> | undefined =>
+  useSelected((gregor) => gregor.get(key)?.body, undefined, key, (a, b) => encode(a) === encode(b));
 
 /** The notifications, the newest first; with `topic`, those of it and of the topics below it. */
 export const useInbox = (topic?: Topic): readonly InboxEntry[] =>
   useSelected((gregor) => gregor.inbox.list(topic), NONE, topic, all(sameEntry));
 
-const UNKNOWN: Status = {} as Status;
+const UNKNOWN: Status = {
+  online: false,
+  synced: false,
+  durable: false,
+  unsent: 0,
+  lastError: null,
+  retryAt: null,
+  setAside: 0,
+};
 
 /** How the client is doing. */
 export const useGregorStatus = (): Status => useSelected((gregor) => gregor.status, UNKNOWN);

@@ -21,8 +21,11 @@ class FakeSocket {
 
   constructor(
     private readonly _node: FakeNode,
+    /** The sockets of the device that are open, or about to be. */
+    private readonly _sockets: Set<FakeSocket>,
     isOnline: () => boolean,
   ) {
+    _sockets.add(this);
     later(() => (isOnline() ? this._open() : this.cut()));
   }
 
@@ -61,6 +64,7 @@ class FakeSocket {
   private _end(code: number, reason: string): void {
     if (this._isClosed) return;
     this._isClosed = true;
+    this._sockets.delete(this);
     if (this._conversation) this._node.forget(this._conversation);
     later(() => this.onclose?.({ code, reason }));
   }
@@ -93,6 +97,11 @@ export class TestDevice {
     };
   }
 
+  /** How many connections of this device are open. */
+  get connections(): number {
+    return this._sockets.size;
+  }
+
   /** Makes a client, and waits until it shows what the server has. */
   async open(): Promise<Gregor> {
     const gregor = createGregor(this.options);
@@ -104,7 +113,6 @@ export class TestDevice {
   async goOffline(): Promise<void> {
     this._isOnline = false;
     for (const socket of this._sockets) socket.cut();
-    this._sockets.clear();
     await this._happen("offline");
   }
 
@@ -122,11 +130,7 @@ export class TestDevice {
   private _environment(): Environment {
     const clock = this._clock;
     const start = clock.now;
-    const connect = (): FakeSocket => {
-      const socket = new FakeSocket(this._node, () => this._isOnline);
-      this._sockets.add(socket);
-      return socket;
-    };
+    const connect = (): FakeSocket => new FakeSocket(this._node, this._sockets, () => this._isOnline);
     return {
       now: () => clock.now,
       monotonic: () => clock.now - start,
