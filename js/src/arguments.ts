@@ -13,7 +13,7 @@ const MAX_BODY = 64 * 1024;
 const MAX_DEPTH = 128;
 
 /** 2001-01-01: seconds or milliseconds that are taken for microseconds lie before it. */
-const EARLIEST_TIME: Time = 978_307_200 * SECOND;
+export const EARLIEST_TIME: Time = 978_307_200 * SECOND;
 
 export const byteLength = (text: string): number => new TextEncoder().encode(text).length;
 
