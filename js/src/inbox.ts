@@ -31,7 +31,7 @@ import { compareItems, type State } from "./state.js";
 export type Topic = string;
 
 export const ITEMS = "inbox.";
-export const MARKERS = "unread."; // as long as ITEMS
+export const MARKERS = "unread.";
 /** Before the key and the msg_id of a notification: those of its marker. */
 export const MARKER = "unread:";
 
@@ -75,7 +75,7 @@ export class InboxEntry {
 const keyOf = (item: Item): Key => item.key ?? "";
 
 /** What is said by the category of a notification, or of a marker. */
-const topicOf = (item: Item): Topic => item.category.slice(ITEMS.length);
+const topicOf = (item: Item): Topic => item.category.slice(item.category.indexOf(".") + 1);
 
 const isMarker = (item: Item): boolean =>
   item.category.startsWith(MARKERS) && keyOf(item).startsWith(MARKER);

@@ -238,18 +238,18 @@ test("all parts of a page show the same, though something changes while it rende
   };
   await mount(provided({ client: gregor }, createElement(Page)));
   Object.assign(globalThis, { IS_REACT_ACT_ENVIRONMENT: false });
-  const { promise: isShown, resolve } = Promise.withResolvers<void>();
-  const observer = new MutationObserver(() => {
-    if (new Set(shown()).size > 1) torn.push(shown());
-    if (shown().length === 8) resolve();
+  const isShown = new Promise<void>((resolve) => {
+    const observer = new MutationObserver(() => {
+      if (new Set(shown()).size > 1) torn.push(shown());
+      if (shown().length === 8) resolve();
+    });
+    observer.observe(container, { childList: true, characterData: true, subtree: true });
   });
-  observer.observe(container, { childList: true, characterData: true, subtree: true });
   startTransition(() => show(8));
   while (inRender < 3) await server.settled(); // React has begun
   expect(shown()).toEqual([]);
   await server.create("alice", "a");
   await isShown;
-  observer.disconnect();
   Object.assign(globalThis, { IS_REACT_ACT_ENVIRONMENT: true });
   await happens(() => {});
   expect(torn).toEqual([]);

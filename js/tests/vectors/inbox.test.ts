@@ -27,7 +27,7 @@ const errorOf = (error: unknown): unknown => {
 class InboxRun {
   readonly user = "alice";
   readonly deviceId = "phone";
-  readonly replica = new Replica("phone");
+  readonly replica = Replica.load(new Map(), "phone");
   private readonly _inbox = new Inbox(this);
   private readonly _names = new Map<string, string>();
   private readonly _undos: (Undo | undefined)[] = [];
