@@ -59,6 +59,7 @@ class InboxRun {
   /** The output after one input, as section 7 of spec/inbox.md describes it. */
   async feed({ now, ...given }: Case["steps"][number]["in"]): Promise<unknown> {
     this._now = now;
+    const place = this._undos.push(undefined) - 1;
     const [[name, value] = []] = Object.entries(given);
     try {
       switch (name) {
@@ -67,10 +68,9 @@ class InboxRun {
         case "notify":
           return { messages: this._notification(value) };
       }
-      this._undos.push((await this._carryOut(name, value)) || undefined);
+      this._undos[place] = await this._carryOut(name, value);
       return { written: this._written(), ...this._shown(name === "list" ? value : {}) };
     } catch (error) {
-      this._undos.push(undefined);
       return errorOf(error);
     }
   }
