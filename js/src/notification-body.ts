@@ -5,90 +5,56 @@
  * is invalid. A device leaves it out, since what it receives may have been written by anyone.
  */
 
-import * as given from "./arguments.js";
+import { isText } from "./arguments.js";
 
-/** Says where a value is invalid: the path inside it (empty: the value itself); undefined if it is
- * valid. */
-type Check = (value: unknown) => string | undefined;
+export type Fields = Readonly<Record<string, unknown>>;
+type Checks = Readonly<Record<string, (value: unknown) => boolean>>;
 
-const is =
-  (test: (value: unknown) => boolean): Check =>
-  (value) =>
-    test(value) ? undefined : "";
-
-const text = (limit: number): Check =>
-  is((value) => {
-    try {
-      return given.text("", value, limit), true;
-    } catch {
-      return false;
-    }
-  });
+const text =
+  (limit: number) =>
+  (value: unknown): value is string =>
+    isText(value, limit);
 
 // A browser ignores tabs and line ends in a URL, and takes a backslash for a slash: with them, what
 // looks like a path can be a script or another host.
-const NEVER_IN_A_URL = /[\0- \x7f\\]/;
-const ABSOLUTE_OR_RELATIVE = /^(https?:\/\/[^/?#:@]|(?!\/\/)[^:/?#]*([/?#]|$))/i;
+const URL = /^(?![^]*[\0- \x7f\\])(https?:\/\/[^/?#:@]|(?!\/\/)[^:/?#]*([/?#]|$))/i;
 
-const url: Check = (value) =>
-  text(2_048)(value) ??
-  is(() => ABSOLUTE_OR_RELATIVE.test(value as string) && !NEVER_IN_A_URL.test(value as string))(value);
+const url = (value: unknown): boolean => text(2_048)(value) && URL.test(value);
 
-const severity = is((value) => ["info", "success", "warning", "error"].includes(value as string));
+export const isObject = (value: unknown): value is Fields =>
+  Object(value) === value && !Array.isArray(value);
 
-type Fields = Readonly<Record<string, unknown>>;
+/** Whether the fields of an object pass these checks. It may have other fields, and lack any. */
+const fits = (value: Fields, checks: Checks): boolean => firstInvalid(value, checks) === undefined;
 
-const isObject = (value: unknown): value is Fields =>
-  typeof value === "object" && value !== null && !Array.isArray(value);
+export const firstInvalid = (value: Fields, checks: Checks): string | undefined =>
+  Object.keys(checks).find((name) => name in value && !checks[name]?.(value[name]));
 
-/** An object whose fields pass these checks. It may have other fields, and lack any. */
-const object =
-  (checks: Readonly<Record<string, Check>>): Check =>
-  (value) => {
-    if (!isObject(value)) return "";
-    for (const [name, check] of Object.entries(checks)) {
-      const at = name in value ? check(value[name]) : undefined;
-      if (at !== undefined) return `.${name}${at}`;
-    }
-    return undefined;
-  };
+export const ACTION_FIELDS: Checks = { label: text(255), id: text(64), url };
 
-const actionFields = object({ label: text(255), id: text(64), url });
+const isAction = (value: unknown): value is Fields =>
+  isObject(value) && fits(value, ACTION_FIELDS) && "label" in value && ("id" in value || "url" in value);
 
-/** One action. `ids` are those of the actions before it, and get its own. */
-function action(value: unknown, ids: Set<unknown>): string | undefined {
-  const at = actionFields(value);
-  if (at !== undefined) return at;
-  const { label, id, url } = value as Fields;
-  if (label === undefined) return ".label";
-  if (id === undefined) return url === undefined ? "" : undefined;
-  return ids.size < ids.add(id).size ? undefined : ".id";
-}
+/** Whether it is a list of actions, no two of which have the same id. */
+export const areActions = (value: unknown): boolean =>
+  Array.isArray(value) &&
+  value.length < 9 &&
+  value.every(
+    (action, place) =>
+      isAction(action) && (!("id" in action) || value.findIndex(({ id }) => id === action["id"]) === place),
+  );
 
-const actions: Check = (value) => {
-  if (!Array.isArray(value) || value.length > 8) return "";
-  const ids = new Set<unknown>();
-  for (const [number, each] of value.entries()) {
-    const at = action(each, ids);
-    if (at !== undefined) return `[${number}]${at}`;
-  }
-  return undefined;
-};
-
-/** Where the body of a notification is invalid, such as `.actions[1].label`. */
-export const whereInvalid: Check = object({
+export const FIELDS: Checks = {
   title: text(1_024),
   text: text(16_384),
   url,
   icon: url,
-  severity,
-  actions,
-});
+  severity: (value) => ["info", "success", "warning", "error"].includes(value as string),
+  actions: areActions,
+};
 
 /** What a device may show of a body: all fields but those that are invalid. */
 export const validFields = (body: unknown): Fields =>
   Object.fromEntries(
-    Object.entries(isObject(body) ? body : {}).filter(
-      ([name, value]) => whereInvalid({ [name]: value }) === undefined,
-    ),
+    Object.entries(isObject(body) ? body : {}).filter(([name, value]) => fits({ [name]: value }, FIELDS)),
   );

@@ -39,17 +39,6 @@ class InboxRun {
     return this.replica.state(this._now);
   }
 
-  async dismissKey(...keys: string[]): Promise<string> {
-    const dismissal = { keys: keys.map((key) => ({ key })) };
-    const message = { uid: "alice", msg_id: `dismissal ${this._names.size}`, device_id: "phone", dismissal };
-    await this.change((replica, now) => replica.dismissSeen(message, now));
-    return message.msg_id;
-  }
-
-  async writeAll(messages: readonly Message[]): Promise<void> {
-    await this.change((replica, now) => replica.writeAll(messages, now));
-  }
-
   async change<T>(operation: (replica: Replica, now: Time) => T): Promise<T> {
     return operation(this.replica, this._now);
   }
@@ -107,7 +96,7 @@ class InboxRun {
 
   private _shown({ topic, limit }: { topic?: string; limit?: number }): object {
     return {
-      entries: this._inbox.list(topic, limit === undefined ? {} : { limit }).map(({ key, unread }) => [key, unread]),
+      entries: this._inbox.list(topic, { limit }).map(({ key, unread }) => [key, unread]),
       unread: this._inbox.unreadCount(topic),
       by_topic: Object.fromEntries(this._inbox.unreadByTopic()),
     };
