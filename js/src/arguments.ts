@@ -19,10 +19,13 @@ export const byteLength = (text: string): number => new TextEncoder().encode(tex
 /** Half of a surrogate pair has no UTF-8. */
 const isUnicode = (text: string): boolean => !/\p{Surrogate}/u.test(text);
 
-/** Text of 1 to `limit` bytes that every store accepts. */
+/** Whether it is text of 1 to `limit` bytes that every store accepts. */
+export const isText = (value: unknown, limit: number): value is string =>
+  typeof value === "string" && !!value && byteLength(value) <= limit && isUnicode(value) && !value.includes("\0");
+
+/** Text as `isText` has it. */
 export function text(field: string, value: unknown, limit = 255): string {
-  const bytes = typeof value === "string" && isUnicode(value) && !value.includes("\0") ? byteLength(value) : 0;
-  if (bytes && bytes <= limit) return value as string;
+  if (isText(value, limit)) return value;
   throw invalid(field, `must be text of 1 to ${limit} bytes of UTF-8, without NUL`);
 }
 
