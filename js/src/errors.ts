@@ -1,0 +1,52 @@
+/** The errors that Gregor raises, and what their receiver should do about them. */
+
+import type { Time } from "./instant.js";
+
+/** What the receiver of an error should do: send the same later, ask for a snapshot, connect again
+ * with another token, or not send this again without a change. */
+export type Action = "retry" | "resync" | "reauthenticate" | "stop";
+
+/** An error as data, as it travels. `field` names the part of the input that is wrong. Only
+ * `erased` has an `epoch`. `spec/protocol.md`, section 8, lists the codes. */
+export interface Problem {
+  readonly code: string;
+  readonly message: string;
+  readonly action: Action;
+  readonly field?: string;
+  readonly epoch?: Time;
+}
+
+/** The one class of errors; `code` says which. */
+export class GregorError extends Error implements Problem {
+  override readonly name = "GregorError";
+  declare readonly code: string;
+  declare readonly action: Action;
+  declare readonly field?: string;
+  declare readonly epoch?: Time;
+
+  constructor(problem: Problem) {
+    super(problem.message);
+    Object.assign(this, problem);
+  }
+}
+
+/** An error that no retry ends: something has to be changed first. */
+export const stop = (code: string, message: string, field?: string): GregorError =>
+  new GregorError({ code, message, action: "stop", ...(field && { field }) });
+
+/** A value that breaks a rule of the data model. `` `field` reason `` is what the message says. */
+export const invalid = (field: string, reason: string): GregorError =>
+  stop("invalid", `\`${field}\` ${reason}`, field);
+
+/** What is not to be had now, but perhaps later. */
+export const unavailable = (message: string): GregorError =>
+  new GregorError({ code: "unavailable", message, action: "retry" });
+
+/** An error as it travels to another tab, and as an app sees it in the status. */
+export const problemOf = ({ code, message, action, field, epoch }: Problem): Problem => ({
+  code,
+  message,
+  action,
+  ...(field && { field }),
+  ...(epoch && { epoch }),
+});
