@@ -1,50 +1,12 @@
 /** The Python processes that a test talks to: a real server, and a real Python device. */
 
-import { spawn, type ChildProcessByStdio } from "node:child_process";
 import { createHmac } from "node:crypto";
 import { once } from "node:events";
 import { createServer } from "node:net";
-import { join } from "node:path";
-import { createInterface } from "node:readline";
-import type { Readable, Writable } from "node:stream";
+import { Program } from "../program.js";
 
-const ROOT = join(import.meta.dirname, "../../..");
 const SECRET = "a secret of tests, which has 32 bytes";
 const LEEWAY_SECONDS = 30; // for which a server accepts an expired token
-
-/** A Python program of this repository. It ends when its stdin does, so that none outlives a test. */
-class Program {
-  readonly #process: ChildProcessByStdio<Writable, Readable, null>;
-  readonly #lines: AsyncIterator<string>;
-
-  constructor(module: string, ...args: readonly string[]) {
-    this.#process = spawn("python", ["-m", `tests.javascript.${module}`, ...args], {
-      cwd: ROOT,
-      env: { ...process.env, GREGOR_JWT_SECRET: SECRET },
-      stdio: ["pipe", "pipe", "inherit"],
-    });
-    this.#lines = createInterface(this.#process.stdout)[Symbol.asyncIterator]();
-  }
-
-  write(line: string): void {
-    this.#process.stdin.write(`${line}\n`);
-  }
-
-  async read(): Promise<string> {
-    const { value, done } = await this.#lines.next();
-    if (done) throw new Error("the Python program has ended");
-    return value as string;
-  }
-
-  /** Ends the program: gracefully, or by a signal. */
-  async end(signal?: NodeJS.Signals): Promise<void> {
-    if (this.#process.exitCode !== null || this.#process.signalCode !== null) return;
-    const exited = once(this.#process, "exit");
-    if (signal === undefined) this.#process.stdin.end();
-    else this.#process.kill(signal);
-    await exited;
-  }
-}
 
 /** A real server on a free port with an SQLite file, which is stopped, killed and started again. */
 export class Server {
@@ -63,8 +25,8 @@ export class Server {
   }
 
   async start(): Promise<void> {
-    const address = `127.0.0.1:${this.port}`;
-    this.#program = new Program("server", `sqlite:///${this.folder}/gregor.db`, address);
+    const args = [`sqlite:///${this.folder}/gregor.db`, `127.0.0.1:${this.port}`];
+    this.#program = new Program("tests.javascript.server", args, { GREGOR_JWT_SECRET: SECRET });
     this.#program.write(String(this.#ahead));
     await until("the server is ready", async () => (await fetch(`${this.url}/readyz`)).ok);
   }
@@ -110,7 +72,7 @@ export class PythonDevice {
   #last: Promise<unknown> = Promise.resolve();
 
   constructor(url: string, token: string, deviceId: string, file: string) {
-    this.#program = new Program("device", url, token, deviceId, file);
+    this.#program = new Program("tests.javascript.device", [url, token, deviceId, file]);
   }
 
   /** Calls a method of its client. */

@@ -29,11 +29,11 @@ const range = fc.record({
   prefix: optional(fc.constant(true)),
   scheduled: optional(fc.constant(true)),
   end_time: optional(offset(-1, 0, 1)),
-  skip_msg_ids: optional(fc.array(id, { minLength: 1, maxLength: 2 })),
+  skip_msg_ids: optional(fc.uniqueArray(id, { minLength: 1, maxLength: 2 })),
 });
 const dismissal = fc
   .record({
-  msg_ids: optional(fc.array(id, { minLength: 1, maxLength: 2 })),
+  msg_ids: optional(fc.uniqueArray(id, { minLength: 1, maxLength: 2 })),
   ranges: optional(fc.array(range, { minLength: 1, maxLength: 2 })),
   keys: optional(
     fc.array(fc.record({ key, end_time: optional(offset(-1, 0, 1)) }), { minLength: 1, maxLength: 2 }),
