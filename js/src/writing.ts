@@ -53,7 +53,7 @@ export function withInstants(message: Message, now: Time): Message {
   const { creation } = message;
   const { starts, expires } = creation ?? {};
   if (starts && expires && after(starts, now) >= after(expires, now)) {
-    throw invalid("starts", "is not before the expiry, so the item would never be visible");
+    throw invalid("starts", "is not before `expires`");
   }
   return {
     ...withClauses(message, (clause) => clause.end_time ? { ...clause, end_time: instant(clause.end_time) } : clause),
