@@ -106,4 +106,4 @@ export function repeatsItem(item: Item, { device_id, creation }: Message): boole
 
 /** Whether this time, or offset from an unknown time, is the instant. */
 const mayMean = (given: TimeOrOffset | undefined, instant: Time | undefined): boolean =>
-  given?.time === instant || (isOffset(given) && instant !== undefined);
+  isOffset(given) ? instant !== undefined : given?.time === instant;
