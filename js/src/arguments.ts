@@ -7,23 +7,29 @@
 
 import { invalid, stop } from "./errors.js";
 import { MAX_TIME, SECOND, parseWhen, type Time, type TimeOrOffset } from "./instant.js";
-import { decode, hasExactIntegers, written } from "./json.js";
+import { decode, written } from "./json.js";
 
 const MAX_BODY = 64 * 1024;
 
 /** 2001-01-01: seconds or milliseconds that are taken for microseconds lie before it. */
-const EARLIEST_TIME: Time = 978_307_200 * SECOND;
+export const EARLIEST_TIME: Time = 978_307_200 * SECOND;
 
 export const byteLength = (text: string): number => new TextEncoder().encode(text).length;
 
-/** Half of a surrogate pair has no UTF-8. */
-const isUnicode = (text: string): boolean => !/\p{Surrogate}/u.test(text);
+/** Half of a surrogate pair, which has no UTF-8, as JSON.stringify writes it. */
+const HALF_PAIR = /(?<!\\)(\\\\)*\\ud[89a-f]/;
 
 /** Text of 1 to `limit` bytes that every store accepts. */
 export function text(field: string, value: unknown, limit = 255): string {
-  const bytes = typeof value === "string" && isUnicode(value) && !value.includes("\0") ? byteLength(value) : 0;
-  if (bytes && bytes <= limit) return value as string;
+  const isText = typeof value === "string" && value && !/\0|\p{Surrogate}/u.test(value);
+  if (isText && byteLength(value) <= limit) return value;
   throw invalid(field, `must be text of 1 to ${limit} bytes of UTF-8, without NUL`);
+}
+
+/** An id that can stand in the path of a URL. */
+export function identifier(field: string, value: unknown, limit = 128): string {
+  if (value === "." || value === "..") throw invalid(field, "must not be `.` or `..`");
+  return text(field, value, limit);
 }
 
 /** Texts, from an array of them: at least `least`. (The characters of a string are none.) */
@@ -32,11 +38,6 @@ export function texts(field: string, values: unknown, limit = 255, least = 0): r
     return values.map((value) => text(field, value, limit));
   }
   throw invalid(field, `must be an array of at least ${least}`);
-}
-
-export function flag(field: string, value: unknown): boolean {
-  if (typeof value === "boolean") return value;
-  throw invalid(field, "must be true or false");
 }
 
 /** A time after 2000, or a duration that is not shorter than `shortest`. */
@@ -54,48 +55,17 @@ export function instant(field: string, when: unknown, shortest = -MAX_TIME): Tim
 const isFrom = (least: number, value: unknown): value is number =>
   Number.isSafeInteger(value) && (value as number) >= least;
 
-/** A copy of the value, as its JSON says it. What JSON would silently turn into something else is
- * refused, except an undefined member of an object, which is left out, and what says itself how it
- * is written (as a Date does). */
+/** A copy of the value as JSON.stringify writes it: what every device reads. */
 export function body(field: string, value: unknown): unknown {
   let hasBigint = false;
-  function checked(this: unknown, _: string, part: unknown): unknown {
-    if (!isSaid(part, Array.isArray(this))) throw TypeError(`${typeof part} ${part as string}`);
+  const json = JSON.stringify(value, (name, part: unknown) => {
+    if (typeof part === "number" && !Number.isFinite(part)) throw invalid(field, `holds ${part}`);
     hasBigint ||= typeof part === "bigint";
-    return written(part);
-  }
-  let json;
-  try {
-    json = JSON.stringify(value, checked);
-  } catch (error) {
-    throw invalid(field, `is not JSON: ${error as string}`);
-  }
+    return written(name, part);
+  });
+  if (!json || HALF_PAIR.test(json)) throw invalid(field, "is not JSON in valid Unicode");
   if (byteLength(json) > MAX_BODY) {
     throw stop("too-large", `\`${field}\` takes more than ${MAX_BODY} bytes of JSON`, field);
   }
   return decode(json, hasBigint);
-}
-
-/** Whether JSON says this as it is. */
-function isSaid(part: unknown, isElement: boolean): boolean {
-  switch (typeof part) {
-    case "number":
-      return Number.isFinite(part);
-    case "string":
-      return isUnicode(part);
-    case "undefined":
-      return !isElement;
-    case "bigint":
-      return hasExactIntegers();
-    case "object":
-      return Array.isArray(part) || isPlain(part);
-    default:
-      return part === !!part;
-  }
-}
-
-/** Whether an object is no instance of a class. (That of another window has another Object.) */
-function isPlain(value: object | null): boolean {
-  const prototype: unknown = value && Object.getPrototypeOf(value);
-  return !prototype || !Object.getPrototypeOf(prototype);
 }

@@ -5,6 +5,17 @@
  * order. The session knows the replica's cursor, which decides whether a frame continues what the
  * replica knows; it has no access to the replica itself. At most one `consume` is in flight.
  *
+ * A device applies a `messages` frame if it continues the replica's cursor. That is all that happens
+ * while it is up to date. A frame that does not continue the cursor reveals a gap; the device asks
+ * for a sync, and is syncing until its last page has come. During a sync the cursor must stay where
+ * the sync begins, so `messages` frames are ignored. The sync usually contains them, because the
+ * node reads it later than it has sent them. To be certain, the device notes the highest cursor of
+ * all that it has ignored. If the sync ends before it, the device asks for another one.
+ *
+ * Pages of changes are applied as they come. Pages of a snapshot are collected, because a replica
+ * with half of a snapshot would show half of a state. A node may send a sync without being asked, so
+ * a page can come in every phase, also before the welcome, over a transport that reorders.
+ *
  * It knows the user's epoch, too: the ctime of the last erase that the replica has heard of. A node
  * that knows a later one says so in an `erased` frame, or, if it was not told the epoch, in its
  * welcome. However the session hears of an erase, it then says to forget the user.
@@ -17,7 +28,6 @@ import {
   type Ack,
   type DeviceFrame,
   type ErrorFrame,
-  type Limits,
   type Messages,
   type Result,
   type SyncPage,
@@ -25,7 +35,6 @@ import {
 } from "./frames.js";
 import type { Time } from "./instant.js";
 import type { DeviceID, Item, Message, OutOfBandMessage, StoredMessage, UID } from "./message.js";
-import { GREETING, frameIgnored, pageAccepted, syncExpected } from "./sync-state.js";
 
 export type Effect =
   /** Write this frame. */
@@ -35,7 +44,8 @@ export type Effect =
   | {
       readonly type: "welcomed";
       readonly uid: UID;
-      readonly limits: Limits;
+      readonly messages: number;
+      readonly ids_days: number;
       readonly now: Time;
       readonly epoch: Time;
     }
@@ -65,29 +75,18 @@ export type Effect =
    * and end the conversation. */
   | { readonly type: "erased"; readonly epoch: Time | null };
 
-/** What a session begins with. Each connection has a new one, which starts at the replica's cursor,
- * epoch and uid (null: the device has never had a welcome). If the node's version is without epochs,
- * the hello has to be `withoutEpoch`. */
-export interface SessionOptions {
-  readonly token: string;
-  readonly deviceId: DeviceID;
-  readonly cursor: Time;
-  readonly epoch?: Time | null;
-  readonly uid?: UID | null;
-  readonly withoutEpoch?: boolean;
-  readonly exactIntegers?: boolean | undefined;
-}
-
 const ERASED_CLOSE_CODE = 4010;
 
-/** The device's side of one conversation with a node. It does no I/O; it returns effects. */
+/** The device's side of one conversation with a node. It does no I/O; it returns effects. Each
+ * connection has a new session, which starts at the replica's cursor, epoch and uid (null: the
+ * device has never had a welcome). If the node's version is without epochs, the hello has to be
+ * `withoutEpoch`. Of `exactIntegers`, see `json.ts`. */
 export class ClientSession {
-  cursor: Time;
-  epoch: Time | null;
-  /** How many states did not have the hash that the node has said. */
-  mismatches = 0;
-  private readonly _options: SessionOptions;
-  private _state = GREETING;
+  private _phase: "greeting" | "syncing" | "up to date" = "greeting";
+  /** The pages of the snapshot that is on its way. */
+  private _pages: SyncPage[] = [];
+  /** The highest cursor of the frames that were ignored during this sync. */
+  private _highest: Time = 0;
   private _hasHeardOfErase = false;
   /** How many messages the consume in flight holds; 0: none is in flight. */
   private _inFlight = 0;
@@ -98,31 +97,39 @@ export class ClientSession {
   /** The last complete one. */
   private _lastSync: SyncPage["mode"] | undefined;
 
-  constructor(options: SessionOptions) {
-    this._options = options;
-    this.cursor = options.cursor;
-    this.epoch = options.epoch ?? null;
+  constructor(
+    private readonly _token: string,
+    private readonly _deviceId: DeviceID,
+    private _cursor: Time,
+    private _epoch: Time | null = null,
+    private readonly _uid: UID | null = null,
+    private readonly _withoutEpoch = false,
+    private readonly _exactIntegers = false,
+  ) {}
+
+  /** The epoch that the device has, as far as the session knows. */
+  get epoch(): Time | null {
+    return this._epoch;
   }
 
   /** Whether the last sync is complete, and nothing is known to be missing. */
   get isUpToDate(): boolean {
-    return this._state.phase === "up to date";
+    return this._phase === "up to date";
   }
 
   /** Whether a consume may be sent: the node has welcomed us, and none is in flight. */
   get mayConsume(): boolean {
-    return this._state.phase !== "greeting" && !this._inFlight;
+    return this._phase !== "greeting" && !this._inFlight;
   }
 
   /** The connection is open: say hello. */
   opened(): Effect[] {
-    const { token, deviceId, withoutEpoch } = this._options;
     return send({
       type: "hello",
-      token,
-      device_id: deviceId,
-      ...(this.cursor && { cursor: this.cursor }),
-      ...(this.epoch !== null && !withoutEpoch && { epoch: this.epoch }),
+      token: this._token,
+      device_id: this._deviceId,
+      cursor: this._cursor,
+      epoch: this._withoutEpoch ? undefined : (this._epoch ?? undefined),
       protocol: PROTOCOL,
     });
   }
@@ -135,17 +142,15 @@ export class ClientSession {
   }
 
   /** Ask for a sync; from cursor 0 for a snapshot. */
-  verify(cursor = this.cursor): Effect[] {
-    this._state = syncExpected(this._state);
+  verify(cursor = this._cursor): Effect[] {
+    this._phase = "syncing";
     return send({ type: "verify", cursor });
   }
 
   /** Report whether the replica has the hash of a `compare`. If not, the session requests a
    * snapshot; unless the sync was a snapshot itself, since another one would not help. */
   hashCompared(equal: boolean): Effect[] {
-    if (equal) return [];
-    this.mismatches++;
-    return this._lastSync === "snapshot" ? [] : this.verify(0);
+    return equal || this._lastSync === "snapshot" ? [] : this.verify(0);
   }
 
   /** The connection has ended with this close code. It may say what a lost frame has said. */
@@ -155,7 +160,7 @@ export class ClientSession {
 
   /** Process a frame. Throws `malformed` if the text is not a frame; then nothing changes. */
   receive(json: string): Effect[] {
-    const frame = decodeNodeFrame(json, this._options.exactIntegers);
+    const frame = decodeNodeFrame(json, this._exactIntegers);
     switch (frame?.type) {
       case "welcome":
         return this._welcomed(frame);
@@ -172,38 +177,33 @@ export class ClientSession {
       case "goaway":
         return [{ type: "reconnect", within_ms: frame.reconnect_after_ms }];
       case "erased":
-        return this._isOwner(frame.uid) ? this._erased(frame.epoch) : this._refused(frame.uid);
+        return this._refused(frame.uid) ?? this._erased(frame.epoch);
       default:
         return [];
     }
   }
 
   private _welcomed({ uid, now, limits, epoch: told }: Welcome): Effect[] {
-    const known = this.epoch ?? 0;
+    const known = this._epoch ?? 0;
     // Whatever a node without epochs says leaves the epoch as it is: with an earlier one, the next
     // node would take the device for one that has not heard of the erase.
     const epoch = told ?? known;
-    if (this.epoch !== null && epoch > known && this._isOwner(uid)) return this._erased(epoch);
-    this.epoch = epoch;
-    this._state = syncExpected(this._state);
+    const refused = this._refused(uid);
+    if (refused) return refused;
+    if (this._epoch !== null && epoch > known) return this._erased(epoch);
+    this._epoch = epoch;
+    this._phase = "syncing";
     const { messages = 500, ids_days = 0 } = limits;
-    return [
-      { type: "welcomed", uid, limits: { messages: Math.max(1, messages), ids_days }, now, epoch },
-    ];
+    return [{ type: "welcomed", uid, messages: Math.max(1, messages), ids_days, now, epoch }];
   }
 
-  /** Whether what is said of this user is of the device's user. Undefined: nobody has said. */
-  private _isOwner(uid: UID | undefined): boolean {
-    const owner = this._options.uid ?? uid;
-    return uid === undefined || uid === owner;
-  }
-
-  /** The token is another user's, so nothing that the node says is for this device. */
-  private _refused(uid: UID | undefined): Effect[] {
-    this._hasHeardOfErase = true; // and a close code is not, either
-    const { uid: owner } = this._options;
-    const error = stop("forbidden", `the token is of the user ${uid}, and this store belongs to ${owner}`);
-    return [{ type: "failed", error }];
+  /** What to do if the token is another user's: nothing that the node says is for this device, and
+   * its close code is not, either. */
+  private _refused(uid = this._uid): Effect[] | undefined {
+    if (this._uid === null || uid === this._uid) return undefined;
+    this._hasHeardOfErase = true;
+    const reason = `the token is of the user ${uid}, and this store of ${this._uid}`;
+    return [{ type: "failed", error: stop("forbidden", reason) }];
   }
 
   /** The node says that the user was erased: forget the user, unless the device knows that. */
@@ -211,8 +211,8 @@ export class ClientSession {
     const hasHeard = this._hasHeardOfErase;
     this._hasHeardOfErase = true;
     if (epoch === undefined) return hasHeard ? [] : [{ type: "erased", epoch: null }];
-    if (this.epoch !== null && epoch <= this.epoch) return [];
-    this.epoch = epoch;
+    if (this._epoch !== null && epoch <= this._epoch) return [];
+    this._epoch = epoch;
     return [{ type: "erased", epoch }];
   }
 
@@ -241,51 +241,54 @@ export class ClientSession {
   }
 
   private _apply({ prev, messages, cursor }: Messages): Effect[] {
-    if (cursor <= this.cursor) return [];
+    if (cursor <= this._cursor) return [];
     if (!this.isUpToDate) {
       // The sync in progress starts at our cursor, so the cursor must not move.
-      this._state = frameIgnored(this._state, cursor);
+      this._highest = Math.max(this._highest, cursor);
       return [];
     }
-    if (prev !== this.cursor) return this.verify();
-    this.cursor = cursor;
+    if (prev !== this._cursor) return this.verify();
+    this._cursor = cursor;
     return [{ type: "apply", messages, cursor }];
   }
 
   private _sync(page: SyncPage): Effect[] {
-    if (!this._continuesCursor(page)) return this._ignore(page);
+    if (!this._continuesCursor(page)) return this._ignore(page.cursor);
     this._isResyncRequested = false;
+    this._phase = "syncing";
     const effects = this._contentOf(page);
-    this._state = pageAccepted(this._state, page);
     if (page.more) return effects;
+    this._pages = [];
     this._lastSync = page.mode;
     effects.push({ type: "compare", as_of: page.as_of, hash: page.hash });
-    return this.isUpToDate ? effects : [...effects, ...this.verify()];
+    if (this._highest > page.cursor) return [...effects, ...this.verify()];
+    this._phase = "up to date";
+    return effects;
   }
 
   /** Whether a page continues from our cursor. A node sends an unrequested sync when it has dropped
    * its queue for us, and a transport may deliver an old page again. */
   private _continuesCursor({ mode, prev, cursor }: SyncPage): boolean {
-    if (mode === "changes") return prev === this.cursor;
+    if (mode === "changes") return prev === this._cursor;
     // The first sync may end before our cursor: the node's store may be a restored backup.
-    return !this._lastSync || cursor >= this.cursor;
+    return !this._lastSync || cursor >= this._cursor;
   }
 
-  private _ignore({ cursor }: SyncPage): Effect[] {
-    if (cursor <= this.cursor) return [];
-    const wasUpToDate = this.isUpToDate;
-    this._state = frameIgnored(this._state, cursor);
-    return wasUpToDate ? this.verify() : [];
+  private _ignore(cursor: Time): Effect[] {
+    if (cursor <= this._cursor) return [];
+    this._highest = Math.max(this._highest, cursor);
+    return this.isUpToDate ? this.verify() : [];
   }
 
   /** What a page changes: one of changes at once, one of a snapshot with the last page. */
   private _contentOf(page: SyncPage): Effect[] {
     const { mode, more, cursor, messages = [] } = page;
+    if (mode === "snapshot") this._pages.push(page);
     if (mode === "snapshot" && more) return [];
-    this.cursor = cursor;
+    this._cursor = cursor;
     if (mode === "changes") return [{ type: "apply", messages, cursor }];
-    const items = [...this._state.pages, page].flatMap((each) => each.items ?? []);
-    return [{ type: "replace", items, cursor, epoch: this.epoch }];
+    const items = this._pages.flatMap((each) => each.items ?? []);
+    return [{ type: "replace", items, cursor, epoch: this._epoch }];
   }
 }
 
