@@ -47,19 +47,18 @@ export function instant(field: string, when: unknown, shortest = -MAX_TIME): Tim
   if (isFrom(shortest, offset)) return { offset };
   throw invalid(
     field,
-    "must be a Date, a time such as 2026-01-31T12:00:00Z after 2000, or a duration such as 90s" +
-      (shortest < 0 ? "" : ` of at least ${shortest} µs`),
+    `must be a Date, a time after 2000 (2026-01-31T12:00:00Z), or a duration from ${shortest} µs (90s)`,
   );
 }
 
 const isFrom = (least: number, value: unknown): value is number =>
   Number.isSafeInteger(value) && (value as number) >= least;
 
-/** A copy of the value as JSON.stringify writes it: what every device reads. */
+/** A copy of the value as JSON.stringify writes it: what every device reads. (So a Date is text, and
+ * NaN is null, from the beginning.) */
 export function body(field: string, value: unknown): unknown {
   let hasBigint = false;
   const json = JSON.stringify(value, (name, part: unknown) => {
-    if (typeof part === "number" && !Number.isFinite(part)) throw invalid(field, `holds ${part}`);
     hasBigint ||= typeof part === "bigint";
     return written(name, part);
   });

@@ -29,6 +29,7 @@ import {
   type DeviceFrame,
   type ErrorFrame,
   type Messages,
+  type NodeFrame,
   type Result,
   type SyncPage,
   type Welcome,
@@ -77,219 +78,214 @@ export type Effect =
 
 const ERASED_CLOSE_CODE = 4010;
 
-/** The device's side of one conversation with a node. It does no I/O; it returns effects. Each
- * connection has a new session, which starts at the replica's cursor, epoch and uid (null: the
+/** The device's side of one conversation with a node. It does no I/O; it returns effects. */
+export interface ClientSession {
+  /** The epoch that the device has, as far as the session knows. */
+  readonly epoch: Time | null;
+  /** Whether the last sync is complete, and nothing is known to be missing. */
+  readonly isUpToDate: boolean;
+  /** Whether a consume may be sent: the node has welcomed us, and none is in flight. */
+  readonly mayConsume: boolean;
+  /** The connection is open: say hello. */
+  opened(): Effect[];
+  /** Send messages, if `mayConsume`. `acked` or `deferred` will report their results. */
+  consume(messages: readonly (Message | OutOfBandMessage)[]): Effect[];
+  /** Ask for a sync, by default from the replica's cursor; from 0 for a snapshot. */
+  verify(from?: Time): Effect[];
+  /** Report whether the replica has the hash of a `compare`. If not, the session requests a snapshot;
+   * unless the sync was a snapshot itself, since another one would not help. */
+  hashCompared(equal: boolean): Effect[];
+  /** Process a frame. Throws `malformed` if the text is not a frame; then nothing changes. */
+  receive(json: string): Effect[];
+  /** The connection has ended with this close code. It may say what a lost frame has said. */
+  disconnected(code: number): Effect[];
+}
+
+/** A session for a new connection, which starts at the replica's cursor, epoch and uid (null: the
  * device has never had a welcome). If the node's version is without epochs, the hello has to be
  * `withoutEpoch`. Of `exactIntegers`, see `json.ts`. */
-export class ClientSession {
-  private _phase: "greeting" | "syncing" | "up to date" = "greeting";
+export function clientSession(
+  token: string,
+  device_id: DeviceID,
+  cursor: Time,
+  epoch: Time | null = null,
+  owner: UID | null = null,
+  withoutEpoch = false,
+  exactIntegers = false,
+): ClientSession {
+  let phase: "greeting" | "syncing" | "up to date" = "greeting";
   /** The pages of the snapshot that is on its way. */
-  private _pages: SyncPage[] = [];
-  /** The highest cursor of the frames that were ignored during this sync. */
-  private _highest: Time = 0;
-  private _hasHeardOfErase = false;
-  /** How many messages the consume in flight holds; 0: none is in flight. */
-  private _inFlight = 0;
-  /** The number of the last consume. */
-  private _n = 0;
+  let pages: SyncPage[] = [];
+  /** The highest cursor of the frames that were ignored. */
+  let highest: Time = 0;
+  let hasHeardOfErase = false;
+  /** The number of the last consume, and how many messages it holds; 0: it is answered. */
+  let lastConsume = 0;
+  let inFlight = 0;
   /** A snapshot is requested after an error, and no page has come since. */
-  private _isResyncRequested = false;
+  let isResyncRequested = false;
   /** The last complete one. */
-  private _lastSync: SyncPage["mode"] | undefined;
+  let lastSync: SyncPage["mode"] | undefined;
 
-  constructor(
-    private readonly _token: string,
-    private readonly _deviceId: DeviceID,
-    private _cursor: Time,
-    private _epoch: Time | null = null,
-    private readonly _uid: UID | null = null,
-    private readonly _withoutEpoch = false,
-    private readonly _exactIntegers = false,
-  ) {}
-
-  /** The epoch that the device has, as far as the session knows. */
-  get epoch(): Time | null {
-    return this._epoch;
+  function verify(from = cursor): Effect[] {
+    phase = "syncing";
+    return [{ type: "send", frame: { type: "verify", cursor: from } }];
   }
 
-  /** Whether the last sync is complete, and nothing is known to be missing. */
-  get isUpToDate(): boolean {
-    return this._phase === "up to date";
-  }
-
-  /** Whether a consume may be sent: the node has welcomed us, and none is in flight. */
-  get mayConsume(): boolean {
-    return this._phase !== "greeting" && !this._inFlight;
-  }
-
-  /** The connection is open: say hello. */
-  opened(): Effect[] {
-    return send({
-      type: "hello",
-      token: this._token,
-      device_id: this._deviceId,
-      cursor: this._cursor,
-      epoch: this._withoutEpoch ? undefined : (this._epoch ?? undefined),
-      protocol: PROTOCOL,
-    });
-  }
-
-  /** Send messages, if `mayConsume`. `acked` or `deferred` will report their results. */
-  consume(messages: readonly (Message | OutOfBandMessage)[]): Effect[] {
-    if (!this.mayConsume || !messages.length) return [];
-    this._inFlight = messages.length;
-    return send({ type: "consume", n: ++this._n, messages });
-  }
-
-  /** Ask for a sync; from cursor 0 for a snapshot. */
-  verify(cursor = this._cursor): Effect[] {
-    this._phase = "syncing";
-    return send({ type: "verify", cursor });
-  }
-
-  /** Report whether the replica has the hash of a `compare`. If not, the session requests a
-   * snapshot; unless the sync was a snapshot itself, since another one would not help. */
-  hashCompared(equal: boolean): Effect[] {
-    return equal || this._lastSync === "snapshot" ? [] : this.verify(0);
-  }
-
-  /** The connection has ended with this close code. It may say what a lost frame has said. */
-  disconnected(code: number): Effect[] {
-    return code === ERASED_CLOSE_CODE ? this._erased() : [];
-  }
-
-  /** Process a frame. Throws `malformed` if the text is not a frame; then nothing changes. */
-  receive(json: string): Effect[] {
-    const frame = decodeNodeFrame(json, this._exactIntegers);
-    switch (frame?.type) {
+  function effectsOf(frame: NodeFrame): Effect[] {
+    switch (frame.type) {
       case "welcome":
-        return this._welcomed(frame);
+        return foreign(frame.uid) ?? welcomed(frame);
       case "sync":
-        return this._sync(frame);
+        return continuesCursor(frame) ? accept(frame) : ignore(frame.cursor);
       case "messages":
-        return this._apply(frame);
+        return apply(frame);
       case "out_of_band":
-        return [{ type: "deliver_out_of_band", system: frame.system, body: frame.body }];
+        return [{ ...frame, type: "deliver_out_of_band" }];
       case "ack":
-        return this._acked(frame);
+        return acked(frame);
       case "error":
-        return this._failed(frame);
+        return failed(frame);
       case "goaway":
         return [{ type: "reconnect", within_ms: frame.reconnect_after_ms }];
       case "erased":
-        return this._refused(frame.uid) ?? this._erased(frame.epoch);
-      default:
-        return [];
+        return foreign(frame.uid) ?? erased(frame.epoch);
     }
-  }
-
-  private _welcomed({ uid, now, limits, epoch: told }: Welcome): Effect[] {
-    const known = this._epoch ?? 0;
-    // Whatever a node without epochs says leaves the epoch as it is: with an earlier one, the next
-    // node would take the device for one that has not heard of the erase.
-    const epoch = told ?? known;
-    const refused = this._refused(uid);
-    if (refused) return refused;
-    if (this._epoch !== null && epoch > known) return this._erased(epoch);
-    this._epoch = epoch;
-    this._phase = "syncing";
-    const { messages = 500, ids_days = 0 } = limits;
-    return [{ type: "welcomed", uid, messages: Math.max(1, messages), ids_days, now, epoch }];
   }
 
   /** What to do if the token is another user's: nothing that the node says is for this device, and
    * its close code is not, either. */
-  private _refused(uid = this._uid): Effect[] | undefined {
-    if (this._uid === null || uid === this._uid) return undefined;
-    this._hasHeardOfErase = true;
-    const reason = `the token is of the user ${uid}, and this store of ${this._uid}`;
+  function foreign(uid = owner): Effect[] | undefined {
+    if (owner === null || uid === owner) return undefined;
+    hasHeardOfErase = true;
+    const reason = `the token is of the user ${uid}, and this store of ${owner}`;
     return [{ type: "failed", error: stop("forbidden", reason) }];
   }
 
-  /** The node says that the user was erased: forget the user, unless the device knows that. */
-  private _erased(epoch?: Time): Effect[] {
-    const hasHeard = this._hasHeardOfErase;
-    this._hasHeardOfErase = true;
-    if (epoch === undefined) return hasHeard ? [] : [{ type: "erased", epoch: null }];
-    if (this._epoch !== null && epoch <= this._epoch) return [];
-    this._epoch = epoch;
-    return [{ type: "erased", epoch }];
+  function welcomed({ uid, now, limits, epoch: told }: Welcome): Effect[] {
+    const { messages = 500, ids_days = 0 } = limits;
+    if (epoch !== null && told !== undefined && told > epoch) return erased(told);
+    // Whatever a node without epochs says leaves the epoch as it is: with an earlier one, the next
+    // node would take the device for one that has not heard of the erase.
+    epoch = told ?? epoch ?? 0;
+    phase = "syncing";
+    return [{ type: "welcomed", uid, messages: Math.max(1, messages), ids_days, now, epoch }];
   }
 
-  private _failed(error: ErrorFrame): Effect[] {
-    if (error.code === "erased") return this._erased();
-    if (error.n !== undefined) return this._isSettled(error.n) ? [{ type: "deferred", error }] : [];
-    if (error.action !== "resync" || this._isResyncRequested) return [{ type: "failed", error }];
-    this._isResyncRequested = true;
-    return this.verify(0);
+  /** The node says that the user was erased: forget the user, unless the device knows that. What says
+   * no epoch may follow a frame that says it. */
+  function erased(told: Time | null = null): Effect[] {
+    const isKnown = told === null ? hasHeardOfErase : epoch !== null && told <= epoch;
+    hasHeardOfErase = true;
+    if (isKnown) return [];
+    epoch = told ?? epoch;
+    return [{ type: "erased", epoch: told }];
   }
 
-  private _acked({ n, results }: Ack): Effect[] {
-    const erased = results.find(({ error }) => error?.code === "erased");
-    if (erased) return this._erased(erased.error?.epoch);
-    if (n === this._n && this._inFlight && results.length !== this._inFlight) {
+  function failed(error: ErrorFrame): Effect[] {
+    if (error.code === "erased") return erased();
+    if (error.n !== undefined) return settled(error.n, { type: "deferred", error });
+    if (error.action !== "resync" || isResyncRequested) return [{ type: "failed", error }];
+    isResyncRequested = true;
+    return verify(0);
+  }
+
+  function acked({ n, results }: Ack): Effect[] {
+    const isErased = results.find(({ error }) => error?.code === "erased");
+    if (isErased) return erased(isErased.error?.epoch);
+    if (n === lastConsume && inFlight && results.length !== inFlight) {
       throw stop("malformed", "the ack has not one of `results` for each message", "results");
     }
-    return this._isSettled(n) ? [{ type: "acked", results }] : [];
+    return settled(n, { type: "acked", results });
   }
 
-  /** Whether this is the answer to the consume in flight, which then is not any more. */
-  private _isSettled(n: number): boolean {
-    if (n !== this._n || !this._inFlight) return false;
-    this._inFlight = 0;
-    return true;
+  /** The effect, if this is the answer to the consume in flight; then none is in flight any more. */
+  function settled(n: number, effect: Effect): Effect[] {
+    if (n !== lastConsume || !inFlight) return [];
+    inFlight = 0;
+    return [effect];
   }
 
-  private _apply({ prev, messages, cursor }: Messages): Effect[] {
-    if (cursor <= this._cursor) return [];
-    if (!this.isUpToDate) {
-      // The sync in progress starts at our cursor, so the cursor must not move.
-      this._highest = Math.max(this._highest, cursor);
-      return [];
-    }
-    if (prev !== this._cursor) return this.verify();
-    this._cursor = cursor;
+  function apply({ prev, messages, cursor: end }: Messages): Effect[] {
+    // During a sync, which starts at our cursor, the cursor must not move.
+    if (end <= cursor || phase !== "up to date") return ignore(end);
+    if (prev !== cursor) return verify();
+    cursor = end;
     return [{ type: "apply", messages, cursor }];
   }
 
-  private _sync(page: SyncPage): Effect[] {
-    if (!this._continuesCursor(page)) return this._ignore(page.cursor);
-    this._isResyncRequested = false;
-    this._phase = "syncing";
-    const effects = this._contentOf(page);
-    if (page.more) return effects;
-    this._pages = [];
-    this._lastSync = page.mode;
-    effects.push({ type: "compare", as_of: page.as_of, hash: page.hash });
-    if (this._highest > page.cursor) return [...effects, ...this.verify()];
-    this._phase = "up to date";
-    return effects;
+  /** What is old is ignored; what is not applied, although it is new, is missing afterwards. */
+  function ignore(end: Time): Effect[] {
+    if (end <= cursor) return [];
+    highest = Math.max(highest, end);
+    return phase === "up to date" ? verify() : [];
   }
 
   /** Whether a page continues from our cursor. A node sends an unrequested sync when it has dropped
    * its queue for us, and a transport may deliver an old page again. */
-  private _continuesCursor({ mode, prev, cursor }: SyncPage): boolean {
-    if (mode === "changes") return prev === this._cursor;
+  function continuesCursor({ mode, prev, cursor: end }: SyncPage): boolean {
+    if (mode === "changes") return prev === cursor;
     // The first sync may end before our cursor: the node's store may be a restored backup.
-    return !this._lastSync || cursor >= this._cursor;
+    return !lastSync || end >= cursor;
   }
 
-  private _ignore(cursor: Time): Effect[] {
-    if (cursor <= this._cursor) return [];
-    this._highest = Math.max(this._highest, cursor);
-    return this.isUpToDate ? this.verify() : [];
+  function accept(page: SyncPage): Effect[] {
+    isResyncRequested = false;
+    phase = "syncing";
+    const effects = contentOf(page);
+    if (page.more) return effects;
+    pages = [];
+    lastSync = page.mode;
+    effects.push({ type: "compare", as_of: page.as_of, hash: page.hash });
+    if (highest > cursor) return [...effects, ...verify()];
+    phase = "up to date";
+    return effects;
   }
 
   /** What a page changes: one of changes at once, one of a snapshot with the last page. */
-  private _contentOf(page: SyncPage): Effect[] {
-    const { mode, more, cursor, messages = [] } = page;
-    if (mode === "snapshot") this._pages.push(page);
+  function contentOf(page: SyncPage): Effect[] {
+    const { mode, more, messages = [] } = page;
+    if (mode === "snapshot") pages.push(page);
     if (mode === "snapshot" && more) return [];
-    this._cursor = cursor;
+    cursor = page.cursor;
     if (mode === "changes") return [{ type: "apply", messages, cursor }];
-    const items = this._pages.flatMap((each) => each.items ?? []);
-    return [{ type: "replace", items, cursor, epoch: this._epoch }];
+    return [{ type: "replace", items: pages.flatMap(({ items = [] }) => items), cursor, epoch }];
   }
-}
 
-const send = (frame: DeviceFrame): Effect[] => [{ type: "send", frame }];
+  return {
+    get epoch() {
+      return epoch;
+    },
+    get isUpToDate() {
+      return phase === "up to date";
+    },
+    get mayConsume() {
+      return phase !== "greeting" && !inFlight;
+    },
+    opened: () => [
+      {
+        type: "send",
+        frame: {
+          type: "hello",
+          token,
+          device_id,
+          cursor,
+          epoch: withoutEpoch ? undefined : (epoch ?? undefined),
+          protocol: PROTOCOL,
+        },
+      },
+    ],
+    consume(messages) {
+      if (!this.mayConsume || !messages.length) return [];
+      inFlight = messages.length;
+      return [{ type: "send", frame: { type: "consume", n: ++lastConsume, messages } }];
+    },
+    verify,
+    hashCompared: (equal) => (equal || lastSync === "snapshot" ? [] : verify(0)),
+    receive(json) {
+      const frame = decodeNodeFrame(json, exactIntegers);
+      return frame ? effectsOf(frame) : [];
+    },
+    disconnected: (code) => (code === ERASED_CLOSE_CODE ? erased() : []),
+  };
+}

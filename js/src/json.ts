@@ -6,10 +6,12 @@
  * then each is a bigint. A bigint is written as the integer that it is.
  */
 
+import { stop } from "./errors.js";
+
 declare global {
   interface JSON {
     /** Not in all browsers yet. Those that have it also give revivers the source of a number. */
-    rawJSON(text: string): unknown;
+    rawJSON: ((text: string) => unknown) | undefined;
   }
 }
 
@@ -23,13 +25,15 @@ export type JSONValue =
   | readonly JSONValue[]
   | { readonly [name: string]: JSONValue };
 
-/** Whether this browser can read and write exact integers. */
-export const hasExactIntegers = (): boolean => "rawJSON" in JSON;
+/** Throws `setup` if an app asks for exact integers where there are none. */
+export function checkExactIntegers(wanted: boolean | undefined): void {
+  if (wanted && !JSON.rawJSON) throw stop("setup", "`exactIntegers` needs JSON.rawJSON");
+}
 
-/** What JSON.stringify writes for this part of a value: the replacer of every call of it. Throws
- * TypeError for a bigint where there is no JSON.rawJSON. */
+/** What JSON.stringify writes for this part of a value: the replacer of every call of it. A bigint is
+ * refused where there is no JSON.rawJSON. */
 export const written = (_: string, part: unknown): unknown =>
-  typeof part === "bigint" ? JSON.rawJSON(`${part}`) : part;
+  typeof part === "bigint" && JSON.rawJSON ? JSON.rawJSON(`${part}`) : part;
 
 /** The value as JSON. It must be one that JSON can say. */
 export const encode = (value: unknown): string => JSON.stringify(value, written);

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { ClientSession, type Effect } from "../../src/client-session.js";
+import { clientSession, type ClientSession, type Effect } from "../../src/client-session.js";
 import { ReconnectPolicy } from "../../src/reconnect.js";
 import { vectors, type Case } from "./files.js";
 
@@ -20,7 +20,7 @@ function sessionUnderTest(): (given: Case["steps"][number]["in"]) => unknown {
     const [name, value] = Object.entries(given)[0] ?? [];
     switch (name) {
       case "connected":
-        session = new ClientSession(value.token, value.device_id, value.cursor, value.epoch);
+        session = clientSession(value.token, value.device_id, value.cursor, value.epoch);
         return session.opened().map(plain);
       case "disconnected": {
         const { now, random, retry_after = 0, code = 1006 } = value;
