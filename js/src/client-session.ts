@@ -28,6 +28,7 @@ import {
   type Ack,
   type DeviceFrame,
   type ErrorFrame,
+  type Limits,
   type Messages,
   type NodeFrame,
   type Result,
@@ -45,8 +46,7 @@ export type Effect =
   | {
       readonly type: "welcomed";
       readonly uid: UID;
-      readonly messages: number;
-      readonly ids_days: number;
+      readonly limits: Limits;
       readonly now: Time;
       readonly epoch: Time;
     }
@@ -101,18 +101,29 @@ export interface ClientSession {
   disconnected(code: number): Effect[];
 }
 
-/** A session for a new connection, which starts at the replica's cursor, epoch and uid (null: the
- * device has never had a welcome). If the node's version is without epochs, the hello has to be
- * `withoutEpoch`. Of `exactIntegers`, see `json.ts`. */
-export function clientSession(
-  token: string,
-  device_id: DeviceID,
-  cursor: Time,
-  epoch: Time | null = null,
-  owner: UID | null = null,
-  withoutEpoch = false,
-  exactIntegers = false,
-): ClientSession {
+/** What a session begins with: the replica's cursor, epoch and uid (null: the device has never had a
+ * welcome). If the node's version is without epochs, the hello has to be `withoutEpoch`. Of
+ * `exactIntegers`, see `json.ts`. */
+export interface SessionOptions {
+  readonly token: string;
+  readonly deviceId: DeviceID;
+  readonly cursor: Time;
+  readonly epoch?: Time | null | undefined;
+  readonly uid?: UID | null | undefined;
+  readonly withoutEpoch?: boolean | undefined;
+  readonly exactIntegers?: boolean | undefined;
+}
+
+/** A session for a new connection. */
+export function clientSession({
+  token,
+  deviceId,
+  cursor,
+  epoch = null,
+  uid: owner = null,
+  withoutEpoch,
+  exactIntegers,
+}: SessionOptions): ClientSession {
   let phase: "greeting" | "syncing" | "up to date" = "greeting";
   /** The pages of the snapshot that is on its way. */
   let pages: SyncPage[] = [];
@@ -163,13 +174,15 @@ export function clientSession(
   }
 
   function welcomed({ uid, now, limits, epoch: told }: Welcome): Effect[] {
-    const { messages = 500, ids_days = 0 } = limits;
     if (epoch !== null && told !== undefined && told > epoch) return erased(told);
     // Whatever a node without epochs says leaves the epoch as it is: with an earlier one, the next
     // node would take the device for one that has not heard of the erase.
     epoch = told ?? epoch ?? 0;
     phase = "syncing";
-    return [{ type: "welcomed", uid, messages: Math.max(1, messages), ids_days, now, epoch }];
+    const { messages = 500, ids_days = 0 } = limits;
+    return [
+      { type: "welcomed", uid, limits: { messages: Math.max(1, messages), ids_days }, now, epoch },
+    ];
   }
 
   /** The node says that the user was erased: forget the user, unless the device knows that. What says
@@ -268,7 +281,7 @@ export function clientSession(
         frame: {
           type: "hello",
           token,
-          device_id,
+          device_id: deviceId,
           cursor,
           epoch: withoutEpoch ? undefined : (epoch ?? undefined),
           protocol: PROTOCOL,

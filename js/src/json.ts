@@ -6,8 +6,6 @@
  * then each is a bigint. A bigint is written as the integer that it is.
  */
 
-import { stop } from "./errors.js";
-
 declare global {
   interface JSON {
     /** Not in all browsers yet. Those that have it also give revivers the source of a number. */
@@ -25,10 +23,8 @@ export type JSONValue =
   | readonly JSONValue[]
   | { readonly [name: string]: JSONValue };
 
-/** Throws `setup` if an app asks for exact integers where there are none. */
-export function checkExactIntegers(wanted: boolean | undefined): void {
-  if (wanted && !JSON.rawJSON) throw stop("setup", "`exactIntegers` needs JSON.rawJSON");
-}
+/** Whether this browser can read and write exact integers. */
+export const hasExactIntegers = (): boolean => !!JSON.rawJSON;
 
 /** What JSON.stringify writes for this part of a value: the replacer of every call of it. A bigint is
  * refused where there is no JSON.rawJSON. */

@@ -20,7 +20,7 @@ function sessionUnderTest(): (given: Case["steps"][number]["in"]) => unknown {
     const [name, value] = Object.entries(given)[0] ?? [];
     switch (name) {
       case "connected":
-        session = clientSession(value.token, value.device_id, value.cursor, value.epoch);
+        session = clientSession({ ...value, deviceId: value.device_id });
         return session.opened().map(plain);
       case "disconnected": {
         const { now, random, retry_after = 0, code = 1006 } = value;
@@ -65,7 +65,7 @@ function sessionUnderTest(): (given: Case["steps"][number]["in"]) => unknown {
 
 /** An effect as the vectors write it: as JSON in which a field that has its default is left out. */
 function plain({ type, ...parts }: Effect): unknown {
-  const { frame, error, ids_days: _, ...rest } = parts as Record<string, any>;
+  const { frame, error, limits, ...rest } = parts as Record<string, any>;
   if (frame?.cursor === 0 && frame.type === "hello") delete frame.cursor;
-  return JSON.parse(JSON.stringify({ [type]: frame ?? error ?? rest }));
+  return JSON.parse(JSON.stringify({ [type]: frame ?? error ?? { ...rest, messages: limits?.messages ?? rest.messages } }));
 }
