@@ -130,6 +130,10 @@ test("a body is a copy of what JSON says", () => {
   expect(creation?.body).toStrictEqual({ list: [1], at: "1970-01-01T00:00:00.000Z", nan: null });
 });
 
+test.each(["\\ud83d", "\\\\ud83d", "\ud83d\ude00", "\0"])("a body may hold the text %j", (text) => {
+  expect(message.create("alice", "chat", text).creation?.body).toBe(text);
+});
+
 test("a body of 64 KiB is the largest, in bytes of UTF-8", () => {
   const most = "é".repeat(32 * 1024 - 1);
   expect(message.create("alice", "chat", most).creation?.body).toBe(most);
