@@ -19,10 +19,16 @@ export const byteLength = (text: string): number => new TextEncoder().encode(tex
 /** Half of a surrogate pair, which has no UTF-8, as JSON.stringify writes it. */
 const HALF_PAIR = /(?<!\\)(\\\\)*\\ud[89a-f]/;
 
-/** Text of 1 to `limit` bytes that every store accepts. */
+/** Whether it is text of 1 to `limit` bytes that every store accepts. */
+export const isText = (value: unknown, limit: number): value is string =>
+  typeof value === "string" &&
+  !!value &&
+  !/\0|\p{Surrogate}/u.test(value) &&
+  byteLength(value) <= limit;
+
+/** Text as `isText` has it. */
 export function text(field: string, value: unknown, limit = 255): string {
-  const isText = typeof value === "string" && value && !/\0|\p{Surrogate}/u.test(value);
-  if (isText && byteLength(value) <= limit) return value;
+  if (isText(value, limit)) return value;
   throw invalid(field, `must be text of 1 to ${limit} bytes of UTF-8, without NUL`);
 }
 

@@ -37,3 +37,16 @@ export const stop = (code: string, message: string, field?: string): GregorError
 /** A value that breaks a rule of the data model. `` `field` reason `` is what the message says. */
 export const invalid = (field: string, reason: string): GregorError =>
   stop("invalid", `\`${field}\` ${reason}`, field);
+
+/** What is not to be had now, but perhaps later. */
+export const unavailable = (message: string): GregorError =>
+  new GregorError({ code: "unavailable", message, action: "retry" });
+
+/** An error as it travels to another tab, and as an app sees it in the status. */
+export const problemOf = ({ code, message, action, field, epoch }: Problem): Problem => ({
+  code,
+  message,
+  action,
+  ...(field && { field }),
+  ...(epoch && { epoch }),
+});

@@ -103,6 +103,12 @@ export interface Result {
   readonly msg_id?: MsgID;
   readonly ctime?: Time;
   readonly error?: Problem;
+  /** Of a message that is stored: whether its item is visible now, when that begins and ends, and
+   * the id of the one whose place it has taken. */
+  readonly visible?: boolean;
+  readonly starts_at?: Time;
+  readonly expires_at?: Time;
+  readonly replaced?: MsgID;
 }
 
 export interface Ack {
@@ -148,7 +154,7 @@ export type NodeFrame = {
 // Reading
 
 /** Returns the value without what is unknown in it, or throws `malformed`, which names the field. */
-type Reader<T> = (value: unknown, name: string) => T;
+export type Reader<T> = (value: unknown, name: string) => T;
 
 type Readers<T> = {
   readonly [Name in keyof T]-?: Reader<
@@ -163,15 +169,15 @@ const valueThat =
     throw stop("malformed", `the frame has no valid \`${name}\``, name);
   };
 
-const text = valueThat<string>((value) => typeof value === "string");
-const flag = valueThat<boolean>((value) => value === !!value);
-const integer = valueThat<number>(Number.isSafeInteger);
-const time = valueThat<Time>((value) => Number.isSafeInteger(value) && (value as Time) >= 0);
+export const text = valueThat<string>((value) => typeof value === "string");
+export const flag = valueThat<boolean>((value) => value === !!value);
+export const integer = valueThat<number>(Number.isSafeInteger);
+export const time = valueThat<Time>((value) => Number.isSafeInteger(value) && (value as Time) >= 0);
 const any = valueThat<unknown>((value) => value !== undefined);
 const oneOf = <T>(...values: readonly T[]): Reader<T> =>
   valueThat((value) => values.includes(value as T));
 
-const optional =
+export const optional =
   <T>(read: Reader<T>): Reader<T | undefined> =>
   (value, name) =>
     value == null ? undefined : read(value, name);
@@ -185,7 +191,7 @@ const list =
 const anObject = valueThat<Readonly<Record<string, unknown>>>(
   (value) => value && typeof value === "object" && !Array.isArray(value),
 );
-const object =
+export const object =
   <T extends object>(readers: Readers<T>): Reader<T> =>
   (value, of) => {
     const given = anObject(value, of);
@@ -227,7 +233,7 @@ const dismissal = object<Dismissal>({
   keys: optional(list(object<KeyDismissal>({ key: text, end_time: optional(timeOrOffset) }))),
 });
 
-const message = object<StoredMessage>({
+export const message = object<StoredMessage>({
   uid: text,
   msg_id: text,
   ctime: time,
@@ -242,7 +248,7 @@ const messages: Reader<readonly StoredMessage[]> = (value, name) =>
     ({ creation, dismissal = {} }) => creation ?? Object.values(dismissal).some((part) => part.length),
   );
 
-const item = object<Item>({
+export const item = object<Item>({
   msg_id: text,
   ctime: time,
   category: text,
@@ -253,12 +259,14 @@ const item = object<Item>({
   key: optional(text),
 });
 
-const problem = {
+const reason = {
   code: text,
   message: text,
   action: oneOf<Action>("retry", "resync", "reauthenticate", "stop"),
   field: optional(text),
 };
+
+export const problem = object<Problem>({ ...reason, epoch: optional(time) });
 
 const FRAMES: { readonly [Type in keyof NodeFrames]: Reader<NodeFrames[Type]> } = {
   welcome: object<Welcome>({
@@ -287,11 +295,15 @@ const FRAMES: { readonly [Type in keyof NodeFrames]: Reader<NodeFrames[Type]> } 
         uid: optional(text),
         msg_id: optional(text),
         ctime: optional(time),
-        error: optional(object<Problem>({ ...problem, epoch: optional(time) })),
+        error: optional(problem),
+        visible: optional(flag),
+        starts_at: optional(time),
+        expires_at: optional(time),
+        replaced: optional(text),
       }),
     ),
   }),
-  error: object<ErrorFrame>({ ...problem, n: optional(integer) }),
+  error: object<ErrorFrame>({ ...reason, n: optional(integer) }),
   goaway: object<GoAway>({ reconnect_after_ms: integer }),
   erased: object<UserErased>({ epoch: time, uid: optional(text) }),
 };
