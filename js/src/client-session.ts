@@ -127,7 +127,7 @@ export function clientSession({
   let phase: "greeting" | "syncing" | "up to date" = "greeting";
   /** The pages of the snapshot that is on its way. */
   let pages: SyncPage[] = [];
-  /** The highest cursor of the frames that were ignored. */
+  /** The highest cursor of the frames that were ignored during this sync. */
   let highest: Time = 0;
   let hasHeardOfErase = false;
   /** The number of the last consume, and how many messages it holds; 0: it is answered. */
@@ -252,6 +252,7 @@ export function clientSession({
     effects.push({ type: "compare", as_of: page.as_of, hash: page.hash });
     if (highest > cursor) return [...effects, ...verify()];
     phase = "up to date";
+    highest = 0;
     return effects;
   }
 
