@@ -276,19 +276,12 @@ export function clientSession({
     get mayConsume() {
       return phase !== "greeting" && !inFlight;
     },
-    opened: () => [
-      {
-        type: "send",
-        frame: {
-          type: "hello",
-          token,
-          device_id: deviceId,
-          cursor,
-          epoch: withoutEpoch ? undefined : (epoch ?? undefined),
-          protocol: PROTOCOL,
-        },
-      },
-    ],
+    opened() {
+      const known = withoutEpoch ? null : epoch;
+      const hello = { type: "hello", token, device_id: deviceId, protocol: PROTOCOL } as const;
+      const parts = { ...(cursor && { cursor }), ...(known !== null && { epoch: known }) };
+      return [{ type: "send", frame: { ...hello, ...parts } }];
+    },
     consume(messages) {
       if (!this.mayConsume || !messages.length) return [];
       inFlight = messages.length;
