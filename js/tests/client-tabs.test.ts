@@ -118,10 +118,15 @@ test("a follower is offline with the leader, and can ask it to connect", async (
 });
 
 test("a follower that becomes visible makes the leader look", async () => {
-  const { world, follower } = await twoTabs();
+  const { world } = await twoTabs();
+  const listeners: ((event: Event) => void)[] = [];
+  const listen = (type: string, listener: (event: Event) => void) => {
+    if (type === "visibilitychange") listeners.push(listener);
+    return () => {};
+  };
+  await world.tab({ environment: { ...world.environment(), listen } });
   await world.advance(60_000);
-  const [wake] = [follower as unknown as { _wake(): void }];
-  wake._wake();
+  for (const listener of listeners) listener(new Event("visibilitychange"));
   await world.settled();
   expect(world.socket.last).toMatchObject({ type: "verify" });
 });
