@@ -77,3 +77,9 @@ export function browserEnvironment(): Environment {
     BroadcastChannel: globals.BroadcastChannel,
   };
 }
+
+/** The world as it is; where pages are rendered, one in which no time passes and nothing is near. */
+export const defaultEnvironment = (): Environment => ({
+  ...browserEnvironment(),
+  ...(!("addEventListener" in globalThis) && { setTimeout: () => undefined, WebSocket: undefined }),
+});

@@ -38,6 +38,15 @@ export const stop = (code: string, message: string, field?: string): GregorError
 export const invalid = (field: string, reason: string): GregorError =>
   stop("invalid", `\`${field}\` ${reason}`, field);
 
-/** A frame that is no frame of any version. It has changed nothing. */
-export const malformed = (field: string): GregorError =>
-  stop("malformed", `\`${field}\` is missing or of the wrong type`, field);
+/** What is not to be had now, but perhaps later. */
+export const unavailable = (message: string): GregorError =>
+  new GregorError({ code: "unavailable", message, action: "retry" });
+
+/** An error as it travels to another tab, and as an app sees it in the status. */
+export const problemOf = ({ code, message, action, field, epoch }: Problem): Problem => ({
+  code,
+  message,
+  action,
+  ...(field && { field }),
+  ...(epoch && { epoch }),
+});

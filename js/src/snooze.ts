@@ -1,0 +1,28 @@
+/** Snooze: the message that hides an item until later. */
+
+import { invalid } from "./errors.js";
+import { after, type Time, type TimeOrOffset } from "./instant.js";
+import { newMsgId, present, type Item, type Message, type UID } from "./message.js";
+
+/** The message that creates the item again, to begin at `starts`, if given. It takes the item's place
+ * under its key; an item without a key is dismissed in the same message. */
+export function again(uid: UID, item: Item, starts: TimeOrOffset | undefined): Message {
+  const { msg_id, category, body, device_id, expires_at, key } = item;
+  const expires = expires_at === undefined ? undefined : { time: expires_at };
+  return present({
+    uid,
+    msg_id: newMsgId(),
+    device_id,
+    creation: { category, body, ...present({ expires, starts, key }) },
+    dismissal: key === undefined ? { msg_ids: [msg_id] } : undefined,
+  });
+}
+
+/** The message that hides an item until then. Throws `invalid` unless that lies between now and the
+ * expiry of the item. */
+export function snoozed(uid: UID, item: Item, until: TimeOrOffset, now: Time): Message {
+  const time = after(until, now);
+  if (time <= now) throw invalid("until", "has passed; give a later time");
+  if (time >= (item.expires_at ?? Infinity)) throw invalid("until", "is not before the item expires");
+  return again(uid, item, until);
+}
