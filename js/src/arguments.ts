@@ -7,17 +7,16 @@
 
 import { invalid, stop } from "./errors.js";
 import { MAX_TIME, SECOND, parseWhen, type Time, type TimeOrOffset } from "./instant.js";
-import { encode, hasExactIntegers, type JSONValue } from "./json.js";
+import { decode, hasExactIntegers, written } from "./json.js";
 
 const MAX_BODY = 64 * 1024;
-const MAX_DEPTH = 128;
 
 /** 2001-01-01: seconds or milliseconds that are taken for microseconds lie before it. */
 export const EARLIEST_TIME: Time = 978_307_200 * SECOND;
 
 export const byteLength = (text: string): number => new TextEncoder().encode(text).length;
 
-/** Half of a pair of surrogates has no UTF-8. */
+/** Half of a surrogate pair has no UTF-8. */
 const isUnicode = (text: string): boolean => !/\p{Surrogate}/u.test(text);
 
 /** Whether it is text of 1 to `limit` bytes that every store accepts. */
@@ -26,88 +25,80 @@ export const isText = (value: unknown, limit: number): value is string =>
 
 /** Text as `isText` has it. */
 export function text(field: string, value: unknown, limit = 255): string {
-  if (!isText(value, limit)) {
-    throw invalid(field, `must be text of 1 to ${limit} bytes of UTF-8, without NUL`);
+  if (isText(value, limit)) return value;
+  throw invalid(field, `must be text of 1 to ${limit} bytes of UTF-8, without NUL`);
+}
+
+/** Texts, from an array of them: at least `least`. (The characters of a string are none.) */
+export function texts(field: string, values: unknown, limit = 255, least = 0): readonly string[] {
+  if (Array.isArray(values) && values.length >= least) {
+    return values.map((value) => text(field, value, limit));
   }
-  return value;
-}
-
-/** A new id. No URL can have `.` or `..` in its path. */
-export function identifier(field: string, value: unknown, limit = 128): string {
-  if (value === "." || value === "..") throw invalid(field, `is ${value}, which no URL can contain`);
-  return text(field, value, limit);
-}
-
-/** Texts, from an array of them. (The characters of a string are none.) */
-export function texts(field: string, values: unknown, limit?: number): readonly string[] {
-  if (!Array.isArray(values)) throw invalid(field, "must be an array");
-  return values.map((value) => text(field, value, limit));
+  throw invalid(field, `must be an array of at least ${least}`);
 }
 
 export function flag(field: string, value: unknown): boolean {
-  if (typeof value !== "boolean") throw invalid(field, "must be true or false");
-  return value;
+  if (typeof value === "boolean") return value;
+  throw invalid(field, "must be true or false");
 }
 
 /** A time after 2000, or a duration that is not shorter than `shortest`. */
 export function instant(field: string, when: unknown, shortest = -MAX_TIME): TimeOrOffset {
-  const { time, offset } = parseWhen(when) ?? {};
-  if (time !== undefined && time >= EARLIEST_TIME) return { time };
-  if (offset !== undefined && offset >= shortest) return { offset };
+  const { time, offset } = parseWhen(when);
+  if (isFrom(EARLIEST_TIME, time)) return { time };
+  if (isFrom(shortest, offset)) return { offset };
   throw invalid(
     field,
-    "must be a time after 2000 (a Date, or 2026-01-31T12:00:00Z) or a duration (90s, P1D)" +
+    "must be a Date, a time such as 2026-01-31T12:00:00Z after 2000, or a duration such as 90s" +
       (shortest < 0 ? "" : ` of at least ${shortest} µs`),
   );
 }
 
-/** A copy of the value, which JSON can say. An undefined member is left out, as in all JSON.
- *
- * A value that is in a body twice is in its JSON twice, so a small object may stand for more JSON
- * than there is memory. Each value takes at least a byte: the work ends when there are more of them
- * than bytes allowed. */
-export function body(field: string, value: unknown): JSONValue {
-  let bytesLeft = MAX_BODY;
-  const tooLarge = () => stop("too-large", `\`${field}\` takes more than ${MAX_BODY} bytes of JSON`, field);
+const isFrom = (least: number, value: unknown): value is number =>
+  Number.isSafeInteger(value) && (value as number) >= least;
 
-  function plain(part: unknown, levels: number): JSONValue {
-    if (!bytesLeft--) throw tooLarge();
-    switch (typeof part) {
-      case "string":
-        if (isUnicode(part)) return part;
-        throw invalid(field, "holds half of a surrogate pair");
-      case "boolean":
-        return part;
-      case "number":
-        if (Number.isFinite(part)) return part;
-        break;
-      case "bigint":
-        if (Number.isSafeInteger(Number(part))) return Number(part);
-        if (hasExactIntegers()) return part;
-        break;
-      case "object":
-        if (!part) return null;
-        if (!levels) throw invalid(field, `is nested more than ${MAX_DEPTH} levels deep`);
-        if (Array.isArray(part)) return Array.from(part, (each) => plain(each, levels - 1));
-        if (isPlain(part)) return members(part, levels - 1);
-    }
-    throw invalid(field, `holds ${typeof part} ${String(part).slice(0, 40)}, which JSON cannot say`);
+/** A copy of the value, as its JSON says it. What JSON would silently turn into something else is
+ * refused, except an undefined member of an object, which is left out, and what says itself how it
+ * is written (as a Date does). */
+export function body(field: string, value: unknown): unknown {
+  let hasBigint = false;
+  function checked(this: unknown, _: string, part: unknown): unknown {
+    if (!isSaid(part, Array.isArray(this))) throw TypeError(`${typeof part} ${part as string}`);
+    hasBigint ||= typeof part === "bigint";
+    return written(part);
   }
-
-  const members = (part: object, levels: number): JSONValue =>
-    Object.fromEntries(
-      Object.entries(part)
-        .filter(([, member]) => member !== undefined)
-        .map(([name, member]: [string, unknown]) => [plain(name, levels), plain(member, levels)]),
-    );
-
-  const copy = plain(value, MAX_DEPTH);
-  if (byteLength(encode(copy)) > MAX_BODY) throw tooLarge();
-  return copy;
+  let json;
+  try {
+    json = JSON.stringify(value, checked);
+  } catch (error) {
+    throw invalid(field, `is not JSON: ${error as string}`);
+  }
+  if (byteLength(json) > MAX_BODY) {
+    throw stop("too-large", `\`${field}\` takes more than ${MAX_BODY} bytes of JSON`, field);
+  }
+  return decode(json, hasBigint);
 }
 
-/** Whether an object is no instance of a class. (Of another window, it has another Object.) */
-function isPlain(value: object): boolean {
-  const prototype: unknown = Object.getPrototypeOf(value);
+/** Whether JSON says this as it is. */
+function isSaid(part: unknown, isElement: boolean): boolean {
+  switch (typeof part) {
+    case "number":
+      return Number.isFinite(part);
+    case "string":
+      return isUnicode(part);
+    case "undefined":
+      return !isElement;
+    case "bigint":
+      return hasExactIntegers();
+    case "object":
+      return Array.isArray(part) || isPlain(part);
+    default:
+      return part === !!part;
+  }
+}
+
+/** Whether an object is no instance of a class. (That of another window has another Object.) */
+function isPlain(value: object | null): boolean {
+  const prototype: unknown = value && Object.getPrototypeOf(value);
   return !prototype || !Object.getPrototypeOf(prototype);
 }

@@ -10,7 +10,7 @@
  * welcome. However the session hears of an erase, it then says to forget the user.
  */
 
-import { malformed, stop, type Problem } from "./errors.js";
+import { stop, type Problem } from "./errors.js";
 import {
   PROTOCOL,
   decodeNodeFrame,
@@ -228,7 +228,7 @@ export class ClientSession {
     const erased = results.find(({ error }) => error?.code === "erased");
     if (erased) return this._erased(erased.error?.epoch);
     if (n === this._n && this._inFlight && results.length !== this._inFlight) {
-      throw malformed("results");
+      throw stop("malformed", "the ack has not one of `results` for each message", "results");
     }
     return this._isSettled(n) ? [{ type: "acked", results }] : [];
   }

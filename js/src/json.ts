@@ -6,8 +6,6 @@
  * then each is a bigint. A bigint is written as the integer that it is.
  */
 
-import { stop } from "./errors.js";
-
 declare global {
   interface JSON {
     /** Not in all browsers yet. Those that have it also give revivers the source of a number. */
@@ -25,35 +23,30 @@ export type JSONValue =
   | readonly JSONValue[]
   | { readonly [name: string]: JSONValue };
 
-const writeExactly = (_: string, value: unknown): unknown =>
-  typeof value === "bigint" ? JSON.rawJSON?.(String(value)) : value;
-
-const readExactly = (_: string, value: unknown, { source = "" }: { source?: string } = {}): unknown =>
-  typeof value === "number" && !Number.isSafeInteger(value) && /^-?\d+$/.test(source)
-    ? BigInt(source)
-    : value;
-
 /** Whether this browser can read and write exact integers. */
 export const hasExactIntegers = (): boolean => !!JSON.rawJSON;
 
-/** Raises `setup` if an app asks for exact integers where the browser has none. */
-export function checkExactIntegers(wanted: boolean | undefined): void {
-  if (wanted && !hasExactIntegers()) {
-    throw stop("setup", "this browser cannot read exact integers; leave out `exactIntegers`", "exactIntegers");
-  }
-}
+/** What JSON.stringify writes for this part of a value. */
+export const written = (part: unknown): unknown =>
+  typeof part === "bigint" ? JSON.rawJSON?.(`${part}`) : part;
 
 /** The value as JSON. It must be one that JSON can say. */
-export const encode = (value: unknown): string => JSON.stringify(value, writeExactly);
+export const encode = (value: unknown): string =>
+  JSON.stringify(value, (_, part: unknown) => written(part));
 
-/** The value of the JSON. Raises SyntaxError if it is none. */
+/** The value of the JSON. Throws SyntaxError if it is none. */
 export const decode = (json: string, exactIntegers?: boolean): unknown =>
   JSON.parse(json, exactIntegers ? readExactly : undefined);
 
+const readExactly = (_: string, value: unknown, context?: { source?: string }): unknown =>
+  typeof value === "number" && !Number.isSafeInteger(value) && /^-?\d+$/.test(context?.source ?? "")
+    ? BigInt(context?.source ?? "")
+    : value;
+
 /** JSON that is equal for equal values: members are in the order of their names. */
 export const canonical = (value: unknown): string =>
-  JSON.stringify(value, (name, part: unknown) =>
-    part && typeof part === "object" && !Array.isArray(part) 
+  JSON.stringify(value, (_, part: unknown) =>
+    part && typeof part === "object" && !Array.isArray(part)
       ? Object.fromEntries(Object.entries(part).sort(([a], [b]) => (a < b ? -1 : 1)))
-      : writeExactly(name, part),
+      : written(part),
   );
