@@ -30,7 +30,7 @@ export function notification(
 /** The key or the msg_id of a notification. That of its marker must not be too long either, and not
  * that of another notification. */
 function markable(field: string, value: string, limit: number): string {
-  if (given.identifier(field, value, limit).startsWith(MARKER)) {
+  if (given.text(field, value, limit).startsWith(MARKER)) {
     throw invalid(field, `must not begin with ${MARKER}, as those of markers do`);
   }
   return value;

@@ -34,7 +34,9 @@ import type { Status } from "../status.js";
  */
 export interface Register {}
 
-type Bodies = Register extends { readonly bodies: infer Named } ? Named : unknown;
+type Bodies = Register extends { readonly bodies: infer Named extends object }
+  ? Named
+  : Record<string, unknown>;
 
 const Context = createContext<Gregor<Bodies> | undefined>(undefined);
 

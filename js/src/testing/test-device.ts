@@ -4,7 +4,7 @@ import { createGregor, type Gregor, type GregorOptions } from "../client.js";
 import type { Environment } from "../environment.js";
 import { decode, encode, hasExactIntegers } from "../json.js";
 import type { DeviceID, UID } from "../message.js";
-import { MemoryStore } from "../stores/memory.js";
+import { memoryDatabase } from "../stores/memory.js";
 import type { FakeClock } from "./fake-clock.js";
 import type { Conversation, FakeNode, Frame } from "./fake-node.js";
 
@@ -71,7 +71,7 @@ class FakeSocket {
 }
 
 export class TestDevice {
-  private readonly _store = new MemoryStore();
+  private readonly _store = memoryDatabase(true);
   private readonly _sockets = new Set<FakeSocket>();
   private readonly _listeners = new Map<string, Set<(event: Event) => void>>();
   private _isOnline = true;
