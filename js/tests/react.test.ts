@@ -120,12 +120,12 @@ test.each(names(selections))("%s renders when it changes, and only then", async 
     fc.asyncProperty(fc.array(fc.constantFrom(...names(updates)), { maxLength: 12 }), async (history: Update[]) => {
       begin();
       const gregor = await phone.open();
-      const { Watcher, renders } = watching(selections[name]);
+      const { Watcher, renders } = watching<unknown>(selections[name]);
       await mount(provided({ client: gregor }, createElement(Watcher)));
       for (const update of history) await happens(updates[update]);
       const shown = renders.map((selected) => JSON.stringify(selected));
       expect(shown).toEqual(shown.filter((selected, place) => !place || selected !== shown[place - 1]));
-      const late = watching(selections[name]);
+      const late = watching<unknown>(selections[name]);
       await mount(provided({ client: gregor }, createElement(late.Watcher)));
       expect(late.renders[0]).toEqual(renders.at(-1));
       await happens(() => gregor.close());

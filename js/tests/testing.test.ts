@@ -1,3 +1,4 @@
+import fc from "fast-check";
 import { afterEach, expect, test } from "vitest";
 import type { Gregor, GregorEvent } from "../src/client.js";
 import { GregorError } from "../src/errors.js";
@@ -90,10 +91,10 @@ test("items begin and expire by the clock of the test", async () => {
   expect(server.now).toEqual(new Date("2026-03-01T15:00:00Z"));
 });
 
-test("a week passes in a moment", async () => {
+test("a day passes in a moment", async () => {
   const server = new TestServer();
   const [phone] = await devices(server, "phone");
-  await server.advance(7 * 24 * HOUR);
+  await server.advance(24 * HOUR);
   await server.create("alice", "a", "still here");
   expect(bodies(phone!.gregor)).toEqual(["still here"]);
 });
@@ -177,4 +178,74 @@ test("the server says what came of a message", async () => {
   await server.dismiss("alice", "to come");
   expect(await server.create("alice", "a", null, { msgId: "to come" })).toMatchObject({ visible: false });
   await expect(server.create("alice", "a", null, { starts: "2h", expires: "1h" })).rejects.toThrow("creation.starts");
+});
+
+// The law: whatever happens, all devices show what the server has for them, by its hash too.
+
+const actions = {
+  "a backend creates": (server: TestServer) => server.create("alice", "chat.1", null, { expires: "2h" }),
+  "a backend puts": (server: TestServer) => server.put("alice", "settings", "x", { key: "theme", starts: "1h" }),
+  "a backend puts for a phone": (server: TestServer) => server.put("alice", "settings", "y", { key: "theme", deviceId: "phone" }),
+  "a backend notifies": (server: TestServer) => server.notify("alice", "likes", { title: "x" }, { key: "photo7" }),
+  "a backend dismisses a category": (server: TestServer) => server.dismissCategory("alice", "chat.", { prefix: true }),
+  "a backend dismisses a key": (server: TestServer) => server.dismissKey("alice", "theme"),
+  "half an hour passes": (server: TestServer) => server.advance(HOUR / 2),
+} as const;
+
+const onDevice = {
+  "goes offline": ({ device }: Opened) => device.goOffline(),
+  "goes online": ({ device }: Opened) => device.goOnline(),
+  puts: ({ gregor }: Opened) => gregor.put("settings", "z", { key: "theme" }),
+  "puts for itself": ({ gregor }: Opened) => gregor.put("settings", "z", { key: "theme", thisDevice: true }),
+  creates: ({ gregor }: Opened) => gregor.create("chat.2", null, { starts: "10m", expires: "1h" }),
+  "reads all": ({ gregor }: Opened) => gregor.inbox.readAll(),
+  archives: ({ gregor }: Opened) => gregor.inbox.archive("photo7"),
+  "dismisses a category": ({ gregor }: Opened) => gregor.dismissCategory("chat.", { prefix: true }),
+} as const;
+
+class HashedServer extends TestServer {
+  /** An instant, and the hash of what the device then has. */
+  hash(deviceId: string): [asOf: number, hash: string] {
+    const asOf = this.now.getTime() * 1_000;
+    return [asOf, this._node.user("alice").hash(deviceId, asOf)];
+  }
+}
+
+type Opened = Awaited<ReturnType<typeof devices>>[number];
+const nameIn = <T extends object>(table: T) => fc.constantFrom(...(Object.keys(table) as (keyof T)[]));
+
+const steps = fc.array(
+  fc.oneof(
+    nameIn(actions).map((name) => ({ who: undefined, name })),
+    fc.record({ who: fc.constantFrom(0, 1), name: nameIn(onDevice) }),
+  ),
+  { maxLength: 25 },
+);
+
+test("all devices show what the server has for them, by its hash too", async () => {
+  await fc.assert(
+    fc.asyncProperty(steps, async (history) => {
+      const server = new HashedServer();
+      const all = await devices(server, "phone", "laptop");
+      for (const { who, name } of history) {
+        if (who === undefined) await actions[name](server);
+        else await onDevice[name](all[who] as Opened);
+      }
+      for (const { device, gregor } of all) {
+        await device.goOffline();
+        await device.goOnline();
+        await gregor.flush();
+        await server.settled();
+      }
+      for (const { gregor } of all) {
+        const { deviceId } = gregor;
+        expect(gregor.items()).toEqual(server.items("alice", deviceId));
+        expect([deviceId, gregor.replica.hashMatches(...server.hash(deviceId))]).toEqual([deviceId, true]);
+        expect(gregor.status).toMatchObject({ synced: true, unsent: 0, lastError: null });
+        await gregor.close();
+      }
+      opened.length = 0;
+    }),
+    { numRuns: 40 },
+  );
 });

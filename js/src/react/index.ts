@@ -42,7 +42,7 @@ const Context = createContext<Gregor<Bodies> | undefined>(undefined);
 
 /** Either a client of the app, which the app closes, or the options of one. */
 export type GregorProviderProps = { readonly children?: ReactNode } & (
-  | { readonly client: Gregor<Bodies>; readonly options?: never }
+  | { readonly client: Gregor<object>; readonly options?: never }
   | { readonly options: GregorOptions; readonly client?: never }
 );
 
@@ -53,7 +53,8 @@ export type GregorProviderProps = { readonly children?: ReactNode } & (
  * when it is made; so give a `token` that changes as a function. */
 export function GregorProvider({ client, options, children }: GregorProviderProps): ReactElement {
   const own = useOwnClient(options);
-  return createElement(Context.Provider, { value: client ?? own }, children);
+  const value = (client as Gregor<Bodies> | undefined) ?? own;
+  return createElement(Context.Provider, { value }, children);
 }
 
 /** The client that a mounted provider has made. */
