@@ -88,7 +88,7 @@ type TabMessage =
  * The tabs of a browser that have the same server and user are one device: one of them is connected,
  * and all show the same.
  */
-export class Gregor<Bodies extends object = Record<string, unknown>> {
+export class Gregor<Bodies = Record<string, unknown>> {
   readonly user: UID;
   /** The notifications of the user on this device. */
   readonly inbox: Inbox;
@@ -574,6 +574,6 @@ function addressOf(url: string): { readonly http: string; readonly ws: string } 
 
 /** A client of one user on this device, which opens at once. `Bodies` names the types of bodies by
  * category or key: `createGregor<{ theme: "dark" | "light"; [room: `chat.${string}`]: Message }>(…)`. */
-export const createGregor = <Bodies extends object = Record<string, unknown>>(
+export const createGregor = <Bodies = Record<string, unknown>>(
   options: GregorOptions,
 ): Gregor<Bodies> => new Gregor(options);

@@ -40,9 +40,12 @@ type Bodies = Register extends { readonly bodies: infer Named extends object }
 
 const Context = createContext<Gregor<Bodies> | undefined>(undefined);
 
+/** A client, whatever types of bodies it names: those of the hooks are `Register`'s. */
+type AnyGregor = Gregor<any>;
+
 /** Either a client of the app, which the app closes, or the options of one. */
 export type GregorProviderProps = { readonly children?: ReactNode } & (
-  | { readonly client: Gregor<object>; readonly options?: never }
+  | { readonly client: AnyGregor; readonly options?: never }
   | { readonly options: GregorOptions; readonly client?: never }
 );
 
@@ -53,8 +56,7 @@ export type GregorProviderProps = { readonly children?: ReactNode } & (
  * when it is made; so give a `token` that changes as a function. */
 export function GregorProvider({ client, options, children }: GregorProviderProps): ReactElement {
   const own = useOwnClient(options);
-  const value = (client as Gregor<Bodies> | undefined) ?? own;
-  return createElement(Context.Provider, { value }, children);
+  return createElement(Context.Provider, { value: client ?? own }, children);
 }
 
 /** The client that a mounted provider has made. */
