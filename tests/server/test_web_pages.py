@@ -4,17 +4,19 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import pytest_asyncio
-from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.routing import Mount
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedError
 from websockets.typing import Origin
 
-from gregor.config import Settings, load
+from gregor.config import load
 from gregor.server import Server
 from tests.server.harness import (
     TIMEOUT_SECONDS,
@@ -305,19 +307,22 @@ async def test_answer_to_a_websocket_that_is_not_accepted_is_not_kept() -> None:
 # Settings
 
 
-@pytest.mark.parametrize(
-    "given", ["https://app.example.com https://*.example.org", "  https://app.example.com\n"]
-)
+@pytest.mark.parametrize("given", [" ".join(ALLOW), f"  {ALLOW[0]}\n{ALLOW[1]}\n"])
 async def test_variable_holds_several_origins(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     monkeypatch.setenv("GREGOR_ALLOW_ORIGIN", given)
-    assert load().allow_origin == tuple(given.split())
+    assert load().allow_origin == ALLOW
+
+
+@pytest.mark.parametrize("given", [json.dumps(ALLOW), json.dumps(" ".join(ALLOW))])
+async def test_file_holds_several_origins(tmp_path: Path, given: str) -> None:
+    file = tmp_path / "gregor.toml"
+    file.write_text(f"allow_origin = {given}")
+    assert load(file).allow_origin == ALLOW
 
 
 async def test_mounted_server_takes_the_setting() -> None:
-    settings = Settings(**dict(open_settings(allow_origin=(APP,))))
-    gregor = Server.from_settings(settings)
-    app = FastAPI(lifespan=gregor.lifespan)
-    app.mount("/gregor", gregor.app)
+    gregor = Server.from_settings(open_settings(allow_origin=(APP,)))
+    app = Starlette(routes=[Mount("/gregor", gregor.app)], lifespan=gregor.lifespan)
     async with listening(app, lifespan="on") as port, http_client(port) as http:
         answer = await http.get("/gregor/v1/users/u/state", headers={"Origin": APP})
         assert answer.headers["access-control-allow-origin"] == APP
