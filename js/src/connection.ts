@@ -167,8 +167,8 @@ export class Connection {
       return { error: asError(error) };
     } finally {
       this._conversation = undefined;
-      const isWelcomed = conversation?.isWelcomed;
-      if (isStream != isWelcomed) this._blocked = isStream || isWelcomed ? 0 : this._blocked + 1;
+      if (!isStream) this._blocked++;
+      if (isStream != !!conversation?.isWelcomed) this._blocked = 0;
     }
   }
 
