@@ -167,8 +167,8 @@ export class Connection {
       return { error: asError(error) };
     } finally {
       this._conversation = undefined;
-      if (!isStream) this._blocked++;
-      if (isStream != !!conversation?.isWelcomed) this._blocked = 0;
+      if (conversation && !isStream) this._blocked++;
+      if (conversation && isStream != conversation.isWelcomed) this._blocked = 0;
     }
   }
 

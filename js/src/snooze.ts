@@ -4,25 +4,27 @@ import { invalid } from "./errors.js";
 import { after, type Time, type TimeOrOffset } from "./instant.js";
 import { newMsgId, present, type Item, type Message, type UID } from "./message.js";
 
-/** The message that creates the item again, to begin at `starts`, if given. It takes the item's place
- * under its key; an item without a key is dismissed in the same message. */
-export function again(uid: UID, item: Item, starts: TimeOrOffset | undefined): Message {
-  const { msg_id, category, body, device_id, expires_at, key } = item;
-  const expires = expires_at === undefined ? undefined : { time: expires_at };
-  return present({
+/** The message that creates an item again: with its key, scope, contents and expiry. */
+export const again = (
+  uid: UID,
+  { category, body, device_id, expires_at, key }: Item,
+  starts?: TimeOrOffset,
+): Message =>
+  present({
     uid,
     msg_id: newMsgId(),
     device_id,
-    creation: { category, body, ...present({ expires, starts, key }) },
-    dismissal: key === undefined ? { msg_ids: [msg_id] } : undefined,
-  });
-}
+    creation: present({ category, body, expires: expires_at ? { time: expires_at } : undefined, starts, key }),
+  }) as Message;
 
-/** The message that hides an item until then. Throws `invalid` unless that lies between now and the
- * expiry of the item. */
+/** The message that creates the item again, to begin at `until`. It takes the item's place under its
+ * key; an item without a key is dismissed in the same message. Throws `invalid` unless `until` lies
+ * between now and the expiry of the item. */
 export function snoozed(uid: UID, item: Item, until: TimeOrOffset, now: Time): Message {
   const time = after(until, now);
-  if (time <= now) throw invalid("until", "has passed; give a later time");
-  if (time >= (item.expires_at ?? Infinity)) throw invalid("until", "is not before the item expires");
-  return again(uid, item, until);
+  if (time <= now || time >= (item.expires_at ?? Infinity)) {
+    throw invalid("until", "is not between now and the expiry of the item");
+  }
+  const message = again(uid, item, until);
+  return item.key ? message : { ...message, dismissal: { msg_ids: [item.msg_id] } };
 }

@@ -63,7 +63,7 @@ export interface TestServerOptions {
  * online have heard of it. */
 export class TestServer {
   private readonly _clock: FakeClock;
-  private readonly _node: FakeNode;
+  protected readonly _node: FakeNode;
   private readonly _random = randomNumbers(1);
 
   constructor({ now = "2026-01-01T00:00:00Z", identify, refuse }: TestServerOptions = {}) {
