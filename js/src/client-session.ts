@@ -36,7 +36,15 @@ import {
   type Welcome,
 } from "./frames.js";
 import type { Time } from "./instant.js";
-import type { DeviceID, Item, Message, OutOfBandMessage, StoredMessage, UID } from "./message.js";
+import {
+  present,
+  type DeviceID,
+  type Item,
+  type Message,
+  type OutOfBandMessage,
+  type StoredMessage,
+  type UID,
+} from "./message.js";
 
 export type Effect =
   /** Write this frame. */
@@ -68,7 +76,8 @@ export type Effect =
   | { readonly type: "deferred"; readonly error: ErrorFrame }
   /** Pass this out-of-band message to the application. */
   | { readonly type: "deliver_out_of_band"; readonly system: string; readonly body: unknown }
-  /** The node reports an error, or is for another user; `error.action` says what to do after it has disconnected. */
+  /** The node reports an error, or the token is another user's; `error.action` says what to do after
+   * it has disconnected. */
   | { readonly type: "failed"; readonly error: Problem }
   /** Reconnect, to any node, after a random delay of up to `within_ms`. */
   | { readonly type: "reconnect"; readonly within_ms: number }
@@ -276,12 +285,19 @@ export function clientSession({
     get mayConsume() {
       return phase !== "greeting" && !inFlight;
     },
-    opened() {
-      const known = withoutEpoch ? null : epoch;
-      const hello = { type: "hello", token, device_id: deviceId, protocol: PROTOCOL } as const;
-      const parts = { ...(cursor && { cursor }), ...(known !== null && { epoch: known }) };
-      return [{ type: "send", frame: { ...hello, ...parts } }];
-    },
+    opened: () => [
+      {
+        type: "send",
+        frame: present({
+          type: "hello" as const,
+          token,
+          device_id: deviceId,
+          cursor: cursor || undefined,
+          epoch: withoutEpoch ? undefined : (epoch ?? undefined),
+          protocol: PROTOCOL,
+        }),
+      },
+    ],
     consume(messages) {
       if (!this.mayConsume || !messages.length) return [];
       inFlight = messages.length;
