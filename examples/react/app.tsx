@@ -118,11 +118,12 @@ function Settings(): ReactElement {
     <section aria-label="Settings">
       <h2>Settings</h2>
       <label>
-        Theme
-        <select value={theme} onChange={(event) => void gregor?.put("settings.theme", event.target.value)}>
-          <option>light</option>
-          <option>dark</option>
-        </select>
+        <input
+          type="checkbox"
+          checked={theme === "dark"}
+          onChange={(event) => void gregor?.put("settings.theme", event.target.checked ? "dark" : "light")}
+        />
+        Dark
       </label>
       <label>
         <input

@@ -34,6 +34,8 @@ import {
   type UID,
 } from "../message.js";
 import { notification } from "../notification.js";
+import { State } from "../state.js";
+import { isVisible } from "../visibility.js";
 import { FakeClock } from "./fake-clock.js";
 import { FakeNode, type NodeRules, type Result } from "./fake-node.js";
 import { TestDevice } from "./test-device.js";
@@ -63,7 +65,7 @@ export interface TestServerOptions {
  * online have heard of it. */
 export class TestServer {
   private readonly _clock: FakeClock;
-  private readonly _node: FakeNode;
+  protected readonly _node: FakeNode;
   private readonly _random = randomNumbers(1);
 
   constructor({ now = "2026-01-01T00:00:00Z", identify, refuse }: TestServerOptions = {}) {
@@ -150,7 +152,9 @@ export class TestServer {
 
   /** What the server shows of a user now; with a device, what that device would show. */
   items(user: UID, deviceId?: DeviceID): readonly Item[] {
-    return this._node.user(user).facts.stateAt(deviceId, this._clock.now * 1_000, Infinity).items;
+    const now = this._clock.now * 1_000;
+    const { items } = this._node.user(user).facts;
+    return new State([...items.values()].filter((item) => isVisible(item, deviceId, now)), now).items;
   }
 
   /** All messages that were stored for a user, in order. */
