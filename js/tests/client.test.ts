@@ -395,7 +395,7 @@ describe("an end", () => {
 describe("a store that cannot be used", () => {
   test.each([
     ["of another user", { user: "bob" }, /belongs to the user alice/],
-    ["of another device", { deviceId: "laptop" }, /belongs to the device phone/],
+    ["of another device", { deviceId: "laptop" }, /not of the device laptop/],
   ])("%s is left as it is, and the status says so", async (_, options, reason) => {
     const world = new World();
     const gregor = await world.tab({ deviceId: "phone" });
