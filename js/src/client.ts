@@ -136,9 +136,10 @@ export class Gregor<Bodies = Record<string, unknown>> {
       onTick: (mayHaveSlept) => this._onTick(mayHaveSlept),
     });
     this.inbox = new Inbox(this);
-    this._unlisten = ["online", "visibilitychange"].map((type) =>
-      environment.listen(type, () => environment.isVisible() && this._wake()),
-    );
+    this._unlisten = [
+      environment.listen("online", () => this._wake()),
+      environment.listen("visibilitychange", () => environment.isVisible() && this._wake()),
+    ];
     this.ready = this._open().catch((error) => this._end(error));
   }
 
