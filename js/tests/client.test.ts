@@ -8,7 +8,7 @@ import type { Item } from "../src/message.js";
 import { memoryDatabase } from "../src/stores/memory.js";
 import type { Database } from "../src/stores/store.js";
 import { TestServer } from "../src/testing/index.js";
-import { START, World, item, snapshot, stored, texts } from "./world.js";
+import { START, World, item, snapshot, stored, texts } from "./fakes/world.js";
 
 const ALL = ["created", "dismissed", "out_of_band", "synced", "write_rejected", "online", "offline", "erased", "missed"] as const;
 

@@ -1,7 +1,7 @@
 /** How a device stays connected, whatever the network, the node and the app's functions do. */
 
 import { describe, expect, test, vi } from "vitest";
-import { START, World, ack, item, problem, snapshot, stored, texts, welcome } from "./world.js";
+import { START, World, ack, item, problem, snapshot, stored, texts, welcome } from "./fakes/world.js";
 
 const MINUTE = 60_000;
 
