@@ -297,7 +297,7 @@ export class Gregor<Bodies = Record<string, unknown>> {
     const status: Status = {
       online,
       synced,
-      durable: !!this._store?.durable && !this._loss && isStoreWorking,
+      durable: !!this._store?.durable && !this._loss && !this._failure && isStoreWorking,
       unsent: replica.unsent().length,
       lastError: problem ? problemOf(problem) : null,
       retryAt,

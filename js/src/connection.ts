@@ -8,7 +8,7 @@
  * no answer, an absurd one), it is an attempt that failed, and the next one follows.
  */
 
-import { ClientSession, type Effect } from "./client-session.js";
+import { clientSession, type ClientSession, type Effect } from "./client-session.js";
 import type { Environment, Timer } from "./environment.js";
 import { GregorError, problemOf, unavailable, type Problem } from "./errors.js";
 import { openEventStream } from "./event-stream.js";
@@ -167,8 +167,8 @@ export class Connection {
       return { error: asError(error) };
     } finally {
       this._conversation = undefined;
-      if (!isStream) this._blocked++;
-      if (isStream != !!conversation?.isWelcomed) this._blocked = 0;
+      if (conversation && !isStream) this._blocked++;
+      if (conversation && isStream != conversation.isWelcomed) this._blocked = 0;
     }
   }
 
@@ -191,7 +191,7 @@ export class Connection {
   private _converse(token: string, isStream: boolean, ended: (cause: Cause) => void): Conversation {
     const { device_id, cursor, epoch, uid } = this._live.replica.device;
     const { http, user, exactIntegers } = this._options;
-    const session = new ClientSession({
+    const session = clientSession({
       token,
       deviceId: device_id,
       cursor,

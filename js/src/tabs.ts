@@ -54,7 +54,7 @@ export class Tabs<Message> {
   declare private _channel: Channel | undefined; // none if this tab is alone
   private _locks = OWN_LOCKS;
 
-  private _seq = -1; // the listener has all changes up to this one,
+  private _seq = -1; // the listener has all changes up to this one (-1: it may have none),
   private readonly _ahead = new Map<number, Changes>(); // and these, after some that are missing
   private _lastSeq = Infinity; // the last that is known to exist; Infinity: to be read
 
@@ -107,6 +107,8 @@ export class Tabs<Message> {
       // there what it is told; the others have it until they end.
       if (!this._channel) return changes;
       this._leave();
+      // The caller undoes the change, and with it perhaps what the new leader has saved.
+      this._seq = -1;
       throw error;
     }
   }

@@ -71,20 +71,21 @@ export function indexedDatabase(
     const request = indexedDB.open(name, SCHEMA_VERSION);
     request.onupgradeneeded = () => request.result.createObjectStore(RECORDS);
     const database = await answer(request);
-    database.onversionchange = () => lose("another tab upgrades or deletes its database");
+    database.onversionchange = () => lose("another tab deletes or upgrades the database");
     database.onclose = disconnect;
     return database;
   };
 
   const decideOn = async <T>(records: IDBObjectStore, keys: Keys, decide: Decision<T>) => {
     const stored = await read(records, keys);
-    const { seq } = countersIn(stored);
-    if (seq < lastSeq) lose("the browser or its user removed the records");
+    if (countersIn(stored).seq < lastSeq) lose("the records were removed");
     if (loss) throw loss;
-    lastSeq = seq;
-    return decide(stored, (key, record) =>
-      record === null ? records.delete(key) : records.put(record, key),
-    );
+    const result = decide(stored, (key, record) => {
+      stored.set(key, record);
+      if (record === null) records.delete(key);
+      else records.put(record, key);
+    });
+    return { result, seq: countersIn(stored).seq };
   };
 
   return {
@@ -98,7 +99,9 @@ export function indexedDatabase(
         const database = await (connection ??= connect());
         transaction = database.transaction(RECORDS, "readwrite", { durability });
         const deciding = decideOn(transaction.objectStore(RECORDS), keys, decide);
-        return (await Promise.all([deciding, ended(transaction)]))[0];
+        const [{ result, seq }] = await Promise.all([deciding, ended(transaction)]);
+        lastSeq = seq;
+        return result;
       };
       // The browser may say no. It is asked the first time that something waits to be sent.
       if (isUrgent) persistence ??= environment.storage?.persist?.().catch(() => {});
