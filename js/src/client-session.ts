@@ -36,7 +36,15 @@ import {
   type Welcome,
 } from "./frames.js";
 import type { Time } from "./instant.js";
-import type { DeviceID, Item, Message, OutOfBandMessage, StoredMessage, UID } from "./message.js";
+import {
+  present,
+  type DeviceID,
+  type Item,
+  type Message,
+  type OutOfBandMessage,
+  type StoredMessage,
+  type UID,
+} from "./message.js";
 
 export type Effect =
   /** Write this frame. */
@@ -68,7 +76,8 @@ export type Effect =
   | { readonly type: "deferred"; readonly error: ErrorFrame }
   /** Pass this out-of-band message to the application. */
   | { readonly type: "deliver_out_of_band"; readonly system: string; readonly body: unknown }
-  /** The node reports an error, or is for another user; `error.action` says what to do after it has disconnected. */
+  /** The node reports an error, or the token is another user's; `error.action` says what to do after
+   * it has disconnected. */
   | { readonly type: "failed"; readonly error: Problem }
   /** Reconnect, to any node, after a random delay of up to `within_ms`. */
   | { readonly type: "reconnect"; readonly within_ms: number }
@@ -127,7 +136,7 @@ export function clientSession({
   let phase: "greeting" | "syncing" | "up to date" = "greeting";
   /** The pages of the snapshot that is on its way. */
   let pages: SyncPage[] = [];
-  /** The highest cursor of the frames that were ignored. */
+  /** The highest cursor of the frames that were ignored during this sync. */
   let highest: Time = 0;
   let hasHeardOfErase = false;
   /** The number of the last consume, and how many messages it holds; 0: it is answered. */
@@ -252,6 +261,7 @@ export function clientSession({
     effects.push({ type: "compare", as_of: page.as_of, hash: page.hash });
     if (highest > cursor) return [...effects, ...verify()];
     phase = "up to date";
+    highest = 0;
     return effects;
   }
 
@@ -278,14 +288,14 @@ export function clientSession({
     opened: () => [
       {
         type: "send",
-        frame: {
-          type: "hello",
+        frame: present({
+          type: "hello" as const,
           token,
           device_id: deviceId,
-          cursor,
+          cursor: cursor || undefined,
           epoch: withoutEpoch ? undefined : (epoch ?? undefined),
           protocol: PROTOCOL,
-        },
+        }),
       },
     ],
     consume(messages) {

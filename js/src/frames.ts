@@ -33,8 +33,8 @@ export interface Hello {
   readonly type: "hello";
   readonly token: string;
   readonly device_id: DeviceID;
-  readonly cursor: Time;
-  readonly epoch?: Time | undefined;
+  readonly cursor?: Time;
+  readonly epoch?: Time;
   readonly protocol: number;
 }
 

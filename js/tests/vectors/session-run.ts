@@ -69,17 +69,13 @@ export class SessionRun {
   }
 }
 
-/** An effect as the vectors write it: as JSON in which a field that has its default is left out. */
-function plain(effect: Effect): unknown {
-  return JSON.parse(JSON.stringify({ [effect.type]: contentsOf(effect) }));
-}
+/** An effect as the vectors write it. */
+const plain = (effect: Effect): unknown => ({ [effect.type]: contentsOf(effect) });
 
 function contentsOf(effect: Effect): unknown {
   switch (effect.type) {
     case "send":
-      return effect.frame.type === "hello"
-        ? { ...effect.frame, cursor: effect.frame.cursor || undefined }
-        : effect.frame;
+      return effect.frame;
     case "welcomed": {
       const { type: _, limits, ...rest } = effect;
       return { ...rest, messages: limits.messages };
