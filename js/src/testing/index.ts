@@ -150,7 +150,7 @@ export class TestServer {
 
   /** What the server shows of a user now; with a device, what that device would show. */
   items(user: UID, deviceId?: DeviceID): readonly Item[] {
-    return this._node.user(user).facts.stateAt(deviceId, this._clock.now * 1_000, Infinity).items;
+    return this._node.user(user).visible(deviceId, this._clock.now * 1_000);
   }
 
   /** All messages that were stored for a user, in order. */
