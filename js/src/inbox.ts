@@ -20,7 +20,7 @@ import {
   type Range,
   type UID,
 } from "./message.js";
-import { validFields, type Fields } from "./notification-body.js";
+import { validFields, type NotificationFields } from "./notification-body.js";
 import type { Replica } from "./replica.js";
 import { again, snoozed } from "./snooze.js";
 import { compareItems, type State } from "./state.js";
@@ -59,7 +59,7 @@ export interface InboxEntry {
   readonly unread: boolean;
   /** What may be shown of the body: its fields, without those that no notification has, such as a
    * `url` that is a script. */
-  readonly fields: Fields;
+  readonly fields: NotificationFields;
 }
 
 const keyOf = ({ key = "" }: Item): Key => key;
