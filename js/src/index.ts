@@ -21,6 +21,7 @@ export type {
   PutOptions,
   UID,
 } from "./message.js";
+export type { NotificationAction, NotificationFields } from "./notification-body.js";
 export type { State } from "./state.js";
 export type { Status } from "./status.js";
 export { memoryDatabase } from "./stores/memory.js";
