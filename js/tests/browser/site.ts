@@ -1,0 +1,38 @@
+import { once } from "node:events";
+import { createServer, type Server as Listener } from "node:http";
+import { join } from "node:path";
+import { build } from "esbuild";
+import { bundleOptions } from "../../scripts/options.js";
+
+const PAGE = '<!doctype html><meta charset="utf-8"><title>test</title><script src="/page.js"></script>';
+
+/** A web site of one page, whose script is bundled and minified like the client for a script tag. */
+export class Site {
+  private constructor(private readonly listener: Listener) {}
+
+  static async serve(script: string): Promise<Site> {
+    const { outputFiles } = await build({
+      ...bundleOptions,
+      entryPoints: [join(import.meta.dirname, script)],
+      format: "iife",
+      write: false,
+    });
+    const text = outputFiles?.[0]?.text;
+    const listener = createServer(({ url }, response) => {
+      const isScript = url === "/page.js";
+      response.setHeader("Content-Type", isScript ? "text/javascript" : "text/html");
+      response.end(isScript ? text : url === "/favicon.ico" ? "" : PAGE);
+    }).listen(0, "127.0.0.1");
+    await once(listener, "listening");
+    return new Site(listener);
+  }
+
+  get url(): string {
+    return `http://127.0.0.1:${(this.listener.address() as { port: number }).port}/`;
+  }
+
+  close(): void {
+    this.listener.closeAllConnections();
+    this.listener.close();
+  }
+}
