@@ -1,7 +1,7 @@
 /** Where WebSockets are blocked, frames come as server-sent events, and messages go by POST. */
 
 import { describe, expect, test } from "vitest";
-import { START, World, item, problem, snapshot, texts, welcome } from "./world.js";
+import { START, World, item, problem, snapshot, texts, welcome } from "./fakes/world.js";
 
 interface Call {
   readonly url: string;

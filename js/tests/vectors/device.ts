@@ -160,7 +160,7 @@ export class DeviceRun {
     const { replica } = this;
     switch (effect.type) {
       case "send":
-        this._sent.push(effect.frame);
+        this._sent.push(JSON.parse(JSON.stringify(effect.frame)));
         break;
       case "welcomed":
         this._change(() => replica.welcomed(effect.uid, effect.epoch));
