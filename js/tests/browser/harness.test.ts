@@ -16,15 +16,13 @@ let page: Page;
 let problems: readonly string[];
 
 beforeAll(async () => {
-  [browser, site] = await Promise.all([launch(), Site.serve("empty-page.ts")]);
+  [browser, site] = await Promise.all([launch(), Site.of("empty-page.ts")]);
 });
-afterAll(async () => {
-  await browser.close();
-  site.close();
-});
+afterAll(() => browser.close());
 beforeEach(async () => {
   context = await browser.newContext();
   problems = problemsOf(context);
+  await site.appearIn(context);
   page = await context.newPage();
   await page.goto(site.url);
   return () => context.close();

@@ -4,6 +4,7 @@ import type { Status } from "../../src/status.js";
 import { Link } from "./link.js";
 import { problemsOf } from "./problems.js";
 import { until, type Server } from "./processes.js";
+import type { Site } from "./site.js";
 
 /** What a call in a page came to. The page may have ended before it said so. */
 export type Outcome =
@@ -28,7 +29,7 @@ export class Profile {
   private constructor(
     readonly deviceId: string,
     private readonly user: string,
-    private readonly site: string,
+    private readonly site: Site,
     readonly context: BrowserContext,
     readonly link: Link,
     server: Server,
@@ -40,12 +41,13 @@ export class Profile {
   static async open(
     browser: Browser,
     server: Server,
-    site: string,
+    site: Site,
     user: string,
     deviceId: string,
     fakeTime = false,
   ): Promise<Profile> {
     const [context, link] = await Promise.all([browser.newContext(), Link.to(server.port)]);
+    await site.appearIn(context);
     const profile = new Profile(deviceId, user, site, context, link, server);
     await context.exposeFunction("token", () => profile.token());
     if (fakeTime) await context.clock.install();
@@ -55,7 +57,7 @@ export class Profile {
   async openTab(): Promise<Tab> {
     const page = await this.context.newPage();
     const parameters = { url: this.link.url, user: this.user, deviceId: this.deviceId };
-    await page.goto(`${this.site}?${new URLSearchParams(parameters)}`);
+    await page.goto(`${this.site.url}?${new URLSearchParams(parameters)}`);
     const tab = { page, devtools: await this.context.newCDPSession(page), frozen: false };
     this.tabs.push(tab);
     return tab;
@@ -76,7 +78,7 @@ export class Profile {
   /** How many bytes this site may store; undefined: as many as usual. */
   async limitStorage(bytes?: number): Promise<void> {
     const quota = bytes === undefined ? {} : { quotaSize: bytes };
-    const origin = new URL(this.site).origin;
+    const origin = new URL(this.site.url).origin;
     await this.tabs[0]?.devtools.send("Storage.overrideQuotaForOrigin", { origin, ...quota });
   }
 
@@ -119,9 +121,13 @@ export const statusOf = ({ page }: Tab): Promise<Status> => page.evaluate(() => 
 
 /** Waits until the device has all, and nothing waits to be sent. */
 export async function untilSettled(tab: Tab): Promise<void> {
-  await until("the tab has everything, and has sent everything", async () => {
-    const { online, synced, unsent } = await statusOf(tab);
-    if (!online) await tab.page.evaluate(() => gregor.reconnect());
-    return online && synced && unsent === 0;
+  let status: Status | undefined;
+  const isSettled = async (): Promise<boolean> => {
+    status = await statusOf(tab);
+    return status.online && status.synced && status.unsent === 0;
+  };
+  await tab.page.evaluate(() => gregor.reconnect());
+  await until("the tab is settled", isSettled).catch(() => {
+    throw new Error(`a tab is not settled: ${JSON.stringify(status)}`);
   });
 }

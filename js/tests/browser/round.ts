@@ -11,6 +11,7 @@ import type { Item } from "../../src/message.js";
 import { Random } from "../random.js";
 import { PythonDevice, until, type Server } from "./processes.js";
 import { Profile, call, itemsOf, untilSettled, type Tab } from "./profile.js";
+import type { Site } from "./site.js";
 
 const CATEGORIES = ["mail", "mail.work", "chat", "theme"];
 const KEYS = ["theme", "draft"];
@@ -24,7 +25,7 @@ const REFUSALS = ["invalid", "storage_unavailable", "unavailable"];
 export interface Stage {
   readonly browser: Browser;
   readonly server: Server;
-  readonly site: string;
+  readonly site: Site;
   readonly folder: string;
 }
 
@@ -37,6 +38,8 @@ export class Round {
   readonly #accepted = new Map<string, string>(); // by msg_id: the device
   readonly #hidden = new Map<string, Set<string>>(); // by device: what it may have hidden
   readonly #pending = new Set<Promise<void>>();
+  readonly #mended: Promise<void>;
+  #endFaults: () => void = () => undefined;
   #profiles: readonly Profile[] = [];
   #python: PythonDevice | undefined;
 
@@ -45,6 +48,7 @@ export class Round {
     this.#random = new Random(seed);
     this.#user = `user-${seed}-${Date.now()}`;
     this.#fakeTime = this.#random.chance(0.3);
+    this.#mended = new Promise((resolve) => (this.#endFaults = resolve));
   }
 
   /** Plays it. Rejects if anything is wrong in the end. */
@@ -252,7 +256,7 @@ export class Round {
       () => Promise.resolve(server.token(this.#user, 1 + this.#random.number())),
       () => Promise.resolve(server.token(this.#user, -1)),
       () => Promise.reject(new Error("no token")),
-      () => new Promise<string>(() => undefined),
+      () => this.#mended.then(() => server.token(this.#user, 3600)),
     ]);
     profile.link.break();
   }
@@ -279,6 +283,7 @@ export class Round {
   /** Ends all faults. */
   async #mend(): Promise<void> {
     const { server } = this.#stage;
+    this.#endFaults();
     for (const profile of this.#profiles) {
       profile.token = () => Promise.resolve(server.token(this.#user, 3600));
       if (profile.tabs.length === 0) await profile.openTab();

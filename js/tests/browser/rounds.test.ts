@@ -12,18 +12,19 @@ const ROUNDS = Number(process.env["GREGOR_ROUNDS"] ?? 5);
 const STEPS = 30;
 
 let stage: Stage;
-let site: Site;
 
 beforeAll(async () => {
   const folder = mkdtempSync(join(tmpdir(), "gregor-"));
-  const [browser, server] = await Promise.all([launch(), Server.start(folder)]);
-  site = await Site.serve("device-page.ts");
-  stage = { browser, server, site: site.url, folder };
+  const [browser, server, site] = await Promise.all([
+    launch(),
+    Server.start(folder),
+    Site.of("device-page.ts"),
+  ]);
+  stage = { browser, server, site, folder };
 });
 afterAll(async () => {
   await stage.browser.close();
   await stage.server.stop();
-  site.close();
   rmSync(stage.folder, { recursive: true });
 });
 
