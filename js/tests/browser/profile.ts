@@ -25,6 +25,7 @@ export class Profile {
   readonly problems: readonly string[];
   /** Says which token a page gets next. */
   token: () => Promise<string>;
+  #online = true;
 
   private constructor(
     readonly deviceId: string,
@@ -46,12 +47,7 @@ export class Profile {
     deviceId: string,
     fakeTime = false,
   ): Promise<Profile> {
-    const permissions = ["local-network-access"]; // the page seems to come from elsewhere
-    const [context, link] = await Promise.all([
-      browser.newContext({ permissions }),
-      Link.to(server.port),
-    ]);
-    await site.appearIn(context);
+    const [context, link] = await Promise.all([browser.newContext(), Link.to(server.port)]);
     const profile = new Profile(deviceId, user, site, context, link, server);
     await context.exposeFunction("token", () => profile.token());
     if (fakeTime) await context.clock.install();
@@ -61,10 +57,21 @@ export class Profile {
   async openTab(): Promise<Tab> {
     const page = await this.context.newPage();
     const parameters = { url: this.link.url, user: this.user, deviceId: this.deviceId };
-    await page.goto(`${this.site.url}?${new URLSearchParams(parameters)}`);
+    await this.#loading(() => page.goto(`${this.site.origin}/?${new URLSearchParams(parameters)}`));
     const tab = { page, devtools: await this.context.newCDPSession(page), frozen: false };
     this.tabs.push(tab);
     return tab;
+  }
+
+  async reload({ page }: Tab): Promise<void> {
+    await this.#loading(() => page.reload());
+  }
+
+  /** Loads a page, also while the device is offline: as from a service worker. */
+  async #loading(load: () => Promise<unknown>): Promise<void> {
+    await this.context.setOffline(false);
+    await load();
+    await this.context.setOffline(!this.#online);
   }
 
   /** Ends a tab: closes it, or kills its process. */
@@ -86,11 +93,12 @@ export class Profile {
   /** How many bytes this site may store; undefined: as many as usual. */
   async limitStorage(bytes?: number): Promise<void> {
     const quota = bytes === undefined ? {} : { quotaSize: bytes };
-    const origin = new URL(this.site.url).origin;
+    const { origin } = this.site;
     await this.tabs[0]?.devtools.send("Storage.overrideQuotaForOrigin", { origin, ...quota });
   }
 
   async setOnline(online: boolean): Promise<void> {
+    this.#online = online;
     if (online) this.link.mend();
     else this.link.cut();
     await this.context.setOffline(!online);

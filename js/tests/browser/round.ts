@@ -9,6 +9,7 @@ import { setTimeout as pause } from "node:timers/promises";
 import type { Browser } from "playwright-core";
 import type { Item } from "../../src/message.js";
 import { Random } from "../random.js";
+import { Link } from "./link.js";
 import { PythonDevice, until, type Server } from "./processes.js";
 import { Profile, call, itemsOf, untilSettled, type Tab } from "./profile.js";
 import type { Site } from "./site.js";
@@ -42,6 +43,7 @@ export class Round {
   #endFaults: () => void = () => undefined;
   #profiles: readonly Profile[] = [];
   #python: PythonDevice | undefined;
+  #pythonLink: Link | undefined;
 
   constructor(seed: number, stage: Stage) {
     this.#stage = stage;
@@ -61,6 +63,7 @@ export class Round {
       await this.#agree();
     } finally {
       await Promise.all([this.#python?.close(), ...this.#profiles.map((profile) => profile.close())]);
+      this.#pythonLink?.close();
     }
   }
 
@@ -77,7 +80,8 @@ export class Round {
     }
     const file = `${folder}/${this.#user}.db`;
     const token = server.token(this.#user, 10 * 365 * 86_400);
-    this.#python = new PythonDevice(server.url, token, "python", file);
+    this.#pythonLink = await Link.to(server.port);
+    this.#python = new PythonDevice(this.#pythonLink.url, token, "python", file);
   }
 
   // Steps
@@ -116,7 +120,7 @@ export class Round {
       case "endTab":
         return this.#endTab(profile);
       case "reload":
-        return this.#reload(this.#awakeTab(profile));
+        return this.#reload(profile, this.#awakeTab(profile));
       case "freeze":
         return this.#freeze(profile);
       case "network":
@@ -208,7 +212,7 @@ export class Round {
       this.#carryOut(profile, tab, "create", ["mail", index]),
     );
     await pause(this.#random.below(30));
-    if (this.#random.chance(0.5)) await this.#reload(tab);
+    if (this.#random.chance(0.5)) await profile.reload(tab);
     else await profile.closeTab(tab, this.#random.of(["close", "crash"]));
     await Promise.all(writes);
   }
@@ -239,8 +243,8 @@ export class Round {
     if (tab !== undefined) await profile.closeTab(tab, this.#random.of(["close", "crash"]));
   }
 
-  async #reload(tab: Tab | undefined): Promise<void> {
-    await tab?.page.reload();
+  async #reload(profile: Profile, tab: Tab | undefined): Promise<void> {
+    if (tab !== undefined) await profile.reload(tab);
   }
 
   async #freeze(profile: Profile): Promise<void> {
@@ -268,6 +272,7 @@ export class Round {
 
   async #passTime(seconds: number): Promise<void> {
     this.#stage.server.advance(seconds);
+    this.#pythonLink?.break(); // its own clock stays behind: it hears the time when it connects
     await Promise.all(
       this.#profiles.map(({ context }) => context.clock.fastForward(seconds * 1000)),
     );
