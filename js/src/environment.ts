@@ -42,7 +42,7 @@ export interface Environment {
   readonly WebSocket: typeof WebSocket | undefined;
   readonly indexedDB: IDBFactory | undefined;
   /** Asks the browser not to evict what this origin stores. */
-  readonly storage: Pick<StorageManager, "persist"> | undefined;
+  readonly storage: Partial<Pick<StorageManager, "persist">> | undefined;
   readonly locks: Locks | undefined;
   readonly BroadcastChannel: (new (name: string) => Channel) | undefined;
 }
@@ -77,3 +77,9 @@ export function browserEnvironment(): Environment {
     BroadcastChannel: globals.BroadcastChannel,
   };
 }
+
+/** The world as it is; where pages are rendered, one in which no time passes and nothing is near. */
+export const defaultEnvironment = (): Environment => ({
+  ...browserEnvironment(),
+  ...(!("addEventListener" in globalThis) && { setTimeout: () => undefined, WebSocket: undefined }),
+});

@@ -38,7 +38,15 @@ export const stop = (code: string, message: string, field?: string): GregorError
 export const invalid = (field: string, reason: string): GregorError =>
   stop("invalid", `\`${field}\` ${reason}`, field);
 
-/** Text that is no frame of any version; `field` is the path of what is wrong with it. It has
- * changed nothing. */
-export const malformed = (field: string): GregorError =>
-  stop("malformed", `\`${field || "frame"}\` is missing, or not what it has to be`, field);
+/** What is not to be had now, but perhaps later. */
+export const unavailable = (message: string): GregorError =>
+  new GregorError({ code: "unavailable", message, action: "retry" });
+
+/** An error as it travels to another tab, and as an app sees it in the status. */
+export const problemOf = ({ code, message, action, field, epoch }: Problem): Problem => ({
+  code,
+  message,
+  action,
+  ...(field && { field }),
+  ...(epoch && { epoch }),
+});

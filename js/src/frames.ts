@@ -7,21 +7,21 @@
  * checked them before they have stored a message.
  */
 
-import { malformed, type Action, type Problem } from "./errors.js";
-import { timeOrOffsetOf, type Time, type TimeOrOffset } from "./instant.js";
+import { stop, type Action, type Problem } from "./errors.js";
+import type { Time, TimeOrOffset } from "./instant.js";
 import { decode } from "./json.js";
-import {
-  type Creation,
-  type DeviceID,
-  type Dismissal,
-  type Item,
-  type KeyDismissal,
-  type Message,
-  type MsgID,
-  type OutOfBandMessage,
-  type Range,
-  type StoredMessage,
-  type UID,
+import type {
+  Creation,
+  DeviceID,
+  Dismissal,
+  Item,
+  KeyDismissal,
+  Message,
+  MsgID,
+  OutOfBandMessage,
+  Range,
+  StoredMessage,
+  UID,
 } from "./message.js";
 
 export const PROTOCOL = 2;
@@ -153,65 +153,61 @@ export type NodeFrame = {
 
 // Reading
 
-/** Returns the value without what is unknown, or throws `malformed`, which names its path. */
-export type Reader<T> = (value: unknown, path: string) => T;
+/** Returns the value without what is unknown in it, or throws `malformed`, which names the field. */
+export type Reader<T> = (value: unknown, name: string) => T;
 
 type Readers<T> = {
-  readonly [Name in keyof T]-?: Reader<T extends Record<Name, T[Name]> ? T[Name] : T[Name] | undefined>;
+  readonly [Name in keyof T]-?: Reader<
+    T extends Record<Name, T[Name]> ? T[Name] : T[Name] | undefined
+  >;
 };
 
 const valueThat =
-  <T>(isValid: (value: unknown) => boolean): Reader<T> =>
-  (value, path) => {
+  <T>(isValid: (value: unknown) => unknown): Reader<T> =>
+  (value, name) => {
     if (isValid(value)) return value as T;
-    throw malformed(path.slice(1));
+    throw stop("malformed", `the frame has no valid \`${name}\``, name);
   };
 
 export const text = valueThat<string>((value) => typeof value === "string");
-export const flag = valueThat<boolean>((value) => typeof value === "boolean");
+export const flag = valueThat<boolean>((value) => value === !!value);
 export const integer = valueThat<number>(Number.isSafeInteger);
-export const time = valueThat<Time>((value) => Number.isSafeInteger(value) && Number(value) >= 0);
+export const time = valueThat<Time>((value) => Number.isSafeInteger(value) && (value as Time) >= 0);
 const any = valueThat<unknown>((value) => value !== undefined);
-
 const oneOf = <T>(...values: readonly T[]): Reader<T> =>
   valueThat((value) => values.includes(value as T));
 
 export const optional =
   <T>(read: Reader<T>): Reader<T | undefined> =>
-  (value, path) =>
-    value == null ? undefined : read(value, path);
+  (value, name) =>
+    value == null ? undefined : read(value, name);
 
 const array = valueThat<readonly unknown[]>(Array.isArray);
 const list =
   <T>(read: Reader<T>): Reader<readonly T[]> =>
-  (value, path) =>
-    array(value, path).map((each, place) => read(each, `${path}[${place}]`));
-
-/** A list that may be left out; an empty one is. */
-const someOf =
-  <T>(read: Reader<T>): Reader<readonly T[] | undefined> =>
-  (value, path) => {
-    const values = list(read)(value ?? [], path);
-    return values.length ? values : undefined;
-  };
+  (value, name) =>
+    array(value, name).map((each) => read(each, name));
 
 const anObject = valueThat<Readonly<Record<string, unknown>>>(
-  (value) => typeof value === "object" && !!value && !Array.isArray(value),
+  (value) => value && typeof value === "object" && !Array.isArray(value),
 );
 export const object =
   <T extends object>(readers: Readers<T>): Reader<T> =>
-  (value, path) => {
-    const given = anObject(value, path);
+  (value, of) => {
+    const given = anObject(value, of);
     const known: Partial<T> = {};
     for (const name in readers) {
-      const part = readers[name](given[name], `${path}.${name}`);
+      const part = readers[name](given[name], name);
       if (part !== undefined) known[name] = part as T[typeof name];
     }
     return known as T;
   };
 
-const timeOrOffset: Reader<TimeOrOffset> = (value, path) =>
-  timeOrOffsetOf(value) ?? valueThat<never>(() => false)(value, path);
+/** Nodes have replaced text by the integer that it means. */
+const timeOrOffset: Reader<TimeOrOffset> = (value, name) => {
+  const given = anObject(value, name);
+  return given.time == null ? { offset: integer(given.offset, name) } : { time: time(given.time, name) };
+};
 
 const creation = object<Creation>({
   category: text,
@@ -222,17 +218,19 @@ const creation = object<Creation>({
 });
 
 const dismissal = object<Dismissal>({
-  msg_ids: someOf(text),
-  ranges: someOf(
-    object<Range>({
-      category: text,
-      end_time: optional(timeOrOffset),
-      skip_msg_ids: someOf(text),
-      prefix: optional(flag),
-      scheduled: optional(flag),
-    }),
+  msg_ids: optional(list(text)),
+  ranges: optional(
+    list(
+      object<Range>({
+        category: text,
+        end_time: optional(timeOrOffset),
+        skip_msg_ids: optional(list(text)),
+        prefix: optional(flag),
+        scheduled: optional(flag),
+      }),
+    ),
   ),
-  keys: someOf(object<KeyDismissal>({ key: text, end_time: optional(timeOrOffset) })),
+  keys: optional(list(object<KeyDismissal>({ key: text, end_time: optional(timeOrOffset) }))),
 });
 
 export const message = object<StoredMessage>({
@@ -242,14 +240,13 @@ export const message = object<StoredMessage>({
   prev: optional(time),
   device_id: optional(text),
   creation: optional(creation),
-  dismissal: optional((value, path) => {
-    const parts = dismissal(value, path);
-    return Object.keys(parts).length ? parts : undefined;
-  }),
+  dismissal: optional(dismissal),
 });
 
-const messages: Reader<readonly StoredMessage[]> = (value, path) =>
-  list(message)(value, path).filter(({ creation, dismissal }) => creation ?? dismissal);
+const messages: Reader<readonly StoredMessage[]> = (value, name) =>
+  list(message)(value, name).filter(
+    ({ creation, dismissal = {} }) => creation ?? Object.values(dismissal).some((part) => part.length),
+  );
 
 export const item = object<Item>({
   msg_id: text,
@@ -268,6 +265,7 @@ const reason = {
   action: oneOf<Action>("retry", "resync", "reauthenticate", "stop"),
   field: optional(text),
 };
+
 export const problem = object<Problem>({ ...reason, epoch: optional(time) });
 
 const FRAMES: { readonly [Type in keyof NodeFrames]: Reader<NodeFrames[Type]> } = {
@@ -310,23 +308,17 @@ const FRAMES: { readonly [Type in keyof NodeFrames]: Reader<NodeFrames[Type]> } 
   erased: object<UserErased>({ epoch: time, uid: optional(text) }),
 };
 
-const typed = object({ type: text });
-
 /** The frame of a node; undefined if its type is one of a later version. Throws `malformed` if the
  * text is no frame of any version. With `exactIntegers`, see `json.ts`. */
 export function decodeNodeFrame(json: string, exactIntegers?: boolean): NodeFrame | undefined {
-  const frame = parse(json, exactIntegers);
-  const { type } = typed(frame, "");
-  if (!isKnown(type)) return undefined;
-  return { type, ...FRAMES[type](frame, "") } as NodeFrame;
+  let frame;
+  try {
+    frame = anObject(decode(json, exactIntegers), "frame");
+  } catch {
+    throw stop("malformed", "the frame is no JSON object");
+  }
+  const type = text(frame.type, "type");
+  return isKnown(type) ? ({ type, ...FRAMES[type](frame, "frame") } as NodeFrame) : undefined;
 }
 
 const isKnown = (type: string): type is keyof NodeFrames => Object.hasOwn(FRAMES, type);
-
-function parse(json: string, exactIntegers?: boolean): unknown {
-  try {
-    return decode(json, exactIntegers);
-  } catch {
-    throw malformed("");
-  }
-}

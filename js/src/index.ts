@@ -1,3 +1,3 @@
 /** The client of Gregor: a replica of one user's state, on one device. */
 
-export {};
+export { createGregor, Gregor, type GregorEvent, type GregorOptions } from "./client.js";

@@ -32,48 +32,25 @@ const UNITS: Readonly<Record<string, number>> = {
   d: 864e8,
   w: 6048e8,
 };
-const PARTS = /^(\d+(\.\d+)?(us|ms|[smhdw]))+$/;
-const ISO_8601 = /^P(?=.)([\d.]+D)?(T(?=.)([\d.]+H)?([\d.]+M)?([\d.]+S)?)?$/;
-const RFC_3339 =
-  /^(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(\.\d+)?([Zz]|[-+]([01]\d|2[0-3]):[0-5]\d)$/;
+const DURATION = /^[-+]?(P(?=.)([\d.]+D)?(T([\d.]+[HMS])+)?|([\d.]+(us|ms|[smhdw]))+)$/;
 
-/** Microseconds since the epoch, from text with a zone; NaN if it is no time. */
-function timeOf(text: string): number {
-  const [, date, clock, fraction = 0, zone = ""] = RFC_3339.exec(text) ?? [];
-  const shown = `${date}T${clock}`;
-  // Date.parse takes some days that do not exist for others.
-  const exists = new Date(`${shown}Z`).toJSON()?.startsWith(shown);
-  return exists ? Date.parse(shown + zone.toUpperCase()) * 1e3 + Math.round(+fraction * 1e6) : NaN;
-}
+/** Microseconds since the epoch, to the millisecond as in a Date, from text with a zone; NaN if it is
+ * no time. */
+const timeOf = (text: string): number =>
+  /T.+(Z|[-+]\d\d:\d\d)$/.test(text) ? Date.parse(text) * 1e3 : NaN;
 
 /** Microseconds, from text such as `1h30m`, `-5m` or `P1D`; NaN if it is no duration. */
 function durationOf(text: string): number {
-  const amount = text.replace(/^[-+]/, "");
-  const parts = ISO_8601.test(amount) ? amount.replace(/[PT]/g, "").toLowerCase() : amount;
-  if (!PARTS.test(parts)) return NaN;
-  let sum = 0;
-  for (const [, number, unit] of parts.matchAll(/([\d.]+)([a-z]+)/g)) {
-    sum += Number(number) * (UNITS[unit ?? ""] ?? NaN);
+  let sum = DURATION.test(text) ? 0 : NaN;
+  for (const [, number, unit = ""] of text.toLowerCase().matchAll(/([\d.]+)(us|ms|[smhdw])/g)) {
+    sum += Number(number) * (UNITS[unit] ?? NaN);
   }
-  return text.startsWith("-") ? 0 - Math.round(sum) : Math.round(sum);
+  return Math.round(text.startsWith("-") ? 0 - sum : sum);
 }
 
-/** The time or the offset that this JSON is, in microseconds; undefined if it is neither. Text
- * stands for the integer that it means. */
-export function timeOrOffsetOf(json: unknown): TimeOrOffset | undefined {
-  const { time, offset } = Object(json) as Record<string, unknown>;
-  if ((time == null) === (offset == null)) return undefined;
-  const given = time ?? offset;
-  const micros = typeof given !== "string" ? given : time == null ? durationOf(given) : timeOf(given);
-  if (typeof micros !== "number" || !Number.isSafeInteger(micros)) return undefined;
-  if (time == null) return { offset: micros };
-  return micros < 0 ? undefined : { time: micros };
-}
-
-/** What an app wrote as a time or a duration; undefined if it is neither. */
-export function parseWhen(when: unknown): TimeOrOffset | undefined {
-  const { toJSON } = Object(when) as { toJSON?: unknown };
-  const value: unknown = typeof toJSON === "function" ? toJSON.call(when) : when;
-  if (typeof value !== "string") return timeOrOffsetOf(value);
-  return timeOrOffsetOf(/^\d{4}-/.test(value) ? { time: value } : { offset: value });
+/** What an app wrote as a time or a duration: at most one of the two, and perhaps no number. */
+export function parseWhen(when: unknown): { readonly time?: unknown; readonly offset?: unknown } {
+  const value: unknown = Object(when).toJSON?.() ?? when;
+  if (typeof value !== "string") return Object(value);
+  return /^\d{4}-/.test(value) ? { time: timeOf(value) } : { offset: durationOf(value) };
 }

@@ -6,12 +6,10 @@
  * then each is a bigint. A bigint is written as the integer that it is.
  */
 
-import { stop } from "./errors.js";
-
 declare global {
   interface JSON {
     /** Not in all browsers yet. Those that have it also give revivers the source of a number. */
-    rawJSON?(text: string): unknown;
+    rawJSON: ((text: string) => unknown) | undefined;
   }
 }
 
@@ -25,35 +23,30 @@ export type JSONValue =
   | readonly JSONValue[]
   | { readonly [name: string]: JSONValue };
 
-const writeExactly = (_: string, value: unknown): unknown =>
-  typeof value === "bigint" ? JSON.rawJSON?.(String(value)) : value;
+/** Whether this browser can read and write exact integers. */
+export const hasExactIntegers = (): boolean => !!JSON.rawJSON;
 
-const readExactly = (_: string, value: unknown, { source = "" }: { source?: string } = {}): unknown =>
+/** What JSON.stringify writes for this part of a value: the replacer of every call of it. A bigint is
+ * refused where there is no JSON.rawJSON. */
+export const written = (_: string, part: unknown): unknown =>
+  typeof part === "bigint" && JSON.rawJSON ? JSON.rawJSON(`${part}`) : part;
+
+/** The value as JSON. It must be one that JSON can say. */
+export const encode = (value: unknown): string => JSON.stringify(value, written);
+
+/** The value of the JSON. Throws SyntaxError if it is none. */
+export const decode = (json: string, exactIntegers?: boolean): unknown =>
+  JSON.parse(json, exactIntegers ? exact : undefined);
+
+const exact = (_: string, value: unknown, { source = "" }: { source?: string } = {}): unknown =>
   typeof value === "number" && !Number.isSafeInteger(value) && /^-?\d+$/.test(source)
     ? BigInt(source)
     : value;
 
-/** Whether this browser can read and write exact integers. */
-export const hasExactIntegers = (): boolean => !!JSON.rawJSON;
-
-/** Raises `setup` if an app asks for exact integers where the browser has none. */
-export function checkExactIntegers(wanted: boolean | undefined): void {
-  if (wanted && !hasExactIntegers()) {
-    throw stop("setup", "this browser cannot read exact integers; leave out `exactIntegers`", "exactIntegers");
-  }
-}
-
-/** The value as JSON. It must be one that JSON can say. */
-export const encode = (value: unknown): string => JSON.stringify(value, writeExactly);
-
-/** The value of the JSON. Raises SyntaxError if it is none. */
-export const decode = (json: string, exactIntegers?: boolean): unknown =>
-  JSON.parse(json, exactIntegers ? readExactly : undefined);
-
 /** JSON that is equal for equal values: members are in the order of their names. */
 export const canonical = (value: unknown): string =>
   JSON.stringify(value, (name, part: unknown) =>
-    part && typeof part === "object" && !Array.isArray(part) 
+    part && typeof part === "object" && !Array.isArray(part)
       ? Object.fromEntries(Object.entries(part).sort(([a], [b]) => (a < b ? -1 : 1)))
-      : writeExactly(name, part),
+      : written(name, part),
   );

@@ -7,8 +7,8 @@
  */
 
 import * as given from "./arguments.js";
-import { invalid } from "./errors.js";
 import { SECOND, type Time, type TimeOrOffset, type When } from "./instant.js";
+import { hex } from "./sha256.js";
 
 export type { JSONValue } from "./json.js";
 
@@ -17,6 +17,8 @@ export type DeviceID = string;
 export type MsgID = string;
 export type Category = string;
 export type Key = string;
+
+const MAX_MSG_ID = 64;
 
 /** Creates one item. It begins to be visible at `starts`, if given, and expires at `expires`. With
  * a `key`, it takes the place of the item of this key and scope that was created before. */
@@ -121,129 +123,113 @@ export interface DismissCategoryOptions extends DismissKeyOptions {
 }
 
 /** A message that creates one item. */
-export function create(
+export const create = (
   uid: UID,
   category: Category,
   body?: unknown,
   options: CreateOptions = {},
-): Message {
-  return message(uid, options, { creation: creation(category, body, options) });
-}
+): Message => message(uid, options, { creation: creation(category, body, options) });
 
 /** A message that creates one item in place of the one with its key, which is the category by
  * default: the last write wins. */
-export function put(
+export const put = (
   uid: UID,
   category: Category,
   body?: unknown,
   options: PutOptions = {},
-): Message {
+): Message => {
   const key = given.text("key", options.key ?? category);
   return message(uid, options, { creation: { ...creation(category, body, options), key } });
-}
+};
 
 /** A message that dismisses items by their ids. */
-export function dismiss(uid: UID, msgIds: readonly MsgID[], options: MessageOptions = {}): Message {
-  const msg_ids = some("msgIds", given.texts("msgIds", msgIds, 64));
-  return message(uid, options, { dismissal: { msg_ids } });
-}
+export const dismiss = (
+  uid: UID,
+  msgIds: readonly MsgID[],
+  options: MessageOptions = {},
+): Message =>
+  message(uid, options, { dismissal: { msg_ids: given.texts("msgIds", msgIds, MAX_MSG_ID, 1) } });
 
 /** A message that dismisses all items of a category up to `endTime` inclusive; with `scheduled`,
  * also those that have not begun. With a device, only what that device sees. */
-export function dismissCategory(
+export const dismissCategory = (
   uid: UID,
   category: Category,
   options: DismissCategoryOptions = {},
-): Message {
-  const { endTime, skipMsgIds, prefix, scheduled } = options;
+): Message => {
   const range = present({
     category: given.text("category", category),
-    end_time: optional("endTime", endTime, given.instant),
-    skip_msg_ids: optional("skipMsgIds", skipMsgIds, (field, ids) => given.texts(field, ids, 64)),
-    prefix: optional("prefix", prefix, given.flag),
-    scheduled: optional("scheduled", scheduled, given.flag),
+    end_time: optional(options, "endTime", given.instant),
+    skip_msg_ids: optional(options, "skipMsgIds", given.texts, MAX_MSG_ID),
+    prefix: options.prefix,
+    scheduled: options.scheduled,
   });
   return message(uid, options, { dismissal: { ranges: [range] } });
-}
+};
 
 /** A message that dismisses the items with these keys that were created up to `endTime` inclusive,
  * begun or not. With a device, only what that device sees. */
-export function dismissKey(
+export const dismissKey = (
   uid: UID,
   keys: readonly Key[],
   options: DismissKeyOptions = {},
-): Message {
-  const end_time = optional("endTime", options.endTime, given.instant);
-  const named = some("keys", given.texts("keys", keys)).map((key) => present({ key, end_time }));
+): Message => {
+  const end_time = optional(options, "endTime", given.instant);
+  const named = given.texts("keys", keys, 255, 1).map((key) => present({ key, end_time }));
   return message(uid, options, { dismissal: { keys: named } });
-}
+};
 
 /** An out-of-band message. */
-export function outOfBand(uid: UID, system: string, body: unknown = null): OutOfBandMessage {
-  return { uid, system: given.text("system", system), body: given.body("body", body) };
-}
+export const outOfBand = (uid: UID, system: string, body: unknown = null): OutOfBandMessage => ({
+  uid,
+  system: given.text("system", system),
+  body: given.body("body", body),
+});
 
-function message(
+const message = (
   uid: UID,
-  { msgId, deviceId }: MessageOptions,
+  options: MessageOptions,
   parts: Pick<Message, "creation" | "dismissal">,
-): Message {
-  return present({
+): Message =>
+  present({
     uid,
-    msg_id: msgId == null ? newMsgId() : given.identifier("msgId", msgId, 64),
-    device_id: optional("deviceId", deviceId, given.identifier),
+    msg_id: optional(options, "msgId", given.identifier, MAX_MSG_ID) ?? newMsgId(),
+    device_id: optional(options, "deviceId", given.identifier),
     ...parts,
   });
-}
 
-function creation(
-  category: Category,
-  body: unknown = null,
-  { starts, expires }: CreateOptions,
-): Creation {
-  return present({
+const creation = (category: Category, body: unknown = null, options: CreateOptions): Creation => ({
+  body: given.body("body", body),
+  ...present({
     category: given.text("category", category),
-    body: given.body("body", body),
-    expires: optional("expires", expires, (field, when) => given.instant(field, when, SECOND)),
-    starts: optional("starts", starts, (field, when) => given.instant(field, when, 0)),
-  });
-}
+    expires: optional(options, "expires", given.instant, SECOND),
+    starts: optional(options, "starts", given.instant, 0),
+  }),
+});
 
-const optional = <T>(
-  field: string,
-  value: unknown,
-  check: (field: string, value: unknown) => T,
-): T | undefined => (value == null ? undefined : check(field, value));
+/** The option, if it is given, as it is checked up to a limit. */
+const optional = <Name extends string, T>(
+  options: { readonly [name in Name]?: unknown },
+  name: Name,
+  check: (field: string, value: unknown, limit?: number) => T,
+  limit?: number,
+): T | undefined => (options[name] == null ? undefined : check(name, options[name], limit));
 
-function some<T>(field: string, values: readonly T[]): readonly T[] {
-  if (!values.length) throw invalid(field, "is empty");
-  return values;
-}
+type Absent<T> = { [Name in keyof T]: undefined extends T[Name] ? Name : never }[keyof T];
 
 /** The object without its undefined parts. */
-export type Present<T> = {
-  [K in keyof T as undefined extends T[K] ? never : K]: T[K];
-} & { [K in keyof T as undefined extends T[K] ? K : never]?: Exclude<T[K], undefined> };
-
-export const present = <T extends object>(parts: T): Present<T> =>
-  Object.fromEntries(Object.entries(parts).filter(([, part]) => part !== undefined)) as Present<T>;
+export const present = <T extends object>(
+  parts: T,
+): Omit<T, Absent<T>> & { [Name in Absent<T>]?: Exclude<T[Name], undefined> } =>
+  Object.fromEntries(Object.entries(parts).filter(([, part]) => part !== undefined)) as T;
 
 /** The default msg_id: 32 random hex digits. */
-export const newMsgId = (): MsgID =>
-  crypto.getRandomValues(new Uint8Array(16)).reduce(
-    (id, byte) => id + byte.toString(16).padStart(2, "0"), "");
+export const newMsgId = (): MsgID => hex(crypto.getRandomValues(new Uint32Array(4)));
 
 /** Negative if `a` comes before `b` in the order of their UTF-8, in which Gregor orders ids. That
  * of JavaScript is another: it has characters beyond U+FFFF before U+E000. */
 export function byteCompare(a: string, b: string): number {
   let place = 0;
   while (place < a.length && a[place] === b[place]) place++;
-  return rank(a, place) - rank(b, place) || 0;
-}
-
-/** Greater for a greater code point; -1 at the end. */
-function rank(text: string, place: number): number {
-  const unit = text.charCodeAt(place);
-  if (!(unit >= 0)) return -1;
-  return unit >= 0xd800 && unit < 0xe000 ? unit + 0x10000 : unit;
+  return (a.codePointAt(place) ?? -1) - (b.codePointAt(place) ?? -1);
 }

@@ -33,7 +33,7 @@ def command(*arguments: str) -> Sequence[str]:
 
 
 @asynccontextmanager
-async def running_shop(directory: Path) -> AsyncIterator[Shop]:
+async def running_shop(directory: Path, **settings: str) -> AsyncIterator[Shop]:
     """Run uvicorn with the example."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -41,7 +41,7 @@ async def running_shop(directory: Path) -> AsyncIterator[Shop]:
         process = await asyncio.create_subprocess_exec(
             *command(*UVICORN, "--fd", str(listener.fileno())),
             cwd=ROOT,
-            env={**os.environ, "GREGOR_STORE": f"sqlite:///{directory}/shop.db"},
+            env={**os.environ, "GREGOR_STORE": f"sqlite:///{directory}/shop.db", **settings},
             pass_fds=[listener.fileno()],
             stderr=asyncio.subprocess.PIPE,
         )
@@ -78,6 +78,30 @@ async def test_order_is_stored_across_a_restart(tmp_path: Path) -> None:
     async with running_shop(tmp_path) as shop, http_client(shop.port) as http:
         answer = await http.get("/gregor/v1/users/alice/count", timeout=30)
         assert answer.json()["counts"] == {"": 1}
+
+
+async def test_device_with_a_token_of_the_shop_is_notified_of_a_shipment(tmp_path: Path) -> None:
+    needs_tokens = {"GREGOR_AUTH": "jwt", "GREGOR_JWT_SECRET": "s" * 32}
+    async with running_shop(tmp_path, **needs_tokens) as shop, http_client(shop.port) as http:
+        answer = await http.post("/token", params={"customer": "alice"}, timeout=30)
+        url = f"ws://127.0.0.1:{shop.port}/gregor/v1/connect"
+        async with asyncio.timeout(30), await RawDevice.connect(url) as device:
+            token = answer.json()["token"]
+            await device.send("hello", token=token, device_id="phone", protocol=2)
+            await device.receive_type("sync")
+            await http.post("/shipments", params={"customer": "alice", "item": "umbrella"})
+            frames = [await device.receive_type("messages") for _ in ("item", "marker")]
+            keys = [frame["messages"][0]["creation"]["category"] for frame in frames]
+            assert keys == ["inbox.shipments", "unread.shipments"]
+            await device.close()
+
+
+async def test_shop_serves_its_pages(tmp_path: Path) -> None:
+    async with running_shop(tmp_path) as shop, http_client(shop.port) as http:
+        page = await http.get("/badge", timeout=30)
+        assert page.headers["content-type"].startswith("text/html")
+        assert "createGregor" in page.text
+        assert (await http.get("/no-such-page")).status_code == 404
 
 
 # Stopping, under each server that docs/operations.md names, with the settings that it names

@@ -5,69 +5,159 @@
  * in the order of writing get their numbers here, since several tabs write at once.
  */
 
-import { GregorError } from "../errors.js";
+import { GregorError, stop } from "../errors.js";
 
 /** The kind of a record, and its name among those of its kind: `item/m1`, `device/`. */
 export type RecordKey = `${string}/${string}`;
 
-/** Records as decoded JSON, which nobody changes in place. */
+/** Records as decoded JSON, which nobody changes in place. One that cannot be read is undefined. */
 export type Records = Map<RecordKey, unknown>;
 
 /** Records to put; one that is null is removed. */
 export type Changes = ReadonlyMap<RecordKey, unknown>;
 
-/** A change as it was saved, and its place among all changes of this store: 1, 2, 3, … */
+/** A change as it was saved, and its number among all changes of the store: 1, 2, 3, … */
 export interface SavedChange {
-  readonly seq: number;
   readonly changes: Changes;
+  readonly seq: number;
 }
 
-/** Keeps the records of one user's device, for all tabs of a browser at once. Every promise may
- * also be rejected with the code `unavailable`: nothing has changed then, and it can be tried
- * again; only after a time-out the change may have been saved all the same. */
-export interface Store {
+/** What decides in a transaction: it sees what is stored, and puts records; null removes one. If it
+ * throws, it has put nothing. */
+export type Decision<T> = (
+  stored: ReadonlyMap<string, unknown>,
+  put: (key: string, record: unknown) => void,
+) => T;
+
+/** Keeps records somewhere, in transactions. Only this has to be written for another place. */
+export interface Database {
   /** Whether the records survive this tab, and other tabs see them. */
   readonly durable: boolean;
 
-  /** Makes ready. Rejects with the code `setup` if a newer version wrote the records; it leaves
-   * them as they are. */
-  open(): Promise<void>;
-
-  /** All records, and the last change that is in them. A record that cannot be read is undefined. */
-  load(): Promise<{ readonly records: Records; readonly seq: number }>;
-
   /**
-   * Saves a change in one transaction. When this resolves, the change is as durable as this store
-   * can make it; messages in the outbox survive a power cut.
+   * One transaction: reads the records with these keys (all, if undefined), and saves what `decide`
+   * puts. Resolves with what that returns, when it is saved; as durably as can be if `isUrgent`.
    *
-   * A new record of the kinds `outbox`, `awaited` and `rejected` gets the next number, in the order
-   * of the changes, and one that is stored keeps its own; the result has what was saved. With a
-   * `term`, it rejects with the code `not-leader`, and changes nothing, if a later term has begun.
+   * If it rejects, nothing has changed: with what `decide` threw; with the code `unavailable`, and
+   * the caller may try again; or with `setup` if a newer version wrote the records. Only what was
+   * not answered in time may have been saved all the same.
    */
-  save(changes: Changes, term?: number): Promise<SavedChange>;
-
-  /** Begins the next term, which ends all others, and says which change was the last before it. */
-  newTerm(): Promise<{ readonly term: number; readonly seq: number }>;
-
-  /** Removes all records, as one change, and ends the term. */
-  wipe(): Promise<void>;
+  transact<T>(
+    keys: readonly string[] | undefined,
+    decide: Decision<T>,
+    isUrgent?: boolean,
+  ): Promise<T>;
 
   close(): void;
 }
 
-/** What is counted in a store: changes, terms of leaders, and what is in the order of writing. */
-export interface Counters {
+/** What is counted: changes, terms of leaders, and records in the order of writing. */
+interface Counters {
   readonly seq: number;
   readonly term: number;
   readonly number: number;
 }
 
-export const NO_COUNTERS: Counters = { seq: 0, term: 0, number: 0 };
+/** Where the counters are, among the records. */
+export const COUNTERS = "";
+
+/** The counters in what is stored. */
+export const countersIn = (stored: ReadonlyMap<string, unknown>): Counters =>
+  (stored.get(COUNTERS) as Counters | undefined) ?? { seq: 0, term: 0, number: 0 };
+
+/** Keeps the records of one user's device, for all tabs of a browser at once. Each promise may be
+ * rejected as those of its database. */
+export class Store {
+  /** Whether the records survive this tab, and other tabs see them. */
+  readonly durable: boolean;
+  declare private readonly _database: Database;
+
+  constructor(database: Database) {
+    this._database = database;
+    this.durable = database.durable;
+  }
+
+  /** All records, and the number of the last change that is in them. */
+  load(): Promise<{ readonly records: Records; readonly seq: number }> {
+    return this._database.transact(undefined, (stored) => {
+      const records = new Map(stored);
+      records.delete(COUNTERS);
+      return { records: records as Records, seq: countersIn(stored).seq };
+    });
+  }
+
+  /**
+   * Saves a change, and resolves with it as it was saved. Messages in the outbox survive a power
+   * cut from then on.
+   *
+   * A new record of the kinds `outbox`, `awaited` and `rejected` gets the next number, in the order
+   * of the changes, and one that is stored keeps its own. With a `term`, it rejects with the code
+   * `not-leader` if another term has begun.
+   */
+  save(changes: Changes, term?: number): Promise<SavedChange> {
+    const keys = numberedKeys(changes);
+    return this._database.transact(
+      [COUNTERS, ...keys],
+      (stored, put) => {
+        const counters = countersIn(stored);
+        let { number } = counters;
+        if ((term ?? counters.term) !== counters.term) {
+          throw stop("not-leader", "not saved: another tab leads now");
+        }
+        const saved = new Map(changes);
+        for (const key of keys) {
+          const own = numberOf(stored.get(key)) ?? ++number;
+          const record = changes.get(key) as object | number;
+          saved.set(key, typeof record === "number" ? own : { ...record, number: own });
+        }
+        const seq = counters.seq + 1;
+        put(COUNTERS, { ...counters, seq, number });
+        for (const [key, record] of saved) put(key, record);
+        return { changes: saved, seq };
+      },
+      keys.length > 0,
+    );
+  }
+
+  /** Begins the next term, which ends all others; `seq` is the last change before it. */
+  newTerm(): Promise<{ readonly term: number; readonly seq: number }> {
+    return this._database.transact([COUNTERS], (stored, put) => {
+      const counters = inNextTerm(countersIn(stored));
+      put(COUNTERS, counters);
+      return counters;
+    });
+  }
+
+  /** Removes all records, as one change, and ends the term. */
+  wipe(): Promise<void> {
+    return this._database.transact(undefined, (stored, put) => {
+      const counters = inNextTerm(countersIn(stored));
+      for (const key of [...stored.keys()]) put(key, null);
+      put(COUNTERS, { ...counters, seq: counters.seq + 1 });
+    });
+  }
+
+  close(): void {
+    this._database.close();
+  }
+}
+
+const inNextTerm = (counters: Counters): Counters => ({ ...counters, term: counters.term + 1 });
+
+/** The keys of the records with numbers that a change puts. */
+const numberedKeys = (changes: Changes): RecordKey[] =>
+  [...changes.keys()].filter(
+    (key) => changes.get(key) !== null && /^(outbox|awaited|rejected)\//.test(key),
+  );
+
+/** The number in a record that has one, or is nothing else. */
+const numberOf = (record: unknown): number | undefined =>
+  typeof record === "object" ? (record as { number: number }).number : (record as number | undefined);
 
 /** The name of the store of a user's device: never that of another user or server. */
 export const storeName = (server: string, user: string): string =>
   `gregor:${JSON.stringify([server, user])}`;
 
-/** A store that cannot do now what it was asked to. */
-export const unavailable = (reason: string): GregorError =>
+/** A store cannot do now what it was asked to. */
+export const unavailable = (reason: unknown): GregorError =>
   new GregorError({ code: "unavailable", action: "retry", message: `not saved: ${reason}` });

@@ -1,7 +1,7 @@
 /** A device without I/O: a session and a replica, which are fed calls and frames, as section 11 of
  * spec/protocol.md describes them. */
 
-import { ClientSession, type Effect } from "../../src/client-session.js";
+import { clientSession, type ClientSession, type Effect } from "../../src/client-session.js";
 import { GregorError } from "../../src/errors.js";
 import { eventsBetween, rejectionsIn } from "../../src/events.js";
 import type { Result } from "../../src/frames.js";
@@ -127,7 +127,7 @@ export class DeviceRun {
   private _connect(): void {
     const { cursor, epoch, uid, erased, device_id } = this.replica.device;
     if (erased) return;
-    this._session = new ClientSession({ token: "t", deviceId: device_id, cursor, epoch, uid });
+    this._session = clientSession({ token: "t", deviceId: device_id, cursor, epoch, uid });
     this._carryOut(this._session.opened());
   }
 
@@ -160,7 +160,7 @@ export class DeviceRun {
     const { replica } = this;
     switch (effect.type) {
       case "send":
-        this._sent.push(effect.frame);
+        this._sent.push(JSON.parse(JSON.stringify(effect.frame)));
         break;
       case "welcomed":
         this._change(() => replica.welcomed(effect.uid, effect.epoch));

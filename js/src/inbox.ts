@@ -1,0 +1,290 @@
+/**
+ * An inbox, as a thin layer over items with keys: `spec/inbox.md`.
+ *
+ * A notification is an item of the category `inbox.<topic>` with a key. While it is unread, there is
+ * a second item, its marker, of the category `unread.<topic>` under the key `unread:` + its key. So
+ * the badge is a count of markers, and what is done to a notification is a dismissal or a `put` by
+ * key. The inbox stands on what a client offers to every app: an app could have written it.
+ */
+
+import * as given from "./arguments.js";
+import { invalid } from "./errors.js";
+import type { Time, TimeOrOffset, When } from "./instant.js";
+import {
+  newMsgId,
+  type DeviceID,
+  type Dismissal,
+  type Item,
+  type Key,
+  type Message,
+  type MsgID,
+  type UID,
+} from "./message.js";
+import { validFields, type Fields } from "./notification-body.js";
+import type { Replica } from "./replica.js";
+import { again, snoozed } from "./snooze.js";
+import { compareItems, type State } from "./state.js";
+
+/** What a notification is about: the rest of its category, dotted like it. */
+export type Topic = string;
+
+export const ITEMS = "inbox.";
+export const MARKERS = "unread.";
+/** Before the key and the msg_id of a notification: those of its marker. */
+export const MARKER = "unread:";
+
+const MAX_TOPIC = 247; // with `unread.` before it and a dot behind, a category
+export const MAX_ITEM_KEY = 248; // with `unread:` before it, a key
+
+/** Throws unless it is one or more segments, with a dot between them. */
+export function checkTopic(topic: Topic | undefined): void {
+  if (topic === undefined) return;
+  if (/^\.|\.\.|\.$/.test(given.text("topic", topic, MAX_TOPIC))) throw invalid("topic", "has an empty segment");
+}
+
+// What a device shows
+
+/** A notification that is shown. */
+export interface InboxEntry {
+  readonly item: Item;
+  /** What it has while it is unread. */
+  readonly marker: Item | undefined;
+  readonly key: Key;
+  readonly topic: Topic;
+  readonly unread: boolean;
+  /** What may be shown of the body: its fields, without those that no notification has, such as a
+   * `url` that is a script. */
+  readonly fields: Fields;
+}
+
+const keyOf = ({ key = "" }: Item): Key => key;
+
+/** The rest of the category of a notification, or of a marker. */
+const topicOf = ({ category }: Item): Topic => category.slice(category.indexOf(".") + 1);
+
+/** A key and its scope. That of a marker is `unread:` and that of its notification. */
+const placeOf = ({ key, device_id = "" }: Item): string => `${key}\0${device_id}`;
+
+const isMarker = (item: Item): boolean =>
+  item.category.startsWith(MARKERS) && keyOf(item).startsWith(MARKER);
+
+/** Whether it is an item as backends create notifications. */
+const isEntry = (item: Item): boolean =>
+  item.category.startsWith(ITEMS) &&
+  given.isText(item.key, MAX_ITEM_KEY) &&
+  !item.key.startsWith(MARKER) &&
+  given.isText(topicOf(item), MAX_TOPIC);
+
+const isWithin = (topic: Topic, wanted: Topic | undefined): boolean =>
+  wanted === undefined || `${topic}.`.startsWith(`${wanted}.`);
+
+/** The notifications among the visible items, the newest first; with `topic`, those of it and of
+ * the topics below it. */
+function entries(items: readonly Item[], wanted: Topic | undefined): InboxEntry[] {
+  const markers = new Map(items.filter(isMarker).map((item) => [placeOf(item), item]));
+  return items
+    .filter((item) => isEntry(item) && isWithin(topicOf(item), wanted))
+    .map((item) => entry(item, markers.get(MARKER + placeOf(item))))
+    .reverse();
+}
+
+const entry = (item: Item, marker: Item | undefined): InboxEntry => ({
+  item,
+  marker,
+  key: keyOf(item),
+  topic: topicOf(item),
+  unread: !!marker,
+  get fields() {
+    return validFields(item.body);
+  },
+});
+
+// What a person does
+
+/** How to undo what was done to notifications: the items that it took away, and the msg_ids of what
+ * it wrote. */
+export interface Undo {
+  readonly items: readonly Item[];
+  readonly written: readonly MsgID[];
+}
+
+/** The keys of notifications, and those of their markers. */
+const withMarkers = (keys: readonly Key[]): Key[] => [...keys, ...markerKeys(keys)];
+
+const markerKeys = (keys: readonly Key[]): Key[] => keys.map((key) => MARKER + key);
+
+/** The markers that these notifications lack. */
+function lackingMarkers(live: readonly Item[]): Item[] {
+  const places = new Set(live.map(placeOf));
+  return live
+    .filter((item) => isEntry(item) && !places.has(MARKER + placeOf(item)))
+    .map((item) => ({ ...item, category: MARKERS + topicOf(item), body: null, key: MARKER + keyOf(item) }));
+}
+
+/** What comes back, given what is live under the keys of the undo now.
+ *
+ * What another device or the backend has put under a key since is newer, and stays. A marker goes
+ * only where a notification is, or comes back. */
+function comingBack({ items, written }: Undo, live: readonly Item[], now: Time): Item[] {
+  const kept = new Set(live.filter((item) => !written.includes(item.msg_id)).map(placeOf));
+  const missing = items.filter(({ expires_at = Infinity, ...item }) => expires_at > now && !kept.has(placeOf(item)));
+  const there = new Set([...live, ...missing].map(placeOf));
+  return missing.filter((item) => !isMarker(item) || there.has(placeOf(item).slice(MARKER.length)));
+}
+
+const stillToCome = ({ starts_at: time = 0 }: Item, now: Time): TimeOrOffset | undefined =>
+  time > now ? { time } : undefined;
+
+/** In the order in which they are to be stored: the notifications before the markers. */
+const inOrder = (items: readonly Item[]): Item[] =>
+  [...items].sort((a, b) => +isMarker(a) - +isMarker(b) || compareItems(a, b));
+
+/** What an inbox needs of a client. */
+export interface Device {
+  readonly user: UID;
+  readonly deviceId: DeviceID;
+  state(): State;
+  change<T>(operation: (replica: Replica, now: Time) => T, messages: readonly Message[]): Promise<T>;
+}
+
+/** The items that an action finds. */
+type Find = (replica: Replica, now: Time) => readonly Item[];
+
+/** What the inbox has under these keys, begun or not. It has nothing that is hidden. */
+const under =
+  (keys: readonly Key[]): Find =>
+  (replica, now) =>
+    [...new Set(keys)]
+      .flatMap((key) => replica.liveWithKey(key, now))
+      .filter((item) => isEntry(item) || isMarker(item));
+
+/**
+ * The notifications that a device shows, each read or unread.
+ *
+ * What is read comes from the replica, without waiting. What is written is durable on the device
+ * when the promise resolves, in one transaction, and is sent as soon as there is a connection.
+ *
+ * A key names a notification. A key that the inbox does not have is left out: another device may
+ * just have archived it. What is done reaches what this device has been told: a newer notification
+ * under the same key stays, and stays unread.
+ */
+export class Inbox {
+  private readonly _device: Device;
+
+  constructor(device: Device) {
+    this._device = device;
+  }
+
+  /** The notifications, the newest first; with `topic`, those of it and of the topics below it (of
+   * `likes`, also `likes.photo7`); with `limit`, the first so many. */
+  list(topic?: Topic, { limit }: { readonly limit?: number | undefined } = {}): readonly InboxEntry[] {
+    checkTopic(topic);
+    return entries(this._device.state().items, topic).slice(0, limit);
+  }
+
+  /** How many notifications are unread; with `topic`, of it and of the topics below it. */
+  unreadCount(topic?: Topic): number {
+    return this.list(topic).filter(({ unread }) => unread).length;
+  }
+
+  /** How many notifications are unread, by the first segment of their topics; none is 0. */
+  unreadByTopic(): ReadonlyMap<Topic, number> {
+    const counts = new Map<Topic, number>();
+    for (const { topic, unread } of this.list()) {
+      const first = topic.replace(/\..*/s, "");
+      if (unread) counts.set(first, (counts.get(first) ?? 0) + 1);
+    }
+    return counts;
+  }
+
+  // Each of these resolves with how to undo it, for `undo`; with undefined if there was nothing to do.
+
+  /** Marks notifications as read, on all devices. */
+  async read(...keys: Key[]): Promise<Undo | undefined> {
+    return this._dismiss(markerKeys(checked(keys)));
+  }
+
+  /** Marks all notifications that this device shows as read, on all devices; with `topic`, those of
+   * it and of the topics below it. What this device has not been told of stays unread, and so does
+   * what has not begun. */
+  async readAll(topic?: Topic): Promise<Undo | undefined> {
+    checkTopic(topic);
+    const category = MARKERS + (topic ?? "");
+    const ranges =
+      topic === undefined
+        ? [{ category, prefix: true }]
+        : [{ category }, { category: `${category}.`, prefix: true }];
+    return this._write(
+      (replica, now) => replica.state(now).items.filter((item) => isMarker(item) && isWithin(topicOf(item), topic)),
+      (taken) => this._dismissing(taken, { ranges }),
+    );
+  }
+
+  /** Removes notifications, on all devices. */
+  async archive(...keys: Key[]): Promise<Undo | undefined> {
+    return this._dismiss(withMarkers(checked(keys)));
+  }
+
+  /** Hides a notification until later, on all devices, also on those that are offline then. If it is
+   * unread, it is unread when it comes back. A duration counts from now. Rejects unless the time lies
+   * between now and the expiry of the notification. */
+  async snooze(key: Key, until: When): Promise<Undo | undefined> {
+    const when = given.instant("until", until);
+    return this._write(under(withMarkers(checked([key]))), (live, now) =>
+      inOrder(live).map((item) => snoozed(this._device.user, item, when, now)),
+    );
+  }
+
+  // These two resolve with whether they did anything.
+
+  /** Marks notifications as unread, on all devices. */
+  async unread(...keys: Key[]): Promise<boolean> {
+    return !!(await this._put(withMarkers(checked(keys)), lackingMarkers));
+  }
+
+  /** Puts again what was taken away, as new messages: what was archived comes back as the newest.
+   * What another device or the backend has put under a key since then stays. Idempotent. */
+  async undo(undo: Undo): Promise<boolean> {
+    const keys = undo.items.map((item) => keyOf(item).replace(/^unread:/, ""));
+    return !!(await this._put(withMarkers(keys), (live, now) => inOrder(comingBack(undo, live, now))));
+  }
+
+  private _put(keys: readonly Key[], items: (live: readonly Item[], now: Time) => Item[]): Promise<Undo | undefined> {
+    return this._write(under(keys), (live, now) =>
+      items(live, now).map((item) =>
+        again(this._device.user, item, stillToCome(item, now)),
+      ),
+    );
+  }
+
+  private _dismiss(keys: readonly Key[]): Promise<Undo | undefined> {
+    return this._write(under(keys), (taken) =>
+      this._dismissing(taken, { keys: [...new Set(taken.map(keyOf))].map((key) => ({ key })) }),
+    );
+  }
+
+  /** The message that dismisses these items, if there are any. */
+  private _dismissing(taken: readonly Item[], dismissal: Dismissal): Message[] {
+    const { user, deviceId } = this._device;
+    return taken.length ? [{ uid: user, msg_id: newMsgId(), device_id: deviceId, dismissal }] : [];
+  }
+
+  /** Writes what follows from what is found. */
+  private _write(
+    find: Find,
+    decide: (found: readonly Item[], now: Time) => readonly Message[],
+  ): Promise<Undo | undefined> {
+    const messages: Message[] = [];
+    return this._device.change((replica, now) => {
+      const items = find(replica, now);
+      messages.splice(0, Infinity, ...decide(items, now));
+      for (const message of messages) {
+        if (message.creation) replica.write(message, now);
+        else replica.dismissSeen(message, now);
+      }
+      return messages.length ? { items, written: messages.map(({ msg_id }) => msg_id) } : undefined;
+    }, messages);
+  }
+}
+
+const checked = (keys: readonly Key[]): readonly Key[] => given.texts("keys", keys, MAX_ITEM_KEY);
