@@ -56,6 +56,7 @@ export class Tabs<Message> {
 
   private _seq = -1; // the listener has all changes up to this one (-1: it may have none),
   private readonly _ahead = new Map<number, Changes>(); // and these, after some that are missing
+  declare private _reading: Promise<void> | undefined;
   private _lastSeq = Infinity; // the last that is known to exist; Infinity: to be read
 
   declare private _isOpen: boolean | undefined; // false: closed
@@ -168,8 +169,12 @@ export class Tabs<Message> {
     return news;
   }
 
-  /** Reads the store, if it has what is missing here. */
-  private async _reload(): Promise<void> {
+  /** Reads the store, once at a time. */
+  private _reload(): Promise<void> {
+    return (this._reading ??= this._read().finally(() => (this._reading = undefined)));
+  }
+
+  private async _read(): Promise<void> {
     const { records, seq } = await this._store.load();
     this._lastSeq = seq; // if there is more, the next broadcast says so
     if (seq <= this._seq) return;
@@ -212,12 +217,13 @@ export class Tabs<Message> {
   }
 
   private async _lead(signal: AbortSignal): Promise<void> {
-    this._post({ isBeat: true });
     try {
       const { term, seq } = await this._store.newTerm();
-      if (seq > this._seq) await this._reload();
+      // A reading that has begun before may lack something.
+      while (seq > this._seq) await this._reload();
       if (signal.aborted) return;
       this._isLeader = true;
+      this._post({ isBeat: true }); // not before: a tab whose store hangs has to be replaced
       this._listener.onLead(term);
     } catch {
       if (!signal.aborted) this._leave();

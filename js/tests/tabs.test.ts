@@ -306,6 +306,28 @@ describe("a tab is alone", () => {
   });
 });
 
+test("a worker, which has no page and no events, is a tab like the others", async () => {
+  const worker = { listen: () => () => {}, isVisible: () => true };
+  const { browser, a, b, server } = await threeTabs();
+  const c = await new Page(browser.open(worker), server).open();
+  await expectWorks(browser, a, b, c);
+  a.tab.hang();
+  b.tab.isVisible = false;
+  browser.tabs[2]!.close();
+  await browser.advance(8_000);
+  expect(leaders(a, b, c)).toEqual([c]);
+  await expectWorks(browser, b, c);
+});
+
+test("a tab whose store does not answer lets another one lead", async () => {
+  const { browser, a, b, c } = await threeTabs();
+  b.tab.breakStore();
+  a.tab.close();
+  await browser.advance(8_000);
+  expect(b.isLeader).toBe(false);
+  expect(leaders(b, c)).toEqual([c]);
+});
+
 test("a tab that is closed while it opens neither leads nor hears", async () => {
   const browser = new FakeBrowser();
   const page = new Page(browser.open(), new Set());

@@ -180,6 +180,7 @@ export class FakeTab {
   isAwake = true;
   isGone = false;
   isVisible = true;
+  private _isStoreBroken = false;
   private readonly _listeners: { readonly type: string; readonly listener: (event: Event) => void }[] = [];
 
   constructor(
@@ -213,6 +214,11 @@ export class FakeTab {
     };
   }
 
+  /** The database answers no more. */
+  breakStore(): void {
+    this._isStoreBroken = true;
+  }
+
   /** A store on the browser's database: each transaction, and each answer, is a task. */
   store(): Store {
     const { browser } = this;
@@ -221,6 +227,7 @@ export class FakeTab {
       transact: (keys, decide, isUrgent) =>
         new Promise((resolve, reject) => {
           browser.queue(this, "database", () => {
+            if (this._isStoreBroken) return;
             const transaction = browser.database.transact(keys, decide, isUrgent);
             transaction.then(
               (result) => browser.queue(this, "database", () => resolve(result)),
