@@ -119,7 +119,7 @@ export class Replica {
 
   private _load(key: RecordKey, record: unknown): void {
     const [kind, name] = splitKey(key);
-    if (record === undefined) return; // the store cannot read it, and has it still
+    if (record == null) return; // the store cannot read it, and has it still
     if (isReadable(kind, record)) this._kinds[kind]?.set(name, record);
     else {
       this.setAside.set(key, record);

@@ -733,6 +733,17 @@ def test_own_item_of_a_rejected_message_is_not_replaced_by_it() -> None:
     assert events_between({"m": shown}, {}, 20, [message]) == [Dismissed(shown, "dismissed")]
 
 
+def test_unsent_range_takes_what_begins_before_the_ctime_that_it_can_have_now() -> None:
+    begins_at_50 = create("u", "mail", starts=TimeOrOffset(offset=40), msg_id="m")
+    replica = Replica(DEVICE).apply([stamp(begins_at_50, 10)], 10)
+    first = create("u", "note", msg_id="n0")
+    replica = replica.write_all([first, dismiss_category("u", "mail")], 20)
+    replica = replica.write_all([create("u", "note", msg_id=f"n{n}") for n in range(1, 9)], 20)
+    assert "m" in replica.visible(60)
+    acknowledged = replica.apply_results([(first, Result("stored", ctime=60))])
+    assert "m" not in acknowledged.visible(60)
+
+
 def test_other_dismissal_with_an_offset_is_a_conflict_with_one_that_names_ids_alone() -> None:
     replica = Replica(DEVICE).write(dismiss("u", "a", msg_id="d"), 10)
     everything = dismiss_category("u", "mail", end_time=timedelta(0), msg_id="d")

@@ -195,8 +195,9 @@ class Replica(Struct, frozen=True):
         return self._with_unsent(entry)
 
     def _with_unsent(self, entry: OutboxEntry) -> Self:
-        # An end may lie between an old stamp and the one that is right now.
-        before = self.derived() if self.old_stamps and entry.has_ends else self
+        # An end may lie between an old stamp and the one that is right now; and so may a start.
+        depends = entry.has_ends or (entry.has_ranges and self._begins_after(self.cursor))
+        before = self.derived() if self.old_stamps and depends else self
         reached = before.shown.reached_by(before._as_stored_next(entry))
         changed = before.changed if before is not self else frozenset[MsgID]()
         return before._with(
@@ -551,13 +552,20 @@ class Replica(Struct, frozen=True):
         keys = dict.fromkeys(key for entry in known for key in entry.named_keys())
         keyed = chain.from_iterable(updated._ids_with_key(key, before) for key in keys)
         ids = frozenset(chain(changed, entry_ids, named, keyed))
+        cursor = min(before.cursor, self.cursor)
         if (
             len(ids) * (1 + updated.outbox.ranges_count) > len(updated.outbox)
             or any(entry.has_ranges for entry in known)
-            or updated.outbox.has_ends_after(min(before.cursor, self.cursor))
+            or updated.outbox.has_ends_after(cursor)
+            or (updated.outbox.ranges_count and before._begins_after(cursor))
         ):
             return updated.derived(ids)
         return updated._shown_again(ids)
+
+    def _begins_after(self, cursor: Time) -> bool:
+        """Whether an item may begin between an old stamp and the one that is right now: a range
+        leaves what has not begun by its stamp."""
+        return self.shown.items.next_start(cursor) is not None
 
     def _ids_with_key(self, key: Key, before: Self) -> Iterator[MsgID]:
         """The ids of all items with this key that were shown before, or may be shown now."""
