@@ -44,6 +44,14 @@ describe("for every history", () => {
     always(({ replica, follower, now }) => expect(shown(follower, now)).toStrictEqual(shown(replica, now)));
   });
 
+  test("another tab that knows what was shown at a time says the same of it", () => {
+    always(({ replica, follower, now }) => {
+      for (const at of [now - SECOND, now - 1500, now, now + SECOND, replica.knownSince, follower.knownSince]) {
+        if (at >= follower.knownSince) expect(follower.stateAt(at)).toStrictEqual(replica.stateAt(at));
+      }
+    });
+  });
+
   test("a replica that is loaded shows the same, and has nothing to save", () => {
     always((world) => {
       const loaded = world.loaded();
@@ -141,8 +149,12 @@ test("messages in pieces, some of them again, are the same as all at once", () =
       const whole = newReplica();
       whole.apply(log, last);
       const pieces = newReplica();
-      for (const cut of cuts) pieces.apply(log.slice(0, cut), log[Math.min(cut, log.length) - 1]?.ctime ?? 0);
+      const redeliver = (): void => {
+        for (const cut of cuts) pieces.apply(log.slice(0, cut), log[Math.min(cut, log.length) - 1]?.ctime ?? 0);
+      };
+      redeliver();
       for (const message of log) pieces.apply([message], message.ctime);
+      redeliver();
       expect(shown(pieces, last)).toStrictEqual(shown(whole, last));
     }),
     { numRuns: 300 },
@@ -173,6 +185,58 @@ test("a write is shown exactly once, in whatever order it is stored, acknowledge
     }),
     { numRuns: 300 },
   );
+});
+
+test("another tab that hears of a forgotten item does not answer for the time when it was there", () => {
+  const replica = newReplica();
+  const expires = { time: NOW + SECOND };
+  replica.apply([created("m", NOW, { expires })], NOW);
+  const follower = Replica.load(replica.take(), "phone");
+  replica.saved(replica.take());
+  replica.synced(NOW + 100 * SECOND);
+  follower.applyRecords(replica.take());
+  for (const each of [replica, follower]) {
+    expect(() => each.stateAt(NOW)).toThrow(expect.objectContaining({ code: "history-forgotten" }));
+    expect(each.stateAt(NOW + SECOND).items).toStrictEqual([]);
+  }
+});
+
+describe("the outbox", () => {
+  const dismissing = (msg_id: MsgID, ...msg_ids: MsgID[]): Message => ({ uid: "u", msg_id, dismissal: { msg_ids } });
+  const visible = (replica: Replica): MsgID[] => idsOf(replica.state(NOW).items);
+
+  test("shows a new item though its id was dismissed before by what is stored", () => {
+    const replica = newReplica();
+    replica.write(dismissing("d", "m"), NOW);
+    replica.applyResults([[dismissing("d", "m"), { status: "stored", ctime: NOW + 1 }]]);
+    replica.write(written("m"), NOW);
+    expect(visible(replica)).toStrictEqual(["m"]);
+  });
+
+  test("does not show a new item whose id was dismissed before by what is unsent", () => {
+    const replica = newReplica();
+    replica.writeAll([dismissing("d", "m"), written("m")], NOW);
+    expect(visible(replica)).toStrictEqual([]);
+  });
+
+  test("says that an item has changed which a rejected message no longer dismisses", () => {
+    const replica = newReplica();
+    replica.apply([created("m", 3)], 5);
+    replica.write(dismissing("d", "m"), NOW);
+    expect([...replica.takeChanged()].sort()).toStrictEqual(["d", "m"]);
+    const error = { code: "forbidden", message: "no", action: "stop" } as const;
+    replica.applyResults([[dismissing("d", "m"), { status: "rejected", error }]]);
+    expect([...replica.takeChanged()].sort()).toStrictEqual(["d", "m"]);
+    expect(visible(replica)).toStrictEqual(["m"]);
+  });
+
+  test("does not show a message whose id the node has told of: the facts decide", () => {
+    const replica = newReplica();
+    replica.apply([created("m", 3), created("other", 4)], 5);
+    replica.write({ ...written("m"), ...dismissing("m", "other") }, NOW);
+    expect(visible(replica)).toStrictEqual(["m", "other"]);
+    expect(replica.unsent()).toHaveLength(1);
+  });
 });
 
 describe("what an operation costs", () => {
