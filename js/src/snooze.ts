@@ -14,7 +14,13 @@ export const again = (
     uid,
     msg_id: newMsgId(),
     device_id,
-    creation: present({ category, body, expires: expires_at ? { time: expires_at } : undefined, starts, key }),
+    creation: present({
+      category,
+      body,
+      expires: expires_at ? { time: expires_at } : undefined,
+      starts,
+      key,
+    }),
   }) as Message;
 
 /** The message that creates the item again, to begin at `until`. It takes the item's place under its
