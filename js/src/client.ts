@@ -4,7 +4,7 @@ import * as given from "./arguments.js";
 import type { BodyOf, BodyWithin } from "./bodies.js";
 import { connect, type Connection, type ConnectionEvent, type ConnectionOptions, type Token } from "./connection.js";
 import { defaultEnvironment, type Environment } from "./environment.js";
-import { GregorError, invalid, problemOf, stop, unavailable, type Problem } from "./errors.js";
+import { GregorError, problemOf, stop, unavailable, type Problem } from "./errors.js";
 import { Inbox } from "./inbox.js";
 import { after, type When } from "./instant.js";
 import { hasExactIntegers } from "./json.js";
@@ -58,7 +58,8 @@ export interface Missed {
 
 export type GregorEvent = ReplicaEvent | ConnectionEvent | Missed;
 
-type Scope = { readonly thisDevice?: boolean };
+/** With `thisDevice`, the item is visible on this device only. */
+type Scope = { readonly thisDevice?: false } | { readonly thisDevice: true; readonly deviceId?: never };
 
 /** What tabs say to each other. */
 type TabMessage =
@@ -242,9 +243,7 @@ export class Gregor<Bodies = Record<string, unknown>> {
   }
 
   private _scoped<Options extends CreateOptions & Scope>({ thisDevice, ...options }: Options): CreateOptions {
-    if (!thisDevice) return options;
-    if (options.deviceId !== undefined) throw invalid("deviceId", "and `thisDevice` are given; give one");
-    return { ...options, deviceId: this.deviceId };
+    return thisDevice ? { ...options, deviceId: this.deviceId } : options;
   }
 
   // Reading

@@ -123,7 +123,7 @@ describe("a write", () => {
       gregor.create("", 3),
       gregor.put("c", 4, { expires: "1ms" }),
       gregor.put("d", () => {}),
-      gregor.put("e", 5, { deviceId: "x", thisDevice: true }),
+      gregor.put("e", 5, { deviceId: "" }),
       gregor.snooze("nothing", "1h"),
       gregor.put("f", 6),
     ]);
@@ -520,6 +520,8 @@ test("bodies have the types that the app has named", () => {
     expectTypeOf(gregor.items("other.")).toEqualTypeOf<readonly Item<unknown>[]>();
     expectTypeOf(gregor.items()).toEqualTypeOf<readonly Item<Bodies[keyof Bodies]>[]>();
     expectTypeOf(gregor.put<"theme">).parameter(1).toEqualTypeOf<"dark" | "light">();
+    // @ts-expect-error: two scopes
+    void gregor.create("theme", "dark", { thisDevice: true, deviceId: "phone" });
     // @ts-expect-error: not a theme
     void gregor.put("theme", "blue");
     void gregor.create("anything", { else: 1 });
