@@ -1,5 +1,5 @@
 import fc from "fast-check";
-import { afterEach, expect, test } from "vitest";
+import { afterEach, expect, test, vi } from "vitest";
 import type { Gregor, GregorEvent } from "../src/client.js";
 import { GregorError } from "../src/errors.js";
 import { TestServer } from "../src/testing/index.js";
@@ -97,6 +97,19 @@ test("a day passes in a moment", async () => {
   await server.advance(24 * HOUR);
   await server.create("alice", "a", "still here");
   expect(bodies(phone!.gregor)).toEqual(["still here"]);
+});
+
+test("a test may have replaced the timers of the platform", async () => {
+  vi.useFakeTimers();
+  try {
+    const server = new TestServer();
+    const [phone] = await devices(server, "phone");
+    await server.create("alice", "a", "lunch", { starts: "1h" });
+    await server.advance(HOUR);
+    expect(bodies(phone!.gregor)).toEqual(["lunch"]);
+  } finally {
+    vi.useRealTimers();
+  }
 });
 
 test("an item of one device is on that device alone", async () => {

@@ -1,205 +1,190 @@
-/** A world in which a test is the network, the server and the browser. */
+/** One device's replica, its store and another tab, and the node that they sync with: for laws. */
 
-import type { Channel, Environment, Locks, Timer } from "../src/environment.js";
-import { createGregor, type Gregor, type GregorOptions } from "../src/client.js";
-import type { Item } from "../src/message.js";
-import { hashText, entryHash } from "../src/state-hash.js";
-import { memoryDatabase } from "../src/stores/memory.js";
-import { FakeClock } from "../src/testing/fake-clock.js";
+import fc from "fast-check";
+import { Facts } from "../src/facts.js";
+import type { Result } from "../src/frames.js";
+import { SECOND, type Time } from "../src/instant.js";
+import type { Item, Message, MsgID, StoredMessage } from "../src/message.js";
+import { Replica } from "../src/replica.js";
+import { entryHash, hashText } from "../src/state-hash.js";
+import type { RecordKey } from "../src/stores/store.js";
+import { isLive } from "../src/visibility.js";
 
-export const START = Date.UTC(2026, 0, 1);
+const DEVICE = "phone";
+const START = 1_600_000_000 * SECOND;
+const CATEGORIES = ["chat", "chat.room", "theme"] as const;
 
-/** The node's end of a WebSocket. */
-export class Socket {
-  onopen?: () => void;
-  onmessage?: (event: { readonly data: string }) => void;
-  onclose?: (event: { readonly code: number; readonly reason: string }) => void;
-  readonly sent: any[] = [];
-  isClosed = false;
+/** What happens next, and two numbers that say how. */
+export type Step = readonly [action: keyof typeof ACTIONS, a: number, b: number];
 
-  send(text: string): void {
-    this.sent.push(JSON.parse(text));
-  }
+const ACTIONS = {
+  write: (world: World, a: number, b: number) => world.write(a, b),
+  dismissSeen: (world: World, a: number, b: number) => world.dismissSeen(a, b),
+  backend: (world: World, a: number, b: number) => world.store(world.message(a, b, undefined)),
+  consume: (world: World) => world.consume(),
+  acknowledge: (world: World) => world.acknowledge(),
+  feed: (world: World, a: number) => world.feed(a + 1),
+  snapshot: (world: World) => world.snapshot(),
+  synced: (world: World) => world.replica.synced(world.now),
+  hide: (world: World, a: number) => world.replica.hide(`m${a}`),
+  wait: (world: World, a: number) => world.wait(a),
+  wipe: (world: World, a: number) => a === 0 && world.wipe(),
+};
 
-  close(): void {
-    this.isClosed = true;
-  }
+const action = fc.constantFrom<Step[0]>(
+  ...(["write", "write", "backend", "backend", "consume", "acknowledge", "feed", "feed"] as const),
+  ...(Object.keys(ACTIONS) as Step[0][]),
+);
+export const steps: fc.Arbitrary<Step[]> = fc.array(fc.tuple(action, fc.nat(7), fc.nat(7)), { maxLength: 40 });
 
-  open(): this {
-    this.onopen?.();
-    return this;
-  }
-
-  say(...frames: readonly object[]): this {
-    for (const frame of frames) this.onmessage?.({ data: JSON.stringify(frame) });
-    return this;
-  }
-
-  end(code = 1006, reason = ""): void {
-    this.onclose?.({ code, reason });
-  }
-
-  get last(): any {
-    return this.sent.at(-1);
-  }
-}
-
-/** One browser: what its tabs share, and the network that the test is. */
 export class World {
-  readonly clock = new FakeClock(START);
-  readonly sockets: Socket[] = [];
-  readonly database = memoryDatabase(true);
-  readonly errors: unknown[] = [];
-  isVisible = true;
-  /** What the wall clock shows beyond the clock of the test. */
-  ahead = 0;
-  fetch: (url: string, init: any) => Promise<Response> = () => Promise.reject(TypeError("failed to fetch"));
-  private readonly _channels = new Set<FakeChannel>();
-  private readonly _waiting: (() => void)[] = [];
-  private readonly _listeners = new Map<string, Set<(event: Event) => void>>();
-  private _isLocked = false;
+  now: Time = START;
+  readonly records = new Map<RecordKey, unknown>();
+  replica = Replica.load(this.records, DEVICE);
+  /** What another tab knows of what this one has saved. */
+  follower = Replica.load(this.records, DEVICE);
+  private readonly _node = new Facts();
+  private _log: StoredMessage[] = [];
+  private _fed = 0;
+  private _acks: (readonly [Message, Result])[] = [];
+  private _count = 0;
 
-  environment(): Environment {
-    const world = this;
-    return {
-      now: () => world.clock.now + world.ahead,
-      monotonic: () => world.clock.now - START,
-      setTimeout: (callback, ms): Timer => world.clock.setTimeout(callback, ms),
-      clearTimeout: (timer) => world.clock.clearTimeout(timer),
-      random: () => 0.5,
-      listen: (type, listener) => {
-        const listeners = world._listeners.get(type) ?? new Set();
-        world._listeners.set(type, listeners.add(listener));
-        return () => listeners.delete(listener);
-      },
-      isVisible: () => world.isVisible,
-      fetch: (url, init) => world.fetch(String(url), init),
-      WebSocket: class extends Socket {
-        constructor() {
-          super();
-          world.sockets.push(this);
-        }
-      } as never,
-      indexedDB: undefined,
-      storage: undefined,
-      locks: { request: (_, options, whileHeld) => world._request(options.signal, whileHeld) } as Locks,
-      BroadcastChannel: class extends FakeChannel {
-        constructor(_: string) {
-          super(world._channels);
-        }
-      },
+  constructor() {
+    this.save();
+  }
+
+  take(...[action, a, b]: Step): void {
+    this.now += 1000;
+    ACTIONS[action](this, a, b);
+  }
+
+  /** Saves what has changed; the other tab hears of it. */
+  save(): void {
+    const changes = this.replica.take();
+    for (const [key, record] of changes) {
+      if (record === null) this.records.delete(key);
+      else this.records.set(key, structuredClone(record));
+    }
+    this.replica.saved(changes);
+    this.follower.applyRecords(structuredClone(changes));
+  }
+
+  loaded(): Replica {
+    return Replica.load(structuredClone(this.records), DEVICE);
+  }
+
+  /** A message with the next id, which dismisses only what exists: so no item is dead when stored. */
+  message(a: number, b: number, device_id: string | undefined): Message {
+    const category = CATEGORIES[a % 3] ?? "chat";
+    const base = { uid: "u", msg_id: `m${this._count++}`, ...(device_id && { device_id }) };
+    const times = {
+      ...(b % 4 === 1 && { starts: { offset: SECOND } }),
+      ...(b % 3 === 1 && { expires: { offset: 3 * SECOND } }),
     };
-  }
-
-  /** A tab of this browser. */
-  async tab(options: Partial<GregorOptions> = {}): Promise<Gregor> {
-    const gregor = createGregor({
-      url: "https://example.com/gregor/",
-      user: "alice",
-      token: "t",
-      store: this.database,
-      environment: this.environment(),
-      ...options,
-    });
-    await this.settled();
-    return gregor;
-  }
-
-  /** The browser says that something happens. */
-  async happen(type: string): Promise<void> {
-    for (const listener of [...(this._listeners.get(type) ?? [])]) listener(new Event(type));
-    await this.settled();
-  }
-
-  async settled(): Promise<void> {
-    await this.clock.advance(0);
-  }
-
-  async advance(ms: number): Promise<void> {
-    await this.clock.advance(ms);
-  }
-
-  /** The node's end of the connection that was made last. */
-  get socket(): Socket {
-    return this.sockets.at(-1)!;
-  }
-
-  /** Opens the last connection, welcomes the device, and syncs it with these items. */
-  async connect(items: readonly Item[] = [], socket = this.socket): Promise<Socket> {
-    socket.open();
-    await this.settled();
-    socket.say(welcome(this.clock.now), snapshot(items, this.clock.now));
-    await this.settled();
-    return socket;
-  }
-
-  private async _request(signal: AbortSignal | undefined, whileHeld: () => Promise<void>): Promise<void> {
-    if (this._isLocked) await new Promise<void>((resolve) => this._waiting.push(resolve));
-    this._isLocked = true;
-    if (!signal?.aborted) await whileHeld();
-    this._isLocked = false;
-    this._waiting.shift()?.();
-  }
-}
-
-class FakeChannel implements Channel {
-  onmessage: ((event: MessageEvent) => void) | null = null;
-
-  constructor(private readonly _all: Set<FakeChannel>) {
-    _all.add(this);
-  }
-
-  postMessage(message: unknown): void {
-    const data: unknown = structuredClone(message);
-    for (const other of this._all) {
-      if (other !== this) queueMicrotask(() => other.onmessage?.({ data } as MessageEvent));
+    const key = b > 3 && { key: `k${a % 2}` };
+    const known = [...this._node.keys()].slice(0, (a % 2) + 1);
+    switch (a) {
+      case 5:
+        return { ...base, dismissal: { ranges: [{ category: "chat", prefix: b > 3 }] } };
+      case 6:
+        return { ...base, dismissal: { keys: [{ key: `k${b % 2}` }] } };
+      case 7:
+        return { ...base, creation: { category, body: b }, dismissal: { msg_ids: known.length ? known : ["none"] } };
+      default:
+        return { ...base, creation: { category, body: b, ...times, ...key } };
     }
   }
 
-  close(): void {
-    this._all.delete(this);
+  write(a: number, b: number): void {
+    this.replica.write(this.message(a, b, b === 2 ? DEVICE : undefined), this.now);
+  }
+
+  dismissSeen(a: number, b: number): void {
+    const ranges = [{ category: CATEGORIES[a % 3] ?? "chat", prefix: b > 3 }];
+    const dismissal = b % 2 ? { ranges } : { keys: [{ key: `k${a % 2}` }] };
+    this.replica.dismissSeen({ uid: "u", msg_id: `m${this._count++}`, device_id: DEVICE, dismissal }, this.now);
+  }
+
+  /** The node stores a message, whoever sent it. */
+  store(message: Message): StoredMessage {
+    const { ctime: last = 0 } = this._log.at(-1) ?? {};
+    const stored = { ...message, ctime: Math.max(this.now, last + 1) };
+    this._node.replay(stored);
+    this._log.push(stored);
+    return stored;
+  }
+
+  /** The node takes what is unsent, and rejects some; a message that it has, it does not store again. */
+  consume(): void {
+    for (const message of this.replica.window(3, 1e6)) {
+      const known = this._log.find(({ msg_id }) => msg_id === message.msg_id);
+      const isRefused = !known && message.msg_id.endsWith("3");
+      if (isRefused) {
+        this._acks.push([message, { status: "rejected", error: { code: "conflict", message: "no", action: "stop" } }]);
+      } else {
+        const { ctime } = known ?? this.store(message);
+        this._acks.push([message, { status: known ? "duplicate" : "stored", ctime, visible: true }]);
+      }
+    }
+  }
+
+  acknowledge(): void {
+    this.replica.applyResults(this._acks.splice(0));
+  }
+
+  /** The device is told of the next messages, and of some again. */
+  feed(count: number): void {
+    this._fed = Math.min(this._fed + count, this._log.length);
+    const told = this._log.slice(Math.max(0, this._fed - count - 1), this._fed);
+    this.replica.apply(told, told.at(-1)?.ctime ?? 0);
+  }
+
+  snapshot(): void {
+    this._fed = this._log.length;
+    this.replica.applySnapshot([...this._node.items.values()], this._log.at(-1)?.ctime ?? 0);
+  }
+
+  wait(seconds: number): void {
+    this.now += (seconds > 6 ? 100 : seconds) * SECOND;
+  }
+
+  wipe(): void {
+    this.replica.wiped(this.now);
+    this.replica.inNewLife();
+    for (const msgId of this._node.keys()) this._node.delete(msgId);
+    this._log = [{ uid: "u", msg_id: `m${this._count++}`, ctime: this.now, dismissal: { msg_ids: ["none"] } }];
+    this._fed = 0;
+    this._acks = [];
+  }
+
+  /** All that is under way arrives. */
+  settle(): void {
+    while (this.replica.unsent().length) {
+      this.consume();
+      this.acknowledge();
+    }
+    this.feed(this._log.length);
+  }
+
+  /** What the node shows this device. */
+  nodeState(): Item[] {
+    return [...this._node.items.values()].filter((item) => isLive(item, DEVICE, this.now));
+  }
+
+  nodeHash(): string {
+    const entries = this.nodeState().map(({ ctime, msg_id }) => entryHash(ctime, msg_id));
+    return hashText(entries.reduce((sum, entry) => sum + entry, 0n));
   }
 }
 
-const micros = (ms: number): number => ms * 1000;
-
-export const welcome = (now: number, uid = "alice", epoch = 0) => ({
-  type: "welcome",
-  uid,
-  device_id: "any",
-  now: micros(now),
-  epoch,
-  limits: { messages: 500 },
+/** All that can be seen of a replica: now, later, and in the past. */
+export const shown = (replica: Replica, now: Time) => ({
+  states: [now, now + SECOND, now + 5 * SECOND].map((time) => replica.state(time).items),
+  unsent: replica.unsent(),
+  rejected: replica.rejectedEntries(),
+  hidden: [...replica.hidden.keys()].sort(),
+  awaited: [...replica.awaited].sort(),
+  device: replica.device,
 });
 
-export const snapshot = (items: readonly Item[], now: number, cursor = micros(now)) => ({
-  type: "sync",
-  mode: "snapshot",
-  prev: 0,
-  cursor,
-  as_of: micros(now),
-  hash: hashText(items.reduce((sum, { ctime, msg_id }) => sum + entryHash(ctime, msg_id), 0n)),
-  items,
-});
-
-export const item = (msg_id: string, body: unknown = null, rest: Partial<Item> = {}): Item => ({
-  msg_id,
-  ctime: micros(START) - 1000 + msg_id.charCodeAt(0),
-  category: "mail",
-  body,
-  ...rest,
-});
-
-/** What was stored for all devices of alice. */
-export const stored = (msg_id: string, prev: number, ctime: number, parts: object) => ({
-  type: "messages",
-  prev,
-  cursor: ctime,
-  messages: [{ uid: "alice", msg_id, ctime, prev, ...parts }],
-});
-
-export const ack = (n: number, ...results: readonly object[]) => ({ type: "ack", n, results });
-
-export const problem = (code: string, action: string, message = "no") => ({ type: "error", code, action, message });
-
-export const texts = (gregor: Gregor): unknown[] => gregor.items().map(({ body }) => body);
+export const idsOf = (items: Iterable<Item>): MsgID[] => [...items].map(({ msg_id }) => msg_id).sort();
