@@ -86,7 +86,7 @@ export function connect(
   let retryAfter: number | undefined;
   let withoutEpoch = false;
   let isClosed = false;
-  /** How many WebSockets in succession have ended before a welcome. */
+  /** How many WebSockets in succession have ended before the node has said anything. */
   let blocked = 0;
   let isRequested = false;
   let resume = (): void => {};
@@ -140,7 +140,7 @@ export function connect(
         onEnd(error, seconds) {
           conversation = undefined;
           if (!isStream) blocked++;
-          if (isStream !== current.isWelcomed) blocked = 0;
+          if (isStream !== current.isAnswered) blocked = 0;
           retryAfter = seconds;
           if (error) reject(error);
           else resolve();

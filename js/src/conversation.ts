@@ -25,8 +25,8 @@ const SILENCE_MS = 300_000;
 const WINDOW_BYTES = 512 * 1024;
 
 export interface Conversation {
-  /** Whether the token belongs to the user of the replica. */
-  readonly isWelcomed: boolean;
+  /** Whether the node has said anything. */
+  readonly isAnswered: boolean;
   readonly isSynced: boolean;
   /** How long ago the last frame arrived, in milliseconds. */
   silence(): number;
@@ -64,6 +64,8 @@ export function converse(
   connect: (listener: TransportListener) => Transport,
   listener: ConversationListener,
 ): Conversation {
+  let isAnswered = false;
+  /** Whether the token belongs to the user of the replica. */
   let isWelcomed = false;
   let isOver = false;
   let heardAt = monotonic();
@@ -224,7 +226,11 @@ export function converse(
         helloAt = live.clock.monotonic();
         return execute(session.opened());
       }),
-    frame: (text) => process(() => execute(session.receive(text))),
+    frame: (text) =>
+      process(() => {
+        isAnswered = true;
+        return execute(session.receive(text));
+      }),
     closed: (code, reason, retryAfter) =>
       process(async () => {
         await execute(session.disconnected(code));
@@ -233,8 +239,8 @@ export function converse(
   });
   expectAnswer();
   return {
-    get isWelcomed() {
-      return isWelcomed;
+    get isAnswered() {
+      return isAnswered;
     },
     get isSynced() {
       return session.isUpToDate;

@@ -8,7 +8,7 @@ import { SECOND } from "../src/instant.js";
 import type { Item, Message, MsgID, StoredMessage } from "../src/message.js";
 import { Replica } from "../src/replica.js";
 import type { RecordKey } from "../src/stores/store.js";
-import { World, idsOf, shown, steps, type Step } from "./world.js";
+import { World, idsOf, shown, steps, type Step } from "./replica-world.js";
 
 const NOW = 1_600_000_000 * SECOND;
 const HASH_OF_NOTHING = "0".repeat(64);
