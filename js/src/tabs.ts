@@ -219,7 +219,8 @@ export class Tabs<Message> {
   private async _lead(signal: AbortSignal): Promise<void> {
     try {
       const { term, seq } = await this._store.newTerm();
-      while (seq > this._seq) await this._reload(); // one that has begun before may lack something
+      // A reading that has begun before may lack something.
+      while (seq > this._seq) await this._reload();
       if (signal.aborted) return;
       this._isLeader = true;
       this._post({ isBeat: true }); // not before: a tab whose store hangs has to be replaced
