@@ -2,7 +2,7 @@
 
 import gc
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 # The thresholds of a server: almost all objects are freed by their reference count.
 gc.set_threshold(50_000, 20, 100)
@@ -22,3 +22,11 @@ settings.register_profile(
     ],
 )
 settings.load_profile("gregor")
+
+# Without the search for a simpler example, which takes most of the time of a test that fails.
+settings.register_profile(
+    "first-failure",
+    settings.get_profile("gregor"),
+    phases=[Phase.explicit, Phase.generate],
+    report_multiple_bugs=False,
+)

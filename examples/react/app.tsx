@@ -91,8 +91,8 @@ function Inbox(): ReactElement {
         {entries.map(({ key, unread, fields }) => (
           <li key={key} data-unread={unread}>
             <div>
-              <strong>{String(fields.title ?? "")}</strong>
-              <p>{String(fields.text ?? "")}</p>
+              <strong>{fields.title}</strong>
+              <p>{fields.text}</p>
             </div>
             <button onClick={() => void (unread ? inbox?.read(key) : inbox?.unread(key))}>
               {unread ? "Mark as read" : "Mark as unread"}
@@ -118,11 +118,12 @@ function Settings(): ReactElement {
     <section aria-label="Settings">
       <h2>Settings</h2>
       <label>
-        Theme
-        <select value={theme} onChange={(event) => void gregor?.put("settings.theme", event.target.value)}>
-          <option>light</option>
-          <option>dark</option>
-        </select>
+        <input
+          type="checkbox"
+          checked={theme === "dark"}
+          onChange={(event) => void gregor?.put("settings.theme", event.target.checked ? "dark" : "light")}
+        />
+        Dark
       </label>
       <label>
         <input

@@ -7,7 +7,7 @@
 
 import { invalid, stop } from "./errors.js";
 import { MAX_TIME, SECOND, parseWhen, type Time, type TimeOrOffset } from "./instant.js";
-import { decode, hasExactIntegers, written } from "./json.js";
+import { decode, written } from "./json.js";
 
 const MAX_BODY = 64 * 1024;
 
@@ -16,17 +16,26 @@ export const EARLIEST_TIME: Time = 978_307_200 * SECOND;
 
 export const byteLength = (text: string): number => new TextEncoder().encode(text).length;
 
-/** Half of a surrogate pair has no UTF-8. */
-const isUnicode = (text: string): boolean => !/\p{Surrogate}/u.test(text);
+/** Half of a surrogate pair, which has no UTF-8, as JSON.stringify writes it. */
+const HALF_PAIR = /(?<!\\)(\\\\)*\\ud[89a-f]/;
 
 /** Whether it is text of 1 to `limit` bytes that every store accepts. */
 export const isText = (value: unknown, limit: number): value is string =>
-  typeof value === "string" && !!value && byteLength(value) <= limit && isUnicode(value) && !value.includes("\0");
+  typeof value === "string" &&
+  !!value &&
+  !/\0|\p{Surrogate}/u.test(value) &&
+  byteLength(value) <= limit;
 
 /** Text as `isText` has it. */
 export function text(field: string, value: unknown, limit = 255): string {
   if (isText(value, limit)) return value;
   throw invalid(field, `must be text of 1 to ${limit} bytes of UTF-8, without NUL`);
+}
+
+/** An id that can stand in the path of a URL. */
+export function identifier(field: string, value: unknown, limit = 128): string {
+  if (value === "." || value === "..") throw invalid(field, "must not be `.` or `..`");
+  return text(field, value, limit);
 }
 
 /** Texts, from an array of them: at least `least`. (The characters of a string are none.) */
@@ -37,11 +46,6 @@ export function texts(field: string, values: unknown, limit = 255, least = 0): r
   throw invalid(field, `must be an array of at least ${least}`);
 }
 
-export function flag(field: string, value: unknown): boolean {
-  if (typeof value === "boolean") return value;
-  throw invalid(field, "must be true or false");
-}
-
 /** A time after 2000, or a duration that is not shorter than `shortest`. */
 export function instant(field: string, when: unknown, shortest = -MAX_TIME): TimeOrOffset {
   const { time, offset } = parseWhen(when);
@@ -49,56 +53,24 @@ export function instant(field: string, when: unknown, shortest = -MAX_TIME): Tim
   if (isFrom(shortest, offset)) return { offset };
   throw invalid(
     field,
-    "must be a Date, a time such as 2026-01-31T12:00:00Z after 2000, or a duration such as 90s" +
-      (shortest < 0 ? "" : ` of at least ${shortest} µs`),
+    `must be a Date, a time after 2000 (2026-01-31T12:00:00Z), or a duration from ${shortest} µs (90s)`,
   );
 }
 
 const isFrom = (least: number, value: unknown): value is number =>
   Number.isSafeInteger(value) && (value as number) >= least;
 
-/** A copy of the value, as its JSON says it. What JSON would silently turn into something else is
- * refused, except an undefined member of an object, which is left out, and what says itself how it
- * is written (as a Date does). */
+/** A copy of the value as JSON.stringify writes it: what every device reads. (So a Date is text, and
+ * NaN is null, from the beginning.) */
 export function body(field: string, value: unknown): unknown {
   let hasBigint = false;
-  function checked(this: unknown, _: string, part: unknown): unknown {
-    if (!isSaid(part, Array.isArray(this))) throw TypeError(`${typeof part} ${part as string}`);
+  const json = JSON.stringify(value, (name, part: unknown) => {
     hasBigint ||= typeof part === "bigint";
-    return written(part);
-  }
-  let json;
-  try {
-    json = JSON.stringify(value, checked);
-  } catch (error) {
-    throw invalid(field, `is not JSON: ${error as string}`);
-  }
+    return written(name, part);
+  });
+  if (!json || HALF_PAIR.test(json)) throw invalid(field, "is not JSON in valid Unicode");
   if (byteLength(json) > MAX_BODY) {
     throw stop("too-large", `\`${field}\` takes more than ${MAX_BODY} bytes of JSON`, field);
   }
   return decode(json, hasBigint);
-}
-
-/** Whether JSON says this as it is. */
-function isSaid(part: unknown, isElement: boolean): boolean {
-  switch (typeof part) {
-    case "number":
-      return Number.isFinite(part);
-    case "string":
-      return isUnicode(part);
-    case "undefined":
-      return !isElement;
-    case "bigint":
-      return hasExactIntegers();
-    case "object":
-      return Array.isArray(part) || isPlain(part);
-    default:
-      return part === !!part;
-  }
-}
-
-/** Whether an object is no instance of a class. (That of another window has another Object.) */
-function isPlain(value: object | null): boolean {
-  const prototype: unknown = value && Object.getPrototypeOf(value);
-  return !prototype || !Object.getPrototypeOf(prototype);
 }

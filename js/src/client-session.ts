@@ -5,6 +5,17 @@
  * order. The session knows the replica's cursor, which decides whether a frame continues what the
  * replica knows; it has no access to the replica itself. At most one `consume` is in flight.
  *
+ * A device applies a `messages` frame if it continues the replica's cursor. That is all that happens
+ * while it is up to date. A frame that does not continue the cursor reveals a gap; the device asks
+ * for a sync, and is syncing until its last page has come. During a sync the cursor must stay where
+ * the sync begins, so `messages` frames are ignored. The sync usually contains them, because the
+ * node reads it later than it has sent them. To be certain, the device notes the highest cursor of
+ * all that it has ignored. If the sync ends before it, the device asks for another one.
+ *
+ * Pages of changes are applied as they come. Pages of a snapshot are collected, because a replica
+ * with half of a snapshot would show half of a state. A node may send a sync without being asked, so
+ * a page can come in every phase, also before the welcome, over a transport that reorders.
+ *
  * It knows the user's epoch, too: the ctime of the last erase that the replica has heard of. A node
  * that knows a later one says so in an `erased` frame, or, if it was not told the epoch, in its
  * welcome. However the session hears of an erase, it then says to forget the user.
@@ -19,13 +30,21 @@ import {
   type ErrorFrame,
   type Limits,
   type Messages,
+  type NodeFrame,
   type Result,
   type SyncPage,
   type Welcome,
 } from "./frames.js";
 import type { Time } from "./instant.js";
-import type { DeviceID, Item, Message, OutOfBandMessage, StoredMessage, UID } from "./message.js";
-import { GREETING, frameIgnored, pageAccepted, syncExpected } from "./sync-state.js";
+import {
+  present,
+  type DeviceID,
+  type Item,
+  type Message,
+  type OutOfBandMessage,
+  type StoredMessage,
+  type UID,
+} from "./message.js";
 
 export type Effect =
   /** Write this frame. */
@@ -57,7 +76,8 @@ export type Effect =
   | { readonly type: "deferred"; readonly error: ErrorFrame }
   /** Pass this out-of-band message to the application. */
   | { readonly type: "deliver_out_of_band"; readonly system: string; readonly body: unknown }
-  /** The node reports an error, or is for another user; `error.action` says what to do after it has disconnected. */
+  /** The node reports an error, or the token is another user's; `error.action` says what to do after
+   * it has disconnected. */
   | { readonly type: "failed"; readonly error: Problem }
   /** Reconnect, to any node, after a random delay of up to `within_ms`. */
   | { readonly type: "reconnect"; readonly within_ms: number }
@@ -65,228 +85,230 @@ export type Effect =
    * and end the conversation. */
   | { readonly type: "erased"; readonly epoch: Time | null };
 
-/** What a session begins with. Each connection has a new one, which starts at the replica's cursor,
- * epoch and uid (null: the device has never had a welcome). If the node's version is without epochs,
- * the hello has to be `withoutEpoch`. */
+const ERASED_CLOSE_CODE = 4010;
+
+/** The device's side of one conversation with a node. It does no I/O; it returns effects. */
+export interface ClientSession {
+  /** The epoch that the device has, as far as the session knows. */
+  readonly epoch: Time | null;
+  /** Whether the last sync is complete, and nothing is known to be missing. */
+  readonly isUpToDate: boolean;
+  /** Whether a consume may be sent: the node has welcomed us, and none is in flight. */
+  readonly mayConsume: boolean;
+  /** The connection is open: say hello. */
+  opened(): Effect[];
+  /** Send messages, if `mayConsume`. `acked` or `deferred` will report their results. */
+  consume(messages: readonly (Message | OutOfBandMessage)[]): Effect[];
+  /** Ask for a sync, by default from the replica's cursor; from 0 for a snapshot. */
+  verify(from?: Time): Effect[];
+  /** Report whether the replica has the hash of a `compare`. If not, the session requests a snapshot;
+   * unless the sync was a snapshot itself, since another one would not help. */
+  hashCompared(equal: boolean): Effect[];
+  /** Process a frame. Throws `malformed` if the text is not a frame; then nothing changes. */
+  receive(json: string): Effect[];
+  /** The connection has ended with this close code. It may say what a lost frame has said. */
+  disconnected(code: number): Effect[];
+}
+
+/** What a session begins with: the replica's cursor, epoch and uid (null: the device has never had a
+ * welcome). If the node's version is without epochs, the hello has to be `withoutEpoch`. Of
+ * `exactIntegers`, see `json.ts`. */
 export interface SessionOptions {
   readonly token: string;
   readonly deviceId: DeviceID;
   readonly cursor: Time;
-  readonly epoch?: Time | null;
-  readonly uid?: UID | null;
-  readonly withoutEpoch?: boolean;
+  readonly epoch?: Time | null | undefined;
+  readonly uid?: UID | null | undefined;
+  readonly withoutEpoch?: boolean | undefined;
   readonly exactIntegers?: boolean | undefined;
 }
 
-const ERASED_CLOSE_CODE = 4010;
-
-/** The device's side of one conversation with a node. It does no I/O; it returns effects. */
-export class ClientSession {
-  cursor: Time;
-  epoch: Time | null;
-  /** How many states did not have the hash that the node has said. */
-  mismatches = 0;
-  private readonly _options: SessionOptions;
-  private _state = GREETING;
-  private _hasHeardOfErase = false;
-  /** How many messages the consume in flight holds; 0: none is in flight. */
-  private _inFlight = 0;
-  /** The number of the last consume. */
-  private _n = 0;
+/** A session for a new connection. */
+export function clientSession({
+  token,
+  deviceId,
+  cursor,
+  epoch = null,
+  uid: owner = null,
+  withoutEpoch,
+  exactIntegers,
+}: SessionOptions): ClientSession {
+  let phase: "greeting" | "syncing" | "up to date" = "greeting";
+  /** The pages of the snapshot that is on its way. */
+  let pages: SyncPage[] = [];
+  /** The highest cursor of the frames that were ignored during this sync. */
+  let highest: Time = 0;
+  let hasHeardOfErase = false;
+  /** The number of the last consume, and how many messages it holds; 0: it is answered. */
+  let lastConsume = 0;
+  let inFlight = 0;
   /** A snapshot is requested after an error, and no page has come since. */
-  private _isResyncRequested = false;
+  let isResyncRequested = false;
   /** The last complete one. */
-  private _lastSync: SyncPage["mode"] | undefined;
+  let lastSync: SyncPage["mode"] | undefined;
 
-  constructor(options: SessionOptions) {
-    this._options = options;
-    this.cursor = options.cursor;
-    this.epoch = options.epoch ?? null;
+  function verify(from = cursor): Effect[] {
+    phase = "syncing";
+    return [{ type: "send", frame: { type: "verify", cursor: from } }];
   }
 
-  /** Whether the last sync is complete, and nothing is known to be missing. */
-  get isUpToDate(): boolean {
-    return this._state.phase === "up to date";
-  }
-
-  /** Whether a consume may be sent: the node has welcomed us, and none is in flight. */
-  get mayConsume(): boolean {
-    return this._state.phase !== "greeting" && !this._inFlight;
-  }
-
-  /** The connection is open: say hello. */
-  opened(): Effect[] {
-    const { token, deviceId, withoutEpoch } = this._options;
-    return send({
-      type: "hello",
-      token,
-      device_id: deviceId,
-      ...(this.cursor && { cursor: this.cursor }),
-      ...(this.epoch !== null && !withoutEpoch && { epoch: this.epoch }),
-      protocol: PROTOCOL,
-    });
-  }
-
-  /** Send messages, if `mayConsume`. `acked` or `deferred` will report their results. */
-  consume(messages: readonly (Message | OutOfBandMessage)[]): Effect[] {
-    if (!this.mayConsume || !messages.length) return [];
-    this._inFlight = messages.length;
-    return send({ type: "consume", n: ++this._n, messages });
-  }
-
-  /** Ask for a sync; from cursor 0 for a snapshot. */
-  verify(cursor = this.cursor): Effect[] {
-    this._state = syncExpected(this._state);
-    return send({ type: "verify", cursor });
-  }
-
-  /** Report whether the replica has the hash of a `compare`. If not, the session requests a
-   * snapshot; unless the sync was a snapshot itself, since another one would not help. */
-  hashCompared(equal: boolean): Effect[] {
-    if (equal) return [];
-    this.mismatches++;
-    return this._lastSync === "snapshot" ? [] : this.verify(0);
-  }
-
-  /** The connection has ended with this close code. It may say what a lost frame has said. */
-  disconnected(code: number): Effect[] {
-    return code === ERASED_CLOSE_CODE ? this._erased() : [];
-  }
-
-  /** Process a frame. Throws `malformed` if the text is not a frame; then nothing changes. */
-  receive(json: string): Effect[] {
-    const frame = decodeNodeFrame(json, this._options.exactIntegers);
-    switch (frame?.type) {
+  function effectsOf(frame: NodeFrame): Effect[] {
+    switch (frame.type) {
       case "welcome":
-        return this._welcomed(frame);
+        return foreign(frame.uid) ?? welcomed(frame);
       case "sync":
-        return this._sync(frame);
+        return continuesCursor(frame) ? accept(frame) : ignore(frame.cursor);
       case "messages":
-        return this._apply(frame);
+        return apply(frame);
       case "out_of_band":
-        return [{ type: "deliver_out_of_band", system: frame.system, body: frame.body }];
+        return [{ ...frame, type: "deliver_out_of_band" }];
       case "ack":
-        return this._acked(frame);
+        return acked(frame);
       case "error":
-        return this._failed(frame);
+        return failed(frame);
       case "goaway":
         return [{ type: "reconnect", within_ms: frame.reconnect_after_ms }];
       case "erased":
-        return this._isOwner(frame.uid) ? this._erased(frame.epoch) : this._refused(frame.uid);
-      default:
-        return [];
+        return foreign(frame.uid) ?? erased(frame.epoch);
     }
   }
 
-  private _welcomed({ uid, now, limits, epoch: told }: Welcome): Effect[] {
-    const known = this.epoch ?? 0;
+  /** What to do if the token is another user's: nothing that the node says is for this device, and
+   * its close code is not, either. */
+  function foreign(uid = owner): Effect[] | undefined {
+    if (owner === null || uid === owner) return undefined;
+    hasHeardOfErase = true;
+    const reason = `the token is of the user ${uid}, and this store of ${owner}`;
+    return [{ type: "failed", error: stop("forbidden", reason) }];
+  }
+
+  function welcomed({ uid, now, limits, epoch: told }: Welcome): Effect[] {
+    if (epoch !== null && told !== undefined && told > epoch) return erased(told);
     // Whatever a node without epochs says leaves the epoch as it is: with an earlier one, the next
     // node would take the device for one that has not heard of the erase.
-    const epoch = told ?? known;
-    if (this.epoch !== null && epoch > known && this._isOwner(uid)) return this._erased(epoch);
-    this.epoch = epoch;
-    this._state = syncExpected(this._state);
+    epoch = told ?? epoch ?? 0;
+    phase = "syncing";
     const { messages = 500, ids_days = 0 } = limits;
     return [
       { type: "welcomed", uid, limits: { messages: Math.max(1, messages), ids_days }, now, epoch },
     ];
   }
 
-  /** Whether what is said of this user is of the device's user. Undefined: nobody has said. */
-  private _isOwner(uid: UID | undefined): boolean {
-    const owner = this._options.uid ?? uid;
-    return uid === undefined || uid === owner;
+  /** The node says that the user was erased: forget the user, unless the device knows that. What says
+   * no epoch may follow a frame that says it. */
+  function erased(told: Time | null = null): Effect[] {
+    const isKnown = told === null ? hasHeardOfErase : epoch !== null && told <= epoch;
+    hasHeardOfErase = true;
+    if (isKnown) return [];
+    epoch = told ?? epoch;
+    return [{ type: "erased", epoch: told }];
   }
 
-  /** The token is another user's, so nothing that the node says is for this device. */
-  private _refused(uid: UID | undefined): Effect[] {
-    this._hasHeardOfErase = true; // and a close code is not, either
-    const { uid: owner } = this._options;
-    const error = stop("forbidden", `the token is of the user ${uid}, and this store belongs to ${owner}`);
-    return [{ type: "failed", error }];
+  function failed(error: ErrorFrame): Effect[] {
+    if (error.code === "erased") return erased();
+    if (error.n !== undefined) return settled(error.n, { type: "deferred", error });
+    if (error.action !== "resync" || isResyncRequested) return [{ type: "failed", error }];
+    isResyncRequested = true;
+    return verify(0);
   }
 
-  /** The node says that the user was erased: forget the user, unless the device knows that. */
-  private _erased(epoch?: Time): Effect[] {
-    const hasHeard = this._hasHeardOfErase;
-    this._hasHeardOfErase = true;
-    if (epoch === undefined) return hasHeard ? [] : [{ type: "erased", epoch: null }];
-    if (this.epoch !== null && epoch <= this.epoch) return [];
-    this.epoch = epoch;
-    return [{ type: "erased", epoch }];
-  }
-
-  private _failed(error: ErrorFrame): Effect[] {
-    if (error.code === "erased") return this._erased();
-    if (error.n !== undefined) return this._isSettled(error.n) ? [{ type: "deferred", error }] : [];
-    if (error.action !== "resync" || this._isResyncRequested) return [{ type: "failed", error }];
-    this._isResyncRequested = true;
-    return this.verify(0);
-  }
-
-  private _acked({ n, results }: Ack): Effect[] {
-    const erased = results.find(({ error }) => error?.code === "erased");
-    if (erased) return this._erased(erased.error?.epoch);
-    if (n === this._n && this._inFlight && results.length !== this._inFlight) {
+  function acked({ n, results }: Ack): Effect[] {
+    const isErased = results.find(({ error }) => error?.code === "erased");
+    if (isErased) return erased(isErased.error?.epoch);
+    if (n === lastConsume && inFlight && results.length !== inFlight) {
       throw stop("malformed", "the ack has not one of `results` for each message", "results");
     }
-    return this._isSettled(n) ? [{ type: "acked", results }] : [];
+    return settled(n, { type: "acked", results });
   }
 
-  /** Whether this is the answer to the consume in flight, which then is not any more. */
-  private _isSettled(n: number): boolean {
-    if (n !== this._n || !this._inFlight) return false;
-    this._inFlight = 0;
-    return true;
+  /** The effect, if this is the answer to the consume in flight; then none is in flight any more. */
+  function settled(n: number, effect: Effect): Effect[] {
+    if (n !== lastConsume || !inFlight) return [];
+    inFlight = 0;
+    return [effect];
   }
 
-  private _apply({ prev, messages, cursor }: Messages): Effect[] {
-    if (cursor <= this.cursor) return [];
-    if (!this.isUpToDate) {
-      // The sync in progress starts at our cursor, so the cursor must not move.
-      this._state = frameIgnored(this._state, cursor);
-      return [];
-    }
-    if (prev !== this.cursor) return this.verify();
-    this.cursor = cursor;
+  function apply({ prev, messages, cursor: end }: Messages): Effect[] {
+    // During a sync, which starts at our cursor, the cursor must not move.
+    if (end <= cursor || phase !== "up to date") return ignore(end);
+    if (prev !== cursor) return verify();
+    cursor = end;
     return [{ type: "apply", messages, cursor }];
   }
 
-  private _sync(page: SyncPage): Effect[] {
-    if (!this._continuesCursor(page)) return this._ignore(page);
-    this._isResyncRequested = false;
-    const effects = this._contentOf(page);
-    this._state = pageAccepted(this._state, page);
-    if (page.more) return effects;
-    this._lastSync = page.mode;
-    effects.push({ type: "compare", as_of: page.as_of, hash: page.hash });
-    return this.isUpToDate ? effects : [...effects, ...this.verify()];
+  /** What is old is ignored; what is not applied, although it is new, is missing afterwards. */
+  function ignore(end: Time): Effect[] {
+    if (end <= cursor) return [];
+    highest = Math.max(highest, end);
+    return phase === "up to date" ? verify() : [];
   }
 
   /** Whether a page continues from our cursor. A node sends an unrequested sync when it has dropped
    * its queue for us, and a transport may deliver an old page again. */
-  private _continuesCursor({ mode, prev, cursor }: SyncPage): boolean {
-    if (mode === "changes") return prev === this.cursor;
+  function continuesCursor({ mode, prev, cursor: end }: SyncPage): boolean {
+    if (mode === "changes") return prev === cursor;
     // The first sync may end before our cursor: the node's store may be a restored backup.
-    return !this._lastSync || cursor >= this.cursor;
+    return !lastSync || end >= cursor;
   }
 
-  private _ignore({ cursor }: SyncPage): Effect[] {
-    if (cursor <= this.cursor) return [];
-    const wasUpToDate = this.isUpToDate;
-    this._state = frameIgnored(this._state, cursor);
-    return wasUpToDate ? this.verify() : [];
+  function accept(page: SyncPage): Effect[] {
+    isResyncRequested = false;
+    phase = "syncing";
+    const effects = contentOf(page);
+    if (page.more) return effects;
+    pages = [];
+    lastSync = page.mode;
+    effects.push({ type: "compare", as_of: page.as_of, hash: page.hash });
+    if (highest > cursor) return [...effects, ...verify()];
+    phase = "up to date";
+    highest = 0;
+    return effects;
   }
 
   /** What a page changes: one of changes at once, one of a snapshot with the last page. */
-  private _contentOf(page: SyncPage): Effect[] {
-    const { mode, more, cursor, messages = [] } = page;
+  function contentOf(page: SyncPage): Effect[] {
+    const { mode, more, messages = [] } = page;
+    if (mode === "snapshot") pages.push(page);
     if (mode === "snapshot" && more) return [];
-    this.cursor = cursor;
+    cursor = page.cursor;
     if (mode === "changes") return [{ type: "apply", messages, cursor }];
-    const items = [...this._state.pages, page].flatMap((each) => each.items ?? []);
-    return [{ type: "replace", items, cursor, epoch: this.epoch }];
+    return [{ type: "replace", items: pages.flatMap(({ items = [] }) => items), cursor, epoch }];
   }
-}
 
-const send = (frame: DeviceFrame): Effect[] => [{ type: "send", frame }];
+  return {
+    get epoch() {
+      return epoch;
+    },
+    get isUpToDate() {
+      return phase === "up to date";
+    },
+    get mayConsume() {
+      return phase !== "greeting" && !inFlight;
+    },
+    opened: () => [
+      {
+        type: "send",
+        frame: present({
+          type: "hello" as const,
+          token,
+          device_id: deviceId,
+          cursor: cursor || undefined,
+          epoch: withoutEpoch ? undefined : (epoch ?? undefined),
+          protocol: PROTOCOL,
+        }),
+      },
+    ],
+    consume(messages) {
+      if (!this.mayConsume || !messages.length) return [];
+      inFlight = messages.length;
+      return [{ type: "send", frame: { type: "consume", n: ++lastConsume, messages } }];
+    },
+    verify,
+    hashCompared: (equal) => (equal || lastSync === "snapshot" ? [] : verify(0)),
+    receive(json) {
+      const frame = decodeNodeFrame(json, exactIntegers);
+      return frame ? effectsOf(frame) : [];
+    },
+    disconnected: (code) => (code === ERASED_CLOSE_CODE ? erased() : []),
+  };
+}

@@ -32,34 +32,25 @@ const UNITS: Readonly<Record<string, number>> = {
   d: 864e8,
   w: 6048e8,
 };
-const ISO_8601 = /^P(?=.)([\d.]+D)?(T(?=.)([\d.]+H)?([\d.]+M)?([\d.]+S)?)?$/;
-const RFC_3339 = /^(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(\.\d+)?(Z|[-+]\d\d:\d\d)$/i;
+const DURATION = /^[-+]?(P(?=.)([\d.]+D)?(T([\d.]+[HMS])+)?|([\d.]+(us|ms|[smhdw]))+)$/;
 
-/** Microseconds since the epoch, from text with a zone; NaN if it is no time. */
-function timeOf(text: string): number {
-  const [, date = "", clock, fraction = 0, zone = ""] = RFC_3339.exec(text) ?? [];
-  // Date.parse takes some days that do not exist for others.
-  const exists = new Date(date).toJSON()?.startsWith(date);
-  return exists ? Date.parse(`${date}T${clock}${zone}`) * 1e3 + Math.round(+fraction * 1e6) : NaN;
-}
+/** Microseconds since the epoch, to the millisecond as in a Date, from text with a zone; NaN if it is
+ * no time. */
+const timeOf = (text: string): number =>
+  /T.+(Z|[-+]\d\d:\d\d)$/.test(text) ? Date.parse(text) * 1e3 : NaN;
 
 /** Microseconds, from text such as `1h30m`, `-5m` or `P1D`; NaN if it is no duration. */
 function durationOf(text: string): number {
-  const amount = text.replace(/^[-+]/, "");
-  const parts = ISO_8601.test(amount) ? amount.replace(/[PT]/g, "").toLowerCase() : amount;
-  let sum = 0;
-  const rest = parts.replace(/(\d+(?:\.\d+)?)(us|ms|[smhdw])/g, (_, number, unit: string) => {
-    sum += number * (UNITS[unit] ?? NaN);
-    return "";
-  });
-  if (rest || !parts) return NaN;
+  let sum = DURATION.test(text) ? 0 : NaN;
+  for (const [, number, unit = ""] of text.toLowerCase().matchAll(/([\d.]+)(us|ms|[smhdw])/g)) {
+    sum += Number(number) * (UNITS[unit] ?? NaN);
+  }
   return Math.round(text.startsWith("-") ? 0 - sum : sum);
 }
 
 /** What an app wrote as a time or a duration: at most one of the two, and perhaps no number. */
 export function parseWhen(when: unknown): { readonly time?: unknown; readonly offset?: unknown } {
-  const { toJSON } = Object(when) as { toJSON?: unknown };
-  const value: unknown = typeof toJSON === "function" ? toJSON.call(when) : when;
-  if (typeof value !== "string") return Object(value) as object;
+  const value: unknown = Object(when).toJSON?.() ?? when;
+  if (typeof value !== "string") return Object(value);
   return /^\d{4}-/.test(value) ? { time: timeOf(value) } : { offset: durationOf(value) };
 }

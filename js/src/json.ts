@@ -9,7 +9,7 @@
 declare global {
   interface JSON {
     /** Not in all browsers yet. Those that have it also give revivers the source of a number. */
-    rawJSON?(text: string): unknown;
+    rawJSON: ((text: string) => unknown) | undefined;
   }
 }
 
@@ -26,27 +26,27 @@ export type JSONValue =
 /** Whether this browser can read and write exact integers. */
 export const hasExactIntegers = (): boolean => !!JSON.rawJSON;
 
-/** What JSON.stringify writes for this part of a value. */
-export const written = (part: unknown): unknown =>
-  typeof part === "bigint" ? JSON.rawJSON?.(`${part}`) : part;
+/** What JSON.stringify writes for this part of a value: the replacer of every call of it. A bigint is
+ * refused where there is no JSON.rawJSON. */
+export const written = (_: string, part: unknown): unknown =>
+  typeof part === "bigint" && JSON.rawJSON ? JSON.rawJSON(`${part}`) : part;
 
 /** The value as JSON. It must be one that JSON can say. */
-export const encode = (value: unknown): string =>
-  JSON.stringify(value, (_, part: unknown) => written(part));
+export const encode = (value: unknown): string => JSON.stringify(value, written);
 
 /** The value of the JSON. Throws SyntaxError if it is none. */
 export const decode = (json: string, exactIntegers?: boolean): unknown =>
-  JSON.parse(json, exactIntegers ? readExactly : undefined);
+  JSON.parse(json, exactIntegers ? exact : undefined);
 
-const readExactly = (_: string, value: unknown, context?: { source?: string }): unknown =>
-  typeof value === "number" && !Number.isSafeInteger(value) && /^-?\d+$/.test(context?.source ?? "")
-    ? BigInt(context?.source ?? "")
+const exact = (_: string, value: unknown, { source = "" }: { source?: string } = {}): unknown =>
+  typeof value === "number" && !Number.isSafeInteger(value) && /^-?\d+$/.test(source)
+    ? BigInt(source)
     : value;
 
 /** JSON that is equal for equal values: members are in the order of their names. */
 export const canonical = (value: unknown): string =>
-  JSON.stringify(value, (_, part: unknown) =>
+  JSON.stringify(value, (name, part: unknown) =>
     part && typeof part === "object" && !Array.isArray(part)
       ? Object.fromEntries(Object.entries(part).sort(([a], [b]) => (a < b ? -1 : 1)))
-      : written(part),
+      : written(name, part),
   );

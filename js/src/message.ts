@@ -19,8 +19,6 @@ export type Category = string;
 export type Key = string;
 
 const MAX_MSG_ID = 64;
-const MAX_DEVICE_ID = 128;
-const MAX_KEY = 255;
 
 /** Creates one item. It begins to be visible at `starts`, if given, and expires at `expires`. With
  * a `key`, it takes the place of the item of this key and scope that was created before. */
@@ -163,8 +161,8 @@ export const dismissCategory = (
     category: given.text("category", category),
     end_time: optional(options, "endTime", given.instant),
     skip_msg_ids: optional(options, "skipMsgIds", given.texts, MAX_MSG_ID),
-    prefix: optional(options, "prefix", given.flag),
-    scheduled: optional(options, "scheduled", given.flag),
+    prefix: options.prefix,
+    scheduled: options.scheduled,
   });
   return message(uid, options, { dismissal: { ranges: [range] } });
 };
@@ -177,7 +175,7 @@ export const dismissKey = (
   options: DismissKeyOptions = {},
 ): Message => {
   const end_time = optional(options, "endTime", given.instant);
-  const named = given.texts("keys", keys, MAX_KEY, 1).map((key) => present({ key, end_time }));
+  const named = given.texts("keys", keys, 255, 1).map((key) => present({ key, end_time }));
   return message(uid, options, { dismissal: { keys: named } });
 };
 
@@ -195,8 +193,8 @@ const message = (
 ): Message =>
   present({
     uid,
-    msg_id: optional(options, "msgId", given.text, MAX_MSG_ID) ?? newMsgId(),
-    device_id: optional(options, "deviceId", given.text, MAX_DEVICE_ID),
+    msg_id: optional(options, "msgId", given.identifier, MAX_MSG_ID) ?? newMsgId(),
+    device_id: optional(options, "deviceId", given.identifier),
     ...parts,
   });
 

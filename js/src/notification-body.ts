@@ -7,7 +7,26 @@
 
 import { isText } from "./arguments.js";
 
-export type Fields = Readonly<Record<string, unknown>>;
+/** A button of a notification. It has an `id`, a `url`, or both. */
+export interface NotificationAction {
+  readonly label: string;
+  readonly id?: string;
+  readonly url?: string;
+  readonly [name: string]: unknown;
+}
+
+/** The fields that mean the same in every app, and those of the app. */
+export interface NotificationFields {
+  readonly title?: string;
+  readonly text?: string;
+  readonly url?: string;
+  readonly icon?: string;
+  readonly severity?: "info" | "success" | "warning" | "error";
+  readonly actions?: readonly NotificationAction[];
+  readonly [name: string]: unknown;
+}
+
+type Fields = Readonly<Record<string, unknown>>;
 type Checks = Readonly<Record<string, (value: unknown) => boolean>>;
 
 const text =
@@ -54,7 +73,7 @@ export const FIELDS: Checks = {
 };
 
 /** What a device may show of a body: all fields but those that are invalid. */
-export const validFields = (body: unknown): Fields =>
+export const validFields = (body: unknown): NotificationFields =>
   Object.fromEntries(
     Object.entries(isObject(body) ? body : {}).filter(([name, value]) => fits({ [name]: value }, FIELDS)),
   );

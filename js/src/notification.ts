@@ -2,7 +2,7 @@
 
 import * as given from "./arguments.js";
 import { invalid } from "./errors.js";
-import { checkTopic, ITEMS, MARKER, MARKERS, MAX_ITEM_KEY, type Topic } from "./inbox.js";
+import { ITEMS, MARKER, MARKERS, MAX_ITEM_KEY, topicPrefix, type Topic } from "./inbox.js";
 import { after } from "./instant.js";
 import { newMsgId, put, type Creation, type Message, type PutOptions, type UID } from "./message.js";
 import { ACTION_FIELDS, areActions, FIELDS, firstInvalid, isObject } from "./notification-body.js";
@@ -17,7 +17,7 @@ export function notification(
   body: unknown,
   options: PutOptions = {},
 ): readonly [item: Message, marker: Message] {
-  checkTopic(topic);
+  topicPrefix(topic);
   checkBody(body);
   const msgId = markable("msgId", options.msgId ?? newMsgId(), MAX_ITEM_ID);
   const key = markable("key", options.key ?? msgId, MAX_ITEM_KEY);

@@ -1,8 +1,8 @@
 /** The messages written on a device, and what each of them changes there. */
 
-import { seenOn } from "./visibility.js";
-import type { DeviceID, Message, StoredMessage } from "./message.js";
 import type { Time } from "./instant.js";
+import type { DeviceID, Message, StoredMessage } from "./message.js";
+import { seenOn } from "./visibility.js";
 
 /** A message written on this device, its position in the outbox, and the time of writing, by the
  * node's clock. An acknowledged message has a ctime; it is `dead` if its item was when the node
@@ -17,21 +17,22 @@ export interface OutboxEntry {
 }
 
 /** An entry that the node has acknowledged. */
-export type AcknowledgedEntry = OutboxEntry & { readonly message: StoredMessage };
+export interface AcknowledgedEntry extends OutboxEntry {
+  readonly message: StoredMessage;
+}
 
-export const isAcknowledged = (entry: OutboxEntry): entry is AcknowledgedEntry =>
-  !!entry.message.ctime;
+export const isAcknowledged = (entry: OutboxEntry): entry is AcknowledgedEntry => !!entry.message.ctime;
 
 /** What an acknowledged message changes on this device; undefined if nothing. */
-export function acknowledgedPart(entry: AcknowledgedEntry, deviceId: DeviceID): StoredMessage | undefined {
-  const { dead, message } = entry;
+export function acknowledgedPart(
+  { message, dead }: AcknowledgedEntry,
+  deviceId: DeviceID,
+): StoredMessage | undefined {
   const { creation, ...rest } = message;
-  const { dismissal, msg_id } = message;
-  if (!creation) return message;
-  if (seenOn(message.device_id, deviceId)) {
-    if (!dead) return message;
-    // A dead item has taken the place of its predecessor all the same.
-    if (creation.key) return { ...message, dismissal: { ...dismissal, msg_ids: [...(dismissal?.msg_ids ?? []), msg_id] } };
-  }
-  return dismissal && rest;
+  const { msg_id, device_id, dismissal } = rest;
+  const isSeen = seenOn(device_id, deviceId);
+  if (!creation || (isSeen && !dead)) return message;
+  if (!isSeen || !creation.key) return dismissal && rest;
+  // A dead item has taken the place of its predecessor all the same.
+  return { ...message, dismissal: { ...dismissal, msg_ids: [...(dismissal?.msg_ids ?? []), msg_id] } };
 }

@@ -1,10 +1,9 @@
 /** What a store keeps of a replica: records of the same kinds and shapes as in Python. */
 
-import { flag, integer, item, message, object, optional, problem, text, time, type Reader } from "./frames.js";
 import { stop, type Problem } from "./errors.js";
+import { integer, item, message, object, optional, problem, text, time, type Reader } from "./frames.js";
 import type { Time } from "./instant.js";
 import type { DeviceID, Message, UID } from "./message.js";
-import type { OutboxEntry } from "./outbox.js";
 import type { Changes, RecordKey } from "./stores/store.js";
 
 /** The single record of the kind `owner`. It repeats what the one of the kind `device` says, so that
@@ -40,20 +39,19 @@ export function splitKey(key: RecordKey): [kind: string, name: string] {
   return [key.slice(0, slash), key.slice(slash + 1)];
 }
 
-/** A message without a ctime, or with one. */
-const written: Reader<Message> = (value, path) => message({ ctime: 0, ...(value as object) }, path);
+const owner = { device_id: text, uid: optional(text), epoch: optional(time) };
 
-const owner = { device_id: text, uid: optional(text), epoch: optional(time), erased: flag };
+/** A message with or without a ctime. */
+const written: Reader<Message> = (value, path) => message({ ctime: 0, ...Object(value) }, path);
 
 /** How each kind of record is read. */
 const READERS: Readonly<Record<string, Reader<unknown>>> = {
   owner: object<object>(owner),
   device: object<object>({ ...owner, cursor: time, clock_offset: integer }),
   item,
-  outbox: object<OutboxEntry>({ number: integer, written: time, message: written, echoed: optional(flag), dead: optional(flag) }),
-  hidden: flag,
+  outbox: object<object>({ number: integer, written: time, message: written }),
   awaited: integer,
-  rejected: object<RejectedEntry>({ number: integer, message: written, error: problem }),
+  rejected: object<object>({ number: integer, message: written, error: problem }),
 };
 
 /** Whether this version can read the record. What is of no kind that it knows, it need not read. */
@@ -66,27 +64,16 @@ export function isReadable(kind: string, record: unknown): boolean {
   }
 }
 
-/** The device that the records belong to. The owner says it, too; and of a damaged record of the
- * device, often only the cursor is. Then the cursor is 0, so the first sync is a snapshot. Throws
- * `setup` if the records belong to another device, or do not say to which. */
+/** The device that the records belong to; a new one if there are none. If its own record is damaged,
+ * the owner says so, and the cursor is 0: the first sync is a snapshot. Throws `setup` if the records
+ * belong to another device, or do not say to which. */
 export function deviceIn(records: Changes, device_id: DeviceID): DeviceRecord {
-  const device = records.get("device/");
-  const owner = records.get("owner/");
-  const fresh = { cursor: 0, clock_offset: 0 };
-  const [found] = [
-    ...[device].filter((record) => isReadable("device", record)),
-    ...[owner, device]
-      .filter((record) => isReadable("owner", record))
-      .map((record) => ({ ...(record as OwnerRecord), ...fresh })),
-    ...[device ?? owner]
-      .filter((record) => record === undefined)
-      .map(() => ({ device_id, uid: null, epoch: null, erased: false, ...fresh })),
-  ] as DeviceRecord[];
-  if (found?.device_id === device_id) return found;
-  throw stop(
-    "setup",
-    found
-      ? `this store belongs to the device ${found.device_id}, not to ${device_id}; use one store per device`
-      : "no record of this store can be read that says whose it is, so what is unsent may be another user's; nothing was changed: keep it, and use a new one",
-  );
+  const known = ["owner", "device"].flatMap((kind) => {
+    const record = records.get(`${kind}/`);
+    return isReadable(kind, record) ? [record] : [];
+  });
+  const fresh = { device_id, uid: null, epoch: null, erased: false, cursor: 0, clock_offset: 0 };
+  const device: DeviceRecord = Object.assign(fresh, ...known);
+  if (device.device_id === device_id && (known[0] || !records.size)) return device;
+  throw stop("setup", `this store is not of the device ${device_id}; nothing was changed: use another store`);
 }

@@ -39,11 +39,11 @@ import { snoozed } from "./snooze.js";
 import { State, compareItems, timeOf } from "./state.js";
 import { entryHash, hashText } from "./state-hash.js";
 import type { Changes, RecordKey } from "./stores/store.js";
-import { hasBegun, isLive, isVisible } from "./visibility.js";
+import { hasBegun, isLive } from "./visibility.js";
 import { hasOffsetEnds, namingAlso, repeats, repeatsItem, repeatsOpen, withEnds, withInstants } from "./writing.js";
 
-const MAX_REJECTED = 1_000;
-const MAX_AWAITED = 1_000;
+/** Of awaited ids, and of rejected messages. */
+const MAX_KEPT = 1_000;
 const MAX_MESSAGE = 512 * 1024;
 /** Nodes and devices whose clocks differ by less agree on what has expired. */
 const EXPIRY_GRACE = 60 * SECOND;
@@ -119,7 +119,7 @@ export class Replica {
 
   private _load(key: RecordKey, record: unknown): void {
     const [kind, name] = splitKey(key);
-    if (record === undefined) return; // the store cannot read it, and has it still
+    if (record == null) return; // the store cannot read it, and has it still
     if (isReadable(kind, record)) this._kinds[kind]?.set(name, record);
     else {
       this.setAside.set(key, record);
@@ -202,8 +202,8 @@ export class Replica {
 
   /** The number of what comes last in the order of writing. */
   private _nextNumber(): number {
-    const numbers = [...this.outbox.values(), ...this.rejected.values()].map(({ number }) => number);
-    return 1 + maxOf([...numbers, ...this.awaited.values()]);
+    const numbered = [this.outbox, this.rejected, this.awaited].flatMap((records) => [...records.values()]);
+    return 1 + maxOf(numbered.map(numberOf));
   }
 
   get device(): DeviceRecord {
@@ -257,7 +257,7 @@ export class Replica {
    * it later; or it is here now, told by a node whose clock is ahead. */
   private _wasHere(clause: Clause, end: Time, now: Time, item: Item): boolean {
     const { written = Infinity } = this.outbox.get(item.msg_id) ?? {};
-    const isAhead = this.facts.items.has(item.msg_id) && item.ctime > end && end >= now;
+    const isAhead = this.facts.has(item.msg_id) && item.ctime > end && end >= now;
     return (written <= end || isAhead) && hasBegunFor(clause, item, end);
   }
 
@@ -274,7 +274,7 @@ export class Replica {
     }
     const { msg_id } = message;
     // The node has stored this message, or another with this id: the facts decide.
-    const echoed = this.facts.items.has(msg_id);
+    const echoed = this.facts.has(msg_id);
     const entry = { number: this._nextNumber(), written: now, message, ...(echoed && { echoed }) };
     this._put("outbox", msg_id, entry);
     this._changed.add(msg_id);
@@ -297,7 +297,7 @@ export class Replica {
 
   /** Whether the node has not told of the item, or it has begun since. */
   private _isBeyondCursor(clause: Clause, item: Item): boolean {
-    const isTold = this.facts.items.has(item.msg_id);
+    const isTold = this.facts.has(item.msg_id);
     return !isTold || (comparesTime(clause) && timeOf(item) > this.device.cursor);
   }
 
@@ -316,16 +316,20 @@ export class Replica {
     this._requireLife();
     this._changed.add(msgId);
     if (this._hasCome(msgId)) this._put("hidden", msgId, true);
-    else if (!this.awaited.has(msgId)) {
-      this._put("awaited", msgId, this._nextNumber());
-      this._drop("awaited", [...this.awaited].sort(([, a], [, b]) => a - b).slice(0, -MAX_AWAITED).map(([id]) => id));
-    }
+    else if (!this.awaited.has(msgId)) this._append("awaited", msgId, this._nextNumber());
+  }
+
+  /** Puts a record after all others of its kind, of which the oldest beyond the last 1,000 go. */
+  private _append(kind: "awaited" | "rejected", msgId: MsgID, record: number | RejectedEntry): void {
+    this._put(kind, msgId, record);
+    const names = [...this[kind]].sort(([, a], [, b]) => byNumber(a, b)).map(([name]) => name);
+    this._drop(kind, names.slice(0, -MAX_KEPT));
   }
 
   /** Whether the item exists here. What is shown does not decide: a dismissal in the outbox may still
    * be rejected. */
   private _hasCome(msgId: MsgID): boolean {
-    return this.facts.items.has(msgId) || this.outbox.has(msgId);
+    return this.facts.has(msgId) || this.outbox.has(msgId);
   }
 
   /** Forgets rejected messages. Idempotent. */
@@ -367,8 +371,7 @@ export class Replica {
   erasure(): GregorError | undefined {
     const { erased, epoch } = this.device;
     if (!erased) return undefined;
-    const message = "the user was erased, and nothing of it is left on this device; `reconnect` begins a new life";
-    return new GregorError({ code: "erased", action: "stop", message, epoch: epoch ?? 0 });
+    return new GregorError({ code: "erased", action: "stop", message: "the user was erased; `reconnect` begins a new life", epoch: epoch ?? 0 });
   }
 
   private _requireLife(): void {
@@ -426,10 +429,11 @@ export class Replica {
    * node stores the outbox in order, so it has also stored the entries before it, even if it does not
    * send those that are dead by now. */
   private _echo(sent: Iterable<MsgID>): void {
-    const numbers = [...sent].map((msgId) => this.outbox.get(msgId)).map((entry) => (entry?.echoed ? 0 : (entry?.number ?? 0)));
-    const last = maxOf(numbers);
-    for (const [msgId, entry] of this.outbox) {
-      if (entry.number <= last && !entry.echoed) this._put("outbox", msgId, { ...entry, echoed: true });
+    const unechoed = [...this.outbox].filter(([, { echoed }]) => !echoed);
+    const ids = new Set(sent);
+    const last = maxOf(unechoed.map(([msgId, { number }]) => (ids.has(msgId) ? number : 0)));
+    for (const [msgId, entry] of unechoed) {
+      if (entry.number <= last) this._put("outbox", msgId, { ...entry, echoed: true });
     }
   }
 
@@ -438,13 +442,13 @@ export class Replica {
    * `rejected`. */
   applyResults(results: readonly (readonly [Message, Result])[]): void {
     for (const [message, result] of results) {
-      const entry = this.outbox.get(message.msg_id);
+      const { msg_id } = message;
+      const { error } = result;
+      const entry = this.outbox.get(msg_id);
       if (!entry) continue;
-      this._put("outbox", message.msg_id, result.error ? undefined : this._acknowledged(entry, result));
-      if (result.error) this._put("rejected", message.msg_id, { number: this._nextNumber(), message, error: result.error });
+      if (error) this._append("rejected", msg_id, { number: this._nextNumber(), message, error });
+      this._put("outbox", msg_id, error ? undefined : this._acknowledged(entry, result));
     }
-    const surplus = this.rejectedEntries().slice(0, -MAX_REJECTED);
-    this._drop("rejected", surplus.map(({ message }) => message.msg_id));
     this._settle(results.map(([{ msg_id }]) => msg_id));
   }
 
@@ -489,11 +493,6 @@ export class Replica {
     return this._waiting().map(({ message }) => message);
   }
 
-  /** How many messages that are not acknowledged were written before this time. */
-  unsentBefore(time: Time): number {
-    return this._waiting().filter(({ written }) => written < time).length;
-  }
-
   /** The unsent messages to send next, with the uid set: at least one, if there are any, and
    * otherwise up to these limits. */
   window(maxMessages: number, maxBytes: number): readonly Message[] {
@@ -516,12 +515,12 @@ export class Replica {
 
   /** Those of the items with these ids that are visible on this device now. */
   visibleAmong(msgIds: Iterable<MsgID>, now: Time): Map<MsgID, Item> {
-    const visible = new Map<MsgID, Item>();
-    for (const msgId of msgIds) {
-      const item = this._shown.get(msgId);
-      if (item && !this._isHidden(item) && isVisible(item, this.device.device_id, now)) visible.set(msgId, item);
-    }
-    return visible;
+    const items = [...msgIds].flatMap((msgId) => this._shown.get(msgId) ?? []);
+    return new Map(this._visibleOf(items, now).map((item) => [item.msg_id, item]));
+  }
+
+  private _visibleOf(items: readonly Item[], time: Time): readonly Item[] {
+    return items.filter((item) => this._isLiveHere(item, time) && hasBegun(item, time));
   }
 
   /** The items visible on this device now. */
@@ -537,10 +536,9 @@ export class Replica {
    * hidden now. Throws `history-forgotten` for a time before `knownSince`. */
   stateAt(at: Time): State {
     if (at < this.knownSince) {
-      throw stop("history-forgotten", `this device knows its history from ${this.knownSince} on, not at ${at}; ask the server`);
+      throw stop("history-forgotten", `this device knows its history from ${this.knownSince} on; ask the server`);
     }
-    const { items } = this._shown.stateAt(this.device.device_id, at);
-    return new State(items.filter((item) => !this._isHidden(item)), at);
+    return new State(this._visibleOf(this._shown.at(at), at), at);
   }
 
   /** A time later than this one, and not later than when the next item begins or expires; Infinity if
@@ -549,21 +547,9 @@ export class Replica {
     return this._shown.nextChange(after);
   }
 
-  /** The ids of the items that begin or expire between these times. If the clock was set back, they
-   * are as they were before that. */
-  changedByTime(before: Time, now: Time): readonly MsgID[] {
-    const from = Math.min(before, now);
-    const until = Math.max(before, now);
-    const isBetween = (time = 0): boolean => from < time && time <= until;
-    return [...this._shown.items.values()]
-      .filter(({ starts_at, expires_at }) => isBetween(starts_at) || isBetween(expires_at))
-      .map(({ msg_id }) => msg_id);
-  }
-
   /** The item with this key that is visible on this device: of two, its own first. */
   withKey(key: Key, now: Time): Item | undefined {
-    const ids = this._shown.withKey(key).map(({ msg_id }) => msg_id);
-    return [...this.visibleAmong(ids, now).values()].at(-1);
+    return this._visibleOf(this._shown.withKey(key), now).at(-1);
   }
 
   /** The items with this key that are visible on this device, or will be when they begin. */
@@ -572,12 +558,9 @@ export class Replica {
   }
 
   /** Whether the item is live on this device, begun or not, and not hidden. */
-  private _isLiveHere(item: Item, now: Time): boolean {
-    return isLive(item, this.device.device_id, now) && !this._isHidden(item);
-  }
-
-  private _isHidden({ msg_id }: Item): boolean {
-    return this.hidden.has(msg_id) || this.awaited.has(msg_id);
+  private _isLiveHere(item: Item, time: Time): boolean {
+    const { msg_id } = item;
+    return isLive(item, this.device.device_id, time) && !this.hidden.has(msg_id) && !this.awaited.has(msg_id);
   }
 
   // What is shown
@@ -620,7 +603,7 @@ export class Replica {
   /** Hides the awaited items that have come, and forgets the hidden ones that are gone. */
   private _hideArrived(changed: Iterable<MsgID>): void {
     for (const msgId of changed) {
-      if (this.awaited.has(msgId) && this.facts.items.has(msgId)) {
+      if (this.awaited.has(msgId) && this.facts.has(msgId)) {
         this._put("awaited", msgId);
         this._put("hidden", msgId, true);
       }
@@ -632,12 +615,15 @@ export class Replica {
 /** Whether two records are the same; a removed one is null or undefined. */
 const isSame = (a: unknown, b: unknown): boolean => a === b || canonical(a ?? null) === canonical(b ?? null);
 
+const numberOf = (record: number | { readonly number: number }): number =>
+  typeof record === "number" ? record : record.number;
+
 /** The greatest of them; 0 if there are none. */
 const maxOf = (numbers: readonly number[]): number => numbers.reduce((a, b) => Math.max(a, b), 0);
 
 const sizeOf = (message: Message): number => byteLength(encode(message));
 
-const byNumber = (a: { readonly number: number }, b: { readonly number: number }): number => a.number - b.number;
+const byNumber = <T extends Parameters<typeof numberOf>[0]>(a: T, b: T): number => numberOf(a) - numberOf(b);
 
 /** What these items add to the hash. */
 function sumOf(items: Iterable<Item | undefined>): bigint {

@@ -4,25 +4,34 @@ import { invalid } from "./errors.js";
 import { after, type Time, type TimeOrOffset } from "./instant.js";
 import { newMsgId, present, type Item, type Message, type UID } from "./message.js";
 
-/** The message that creates the item again, to begin at `starts`, if given. It takes the item's place
- * under its key; an item without a key is dismissed in the same message. */
-export function again(uid: UID, item: Item, starts: TimeOrOffset | undefined): Message {
-  const { msg_id, category, body, device_id, expires_at, key } = item;
-  const expires = expires_at === undefined ? undefined : { time: expires_at };
-  return present({
+/** The message that creates an item again: with its key, scope, contents and expiry, and with its
+ * start if that is still to come. */
+export const again = (
+  uid: UID,
+  { category, body, device_id, starts_at = 0, expires_at, key }: Item,
+  now: Time,
+): Message =>
+  present({
     uid,
     msg_id: newMsgId(),
     device_id,
-    creation: { category, body, ...present({ expires, starts, key }) },
-    dismissal: key === undefined ? { msg_ids: [msg_id] } : undefined,
-  });
-}
+    creation: present({
+      category,
+      body,
+      expires: expires_at ? { time: expires_at } : undefined,
+      starts: starts_at > now ? { time: starts_at } : undefined,
+      key,
+    }),
+  }) as Message;
 
-/** The message that hides an item until then. Throws `invalid` unless that lies between now and the
- * expiry of the item. */
+/** The message that creates the item again, to begin at `until`. It takes the item's place under its
+ * key; an item without a key is dismissed in the same message. Throws `invalid` unless `until` lies
+ * between now and the expiry of the item. */
 export function snoozed(uid: UID, item: Item, until: TimeOrOffset, now: Time): Message {
-  const time = after(until, now);
-  if (time <= now) throw invalid("until", "has passed; give a later time");
-  if (time >= (item.expires_at ?? Infinity)) throw invalid("until", "is not before the item expires");
-  return again(uid, item, until);
+  const starts_at = after(until, now);
+  if (starts_at <= now || starts_at >= (item.expires_at ?? Infinity)) {
+    throw invalid("until", "is not between now and the expiry of the item");
+  }
+  const message = again(uid, { ...item, starts_at }, now);
+  return item.key ? message : { ...message, dismissal: { msg_ids: [item.msg_id] } };
 }

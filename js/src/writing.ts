@@ -53,7 +53,7 @@ export function withInstants(message: Message, now: Time): Message {
   const { creation } = message;
   const { starts, expires } = creation ?? {};
   if (starts && expires && after(starts, now) >= after(expires, now)) {
-    throw invalid("starts", "is not before the expiry, so the item would never be visible");
+    throw invalid("starts", "is not before `expires`");
   }
   return {
     ...withClauses(message, (clause) => clause.end_time ? { ...clause, end_time: instant(clause.end_time) } : clause),
@@ -106,4 +106,4 @@ export function repeatsItem(item: Item, { device_id, creation }: Message): boole
 
 /** Whether this time, or offset from an unknown time, is the instant. */
 const mayMean = (given: TimeOrOffset | undefined, instant: Time | undefined): boolean =>
-  given?.time === instant || (isOffset(given) && instant !== undefined);
+  isOffset(given) ? instant !== undefined : given?.time === instant;

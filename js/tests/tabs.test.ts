@@ -208,8 +208,9 @@ describe("two tabs that believe to lead at once", () => {
     const [leader] = leaders(b, c);
     a.tab.goOn();
     const savings = [a, leader!].map((page) => page.tabs.save(new Map([["device/", { by: page.tab.id }]]), page.term));
+    const settled = Promise.allSettled(savings);
     await browser.settle();
-    const [byOld, byNew] = await Promise.allSettled(savings);
+    const [byOld, byNew] = await settled;
     expect(byOld).toMatchObject({ status: "rejected", reason: { code: "not-leader" } });
     expect(byNew).toMatchObject({ status: "fulfilled" });
     await browser.advance(2_000);

@@ -19,6 +19,7 @@ with required_extra("server"):
     from pydantic_settings import (
         BaseSettings,
         EnvSettingsSource,
+        NoDecode,
         PydanticBaseSettingsSource,
         SettingsConfigDict,
         TomlConfigSettingsSource,
@@ -52,6 +53,11 @@ def _listen(value: str) -> str:
 def _text(value: Any) -> Any:
     """A number of a TOML file, as it would be typed."""
     return str(value) if isinstance(value, int) else value
+
+
+def _words(value: Any) -> Any:
+    """A list of texts; one string may hold several, as in an environment variable."""
+    return tuple(value.split()) if isinstance(value, str) else value
 
 
 def _store(value: Any) -> Any:
@@ -104,6 +110,8 @@ class Settings(BaseSettings):
     workers: Annotated[int, Field(ge=1)] = 1
     auth: Auth = Auth.OPEN
     jwt_secret: SecretStr | None = None
+    # (This layer knows no origins: see AllowedOrigins.)
+    allow_origin: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = ()
     sweep_seconds: Annotated[float, Field(gt=0)] = 5.0
     # Durations such as 90d; 0: for ever. (This layer knows no times: see `retention_of`.)
     history: Annotated[str, BeforeValidator(_text)] = "90d"

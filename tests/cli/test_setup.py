@@ -34,6 +34,7 @@ SECRET = "0123456789abcdef0123456789abcdef"
         ("--drain-seconds", "-1", ("`drain_seconds`", "greater than or equal to 0")),
         ("--store-seconds", "0", ("`store_seconds`", "greater than 0")),
         ("--store-connections", "0", ("`store_connections`", "greater than or equal to 1")),
+        ("--allow-origin", "*", ("`allow_origin`", "https://app.example.com")),
         ("--workers", "0", ("`workers`", "greater than or equal to 1")),
     ],
 )

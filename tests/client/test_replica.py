@@ -4,6 +4,7 @@ the state machine of record, and reports each change once."""
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from msgspec import structs
 
 from gregor.client.events import Created, Dismissed
-from gregor.client.replica import Replica, events_between
+from gregor.client.replica import Replica, events_between, new_rejections
 from gregor.client.store import changed_records, load_replica
 from gregor.client.writing import alone, clauses, compares_time, with_ends
 from gregor.core.facts import Facts, is_dismissed_by
@@ -31,6 +32,7 @@ from gregor.core.message import (
     dismiss_category,
     dismiss_key,
     put,
+    raw,
 )
 from gregor.core.state import Item
 from gregor.core.state_hash import hash_of
@@ -711,6 +713,42 @@ def test_rejected_messages_are_kept_in_order_and_bounded() -> None:
         f"m{n}" for n in range(200, 1_200)
     ]
     assert len(replica.state(2_000)) == 0
+
+
+def test_message_that_is_rejected_again_under_its_id_is_reported_again() -> None:
+    results = [Result("rejected", error=Problem.of(Conflict("known")))]
+    replica = Replica(DEVICE)
+    for body in ("first", "second"):
+        message = create("u", "mail", body, msg_id="m")
+        written = replica.write(message, 10)
+        replica = written.apply_results(list(zip([message], results, strict=True)))
+        assert [event.message for event in new_rejections(written, replica)] == [message]
+
+
+def test_own_item_of_a_rejected_message_is_not_replaced_by_it() -> None:
+    keys = Dismissal(keys=(KeyDismissal("k"),))
+    message = structs.replace(put("u", "mail", key="k", msg_id="m"), dismissal=keys)
+    item = Item("m", 10, "mail", message.creation.raw_body if message.creation else raw(None))
+    shown = structs.replace(item, key="k")
+    assert events_between({"m": shown}, {}, 20, [message]) == [Dismissed(shown, "dismissed")]
+
+
+def test_unsent_range_takes_what_begins_before_the_ctime_that_it_can_have_now() -> None:
+    begins_at_50 = create("u", "mail", starts=TimeOrOffset(offset=40), msg_id="m")
+    replica = Replica(DEVICE).apply([stamp(begins_at_50, 10)], 10)
+    first = create("u", "note", msg_id="n0")
+    replica = replica.write_all([first, dismiss_category("u", "mail")], 20)
+    replica = replica.write_all([create("u", "note", msg_id=f"n{n}") for n in range(1, 9)], 20)
+    assert "m" in replica.visible(60)
+    acknowledged = replica.apply_results([(first, Result("stored", ctime=60))])
+    assert "m" not in acknowledged.visible(60)
+
+
+def test_other_dismissal_with_an_offset_is_a_conflict_with_one_that_names_ids_alone() -> None:
+    replica = Replica(DEVICE).write(dismiss("u", "a", msg_id="d"), 10)
+    everything = dismiss_category("u", "mail", end_time=timedelta(0), msg_id="d")
+    with pytest.raises(Conflict):
+        replica.write(everything, 20)
 
 
 @given(strategies.histories())

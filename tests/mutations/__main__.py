@@ -1,7 +1,7 @@
 """Runs mutations, and prints which were caught.
 
-python -m tests.mutations.mutations            # all mutations
-python -m tests.mutations.mutations prefix     # the mutations with "prefix" in the name
+python -m tests.mutations            # all mutations
+python -m tests.mutations prefix     # the mutations with "prefix" in the name
 """
 
 import os

@@ -45,6 +45,8 @@ STATE_PAGES = "tests/server/test_state_pages.py::"
 FLEET = "tests/node/test_fleet.py::"
 NODE = "tests/node/test_node.py::"
 NODE_ERASE = "tests/node/test_erase.py::"
+ORIGINS = "tests/server/test_origins.py::"
+WEB_PAGES = "tests/server/test_web_pages.py::"
 HTTP_ERASE = "tests/server/test_erase.py::"
 SHARDED = "tests/shards/test_sharded.py::"
 LINEAR = "tests/stores/test_linear.py::"
@@ -2071,9 +2073,9 @@ MUTATIONS = [
     Mutation(
         "a server without authentication answers other machines",
         "server/app.py",
-        "if isinstance(authenticator, OpenAuthenticator):",
-        "if authenticator is None:",
-        "tests/server/test_auth.py::test_open_auth_rejects_pages_of_other_origins",
+        "is_open = isinstance(authenticator, OpenAuthenticator)",
+        "is_open = False",
+        AUTH + "test_mounted_app_with_open_auth_answers_on_loopback_only",
     ),
     Mutation(
         "a device of schema 1 forgets which of its messages were echoed",
@@ -2492,5 +2494,54 @@ MUTATIONS = [
         "if has_others and mark <= user.ctime:",
         "if False:",
         EXPORTS + "test_device_of_either_store_gets_a_snapshot_after_a_merge",
+    ),
+    Mutation(
+        "origins: a page of another port is of the server's own origin",
+        "server/origins.py",
+        'return address == own != ""',
+        'return address.partition(":")[0] == own.partition(":")[0]',
+        ORIGINS + "test_page_may_use_the_server_that_it_comes_from",
+    ),
+    Mutation(
+        "origins: a `*` stands for anything before a name",
+        "server/origins.py",
+        'r"(?:[a-z0-9_-]+\\.)+"',
+        'r".*"',
+        ORIGINS + "test_page_may_use_a_server_that_allows_its_origin",
+    ),
+    Mutation(
+        "origins: a page can give a name of its own to a machine without authentication",
+        "server/origins.py",
+        "if self._only_local or not _is_own",
+        "if not _is_own",
+        WEB_PAGES + "test_without_authentication_a_name_of_this_machine_is_not_its_own_origin",
+    ),
+    Mutation(
+        "origins: pages of all origins connect devices",
+        "server/web_pages.py",
+        'if scope["type"] == "websocket":',
+        "if False:",
+        WEB_PAGES + "test_only_a_page_of_an_allowed_origin_may_connect_a_device",
+    ),
+    Mutation(
+        "origins: a page may not send the header from which it resumes",
+        "server/web_pages.py",
+        '"Last-Event-ID", ',
+        "",
+        WEB_PAGES + "test_preflight_of_each_request_of_a_client",
+    ),
+    Mutation(
+        "errors may be kept by browsers and proxies",
+        "server/web_pages.py",
+        'if event["type"] in ("http.response.start", "websocket.http.response.start"):',
+        'if event.get("status", 500) < 400:',
+        WEB_PAGES + "test_no_answer_is_kept_or_guessed_at",
+    ),
+    Mutation(
+        "a device that writes over HTTP is not named as the author",
+        "server/http.py",
+        "identity.caller._replace(device_id=device_id)",
+        "identity.caller",
+        WEB_PAGES + "test_device_can_do_over_http_what_it_does_over_a_websocket",
     ),
 ]

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,9 +31,9 @@ TEST_RAN = 100
 failed test: the exit code of both is 1."""
 
 
-def run(mutation: Mutation) -> str | None:
+def run(mutation: Mutation, servers: Mapping[str, str] = {}) -> str | None:
     """Plant the bug in a copy of gregor and run the test on it. Returns why the test did not catch
-    it, or None."""
+    it, or None. `servers` are the environment variables with the URLs of running servers."""
     with TemporaryDirectory() as directory:
         path = Path(directory, "gregor", mutation.file)
         # Only the mutated file needs to be compiled again.
@@ -43,12 +44,12 @@ def run(mutation: Mutation) -> str | None:
         if found != 1:
             return f"the text to mutate occurs {found} times in {mutation.file}, not once"
         path.write_text(text.replace(mutation.old, mutation.new))
-        return _test(mutation.test, directory)
+        return _test(mutation.test, directory, servers)
 
 
-def _test(node_id: str, directory: str) -> str | None:
+def _test(node_id: str, directory: str, servers: Mapping[str, str]) -> str | None:
     output = Path(directory, "output")
-    child = FORKSERVER.Process(target=_pytest, args=(node_id, directory, output))
+    child = FORKSERVER.Process(target=_pytest, args=(node_id, directory, output, servers))
     child.start()
     child.join(TEST_TIMEOUT_SECONDS)
     if child.exitcode is None:
@@ -62,16 +63,18 @@ def _test(node_id: str, directory: str) -> str | None:
     return f"{node_id} could not be run (exit code {child.exitcode}):\n{log}"
 
 
-def _pytest(node_id: str, directory: str, output: Path) -> None:
+def _pytest(node_id: str, directory: str, output: Path, servers: Mapping[str, str]) -> None:
     """Run one test in a child process that has not imported gregor yet."""
     with output.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.chdir(ROOT)
-    os.environ |= {"PYTHONPATH": directory, "PYTHONDONTWRITEBYTECODE": "1"}
+    os.environ |= {"PYTHONPATH": directory, "PYTHONDONTWRITEBYTECODE": "1", **servers}
     sys.path.insert(0, directory)
     sys.dont_write_bytecode = True
-    options = ["-x", "-q", "--no-header", "--assert=plain"]
+    options = ["-x", "-q", "--no-header", "--assert=plain", "--hypothesis-profile=first-failure"]
+    # Runs at the same time must not remove each other's directories.
+    options += [f"--basetemp={directory}/tmp"]
     # Ignore resources that a failing test does not close.
     options += ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:unraisableexception"]
     sys.exit(TEST_RAN + pytest.main([*options, node_id]))

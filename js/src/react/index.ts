@@ -5,6 +5,8 @@
  * yet. So the two agree, and the render after that shows what this device has.
  */
 
+"use client";
+
 import {
   createContext,
   createElement,
@@ -34,13 +36,18 @@ import type { Status } from "../status.js";
  */
 export interface Register {}
 
-type Bodies = Register extends { readonly bodies: infer Named } ? Named : unknown;
+type Bodies = Register extends { readonly bodies: infer Named extends object }
+  ? Named
+  : Record<string, unknown>;
 
 const Context = createContext<Gregor<Bodies> | undefined>(undefined);
 
+/** A client, whatever types of bodies it names: those of the hooks are `Register`'s. */
+type AnyGregor = Gregor<any>;
+
 /** Either a client of the app, which the app closes, or the options of one. */
 export type GregorProviderProps = { readonly children?: ReactNode } & (
-  | { readonly client: Gregor<Bodies>; readonly options?: never }
+  | { readonly client: AnyGregor; readonly options?: never }
   | { readonly options: GregorOptions; readonly client?: never }
 );
 

@@ -63,7 +63,7 @@ export interface TestServerOptions {
  * online have heard of it. */
 export class TestServer {
   private readonly _clock: FakeClock;
-  private readonly _node: FakeNode;
+  protected readonly _node: FakeNode;
   private readonly _random = randomNumbers(1);
 
   constructor({ now = "2026-01-01T00:00:00Z", identify, refuse }: TestServerOptions = {}) {
@@ -150,7 +150,7 @@ export class TestServer {
 
   /** What the server shows of a user now; with a device, what that device would show. */
   items(user: UID, deviceId?: DeviceID): readonly Item[] {
-    return this._node.user(user).facts.stateAt(deviceId, this._clock.now * 1_000, Infinity).items;
+    return this._node.user(user).visible(deviceId, this._clock.now * 1_000);
   }
 
   /** All messages that were stored for a user, in order. */

@@ -71,7 +71,7 @@ class FakeSocket {
 }
 
 export class TestDevice {
-  private readonly _store = memoryDatabase();
+  private readonly _store = memoryDatabase(true);
   private readonly _sockets = new Set<FakeSocket>();
   private readonly _listeners = new Map<string, Set<(event: Event) => void>>();
   private _isOnline = true;

@@ -1,7 +1,7 @@
 /** A device without I/O: a session and a replica, which are fed calls and frames, as section 11 of
  * spec/protocol.md describes them. */
 
-import { ClientSession, type Effect } from "../../src/client-session.js";
+import { clientSession, type ClientSession, type Effect } from "../../src/client-session.js";
 import { GregorError } from "../../src/errors.js";
 import { eventsBetween, rejectionsIn } from "../../src/events.js";
 import type { Result } from "../../src/frames.js";
@@ -56,7 +56,7 @@ export class DeviceRun {
       const due = this.replica.nextChange(this._now);
       if (due > now) break;
       this._now = due;
-      this._refresh([]);
+      this._refresh();
     }
     this._now = now;
   }
@@ -127,7 +127,7 @@ export class DeviceRun {
   private _connect(): void {
     const { cursor, epoch, uid, erased, device_id } = this.replica.device;
     if (erased) return;
-    this._session = new ClientSession({ token: "t", deviceId: device_id, cursor, epoch, uid });
+    this._session = clientSession({ token: "t", deviceId: device_id, cursor, epoch, uid });
     this._carryOut(this._session.opened());
   }
 
@@ -160,7 +160,7 @@ export class DeviceRun {
     const { replica } = this;
     switch (effect.type) {
       case "send":
-        this._sent.push(effect.frame);
+        this._sent.push(JSON.parse(JSON.stringify(effect.frame)));
         break;
       case "welcomed":
         this._change(() => replica.welcomed(effect.uid, effect.epoch));
@@ -216,7 +216,7 @@ export class DeviceRun {
   private _change(operation: () => readonly Message[] | void, messages: readonly Message[] = []): void {
     const written = operation() ?? messages;
     const changes = this._save();
-    this._refresh(written);
+    this._refresh(written, this.replica.takeChanged());
     for (const { message, error } of rejectionsIn(changes)) {
       this._events.push({ rejected: { msg_id: message.msg_id, code: error.code } });
     }
@@ -232,13 +232,17 @@ export class DeviceRun {
     return changes;
   }
 
-  /** The events of the items that an operation says it may have changed, and of those that time has. */
-  private _refresh(messages: readonly Message[]): void {
+  /** The events of the items that an operation says it may have changed; by default, that time has. */
+  private _refresh(messages: readonly Message[] = [], ids?: ReadonlySet<MsgID>): void {
     const { replica, _now: now } = this;
-    const changed = new Set([...replica.takeChanged(), ...replica.changedByTime(0, now)]);
+    const visible = replica.visible(now);
+    const changed = ids ?? new Set([...this._visible.keys(), ...visible.keys()]);
     const before = new Map([...this._visible].filter(([id]) => changed.has(id)));
     const after = replica.visibleAmong(changed, now);
-    this._visible = replica.visible(now);
+    const unseen = [...visible.keys()].filter((id) => !changed.has(id) && !this._visible.has(id));
+    const forgotten = [...this._visible.keys()].filter((id) => !changed.has(id) && !visible.has(id));
+    if (unseen.length + forgotten.length) throw new Error(`not said to have changed: ${[...unseen, ...forgotten]}`);
+    this._visible = visible;
     for (const event of eventsBetween(before, after, now, messages)) {
       this._events.push(
         event.type === "created"

@@ -9,6 +9,7 @@ interface HashCase {
   readonly asks: readonly { device_id?: string; as_of: number; hash: string }[];
 }
 
+
 const { cases } = vectors("hash") as { cases: readonly HashCase[] };
 
 test.each(cases)("$name", ({ items, asks }) => {

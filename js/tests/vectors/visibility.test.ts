@@ -21,10 +21,14 @@ interface VisibilityCase {
 
 const { cases } = vectors("visibility") as { cases: readonly VisibilityCase[] };
 
-function seen(facts: Facts, { device_id, at, known, now = 0 }: View): readonly string[] {
-  const visible = [...facts.items.values()].filter((item) => isVisible(item, device_id, now));
-  const state = at === undefined ? new State(visible, now) : facts.stateAt(device_id, at, known);
-  return state.items.map(({ msg_id }) => msg_id);
+function seen(messages: readonly StoredMessage[], { device_id, at, known, now = 0 }: View): readonly string[] {
+  const facts = new Facts();
+  // A page of a state is a state that knows fewer messages.
+  for (const message of messages) if (message.ctime <= (known ?? Infinity)) facts.replay(message);
+  const items = at === undefined || known ? [...facts.items.values()] : facts.at(at);
+  return new State(items.filter((item) => isVisible(item, device_id, at ?? now)), now).items.map(
+    ({ msg_id }) => msg_id,
+  );
 }
 
 /** A device is told in the order of the ctimes, whatever the order in which messages were given. */
@@ -32,9 +36,9 @@ const told = (messages: readonly StoredMessage[]): StoredMessage[] =>
   messages.toSorted((a, b) => a.ctime - b.ctime);
 
 test.each(cases)("$name", ({ messages, views }) => {
-  const facts = new Facts();
-  for (const times of ["once", "again"]) {
-    for (const message of told(messages)) facts.replay(message);
-    for (const view of views) expect(seen(facts, view), times).toStrictEqual(view.visible);
+  const once = told(messages);
+  for (const view of views) {
+    expect(seen(once, view)).toStrictEqual(view.visible);
+    expect(seen([...once, ...once], view), "told again").toStrictEqual(view.visible);
   }
 });

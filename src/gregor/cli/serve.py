@@ -59,6 +59,16 @@ def serve(
             show_default="open",
         ),
     ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN",
+            help="Web pages that may use the server, besides those of its own origin: "
+            "https://app.example.com, or https://*.example.com for all names below. Can be "
+            "repeated.",
+            show_default="none",
+        ),
+    ] = None,
     log_format: Annotated[
         str | None,
         typer.Option(
@@ -152,6 +162,7 @@ def serve(
         workers=workers,
         migrate=migrate,
         auth=auth,
+        allow_origin=tuple(allow_origin) if allow_origin else None,
         log_format=log_format,
         history=history,
         ids=ids,

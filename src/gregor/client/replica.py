@@ -48,7 +48,14 @@ from gregor.client.writing import (
     with_instants,
 )
 from gregor.core.admission import EARLIEST_TIME
-from gregor.core.facts import DismissedRange, Facts, dismissed_ranges, is_dismissed_by
+from gregor.core.facts import (
+    DismissedKey,
+    DismissedRange,
+    Facts,
+    dismissed_keys,
+    dismissed_ranges,
+    is_dismissed_by,
+)
 from gregor.core.instant import MAX_TIME, SECOND, Time, TimeOrOffset
 from gregor.core.message import UID, DeviceID, InBandMessage, Key, MsgID
 from gregor.core.range_deaths import range_deaths
@@ -188,8 +195,9 @@ class Replica(Struct, frozen=True):
         return self._with_unsent(entry)
 
     def _with_unsent(self, entry: OutboxEntry) -> Self:
-        # An end may lie between an old stamp and the one that is right now.
-        before = self.derived() if self.old_stamps and entry.has_ends else self
+        # An end may lie between an old stamp and the one that is right now; and so may a start.
+        depends = entry.has_ends or (entry.has_ranges and self._begins_after(self.cursor))
+        before = self.derived() if self.old_stamps and depends else self
         reached = before.shown.reached_by(before._as_stored_next(entry))
         changed = before.changed if before is not self else frozenset[MsgID]()
         return before._with(
@@ -544,13 +552,20 @@ class Replica(Struct, frozen=True):
         keys = dict.fromkeys(key for entry in known for key in entry.named_keys())
         keyed = chain.from_iterable(updated._ids_with_key(key, before) for key in keys)
         ids = frozenset(chain(changed, entry_ids, named, keyed))
+        cursor = min(before.cursor, self.cursor)
         if (
             len(ids) * (1 + updated.outbox.ranges_count) > len(updated.outbox)
             or any(entry.has_ranges for entry in known)
-            or updated.outbox.has_ends_after(min(before.cursor, self.cursor))
+            or updated.outbox.has_ends_after(cursor)
+            or (updated.outbox.ranges_count and before._begins_after(cursor))
         ):
             return updated.derived(ids)
         return updated._shown_again(ids)
+
+    def _begins_after(self, cursor: Time) -> bool:
+        """Whether an item may begin between an old stamp and the one that is right now: a range
+        leaves what has not begun by its stamp."""
+        return self.shown.items.next_start(cursor) is not None
 
     def _ids_with_key(self, key: Key, before: Self) -> Iterator[MsgID]:
         """The ids of all items with this key that were shown before, or may be shown now."""
@@ -630,9 +645,10 @@ class Replica(Struct, frozen=True):
 def new_rejections(before: Replica, after: Replica) -> list[WriteRejected]:
     """The messages that the operation that led from one replica to the other has rejected."""
     new = {
-        msg_id: after.rejected[msg_id]
+        msg_id: entry
         for msg_id in after.changed
-        if msg_id in after.rejected and msg_id not in before.rejected
+        if (entry := after.rejected.get(msg_id)) is not before.rejected.get(msg_id)
+        and entry is not None
     }
     return [WriteRejected(entry.message, entry.error) for entry in _in_order(new)]
 
@@ -665,20 +681,22 @@ def _replaced(dismissed: Sequence[Item], messages: Iterable[InBandMessage]) -> s
     whose key it has. The items are known to be dismissed, so no times are compared."""
     replaced: set[MsgID] = set()
     ranges: list[DismissedRange] = []
-    keys: set[Key] = set()
+    keys: defaultdict[Key, list[DismissedKey]] = defaultdict(list)
     puts: defaultdict[tuple[Key, DeviceID | None], set[MsgID]] = defaultdict(set)
     for message in messages:
         if message.key is not None:
             puts[message.key, message.device_id].add(message.msg_id)
         if message.creation is not None and message.dismissal is not None:
             replaced.update(message.dismissal.msg_ids)
-            keys.update(named.key for named in message.dismissal.keys)
+            for named in dismissed_keys(message):
+                keys[named.key].append(structs.replace(named, end=MAX_TIME))
             ranges += (structs.replace(r, end=MAX_TIME) for r in dismissed_ranges(message))
     replaced.update(item.msg_id for item, _ in range_deaths(ranges, dismissed))
     for item in dismissed:
         if item.key is not None:
             is_put_again = bool(puts[item.key, item.device_id] - {item.msg_id})
-            replaced.update([item.msg_id] if is_put_again or item.key in keys else ())
+            is_dismissed = any(named.covers(item) for named in keys[item.key])
+            replaced.update([item.msg_id] if is_put_again or is_dismissed else ())
     return replaced
 
 

@@ -157,4 +157,5 @@ def _as_given(written: InBandMessage, message: InBandMessage) -> InBandMessage:
     if written.dismissal is None or message.dismissal is None:
         return written
     given = written.dismissal.msg_ids[: len(message.dismissal.msg_ids)]
-    return structs.replace(written, dismissal=structs.replace(written.dismissal, msg_ids=given))
+    dismissal = structs.replace(written.dismissal, msg_ids=given)
+    return written.reduced(written.creation, dismissal) or written

@@ -1,6 +1,6 @@
 """A server: the ASGI app of one node, and its life from start to graceful shutdown."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Any, Self
 
@@ -18,9 +18,11 @@ from gregor.server.descriptors import Descriptors
 from gregor.server.going_away import draining_on_stop
 from gregor.server.loopback import LoopbackOnly
 from gregor.server.metrics import Metrics
+from gregor.server.origins import AllowedOrigins
 from gregor.server.request_metrics import RequestMetrics
 from gregor.server.routes import make_app
 from gregor.server.service import DEFAULT_TIMEOUTS, Service, Timeouts
+from gregor.server.web_pages import AnswerHeaders, WebPages
 from gregor.server.worker_metrics import WorkerMetrics
 
 IN_PROCESS = Caller("in-process")
@@ -47,7 +49,8 @@ class Server:
     gregor = Server(node, authenticator=SessionAuthenticator(), metrics=metrics)
     async with database, state_machine, pubsub, node, gregor: ...
 
-    With an OpenAuthenticator the app answers on loopback addresses only.
+    With an OpenAuthenticator the app answers on loopback addresses only. Web pages of the server's
+    own origin may use it, and those of the origins of `allow_origin`.
     """
 
     def __init__(
@@ -60,10 +63,12 @@ class Server:
         parts: AbstractAsyncContextManager[object] | None = None,
         descriptors: Descriptors | None = None,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
+        allow_origin: Iterable[str] = (),
         lame_duck_seconds: float = 0.0,
         drain_seconds: float = 5.0,
     ) -> None:
-        """The `parts` are opened before the server, and closed after it."""
+        """The `parts` are opened before the server, and closed after it. Raises SetupError if one
+        of `allow_origin` is no origin."""
         self.node = node
         self.metrics = metrics or Metrics()
         self.service = Service(
@@ -74,10 +79,13 @@ class Server:
             timeouts=timeouts,
             descriptors=descriptors,
         )
+        is_open = isinstance(authenticator, OpenAuthenticator)
+        origins = AllowedOrigins(allow_origin, only_local=is_open)
         endpoints = make_app(self.service)
         self.app: ASGIApp = endpoints
-        if isinstance(authenticator, OpenAuthenticator):
-            self.app = LoopbackOnly(self.app)
+        if is_open:
+            self.app = LoopbackOnly(self.app, origins)
+        self.app = AnswerHeaders(WebPages(self.app, origins))
         self.app = RequestMetrics(self.app, endpoints.routes, self.metrics.answered)
         self._parts = parts or nullcontext()
         self._worker_metrics = worker_metrics
@@ -106,6 +114,7 @@ class Server:
             parts=parts.opened(),
             descriptors=descriptors_of(settings),
             timeouts=timeouts,
+            allow_origin=settings.allow_origin,
             lame_duck_seconds=settings.lame_duck,
             drain_seconds=settings.drain_seconds,
         )

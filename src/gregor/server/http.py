@@ -39,7 +39,7 @@ from gregor.errors import (
     TooLarge,
     Unavailable,
 )
-from gregor.interfaces import HOLDS_FOREVER, Rejected
+from gregor.interfaces import HOLDS_FOREVER, Caller, Rejected
 from gregor.node.conversation import Admission, Resumption
 from gregor.protocol.answers import (
     CountAnswer,
@@ -89,7 +89,7 @@ Endpoint: TypeAlias = Callable[[Request], Awaitable[ASGIApp]]
 
 async def post_messages(service: Service, request: Request, identity: Identity) -> Response:
     """Inject one message, a batch of messages, or one message for many users."""
-    check_parameters(request, frozenset(), frozenset())
+    check_parameters(request, {"device_id"}, frozenset())
     body = await _body(request)
     fields = decode(object_members, body)
     if "messages" in fields:
@@ -98,7 +98,7 @@ async def post_messages(service: Service, request: Request, identity: Identity) 
         entries = _read_multi_user(_fields_of(MultiUserRequest, fields), identity)
     else:
         return _json(Results((await _inject_one(service, request, identity, body),)))
-    outcomes = await service.inject(identity.caller, entries, request.state.epoch)
+    outcomes = await service.inject(_sender(request, identity), entries, request.state.epoch)
     return _json(Results(tuple(map(Result.of, outcomes))))
 
 
@@ -107,10 +107,18 @@ async def _inject_one(
 ) -> Result:
     """Inject a single message. Raises the error of one that is rejected."""
     entries = read_entries([Raw(body)], identity.may_access)
-    (outcome,) = await service.inject(identity.caller, entries, request.state.epoch)
+    (outcome,) = await service.inject(_sender(request, identity), entries, request.state.epoch)
     if isinstance(outcome, Rejected):
         raise outcome.error
     return Result.of(outcome)
+
+
+def _sender(request: Request, identity: Identity) -> Caller:
+    """Who sends. A device may say which one it is; its token says only whose."""
+    device_id = _device(request)
+    if device_id is not None and identity.role is Role.SERVICE:
+        raise InvalidMessage("only a device has a `device_id`", field="device_id")
+    return identity.caller._replace(device_id=device_id)
 
 
 def _read_batch(fields: Mapping[str, Raw], identity: Identity) -> list[Message | Rejected]:

@@ -105,7 +105,8 @@ def _paths() -> JSONObject:
         "The msg_id of the single message is known otherwise; or the epoch is not the user's yet"
     )
     post["responses"]["410"] = _problem(_ERASED)
-    post["parameters"] = [_epoch_header()]
+    sender = _query("device_id", "The device that sends, for the history of its items")
+    post["parameters"] = [_epoch_header(), sender]
     post["requestBody"] = {
         "required": True,
         "content": {"application/json": {"schema": {"anyOf": [_ref(name) for name in bodies]}}},

@@ -38,7 +38,7 @@ RECONNECT_MS = 4_000  # a browser comes back after half of this, up to all of it
 # up. So the browser tries again until the balancer sends it elsewhere.
 TRY_ANOTHER_AFTER_MS = 100
 MEDIA_TYPE = "text/event-stream"
-HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+HEADERS = {"x-accel-buffering": "no"}
 
 
 def cursor_to_resume_from(headers: Headers, parameters: QueryParams) -> Time:

@@ -1,0 +1,200 @@
+/** The tabs of a browser are one device: one is connected, and all show the same. */
+
+import { describe, expect, test, vi } from "vitest";
+import type { Gregor } from "../src/client.js";
+import { START, World, ack, item, stored, texts } from "./fakes/world.js";
+
+const cursor = START * 1000;
+
+/** Two tabs, of which the first one leads. */
+async function twoTabs() {
+  const world = new World();
+  const leader = await world.tab();
+  const socket = await world.connect([item("a", "a")]);
+  const follower = await world.tab();
+  return { world, leader, follower, socket };
+}
+
+const heard = (gregor: Gregor, type: "created" | "dismissed" | "out_of_band" | "synced" | "offline" | "erased" | "write_rejected") => {
+  const listener = vi.fn();
+  gregor.on(type, listener);
+  return listener;
+};
+
+test("one tab is connected, and the others are online through it", async () => {
+  const { world, leader, follower } = await twoTabs();
+  expect(world.sockets).toHaveLength(1);
+  expect(texts(follower)).toEqual(["a"]);
+  expect(follower.status).toEqual(leader.status);
+  expect(follower.status).toMatchObject({ online: true, synced: true });
+  expect(follower.deviceId).toBe(leader.deviceId);
+});
+
+test("what the node says is in all tabs, with its events", async () => {
+  const { world, follower, socket } = await twoTabs();
+  const created = heard(follower, "created");
+  const dismissed = heard(follower, "dismissed");
+  const outOfBand = heard(follower, "out_of_band");
+  socket.say(
+    stored("k1", cursor, cursor + 1, { creation: { category: "theme", body: "light", key: "theme" } }),
+    stored("k2", cursor + 1, cursor + 2, { creation: { category: "theme", body: "dark", key: "theme" } }),
+    stored("d", cursor + 2, cursor + 3, { dismissal: { msg_ids: ["a"] } }),
+    { type: "out_of_band", system: "typing", body: 7 },
+  );
+  await world.settled();
+  expect(texts(follower)).toEqual(["dark"]);
+  expect(created.mock.calls.map(([{ item }]) => item.body)).toEqual(["light", "dark"]);
+  expect(dismissed.mock.calls.map(([{ item, why }]) => [item.body, why])).toEqual([
+    ["light", "replaced"],
+    ["a", "dismissed"],
+  ]);
+  expect(outOfBand).toHaveBeenCalledWith({ type: "out_of_band", system: "typing", body: 7 });
+});
+
+test("what a follower writes shows in all tabs at once, and is sent by the leader", async () => {
+  const { world, leader, follower, socket } = await twoTabs();
+  await follower.put("b", "b", { msgId: "m" });
+  await world.settled();
+  expect(texts(leader)).toEqual(["a", "b"]);
+  expect(socket.last).toMatchObject({ type: "consume", messages: [{ msg_id: "m" }] });
+  expect(follower.status.unsent).toBe(1);
+  const flushed = follower.flush();
+  socket.say(ack(1, { status: "stored", msg_id: "m", ctime: cursor + 5, visible: true }));
+  await flushed;
+  expect(follower.status).toEqual(leader.status);
+});
+
+test("a rejected write is reported in the tab that wrote it, too", async () => {
+  const { world, follower, socket } = await twoTabs();
+  const rejected = heard(follower, "write_rejected");
+  await follower.put("b", "b", { msgId: "m" });
+  await world.settled();
+  socket.say(ack(1, { status: "rejected", error: { code: "invalid", action: "stop", message: "no" } }));
+  await world.settled();
+  expect(rejected).toHaveBeenCalledTimes(1);
+  expect(texts(follower)).toEqual(["a"]);
+  expect(follower.rejected()).toHaveLength(1);
+});
+
+test("writes of several tabs at the same time are all kept, in one order", async () => {
+  const { world, leader, follower } = await twoTabs();
+  const third = await world.tab();
+  const tabs = [leader, follower, third];
+  await Promise.all(Array.from({ length: 60 }, (_, n) => tabs[n % 3]!.create("n", n)));
+  await world.advance(5_000);
+  for (const tab of tabs) {
+    expect(new Set(texts(tab))).toEqual(new Set(["a", ...Array.from({ length: 60 }, (_, n) => n)]));
+    expect(tab.replica.unsent()).toEqual(leader.replica.unsent());
+  }
+});
+
+test("an out-of-band message of a follower goes through the leader", async () => {
+  const { world, follower, socket } = await twoTabs();
+  const sent = follower.outOfBand("typing", 1);
+  await world.settled();
+  expect(socket.last.messages).toEqual([{ uid: "alice", system: "typing", body: 1 }]);
+  socket.say(ack(1, { status: "relayed", uid: "alice" }));
+  await sent;
+  const refused = expect(follower.outOfBand("typing", 2)).rejects.toMatchObject({ code: "invalid" });
+  await world.settled();
+  socket.say(ack(2, { status: "rejected", error: { code: "invalid", action: "stop", message: "no" } }));
+  await refused;
+  socket.end();
+  await world.settled();
+  await expect(follower.outOfBand("typing", 3)).rejects.toMatchObject({ code: "unavailable" });
+});
+
+test("a follower is offline with the leader, and can ask it to connect", async () => {
+  const { world, leader, follower, socket } = await twoTabs();
+  const offline = heard(follower, "offline");
+  socket.end();
+  await world.settled();
+  expect(offline).toHaveBeenCalledTimes(1);
+  expect(follower.status).toEqual(leader.status);
+  expect(follower.status.retryAt).not.toBeNull();
+  follower.reconnect();
+  await world.settled();
+  expect(world.sockets).toHaveLength(2);
+});
+
+test("a follower that becomes visible makes the leader look", async () => {
+  const { world } = await twoTabs();
+  const listeners: ((event: Event) => void)[] = [];
+  const listen = (type: string, listener: (event: Event) => void) => {
+    if (type === "visibilitychange") listeners.push(listener);
+    return () => {};
+  };
+  await world.tab({ environment: { ...world.environment(), listen } });
+  await world.advance(60_000);
+  for (const listener of listeners) listener(new Event("visibilitychange"));
+  await world.settled();
+  expect(world.socket.last).toMatchObject({ type: "verify" });
+});
+
+describe("when the leader ends", () => {
+  test("another tab connects, from the cursor that it has", async () => {
+    const { world, leader, follower, socket } = await twoTabs();
+    await follower.put("b", "unsent", { msgId: "m" });
+    await leader.close();
+    await world.settled();
+    expect(socket.isClosed).toBe(true);
+    expect(world.sockets).toHaveLength(2);
+    world.socket.open();
+    await world.settled();
+    expect(world.socket.sent[0]).toMatchObject({ cursor, epoch: 0, device_id: follower.deviceId });
+    await world.connect([item("a", "a")]);
+    expect(follower.status).toMatchObject({ online: true, synced: true });
+    expect(world.socket.last.messages).toMatchObject([{ msg_id: "m" }]);
+  });
+
+  test("a later tab finds what was saved", async () => {
+    const { world, leader, follower } = await twoTabs();
+    await follower.put("b", "b");
+    await leader.close();
+    await follower.close();
+    expect(texts(await world.tab())).toEqual(["a", "b"]);
+  });
+});
+
+test("an erase is in all tabs, and so is the new life", async () => {
+  const { world, leader, follower, socket } = await twoTabs();
+  const erased = heard(follower, "erased");
+  socket.say({ type: "erased", epoch: cursor + 9, uid: "alice" });
+  await world.settled();
+  expect(erased).toHaveBeenCalledWith({ type: "erased", epoch: cursor + 9 });
+  expect(texts(follower)).toEqual([]);
+  await expect(follower.put("b", 1)).rejects.toMatchObject({ code: "erased" });
+  await expect(follower.waitSynced()).rejects.toMatchObject({ code: "erased" });
+  follower.reconnect();
+  await world.settled();
+  await follower.put("b", "new");
+  await world.settled();
+  expect(texts(leader)).toEqual(["new"]);
+  expect(world.sockets).toHaveLength(2);
+});
+
+test("a logout is one of all tabs", async () => {
+  const { world, leader, follower } = await twoTabs();
+  await leader.put("b", "unsent");
+  await world.settled();
+  const dismissed = heard(leader, "dismissed");
+  expect(await follower.logout()).toHaveLength(1);
+  await world.settled();
+  expect(texts(leader)).toEqual([]);
+  expect(dismissed).toHaveBeenCalledTimes(2);
+  await expect(leader.put("c", 1)).rejects.toMatchObject({ code: "unavailable" });
+  expect(texts(await world.tab())).toEqual([]);
+});
+
+test("where a browser has no locks, each tab has its own connection", async () => {
+  const world = new World();
+  const environment = { ...world.environment(), locks: undefined };
+  const first = await world.tab({ environment });
+  await world.connect();
+  const second = await world.tab({ environment });
+  await world.connect();
+  expect(world.sockets).toHaveLength(2);
+  expect([first.status.online, second.status.online]).toEqual([true, true]);
+  await first.put("a", 1);
+  await second.put("b", 2);
+});

@@ -1,0 +1,83 @@
+"""What a server says to browsers: which pages may use it, and that no answer is to be kept."""
+
+from contextlib import suppress
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope
+from starlette.types import Send as ASGISend
+
+from gregor.errors import Forbidden
+from gregor.node.channel import ChannelClosed
+from gregor.protocol.effects import Close, Send
+from gregor.protocol.frames import Error
+from gregor.protocol.requests import EPOCH_HEADER
+from gregor.server.origins import AllowedOrigins
+from gregor.server.websocket import WebSocketChannel
+
+METHODS = ("GET", "HEAD", "POST", "DELETE")
+REQUEST_HEADERS = ("Authorization", "Content-Type", "Last-Event-ID", EPOCH_HEADER)
+ANSWER_HEADERS = ("Retry-After", "WWW-Authenticate")
+PREFLIGHT_SECONDS = 7200  # for so long a browser need not ask again; none remembers it for longer
+
+
+class WebPages:
+    """An app around another one, for web pages of other origins. Those that are allowed may read
+    its answers; this is what CORS is for. It has no say over WebSockets, so one of a page that is
+    not allowed is refused here."""
+
+    def __init__(self, app: ASGIApp, origins: AllowedOrigins) -> None:
+        self._origins = origins
+        self._app = CORSMiddleware(
+            app,
+            allow_origin_regex=origins.pattern,
+            allow_methods=METHODS,
+            allow_headers=REQUEST_HEADERS,
+            expose_headers=ANSWER_HEADERS,
+            allow_private_network=True,
+            max_age=PREFLIGHT_SECONDS,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: ASGISend) -> None:
+        if scope["type"] == "websocket":
+            try:
+                self._origins.require(Headers(scope=scope))
+            except Forbidden as error:
+                await _refuse(error, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+async def _refuse(error: Forbidden, receive: Receive, send: ASGISend) -> None:
+    """Accept a WebSocket and end it as a conversation does: a page cannot read the status of one
+    that is not accepted."""
+    await receive()
+    await send({"type": "websocket.accept"})
+    channel = WebSocketChannel(receive, send)
+    with suppress(ChannelClosed):
+        await channel.write(Send(Error.of(error)))
+        await channel.write(Close(error.close_code, error.message))
+
+
+class AnswerHeaders:
+    """An app around another one. Says with each of its answers, also with errors, that nobody may
+    keep it, guess its type, or give it to the page of another origin."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: ASGISend) -> None:
+        async def send_with_headers(event: Message) -> None:
+            # The second one is the answer to a WebSocket that is not accepted.
+            if event["type"] in ("http.response.start", "websocket.http.response.start"):
+                _add_headers(MutableHeaders(scope=event))
+            await send(event)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+def _add_headers(headers: MutableHeaders) -> None:
+    headers["Cache-Control"] = "no-store"
+    headers["X-Content-Type-Options"] = "nosniff"
+    if "Origin" not in headers.get("Vary", ""):  # Starlette's CORS adds it to some answers
+        headers.add_vary_header("Origin")
