@@ -1,10 +1,12 @@
 # All targets need only Python 3.11 or later, make and pip. The first one that runs creates a virtual
-# environment in .venv and installs the packages in requirements.lock.
+# environment in .venv and installs the packages in requirements.lock; Node is one of them, and it
+# installs the packages in js/package-lock.json for the targets that run JavaScript.
 
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+JS_READY := js/node_modules/.ready
 SEEDS ?= 2000
 ROUNDS ?= 1
 SHARDS ?= 1
@@ -21,20 +23,24 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
+$(JS_READY): js/package-lock.json $(READY)
+	@$(BIN)/python -m tests.javascript.node npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
+
 demo: $(READY)  ## Hundreds of devices disconnect, reconnect and converge
 	@$(BIN)/gregor demo
 
 fleet: $(READY)  ## The demo with two nodes, PostgreSQL and Redis from wheels; SHARDS=2
 	@$(BIN)/python -m demo --shards $(SHARDS)
 
-test: $(READY)  ## All tests, in under 20 minutes
+test: $(READY) $(JS_READY)  ## All tests, in under 20 minutes
 	$(BIN)/pytest -n 3 --dist loadgroup
 
 environments: $(READY)  ## Tests with PgBouncer, nginx and others from Debian; root or sudo
 	@tests/environments/install
 	$(BIN)/pytest -n 2 --dist loadgroup -m environments tests/environments
 
-check: $(READY)  ## Style, types and the fast tests
+check: $(READY) $(JS_READY)  ## Style, types and the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -57,5 +63,5 @@ lock:  ## Regenerate requirements.lock from pyproject.toml
 	@.venv-lock/bin/uv pip compile --quiet --all-extras --universal --python-version 3.11 --no-header --annotation-style line --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
 	@rm -rf .venv-lock
 
-clean:  ## Remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean:  ## Remove the installed packages and caches
+	rm -rf $(VENV) js/node_modules js/dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -33,12 +33,7 @@ from gregor.core.instant import SECOND
 from gregor.server import Server
 from gregor.server.auth import Identity, Role, make_token
 
-EXAMPLES = Path(__file__).parent
-PAGES = {
-    "shop": EXAMPLES / "react" / "dist" / "index.html",
-    "badge": EXAMPLES / "badge.html",
-    "gregor.min.js": EXAMPLES.parent / "js" / "dist" / "gregor.min.js",
-}
+PAGE = Path(__file__).parent / "react" / "dist" / "index.html"
 TOKEN_SECONDS = 600
 
 
@@ -72,12 +67,11 @@ def make_app(settings: Settings) -> FastAPI:
         identity = Identity(customer, Role.DEVICE, expires_at=now() + TOKEN_SECONDS * SECOND)
         return {"token": make_token(settings.jwt_secret.get_secret_value(), identity)}
 
-    @app.get("/{name}", include_in_schema=False)
-    async def page(name: str) -> FileResponse:
-        file = PAGES.get(name)
-        if file is None or not file.exists():
-            raise HTTPException(404, f"there is no page {name!r}, or it has not been built")
-        return FileResponse(file)
+    @app.get("/shop", include_in_schema=False)
+    async def page() -> FileResponse:
+        if not PAGE.exists():
+            raise HTTPException(404, "build the page: (cd js && npm ci && npm run example)")
+        return FileResponse(PAGE)
 
     return app
 

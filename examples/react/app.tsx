@@ -91,8 +91,8 @@ function Inbox(): ReactElement {
         {entries.map(({ key, unread, fields }) => (
           <li key={key} data-unread={unread}>
             <div>
-              <strong>{String(fields.title ?? "")}</strong>
-              <p>{String(fields.text ?? "")}</p>
+              <strong>{fields.title}</strong>
+              <p>{fields.text}</p>
             </div>
             <button onClick={() => void (unread ? inbox?.read(key) : inbox?.unread(key))}>
               {unread ? "Mark as read" : "Mark as unread"}

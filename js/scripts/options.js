@@ -1,5 +1,6 @@
 // How the client is minified: private members begin with an underscore, and are renamed.
 
+/** @satisfies {import("esbuild").BuildOptions} */
 export const bundleOptions = {
   bundle: true,
   minify: true,

@@ -2,9 +2,9 @@
 
 import * as given from "./arguments.js";
 import type { BodyOf, BodyWithin } from "./bodies.js";
-import { Connection, type ConnectionEvent, type ConnectionOptions, type Token } from "./connection.js";
+import { connect, type Connection, type ConnectionEvent, type ConnectionOptions, type Token } from "./connection.js";
 import { defaultEnvironment, type Environment } from "./environment.js";
-import { GregorError, invalid, problemOf, stop, unavailable, type Problem } from "./errors.js";
+import { GregorError, problemOf, stop, unavailable, type Problem } from "./errors.js";
 import { Inbox } from "./inbox.js";
 import { after, type When } from "./instant.js";
 import { hasExactIntegers } from "./json.js";
@@ -58,7 +58,8 @@ export interface Missed {
 
 export type GregorEvent = ReplicaEvent | ConnectionEvent | Missed;
 
-type Scope = { readonly thisDevice?: boolean };
+/** With `thisDevice`, the item is visible on this device only. */
+type Scope = { readonly thisDevice?: false } | { readonly thisDevice: true; readonly deviceId?: never };
 
 /** What tabs say to each other. */
 type TabMessage =
@@ -136,9 +137,10 @@ export class Gregor<Bodies = Record<string, unknown>> {
       onTick: (mayHaveSlept) => this._onTick(mayHaveSlept),
     });
     this.inbox = new Inbox(this);
-    this._unlisten = ["online", "visibilitychange"].map((type) =>
-      environment.listen(type, () => environment.isVisible() && this._wake()),
-    );
+    this._unlisten = [
+      environment.listen("online", () => this._wake()),
+      environment.listen("visibilitychange", () => environment.isVisible() && this._wake()),
+    ];
     this.ready = this._open().catch((error) => this._end(error));
   }
 
@@ -241,9 +243,7 @@ export class Gregor<Bodies = Record<string, unknown>> {
   }
 
   private _scoped<Options extends CreateOptions & Scope>({ thisDevice, ...options }: Options): CreateOptions {
-    if (!thisDevice) return options;
-    if (options.deviceId !== undefined) throw invalid("deviceId", "and `thisDevice` are given; give one");
-    return { ...options, deviceId: this.deviceId };
+    return thisDevice ? { ...options, deviceId: this.deviceId } : options;
   }
 
   // Reading
@@ -448,14 +448,10 @@ export class Gregor<Bodies = Record<string, unknown>> {
     this._term = term;
     this._live.change(() => {}, [], "told").catch(() => {}); // a new store does not say yet whose it is
     if (!this._environment.WebSocket) return;
-    const connection = new Connection(this._live, this._environment, this._server, (...events) => {
-      if (connection !== this._connection) return;
+    this._connection = connect(this._live, this._environment, this._server, (events) => {
       this._tell(events);
       this._report(events);
     });
-    connection.failure = this.replica.erasure();
-    this._connection = connection;
-    void connection.run();
   }
 
   private _onFollow(): void {
@@ -470,9 +466,7 @@ export class Gregor<Bodies = Record<string, unknown>> {
   }
 
   private _connectionStatus(): ConnectionStatus {
-    if (!this._connection) return this._leader;
-    const { online, synced, lastError, retryAt, failure } = this._connection;
-    return { online, synced, lastError, retryAt, isFinal: !!failure };
+    return this._connection?.status() ?? this._leader;
   }
 
   private _onMessage(said: TabMessage): void {
@@ -527,9 +521,8 @@ export class Gregor<Bodies = Record<string, unknown>> {
 
   private _onTick(mayHaveSlept: boolean): void {
     // A tab that is not connected hears nothing that would explain a jump of its clock.
-    const hasJumped = this._live.clock.wasSuspended(!!this._connection?.online);
+    const hasJumped = this._live.clock.wasSuspended(!!this._connection?.status().online);
     if (hasJumped || mayHaveSlept) this._connection?.wakeUp(true);
-    else if (this._environment.isVisible()) this._connection?.breakSilence();
   }
 
   // Telling the app

@@ -26,33 +26,32 @@ export function openEventStream(
   /** The answer, if it is a success. A problem document becomes an `error`. Throws for what is not
    * the answer of a Gregor server, such as that of a captive portal. */
   async function request(path: string, init: RequestInit, n?: number): Promise<Response | undefined> {
-    const response = await fetch(address + path, {
-      credentials: "omit",
-      cache: "no-store",
-      ...init,
-      headers: { Authorization: `Bearer ${hello.token}`, ...init.headers },
-    });
-    retryAfter = Number(response.headers.get("Retry-After"));
+    const headers = { Authorization: `Bearer ${hello.token}`, ...init.headers };
+    const response = await fetch(address + path, { ...init, headers });
     const type = response.headers.get("Content-Type");
+    retryAfter = Number(response.headers.get("Retry-After"));
     if (!/json|event-stream/.test(`${type}`)) {
       throw Error(`the answer is not that of a Gregor server: ${response.status} ${type}`);
     }
     if (response.ok) return response;
     const { code, detail, action, field } = await response.json();
-    listener.frame(JSON.stringify({ type: "error", code, message: detail, action, field, n }));
+    say({ type: "error", code, message: detail, action, field, n });
     return undefined;
   }
 
-  async function listen(cursor: Time): Promise<void> {
+  async function read(cursor: Time): Promise<void> {
     stream.abort();
     const { signal } = (stream = new AbortController());
     const query = new URLSearchParams({ device_id: hello.device_id, cursor: `${cursor}` });
     if (hello.epoch != null) query.set("epoch", `${hello.epoch}`);
     try {
       const response = await request(`/v1/users/${encodeURIComponent(uid)}/events?${query}`, { signal });
-      // A frame is one line, and what the lines beside it say is not needed.
-      for await (const line of linesOf(response)) {
-        if (line.startsWith("data:")) listener.frame(line.slice(5));
+      const reader = response?.body?.pipeThrough(new TextDecoderStream()).getReader();
+      for (let rest = "", chunk; (chunk = (await reader?.read())?.value) !== undefined; ) {
+        const lines = (rest + chunk).split("\n");
+        rest = lines.pop()!;
+        // A frame is one line, and what the lines beside it say is not needed.
+        for (const line of lines) if (line.startsWith("data:")) listener.frame(line.slice(5));
       }
       throw Error("the stream of events ended");
     } catch (error) {
@@ -61,37 +60,22 @@ export function openEventStream(
   }
 
   async function post({ messages, n }: Consume, epoch: Time): Promise<void> {
-    const response = await request(
-      "/v1/messages",
-      {
-        method: "POST",
-        headers: { "Content-Type": "application/json", "Gregor-Epoch": `${epoch}` },
-        body: encode({ messages }),
-      },
-      n,
-    );
-    if (response) listener.frame(JSON.stringify({ ...(await response.json()), type: "ack", n }));
+    const headers = { "Content-Type": "application/json", "Gregor-Epoch": `${epoch}` };
+    const path = `/v1/messages?device_id=${encodeURIComponent(hello.device_id)}`;
+    const response = await request(path, { method: "POST", headers, body: encode({ messages }) }, n);
+    if (response) say({ type: "ack", n, ...(await response.json()) });
   }
+
+  const say = (frame: object): void => listener.frame(encode(frame));
 
   queueMicrotask(() => listener.opened());
   return {
     send(frame, epoch) {
-      if (frame.type == "hello") hello = frame;
-      (frame.type == "consume" ? post(frame, epoch) : listen(frame.cursor ?? 0)).catch((error) =>
+      if (frame.type === "hello") hello = frame;
+      (frame.type === "consume" ? post(frame, epoch) : read(frame.cursor ?? 0)).catch((error) =>
         listener.closed(1006, `${error}`, retryAfter),
       );
     },
     close: () => stream.abort(),
   };
-}
-
-/** The lines of an answer, as they arrive. The last one, if nothing ends it, is not whole. */
-async function* linesOf(response: Response | undefined): AsyncIterable<string> {
-  const reader = response?.body?.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (let read; reader && !(read = await reader.read()).done; ) {
-    const lines = (rest + read.value).split("\n");
-    rest = lines.pop()!;
-    yield* lines;
-  }
 }

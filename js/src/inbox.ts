@@ -9,21 +9,22 @@
 
 import * as given from "./arguments.js";
 import { invalid } from "./errors.js";
-import type { Time, TimeOrOffset, When } from "./instant.js";
+import type { Time, When } from "./instant.js";
 import {
   newMsgId,
   type DeviceID,
-  type Dismissal,
   type Item,
   type Key,
   type Message,
   type MsgID,
+  type Range,
   type UID,
 } from "./message.js";
-import { validFields, type Fields } from "./notification-body.js";
+import { validFields, type NotificationFields } from "./notification-body.js";
 import type { Replica } from "./replica.js";
 import { again, snoozed } from "./snooze.js";
 import { compareItems, type State } from "./state.js";
+import { hasExpired } from "./visibility.js";
 
 /** What a notification is about: the rest of its category, dotted like it. */
 export type Topic = string;
@@ -33,13 +34,17 @@ export const MARKERS = "unread.";
 /** Before the key and the msg_id of a notification: those of its marker. */
 export const MARKER = "unread:";
 
-const MAX_TOPIC = 247; // with `unread.` before it and a dot behind, a category
-export const MAX_ITEM_KEY = 248; // with `unread:` before it, a key
+/** With `unread:` before it, it is a key. */
+export const MAX_ITEM_KEY = 248;
+/** With `unread.` before it and a dot behind, it is a category. */
+const MAX_TOPIC = 247;
 
-/** Throws unless it is one or more segments, with a dot between them. */
-export function checkTopic(topic: Topic | undefined): void {
-  if (topic === undefined) return;
-  if (/^\.|\.\.|\.$/.test(given.text("topic", topic, MAX_TOPIC))) throw invalid("topic", "has an empty segment");
+/** With what the categories of a topic, and of those below it, begin after `inbox.` and with a dot at
+ * their end. Throws unless the topic is one or more segments, with a dot between them. */
+export function topicPrefix(topic: Topic | undefined): string {
+  if (topic === undefined) return "";
+  if (/(^|\.)(\.|$)/.test(given.text("topic", topic, MAX_TOPIC))) throw invalid("topic", "has an empty segment");
+  return `${topic}.`;
 }
 
 // What a device shows
@@ -54,7 +59,7 @@ export interface InboxEntry {
   readonly unread: boolean;
   /** What may be shown of the body: its fields, without those that no notification has, such as a
    * `url` that is a script. */
-  readonly fields: Fields;
+  readonly fields: NotificationFields;
 }
 
 const keyOf = ({ key = "" }: Item): Key => key;
@@ -75,43 +80,16 @@ const isEntry = (item: Item): boolean =>
   !item.key.startsWith(MARKER) &&
   given.isText(topicOf(item), MAX_TOPIC);
 
-const isWithin = (topic: Topic, wanted: Topic | undefined): boolean =>
-  wanted === undefined || `${topic}.`.startsWith(`${wanted}.`);
-
-/** The notifications among the visible items, the newest first; with `topic`, those of it and of
- * the topics below it. */
-function entries(items: readonly Item[], wanted: Topic | undefined): InboxEntry[] {
-  const markers = new Map(items.filter(isMarker).map((item) => [placeOf(item), item]));
-  return items
-    .filter((item) => isEntry(item) && isWithin(topicOf(item), wanted))
-    .map((item) => entry(item, markers.get(MARKER + placeOf(item))))
-    .reverse();
-}
-
-const entry = (item: Item, marker: Item | undefined): InboxEntry => ({
-  item,
-  marker,
-  key: keyOf(item),
-  topic: topicOf(item),
-  unread: !!marker,
-  get fields() {
-    return validFields(item.body);
-  },
-});
+const isWithin = (item: Item, prefix: string): boolean => `${topicOf(item)}.`.startsWith(prefix);
 
 // What a person does
 
-/** How to undo what was done to notifications: the items that it took away, and the msg_ids of what
- * it wrote. */
+/** How to undo what was done to notifications: the items that it took away, and the msg_ids of those
+ * that it put in their place. */
 export interface Undo {
   readonly items: readonly Item[];
   readonly written: readonly MsgID[];
 }
-
-/** The keys of notifications, and those of their markers. */
-const withMarkers = (keys: readonly Key[]): Key[] => [...keys, ...markerKeys(keys)];
-
-const markerKeys = (keys: readonly Key[]): Key[] => keys.map((key) => MARKER + key);
 
 /** The markers that these notifications lack. */
 function lackingMarkers(live: readonly Item[]): Item[] {
@@ -121,23 +99,19 @@ function lackingMarkers(live: readonly Item[]): Item[] {
     .map((item) => ({ ...item, category: MARKERS + topicOf(item), body: null, key: MARKER + keyOf(item) }));
 }
 
-/** What comes back, given what is live under the keys of the undo now.
+/** What comes back, given what is live under the keys of the undo now: the notifications before the
+ * markers.
  *
  * What another device or the backend has put under a key since is newer, and stays. A marker goes
  * only where a notification is, or comes back. */
 function comingBack({ items, written }: Undo, live: readonly Item[], now: Time): Item[] {
-  const kept = new Set(live.filter((item) => !written.includes(item.msg_id)).map(placeOf));
-  const missing = items.filter(({ expires_at = Infinity, ...item }) => expires_at > now && !kept.has(placeOf(item)));
+  const kept = new Set(live.filter(({ msg_id }) => !written.includes(msg_id)).map(placeOf));
+  const missing = items.filter((item) => !kept.has(placeOf(item)) && !hasExpired(item, now));
   const there = new Set([...live, ...missing].map(placeOf));
-  return missing.filter((item) => !isMarker(item) || there.has(placeOf(item).slice(MARKER.length)));
+  return missing
+    .filter((item) => !isMarker(item) || there.has(placeOf(item).slice(MARKER.length)))
+    .sort((a, b) => +isMarker(a) - +isMarker(b) || compareItems(a, b));
 }
-
-const stillToCome = ({ starts_at: time = 0 }: Item, now: Time): TimeOrOffset | undefined =>
-  time > now ? { time } : undefined;
-
-/** In the order in which they are to be stored: the notifications before the markers. */
-const inOrder = (items: readonly Item[]): Item[] =>
-  [...items].sort((a, b) => +isMarker(a) - +isMarker(b) || compareItems(a, b));
 
 /** What an inbox needs of a client. */
 export interface Device {
@@ -150,11 +124,12 @@ export interface Device {
 /** The items that an action finds. */
 type Find = (replica: Replica, now: Time) => readonly Item[];
 
-/** What the inbox has under these keys, begun or not. It has nothing that is hidden. */
+/** What the inbox has under the keys of notifications: these, begun or not, and then their markers.
+ * It has nothing that is hidden. */
 const under =
   (keys: readonly Key[]): Find =>
   (replica, now) =>
-    [...new Set(keys)]
+    [...new Set(given.texts("keys", [...keys, ...keys.map((key) => MARKER + key)]))]
       .flatMap((key) => replica.liveWithKey(key, now))
       .filter((item) => isEntry(item) || isMarker(item));
 
@@ -178,8 +153,14 @@ export class Inbox {
   /** The notifications, the newest first; with `topic`, those of it and of the topics below it (of
    * `likes`, also `likes.photo7`); with `limit`, the first so many. */
   list(topic?: Topic, { limit }: { readonly limit?: number | undefined } = {}): readonly InboxEntry[] {
-    checkTopic(topic);
-    return entries(this._device.state().items, topic).slice(0, limit);
+    const prefix = topicPrefix(topic);
+    const { items } = this._device.state();
+    const markers = new Map(items.filter(isMarker).map((item) => [placeOf(item), item]));
+    return items
+      .filter((item) => isEntry(item) && isWithin(item, prefix))
+      .map((item) => entry(item, markers.get(MARKER + placeOf(item))))
+      .reverse()
+      .slice(0, limit);
   }
 
   /** How many notifications are unread; with `topic`, of it and of the topics below it. */
@@ -200,38 +181,35 @@ export class Inbox {
   // Each of these resolves with how to undo it, for `undo`; with undefined if there was nothing to do.
 
   /** Marks notifications as read, on all devices. */
-  async read(...keys: Key[]): Promise<Undo | undefined> {
-    return this._dismiss(markerKeys(checked(keys)));
+  read(...keys: Key[]): Promise<Undo | undefined> {
+    return this._dismiss((replica, now) => under(keys)(replica, now).filter(isMarker));
   }
 
   /** Marks all notifications that this device shows as read, on all devices; with `topic`, those of
    * it and of the topics below it. What this device has not been told of stays unread, and so does
    * what has not begun. */
   async readAll(topic?: Topic): Promise<Undo | undefined> {
-    checkTopic(topic);
-    const category = MARKERS + (topic ?? "");
-    const ranges =
-      topic === undefined
-        ? [{ category, prefix: true }]
-        : [{ category }, { category: `${category}.`, prefix: true }];
-    return this._write(
-      (replica, now) => replica.state(now).items.filter((item) => isMarker(item) && isWithin(topicOf(item), topic)),
-      (taken) => this._dismissing(taken, { ranges }),
+    const prefix = topicPrefix(topic);
+    return this._dismiss(
+      (replica, now) => replica.state(now).items.filter((item) => isMarker(item) && isWithin(item, prefix)),
+      [
+        ...(prefix ? [{ category: MARKERS + topic }] : []),
+        { category: MARKERS + prefix, prefix: true },
+      ],
     );
   }
 
   /** Removes notifications, on all devices. */
-  async archive(...keys: Key[]): Promise<Undo | undefined> {
-    return this._dismiss(withMarkers(checked(keys)));
+  archive(...keys: Key[]): Promise<Undo | undefined> {
+    return this._dismiss(under(keys));
   }
 
   /** Hides a notification until later, on all devices, also on those that are offline then. If it is
    * unread, it is unread when it comes back. A duration counts from now. Rejects unless the time lies
    * between now and the expiry of the notification. */
-  async snooze(key: Key, until: When): Promise<Undo | undefined> {
-    const when = given.instant("until", until);
-    return this._write(under(withMarkers(checked([key]))), (live, now) =>
-      inOrder(live).map((item) => snoozed(this._device.user, item, when, now)),
+  snooze(key: Key, until: When): Promise<Undo | undefined> {
+    return this._write([key], (live, now) =>
+      live.map((item) => snoozed(this._device.user, item, given.instant("until", until), now)),
     );
   }
 
@@ -239,52 +217,60 @@ export class Inbox {
 
   /** Marks notifications as unread, on all devices. */
   async unread(...keys: Key[]): Promise<boolean> {
-    return !!(await this._put(withMarkers(checked(keys)), lackingMarkers));
+    return !!(await this._put(keys, lackingMarkers));
   }
 
   /** Puts again what was taken away, as new messages: what was archived comes back as the newest.
    * What another device or the backend has put under a key since then stays. Idempotent. */
   async undo(undo: Undo): Promise<boolean> {
     const keys = undo.items.map((item) => keyOf(item).replace(/^unread:/, ""));
-    return !!(await this._put(withMarkers(keys), (live, now) => inOrder(comingBack(undo, live, now))));
+    return !!(await this._put(keys, (live, now) => comingBack(undo, live, now)));
   }
 
-  private _put(keys: readonly Key[], items: (live: readonly Item[], now: Time) => Item[]): Promise<Undo | undefined> {
-    return this._write(under(keys), (live, now) =>
-      items(live, now).map((item) =>
-        again(this._device.user, item, stillToCome(item, now)),
-      ),
-    );
-  }
-
-  private _dismiss(keys: readonly Key[]): Promise<Undo | undefined> {
-    return this._write(under(keys), (taken) =>
-      this._dismissing(taken, { keys: [...new Set(taken.map(keyOf))].map((key) => ({ key })) }),
-    );
-  }
-
-  /** The message that dismisses these items, if there are any. */
-  private _dismissing(taken: readonly Item[], dismissal: Dismissal): Message[] {
+  /** Dismisses what is found: by these ranges, or else by its keys. */
+  private _dismiss(find: Find, ranges?: readonly Range[]): Promise<Undo | undefined> {
     const { user, deviceId } = this._device;
-    return taken.length ? [{ uid: user, msg_id: newMsgId(), device_id: deviceId, dismissal }] : [];
-  }
-
-  /** Writes what follows from what is found. */
-  private _write(
-    find: Find,
-    decide: (found: readonly Item[], now: Time) => readonly Message[],
-  ): Promise<Undo | undefined> {
     const messages: Message[] = [];
     return this._device.change((replica, now) => {
       const items = find(replica, now);
+      if (!items.length) return undefined;
+      const dismissal = ranges ? { ranges } : { keys: [...new Set(items.map(keyOf))].map((key) => ({ key })) };
+      messages[0] = { uid: user, msg_id: newMsgId(), device_id: deviceId, dismissal };
+      replica.dismissSeen(messages[0], now);
+      return { items, written: [] };
+    }, messages);
+  }
+
+  /** Puts these items, given what is live under the keys. */
+  private _put(
+    keys: readonly Key[],
+    items: (live: readonly Item[], now: Time) => readonly Item[],
+  ): Promise<Undo | undefined> {
+    return this._write(keys, (live, now) => items(live, now).map((item) => again(this._device.user, item, now)));
+  }
+
+  /** Writes what follows from what is live under the keys. */
+  private _write(
+    keys: readonly Key[],
+    decide: (live: readonly Item[], now: Time) => readonly Message[],
+  ): Promise<Undo | undefined> {
+    const messages: Message[] = [];
+    return this._device.change((replica, now) => {
+      const items = under(keys)(replica, now);
       messages.splice(0, Infinity, ...decide(items, now));
-      for (const message of messages) {
-        if (message.creation) replica.write(message, now);
-        else replica.dismissSeen(message, now);
-      }
-      return messages.length ? { items, written: messages.map(({ msg_id }) => msg_id) } : undefined;
+      replica.writeAll(messages, now);
+      return messages[0] && { items, written: messages.map(({ msg_id }) => msg_id) };
     }, messages);
   }
 }
 
-const checked = (keys: readonly Key[]): readonly Key[] => given.texts("keys", keys, MAX_ITEM_KEY);
+const entry = (item: Item, marker: Item | undefined): InboxEntry => ({
+  item,
+  marker,
+  key: keyOf(item),
+  topic: topicOf(item),
+  unread: !!marker,
+  get fields() {
+    return validFields(item.body);
+  },
+});

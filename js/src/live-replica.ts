@@ -138,13 +138,15 @@ export class LiveReplica {
   change<T>(
     operation: Operation<T>,
     messages: readonly Message[] = [],
-    kind: Change["kind"] = "own",
+    kind: "own" | "told" = "own",
   ): Promise<T> {
-    return new Promise((resolve, reject) => {
-      if (this._ending) return reject(this._ending);
-      this._queue.push({ kind, operation, messages, resolve, reject });
-      if (this.isSaved) void this._saveQueue();
-    });
+    return new Promise((resolve, reject) => this._enqueue({ kind, operation, messages, resolve, reject }));
+  }
+
+  private _enqueue(change: Change): void {
+    if (this._ending) return change.reject(this._ending);
+    this._queue.push(change);
+    if (this.isSaved) void this._saveQueue();
   }
 
   /** A node has told its time, after it was asked at this time of the monotonic clock. */
@@ -155,21 +157,22 @@ export class LiveReplica {
 
   /** Takes over what another tab has saved. */
   hear(changes: Changes): void {
-    void this.change((replica) => replica.applyRecords(changes), causesIn(changes), "heard").then(() =>
-      this._listener.onChange(rejectionsIn(changes)),
-    );
+    this._enqueue({
+      kind: "heard",
+      operation: (replica) => replica.applyRecords(changes),
+      messages: causesIn(changes),
+      resolve: () => this._listener.onChange(rejectionsIn(changes)),
+      reject() {},
+    });
   }
 
   /** Replaces the replica by one that was loaded again, which other tabs have saved. */
   reload(replica: Replica): void {
-    void this.change(
-      () => {
-        this.replica = replica;
-        this._due = 0; // all of it may differ
-      },
-      [],
-      "heard",
-    );
+    const operation = (): void => {
+      this.replica = replica;
+      this._due = 0; // all of it may differ
+    };
+    this._enqueue({ kind: "heard", operation, messages: [], resolve() {}, reject() {} });
   }
 
   /** Shows the replica by the time, and what has changed for these ids. */

@@ -7,8 +7,27 @@
 
 import { isText } from "./arguments.js";
 
+/** A button of a notification. It has an `id`, a `url`, or both. */
+export interface NotificationAction {
+  readonly label: string;
+  readonly id?: string;
+  readonly url?: string;
+  readonly [name: string]: unknown;
+}
+
+/** The fields that mean the same in every app, and those of the app. */
+export interface NotificationFields {
+  readonly title?: string;
+  readonly text?: string;
+  readonly url?: string;
+  readonly icon?: string;
+  readonly severity?: "info" | "success" | "warning" | "error";
+  readonly actions?: readonly NotificationAction[];
+  readonly [name: string]: unknown;
+}
+
 export type Fields = Readonly<Record<string, unknown>>;
-type Checks = Readonly<Record<string, (value: unknown) => boolean>>;
+export type Checks = Readonly<Record<string, (value: unknown) => boolean>>;
 
 const text =
   (limit: number) =>
@@ -25,10 +44,8 @@ export const isObject = (value: unknown): value is Fields =>
   Object(value) === value && !Array.isArray(value);
 
 /** Whether the fields of an object pass these checks. It may have other fields, and lack any. */
-const fits = (value: Fields, checks: Checks): boolean => firstInvalid(value, checks) === undefined;
-
-export const firstInvalid = (value: Fields, checks: Checks): string | undefined =>
-  Object.keys(checks).find((name) => name in value && !checks[name]?.(value[name]));
+export const fits = (value: Fields, checks: Checks): boolean =>
+  Object.entries(checks).every(([name, check]) => !(name in value) || check(value[name]));
 
 export const ACTION_FIELDS: Checks = { label: text(255), id: text(64), url };
 
@@ -54,7 +71,7 @@ export const FIELDS: Checks = {
 };
 
 /** What a device may show of a body: all fields but those that are invalid. */
-export const validFields = (body: unknown): Fields =>
+export const validFields = (body: unknown): NotificationFields =>
   Object.fromEntries(
     Object.entries(isObject(body) ? body : {}).filter(([name, value]) => fits({ [name]: value }, FIELDS)),
   );

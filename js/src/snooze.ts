@@ -4,11 +4,12 @@ import { invalid } from "./errors.js";
 import { after, type Time, type TimeOrOffset } from "./instant.js";
 import { newMsgId, present, type Item, type Message, type UID } from "./message.js";
 
-/** The message that creates an item again: with its key, scope, contents and expiry. */
+/** The message that creates an item again: with its key, scope, contents and expiry, and with its
+ * start if that is still to come. */
 export const again = (
   uid: UID,
-  { category, body, device_id, expires_at, key }: Item,
-  starts?: TimeOrOffset,
+  { category, body, device_id, starts_at = 0, expires_at, key }: Item,
+  now: Time,
 ): Message =>
   present({
     uid,
@@ -18,7 +19,7 @@ export const again = (
       category,
       body,
       expires: expires_at ? { time: expires_at } : undefined,
-      starts,
+      starts: starts_at > now ? { time: starts_at } : undefined,
       key,
     }),
   }) as Message;
@@ -27,10 +28,10 @@ export const again = (
  * key; an item without a key is dismissed in the same message. Throws `invalid` unless `until` lies
  * between now and the expiry of the item. */
 export function snoozed(uid: UID, item: Item, until: TimeOrOffset, now: Time): Message {
-  const time = after(until, now);
-  if (time <= now || time >= (item.expires_at ?? Infinity)) {
+  const starts_at = after(until, now);
+  if (starts_at <= now || starts_at >= (item.expires_at ?? Infinity)) {
     throw invalid("until", "is not between now and the expiry of the item");
   }
-  const message = again(uid, item, until);
+  const message = again(uid, { ...item, starts_at }, now);
   return item.key ? message : { ...message, dismissal: { msg_ids: [item.msg_id] } };
 }

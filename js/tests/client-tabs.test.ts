@@ -2,7 +2,7 @@
 
 import { describe, expect, test, vi } from "vitest";
 import type { Gregor } from "../src/client.js";
-import { START, World, ack, item, stored, texts } from "./world.js";
+import { START, World, ack, item, stored, texts } from "./fakes/world.js";
 
 const cursor = START * 1000;
 

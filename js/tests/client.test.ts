@@ -1,5 +1,6 @@
 /** What an app sees of a client. */
 
+import { IDBFactory } from "fake-indexeddb";
 import { describe, expect, expectTypeOf, test, vi } from "vitest";
 import { createGregor, type Gregor } from "../src/client.js";
 import { GregorError } from "../src/errors.js";
@@ -7,7 +8,7 @@ import type { Item } from "../src/message.js";
 import { memoryDatabase } from "../src/stores/memory.js";
 import type { Database } from "../src/stores/store.js";
 import { TestServer } from "../src/testing/index.js";
-import { START, World, item, snapshot, stored, texts } from "./world.js";
+import { START, World, item, snapshot, stored, texts } from "./fakes/world.js";
 
 const ALL = ["created", "dismissed", "out_of_band", "synced", "write_rejected", "online", "offline", "erased", "missed"] as const;
 
@@ -122,7 +123,7 @@ describe("a write", () => {
       gregor.create("", 3),
       gregor.put("c", 4, { expires: "1ms" }),
       gregor.put("d", () => {}),
-      gregor.put("e", 5, { deviceId: "x", thisDevice: true }),
+      gregor.put("e", 5, { deviceId: "" }),
       gregor.snooze("nothing", "1h"),
       gregor.put("f", 6),
     ]);
@@ -395,7 +396,7 @@ describe("an end", () => {
 describe("a store that cannot be used", () => {
   test.each([
     ["of another user", { user: "bob" }, /belongs to the user alice/],
-    ["of another device", { deviceId: "laptop" }, /belongs to the device phone/],
+    ["of another device", { deviceId: "laptop" }, /not of the device laptop/],
   ])("%s is left as it is, and the status says so", async (_, options, reason) => {
     const world = new World();
     const gregor = await world.tab({ deviceId: "phone" });
@@ -433,6 +434,25 @@ describe("a store that cannot be used", () => {
     expect(gregor.status).toMatchObject({ durable: false, unsent: 1 });
     await world.connect();
     expect(gregor.status).toMatchObject({ online: true, durable: false });
+  });
+
+  test("any more, because another tab has removed it: the client goes on in memory", async () => {
+    const world = new World();
+    const indexedDB = new IDBFactory();
+    const environment = { ...world.environment(), indexedDB, setTimeout, clearTimeout };
+    const gregor = createGregor({ url: "http://x", user: "alice", token: "t", environment: environment as never });
+    await gregor.ready;
+    await gregor.put("a", 1);
+    expect(gregor.status.durable).toBe(true);
+    const [{ name }] = (await indexedDB.databases()) as [{ name: string }];
+    await new Promise((resolve) => (indexedDB.deleteDatabase(name).onsuccess = resolve));
+    await gregor.put("b", 2).catch(() => gregor.put("b", 2));
+    expect(gregor.status).toMatchObject({ durable: false, unsent: 2, lastError: { code: "unavailable" } });
+    expect(texts(gregor)).toEqual([1, 2]);
+    const socket = await world.connect();
+    expect(gregor.status).toMatchObject({ online: true, durable: false });
+    expect(socket.last.messages.map(({ creation }: any) => creation.body)).toEqual([1, 2]);
+    await gregor.close();
   });
 
   test("a record that cannot be read costs itself", async () => {
@@ -500,6 +520,8 @@ test("bodies have the types that the app has named", () => {
     expectTypeOf(gregor.items("other.")).toEqualTypeOf<readonly Item<unknown>[]>();
     expectTypeOf(gregor.items()).toEqualTypeOf<readonly Item<Bodies[keyof Bodies]>[]>();
     expectTypeOf(gregor.put<"theme">).parameter(1).toEqualTypeOf<"dark" | "light">();
+    // @ts-expect-error: two scopes
+    void gregor.create("theme", "dark", { thisDevice: true, deviceId: "phone" });
     // @ts-expect-error: not a theme
     void gregor.put("theme", "blue");
     void gregor.create("anything", { else: 1 });

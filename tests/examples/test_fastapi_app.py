@@ -96,12 +96,13 @@ async def test_device_with_a_token_of_the_shop_is_notified_of_a_shipment(tmp_pat
             await device.close()
 
 
-async def test_shop_serves_its_pages(tmp_path: Path) -> None:
+async def test_shop_serves_its_page_or_says_how_to_build_it(tmp_path: Path) -> None:
     async with running_shop(tmp_path) as shop, http_client(shop.port) as http:
-        page = await http.get("/badge", timeout=30)
-        assert page.headers["content-type"].startswith("text/html")
-        assert "createGregor" in page.text
-        assert (await http.get("/no-such-page")).status_code == 404
+        answer = await http.get("/shop", timeout=30)
+        if answer.is_success:
+            assert "<title>The shop</title>" in answer.text
+        else:
+            assert "npm run example" in answer.json()["detail"]
 
 
 # Stopping, under each server that docs/operations.md names, with the settings that it names

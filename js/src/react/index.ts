@@ -5,6 +5,8 @@
  * yet. So the two agree, and the render after that shows what this device has.
  */
 
+"use client";
+
 import {
   createContext,
   createElement,

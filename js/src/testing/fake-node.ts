@@ -18,8 +18,9 @@ import {
   type StoredMessage,
   type UID,
 } from "../message.js";
+import { State } from "../state.js";
 import { entryHash, hashText } from "../state-hash.js";
-import { hasBegun, hasExpired, isLive, seenOn } from "../visibility.js";
+import { hasExpired, isLive, isVisible, seenOn } from "../visibility.js";
 
 /** What became of a message, as an `ack` says it. */
 export interface Result {
@@ -87,6 +88,12 @@ class StoredUser {
     return items.filter((item) => isLive(item, deviceId, now - EXPIRY_GRACE)).sort((a, b) => a.ctime - b.ctime);
   }
 
+  /** What a device shows; without one, what all show. */
+  visible(deviceId: DeviceID | undefined, now: Time): readonly Item[] {
+    const items = [...this.facts.items.values()];
+    return new State(items.filter((item) => isVisible(item, deviceId, now)), now).items;
+  }
+
   hash(deviceId: DeviceID, now: Time): string {
     const live = this.sentTo(deviceId, now).filter((item) => !hasExpired(item, now));
     return hashText(live.reduce((sum, item) => sum + entryHash(item.ctime, item.msg_id), 0n));
@@ -111,7 +118,7 @@ class StoredUser {
   /** What is known about a stored message now. */
   outcome({ uid, msg_id, ctime }: StoredMessage, now: Time, status: "stored" | "duplicate" = "stored"): Result {
     const item = this.facts.items.get(msg_id);
-    const visible = !!item && hasBegun(item, now) && !hasExpired(item, now);
+    const visible = !!item && isVisible(item, undefined, now);
     return present({ status, uid, msg_id, ctime, visible, starts_at: item?.starts_at, expires_at: item?.expires_at });
   }
 
@@ -209,6 +216,7 @@ export class Conversation {
   /** The user, once the token is accepted. */
   uid: UID | undefined;
   deviceId: DeviceID = "";
+  private _isOver = false;
 
   constructor(
     private readonly _node: FakeNode,
@@ -220,6 +228,7 @@ export class Conversation {
   }
 
   receive(frame: Frame): void {
+    if (this._isOver) return;
     switch (frame.type) {
       case "hello":
         return this._greet(frame as unknown as Hello);
@@ -292,6 +301,7 @@ export class Conversation {
   }
 
   private _end(code: number, reason: string): void {
+    this._isOver = true;
     this._node.forget(this);
     this._peer.close(code, reason);
   }

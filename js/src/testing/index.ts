@@ -34,8 +34,6 @@ import {
   type UID,
 } from "../message.js";
 import { notification } from "../notification.js";
-import { State } from "../state.js";
-import { isVisible } from "../visibility.js";
 import { FakeClock } from "./fake-clock.js";
 import { FakeNode, type NodeRules, type Result } from "./fake-node.js";
 import { TestDevice } from "./test-device.js";
@@ -152,9 +150,7 @@ export class TestServer {
 
   /** What the server shows of a user now; with a device, what that device would show. */
   items(user: UID, deviceId?: DeviceID): readonly Item[] {
-    const now = this._clock.now * 1_000;
-    const { items } = this._node.user(user).facts;
-    return new State([...items.values()].filter((item) => isVisible(item, deviceId, now)), now).items;
+    return this._node.user(user).visible(deviceId, this._clock.now * 1_000);
   }
 
   /** All messages that were stored for a user, in order. */

@@ -1,11 +1,11 @@
 /** A world in which a test is the network, the server and the browser. */
 
-import type { Channel, Environment, Locks, Timer } from "../src/environment.js";
-import { createGregor, type Gregor, type GregorOptions } from "../src/client.js";
-import type { Item } from "../src/message.js";
-import { hashText, entryHash } from "../src/state-hash.js";
-import { memoryDatabase } from "../src/stores/memory.js";
-import { FakeClock } from "../src/testing/fake-clock.js";
+import type { Channel, Environment, Locks, Timer } from "../../src/environment.js";
+import { createGregor, type Gregor, type GregorOptions } from "../../src/client.js";
+import type { Item } from "../../src/message.js";
+import { hashText, entryHash } from "../../src/state-hash.js";
+import { memoryDatabase } from "../../src/stores/memory.js";
+import { FakeClock } from "../../src/testing/fake-clock.js";
 
 export const START = Date.UTC(2026, 0, 1);
 

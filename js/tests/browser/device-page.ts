@@ -1,0 +1,16 @@
+/** A page with one device, as its address says. */
+
+import { createGregor } from "../../src/index.js";
+
+declare global {
+  /** Given by the test. */
+  var token: () => Promise<string>;
+  var gregor: ReturnType<typeof createGregor>;
+}
+
+const { url, user, deviceId } = Object.fromEntries(new URLSearchParams(location.search)) as {
+  url: string;
+  user: string;
+  deviceId: string;
+};
+globalThis.gregor = createGregor({ url, user, deviceId, token: () => token() });

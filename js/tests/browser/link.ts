@@ -1,0 +1,62 @@
+import { once } from "node:events";
+import { connect, createServer, type Server as Listener, type Socket } from "node:net";
+
+/** A network between one device and a server, which can be cut and mended. */
+export class Link {
+  readonly #sockets = new Set<Socket>();
+  #isCut = false;
+
+  private constructor(
+    private readonly listener: Listener,
+    private readonly target: number,
+  ) {
+    listener.on("connection", (socket) => this.#carry(socket));
+  }
+
+  static async to(port: number): Promise<Link> {
+    const listener = createServer().listen(0, "127.0.0.1");
+    await once(listener, "listening");
+    return new Link(listener, port);
+  }
+
+  get url(): string {
+    return `http://127.0.0.1:${(this.listener.address() as { port: number }).port}`;
+  }
+
+  #carry(near: Socket): void {
+    if (this.#isCut) return void near.destroy();
+    const far = connect(this.target, "127.0.0.1");
+    for (const [from, to] of [
+      [near, far],
+      [far, near],
+    ] as const) {
+      this.#sockets.add(from);
+      from.on("error", () => to.destroy());
+      from.on("close", () => {
+        this.#sockets.delete(from);
+        to.destroy();
+      });
+      from.pipe(to);
+    }
+  }
+
+  /** Breaks every connection. */
+  break(): void {
+    for (const socket of this.#sockets) socket.destroy();
+  }
+
+  /** Breaks every connection, and refuses new ones until `mend`. */
+  cut(): void {
+    this.#isCut = true;
+    this.break();
+  }
+
+  mend(): void {
+    this.#isCut = false;
+  }
+
+  close(): void {
+    this.cut();
+    this.listener.close();
+  }
+}

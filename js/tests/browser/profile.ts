@@ -1,0 +1,133 @@
+import type { Browser, BrowserContext, CDPSession, Page } from "playwright-core";
+import type { Item } from "../../src/message.js";
+import type { Status } from "../../src/status.js";
+import { Link } from "./link.js";
+import { problemsOf } from "./problems.js";
+import { until, type Server } from "./processes.js";
+import type { Site } from "./site.js";
+
+/** What a call in a page came to. The page may have ended before it said so. */
+export type Outcome =
+  | { readonly kind: "done"; readonly value: unknown; readonly durable: boolean }
+  | { readonly kind: "refused"; readonly code: string; readonly message: string }
+  | { readonly kind: "unknown" };
+
+/** A tab, and what was done to it. */
+export interface Tab {
+  readonly page: Page;
+  readonly devtools: CDPSession;
+  frozen: boolean;
+}
+
+/** One browser profile, which is one device of a user: its tabs, and its own network. */
+export class Profile {
+  readonly tabs: Tab[] = [];
+  readonly problems: readonly string[];
+  /** Says which token a page gets next. */
+  token: () => Promise<string>;
+
+  private constructor(
+    readonly deviceId: string,
+    private readonly user: string,
+    private readonly site: Site,
+    readonly context: BrowserContext,
+    readonly link: Link,
+    server: Server,
+  ) {
+    this.problems = problemsOf(context);
+    this.token = () => Promise.resolve(server.token(user, 3600));
+  }
+
+  static async open(
+    browser: Browser,
+    server: Server,
+    site: Site,
+    user: string,
+    deviceId: string,
+    fakeTime = false,
+  ): Promise<Profile> {
+    const [context, link] = await Promise.all([browser.newContext(), Link.to(server.port)]);
+    await site.appearIn(context);
+    const profile = new Profile(deviceId, user, site, context, link, server);
+    await context.exposeFunction("token", () => profile.token());
+    if (fakeTime) await context.clock.install();
+    return profile;
+  }
+
+  async openTab(): Promise<Tab> {
+    const page = await this.context.newPage();
+    const parameters = { url: this.link.url, user: this.user, deviceId: this.deviceId };
+    await page.goto(`${this.site.url}?${new URLSearchParams(parameters)}`);
+    const tab = { page, devtools: await this.context.newCDPSession(page), frozen: false };
+    this.tabs.push(tab);
+    return tab;
+  }
+
+  /** Ends a tab: closes it, or kills its process. */
+  async closeTab(tab: Tab, how: "close" | "crash"): Promise<void> {
+    this.tabs.splice(this.tabs.indexOf(tab), 1);
+    if (how === "crash") await tab.devtools.send("Page.crash").catch(() => undefined);
+    await tab.page.close();
+  }
+
+  async freeze(tab: Tab, frozen: boolean): Promise<void> {
+    tab.frozen = frozen;
+    await tab.devtools.send("Page.setWebLifecycleState", { state: frozen ? "frozen" : "active" });
+  }
+
+  /** How many bytes this site may store; undefined: as many as usual. */
+  async limitStorage(bytes?: number): Promise<void> {
+    const quota = bytes === undefined ? {} : { quotaSize: bytes };
+    const origin = new URL(this.site.url).origin;
+    await this.tabs[0]?.devtools.send("Storage.overrideQuotaForOrigin", { origin, ...quota });
+  }
+
+  async setOnline(online: boolean): Promise<void> {
+    if (online) this.link.mend();
+    else this.link.cut();
+    await this.context.setOffline(!online);
+  }
+
+  async close(): Promise<void> {
+    await this.context.close();
+    this.link.close();
+  }
+}
+
+/** Calls a method of the device in a tab. */
+export async function call(tab: Tab, method: string, ...args: readonly unknown[]): Promise<Outcome> {
+  try {
+    return await tab.page.evaluate(
+      async ([method, args]): Promise<Outcome> => {
+        try {
+          const value: unknown = await (gregor as any)[method](...args);
+          return { kind: "done", value, durable: gregor.status.durable };
+        } catch (error) {
+          const { code, message } = error as { code: string; message: string };
+          return { kind: "refused", code: code ?? "bug", message };
+        }
+      },
+      [method, args] as const,
+    );
+  } catch {
+    return { kind: "unknown" };
+  }
+}
+
+export const itemsOf = ({ page }: Tab): Promise<readonly Item[]> =>
+  page.evaluate(() => [...gregor.items()]);
+
+export const statusOf = ({ page }: Tab): Promise<Status> => page.evaluate(() => ({ ...gregor.status }));
+
+/** Waits until the device has all, and nothing waits to be sent. */
+export async function untilSettled(tab: Tab): Promise<void> {
+  let status: Status | undefined;
+  const isSettled = async (): Promise<boolean> => {
+    status = await statusOf(tab);
+    return status.online && status.synced && status.unsent === 0;
+  };
+  await tab.page.evaluate(() => gregor.reconnect());
+  await until("the tab is settled", isSettled).catch(() => {
+    throw new Error(`a tab is not settled: ${JSON.stringify(status)}`);
+  });
+}

@@ -1,0 +1,37 @@
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, test } from "vitest";
+import { seeds } from "../random.js";
+import { launch } from "./chromium.js";
+import { Server } from "./processes.js";
+import { Round, type Stage } from "./round.js";
+import { Site } from "./site.js";
+
+const ROUNDS = Number(process.env["GREGOR_ROUNDS"] ?? 5);
+const STEPS = 30;
+
+let stage: Stage;
+
+beforeAll(async () => {
+  const folder = mkdtempSync(join(tmpdir(), "gregor-"));
+  const [browser, server, site] = await Promise.all([
+    launch(),
+    Server.start(folder),
+    Site.of("device-page.ts"),
+  ]);
+  stage = { browser, server, site, folder };
+});
+afterAll(async () => {
+  await stage.browser.close();
+  await stage.server.stop();
+  rmSync(stage.folder, { recursive: true });
+});
+
+test.each(seeds(ROUNDS))("all devices agree after a round with the seed %i", async (seed) => {
+  const round = new Round(seed, stage);
+  await round.play(STEPS).catch((error: unknown) => {
+    const trace = round.trace.slice(-60).join("\n");
+    throw new Error(`reproduce with GREGOR_SEED=${seed}\n${trace}\n${String(error)}`, { cause: error });
+  });
+});
