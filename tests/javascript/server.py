@@ -18,6 +18,7 @@ from gregor.config import Auth, load
 from gregor.core.instant import SECOND, Time
 from gregor.server.process import serve
 
+
 class AdjustedClock:
     """The clock of this machine, and by how much it is ahead."""
 
