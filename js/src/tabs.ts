@@ -217,16 +217,19 @@ export class Tabs<Message> {
   }
 
   private async _lead(signal: AbortSignal): Promise<void> {
-    try {
-      const { term, seq } = await this._store.newTerm();
-      while (seq > this._seq) await this._reload(); // one that has begun before may lack something
-      if (signal.aborted) return;
-      this._isLeader = true;
-      this._post({ isBeat: true }); // not before: a tab whose store hangs has to be replaced
-      this._listener.onLead(term);
-    } catch {
-      if (!signal.aborted) this._leave();
-    }
+    const term = await this._newTerm().catch(() => undefined);
+    if (signal.aborted) return;
+    if (term === undefined) return this._leave();
+    this._isLeader = true;
+    this._post({ isBeat: true }); // not before: a tab whose store hangs has to be replaced
+    this._listener.onLead(term);
+  }
+
+  /** Begins a term, in which this tab has all that was saved before. */
+  private async _newTerm(): Promise<number> {
+    const { term, seq } = await this._store.newTerm();
+    while (seq > this._seq) await this._reload(); // a reading that was under way may lack something
+    return term;
   }
 
   /** Gives up the lock, or waiting for it. The next tick stands again. */

@@ -158,6 +158,18 @@ test("an erased user is gone from all devices, which can begin again", async () 
   expect(server.items("alice").map((item) => item.body)).toEqual(["new"]);
 });
 
+test("what was written before an erase is not stored after it", async () => {
+  const server = new TestServer();
+  const [phone, laptop] = await devices(server, "phone", "laptop");
+  await laptop!.device.goOffline();
+  await laptop!.gregor.create("a", "written offline");
+  const written = phone!.gregor.create("a", "under way");
+  const erased = server.erase("alice");
+  await Promise.allSettled([written, erased]);
+  await laptop!.device.goOnline();
+  expect([server.items("alice"), laptop!.gregor.items()]).toEqual([[], []]);
+});
+
 test("out-of-band messages reach the devices that are connected", async () => {
   const server = new TestServer();
   const [phone, laptop] = await devices(server, "phone", "laptop");

@@ -216,6 +216,7 @@ export class Conversation {
   /** The user, once the token is accepted. */
   uid: UID | undefined;
   deviceId: DeviceID = "";
+  private _isOver = false;
 
   constructor(
     private readonly _node: FakeNode,
@@ -227,6 +228,7 @@ export class Conversation {
   }
 
   receive(frame: Frame): void {
+    if (this._isOver) return;
     switch (frame.type) {
       case "hello":
         return this._greet(frame as unknown as Hello);
@@ -299,6 +301,7 @@ export class Conversation {
   }
 
   private _end(code: number, reason: string): void {
+    this._isOver = true;
     this._node.forget(this);
     this._peer.close(code, reason);
   }

@@ -99,7 +99,7 @@ export async function until(what: string, isSo: () => Promise<boolean>, seconds 
   }
 }
 
-async function freePort(): Promise<number> {
+export async function freePort(): Promise<number> {
   const listener = createServer().listen(0, "127.0.0.1");
   await once(listener, "listening");
   const { port } = listener.address() as { port: number };
