@@ -46,23 +46,23 @@ const OWN_LOCKS: Locks = { request: async (_name, _options, whileHeld) => whileH
 /** One tab of those with the same name. Where the browser has no locks or no channels, or the store
  * is this tab's own, it leads and is alone. */
 export class Tabs<Message> {
-  declare private readonly _name: string;
-  declare private readonly _store: Store;
-  declare private readonly _environment: Environment;
-  declare private readonly _listener: TabListener<Message>;
-  declare private readonly _endings: readonly (() => void)[];
-  declare private _channel: Channel | undefined; // none if this tab is alone
+  private readonly _name: string;
+  private readonly _store: Store;
+  private readonly _environment: Environment;
+  private readonly _listener: TabListener<Message>;
+  private readonly _endings: readonly (() => void)[];
+  private _channel: Channel | undefined; // none if this tab is alone
   private _locks = OWN_LOCKS;
 
   private _seq = -1; // the listener has all changes up to this one (-1: it may have none),
   private readonly _ahead = new Map<number, Changes>(); // and these, after some that are missing
-  declare private _reading: Promise<void> | undefined;
+  private _reading: Promise<void> | undefined;
   private _lastSeq = Infinity; // the last that is known to exist; Infinity: to be read
 
-  declare private _isOpen: boolean | undefined; // false: closed
+  private _isOpen: boolean | undefined; // false: closed
   private _isAwake = false;
-  declare private _timer: Timer;
-  declare private _candidacy: AbortController | undefined; // for the lock; ends with it
+  private _timer: Timer;
+  private _candidacy: AbortController | undefined; // for the lock; ends with it
   private _isLeader = false;
   private _silentBeats = 0;
 

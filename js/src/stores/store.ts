@@ -70,11 +70,9 @@ export const countersIn = (stored: ReadonlyMap<string, unknown>): Counters =>
 export class Store {
   /** Whether the records survive this tab, and other tabs see them. */
   readonly durable: boolean;
-  declare private readonly _database: Database;
 
-  constructor(database: Database) {
-    this._database = database;
-    this.durable = database.durable;
+  constructor(private readonly _database: Database) {
+    this.durable = _database.durable;
   }
 
   /** All records, and the number of the last change that is in them. */
