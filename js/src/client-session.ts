@@ -178,7 +178,7 @@ export function clientSession({
   function foreign(uid = owner): Effect[] | undefined {
     if (owner === null || uid === owner) return undefined;
     hasHeardOfErase = true;
-    const reason = `the token is of the user ${uid}, and this store of ${owner}`;
+    const reason = `the token is of ${uid}, the store of ${owner}`;
     return [{ type: "failed", error: stop("forbidden", reason) }];
   }
 
@@ -216,7 +216,7 @@ export function clientSession({
     const isErased = results.find(({ error }) => error?.code === "erased");
     if (isErased) return erased(isErased.error?.epoch);
     if (n === lastConsume && inFlight && results.length !== inFlight) {
-      throw stop("malformed", "the ack has not one of `results` for each message", "results");
+      throw stop("malformed", "no valid `results`", "results");
     }
     return settled(n, { type: "acked", results });
   }

@@ -8,7 +8,7 @@ import { GregorError, problemOf, stop, unavailable, type Problem } from "./error
 import { Inbox } from "./inbox.js";
 import { after, type When } from "./instant.js";
 import { hasExactIntegers } from "./json.js";
-import { LiveReplica, type Operation, type ReplicaEvent } from "./live-replica.js";
+import { liveReplica, type LiveReplica, type Operation, type ReplicaEvent } from "./live-replica.js";
 import * as message from "./message.js";
 import {
   newMsgId,
@@ -31,7 +31,7 @@ import { OFFLINE, type ConnectionStatus, type Status } from "./status.js";
 import { openStore } from "./stores/indexeddb.js";
 
 import { Store, storeName, type Changes, type Database } from "./stores/store.js";
-import { Tabs } from "./tabs.js";
+import { joinTabs, type Tabs } from "./tabs.js";
 
 /** The tab that is connected has not answered for so long. */
 const TAB_MS = 70_000;
@@ -130,7 +130,7 @@ export class Gregor<Bodies = Record<string, unknown>> {
     this._environment = environment;
     this._server = { ...addressOf(url), user, token, exactIntegers };
     const device = deviceId === undefined ? newMsgId() : given.text("deviceId", deviceId, 128);
-    this._live = new LiveReplica(Replica.load(new Map(), device), environment, {
+    this._live = liveReplica(Replica.load(new Map(), device), environment, {
       save: (changes, isTold) => this._save(changes, isTold),
       onChange: (events) => this._report(events),
       onSaved: () => this._connection?.sendOutbox(),
@@ -408,7 +408,7 @@ export class Gregor<Bodies = Record<string, unknown>> {
     const name = storeName(this._server.http, this.user);
     const onLost = (loss: GregorError) => this._onLost(loss);
     this._store = options.store ? new Store(options.store) : await openStore(name, environment, onLost);
-    this._tabs = new Tabs(name, this._store, environment, {
+    this._tabs = joinTabs(name, this._store, environment, {
       onLead: (term) => this._onLead(term),
       onFollow: () => this._onFollow(),
       onChanges: (changes) => this._live.hear(changes),

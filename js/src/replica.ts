@@ -230,7 +230,7 @@ export class Replica {
     const item = this._shown.get(message.msg_id);
     if (known) {
       if (!repeats(known.message, known.written, message)) {
-        throw stop("conflict", "this msg_id is in the outbox with other contents", "msg_id");
+        throw stop("conflict", "`msg_id` is in the outbox with other contents", "msg_id");
       }
     } else if (!item || !repeatsItem(item, message)) {
       this._write(this._asMeant(message, now), now);
@@ -267,10 +267,10 @@ export class Replica {
   }
 
   private _write(message: Message, now: Time): void {
-    if (message.ctime) throw invalid("ctime", "is for the server to set");
+    if (message.ctime) throw invalid("ctime", "is set by the server");
     // A node closes the connection on a frame that is too large, each time it is sent.
     if (sizeOf(message) > MAX_MESSAGE) {
-      throw stop("too-large", `a message has at most ${MAX_MESSAGE} bytes of JSON; split it`);
+      throw stop("too-large", `the message has more than ${MAX_MESSAGE} bytes; split it`);
     }
     const { msg_id } = message;
     // The node has stored this message, or another with this id: the facts decide.
@@ -306,7 +306,7 @@ export class Replica {
   snoozed(msgId: MsgID, until: TimeOrOffset, now: Time): Message {
     this._requireLife();
     const item = this.visibleAmong([msgId], now).get(msgId);
-    if (!item) throw invalid("msg_id", "is of no item that this device shows");
+    if (!item) throw invalid("msg_id", "is not shown");
     return snoozed(this.device.uid ?? UNKNOWN_UID, item, until, now);
   }
 
@@ -392,7 +392,7 @@ export class Replica {
   /** Sets the user of this replica. Throws `setup` if it belongs to another user. */
   ownedBy(uid: UID): void {
     const known = this.device.uid ?? uid;
-    if (known !== uid) throw stop("setup", `this store belongs to the user ${known}, not to ${uid}; use one store per user`);
+    if (known !== uid) throw stop("setup", `this store belongs to the user ${known}, not ${uid}; use another store`);
     this._setDevice({ uid });
   }
 
@@ -536,7 +536,7 @@ export class Replica {
    * hidden now. Throws `history-forgotten` for a time before `knownSince`. */
   stateAt(at: Time): State {
     if (at < this.knownSince) {
-      throw stop("history-forgotten", `this device knows its history from ${this.knownSince} on; ask the server`);
+      throw stop("history-forgotten", `known here from ${this.knownSince} on; ask the server`);
     }
     return new State(this._visibleOf(this._shown.at(at), at), at);
   }

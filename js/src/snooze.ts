@@ -30,7 +30,7 @@ export const again = (
 export function snoozed(uid: UID, item: Item, until: TimeOrOffset, now: Time): Message {
   const starts_at = after(until, now);
   if (starts_at <= now || starts_at >= (item.expires_at ?? Infinity)) {
-    throw invalid("until", "is not between now and the expiry of the item");
+    throw invalid("until", "is not between now and the expiry");
   }
   const message = again(uid, { ...item, starts_at }, now);
   return item.key ? message : { ...message, dismissal: { msg_ids: [item.msg_id] } };

@@ -1,9 +1,9 @@
 /** The database of a browser: one in IndexedDB for each user of a server, for all tabs. */
 
 import type { Environment } from "../environment.js";
-import { GregorError, stop } from "../errors.js";
+import { GregorError, stop, unavailable } from "../errors.js";
 import { memoryDatabase } from "./memory.js";
-import { COUNTERS, countersIn, Store, unavailable, type Database, type Decision } from "./store.js";
+import { COUNTERS, countersIn, Store, type Database, type Decision } from "./store.js";
 
 const SCHEMA_VERSION = 1;
 const RECORDS = "records";
@@ -71,14 +71,14 @@ export function indexedDatabase(
     const request = indexedDB.open(name, SCHEMA_VERSION);
     request.onupgradeneeded = () => request.result.createObjectStore(RECORDS);
     const database = await answer(request);
-    database.onversionchange = () => lose("another tab deletes or upgrades the database");
+    database.onversionchange = () => lose("another tab deletes or upgrades the store");
     database.onclose = disconnect;
     return database;
   };
 
   const decideOn = async <T>(records: IDBObjectStore, keys: Keys, decide: Decision<T>) => {
     const stored = await read(records, keys);
-    if (countersIn(stored).seq < lastSeq) lose("the records were removed");
+    if (countersIn(stored).seq < lastSeq) lose("its records were removed");
     if (loss) throw loss;
     const result = decide(stored, (key, record) => {
       stored.set(key, record);
@@ -126,7 +126,7 @@ type Keys = readonly string[] | undefined;
 const inTime = <T>(environment: Environment, promise: Promise<T>): Promise<T> =>
   new Promise((resolve, reject) => {
     const timer = environment.setTimeout(
-      () => reject(unavailable("no answer; close other tabs of this page")),
+      () => reject(unavailable("the store did not answer in time; close other tabs of this page")),
       PATIENCE_MS,
     );
     promise.then(resolve, reject).finally(() => environment.clearTimeout(timer));
@@ -170,6 +170,6 @@ function abort(transaction: IDBTransaction | undefined): void {
 
 function asGregorError(error: unknown): GregorError {
   if (error instanceof GregorError) return error;
-  if ((error as DOMException).name !== "VersionError") return unavailable(error);
-  return stop("setup", "a newer version wrote the stored records; reload the page");
+  if ((error as DOMException).name !== "VersionError") return unavailable(`not saved: ${error}`);
+  return stop("setup", "a newer version wrote this store; reload the page");
 }
