@@ -26,8 +26,8 @@ export interface NotificationFields {
   readonly [name: string]: unknown;
 }
 
-type Fields = Readonly<Record<string, unknown>>;
-type Checks = Readonly<Record<string, (value: unknown) => boolean>>;
+export type Fields = Readonly<Record<string, unknown>>;
+export type Checks = Readonly<Record<string, (value: unknown) => boolean>>;
 
 const text =
   (limit: number) =>
@@ -44,10 +44,8 @@ export const isObject = (value: unknown): value is Fields =>
   Object(value) === value && !Array.isArray(value);
 
 /** Whether the fields of an object pass these checks. It may have other fields, and lack any. */
-const fits = (value: Fields, checks: Checks): boolean => firstInvalid(value, checks) === undefined;
-
-export const firstInvalid = (value: Fields, checks: Checks): string | undefined =>
-  Object.keys(checks).find((name) => name in value && !checks[name]?.(value[name]));
+export const fits = (value: Fields, checks: Checks): boolean =>
+  Object.entries(checks).every(([name, check]) => !(name in value) || check(value[name]));
 
 export const ACTION_FIELDS: Checks = { label: text(255), id: text(64), url };
 

@@ -5,7 +5,7 @@ import { invalid } from "./errors.js";
 import { ITEMS, MARKER, MARKERS, MAX_ITEM_KEY, topicPrefix, type Topic } from "./inbox.js";
 import { after } from "./instant.js";
 import { newMsgId, put, type Creation, type Message, type PutOptions, type UID } from "./message.js";
-import { ACTION_FIELDS, areActions, FIELDS, firstInvalid, isObject } from "./notification-body.js";
+import { ACTION_FIELDS, areActions, FIELDS, fits, isObject, type Checks, type Fields } from "./notification-body.js";
 
 const MAX_ITEM_ID = 57; // with `unread:` before it, a msg_id
 
@@ -54,6 +54,9 @@ function whereInvalid(body: unknown): string | undefined {
   const name = firstInvalid(body, FIELDS);
   return name && `.${name}${name === "actions" ? whereInvalidIn(body[name]) : ""}`;
 }
+
+const firstInvalid = (value: Fields, checks: Checks): string | undefined =>
+  Object.keys(checks).find((name) => name in value && !fits({ [name]: value[name] }, checks));
 
 function whereInvalidIn(actions: unknown): string {
   if (!Array.isArray(actions) || areActions(actions.slice(0, 8))) return "";

@@ -1,7 +1,7 @@
 /**
  * The tabs of a browser that hold the same replica: one leads, and each hears what the others save.
  *
- * The leader is whoever holds an exclusive lock. It says each second that it is there; one that is
+ * The leader is the tab that holds an exclusive lock. It says each second that it is there; one that is
  * silent while it holds the lock is robbed of it. A robbed leader may not know yet, when it was
  * frozen: so each leader begins a new term in the store, which refuses what it saves in an old one.
  *

@@ -51,7 +51,7 @@ test("what is done offline is everywhere when the device is online again", async
   expect(phone!.gregor.status).toMatchObject({ online: true, synced: true, unsent: 0, lastError: null });
 });
 
-test("a device that comes back without a word of the network finds its way by itself", async () => {
+test("a device that was offline for long is connected as soon as it has a network", async () => {
   const server = new TestServer();
   const [phone] = await devices(server, "phone");
   await phone!.device.goOffline();
@@ -59,7 +59,6 @@ test("a device that comes back without a word of the network finds its way by it
   await server.create("alice", "a", "meanwhile");
   expect(bodies(phone!.gregor)).toEqual([]);
   await phone!.device.goOnline();
-  await server.advance(60_000);
   expect(bodies(phone!.gregor)).toEqual(["meanwhile"]);
 });
 
@@ -247,7 +246,7 @@ const steps = fc.array(
   { maxLength: 25 },
 );
 
-test("all devices show what the server has for them, by its hash too", async () => {
+test("all devices show what the server has for them, by its hash too", { timeout: 30_000 }, async () => {
   await fc.assert(
     fc.asyncProperty(steps, async (history) => {
       const server = new HashedServer();

@@ -120,6 +120,8 @@ export class TestDevice {
   async goOnline(): Promise<void> {
     this._isOnline = true;
     await this._happen("online");
+    // A client that could not connect for long tries in turn what this server does not speak.
+    if (!this.connections) await this._happen("online");
   }
 
   private async _happen(type: string): Promise<void> {

@@ -118,7 +118,7 @@ export class FakeBrowser {
   post(from: FakeChannel, message: unknown): void {
     const data: unknown = structuredClone(message);
     for (const channel of this.channels) {
-      if (channel === from || channel.name !== from.name) continue;
+      if (channel === from || channel.name !== from.name || channel.tab.isCached) continue;
       if (this.broadcastsToLose > 0) this.broadcastsToLose--;
       else this.queue(channel.tab, `channel ${from.id}`, () => channel.receive(structuredClone(data)));
     }
@@ -179,6 +179,8 @@ export class FakeTab {
   readonly id: number;
   isAwake = true;
   isGone = false;
+  /** Whether the page is kept for the way back: what is broadcast meanwhile never arrives. */
+  isCached = false;
   isVisible = true;
   private _isStoreBroken = false;
   private readonly _listeners: { readonly type: string; readonly listener: (event: Event) => void }[] = [];
@@ -275,10 +277,12 @@ export class FakeTab {
   /** The page is kept for the way back. */
   navigateAway(): void {
     this._dispatch("pagehide");
+    this.isCached = true;
     this.hang();
   }
 
   navigateBack(): void {
+    this.isCached = false;
     this.goOn();
     this._dispatch("pageshow");
   }
