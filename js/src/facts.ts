@@ -200,7 +200,9 @@ export class Facts {
 
   /** The items that expired at this instant or before. */
   expired(until: Time): readonly Item[] {
-    return until < this._firstExpiry ? [] : [...this.items.values()].filter((item) => hasExpired(item, until));
+    return until < this._firstExpiry
+      ? []
+      : [...this.items.values()].filter((item) => hasExpired(item, until));
   }
 
   /** A time later than this one, and not later than when the next item begins or expires; Infinity if

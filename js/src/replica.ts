@@ -40,7 +40,15 @@ import { State, compareItems, timeOf } from "./state.js";
 import { entryHash, hashText } from "./state-hash.js";
 import type { Changes, RecordKey } from "./stores/store.js";
 import { hasBegun, isLive } from "./visibility.js";
-import { hasOffsetEnds, namingAlso, repeats, repeatsItem, repeatsOpen, withEnds, withInstants } from "./writing.js";
+import {
+  hasOffsetEnds,
+  namingAlso,
+  repeats,
+  repeatsItem,
+  repeatsOpen,
+  withEnds,
+  withInstants,
+} from "./writing.js";
 
 /** Of awaited ids, and of rejected messages. */
 const MAX_KEPT = 1_000;
@@ -246,11 +254,14 @@ export class Replica {
     const meant = withInstants(message, now);
     if (!hasOffsetEnds(message)) return meant;
     const given = clausesOf(message);
-    return namingAlso(meant, clausesOf(meant).flatMap((clause, place) => {
-      const end = clause.end_time?.time;
-      if (end === undefined || end === given[place]?.end_time?.time) return [];
-      return this._matched(meant, clause).filter((item) => this._wasHere(clause, end, now, item));
-    }));
+    return namingAlso(
+      meant,
+      clausesOf(meant).flatMap((clause, place) => {
+        const end = clause.end_time?.time;
+        if (end === undefined || end === given[place]?.end_time?.time) return [];
+        return this._matched(meant, clause).filter((item) => this._wasHere(clause, end, now, item));
+      }),
+    );
   }
 
   /** Whether an item beyond the end was here at that time: it was written here, and the node stores
@@ -289,7 +300,8 @@ export class Replica {
     if (known && repeatsOpen(known.message, message)) return;
     const seen = clausesOf(message).flatMap((clause) =>
       this._matched(message, clause).filter(
-        (item) => this._isBeyondCursor(clause, item) && this._isLiveHere(item, now) && hasBegunFor(clause, item, now),
+        (item) =>
+          this._isBeyondCursor(clause, item) && this._isLiveHere(item, now) && hasBegunFor(clause, item, now),
       ),
     );
     this.write(namingAlso(withEnds(message, { time: this.device.cursor || EARLIEST_TIME }), seen), now);
@@ -356,7 +368,8 @@ export class Replica {
    * if a new life has begun. */
   wiped(epoch: Time | null): void {
     if (epoch === null ? this.device.erased : this.device.epoch === epoch) return;
-    for (const [kind, records] of Object.entries(this._kinds)) this._drop(kind, [...records.keys()].filter(Boolean));
+    for (const [kind, records] of Object.entries(this._kinds))
+      this._drop(kind, [...records.keys()].filter(Boolean));
     this.knownSince = 0;
     this._setDevice({ epoch, erased: true, cursor: 0 });
     this._settle([]);
@@ -371,7 +384,12 @@ export class Replica {
   erasure(): GregorError | undefined {
     const { erased, epoch } = this.device;
     if (!erased) return undefined;
-    return new GregorError({ code: "erased", action: "stop", message: "the user was erased; `reconnect` begins a new life", epoch: epoch ?? 0 });
+    return new GregorError({
+      code: "erased",
+      action: "stop",
+      message: "the user was erased; `reconnect` begins a new life",
+      epoch: epoch ?? 0,
+    });
   }
 
   private _requireLife(): void {
@@ -392,7 +410,8 @@ export class Replica {
   /** Sets the user of this replica. Throws `setup` if it belongs to another user. */
   ownedBy(uid: UID): void {
     const known = this.device.uid ?? uid;
-    if (known !== uid) throw stop("setup", `this store belongs to the user ${known}, not ${uid}; use another store`);
+    if (known !== uid)
+      throw stop("setup", `this store belongs to the user ${known}, not ${uid}; use another store`);
     this._setDevice({ uid });
   }
 
@@ -461,7 +480,8 @@ export class Replica {
     const dead = status === "stored" && visible === false && !starts_at && !expires_at;
     const message = { ...entry.message, ctime: result.ctime || this.device.cursor };
     const acknowledged = { ...entry, message, ...(dead && { dead }) };
-    const isTold = acknowledgedPart(acknowledged, this.device.device_id) && (!dead || message.dismissal || replaced);
+    const isTold =
+      acknowledgedPart(acknowledged, this.device.device_id) && (!dead || message.dismissal || replaced);
     return isTold ? acknowledged : undefined;
   }
 
@@ -633,4 +653,5 @@ function sumOf(items: Iterable<Item | undefined>): bigint {
 }
 
 /** Whether the item has begun, if the clause leaves what has not. */
-const hasBegunFor = (clause: Clause, item: Item, time: Time): boolean => !comparesTime(clause) || hasBegun(item, time);
+const hasBegunFor = (clause: Clause, item: Item, time: Time): boolean =>
+  !comparesTime(clause) || hasBegun(item, time);

@@ -56,7 +56,9 @@ export function withInstants(message: Message, now: Time): Message {
     throw invalid("starts", "is not before `expires`");
   }
   return {
-    ...withClauses(message, (clause) => clause.end_time ? { ...clause, end_time: instant(clause.end_time) } : clause),
+    ...withClauses(message, (clause) =>
+      clause.end_time ? { ...clause, end_time: instant(clause.end_time) } : clause,
+    ),
     ...(creation && {
       creation: {
         ...creation,

@@ -72,7 +72,10 @@ export class DeviceRun {
         return this._attempt(() => replica.dismissSeen({ uid: "alice", ...value }, now), [value]);
       case "snooze":
         return this._attempt(() => {
-          const message = { ...replica.snoozed(value.msg_id, { time: value.until }, now), msg_id: value.new_msg_id };
+          const message = {
+            ...replica.snoozed(value.msg_id, { time: value.until }, now),
+            msg_id: value.new_msg_id,
+          };
           replica.write(message, now);
           return [message];
         });
@@ -105,7 +108,10 @@ export class DeviceRun {
     }
   }
 
-  private _attempt(operation: () => readonly Message[] | void, messages: readonly Message[] = []): JSONObject {
+  private _attempt(
+    operation: () => readonly Message[] | void,
+    messages: readonly Message[] = [],
+  ): JSONObject {
     try {
       this._change(operation, messages);
       return {};
@@ -241,7 +247,8 @@ export class DeviceRun {
     const after = replica.visibleAmong(changed, now);
     const unseen = [...visible.keys()].filter((id) => !changed.has(id) && !this._visible.has(id));
     const forgotten = [...this._visible.keys()].filter((id) => !changed.has(id) && !visible.has(id));
-    if (unseen.length + forgotten.length) throw new Error(`not said to have changed: ${[...unseen, ...forgotten]}`);
+    if (unseen.length + forgotten.length)
+      throw new Error(`not said to have changed: ${[...unseen, ...forgotten]}`);
     this._visible = visible;
     for (const event of eventsBetween(before, after, now, messages)) {
       this._events.push(
