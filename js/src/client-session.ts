@@ -36,15 +36,8 @@ import {
   type Welcome,
 } from "./frames.js";
 import type { Time } from "./instant.js";
-import {
-  present,
-  type DeviceID,
-  type Item,
-  type Message,
-  type OutOfBandMessage,
-  type StoredMessage,
-  type UID,
-} from "./message.js";
+import { present } from "./json.js";
+import type { DeviceID, Item, Message, OutOfBandMessage, StoredMessage, UID } from "./message.js";
 
 export type Effect =
   /** Write this frame. */

@@ -10,16 +10,8 @@
  */
 
 import { after, type Time } from "./instant.js";
-import {
-  present,
-  type Item,
-  type Key,
-  type KeyDismissal,
-  type Message,
-  type MsgID,
-  type Range,
-  type StoredMessage,
-} from "./message.js";
+import { present } from "./json.js";
+import type { Item, Key, KeyDismissal, Message, MsgID, Range, StoredMessage } from "./message.js";
 import { timeOf } from "./state.js";
 import { hasExpired, seenOn } from "./visibility.js";
 

@@ -2,7 +2,8 @@
 
 import { invalid } from "./errors.js";
 import { after, type Time, type TimeOrOffset } from "./instant.js";
-import { newMsgId, present, type Item, type Message, type UID } from "./message.js";
+import { present } from "./json.js";
+import { newMsgId, type Item, type Message, type UID } from "./message.js";
 
 /** The message that creates an item again: with its key, scope, contents and expiry, and with its
  * start if that is still to come. */

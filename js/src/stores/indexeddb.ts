@@ -1,7 +1,7 @@
 /** The database of a browser: one in IndexedDB for each user of a server, for all tabs. */
 
-import type { Environment } from "../environment.js";
-import { GregorError, stop, unavailable } from "../errors.js";
+import { inTime, type Environment } from "../environment.js";
+import { asError, stop, unavailable, type GregorError } from "../errors.js";
 import { memoryDatabase } from "./memory.js";
 import { COUNTERS, countersIn, Store, type Database, type Decision } from "./store.js";
 
@@ -70,7 +70,10 @@ export function indexedDatabase(
     if (!indexedDB) throw unavailable("no IndexedDB here");
     const request = indexedDB.open(name, SCHEMA_VERSION);
     request.onupgradeneeded = () => request.result.createObjectStore(RECORDS);
-    const database = await answer(request);
+    const database = await answer(request).catch((error) => {
+      if (error.name !== "VersionError") throw error;
+      throw stop("setup", "a newer version wrote this store; reload the page");
+    });
     database.onversionchange = () => lose("another tab deletes or upgrades the store");
     database.onclose = disconnect;
     return database;
@@ -106,11 +109,11 @@ export function indexedDatabase(
       // The browser may say no. It is asked the first time that something waits to be sent.
       if (isUrgent) persistence ??= environment.storage?.persist?.().catch(() => {});
       try {
-        return await inTime(environment, run());
+        return await inTime(environment, run(), PATIENCE_MS, "the store did not answer in time; close other tabs of this page");
       } catch (error) {
         abort(transaction);
         disconnect();
-        throw loss ?? asGregorError(error);
+        throw loss ?? asError(error);
       }
     },
 
@@ -122,15 +125,6 @@ export function indexedDatabase(
 }
 
 type Keys = readonly string[] | undefined;
-
-const inTime = <T>(environment: Environment, promise: Promise<T>): Promise<T> =>
-  new Promise((resolve, reject) => {
-    const timer = environment.setTimeout(
-      () => reject(unavailable("the store did not answer in time; close other tabs of this page")),
-      PATIENCE_MS,
-    );
-    promise.then(resolve, reject).finally(() => environment.clearTimeout(timer));
-  });
 
 /** The records with these keys, or all. One that the browser cannot read costs only itself; without
  * the counters, nothing is known. */
@@ -166,10 +160,4 @@ function abort(transaction: IDBTransaction | undefined): void {
   } catch {
     // It has ended.
   }
-}
-
-function asGregorError(error: unknown): GregorError {
-  if (error instanceof GregorError) return error;
-  if ((error as DOMException).name !== "VersionError") return unavailable(`not saved: ${error}`);
-  return stop("setup", "a newer version wrote this store; reload the page");
 }
