@@ -304,7 +304,7 @@ export class Replica {
           this._isBeyondCursor(clause, item) && this._isLiveHere(item, now) && hasBegunFor(clause, item, now),
       ),
     );
-    this.write(namingAlso(withEnds(message, { time: this.device.cursor || EARLIEST_TIME }), seen), now);
+    this.write(namingAlso(withEnds(message, () => ({ time: this.device.cursor || EARLIEST_TIME })), seen), now);
   }
 
   /** Whether the node has not told of the item, or it has begun since. */
