@@ -122,7 +122,7 @@ export class Replica {
     this._journal.clear();
     for (const key of ["owner/", "device/"] as const) this._repaired.set(key, records.get(key));
     this.knownSince = this._savedKnownSince = device.cursor;
-    this._settle([]);
+    this._settle();
   }
 
   private _load(key: RecordKey, record: unknown): void {
@@ -170,7 +170,7 @@ export class Replica {
     const changed = this._journal;
     this._journal = journal;
     if (this.device.cursor !== cursor) this.knownSince = this.device.cursor;
-    if (changed.size) this._settle([...changed.keys()].map((key) => splitKey(key)[1]));
+    if (changed.size) this._settle();
   }
 
   private _replace(key: RecordKey, record: unknown): void {
@@ -181,7 +181,7 @@ export class Replica {
     if (!record) this.knownSince = Math.max(this.knownSince, before?.expires_at ?? 0);
   }
 
-  /** The ids for which anything may have changed since the last call. */
+  /** The names of the records for which anything may have changed since the last call. */
   takeChanged(): ReadonlySet<MsgID> {
     const changed = this._changed;
     this._changed = new Set();
@@ -201,6 +201,7 @@ export class Replica {
 
   private _note(key: RecordKey): void {
     if (!this._journal.has(key)) this._journal.set(key, this._record(key));
+    this._changed.add(splitKey(key)[1]);
   }
 
   private _beforeFact(msgId: MsgID, next: Item | undefined): void {
@@ -288,7 +289,6 @@ export class Replica {
     const echoed = this.facts.has(msg_id);
     const entry = { number: this._nextNumber(), written: now, message, ...(echoed && { echoed }) };
     this._put("outbox", msg_id, entry);
-    this._changed.add(msg_id);
     if (!echoed) this._showNext(entry);
   }
 
@@ -326,7 +326,6 @@ export class Replica {
    * the item comes; of more than 1,000 such ids, the oldest are forgotten. */
   hide(msgId: MsgID): void {
     this._requireLife();
-    this._changed.add(msgId);
     if (this._hasCome(msgId)) this._put("hidden", msgId, true);
     else if (!this.awaited.has(msgId)) this._append("awaited", msgId, this._nextNumber());
   }
@@ -350,10 +349,7 @@ export class Replica {
   }
 
   private _drop(kind: string, names: Iterable<string>): void {
-    for (const name of names) {
-      this._changed.add(name);
-      this._put(kind, name);
-    }
+    for (const name of names) this._put(kind, name);
   }
 
   /** Keeps the offset of the node's clock, if it differs by a second or more. */
@@ -372,7 +368,7 @@ export class Replica {
       this._drop(kind, [...records.keys()].filter(Boolean));
     this.knownSince = 0;
     this._setDevice({ epoch, erased: true, cursor: 0 });
-    this._settle([]);
+    this._settle();
   }
 
   /** After an erase, take writes again. */
@@ -421,27 +417,27 @@ export class Replica {
     const known = this.device.cursor;
     // Dead items are forgotten, so a repeated creation must not bring its item back.
     const fresh = messages.filter(({ ctime }) => ctime > known);
-    const reached = fresh.flatMap((message) => [...this.facts.replay(message)]);
+    for (const message of fresh) this.facts.replay(message);
     this._echo(fresh.map(({ msg_id }) => msg_id));
-    this._moveTo(Math.max(cursor, known), reached);
+    this._moveTo(Math.max(cursor, known));
   }
 
   /** Replaces the facts by the items of a snapshot, which was read at this epoch (null: the one that
    * is known). The outbox stays, and so do the hidden ids of the items that still exist. */
   applySnapshot(items: readonly Item[], cursor: Time, epoch: Time | null = null): void {
-    const before = [...this.facts.keys()];
     const after = new Set(items.map(({ msg_id }) => msg_id));
-    for (const msgId of before) if (!after.has(msgId)) this.facts.delete(msgId);
+    for (const msgId of this.facts.keys()) if (!after.has(msgId)) this.facts.delete(msgId);
     for (const item of items) this.facts.set(item.msg_id, item);
     this._echo(after);
     this._setDevice({ epoch: epoch ?? this.device.epoch });
     this.knownSince = cursor;
-    this._moveTo(cursor, [...before, ...after]);
+    this._moveTo(cursor);
   }
 
-  private _moveTo(cursor: Time, changed: readonly MsgID[]): void {
-    if (cursor !== this.device.cursor) this._setDevice({ cursor });
-    this._settle([...changed, ...this._forget(cursor)]);
+  private _moveTo(cursor: Time): void {
+    this._setDevice({ cursor });
+    this._forget(cursor);
+    this._settle();
   }
 
   /** As soon as the node has sent a message of the outbox back, the facts have the truth about it. A
@@ -468,7 +464,7 @@ export class Replica {
       if (error) this._append("rejected", msg_id, { number: this._nextNumber(), message, error });
       this._put("outbox", msg_id, error ? undefined : this._acknowledged(entry, result));
     }
-    this._settle(results.map(([{ msg_id }]) => msg_id));
+    this._settle();
   }
 
   /** The entry with its ctime; undefined if no frame will bring what it changes on this device. */
@@ -495,15 +491,15 @@ export class Replica {
    * since the cursor before it was never sent. */
   synced(asOf: Time): void {
     this.knownSince = this.device.cursor;
-    this._settle(this._forget(asOf));
+    this._forget(asOf);
+    this._settle();
   }
 
   /** Forgets what is dead, and what expired a while before an instant that a node told. */
-  private _forget(told: Time): readonly MsgID[] {
+  private _forget(told: Time): void {
     const [hasDied, expired] = this.facts.forget(told - EXPIRY_GRACE);
     if (hasDied) this.knownSince = this.device.cursor;
     this.knownSince = maxOf([this.knownSince, ...expired.map(({ expires_at = 0 }) => expires_at)]);
-    return expired.map(({ msg_id }) => msg_id);
   }
 
   // Queries
@@ -585,10 +581,10 @@ export class Replica {
 
   // What is shown
 
-  /** Derives everything that follows from the facts, the cursor and the outbox, of which the facts of
-   * these ids have changed. Without an outbox, the facts are shown. */
-  private _settle(changed: Iterable<MsgID>): void {
-    const ids = new Set([...changed, ...this.outbox.keys(), ...this._overlaid]);
+  /** Derives everything that follows from the facts, the cursor and the outbox, of which something
+   * has changed. Without an outbox, the facts are shown. */
+  private _settle(): void {
+    for (const msgId of [...this.outbox.keys(), ...this._overlaid]) this._changed.add(msgId);
     const { cursor, device_id } = this.device;
     this._shown = this.facts;
     this._latestCtime = cursor;
@@ -601,8 +597,7 @@ export class Replica {
     }
     this._shown.forgetTombstones();
     for (const entry of this._waiting()) if (!entry.echoed) this._showNext(entry);
-    this._hideArrived(ids);
-    for (const id of ids) this._changed.add(id);
+    this._hideArrived();
   }
 
   /** Shows an unsent message after all that is shown, as if the node stored it next. */
@@ -613,16 +608,16 @@ export class Replica {
   /** Shows a message of the outbox on top of what is shown. */
   private _show(message: StoredMessage): void {
     if (this._shown === this.facts) this._shown = this.facts.copy();
-    for (const id of this._shown.replay(message)) {
-      this._overlaid.add(id);
-      this._changed.add(id);
+    for (const msgId of this._shown.replay(message)) {
+      this._overlaid.add(msgId);
+      this._changed.add(msgId);
     }
     this._latestCtime = Math.max(this._latestCtime, message.ctime);
   }
 
   /** Hides the awaited items that have come, and forgets the hidden ones that are gone. */
-  private _hideArrived(changed: Iterable<MsgID>): void {
-    for (const msgId of changed) {
+  private _hideArrived(): void {
+    for (const msgId of this._changed) {
       if (this.awaited.has(msgId) && this.facts.has(msgId)) {
         this._put("awaited", msgId);
         this._put("hidden", msgId, true);
