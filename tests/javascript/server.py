@@ -18,6 +18,8 @@ from gregor.config import Auth, load
 from gregor.core.instant import SECOND, Time
 from gregor.server.process import serve
 
+PAGES = "http://127.0.0.1"  # from where the pages of the tests come
+
 
 class AdjustedClock:
     """The clock of this machine, and by how much it is ahead."""
@@ -39,7 +41,8 @@ def main() -> None:
     store, listen = sys.argv[1:]
     clock = AdjustedClock()
     threading.Thread(target=clock.follow, args=(sys.stdin,), daemon=True).start()
-    asyncio.run(serve(load(store=store, listen=listen, auth=Auth.JWT), clock))
+    settings = load(store=store, listen=listen, auth=Auth.JWT, allow_origin=PAGES)
+    asyncio.run(serve(settings, clock))
 
 
 if __name__ == "__main__":

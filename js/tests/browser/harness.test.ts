@@ -63,8 +63,8 @@ test("what a device writes survives the death of its server, and the network bet
     link.mend();
     await device.call("reconnect");
     await device.call("flush");
-    const { items } = await server.request("users/ann/state");
-    expect(items).toMatchObject([{ category: "theme", body: "dark" }]);
+    const [state] = await server.request("users/ann/state");
+    expect(state.items).toMatchObject([{ category: "theme", body: "dark" }]);
   } finally {
     await device.close();
     await server.stop();

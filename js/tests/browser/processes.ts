@@ -53,16 +53,16 @@ export class Server {
     return signed({ sub: user, role, iat: Math.floor(now), exp: expires });
   }
 
-  /** What the server answers to a service. */
-  async request(path: string, body?: unknown): Promise<any> {
+  /** What the server answers to a service: lines of JSON. */
+  async request(path: string, body?: unknown): Promise<readonly any[]> {
     const response = await fetch(`${this.url}/v1/${path}`, {
       method: body === undefined ? "GET" : "POST",
       headers: { Authorization: `Bearer ${this.token("tests", 3600, "service")}` },
       ...(body === undefined ? {} : { body: JSON.stringify(body) }),
     });
-    const answer = await response.json();
-    if (!response.ok) throw new Error(`${path}: ${response.status} ${JSON.stringify(answer)}`);
-    return answer;
+    const text = await response.text();
+    if (!response.ok) throw new Error(`${path}: ${response.status} ${text}`);
+    return text.trim().split("\n").map((line) => JSON.parse(line));
   }
 }
 
@@ -91,10 +91,12 @@ export class PythonDevice {
 }
 
 /** Waits until something is so. A failure to find out counts as no. */
-export async function until(what: string, isSo: () => Promise<boolean>, seconds = 30): Promise<void> {
+export async function until(what: string, isSo: () => Promise<boolean>, seconds = 20): Promise<void> {
   const end = Date.now() + seconds * 1000;
-  while (!(await isSo().catch(() => false))) {
-    if (Date.now() > end) throw new Error(`not within ${seconds} s: ${what}`);
+  let failure: unknown;
+  const isSoNow = (): Promise<boolean> => isSo().catch((error: unknown) => ((failure = error), false));
+  while (!(await isSoNow())) {
+    if (Date.now() > end) throw new Error(`not within ${seconds} s: ${what}`, { cause: failure });
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
 }

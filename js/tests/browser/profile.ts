@@ -46,7 +46,11 @@ export class Profile {
     deviceId: string,
     fakeTime = false,
   ): Promise<Profile> {
-    const [context, link] = await Promise.all([browser.newContext(), Link.to(server.port)]);
+    const permissions = ["local-network-access"]; // the page seems to come from elsewhere
+    const [context, link] = await Promise.all([
+      browser.newContext({ permissions }),
+      Link.to(server.port),
+    ]);
     await site.appearIn(context);
     const profile = new Profile(deviceId, user, site, context, link, server);
     await context.exposeFunction("token", () => profile.token());
@@ -66,7 +70,11 @@ export class Profile {
   /** Ends a tab: closes it, or kills its process. */
   async closeTab(tab: Tab, how: "close" | "crash"): Promise<void> {
     this.tabs.splice(this.tabs.indexOf(tab), 1);
-    if (how === "crash") await tab.devtools.send("Page.crash").catch(() => undefined);
+    if (how === "crash") {
+      const crashed = tab.page.waitForEvent("crash");
+      tab.devtools.send("Page.crash").catch(() => undefined); // which never answers
+      await crashed;
+    }
     await tab.page.close();
   }
 
@@ -121,13 +129,10 @@ export const statusOf = ({ page }: Tab): Promise<Status> => page.evaluate(() => 
 
 /** Waits until the device has all, and nothing waits to be sent. */
 export async function untilSettled(tab: Tab): Promise<void> {
-  let status: Status | undefined;
-  const isSettled = async (): Promise<boolean> => {
-    status = await statusOf(tab);
-    return status.online && status.synced && status.unsent === 0;
-  };
   await tab.page.evaluate(() => gregor.reconnect());
-  await until("the tab is settled", isSettled).catch(() => {
-    throw new Error(`a tab is not settled: ${JSON.stringify(status)}`);
+  await until("the tab is settled", async () => {
+    const status = await statusOf(tab);
+    if (status.online && status.synced && status.unsent === 0) return true;
+    throw new Error(JSON.stringify(status));
   });
 }

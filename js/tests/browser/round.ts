@@ -299,10 +299,10 @@ export class Round {
   async #agree(): Promise<void> {
     await Promise.all(this.#profiles.flatMap(({ tabs }) => tabs.map(untilSettled)));
     await this.#python?.call("flush");
-    let problem: string | undefined = "not compared";
-    const agree = async (): Promise<boolean> => (problem = await this.#disagreement()) === undefined;
-    await until("all agree", agree, 10).catch(() => {
-      throw new Error(problem);
+    await until("all agree", async () => {
+      const problem = await this.#disagreement();
+      if (problem !== undefined) throw new Error(problem);
+      return true;
     });
     const problems = this.#profiles.flatMap((profile) => profile.problems);
     if (problems.length > 0) throw new Error(`problems in a page: ${problems.join("\n")}`);
@@ -325,23 +325,17 @@ export class Round {
   }
 
   async #stored(deviceId: string): Promise<readonly Item[]> {
-    const { items } = await this.#stage.server.request(
-      `users/${this.#user}/state?device_id=${deviceId}`,
-    );
-    return items as readonly Item[];
+    const path = `users/${this.#user}/state?device_id=${deviceId}`;
+    const [state] = await this.#stage.server.request(path);
+    return state.items;
   }
 
   /** Which accepted write is neither stored nor rejected. */
   async #lost(): Promise<string | undefined> {
-    const known = new Set<string>();
-    for (let after: number | undefined = 0; after !== undefined; ) {
-      const path: string = `users/${this.#user}/messages?after=${after}&limit=10000`;
-      const page = await this.#stage.server.request(path);
-      for (const { msg_id } of page.messages as readonly { msg_id: string }[]) known.add(msg_id);
-      after = page.more ? (page.cursor as number) : undefined;
-    }
-    const lost = [...this.#accepted].filter(([id]) => !known.has(id));
-    return lost.length === 0 ? undefined : `lost: ${JSON.stringify(lost)}`;
+    const lines = await this.#stage.server.request(`users/${this.#user}/export`);
+    const stored = new Set(lines.map(({ message }) => message?.msg_id));
+    const lost = [...this.#accepted].filter(([id]) => !stored.has(id));
+    return lost.length === 0 ? undefined : `lost: ${JSON.stringify(lost.slice(0, 10))}`;
   }
 
   #record(who: string, what: string): void {
