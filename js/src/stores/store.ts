@@ -5,7 +5,7 @@
  * in the order of writing get their numbers here, since several tabs write at once.
  */
 
-import { GregorError, stop } from "../errors.js";
+import { stop } from "../errors.js";
 
 /** The kind of a record, and its name among those of its kind: `item/m1`, `device/`. */
 export type RecordKey = `${string}/${string}`;
@@ -70,11 +70,9 @@ export const countersIn = (stored: ReadonlyMap<string, unknown>): Counters =>
 export class Store {
   /** Whether the records survive this tab, and other tabs see them. */
   readonly durable: boolean;
-  declare private readonly _database: Database;
 
-  constructor(database: Database) {
-    this._database = database;
-    this.durable = database.durable;
+  constructor(private readonly _database: Database) {
+    this.durable = _database.durable;
   }
 
   /** All records, and the number of the last change that is in them. */
@@ -102,7 +100,7 @@ export class Store {
         const counters = countersIn(stored);
         let { number } = counters;
         if ((term ?? counters.term) !== counters.term) {
-          throw stop("not-leader", "not saved: another tab leads now");
+          throw stop("not-leader", "another tab leads now");
         }
         const saved = new Map(changes);
         for (const key of keys) {
@@ -157,7 +155,3 @@ const numberOf = (record: unknown): number | undefined =>
 /** The name of the store of a user's device: never that of another user or server. */
 export const storeName = (server: string, user: string): string =>
   `gregor:${JSON.stringify([server, user])}`;
-
-/** A store cannot do now what it was asked to. */
-export const unavailable = (reason: unknown): GregorError =>
-  new GregorError({ code: "unavailable", action: "retry", message: `not saved: ${reason}` });
