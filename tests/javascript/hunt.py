@@ -10,20 +10,28 @@ import os
 import subprocess
 import sys
 
-from tests.javascript.node import JS, command, environment
+from tests.javascript.node import JS, ROOT, command, environment
 from tests.javascript.test_browser import BROWSER
 
 HISTORIES_PER_ROUND = 250
+SEEDS_PER_ROUND = 10
+SIMULATIONS = ("-m", "tests.simulation", "--javascript", "--seeds")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.javascript.hunt", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=200, help="rounds in a browser")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=200,
+        help="rounds in a browser; for each, 10 simulations and 250 histories",
+    )
     rounds: int = parser.parse_args().rounds
     histories = {"GREGOR_HISTORIES": str(rounds * HISTORIES_PER_ROUND)}
     failed = [
         _hunt({"GREGOR_ROUNDS": str(rounds)}, *BROWSER, "rounds"),
         _hunt(histories, "run", "tests/oracle"),
+        subprocess.call((sys.executable, *SIMULATIONS, str(rounds * SEEDS_PER_ROUND)), cwd=ROOT),
     ]
     return max(failed)
 

@@ -20,7 +20,6 @@ from gregor.core.facts import Facts
 from gregor.core.message import UID, DeviceID, MsgID
 from gregor.core.state import Item
 from gregor.core.sync import Snapshot, Sync
-from gregor.testing import virtual_time
 from tests.javascript.node import JS, command, environment, run
 from tests.simulation.simulation import (
     CATEGORIES,
@@ -66,7 +65,7 @@ class JavaScript:
             raise Disagreement("the JavaScript devices have ended")
         return json.loads(answer)
 
-    def device(self, simulation: Simulation, uid: UID, device_id: DeviceID) -> SimulatedDevice:
+    def new_device(self, simulation: Simulation, uid: UID, device_id: DeviceID) -> SimulatedDevice:
         """A device of either language, by the seed."""
         is_javascript = Random(f"{simulation.seed} {uid} {device_id}").random() < 0.6
         if not is_javascript:
@@ -90,7 +89,7 @@ class JavaScriptDevice(SimulatedDevice):
         self._wrong: str | None = None
 
     async def run(self) -> None:
-        self._call("new", self._simulation.seed)
+        self._call("new", Random(f"{self._simulation.seed} {self.name}").getrandbits(32))
         while True:
             self._shown.clear()
             self._killed.clear()
@@ -270,26 +269,3 @@ class JavaScriptDevice(SimulatedDevice):
 def _plain(state: object) -> Any:
     """Values as they are in both languages, however they are written."""
     return msgspec.json.decode(msgspec.json.encode(state))
-
-
-def simulate_both(node: JavaScript, seed: int) -> Simulation:
-    """Run one simulation with devices of both languages. Raises Disagreement like `simulate`."""
-    from tests.simulation.simulation import carry_out
-
-    simulation = Simulation(seed, new_device=node.device)
-    carry_out(simulation)
-    return simulation
-
-
-if __name__ == "__main__":
-    import sys
-
-    with JavaScript() as node:
-        for seed in range(int(sys.argv[1]), int(sys.argv[2])):
-            try:
-                simulation = simulate_both(node, seed)
-                if len(sys.argv) > 3:
-                    print("\n".join(simulation.trace))
-            except Disagreement as error:
-                print(str(error)[-6000:])
-                break

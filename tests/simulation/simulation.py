@@ -520,7 +520,7 @@ class Simulation:
     """One run of nodes, devices and a store, fully determined by its seed."""
 
     def __init__(
-        self, seed: int, sharded: bool = False, new_device: "NewDevice | None" = None
+        self, seed: int, sharded: bool = False, new_device: NewDevice = SimulatedDevice
     ) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
@@ -534,7 +534,6 @@ class Simulation:
             ShardedStore(self) if sharded else SharedStore(self._store_clock)
         )
         self.nodes = [SimulatedNode(self, f"node{n}") for n in range(self.rng.randrange(1, 4))]
-        new_device = new_device or SimulatedDevice
         self.devices = [
             new_device(self, uid, f"d{n}") for uid in USERS for n in range(self.rng.randrange(1, 4))
         ]
@@ -914,10 +913,13 @@ def _as_stored(message: InBandMessage, log: Sequence[InBandMessage]) -> Stored:
     return Stored(message, dead, replaced=None if replaced is None else replaced.msg_id)
 
 
-def simulate(seed: int, sharded: bool | None = None) -> Simulation:
+def simulate(
+    seed: int, sharded: bool | None = None, new_device: NewDevice = SimulatedDevice
+) -> Simulation:
     """Run one simulation. Raises Disagreement, with the seed and the end of the trace in its text,
     if the result is wrong. If `sharded` is None, the seed decides whether the store is sharded."""
-    simulation = Simulation(seed, seed % SHARDED_EVERY == 0 if sharded is None else sharded)
+    is_sharded = seed % SHARDED_EVERY == 0 if sharded is None else sharded
+    simulation = Simulation(seed, is_sharded, new_device)
     carry_out(simulation)
     return simulation
 

@@ -25,7 +25,7 @@ const EVENTS = ["created", "dismissed", "erased"] as const;
 class Device {
   readonly effects: unknown[] = [];
   #call: Call;
-  readonly #random: Random;
+  readonly random: Random;
   readonly #store = memoryDatabase(true);
   #client: Gregor | undefined;
   #timers = new Map<number, { readonly due: number; readonly callback: () => void }>();
@@ -35,7 +35,7 @@ class Device {
 
   constructor(call: Call, seed: number) {
     this.#call = call;
-    this.#random = new Random(seed);
+    this.random = new Random(seed);
   }
 
   /** When the next timer is due; null if there is none. */
@@ -145,7 +145,7 @@ class Device {
         return id as Timer;
       },
       clearTimeout: (timer) => void timers.delete(timer as number),
-      random: () => device.#random.number(),
+      random: () => device.random.number(),
       listen: () => () => undefined,
       isVisible: () => true,
       fetch: () => Promise.reject(new TypeError("there is no HTTP")),
@@ -190,6 +190,11 @@ class SimulatedSocket {
 }
 
 const devices = new Map<string, Device>();
+let random = new Random(0); // that of the device that is called
+
+Object.defineProperty(crypto, "getRandomValues", {
+  value: (numbers: Uint32Array) => numbers.map(() => random.below(2 ** 32)),
+});
 process.on("unhandledRejection", (error) => {
   throw error;
 });
@@ -198,6 +203,7 @@ for await (const line of createInterface(process.stdin)) {
   const call = JSON.parse(line) as Call;
   if (call.name === "new") devices.set(call.device, new Device(call, call.args[0]));
   const device = devices.get(call.device) as Device;
+  ({ random } = device);
   const result = device.carryOut(call.name === "new" ? { ...call, name: "tick" } : call);
   await new Promise(setImmediate); // all tasks of the device wait now: they wait for nothing else
   const effects = device.effects.splice(0);
