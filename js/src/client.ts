@@ -406,6 +406,7 @@ export class Gregor<Bodies = Record<string, unknown>> {
     const name = storeName(this._server.http, this.user);
     const onLost = (loss: GregorError) => this._onLost(loss);
     this._store = options.store ? new Store(options.store) : await openStore(name, environment, onLost);
+    await this._store.begin({ device_id: this.deviceId, uid: this.user, epoch: null, erased: false });
     this._tabs = joinTabs(name, this._store, environment, {
       onLead: (term) => this._onLead(term),
       onFollow: () => this._onFollow(),
