@@ -15,7 +15,7 @@ ROUNDS_PER_TEST = 5
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["harness", "stores", "examples"])
+@pytest.mark.parametrize("name", ["harness", "stores", "tabs", "examples"])
 def test_browser_passes(name: str) -> None:
     run("vitest", *BROWSER, name)
 

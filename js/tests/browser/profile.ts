@@ -1,4 +1,4 @@
-import type { Browser, BrowserContext, CDPSession, Page } from "playwright-core";
+import type { BrowserContext, CDPSession, Page } from "playwright-core";
 import type { Item } from "../../src/message.js";
 import type { Status } from "../../src/status.js";
 import { Link } from "./link.js";
@@ -40,17 +40,16 @@ export class Profile {
   }
 
   static async open(
-    browser: Browser,
+    context: BrowserContext,
     server: Server,
     site: Site,
     user: string,
     deviceId: string,
-    fakeTime = false,
+    link?: Link,
   ): Promise<Profile> {
-    const [context, link] = await Promise.all([browser.newContext(), Link.to(server.port)]);
+    link ??= await Link.to(server.port);
     const profile = new Profile(deviceId, user, site, context, link, server);
     await context.exposeFunction("token", () => profile.token());
-    if (fakeTime) await context.clock.install();
     return profile;
   }
 
@@ -85,16 +84,20 @@ export class Profile {
     await tab.page.close();
   }
 
+  /** Stops all that a tab does, as if its process hung, and lets it go on. */
   async freeze(tab: Tab, frozen: boolean): Promise<void> {
     tab.frozen = frozen;
-    await tab.devtools.send("Page.setWebLifecycleState", { state: frozen ? "frozen" : "active" });
+    if (frozen) await tab.devtools.send("Debugger.enable");
+    await tab.devtools.send(frozen ? "Debugger.pause" : "Debugger.disable");
   }
 
-  /** How many bytes this site may store; undefined: as many as usual. */
-  async limitStorage(bytes?: number): Promise<void> {
-    const quota = bytes === undefined ? {} : { quotaSize: bytes };
-    const { origin } = this.site;
-    await this.tabs[0]?.devtools.send("Storage.overrideQuotaForOrigin", { origin, ...quota });
+  /** Fills the disk of a profile in a folder, before a tab has opened its database: the browser
+   * remembers for a while that there was space. */
+  async fillDisk(isFull: boolean): Promise<void> {
+    const page = this.context.pages()[0] ?? (await this.context.newPage());
+    const devtools = await this.context.newCDPSession(page);
+    const quota = isFull ? { quotaSize: 1 } : {};
+    await devtools.send("Storage.overrideQuotaForOrigin", { origin: this.site.origin, ...quota });
   }
 
   async setOnline(online: boolean): Promise<void> {

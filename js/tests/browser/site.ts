@@ -2,8 +2,7 @@ import { once } from "node:events";
 import { createServer, type Server as Listener } from "node:http";
 import type { AddressInfo } from "node:net";
 import { join } from "node:path";
-import { build } from "esbuild";
-import { bundleOptions } from "../../scripts/options.js";
+import { minified } from "../../scripts/minified.js";
 
 const PAGE = '<!doctype html><meta charset="utf-8"><title>test</title><script src="/page.js"></script>';
 
@@ -16,17 +15,12 @@ export class Site {
   }
 
   static async serve(script: string): Promise<Site> {
-    const { outputFiles } = await build({
-      ...bundleOptions,
-      entryPoints: [join(import.meta.dirname, script)],
-      format: "iife",
-      write: false,
-    });
-    const text = outputFiles?.[0]?.text;
+    const entry = join(import.meta.dirname, script);
+    const { code } = await minified({ entryPoints: [entry], format: "iife" });
     const listener = createServer(({ url }, response) => {
       const isScript = url === "/page.js";
       response.setHeader("Content-Type", isScript ? "text/javascript" : "text/html");
-      response.end(isScript ? text : PAGE);
+      response.end(isScript ? code : PAGE);
     }).listen(0, "127.0.0.1");
     await once(listener, "listening");
     return new Site(listener);
