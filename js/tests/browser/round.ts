@@ -141,7 +141,7 @@ export class Round {
       case "server":
         return this.#restartServer();
       case "disk":
-        return this.#profiles[0]?.fillDisk(false);
+        return this.#freeDisk();
       case "week":
         return this.#passTime(this.#random.of([3600, WEEK_SECONDS]));
     }
@@ -288,6 +288,14 @@ export class Round {
     );
   }
 
+  /** Tabs that have begun on a full disk stay without a store until they begin again. */
+  async #freeDisk(): Promise<void> {
+    const [laptop] = this.#profiles as [Profile];
+    await laptop.fillDisk(false);
+    await this.#wake();
+    for (const tab of laptop.tabs) await laptop.reload(tab);
+  }
+
   async #wake(): Promise<void> {
     for (const profile of this.#profiles) {
       for (const tab of profile.tabs.filter(({ frozen }) => frozen)) await profile.freeze(tab, false);
@@ -306,12 +314,12 @@ export class Round {
     const { server } = this.#stage;
     this.#endFaults();
     await this.#wake();
-    await this.#profiles[0]?.fillDisk(false);
     for (const profile of this.#profiles) {
       profile.token = () => Promise.resolve(server.token(this.#user, 3600));
       if (profile.tabs.length === 0) await profile.openTab();
       await profile.setOnline(true);
     }
+    if (this.#fullDisk) await this.#freeDisk();
     await this.#python?.call("reconnect");
     await Promise.all(this.#pending);
     this.#record("round", "ends the faults");
