@@ -12,7 +12,7 @@ import { Random } from "../random.js";
 import { launchProfile } from "./chromium.js";
 import { Link } from "./link.js";
 import { PythonDevice, until, type Server } from "./processes.js";
-import { Profile, call, itemsOf, untilSettled, type Tab } from "./profile.js";
+import { Profile, call, itemsOf, statusOf, untilSettled, type Tab } from "./profile.js";
 import type { Site } from "./site.js";
 
 const CATEGORIES = ["mail", "mail.work", "chat", "theme"];
@@ -141,7 +141,7 @@ export class Round {
       case "server":
         return this.#restartServer();
       case "disk":
-        return this.#freeDisk();
+        return this.#profiles[0]?.fillDisk(false);
       case "week":
         return this.#passTime(this.#random.of([3600, WEEK_SECONDS]));
     }
@@ -288,12 +288,11 @@ export class Round {
     );
   }
 
-  /** Tabs that have begun on a full disk stay without a store until they begin again. */
-  async #freeDisk(): Promise<void> {
-    const [laptop] = this.#profiles as [Profile];
-    await laptop.fillDisk(false);
-    await this.#wake();
-    for (const tab of laptop.tabs) await laptop.reload(tab);
+  /** A tab whose store could not be opened stays without one, and says so, until it is reloaded. */
+  async #reloadWithoutStore(profile: Profile): Promise<void> {
+    for (const tab of profile.tabs) {
+      if (!(await statusOf(tab)).durable) await profile.reload(tab);
+    }
   }
 
   async #wake(): Promise<void> {
@@ -319,9 +318,10 @@ export class Round {
       if (profile.tabs.length === 0) await profile.openTab();
       await profile.setOnline(true);
     }
-    if (this.#fullDisk) await this.#freeDisk();
-    await this.#python?.call("reconnect");
+    if (this.#fullDisk) await this.#profiles[0]?.fillDisk(false);
     await Promise.all(this.#pending);
+    for (const profile of this.#profiles) await this.#reloadWithoutStore(profile);
+    await this.#python?.call("reconnect");
     this.#record("round", "ends the faults");
   }
 
