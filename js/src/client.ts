@@ -369,10 +369,10 @@ export class Gregor<Bodies = Record<string, unknown>> {
    * with the messages that no node has acknowledged: they are gone, too. */
   async logout(): Promise<readonly Message[]> {
     await this.ready;
-    this._onFollow();
-    const unsent = await this.change((replica) => replica.unsent());
-    await this._store?.wipe();
+    await this.change(() => {}); // the store may not be this user's
+    const wiped = this._loss ? this.replica : Replica.load(await this._store!.wipe(), this.deviceId);
     this._tabs?.say({ type: "logout" });
+    const unsent = wiped.unsent();
     await this._forget();
     return unsent;
   }
@@ -387,8 +387,10 @@ export class Gregor<Bodies = Record<string, unknown>> {
   }
 
   private async _forget(): Promise<void> {
-    this._live.reload(Replica.load(new Map(), this.deviceId));
-    await this.close();
+    this._onFollow();
+    await this._live.drained();
+    await this._live.reload(Replica.load(new Map(), this.deviceId));
+    this._end(unavailable("somebody has logged out; create another client"));
   }
 
   /** Nothing can be written from now on. What was written is in the store. */
@@ -408,6 +410,7 @@ export class Gregor<Bodies = Record<string, unknown>> {
     const name = storeName(this._server.http, this.user);
     const onLost = (loss: GregorError) => this._onLost(loss);
     this._store = options.store ? new Store(options.store) : await openStore(name, environment, onLost);
+    this._store.onWiped = () => void this._forget();
     this._tabs = joinTabs(name, this._store, environment, {
       onLead: (term) => this._onLead(term),
       onFollow: () => this._onFollow(),
@@ -424,7 +427,7 @@ export class Gregor<Bodies = Record<string, unknown>> {
     const replica = Replica.load(records, this._options.deviceId ?? owner?.device_id ?? this.deviceId);
     replica.ownedBy(this.user);
     if (this._live.isOpen) {
-      this._live.reload(replica);
+      void this._live.reload(replica);
       return this._report([{ type: "missed" }]);
     }
     this._live.open(replica);

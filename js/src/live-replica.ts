@@ -87,7 +87,7 @@ export interface LiveReplica {
   /** Takes over what another tab has saved. */
   hear(changes: Changes): void;
   /** Replaces the replica by one that was loaded again, which other tabs have saved. */
-  reload(replica: Replica): void;
+  reload(replica: Replica): Promise<void>;
 }
 
 /** Shows this replica; until it is opened, it saves nothing. */
@@ -107,6 +107,8 @@ export function liveReplica(replica: Replica, environment: Environment, listener
   let due: Time = Infinity;
   let timer: Timer;
   let ending: GregorError | undefined;
+  /** What replaces the replica when the save that is under way has ended. */
+  let loaded: Replica | undefined;
 
   // Reading
 
@@ -200,12 +202,14 @@ export function liveReplica(replica: Replica, environment: Environment, listener
   }
 
   async function save(kind: Change["kind"], batch: readonly Change[]): Promise<void> {
-    const wasErased = replica.device.erased;
+    const before = replica.device;
     const done = run(batch);
     const changes: Changes = kind === "heard" ? new Map() : replica.take();
     refresh(replica.takeChanged(), done.flatMap(([{ messages }]) => messages));
     try {
-      replica.saved(changes.size ? await store(changes, kind === "told") : changes);
+      const saved = changes.size ? await store(changes, kind === "told") : changes;
+      replica.saved(saved);
+      loaded?.applyRecords(saved);
     } catch (error) {
       replica.rollback();
       refresh(replica.takeChanged());
@@ -213,11 +217,12 @@ export function liveReplica(replica: Replica, environment: Environment, listener
       return;
     }
     const { erased, epoch, clock_offset } = replica.device;
-    // A node may have told the leader its time.
-    if (kind === "heard" && Math.abs(clock_offset - clock.offset()) >= SECOND) clock.restart(clock_offset);
+    // A node has told the leader its time.
+    const isOther = clock_offset !== before.clock_offset && Math.abs(clock_offset - clock.offset()) >= SECOND;
+    if (kind === "heard" && isOther) clock.restart(clock_offset);
     listener.onChange([
       ...rejectionsIn(changes),
-      ...(erased && !wasErased ? [{ type: "erased", epoch: epoch ?? 0 } as const] : []),
+      ...(erased && !before.erased ? [{ type: "erased", epoch: epoch ?? 0 } as const] : []),
     ]);
     for (const [{ resolve }, result] of done) resolve(result);
   }
@@ -305,12 +310,20 @@ export function liveReplica(replica: Replica, environment: Environment, listener
         () => {},
       );
     },
-    reload(loaded) {
-      const replaced = (): void => {
-        replica = loaded;
-        due = 0; // all of it may differ
-      };
-      change(replaced, [], "heard").catch(() => {});
+    async reload(read) {
+      const later = queue.splice(0).filter(({ kind }) => kind !== "heard"); // it has what was heard
+      loaded = read;
+      const replaced = change(
+        () => {
+          replica = loaded ?? replica;
+          loaded = undefined;
+          due = 0; // all of it may differ
+        },
+        [],
+        "heard",
+      );
+      queue.push(...later);
+      await replaced.catch(() => {});
     },
   };
 }

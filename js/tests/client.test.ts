@@ -408,6 +408,34 @@ describe("an end", () => {
   });
 });
 
+describe("a logout", () => {
+  test("that the store refuses has no effect", async () => {
+    const world = new World();
+    const store = unreliable();
+    const gregor = await world.tab({ store });
+    const socket = await world.connect([item("a", "a")]);
+    store.before = fails;
+    await expect(gregor.logout()).rejects.toThrow("the disk is full");
+    store.before = async () => {};
+    expect(gregor.status).toMatchObject({ online: true, synced: true });
+    expect(socket.isClosed).toBe(false);
+    await gregor.put("b", "b");
+    expect(texts(gregor)).toEqual(["a", "b"]);
+  });
+
+  test("after the store is lost removes what is in memory", async () => {
+    const world = new World();
+    const indexedDB = new IDBFactory();
+    const environment = { ...world.environment(), indexedDB, setTimeout, clearTimeout };
+    const gregor = createGregor({ url: "http://x", user: "alice", token: "t", environment: environment as never });
+    await gregor.put("a", 1);
+    const [{ name }] = (await indexedDB.databases()) as [{ name: string }];
+    await new Promise((resolve) => (indexedDB.deleteDatabase(name).onsuccess = resolve));
+    expect(await gregor.logout()).toHaveLength(1);
+    expect(texts(gregor)).toEqual([]);
+  });
+});
+
 describe("a store that cannot be used", () => {
   test.each([
     ["of another user", { user: "bob" }, /belongs to the user alice/],

@@ -5,7 +5,7 @@
  * in the order of writing get their numbers here, since several tabs write at once.
  */
 
-import { stop } from "../errors.js";
+import { stop, unavailable } from "../errors.js";
 
 /** The kind of a record, and its name among those of its kind: `item/m1`, `device/`. */
 export type RecordKey = `${string}/${string}`;
@@ -51,11 +51,12 @@ export interface Database {
   close(): void;
 }
 
-/** What is counted: changes, terms of leaders, and records in the order of writing. */
+/** What is counted: changes, terms of leaders, records in the order of writing, and wipes. */
 interface Counters {
   readonly seq: number;
   readonly term: number;
   readonly number: number;
+  readonly wipes?: number;
 }
 
 /** Where the counters are, among the records. */
@@ -71,17 +72,18 @@ export class Store {
   /** Whether the records survive this tab, and other tabs see them. */
   readonly durable: boolean;
 
+  /** Called when another tab has wiped the records: from then on, this one saves nothing. */
+  onWiped: (() => void) | undefined;
+  /** How often they had been wiped when this tab saw them first. */
+  private _wipes: number | undefined;
+
   constructor(private readonly _database: Database) {
     this.durable = _database.durable;
   }
 
   /** All records, and the number of the last change that is in them. */
   load(): Promise<{ readonly records: Records; readonly seq: number }> {
-    return this._database.transact(undefined, (stored) => {
-      const records = new Map(stored);
-      records.delete(COUNTERS);
-      return { records: records as Records, seq: countersIn(stored).seq };
-    });
+    return this._transact(undefined, (stored) => ({ records: recordsIn(stored), seq: countersIn(stored).seq }));
   }
 
   /**
@@ -91,18 +93,24 @@ export class Store {
    * A new record of the kinds `outbox`, `awaited` and `rejected` gets the next number, in the order
    * of the changes, and one that is stored keeps its own. With a `term`, it rejects with the code
    * `not-leader` if another term has begun.
+   *
+   * An owner that is erased leaves no other record. What another tab writes meanwhile is removed,
+   * too, or rejects with the code `erased`.
    */
   save(changes: Changes, term?: number): Promise<SavedChange> {
     const keys = numberedKeys(changes);
-    return this._database.transact(
-      [COUNTERS, ...keys],
+    const isErase = isErased(changes);
+    return this._transact(
+      isErase ? undefined : [COUNTERS, OWNER, ...keys],
       (stored, put) => {
         const counters = countersIn(stored);
         let { number } = counters;
         if ((term ?? counters.term) !== counters.term) {
           throw stop("not-leader", "another tab leads now");
         }
-        const saved = new Map(changes);
+        if (keys.length && isErased(stored) && !changes.has(OWNER)) throw stop("erased", "the user was erased");
+        const gone = isErase ? [...recordsIn(stored).keys()] : [];
+        const saved = new Map([...gone.map((key) => [key, null] as const), ...changes]);
         for (const key of keys) {
           const own = numberOf(stored.get(key)) ?? ++number;
           const record = changes.get(key) as object | number;
@@ -119,26 +127,55 @@ export class Store {
 
   /** Begins the next term, which ends all others; `seq` is the last change before it. */
   newTerm(): Promise<{ readonly term: number; readonly seq: number }> {
-    return this._database.transact([COUNTERS], (stored, put) => {
+    return this._transact([COUNTERS], (stored, put) => {
       const counters = inNextTerm(countersIn(stored));
       put(COUNTERS, counters);
       return counters;
     });
   }
 
-  /** Removes all records, as one change, and ends the term. */
-  wipe(): Promise<void> {
+  /** Removes all records, as one change, and resolves with them. It ends the term, and what any tab
+   * saves from then on, until it opens the store again. */
+  wipe(): Promise<Records> {
     return this._database.transact(undefined, (stored, put) => {
-      const counters = inNextTerm(countersIn(stored));
-      for (const key of [...stored.keys()]) put(key, null);
-      put(COUNTERS, { ...counters, seq: counters.seq + 1 });
+      const { seq, wipes = 0, ...counters } = inNextTerm(countersIn(stored));
+      const records = recordsIn(stored);
+      this._wipes ??= wipes;
+      for (const key of records.keys()) put(key, null);
+      put(COUNTERS, { ...counters, seq: seq + 1, wipes: wipes + 1 });
+      return records;
     });
+  }
+
+  private _transact<T>(keys: readonly string[] | undefined, decide: Decision<T>, isUrgent?: boolean): Promise<T> {
+    const decideHere: Decision<T> = (stored, put) => {
+      const { wipes = 0 } = countersIn(stored);
+      this._wipes ??= wipes;
+      if (wipes === this._wipes) return decide(stored, put);
+      this.onWiped?.();
+      this.onWiped = undefined;
+      throw unavailable("somebody has logged out");
+    };
+    return this._database.transact(keys, decideHere, isUrgent);
   }
 
   close(): void {
     this._database.close();
   }
 }
+
+/** What is stored but for the counters. */
+function recordsIn(stored: ReadonlyMap<string, unknown>): Records {
+  const records = new Map(stored) as Records;
+  (records as Map<string, unknown>).delete(COUNTERS);
+  return records;
+}
+
+const OWNER = "owner/";
+
+/** Whether these records say that the user was erased. */
+const isErased = (records: ReadonlyMap<string, unknown>): boolean =>
+  !!(records.get(OWNER) as { readonly erased?: boolean } | undefined)?.erased;
 
 const inNextTerm = (counters: Counters): Counters => ({ ...counters, term: counters.term + 1 });
 
