@@ -191,13 +191,11 @@ export class Gregor<Bodies = Record<string, unknown>> {
    * or if the time is not between now and its expiry. */
   async snooze(msgId: MsgID, until: When): Promise<MsgID> {
     const when = given.instant("until", until);
-    const written: Message[] = [];
     return this.change((replica, now) => {
       const snoozed = replica.snoozed(msgId, when, now);
-      written[0] = snoozed;
       replica.write(snoozed, now);
       return snoozed.msg_id;
-    }, written);
+    });
   }
 
   /** Hides an item on this device only. Idempotent. One that has not arrived is hidden when it comes. */
@@ -223,22 +221,22 @@ export class Gregor<Bodies = Record<string, unknown>> {
 
   /** Writes messages, in order: all of them in one transaction, or, if it rejects, none. */
   async writeAll(messages: readonly Message[]): Promise<void> {
-    return this.change((replica, now) => replica.writeAll(messages, now), messages);
+    return this.change((replica, now) => replica.writeAll(messages, now));
   }
 
-  /** Changes the replica, and resolves when that is saved. `messages` are those that may change what
-   * is visible. The operation throws before it has changed anything, and may be run again. */
-  async change<T>(operation: Operation<T>, messages: readonly Message[] = []): Promise<T> {
-    return this._live.change(operation, messages);
+  /** Changes the replica, and resolves when that is saved. The operation throws before it has changed
+   * anything, and may be run again. */
+  async change<T>(operation: Operation<T>): Promise<T> {
+    return this._live.change(operation);
   }
 
   private async _write(written: Message): Promise<MsgID> {
-    await this.change((replica, now) => replica.write(written, now), [written]);
+    await this.change((replica, now) => replica.write(written, now));
     return written.msg_id;
   }
 
   private async _dismissSeen(dismissal: Message): Promise<MsgID> {
-    await this.change((replica, now) => replica.dismissSeen(dismissal, now), [dismissal]);
+    await this.change((replica, now) => replica.dismissSeen(dismissal, now));
     return dismissal.msg_id;
   }
 
@@ -361,7 +359,7 @@ export class Gregor<Bodies = Record<string, unknown>> {
    * that is there. */
   reconnect(): void {
     if (!this._connection) return this._tabs?.say({ type: "reconnect" });
-    this._live.change((replica) => replica.inNewLife(), [], "told").catch(() => {});
+    this._live.change((replica) => replica.inNewLife(), "told").catch(() => {});
     this._connection.reconnect();
   }
 
@@ -411,6 +409,7 @@ export class Gregor<Bodies = Record<string, unknown>> {
     const onLost = (loss: GregorError) => this._onLost(loss);
     this._store = options.store ? new Store(options.store) : await openStore(name, environment, onLost);
     this._store.onWiped = () => void this._forget();
+    await this._store.begin({ device_id: this.deviceId, uid: this.user, epoch: null, erased: false });
     this._tabs = joinTabs(name, this._store, environment, {
       onLead: (term) => this._onLead(term),
       onFollow: () => this._onFollow(),
@@ -449,7 +448,7 @@ export class Gregor<Bodies = Record<string, unknown>> {
 
   private _onLead(term: number): void {
     this._term = term;
-    this._live.change(() => {}, [], "told").catch(() => {}); // a new store does not say yet whose it is
+    this._live.change(() => {}, "told").catch(() => {}); // a new store does not say yet whose it is
     if (!this._environment.WebSocket) return;
     this._connection = connect(this._live, this._environment, this._server, (events) => {
       this._tell(events);

@@ -12,7 +12,6 @@ import { eventsBetween, rejectionsIn, type Created, type Dismissed, type Visible
 import { SECOND, type Time } from "./instant.js";
 import type { Category, Item, Message, MsgID } from "./message.js";
 import { nodeClock, type NodeClock } from "./node-clock.js";
-import type { OutboxEntry } from "./outbox.js";
 import type { Changes } from "./stores/store.js";
 import type { Replica } from "./replica.js";
 import { compareItems } from "./state.js";
@@ -39,8 +38,6 @@ interface Change {
   /** What the server has told, only the leader may write; what another tab has saved, nobody again. */
   readonly kind: "own" | "told" | "heard";
   readonly operation: Operation<unknown>;
-  /** Those that may change what is visible. */
-  readonly messages: readonly Message[];
   readonly resolve: (result: never) => void;
   readonly reject: (error: unknown) => void;
 }
@@ -81,7 +78,7 @@ export interface LiveReplica {
   now(): Time;
   /** Changes the replica, and resolves when that is saved. Rejects with what the operation throws,
    * or with `unavailable` if the change cannot be saved; then nothing has changed. */
-  change<T>(operation: Operation<T>, messages?: readonly Message[], kind?: "own" | "told"): Promise<T>;
+  change<T>(operation: Operation<T>, kind?: "own" | "told"): Promise<T>;
   /** A node has told its time, after it was asked at this time of the monotonic clock. */
   nodeToldTime(time: Time, asked?: number): void;
   /** Takes over what another tab has saved. */
@@ -129,14 +126,10 @@ export function liveReplica(replica: Replica, environment: Environment, listener
 
   // Changing
 
-  function change<T>(
-    operation: Operation<T>,
-    messages: readonly Message[] = [],
-    kind: Change["kind"] = "own",
-  ): Promise<T> {
+  function change<T>(operation: Operation<T>, kind: Change["kind"] = "own"): Promise<T> {
     return new Promise((resolve, reject) => {
       if (ending) return reject(ending);
-      queue.push({ kind, operation, messages, resolve, reject });
+      queue.push({ kind, operation, resolve, reject });
       if (isSaved) void saveQueue();
     });
   }
@@ -205,7 +198,7 @@ export function liveReplica(replica: Replica, environment: Environment, listener
     const before = replica.device;
     const done = run(batch);
     const changes: Changes = kind === "heard" ? new Map() : replica.take();
-    refresh(replica.takeChanged(), done.flatMap(([{ messages }]) => messages));
+    refresh(replica.takeChanged(), replica.takeCauses());
     try {
       const saved = changes.size ? await store(changes, kind === "told") : changes;
       replica.saved(saved);
@@ -305,7 +298,7 @@ export function liveReplica(replica: Replica, environment: Environment, listener
       refresh();
     },
     hear(changes) {
-      change((replica) => replica.applyRecords(changes), causesIn(changes), "heard").then(
+      change((replica) => replica.applyRecords(changes), "heard").then(
         () => listener.onChange(rejectionsIn(changes)),
         () => {},
       );
@@ -313,26 +306,13 @@ export function liveReplica(replica: Replica, environment: Environment, listener
     async reload(read) {
       const later = queue.splice(0).filter(({ kind }) => kind !== "heard"); // it has what was heard
       loaded = read;
-      const replaced = change(
-        () => {
-          replica = loaded ?? replica;
-          loaded = undefined;
-          due = 0; // all of it may differ
-        },
-        [],
-        "heard",
-      );
+      const replaced = change(() => {
+        replica = loaded ?? replica;
+        loaded = undefined;
+        due = 0; // all of it may differ
+      }, "heard");
       queue.push(...later);
       await replaced.catch(() => {});
     },
   };
 }
-
-/** The messages that have caused a change of records, as far as these show them. */
-const causesIn = (changes: Changes): Message[] =>
-  [...changes].flatMap(([key, record]) => {
-    if (record && key.startsWith("outbox/")) return [(record as OutboxEntry).message];
-    if (!record || !key.startsWith("item/")) return [];
-    const item = record as Item;
-    return [{ ...item, uid: "", creation: item }];
-  });

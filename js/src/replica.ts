@@ -96,6 +96,7 @@ export class Replica {
   private readonly _repaired = new Map<RecordKey, unknown>();
   private _savedKnownSince: Time;
   private _changed = new Set<MsgID>();
+  private _causes: Message[] = [];
   /** The sum of the hashes of the facts, once it has been asked for. */
   private _hashSum: bigint | undefined;
 
@@ -149,20 +150,30 @@ export class Replica {
     this._journal.clear();
     this._repaired.clear();
     this._savedKnownSince = this.knownSince;
-    this.applyRecords(changes);
+    this._replaceAll(changes);
   }
 
   /** Undoes what has changed since it was saved. */
   rollback(): void {
     const journal = this._journal;
     this._journal = new Map();
-    this.applyRecords(journal);
+    this._replaceAll(journal);
     this.knownSince = this._savedKnownSince;
+    this._causes = [];
   }
 
   /** Takes over what another tab has saved. What follows from it, and from what this tab has not
    * saved yet, is a change of this replica: `take` has it. */
   applyRecords(changes: Changes): void {
+    this._replaceAll(changes);
+    for (const [key, record] of changes) {
+      const [kind] = splitKey(key);
+      if (record && kind === "outbox") this._causes.push((record as OutboxEntry).message);
+      if (record && kind === "item") this._causes.push({ ...(record as Item), uid: "", creation: record as Item });
+    }
+  }
+
+  private _replaceAll(changes: Changes): void {
     const { cursor } = this.device;
     const journal = this._journal;
     this._journal = new Map();
@@ -186,6 +197,11 @@ export class Replica {
     const changed = this._changed;
     this._changed = new Set();
     return changed;
+  }
+
+  /** The messages that may have caused what has changed since the last call, as far as they are known. */
+  takeCauses(): readonly Message[] {
+    return this._causes.splice(0);
   }
 
   private _record(key: RecordKey): unknown {
@@ -289,6 +305,7 @@ export class Replica {
     const echoed = this.facts.has(msg_id);
     const entry = { number: this._nextNumber(), written: now, message, ...(echoed && { echoed }) };
     this._put("outbox", msg_id, entry);
+    this._causes.push(message);
     if (!echoed) this._showNext(entry);
   }
 
@@ -418,6 +435,7 @@ export class Replica {
     // Dead items are forgotten, so a repeated creation must not bring its item back.
     const fresh = messages.filter(({ ctime }) => ctime > known);
     for (const message of fresh) this.facts.replay(message);
+    this._causes.push(...fresh);
     this._echo(fresh.map(({ msg_id }) => msg_id));
     this._moveTo(Math.max(cursor, known));
   }
@@ -457,6 +475,7 @@ export class Replica {
    * `rejected`. */
   applyResults(results: readonly (readonly [Message, Result])[]): void {
     for (const [message, result] of results) {
+      this._causes.push(message);
       const { msg_id } = message;
       const { error } = result;
       const entry = this.outbox.get(msg_id);

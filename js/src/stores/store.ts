@@ -5,7 +5,7 @@
  * in the order of writing get their numbers here, since several tabs write at once.
  */
 
-import { stop, unavailable } from "../errors.js";
+import { stop, type GregorError } from "../errors.js";
 
 /** The kind of a record, and its name among those of its kind: `item/m1`, `device/`. */
 export type RecordKey = `${string}/${string}`;
@@ -51,16 +51,18 @@ export interface Database {
   close(): void;
 }
 
-/** What is counted: changes, terms of leaders, records in the order of writing, and wipes. */
+/** What is counted: changes, terms of leaders, and records in the order of writing. */
 interface Counters {
   readonly seq: number;
   readonly term: number;
   readonly number: number;
-  readonly wipes?: number;
+  /** The number of the last wipe among the changes. */
+  readonly wipe?: number;
 }
 
 /** Where the counters are, among the records. */
 export const COUNTERS = "";
+const OWNER = "owner/";
 
 /** The counters in what is stored. */
 export const countersIn = (stored: ReadonlyMap<string, unknown>): Counters =>
@@ -71,14 +73,21 @@ export const countersIn = (stored: ReadonlyMap<string, unknown>): Counters =>
 export class Store {
   /** Whether the records survive this tab, and other tabs see them. */
   readonly durable: boolean;
-
   /** Called when another tab has wiped the records: from then on, this one saves nothing. */
   onWiped: (() => void) | undefined;
-  /** How often they had been wiped when this tab saw them first. */
-  private _wipes: number | undefined;
+  /** The last wipe before this tab saw them first. */
+  private _wipe: number | undefined;
 
   constructor(private readonly _database: Database) {
     this.durable = _database.durable;
+  }
+
+  /** Begins an empty store with the record of its owner, so that all tabs begin with the same. */
+  begin(owner: object): Promise<void> {
+    return this._transact([COUNTERS, OWNER], (stored, put) => {
+      const { seq, wipe = 0 } = countersIn(stored);
+      if (seq === wipe && !stored.get(OWNER)) put(OWNER, owner);
+    });
   }
 
   /** All records, and the number of the last change that is in them. */
@@ -92,14 +101,12 @@ export class Store {
    *
    * A new record of the kinds `outbox`, `awaited` and `rejected` gets the next number, in the order
    * of the changes, and one that is stored keeps its own. With a `term`, it rejects with the code
-   * `not-leader` if another term has begun.
-   *
-   * An owner that is erased leaves no other record. What another tab writes meanwhile is removed,
-   * too, or rejects with the code `erased`.
+   * `not-leader` if another term has begun; without one, with `erased` while the user is. What has
+   * no term does not change who the owner is. An owner that is erased leaves no other record.
    */
   save(changes: Changes, term?: number): Promise<SavedChange> {
     const keys = numberedKeys(changes);
-    const isErase = isErased(changes);
+    const isErase = term !== undefined && isErased(changes);
     return this._transact(
       isErase ? undefined : [COUNTERS, OWNER, ...keys],
       (stored, put) => {
@@ -108,9 +115,13 @@ export class Store {
         if ((term ?? counters.term) !== counters.term) {
           throw stop("not-leader", "another tab leads now");
         }
-        if (keys.length && isErased(stored) && !changes.has(OWNER)) throw stop("erased", "the user was erased");
         const gone = isErase ? [...recordsIn(stored).keys()] : [];
         const saved = new Map([...gone.map((key) => [key, null] as const), ...changes]);
+        if (term === undefined && stored.get(OWNER)) {
+          if (isErased(stored)) throw wiped();
+          saved.delete(OWNER);
+          saved.delete("device/");
+        }
         for (const key of keys) {
           const own = numberOf(stored.get(key)) ?? ++number;
           const record = changes.get(key) as object | number;
@@ -138,23 +149,24 @@ export class Store {
    * saves from then on, until it opens the store again. */
   wipe(): Promise<Records> {
     return this._database.transact(undefined, (stored, put) => {
-      const { seq, wipes = 0, ...counters } = inNextTerm(countersIn(stored));
+      const counters = inNextTerm(countersIn(stored));
+      const seq = counters.seq + 1;
       const records = recordsIn(stored);
-      this._wipes ??= wipes;
+      this._wipe ??= counters.wipe ?? 0;
       for (const key of records.keys()) put(key, null);
-      put(COUNTERS, { ...counters, seq: seq + 1, wipes: wipes + 1 });
+      put(COUNTERS, { ...counters, seq, wipe: seq });
       return records;
     });
   }
 
   private _transact<T>(keys: readonly string[] | undefined, decide: Decision<T>, isUrgent?: boolean): Promise<T> {
     const decideHere: Decision<T> = (stored, put) => {
-      const { wipes = 0 } = countersIn(stored);
-      this._wipes ??= wipes;
-      if (wipes === this._wipes) return decide(stored, put);
+      const { wipe = 0 } = countersIn(stored);
+      this._wipe ??= wipe;
+      if (wipe === this._wipe) return decide(stored, put);
       this.onWiped?.();
       this.onWiped = undefined;
-      throw unavailable("somebody has logged out");
+      throw wiped();
     };
     return this._database.transact(keys, decideHere, isUrgent);
   }
@@ -171,7 +183,7 @@ function recordsIn(stored: ReadonlyMap<string, unknown>): Records {
   return records;
 }
 
-const OWNER = "owner/";
+const wiped = (): GregorError => stop("erased", "another tab has wiped this device");
 
 /** Whether these records say that the user was erased. */
 const isErased = (records: ReadonlyMap<string, unknown>): boolean =>

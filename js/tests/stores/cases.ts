@@ -27,6 +27,7 @@ export interface StoreCase {
 const item = { msg_id: "m1", ctime: 5, category: "news", body: { text: "hello" } };
 const entry = (number: number) => ({ number, written: 7, message: { uid: "u", msg_id: "m" } });
 const erased = { erased: true };
+const alive = { erased: false };
 const empty = { seq: 0, records: {} };
 
 export const STORE_CASES: readonly StoreCase[] = [
@@ -146,9 +147,9 @@ export const STORE_CASES: readonly StoreCase[] = [
       { newTerm: true, gives: { term: 1, seq: 0 } },
       { save: { "item/a": 1, "outbox/a": entry(1) }, term: 1, gives: { seq: 1, changes: { "item/a": 1, "outbox/a": entry(1) } } },
       { tab: 1, wipe: true, gives: { "item/a": 1, "outbox/a": entry(1) } },
-      { save: { "item/b": 1 }, term: 1, refused: "unavailable" },
-      { save: { "outbox/b": entry(1) }, refused: "unavailable" },
-      { tab: 1, save: { "outbox/b": entry(1) }, refused: "unavailable" },
+      { save: { "item/b": 1 }, term: 1, refused: "erased" },
+      { save: { "outbox/b": entry(1) }, refused: "erased" },
+      { tab: 1, save: { "outbox/b": entry(1) }, refused: "erased" },
       { reopen: true },
       { load: true, gives: { seq: 2, records: {} } },
       { save: { "item/b": 1 }, term: 1, refused: "not-leader" },
@@ -158,13 +159,14 @@ export const STORE_CASES: readonly StoreCase[] = [
   {
     name: "an owner that is erased leaves nothing else, and takes no writes until there is a new life",
     steps: [
-      { save: { "owner/": { erased: false }, "item/a": 1 }, gives: { seq: 1, changes: { "owner/": { erased: false }, "item/a": 1 } } },
+      { newTerm: true, gives: { term: 1, seq: 0 } },
+      { save: { "owner/": alive, "item/a": 1 }, term: 1, gives: { seq: 1, changes: { "owner/": alive, "item/a": 1 } } },
       { tab: 1, save: { "outbox/a": entry(1) }, gives: { seq: 2, changes: { "outbox/a": entry(1) } } },
-      { save: { "owner/": erased, "item/a": null }, gives: { seq: 3, changes: { "owner/": erased, "item/a": null, "outbox/a": null } } },
+      { save: { "owner/": erased, "item/a": null }, term: 1, gives: { seq: 3, changes: { "owner/": erased, "item/a": null, "outbox/a": null } } },
       { tab: 1, save: { "outbox/b": entry(1) }, refused: "erased" },
       { tab: 1, load: true, gives: { seq: 3, records: { "owner/": erased } } },
-      { save: { "owner/": { erased: false } }, gives: { seq: 4, changes: { "owner/": { erased: false } } } },
-      { tab: 1, save: { "outbox/b": entry(1) }, gives: { seq: 5, changes: { "outbox/b": entry(2) } } },
+      { save: { "owner/": alive, "item/b": 1 }, term: 1, gives: { seq: 4, changes: { "owner/": alive, "item/b": 1 } } },
+      { tab: 1, save: { "outbox/b": entry(1), "owner/": erased }, gives: { seq: 5, changes: { "outbox/b": entry(2) } } },
     ],
   },
 ];
