@@ -132,6 +132,7 @@ export class Gregor<Bodies = Record<string, unknown>> {
     const device = deviceId === undefined ? newMsgId() : given.text("deviceId", deviceId, 128);
     this._live = liveReplica(Replica.load(new Map(), device), environment, {
       save: (changes, isTold) => this._save(changes, isTold),
+      isComplete: () => !this._tabs?.hasGap(),
       onChange: (events) => this._report(events),
       onSaved: () => this._connection?.sendOutbox(),
       onTick: (mayHaveSlept) => this._onTick(mayHaveSlept),

@@ -47,6 +47,8 @@ export interface ReplicaListener {
   /** Saves a change, in the leader's term if the server has told it. Resolves with the records as
    * they are now. */
   save(changes: Changes, isTold: boolean): Promise<Changes>;
+  /** Whether there is no gap in the changes that were heard. */
+  isComplete(): boolean;
   /** What has happened; if that is nothing, still something may be shown otherwise. */
   onChange(events: readonly ReplicaEvent[]): void;
   /** All that the replica holds is saved now. */
@@ -59,8 +61,9 @@ export interface LiveReplica {
   readonly replica: Replica;
   readonly clock: NodeClock;
   readonly isOpen: boolean;
-  /** Whether all that the replica holds is saved. */
-  readonly isSaved: boolean;
+  /** Whether all that the replica holds is saved, and it has what other tabs have saved before: what
+   * they have written goes to a node in this order, too. */
+  readonly mayBeSent: boolean;
   /** Whether the store could save the last change, and in good time. */
   readonly isStoreWorking: boolean;
   /** Counts how often what is visible has changed. */
@@ -265,8 +268,8 @@ export function liveReplica(replica: Replica, environment: Environment, listener
     get isOpen() {
       return isOpen;
     },
-    get isSaved() {
-      return isSaved;
+    get mayBeSent() {
+      return isSaved && listener.isComplete();
     },
     get isStoreWorking() {
       return isStoreWorking;

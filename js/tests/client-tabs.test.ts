@@ -389,3 +389,38 @@ test("a clock that is set back takes nothing away, though another tab has writte
   await world.advance(20_000);
   for (const tab of [leader, follower]) expect(texts(tab)).toEqual(["a", "b"]);
 });
+
+test("what two tabs write goes to the node in one order, and is shown until it is there", async () => {
+  const { world, leader, socket } = await twoTabs();
+  const { slow, gregor } = await slowTab(world);
+  const answers = held();
+  slow.after = answers.wait;
+  const written = gregor.create("m", "first", { msgId: "m1" });
+  await world.settled();
+  slow.after = atOnce;
+  await leader.create("m", "second", { msgId: "m2" });
+  await world.settled();
+  await answers.release(world);
+  await written;
+  const sent = socket.sent.filter(({ type }) => type === "consume").flatMap(({ messages }) => messages);
+  expect(sent.map(({ msg_id }) => msg_id)).toEqual(["m1", "m2"]);
+  for (const tab of [leader, gregor]) expect(texts(tab)).toEqual(["a", "first", "second"]);
+});
+
+test("the id of an item that ends while another tab hides it is forgotten when the store is opened", async () => {
+  const { world, leader, socket } = await twoTabs();
+  const { slow, gregor } = await slowTab(world);
+  const steps = held();
+  slow.before = steps.wait;
+  const hidden = gregor.hide("a");
+  await world.settled();
+  socket.say(stored("d", cursor, cursor + 1, { dismissal: { msg_ids: ["a"] } }));
+  await world.settled();
+  slow.before = atOnce;
+  await steps.release(world);
+  await hidden;
+  for (const tab of [leader, gregor]) await tab.close();
+  await (await world.tab()).create("m", 1);
+  const kinds = await world.database.transact(undefined, (stored) => [...stored.keys()].map((key) => key.split("/")[0]));
+  expect(kinds).not.toContain("hidden");
+});
