@@ -296,7 +296,7 @@ export class Gregor<Bodies = Record<string, unknown>> {
     const status: Status = {
       online,
       synced,
-      durable: !!this._store?.durable && !this._loss && !this._failure && isStoreWorking,
+      durable: !!this._store?.durable && this._live.isOpen && !this._loss && !this._failure && isStoreWorking,
       unsent: replica.unsent().length,
       lastError: problem ? problemOf(problem) : null,
       retryAt,
@@ -344,7 +344,7 @@ export class Gregor<Bodies = Record<string, unknown>> {
         const { isFinal, lastError } = this._connectionStatus();
         if (this._failure) reject(this._failure);
         else if (isReached(this.status)) resolve();
-        else if (isFinal) reject(new GregorError(lastError!));
+        else if (isFinal && lastError) reject(new GregorError(lastError)); // it is said in a moment
         else return;
         unsubscribe();
       };

@@ -226,15 +226,18 @@ export function liveReplica(replica: Replica, environment: Environment, listener
   /** The results of the operations. One that throws leaves nothing behind: the others run again. */
   function run(batch: readonly Change[]): (readonly [Change, never])[] {
     const time = now();
-    const done: (readonly [Change, never])[] = [];
+    const perform = (change: Change): readonly [Change, never] => {
+      if (change.kind === "told") replica.withClockOffset(clock.offset());
+      return [change, change.operation(replica, time) as never];
+    };
+    let done: (readonly [Change, never])[] = [];
     for (const change of batch) {
       try {
-        if (change.kind === "told") replica.withClockOffset(clock.offset());
-        done.push([change, change.operation(replica, time) as never]);
+        done.push(perform(change));
       } catch (error) {
         change.reject(error);
         replica.rollback();
-        return run(batch.filter((other) => other !== change));
+        done = done.map(([other]) => perform(other));
       }
     }
     return done;

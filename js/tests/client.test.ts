@@ -114,6 +114,17 @@ describe("a write", () => {
     expect(gregor.status.durable).toBe(true);
   });
 
+  test("that rejects, as ten thousand at once do, leaves a client that works", async () => {
+    const world = new World();
+    const options = { url: "http://x", user: "alice", token: "t", store: world.database };
+    const gregor = createGregor({ ...options, environment: world.environment() });
+    const writes = Array.from({ length: 10_000 }, (_, n) => gregor.snooze(`m${n}`, "1h"));
+    const outcomes = await Promise.allSettled(writes);
+    expect(outcomes.every(({ status }) => status === "rejected")).toBe(true);
+    await gregor.create("a", 1);
+    expect(texts(gregor)).toEqual([1]);
+  });
+
   test("that is invalid or in conflict rejects alone", async () => {
     const world = new World();
     const gregor = await world.tab();
@@ -362,6 +373,24 @@ describe("an erase", () => {
     await server.settled();
     expect(heard).toContain("erased");
   });
+});
+
+test("who waits for a sync when the client opens hears that the user is erased", async () => {
+  const server = new TestServer();
+  const phone = server.device("alice");
+  const gregor = await phone.open();
+  await server.erase("alice");
+  await gregor.close();
+  const again = createGregor(phone.options);
+  const refused = expect(again.waitSynced()).rejects.toMatchObject({ code: "erased" });
+  await server.settled();
+  await refused;
+});
+
+test("a store that does not answer is not durable", async () => {
+  const world = new World();
+  const gregor = await world.tab({ store: { durable: true, transact: () => new Promise(() => {}), close() {} } });
+  expect(gregor.status.durable).toBe(false);
 });
 
 describe("an end", () => {
