@@ -61,7 +61,8 @@ export function openEventStream(
 
   async function post({ messages, n }: Consume, epoch: Time): Promise<void> {
     const headers = { "Content-Type": "application/json", "Gregor-Epoch": `${epoch}` };
-    const response = await request("/v1/messages", { method: "POST", headers, body: encode({ messages }) }, n);
+    const path = `/v1/messages?device_id=${encodeURIComponent(hello.device_id)}`;
+    const response = await request(path, { method: "POST", headers, body: encode({ messages }) }, n);
     if (response) say({ type: "ack", n, ...(await response.json()) });
   }
 
