@@ -30,6 +30,8 @@ export interface TabListener<Message> {
   onReload(records: Records): void;
   /** Another tab has said this, to all. */
   onMessage(message: Message): void;
+  /** What this tab says each second while it leads: so the others know it, whatever they have missed. */
+  beat(): Message | undefined;
 }
 
 /** What travels between tabs: a change with its number, or the last change that the tab has. */
@@ -37,7 +39,7 @@ interface Broadcast<Message> {
   readonly seq: number;
   readonly changes?: Changes;
   readonly isBeat?: boolean;
-  readonly message?: Message;
+  readonly message?: Message | undefined;
 }
 
 /** The locks of a tab that shares nothing. */
@@ -193,7 +195,7 @@ export class Tabs<Message> {
       this._timer = this._environment.setTimeout(() => this._tick(), BEAT_MS);
     }
     if (!this._candidacy) this._stand();
-    else if (this._isLeader) this._post({ isBeat: true });
+    else if (this._isLeader) this._post({ isBeat: true, message: this._listener.beat() });
     else if (++this._silentBeats > MAX_SILENT_BEATS && this._environment.isVisible()) this._stand(true);
     if (this._ahead.size || this._lastSeq > this._seq) this._reload().catch(() => {});
   }

@@ -30,6 +30,18 @@ test("one tab is connected, and the others are online through it", async () => {
   expect(follower.deviceId).toBe(leader.deviceId);
 });
 
+test("a tab that has not heard how the leader is connected knows it a second later", async () => {
+  const { world, leader, follower, socket } = await twoTabs();
+  world.losesBroadcasts = true; // as for one that was kept for the way back
+  socket.end();
+  await world.settled();
+  expect(follower.status.online).toBe(true);
+  world.losesBroadcasts = false;
+  await world.advance(1_000);
+  expect(leader.status.online).toBe(false);
+  expect(follower.status).toEqual(leader.status);
+});
+
 test("what the node says is in all tabs, with its events", async () => {
   const { world, follower, socket } = await twoTabs();
   const created = heard(follower, "created");

@@ -199,6 +199,7 @@ class SimulatedBrowser:
     def _on_open(self, tab: Tab | None, visible: Sequence[MsgID], epoch: Time | None) -> None:
         if tab is not None:
             self._require_hidden(visible, epoch)
+            tab.showing.forget()
             for msg_id in visible:
                 tab.showing.shows(msg_id)
 

@@ -300,7 +300,8 @@ export class SimulatedBrowser extends FakeBrowser {
       transact: (keys, decide, isUrgent) =>
         new Promise((resolve, reject) => {
           const begin = async (): Promise<void> => {
-            const settle = await this._transaction(() => database.transact(keys, decide, isUrgent)).then(
+            const transact = () => database.transact(keys, decide, isUrgent);
+            const settle = await this._transaction(tab, transact).then(
               (result) => () => resolve(result),
               (error: GregorError) => {
                 this.note("not saved", tab.id, error.message);
@@ -316,8 +317,10 @@ export class SimulatedBrowser extends FakeBrowser {
     };
   }
 
-  private async _transaction<T>(transact: () => Promise<T>): Promise<T> {
-    if (this._isCalm || !this._random.chance(0.01)) return transact();
+  /** Where the store fails while a page loads, the page is of no use, as it says, and is loaded again:
+   * so it does not. */
+  private async _transaction<T>(tab: FakeTab, transact: () => Promise<T>): Promise<T> {
+    if (this._isCalm || !this._page(tab.id).isReady || !this._random.chance(0.01)) return transact();
     throw unavailable("the store fails");
   }
 
