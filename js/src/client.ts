@@ -134,6 +134,7 @@ export class Gregor<Bodies = Record<string, unknown>> {
       save: (changes, isTold) => this._save(changes, isTold),
       onChange: (events) => this._report(events),
       onSaved: () => this._connection?.sendOutbox(),
+      isComplete: () => this._tabs?.isComplete ?? true,
       onTick: (mayHaveSlept) => this._onTick(mayHaveSlept),
     });
     this.inbox = new Inbox(this);

@@ -54,6 +54,8 @@ export interface ReplicaListener {
   onChange(events: readonly ReplicaEvent[]): void;
   /** All that the replica holds is saved now. */
   onSaved(): void;
+  /** Whether the replica has all that other tabs have saved before what it has. */
+  isComplete(): boolean;
   /** Some time has passed, in which the device may have been asleep. */
   onTick(mayHaveSlept: boolean): void;
 }
@@ -153,6 +155,11 @@ export class LiveReplica {
   nodeToldTime(time: Time, asked?: number): void {
     this.clock.told(time, asked);
     this.refresh();
+  }
+
+  /** Whether the outbox is as it is stored, and has no hole: it is sent in the order of writing. */
+  get maySend(): boolean {
+    return this.isSaved && this._listener.isComplete();
   }
 
   /** Takes over what another tab has saved. */

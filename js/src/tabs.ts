@@ -147,6 +147,11 @@ export class Tabs<Message> {
 
   // What others save
 
+  /** Whether this tab has all that was saved before the last change that it has. */
+  get isComplete(): boolean {
+    return !this._ahead.size;
+  }
+
   private _post(said: Partial<Broadcast<Message>>): void {
     this._channel?.postMessage({ seq: this._seq, ...said });
   }

@@ -266,7 +266,8 @@ class SimulatedBrowser:
             if tab.number not in self._tabs or self._is_over:
                 return
             if not tab.is_asleep:
-                if not self._tell("look", tab.number)["erased"]:
+                error = self._tell("look", tab.number)["status"]["lastError"]
+                if error is None or error["code"] != "erased":
                     return
                 self._tell("reconnect", tab.number)
 

@@ -319,6 +319,7 @@ class FakeChannel implements Channel {
   }
 
   postMessage(message: unknown): void {
+    if (this.tab.isGone) return; // what still runs of it is not there
     if (this._isClosed) throw new DOMException("the channel is closed", "InvalidStateError");
     this.tab.browser.post(this, message);
   }

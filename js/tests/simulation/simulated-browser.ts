@@ -234,7 +234,6 @@ export class SimulatedBrowser extends FakeBrowser {
     return {
       status,
       epoch: replica.device.epoch,
-      erased: replica.device.erased,
       visible: gregor.items().map(({ msg_id }) => msg_id),
       hidden: [...replica.hidden.keys(), ...replica.awaited.keys()],
       outbox: replica.outbox.size,
