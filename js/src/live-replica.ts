@@ -70,6 +70,8 @@ export class LiveReplica {
   /** Counts how often what is visible has changed. */
   version = 0;
   private readonly _queue: Change[] = [];
+  /** The replica that was loaded again, until what is being saved is saved. */
+  private _next: Replica | undefined;
   private _visible = new Map<MsgID, Item>();
   /** The visible items by the prefixes that were asked for, until they change. */
   private readonly _lists = new Map<Category, readonly Item[]>();
@@ -175,8 +177,10 @@ export class LiveReplica {
 
   /** Replaces the replica by one that was loaded again, which other tabs have saved. */
   reload(replica: Replica): void {
+    this._next = replica;
     const operation = (): void => {
       this.replica = replica;
+      if (this._next === replica) this._next = undefined;
       this._due = 0; // all of it may differ
     };
     this._enqueue({ kind: "heard", operation, messages: [], resolve() {}, reject() {} });
@@ -247,7 +251,9 @@ export class LiveReplica {
     const changes: Changes = kind === "heard" ? new Map() : replica.take();
     this.refresh(replica.takeChanged(), done.flatMap(([{ messages }]) => messages));
     try {
-      replica.saved(changes.size ? await this._store(changes, kind === "told") : changes);
+      const saved = changes.size ? await this._store(changes, kind === "told") : changes;
+      replica.saved(saved);
+      this._next?.applyRecords(saved); // it was read before that
     } catch (error) {
       replica.rollback();
       this.refresh(replica.takeChanged());

@@ -26,7 +26,7 @@ export interface TabListener<Message> {
   onFollow(): void;
   /** Another tab has saved this. */
   onChanges(changes: Changes): void;
-  /** This tab has missed what others saved: these are all records as they are stored. */
+  /** This tab has missed what others saved: these are all records as they are known to be stored. */
   onReload(records: Records): void;
   /** Another tab has said this, to all. */
   onMessage(message: Message): void;
@@ -186,10 +186,15 @@ export class Tabs<Message> {
     this._lastSeq = seq; // if there is more, the next broadcast says so
     if (seq <= this._seq) return;
     this._seq = seq;
-    this._listener.onReload(records);
     const ahead = [...this._ahead].sort(([a], [b]) => a - b);
     this._ahead.clear();
-    for (const [later, changes] of ahead) this._listener.onChanges(this._news({ seq: later, changes }));
+    for (const [later, changes] of ahead) {
+      for (const [key, record] of this._news({ seq: later, changes })) {
+        if (record === null) records.delete(key);
+        else records.set(key, record);
+      }
+    }
+    this._listener.onReload(records);
   }
 
   // Who leads

@@ -266,10 +266,11 @@ class SimulatedBrowser:
             if tab.number not in self._tabs or self._is_over:
                 return
             if not tab.is_asleep:
-                error = self._tell("look", tab.number)["status"]["lastError"]
-                if error is None or error["code"] != "erased":
+                status = self._tell("look", tab.number)["status"]
+                if status["online"]:
                     return
-                self._tell("reconnect", tab.number)
+                if status["lastError"] is not None and status["lastError"]["code"] == "erased":
+                    self._tell("reconnect", tab.number)
 
     def break_connection(self, reason: str) -> None:
         for connection in tuple(self._connections.values()):
