@@ -18,6 +18,8 @@ SOURCES = [
 DOCUMENTS = [
     *(path for folder in ("docs", "spec", "deploy") for path in (ROOT / folder).rglob("*.md")),
     *ROOT.glob("*.md"),
+    ROOT / "js" / "README.md",
+    *(ROOT / "js" / "src").rglob("*.ts"),
 ]
 
 CITES_OLD_NAMES = [

@@ -1,12 +1,7 @@
 // The bundle for a <script> tag: one minified file, whose global is `gregor`.
 
-import { build } from "esbuild";
-import { bundleOptions } from "./options.js";
+import { writeFile } from "node:fs/promises";
+import { minified } from "./minified.js";
 
-await build({
-  ...bundleOptions,
-  entryPoints: ["src/index.ts"],
-  format: "iife",
-  globalName: "gregor",
-  outfile: "dist/gregor.min.js",
-});
+const { code } = await minified({ entryPoints: ["src/index.ts"], format: "iife", globalName: "gregor" });
+await writeFile("dist/gregor.min.js", code);

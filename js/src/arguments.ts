@@ -29,7 +29,7 @@ export const isText = (value: unknown, limit: number): value is string =>
 /** Text as `isText` has it. */
 export function text(field: string, value: unknown, limit = 255): string {
   if (isText(value, limit)) return value;
-  throw invalid(field, `must be text of 1 to ${limit} bytes of UTF-8, without NUL`);
+  throw invalid(field, `must be text of 1 to ${limit} bytes, without NUL`);
 }
 
 /** An id that can stand in the path of a URL. */
@@ -53,7 +53,7 @@ export function instant(field: string, when: unknown, shortest = -MAX_TIME): Tim
   if (isFrom(shortest, offset)) return { offset };
   throw invalid(
     field,
-    `must be a Date, a time after 2000 (2026-01-31T12:00:00Z), or a duration from ${shortest} µs (90s)`,
+    `must be a time after 2000 (a Date, 2026-01-31T12:00:00Z) or a duration (90s) from ${shortest} µs`,
   );
 }
 
@@ -68,9 +68,9 @@ export function body(field: string, value: unknown): unknown {
     hasBigint ||= typeof part === "bigint";
     return written(name, part);
   });
-  if (!json || HALF_PAIR.test(json)) throw invalid(field, "is not JSON in valid Unicode");
+  if (!json || HALF_PAIR.test(json)) throw invalid(field, "is not valid JSON");
   if (byteLength(json) > MAX_BODY) {
-    throw stop("too-large", `\`${field}\` takes more than ${MAX_BODY} bytes of JSON`, field);
+    throw stop("too-large", `\`${field}\` has more than ${MAX_BODY} bytes`, field);
   }
   return decode(json, hasBigint);
 }

@@ -36,15 +36,8 @@ import {
   type Welcome,
 } from "./frames.js";
 import type { Time } from "./instant.js";
-import {
-  present,
-  type DeviceID,
-  type Item,
-  type Message,
-  type OutOfBandMessage,
-  type StoredMessage,
-  type UID,
-} from "./message.js";
+import { present } from "./json.js";
+import type { DeviceID, Item, Message, OutOfBandMessage, StoredMessage, UID } from "./message.js";
 
 export type Effect =
   /** Write this frame. */
@@ -178,7 +171,7 @@ export function clientSession({
   function foreign(uid = owner): Effect[] | undefined {
     if (owner === null || uid === owner) return undefined;
     hasHeardOfErase = true;
-    const reason = `the token is of the user ${uid}, and this store of ${owner}`;
+    const reason = `the token is of ${uid}, the store of ${owner}`;
     return [{ type: "failed", error: stop("forbidden", reason) }];
   }
 
@@ -216,7 +209,7 @@ export function clientSession({
     const isErased = results.find(({ error }) => error?.code === "erased");
     if (isErased) return erased(isErased.error?.epoch);
     if (n === lastConsume && inFlight && results.length !== inFlight) {
-      throw stop("malformed", "the ack has not one of `results` for each message", "results");
+      throw stop("malformed", "no valid `results`", "results");
     }
     return settled(n, { type: "acked", results });
   }

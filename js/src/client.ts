@@ -8,7 +8,7 @@ import { GregorError, problemOf, stop, unavailable, type Problem } from "./error
 import { Inbox } from "./inbox.js";
 import { after, type When } from "./instant.js";
 import { hasExactIntegers } from "./json.js";
-import { LiveReplica, type Operation, type ReplicaEvent } from "./live-replica.js";
+import { liveReplica, type LiveReplica, type Operation, type ReplicaEvent } from "./live-replica.js";
 import * as message from "./message.js";
 import {
   newMsgId,
@@ -31,7 +31,7 @@ import { OFFLINE, type ConnectionStatus, type Status } from "./status.js";
 import { openStore } from "./stores/indexeddb.js";
 
 import { Store, storeName, type Changes, type Database } from "./stores/store.js";
-import { Tabs } from "./tabs.js";
+import { joinTabs, type Tabs } from "./tabs.js";
 
 /** The tab that is connected has not answered for so long. */
 const TAB_MS = 70_000;
@@ -130,11 +130,11 @@ export class Gregor<Bodies = Record<string, unknown>> {
     this._environment = environment;
     this._server = { ...addressOf(url), user, token, exactIntegers };
     const device = deviceId === undefined ? newMsgId() : given.text("deviceId", deviceId, 128);
-    this._live = new LiveReplica(Replica.load(new Map(), device), environment, {
+    this._live = liveReplica(Replica.load(new Map(), device), environment, {
       save: (changes, isTold) => this._save(changes, isTold),
       onChange: (events) => this._report(events),
       onSaved: () => this._connection?.sendOutbox(),
-      isComplete: () => this._tabs?.isComplete ?? true,
+      isComplete: () => this._tabs?.isComplete() ?? true,
       onTick: (mayHaveSlept) => this._onTick(mayHaveSlept),
     });
     this.inbox = new Inbox(this);
@@ -192,13 +192,11 @@ export class Gregor<Bodies = Record<string, unknown>> {
    * or if the time is not between now and its expiry. */
   async snooze(msgId: MsgID, until: When): Promise<MsgID> {
     const when = given.instant("until", until);
-    const written: Message[] = [];
     return this.change((replica, now) => {
       const snoozed = replica.snoozed(msgId, when, now);
-      written[0] = snoozed;
       replica.write(snoozed, now);
       return snoozed.msg_id;
-    }, written);
+    });
   }
 
   /** Hides an item on this device only. Idempotent. One that has not arrived is hidden when it comes. */
@@ -224,22 +222,22 @@ export class Gregor<Bodies = Record<string, unknown>> {
 
   /** Writes messages, in order: all of them in one transaction, or, if it rejects, none. */
   async writeAll(messages: readonly Message[]): Promise<void> {
-    return this.change((replica, now) => replica.writeAll(messages, now), messages);
+    return this.change((replica, now) => replica.writeAll(messages, now));
   }
 
-  /** Changes the replica, and resolves when that is saved. `messages` are those that may change what
-   * is visible. The operation throws before it has changed anything, and may be run again. */
-  async change<T>(operation: Operation<T>, messages: readonly Message[] = []): Promise<T> {
-    return this._live.change(operation, messages);
+  /** Changes the replica, and resolves when that is saved. The operation throws before it has changed
+   * anything, and may be run again. */
+  async change<T>(operation: Operation<T>): Promise<T> {
+    return this._live.change(operation);
   }
 
   private async _write(written: Message): Promise<MsgID> {
-    await this.change((replica, now) => replica.write(written, now), [written]);
+    await this.change((replica, now) => replica.write(written, now));
     return written.msg_id;
   }
 
   private async _dismissSeen(dismissal: Message): Promise<MsgID> {
-    await this.change((replica, now) => replica.dismissSeen(dismissal, now), [dismissal]);
+    await this.change((replica, now) => replica.dismissSeen(dismissal, now));
     return dismissal.msg_id;
   }
 
@@ -362,7 +360,7 @@ export class Gregor<Bodies = Record<string, unknown>> {
    * that is there. */
   reconnect(): void {
     if (!this._connection) return this._tabs?.say({ type: "reconnect" });
-    this._live.change((replica) => replica.inNewLife(), [], "told").catch(() => {});
+    this._live.change((replica) => replica.inNewLife(), "told").catch(() => {});
     this._connection.reconnect();
   }
 
@@ -409,7 +407,8 @@ export class Gregor<Bodies = Record<string, unknown>> {
     const name = storeName(this._server.http, this.user);
     const onLost = (loss: GregorError) => this._onLost(loss);
     this._store = options.store ? new Store(options.store) : await openStore(name, environment, onLost);
-    this._tabs = new Tabs(name, this._store, environment, {
+    await this._store.begin({ device_id: this.deviceId, uid: this.user, epoch: null, erased: false });
+    this._tabs = joinTabs(name, this._store, environment, {
       onLead: (term) => this._onLead(term),
       onFollow: () => this._onFollow(),
       onChanges: (changes) => this._live.hear(changes),
@@ -448,7 +447,7 @@ export class Gregor<Bodies = Record<string, unknown>> {
 
   private _onLead(term: number): void {
     this._term = term;
-    this._live.change(() => {}, [], "told").catch(() => {}); // a new store does not say yet whose it is
+    this._live.change(() => {}, "told").catch(() => {}); // a new store does not say yet whose it is
     if (!this._environment.WebSocket) return;
     this._connection = connect(this._live, this._environment, this._server, (events) => {
       this._tell(events);

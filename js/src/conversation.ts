@@ -128,7 +128,7 @@ export function converse(
         isWelcomed = true;
         return sendOutbox();
       case "apply":
-        return change((replica) => replica.apply(effect.messages, effect.cursor), effect.messages);
+        return change((replica) => replica.apply(effect.messages, effect.cursor));
       case "replace":
         return change((replica) => replica.applySnapshot(effect.items, effect.cursor, effect.epoch));
       case "compare":
@@ -153,8 +153,8 @@ export function converse(
     }
   }
 
-  const change = (operation: Operation<void>, messages?: readonly Message[]): Promise<void> =>
-    live.change(operation, messages, "told");
+  const change = (operation: Operation<void>): Promise<void> =>
+    live.change(operation, "told");
 
   const verify = (): void => process(() => execute(session.verify()));
 
@@ -177,7 +177,7 @@ export function converse(
     if (!finishOutOfBand(results[0]?.error)) {
       const messages = inFlight as readonly Message[];
       const pairs = messages.map((message, place) => [message, results[place]!] as const);
-      await change((replica) => replica.applyResults(pairs), messages);
+      await change((replica) => replica.applyResults(pairs));
     }
     deferrals.synced();
     onAnswer();

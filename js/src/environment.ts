@@ -5,6 +5,8 @@
  * pages gives another world. What is optional may be missing, and the client works without it.
  */
 
+import { unavailable } from "./errors.js";
+
 /** What `setTimeout` returns; only `clearTimeout` looks inside. */
 export type Timer = unknown;
 
@@ -83,3 +85,15 @@ export const defaultEnvironment = (): Environment => ({
   ...browserEnvironment(),
   ...(!("addEventListener" in globalThis) && { setTimeout: () => undefined, WebSocket: undefined }),
 });
+
+/** What the promise gives; or `late`, as an `unavailable` error, if it takes longer. */
+export const inTime = <T>(
+  { setTimeout, clearTimeout }: Environment,
+  promise: Promise<T>,
+  ms: number,
+  late: string,
+): Promise<T> =>
+  new Promise((resolve, reject) => {
+    const timer = setTimeout(() => reject(unavailable(late)), ms);
+    promise.then(resolve, reject).finally(() => clearTimeout(timer));
+  });

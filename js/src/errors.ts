@@ -1,6 +1,7 @@
 /** The errors that Gregor raises, and what their receiver should do about them. */
 
 import type { Time } from "./instant.js";
+import { present } from "./json.js";
 
 /** What the receiver of an error should do: send the same later, ask for a snapshot, connect again
  * with another token, or not send this again without a change. */
@@ -32,7 +33,7 @@ export class GregorError extends Error implements Problem {
 
 /** An error that no retry ends: something has to be changed first. */
 export const stop = (code: string, message: string, field?: string): GregorError =>
-  new GregorError({ code, message, action: "stop", ...(field && { field }) });
+  new GregorError({ code, message, action: "stop", ...present({ field }) });
 
 /** A value that breaks a rule of the data model. `` `field` reason `` is what the message says. */
 export const invalid = (field: string, reason: string): GregorError =>
@@ -42,11 +43,10 @@ export const invalid = (field: string, reason: string): GregorError =>
 export const unavailable = (message: string): GregorError =>
   new GregorError({ code: "unavailable", message, action: "retry" });
 
+/** What somebody else's code has thrown, which may do better the next time. */
+export const asError = (error: unknown): GregorError =>
+  error instanceof GregorError ? error : unavailable(`${error}`);
+
 /** An error as it travels to another tab, and as an app sees it in the status. */
-export const problemOf = ({ code, message, action, field, epoch }: Problem): Problem => ({
-  code,
-  message,
-  action,
-  ...(field && { field }),
-  ...(epoch && { epoch }),
-});
+export const problemOf = ({ code, message, action, field, epoch }: Problem): Problem =>
+  present({ code, message, action, field, epoch });

@@ -31,7 +31,7 @@ export function openEventStream(
     const type = response.headers.get("Content-Type");
     retryAfter = Number(response.headers.get("Retry-After"));
     if (!/json|event-stream/.test(`${type}`)) {
-      throw Error(`the answer is not that of a Gregor server: ${response.status} ${type}`);
+      throw Error(`not the answer of a Gregor server: ${response.status} ${type}`);
     }
     if (response.ok) return response;
     const { code, detail, action, field } = await response.json();
@@ -53,7 +53,7 @@ export function openEventStream(
         // A frame is one line, and what the lines beside it say is not needed.
         for (const line of lines) if (line.startsWith("data:")) listener.frame(line.slice(5));
       }
-      throw Error("the stream of events ended");
+      throw Error("the stream ended");
     } catch (error) {
       if (!signal.aborted) throw error;
     }

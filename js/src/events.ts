@@ -53,7 +53,11 @@ export function eventsBetween(
   messages: readonly Message[] = [],
 ): (Created | Dismissed)[] {
   const why = (item: Item): Why =>
-    hasExpired(item, now) ? "expired" : messages.some((message) => replaces(message, item)) ? "replaced" : "dismissed";
+    hasExpired(item, now)
+      ? "expired"
+      : messages.some((message) => replaces(message, item))
+        ? "replaced"
+        : "dismissed";
   return [
     ...missingIn(after, before).map((item): Dismissed => ({ type: "dismissed", item, why: why(item) })),
     ...missingIn(before, after).map((item): Created => ({ type: "created", item })),

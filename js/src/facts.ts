@@ -10,16 +10,8 @@
  */
 
 import { after, type Time } from "./instant.js";
-import {
-  present,
-  type Item,
-  type Key,
-  type KeyDismissal,
-  type Message,
-  type MsgID,
-  type Range,
-  type StoredMessage,
-} from "./message.js";
+import { present } from "./json.js";
+import type { Item, Key, KeyDismissal, Message, MsgID, Range, StoredMessage } from "./message.js";
 import { timeOf } from "./state.js";
 import { hasExpired, seenOn } from "./visibility.js";
 
@@ -105,8 +97,7 @@ export class Facts {
     this._onChange?.(msgId, item);
     this._index(msgId, item);
     this.items.set(msgId, item);
-    this._firstExpiry = Math.min(this._firstExpiry, item.expires_at ?? Infinity);
-    this._expect(item);
+    this._expect([item]);
   }
 
   delete(msgId: MsgID): void {
@@ -172,9 +163,7 @@ export class Facts {
     for (const { msg_id } of expired) this.delete(msg_id);
     if (until >= this._firstExpiry) {
       this._firstExpiry = Infinity;
-      for (const { expires_at = Infinity } of this.items.values()) {
-        this._firstExpiry = Math.min(this._firstExpiry, expires_at);
-      }
+      this._expect(this.items.values());
     }
     return [hasDied, expired];
   }
@@ -200,7 +189,9 @@ export class Facts {
 
   /** The items that expired at this instant or before. */
   expired(until: Time): readonly Item[] {
-    return until < this._firstExpiry ? [] : [...this.items.values()].filter((item) => hasExpired(item, until));
+    return until < this._firstExpiry
+      ? []
+      : [...this.items.values()].filter((item) => hasExpired(item, until));
   }
 
   /** A time later than this one, and not later than when the next item begins or expires; Infinity if
@@ -209,14 +200,17 @@ export class Facts {
     if (after < this._quietFrom || after >= this._quietUntil) {
       this._quietFrom = after;
       this._quietUntil = Infinity;
-      for (const item of this.items.values()) this._expect(item);
+      this._expect(this.items.values());
     }
     return this._quietUntil;
   }
 
-  private _expect({ starts_at = 0, expires_at = 0 }: Item): void {
-    for (const time of [starts_at, expires_at]) {
-      if (time > this._quietFrom && time < this._quietUntil) this._quietUntil = time;
+  private _expect(items: Iterable<Item>): void {
+    for (const { starts_at = 0, expires_at = Infinity } of items) {
+      this._firstExpiry = Math.min(this._firstExpiry, expires_at);
+      for (const time of [starts_at, expires_at]) {
+        if (time > this._quietFrom) this._quietUntil = Math.min(this._quietUntil, time);
+      }
     }
   }
 }

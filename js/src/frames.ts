@@ -166,7 +166,7 @@ const valueThat =
   <T>(isValid: (value: unknown) => unknown): Reader<T> =>
   (value, name) => {
     if (isValid(value)) return value as T;
-    throw stop("malformed", `the frame has no valid \`${name}\``, name);
+    throw stop("malformed", `no valid \`${name}\``, name);
   };
 
 export const text = valueThat<string>((value) => typeof value === "string");
@@ -315,7 +315,7 @@ export function decodeNodeFrame(json: string, exactIntegers?: boolean): NodeFram
   try {
     frame = anObject(decode(json, exactIntegers), "frame");
   } catch {
-    throw stop("malformed", "the frame is no JSON object");
+    throw stop("malformed", "no JSON object");
   }
   const type = text(frame.type, "type");
   return isKnown(type) ? ({ type, ...FRAMES[type](frame, "frame") } as NodeFrame) : undefined;

@@ -118,7 +118,7 @@ export interface Device {
   readonly user: UID;
   readonly deviceId: DeviceID;
   state(): State;
-  change<T>(operation: (replica: Replica, now: Time) => T, messages: readonly Message[]): Promise<T>;
+  change<T>(operation: (replica: Replica, now: Time) => T): Promise<T>;
 }
 
 /** The items that an action finds. */
@@ -230,15 +230,13 @@ export class Inbox {
   /** Dismisses what is found: by these ranges, or else by its keys. */
   private _dismiss(find: Find, ranges?: readonly Range[]): Promise<Undo | undefined> {
     const { user, deviceId } = this._device;
-    const messages: Message[] = [];
     return this._device.change((replica, now) => {
       const items = find(replica, now);
       if (!items.length) return undefined;
       const dismissal = ranges ? { ranges } : { keys: [...new Set(items.map(keyOf))].map((key) => ({ key })) };
-      messages[0] = { uid: user, msg_id: newMsgId(), device_id: deviceId, dismissal };
-      replica.dismissSeen(messages[0], now);
+      replica.dismissSeen({ uid: user, msg_id: newMsgId(), device_id: deviceId, dismissal }, now);
       return { items, written: [] };
-    }, messages);
+    });
   }
 
   /** Puts these items, given what is live under the keys. */
@@ -254,13 +252,12 @@ export class Inbox {
     keys: readonly Key[],
     decide: (live: readonly Item[], now: Time) => readonly Message[],
   ): Promise<Undo | undefined> {
-    const messages: Message[] = [];
     return this._device.change((replica, now) => {
       const items = under(keys)(replica, now);
-      messages.splice(0, Infinity, ...decide(items, now));
+      const messages = decide(items, now);
       replica.writeAll(messages, now);
       return messages[0] && { items, written: messages.map(({ msg_id }) => msg_id) };
-    }, messages);
+    });
   }
 }
 

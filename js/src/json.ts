@@ -50,3 +50,11 @@ export const canonical = (value: unknown): string =>
       ? Object.fromEntries(Object.entries(part).sort(([a], [b]) => (a < b ? -1 : 1)))
       : written(name, part),
   );
+
+type Absent<T> = { [Name in keyof T]: undefined extends T[Name] ? Name : never }[keyof T];
+
+/** The object without its undefined parts. */
+export const present = <T extends object>(
+  parts: T,
+): Omit<T, Absent<T>> & { [Name in Absent<T>]?: Exclude<T[Name], undefined> } =>
+  Object.fromEntries(Object.entries(parts).filter(([, part]) => part !== undefined)) as T;

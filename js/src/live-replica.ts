@@ -8,11 +8,10 @@
 
 import type { Environment, Timer } from "./environment.js";
 import type { GregorError } from "./errors.js";
-import { eventsBetween, rejectionsIn, type Created, type Dismissed, type WriteRejected } from "./events.js";
+import { eventsBetween, rejectionsIn, type Created, type Dismissed, type Visible, type WriteRejected } from "./events.js";
 import { SECOND, type Time } from "./instant.js";
 import type { Category, Item, Message, MsgID } from "./message.js";
-import { NodeClock } from "./node-clock.js";
-import type { OutboxEntry } from "./outbox.js";
+import { nodeClock, type NodeClock } from "./node-clock.js";
 import type { Changes } from "./stores/store.js";
 import type { Replica } from "./replica.js";
 import { compareItems } from "./state.js";
@@ -39,8 +38,6 @@ interface Change {
   /** What the server has told, only the leader may write; what another tab has saved, nobody again. */
   readonly kind: "own" | "told" | "heard";
   readonly operation: Operation<unknown>;
-  /** Those that may change what is visible. */
-  readonly messages: readonly Message[];
   readonly resolve: (result: never) => void;
   readonly reject: (error: unknown) => void;
 }
@@ -60,211 +57,164 @@ export interface ReplicaListener {
   onTick(mayHaveSlept: boolean): void;
 }
 
-export class LiveReplica {
-  clock: NodeClock;
-  /** Whether all that the replica holds is saved. */
-  isSaved = false;
-  isOpen = false;
+export interface LiveReplica {
+  readonly replica: Replica;
+  readonly clock: NodeClock;
+  readonly isOpen: boolean;
+  /** Whether the outbox is as it is stored, and has no hole: it is sent in the order of writing. */
+  readonly maySend: boolean;
   /** Whether the store could save the last change, and in good time. */
-  isStoreWorking = true;
+  readonly isStoreWorking: boolean;
   /** Counts how often what is visible has changed. */
-  version = 0;
-  private readonly _queue: Change[] = [];
-  /** The replica that was loaded again, until what is being saved is saved. */
-  private _next: Replica | undefined;
-  private _visible = new Map<MsgID, Item>();
-  /** The visible items by the prefixes that were asked for, until they change. */
-  private readonly _lists = new Map<Category, readonly Item[]>();
-  private _shownAt: Time = 0;
-  /** When the next item begins or expires. */
-  private _due: Time = Infinity;
-  private _timer: Timer;
-  private _timerSetAt = 0;
-  private _ending: GregorError | undefined;
-
-  /** It shows this replica; until it is opened, it saves nothing. */
-  constructor(
-    public replica: Replica,
-    private readonly _environment: Environment,
-    private readonly _listener: ReplicaListener,
-  ) {
-    this.clock = new NodeClock(_environment);
-  }
-
+  readonly version: number;
   /** Begins with the replica that was saved. What is visible at the start is not reported. */
-  open(replica: Replica): void {
-    this.isOpen = true;
-    this.replica = replica;
-    this.clock = new NodeClock(this._environment, replica.device.clock_offset);
-    this._visible = new Map(replica.visible(this.clock.now()));
-    this._lists.clear();
-    this.version++;
-    this.refresh();
-    void this._saveQueue();
-  }
-
+  open(replica: Replica): void;
   /** Resolves when what was queued is saved, or could not be. */
-  async drained(): Promise<void> {
-    await this.change(() => {}).catch(() => {});
-  }
-
+  drained(): Promise<void>;
   /** Nothing is changed from now on, because of this error. */
-  end(error: GregorError): void {
-    this._ending = error;
-    this._environment.clearTimeout(this._timer);
-    for (const { reject } of this._queue.splice(0)) reject(error);
-  }
+  end(error: GregorError): void;
+  /** The visible items whose category begins with the prefix, in order: the same array, as long as
+   * none of them changes. */
+  items(prefix: Category): readonly Item[];
+  /** The node's time. Whatever has begun or expired by it is shown. */
+  now(): Time;
+  /** Changes the replica, and resolves when that is saved. Rejects with what the operation throws,
+   * or with `unavailable` if the change cannot be saved; then nothing has changed. */
+  change<T>(operation: Operation<T>, kind?: "own" | "told"): Promise<T>;
+  /** A node has told its time, after it was asked at this time of the monotonic clock. */
+  nodeToldTime(time: Time, asked?: number): void;
+  /** Takes over what another tab has saved. */
+  hear(changes: Changes): void;
+  /** Replaces the replica by one that was loaded again, which other tabs have saved. */
+  reload(replica: Replica): void;
+}
+
+/** Shows this replica; until it is opened, it saves nothing. */
+export function liveReplica(replica: Replica, environment: Environment, listener: ReplicaListener): LiveReplica {
+  const { setTimeout, clearTimeout } = environment;
+  const clock = nodeClock(environment);
+  let isOpen = false;
+  let isSaved = false;
+  let isStoreWorking = true;
+  let version = 0;
+  const queue: Change[] = [];
+  /** The replica that was loaded again, until what is being saved is saved. */
+  let reloaded: Replica | undefined;
+  let visible = new Map<MsgID, Item>();
+  /** The visible items by the prefixes that were asked for, until they change. */
+  const lists = new Map<Category, readonly Item[]>();
+  let shownAt: Time = 0;
+  /** When the next item begins or expires. */
+  let due: Time = Infinity;
+  let timer: Timer;
+  let ending: GregorError | undefined;
 
   // Reading
 
-  /** The visible items whose category begins with the prefix, in order: the same array, as long as
-   * none of them changes. */
-  items(prefix: Category): readonly Item[] {
-    this.now();
-    const known = this._lists.get(prefix);
+  function items(prefix: Category): readonly Item[] {
+    now();
+    const known = lists.get(prefix);
     if (known) return known;
-    const items = [...this._visible.values()].filter(({ category }) => category.startsWith(prefix));
-    this._lists.set(prefix, items.sort(compareItems));
-    return items;
+    const found = [...visible.values()].filter(({ category }) => category.startsWith(prefix));
+    lists.set(prefix, found.sort(compareItems));
+    return found;
   }
 
-  /** The node's time. Whatever has begun or expired by it is shown. */
-  now(): Time {
-    const now = this.clock.now();
-    if (now >= this._due) this.refresh();
-    return now;
+  function now(): Time {
+    const time = clock.now();
+    if (time >= due) refresh();
+    return time;
   }
 
   // Changing
 
-  /** Changes the replica, and resolves when that is saved. Rejects with what the operation throws,
-   * or with `unavailable` if the change cannot be saved; then nothing has changed. */
-  change<T>(
-    operation: Operation<T>,
-    messages: readonly Message[] = [],
-    kind: "own" | "told" = "own",
-  ): Promise<T> {
-    return new Promise((resolve, reject) => this._enqueue({ kind, operation, messages, resolve, reject }));
-  }
-
-  private _enqueue(change: Change): void {
-    if (this._ending) return change.reject(this._ending);
-    this._queue.push(change);
-    if (this.isSaved) void this._saveQueue();
-  }
-
-  /** A node has told its time, after it was asked at this time of the monotonic clock. */
-  nodeToldTime(time: Time, asked?: number): void {
-    this.clock.told(time, asked);
-    this.refresh();
-  }
-
-  /** Whether the outbox is as it is stored, and has no hole: it is sent in the order of writing. */
-  get maySend(): boolean {
-    return this.isSaved && this._listener.isComplete();
-  }
-
-  /** Takes over what another tab has saved. */
-  hear(changes: Changes): void {
-    this._enqueue({
-      kind: "heard",
-      operation: (replica) => replica.applyRecords(changes),
-      messages: causesIn(changes),
-      resolve: () => this._listener.onChange(rejectionsIn(changes)),
-      reject() {},
+  function change<T>(operation: Operation<T>, kind: Change["kind"] = "own"): Promise<T> {
+    return new Promise((resolve, reject) => {
+      if (ending) return reject(ending);
+      queue.push({ kind, operation, resolve, reject });
+      if (isSaved) void saveQueue();
     });
   }
 
-  /** Replaces the replica by one that was loaded again, which other tabs have saved. */
-  reload(replica: Replica): void {
-    this._next = replica;
-    const operation = (): void => {
-      this.replica = replica;
-      if (this._next === replica) this._next = undefined;
-      this._due = 0; // all of it may differ
-    };
-    this._enqueue({ kind: "heard", operation, messages: [], resolve() {}, reject() {} });
-  }
-
   /** Shows the replica by the time, and what has changed for these ids. */
-  refresh(changed: Iterable<MsgID> = [], messages: readonly Message[] = []): void {
-    const before = this._shownAt;
-    const now = (this._shownAt = this.clock.now());
-    const isAll = now >= this._due || now < before;
-    const visible = isAll ? this.replica.visible(now) : this.replica.visibleAmong(changed, now);
-    const [gone, come] = this._replace(isAll ? [...this._visible.keys(), ...visible.keys()] : changed, visible);
-    this._due = this.replica.nextChange(now) ?? Infinity;
-    this._setTimer();
-    this._listener.onChange(eventsBetween(gone, come, now, messages));
+  function refresh(changed: Iterable<MsgID> = [], messages: readonly Message[] = []): void {
+    const before = shownAt;
+    const time = (shownAt = clock.now());
+    const isAll = time >= due || time < before;
+    const next = isAll ? replica.visible(time) : replica.visibleAmong(changed, time);
+    const [gone, come] = replace(isAll ? [...visible.keys(), ...next.keys()] : changed, next);
+    due = replica.nextChange(time);
+    setTimer();
+    listener.onChange(eventsBetween(gone, come, time, messages));
   }
 
   /** Takes the items with these ids from what is visible now. Returns those that were there before,
    * and those that are there now, but for those that are the same. */
-  private _replace(msgIds: Iterable<MsgID>, visible: ReadonlyMap<MsgID, Item>): [Map<MsgID, Item>, Map<MsgID, Item>] {
-    const before = new Map<MsgID, Item>();
-    const after = new Map<MsgID, Item>();
+  function replace(msgIds: Iterable<MsgID>, next: Visible): readonly [gone: Visible, come: Visible] {
+    const gone = new Map<MsgID, Item>();
+    const come = new Map<MsgID, Item>();
     for (const msgId of msgIds) {
-      const was = this._visible.get(msgId);
-      const is = visible.get(msgId);
-      if (was === is) continue;
-      this._visible.delete(msgId);
-      if (was) before.set(msgId, was);
+      const was = visible.get(msgId);
+      const is = next.get(msgId);
+      if (was?.ctime === is?.ctime) continue; // what is unsent is made again with each frame
+      visible.delete(msgId);
+      if (was) gone.set(msgId, was);
       if (is) {
-        after.set(msgId, is);
-        this._visible.set(msgId, is);
+        come.set(msgId, is);
+        visible.set(msgId, is);
       }
-      this.version++;
-      for (const prefix of this._lists.keys()) {
-        if ([was, is].some((item) => item?.category.startsWith(prefix))) this._lists.delete(prefix);
+      version++;
+      for (const prefix of lists.keys()) {
+        if ([was, is].some((item) => item?.category.startsWith(prefix))) lists.delete(prefix);
       }
     }
-    return [before, after];
+    return [gone, come];
   }
 
-  private _setTimer(): void {
-    const { setTimeout, clearTimeout } = this._environment;
-    clearTimeout(this._timer);
-    if (this._ending) return;
-    this._timerSetAt = this.clock.monotonic();
-    const ms = Math.ceil((this._due - this._shownAt) / 1000);
-    this._timer = setTimeout(() => {
-      this._listener.onTick(this.clock.monotonic() - this._timerSetAt > ASLEEP);
-      this.refresh();
-    }, Math.min(TICK_MS, ms));
+  function setTimer(): void {
+    clearTimeout(timer);
+    if (ending) return;
+    const setAt = clock.monotonic();
+    timer = setTimeout(
+      () => {
+        listener.onTick(clock.monotonic() - setAt > ASLEEP);
+        refresh();
+      },
+      Math.min(TICK_MS, Math.ceil((due - shownAt) / 1000)),
+    );
   }
 
   /** Runs and saves the operations in the queue, as many at once as may be saved together. */
-  private async _saveQueue(): Promise<void> {
-    this.isSaved = false;
-    for (let first; (first = this._queue[0]); ) {
-      const end = this._queue.findIndex(({ kind }) => kind !== first.kind);
-      await this._save(first.kind, this._queue.splice(0, end < 0 ? this._queue.length : end));
+  async function saveQueue(): Promise<void> {
+    isSaved = false;
+    for (let first; (first = queue[0]); ) {
+      const { kind } = first;
+      const end = queue.findIndex((other) => other.kind !== kind);
+      await save(kind, queue.splice(0, end < 0 ? Infinity : end));
     }
-    this.isSaved = true;
-    this._listener.onSaved();
+    isSaved = true;
+    listener.onSaved();
   }
 
-  private async _save(kind: Change["kind"], batch: readonly Change[]): Promise<void> {
-    const wasErased = this.replica.device.erased;
-    const done = this._run(batch);
-    const { replica } = this;
+  async function save(kind: Change["kind"], batch: readonly Change[]): Promise<void> {
+    const wasErased = replica.device.erased;
+    const done = run(batch);
     const changes: Changes = kind === "heard" ? new Map() : replica.take();
-    this.refresh(replica.takeChanged(), done.flatMap(([{ messages }]) => messages));
+    refresh(replica.takeChanged(), replica.takeCauses());
     try {
-      const saved = changes.size ? await this._store(changes, kind === "told") : changes;
+      const saved = changes.size ? await store(changes, kind === "told") : changes;
       replica.saved(saved);
-      this._next?.applyRecords(saved); // it was read before that
+      reloaded?.applyRecords(saved); // it was read before that
     } catch (error) {
       replica.rollback();
-      this.refresh(replica.takeChanged());
+      refresh(replica.takeChanged());
       for (const [{ reject }] of done) reject(error);
       return;
     }
     const { erased, epoch, clock_offset } = replica.device;
-    if (kind === "heard" && Math.abs(clock_offset - this.clock.offset()) >= SECOND) {
-      this.clock = new NodeClock(this._environment, clock_offset); // a node has told the leader
-    }
-    this._listener.onChange([
+    // A node may have told the leader its time.
+    if (kind === "heard" && Math.abs(clock_offset - clock.offset()) >= SECOND) clock.restart(clock_offset);
+    listener.onChange([
       ...rejectionsIn(changes),
       ...(erased && !wasErased ? [{ type: "erased", epoch: epoch ?? 0 } as const] : []),
     ]);
@@ -272,17 +222,17 @@ export class LiveReplica {
   }
 
   /** The results of the operations. One that throws leaves nothing behind: the others run again. */
-  private _run(batch: readonly Change[]): (readonly [Change, never])[] {
-    const now = this.now();
+  function run(batch: readonly Change[]): (readonly [Change, never])[] {
+    const time = now();
     const done: (readonly [Change, never])[] = [];
     for (const change of batch) {
       try {
-        if (change.kind === "told") this.replica.withClockOffset(this.clock.offset());
-        done.push([change, change.operation(this.replica, now) as never]);
+        if (change.kind === "told") replica.withClockOffset(clock.offset());
+        done.push([change, change.operation(replica, time) as never]);
       } catch (error) {
         change.reject(error);
-        this.replica.rollback();
-        return this._run(batch.filter((other) => other !== change));
+        replica.rollback();
+        return run(batch.filter((other) => other !== change));
       }
     }
     return done;
@@ -290,15 +240,14 @@ export class LiveReplica {
 
   /** Waits for the store as long as it takes: nobody knows whether a save that is given up has
    * happened. Meanwhile, the status says that nothing is durable. */
-  private async _store(changes: Changes, isTold: boolean): Promise<Changes> {
-    const { setTimeout, clearTimeout } = this._environment;
+  async function store(changes: Changes, isTold: boolean): Promise<Changes> {
     const says = (isWorking: boolean): void => {
-      this.isStoreWorking = isWorking;
-      this._listener.onChange([]);
+      isStoreWorking = isWorking;
+      listener.onChange([]);
     };
     const timer = setTimeout(() => says(false), SLOW_MS);
     try {
-      const saved = await this._listener.save(changes, isTold);
+      const saved = await listener.save(changes, isTold);
       says(true);
       return saved;
     } catch (error) {
@@ -308,13 +257,61 @@ export class LiveReplica {
       clearTimeout(timer);
     }
   }
-}
 
-/** The messages that have caused a change of records, as far as these show them. */
-const causesIn = (changes: Changes): Message[] =>
-  [...changes].flatMap(([key, record]) => {
-    if (record && key.startsWith("outbox/")) return [(record as OutboxEntry).message];
-    if (!record || !key.startsWith("item/")) return [];
-    const item = record as Item;
-    return [{ ...item, uid: "", creation: item }];
-  });
+  return {
+    get replica() {
+      return replica;
+    },
+    clock,
+    get isOpen() {
+      return isOpen;
+    },
+    get maySend() {
+      return isSaved && listener.isComplete();
+    },
+    get isStoreWorking() {
+      return isStoreWorking;
+    },
+    get version() {
+      return version;
+    },
+    open(saved) {
+      isOpen = true;
+      replica = saved;
+      clock.restart(replica.device.clock_offset);
+      visible = new Map(replica.visible(clock.now()));
+      lists.clear();
+      version++;
+      refresh();
+      void saveQueue();
+    },
+    drained: () => change(() => {}).catch(() => {}),
+    end(error) {
+      ending = error;
+      clearTimeout(timer);
+      for (const { reject } of queue.splice(0)) reject(error);
+    },
+    items,
+    now,
+    change,
+    nodeToldTime(time, asked) {
+      clock.told(time, asked);
+      refresh();
+    },
+    hear(changes) {
+      change((replica) => replica.applyRecords(changes), "heard").then(
+        () => listener.onChange(rejectionsIn(changes)),
+        () => {},
+      );
+    },
+    reload(loaded) {
+      reloaded = loaded;
+      const replaced = (): void => {
+        replica = loaded;
+        if (reloaded === loaded) reloaded = undefined;
+        due = 0; // all of it may differ
+      };
+      change(replaced, "heard").catch(() => {});
+    },
+  };
+}

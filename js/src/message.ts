@@ -8,6 +8,7 @@
 
 import * as given from "./arguments.js";
 import { SECOND, type Time, type TimeOrOffset, type When } from "./instant.js";
+import { present } from "./json.js";
 import { hex } from "./sha256.js";
 
 export type { JSONValue } from "./json.js";
@@ -214,14 +215,6 @@ const optional = <Name extends string, T>(
   check: (field: string, value: unknown, limit?: number) => T,
   limit?: number,
 ): T | undefined => (options[name] == null ? undefined : check(name, options[name], limit));
-
-type Absent<T> = { [Name in keyof T]: undefined extends T[Name] ? Name : never }[keyof T];
-
-/** The object without its undefined parts. */
-export const present = <T extends object>(
-  parts: T,
-): Omit<T, Absent<T>> & { [Name in Absent<T>]?: Exclude<T[Name], undefined> } =>
-  Object.fromEntries(Object.entries(parts).filter(([, part]) => part !== undefined)) as T;
 
 /** The default msg_id: 32 random hex digits. */
 export const newMsgId = (): MsgID => hex(crypto.getRandomValues(new Uint32Array(4)));

@@ -24,82 +24,79 @@ interface ClockReading {
   readonly monotonic: number;
 }
 
-export class NodeClock {
-  /** The node's clock showed `_time` when the device's clocks showed `_reading`. */
-  private _reading: ClockReading;
-  private _time: Time;
-  /** By how much the wall clock has jumped forward since a node told its time. */
-  private _unexplained = 0;
-
-  /** `offset` is by how much the node's clock is ahead of the device's, as it was kept. */
-  constructor(
-    private readonly _clocks: Pick<Environment, "now" | "monotonic">,
-    offset = 0,
-  ) {
-    this._reading = this._read();
-    this._time = valid(this._reading.wall + offset);
-  }
-
+export interface NodeClock {
   /** The node's time. */
-  now(reading = this._read()): Time {
-    return valid(this._time + reading.monotonic - this._reading.monotonic);
-  }
-
+  now(): Time;
   /** What to keep for the next start. */
-  offset(): number {
-    return this._time - this._reading.wall;
-  }
-
+  offset(): number;
   /** The monotonic clock, in microseconds. */
-  monotonic(): number {
-    return this._read().monotonic;
-  }
-
+  monotonic(): number;
+  /** Begins again with an offset that was kept. */
+  restart(offset: number): void;
   /** A node has told its time, after it was asked at this time of the monotonic clock; not asked:
    * at some time in the past. The estimate changes only as far as it must, so that a slow network
    * does not make it go back and forth. */
-  told(time: Time, asked?: number): void {
-    const reading = this._checked();
-    const before = this.now(reading);
-    const latest = asked === undefined ? MAX_TIME : time + reading.monotonic - asked;
-    const now = Math.min(Math.max(before, time), latest);
-    this._unexplained =
-      asked === undefined ? Math.max(0, this._unexplained - (now - before)) : 0;
-    this._set(now, reading);
-  }
-
+  told(time: Time, asked?: number): void;
   /** Compares the clocks. Returns whether the device may have been suspended, so that its
    * connection should be made again. A device that is not online takes it for granted. */
-  wasSuspended(online: boolean): boolean {
-    this._checked();
-    const suspended = this._unexplained >= JUMP;
-    if (!online) {
-      this._time = valid(this._time + this._unexplained);
-      this._unexplained = 0;
-    }
-    return suspended;
+  wasSuspended(online: boolean): boolean;
+}
+
+/** `offset` is by how much the node's clock is ahead of the device's, as it was kept. */
+export function nodeClock(clocks: Pick<Environment, "now" | "monotonic">, offset = 0): NodeClock {
+  /** The node's clock showed `time` when the device's clocks showed `reading`. */
+  let reading: ClockReading;
+  let time: Time;
+  /** By how much the wall clock has jumped forward since a node told its time. */
+  let unexplained: number;
+
+  const micros = (ms: number): number => Math.round(ms * 1000);
+  const monotonic = (): number => micros(clocks.monotonic());
+  const read = (): ClockReading => ({ wall: micros(clocks.now()), monotonic: monotonic() });
+  const now = (at = monotonic()): Time => valid(time + at - reading.monotonic);
+
+  function restart(offset: number): void {
+    reading = read();
+    time = valid(reading.wall + offset);
+    unexplained = 0;
   }
 
-  private _checked(): ClockReading {
-    const reading = this._read();
-    const { wall, monotonic } = this._reading;
-    const jump = reading.wall - wall - (reading.monotonic - monotonic);
+  /** What the clocks show now. If one of them has jumped, the time counts on from here. */
+  function checked(): ClockReading {
+    const next = read();
+    const jump = next.wall - reading.wall - (next.monotonic - reading.monotonic);
     if (Math.abs(jump) >= JUMP) {
-      this._unexplained += Math.max(0, jump);
-      this._set(this.now(reading), reading);
+      unexplained += Math.max(0, jump);
+      time = now(next.monotonic);
+      reading = next;
     }
-    return reading;
+    return next;
   }
 
-  private _set(time: Time, reading: ClockReading): void {
-    this._time = time;
-    this._reading = reading;
-  }
-
-  private _read(): ClockReading {
-    const micros = (ms: number) => Math.round(ms * 1000);
-    return { wall: micros(this._clocks.now()), monotonic: micros(this._clocks.monotonic()) };
-  }
+  restart(offset);
+  return {
+    now: () => now(),
+    offset: () => time - reading.wall,
+    monotonic,
+    restart,
+    told(told, asked) {
+      const next = checked();
+      const before = now(next.monotonic);
+      const latest = asked === undefined ? MAX_TIME : told + next.monotonic - asked;
+      time = Math.min(Math.max(before, told), latest);
+      unexplained = asked === undefined ? Math.max(0, unexplained - (time - before)) : 0;
+      reading = next;
+    },
+    wasSuspended(online) {
+      checked();
+      const suspended = unexplained >= JUMP;
+      if (!online) {
+        time = valid(time + unexplained);
+        unexplained = 0;
+      }
+      return suspended;
+    },
+  };
 }
 
 const valid = (time: number): Time => Math.min(Math.max(time, 0), MAX_TIME);

@@ -33,7 +33,7 @@ export function acknowledgedPart(
   const { msg_id, device_id, dismissal } = rest;
   const isSeen = seenOn(device_id, deviceId);
   if (!creation || (isSeen && !dead)) return message;
-  if (!isSeen || !creation.key) return dismissal && rest;
+  if (!isSeen) return dismissal && rest;
   // A dead item has taken the place of its predecessor all the same.
   return { ...message, dismissal: { ...dismissal, msg_ids: [...(dismissal?.msg_ids ?? []), msg_id] } };
 }

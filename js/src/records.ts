@@ -75,5 +75,5 @@ export function deviceIn(records: Changes, device_id: DeviceID): DeviceRecord {
   const fresh = { device_id, uid: null, epoch: null, erased: false, cursor: 0, clock_offset: 0 };
   const device: DeviceRecord = Object.assign(fresh, ...known);
   if (device.device_id === device_id && (known[0] || !records.size)) return device;
-  throw stop("setup", `this store is not of the device ${device_id}; nothing was changed: use another store`);
+  throw stop("setup", `this store is not of the device ${device_id}; use another store`);
 }

@@ -40,7 +40,15 @@ import { State, compareItems, timeOf } from "./state.js";
 import { entryHash, hashText } from "./state-hash.js";
 import type { Changes, RecordKey } from "./stores/store.js";
 import { hasBegun, isLive } from "./visibility.js";
-import { hasOffsetEnds, namingAlso, repeats, repeatsItem, repeatsOpen, withEnds, withInstants } from "./writing.js";
+import {
+  hasOffsetEnds,
+  namingAlso,
+  repeats,
+  repeatsItem,
+  repeatsOpen,
+  withEnds,
+  withInstants,
+} from "./writing.js";
 
 /** Of awaited ids, and of rejected messages. */
 const MAX_KEPT = 1_000;
@@ -88,6 +96,7 @@ export class Replica {
   private readonly _repaired = new Map<RecordKey, unknown>();
   private _savedKnownSince: Time;
   private _changed = new Set<MsgID>();
+  private _causes: Message[] = [];
   /** The sum of the hashes of the facts, once it has been asked for. */
   private _hashSum: bigint | undefined;
 
@@ -114,7 +123,7 @@ export class Replica {
     this._journal.clear();
     for (const key of ["owner/", "device/"] as const) this._repaired.set(key, records.get(key));
     this.knownSince = this._savedKnownSince = device.cursor;
-    this._settle([]);
+    this._settle();
   }
 
   private _load(key: RecordKey, record: unknown): void {
@@ -141,20 +150,30 @@ export class Replica {
     this._journal.clear();
     this._repaired.clear();
     this._savedKnownSince = this.knownSince;
-    this.applyRecords(changes);
+    this._replaceAll(changes);
   }
 
   /** Undoes what has changed since it was saved. */
   rollback(): void {
     const journal = this._journal;
     this._journal = new Map();
-    this.applyRecords(journal);
+    this._replaceAll(journal);
     this.knownSince = this._savedKnownSince;
+    this._causes = [];
   }
 
   /** Takes over what another tab has saved. What follows from it, and from what this tab has not
    * saved yet, is a change of this replica: `take` has it. */
   applyRecords(changes: Changes): void {
+    this._replaceAll(changes);
+    for (const [key, record] of changes) {
+      const [kind] = splitKey(key);
+      if (record && kind === "outbox") this._causes.push((record as OutboxEntry).message);
+      if (record && kind === "item") this._causes.push({ ...(record as Item), uid: "", creation: record as Item });
+    }
+  }
+
+  private _replaceAll(changes: Changes): void {
     const { cursor } = this.device;
     const journal = this._journal;
     this._journal = new Map();
@@ -162,7 +181,7 @@ export class Replica {
     const changed = this._journal;
     this._journal = journal;
     if (this.device.cursor !== cursor) this.knownSince = this.device.cursor;
-    if (changed.size) this._settle([...changed.keys()].map((key) => splitKey(key)[1]));
+    if (changed.size) this._settle();
   }
 
   private _replace(key: RecordKey, record: unknown): void {
@@ -173,11 +192,16 @@ export class Replica {
     if (!record) this.knownSince = Math.max(this.knownSince, before?.expires_at ?? 0);
   }
 
-  /** The ids for which anything may have changed since the last call. */
+  /** The names of the records for which anything may have changed since the last call. */
   takeChanged(): ReadonlySet<MsgID> {
     const changed = this._changed;
     this._changed = new Set();
     return changed;
+  }
+
+  /** The messages that may have caused what has changed since the last call, as far as they are known. */
+  takeCauses(): readonly Message[] {
+    return this._causes.splice(0);
   }
 
   private _record(key: RecordKey): unknown {
@@ -193,6 +217,7 @@ export class Replica {
 
   private _note(key: RecordKey): void {
     if (!this._journal.has(key)) this._journal.set(key, this._record(key));
+    this._changed.add(splitKey(key)[1]);
   }
 
   private _beforeFact(msgId: MsgID, next: Item | undefined): void {
@@ -230,7 +255,7 @@ export class Replica {
     const item = this._shown.get(message.msg_id);
     if (known) {
       if (!repeats(known.message, known.written, message)) {
-        throw stop("conflict", "this msg_id is in the outbox with other contents", "msg_id");
+        throw stop("conflict", "`msg_id` is in the outbox with other contents", "msg_id");
       }
     } else if (!item || !repeatsItem(item, message)) {
       this._write(this._asMeant(message, now), now);
@@ -246,11 +271,14 @@ export class Replica {
     const meant = withInstants(message, now);
     if (!hasOffsetEnds(message)) return meant;
     const given = clausesOf(message);
-    return namingAlso(meant, clausesOf(meant).flatMap((clause, place) => {
-      const end = clause.end_time?.time;
-      if (end === undefined || end === given[place]?.end_time?.time) return [];
-      return this._matched(meant, clause).filter((item) => this._wasHere(clause, end, now, item));
-    }));
+    return namingAlso(
+      meant,
+      clausesOf(meant).flatMap((clause, place) => {
+        const end = clause.end_time?.time;
+        if (end === undefined || end === given[place]?.end_time?.time) return [];
+        return this._matched(meant, clause).filter((item) => this._wasHere(clause, end, now, item));
+      }),
+    );
   }
 
   /** Whether an item beyond the end was here at that time: it was written here, and the node stores
@@ -267,10 +295,10 @@ export class Replica {
   }
 
   private _write(message: Message, now: Time): void {
-    if (message.ctime) throw invalid("ctime", "is for the server to set");
+    if (message.ctime) throw invalid("ctime", "is set by the server");
     // A node closes the connection on a frame that is too large, each time it is sent.
     if (sizeOf(message) > MAX_MESSAGE) {
-      throw stop("too-large", `a message has at most ${MAX_MESSAGE} bytes of JSON; split it`);
+      throw stop("too-large", `the message has more than ${MAX_MESSAGE} bytes; split it`);
     }
     const { msg_id } = message;
     // The node has stored this message, or another with this id: the facts decide.
@@ -278,7 +306,7 @@ export class Replica {
     const { epoch } = this.device;
     const entry = { number: this._nextNumber(), written: now, message, epoch, ...(echoed && { echoed }) };
     this._put("outbox", msg_id, entry);
-    this._changed.add(msg_id);
+    this._causes.push(message);
     if (!echoed) this._showNext(entry);
   }
 
@@ -290,10 +318,11 @@ export class Replica {
     if (known && repeatsOpen(known.message, message)) return;
     const seen = clausesOf(message).flatMap((clause) =>
       this._matched(message, clause).filter(
-        (item) => this._isBeyondCursor(clause, item) && this._isLiveHere(item, now) && hasBegunFor(clause, item, now),
+        (item) =>
+          this._isBeyondCursor(clause, item) && this._isLiveHere(item, now) && hasBegunFor(clause, item, now),
       ),
     );
-    this.write(namingAlso(withEnds(message, { time: this.device.cursor || EARLIEST_TIME }), seen), now);
+    this.write(namingAlso(withEnds(message, () => ({ time: this.device.cursor || EARLIEST_TIME })), seen), now);
   }
 
   /** Whether the node has not told of the item, or it has begun since. */
@@ -307,7 +336,7 @@ export class Replica {
   snoozed(msgId: MsgID, until: TimeOrOffset, now: Time): Message {
     this._requireLife();
     const item = this.visibleAmong([msgId], now).get(msgId);
-    if (!item) throw invalid("msg_id", "is of no item that this device shows");
+    if (!item) throw invalid("msg_id", "is not shown");
     return snoozed(this.device.uid ?? UNKNOWN_UID, item, until, now);
   }
 
@@ -315,7 +344,6 @@ export class Replica {
    * the item comes; of more than 1,000 such ids, the oldest are forgotten. */
   hide(msgId: MsgID): void {
     this._requireLife();
-    this._changed.add(msgId);
     if (this._hasCome(msgId)) this._put("hidden", msgId, true);
     else if (!this.awaited.has(msgId)) this._append("awaited", msgId, this._nextNumber());
   }
@@ -339,10 +367,7 @@ export class Replica {
   }
 
   private _drop(kind: string, names: Iterable<string>): void {
-    for (const name of names) {
-      this._changed.add(name);
-      this._put(kind, name);
-    }
+    for (const name of names) this._put(kind, name);
   }
 
   /** Keeps the offset of the node's clock, if it differs by a second or more. */
@@ -357,10 +382,11 @@ export class Replica {
    * if a new life has begun. */
   wiped(epoch: Time | null): void {
     if (epoch === null ? this.device.erased : this.device.epoch === epoch) return;
-    for (const [kind, records] of Object.entries(this._kinds)) this._drop(kind, [...records.keys()].filter(Boolean));
+    for (const [kind, records] of Object.entries(this._kinds))
+      this._drop(kind, [...records.keys()].filter(Boolean));
     this.knownSince = 0;
     this._setDevice({ epoch, erased: true, cursor: 0 });
-    this._settle([]);
+    this._settle();
   }
 
   /** After an erase, take writes again. */
@@ -372,7 +398,12 @@ export class Replica {
   erasure(): GregorError | undefined {
     const { erased, epoch } = this.device;
     if (!erased) return undefined;
-    return new GregorError({ code: "erased", action: "stop", message: "the user was erased; `reconnect` begins a new life", epoch: epoch ?? 0 });
+    return new GregorError({
+      code: "erased",
+      action: "stop",
+      message: "the user was erased; `reconnect` begins a new life",
+      epoch: epoch ?? 0,
+    });
   }
 
   private _requireLife(): void {
@@ -393,7 +424,8 @@ export class Replica {
   /** Sets the user of this replica. Throws `setup` if it belongs to another user. */
   ownedBy(uid: UID): void {
     const known = this.device.uid ?? uid;
-    if (known !== uid) throw stop("setup", `this store belongs to the user ${known}, not to ${uid}; use one store per user`);
+    if (known !== uid)
+      throw stop("setup", `this store belongs to the user ${known}, not ${uid}; use another store`);
     this._setDevice({ uid });
   }
 
@@ -403,27 +435,28 @@ export class Replica {
     const known = this.device.cursor;
     // Dead items are forgotten, so a repeated creation must not bring its item back.
     const fresh = messages.filter(({ ctime }) => ctime > known);
-    const reached = fresh.flatMap((message) => [...this.facts.replay(message)]);
+    for (const message of fresh) this.facts.replay(message);
+    this._causes.push(...fresh);
     this._echo(fresh.map(({ msg_id }) => msg_id));
-    this._moveTo(Math.max(cursor, known), reached);
+    this._moveTo(Math.max(cursor, known));
   }
 
   /** Replaces the facts by the items of a snapshot, which was read at this epoch (null: the one that
    * is known). The outbox stays, and so do the hidden ids of the items that still exist. */
   applySnapshot(items: readonly Item[], cursor: Time, epoch: Time | null = null): void {
-    const before = [...this.facts.keys()];
     const after = new Set(items.map(({ msg_id }) => msg_id));
-    for (const msgId of before) if (!after.has(msgId)) this.facts.delete(msgId);
+    for (const msgId of this.facts.keys()) if (!after.has(msgId)) this.facts.delete(msgId);
     for (const item of items) this.facts.set(item.msg_id, item);
     this._echo(after);
     this._setDevice({ epoch: epoch ?? this.device.epoch });
     this.knownSince = cursor;
-    this._moveTo(cursor, [...before, ...after]);
+    this._moveTo(cursor);
   }
 
-  private _moveTo(cursor: Time, changed: readonly MsgID[]): void {
-    if (cursor !== this.device.cursor) this._setDevice({ cursor });
-    this._settle([...changed, ...this._forget(cursor)]);
+  private _moveTo(cursor: Time): void {
+    this._setDevice({ cursor });
+    this._forget(cursor);
+    this._settle();
   }
 
   /** As soon as the node has sent a message of the outbox back, the facts have the truth about it. A
@@ -443,6 +476,7 @@ export class Replica {
    * `rejected`. */
   applyResults(results: readonly (readonly [Message, Result])[]): void {
     for (const [message, result] of results) {
+      this._causes.push(message);
       const { msg_id } = message;
       const { error } = result;
       const entry = this.outbox.get(msg_id);
@@ -450,7 +484,7 @@ export class Replica {
       if (error) this._append("rejected", msg_id, { number: this._nextNumber(), message, error });
       this._put("outbox", msg_id, error ? undefined : this._acknowledged(entry, result));
     }
-    this._settle(results.map(([{ msg_id }]) => msg_id));
+    this._settle();
   }
 
   /** The entry with its ctime; undefined if no frame will bring what it changes on this device. */
@@ -462,7 +496,8 @@ export class Replica {
     const dead = status === "stored" && visible === false && !starts_at && !expires_at;
     const message = { ...entry.message, ctime: result.ctime || this.device.cursor };
     const acknowledged = { ...entry, message, ...(dead && { dead }) };
-    const isTold = acknowledgedPart(acknowledged, this.device.device_id) && (!dead || message.dismissal || replaced);
+    const isTold =
+      acknowledgedPart(acknowledged, this.device.device_id) && (!dead || message.dismissal || replaced);
     return isTold ? acknowledged : undefined;
   }
 
@@ -476,15 +511,15 @@ export class Replica {
    * since the cursor before it was never sent. */
   synced(asOf: Time): void {
     this.knownSince = this.device.cursor;
-    this._settle(this._forget(asOf));
+    this._forget(asOf);
+    this._settle();
   }
 
   /** Forgets what is dead, and what expired a while before an instant that a node told. */
-  private _forget(told: Time): readonly MsgID[] {
+  private _forget(told: Time): void {
     const [hasDied, expired] = this.facts.forget(told - EXPIRY_GRACE);
     if (hasDied) this.knownSince = this.device.cursor;
     this.knownSince = maxOf([this.knownSince, ...expired.map(({ expires_at = 0 }) => expires_at)]);
-    return expired.map(({ msg_id }) => msg_id);
   }
 
   // Queries
@@ -537,7 +572,7 @@ export class Replica {
    * hidden now. Throws `history-forgotten` for a time before `knownSince`. */
   stateAt(at: Time): State {
     if (at < this.knownSince) {
-      throw stop("history-forgotten", `this device knows its history from ${this.knownSince} on; ask the server`);
+      throw stop("history-forgotten", `known here from ${this.knownSince} on; ask the server`);
     }
     return new State(this._visibleOf(this._shown.at(at), at), at);
   }
@@ -566,10 +601,10 @@ export class Replica {
 
   // What is shown
 
-  /** Derives everything that follows from the facts, the cursor and the outbox, of which the facts of
-   * these ids have changed. Without an outbox, the facts are shown. */
-  private _settle(changed: Iterable<MsgID>): void {
-    const ids = new Set([...changed, ...this.outbox.keys(), ...this._overlaid]);
+  /** Derives everything that follows from the facts, the cursor and the outbox, of which something
+   * has changed. Without an outbox, the facts are shown. */
+  private _settle(): void {
+    for (const msgId of [...this.outbox.keys(), ...this._overlaid]) this._changed.add(msgId);
     const { cursor, device_id, epoch } = this.device;
     // Another tab may have written them before it heard of the erase.
     for (const [msgId, entry] of this.outbox) if (isBefore(entry.epoch, epoch)) this._put("outbox", msgId);
@@ -584,8 +619,7 @@ export class Replica {
     }
     this._shown.forgetTombstones();
     for (const entry of this._waiting()) if (!entry.echoed) this._showNext(entry);
-    this._hideArrived(ids);
-    for (const id of ids) this._changed.add(id);
+    this._hideArrived();
   }
 
   /** Shows an unsent message after all that is shown, as if the node stored it next. */
@@ -596,16 +630,16 @@ export class Replica {
   /** Shows a message of the outbox on top of what is shown. */
   private _show(message: StoredMessage): void {
     if (this._shown === this.facts) this._shown = this.facts.copy();
-    for (const id of this._shown.replay(message)) {
-      this._overlaid.add(id);
-      this._changed.add(id);
+    for (const msgId of this._shown.replay(message)) {
+      this._overlaid.add(msgId);
+      this._changed.add(msgId);
     }
     this._latestCtime = Math.max(this._latestCtime, message.ctime);
   }
 
   /** Hides the awaited items that have come, and forgets the hidden ones that are gone. */
-  private _hideArrived(changed: Iterable<MsgID>): void {
-    for (const msgId of changed) {
+  private _hideArrived(): void {
+    for (const msgId of this._changed) {
       if (this.awaited.has(msgId) && this.facts.has(msgId)) {
         this._put("awaited", msgId);
         this._put("hidden", msgId, true);
@@ -641,4 +675,5 @@ function sumOf(items: Iterable<Item | undefined>): bigint {
 }
 
 /** Whether the item has begun, if the clause leaves what has not. */
-const hasBegunFor = (clause: Clause, item: Item, time: Time): boolean => !comparesTime(clause) || hasBegun(item, time);
+const hasBegunFor = (clause: Clause, item: Item, time: Time): boolean =>
+  !comparesTime(clause) || hasBegun(item, time);

@@ -4,21 +4,20 @@
 // roots, and 64 cube roots. (The next bits are such that no last digit of a root matters.)
 const primes: number[] = [];
 for (let n = 2; primes.length < 64; n++) if (primes.every((prime) => n % prime)) primes.push(n);
-const fractionOf = (root: number): number => ((root % 1) * 2 ** 32) | 0;
-const INITIAL = primes.slice(0, 8).map((prime) => fractionOf(Math.sqrt(prime)));
-const ROUND = primes.map((prime) => fractionOf(Math.cbrt(prime)));
+const fractionsOf = (root: (prime: number) => number): number[] =>
+  primes.map((prime) => (root(prime) * 2 ** 32) | 0);
+const ROUND = fractionsOf(Math.cbrt);
+const INITIAL = fractionsOf(Math.sqrt).slice(0, 8);
 
 /** SHA-256 of the text in UTF-8, as eight words of 32 bits. */
 export function sha256(text: string): readonly number[] {
   const bytes = new TextEncoder().encode(text);
   // After the text come a bit, zeros, and its length in bits at the end of a block of 64 bytes.
-  const padded = new Uint8Array((bytes.length + 72) & ~63);
-  padded.set(bytes);
-  padded[bytes.length] = 128;
-  const view = new DataView(padded.buffer);
-  view.setUint32(padded.length - 4, bytes.length * 8);
-  let hash: readonly number[] = INITIAL;
-  for (let start = 0; start < padded.length; start += 64) hash = withBlock(hash, view, start);
+  const view = new DataView(new ArrayBuffer((bytes.length + 72) & ~63));
+  [...bytes, 128].forEach((byte, place) => view.setUint8(place, byte));
+  view.setUint32(view.byteLength - 4, bytes.length * 8);
+  let hash = INITIAL;
+  for (let start = 0; start < view.byteLength; start += 64) hash = withBlock(hash, view, start);
   return hash;
 }
 
@@ -30,25 +29,17 @@ const rotated = (word: number, bits: number): number => (word >>> bits) | (word 
 const at = (words: readonly number[], place: number): number => words[place] as number;
 type Eight = [number, number, number, number, number, number, number, number];
 
-function withBlock(hash: readonly number[], view: DataView, start: number): number[] {
+function withBlock(hash: number[], view: DataView, start: number): number[] {
   const words: number[] = [];
-  let [a, b, c, d, e, f, g, h] = hash as Eight;
+  let state = hash;
   ROUND.forEach((constant, i) => {
-    const word = i < 16 ? view.getInt32(start + i * 4) : extended(words, i);
-    words.push(word);
-    const choice = (e & f) ^ (~e & g);
-    const majority = (a & b) ^ (a & c) ^ (b & c);
-    const mixed = h + (rotated(e, 6) ^ rotated(e, 11) ^ rotated(e, 25)) + choice + constant + word;
-    h = g;
-    g = f;
-    f = e;
-    e = (d + mixed) | 0;
-    d = c;
-    c = b;
-    b = a;
-    a = (mixed + (rotated(b, 2) ^ rotated(b, 13) ^ rotated(b, 22)) + majority) | 0;
+    const word = (words[i] = i < 16 ? view.getInt32(start + i * 4) : extended(words, i));
+    const [a, b, c, d, e, f, g, h] = state as Eight;
+    const mixed = h + (rotated(e, 6) ^ rotated(e, 11) ^ rotated(e, 25)) + ((e & f) ^ (~e & g)) + constant + word;
+    const spread = (rotated(a, 2) ^ rotated(a, 13) ^ rotated(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
+    state = [(mixed + spread) | 0, a, b, c, (d + mixed) | 0, e, f, g];
   });
-  return [a, b, c, d, e, f, g, h].map((word, i) => (word + at(hash, i)) | 0);
+  return state.map((word, i) => (word + at(hash, i)) | 0);
 }
 
 /** A word of the block after the first 16. */

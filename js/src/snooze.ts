@@ -2,7 +2,8 @@
 
 import { invalid } from "./errors.js";
 import { after, type Time, type TimeOrOffset } from "./instant.js";
-import { newMsgId, present, type Item, type Message, type UID } from "./message.js";
+import { present } from "./json.js";
+import { newMsgId, type Item, type Message, type UID } from "./message.js";
 
 /** The message that creates an item again: with its key, scope, contents and expiry, and with its
  * start if that is still to come. */
@@ -30,7 +31,7 @@ export const again = (
 export function snoozed(uid: UID, item: Item, until: TimeOrOffset, now: Time): Message {
   const starts_at = after(until, now);
   if (starts_at <= now || starts_at >= (item.expires_at ?? Infinity)) {
-    throw invalid("until", "is not between now and the expiry of the item");
+    throw invalid("until", "is not between now and the expiry");
   }
   const message = again(uid, { ...item, starts_at }, now);
   return item.key ? message : { ...message, dismissal: { msg_ids: [item.msg_id] } };

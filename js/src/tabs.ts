@@ -1,7 +1,7 @@
 /**
  * The tabs of a browser that hold the same replica: one leads, and each hears what the others save.
  *
- * The leader is whoever holds an exclusive lock. It says each second that it is there; one that is
+ * The leader is the tab that holds an exclusive lock. It says each second that it is there; one that is
  * silent while it holds the lock is robbed of it. A robbed leader may not know yet, when it was
  * frozen: so each leader begins a new term in the store, which refuses what it saves in an old one.
  *
@@ -10,7 +10,7 @@
  * the last change that it has: so a lost broadcast is noticed in a second, and the store read again.
  */
 
-import type { Channel, Environment, Locks, Timer } from "./environment.js";
+import type { Environment, Locks, Timer } from "./environment.js";
 import type { GregorError } from "./errors.js";
 import type { Changes, Records, SavedChange, Store } from "./stores/store.js";
 
@@ -26,7 +26,7 @@ export interface TabListener<Message> {
   onFollow(): void;
   /** Another tab has saved this. */
   onChanges(changes: Changes): void;
-  /** This tab has missed what others saved: these are all records as they are known to be stored. */
+  /** This tab has missed what others saved: these are all records, as far as it knows. */
   onReload(records: Records): void;
   /** Another tab has said this, to all. */
   onMessage(message: Message): void;
@@ -45,211 +45,201 @@ interface Broadcast<Message> {
 /** The locks of a tab that shares nothing. */
 const OWN_LOCKS: Locks = { request: async (_name, _options, whileHeld) => whileHeld() };
 
-/** One tab of those with the same name. Where the browser has no locks or no channels, or the store
- * is this tab's own, it leads and is alone. */
-export class Tabs<Message> {
-  declare private readonly _name: string;
-  declare private readonly _store: Store;
-  declare private readonly _environment: Environment;
-  declare private readonly _listener: TabListener<Message>;
-  declare private readonly _endings: readonly (() => void)[];
-  declare private _channel: Channel | undefined; // none if this tab is alone
-  private _locks = OWN_LOCKS;
-
-  private _seq = -1; // the listener has all changes up to this one (-1: it may have none),
-  private readonly _ahead = new Map<number, Changes>(); // and these, after some that are missing
-  declare private _reading: Promise<void> | undefined;
-  private _lastSeq = Infinity; // the last that is known to exist; Infinity: to be read
-
-  declare private _isOpen: boolean | undefined; // false: closed
-  private _isAwake = false;
-  declare private _timer: Timer;
-  declare private _candidacy: AbortController | undefined; // for the lock; ends with it
-  private _isLeader = false;
-  private _silentBeats = 0;
-
-  constructor(name: string, store: Store, environment: Environment, listener: TabListener<Message>) {
-    this._name = name;
-    this._store = store;
-    this._environment = environment;
-    this._listener = listener;
-    const { locks, BroadcastChannel } = environment;
-    if (store.durable && locks && BroadcastChannel) {
-      this._locks = locks;
-      this._channel = new BroadcastChannel(name);
-    }
-    // A page that the browser freezes, or keeps for the way back, can neither lead nor hear.
-    const sleep = () => this._sleep();
-    const wake = () => this._wake();
-    this._endings = [
-      environment.listen("pagehide", sleep),
-      environment.listen("freeze", sleep),
-      environment.listen("pageshow", wake),
-      environment.listen("resume", wake),
-    ];
-  }
-
+/** One tab of those that have the same name. */
+export interface Tabs<Message> {
   /** Gives the listener all records, and from then on what happens. */
-  async open(): Promise<void> {
-    await this._reload();
-    this._isOpen ??= true;
-    this._wake();
-  }
-
+  open(): Promise<void>;
   /** Saves a change as `Store.save` does, and tells the other tabs. Resolves with what is new of it
    * for the caller, who gives it to the replica: with numbers, and without what was saved later. */
-  async save(changes: Changes, term?: number): Promise<Changes> {
-    try {
-      const saved = await this._store.save(changes, term);
-      if (!this._channel) return saved.changes;
-      this._post(saved);
-      return this._news(saved);
-    } catch (error) {
-      if ((error as GregorError).code !== "not-leader") throw error;
-      // Tabs that are alone do not hear each other. Of those with one store, the last one keeps
-      // there what it is told; the others have it until they end.
-      if (!this._channel) return changes;
-      this._leave();
-      // The caller undoes the change, and with it perhaps what the new leader has saved.
-      this._seq = -1;
-      throw error;
-    }
-  }
-
+  save(changes: Changes, term?: number): Promise<Changes>;
+  /** Whether this tab has all that was saved before the last change that it has. */
+  isComplete(): boolean;
   /** Says something to all other tabs that are awake. */
-  say(message: Message): void {
-    this._post({ message });
-  }
-
+  say(message: Message): void;
   /** Lets another tab lead, and hears nothing more. */
-  close(): void {
-    this._isOpen = false;
-    for (const end of this._endings) end();
-    this._sleep();
-    this._channel?.close();
-    this._channel = undefined;
+  close(): void;
+}
+
+/** This tab among those with the same name. Where the browser has no locks or no channels, or the
+ * store is this tab's own, it leads and is alone. */
+export function joinTabs<Message>(
+  name: string,
+  store: Store,
+  environment: Environment,
+  listener: TabListener<Message>,
+): Tabs<Message> {
+  const { locks, BroadcastChannel } = environment;
+  const isAlone = !store.durable || !locks || !BroadcastChannel;
+  let channel = isAlone ? undefined : new BroadcastChannel(name);
+
+  /** The listener has all changes up to this one (-1: it may have none), */
+  let seq = -1;
+  /** and these, after some that are missing. */
+  const ahead = new Map<number, Changes>();
+  let reading: Promise<void> | undefined;
+  /** The last that is known to exist; Infinity: to be read. */
+  let lastSeq = Infinity;
+
+  let isOpen: boolean | undefined; // false: closed
+  let isAwake = false;
+  let timer: Timer;
+  /** For the lock; ends with it. */
+  let candidacy: AbortController | undefined;
+  let isLeader = false;
+  let silentBeats = 0;
+
+  // A page that the browser freezes, or keeps for the way back, can neither lead nor hear.
+
+  function wake(): void {
+    if (isAwake || !isOpen) return;
+    isAwake = true;
+    if (channel) channel.onmessage = ({ data }) => hear(data);
+    tick();
   }
 
-  private _wake(): void {
-    if (this._isAwake || !this._isOpen) return;
-    this._isAwake = true;
-    if (this._channel) this._channel.onmessage = ({ data }) => this._hear(data);
-    this._tick();
+  function sleep(): void {
+    isAwake = false;
+    lastSeq = Infinity;
+    if (channel) channel.onmessage = null;
+    environment.clearTimeout(timer);
+    leave();
   }
 
-  private _sleep(): void {
-    this._isAwake = false;
-    this._lastSeq = Infinity;
-    if (this._channel) this._channel.onmessage = null;
-    this._environment.clearTimeout(this._timer);
-    this._leave();
-  }
+  const endings = [
+    environment.listen("pagehide", sleep),
+    environment.listen("freeze", sleep),
+    environment.listen("pageshow", wake),
+    environment.listen("resume", wake),
+  ];
 
   // What others save
 
-  /** Whether this tab has all that was saved before the last change that it has. */
-  get isComplete(): boolean {
-    return !this._ahead.size;
-  }
+  const post = (said: Partial<Broadcast<Message>>): void => channel?.postMessage({ seq, ...said });
 
-  private _post(said: Partial<Broadcast<Message>>): void {
-    this._channel?.postMessage({ seq: this._seq, ...said });
-  }
-
-  private _hear({ seq, changes, isBeat, message }: Broadcast<Message>): void {
-    this._lastSeq = Math.max(this._lastSeq, seq);
-    if (changes) this._listener.onChanges(this._news({ seq, changes }));
-    if (message !== undefined) this._listener.onMessage(message);
+  function hear({ seq: told, changes, isBeat, message }: Broadcast<Message>): void {
+    lastSeq = Math.max(lastSeq, told);
+    if (changes) listener.onChanges(news({ seq: told, changes }));
+    if (message !== undefined) listener.onMessage(message);
     if (!isBeat) return;
-    this._silentBeats = 0;
-    if (seq < this._seq) this._post({}); // the leader has missed something
+    silentBeats = 0;
+    if (told < seq) post({}); // the leader has missed something
   }
 
   /** What is new of a saved change: not the records that a later one has changed. */
-  private _news({ seq, changes }: SavedChange): Changes {
-    const news = new Map(seq > this._seq ? changes : []);
-    for (const [other, later] of this._ahead) {
-      if (other > seq) for (const key of later.keys()) news.delete(key);
+  function news({ seq: saved, changes }: SavedChange): Changes {
+    if (saved <= seq) return new Map();
+    const fresh = new Map(changes);
+    for (const [other, later] of ahead) {
+      if (other > saved) for (const key of later.keys()) fresh.delete(key);
     }
-    if (seq > this._seq) this._ahead.set(seq, changes);
-    while (this._ahead.delete(this._seq + 1)) this._seq++;
-    return news;
+    ahead.set(saved, changes);
+    while (ahead.delete(seq + 1)) seq++;
+    return fresh;
   }
 
   /** Reads the store, once at a time. */
-  private _reload(): Promise<void> {
-    return (this._reading ??= this._read().finally(() => (this._reading = undefined)));
-  }
+  const reload = (): Promise<void> => (reading ??= read().finally(() => (reading = undefined)));
 
-  private async _read(): Promise<void> {
-    const { records, seq } = await this._store.load();
-    this._lastSeq = seq; // if there is more, the next broadcast says so
-    if (seq <= this._seq) return;
-    this._seq = seq;
-    const ahead = [...this._ahead].sort(([a], [b]) => a - b);
-    this._ahead.clear();
-    for (const [later, changes] of ahead) {
-      for (const [key, record] of this._news({ seq: later, changes })) {
+  async function read(): Promise<void> {
+    const { records, seq: stored } = await store.load();
+    lastSeq = stored; // if there is more, the next broadcast says so
+    if (stored <= seq) return;
+    seq = stored;
+    const later = [...ahead].sort(([a], [b]) => a - b);
+    ahead.clear();
+    for (const [seq, changes] of later) {
+      for (const [key, record] of news({ seq, changes })) {
         if (record === null) records.delete(key);
         else records.set(key, record);
       }
     }
-    this._listener.onReload(records);
+    listener.onReload(records);
   }
 
   // Who leads
 
   /** What each second brings: a beat of the leader, or another second without one. */
-  private _tick(): void {
-    if (this._channel || !this._isLeader) {
-      this._timer = this._environment.setTimeout(() => this._tick(), BEAT_MS);
-    }
-    if (!this._candidacy) this._stand();
-    else if (this._isLeader) this._post({ isBeat: true, message: this._listener.beat() });
-    else if (++this._silentBeats > MAX_SILENT_BEATS && this._environment.isVisible()) this._stand(true);
-    if (this._ahead.size || this._lastSeq > this._seq) this._reload().catch(() => {});
+  function tick(): void {
+    if (channel || !isLeader) timer = environment.setTimeout(tick, BEAT_MS);
+    if (!candidacy) stand();
+    else if (isLeader) post({ isBeat: true, message: listener.beat() });
+    else if (++silentBeats > MAX_SILENT_BEATS && environment.isVisible()) stand(true);
+    if (ahead.size || lastSeq > seq) reload().catch(() => {});
   }
 
   /** Waits for the lock, or steals it, and leads while it holds it. */
-  private _stand(steal?: true): void {
-    this._leave();
-    const candidacy = (this._candidacy = new AbortController());
+  function stand(steal?: true): void {
+    leave();
+    candidacy = new AbortController();
     const { signal } = candidacy;
-    this._silentBeats = 0;
-    const lead = async () => {
-      if (signal.aborted) return;
-      const released = new Promise((resolve) => (signal.onabort = resolve));
-      this._lead(signal);
-      await released;
-    };
-    this._locks
-      .request(this._name, steal ? { steal } : { signal }, lead)
+    silentBeats = 0;
+    (isAlone ? OWN_LOCKS : locks)
+      .request(name, steal ? { steal } : { signal }, async () => {
+        if (signal.aborted) return;
+        const released = new Promise((resolve) => (signal.onabort = resolve));
+        void lead(signal);
+        await released;
+      })
       .catch(() => {}) // this tab has left, or was robbed
-      .then(() => signal.aborted || this._leave());
+      .then(() => signal.aborted || leave());
   }
 
-  private async _lead(signal: AbortSignal): Promise<void> {
-    const term = await this._newTerm().catch(() => undefined);
+  async function lead(signal: AbortSignal): Promise<void> {
+    const term = await newTerm().catch(() => undefined);
     if (signal.aborted) return;
-    if (term === undefined) return this._leave();
-    this._isLeader = true;
-    this._post({ isBeat: true }); // not before: a tab whose store hangs has to be replaced
-    this._listener.onLead(term);
+    if (term === undefined) return leave();
+    isLeader = true;
+    post({ isBeat: true }); // not before: a tab whose store hangs has to be replaced
+    listener.onLead(term);
   }
 
   /** Begins a term, in which this tab has all that was saved before. */
-  private async _newTerm(): Promise<number> {
-    const { term, seq } = await this._store.newTerm();
-    while (seq > this._seq) await this._reload(); // a reading that was under way may lack something
+  async function newTerm(): Promise<number> {
+    const { term, seq: last } = await store.newTerm();
+    while (last > seq) await reload(); // a reading that was under way may lack something
     return term;
   }
 
   /** Gives up the lock, or waiting for it. The next tick stands again. */
-  private _leave(): void {
-    this._candidacy?.abort();
-    this._candidacy = undefined;
-    if (!this._isLeader) return;
-    this._isLeader = false;
-    this._listener.onFollow();
+  function leave(): void {
+    candidacy?.abort();
+    candidacy = undefined;
+    if (!isLeader) return;
+    isLeader = false;
+    listener.onFollow();
   }
+
+  return {
+    async open() {
+      await reload();
+      isOpen ??= true;
+      wake();
+    },
+    async save(changes, term) {
+      try {
+        const saved = await store.save(changes, term);
+        if (!channel) return saved.changes;
+        post(saved);
+        return news(saved);
+      } catch (error) {
+        if ((error as GregorError).code !== "not-leader") throw error;
+        // Tabs that are alone do not hear each other. Of those with one store, the last one keeps
+        // there what it is told; the others have it until they end.
+        if (!channel) return changes;
+        leave();
+        // The caller undoes the change, and with it perhaps what the new leader has saved.
+        seq = -1;
+        throw error;
+      }
+    },
+    isComplete: () => !ahead.size,
+    say: (message) => post({ message }),
+    close() {
+      isOpen = false;
+      for (const end of endings) end();
+      sleep();
+      channel?.close();
+      channel = undefined;
+    },
+  };
 }

@@ -11,8 +11,7 @@ export const seenOn = (scope: DeviceID | undefined, deviceId: DeviceID | undefin
 export const hasBegun = ({ starts_at = 0 }: Item, time: Time): boolean => starts_at <= time;
 
 /** Whether an item is gone at this time; it is gone at the instant of its expiry. */
-export const hasExpired = ({ expires_at = Infinity }: Item, time: Time): boolean =>
-  expires_at <= time;
+export const hasExpired = ({ expires_at = Infinity }: Item, time: Time): boolean => expires_at <= time;
 
 /** Whether the device has an item that is not dead, begun or not. */
 export const isLive = (item: Item, deviceId: DeviceID | undefined, time: Time): boolean =>

@@ -9,34 +9,30 @@
 import { invalid } from "./errors.js";
 import { clausesOf, type Clause } from "./facts.js";
 import { after, type Time, type TimeOrOffset } from "./instant.js";
-import { canonical } from "./json.js";
-import type { Dismissal, Item, Message } from "./message.js";
+import { canonical, present } from "./json.js";
+import type { Creation, Item, Message } from "./message.js";
 
-const isOffset = (when: TimeOrOffset | undefined): boolean => when?.offset !== undefined;
+const isOffset = (when: TimeOrOffset | undefined): when is { offset: number } => when?.offset !== undefined;
 
 export const hasOffsetEnds = (message: Message): boolean =>
   clausesOf(message).some((clause) => isOffset(clause.end_time));
 
-/** The message with other clauses. */
-function withClauses(message: Message, change: <C extends Clause>(clause: C) => C): Message {
+const withDismissal = (message: Message, dismissal: object): Message => ({ ...message, dismissal });
+
+/** The message with other ends of its clauses. */
+export function withEnds(
+  message: Message,
+  change: (end: TimeOrOffset | undefined) => TimeOrOffset | undefined,
+): Message {
   const { dismissal } = message;
-  if (!dismissal) return message;
-  const { ranges, keys } = dismissal;
-  return withDismissal(message, {
-    ...dismissal,
-    ...(ranges && { ranges: ranges.map(change) }),
-    ...(keys && { keys: keys.map(change) }),
-  });
+  const changed = <C extends Clause>(clause: C) => present({ ...clause, end_time: change(clause.end_time) });
+  return dismissal
+    ? withDismissal(
+        message,
+        present({ ...dismissal, ranges: dismissal.ranges?.map(changed), keys: dismissal.keys?.map(changed) }),
+      )
+    : message;
 }
-
-const withDismissal = (message: Message, dismissal: Dismissal): Message => ({ ...message, dismissal });
-
-/** The message with this end in all clauses. */
-export const withEnds = (message: Message, end_time: TimeOrOffset): Message =>
-  withClauses(message, (clause) => ({ ...clause, end_time }));
-
-const withoutEnds = (message: Message): Message =>
-  withClauses(message, ({ end_time: _, ...clause }) => clause as never);
 
 /** The message that also dismisses these items by id: they follow those that its sender named. */
 export function namingAlso(message: Message, items: readonly Item[]): Message {
@@ -48,23 +44,16 @@ export function namingAlso(message: Message, items: readonly Item[]): Message {
 /** The message with the instants that its offsets mean, counted from now. Throws `invalid` if its
  * item would not begin before it expires. */
 export function withInstants(message: Message, now: Time): Message {
-  const instant = (when: TimeOrOffset): TimeOrOffset =>
-    isOffset(when) ? { time: Math.max(0, after(when, now)) } : when;
   const { creation } = message;
   const { starts, expires } = creation ?? {};
   if (starts && expires && after(starts, now) >= after(expires, now)) {
     throw invalid("starts", "is not before `expires`");
   }
-  return {
-    ...withClauses(message, (clause) => clause.end_time ? { ...clause, end_time: instant(clause.end_time) } : clause),
-    ...(creation && {
-      creation: {
-        ...creation,
-        ...(starts && { starts: instant(starts) }),
-        ...(expires && { expires: instant(expires) }),
-      },
-    }),
-  };
+  const instant = (when: TimeOrOffset | undefined): TimeOrOffset | undefined =>
+    isOffset(when) ? { time: Math.max(0, after(when, now)) } : when;
+  const meant = withEnds(message, instant);
+  const timed = present({ ...creation, starts: instant(starts), expires: instant(expires) });
+  return creation ? { ...meant, creation: timed as Creation } : meant;
 }
 
 // The same message again
@@ -81,13 +70,13 @@ export const repeats = (written: Message, at: Time, message: Message): boolean =
 
 /** The same for a dismissal whose ends the device has set. */
 export const repeatsOpen = (written: Message, message: Message): boolean =>
-  contentsOf(withoutEnds(asGiven(written, message))) === contentsOf(message);
+  contentsOf(withEnds(asGiven(written, message), () => undefined)) === contentsOf(message);
 
 /** A written message without the ids that the device has added to those of its sender. */
 function asGiven(written: Message, message: Message): Message {
   const { msg_ids, ...rest } = written.dismissal ?? {};
   const given = message.dismissal?.msg_ids?.length;
-  return withDismissal(written, { ...rest, ...(given && { msg_ids: msg_ids?.slice(0, given) ?? [] }) });
+  return withDismissal(written, { ...rest, msg_ids: given ? msg_ids?.slice(0, given) : undefined });
 }
 
 /** Whether the message, which has offsets, may have created this item: it has the same contents but

@@ -3,7 +3,7 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
 import { MAX_TIME, SECOND } from "../src/instant.js";
-import { NodeClock } from "../src/node-clock.js";
+import { nodeClock } from "../src/node-clock.js";
 
 const HOUR = 3600;
 
@@ -24,7 +24,7 @@ const at = (seconds: number): number => seconds * SECOND;
 
 function start(offset = 0) {
   const clocks = new Clocks();
-  return { clocks, clock: new NodeClock(clocks, at(offset)) };
+  return { clocks, clock: nodeClock(clocks, at(offset)) };
 }
 
 test("it begins at the offset that was kept, and counts on by the monotonic clock", () => {

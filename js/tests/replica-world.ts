@@ -35,7 +35,9 @@ const action = fc.constantFrom<Step[0]>(
   ...(["write", "write", "backend", "backend", "consume", "acknowledge", "feed", "feed"] as const),
   ...(Object.keys(ACTIONS) as Step[0][]),
 );
-export const steps: fc.Arbitrary<Step[]> = fc.array(fc.tuple(action, fc.nat(7), fc.nat(7)), { maxLength: 40 });
+export const steps: fc.Arbitrary<Step[]> = fc.array(fc.tuple(action, fc.nat(7), fc.nat(7)), {
+  maxLength: 40,
+});
 
 export class World {
   now: Time = START;
@@ -89,7 +91,11 @@ export class World {
       case 6:
         return { ...base, dismissal: { keys: [{ key: `k${b % 2}` }] } };
       case 7:
-        return { ...base, creation: { category, body: b }, dismissal: { msg_ids: known.length ? known : ["none"] } };
+        return {
+          ...base,
+          creation: { category, body: b },
+          dismissal: { msg_ids: known.length ? known : ["none"] },
+        };
       default:
         return { ...base, creation: { category, body: b, ...times, ...key } };
     }
@@ -102,7 +108,10 @@ export class World {
   dismissSeen(a: number, b: number): void {
     const ranges = [{ category: CATEGORIES[a % 3] ?? "chat", prefix: b > 3 }];
     const dismissal = b % 2 ? { ranges } : { keys: [{ key: `k${a % 2}` }] };
-    this.replica.dismissSeen({ uid: "u", msg_id: `m${this._count++}`, device_id: DEVICE, dismissal }, this.now);
+    this.replica.dismissSeen(
+      { uid: "u", msg_id: `m${this._count++}`, device_id: DEVICE, dismissal },
+      this.now,
+    );
   }
 
   /** The node stores a message, whoever sent it. */
@@ -120,7 +129,10 @@ export class World {
       const known = this._log.find(({ msg_id }) => msg_id === message.msg_id);
       const isRefused = !known && message.msg_id.endsWith("3");
       if (isRefused) {
-        this._acks.push([message, { status: "rejected", error: { code: "conflict", message: "no", action: "stop" } }]);
+        this._acks.push([
+          message,
+          { status: "rejected", error: { code: "conflict", message: "no", action: "stop" } },
+        ]);
       } else {
         const { ctime } = known ?? this.store(message);
         this._acks.push([message, { status: known ? "duplicate" : "stored", ctime, visible: true }]);
@@ -152,7 +164,9 @@ export class World {
     this.replica.wiped(this.now);
     this.replica.inNewLife();
     for (const msgId of this._node.keys()) this._node.delete(msgId);
-    this._log = [{ uid: "u", msg_id: `m${this._count++}`, ctime: this.now, dismissal: { msg_ids: ["none"] } }];
+    this._log = [
+      { uid: "u", msg_id: `m${this._count++}`, ctime: this.now, dismissal: { msg_ids: ["none"] } },
+    ];
     this._fed = 0;
     this._acks = [];
   }

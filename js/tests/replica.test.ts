@@ -22,7 +22,11 @@ const created = (msg_id: MsgID, ctime: number, more: Partial<Message["creation"]
   creation: { category: "chat", body: null, ...more },
 });
 
-const written = (msg_id: MsgID): Message => ({ uid: "u", msg_id, creation: { category: "chat", body: null } });
+const written = (msg_id: MsgID): Message => ({
+  uid: "u",
+  msg_id,
+  creation: { category: "chat", body: null },
+});
 
 /** For each history, and after each of its steps, when what has changed is saved. */
 const always = (law: (world: World) => void, before: (world: World, step: Step) => void = () => {}): void =>
@@ -42,6 +46,21 @@ const always = (law: (world: World) => void, before: (world: World, step: Step) 
 describe("for every history", () => {
   test("another tab that takes over what was saved shows the same", () => {
     always(({ replica, follower, now }) => expect(shown(follower, now)).toStrictEqual(shown(replica, now)));
+  });
+
+  test("another tab that knows what was shown at a time says the same of it", () => {
+    always(({ replica, follower, now }) => {
+      for (const at of [
+        now - SECOND,
+        now - 1500,
+        now,
+        now + SECOND,
+        replica.knownSince,
+        follower.knownSince,
+      ]) {
+        if (at >= follower.knownSince) expect(follower.stateAt(at)).toStrictEqual(replica.stateAt(at));
+      }
+    });
   });
 
   test("a replica that is loaded shows the same, and has nothing to save", () => {
@@ -113,7 +132,9 @@ describe("for every history", () => {
         world.settle();
         const { replica, now } = world;
         expect(replica.outbox.size).toBe(0);
-        const seen = world.nodeState().filter(({ starts_at = 0, msg_id }) => starts_at <= now && !replica.hidden.has(msg_id));
+        const seen = world
+          .nodeState()
+          .filter(({ starts_at = 0, msg_id }) => starts_at <= now && !replica.hidden.has(msg_id));
         expect(idsOf(replica.state(now).items)).toStrictEqual(idsOf(seen));
         expect(replica.hashMatches(now, world.nodeHash())).toBe(true);
       }),
@@ -134,23 +155,34 @@ describe("for every history", () => {
 
 test("messages in pieces, some of them again, are the same as all at once", () => {
   fc.assert(
-    fc.property(fc.array(fc.tuple(fc.nat(7), fc.nat(7)), { maxLength: 20 }), fc.array(fc.nat(20)), (choices, cuts) => {
-      const node = new World();
-      const log = choices.map(([a, b]) => node.store(node.message(a, b, undefined)));
-      const last = log.at(-1)?.ctime ?? 0;
-      const whole = newReplica();
-      whole.apply(log, last);
-      const pieces = newReplica();
-      for (const cut of cuts) pieces.apply(log.slice(0, cut), log[Math.min(cut, log.length) - 1]?.ctime ?? 0);
-      for (const message of log) pieces.apply([message], message.ctime);
-      expect(shown(pieces, last)).toStrictEqual(shown(whole, last));
-    }),
+    fc.property(
+      fc.array(fc.tuple(fc.nat(7), fc.nat(7)), { maxLength: 20 }),
+      fc.array(fc.nat(20)),
+      (choices, cuts) => {
+        const node = new World();
+        const log = choices.map(([a, b]) => node.store(node.message(a, b, undefined)));
+        const last = log.at(-1)?.ctime ?? 0;
+        const whole = newReplica();
+        whole.apply(log, last);
+        const pieces = newReplica();
+        const redeliver = (): void => {
+          for (const cut of cuts)
+            pieces.apply(log.slice(0, cut), log[Math.min(cut, log.length) - 1]?.ctime ?? 0);
+        };
+        redeliver();
+        for (const message of log) pieces.apply([message], message.ctime);
+        redeliver();
+        expect(shown(pieces, last)).toStrictEqual(shown(whole, last));
+      },
+    ),
     { numRuns: 300 },
   );
 });
 
 test("a write is shown exactly once, in whatever order it is stored, acknowledged and told of", () => {
-  const moves = fc.array(fc.constantFrom("write", "consume", "acknowledge", "feed", "restart"), { maxLength: 30 });
+  const moves = fc.array(fc.constantFrom("write", "consume", "acknowledge", "feed", "restart"), {
+    maxLength: 30,
+  });
   fc.assert(
     fc.property(moves, (history) => {
       const world = new World();
@@ -175,11 +207,73 @@ test("a write is shown exactly once, in whatever order it is stored, acknowledge
   );
 });
 
+test("another tab that hears of a forgotten item does not answer for the time when it was there", () => {
+  const replica = newReplica();
+  const expires = { time: NOW + SECOND };
+  replica.apply([created("m", NOW, { expires })], NOW);
+  const follower = Replica.load(replica.take(), "phone");
+  replica.saved(replica.take());
+  replica.synced(NOW + 100 * SECOND);
+  follower.applyRecords(replica.take());
+  for (const each of [replica, follower]) {
+    expect(() => each.stateAt(NOW)).toThrow(expect.objectContaining({ code: "history-forgotten" }));
+    expect(each.stateAt(NOW + SECOND).items).toStrictEqual([]);
+  }
+});
+
+describe("the outbox", () => {
+  const dismissing = (msg_id: MsgID, ...msg_ids: MsgID[]): Message => ({
+    uid: "u",
+    msg_id,
+    dismissal: { msg_ids },
+  });
+  const visible = (replica: Replica): MsgID[] => idsOf(replica.state(NOW).items);
+
+  test("shows a new item though its id was dismissed before by what is stored", () => {
+    const replica = newReplica();
+    replica.write(dismissing("d", "m"), NOW);
+    replica.applyResults([[dismissing("d", "m"), { status: "stored", ctime: NOW + 1 }]]);
+    replica.write(written("m"), NOW);
+    expect(visible(replica)).toStrictEqual(["m"]);
+  });
+
+  test("does not show a new item whose id was dismissed before by what is unsent", () => {
+    const replica = newReplica();
+    replica.writeAll([dismissing("d", "m"), written("m")], NOW);
+    expect(visible(replica)).toStrictEqual([]);
+  });
+
+  test("says that an item has changed which a rejected message no longer dismisses", () => {
+    const replica = newReplica();
+    replica.apply([created("m", 3)], 5);
+    replica.write(dismissing("d", "m"), NOW);
+    expect([...replica.takeChanged()]).toContain("m");
+    const error = { code: "forbidden", message: "no", action: "stop" } as const;
+    replica.applyResults([[dismissing("d", "m"), { status: "rejected", error }]]);
+    expect([...replica.takeChanged()]).toContain("m");
+    expect(visible(replica)).toStrictEqual(["m"]);
+  });
+
+  test("does not show a message whose id the node has told of: the facts decide", () => {
+    const replica = newReplica();
+    replica.apply([created("m", 3), created("other", 4)], 5);
+    replica.write({ ...written("m"), ...dismissing("m", "other") }, NOW);
+    expect(visible(replica)).toStrictEqual(["m", "other"]);
+    expect(replica.unsent()).toHaveLength(1);
+  });
+});
+
 describe("what an operation costs", () => {
   /** How many items an operation looks at while it goes through all. */
   function looksAtAll(replica: Replica, operation: () => void): boolean {
     const { items } = replica.facts;
-    const walks = [vi.spyOn(items, "values"), vi.spyOn(items, "keys"), vi.spyOn(items, "entries"), vi.spyOn(items, "forEach"), vi.spyOn(items, Symbol.iterator)];
+    const walks = [
+      vi.spyOn(items, "values"),
+      vi.spyOn(items, "keys"),
+      vi.spyOn(items, "entries"),
+      vi.spyOn(items, "forEach"),
+      vi.spyOn(items, Symbol.iterator),
+    ];
     operation();
     const looked = walks.some((walk) => walk.mock.calls.length > 0);
     vi.restoreAllMocks();
@@ -200,7 +294,10 @@ describe("what an operation costs", () => {
 
   test.each<[string, Message]>([
     ["an item", created("new", NOW + 2000)],
-    ["an item with a key and times", created("new", NOW + 2000, { key: "k5", starts: { offset: 5 }, expires: { offset: SECOND } })],
+    [
+      "an item with a key and times",
+      created("new", NOW + 2000, { key: "k5", starts: { offset: 5 }, expires: { offset: SECOND } }),
+    ],
     ["a dismissal by id", { uid: "u", msg_id: "new", dismissal: { msg_ids: ["m7"] } }],
     ["a dismissal by key", { uid: "u", msg_id: "new", dismissal: { keys: [{ key: "k7" }] } }],
   ])("with an empty outbox, %s makes no look at all live items", (_, message) => {
@@ -218,7 +315,10 @@ describe("what an operation costs", () => {
 
   test("what is saved is what has changed", () => {
     const replica = full();
-    replica.apply([{ uid: "u", msg_id: "new", ctime: NOW + 2000, dismissal: { msg_ids: ["m7"] } }], NOW + 2000);
+    replica.apply(
+      [{ uid: "u", msg_id: "new", ctime: NOW + 2000, dismissal: { msg_ids: ["m7"] } }],
+      NOW + 2000,
+    );
     expect([...replica.take().keys()].sort()).toStrictEqual(["device/", "item/m7"]);
   });
 });
@@ -271,7 +371,12 @@ describe("records", () => {
     ["owner/", { device_id: 7 }],
     ["device/", { ...device, cursor: -1 }],
   ])("that cannot be read are set aside, and the others are loaded: %s %j", (key, broken) => {
-    const records = { "owner/": owner, "device/": device, "item/other": { ...item, msg_id: "other" }, [key]: broken };
+    const records = {
+      "owner/": owner,
+      "device/": device,
+      "item/other": { ...item, msg_id: "other" },
+      [key]: broken,
+    };
     const replica = load(records);
     expect(idsOf(replica.state(9).items)).toStrictEqual(["other"]);
     expect([...replica.setAside]).toStrictEqual([[key, broken]]);
@@ -282,7 +387,10 @@ describe("records", () => {
   });
 
   test("without that of the device, its owner is known, and the cursor is 0", () => {
-    const { device: loaded, knownSince } = load({ "owner/": { ...owner, epoch: 4, erased: true }, "device/": "?" });
+    const { device: loaded, knownSince } = load({
+      "owner/": { ...owner, epoch: 4, erased: true },
+      "device/": "?",
+    });
     expect(loaded).toStrictEqual({ ...device, epoch: 4, erased: true, cursor: 0, clock_offset: 0 });
     expect(knownSince).toBe(0);
   });
@@ -310,7 +418,10 @@ test("more than a thousand awaited ids, or rejected messages, push out the oldes
   const replica = newReplica();
   for (let n = 0; n < 1005; n++) replica.hide(`h${n}`);
   expect([...replica.awaited.keys()].at(0)).toBe("h5");
-  replica.writeAll(Array.from({ length: 1005 }, (_, n) => written(`m${n}`)), NOW);
+  replica.writeAll(
+    Array.from({ length: 1005 }, (_, n) => written(`m${n}`)),
+    NOW,
+  );
   const error = { code: "conflict", message: "no", action: "stop" } as const;
   replica.applyResults(replica.unsent().map((message) => [message, { status: "rejected", error }]));
   expect(replica.rejectedEntries().map(({ message }) => message.msg_id)).toStrictEqual(

@@ -1,6 +1,6 @@
 """A real server for the tests of JavaScript, whose clock can be set ahead while it runs.
 
-GREGOR_JWT_SECRET=... python -m tests.javascript.server sqlite:////tmp/gregor.db 127.0.0.1:9911
+GREGOR_JWT_SECRET=... python -m tests.javascript.server STORE HOST:PORT ORIGIN_OF_PAGES
 
 Each line on stdin is by how many seconds the clock is ahead of this machine's. The server stops
 when stdin ends, so that none outlives its test.
@@ -36,10 +36,11 @@ class AdjustedClock:
 
 
 def main() -> None:
-    store, listen = sys.argv[1:]
+    store, listen, origin = sys.argv[1:]
     clock = AdjustedClock()
     threading.Thread(target=clock.follow, args=(sys.stdin,), daemon=True).start()
-    asyncio.run(serve(load(store=store, listen=listen, auth=Auth.JWT), clock))
+    settings = load(store=store, listen=listen, auth=Auth.JWT, allow_origin=origin)
+    asyncio.run(serve(settings, clock))
 
 
 if __name__ == "__main__":

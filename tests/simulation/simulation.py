@@ -33,10 +33,10 @@ import asyncio
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 from gregor.client import Client, Created, Disconnected, Dismissed, MemoryStore
 from gregor.consumers.broadcaster import Broadcaster
@@ -149,10 +149,6 @@ class SimulatedConnection:
     async def send(self, text: str) -> None:
         if self._end is not None:
             raise self._end
-        self.transmit(text)
-
-    def transmit(self, text: str) -> None:
-        """Send a frame, which gets lost if the connection has ended."""
         event = {"type": "websocket.receive", "text": text}
         self._transmit(True, lambda: self._to_node.put_nowait(event))
 
@@ -295,71 +291,6 @@ class AcceptedWrite(NamedTuple):
     epoch: Time | None
 
 
-class HeldReplica(NamedTuple):
-    """A replica as the final check sees it. `has_hash` tells whether its own sum of hashes at a time
-    is this one."""
-
-    unsent_count: int
-    rejected: Set[MsgID]
-    facts: Facts
-    has_hash: Callable[[Time, str], bool]
-
-
-class Device(Protocol):
-    """A device of a simulation, and its user."""
-
-    uid: UID
-    device_id: DeviceID
-    name: str
-    accepted: list[AcceptedWrite]
-    reachable: bool
-
-    async def run(self) -> None:
-        """Run until the simulation ends."""
-        ...
-
-    async def act(self) -> None:
-        """Do one random action of a user, or one random fault of a device."""
-        ...
-
-    def break_connection(self, reason: str) -> None: ...
-
-    def replicas(self) -> Sequence[HeldReplica] | None:
-        """All that the device has; None if it is not online. Raises Disagreement if what it shows
-        is not what it holds."""
-        ...
-
-    @property
-    def mismatches(self) -> int:
-        """How often a replica was wrong after a sync."""
-        ...
-
-
-class Showing:
-    """What one run of a client has shown, by its events."""
-
-    def __init__(self, device_name: str) -> None:
-        self._device_name = device_name
-        self._shown: set[MsgID] = set()
-
-    def shows(self, msg_id: MsgID) -> None:
-        """Raises Disagreement if the item was never stored, or was dismissed since it was shown."""
-        if msg_id == FORGED:
-            raise Disagreement(f"{self._device_name} shows an item that was never stored")
-        if msg_id in self._shown:
-            raise Disagreement(f"{self._device_name} shows {msg_id} twice")
-        self._shown.add(msg_id)
-
-    def hides(self, msg_id: MsgID, *, is_timed: bool) -> None:
-        if is_timed:
-            # A node whose clock is behind shows it for another moment, or not yet.
-            self._shown.discard(msg_id)
-
-    def forget(self) -> None:
-        """Begin again, after an erase of the user."""
-        self._shown.clear()
-
-
 class SimulatedDevice:
     """A device and its user. It goes offline, is killed, and restarts with its client store."""
 
@@ -368,17 +299,22 @@ class SimulatedDevice:
         self.device_id = device_id
         self.name = f"{uid}/{device_id}"
         self.accepted: list[AcceptedWrite] = []
-        self.reachable = True
         self.client: Client | None = None
         self.clients: list[Client] = []  # all so far, one per restart
         self._simulation = simulation
         self.store = MemoryStore()
+        self._reachable = True
         self._skew = simulation.device_skew()
         self._connection: SimulatedConnection | None = None
         self._lifetime: asyncio.Timeout | None = None
 
     async def connect(self) -> SimulatedConnection:
-        self._connection = await self._simulation.connect(self)
+        await self._simulation.delay()
+        node = self._simulation.rng.choice(self._simulation.nodes)
+        if not self._reachable or node.service is None:
+            raise Disconnected(0, "the node cannot be reached")
+        self._connection = SimulatedConnection(self._simulation, self.name)
+        node.accept(self._connection)
         return self._connection
 
     def clock(self) -> Time:
@@ -420,7 +356,7 @@ class SimulatedDevice:
 
     async def _watch(self, client: Client) -> None:
         """Raises Disagreement if the client shows an item twice, or one that was never stored."""
-        showing = Showing(self.name)
+        shown: set[MsgID] = set()
         async with client.events() as events:
             async for event in events:
                 if isinstance(event, Created | Dismissed):
@@ -429,12 +365,17 @@ class SimulatedDevice:
                     if _begins_offline(event, client):
                         self._simulation.record(self.name, "has shown an item that begins offline")
                 if isinstance(event, Erased):
-                    showing.forget()
+                    shown.clear()
                     self._begin_new_life(client)
                 if isinstance(event, Created):
-                    showing.shows(event.item.msg_id)
-                if isinstance(event, Dismissed):
-                    showing.hides(event.item.msg_id, is_timed=_is_timed(event.item))
+                    if event.item.msg_id == FORGED:
+                        raise Disagreement(f"{self.name} shows an item that was never stored")
+                    if event.item.msg_id in shown:
+                        raise Disagreement(f"{self.name} shows {event.item.msg_id} twice")
+                    shown.add(event.item.msg_id)
+                if isinstance(event, Dismissed) and _is_timed(event.item):
+                    # A node whose clock is behind shows it for another moment, or not yet.
+                    shown.discard(event.item.msg_id)
 
     def _begin_new_life(self, client: Client) -> None:
         self._simulation.record(self.name, "hears that its user was erased")
@@ -528,26 +469,44 @@ class SimulatedDevice:
         self._simulation.record(self.name, f"writes {msg_id}")
 
     async def _go_offline(self) -> None:
-        self.reachable = False
+        self._reachable = False
         self.break_connection("goes offline")
         await asyncio.sleep(self._simulation.rng.random() * 10)
-        self.reachable = True
+        self._reachable = True
+
+    # The final check
+
+    def unsettled(self) -> str | None:
+        """Why it cannot agree yet; None if it can."""
+        client = self.client
+        if client is None or not client.online:
+            return "is not online"
+        if client.unsent_count:
+            return f"still has {client.unsent_count} messages to send"
+        return None
+
+    def rejected(self) -> set[MsgID]:
+        assert self.client is not None
+        return {rejected_write.message.msg_id for rejected_write in self.client.rejected()}
+
+    def difference(self, sync: Sync) -> str | None:
+        """How what it holds differs from what the store has; None if it does not."""
+        assert self.client is not None
+        assert isinstance(sync.content, Snapshot)
+        held, stored = self.client.replica.facts, sync.content.facts()
+        states = [facts.state(self.device_id, sync.as_of) for facts in (held, stored)]
+        if held.hash(self.device_id, sync.as_of) != sync.hash or states[0] != states[1]:
+            return f"holds {names(held)}, and the store {names(stored)}"
+        if not self.client.replica.hash_matches(sync.as_of, sync.hash):
+            return "has a sum of hashes that differs from that of its items"
+        return None
 
     def break_connection(self, reason: str) -> None:
         if self._connection is not None:
             self._connection.cut(reason)
 
-    def replicas(self) -> Sequence[HeldReplica] | None:
-        client = self.client
-        if client is None or not client.online:
-            return None
-        rejected = {rejected_write.message.msg_id for rejected_write in client.rejected()}
-        replica = client.replica
-        return [HeldReplica(client.unsent_count, rejected, replica.facts, replica.hash_matches)]
 
-    @property
-    def mismatches(self) -> int:
-        return sum(client.mismatches for client in self.clients)
+NewDevice = Callable[["Simulation", UID, DeviceID], SimulatedDevice]
 
 
 class History(NamedTuple):
@@ -560,7 +519,9 @@ class History(NamedTuple):
 class Simulation:
     """One run of nodes, devices and a store, fully determined by its seed."""
 
-    def __init__(self, seed: int, sharded: bool = False) -> None:
+    def __init__(
+        self, seed: int, sharded: bool = False, new_device: NewDevice = SimulatedDevice
+    ) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
         self.users: Sequence[UID] = USERS
@@ -574,26 +535,11 @@ class Simulation:
         )
         self.nodes = [SimulatedNode(self, f"node{n}") for n in range(self.rng.randrange(1, 4))]
         self.devices = [
-            self.new_device(uid, f"d{n}")
-            for uid in USERS
-            for n in range(self.rng.randrange(1, 4))
+            new_device(self, uid, f"d{n}") for uid in USERS for n in range(self.rng.randrange(1, 4))
         ]
         self.acknowledged: dict[tuple[UID, MsgID], Time] = {}
         self._sent: list[InBandMessage] = []
         self._commit_answered: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
-
-    def new_device(self, uid: UID, device_id: DeviceID) -> Device:
-        return SimulatedDevice(self, uid, device_id)
-
-    async def connect(self, device: Device) -> SimulatedConnection:
-        """Connect a device to any node. Raises Disconnected if that cannot be reached."""
-        await self.delay()
-        node = self.rng.choice(self.nodes)
-        if not device.reachable or node.service is None:
-            raise Disconnected(0, "the node cannot be reached")
-        connection = SimulatedConnection(self, device.name)
-        node.accept(connection)
-        return connection
 
     # Random decisions
 
@@ -837,7 +783,7 @@ class Simulation:
 
     def _message(self, uid: UID) -> InBandMessage:
         msg_id, category = self.new_msg_id(), self.rng.choice(CATEGORIES)
-        known = self.sent_to(uid)
+        known = [message.msg_id for message in self._sent if message.uid == uid]
         starts, expires = self.lifetime()
         scope = f"d{self.rng.randrange(3)}" if self.chance(0.3) else None
         match self.choice(create=5, put=3, dismiss=3, category=1, key=1, again=1):
@@ -880,9 +826,6 @@ class Simulation:
                     msg_id=msg_id,
                 )
 
-    def sent_to(self, uid: UID) -> list[MsgID]:
-        return [message.msg_id for message in self._sent if message.uid == uid]
-
     def new_msg_id(self) -> MsgID:
         return f"{self.rng.getrandbits(64):016x}"
 
@@ -911,19 +854,21 @@ class Simulation:
                 return f"{device.name}: {problem}"
         return await self.store.problem()
 
-    async def _difference(self, device: Device, history: History) -> str | None:
-        replicas = device.replicas()
-        if replicas is None:
-            return "is not online"
+    async def _difference(self, device: SimulatedDevice, history: History) -> str | None:
+        problem = device.unsettled()
+        if problem is not None:
+            return problem
         # With expiring items, the hash by one clock may differ from the hash by another clock.
-        if self.clocks_agree and device.mismatches:
+        if self.clocks_agree and any(client.mismatches for client in device.clients):
             return "was wrong until a snapshot replaced it"
-        sync = await self.store.sync(device.uid, device.device_id)
-        for replica in replicas:
-            problem = _loss(device, replica, history) or _deviation(device, replica, sync)
-            if problem is not None:
-                return problem
-        return None
+        rejected = device.rejected()
+        for msg_id, epoch in device.accepted:
+            stored_at = history.ids.get(msg_id)
+            if epoch is not None and epoch < history.epoch and stored_at is not None:
+                return f"wrote {msg_id} before the user was erased, and it was stored after that"
+            if epoch == history.epoch and stored_at is None and msg_id not in rejected:
+                return f"wrote {msg_id}, which is neither stored nor rejected"
+        return device.difference(await self.store.sync(device.uid, device.device_id))
 
     async def _history(self, uid: UID) -> History:
         log = await self.store.log(uid)
@@ -945,32 +890,7 @@ class Simulation:
         return History(epoch, ids)
 
 
-def _loss(device: Device, replica: HeldReplica, history: History) -> str | None:
-    """What of the device's writes is wrong in the store; None if nothing is."""
-    if replica.unsent_count:
-        return f"still has {replica.unsent_count} messages to send"
-    for msg_id, epoch in device.accepted:
-        stored_at = history.ids.get(msg_id)
-        if epoch is not None and epoch < history.epoch and stored_at is not None:
-            return f"wrote {msg_id} before the user was erased, and it was stored after that"
-        if epoch == history.epoch and stored_at is None and msg_id not in replica.rejected:
-            return f"wrote {msg_id}, which is neither stored nor rejected"
-    return None
-
-
-def _deviation(device: Device, replica: HeldReplica, sync: Sync) -> str | None:
-    """How the replica differs from the store; None if it does not."""
-    assert isinstance(sync.content, Snapshot)
-    held, stored = replica.facts, sync.content.facts()
-    states = [facts.state(device.device_id, sync.as_of) for facts in (held, stored)]
-    if held.hash(device.device_id, sync.as_of) != sync.hash or states[0] != states[1]:
-        return f"holds {_names(held)}, and the store {_names(stored)}"
-    if not replica.has_hash(sync.as_of, sync.hash):
-        return "has a sum of hashes that differs from that of its items"
-    return None
-
-
-def _names(facts: Facts) -> list[str]:
+def names(facts: Facts) -> list[str]:
     items = sorted(facts.items.values(), key=Item.order)
     return [f"{item.msg_id}@{item.ctime}" for item in items]
 
@@ -993,10 +913,13 @@ def _as_stored(message: InBandMessage, log: Sequence[InBandMessage]) -> Stored:
     return Stored(message, dead, replaced=None if replaced is None else replaced.msg_id)
 
 
-def simulate(seed: int, sharded: bool | None = None) -> Simulation:
+def simulate(
+    seed: int, sharded: bool | None = None, new_device: NewDevice = SimulatedDevice
+) -> Simulation:
     """Run one simulation. Raises Disagreement, with the seed and the end of the trace in its text,
     if the result is wrong. If `sharded` is None, the seed decides whether the store is sharded."""
-    simulation = Simulation(seed, seed % SHARDED_EVERY == 0 if sharded is None else sharded)
+    is_sharded = seed % SHARDED_EVERY == 0 if sharded is None else sharded
+    simulation = Simulation(seed, is_sharded, new_device)
     carry_out(simulation)
     return simulation
 

@@ -10,7 +10,6 @@ from gregor.core.facts import Facts
 from gregor.core.message import UID, Category, InBandMessage, create, dismiss, dismiss_category
 from tests.simulation.simulation import (
     USERS,
-    Device,
     Disagreement,
     SimulatedDevice,
     Simulation,
@@ -54,8 +53,7 @@ class Soak(Simulation):
         return dismiss_category(uid, root, prefix=True, scheduled=True, msg_id=self.new_msg_id())
 
 
-def _require_constant(device: Device) -> None:
-    assert isinstance(device, SimulatedDevice)
+def _require_constant(device: SimulatedDevice) -> None:
     assert device.client is not None
     replica = device.client.replica
     kinds = {kind for kind, _ in device.store.records}

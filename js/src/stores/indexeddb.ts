@@ -1,9 +1,9 @@
 /** The database of a browser: one in IndexedDB for each user of a server, for all tabs. */
 
-import type { Environment } from "../environment.js";
-import { GregorError, stop } from "../errors.js";
+import { inTime, type Environment } from "../environment.js";
+import { asError, stop, unavailable, type GregorError } from "../errors.js";
 import { memoryDatabase } from "./memory.js";
-import { COUNTERS, countersIn, Store, unavailable, type Database, type Decision } from "./store.js";
+import { COUNTERS, countersIn, Store, type Database, type Decision } from "./store.js";
 
 const SCHEMA_VERSION = 1;
 const RECORDS = "records";
@@ -70,15 +70,18 @@ export function indexedDatabase(
     if (!indexedDB) throw unavailable("no IndexedDB here");
     const request = indexedDB.open(name, SCHEMA_VERSION);
     request.onupgradeneeded = () => request.result.createObjectStore(RECORDS);
-    const database = await answer(request);
-    database.onversionchange = () => lose("another tab deletes or upgrades the database");
+    const database = await answer(request).catch((error) => {
+      if (error.name !== "VersionError") throw error;
+      throw stop("setup", "a newer version wrote this store; reload the page");
+    });
+    database.onversionchange = () => lose("another tab deletes or upgrades the store");
     database.onclose = disconnect;
     return database;
   };
 
   const decideOn = async <T>(records: IDBObjectStore, keys: Keys, decide: Decision<T>) => {
     const stored = await read(records, keys);
-    if (countersIn(stored).seq < lastSeq) lose("the records were removed");
+    if (countersIn(stored).seq < lastSeq) lose("its records were removed");
     if (loss) throw loss;
     const result = decide(stored, (key, record) => {
       stored.set(key, record);
@@ -106,11 +109,11 @@ export function indexedDatabase(
       // The browser may say no. It is asked the first time that something waits to be sent.
       if (isUrgent) persistence ??= environment.storage?.persist?.().catch(() => {});
       try {
-        return await inTime(environment, run());
+        return await inTime(environment, run(), PATIENCE_MS, "the store did not answer in time; close other tabs of this page");
       } catch (error) {
         abort(transaction);
         disconnect();
-        throw loss ?? asGregorError(error);
+        throw loss ?? asError(error);
       }
     },
 
@@ -122,15 +125,6 @@ export function indexedDatabase(
 }
 
 type Keys = readonly string[] | undefined;
-
-const inTime = <T>(environment: Environment, promise: Promise<T>): Promise<T> =>
-  new Promise((resolve, reject) => {
-    const timer = environment.setTimeout(
-      () => reject(unavailable("no answer; close other tabs of this page")),
-      PATIENCE_MS,
-    );
-    promise.then(resolve, reject).finally(() => environment.clearTimeout(timer));
-  });
 
 /** The records with these keys, or all. One that the browser cannot read costs only itself; without
  * the counters, nothing is known. */
@@ -166,10 +160,4 @@ function abort(transaction: IDBTransaction | undefined): void {
   } catch {
     // It has ended.
   }
-}
-
-function asGregorError(error: unknown): GregorError {
-  if (error instanceof GregorError) return error;
-  if ((error as DOMException).name !== "VersionError") return unavailable(error);
-  return stop("setup", "a newer version wrote the stored records; reload the page");
 }

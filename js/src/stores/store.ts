@@ -5,7 +5,7 @@
  * in the order of writing get their numbers here, since several tabs write at once.
  */
 
-import { GregorError, stop } from "../errors.js";
+import { stop } from "../errors.js";
 
 /** The kind of a record, and its name among those of its kind: `item/m1`, `device/`. */
 export type RecordKey = `${string}/${string}`;
@@ -60,6 +60,7 @@ interface Counters {
 
 /** Where the counters are, among the records. */
 export const COUNTERS = "";
+const OWNER = "owner/";
 
 /** The counters in what is stored. */
 export const countersIn = (stored: ReadonlyMap<string, unknown>): Counters =>
@@ -70,11 +71,19 @@ export const countersIn = (stored: ReadonlyMap<string, unknown>): Counters =>
 export class Store {
   /** Whether the records survive this tab, and other tabs see them. */
   readonly durable: boolean;
-  declare private readonly _database: Database;
+  private _isOwned = false;
 
-  constructor(database: Database) {
-    this._database = database;
-    this.durable = database.durable;
+  constructor(private readonly _database: Database) {
+    this.durable = _database.durable;
+  }
+
+  /** Begins an empty store with the record of its owner, so that all tabs begin with the same. From
+   * then on, changes without a term need an owner who was not erased, and do not change who it is. */
+  async begin(owner: object): Promise<void> {
+    await this._database.transact([COUNTERS, OWNER], (stored, put) => {
+      if (!stored.get(COUNTERS) && !stored.get(OWNER)) put(OWNER, owner);
+    });
+    this._isOwned = true;
   }
 
   /** All records, and the number of the last change that is in them. */
@@ -92,19 +101,26 @@ export class Store {
    *
    * A new record of the kinds `outbox`, `awaited` and `rejected` gets the next number, in the order
    * of the changes, and one that is stored keeps its own. With a `term`, it rejects with the code
-   * `not-leader` if another term has begun.
+   * `not-leader` if another term has begun; without one, with `erased` if another tab has wiped the
+   * store since.
    */
   save(changes: Changes, term?: number): Promise<SavedChange> {
     const keys = numberedKeys(changes);
     return this._database.transact(
-      [COUNTERS, ...keys],
+      [COUNTERS, OWNER, ...keys],
       (stored, put) => {
         const counters = countersIn(stored);
         let { number } = counters;
         if ((term ?? counters.term) !== counters.term) {
-          throw stop("not-leader", "not saved: another tab leads now");
+          throw stop("not-leader", "another tab leads now");
         }
         const saved = new Map(changes);
+        if (this._isOwned && term === undefined) {
+          const owner = stored.get(OWNER) as { readonly erased?: boolean } | undefined;
+          if (!owner || owner.erased) throw stop("erased", "another tab has wiped this device");
+          saved.delete(OWNER);
+          saved.delete("device/");
+        }
         for (const key of keys) {
           const own = numberOf(stored.get(key)) ?? ++number;
           const record = changes.get(key) as object | number;
@@ -157,7 +173,3 @@ const numberOf = (record: unknown): number | undefined =>
 /** The name of the store of a user's device: never that of another user or server. */
 export const storeName = (server: string, user: string): string =>
   `gregor:${JSON.stringify([server, user])}`;
-
-/** A store cannot do now what it was asked to. */
-export const unavailable = (reason: unknown): GregorError =>
-  new GregorError({ code: "unavailable", action: "retry", message: `not saved: ${reason}` });

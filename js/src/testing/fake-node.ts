@@ -7,9 +7,8 @@
 import { invalid, stop, type GregorError, type Problem } from "../errors.js";
 import { Facts } from "../facts.js";
 import { after, type Time } from "../instant.js";
-import { canonical } from "../json.js";
+import { canonical, present } from "../json.js";
 import {
-  present,
   type DeviceID,
   type Item,
   type Message,

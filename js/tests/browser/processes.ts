@@ -15,17 +15,19 @@ export class Server {
 
   private constructor(
     private readonly folder: string,
+    private readonly origin: string,
     readonly port: number,
   ) {}
 
-  static async start(folder: string): Promise<Server> {
-    const server = new Server(folder, await freePort());
+  /** A server for the pages of this origin. */
+  static async start(folder: string, origin: string): Promise<Server> {
+    const server = new Server(folder, origin, await freePort());
     await server.start();
     return server;
   }
 
   async start(): Promise<void> {
-    const args = [`sqlite:///${this.folder}/gregor.db`, `127.0.0.1:${this.port}`];
+    const args = [`sqlite:///${this.folder}/gregor.db`, `127.0.0.1:${this.port}`, this.origin];
     this.#program = new Program("tests.javascript.server", args, { GREGOR_JWT_SECRET: SECRET });
     this.#program.write(String(this.#ahead));
     await until("the server is ready", async () => (await fetch(`${this.url}/readyz`)).ok);
@@ -53,16 +55,16 @@ export class Server {
     return signed({ sub: user, role, iat: Math.floor(now), exp: expires });
   }
 
-  /** What the server answers to a service. */
-  async request(path: string, body?: unknown): Promise<any> {
+  /** What the server answers to a service: lines of JSON. */
+  async request(path: string, body?: unknown): Promise<readonly any[]> {
     const response = await fetch(`${this.url}/v1/${path}`, {
       method: body === undefined ? "GET" : "POST",
       headers: { Authorization: `Bearer ${this.token("tests", 3600, "service")}` },
       ...(body === undefined ? {} : { body: JSON.stringify(body) }),
     });
-    const answer = await response.json();
-    if (!response.ok) throw new Error(`${path}: ${response.status} ${JSON.stringify(answer)}`);
-    return answer;
+    const text = await response.text();
+    if (!response.ok) throw new Error(`${path}: ${response.status} ${text}`);
+    return text.trim().split("\n").map((line) => JSON.parse(line));
   }
 }
 
@@ -91,10 +93,12 @@ export class PythonDevice {
 }
 
 /** Waits until something is so. A failure to find out counts as no. */
-export async function until(what: string, isSo: () => Promise<boolean>, seconds = 30): Promise<void> {
+export async function until(what: string, isSo: () => Promise<boolean>, seconds = 20): Promise<void> {
   const end = Date.now() + seconds * 1000;
-  while (!(await isSo().catch(() => false))) {
-    if (Date.now() > end) throw new Error(`not within ${seconds} s: ${what}`);
+  let failure: unknown;
+  const isSoNow = (): Promise<boolean> => isSo().catch((error: unknown) => ((failure = error), false));
+  while (!(await isSoNow())) {
+    if (Date.now() > end) throw new Error(`not within ${seconds} s: ${what}`, { cause: failure });
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
 }

@@ -5,7 +5,7 @@
 
 import type { GregorError } from "../../src/errors.js";
 import type { Changes, RecordKey, Records } from "../../src/stores/store.js";
-import { Tabs } from "../../src/tabs.js";
+import { joinTabs, type Tabs } from "../../src/tabs.js";
 import type { FakeTab } from "./browser.js";
 
 export class Page {
@@ -22,7 +22,7 @@ export class Page {
     /** The notes that the server has. */
     readonly server: Set<string>,
   ) {
-    this.tabs = new Tabs<string>("gregor", tab.store(), tab.environment, {
+    this.tabs = joinTabs<string>("gregor", tab.store(), tab.environment, {
       onLead: (term) => {
         this.term = term;
         this._note(`leads ${term}`);

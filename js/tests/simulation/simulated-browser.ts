@@ -2,9 +2,9 @@
 
 import { createGregor, type Gregor } from "../../src/client.js";
 import type { Environment } from "../../src/environment.js";
-import type { GregorError } from "../../src/errors.js";
+import { unavailable, type GregorError } from "../../src/errors.js";
 import { Replica } from "../../src/replica.js";
-import { unavailable, type Database } from "../../src/stores/store.js";
+import type { Database } from "../../src/stores/store.js";
 import { FakeBrowser, type FakeTab } from "../fakes/browser.js";
 import type { Random } from "../random.js";
 

@@ -98,7 +98,7 @@ describe("where IndexedDB cannot be used, records live in memory, and that is sa
     vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
     const silent = browser();
     vi.spyOn(silent.indexedDB, "open").mockReturnValue({} as IDBOpenDBRequest);
-    const using = inMemory(silent, /no answer/);
+    const using = inMemory(silent, /did not answer/);
     await vi.advanceTimersByTimeAsync(10_000);
     await using;
   });
@@ -186,7 +186,7 @@ test("a transaction that is not answered in time changes nothing, and the next o
   const { open } = browser();
   const store = await open();
   const get = vi.spyOn(IDBObjectStore.prototype, "get").mockReturnValue({} as IDBRequest);
-  const saving = expect(store.save(ITEM)).rejects.toThrow(/no answer/);
+  const saving = expect(store.save(ITEM)).rejects.toThrow(/did not answer/);
   await vi.advanceTimersByTimeAsync(10_000);
   await saving;
   get.mockRestore();

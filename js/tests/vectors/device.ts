@@ -66,15 +66,17 @@ export class DeviceRun {
     const { replica, _now: now } = this;
     switch (name) {
       case "write":
-        return this._attempt(() => replica.write({ uid: "alice", ...value }, now), [value]);
+        return this._attempt(() => replica.write({ uid: "alice", ...value }, now));
       case "dismiss_category":
       case "dismiss_key":
-        return this._attempt(() => replica.dismissSeen({ uid: "alice", ...value }, now), [value]);
+        return this._attempt(() => replica.dismissSeen({ uid: "alice", ...value }, now));
       case "snooze":
         return this._attempt(() => {
-          const message = { ...replica.snoozed(value.msg_id, { time: value.until }, now), msg_id: value.new_msg_id };
+          const message = {
+            ...replica.snoozed(value.msg_id, { time: value.until }, now),
+            msg_id: value.new_msg_id,
+          };
           replica.write(message, now);
-          return [message];
         });
       case "get":
         return { item: replica.withKey(value, now)?.msg_id ?? null };
@@ -105,9 +107,9 @@ export class DeviceRun {
     }
   }
 
-  private _attempt(operation: () => readonly Message[] | void, messages: readonly Message[] = []): JSONObject {
+  private _attempt(operation: () => unknown): JSONObject {
     try {
-      this._change(operation, messages);
+      this._change(operation);
       return {};
     } catch (error) {
       if (!(error instanceof GregorError)) throw error;
@@ -168,7 +170,7 @@ export class DeviceRun {
         this._maxMessages = effect.limits.messages;
         break;
       case "apply":
-        this._change(() => replica.apply(effect.messages, effect.cursor), effect.messages);
+        this._change(() => replica.apply(effect.messages, effect.cursor));
         break;
       case "replace":
         this._change(() => replica.applySnapshot(effect.items, effect.cursor, effect.epoch));
@@ -201,9 +203,8 @@ export class DeviceRun {
 
   private _acknowledge(results: readonly Result[]): void {
     const pairs = this._window.map((message, place) => [message, results[place]!] as const);
-    const messages = this._window;
     this._window = [];
-    this._change(() => this.replica.applyResults(pairs), messages);
+    this._change(() => this.replica.applyResults(pairs));
   }
 
   private _wipe(epoch: Time | null): void {
@@ -213,10 +214,10 @@ export class DeviceRun {
     this._disconnect();
   }
 
-  private _change(operation: () => readonly Message[] | void, messages: readonly Message[] = []): void {
-    const written = operation() ?? messages;
+  private _change(operation: () => unknown): void {
+    operation();
     const changes = this._save();
-    this._refresh(written, this.replica.takeChanged());
+    this._refresh(this.replica.takeCauses(), this.replica.takeChanged());
     for (const { message, error } of rejectionsIn(changes)) {
       this._events.push({ rejected: { msg_id: message.msg_id, code: error.code } });
     }
@@ -241,7 +242,8 @@ export class DeviceRun {
     const after = replica.visibleAmong(changed, now);
     const unseen = [...visible.keys()].filter((id) => !changed.has(id) && !this._visible.has(id));
     const forgotten = [...this._visible.keys()].filter((id) => !changed.has(id) && !visible.has(id));
-    if (unseen.length + forgotten.length) throw new Error(`not said to have changed: ${[...unseen, ...forgotten]}`);
+    if (unseen.length + forgotten.length)
+      throw new Error(`not said to have changed: ${[...unseen, ...forgotten]}`);
     this._visible = visible;
     for (const event of eventsBetween(before, after, now, messages)) {
       this._events.push(

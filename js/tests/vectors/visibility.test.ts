@@ -21,14 +21,18 @@ interface VisibilityCase {
 
 const { cases } = vectors("visibility") as { cases: readonly VisibilityCase[] };
 
-function seen(messages: readonly StoredMessage[], { device_id, at, known, now = 0 }: View): readonly string[] {
+function seen(
+  messages: readonly StoredMessage[],
+  { device_id, at, known, now = 0 }: View,
+): readonly string[] {
   const facts = new Facts();
   // A page of a state is a state that knows fewer messages.
   for (const message of messages) if (message.ctime <= (known ?? Infinity)) facts.replay(message);
   const items = at === undefined || known ? [...facts.items.values()] : facts.at(at);
-  return new State(items.filter((item) => isVisible(item, device_id, at ?? now)), now).items.map(
-    ({ msg_id }) => msg_id,
-  );
+  return new State(
+    items.filter((item) => isVisible(item, device_id, at ?? now)),
+    now,
+  ).items.map(({ msg_id }) => msg_id);
 }
 
 /** A device is told in the order of the ctimes, whatever the order in which messages were given. */

@@ -1,0 +1,14 @@
+// Minifies the client in two steps: esbuild makes one file of it, and terser finds better names.
+
+import { build } from "esbuild";
+import { minify } from "terser";
+import { bundleOptions } from "./options.js";
+
+/** The code, and what each file adds to it, before terser.
+ * @param {import("esbuild").BuildOptions} options */
+export async function minified(options) {
+  const bundle = { ...bundleOptions, ...options, metafile: true, write: false };
+  const { outputFiles, metafile } = await build(bundle);
+  const { code } = await minify(outputFiles[0].text, { module: true });
+  return { code, shares: Object.values(metafile.outputs)[0].inputs };
+}
