@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.simulation.javascript import JavaScript
+from tests.simulation.browsers import JavaScript
 from tests.simulation.simulation import simulate
 
 SEEDS_PER_TEST = 50

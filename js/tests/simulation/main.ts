@@ -12,15 +12,13 @@ import { Random } from "../random.js";
 import { SimulatedBrowser } from "./simulated-browser.js";
 
 type Question =
-  /** Another simulation begins. */
-  | readonly ["begin", seed: number]
-  /** A device of a user is a browser. */
-  | readonly ["browser", browser: string, user: string, deviceId: string]
+  /** A device of a user is a browser. It replaces that of an earlier simulation. */
+  | readonly ["browser", browser: string, user: string, deviceId: string, seed: number]
   /** A method of the browser is called, at this many milliseconds. */
   | readonly ["call", browser: string, time: number, method: string, ...args: unknown[]];
 
 let random = new Random(0);
-let browsers = new Map<string, SimulatedBrowser>();
+const browsers = new Map<string, SimulatedBrowser>();
 /** Errors that nobody has caught. */
 const uncaught: string[] = [];
 
@@ -28,25 +26,22 @@ for (const event of ["uncaughtException", "unhandledRejection"]) {
   process.on(event, (error: unknown) => uncaught.push((error as Error).stack ?? String(error)));
 }
 
-// All ids come from here.
+// The ids that a browser makes follow from its seed.
 Object.defineProperty(globalThis, "crypto", {
   value: { getRandomValues: (words: Uint32Array) => words.map(() => random.below(2 ** 32)) },
 });
 
 async function answer(question: Question): Promise<object> {
   switch (question[0]) {
-    case "begin":
-      random = new Random(question[1]);
-      browsers = new Map();
-      return {};
     case "browser": {
-      const [, name, user, deviceId] = question;
-      browsers.set(name, new SimulatedBrowser(random, user, deviceId));
+      const [, name, user, deviceId, seed] = question;
+      browsers.set(name, new SimulatedBrowser(new Random(seed), user, deviceId));
       return {};
     }
     case "call": {
       const [, name, time, method, ...args] = question;
       const browser = browsers.get(name) as SimulatedBrowser;
+      random = browser.random;
       return { ...(await browser.call(time, method, args)), uncaught: uncaught.splice(0) };
     }
   }

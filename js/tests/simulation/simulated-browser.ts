@@ -94,11 +94,11 @@ export class SimulatedBrowser extends FakeBrowser {
   private readonly _tokens: ((token: unknown) => void)[] = [];
 
   constructor(
-    private readonly _random: Random,
+    readonly random: Random,
     private readonly _user: string,
     private readonly _deviceId: string,
   ) {
-    super((count) => _random.below(count));
+    super((count) => random.below(count));
   }
 
   note(...event: Event): void {
@@ -267,7 +267,7 @@ export class SimulatedBrowser extends FakeBrowser {
     return {
       ...environment,
       now: () => START + browser.time + browser._ahead,
-      random: () => browser._random.number(),
+      random: () => browser.random.number(),
       setTimeout: (callback, ms) => environment.setTimeout(callback, Math.trunc(ms)),
       fetch: () => Promise.reject(new TypeError("event streams are not simulated")),
       WebSocket: class extends SimulatedSocket {
@@ -319,13 +319,13 @@ export class SimulatedBrowser extends FakeBrowser {
   /** Where the store fails while a page loads, the page is of no use, as it says, and is loaded again:
    * so it does not. */
   private async _transaction<T>(tab: FakeTab, transact: () => Promise<T>): Promise<T> {
-    if (this._isCalm || !this._page(tab.id).isReady || !this._random.chance(0.01)) return transact();
+    if (this._isCalm || !this._page(tab.id).isReady || !this.random.chance(0.01)) return transact();
     throw unavailable("the store fails");
   }
 
   /** Milliseconds. */
   private _latency(): number {
-    return this._isCalm ? 0 : Math.floor(this._random.number() * this._random.of([0, 0, 2, 20, 500]));
+    return this._isCalm ? 0 : Math.floor(this.random.number() * this.random.of([0, 0, 2, 20, 500]));
   }
 
   // What holds at any time
