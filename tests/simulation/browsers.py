@@ -1,4 +1,4 @@
-"""Simulations in which devices are browsers, with the JavaScript client in each of their tabs.
+"""Simulations in which devices are browsers, with the JavaScript client in each tab.
 
 The tabs of all browsers run in one Node process (`js/tests/simulation/main.ts`). They know no world
 but this simulation: it moves their clocks, and is their network and the people at them. Each call
@@ -417,10 +417,7 @@ class SimulatedBrowser(SimulatedDevice):
     def unsettled(self) -> str | None:
         for tab in self._tabs.values():
             status = self._tell("look", tab.number)["status"]
-            if (
-                not (status["online"] and status["synced"] and status["durable"])
-                or status["unsent"]
-            ):
+            if not (status["online"] and status["synced"]) or status["unsent"]:
                 return f"is not settled: {status}"
         return None
 
