@@ -417,6 +417,7 @@ export class Gregor<Bodies = Record<string, unknown>> {
       onChanges: (changes) => this._live.hear(changes),
       onReload: (records) => this._onReload(records),
       onMessage: (said) => this._onMessage(said),
+      beat: () => this._said([]),
     });
     await this._tabs.open();
     this._tabs.say({ type: "ask" });
@@ -465,7 +466,11 @@ export class Gregor<Bodies = Record<string, unknown>> {
   }
 
   private _tell(events: readonly ConnectionEvent[]): void {
-    this._tabs?.say({ type: "connection", status: this._connectionStatus(), events });
+    this._tabs?.say(this._said(events));
+  }
+
+  private _said(events: readonly ConnectionEvent[]): TabMessage {
+    return { type: "connection", status: this._connectionStatus(), events };
   }
 
   private _connectionStatus(): ConnectionStatus {
