@@ -121,7 +121,7 @@ async def _run(settings: Mapping[str, object]) -> Sequence[Samples]:
     )
     output, _ = await process.communicate()
     if process.returncode:
-        raise BenchFailed("the browser was not measured; is it installed by `make bench-browser`?")
+        raise BenchFailed("the browser was not measured; `make bench-browser` installs it")
     return msgspec.json.decode(output, type=list[Samples])
 
 

@@ -31,7 +31,9 @@ measure({
     subscription.subscribe();
     centrifuge.connect();
     const { epoch } = await subscribed;
-    const history = await subscription.history({ limit: items + 1_000, since: { offset: 0, epoch } });
+    const history = await subscription
+      .history({ limit: items + 1_000, since: { offset: 0, epoch } })
+      .catch((error: { message: string }) => Promise.reject(new Error(`history: ${error.message}`)));
     for (const { data } of history.publications) apply(data as Publication);
   },
 
