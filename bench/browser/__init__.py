@@ -88,6 +88,7 @@ def _configure_centrifugo(config: Path, address: Address) -> None:
             "insecure": True,
             "allowed_origins": ["*"],
             "history_max_publication_limit": 20_000,
+            "queue_max_size": 16 * 2**20,  # for a whole history
         },
         "channel": {
             "namespaces": [
