@@ -25,7 +25,7 @@ from tests.javascript import node
 
 HERE = Path(__file__).parent
 OURS = "gregor"
-MAX_KB = {"size of the client": 8, "size of the client with React": 9.5}
+SIZES = ("size of the client", "size of the client with React")
 TITLES = {
     "tinybase": "TinyBase",
     "centrifuge": "Centrifuge and a map",
@@ -135,14 +135,14 @@ def _figure(measured: Samples) -> Figure:
         + (f" ({ours / theirs:.2f})" if theirs else "")
         for system, theirs in medians.items()
     )
-    max_kb = MAX_KB.get(measured.name)
+    is_size = measured.name in SIZES
     return Figure(
         name=measured.name,
         measured=_text(ours, measured.unit),
         beside="; ".join(beside),
-        ratio=None if max_kb is None else ours / 1000,
+        ratio=ours / min(medians.values()) if is_size else None,
         wanted=Wanted.BELOW,
-        threshold=max_kb,
+        threshold=1 if is_size else None,
     )
 
 

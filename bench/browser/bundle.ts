@@ -1,19 +1,18 @@
-/** Pages, and the sizes of clients, as esbuild makes them. */
+/** Pages, and the sizes of clients: all of them minified as Gregor is. */
 
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
-import { build, type BuildOptions } from "esbuild";
-import { bundleOptions } from "../../js/scripts/options.js";
+import type { BuildOptions } from "esbuild";
+import { minified } from "../../js/scripts/minified.js";
 
 const HERE = import.meta.dirname;
 const JS = join(HERE, "../../js");
 
-/** Private members are renamed in Gregor, where they begin with `_`, and nowhere else. */
-const optionsOf = (isGregor: boolean): BuildOptions => {
-  const { mangleProps, ...options } = bundleOptions;
-  return {
+/** Private members begin with `_` in Gregor, and are renamed there. */
+const scriptWith = async (options: BuildOptions, isGregor: boolean): Promise<string> => {
+  const { code } = await minified({
     ...options,
-    ...(isGregor && { mangleProps }),
+    ...(!isGregor && { mangleProps: undefined }),
     alias: {
       "gregor-sync": join(JS, "src/index.ts"),
       "gregor-sync/react": join(JS, "src/react/index.ts"),
@@ -22,18 +21,15 @@ const optionsOf = (isGregor: boolean): BuildOptions => {
     format: "esm",
     jsx: "automatic",
     nodePaths: [join(JS, "node_modules")],
-    write: false,
-  };
+  } as BuildOptions);
+  return code ?? "";
 };
 
-const contents = async (options: BuildOptions): Promise<Uint8Array> =>
-  (await build({ ...options, write: false })).outputFiles[0]!.contents;
-
 /** The script of a page in `pages/`. */
-export async function scriptOf(page: string): Promise<Uint8Array> {
+export function scriptOf(page: string): Promise<string> {
   const isReact = page.endsWith("-react"); // React has names with an underscore that others read
   const entry = join(HERE, "pages", `${page}.${isReact ? "tsx" : "ts"}`);
-  return contents({ ...optionsOf(page === "gregor"), entryPoints: [entry] });
+  return scriptWith({ entryPoints: [entry] }, page === "gregor");
 }
 
 const TINYBASE = `
@@ -55,10 +51,9 @@ export type Client = keyof typeof CLIENTS;
 
 /** The bytes of a client, minified and compressed, without React itself. */
 export async function sizeOf(client: Client): Promise<number> {
-  const script = await contents({
-    ...optionsOf(client.startsWith("gregor")),
+  const options: BuildOptions = {
     stdin: { contents: CLIENTS[client], resolveDir: HERE },
     external: ["react", "react/jsx-runtime"],
-  });
-  return gzipSync(script, { level: 9 }).length;
+  };
+  return gzipSync(await scriptWith(options, client.startsWith("gregor")), { level: 9 }).length;
 }

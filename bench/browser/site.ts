@@ -13,7 +13,7 @@ const page = (script: string): string =>
 /** Serves `/NAME`, its script `/NAME.js`, `/items/COUNT` for the bare browser, and takes
  * `/write/NAME?user=…` for the server of a system. */
 export async function serve(port: number, pages: readonly string[], systems: readonly ServerSystem[]): Promise<Server> {
-  const scripts = new Map<string, Uint8Array>();
+  const scripts = new Map<string, string>();
   for (const name of pages) scripts.set(`/${name}.js`, await scriptOf(name));
 
   async function write(request: IncomingMessage, url: URL): Promise<void> {
