@@ -56,6 +56,7 @@ bench: $(READY)  ## Benchmarks, each beside a baseline from the same run
 	@$(BIN)/python -m bench
 
 bench-browser: $(PEERS_READY)  ## The client in Chromium, beside TinyBase and Centrifuge
+	@$(BIN)/python -m tests.javascript.node npm run check --silent --prefix ../bench/browser
 	@$(BIN)/python -m bench browser
 
 simulate: $(READY)  ## Simulations with random seeds; SEEDS=100000
