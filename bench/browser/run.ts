@@ -5,7 +5,7 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { Browser, BrowserContext, Page } from "../../js/node_modules/playwright-core/index.js";
+import type { Browser, BrowserContext, Page } from "playwright-core";
 import { launch, launchProfile } from "../../js/tests/browser/chromium.ts";
 import { sizeOf, type Client } from "./bundle.ts";
 import { range, userWith } from "./items.ts";

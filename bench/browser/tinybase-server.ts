@@ -32,7 +32,7 @@ function persisterOf(path: string) {
   );
 }
 
-function write(store: MergeableStore, write: BackendWrite): void {
+function apply(store: MergeableStore, write: BackendWrite): void {
   if ("items" in write) {
     store.transaction(() => range(write.items).forEach((n) => setItem(store, n)));
   } else if ("item" in write) setItem(store, write.item);
@@ -54,7 +54,7 @@ async function storeAt(path: string): Promise<MergeableStore> {
 
 const server = createServer((request, response) => {
   void (async () => {
-    write(await storeAt((request.url ?? "/").slice(1)), (await json(request)) as BackendWrite);
+    apply(await storeAt((request.url ?? "/").slice(1)), (await json(request)) as BackendWrite);
     response.end();
   })();
 });

@@ -2,7 +2,6 @@
 
 import { memo, type ComponentType, type ReactElement } from "react";
 import { createRoot } from "react-dom/client";
-import { itemId } from "../items.ts";
 import { writeOnServer } from "./page.ts";
 
 /** What a system gives to React: hooks, a provider, and a write. */
@@ -69,5 +68,3 @@ export function show({ Provider, useCount, useTheme, useRows, useTitle, write }:
     writeOnServer,
   };
 }
-
-export { itemId };

@@ -1,8 +1,8 @@
 import { createMergeableStore } from "tinybase/mergeable-store";
 import { createWsSynchronizer } from "tinybase/synchronizers/synchronizer-ws-client";
 import { Provider, useCell, useRowCount, useRowIds, useValue } from "tinybase/ui-react";
-import { bodyOf } from "../items.ts";
-import { itemId, show } from "./app.tsx";
+import { bodyOf, itemId } from "../items.ts";
+import { show } from "./app.tsx";
 import { address, user } from "./page.ts";
 
 const store = createMergeableStore();
