@@ -9,6 +9,7 @@ import { bundleOptions } from "./options.js";
 export async function minified(options) {
   const bundle = { ...bundleOptions, ...options, metafile: true, write: false };
   const { outputFiles, metafile } = await build(bundle);
-  const { code } = await minify(outputFiles[0].text, { module: true });
+  // In a script, the name at the top is the global.
+  const { code } = await minify(outputFiles[0].text, { module: options.format === "esm" });
   return { code, shares: Object.values(metafile.outputs)[0].inputs };
 }

@@ -132,6 +132,7 @@ export class Gregor<Bodies = Record<string, unknown>> {
     const device = deviceId === undefined ? newMsgId() : given.text("deviceId", deviceId, 128);
     this._live = liveReplica(Replica.load(new Map(), device), environment, {
       save: (changes, isTold) => this._save(changes, isTold),
+      isComplete: () => !this._tabs?.hasGap(),
       onChange: (events) => this._report(events),
       onSaved: () => this._connection?.sendOutbox(),
       onTick: (mayHaveSlept) => this._onTick(mayHaveSlept),
@@ -295,7 +296,7 @@ export class Gregor<Bodies = Record<string, unknown>> {
     const status: Status = {
       online,
       synced,
-      durable: !!this._store?.durable && !this._loss && !this._failure && isStoreWorking,
+      durable: !!this._store?.durable && this._live.isOpen && !this._loss && !this._failure && isStoreWorking,
       unsent: replica.unsent().length,
       lastError: problem ? problemOf(problem) : null,
       retryAt,
@@ -343,7 +344,7 @@ export class Gregor<Bodies = Record<string, unknown>> {
         const { isFinal, lastError } = this._connectionStatus();
         if (this._failure) reject(this._failure);
         else if (isReached(this.status)) resolve();
-        else if (isFinal) reject(new GregorError(lastError!));
+        else if (isFinal && lastError) reject(new GregorError(lastError)); // it is said in a moment
         else return;
         unsubscribe();
       };
@@ -367,10 +368,10 @@ export class Gregor<Bodies = Record<string, unknown>> {
    * with the messages that no node has acknowledged: they are gone, too. */
   async logout(): Promise<readonly Message[]> {
     await this.ready;
-    this._onFollow();
-    const unsent = await this.change((replica) => replica.unsent());
-    await this._store?.wipe();
+    await this.change(() => {}); // the store may not be this user's
+    const wiped = this._loss ? this.replica : Replica.load(await this._store!.wipe(), this.deviceId);
     this._tabs?.say({ type: "logout" });
+    const unsent = wiped.unsent();
     await this._forget();
     return unsent;
   }
@@ -385,8 +386,10 @@ export class Gregor<Bodies = Record<string, unknown>> {
   }
 
   private async _forget(): Promise<void> {
-    this._live.reload(Replica.load(new Map(), this.deviceId));
-    await this.close();
+    this._onFollow();
+    await this._live.drained();
+    await this._live.reload(Replica.load(new Map(), this.deviceId));
+    this._end(unavailable("somebody has logged out; create another client"));
   }
 
   /** Nothing can be written from now on. What was written is in the store. */
@@ -406,6 +409,7 @@ export class Gregor<Bodies = Record<string, unknown>> {
     const name = storeName(this._server.http, this.user);
     const onLost = (loss: GregorError) => this._onLost(loss);
     this._store = options.store ? new Store(options.store) : await openStore(name, environment, onLost);
+    this._store.onWiped = () => void this._forget();
     await this._store.begin({ device_id: this.deviceId, uid: this.user, epoch: null, erased: false });
     this._tabs = joinTabs(name, this._store, environment, {
       onLead: (term) => this._onLead(term),
@@ -423,7 +427,7 @@ export class Gregor<Bodies = Record<string, unknown>> {
     const replica = Replica.load(records, this._options.deviceId ?? owner?.device_id ?? this.deviceId);
     replica.ownedBy(this.user);
     if (this._live.isOpen) {
-      this._live.reload(replica);
+      void this._live.reload(replica);
       return this._report([{ type: "missed" }]);
     }
     this._live.open(replica);
