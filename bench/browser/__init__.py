@@ -19,13 +19,12 @@ from msgspec import Struct
 
 from bench import servers
 from bench.load import BenchFailed
-from bench.report import Figure, Wanted
+from bench.report import Figure
 from bench.servers import Address, ServerProcess
 from tests.javascript import node
 
 HERE = Path(__file__).parent
 OURS = "gregor"
-SIZES = ("size of the client", "size of the client with React")
 TITLES = {
     "tinybase": "TinyBase",
     "centrifuge": "Centrifuge and a map",
@@ -135,15 +134,8 @@ def _figure(measured: Samples) -> Figure:
         + (f" ({ours / theirs:.2f})" if theirs else "")
         for system, theirs in medians.items()
     )
-    is_size = measured.name in SIZES
-    return Figure(
-        name=measured.name,
-        measured=_text(ours, measured.unit),
-        beside="; ".join(beside),
-        ratio=ours / min(medians.values()) if is_size else None,
-        wanted=Wanted.BELOW,
-        threshold=1 if is_size else None,
-    )
+    text = _text(ours, measured.unit)
+    return Figure(name=measured.name, measured=text, beside="; ".join(beside))
 
 
 def _text(value: float, unit: str) -> str:
