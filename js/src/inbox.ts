@@ -12,7 +12,6 @@ import { invalid } from "./errors.js";
 import type { Time, When } from "./instant.js";
 import {
   newMsgId,
-  type DeviceID,
   type Item,
   type Key,
   type Message,
@@ -116,7 +115,6 @@ function comingBack({ items, written }: Undo, live: readonly Item[], now: Time):
 /** What an inbox needs of a client. */
 export interface Device {
   readonly user: UID;
-  readonly deviceId: DeviceID;
   state(): State;
   change<T>(operation: (replica: Replica, now: Time) => T): Promise<T>;
 }
@@ -229,12 +227,13 @@ export class Inbox {
 
   /** Dismisses what is found: by these ranges, or else by its keys. */
   private _dismiss(find: Find, ranges?: readonly Range[]): Promise<Undo | undefined> {
-    const { user, deviceId } = this._device;
+    const { user } = this._device;
     return this._device.change((replica, now) => {
       const items = find(replica, now);
       if (!items.length) return undefined;
       const dismissal = ranges ? { ranges } : { keys: [...new Set(items.map(keyOf))].map((key) => ({ key })) };
-      replica.dismissSeen({ uid: user, msg_id: newMsgId(), device_id: deviceId, dismissal }, now);
+      const { device_id } = replica.device;
+      replica.dismissSeen({ uid: user, msg_id: newMsgId(), device_id, dismissal }, now);
       return { items, written: [] };
     });
   }
