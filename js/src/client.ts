@@ -235,7 +235,6 @@ export function createGregor<Bodies = Record<string, unknown>>(options: GregorOp
     environment.listen("online", wake),
     environment.listen("visibilitychange", () => environment.isVisible() && wake()),
   ];
-  const ready = open().catch(end);
 
   // Writing
 
@@ -376,6 +375,7 @@ export function createGregor<Bodies = Record<string, unknown>>(options: GregorOp
   async function open(): Promise<void> {
     const name = storeName(server.http, user);
     store = options.store ? new Store(options.store) : await openStore(name, environment, onLost);
+    await store.begin({ device_id: deviceId(), uid: user, epoch: null, erased: false });
     tabs = joinTabs(name, store, environment, { onLead, onFollow, onChanges: live.hear, onReload, onMessage });
     await tabs.open();
     tabs.say({ type: "ask" });
@@ -454,6 +454,7 @@ export function createGregor<Bodies = Record<string, unknown>>(options: GregorOp
     else tabs?.say({ type: "wake" });
   }
 
+  const ready = open().catch(end);
   return {
     user,
     get deviceId() {

@@ -152,7 +152,7 @@ export function liveReplica(replica: Replica, environment: Environment, listener
     for (const msgId of msgIds) {
       const was = visible.get(msgId);
       const is = next.get(msgId);
-      if (was === is) continue;
+      if (was?.ctime === is?.ctime) continue; // what is unsent is made again with each frame
       visible.delete(msgId);
       if (was) gone.set(msgId, was);
       if (is) {

@@ -2,6 +2,7 @@
 
 import { describe, expect, test, vi } from "vitest";
 import type { Gregor } from "../src/client.js";
+import type { Channel } from "../src/environment.js";
 import { START, World, ack, item, stored, texts } from "./fakes/world.js";
 
 const cursor = START * 1000;
@@ -184,6 +185,48 @@ test("a logout is one of all tabs", async () => {
   expect(dismissed).toHaveBeenCalledTimes(2);
   await expect(leader.put("c", 1)).rejects.toMatchObject({ code: "unavailable" });
   expect(texts(await world.tab())).toEqual([]);
+});
+
+/** A tab that hears nothing of the others. */
+const deaf = (world: World) => ({
+  ...world.environment(),
+  BroadcastChannel: class implements Channel {
+    onmessage = null;
+    postMessage(): void {}
+    close(): void {}
+  },
+});
+
+test("tabs that open an empty store at once are one device", async () => {
+  const world = new World();
+  const open = () => world.tab({ environment: deaf(world) });
+  const [one, two] = await Promise.all([open(), open()]);
+  expect(two?.deviceId).toBe(one?.deviceId);
+});
+
+describe("a tab that has not heard yet that all was wiped", () => {
+  test("writes nothing for a user who was erased", async () => {
+    const world = new World();
+    const leader = await world.tab();
+    const socket = await world.connect();
+    const follower = await world.tab({ environment: deaf(world) });
+    socket.say({ type: "erased", epoch: cursor + 9, uid: "alice" });
+    await world.settled();
+    await expect(follower.put("b", 1)).rejects.toMatchObject({ code: "erased" });
+    leader.reconnect();
+    await world.connect();
+    expect(world.socket.sent.filter(({ type }) => type === "consume")).toEqual([]);
+  });
+
+  test("leaves nothing behind a logout", async () => {
+    const world = new World();
+    const leader = await world.tab();
+    const follower = await world.tab({ environment: deaf(world) });
+    await leader.logout();
+    await expect(follower.put("b", 1)).rejects.toMatchObject({ code: "erased" });
+    await follower.close();
+    expect(texts(await world.tab())).toEqual([]);
+  });
 });
 
 test("where a browser has no locks, each tab has its own connection", async () => {

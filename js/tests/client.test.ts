@@ -8,7 +8,7 @@ import type { Item } from "../src/message.js";
 import { memoryDatabase } from "../src/stores/memory.js";
 import type { Database } from "../src/stores/store.js";
 import { TestServer } from "../src/testing/index.js";
-import { START, World, item, snapshot, stored, texts } from "./fakes/world.js";
+import { START, World, item, snapshot, stored, texts, welcome } from "./fakes/world.js";
 
 const ALL = ["created", "dismissed", "out_of_band", "synced", "write_rejected", "online", "offline", "erased", "missed"] as const;
 
@@ -195,6 +195,21 @@ describe("what is shown", () => {
     expect(gregor.items("chat.")).toBe(chat);
     expect(gregor.items("mail")).not.toBe(mail);
     expect(gregor.items()).not.toBe(all);
+  });
+
+  test("is the same array, when the node says something else while it is unsent", async () => {
+    const world = new World();
+    const gregor = await world.tab();
+    world.socket.open().say(welcome(world.clock.now), snapshot([], world.clock.now));
+    await world.settled();
+    const { cursor } = gregor.replica.device;
+    await world.advance(1000);
+    await gregor.put("chat.a", 1);
+    const chat = gregor.items("chat.");
+    world.socket.say(stored("m", cursor, cursor + 1, { creation: { category: "mail", body: 2 } }));
+    await world.settled();
+    expect(gregor.count("mail")).toBe(1);
+    expect(gregor.items("chat.")).toBe(chat);
   });
 
   test("begins and ends at its time, with an event, however late a timer is", async () => {

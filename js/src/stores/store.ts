@@ -60,6 +60,7 @@ interface Counters {
 
 /** Where the counters are, among the records. */
 export const COUNTERS = "";
+const OWNER = "owner/";
 
 /** The counters in what is stored. */
 export const countersIn = (stored: ReadonlyMap<string, unknown>): Counters =>
@@ -70,9 +71,19 @@ export const countersIn = (stored: ReadonlyMap<string, unknown>): Counters =>
 export class Store {
   /** Whether the records survive this tab, and other tabs see them. */
   readonly durable: boolean;
+  private _isOwned = false;
 
   constructor(private readonly _database: Database) {
     this.durable = _database.durable;
+  }
+
+  /** Begins an empty store with the record of its owner, so that all tabs begin with the same. From
+   * then on, changes without a term need an owner who was not erased, and do not change who it is. */
+  async begin(owner: object): Promise<void> {
+    await this._database.transact([COUNTERS, OWNER], (stored, put) => {
+      if (!stored.get(COUNTERS) && !stored.get(OWNER)) put(OWNER, owner);
+    });
+    this._isOwned = true;
   }
 
   /** All records, and the number of the last change that is in them. */
@@ -90,12 +101,13 @@ export class Store {
    *
    * A new record of the kinds `outbox`, `awaited` and `rejected` gets the next number, in the order
    * of the changes, and one that is stored keeps its own. With a `term`, it rejects with the code
-   * `not-leader` if another term has begun.
+   * `not-leader` if another term has begun; without one, with `erased` if another tab has wiped the
+   * store since.
    */
   save(changes: Changes, term?: number): Promise<SavedChange> {
     const keys = numberedKeys(changes);
     return this._database.transact(
-      [COUNTERS, ...keys],
+      [COUNTERS, OWNER, ...keys],
       (stored, put) => {
         const counters = countersIn(stored);
         let { number } = counters;
@@ -103,6 +115,12 @@ export class Store {
           throw stop("not-leader", "another tab leads now");
         }
         const saved = new Map(changes);
+        if (this._isOwned && term === undefined) {
+          const owner = stored.get(OWNER) as { readonly erased?: boolean } | undefined;
+          if (!owner || owner.erased) throw stop("erased", "another tab has wiped this device");
+          saved.delete(OWNER);
+          saved.delete("device/");
+        }
         for (const key of keys) {
           const own = numberOf(stored.get(key)) ?? ++number;
           const record = changes.get(key) as object | number;
