@@ -9,6 +9,6 @@ import { bundleOptions } from "./options.js";
 export async function minified(options) {
   const bundle = { ...bundleOptions, ...options, metafile: true, write: false };
   const { outputFiles, metafile } = await build(bundle);
-  const { code } = await minify(outputFiles[0].text, { module: true });
+  const { code } = await minify(outputFiles[0].text, { module: true, compress: { passes: 2 } });
   return { code, shares: Object.values(metafile.outputs)[0].inputs };
 }

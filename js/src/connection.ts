@@ -7,9 +7,9 @@
  */
 
 import { clientSession } from "./client-session.js";
-import { ANSWER_MS, asError, converse, type Conversation } from "./conversation.js";
-import type { Environment, Timer } from "./environment.js";
-import { problemOf, unavailable, type GregorError, type Problem } from "./errors.js";
+import { ANSWER_MS, converse, type Conversation } from "./conversation.js";
+import { inTime, type Environment, type Timer } from "./environment.js";
+import { asError, problemOf, unavailable, type GregorError, type Problem } from "./errors.js";
 import { openEventStream } from "./event-stream.js";
 import type { Time } from "./instant.js";
 import type { LiveReplica } from "./live-replica.js";
@@ -109,17 +109,10 @@ export function connect(
   }
 
   async function currentToken(): Promise<string> {
-    let timer: Timer;
-    const isLate = new Promise<never>((_, reject) => {
-      timer = setTimeout(() => reject(unavailable("the token function did not answer in time")), ANSWER_MS);
-    });
-    try {
-      const given: unknown = await Promise.race([isLate, typeof token === "string" ? token : token()]);
-      if (!given || typeof given !== "string") throw unavailable("the token function gave no text");
-      return given;
-    } finally {
-      clearTimeout(timer);
-    }
+    const ask = async (): Promise<unknown> => (typeof token === "string" ? token : token());
+    const given = await inTime(environment, ask(), ANSWER_MS, "the token function did not answer in time");
+    if (!given || typeof given !== "string") throw unavailable("the token function gave no text");
+    return given;
   }
 
   /** Resolves if another one is to follow without a word. Rejects with why it has ended. */

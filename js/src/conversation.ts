@@ -8,7 +8,7 @@
 
 import type { ClientSession, Effect } from "./client-session.js";
 import type { Environment, Timer } from "./environment.js";
-import { GregorError, unavailable, type Problem } from "./errors.js";
+import { asError, GregorError, unavailable, type Problem } from "./errors.js";
 import type { Result } from "./frames.js";
 import type { LiveReplica, Operation } from "./live-replica.js";
 import type { Message, OutOfBandMessage } from "./message.js";
@@ -53,9 +53,6 @@ interface PendingOutOfBand {
   readonly resolve: () => void;
   readonly reject: (error: GregorError) => void;
 }
-
-export const asError = (error: unknown): GregorError =>
-  error instanceof GregorError ? error : unavailable(`${error}`);
 
 export function converse(
   live: LiveReplica,
