@@ -5,7 +5,7 @@ import type { BodyOf, BodyWithin } from "./bodies.js";
 import { connect, type Connection, type ConnectionEvent, type ConnectionOptions, type Token } from "./connection.js";
 import { defaultEnvironment, inTime, type Environment } from "./environment.js";
 import { GregorError, problemOf, stop, unavailable, type Problem } from "./errors.js";
-import { Inbox } from "./inbox.js";
+import { inboxOf, type Inbox } from "./inbox.js";
 import { after, type When } from "./instant.js";
 import { hasExactIntegers } from "./json.js";
 import { liveReplica, type Operation, type ReplicaEvent } from "./live-replica.js";
@@ -463,7 +463,7 @@ export function createGregor<Bodies = Record<string, unknown>>(options: GregorOp
     get replica() {
       return live.replica;
     },
-    inbox: new Inbox({ user, state, change }),
+    inbox: inboxOf({ user, state, change }),
     ready,
     get status() {
       return status();
