@@ -491,7 +491,7 @@ export function createGregor<Bodies = Record<string, unknown>>(options: GregorOp
     async outOfBand(system, body) {
       const outOfBand = message.outOfBand(user, system, body);
       if (connection) return connection.sendOutOfBand(outOfBand);
-      if (!leader.online) throw unavailable("there is no connection, and out-of-band messages are not queued");
+      if (!leader.online) throw unavailable("there is no connection");
       return ask(outOfBand);
     },
     discard: (...msgIds) => change((replica) => replica.discard(msgIds)),
@@ -522,6 +522,6 @@ export function createGregor<Bodies = Record<string, unknown>>(options: GregorOp
 
 function addressOf(url: string): { readonly http: string; readonly ws: string } {
   const [, secure, rest] = /^(?:http|ws)(s?)(:\/\/[^/?#]+[^?#]*?)\/*(?:[?#].*)?$/.exec(url) ?? [];
-  if (!rest) throw stop("setup", `${url} is not the URL of a server, such as https://example.com`, "url");
+  if (!rest) throw stop("setup", `${url} is no URL such as https://example.com`, "url");
   return { http: `http${secure}${rest}`, ws: `ws${secure}${rest}` };
 }

@@ -227,7 +227,7 @@ export function connect(
     sendOutbox: () => conversation?.sendOutbox(),
     async sendOutOfBand(message) {
       if (failure?.code === "erased") throw failure;
-      if (!online || !conversation) throw unavailable("there is no connection, and out-of-band messages are not queued");
+      if (!online || !conversation) throw unavailable("there is no connection");
       return conversation.sendOutOfBand(message);
     },
     close() {
