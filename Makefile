@@ -9,13 +9,14 @@ READY := $(VENV)/.ready
 JS_READY := js/node_modules/.ready
 SEEDS ?= 2000
 ROUNDS ?= 1
+HUNT_ROUNDS ?= 200
 SHARDS ?= 1
 
-.PHONY: help demo fleet test environments check bench simulate faults vectors lock clean
+.PHONY: help demo fleet test environments check bench simulate faults hunt-js vectors lock clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
@@ -54,6 +55,9 @@ simulate: $(READY)  ## Simulations with random seeds; SEEDS=100000
 
 faults: $(READY)  ## Each fault, injected into a real fleet; ROUNDS=20
 	@$(BIN)/python -m tests.faults --rounds $(ROUNDS)
+
+hunt-js: $(READY) $(JS_READY)  ## The JavaScript client: rounds in a browser, histories; HUNT_ROUNDS=200
+	@$(BIN)/python -m tests.javascript.hunt --rounds $(HUNT_ROUNDS)
 
 vectors: $(READY)  ## Regenerate the vectors of clients in spec/vectors
 	@$(BIN)/python -m tests.vectors

@@ -15,5 +15,9 @@ export function openWebSocket(
   socket.onmessage = ({ data }) => listener.frame(data);
   socket.onclose = ({ code, reason }) =>
     listener.closed(code, reason || `the connection ended with code ${code}`);
-  return { send: (frame) => socket.send(encode(frame)), close: () => socket.close() };
+  return {
+    // A browser logs an error for what is sent on a socket that has closed, before it says so.
+    send: (frame) => void (socket.readyState > 1 || socket.send(encode(frame))),
+    close: () => socket.close(),
+  };
 }

@@ -37,12 +37,13 @@ def command(program: str, *arguments: str) -> Sequence[str]:
             return (NODE, str(JS / "node_modules" / ".bin" / program), *arguments)
 
 
-def run(program: str, *arguments: str, folder: Path = JS) -> str:
-    """What the command prints. Raises AssertionError with all of it if the command fails."""
+def run(program: str, *arguments: str, folder: Path = JS, **variables: str) -> str:
+    """What the command prints, with these variables in its environment. Raises AssertionError with
+    all of it if the command fails."""
     done = subprocess.run(
         command(program, *arguments),
         cwd=folder,
-        env=environment(),
+        env={**environment(), **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

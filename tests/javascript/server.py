@@ -1,6 +1,6 @@
 """A real server for the tests of JavaScript, whose clock can be set ahead while it runs.
 
-GREGOR_JWT_SECRET=... python -m tests.javascript.server sqlite:////tmp/gregor.db 127.0.0.1:9911
+GREGOR_JWT_SECRET=... python -m tests.javascript.server STORE HOST:PORT ORIGIN_OF_PAGES
 
 Each line on stdin is by how many seconds the clock is ahead of this machine's. The server stops
 when stdin ends, so that none outlives its test.
@@ -17,8 +17,6 @@ from gregor.clock import now
 from gregor.config import Auth, load
 from gregor.core.instant import SECOND, Time
 from gregor.server.process import serve
-
-PAGES = "http://127.0.0.1"  # from where the pages of the tests come
 
 
 class AdjustedClock:
@@ -38,10 +36,10 @@ class AdjustedClock:
 
 
 def main() -> None:
-    store, listen = sys.argv[1:]
+    store, listen, origin = sys.argv[1:]
     clock = AdjustedClock()
     threading.Thread(target=clock.follow, args=(sys.stdin,), daemon=True).start()
-    settings = load(store=store, listen=listen, auth=Auth.JWT, allow_origin=PAGES)
+    settings = load(store=store, listen=listen, auth=Auth.JWT, allow_origin=origin)
     asyncio.run(serve(settings, clock))
 
 

@@ -1,12 +1,26 @@
-"""The JavaScript client in a real browser, with a real server and a Python device."""
+"""The JavaScript client in a real browser, with a real server and a Python device.
+
+make hunt-js
+
+plays more rounds. A round that fails prints its seed.
+"""
 
 import pytest
 
 from tests.javascript.node import run
 
 BROWSER = ("run", "--config", "tests/browser/vitest.config.ts")
+ROUNDS = 20
+ROUNDS_PER_TEST = 5
 
 
 @pytest.mark.slow
-def test_harness_of_the_browser_works() -> None:
-    run("vitest", *BROWSER, "harness")
+@pytest.mark.parametrize("name", ["harness", "stores", "tabs", "examples"])
+def test_browser_passes(name: str) -> None:
+    run("vitest", *BROWSER, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(ROUNDS // ROUNDS_PER_TEST))
+def test_all_devices_agree_after_random_rounds(part: int) -> None:
+    print(run("vitest", *BROWSER, "rounds", GREGOR_ROUNDS=str(ROUNDS_PER_TEST)))

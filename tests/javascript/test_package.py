@@ -70,3 +70,12 @@ def test_client_is_within_its_size() -> None:
 
 def test_vitest_passes() -> None:
     print(run("vitest", "run", "--passWithNoTests"))
+
+
+def test_package_follows_the_rules_of_npm(archive: Path) -> None:
+    run("publint", "run", str(archive), "--strict")
+
+
+def test_every_entry_point_of_the_package_has_types(archive: Path) -> None:
+    script_tag = ("--exclude-entrypoints", "gregor.min.js")
+    run("attw", str(archive), "--profile", "esm-only", *script_tag)

@@ -56,7 +56,7 @@ from gregor.core.message import (
     put,
 )
 from gregor.core.state import Item
-from gregor.core.sync import Snapshot
+from gregor.core.sync import Snapshot, Sync
 from gregor.errors import Erased, InvalidMessage, Unavailable
 from gregor.interfaces import Caller, Stored
 from gregor.node.node import Node
@@ -474,9 +474,39 @@ class SimulatedDevice:
         await asyncio.sleep(self._simulation.rng.random() * 10)
         self._reachable = True
 
+    # The final check
+
+    def unsettled(self) -> str | None:
+        """Why it cannot agree yet; None if it can."""
+        client = self.client
+        if client is None or not client.online:
+            return "is not online"
+        if client.unsent_count:
+            return f"still has {client.unsent_count} messages to send"
+        return None
+
+    def rejected(self) -> set[MsgID]:
+        assert self.client is not None
+        return {rejected_write.message.msg_id for rejected_write in self.client.rejected()}
+
+    def difference(self, sync: Sync) -> str | None:
+        """How what it holds differs from what the store has; None if it does not."""
+        assert self.client is not None
+        assert isinstance(sync.content, Snapshot)
+        held, stored = self.client.replica.facts, sync.content.facts()
+        states = [facts.state(self.device_id, sync.as_of) for facts in (held, stored)]
+        if held.hash(self.device_id, sync.as_of) != sync.hash or states[0] != states[1]:
+            return f"holds {names(held)}, and the store {names(stored)}"
+        if not self.client.replica.hash_matches(sync.as_of, sync.hash):
+            return "has a sum of hashes that differs from that of its items"
+        return None
+
     def break_connection(self, reason: str) -> None:
         if self._connection is not None:
             self._connection.cut(reason)
+
+
+NewDevice = Callable[["Simulation", UID, DeviceID], SimulatedDevice]
 
 
 class History(NamedTuple):
@@ -489,7 +519,9 @@ class History(NamedTuple):
 class Simulation:
     """One run of nodes, devices and a store, fully determined by its seed."""
 
-    def __init__(self, seed: int, sharded: bool = False) -> None:
+    def __init__(
+        self, seed: int, sharded: bool = False, new_device: NewDevice = SimulatedDevice
+    ) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
         self.users: Sequence[UID] = USERS
@@ -503,9 +535,7 @@ class Simulation:
         )
         self.nodes = [SimulatedNode(self, f"node{n}") for n in range(self.rng.randrange(1, 4))]
         self.devices = [
-            SimulatedDevice(self, uid, f"d{n}")
-            for uid in USERS
-            for n in range(self.rng.randrange(1, 4))
+            new_device(self, uid, f"d{n}") for uid in USERS for n in range(self.rng.randrange(1, 4))
         ]
         self.acknowledged: dict[tuple[UID, MsgID], Time] = {}
         self._sent: list[InBandMessage] = []
@@ -825,30 +855,20 @@ class Simulation:
         return await self.store.problem()
 
     async def _difference(self, device: SimulatedDevice, history: History) -> str | None:
-        client = device.client
-        if client is None or not client.online:
-            return "is not online"
-        if client.unsent_count:
-            return f"still has {client.unsent_count} messages to send"
+        problem = device.unsettled()
+        if problem is not None:
+            return problem
         # With expiring items, the hash by one clock may differ from the hash by another clock.
         if self.clocks_agree and any(client.mismatches for client in device.clients):
             return "was wrong until a snapshot replaced it"
-        rejected = {rejected_write.message.msg_id for rejected_write in client.rejected()}
+        rejected = device.rejected()
         for msg_id, epoch in device.accepted:
             stored_at = history.ids.get(msg_id)
             if epoch is not None and epoch < history.epoch and stored_at is not None:
                 return f"wrote {msg_id} before the user was erased, and it was stored after that"
             if epoch == history.epoch and stored_at is None and msg_id not in rejected:
                 return f"wrote {msg_id}, which is neither stored nor rejected"
-        sync = await self.store.sync(device.uid, device.device_id)
-        assert isinstance(sync.content, Snapshot)
-        held, stored = client.replica.facts, sync.content.facts()
-        states = [facts.state(device.device_id, sync.as_of) for facts in (held, stored)]
-        if held.hash(device.device_id, sync.as_of) != sync.hash or states[0] != states[1]:
-            return f"holds {_names(held)}, and the store {_names(stored)}"
-        if not client.replica.hash_matches(sync.as_of, sync.hash):
-            return "has a sum of hashes that differs from that of its items"
-        return None
+        return device.difference(await self.store.sync(device.uid, device.device_id))
 
     async def _history(self, uid: UID) -> History:
         log = await self.store.log(uid)
@@ -870,7 +890,7 @@ class Simulation:
         return History(epoch, ids)
 
 
-def _names(facts: Facts) -> list[str]:
+def names(facts: Facts) -> list[str]:
     items = sorted(facts.items.values(), key=Item.order)
     return [f"{item.msg_id}@{item.ctime}" for item in items]
 
@@ -893,10 +913,13 @@ def _as_stored(message: InBandMessage, log: Sequence[InBandMessage]) -> Stored:
     return Stored(message, dead, replaced=None if replaced is None else replaced.msg_id)
 
 
-def simulate(seed: int, sharded: bool | None = None) -> Simulation:
+def simulate(
+    seed: int, sharded: bool | None = None, new_device: NewDevice = SimulatedDevice
+) -> Simulation:
     """Run one simulation. Raises Disagreement, with the seed and the end of the trace in its text,
     if the result is wrong. If `sharded` is None, the seed decides whether the store is sharded."""
-    simulation = Simulation(seed, seed % SHARDED_EVERY == 0 if sharded is None else sharded)
+    is_sharded = seed % SHARDED_EVERY == 0 if sharded is None else sharded
+    simulation = Simulation(seed, is_sharded, new_device)
     carry_out(simulation)
     return simulation
 

@@ -45,11 +45,10 @@ const shows = (page: Page, selector: string, text: string): Promise<void> =>
 
 test("the page of fifteen lines shows its badge offline, and in two tabs", async () => {
   const site = "http://127.0.0.1/";
-  process.env["GREGOR_ALLOW_ORIGIN"] = new URL(site).origin;
-  const server = await Server.start(newFolder());
+  const server = await Server.start(newFolder(), new URL(site).origin);
   try {
     const stored = async (): Promise<number> =>
-      (await server.request("users/alice/count?prefix=unread.")).counts["unread."];
+      (await server.request("users/alice/count?prefix=unread."))[0].counts["unread."];
     await servePage(site, server);
     const [one, two] = [await tabAt(site), await tabAt(site)];
     await one.click("#add");

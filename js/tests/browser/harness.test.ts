@@ -16,15 +16,17 @@ let page: Page;
 let problems: readonly string[];
 
 beforeAll(async () => {
-  [browser, site] = await Promise.all([launch(), Site.of("empty-page.ts")]);
+  [browser, site] = await Promise.all([launch(), Site.serve("empty-page.ts")]);
 });
-afterAll(() => browser.close());
+afterAll(async () => {
+  await browser.close();
+  site.close();
+});
 beforeEach(async () => {
   context = await browser.newContext();
   problems = problemsOf(context);
-  await site.appearIn(context);
   page = await context.newPage();
-  await page.goto(site.url);
+  await page.goto(site.origin);
   return () => context.close();
 });
 
@@ -51,7 +53,7 @@ test.each([
 
 test("what a device writes survives the death of its server, and the network between them", async () => {
   const folder = mkdtempSync(join(tmpdir(), "gregor-"));
-  const server = await Server.start(folder);
+  const server = await Server.start(folder, site.origin);
   const link = await Link.to(server.port);
   const device = new PythonDevice(link.url, server.token("ann", 3600), "laptop", `${folder}/laptop.db`);
   try {

@@ -15,17 +15,19 @@ export class Server {
 
   private constructor(
     private readonly folder: string,
+    private readonly origin: string,
     readonly port: number,
   ) {}
 
-  static async start(folder: string): Promise<Server> {
-    const server = new Server(folder, await freePort());
+  /** A server for the pages of this origin. */
+  static async start(folder: string, origin: string): Promise<Server> {
+    const server = new Server(folder, origin, await freePort());
     await server.start();
     return server;
   }
 
   async start(): Promise<void> {
-    const args = [`sqlite:///${this.folder}/gregor.db`, `127.0.0.1:${this.port}`];
+    const args = [`sqlite:///${this.folder}/gregor.db`, `127.0.0.1:${this.port}`, this.origin];
     this.#program = new Program("tests.javascript.server", args, { GREGOR_JWT_SECRET: SECRET });
     this.#program.write(String(this.#ahead));
     await until("the server is ready", async () => (await fetch(`${this.url}/readyz`)).ok);

@@ -1,4 +1,4 @@
-import type { Browser, BrowserContext, CDPSession, Page } from "playwright-core";
+import type { BrowserContext, CDPSession, Page } from "playwright-core";
 import type { Item } from "../../src/message.js";
 import type { Status } from "../../src/status.js";
 import { Link } from "./link.js";
@@ -25,6 +25,7 @@ export class Profile {
   readonly problems: readonly string[];
   /** Says which token a page gets next. */
   token: () => Promise<string>;
+  #online = true;
 
   private constructor(
     readonly deviceId: string,
@@ -39,32 +40,37 @@ export class Profile {
   }
 
   static async open(
-    browser: Browser,
+    context: BrowserContext,
     server: Server,
     site: Site,
     user: string,
     deviceId: string,
-    fakeTime = false,
+    link?: Link,
   ): Promise<Profile> {
-    const permissions = ["local-network-access"]; // the page seems to come from elsewhere
-    const [context, link] = await Promise.all([
-      browser.newContext({ permissions }),
-      Link.to(server.port),
-    ]);
-    await site.appearIn(context);
+    link ??= await Link.to(server.port);
     const profile = new Profile(deviceId, user, site, context, link, server);
     await context.exposeFunction("token", () => profile.token());
-    if (fakeTime) await context.clock.install();
     return profile;
   }
 
   async openTab(): Promise<Tab> {
     const page = await this.context.newPage();
     const parameters = { url: this.link.url, user: this.user, deviceId: this.deviceId };
-    await page.goto(`${this.site.url}?${new URLSearchParams(parameters)}`);
+    await this.#loading(() => page.goto(`${this.site.origin}/?${new URLSearchParams(parameters)}`));
     const tab = { page, devtools: await this.context.newCDPSession(page), frozen: false };
     this.tabs.push(tab);
     return tab;
+  }
+
+  async reload({ page }: Tab): Promise<void> {
+    await this.#loading(() => page.reload());
+  }
+
+  /** Loads a page, also while the device is offline: as from a service worker. */
+  async #loading(load: () => Promise<unknown>): Promise<void> {
+    await this.context.setOffline(false);
+    await load();
+    await this.context.setOffline(!this.#online);
   }
 
   /** Ends a tab: closes it, or kills its process. */
@@ -78,19 +84,24 @@ export class Profile {
     await tab.page.close();
   }
 
+  /** Stops all that a tab does, as if its process hung, and lets it go on. */
   async freeze(tab: Tab, frozen: boolean): Promise<void> {
     tab.frozen = frozen;
-    await tab.devtools.send("Page.setWebLifecycleState", { state: frozen ? "frozen" : "active" });
+    if (frozen) await tab.devtools.send("Debugger.enable");
+    await tab.devtools.send(frozen ? "Debugger.pause" : "Debugger.disable");
   }
 
-  /** How many bytes this site may store; undefined: as many as usual. */
-  async limitStorage(bytes?: number): Promise<void> {
-    const quota = bytes === undefined ? {} : { quotaSize: bytes };
-    const origin = new URL(this.site.url).origin;
-    await this.tabs[0]?.devtools.send("Storage.overrideQuotaForOrigin", { origin, ...quota });
+  /** Fills the disk of a profile in a folder, before a tab has opened its database: the browser
+   * remembers for a while that there was space. */
+  async fillDisk(isFull: boolean): Promise<void> {
+    const page = this.context.pages()[0] ?? (await this.context.newPage());
+    const devtools = await this.context.newCDPSession(page);
+    const quota = isFull ? { quotaSize: 1 } : {};
+    await devtools.send("Storage.overrideQuotaForOrigin", { origin: this.site.origin, ...quota });
   }
 
   async setOnline(online: boolean): Promise<void> {
+    this.#online = online;
     if (online) this.link.mend();
     else this.link.cut();
     await this.context.setOffline(!online);

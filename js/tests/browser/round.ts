@@ -9,6 +9,8 @@ import { setTimeout as pause } from "node:timers/promises";
 import type { Browser } from "playwright-core";
 import type { Item } from "../../src/message.js";
 import { Random } from "../random.js";
+import { launchProfile } from "./chromium.js";
+import { Link } from "./link.js";
 import { PythonDevice, until, type Server } from "./processes.js";
 import { Profile, call, itemsOf, untilSettled, type Tab } from "./profile.js";
 import type { Site } from "./site.js";
@@ -35,6 +37,7 @@ export class Round {
   readonly #random: Random;
   readonly #user: string;
   readonly #fakeTime: boolean;
+  readonly #fullDisk: boolean; // of the laptop, at first
   readonly #accepted = new Map<string, string>(); // by msg_id: the device
   readonly #hidden = new Map<string, Set<string>>(); // by device: what it may have hidden
   readonly #pending = new Set<Promise<void>>();
@@ -42,12 +45,14 @@ export class Round {
   #endFaults: () => void = () => undefined;
   #profiles: readonly Profile[] = [];
   #python: PythonDevice | undefined;
+  #pythonLink: Link | undefined;
 
   constructor(seed: number, stage: Stage) {
     this.#stage = stage;
     this.#random = new Random(seed);
     this.#user = `user-${seed}-${Date.now()}`;
     this.#fakeTime = this.#random.chance(0.3);
+    this.#fullDisk = this.#random.chance(0.3);
     this.#mended = new Promise((resolve) => (this.#endFaults = resolve));
   }
 
@@ -61,23 +66,31 @@ export class Round {
       await this.#agree();
     } finally {
       await Promise.all([this.#python?.close(), ...this.#profiles.map((profile) => profile.close())]);
+      this.#pythonLink?.close();
     }
   }
 
   async #begin(): Promise<void> {
     const { browser, server, site, folder } = this.#stage;
+    const contexts = await Promise.all([
+      this.#fullDisk ? launchProfile(`${folder}/${this.#user}`) : browser.newContext(),
+      browser.newContext(),
+    ]);
     this.#profiles = await Promise.all(
-      ["laptop", "phone"].map((name) =>
-        Profile.open(browser, server, site, this.#user, name, this.#fakeTime),
+      contexts.map((context, index) =>
+        Profile.open(context, server, site, this.#user, ["laptop", "phone"][index] as string),
       ),
     );
+    if (this.#fullDisk) await this.#profiles[0]?.fillDisk(true);
+    if (this.#fakeTime) await Promise.all(contexts.map((context) => context.clock.install()));
     for (const [index, profile] of this.#profiles.entries()) {
       this.#hidden.set(profile.deviceId, new Set());
       for (let tab = 0; tab < MAX_TABS - 2 * index; tab++) await profile.openTab();
     }
     const file = `${folder}/${this.#user}.db`;
     const token = server.token(this.#user, 10 * 365 * 86_400);
-    this.#python = new PythonDevice(server.url, token, "python", file);
+    this.#pythonLink = await Link.to(server.port);
+    this.#python = new PythonDevice(this.#pythonLink.url, token, "python", file);
   }
 
   // Steps
@@ -97,7 +110,7 @@ export class Round {
       offline: 2,
       token: 2,
       server: 0.5,
-      quota: 0.5,
+      disk: this.#fullDisk ? 1 : 0,
       week: this.#fakeTime ? 1 : 0,
     });
     this.#record(profile.deviceId, step);
@@ -116,7 +129,7 @@ export class Round {
       case "endTab":
         return this.#endTab(profile);
       case "reload":
-        return this.#reload(this.#awakeTab(profile));
+        return this.#reload(profile, this.#awakeTab(profile));
       case "freeze":
         return this.#freeze(profile);
       case "network":
@@ -127,8 +140,8 @@ export class Round {
         return this.#changeToken(profile);
       case "server":
         return this.#restartServer();
-      case "quota":
-        return profile.limitStorage(this.#random.chance(0.5) ? 1 : undefined);
+      case "disk":
+        return this.#profiles[0]?.fillDisk(false);
       case "week":
         return this.#passTime(this.#random.of([3600, WEEK_SECONDS]));
     }
@@ -208,7 +221,7 @@ export class Round {
       this.#carryOut(profile, tab, "create", ["mail", index]),
     );
     await pause(this.#random.below(30));
-    if (this.#random.chance(0.5)) await this.#reload(tab);
+    if (this.#random.chance(0.5)) await profile.reload(tab);
     else await profile.closeTab(tab, this.#random.of(["close", "crash"]));
     await Promise.all(writes);
   }
@@ -239,8 +252,8 @@ export class Round {
     if (tab !== undefined) await profile.closeTab(tab, this.#random.of(["close", "crash"]));
   }
 
-  async #reload(tab: Tab | undefined): Promise<void> {
-    await tab?.page.reload();
+  async #reload(profile: Profile, tab: Tab | undefined): Promise<void> {
+    if (tab !== undefined) await profile.reload(tab);
   }
 
   async #freeze(profile: Profile): Promise<void> {
@@ -268,9 +281,17 @@ export class Round {
 
   async #passTime(seconds: number): Promise<void> {
     this.#stage.server.advance(seconds);
+    await this.#wake();
+    this.#pythonLink?.break(); // its own clock stays behind: it hears the time when it connects
     await Promise.all(
       this.#profiles.map(({ context }) => context.clock.fastForward(seconds * 1000)),
     );
+  }
+
+  async #wake(): Promise<void> {
+    for (const profile of this.#profiles) {
+      for (const tab of profile.tabs.filter(({ frozen }) => frozen)) await profile.freeze(tab, false);
+    }
   }
 
   #awakeTab({ tabs }: Profile): Tab | undefined {
@@ -284,12 +305,12 @@ export class Round {
   async #mend(): Promise<void> {
     const { server } = this.#stage;
     this.#endFaults();
+    await this.#wake();
+    await this.#profiles[0]?.fillDisk(false);
     for (const profile of this.#profiles) {
       profile.token = () => Promise.resolve(server.token(this.#user, 3600));
       if (profile.tabs.length === 0) await profile.openTab();
-      await profile.limitStorage();
       await profile.setOnline(true);
-      for (const tab of profile.tabs.filter(({ frozen }) => frozen)) await profile.freeze(tab, false);
     }
     await this.#python?.call("reconnect");
     await Promise.all(this.#pending);

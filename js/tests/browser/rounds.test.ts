@@ -17,16 +17,14 @@ let stage: Stage;
 
 beforeAll(async () => {
   const folder = mkdtempSync(join(tmpdir(), "gregor-"));
-  const [browser, server, site] = await Promise.all([
-    launch(),
-    Server.start(folder),
-    Site.of("device-page.ts"),
-  ]);
+  const site = await Site.serve("device-page.ts");
+  const [browser, server] = await Promise.all([launch(), Server.start(folder, site.origin)]);
   stage = { browser, server, site, folder };
 });
 afterAll(async () => {
   await stage.browser.close();
   await stage.server.stop();
+  stage.site.close();
   rmSync(stage.folder, { recursive: true });
 });
 

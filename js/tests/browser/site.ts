@@ -1,34 +1,33 @@
+import { once } from "node:events";
+import { createServer, type Server as Listener } from "node:http";
+import type { AddressInfo } from "node:net";
 import { join } from "node:path";
-import { build } from "esbuild";
-import type { BrowserContext } from "playwright-core";
-import { bundleOptions } from "../../scripts/options.js";
+import { minified } from "../../scripts/minified.js";
 
 const PAGE = '<!doctype html><meta charset="utf-8"><title>test</title><script src="/page.js"></script>';
 
-/**
- * A web site of one page, whose script is bundled and minified like the client for a script tag.
- * The browser has it also while it is offline, as from a service worker.
- */
+/** A web site of one page, whose script is bundled and minified like the client for a script tag. */
 export class Site {
-  readonly url = "http://127.0.0.1/";
+  readonly origin: string;
 
-  private constructor(private readonly script: string) {}
-
-  static async of(script: string): Promise<Site> {
-    const { outputFiles } = await build({
-      ...bundleOptions,
-      entryPoints: [join(import.meta.dirname, script)],
-      format: "iife",
-      write: false,
-    });
-    return new Site(outputFiles?.[0]?.text ?? "");
+  private constructor(private readonly listener: Listener) {
+    this.origin = `http://127.0.0.1:${(listener.address() as AddressInfo).port}`;
   }
 
-  async appearIn(context: BrowserContext): Promise<void> {
-    await context.route(`${this.url}**`, (route) =>
-      new URL(route.request().url()).pathname === "/page.js"
-        ? route.fulfill({ contentType: "text/javascript", body: this.script })
-        : route.fulfill({ contentType: "text/html", body: PAGE }),
-    );
+  static async serve(script: string): Promise<Site> {
+    const entry = join(import.meta.dirname, script);
+    const { code } = await minified({ entryPoints: [entry], format: "iife" });
+    const listener = createServer(({ url }, response) => {
+      const isScript = url === "/page.js";
+      response.setHeader("Content-Type", isScript ? "text/javascript" : "text/html");
+      response.end(isScript ? code : PAGE);
+    }).listen(0, "127.0.0.1");
+    await once(listener, "listening");
+    return new Site(listener);
+  }
+
+  close(): void {
+    this.listener.closeAllConnections();
+    this.listener.close();
   }
 }

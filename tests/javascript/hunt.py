@@ -1,0 +1,45 @@
+"""Looks for bugs in the JavaScript client for longer than the tests do.
+
+python -m tests.javascript.hunt --rounds 200
+
+A failure prints its seed, and GREGOR_SEED=SEED plays that round again.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+
+from tests.javascript.node import JS, ROOT, command, environment
+from tests.javascript.test_browser import BROWSER
+
+HISTORIES_PER_ROUND = 250
+SEEDS_PER_ROUND = 10
+SIMULATIONS = ("-m", "tests.simulation", "--javascript", "--seeds")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.javascript.hunt", description=__doc__)
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=200,
+        help="rounds in a browser; for each, 10 simulations and 250 histories",
+    )
+    rounds: int = parser.parse_args().rounds
+    histories = {"GREGOR_HISTORIES": str(rounds * HISTORIES_PER_ROUND)}
+    failed = [
+        _hunt({"GREGOR_ROUNDS": str(rounds)}, *BROWSER, "rounds"),
+        _hunt(histories, "run", "tests/oracle"),
+        subprocess.call((sys.executable, *SIMULATIONS, str(rounds * SEEDS_PER_ROUND)), cwd=ROOT),
+    ]
+    return max(failed)
+
+
+def _hunt(variables: dict[str, str], *arguments: str) -> int:
+    hunt = command("vitest", *arguments)
+    return subprocess.call(hunt, cwd=JS, env={**environment(), **variables, **os.environ})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
