@@ -14,7 +14,7 @@ import { openEventStream } from "./event-stream.js";
 import type { Time } from "./instant.js";
 import type { LiveReplica } from "./live-replica.js";
 import type { OutOfBandMessage, UID } from "./message.js";
-import { ReconnectPolicy } from "./reconnect.js";
+import { reconnectPolicy } from "./reconnect.js";
 import type { ConnectionStatus } from "./status.js";
 import { openWebSocket } from "./websocket.js";
 import type { Transport, TransportListener } from "./transport.js";
@@ -76,7 +76,7 @@ export function connect(
   report: (events: readonly ConnectionEvent[]) => void,
 ): Connection {
   const { setTimeout, clearTimeout, monotonic, now, random } = environment;
-  const policy = new ReconnectPolicy();
+  const policy = reconnectPolicy();
   let conversation: Conversation | undefined;
   let online = false;
   let lastError: Problem | null = null;
@@ -125,16 +125,13 @@ export function connect(
         isStream ? openEventStream(environment, http, user, listener) : openSocket(listener);
       const current = converse(live, environment, session, open, {
         onSynced,
-        onGoaway(withinMs) {
-          const seconds = monotonic() / 1000;
-          return 1000 * (policy.goaway(seconds, random(), withinMs) - seconds);
-        },
+        onGoaway: (within) => policy.goaway(monotonic(), random(), within),
         onOutOfBand: (system, body) => emit({ type: "out_of_band", system, body }),
-        onEnd(error, seconds) {
+        onEnd(error, delay) {
           conversation = undefined;
           if (!isStream) blocked++;
           if (isStream !== current.isAnswered) blocked = 0;
-          retryAfter = seconds;
+          retryAfter = delay;
           if (error) reject(error);
           else resolve();
         },
@@ -185,7 +182,7 @@ export function connect(
     let timer: Timer;
     if (isRequested) resume();
     else if (!failure) {
-      const ms = 1000 * policy.wait(monotonic() / 1000, random(), retryAfter);
+      const ms = policy.wait(monotonic(), random(), retryAfter);
       retryAt = Math.round(1000 * (now() + ms));
       timer = setTimeout(resume, ms);
     }
