@@ -351,7 +351,7 @@ export function createGregor<Bodies = Record<string, unknown>>(options: GregorOp
   async function close(): Promise<void> {
     await ready;
     onFollow();
-    await live.drained();
+    await change(() => {}).catch(() => {}); // what was queued is saved, or cannot be
     end(unavailable("the client is closed; create another one"));
   }
 
