@@ -9,6 +9,8 @@ import { bundleOptions } from "./options.js";
 export async function minified(options) {
   const bundle = { ...bundleOptions, ...options, metafile: true, write: false };
   const { outputFiles, metafile } = await build(bundle);
-  const { code } = await minify(outputFiles[0].text, { module: true, compress: { passes: 2 } });
+  // In a script, the name at the top is the global.
+  const module = options.format === "esm";
+  const { code } = await minify(outputFiles[0].text, { module, compress: { passes: 2 } });
   return { code, shares: Object.values(metafile.outputs)[0].inputs };
 }

@@ -223,6 +223,7 @@ export function createGregor<Bodies = Record<string, unknown>>(options: GregorOp
   const device = options.deviceId === undefined ? newMsgId() : given.text("deviceId", options.deviceId, 128);
   const live = liveReplica(Replica.load(new Map(), device), environment, {
     save: async (changes, isTold) => (loss ? changes : tabs!.save(changes, isTold ? term : undefined)),
+    isComplete: () => !tabs?.hasGap(),
     onChange: report,
     onSaved: () => connection?.sendOutbox(),
     onTick(mayHaveSlept) {
@@ -283,7 +284,7 @@ export function createGregor<Bodies = Record<string, unknown>>(options: GregorOp
     const status: Status = {
       online,
       synced,
-      durable: !!store?.durable && !loss && !failure && live.isStoreWorking,
+      durable: !!store?.durable && live.isOpen && !loss && !failure && live.isStoreWorking,
       unsent: live.replica.unsent().length,
       lastError: problem ? problemOf(problem) : null,
       retryAt,
@@ -331,7 +332,7 @@ export function createGregor<Bodies = Record<string, unknown>>(options: GregorOp
         const { isFinal, lastError } = connectionStatus();
         if (failure) reject(failure);
         else if (isReached(status())) resolve();
-        else if (isFinal) reject(new GregorError(lastError!));
+        else if (isFinal && lastError) reject(new GregorError(lastError)); // it is said in a moment
         else return;
         unsubscribe();
       };
@@ -351,14 +352,19 @@ export function createGregor<Bodies = Record<string, unknown>>(options: GregorOp
   async function close(): Promise<void> {
     await ready;
     onFollow();
-    await change(() => {}).catch(() => {}); // what was queued is saved, or cannot be
+    await drained();
     end(unavailable("the client is closed; create another one"));
   }
 
-  function forget(): Promise<void> {
-    live.reload(Replica.load(new Map(), deviceId()));
-    return close();
+  async function forget(): Promise<void> {
+    onFollow();
+    await drained();
+    await live.reload(Replica.load(new Map(), deviceId()));
+    end(unavailable("somebody has logged out; create another client"));
   }
+
+  /** Resolves when what was queued is saved, or could not be. */
+  const drained = (): Promise<void> => change(() => {}).catch(() => {});
 
   /** Nothing can be written from now on. What was written is in the store. */
   function end(error: GregorError): void {
@@ -375,6 +381,7 @@ export function createGregor<Bodies = Record<string, unknown>>(options: GregorOp
   async function open(): Promise<void> {
     const name = storeName(server.http, user);
     store = options.store ? new Store(options.store) : await openStore(name, environment, onLost);
+    store.onWiped = () => void forget();
     await store.begin({ device_id: deviceId(), uid: user, epoch: null, erased: false });
     tabs = joinTabs(name, store, environment, { onLead, onFollow, onChanges: live.hear, onReload, onMessage });
     await tabs.open();
@@ -386,7 +393,7 @@ export function createGregor<Bodies = Record<string, unknown>>(options: GregorOp
     const replica = Replica.load(records, options.deviceId ?? owner?.device_id ?? deviceId());
     replica.ownedBy(user);
     if (live.isOpen) {
-      live.reload(replica);
+      void live.reload(replica);
       return report([{ type: "missed" }]);
     }
     live.open(replica);
@@ -509,10 +516,10 @@ export function createGregor<Bodies = Record<string, unknown>>(options: GregorOp
     reconnect,
     async logout() {
       await ready;
-      onFollow();
-      const unsent = await change((replica) => replica.unsent());
-      await store?.wipe();
+      await change(() => {}); // the store may not be this user's
+      const wiped = loss ? live.replica : Replica.load(await store!.wipe(), deviceId());
       tabs?.say({ type: "logout" });
+      const unsent = wiped.unsent();
       await forget();
       return unsent;
     },

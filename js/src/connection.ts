@@ -101,7 +101,8 @@ export function connect(
       isRequested = false;
       try {
         if (failure) throw failure;
-        await attempt(await currentToken());
+        const given = await currentToken();
+        if (!isClosed) await attempt(given);
       } catch (error) {
         if (!isClosed) await pauseAfter(asError(error));
       }

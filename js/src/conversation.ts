@@ -159,7 +159,7 @@ export function converse(
 
   /** Sends the next window of the outbox, if the last one is answered. */
   function sendOutbox(): void {
-    if (!isWelcomed || isOver || isPaused || inFlight.length || !live.isSaved) return;
+    if (!isWelcomed || isOver || isPaused || inFlight.length || !live.mayBeSent) return;
     const [first] = outOfBand;
     inFlight = first ? [first.message] : live.replica.window(maxMessages, WINDOW_BYTES);
     for (const effect of session.consume(inFlight)) {

@@ -47,6 +47,8 @@ export interface ReplicaListener {
   /** Saves a change, in the leader's term if the server has told it. Resolves with the records as
    * they are now. */
   save(changes: Changes, isTold: boolean): Promise<Changes>;
+  /** Whether there is no gap in the changes that were heard. */
+  isComplete(): boolean;
   /** What has happened; if that is nothing, still something may be shown otherwise. */
   onChange(events: readonly ReplicaEvent[]): void;
   /** All that the replica holds is saved now. */
@@ -59,8 +61,9 @@ export interface LiveReplica {
   readonly replica: Replica;
   readonly clock: NodeClock;
   readonly isOpen: boolean;
-  /** Whether all that the replica holds is saved. */
-  readonly isSaved: boolean;
+  /** Whether all that the replica holds is saved, and it has what other tabs have saved before: what
+   * they have written goes to a node in this order, too. */
+  readonly mayBeSent: boolean;
   /** Whether the store could save the last change, and in good time. */
   readonly isStoreWorking: boolean;
   /** Counts how often what is visible has changed. */
@@ -82,7 +85,7 @@ export interface LiveReplica {
   /** Takes over what another tab has saved. */
   hear(changes: Changes): void;
   /** Replaces the replica by one that was loaded again, which other tabs have saved. */
-  reload(replica: Replica): void;
+  reload(replica: Replica): Promise<void>;
 }
 
 /** Shows this replica; until it is opened, it saves nothing. */
@@ -102,6 +105,8 @@ export function liveReplica(replica: Replica, environment: Environment, listener
   let due: Time = Infinity;
   let timer: Timer;
   let ending: GregorError | undefined;
+  /** What replaces the replica when the save that is under way has ended. */
+  let loaded: Replica | undefined;
 
   // Reading
 
@@ -191,12 +196,14 @@ export function liveReplica(replica: Replica, environment: Environment, listener
   }
 
   async function save(kind: Change["kind"], batch: readonly Change[]): Promise<void> {
-    const wasErased = replica.device.erased;
+    const before = replica.device;
     const done = run(batch);
     const changes: Changes = kind === "heard" ? new Map() : replica.take();
     refresh(replica.takeChanged(), replica.takeCauses());
     try {
-      replica.saved(changes.size ? await store(changes, kind === "told") : changes);
+      const saved = changes.size ? await store(changes, kind === "told") : changes;
+      replica.saved(saved);
+      loaded?.applyRecords(saved);
     } catch (error) {
       replica.rollback();
       refresh(replica.takeChanged());
@@ -204,11 +211,12 @@ export function liveReplica(replica: Replica, environment: Environment, listener
       return;
     }
     const { erased, epoch, clock_offset } = replica.device;
-    // A node may have told the leader its time.
-    if (kind === "heard" && Math.abs(clock_offset - clock.offset()) >= SECOND) clock.restart(clock_offset);
+    // A node has told the leader its time.
+    const isOther = clock_offset !== before.clock_offset && Math.abs(clock_offset - clock.offset()) >= SECOND;
+    if (kind === "heard" && isOther) clock.restart(clock_offset);
     listener.onChange([
       ...rejectionsIn(changes),
-      ...(erased && !wasErased ? [{ type: "erased", epoch: epoch ?? 0 } as const] : []),
+      ...(erased && !before.erased ? [{ type: "erased", epoch: epoch ?? 0 } as const] : []),
     ]);
     for (const [{ resolve }, result] of done) resolve(result);
   }
@@ -216,15 +224,18 @@ export function liveReplica(replica: Replica, environment: Environment, listener
   /** The results of the operations. One that throws leaves nothing behind: the others run again. */
   function run(batch: readonly Change[]): (readonly [Change, never])[] {
     const time = now();
-    const done: (readonly [Change, never])[] = [];
+    const perform = (change: Change): readonly [Change, never] => {
+      if (change.kind === "told") replica.withClockOffset(clock.offset());
+      return [change, change.operation(replica, time) as never];
+    };
+    let done: (readonly [Change, never])[] = [];
     for (const change of batch) {
       try {
-        if (change.kind === "told") replica.withClockOffset(clock.offset());
-        done.push([change, change.operation(replica, time) as never]);
+        done.push(perform(change));
       } catch (error) {
         change.reject(error);
         replica.rollback();
-        return run(batch.filter((other) => other !== change));
+        done = done.map(([other]) => perform(other));
       }
     }
     return done;
@@ -258,8 +269,8 @@ export function liveReplica(replica: Replica, environment: Environment, listener
     get isOpen() {
       return isOpen;
     },
-    get isSaved() {
-      return isSaved;
+    get mayBeSent() {
+      return isSaved && listener.isComplete();
     },
     get isStoreWorking() {
       return isStoreWorking;
@@ -295,12 +306,16 @@ export function liveReplica(replica: Replica, environment: Environment, listener
         () => {},
       );
     },
-    reload(loaded) {
-      const replaced = (): void => {
-        replica = loaded;
+    async reload(read) {
+      const later = queue.splice(0).filter(({ kind }) => kind !== "heard"); // it has what was heard
+      loaded = read;
+      const replaced = change(() => {
+        replica = loaded ?? replica;
+        loaded = undefined;
         due = 0; // all of it may differ
-      };
-      change(replaced, "heard").catch(() => {});
+      }, "heard");
+      queue.push(...later);
+      await replaced.catch(() => {});
     },
   };
 }

@@ -129,6 +129,7 @@ export class Replica {
   private _load(key: RecordKey, record: unknown): void {
     const [kind, name] = splitKey(key);
     if (record == null) return; // the store cannot read it, and has it still
+    this._changed.add(name); // what follows from it may not have been saved
     if (isReadable(kind, record)) this._kinds[kind]?.set(name, record);
     else {
       this.setAside.set(key, record);

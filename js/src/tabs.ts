@@ -50,6 +50,8 @@ export interface Tabs<Message> {
   /** Saves a change as `Store.save` does, and tells the other tabs. Resolves with what is new of it
    * for the caller, who gives it to the replica: with numbers, and without what was saved later. */
   save(changes: Changes, term?: number): Promise<Changes>;
+  /** Whether changes are missing before one that was heard. */
+  hasGap(): boolean;
   /** Says something to all other tabs that are awake. */
   say(message: Message): void;
   /** Lets another tab lead, and hears nothing more. */
@@ -223,9 +225,11 @@ export function joinTabs<Message>(
         throw error;
       }
     },
+    hasGap: () => ahead.size > 0,
     say: (message) => post({ message }),
     close() {
       isOpen = false;
+      ahead.clear();
       for (const end of endings) end();
       sleep();
       channel?.close();

@@ -1,7 +1,8 @@
 /** The tabs of a browser are one device: one is connected, and all show the same. */
 
 import { describe, expect, test, vi } from "vitest";
-import type { Gregor } from "../src/client.js";
+import { createGregor, type Gregor } from "../src/client.js";
+import type { Database } from "../src/stores/store.js";
 import type { Channel } from "../src/environment.js";
 import { START, World, ack, item, stored, texts } from "./fakes/world.js";
 
@@ -14,6 +15,47 @@ async function twoTabs() {
   const socket = await world.connect([item("a", "a")]);
   const follower = await world.tab();
   return { world, leader, follower, socket };
+}
+
+/** A tab that can be put to sleep, and whose database takes the time that the test says, before it
+ * does something and before it says so. */
+async function slowTab(world: World) {
+  const listeners: (readonly [string, (event: Event) => void])[] = [];
+  const slow = { before: atOnce, after: atOnce, happen };
+  const store: Database = {
+    durable: true,
+    transact: async (...args) => {
+      await slow.before();
+      const result = await world.database.transact(...args);
+      await slow.after();
+      return result;
+    },
+    close() {},
+  };
+  const listen = (type: string, listener: (event: Event) => void) => {
+    listeners.push([type, listener]);
+    return () => {};
+  };
+  async function happen(type: string): Promise<void> {
+    for (const [heard, listener] of listeners) if (heard === type) listener(new Event(type));
+    await world.settled();
+  }
+  const gregor = await world.tab({ store, environment: { ...world.environment(), listen } });
+  return { slow, gregor };
+}
+
+const atOnce = async (): Promise<void> => {};
+const never = (): Promise<void> => new Promise(() => {});
+
+/** What has to be released before it goes on. */
+function held() {
+  const releases: (() => void)[] = [];
+  return {
+    wait: () => new Promise<void>((resolve) => releases.push(resolve)),
+    async release(world: World) {
+      for (let release; (release = releases.shift()); await world.settled()) release();
+    },
+  };
 }
 
 const heard = (gregor: Gregor, type: "created" | "dismissed" | "out_of_band" | "synced" | "offline" | "erased" | "write_rejected") => {
@@ -240,4 +282,145 @@ test("where a browser has no locks, each tab has its own connection", async () =
   expect([first.status.online, second.status.online]).toEqual([true, true]);
   await first.put("a", 1);
   await second.put("b", 2);
+});
+
+test("what is written while the store is read again is not lost", async () => {
+  const { world, leader } = await twoTabs();
+  const { slow, gregor } = await slowTab(world);
+  await slow.happen("pagehide");
+  await leader.create("m", "x");
+  const answers = held();
+  slow.after = answers.wait;
+  await slow.happen("pageshow");
+  const written = [gregor.create("m", "y"), gregor.create("m", "z")];
+  await world.settled();
+  await answers.release(world);
+  await Promise.all(written);
+  await world.advance(1_000);
+  for (const tab of [leader, gregor]) expect(texts(tab)).toEqual(["a", "x", "y", "z"]);
+});
+
+describe("a logout", () => {
+  test("gives back what another tab has just written", async () => {
+    const { world, leader } = await twoTabs();
+    const { slow, gregor } = await slowTab(world);
+    const answers = held();
+    slow.after = answers.wait;
+    const written = gregor.create("m", "x", { msgId: "m" });
+    await world.settled();
+    expect(await leader.logout()).toMatchObject([{ msg_id: "m" }]);
+    await answers.release(world);
+    await written;
+    expect(texts(gregor)).toEqual([]);
+  });
+
+  test("refuses what another tab writes before it has heard of it, though that tab then crashes", async () => {
+    const { world, leader } = await twoTabs();
+    const { slow, gregor } = await slowTab(world);
+    const steps = held();
+    slow.before = steps.wait;
+    const refused = expect(gregor.create("m", "x")).rejects.toMatchObject({ code: "erased" });
+    await world.settled();
+    slow.before = never;
+    await leader.logout();
+    await steps.release(world);
+    await refused;
+    const next = await world.tab();
+    expect(next.status).toMatchObject({ unsent: 0, lastError: null });
+    expect(texts(next)).toEqual([]);
+  });
+
+  test("is one of a page, too, that was kept for the way back", async () => {
+    const { world, leader } = await twoTabs();
+    const { slow, gregor } = await slowTab(world);
+    await slow.happen("pagehide");
+    await leader.logout();
+    const { length } = world.sockets;
+    await slow.happen("pageshow");
+    await world.advance(10_000);
+    expect(texts(gregor)).toEqual([]);
+    await expect(gregor.put("b", 1)).rejects.toMatchObject({ code: "unavailable" });
+    expect(world.sockets).toHaveLength(length);
+  });
+});
+
+test("a client that opens after a logout can write at once", async () => {
+  const { world, leader } = await twoTabs();
+  await leader.logout();
+  const options = { url: "https://example.com/gregor/", user: "alice", token: "t" };
+  const gregor = createGregor({ ...options, store: world.database, environment: world.environment() });
+  await gregor.create("m", "x");
+  await gregor.close();
+  expect(texts(await world.tab())).toEqual(["x"]);
+});
+
+test.each(["before", "after"] as const)(
+  "what another tab saves just %s an erase does not come into the new life",
+  async (when) => {
+    const { world, leader, socket } = await twoTabs();
+    const { slow, gregor } = await slowTab(world);
+    const steps = held();
+    slow[when === "before" ? "after" : "before"] = steps.wait;
+    gregor.create("m", "old").catch(() => {});
+    await world.settled();
+    slow.before = slow.after = atOnce;
+    socket.say({ type: "erased", epoch: cursor + 9, uid: "alice" });
+    await world.settled();
+    await steps.release(world);
+    await world.advance(1_000);
+    leader.reconnect();
+    await leader.close();
+    await gregor.close();
+    const next = await world.tab();
+    for (const tab of [leader, gregor, next]) expect(texts(tab)).toEqual([]);
+    expect(next.status.unsent).toBe(0);
+  },
+);
+
+test("a clock that is set back takes nothing away, though another tab has written since", async () => {
+  const world = new World();
+  const leader = await world.tab();
+  await world.connect([item("a", "a", { starts_at: cursor + 1_000_000 })]);
+  const follower = await world.tab();
+  await world.advance(60_000);
+  world.ahead = -3_600_000;
+  await world.advance(20_000);
+  await follower.put("b", "b");
+  await world.advance(20_000);
+  for (const tab of [leader, follower]) expect(texts(tab)).toEqual(["a", "b"]);
+});
+
+test("what two tabs write goes to the node in one order, and is shown until it is there", async () => {
+  const { world, leader, socket } = await twoTabs();
+  const { slow, gregor } = await slowTab(world);
+  const answers = held();
+  slow.after = answers.wait;
+  const written = gregor.create("m", "first", { msgId: "m1" });
+  await world.settled();
+  slow.after = atOnce;
+  await leader.create("m", "second", { msgId: "m2" });
+  await world.settled();
+  await answers.release(world);
+  await written;
+  const sent = socket.sent.filter(({ type }) => type === "consume").flatMap(({ messages }) => messages);
+  expect(sent.map(({ msg_id }) => msg_id)).toEqual(["m1", "m2"]);
+  for (const tab of [leader, gregor]) expect(texts(tab)).toEqual(["a", "first", "second"]);
+});
+
+test("the id of an item that ends while another tab hides it is forgotten when the store is opened", async () => {
+  const { world, leader, socket } = await twoTabs();
+  const { slow, gregor } = await slowTab(world);
+  const steps = held();
+  slow.before = steps.wait;
+  const hidden = gregor.hide("a");
+  await world.settled();
+  socket.say(stored("d", cursor, cursor + 1, { dismissal: { msg_ids: ["a"] } }));
+  await world.settled();
+  slow.before = atOnce;
+  await steps.release(world);
+  await hidden;
+  for (const tab of [leader, gregor]) await tab.close();
+  await (await world.tab()).create("m", 1);
+  const kinds = await world.database.transact(undefined, (stored) => [...stored.keys()].map((key) => key.split("/")[0]));
+  expect(kinds).not.toContain("hidden");
 });

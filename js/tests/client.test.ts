@@ -114,6 +114,17 @@ describe("a write", () => {
     expect(gregor.status.durable).toBe(true);
   });
 
+  test("that rejects, as ten thousand at once do, leaves a client that works", async () => {
+    const world = new World();
+    const options = { url: "http://x", user: "alice", token: "t", store: world.database };
+    const gregor = createGregor({ ...options, environment: world.environment() });
+    const writes = Array.from({ length: 10_000 }, (_, n) => gregor.snooze(`m${n}`, "1h"));
+    const outcomes = await Promise.allSettled(writes);
+    expect(outcomes.every(({ status }) => status === "rejected")).toBe(true);
+    await gregor.create("a", 1);
+    expect(texts(gregor)).toEqual([1]);
+  });
+
   test("that is invalid or in conflict rejects alone", async () => {
     const world = new World();
     const gregor = await world.tab();
@@ -364,6 +375,24 @@ describe("an erase", () => {
   });
 });
 
+test("who waits for a sync when the client opens hears that the user is erased", async () => {
+  const server = new TestServer();
+  const phone = server.device("alice");
+  const gregor = await phone.open();
+  await server.erase("alice");
+  await gregor.close();
+  const again = createGregor(phone.options);
+  const refused = expect(again.waitSynced()).rejects.toMatchObject({ code: "erased" });
+  await server.settled();
+  await refused;
+});
+
+test("a store that does not answer is not durable", async () => {
+  const world = new World();
+  const gregor = await world.tab({ store: { durable: true, transact: () => new Promise(() => {}), close() {} } });
+  expect(gregor.status.durable).toBe(false);
+});
+
 describe("an end", () => {
   test("saves what is written, and refuses what comes after it", async () => {
     const world = new World();
@@ -405,6 +434,34 @@ describe("an end", () => {
     const next = await world.tab();
     expect(texts(next)).toEqual([]);
     expect(next.status.unsent).toBe(0);
+  });
+});
+
+describe("a logout", () => {
+  test("that the store refuses has no effect", async () => {
+    const world = new World();
+    const store = unreliable();
+    const gregor = await world.tab({ store });
+    const socket = await world.connect([item("a", "a")]);
+    store.before = fails;
+    await expect(gregor.logout()).rejects.toThrow("the disk is full");
+    store.before = async () => {};
+    expect(gregor.status).toMatchObject({ online: true, synced: true });
+    expect(socket.isClosed).toBe(false);
+    await gregor.put("b", "b");
+    expect(texts(gregor)).toEqual(["a", "b"]);
+  });
+
+  test("after the store is lost removes what is in memory", async () => {
+    const world = new World();
+    const indexedDB = new IDBFactory();
+    const environment = { ...world.environment(), indexedDB, setTimeout, clearTimeout };
+    const gregor = createGregor({ url: "http://x", user: "alice", token: "t", environment: environment as never });
+    await gregor.put("a", 1);
+    const [{ name }] = (await indexedDB.databases()) as [{ name: string }];
+    await new Promise((resolve) => (indexedDB.deleteDatabase(name).onsuccess = resolve));
+    expect(await gregor.logout()).toHaveLength(1);
+    expect(texts(gregor)).toEqual([]);
   });
 });
 

@@ -116,6 +116,16 @@ describe("a token function", () => {
     expect(gregor.status).toMatchObject({ online: true, lastError: null });
   });
 
+  test("that answers a client that is closed makes it connect no more", async () => {
+    const world = new World();
+    let answer = (_: string): void => {};
+    const gregor = await world.tab({ token: () => new Promise((resolve) => (answer = resolve)) });
+    await gregor.close();
+    answer("t");
+    await world.settled();
+    expect(world.sockets).toHaveLength(0);
+  });
+
   test("that returns what has expired is called again later", async () => {
     const world = new World();
     const tokens = ["old", "new"];

@@ -212,3 +212,12 @@ test("an error event of the stream is the node's error", async () => {
   await world.settled();
   expect(gregor.status).toMatchObject({ online: false, lastError: { code: "unauthenticated" }, retryAt: null });
 });
+
+test("a Retry-After that is a date leaves the delay as it would be", async () => {
+  const world = new BlockedWorld();
+  const gregor = await world.tab();
+  await world.block();
+  const headers = { "Content-Type": "text/html", "Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT" };
+  await world.answerWith(new Response("busy", { status: 503, headers }));
+  expect(gregor.status.retryAt).toBeGreaterThan(world.clock.now * 1000);
+});

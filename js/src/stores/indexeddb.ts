@@ -60,6 +60,7 @@ export function indexedDatabase(
   };
 
   const lose = (reason: string) => {
+    if (loss) return;
     loss = unavailable(reason);
     disconnect();
     onLost(loss);
@@ -96,10 +97,12 @@ export function indexedDatabase(
 
     async transact(keys, decide, isUrgent) {
       let transaction: IDBTransaction | undefined;
+      let isOver = false;
       const run = async () => {
         if (loss) throw loss;
         const durability = isUrgent ? "strict" : "default";
         const database = await (connection ??= connect());
+        if (isOver) throw unavailable("too late"); // who wrote was told that nothing is saved
         transaction = database.transaction(RECORDS, "readwrite", { durability });
         const deciding = decideOn(transaction.objectStore(RECORDS), keys, decide);
         const [{ result, seq }] = await Promise.all([deciding, ended(transaction)]);
@@ -111,6 +114,7 @@ export function indexedDatabase(
       try {
         return await inTime(environment, run(), PATIENCE_MS, "the store did not answer in time; close other tabs of this page");
       } catch (error) {
+        isOver = true;
         abort(transaction);
         disconnect();
         throw loss ?? asError(error);

@@ -5,7 +5,7 @@
  * in the order of writing get their numbers here, since several tabs write at once.
  */
 
-import { stop } from "../errors.js";
+import { stop, type GregorError } from "../errors.js";
 
 /** The kind of a record, and its name among those of its kind: `item/m1`, `device/`. */
 export type RecordKey = `${string}/${string}`;
@@ -56,6 +56,8 @@ interface Counters {
   readonly seq: number;
   readonly term: number;
   readonly number: number;
+  /** The number of the last wipe among the changes. */
+  readonly wipe?: number;
 }
 
 /** Where the counters are, among the records. */
@@ -71,28 +73,26 @@ export const countersIn = (stored: ReadonlyMap<string, unknown>): Counters =>
 export class Store {
   /** Whether the records survive this tab, and other tabs see them. */
   readonly durable: boolean;
-  private _isOwned = false;
+  /** Called when another tab has wiped the records: from then on, this one saves nothing. */
+  onWiped: (() => void) | undefined;
+  /** The last wipe before this tab saw them first. */
+  private _wipe: number | undefined;
 
   constructor(private readonly _database: Database) {
     this.durable = _database.durable;
   }
 
-  /** Begins an empty store with the record of its owner, so that all tabs begin with the same. From
-   * then on, changes without a term need an owner who was not erased, and do not change who it is. */
-  async begin(owner: object): Promise<void> {
-    await this._database.transact([COUNTERS, OWNER], (stored, put) => {
-      if (!stored.get(COUNTERS) && !stored.get(OWNER)) put(OWNER, owner);
+  /** Begins an empty store with the record of its owner, so that all tabs begin with the same. */
+  begin(owner: object): Promise<void> {
+    return this._transact([COUNTERS, OWNER], (stored, put) => {
+      const { seq, wipe = 0 } = countersIn(stored);
+      if (seq === wipe && !stored.get(OWNER)) put(OWNER, owner);
     });
-    this._isOwned = true;
   }
 
   /** All records, and the number of the last change that is in them. */
   load(): Promise<{ readonly records: Records; readonly seq: number }> {
-    return this._database.transact(undefined, (stored) => {
-      const records = new Map(stored);
-      records.delete(COUNTERS);
-      return { records: records as Records, seq: countersIn(stored).seq };
-    });
+    return this._transact(undefined, (stored) => ({ records: recordsIn(stored), seq: countersIn(stored).seq }));
   }
 
   /**
@@ -101,23 +101,24 @@ export class Store {
    *
    * A new record of the kinds `outbox`, `awaited` and `rejected` gets the next number, in the order
    * of the changes, and one that is stored keeps its own. With a `term`, it rejects with the code
-   * `not-leader` if another term has begun; without one, with `erased` if another tab has wiped the
-   * store since.
+   * `not-leader` if another term has begun; without one, with `erased` while the user is. What has
+   * no term does not change who the owner is. An owner that is erased leaves no other record.
    */
   save(changes: Changes, term?: number): Promise<SavedChange> {
     const keys = numberedKeys(changes);
-    return this._database.transact(
-      [COUNTERS, OWNER, ...keys],
+    const isErase = term !== undefined && isErased(changes);
+    return this._transact(
+      isErase ? undefined : [COUNTERS, OWNER, ...keys],
       (stored, put) => {
         const counters = countersIn(stored);
         let { number } = counters;
         if ((term ?? counters.term) !== counters.term) {
           throw stop("not-leader", "another tab leads now");
         }
-        const saved = new Map(changes);
-        if (this._isOwned && term === undefined) {
-          const owner = stored.get(OWNER) as { readonly erased?: boolean } | undefined;
-          if (!owner || owner.erased) throw stop("erased", "another tab has wiped this device");
+        const gone = isErase ? [...recordsIn(stored).keys()] : [];
+        const saved = new Map([...gone.map((key) => [key, null] as const), ...changes]);
+        if (term === undefined && stored.get(OWNER)) {
+          if (isErased(stored)) throw wiped();
           saved.delete(OWNER);
           saved.delete("device/");
         }
@@ -137,26 +138,56 @@ export class Store {
 
   /** Begins the next term, which ends all others; `seq` is the last change before it. */
   newTerm(): Promise<{ readonly term: number; readonly seq: number }> {
-    return this._database.transact([COUNTERS], (stored, put) => {
+    return this._transact([COUNTERS], (stored, put) => {
       const counters = inNextTerm(countersIn(stored));
       put(COUNTERS, counters);
       return counters;
     });
   }
 
-  /** Removes all records, as one change, and ends the term. */
-  wipe(): Promise<void> {
+  /** Removes all records, as one change, and resolves with them. It ends the term, and what any tab
+   * saves from then on, until it opens the store again. */
+  wipe(): Promise<Records> {
     return this._database.transact(undefined, (stored, put) => {
       const counters = inNextTerm(countersIn(stored));
-      for (const key of [...stored.keys()]) put(key, null);
-      put(COUNTERS, { ...counters, seq: counters.seq + 1 });
+      const seq = counters.seq + 1;
+      const records = recordsIn(stored);
+      this._wipe ??= counters.wipe ?? 0;
+      for (const key of records.keys()) put(key, null);
+      put(COUNTERS, { ...counters, seq, wipe: seq });
+      return records;
     });
+  }
+
+  private _transact<T>(keys: readonly string[] | undefined, decide: Decision<T>, isUrgent?: boolean): Promise<T> {
+    const decideHere: Decision<T> = (stored, put) => {
+      const { wipe = 0 } = countersIn(stored);
+      this._wipe ??= wipe;
+      if (wipe === this._wipe) return decide(stored, put);
+      this.onWiped?.();
+      this.onWiped = undefined;
+      throw wiped();
+    };
+    return this._database.transact(keys, decideHere, isUrgent);
   }
 
   close(): void {
     this._database.close();
   }
 }
+
+/** What is stored but for the counters. */
+function recordsIn(stored: ReadonlyMap<string, unknown>): Records {
+  const records = new Map(stored) as Records;
+  (records as Map<string, unknown>).delete(COUNTERS);
+  return records;
+}
+
+const wiped = (): GregorError => stop("erased", "another tab has wiped this device");
+
+/** Whether these records say that the user was erased. */
+const isErased = (records: ReadonlyMap<string, unknown>): boolean =>
+  !!(records.get(OWNER) as { readonly erased?: boolean } | undefined)?.erased;
 
 const inNextTerm = (counters: Counters): Counters => ({ ...counters, term: counters.term + 1 });
 

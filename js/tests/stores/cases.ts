@@ -12,10 +12,10 @@ type Json = Readonly<Record<string, unknown>>;
  * tab has its own store object on the same records. */
 export type Step = { readonly tab?: number } & (
   | { readonly save: Json; readonly term?: number; readonly gives: { readonly seq: number; readonly changes: Json } }
-  | { readonly save: Json; readonly term: number; readonly refused: string }
+  | { readonly save: Json; readonly term?: number; readonly refused: string }
   | { readonly load: true; readonly gives: { readonly seq: number; readonly records: Json } }
   | { readonly newTerm: true; readonly gives: { readonly term: number; readonly seq: number } }
-  | { readonly wipe: true }
+  | { readonly wipe: true; readonly gives: Json }
   | { readonly reopen: true }
 );
 
@@ -26,6 +26,8 @@ export interface StoreCase {
 
 const item = { msg_id: "m1", ctime: 5, category: "news", body: { text: "hello" } };
 const entry = (number: number) => ({ number, written: 7, message: { uid: "u", msg_id: "m" } });
+const erased = { erased: true };
+const alive = { erased: false };
 const empty = { seq: 0, records: {} };
 
 export const STORE_CASES: readonly StoreCase[] = [
@@ -140,14 +142,31 @@ export const STORE_CASES: readonly StoreCase[] = [
     ],
   },
   {
-    name: "a wipe leaves nothing, counts as a change and ends the term",
+    name: "a wipe leaves nothing, counts as a change, and ends the store for all who had it open",
     steps: [
       { newTerm: true, gives: { term: 1, seq: 0 } },
       { save: { "item/a": 1, "outbox/a": entry(1) }, term: 1, gives: { seq: 1, changes: { "item/a": 1, "outbox/a": entry(1) } } },
-      { tab: 1, wipe: true },
+      { tab: 1, wipe: true, gives: { "item/a": 1, "outbox/a": entry(1) } },
+      { save: { "item/b": 1 }, term: 1, refused: "erased" },
+      { save: { "outbox/b": entry(1) }, refused: "erased" },
+      { tab: 1, save: { "outbox/b": entry(1) }, refused: "erased" },
+      { reopen: true },
       { load: true, gives: { seq: 2, records: {} } },
       { save: { "item/b": 1 }, term: 1, refused: "not-leader" },
       { save: { "outbox/b": entry(1) }, gives: { seq: 3, changes: { "outbox/b": entry(2) } } },
+    ],
+  },
+  {
+    name: "an owner that is erased leaves nothing else, and takes no writes until there is a new life",
+    steps: [
+      { newTerm: true, gives: { term: 1, seq: 0 } },
+      { save: { "owner/": alive, "item/a": 1 }, term: 1, gives: { seq: 1, changes: { "owner/": alive, "item/a": 1 } } },
+      { tab: 1, save: { "outbox/a": entry(1) }, gives: { seq: 2, changes: { "outbox/a": entry(1) } } },
+      { save: { "owner/": erased, "item/a": null }, term: 1, gives: { seq: 3, changes: { "owner/": erased, "item/a": null, "outbox/a": null } } },
+      { tab: 1, save: { "outbox/b": entry(1) }, refused: "erased" },
+      { tab: 1, load: true, gives: { seq: 3, records: { "owner/": erased } } },
+      { save: { "owner/": alive, "item/b": 1 }, term: 1, gives: { seq: 4, changes: { "owner/": alive, "item/b": 1 } } },
+      { tab: 1, save: { "outbox/b": entry(1), "owner/": erased }, gives: { seq: 5, changes: { "outbox/b": entry(2) } } },
     ],
   },
 ];
@@ -169,7 +188,7 @@ export async function runStoreCase({ steps }: StoreCase, open: () => Promise<Sto
 }
 
 async function outcome(store: Store, step: Step): Promise<unknown> {
-  if ("wipe" in step) return store.wipe();
+  if ("wipe" in step) return Object.fromEntries(await store.wipe());
   if ("newTerm" in step) {
     const { term, seq } = await store.newTerm();
     return { term, seq };

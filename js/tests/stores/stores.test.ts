@@ -193,6 +193,23 @@ test("a transaction that is not answered in time changes nothing, and the next o
   expect(await store.load()).toEqual({ records: new Map(), seq: 0 });
 });
 
+test("a database that opens too late does not save what was given up", async () => {
+  vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+  const { indexedDB, open } = browser();
+  const store = await open();
+  const opened = vi.spyOn(IDBDatabase.prototype, "transaction");
+  await store.load();
+  forceCloseDatabase(opened.mock.contexts[0] as never);
+  const frozen = await rawDatabase(indexedDB, 1);
+  const deleted = answer(indexedDB.deleteDatabase(NAME));
+  const saving = expect(store.save(ITEM)).rejects.toThrow(/did not answer/);
+  await vi.advanceTimersByTimeAsync(10_000);
+  await saving;
+  frozen.close();
+  await deleted;
+  expect(await store.load()).toEqual({ records: new Map(), seq: 0 });
+});
+
 describe("a store that is lost says so, once, and refuses everything from then on", () => {
   const isLost = async ({ losses }: ReturnType<typeof browser>, store: Store, reason: RegExp) => {
     await expect(store.save(ITEM)).rejects.toThrow(reason);
@@ -224,6 +241,16 @@ describe("a store that is lost says so, once, and refuses everything from then o
     await answer(raw.transaction("records", "readwrite").objectStore("records").clear());
     await isLost(world, store, /records were removed/);
     expect(await answer(raw.transaction("records").objectStore("records").count())).toBe(0);
+  });
+
+  test("its records are removed, and two transactions find that out", async () => {
+    const world = browser();
+    const store = await world.open();
+    await store.save(ITEM);
+    const raw = await rawDatabase(world.indexedDB, 1);
+    await answer(raw.transaction("records", "readwrite").objectStore("records").clear());
+    await Promise.allSettled([store.load(), store.load(), store.save(WRITTEN)]);
+    await isLost(world, store, /records were removed/);
   });
 
   test("the browser evicts the database", async () => {
