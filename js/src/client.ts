@@ -383,7 +383,7 @@ export function createGregor<Bodies = Record<string, unknown>>(options: GregorOp
     store = options.store ? new Store(options.store) : await openStore(name, environment, onLost);
     store.onWiped = () => void forget();
     await store.begin({ device_id: deviceId(), uid: user, epoch: null, erased: false });
-    tabs = joinTabs(name, store, environment, { onLead, onFollow, onChanges: live.hear, onReload, onMessage });
+    tabs = joinTabs(name, store, environment, { onLead, onFollow, onChanges: live.hear, onReload, onMessage, beat: () => said([]) });
     await tabs.open();
     tabs.say({ type: "ask" });
   }
@@ -414,7 +414,7 @@ export function createGregor<Bodies = Record<string, unknown>>(options: GregorOp
     change(() => {}, "told").catch(() => {}); // a new store does not say yet whose it is
     if (!environment.WebSocket) return;
     connection = connect(live, environment, server, (events) => {
-      sayStatus(events);
+      tabs?.say(said(events));
       report(events);
     });
   }
@@ -426,33 +426,37 @@ export function createGregor<Bodies = Record<string, unknown>>(options: GregorOp
     tabs?.say({ type: "ask" });
   }
 
-  const sayStatus = (events: readonly ConnectionEvent[]): void =>
-    tabs?.say({ type: "connection", status: connectionStatus(), events });
+  /** What the tab that leads says of its connection. */
+  const said = (events: readonly ConnectionEvent[]): TabMessage => ({
+    type: "connection",
+    status: connectionStatus(),
+    events,
+  });
 
-  function onMessage(said: TabMessage): void {
-    if (said.type === "logout") return void forget();
-    if (said.type === "sent") return asked.get(said.id)?.(said.error);
-    if (said.type === "connection" && !connection) {
-      leader = said.status;
-      return report(said.events);
+  function onMessage(heard: TabMessage): void {
+    if (heard.type === "logout") return void forget();
+    if (heard.type === "sent") return asked.get(heard.id)?.(heard.error);
+    if (heard.type === "connection" && !connection) {
+      leader = heard.status;
+      return report(heard.events);
     }
-    if (connection) onRequest(connection, said);
+    if (connection) onRequest(connection, heard);
   }
 
   /** This tab leads, and another one asks something of it. */
-  function onRequest(connection: Connection, said: TabMessage): void {
-    switch (said.type) {
+  function onRequest(connection: Connection, heard: TabMessage): void {
+    switch (heard.type) {
       case "ask":
-        return sayStatus([]);
+        return tabs?.say(said([]));
       case "reconnect":
         return reconnect();
       case "wake":
         return connection.wakeUp();
       case "send":
         connection
-          .sendOutOfBand(said.message)
+          .sendOutOfBand(heard.message)
           .then(() => undefined, problemOf)
-          .then((error) => tabs?.say({ type: "sent", id: said.id, error }));
+          .then((error) => tabs?.say({ type: "sent", id: heard.id, error }));
     }
   }
 
