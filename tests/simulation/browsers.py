@@ -130,7 +130,8 @@ class SimulatedBrowser(SimulatedDevice):
         seed = Random(f"{self._simulation.seed} {self.name}").getrandbits(32)
         self._javascript.ask("browser", self.name, self.uid, self.device_id, seed)
         self._set_clock()
-        self._open_tab()
+        for _ in range(self._simulation.rng.randrange(1, MAX_TABS + 1)):
+            self._open_tab()
         try:
             await asyncio.get_running_loop().create_future()
         finally:
