@@ -42,7 +42,7 @@ from tests.simulation.simulation import (
 )
 
 MAX_TABS = 3
-SLEEPS = ("hang", "freeze", "navigateAway", "hide")
+SLEEPS = ("hang", "hang", "freeze", "navigateAway", "hide")
 FAILURES = {
     "unavailable": "cannot write, because the store fails or the client is closed",
     "erased": "cannot write, because its user was erased",
@@ -102,7 +102,7 @@ class Tab:
     def __init__(self, number: int, device_name: str) -> None:
         self.number = number
         self.name = f"{device_name}.{number}"
-        self.shown: set[MsgID] = set()
+        self.shown: set[tuple[MsgID, Time | None]] = set()  # and in which life of the user
         self.is_asleep = False
         self.calls: dict[int, asyncio.Future[Outcome | None]] = {}
 
@@ -130,7 +130,8 @@ class SimulatedBrowser(SimulatedDevice):
         seed = Random(f"{self._simulation.seed} {self.name}").getrandbits(32)
         self._javascript.ask("browser", self.name, self.uid, self.device_id, seed)
         self._set_clock()
-        self._open_tab()
+        for _ in range(self._simulation.rng.randrange(1, MAX_TABS + 1)):
+            self._open_tab()
         try:
             await asyncio.get_running_loop().create_future()
         finally:
@@ -203,20 +204,20 @@ class SimulatedBrowser(SimulatedDevice):
     def _on_open(self, tab: Tab | None, visible: Sequence[MsgID], epoch: Time | None) -> None:
         if tab is not None:
             self._require_hidden(visible, epoch)
-            tab.shown = set(visible)
+            tab.shown = {(msg_id, epoch) for msg_id in visible}
 
     def _on_change(self, tab: Tab, name: str, details: Sequence[Any]) -> None:
         match name, details:
-            case "shows", [msg_id]:
+            case "shows", [msg_id, epoch]:
                 self._simulation.record(tab.name, f"shows {msg_id}")
-                if msg_id == FORGED or msg_id in tab.shown:
+                if msg_id == FORGED or (msg_id, epoch) in tab.shown:
                     raise Disagreement(f"{tab.name} shows {msg_id} twice, or it was never stored")
-                tab.shown.add(msg_id)
-            case "hides", [msg_id, why, is_timed]:
+                tab.shown.add((msg_id, epoch))
+            case "hides", [msg_id, epoch, why, is_timed]:
                 self._simulation.record(tab.name, f"hides ({why}) {msg_id}")
                 if is_timed:
                     # A node whose clock is behind shows it for another moment, or not yet.
-                    tab.shown.discard(msg_id)
+                    tab.shown.discard((msg_id, epoch))
             case _:
                 self._simulation.record(tab.name, "hears that its user was erased")
                 tab.shown.clear()
@@ -284,7 +285,7 @@ class SimulatedBrowser(SimulatedDevice):
             return
         tab = self._simulation.rng.choice(awake)
         match self._simulation.choice(
-            write=15, hide=1, offline=2, clock=1, tab=2, sleep=2, end=2, lose=1
+            write=15, hide=3, offline=2, clock=1, tab=2, sleep=3, end=2, lose=1
         ):
             case "write":
                 await self._write(tab)
@@ -347,7 +348,7 @@ class SimulatedBrowser(SimulatedDevice):
 
     async def _hide(self, tab: Tab) -> None:
         """Hide an item, perhaps before it has come."""
-        known = self._tell("look", tab.number)["visible"] + self._simulation.sent_to(self.uid)
+        known = self._tell("look", tab.number)["visible"] + self._simulation.sent_to(self.uid)[-5:]
         if known:
             msg_id = self._simulation.rng.choice(known)
             outcome = await self._call(tab, "hide", msg_id)

@@ -152,11 +152,12 @@ export class SimulatedBrowser extends FakeBrowser {
     });
     gregor.on("created", ({ item }) => {
       page.visible?.add(item.msg_id);
-      this.note("shows", tab.id, item.msg_id);
+      this.note("shows", tab.id, item.msg_id, gregor.replica.device.epoch);
     });
     gregor.on("dismissed", ({ item, why }) => {
       page.visible?.delete(item.msg_id);
-      this.note("hides", tab.id, item.msg_id, why, !!(item.starts_at || item.expires_at));
+      const isTimed = !!(item.starts_at || item.expires_at);
+      this.note("hides", tab.id, item.msg_id, gregor.replica.device.epoch, why, isTimed);
     });
     gregor.ready.then(() => {
       page.isReady = true;
