@@ -29,6 +29,7 @@ import { Replica } from "./replica.js";
 import { State } from "./state.js";
 import { OFFLINE, type ConnectionStatus, type Status } from "./status.js";
 import { openStore } from "./stores/indexeddb.js";
+import { memoryDatabase } from "./stores/memory.js";
 
 import { Store, storeName, type Changes, type Database } from "./stores/store.js";
 import { joinTabs, type Tabs } from "./tabs.js";
@@ -380,12 +381,24 @@ export function createGregor<Bodies = Record<string, unknown>>(options: GregorOp
 
   async function open(): Promise<void> {
     const name = storeName(server.http, user);
-    store = options.store ? new Store(options.store) : await openStore(name, environment, onLost);
+    const opened = options.store ? new Store(options.store) : await openStore(name, environment, onLost);
+    await openWith(opened, name).catch((error) => {
+      if (error.code !== "unavailable") throw error;
+      // As where there is no store: a full disk, or a browser that does not answer.
+      tabs?.close();
+      opened.close();
+      onLost(error);
+      return openWith(new Store(memoryDatabase()), name);
+    });
+    tabs?.say({ type: "ask" });
+  }
+
+  async function openWith(opened: Store, name: string): Promise<void> {
+    store = opened;
     store.onWiped = () => void forget();
     await store.begin({ device_id: deviceId(), uid: user, epoch: null, erased: false });
     tabs = joinTabs(name, store, environment, { onLead, onFollow, onChanges: live.hear, onReload, onMessage, beat: () => said([]) });
     await tabs.open();
-    tabs.say({ type: "ask" });
   }
 
   function onReload(records: Changes): void {

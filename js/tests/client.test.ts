@@ -38,7 +38,7 @@ function unreliable() {
   return broken as typeof broken & Database;
 }
 
-const fails = (): Promise<void> =>
+const fails = (): Promise<never> =>
   Promise.reject(new GregorError({ code: "unavailable", action: "retry", message: "the disk is full" }));
 
 describe("a write", () => {
@@ -506,6 +506,17 @@ describe("a store that cannot be used", () => {
     expect(gregor.status).toMatchObject({ durable: false, unsent: 1 });
     await world.connect();
     expect(gregor.status).toMatchObject({ online: true, durable: false });
+  });
+
+  test("when the page opens, because its disk is full: the client goes on in memory", async () => {
+    const world = new World();
+    const store = { ...memoryDatabase(true), transact: fails };
+    const gregor = await world.tab({ store });
+    await gregor.put("a", 1);
+    const socket = await world.connect();
+    expect(gregor.status).toMatchObject({ online: true, durable: false });
+    expect(socket.last.messages.map(({ creation }: any) => creation.body)).toEqual([1]);
+    await gregor.close();
   });
 
   test("any more, because another tab has removed it: the client goes on in memory", async () => {
