@@ -7,12 +7,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JS_READY := js/node_modules/.ready
+PEERS_READY := bench/browser/node_modules/.ready
 SEEDS ?= 2000
 ROUNDS ?= 1
 HUNT_ROUNDS ?= 200
 SHARDS ?= 1
 
-.PHONY: help demo fleet test environments check bench simulate faults hunt-js vectors lock clean
+.PHONY: help demo fleet test environments check bench bench-browser simulate faults hunt-js vectors lock clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -26,6 +27,10 @@ $(READY): requirements.lock pyproject.toml
 
 $(JS_READY): js/package-lock.json $(READY)
 	@$(BIN)/python -m tests.javascript.node npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
+
+$(PEERS_READY): bench/browser/package-lock.json $(JS_READY)
+	@$(BIN)/python -m tests.javascript.node npm ci --prefix ../bench/browser --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
 demo: $(READY)  ## Hundreds of devices disconnect, reconnect and converge
@@ -50,6 +55,10 @@ check: $(READY) $(JS_READY)  ## Style, types and the fast tests
 bench: $(READY)  ## Benchmarks, each beside a baseline from the same run
 	@$(BIN)/python -m bench
 
+bench-browser: $(PEERS_READY)  ## The client in Chromium, beside TinyBase and Centrifuge
+	@$(BIN)/python -m tests.javascript.node npm run check --silent --prefix ../bench/browser
+	@$(BIN)/python -m bench browser
+
 simulate: $(READY)  ## Simulations with random seeds; SEEDS=100000
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS)
 
@@ -68,4 +77,4 @@ lock:  ## Regenerate requirements.lock from pyproject.toml
 	@rm -rf .venv-lock
 
 clean:  ## Remove the installed packages and caches
-	rm -rf $(VENV) js/node_modules js/dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) js/node_modules js/dist bench/browser/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -101,20 +101,23 @@ async def bare() -> AsyncIterator[ServerProcess]:
 
 
 @asynccontextmanager
-async def gregor_serve(store: Path) -> AsyncIterator[ServerProcess]:
+async def gregor_serve(store: Path, *options: str) -> AsyncIterator[ServerProcess]:
     """The command `gregor serve`, on an SQLite file."""
-    address = _free_address()
+    address = free_address()
     listen = f"{address.host}:{address.port}"
-    command = ("-m", "gregor.cli", "serve", "--listen", listen, "--store", f"sqlite:///{store}")
-    async with _started(address, command, stderr=subprocess.DEVNULL) as server:  # it logs there
+    serve = ("-m", "gregor.cli", "serve", "--listen", listen, "--store", f"sqlite:///{store}")
+    command = (sys.executable, *serve, *options)
+    async with started(address, command, stderr=subprocess.DEVNULL) as server:  # it logs there
         yield server
 
 
 @asynccontextmanager
 async def bare_starlette() -> AsyncIterator[ServerProcess]:
     """An app of one route, which answers that it is ready."""
-    address = _free_address()
-    async with _started(address, ("-c", BARE_STARLETTE, str(address.port))) as server:
+    address = free_address()
+    async with started(
+        address, (sys.executable, "-c", BARE_STARLETTE, str(address.port))
+    ) as server:
         yield server
 
 
@@ -132,18 +135,18 @@ uvicorn.run(app, port=int(sys.argv[1]), log_level="warning")
 
 @asynccontextmanager
 async def _server(*arguments: str) -> AsyncIterator[ServerProcess]:
-    address = _free_address()
-    command = ("-m", "bench.target", str(address.port), *arguments)
-    async with _started(address, command) as server:
+    address = free_address()
+    command = (sys.executable, "-m", "bench.target", str(address.port), *arguments)
+    async with started(address, command) as server:
         yield server
 
 
 @asynccontextmanager
-async def _started(
-    address: Address, arguments: Sequence[str], stderr: int | None = None
+async def started(
+    address: Address, command: Sequence[str], stderr: int | None = None
 ) -> AsyncIterator[ServerProcess]:
-    """A Python process, once it accepts connections at the address."""
-    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stderr=stderr)
+    """A process, once it accepts connections at the address."""
+    process = await asyncio.create_subprocess_exec(*command, stderr=stderr)
     try:
         await _wait_until_listening(address, process)
         yield ServerProcess(address, process)
@@ -152,7 +155,7 @@ async def _started(
         await process.wait()
 
 
-def _free_address() -> Address:
+def free_address() -> Address:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return Address(*probe.getsockname())

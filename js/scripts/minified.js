@@ -10,6 +10,7 @@ export async function minified(options) {
   const bundle = { ...bundleOptions, ...options, metafile: true, write: false };
   const { outputFiles, metafile } = await build(bundle);
   // In a script, the name at the top is the global.
-  const { code } = await minify(outputFiles[0].text, { module: options.format === "esm" });
+  const module = options.format === "esm";
+  const { code } = await minify(outputFiles[0].text, { module, compress: { passes: 2 } });
   return { code, shares: Object.values(metafile.outputs)[0].inputs };
 }

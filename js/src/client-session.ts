@@ -28,7 +28,6 @@ import {
   type Ack,
   type DeviceFrame,
   type ErrorFrame,
-  type Limits,
   type Messages,
   type NodeFrame,
   type Result,
@@ -42,12 +41,13 @@ import type { DeviceID, Item, Message, OutOfBandMessage, StoredMessage, UID } fr
 export type Effect =
   /** Write this frame. */
   | { readonly type: "send"; readonly frame: DeviceFrame }
-  /** The node has authenticated this user, and its clock shows `now`. The user's epoch is earlier
+  /** The node has authenticated this user, and its clock shows `now`. A consume may hold so many
+   * `messages`. The user's epoch is earlier
    * than the replica's only if the store of the node is a restored backup: then a snapshot follows. */
   | {
       readonly type: "welcomed";
       readonly uid: UID;
-      readonly limits: Limits;
+      readonly messages: number;
       readonly now: Time;
       readonly epoch: Time;
     }
@@ -181,9 +181,9 @@ export function clientSession({
     // node would take the device for one that has not heard of the erase.
     epoch = told ?? epoch ?? 0;
     phase = "syncing";
-    const { messages = 500, ids_days = 0 } = limits;
+    const { messages = 500 } = limits;
     return [
-      { type: "welcomed", uid, limits: { messages: Math.max(1, messages), ids_days }, now, epoch },
+      { type: "welcomed", uid, messages: Math.max(1, messages), now, epoch },
     ];
   }
 

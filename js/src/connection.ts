@@ -7,14 +7,14 @@
  */
 
 import { clientSession } from "./client-session.js";
-import { ANSWER_MS, asError, converse, type Conversation } from "./conversation.js";
-import type { Environment, Timer } from "./environment.js";
-import { problemOf, unavailable, type GregorError, type Problem } from "./errors.js";
+import { ANSWER_MS, converse, type Conversation } from "./conversation.js";
+import { inTime, type Environment, type Timer } from "./environment.js";
+import { asError, problemOf, unavailable, type GregorError, type Problem } from "./errors.js";
 import { openEventStream } from "./event-stream.js";
 import type { Time } from "./instant.js";
 import type { LiveReplica } from "./live-replica.js";
 import type { OutOfBandMessage, UID } from "./message.js";
-import { ReconnectPolicy } from "./reconnect.js";
+import { reconnectPolicy } from "./reconnect.js";
 import type { ConnectionStatus } from "./status.js";
 import { openWebSocket } from "./websocket.js";
 import type { Transport, TransportListener } from "./transport.js";
@@ -76,7 +76,7 @@ export function connect(
   report: (events: readonly ConnectionEvent[]) => void,
 ): Connection {
   const { setTimeout, clearTimeout, monotonic, now, random } = environment;
-  const policy = new ReconnectPolicy();
+  const policy = reconnectPolicy();
   let conversation: Conversation | undefined;
   let online = false;
   let lastError: Problem | null = null;
@@ -110,17 +110,10 @@ export function connect(
   }
 
   async function currentToken(): Promise<string> {
-    let timer: Timer;
-    const isLate = new Promise<never>((_, reject) => {
-      timer = setTimeout(() => reject(unavailable("the token function did not answer in time")), ANSWER_MS);
-    });
-    try {
-      const given: unknown = await Promise.race([isLate, typeof token === "string" ? token : token()]);
-      if (!given || typeof given !== "string") throw unavailable("the token function gave no text");
-      return given;
-    } finally {
-      clearTimeout(timer);
-    }
+    const ask = async (): Promise<unknown> => (typeof token === "string" ? token : token());
+    const given = await inTime(environment, ask(), ANSWER_MS, "the token function did not answer in time");
+    if (!given || typeof given !== "string") throw unavailable("the token function gave no text");
+    return given;
   }
 
   /** Resolves if another one is to follow without a word. Rejects with why it has ended. */
@@ -133,16 +126,13 @@ export function connect(
         isStream ? openEventStream(environment, http, user, listener) : openSocket(listener);
       const current = converse(live, environment, session, open, {
         onSynced,
-        onGoaway(withinMs) {
-          const seconds = monotonic() / 1000;
-          return 1000 * (policy.goaway(seconds, random(), withinMs) - seconds);
-        },
+        onGoaway: (within) => policy.goaway(monotonic(), random(), within),
         onOutOfBand: (system, body) => emit({ type: "out_of_band", system, body }),
-        onEnd(error, seconds) {
+        onEnd(error, delay) {
           conversation = undefined;
           if (!isStream) blocked++;
           if (isStream !== current.isAnswered) blocked = 0;
-          retryAfter = seconds;
+          retryAfter = delay;
           if (error) reject(error);
           else resolve();
         },
@@ -193,7 +183,7 @@ export function connect(
     let timer: Timer;
     if (isRequested) resume();
     else if (!failure) {
-      const ms = 1000 * policy.wait(monotonic() / 1000, random(), retryAfter);
+      const ms = policy.wait(monotonic(), random(), retryAfter);
       retryAt = Math.round(1000 * (now() + ms));
       timer = setTimeout(resume, ms);
     }
@@ -235,7 +225,7 @@ export function connect(
     sendOutbox: () => conversation?.sendOutbox(),
     async sendOutOfBand(message) {
       if (failure?.code === "erased") throw failure;
-      if (!online || !conversation) throw unavailable("there is no connection, and out-of-band messages are not queued");
+      if (!online || !conversation) throw unavailable("there is no connection");
       return conversation.sendOutOfBand(message);
     },
     close() {

@@ -8,11 +8,11 @@
 
 import type { ClientSession, Effect } from "./client-session.js";
 import type { Environment, Timer } from "./environment.js";
-import { GregorError, unavailable, type Problem } from "./errors.js";
+import { asError, GregorError, unavailable, type Problem } from "./errors.js";
 import type { Result } from "./frames.js";
 import type { LiveReplica, Operation } from "./live-replica.js";
 import type { Message, OutOfBandMessage } from "./message.js";
-import { ReconnectPolicy } from "./reconnect.js";
+import { reconnectPolicy } from "./reconnect.js";
 import type { Transport, TransportListener } from "./transport.js";
 
 /** For a connection, a welcome, the next frame of a sync. */
@@ -42,9 +42,9 @@ export interface Conversation {
 export interface ConversationListener {
   onSynced(): void;
   /** The node is leaving. Returns in how many milliseconds to connect again. */
-  onGoaway(withinMs: number): number;
+  onGoaway(within: number): number;
   onOutOfBand(system: string, body: unknown): void;
-  /** `retryAfter` is for how many seconds the server wants to be left alone. */
+  /** `retryAfter` is for how many milliseconds the server wants to be left alone. */
   onEnd(error?: GregorError, retryAfter?: number): void;
 }
 
@@ -53,9 +53,6 @@ interface PendingOutOfBand {
   readonly resolve: () => void;
   readonly reject: (error: GregorError) => void;
 }
-
-export const asError = (error: unknown): GregorError =>
-  error instanceof GregorError ? error : unavailable(`${error}`);
 
 export function converse(
   live: LiveReplica,
@@ -80,7 +77,7 @@ export function converse(
   let isPaused = false;
   const outOfBand: PendingOutOfBand[] = [];
   /** Counts how often in succession the node has deferred a consume. */
-  const deferrals = new ReconnectPolicy();
+  const deferrals = reconnectPolicy();
 
   function end(error?: GregorError, retryAfter?: number): void {
     if (isOver) return;
@@ -124,7 +121,7 @@ export function converse(
       case "welcomed":
         live.nodeToldTime(effect.now, helloAt);
         await change((replica) => replica.welcomed(effect.uid, effect.epoch));
-        maxMessages = effect.limits.messages;
+        maxMessages = effect.messages;
         isWelcomed = true;
         return sendOutbox();
       case "apply":
@@ -201,7 +198,7 @@ export function converse(
         isPaused = false;
         sendOutbox();
       },
-      1000 * deferrals.wait(monotonic() / 1000, random()),
+      deferrals.wait(monotonic(), random()),
     );
   }
 

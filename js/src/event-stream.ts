@@ -29,7 +29,7 @@ export function openEventStream(
     const headers = { Authorization: `Bearer ${hello.token}`, ...init.headers };
     const response = await fetch(address + path, { ...init, headers });
     const type = response.headers.get("Content-Type");
-    retryAfter = Number(response.headers.get("Retry-After")) || 0; // not a date, either
+    retryAfter = 1000 * Number(response.headers.get("Retry-After"));
     if (!/json|event-stream/.test(`${type}`)) {
       throw Error(`not the answer of a Gregor server: ${response.status} ${type}`);
     }

@@ -55,11 +55,9 @@ export type DeviceFrame = Hello | Consume | Verify;
 
 // Node to device
 
-/** What a device has to know of the limits of a node: how many messages a consume may hold, and for
- * how many days a message may be sent again without being stored twice (0: for ever). */
+/** What a device has to know of the limits of a node: how many messages a consume may hold. */
 export interface Limits {
   readonly messages: number;
-  readonly ids_days: number;
 }
 
 /** The token is valid. `epoch` is the user's; without it, this node is of a version without. */
@@ -272,7 +270,7 @@ const FRAMES: { readonly [Type in keyof NodeFrames]: Reader<NodeFrames[Type]> } 
   welcome: object<Welcome>({
     uid: text,
     now: time,
-    limits: object<Partial<Limits>>({ messages: optional(integer), ids_days: optional(integer) }),
+    limits: object<Partial<Limits>>({ messages: optional(integer) }),
     epoch: optional(time),
   }),
   sync: object<SyncPage>({

@@ -12,7 +12,6 @@ import { invalid } from "./errors.js";
 import type { Time, When } from "./instant.js";
 import {
   newMsgId,
-  type DeviceID,
   type Item,
   type Key,
   type Message,
@@ -116,7 +115,6 @@ function comingBack({ items, written }: Undo, live: readonly Item[], now: Time):
 /** What an inbox needs of a client. */
 export interface Device {
   readonly user: UID;
-  readonly deviceId: DeviceID;
   state(): State;
   change<T>(operation: (replica: Replica, now: Time) => T): Promise<T>;
 }
@@ -143,18 +141,45 @@ const under =
  * just have archived it. What is done reaches what this device has been told: a newer notification
  * under the same key stays, and stays unread.
  */
-export class Inbox {
-  private readonly _device: Device;
-
-  constructor(device: Device) {
-    this._device = device;
-  }
-
+export interface Inbox {
   /** The notifications, the newest first; with `topic`, those of it and of the topics below it (of
    * `likes`, also `likes.photo7`); with `limit`, the first so many. */
-  list(topic?: Topic, { limit }: { readonly limit?: number | undefined } = {}): readonly InboxEntry[] {
+  list(topic?: Topic, options?: { readonly limit?: number | undefined }): readonly InboxEntry[];
+  /** How many notifications are unread; with `topic`, of it and of the topics below it. */
+  unreadCount(topic?: Topic): number;
+  /** How many notifications are unread, by the first segment of their topics; none is 0. */
+  unreadByTopic(): ReadonlyMap<Topic, number>;
+
+  // Each of these resolves with how to undo it, for `undo`; with undefined if there was nothing to do.
+
+  /** Marks notifications as read, on all devices. */
+  read(...keys: Key[]): Promise<Undo | undefined>;
+  /** Marks all notifications that this device shows as read, on all devices; with `topic`, those of
+   * it and of the topics below it. What this device has not been told of stays unread, and so does
+   * what has not begun. */
+  readAll(topic?: Topic): Promise<Undo | undefined>;
+  /** Removes notifications, on all devices. */
+  archive(...keys: Key[]): Promise<Undo | undefined>;
+  /** Hides a notification until later, on all devices, also on those that are offline then. If it is
+   * unread, it is unread when it comes back. A duration counts from now. Rejects unless the time lies
+   * between now and the expiry of the notification. */
+  snooze(key: Key, until: When): Promise<Undo | undefined>;
+
+  // These two resolve with whether they did anything.
+
+  /** Marks notifications as unread, on all devices. */
+  unread(...keys: Key[]): Promise<boolean>;
+  /** Puts again what was taken away, as new messages: what was archived comes back as the newest.
+   * What another device or the backend has put under a key since then stays. Idempotent. */
+  undo(undo: Undo): Promise<boolean>;
+}
+
+export function inboxOf(device: Device): Inbox {
+  const { user } = device;
+
+  function list(topic?: Topic, { limit }: { readonly limit?: number | undefined } = {}): readonly InboxEntry[] {
     const prefix = topicPrefix(topic);
-    const { items } = this._device.state();
+    const { items } = device.state();
     const markers = new Map(items.filter(isMarker).map((item) => [placeOf(item), item]));
     return items
       .filter((item) => isEntry(item) && isWithin(item, prefix))
@@ -163,102 +188,68 @@ export class Inbox {
       .slice(0, limit);
   }
 
-  /** How many notifications are unread; with `topic`, of it and of the topics below it. */
-  unreadCount(topic?: Topic): number {
-    return this.list(topic).filter(({ unread }) => unread).length;
-  }
-
-  /** How many notifications are unread, by the first segment of their topics; none is 0. */
-  unreadByTopic(): ReadonlyMap<Topic, number> {
-    const counts = new Map<Topic, number>();
-    for (const { topic, unread } of this.list()) {
-      const first = topic.replace(/\..*/s, "");
-      if (unread) counts.set(first, (counts.get(first) ?? 0) + 1);
-    }
-    return counts;
-  }
-
-  // Each of these resolves with how to undo it, for `undo`; with undefined if there was nothing to do.
-
-  /** Marks notifications as read, on all devices. */
-  read(...keys: Key[]): Promise<Undo | undefined> {
-    return this._dismiss((replica, now) => under(keys)(replica, now).filter(isMarker));
-  }
-
-  /** Marks all notifications that this device shows as read, on all devices; with `topic`, those of
-   * it and of the topics below it. What this device has not been told of stays unread, and so does
-   * what has not begun. */
-  async readAll(topic?: Topic): Promise<Undo | undefined> {
-    const prefix = topicPrefix(topic);
-    return this._dismiss(
-      (replica, now) => replica.state(now).items.filter((item) => isMarker(item) && isWithin(item, prefix)),
-      [
-        ...(prefix ? [{ category: MARKERS + topic }] : []),
-        { category: MARKERS + prefix, prefix: true },
-      ],
-    );
-  }
-
-  /** Removes notifications, on all devices. */
-  archive(...keys: Key[]): Promise<Undo | undefined> {
-    return this._dismiss(under(keys));
-  }
-
-  /** Hides a notification until later, on all devices, also on those that are offline then. If it is
-   * unread, it is unread when it comes back. A duration counts from now. Rejects unless the time lies
-   * between now and the expiry of the notification. */
-  snooze(key: Key, until: When): Promise<Undo | undefined> {
-    return this._write([key], (live, now) =>
-      live.map((item) => snoozed(this._device.user, item, given.instant("until", until), now)),
-    );
-  }
-
-  // These two resolve with whether they did anything.
-
-  /** Marks notifications as unread, on all devices. */
-  async unread(...keys: Key[]): Promise<boolean> {
-    return !!(await this._put(keys, lackingMarkers));
-  }
-
-  /** Puts again what was taken away, as new messages: what was archived comes back as the newest.
-   * What another device or the backend has put under a key since then stays. Idempotent. */
-  async undo(undo: Undo): Promise<boolean> {
-    const keys = undo.items.map((item) => keyOf(item).replace(/^unread:/, ""));
-    return !!(await this._put(keys, (live, now) => comingBack(undo, live, now)));
-  }
-
   /** Dismisses what is found: by these ranges, or else by its keys. */
-  private _dismiss(find: Find, ranges?: readonly Range[]): Promise<Undo | undefined> {
-    const { user, deviceId } = this._device;
-    return this._device.change((replica, now) => {
+  const dismiss = (find: Find, ranges?: readonly Range[]): Promise<Undo | undefined> =>
+    device.change((replica, now) => {
       const items = find(replica, now);
       if (!items.length) return undefined;
       const dismissal = ranges ? { ranges } : { keys: [...new Set(items.map(keyOf))].map((key) => ({ key })) };
-      replica.dismissSeen({ uid: user, msg_id: newMsgId(), device_id: deviceId, dismissal }, now);
+      const { device_id } = replica.device;
+      replica.dismissSeen({ uid: user, msg_id: newMsgId(), device_id, dismissal }, now);
       return { items, written: [] };
     });
-  }
-
-  /** Puts these items, given what is live under the keys. */
-  private _put(
-    keys: readonly Key[],
-    items: (live: readonly Item[], now: Time) => readonly Item[],
-  ): Promise<Undo | undefined> {
-    return this._write(keys, (live, now) => items(live, now).map((item) => again(this._device.user, item, now)));
-  }
 
   /** Writes what follows from what is live under the keys. */
-  private _write(
+  const write = (
     keys: readonly Key[],
     decide: (live: readonly Item[], now: Time) => readonly Message[],
-  ): Promise<Undo | undefined> {
-    return this._device.change((replica, now) => {
+  ): Promise<Undo | undefined> =>
+    device.change((replica, now) => {
       const items = under(keys)(replica, now);
       const messages = decide(items, now);
       replica.writeAll(messages, now);
       return messages[0] && { items, written: messages.map(({ msg_id }) => msg_id) };
     });
-  }
+
+  /** Puts these items, given what is live under the keys. Resolves with whether there are any. */
+  const put = async (
+    keys: readonly Key[],
+    items: (live: readonly Item[], now: Time) => readonly Item[],
+  ): Promise<boolean> =>
+    !!(await write(keys, (live, now) => items(live, now).map((item) => again(user, item, now))));
+
+  return {
+    list,
+    unreadCount: (topic) => list(topic).filter(({ unread }) => unread).length,
+    unreadByTopic() {
+      const counts = new Map<Topic, number>();
+      for (const { topic, unread } of list()) {
+        const first = topic.replace(/\..*/s, "");
+        if (unread) counts.set(first, (counts.get(first) ?? 0) + 1);
+      }
+      return counts;
+    },
+    read: (...keys) => dismiss((replica, now) => under(keys)(replica, now).filter(isMarker)),
+    async readAll(topic) {
+      const prefix = topicPrefix(topic);
+      return dismiss(
+        (replica, now) => replica.state(now).items.filter((item) => isMarker(item) && isWithin(item, prefix)),
+        [
+          ...(prefix ? [{ category: MARKERS + topic }] : []),
+          { category: MARKERS + prefix, prefix: true },
+        ],
+      );
+    },
+    archive: (...keys) => dismiss(under(keys)),
+    snooze: (key, until) =>
+      write([key], (live, now) => live.map((item) => snoozed(user, item, given.instant("until", until), now))),
+    unread: (...keys) => put(keys, lackingMarkers),
+    undo: async (undo) =>
+      put(
+        undo.items.map((item) => keyOf(item).replace(/^unread:/, "")),
+        (live, now) => comingBack(undo, live, now),
+      ),
+  };
 }
 
 const entry = (item: Item, marker: Item | undefined): InboxEntry => ({

@@ -1,6 +1,6 @@
 /** The client of Gregor: a replica of one user's state, on one device. */
 
-export { createGregor, Gregor, type GregorEvent, type GregorOptions, type Missed } from "./client.js";
+export { createGregor, type Gregor, type GregorEvent, type GregorOptions, type Missed } from "./client.js";
 export type { ConnectionEvent, Token } from "./connection.js";
 export { browserEnvironment, type Environment } from "./environment.js";
 export { GregorError, type Action, type Problem } from "./errors.js";

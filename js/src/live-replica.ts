@@ -70,8 +70,6 @@ export interface LiveReplica {
   readonly version: number;
   /** Begins with the replica that was saved. What is visible at the start is not reported. */
   open(replica: Replica): void;
-  /** Resolves when what was queued is saved, or could not be. */
-  drained(): Promise<void>;
   /** Nothing is changed from now on, because of this error. */
   end(error: GregorError): void;
   /** The visible items whose category begins with the prefix, in order: the same array, as long as
@@ -290,7 +288,6 @@ export function liveReplica(replica: Replica, environment: Environment, listener
       refresh();
       void saveQueue();
     },
-    drained: () => change(() => {}).catch(() => {}),
     end(error) {
       ending = error;
       clearTimeout(timer);

@@ -4,14 +4,15 @@ import type { Time } from "./instant.js";
 import type { DeviceID, Message, StoredMessage } from "./message.js";
 import { seenOn } from "./visibility.js";
 
-/** A message written on this device, its position in the outbox, and the time of writing, by the
- * node's clock. An acknowledged message has a ctime; it is `dead` if its item was when the node
+/** A message written on this device, its position in the outbox, the time of writing, by the node's
+ * clock, and the life of the user to which it belongs (null: no node had told of any). An acknowledged message has a ctime; it is `dead` if its item was when the node
  * stored it. It is `echoed` once the node has sent it back to this device, even if the
  * acknowledgement was lost. */
 export interface OutboxEntry {
   readonly number: number;
   readonly written: Time;
   readonly message: Message;
+  readonly epoch?: Time | null;
   readonly echoed?: boolean;
   readonly dead?: boolean;
 }

@@ -304,7 +304,8 @@ export class Replica {
     const { msg_id } = message;
     // The node has stored this message, or another with this id: the facts decide.
     const echoed = this.facts.has(msg_id);
-    const entry = { number: this._nextNumber(), written: now, message, ...(echoed && { echoed }) };
+    const { epoch } = this.device;
+    const entry = { number: this._nextNumber(), written: now, message, epoch, ...(echoed && { echoed }) };
     this._put("outbox", msg_id, entry);
     this._causes.push(message);
     if (!echoed) this._showNext(entry);
@@ -605,7 +606,9 @@ export class Replica {
    * has changed. Without an outbox, the facts are shown. */
   private _settle(): void {
     for (const msgId of [...this.outbox.keys(), ...this._overlaid]) this._changed.add(msgId);
-    const { cursor, device_id } = this.device;
+    const { cursor, device_id, epoch } = this.device;
+    // Another tab may have written them before it heard of the erase.
+    for (const [msgId, entry] of this.outbox) if (isBefore(entry.epoch, epoch)) this._put("outbox", msgId);
     this._shown = this.facts;
     this._latestCtime = cursor;
     this._overlaid = new Set();
@@ -652,6 +655,11 @@ const isSame = (a: unknown, b: unknown): boolean => a === b || canonical(a ?? nu
 
 const numberOf = (record: number | { readonly number: number }): number =>
   typeof record === "number" ? record : record.number;
+
+/** Whether a life of the user has ended before that of another epoch, which is null after an erase of
+ * which nobody has said when. */
+const isBefore = (epoch: Time | null | undefined, other: Time | null): boolean =>
+  epoch != null && epoch < (other ?? Infinity);
 
 /** The greatest of them; 0 if there are none. */
 const maxOf = (numbers: readonly number[]): number => numbers.reduce((a, b) => Math.max(a, b), 0);

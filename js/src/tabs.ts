@@ -26,10 +26,12 @@ export interface TabListener<Message> {
   onFollow(): void;
   /** Another tab has saved this. */
   onChanges(changes: Changes): void;
-  /** This tab has missed what others saved: these are all records as they are stored. */
+  /** This tab has missed what others saved: these are all records, as far as it knows. */
   onReload(records: Records): void;
   /** Another tab has said this, to all. */
   onMessage(message: Message): void;
+  /** What this tab says each second while it leads: so the others know it, whatever they have missed. */
+  beat(): Message | undefined;
 }
 
 /** What travels between tabs: a change with its number, or the last change that the tab has. */
@@ -37,7 +39,7 @@ interface Broadcast<Message> {
   readonly seq: number;
   readonly changes?: Changes;
   readonly isBeat?: boolean;
-  readonly message?: Message;
+  readonly message?: Message | undefined;
 }
 
 /** The locks of a tab that shares nothing. */
@@ -143,10 +145,15 @@ export function joinTabs<Message>(
     lastSeq = stored; // if there is more, the next broadcast says so
     if (stored <= seq) return;
     seq = stored;
-    listener.onReload(records);
     const later = [...ahead].sort(([a], [b]) => a - b);
     ahead.clear();
-    for (const [seq, changes] of later) listener.onChanges(news({ seq, changes }));
+    for (const [seq, changes] of later) {
+      for (const [key, record] of news({ seq, changes })) {
+        if (record === null) records.delete(key);
+        else records.set(key, record);
+      }
+    }
+    listener.onReload(records);
   }
 
   // Who leads
@@ -155,7 +162,7 @@ export function joinTabs<Message>(
   function tick(): void {
     if (channel || !isLeader) timer = environment.setTimeout(tick, BEAT_MS);
     if (!candidacy) stand();
-    else if (isLeader) post({ isBeat: true });
+    else if (isLeader) post({ isBeat: true, message: listener.beat() });
     else if (++silentBeats > MAX_SILENT_BEATS && environment.isVisible()) stand(true);
     if (ahead.size || lastSeq > seq) reload().catch(() => {});
   }

@@ -8,7 +8,7 @@ export interface TransportListener {
   /** Frames may be sent from now on. */
   opened(): void;
   frame(text: string): void;
-  /** The connection has ended, or could not be made. `retryAfter` is the delay in seconds that the
+  /** The connection has ended, or could not be made. `retryAfter` is the delay in milliseconds that the
    * server has asked for. What follows is not heard. */
   closed(code: number, reason: string, retryAfter?: number): void;
 }

@@ -2,7 +2,8 @@
 
 import { describe, expect, test, vi } from "vitest";
 import { createGregor, type Gregor } from "../src/client.js";
-import type { Database } from "../src/stores/store.js";
+import type { Message } from "../src/message.js";
+import type { Database, Decision } from "../src/stores/store.js";
 import type { Channel } from "../src/environment.js";
 import { START, World, ack, item, stored, texts } from "./fakes/world.js";
 
@@ -71,6 +72,88 @@ test("one tab is connected, and the others are online through it", async () => {
   expect(follower.status).toEqual(leader.status);
   expect(follower.status).toMatchObject({ online: true, synced: true });
   expect(follower.deviceId).toBe(leader.deviceId);
+});
+
+test("a tab that has not heard how the leader is connected knows it a second later", async () => {
+  const { world, leader, follower, socket } = await twoTabs();
+  world.losesBroadcasts = true; // as for one that was kept for the way back
+  socket.end();
+  await world.settled();
+  expect(follower.status.online).toBe(true);
+  world.losesBroadcasts = false;
+  await world.advance(1_000);
+  expect(leader.status.online).toBe(false);
+  expect(follower.status).toEqual(leader.status);
+});
+
+/** A database that holds back what it answers, while it is told so. */
+function slowDatabase(database: Database) {
+  let isHeld = false;
+  const held: (() => void)[] = [];
+  return {
+    hold: () => (isHeld = true),
+    release() {
+      isHeld = false;
+      for (const answer of held.splice(0)) answer();
+    },
+    database: {
+      ...database,
+      async transact<T>(keys: readonly string[] | undefined, decide: Decision<T>): Promise<T> {
+        const result = await database.transact(keys, decide);
+        if (isHeld) await new Promise<void>((resolve) => held.push(resolve));
+        return result;
+      },
+    },
+  };
+}
+
+/** Two tabs, of which the first one, which leads, has missed that the second one wrote "b". */
+async function leaderThatMissed() {
+  const world = new World();
+  const slow = slowDatabase(world.database);
+  const leader = await world.tab({ store: slow.database });
+  const socket = await world.connect([item("a", "a")]);
+  const follower = await world.tab();
+  world.losesBroadcasts = true;
+  await follower.put("b", "b", { msgId: "b" });
+  world.losesBroadcasts = false;
+  return { world, slow, leader, follower, socket };
+}
+
+test("the leader sends in the order of writing, also what it has heard in another order", async () => {
+  const { world, follower, socket } = await leaderThatMissed();
+  await follower.put("c", "c", { msgId: "c" });
+  await world.settled();
+  expect(socket.last.type).not.toBe("consume");
+  await world.advance(1_000);
+  expect(socket.last.messages.map(({ msg_id }: Message) => msg_id)).toEqual(["b", "c"]);
+});
+
+test("what is saved while the store is read again stays", async () => {
+  const { world, slow, leader, follower } = await leaderThatMissed();
+  await follower.put("c", "c", { msgId: "c" });
+  slow.hold();
+  await world.advance(1_000); // reads the store
+  const saved = leader.put("d", "d", { msgId: "d" });
+  await world.settled();
+  slow.release();
+  await saved;
+  await world.settled();
+  expect(texts(leader)).toEqual(["a", "b", "c", "d"]);
+});
+
+test("an item that is heard of while the store is read again is created once", async () => {
+  const { world, slow, leader, follower } = await leaderThatMissed();
+  const created = heard(leader, "created");
+  const dismissed = heard(leader, "dismissed");
+  slow.hold();
+  await world.advance(2_000); // hears that it has missed something, and reads the store
+  await follower.put("c", "c", { msgId: "c" });
+  await world.settled();
+  slow.release();
+  await world.settled();
+  expect(created.mock.calls.map(([{ item }]) => item.body).sort()).toEqual(["b", "c"]);
+  expect(dismissed).not.toHaveBeenCalled();
 });
 
 test("what the node says is in all tabs, with its events", async () => {

@@ -27,7 +27,7 @@ const problem = { code: text, message: text, action: "retry", field: text };
 
 /** Each frame with all of its fields that a device knows. */
 const FRAMES = [
-  { type: "welcome", uid: text, now: time, limits: { messages: 1, ids_days: 1 }, epoch: time },
+  { type: "welcome", uid: text, now: time, limits: { messages: 1 }, epoch: time },
   {
     type: "sync",
     mode: "changes",

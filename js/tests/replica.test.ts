@@ -345,8 +345,21 @@ describe("records", () => {
       "item/m": item,
       "hidden/m": true,
       "awaited/later": 1,
-      "outbox/w": { number: 2, written: 9, message: written("w") },
+      "outbox/w": { number: 2, written: 9, message: written("w"), epoch: 0 },
     });
+  });
+
+  test("what another tab wrote before it heard of an erase goes with that life", () => {
+    const erased = load({ "owner/": { ...owner, epoch: 4, erased: true }, "device/": { ...device, epoch: 4, erased: true } });
+    const unknown = load({ "owner/": { ...owner, epoch: null }, "device/": { ...device, epoch: null } });
+    for (const replica of [erased, unknown]) {
+      replica.inNewLife();
+      replica.applyRecords(new Map([["outbox/w", { ...entry, epoch: 0 }]]));
+      expect(replica.unsent()).toEqual([]);
+      expect(replica.visible(NOW).size).toBe(0);
+      replica.applyRecords(new Map([["outbox/w", { ...entry, epoch: replica.device.epoch }]]));
+      expect(replica.unsent()).toEqual([written("w")]);
+    }
   });
 
   test.each([

@@ -12,7 +12,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
-from tests.simulation.javascript import JavaScript
+from tests.simulation.browsers import JavaScript
 from tests.simulation.simulation import Disagreement, NewDevice, SimulatedDevice, simulate
 
 _new_device: NewDevice = SimulatedDevice

@@ -485,6 +485,10 @@ class SimulatedDevice:
             return f"still has {client.unsent_count} messages to send"
         return None
 
+    def mismatches(self) -> int:
+        """How often a replica was wrong after a sync."""
+        return sum(client.mismatches for client in self.clients)
+
     def rejected(self) -> set[MsgID]:
         assert self.client is not None
         return {rejected_write.message.msg_id for rejected_write in self.client.rejected()}
@@ -783,7 +787,7 @@ class Simulation:
 
     def _message(self, uid: UID) -> InBandMessage:
         msg_id, category = self.new_msg_id(), self.rng.choice(CATEGORIES)
-        known = [message.msg_id for message in self._sent if message.uid == uid]
+        known = self.sent_to(uid)
         starts, expires = self.lifetime()
         scope = f"d{self.rng.randrange(3)}" if self.chance(0.3) else None
         match self.choice(create=5, put=3, dismiss=3, category=1, key=1, again=1):
@@ -826,6 +830,9 @@ class Simulation:
                     msg_id=msg_id,
                 )
 
+    def sent_to(self, uid: UID) -> list[MsgID]:
+        return [message.msg_id for message in self._sent if message.uid == uid]
+
     def new_msg_id(self) -> MsgID:
         return f"{self.rng.getrandbits(64):016x}"
 
@@ -859,7 +866,7 @@ class Simulation:
         if problem is not None:
             return problem
         # With expiring items, the hash by one clock may differ from the hash by another clock.
-        if self.clocks_agree and any(client.mismatches for client in device.clients):
+        if self.clocks_agree and device.mismatches():
             return "was wrong until a snapshot replaced it"
         rejected = device.rejected()
         for msg_id, epoch in device.accepted:

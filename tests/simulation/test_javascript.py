@@ -1,11 +1,11 @@
-"""200 simulations with devices of both languages: after the faults, all replicas agree."""
+"""200 simulations with devices in Python and browsers: after the faults, all replicas agree."""
 
 import re
 from collections.abc import Iterator
 
 import pytest
 
-from tests.simulation.javascript import JavaScript
+from tests.simulation.browsers import JavaScript
 from tests.simulation.simulation import simulate
 
 SEEDS_PER_TEST = 50
@@ -33,10 +33,18 @@ def test_seed_produces_the_same_trace_in_every_process(javascript: JavaScript) -
     assert traces[0] == traces[1]
 
 
-def test_javascript_devices_meet_every_fault(javascript: JavaScript) -> None:
+def test_browsers_meet_every_fault(javascript: JavaScript) -> None:
     missing = {
         "goes offline",
-        "was killed",
+        r"was ended \(kill\)",
+        r"was ended \(close\)",
+        r"was ended \(crash\)",
+        r"sleeps \(hang\)",
+        r"sleeps \(freeze\)",
+        r"sleeps \(navigateAway\)",
+        r"sleeps \(hide\)",
+        "loses a broadcast",
+        "cannot save: the store fails",
         "has a token function that fails",
         "sets its clock",
         "the connection breaks",
@@ -45,11 +53,13 @@ def test_javascript_devices_meet_every_fault(javascript: JavaScript) -> None:
         r"hides \(replaced\)",
         r"hides \(dismissed\)",
         "hears that its user was erased",
-        "cannot snooze: invalid",
+        "cannot write, because it was killed",
+        "cannot write, because its user was erased",
+        "cannot snooze what has gone",
     }
     for seed in range(40):
         trace = simulate(seed, False, javascript.new_device).trace
-        text = "\n".join(line for line in trace if ".js " in line)
+        text = "\n".join(line for line in trace if ".js" in line)
         missing -= {event for event in missing if re.search(event, text)}
         if not missing:
             return

@@ -144,6 +144,7 @@ export async function untilSettled(tab: Tab): Promise<void> {
   await until("the tab is settled", async () => {
     const status = await statusOf(tab);
     if (status.online && status.synced && status.unsent === 0) return true;
-    throw new Error(JSON.stringify(status));
+    const locks = await tab.page.evaluate(() => navigator.locks.query());
+    throw new Error(JSON.stringify({ status, locks }));
   });
 }

@@ -56,18 +56,30 @@ export class FakeBrowser {
   }
 
   /** Lets the clock go on, and everything happen that is due until then. */
-  async advance(ms: number): Promise<void> {
-    const end = this.time + ms;
+  advance(ms: number): Promise<void> {
+    return this.advanceTo(this.time + ms);
+  }
+
+  async advanceTo(end: number): Promise<void> {
     for (;;) {
       await this.settle();
-      const due = this._timers.filter(({ tab, at }) => tab.isAwake && at <= end);
-      const [next] = due.sort((a, b) => a.at - b.at);
-      if (!next) break;
+      const next = this._nextTimer();
+      if (!next || next.at > end) break;
       this.cancel(next);
       this.time = Math.max(this.time, next.at);
       next.callback();
     }
     this.time = end;
+  }
+
+  /** When the next timer is due; undefined if there is none. */
+  get due(): number | undefined {
+    return this._nextTimer()?.at;
+  }
+
+  /** Of several that are due at one time, the one set first. */
+  private _nextTimer(): FakeTimer | undefined {
+    return this._timers.filter(({ tab }) => tab.isAwake).sort((a, b) => a.at - b.at)[0];
   }
 
   /** Lets everything happen that has been begun, but what waits for the clock. */
@@ -240,9 +252,14 @@ export class FakeTab {
     });
   }
 
+  /** The page hears an event. */
+  dispatch(type: string): void {
+    for (const { listener } of this._listeners.filter((entry) => entry.type === type)) listener(new Event(type));
+  }
+
   /** The person closes the tab. */
   close(): void {
-    this._dispatch("pagehide");
+    this.dispatch("pagehide");
     this.kill();
   }
 
@@ -265,18 +282,18 @@ export class FakeTab {
 
   /** The browser saves energy. */
   freeze(): void {
-    this._dispatch("freeze");
+    this.dispatch("freeze");
     this.hang();
   }
 
   resume(): void {
     this.goOn();
-    this._dispatch("resume");
+    this.dispatch("resume");
   }
 
   /** The page is kept for the way back. */
   navigateAway(): void {
-    this._dispatch("pagehide");
+    this.dispatch("pagehide");
     this.isCached = true;
     this.hang();
   }
@@ -284,12 +301,9 @@ export class FakeTab {
   navigateBack(): void {
     this.isCached = false;
     this.goOn();
-    this._dispatch("pageshow");
+    this.dispatch("pageshow");
   }
 
-  private _dispatch(type: string): void {
-    for (const { listener } of this._listeners.filter((entry) => entry.type === type)) listener(new Event(type));
-  }
 }
 
 class FakeChannel implements Channel {
@@ -305,6 +319,7 @@ class FakeChannel implements Channel {
   }
 
   postMessage(message: unknown): void {
+    if (this.tab.isGone) return; // what still runs of it is not there
     if (this._isClosed) throw new DOMException("the channel is closed", "InvalidStateError");
     this.tab.browser.post(this, message);
   }

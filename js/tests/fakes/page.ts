@@ -22,7 +22,7 @@ export class Page {
     /** The notes that the server has. */
     readonly server: Set<string>,
   ) {
-    this.tabs = joinTabs("gregor", tab.store(), tab.environment, {
+    this.tabs = joinTabs<string>("gregor", tab.store(), tab.environment, {
       onLead: (term) => {
         this.term = term;
         this._note(`leads ${term}`);
@@ -42,6 +42,7 @@ export class Page {
         this._deliver();
       },
       onMessage: (message) => this._note(message),
+      beat: () => undefined,
     });
   }
 

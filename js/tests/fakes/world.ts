@@ -51,6 +51,7 @@ export class World {
   readonly database = memoryDatabase(true);
   readonly errors: unknown[] = [];
   isVisible = true;
+  losesBroadcasts = false;
   /** What the wall clock shows beyond the clock of the test. */
   ahead = 0;
   fetch: (url: string, init: any) => Promise<Response> = () => Promise.reject(TypeError("failed to fetch"));
@@ -85,7 +86,7 @@ export class World {
       locks: { request: (_, options, whileHeld) => world._request(options.signal, whileHeld) } as Locks,
       BroadcastChannel: class extends FakeChannel {
         constructor(_: string) {
-          super(world._channels);
+          super(world._channels, () => world.losesBroadcasts);
         }
       },
     };
@@ -145,12 +146,16 @@ export class World {
 class FakeChannel implements Channel {
   onmessage: ((event: MessageEvent) => void) | null = null;
 
-  constructor(private readonly _all: Set<FakeChannel>) {
+  constructor(
+    private readonly _all: Set<FakeChannel>,
+    private readonly _isLost: () => boolean,
+  ) {
     _all.add(this);
   }
 
   postMessage(message: unknown): void {
     const data: unknown = structuredClone(message);
+    if (this._isLost()) return;
     for (const other of this._all) {
       if (other !== this) queueMicrotask(() => other.onmessage?.({ data } as MessageEvent));
     }

@@ -167,7 +167,7 @@ export class DeviceRun {
       case "welcomed":
         this._change(() => replica.welcomed(effect.uid, effect.epoch));
         this._isWelcomed = true;
-        this._maxMessages = effect.limits.messages;
+        this._maxMessages = effect.messages;
         break;
       case "apply":
         this._change(() => replica.apply(effect.messages, effect.cursor));

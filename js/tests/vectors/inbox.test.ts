@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 import { GregorError } from "../../src/errors.js";
-import { Inbox, type Undo } from "../../src/inbox.js";
+import { inboxOf, type Undo } from "../../src/inbox.js";
 import type { Time } from "../../src/instant.js";
 import type { Item, Message } from "../../src/message.js";
 import { validFields } from "../../src/notification-body.js";
@@ -28,7 +28,7 @@ class InboxRun {
   readonly user = "alice";
   readonly deviceId = "phone";
   readonly replica = Replica.load(new Map(), "phone");
-  private readonly _inbox = new Inbox(this);
+  private readonly _inbox = inboxOf(this);
   private readonly _names = new Map<string, string>();
   private readonly _undos: (Undo | undefined)[] = [];
   private _now: Time = 0;

@@ -3,7 +3,7 @@
 import { clientSession, type ClientSession, type Effect } from "../../src/client-session.js";
 import { GregorError } from "../../src/errors.js";
 import type { Message } from "../../src/message.js";
-import { ReconnectPolicy } from "../../src/reconnect.js";
+import { reconnectPolicy } from "../../src/reconnect.js";
 
 /** An input, as section 11 of spec/protocol.md describes it: one of these. */
 export interface SessionInput {
@@ -24,7 +24,7 @@ export interface SessionCase {
 }
 
 export class SessionRun {
-  private readonly _policy = new ReconnectPolicy();
+  private readonly _policy = reconnectPolicy();
   private _session: ClientSession | undefined;
 
   /** The effects of one input. */
@@ -51,15 +51,15 @@ export class SessionRun {
     const { now, random, retry_after = 0, code = 1006 } = given;
     const effects = this._session?.disconnected(code).map(plain) ?? [];
     this._session = undefined;
-    const seconds = this._policy.wait(now, random, retry_after);
-    return [...effects, { wait: { seconds: Math.round(seconds * 1e6) / 1e6 } }];
+    const ms = this._policy.wait(now * 1000, random, retry_after * 1000);
+    return [...effects, { wait: { seconds: Math.round(ms * 1000) / 1e6 } }];
   }
 
   private _receive(session: ClientSession, { frame, now = 0, random = 0 }: SessionInput) {
     try {
       const effects = session.receive(typeof frame === "string" ? frame : JSON.stringify(frame));
       for (const effect of effects) {
-        if (effect.type === "reconnect") this._policy.goaway(now, random, effect.within_ms);
+        if (effect.type === "reconnect") this._policy.goaway(now * 1000, random, effect.within_ms);
       }
       return effects.map(plain);
     } catch (error) {
@@ -76,10 +76,6 @@ function contentsOf(effect: Effect): unknown {
   switch (effect.type) {
     case "send":
       return effect.frame;
-    case "welcomed": {
-      const { type: _, limits, ...rest } = effect;
-      return { ...rest, messages: limits.messages };
-    }
     case "failed":
     case "deferred":
       return effect.error;
