@@ -3,10 +3,9 @@
 import { mkdtempSync, readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { build } from "esbuild";
 import type { Browser, BrowserContext, Page } from "playwright-core";
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "vitest";
-import { bundleOptions } from "../../scripts/options.js";
+import { minified } from "../../scripts/minified.js";
 import { Program } from "../program.js";
 import { launch } from "./chromium.js";
 import { problemsOf } from "./problems.js";
@@ -78,21 +77,15 @@ test("the page of fifteen lines shows its badge offline, and in two tabs", async
 
 /** Gives the browser `examples/badge.html` for this server, and the bundle that it asks for. */
 async function servePage(site: string, server: Server): Promise<void> {
-  const { outputFiles } = await build({
-    ...bundleOptions,
-    entryPoints: [join(JS, "src/index.ts")],
-    format: "iife",
-    globalName: "gregor",
-    write: false,
-  });
-  const bundle = outputFiles?.[0]?.text ?? "";
+  const entryPoints = [join(JS, "src/index.ts")];
+  const { code = "" } = await minified({ entryPoints, format: "iife", globalName: "gregor" });
   const page = readFileSync(join(JS, "../examples/badge.html"), "utf8")
     .replace("http://127.0.0.1:9911", server.url)
     .replace('token: "alice"', `token: "${server.token("alice", 3600)}"`);
   await context.grantPermissions(["local-network-access"]); // a page that is given so is not local
   await context.route(`${site}**`, (route) =>
     new URL(route.request().url()).pathname === "/gregor.min.js"
-      ? route.fulfill({ contentType: "text/javascript", body: bundle })
+      ? route.fulfill({ contentType: "text/javascript", body: code })
       : route.fulfill({ contentType: "text/html", body: page }),
   );
 }
