@@ -355,8 +355,9 @@ class SimulatedDevice:
                 self._simulation.record(self.name, "was killed")
 
     async def _watch(self, client: Client) -> None:
-        """Raises Disagreement if the client shows an item twice, or one that was never stored."""
-        shown: set[MsgID] = set()
+        """Raises Disagreement if the client shows an item twice, or one that was never stored. In
+        another life of the user, the same msg_id is another item."""
+        shown: set[tuple[Time, MsgID]] = set()
         async with client.events() as events:
             async for event in events:
                 if isinstance(event, Created | Dismissed):
@@ -367,15 +368,16 @@ class SimulatedDevice:
                 if isinstance(event, Erased):
                     shown.clear()
                     self._begin_new_life(client)
+                epoch = client.replica.epoch or 0
                 if isinstance(event, Created):
                     if event.item.msg_id == FORGED:
                         raise Disagreement(f"{self.name} shows an item that was never stored")
-                    if event.item.msg_id in shown:
+                    if (epoch, event.item.msg_id) in shown:
                         raise Disagreement(f"{self.name} shows {event.item.msg_id} twice")
-                    shown.add(event.item.msg_id)
+                    shown.add((epoch, event.item.msg_id))
                 if isinstance(event, Dismissed) and _is_timed(event.item):
                     # A node whose clock is behind shows it for another moment, or not yet.
-                    shown.discard(event.item.msg_id)
+                    shown.discard((epoch, event.item.msg_id))
 
     def _begin_new_life(self, client: Client) -> None:
         self._simulation.record(self.name, "hears that its user was erased")
