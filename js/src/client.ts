@@ -397,7 +397,15 @@ export function createGregor<Bodies = Record<string, unknown>>(options: GregorOp
     store = opened;
     store.onWiped = () => void forget();
     await store.begin({ device_id: deviceId(), uid: user, epoch: null, erased: false });
-    tabs = joinTabs(name, store, environment, { onLead, onFollow, onChanges: live.hear, onReload, onMessage, beat: () => said([]) });
+    tabs = joinTabs(name, store, environment, {
+      onLead,
+      onFollow,
+      onCannotLead,
+      onChanges: live.hear,
+      onReload,
+      onMessage,
+      beat: () => said([]),
+    });
     await tabs.open();
   }
 
@@ -430,6 +438,11 @@ export function createGregor<Bodies = Record<string, unknown>>(options: GregorOp
       tabs?.say(said(events));
       report(events);
     });
+  }
+
+  function onCannotLead(reason: GregorError): void {
+    leader = { ...OFFLINE, lastError: problemOf(reason) };
+    report([]);
   }
 
   function onFollow(): void {

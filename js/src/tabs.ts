@@ -24,6 +24,8 @@ export interface TabListener<Message> {
   onLead(term: number): void;
   /** This tab does not lead any more. */
   onFollow(): void;
+  /** It is this tab's turn to lead, but its store does not let it. It tries again in a second. */
+  onCannotLead(reason: GregorError): void;
   /** Another tab has saved this. */
   onChanges(changes: Changes): void;
   /** This tab has missed what others saved: these are all records, as far as it knows. */
@@ -185,12 +187,17 @@ export function joinTabs<Message>(
   }
 
   async function lead(signal: AbortSignal): Promise<void> {
-    const term = await newTerm().catch(() => undefined);
-    if (signal.aborted) return;
-    if (term === undefined) return leave();
-    isLeader = true;
-    post({ isBeat: true }); // not before: a tab whose store hangs has to be replaced
-    listener.onLead(term);
+    try {
+      const term = await newTerm();
+      if (signal.aborted) return;
+      isLeader = true;
+      post({ isBeat: true }); // not before: a tab whose store hangs has to be replaced
+      listener.onLead(term);
+    } catch (error) {
+      if (signal.aborted) return;
+      leave();
+      listener.onCannotLead(error as GregorError);
+    }
   }
 
   /** Begins a term, in which this tab has all that was saved before. */

@@ -508,6 +508,22 @@ describe("a store that cannot be used", () => {
     expect(gregor.status).toMatchObject({ online: true, durable: false });
   });
 
+  test("to lead, for a while: the status says why the client is offline", async () => {
+    const world = new World();
+    const store = unreliable();
+    let transactions = 0;
+    store.before = async () => {
+      if (++transactions > 2) await fails(); // after those that read it
+    };
+    const gregor = await world.tab({ store });
+    expect(gregor.status).toMatchObject({ online: false, lastError: { message: "the disk is full" } });
+    store.before = async () => {};
+    await world.advance(1000);
+    await world.connect();
+    expect(gregor.status).toMatchObject({ online: true, lastError: null });
+    await gregor.close();
+  });
+
   test("when the page opens, because its disk is full: the client goes on in memory", async () => {
     const world = new World();
     const store = { ...memoryDatabase(true), transact: fails };

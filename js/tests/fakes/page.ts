@@ -28,6 +28,7 @@ export class Page {
         this._note(`leads ${term}`);
         this._deliver();
       },
+      onCannotLead: () => {},
       onFollow: () => {
         this.term = undefined;
         this._note("follows");
