@@ -114,7 +114,7 @@ export class World {
     );
   }
 
-  /** The node stores a message, whoever sent it. */
+  /** The node stores a message of any sender. */
   store(message: Message): StoredMessage {
     const { ctime: last = 0 } = this._log.at(-1) ?? {};
     const stored = { ...message, ctime: Math.max(this.now, last + 1) };

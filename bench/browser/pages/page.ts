@@ -12,7 +12,7 @@ export interface System {
   count(): number;
   /** Writes a value. */
   put(name: string, value: number): void;
-  /** Calls the listener for each value that the page shows anew. */
+  /** Calls the listener for each further value that the page shows. */
   onValue(listener: (name: string, value: number) => void): void;
 }
 

@@ -62,7 +62,7 @@ test("what a device writes survives the death of its server, and the network bet
     await device.call("put", ["theme", "dark"]);
     await server.stop("SIGKILL");
     await server.start();
-    link.mend();
+    link.repair();
     await device.call("reconnect");
     await device.call("flush");
     const [state] = await server.request("users/ann/state");

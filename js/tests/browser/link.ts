@@ -1,7 +1,7 @@
 import { once } from "node:events";
 import { connect, createServer, type Server as Listener, type Socket } from "node:net";
 
-/** A network between one device and a server, which can be cut and mended. */
+/** A network between one device and a server, which can be cut and repaired. */
 export class Link {
   readonly #sockets = new Set<Socket>();
   #isCut = false;
@@ -45,13 +45,13 @@ export class Link {
     for (const socket of this.#sockets) socket.destroy();
   }
 
-  /** Breaks every connection, and refuses new ones until `mend`. */
+  /** Breaks every connection, and refuses new ones until `repair`. */
   cut(): void {
     this.#isCut = true;
     this.break();
   }
 
-  mend(): void {
+  repair(): void {
     this.#isCut = false;
   }
 

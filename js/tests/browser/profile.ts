@@ -102,7 +102,7 @@ export class Profile {
 
   async setOnline(online: boolean): Promise<void> {
     this.#online = online;
-    if (online) this.link.mend();
+    if (online) this.link.repair();
     else this.link.cut();
     await this.context.setOffline(!online);
   }

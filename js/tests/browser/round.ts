@@ -41,7 +41,7 @@ export class Round {
   readonly #accepted = new Map<string, string>(); // by msg_id: the device
   readonly #hidden = new Map<string, Set<string>>(); // by device: what it may have hidden
   readonly #pending = new Set<Promise<void>>();
-  readonly #mended: Promise<void>;
+  readonly #repaired: Promise<void>;
   #endFaults: () => void = () => undefined;
   #profiles: readonly Profile[] = [];
   #python: PythonDevice | undefined;
@@ -53,7 +53,7 @@ export class Round {
     this.#user = `user-${seed}-${Date.now()}`;
     this.#fakeTime = this.#random.chance(0.3);
     this.#fullDisk = this.#random.chance(0.3);
-    this.#mended = new Promise((resolve) => (this.#endFaults = resolve));
+    this.#repaired = new Promise((resolve) => (this.#endFaults = resolve));
   }
 
   /** Plays it. Rejects if anything is wrong in the end. */
@@ -62,7 +62,7 @@ export class Round {
       if (this.#random.chance(0.1)) await this.#inject(MANY_ITEMS);
       await this.#begin();
       for (let step = 0; step < steps; step++) await this.#step();
-      await this.#mend();
+      await this.#repair();
       await this.#agree();
     } finally {
       await Promise.all([this.#python?.close(), ...this.#profiles.map((profile) => profile.close())]);
@@ -269,7 +269,7 @@ export class Round {
       () => Promise.resolve(server.token(this.#user, 1 + this.#random.number())),
       () => Promise.resolve(server.token(this.#user, -1)),
       () => Promise.reject(new Error("no token")),
-      () => this.#mended.then(() => server.token(this.#user, 3600)),
+      () => this.#repaired.then(() => server.token(this.#user, 3600)),
     ]);
     profile.link.break();
   }
@@ -309,7 +309,7 @@ export class Round {
   // The end
 
   /** Ends all faults. */
-  async #mend(): Promise<void> {
+  async #repair(): Promise<void> {
     const { server } = this.#stage;
     this.#endFaults();
     await this.#wake();
