@@ -93,7 +93,7 @@ export class PythonDevice {
 }
 
 /** Waits until something is so. A failure to find out counts as no. */
-export async function until(what: string, isSo: () => Promise<boolean>, seconds = 20): Promise<void> {
+export async function until(what: string, isSo: () => Promise<boolean>, seconds = 60): Promise<void> {
   const end = Date.now() + seconds * 1000;
   let failure: unknown;
   const isSoNow = (): Promise<boolean> => isSo().catch((error: unknown) => ((failure = error), false));

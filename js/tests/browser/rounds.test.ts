@@ -11,7 +11,7 @@ import { Site } from "./site.js";
 
 const ROUNDS = Number(process.env["GREGOR_ROUNDS"] ?? 5);
 const STEPS = 30;
-const MAX_MS = 50_000;
+const MAX_MS = 170_000;
 
 let stage: Stage;
 
