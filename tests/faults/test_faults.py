@@ -14,12 +14,14 @@ from gregor.cli.sample import SAMPLE
 from tests.faults.faults import ASYNCHRONOUS_FAULTS, FAULTS, FORGETTING_FAULTS
 from tests.faults.harness import play_round
 
+# One worker plays the rounds, which mostly wait, while others use the processors.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults")]
+
 DEVICES = 100
 FORGETTING_DURING_MOVES = ("prune, moving", "erase, moving")
 OTHER_FAULTS = [n for n in FAULTS if n not in {*FORGETTING_FAULTS, *FORGETTING_DURING_MOVES}]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHER_FAULTS)
 async def test_fleet_is_consistent_after_a_fault(name: str) -> None:
     seed = Random().randrange(10**6)
@@ -29,7 +31,6 @@ async def test_fleet_is_consistent_after_a_fault(name: str) -> None:
     assert round_.acknowledged > (0 if name in ASYNCHRONOUS_FAULTS else 5_000)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", FORGETTING_DURING_MOVES)
 async def test_fleet_is_consistent_after_it_has_forgotten(name: str) -> None:
     """A short round: nodes are killed in it too."""
@@ -40,7 +41,6 @@ async def test_fleet_is_consistent_after_it_has_forgotten(name: str) -> None:
     assert round_.acknowledged > 5_000
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("pubsub", ["sentinel", "cluster", "nats-cluster"])
 async def test_fleet_is_consistent_after_the_death_of_a_pubsub_member(pubsub: str) -> None:
     seed = Random().randrange(10**6)
@@ -50,7 +50,6 @@ async def test_fleet_is_consistent_after_the_death_of_a_pubsub_member(pubsub: st
     assert round_.problems == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pub/sub killed", "pub/sub frozen"])
 async def test_fleet_on_nats_is_consistent_after_a_pubsub_fault(name: str) -> None:
     seed = Random().randrange(10**6)
