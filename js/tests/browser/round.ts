@@ -12,7 +12,7 @@ import { Random } from "../random.js";
 import { launchProfile } from "./chromium.js";
 import { Link } from "./link.js";
 import { PythonDevice, until, type Server } from "./processes.js";
-import { Profile, call, itemsOf, statusOf, untilSettled, type Tab } from "./profile.js";
+import { Profile, call, itemsOf, untilSettled, type Tab } from "./profile.js";
 import type { Site } from "./site.js";
 
 const CATEGORIES = ["mail", "mail.work", "chat", "theme"];
@@ -288,13 +288,6 @@ export class Round {
     );
   }
 
-  /** A tab whose store could not be opened stays without one, and says so, until it is reloaded. */
-  async #reloadWithoutStore(profile: Profile): Promise<void> {
-    for (const tab of profile.tabs) {
-      if (!(await statusOf(tab)).durable) await profile.reload(tab);
-    }
-  }
-
   async #wake(): Promise<void> {
     for (const profile of this.#profiles) {
       for (const tab of profile.tabs.filter(({ frozen }) => frozen)) await profile.freeze(tab, false);
@@ -320,7 +313,6 @@ export class Round {
     }
     if (this.#fullDisk) await this.#profiles[0]?.fillDisk(false);
     await Promise.all(this.#pending);
-    for (const profile of this.#profiles) await this.#reloadWithoutStore(profile);
     await this.#python?.call("reconnect");
     this.#record("round", "ends the faults");
   }
