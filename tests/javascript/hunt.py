@@ -6,7 +6,6 @@ A failure prints its seed, and GREGOR_SEED=SEED plays that round again.
 """
 
 import argparse
-import os
 import subprocess
 import sys
 
@@ -38,7 +37,7 @@ def main() -> int:
 
 def _hunt(variables: dict[str, str], *arguments: str) -> int:
     hunt = command("vitest", *arguments)
-    return subprocess.call(hunt, cwd=JS, env={**environment(), **variables, **os.environ})
+    return subprocess.call(hunt, cwd=JS, env={**variables, **environment()})
 
 
 if __name__ == "__main__":
