@@ -1,4 +1,4 @@
-import type { BrowserContext, CDPSession, Page } from "playwright-core";
+import type { BrowserContext, CDPSession, Page, Worker } from "playwright-core";
 import type { Item } from "../../src/message.js";
 import type { Status } from "../../src/status.js";
 import { Link } from "./link.js";
@@ -12,8 +12,13 @@ export type Outcome =
   | { readonly kind: "refused"; readonly code: string; readonly message: string }
   | { readonly kind: "unknown" };
 
+/** Where a device runs. */
+export interface Place {
+  readonly page: Pick<Worker, "evaluate">;
+}
+
 /** A tab, and what was done to it. */
-export interface Tab {
+export interface Tab extends Place {
   readonly page: Page;
   readonly devtools: CDPSession;
   frozen: boolean;
@@ -55,11 +60,22 @@ export class Profile {
 
   async openTab(): Promise<Tab> {
     const page = await this.context.newPage();
-    const parameters = { url: this.link.url, user: this.user, deviceId: this.deviceId };
-    await this.#loading(() => page.goto(`${this.site.origin}/?${new URLSearchParams(parameters)}`));
+    await this.#loading(() => page.goto(`${this.site.origin}/?${this.#parameters()}`));
     const tab = { page, devtools: await this.context.newCDPSession(page), frozen: false };
     this.tabs.push(tab);
     return tab;
+  }
+
+  /** Runs the device in a worker of a tab, too. */
+  async startWorker({ page }: Tab): Promise<Place> {
+    const script = `/page.js?${this.#parameters({ token: await this.token() })}`;
+    const started = page.waitForEvent("worker");
+    await page.evaluate((script) => void new Worker(script), script);
+    return { page: await started };
+  }
+
+  #parameters(more: Readonly<Record<string, string>> = {}): URLSearchParams {
+    return new URLSearchParams({ url: this.link.url, user: this.user, deviceId: this.deviceId, ...more });
   }
 
   async reload({ page }: Tab): Promise<void> {
@@ -113,10 +129,10 @@ export class Profile {
   }
 }
 
-/** Calls a method of the device in a tab. */
-export async function call(tab: Tab, method: string, ...args: readonly unknown[]): Promise<Outcome> {
+/** Calls a method of the device in a tab or worker. */
+export async function call(place: Place, method: string, ...args: readonly unknown[]): Promise<Outcome> {
   try {
-    return await tab.page.evaluate(
+    return await place.page.evaluate(
       async ([method, args]): Promise<Outcome> => {
         try {
           const value: unknown = await (gregor as any)[method](...args);
@@ -133,18 +149,18 @@ export async function call(tab: Tab, method: string, ...args: readonly unknown[]
   }
 }
 
-export const itemsOf = ({ page }: Tab): Promise<readonly Item[]> =>
+export const itemsOf = ({ page }: Place): Promise<readonly Item[]> =>
   page.evaluate(() => [...gregor.items()]);
 
-export const statusOf = ({ page }: Tab): Promise<Status> => page.evaluate(() => ({ ...gregor.status }));
+export const statusOf = ({ page }: Place): Promise<Status> => page.evaluate(() => ({ ...gregor.status }));
 
 /** Waits until the device has all, and nothing waits to be sent. */
-export async function untilSettled(tab: Tab): Promise<void> {
-  await tab.page.evaluate(() => gregor.reconnect());
+export async function untilSettled(place: Place): Promise<void> {
+  await place.page.evaluate(() => gregor.reconnect());
   await until("the tab is settled", async () => {
-    const status = await statusOf(tab);
+    const status = await statusOf(place);
     if (status.online && status.synced && status.unsent === 0) return true;
-    const locks = await tab.page.evaluate(() => navigator.locks.query());
+    const locks = await place.page.evaluate(() => navigator.locks.query());
     throw new Error(JSON.stringify({ status, locks }));
   });
 }
