@@ -52,7 +52,7 @@ export class Profile {
     deviceId: string,
     link?: Link,
   ): Promise<Profile> {
-    link ??= await Link.to(server.port);
+    link ??= await Link.to(server.ports);
     const profile = new Profile(deviceId, user, site, context, link, server);
     await context.exposeFunction("token", () => profile.token());
     return profile;

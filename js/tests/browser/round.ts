@@ -1,6 +1,6 @@
 /**
  * A round: two browser profiles with several tabs, a Python device and a backend write for one user,
- * while networks fail, tabs are killed, the server restarts, tokens expire, the disk is full and a
+ * while networks fail, tabs are killed, nodes restart, tokens expire, the disk is full and a
  * week passes. Then the faults end, and all must agree: each device shows what the server says, and
  * what a device accepted is stored, or was reported as rejected.
  */
@@ -89,7 +89,7 @@ export class Round {
     }
     const file = `${folder}/${this.#user}.db`;
     const token = server.token(this.#user, 10 * 365 * 86_400);
-    this.#pythonLink = await Link.to(server.port);
+    this.#pythonLink = await Link.to(server.ports);
     this.#python = new PythonDevice(this.#pythonLink.url, token, "python", file);
   }
 
@@ -109,7 +109,7 @@ export class Round {
       network: 2,
       offline: 2,
       token: 2,
-      server: 0.5,
+      node: 0.5,
       disk: this.#fullDisk ? 1 : 0,
       week: this.#fakeTime ? 1 : 0,
     });
@@ -138,8 +138,8 @@ export class Round {
         return profile.setOnline(this.#random.chance(0.5));
       case "token":
         return this.#changeToken(profile);
-      case "server":
-        return this.#restartServer();
+      case "node":
+        return this.#restartNode();
       case "disk":
         return this.#profiles[0]?.fillDisk(false);
       case "week":
@@ -274,9 +274,10 @@ export class Round {
     profile.link.break();
   }
 
-  async #restartServer(): Promise<void> {
-    await this.#stage.server.stop(this.#random.chance(0.7) ? "SIGKILL" : undefined);
-    await this.#stage.server.start();
+  async #restartNode(): Promise<void> {
+    const node = this.#random.of(this.#stage.server.nodes);
+    await node.stop(this.#random.chance(0.7) ? "SIGKILL" : undefined);
+    await node.start();
   }
 
   async #passTime(seconds: number): Promise<void> {
