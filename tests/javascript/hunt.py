@@ -25,7 +25,7 @@ def main() -> int:
         "--rounds",
         type=int,
         default=200,
-        help="rounds in a browser; for each, 10 simulations, 250 histories, a tenth of a fleet round",
+        help="rounds in a browser; each adds 10 simulations, 250 histories, 0.1 fleet rounds",
     )
     rounds: int = parser.parse_args().rounds
     fleet_rounds = -(-rounds // ROUNDS_PER_FLEET_ROUND)
