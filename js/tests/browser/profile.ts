@@ -1,3 +1,4 @@
+import { setTimeout as pause } from "node:timers/promises";
 import type { BrowserContext, CDPSession, Page, Worker } from "playwright-core";
 import type { Item } from "../../src/message.js";
 import type { Status } from "../../src/status.js";
@@ -157,10 +158,27 @@ export const statusOf = ({ page }: Place): Promise<Status> => page.evaluate(() =
 /** Waits until the device has all, and nothing waits to be sent. */
 export async function untilSettled(place: Place): Promise<void> {
   await place.page.evaluate(() => gregor.reconnect());
-  await until("the tab is settled", async () => {
+  await until("the device is settled", async () => {
     const status = await statusOf(place);
     if (status.online && status.synced && status.unsent === 0) return true;
-    const locks = await place.page.evaluate(() => navigator.locks.query());
-    throw new Error(JSON.stringify({ status, locks }));
+    throw new Error(JSON.stringify(status));
   });
+}
+
+/** What explains why a device is not connected, as far as it answers: its status, who holds the lock
+ * and who waits for it, and the counters in the store. */
+export async function explanation({ page }: Place): Promise<string> {
+  const parts = [
+    page.evaluate(() => gregor.status),
+    page.evaluate(() => navigator.locks.query()),
+    page.evaluate(async () => {
+      const answer = <T>(request: IDBRequest<T>) =>
+        new Promise<T>((resolve) => (request.onsuccess = () => resolve(request.result)));
+      const [{ name }] = (await indexedDB.databases()) as [{ name: string }];
+      const database = await answer(indexedDB.open(name));
+      return answer<unknown>(database.transaction("records").objectStore("records").get(""));
+    }),
+  ];
+  const answers = parts.map((part) => Promise.race([part.catch(String), pause(1000, "no answer")]));
+  return JSON.stringify(await Promise.all(answers));
 }

@@ -12,7 +12,7 @@ import { Random } from "../random.js";
 import { launchProfile } from "./chromium.js";
 import { Link } from "./link.js";
 import { PythonDevice, until, type Server } from "./processes.js";
-import { Profile, call, itemsOf, untilSettled, type Tab } from "./profile.js";
+import { Profile, call, explanation, itemsOf, untilSettled, type Tab } from "./profile.js";
 import type { Site } from "./site.js";
 
 const CATEGORIES = ["mail", "mail.work", "chat", "theme"];
@@ -64,6 +64,9 @@ export class Round {
       for (let step = 0; step < steps; step++) await this.#step();
       await this.#repair();
       await this.#agree();
+    } catch (error) {
+      await this.#explain();
+      throw error;
     } finally {
       await Promise.all([this.#python?.close(), ...this.#profiles.map((profile) => profile.close())]);
       this.#pythonLink?.close();
@@ -328,6 +331,14 @@ export class Round {
     });
     const problems = this.#profiles.flatMap((profile) => profile.problems);
     if (problems.length > 0) throw new Error(`problems in a page: ${problems.join("\n")}`);
+  }
+
+  /** Records what each tab is like, and what went wrong in it. */
+  async #explain(): Promise<void> {
+    for (const { deviceId, tabs, problems } of this.#profiles) {
+      for (const tab of tabs) this.#record(deviceId, await explanation(tab));
+      for (const problem of problems) this.#record(deviceId, problem);
+    }
   }
 
   /** What is wrong; undefined if all agree. */
