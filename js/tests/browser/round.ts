@@ -315,10 +315,18 @@ export class Round {
       if (profile.tabs.length === 0) await profile.openTab();
       await profile.setOnline(true);
     }
-    if (this.#fullDisk) await this.#profiles[0]?.fillDisk(false);
+    if (this.#fullDisk) await this.#openStore();
     await Promise.all(this.#pending);
     await this.#python?.call("reconnect");
     this.#record("round", "ends the faults");
+  }
+
+  /** Tabs that could not open the store go on without it: what other tabs have saved waits for one
+   * that can. */
+  async #openStore(): Promise<void> {
+    const [laptop] = this.#profiles;
+    await laptop?.fillDisk(false);
+    await laptop?.openTab();
   }
 
   async #agree(): Promise<void> {

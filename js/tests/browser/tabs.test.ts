@@ -141,3 +141,22 @@ test("a full disk refuses what is written, and keeps what was saved", async () =
   await untilSettled(tab);
   expect((await itemsOf(tab)).map(({ category }) => category)).toEqual(["before", "after"]);
 });
+
+test("what one tab has saved waits for a tab that can open the store", async () => {
+  await profile.fillDisk(true);
+  const withoutStore = await profile.openTab();
+  await untilSettled(withoutStore);
+  expect(await statusOf(withoutStore)).toMatchObject({ durable: false });
+  await profile.fillDisk(false);
+  const withStore = await profile.openTab();
+  await untilSettled(withStore);
+  profile.link.cut();
+  expect(await call(withStore, "put", "saved", 1)).toMatchObject({ kind: "done", durable: true });
+  await profile.closeTab(withStore, "close");
+  profile.link.repair();
+  await untilSettled(withoutStore);
+  expect(await itemsOf(withoutStore)).toEqual([]);
+
+  await untilSettled(await profile.openTab());
+  await shows(withoutStore, "saved");
+});
