@@ -90,7 +90,12 @@ export class Server {
     return this.nodes.map(({ port }) => port);
   }
 
-  /** Sets all clocks ahead by some more seconds. */
+  /** Whether its clock can be set. PostgreSQL has its own, and a node refuses to differ from it. */
+  get hasClock(): boolean {
+    return this.backends === undefined;
+  }
+
+  /** Sets its clock ahead by some more seconds. */
   advance(seconds: number): void {
     this.#ahead += seconds;
     for (const node of this.nodes) node.setAhead(this.#ahead);

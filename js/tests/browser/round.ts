@@ -51,7 +51,7 @@ export class Round {
     this.#stage = stage;
     this.#random = new Random(seed);
     this.#user = `user-${seed}-${Date.now()}`;
-    this.#fakeTime = this.#random.chance(0.3);
+    this.#fakeTime = this.#random.chance(0.3) && stage.server.hasClock;
     this.#fullDisk = this.#random.chance(0.3);
     this.#repaired = new Promise((resolve) => (this.#endFaults = resolve));
   }
