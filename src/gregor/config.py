@@ -110,8 +110,9 @@ class Settings(BaseSettings):
     workers: Annotated[int, Field(ge=1)] = 1
     auth: Auth = Auth.OPEN
     jwt_secret: SecretStr | None = None
-    # (This layer knows no origins: see AllowedOrigins.)
+    # (This layer knows no origins and hosts: see AllowedOrigins and AllowedHosts.)
     allow_origin: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = ()
+    allow_host: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = ()
     sweep_seconds: Annotated[float, Field(gt=0)] = 5.0
     # Durations such as 90d; 0: for ever. (This layer knows no times: see `retention_of`.)
     history: Annotated[str, BeforeValidator(_text)] = "90d"

@@ -45,6 +45,7 @@ STATE_PAGES = "tests/server/test_state_pages.py::"
 FLEET = "tests/node/test_fleet.py::"
 NODE = "tests/node/test_node.py::"
 NODE_ERASE = "tests/node/test_erase.py::"
+LOOPBACK = "tests/server/test_loopback.py::"
 ORIGINS = "tests/server/test_origins.py::"
 WEB_PAGES = "tests/server/test_web_pages.py::"
 HTTP_ERASE = "tests/server/test_erase.py::"
@@ -2543,5 +2544,33 @@ MUTATIONS = [
         "identity.caller._replace(device_id=device_id)",
         "identity.caller",
         WEB_PAGES + "test_device_can_do_over_http_what_it_does_over_a_websocket",
+    ),
+    Mutation(
+        "open access: a page may give this machine a name of its own",
+        "server/loopback.py",
+        "self._hosts.require(headers)",
+        "pass",
+        LOOPBACK + "test_only_this_machine_is_answered",
+    ),
+    Mutation(
+        "open access: a name that begins like an allowed one is answered",
+        "server/hosts.py",
+        "_HOST.fullmatch(host)",
+        "_HOST.match(host)",
+        "tests/server/test_hosts.py::test_server_answers_to_names_of_this_machine",
+    ),
+    Mutation(
+        "open access: what a proxy forwards is answered",
+        "server/loopback.py",
+        "if _is_forwarded(headers):",
+        "if False:",
+        LOOPBACK + "test_only_this_machine_is_answered",
+    ),
+    Mutation(
+        "open access: an image of another site may ask",
+        "server/origins.py",
+        'headers.get("sec-fetch-site") == "cross-site"',
+        "False",
+        LOOPBACK + "test_only_this_machine_is_answered",
     ),
 ]

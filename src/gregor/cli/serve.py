@@ -69,6 +69,16 @@ def serve(
             show_default="none",
         ),
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST",
+            help="Names by which this machine may be asked with --auth open, besides localhost and "
+            "loopback addresses. Can be repeated.",
+            show_default="none",
+            rich_help_panel=DETAILS_PANEL,
+        ),
+    ] = None,
     log_format: Annotated[
         str | None,
         typer.Option(
@@ -163,6 +173,7 @@ def serve(
         migrate=migrate,
         auth=auth,
         allow_origin=tuple(allow_origin) if allow_origin else None,
+        allow_host=tuple(allow_host) if allow_host else None,
         log_format=log_format,
         history=history,
         ids=ids,

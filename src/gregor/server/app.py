@@ -16,6 +16,7 @@ from gregor.server.auth import Authenticator, OpenAuthenticator
 from gregor.server.composition import Parts, authenticator_of, descriptors_of
 from gregor.server.descriptors import Descriptors
 from gregor.server.going_away import draining_on_stop
+from gregor.server.hosts import AllowedHosts
 from gregor.server.loopback import LoopbackOnly
 from gregor.server.metrics import Metrics
 from gregor.server.origins import AllowedOrigins
@@ -49,8 +50,9 @@ class Server:
     gregor = Server(node, authenticator=SessionAuthenticator(), metrics=metrics)
     async with database, state_machine, pubsub, node, gregor: ...
 
-    With an OpenAuthenticator the app answers on loopback addresses only. Web pages of the server's
-    own origin may use it, and those of the origins of `allow_origin`.
+    With an OpenAuthenticator the app answers on loopback addresses only, to loopback names and
+    those of `allow_host`, and to no proxy. (A test client asks for `http://localhost`.) Web pages
+    of this machine may use it, and those of the origins of `allow_origin`.
     """
 
     def __init__(
@@ -64,11 +66,12 @@ class Server:
         descriptors: Descriptors | None = None,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
         allow_origin: Iterable[str] = (),
+        allow_host: Iterable[str] = (),
         lame_duck_seconds: float = 0.0,
         drain_seconds: float = 5.0,
     ) -> None:
         """The `parts` are opened before the server, and closed after it. Raises SetupError if one
-        of `allow_origin` is no origin."""
+        of `allow_origin` is no origin, or one of `allow_host` no host."""
         self.node = node
         self.metrics = metrics or Metrics()
         self.service = Service(
@@ -84,7 +87,7 @@ class Server:
         endpoints = make_app(self.service)
         self.app: ASGIApp = endpoints
         if is_open:
-            self.app = LoopbackOnly(self.app, origins)
+            self.app = LoopbackOnly(self.app, origins, AllowedHosts(allow_host))
         self.app = AnswerHeaders(WebPages(self.app, origins))
         self.app = RequestMetrics(self.app, endpoints.routes, self.metrics.answered)
         self._parts = parts or nullcontext()
@@ -115,6 +118,7 @@ class Server:
             descriptors=descriptors_of(settings),
             timeouts=timeouts,
             allow_origin=settings.allow_origin,
+            allow_host=settings.allow_host,
             lame_duck_seconds=settings.lame_duck,
             drain_seconds=settings.drain_seconds,
         )

@@ -368,10 +368,11 @@ def public_endpoint(service: Service, operation: PublicOperation) -> Endpoint:
 async def on_http_exception(request: Request, exception: Exception) -> Response:
     """The router's errors (404 and 405) as problem documents."""
     assert isinstance(exception, HTTPException)
+    path = request.scope["path"]  # not of `request.url`, which also needs a Host that is one
     if exception.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        error = MethodNotAllowed(f"{request.url.path} does not support {request.method}")
+        error = MethodNotAllowed(f"{path} does not support {request.method}")
         return problem(error, exception.headers)
-    return problem(NotFound(f"no resource at {request.url.path}"))
+    return problem(NotFound(f"no resource at {path}"))
 
 
 async def on_exception(request: Request, exception: Exception) -> Response:
