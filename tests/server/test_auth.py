@@ -103,7 +103,7 @@ async def test_http_request_without_token_is_rejected(jwt_server: Served) -> Non
     assert problem(answer) == (401, "unauthenticated", None)
 
 
-async def test_public_endpoints_need_no_token(jwt_server: Served) -> None:
+async def test_public_and_admin_endpoints_need_no_token(jwt_server: Served) -> None:
     for path in ("/", "/healthz", "/readyz", "/metrics", "/openapi.json"):
         assert (await jwt_server.http.get(path)).status_code == 200
 

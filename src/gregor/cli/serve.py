@@ -24,6 +24,15 @@ def serve(
             show_default="127.0.0.1:9911",
         ),
     ] = None,
+    admin_listen: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="For operators: /metrics, /openapi.json and the reasons of /readyz, without a "
+            'token. "" is nowhere.',
+            show_default="127.0.0.1:9912 with --auth jwt, else as --listen",
+        ),
+    ] = None,
     store: options.Stores = None,
     pubsub: Annotated[
         str | None,
@@ -167,6 +176,7 @@ def serve(
         ctx,
         quiet=False,
         listen=listen,
+        admin_listen=admin_listen,
         store=tuple(store) if store else None,
         pubsub=pubsub,
         workers=workers,

@@ -1,9 +1,10 @@
-"""A server: the ASGI app of one node, and its life from start to graceful shutdown."""
+"""A server: the ASGI apps of one node, and its life from start to graceful shutdown."""
 
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Any, Self
 
+from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from gregor.clock import now
@@ -21,7 +22,7 @@ from gregor.server.loopback import LoopbackOnly
 from gregor.server.metrics import Metrics
 from gregor.server.origins import AllowedOrigins
 from gregor.server.request_metrics import RequestMetrics
-from gregor.server.routes import make_app
+from gregor.server.routes import make_admin_app, make_public_app
 from gregor.server.service import DEFAULT_TIMEOUTS, Service, Timeouts
 from gregor.server.web_pages import AnswerHeaders, WebPages
 from gregor.server.worker_metrics import WorkerMetrics
@@ -32,7 +33,9 @@ IN_PROCESS = Caller("in-process")
 
 class Server:
     """Serves a node to devices and backends. Open it with `async with`; inside the block, `app`
-    answers requests, standalone or mounted in another ASGI app:
+    answers requests, standalone or mounted in another ASGI app. `admin` is another app, for
+    operators: it also answers, without a token, with metrics, the reasons of the readiness, and the
+    description of the API. So mount it only where not everybody reaches it, or not at all:
 
     gregor = Server.from_settings(Settings())
     app = FastAPI(lifespan=gregor.lifespan)
@@ -84,12 +87,15 @@ class Server:
         )
         is_open = isinstance(authenticator, OpenAuthenticator)
         origins = AllowedOrigins(allow_origin, only_local=is_open)
-        endpoints = make_app(self.service)
-        self.app: ASGIApp = endpoints
-        if is_open:
-            self.app = LoopbackOnly(self.app, origins, AllowedHosts(allow_host))
-        self.app = AnswerHeaders(WebPages(self.app, origins))
-        self.app = RequestMetrics(self.app, endpoints.routes, self.metrics.answered)
+        hosts = AllowedHosts(allow_host)
+
+        def guarded(endpoints: Starlette) -> ASGIApp:
+            app: ASGIApp = LoopbackOnly(endpoints, origins, hosts) if is_open else endpoints
+            app = AnswerHeaders(WebPages(app, origins))
+            return RequestMetrics(app, endpoints.routes, self.metrics.answered)
+
+        self.app = guarded(make_public_app(self.service))
+        self.admin = guarded(make_admin_app(self.service))
         self._parts = parts or nullcontext()
         self._worker_metrics = worker_metrics
         self._lame_duck_seconds = lame_duck_seconds

@@ -274,8 +274,9 @@ def authenticator_of(settings: Settings) -> Authenticator:
         return JWTAuthenticator(settings.jwt_secret.get_secret_value())
     if not settings.loopback:
         raise SetupError(
-            f"--auth open accepts every caller, so it listens on loopback addresses only, not on "
-            f"{settings.listen}; use --auth jwt, or --listen 127.0.0.1:9911"
+            "--auth open accepts every caller, so it listens on loopback addresses only, not on "
+            f"{' and '.join(filter(None, (settings.listen, settings.admin_listen)))}; use --auth "
+            "jwt, or --listen 127.0.0.1:9911"
         )
     return OpenAuthenticator()
 
