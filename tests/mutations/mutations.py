@@ -45,6 +45,7 @@ STATE_PAGES = "tests/server/test_state_pages.py::"
 FLEET = "tests/node/test_fleet.py::"
 NODE = "tests/node/test_node.py::"
 NODE_ERASE = "tests/node/test_erase.py::"
+ADMIN = "tests/server/test_admin.py::"
 LOOPBACK = "tests/server/test_loopback.py::"
 ORIGINS = "tests/server/test_origins.py::"
 WEB_PAGES = "tests/server/test_web_pages.py::"
@@ -2572,5 +2573,34 @@ MUTATIONS = [
         'headers.get("sec-fetch-site") == "cross-site"',
         "False",
         LOOPBACK + "test_only_this_machine_is_answered",
+    ),
+    Mutation(
+        "the public app has metrics",
+        "server/routes.py",
+        'Route("/readyz", public(http.get_ready), methods=["GET"])',
+        'Route("/metrics", public(http.get_metrics), methods=["GET"])',
+        ADMIN + "test_public_app_says_no_more_than_whether_it_is_alive_and_ready",
+    ),
+    Mutation(
+        "a server with tokens has its metrics at the address of devices",
+        "config.py",
+        "return self.auth is Auth.OPEN and self.admin_address is None",
+        "return self.admin_address is None",
+        ADMIN + "test_metrics_are_where_the_settings_say",
+    ),
+    Mutation(
+        "each question for the readiness is one to the store",
+        "server/readiness.py",
+        ">= FRESH_SECONDS",
+        ">= 0",
+        ADMIN + "test_crowd_that_asks_whether_a_server_is_ready_asks_the_store_once",
+    ),
+    Mutation(
+        "peers are told what the store says",
+        "errors.py",
+        "super().__init__(message, detail=detail)",
+        "super().__init__(detail)",
+        "tests/server/test_told_to_peers.py"
+        "::test_full_disk_names_no_file_to_peers_and_is_not_ready_until_there_is_room",
     ),
 ]

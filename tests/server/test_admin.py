@@ -15,6 +15,7 @@ from gregor.config import Settings
 from gregor.errors import SetupError
 from gregor.server import Server
 from gregor.server.process import listen, listening_for_admin
+from gregor.server.readiness import FRESH_SECONDS
 from tests.fleet.servers import Redis
 from tests.server.harness import (
     SECRET,
@@ -83,21 +84,24 @@ async def test_admin_app_says_everything_and_serves_the_api(settings: Settings) 
             assert answer.json()["results"][0]["status"] == "stored"
 
 
-async def test_crowd_that_asks_whether_a_server_is_ready_asks_the_store_once() -> None:
+async def test_crowd_that_asks_whether_a_server_is_ready_asks_the_store_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with at_two_addresses(open_settings()) as at:
-        asked = 0
-        machine = at.server.node.state_machine
-        problems = machine.problems
+        machine, readiness = at.server.node.state_machine, at.server.service.readiness
+        await readiness.check_unless_fresh()
+        asked: list[None] = []
 
-        async def counting() -> list[str]:
-            nonlocal asked
-            asked += 1
-            return list(await problems())
+        async def problems() -> list[str]:
+            asked.append(None)
+            await asyncio.sleep(0)
+            return ["it is down"]
 
-        machine.problems = counting  # type: ignore[method-assign]
-        answers = await asyncio.gather(*(at.public.get("/readyz") for _ in range(50)))
-        assert {answer.status_code for answer in answers} == {200}
-        assert asked <= 2
+        monkeypatch.setattr(machine, "problems", problems)
+        await asyncio.sleep(FRESH_SECONDS)
+        await asyncio.gather(*(readiness.check_unless_fresh() for _ in range(50)))
+        assert len(asked) == 1
+        assert not readiness.ready
 
 
 # The process

@@ -14,7 +14,7 @@ log = logging.getLogger("gregor.server")
 STORE, PUBSUB = PARTS = ("store", "pubsub")  # what a server needs; a request can exclude parts
 CHECK_INTERVAL_SECONDS = 5.0
 STORE_TIMEOUT_SECONDS = 2.0
-FRESH_SECONDS = 0.5
+FRESH_SECONDS = 0.05
 
 
 class Readiness:
@@ -58,8 +58,8 @@ class Readiness:
             await asyncio.sleep(CHECK_INTERVAL_SECONDS)
 
     async def check_unless_fresh(self) -> None:
-        """Check all parts, unless that was done just now, for whoever asks: the store is not asked
-        more often than twice a second."""
+        """Check all parts, unless that was done just now: everybody may ask for it, and the store
+        is asked for all of them at once."""
         async with self._checking:
             if asyncio.get_running_loop().time() - self._checked_at >= FRESH_SECONDS:
                 await self.check()
@@ -85,7 +85,7 @@ class Readiness:
         except TimeoutError:
             return [f"the store has not answered for {STORE_TIMEOUT_SECONDS:.0f} s"]
         except GregorError as error:
-            return [error.message]
+            return [str(error)]
 
     def _check_pubsub(self) -> list[str]:
         if self._node.pubsub is None or self._node.pubsub.up:
