@@ -2603,4 +2603,18 @@ MUTATIONS = [
         "tests/server/test_told_to_peers.py"
         "::test_full_disk_names_no_file_to_peers_and_is_not_ready_until_there_is_room",
     ),
+    Mutation(
+        "any secret of 32 bytes starts a server",
+        "server/jwt_secret.py",
+        "if problem := _problem_of(secret):",
+        "if (problem := _problem_of(secret)) and len(secret.encode()) < MIN_BYTES:",
+        "tests/server/test_jwt_secret.py::test_secret_that_is_known_or_guessed_starts_no_server",
+    ),
+    Mutation(
+        "the server does not look at its secret",
+        "server/auth.py",
+        "self._secret = validated_secret(secret)",
+        "self._secret = secret",
+        "tests/server/test_jwt_secret.py::test_secret_that_is_known_or_guessed_starts_no_server",
+    ),
 ]
