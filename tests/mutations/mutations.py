@@ -2617,4 +2617,11 @@ MUTATIONS = [
         "self._secret = secret",
         "tests/server/test_jwt_secret.py::test_secret_that_is_known_or_guessed_starts_no_server",
     ),
+    Mutation(
+        "every account of the machine can read a new store",
+        "stores/sql/private_file.py",
+        "MODE = 0o600",
+        "MODE = 0o644",
+        "tests/stores/test_private_file.py::test_new_database_is_for_its_own_user",
+    ),
 ]
