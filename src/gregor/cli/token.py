@@ -36,7 +36,7 @@ def token(
     [dim]$[/] gregor token alice --expires 12h
     [dim]$[/] export GREGOR_TOKEN=$(gregor token backend --role service)
 
-    Whoever has a token can use it until it expires.
+    A token can be used by anyone who has it, until it expires.
     """
     settings = options.load_settings(ctx)
     expiry = options.parse_time(None if expires == NEVER else expires)

@@ -1,4 +1,4 @@
-"""Which secrets may sign tokens: whoever guesses it can write as anybody."""
+"""Which secrets may sign tokens: a caller who guesses it can write as anybody."""
 
 from gregor.errors import SetupError
 

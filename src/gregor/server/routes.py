@@ -23,7 +23,7 @@ from gregor.server.welcome import get_welcome
 
 
 def make_public_app(service: Service) -> Starlette:
-    """The ASGI app for whoever can reach the server: it tells callers without a token no more than
+    """The ASGI app for all who reach the server: it tells callers without a token no more than
     whether it is alive and ready. It has no lifespan: the service is opened elsewhere."""
     public = partial(http.public_endpoint, service)
     return _app([*_api(service), Route("/readyz", public(http.get_ready), methods=["GET"])])
