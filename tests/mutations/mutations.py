@@ -2514,8 +2514,8 @@ MUTATIONS = [
     Mutation(
         "origins: a page can give a name of its own to a machine without authentication",
         "server/origins.py",
-        "if self._only_local or not _is_own",
-        "if not _is_own",
+        "self._only_local or not _is_own(",
+        "not _is_own(",
         WEB_PAGES + "test_without_authentication_a_name_of_this_machine_is_not_its_own_origin",
     ),
     Mutation(
