@@ -2516,7 +2516,7 @@ MUTATIONS = [
         "server/origins.py",
         "self._only_local or not _is_own(",
         "not _is_own(",
-        WEB_PAGES + "test_without_authentication_a_name_of_this_machine_is_not_its_own_origin",
+        ORIGINS + "test_page_of_this_machine_may_use_a_server_without_authentication",
     ),
     Mutation(
         "origins: pages of all origins connect devices",
