@@ -84,6 +84,7 @@ class Service:
         return self
 
     async def __aexit__(self, *exc_info: Any) -> None:
+        self.readiness.stopping = True
         for task in self._background:
             task.cancel()
         await self._tasks.__aexit__(None, None, None)
