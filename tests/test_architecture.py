@@ -72,6 +72,7 @@ PURE_IMPORTS = {
             "collections",
             "collections.abc",
             "copy",
+            "dataclasses",
             "datetime",
             "enum",
             "functools",

@@ -24,6 +24,7 @@ from tests.stores.sqlalchemy_migration import OnSQLAlchemy
 
 NEXT = f"{int(NEWEST_REVISION) + 1:04}"  # code of the next version
 PREVIOUS = f"{int(NEWEST_REVISION) - 1:04}"
+TOO_OLD = f"{int(OLDEST_WRITERS[NEWEST_REVISION]) - 1:04}"
 
 
 def allow_only(revision: str) -> Callable[[DatabaseConnection], object]:
@@ -196,16 +197,16 @@ async def test_migration_that_running_nodes_cannot_bear_is_refused_and_changes_n
 ) -> None:
     async with database_at(postgresql_url, OnSQLAlchemy(Upgrade(PREVIOUS).run)) as database:
         before = await database.read(existing_schema)
-        await database.write(run_node("web-1", PREVIOUS))
+        await database.write(run_node("web-1", TOO_OLD))
         with pytest.raises(SetupError, match="web-1"):
             async with database_at(postgresql_url, migrate):
                 pass
         assert await database.read(existing_schema) == before
-        await database.write(run_node("web-1", NEWEST_REVISION))
+        await database.write(run_node("web-1", PREVIOUS))
         async with database_at(postgresql_url, migrate):
             pass
         schema = await database.read(existing_schema)
-        assert schema == Schema(NEWEST_REVISION, NEWEST_REVISION)
+        assert schema == Schema(NEWEST_REVISION, OLDEST_WRITERS[NEWEST_REVISION])
 
 
 # Back to older code

@@ -12,6 +12,7 @@ from contextlib import suppress
 from time import monotonic, perf_counter
 from typing import IO, Any, NamedTuple, Self, TypeVar
 
+from gregor.core.deployment import Deployment
 from gregor.core.export import ExportPage, ExportPlace, ImportPart, Verdict
 from gregor.core.history import Cutoff
 from gregor.core.instant import SECOND, Time, TimeOrOffset
@@ -47,6 +48,7 @@ from gregor.stores.sql.database import (
     UniqueViolation,
     Work,
 )
+from gregor.stores.sql.deployment import read_common_deployment
 from gregor.stores.sql.erase import erase, read_erasure
 from gregor.stores.sql.exports import read_export_page, users_after
 from gregor.stores.sql.failure_reason import FailureReason, failure_reason
@@ -195,6 +197,10 @@ class SQLStateMachine(StateMachineOfRecord):
     def is_migrated(self) -> bool:
         """Whether the database is known to have the newest schema that this code needs."""
         return self.schema is not None and self.schema.has(before_0008.REVISION)
+
+    async def deployment(self) -> Deployment | None:
+        """None until the database has schema 0009, and while a node runs whose code is older."""
+        return await self.database.read(read_common_deployment)
 
     # Consuming
 
