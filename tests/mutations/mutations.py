@@ -370,13 +370,6 @@ MUTATIONS = [
         "await asyncio.sleep(0)",
         "tests/node/test_pruning.py::test_steps_take_less_than_a_tenth_of_the_time",
     ),
-    Mutation(
-        "a migration is noticed only when the node reads the schema again",
-        "stores/sql/before_0008.py",
-        "return schema.revision >= REVISION",
-        "return schema.revision > REVISION",
-        "tests/stores/test_before_0008.py::test_author_is_stored_from_the_migration_on[sqlite]",
-    ),
     # Shards
     Mutation(
         "a message that a shard rejects because it moved is not sent to the new holder",
