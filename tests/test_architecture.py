@@ -40,7 +40,7 @@ LAYERS_WITHIN = {
         {"message"},
         {"arguments"},
         {"admission"},
-        {"instant", "renamed_fields"},
+        {"instant", "renamed_fields", "deployment"},
     ),
 }
 

@@ -582,7 +582,7 @@ async def test_payload_that_no_node_of_the_deployment_has_signed_is_refused(
 
 @on_virtual_time
 async def test_message_ahead_of_the_clock_is_not_believed_and_silences_nobody() -> None:
-    """Even if it is signed: whoever asks the store finds that it is not there."""
+    """Even if it is signed: the nodes ask the store, which does not have it."""
     async with node_pair(ManualClock(NOW)) as pair:
         ahead = stored_payload("u", ctime=NOW + MAX_FUTURE + 1, prev=NOW, msg_id="ahead")
         await pair.publish_signed("u", ahead)

@@ -201,7 +201,7 @@ async def _join_deployment(databases: Mapping[str, Database], known_first: Seque
     require_one_deployment({name: found[name] for name in occupied})
     order = list(dict.fromkeys([*occupied, *known_first, *databases]))
     known = (deployment for name in order if (deployment := found[name]) is not None)
-    # Whoever does the same at this moment begins with the same shard, and finds what is stored.
+    # Another process that does the same now begins with the same shard, and finds what is stored.
     wanted = next(known, None) or new_deployment()
     deployment = await databases[order[0]].write(lambda c: keep_deployment(c, wanted))
     for name in order[1:]:
