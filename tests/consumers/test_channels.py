@@ -57,6 +57,16 @@ def test_law_what_was_signed_is_refused_when_any_of_it_is_changed(
 
 
 @given(channels, st.binary(), times)
+def test_law_what_was_signed_is_refused_when_it_is_split_differently(
+    channel: str, json: bytes, now: Time
+) -> None:
+    """The times begin with a zero byte, which could be the end of a name."""
+    payload = SIGNED.sign(channel, json, now)
+    with pytest.raises(Malformed):
+        SIGNED.verify(f"{channel}\0", payload[:32] + payload[33:], now)
+
+
+@given(channels, st.binary(), times)
 def test_law_what_another_key_has_signed_is_refused(channel: str, json: bytes, now: Time) -> None:
     other = SignedChannels(Deployment(DEPLOYMENT.id, b"another key"))
     with pytest.raises(Malformed):

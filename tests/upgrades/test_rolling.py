@@ -110,6 +110,7 @@ ROLLS = [upgrade, upgrade_the_database_first, upgrade_and_go_back]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # nodes take half a minute to begin to sign, and more on a busy machine
 @pytest.mark.parametrize("roll", ROLLS, ids=[roll.__name__ for roll in ROLLS])
 @pytest.mark.parametrize("shards", [1, 2])
 async def test_fleet_is_rolled_from_the_previous_schema_to_the_present_one(
