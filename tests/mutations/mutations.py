@@ -2369,8 +2369,8 @@ MUTATIONS = [
     Mutation(
         "messages in an envelope of a later version wait for the sweep",
         "consumers/relay.py",
-        "        self._broadcaster.on_gap(uid)",
-        "        pass",
+        "        self._broadcaster.on_gap(uid)\n        times",
+        "        times",
         FLEET
         + "test_messages_in_an_envelope_of_another_version_are_read_from_the_store_at_once"
         + "[with other fields]",

@@ -149,11 +149,13 @@ async def node_pair(
 
 
 @asynccontextmanager
-async def opened_pair(pair: NodePair) -> AsyncIterator[None]:
+async def opened_pair(pair: NodePair, apart: float = 0.0) -> AsyncIterator[None]:
+    """Open the nodes, so many seconds apart, and attach the devices."""
     await pair.store.consume_message(create("u", "c", msg_id="known"))
     async with AsyncExitStack() as stack:
         for node in (pair.node_a, pair.node_b):
             await stack.enter_async_context(node)
+            await asyncio.sleep(apart)
         for node, listener in ((pair.node_a, pair.listener_a), (pair.node_b, pair.listener_b)):
             await stack.enter_async_context(node.attach("u", listener))
             await sync_device(node)
@@ -695,10 +697,10 @@ async def test_what_is_not_signed_is_believed_only_until_all_nodes_sign() -> Non
 
 @asynccontextmanager
 async def unsigned_pair() -> AsyncIterator[NodePair]:
-    """A node_pair whose store has no deployment yet."""
+    """A node_pair whose store has no deployment yet. The nodes do not ask at the same time."""
     pair = NodePair(SteppingClock())
     pair.store.its_deployment = None
-    async with opened_pair(pair):
+    async with opened_pair(pair, apart=ASK_SECONDS * 0.7):
         yield pair
 
 
