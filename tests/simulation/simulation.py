@@ -40,7 +40,7 @@ from typing import Any, NamedTuple, cast
 
 from gregor.client import Client, Created, Disconnected, Dismissed, MemoryStore
 from gregor.consumers.broadcaster import Broadcaster
-from gregor.consumers.channels import Channels, UnsignedChannels, channels_of
+from gregor.consumers.channels import Channels, UnsignedChannels
 from gregor.consumers.publisher import Publisher, encode_envelope
 from gregor.core.facts import Facts
 from gregor.core.history import Cutoff
@@ -231,7 +231,7 @@ class SimulatedNode:
     async def _run(self, name: str) -> None:
         simulation = self._simulation
         self.pubsub = pubsub = LossyPubSub(simulation.exchange, simulation)
-        metrics = Metrics()
+        metrics, publisher = Metrics(), Publisher(pubsub, name)
         self.link = StoreLink(simulation, self.name)
         try:
             async with (
@@ -239,14 +239,14 @@ class SimulatedNode:
                 Node(
                     state_machine,
                     Broadcaster(),
-                    Publisher(pubsub, name),
+                    publisher,
                     clock=self.clock,
                     linger_seconds=simulation.rng.uniform(0.5, 5),
                     observer=metrics,
                     jitter=simulation.rng.random,
                 ) as node,
             ):
-                simulation.channels = channels_of(await state_machine.deployment())
+                simulation.channels = publisher.channels
                 self.service = Service(node, OpenAuthenticator(), metrics)
                 simulation.record(name, "starts")
                 await asyncio.get_running_loop().create_future()

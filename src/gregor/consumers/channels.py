@@ -104,7 +104,7 @@ class SignedChannels:
 
 
 class UnsignedChannels:
-    """The Channels of nodes whose store has no deployment yet. Anyone who can publish is believed."""
+    """The Channels of a store that has no deployment yet. Anyone who can publish is believed."""
 
     nodes = "gregor:nodes"
 

@@ -19,6 +19,7 @@ from gregor.consumers.channels import channels_of
 from gregor.consumers.peers import Peers
 from gregor.consumers.publisher import Publisher
 from gregor.consumers.relay import LINGER_SECONDS, Relay
+from gregor.core.deployment import Deployment
 from gregor.core.history import FOR_EVER
 from gregor.core.instant import Time
 from gregor.core.message import UID, Message
@@ -36,7 +37,7 @@ from gregor.interfaces import (
 from gregor.log_event import LogEvent
 from gregor.node.adoption import Adoption
 from gregor.node.batch import Batch, accepted
-from gregor.node.gap_repair import SWEEP_SECONDS, GapRepair
+from gregor.node.gap_repair import RETRY_SECONDS, SWEEP_SECONDS, GapRepair
 from gregor.node.observer import Observer
 from gregor.node.pruning import Pruner
 from gregor.protocol.frames import Limits
@@ -116,7 +117,7 @@ class Node:
         self._is_open = False
 
     async def __aenter__(self) -> Self:
-        """Raises Unavailable if the store does not say which deployment it is."""
+        """Waits until the store has said which deployment it is."""
         await self._begin_channels()
         await self._tasks.__aenter__()
         self._gap_repair.begin()
@@ -130,9 +131,17 @@ class Node:
 
     async def _begin_channels(self) -> None:
         if self._publisher is not None and self._relay is not None:
-            channels = channels_of(await self.state_machine.deployment())
+            channels = channels_of(await self._deployment())
             self._publisher.channels = channels
             self._relay.begin(channels)
+
+    async def _deployment(self) -> Deployment | None:
+        while True:
+            try:
+                return await self.state_machine.deployment()
+            except Unavailable as error:
+                log.warning(LogEvent("the node waits for the store", reason=error.message))
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def __aexit__(self, *exc_info: Any) -> None:
         """Finishes the injects in flight first."""
