@@ -794,3 +794,19 @@ async def test_node_fails_when_pubsub_ends_without_error() -> None:
         async with node:
             await asyncio.sleep(60)
     assert failure.group_contains(RuntimeError, match="the pub/sub has ended")
+
+
+@on_virtual_time
+async def test_node_that_opens_waits_until_the_store_says_which_deployment_it_is() -> None:
+    """It does not publish unsigned meanwhile, nor end."""
+    store, exchange = FailingStore(SteppingClock()), Exchange()
+    store.down = True
+    node = Node(store, Broadcaster(), Publisher(MemoryPubSub(exchange)), clock=SteppingClock())
+    opening = asyncio.create_task(node.__aenter__())
+    await asyncio.sleep(10)
+    assert not opening.done()
+    assert exchange.channels == {}
+    store.down = False
+    await within(2, opening.done)
+    await within(1, lambda: list(exchange.channels) == [SignedChannels(DEPLOYMENT).nodes])
+    await node.__aexit__(None, None, None)
