@@ -148,7 +148,7 @@ def first_result(results: Results) -> Result:
     rejected."""
     for result in results.results:
         if (error := result.error) is not None:
-            raise error_from_code(error.code, error.message, error.field, error.action, error.epoch)
+            raise error.error()
     return results.results[0]
 
 
@@ -491,7 +491,14 @@ def _error_from(response: httpx.Response) -> GregorError:
         retryable = response.status_code in RETRYABLE_STATUSES
         return (Unavailable if retryable else UnexpectedAnswer)(_not_gregor(response))
     return error_from_code(
-        problem.code, problem.detail, problem.field, problem.action, problem.epoch
+        problem.code,
+        problem.detail,
+        problem.field,
+        problem.action,
+        problem.epoch,
+        limit=problem.limit,
+        maximum=problem.maximum,
+        retry_after_ms=problem.retry_after_ms,
     )
 
 

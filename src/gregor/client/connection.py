@@ -34,13 +34,13 @@ from gregor.errors import (
     ProtocolError,
     SetupError,
     Unavailable,
-    error_from_code,
 )
+from gregor.limits import Limits
 from gregor.log_event import LogEvent
 from gregor.protocol import client_session as session
 from gregor.protocol.client_session import ClientSession
 from gregor.protocol.effects import Send
-from gregor.protocol.frames import PAGE_BYTES, Error, Limits, Problem, Result
+from gregor.protocol.frames import PAGE_BYTES, Problem, Result
 
 log = logging.getLogger("gregor.client")
 
@@ -384,11 +384,11 @@ class _Conversation:
                 case session.Acked(results):
                     await self._on_ack(results)
                 case session.Deferred(error):
-                    await self._on_deferred(error)
+                    await self._on_deferred(error.problem())
                 case session.DeliverOutOfBand(system, body):
                     self._owner.emit(OutOfBandReceived(system, value_of(body)))
                 case session.Failed(error):
-                    self._fail(_error_from(error))
+                    self._fail(error.problem().error())
                 case session.Wipe(epoch):
                     await self._wipe(epoch)
                 case session.Reconnect(within_ms):
@@ -520,19 +520,18 @@ class _Conversation:
         if error is None:
             pending.acknowledged.set_result(None)
         else:
-            pending.acknowledged.set_exception(_error_from(error))
+            pending.acknowledged.set_exception(error.error())
 
-    async def _on_deferred(self, error: Error | Problem) -> None:
+    async def _on_deferred(self, error: Problem) -> None:
         """The node did not take the window. Retry it after a backoff; if the action is `stop`,
         halve it until the one message is found that the node refuses, and reject that."""
-        problem = Problem(error.code, error.message, error.action, error.field)
         if error.action is Action.STOP and len(self._in_flight) == 1:
-            await self._on_ack([Result("rejected", error=problem)])
+            await self._on_ack([Result("rejected", error=error)])
             return
         if error.action is Action.STOP:
             self._max_messages = len(self._in_flight) // 2
         if isinstance(self._in_flight[0], OutOfBandMessage):
-            self._finish_out_of_band(problem)  # at most once: it is not sent again
+            self._finish_out_of_band(error)  # at most once: it is not sent again
         log.info(LogEvent("the node deferred a consume", code=error.code, reason=error.message))
         self._answered(needs_backoff=error.action is not Action.STOP)
 
@@ -557,7 +556,3 @@ def _unexpected(cause: Exception) -> BaseException | None:
     root = (isinstance(cause, Unavailable) and cause.__cause__) or cause
     is_expected = isinstance(root, GregorError | Disconnected | OSError | asyncio.CancelledError)
     return None if is_expected else root
-
-
-def _error_from(problem: Problem | Error) -> GregorError:
-    return error_from_code(problem.code, problem.message, problem.field, problem.action)

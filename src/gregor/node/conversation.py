@@ -19,6 +19,7 @@ from gregor.errors import GregorError, TooLarge, Unauthenticated, Unavailable
 from gregor.interfaces import Caller, Outcome, Rejected
 from gregor.log_event import LogEvent
 from gregor.node.channel import Channel, ChannelClosed
+from gregor.node.limiter import Limiter
 from gregor.node.node import Node
 from gregor.protocol.effects import Close, Send
 from gregor.protocol.frames import MAX_FRAME, Frame, Messages
@@ -72,6 +73,8 @@ class Host(Protocol):
     @property
     def counts(self) -> DeliveryCounts: ...
     @property
+    def limiter(self) -> Limiter: ...
+    @property
     def hello_seconds(self) -> float:
         """How long a device may take for its hello, and for being admitted."""
         ...
@@ -98,7 +101,7 @@ class Conversation:
     """
 
     def __init__(self, host: Host, channel: Channel) -> None:
-        self.session = ServerSession(host.node.limits)
+        self.session = ServerSession(host.limiter.limits)
         self.writing_since: float | None = None
         self._host = host
         self._node = host.node

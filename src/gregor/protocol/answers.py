@@ -101,7 +101,8 @@ class ReadyAnswer(Struct, frozen=True):
 
 class ProblemDocument(Struct, frozen=True, omit_defaults=True):
     """An error as defined by RFC 9457; `code`, `action` and `field` are for programs. Only
-    /readyz fills in `problems`, and only the error `erased` has an `epoch`."""
+    /readyz fills in `problems`, only the error `erased` has an `epoch`, and only `limit` the name
+    of the `limit`, its `maximum`, and, where waiting helps, `retry_after_ms`."""
 
     type: str
     title: str
@@ -112,3 +113,6 @@ class ProblemDocument(Struct, frozen=True, omit_defaults=True):
     field: str | None = None
     problems: tuple[str, ...] = ()
     epoch: Time | None = None
+    limit: str | None = None
+    maximum: int | None = None
+    retry_after_ms: int | None = None

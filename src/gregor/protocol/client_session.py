@@ -20,6 +20,7 @@ from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID, InBandMessage, Message
 from gregor.core.sync import Snapshot
 from gregor.errors import Action, Erased, Forbidden
+from gregor.limits import Limits
 from gregor.protocol.effects import Send
 from gregor.protocol.frames import (
     PROTOCOL,
@@ -28,7 +29,6 @@ from gregor.protocol.frames import (
     Error,
     GoAway,
     Hello,
-    Limits,
     Messages,
     OutOfBand,
     Result,

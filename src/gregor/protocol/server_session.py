@@ -49,6 +49,7 @@ from gregor.errors import (
     Unavailable,
 )
 from gregor.interfaces import NEVER_ERASED, Erasure, Outcome, Rejected
+from gregor.limits import DEFAULT_LIMITS, Limits
 from gregor.protocol.delivery_state import (
     DeliveryEvent,
     DeliveryState,
@@ -68,7 +69,6 @@ from gregor.protocol.delivery_state import (
 from gregor.protocol.effects import Close, Send
 from gregor.protocol.entries import read_entries
 from gregor.protocol.frames import (
-    DEFAULT_LIMITS,
     Ack,
     Consume,
     DeviceFrame,
@@ -76,7 +76,6 @@ from gregor.protocol.frames import (
     Frame,
     GoAway,
     Hello,
-    Limits,
     Messages,
     Result,
     UserErased,

@@ -299,6 +299,12 @@ async def get_item_history(service: Service, request: Request, identity: Identit
     return _json(history if identity.role is Role.SERVICE else history.without_services())
 
 
+async def get_limits(service: Service, request: Request, identity: Identity) -> Response:
+    """What this server accepts, as it tells devices in their welcome."""
+    check_parameters(request, frozenset(), frozenset())
+    return _json(service.limiter.limits)
+
+
 # Health
 
 

@@ -8,6 +8,7 @@ import msgspec
 from gregor.core.instant import MAX_TIME
 from gregor.core.item_history import ItemHistory
 from gregor.core.message import MAX_KEY, MAX_MSG_ID, InBandMessage, OutOfBandMessage
+from gregor.limits import Limits
 from gregor.protocol.answers import (
     CountAnswer,
     EraseAnswer,
@@ -43,7 +44,8 @@ _ERRORS = {
     401: "The token is missing, invalid or expired",
     403: "The token belongs to another user",
     413: "The request, a message or a list is too large",
-    422: "A field is invalid; `field` names it",
+    422: "A field is invalid, and `field` names it; or more of something than the `limit` allows",
+    429: "A rate is used up, or there are too many connections; retry after `Retry-After` seconds",
     503: "Temporarily unavailable; retry after `Retry-After` seconds",
 }
 
@@ -64,6 +66,7 @@ def describe() -> JSONObject:
         ImportAnswer,
         PruneRequest,
         PruneAnswer,
+        Limits,
         ReadyAnswer,
         ProblemDocument,
     )
@@ -157,6 +160,7 @@ def _paths() -> JSONObject:
     erase["responses"]["403"] = _problem("The token is not that of a service")
     return {
         "/v1/messages": {"post": post},
+        "/v1/limits": {"get": _limits()},
         user: {"delete": erase},
         "/v1/prune": {"post": _prune()},
         "/v1/export": {"get": _export("All users, for services")},
@@ -176,6 +180,10 @@ def _paths() -> JSONObject:
         "/readyz": {"get": _ready()},
         "/metrics": {"get": _public("Prometheus metrics")},
     }
+
+
+def _limits() -> JSONObject:
+    return _operation("What the server accepts, as it tells devices; 0: no limit", "Limits")
 
 
 def _prune() -> JSONObject:
