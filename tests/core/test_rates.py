@@ -13,7 +13,7 @@ attempts = st.lists(
 
 
 def taken(buckets: Buckets[str], attempts: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """When how many tokens were taken, of whoever waits as told and asks for no more than fits."""
+    """When how many tokens were taken, by one who waits as told and asks for what fits."""
     now, result = 0, []
     for pause, wanted in attempts:
         tokens = min(wanted, buckets.burst)

@@ -1,7 +1,7 @@
 """How much of something each user may do in a second: token buckets, with the time as an argument.
 
-A bucket holds `burst` tokens, and `per_second` flow in until it is full. Whoever takes tokens that
-are there need not wait. What is kept of a bucket is the time at which it will be full again, so one
+A bucket holds `burst` tokens, and `per_second` flow in until it is full. Tokens that are there are
+taken at once. What is kept of a bucket is the time at which it will be full again, so one
 that is full is nothing, and is forgotten.
 """
 

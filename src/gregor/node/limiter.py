@@ -56,6 +56,15 @@ class Limiter:
         self._on_limited(error.limit)
         return error
 
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Report a LimitExceeded of the block."""
+        try:
+            yield
+        except LimitExceeded as error:
+            self.exceeded(error)
+            raise
+
     # Rates
 
     def take(self, uid: UID, **amounts: int) -> LimitExceeded | None:
@@ -73,6 +82,12 @@ class Limiter:
     def take_messages(self, uid: UID, messages: int, size: int) -> LimitExceeded | None:
         """Take a consume of so many messages and bytes."""
         return self.take(uid, messages_per_second=messages, bytes_per_second=size)
+
+    def take_request(self, uid: UID, *, is_service: bool) -> LimitExceeded | None:
+        """Take a request of a device of this user, or of the service of this name."""
+        if is_service:
+            return self.take(uid, requests_per_second=1)
+        return self.take(uid, frames_per_second=1)
 
     def take_sync(self, uid: UID) -> LimitExceeded | None:
         """Take a sync, or another read of much that a user has."""

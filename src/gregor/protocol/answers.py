@@ -16,8 +16,15 @@ class Results(Struct, frozen=True):
 
     @property
     def should_retry(self) -> bool:
-        """Whether to retry the request: the shards of some users did not answer."""
+        """Whether to retry the request: the shards of some users did not answer, or a rate is used
+        up."""
         return any(result.should_retry for result in self.results)
+
+    @property
+    def retry_after(self) -> float:
+        """After how many seconds to retry, as far as the results say."""
+        errors = (result.error for result in self.results)
+        return max((error.retry_after_ms or 0 for error in errors if error), default=0) / 1000
 
 
 class StateAnswer(Struct, frozen=True):

@@ -190,7 +190,8 @@ class Result(Struct, frozen=True, omit_defaults=True):
 
     @property
     def should_retry(self) -> bool:
-        """Whether to retry the message: the shard that holds its user did not answer."""
+        """Whether to retry the message: the shard that holds its user did not answer, or a rate is
+        used up."""
         return self.error is not None and self.error.action is Action.RETRY
 
     @classmethod
