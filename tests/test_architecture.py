@@ -39,7 +39,7 @@ LAYERS_WITHIN = {
         {"visibility", "notification_body"},
         {"message"},
         {"arguments"},
-        {"admission", "rates"},
+        {"admission", "rates", "holdings"},
         {"instant", "renamed_fields"},
     ),
 }

@@ -47,5 +47,8 @@ FIXED = ("messages", "message_bytes", "body_bytes", "frame_bytes", "ids_days")
 SETTINGS = tuple(name for name in Limits.__struct_fields__ if name not in FIXED)
 """The limits that are settings, under the same names."""
 
-NO_LIMITS = Limits(**dict.fromkeys(SETTINGS, 0))
+OFF = dict.fromkeys(SETTINGS, 0)
+"""The settings of a server that has no limits but those of the protocol."""
+
+NO_LIMITS = Limits(**OFF)
 """Those of the protocol alone."""

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from gregor.clock import now
 from gregor.config import Auth, load
 from gregor.core.instant import SECOND, Time
+from gregor.limits import OFF
 from gregor.server.process import serve
 
 
@@ -39,7 +40,7 @@ def main() -> None:
     store, listen, origin = sys.argv[1:]
     clock = AdjustedClock()
     threading.Thread(target=clock.follow, args=(sys.stdin,), daemon=True).start()
-    settings = load(store=store, listen=listen, auth=Auth.JWT, allow_origin=origin)
+    settings = load(store=store, listen=listen, auth=Auth.JWT, allow_origin=origin, **OFF)
     asyncio.run(serve(settings, clock))
 
 

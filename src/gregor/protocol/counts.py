@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 from msgspec import DecodeError, Raw, Struct, ValidationError
 
+from gregor.core.message import MAX_MESSAGE
 from gregor.errors import InvalidMessage, LimitExceeded
 from gregor.limits import Limits
 
@@ -26,7 +27,8 @@ def check_counts(json: Raw, limits: Limits) -> None:
     is no JSON. What else is wrong with it is found when it is read."""
     maxima = (limits.ranges, limits.msg_ids, limits.keys, limits.skip_msg_ids)
     smallest = min(filter(None, maxima), default=None)
-    if smallest is None or len(memoryview(json)) <= smallest * SMALLEST_PART:
+    size = len(memoryview(json))
+    if smallest is None or not smallest * SMALLEST_PART < size <= MAX_MESSAGE:
         return
     try:
         dismissal = _decoder.decode(json).dismissal

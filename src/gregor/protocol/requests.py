@@ -13,7 +13,6 @@ MAX_USERS = DEFAULT_LIMITS.uids
 # Enough for a message of the largest size to MAX_USERS users with the longest ids.
 MAX_REQUEST = 8 * 1024 * 1024
 MAX_STATE_ITEMS = 500  # in a page of a state
-MAX_PREFIXES = DEFAULT_LIMITS.prefixes  # of categories, in a request
 
 EPOCH_HEADER = "Gregor-Epoch"
 """The header in which a device says with a write which epoch of its user it knows."""

@@ -183,7 +183,7 @@ def _read_multi_user(
 ) -> list[Message | Rejected]:
     uids, limits = _list_in(fields, "uids"), limiter.limits
     if not uids:
-        raise InvalidMessage("`uids` names no user", field="uids")
+        raise TooLarge("`uids` takes 1 user or more, not 0", field="uids")
     with limiter.reporting():
         check_count("uids", len(uids), limits, "uids")
     _take_messages(limiter, identity, 1)  # a device has one user

@@ -8,7 +8,7 @@ import msgspec
 from gregor.core.instant import MAX_TIME
 from gregor.core.item_history import ItemHistory
 from gregor.core.message import MAX_KEY, MAX_MSG_ID, InBandMessage, OutOfBandMessage
-from gregor.limits import Limits
+from gregor.limits import DEFAULT_LIMITS, Limits
 from gregor.protocol.answers import (
     CountAnswer,
     EraseAnswer,
@@ -24,7 +24,6 @@ from gregor.protocol.frames import PAGE_ENTRIES
 from gregor.protocol.requests import (
     EPOCH_HEADER,
     JSON_LINES,
-    MAX_PREFIXES,
     MAX_STATE_ITEMS,
     ORDERS,
     SQLITE_FILE,
@@ -74,6 +73,7 @@ def describe() -> JSONObject:
         types, ref_template="#/components/schemas/{name}"
     )
     _relax_message(components)
+    _state_counts(components)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -99,6 +99,20 @@ def _relax_message(components: JSONObject) -> None:
         message["properties"][name]["readOnly"] = True
 
 
+def _state_counts(components: JSONObject) -> None:
+    """State how many parts a request and a message may have by default: GET /v1/limits says how
+    many they may have here."""
+    for schema, field, limit in (
+        ("BatchRequest", "messages", "messages"),
+        ("MultiUserRequest", "uids", "uids"),
+        ("Dismissal", "ranges", "ranges"),
+        ("Dismissal", "msg_ids", "msg_ids"),
+        ("Dismissal", "keys", "keys"),
+        ("Range", "skip_msg_ids", "skip_msg_ids"),
+    ):
+        components[schema]["properties"][field]["maxItems"] = getattr(DEFAULT_LIMITS, limit)
+
+
 def _paths() -> JSONObject:
     bodies = ("InBandMessage", "OutOfBandMessage", "BatchRequest", "MultiUserRequest")
     post = _operation(
@@ -116,11 +130,15 @@ def _paths() -> JSONObject:
     }
     user = "/v1/users/{uid}"
     device = _query("device_id", "Only what is visible on this device; by default, on any device")
-    prefix = _query(
+    prefixes = _query(
         "prefix",
         "Only categories that begin with this prefix, compared as bytes; can be repeated",
     )
-    prefix["schema"] = {"type": "array", "items": {"type": "string"}}
+    prefixes["schema"] = {
+        "type": "array",
+        "items": {"type": "string"},
+        "maxItems": DEFAULT_LIMITS.prefixes,
+    }
     by = _query(
         "by",
         "`segment`: the counts of the categories below one prefix, each cut before the first dot"
@@ -133,7 +151,7 @@ def _paths() -> JSONObject:
         "StateAnswer",
         device,
         at,
-        {**prefix, "schema": {**prefix["schema"], "maxItems": MAX_PREFIXES}},
+        prefixes,
         *_selections(),
     )
     since = _query("since", "A time or offset like `at`: messages from this instant on, inclusive")
@@ -170,7 +188,7 @@ def _paths() -> JSONObject:
         f"{user}/state": {"get": state},
         f"{user}/count": {
             "get": _operation(
-                "Counts of visible items, per prefix", "CountAnswer", device, prefix, by
+                "Counts of visible items, per prefix", "CountAnswer", device, prefixes, by
             )
         },
         f"{user}/messages": {"get": messages},

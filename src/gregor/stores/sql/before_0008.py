@@ -16,6 +16,7 @@ from gregor.core.instant import Time
 from gregor.core.message import UID, Category, DeviceID, Key, MsgID
 from gregor.interfaces import Slot, StoreOutcome
 from gregor.stores.sql import statements
+from gregor.stores.sql.allowance import Allowance
 from gregor.stores.sql.database import DatabaseConnection, Work
 from gregor.stores.sql.dialect import ROWS, encode_rows
 from gregor.stores.sql.statements import BulkStatement, Insert, Row, Statement, no_row
@@ -45,12 +46,13 @@ def consuming(consume: Consume) -> Consume:
         now: Time,
         *,
         any_bucket: bool = False,
+        allowance: Allowance | None = None,
     ) -> list[StoreOutcome]:
         if connection.dialect.has_row_locks:
             connection.execute(_KEEP_SCHEMA)
         if not _is_migrated(connection):
             connection = Unmigrated(connection)
-        return consume(connection, slots, now, any_bucket=any_bucket)
+        return consume(connection, slots, now, any_bucket=any_bucket, allowance=allowance)
 
     return consume_on_either
 

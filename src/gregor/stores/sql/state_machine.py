@@ -14,6 +14,7 @@ from typing import IO, Any, NamedTuple, Self, TypeVar
 
 from gregor.core.export import ExportPage, ExportPlace, ImportPart, Verdict
 from gregor.core.history import Cutoff
+from gregor.core.holdings import Holdings
 from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.item_history import ItemHistory
 from gregor.core.message import UID, Category, DeviceID, InBandMessage, MsgID
@@ -37,8 +38,10 @@ from gregor.interfaces import (
     Stored,
     StoreOutcome,
 )
+from gregor.limits import NO_LIMITS, Limits
 from gregor.log_event import LogEvent
 from gregor.stores.sql import before_0008
+from gregor.stores.sql.allowance import Allowance, CountedUsers
 from gregor.stores.sql.before_0008 import Consume
 from gregor.stores.sql.database import (
     CommitUnknown,
@@ -113,6 +116,8 @@ class SQLStateMachine(StateMachineOfRecord):
 
     `schema` is the database's as it was last read: the schema may change while nodes run.
 
+    New messages that would give a user more than the `limits` allow are rejected.
+
     A database that is one of several shards, or `may_become_shard` while it is open, is asked in
     every transaction whether it holds the users. A file cannot: this process alone can open it.
     """
@@ -125,6 +130,7 @@ class SQLStateMachine(StateMachineOfRecord):
         *,
         clock_check_seconds: float | None = None,
         may_become_shard: bool = True,
+        limits: Limits = NO_LIMITS,
     ) -> None:
         self.database = database
         self.skew: Time = 0
@@ -133,6 +139,8 @@ class SQLStateMachine(StateMachineOfRecord):
         self._registration = None if clock_check_seconds is None else Registration(database)
         self._clock_check_seconds = clock_check_seconds
         self._any_bucket = not may_become_shard
+        self._limits = limits
+        self._counted = CountedUsers()
         self._clock = clock
         self._committed = committed
         self._queue: deque[_PendingBatch] = deque()
@@ -286,9 +294,16 @@ class SQLStateMachine(StateMachineOfRecord):
         self, consume: Consume, slots: Sequence[Slot], now: Time
     ) -> list[StoreOutcome]:
         store = self._for_its_schema(consume)
-        return await self.database.write(
-            lambda c: store(c, slots, now, any_bucket=self._any_bucket)
+        if not any(getattr(self._limits, name) for name in Holdings._fields):
+            return await self.database.write(
+                lambda c: store(c, slots, now, any_bucket=self._any_bucket)
+            )
+        allowance = Allowance(self._limits, self._counted, now)
+        outcomes = await self.database.write(
+            lambda c: store(c, slots, now, any_bucket=self._any_bucket, allowance=allowance)
         )
+        allowance.committed()
+        return outcomes
 
     def _for_its_schema(self, consume: Consume) -> Consume:
         return consume if self.is_migrated else before_0008.consuming(consume)
