@@ -1,5 +1,7 @@
 """The limits of a node: how much it takes, of one message, of one user, in one second."""
 
+from typing import Any
+
 from msgspec import Struct
 
 
@@ -47,7 +49,7 @@ FIXED = ("messages", "message_bytes", "body_bytes", "frame_bytes", "ids_days")
 SETTINGS = tuple(name for name in Limits.__struct_fields__ if name not in FIXED)
 """The limits that are settings, under the same names."""
 
-OFF = dict.fromkeys(SETTINGS, 0)
+OFF: dict[str, Any] = dict.fromkeys(SETTINGS, 0)
 """The settings of a server that has no limits but those of the protocol."""
 
 NO_LIMITS = Limits(**OFF)

@@ -1,6 +1,6 @@
 """What a user may have in a store: a new message that adds too much is rejected, nothing else.
 
-One suite for the memory and SQL stores; for SQL also what a process knows of another one's writes."""
+One suite for the memory and SQL stores; for SQL also what another process has written."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
