@@ -4,8 +4,8 @@ Devices of one user share their rates. Each process of a node counts by itself, 
 workers a user has as many times as much.
 """
 
+import asyncio
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,8 +25,9 @@ BUSY_MS = 5_000
 """When to come back if one has too many connections: others of the user have to end first."""
 
 
-def monotonic() -> Time:
-    return time.monotonic_ns() // 1000
+def loop_time() -> Time:
+    """The time of the event loop, which never goes back, and may be a virtual one."""
+    return round(asyncio.get_running_loop().time() * SECOND)
 
 
 class Limiter:
@@ -36,7 +37,7 @@ class Limiter:
     def __init__(
         self,
         limits: Limits,
-        clock: Callable[[], Time] = monotonic,
+        clock: Callable[[], Time] = loop_time,
         *,
         ids_days: int = 0,
         on_limited: Callable[[str], None] = lambda _: None,

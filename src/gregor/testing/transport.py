@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from gregor.client.outside import Disconnected
-from gregor.core.instant import SECOND, Time
+from gregor.core.instant import Time
 from gregor.core.message import UID, Message
 from gregor.errors import Unauthenticated
 from gregor.interfaces import HOLDS_FOREVER, Caller, Outcome, Rejected
@@ -40,11 +40,6 @@ def nothing_is_lost(frame: str) -> bool:
 
 def no_delay() -> float:
     return 0.0
-
-
-def loop_time() -> Time:
-    """The time of the event loop, which may be a virtual one."""
-    return round(asyncio.get_running_loop().time() * SECOND)
 
 
 class Pipe:
@@ -145,7 +140,7 @@ class MemoryServer:
         limits: Limits = NO_LIMITS,
     ) -> None:
         self.node = node
-        self.limiter = Limiter(limits, loop_time, ids_days=node.pruner.retention.ids_days)
+        self.limiter = Limiter(limits, ids_days=node.pruner.retention.ids_days)
         self.reachable = True
         self.delay = delay
         self.lost = lost
