@@ -9,10 +9,10 @@ n has come again also if a consume begins with the same message. A single out-of
 is refused is not sent again, and nothing waits for it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Struct
 
 from gregor.errors import Action, GregorError, LimitExceeded
 from gregor.protocol.frames import Ack, Consume, Error, Frame
@@ -33,12 +33,13 @@ class ConsumeOrder:
     """The consumes of one connection: those without an answer, at most `most` (0: any number), and
     the first one that was refused."""
 
-    __slots__ = ("_most", "_refused", "_unanswered")
+    __slots__ = ("_last_stored", "_most", "_refused", "_unanswered")
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._unanswered: list[Consume] = []
         self._refused: _Refused | None = None
+        self._last_stored = 0  # the highest number
 
     def against(self, consume: Consume) -> GregorError | None:
         """Why a consume cannot be taken now, if it cannot."""
@@ -69,6 +70,10 @@ class ConsumeOrder:
                 self._refuse(consume, error)
                 return
 
+    def stored(self, n: int) -> None:
+        """A consume that was taken is stored. If it comes again, nothing waits for it."""
+        self._last_stored = max(self._last_stored, n)
+
     def sent(self, frame: Frame) -> None:
         """A frame was sent to the device; it may be an answer."""
         match frame:
@@ -79,7 +84,7 @@ class ConsumeOrder:
                         return
 
     def _refuse(self, consume: Consume, error: GregorError) -> None:
-        if error.action is not Action.RETRY:
+        if error.action is not Action.RETRY or consume.n <= self._last_stored:
             return
         if self._refused is None and not _is_out_of_band(consume):
             self._refused = _Refused(consume.n, _first(consume), error)
@@ -98,7 +103,7 @@ def _first(consume: Consume) -> int:
 class _Kind(Struct):
     """Only an out-of-band message has a system."""
 
-    system: Raw | None = None
+    system: Any = None
 
 
 _kind_decoder = msgspec.json.Decoder(_Kind)

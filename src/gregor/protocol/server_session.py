@@ -292,6 +292,7 @@ class ServerSession:
         for outcome in outcomes:
             if isinstance(outcome, Rejected) and self._is_answer(n, outcome.error):
                 return
+        self._consumes.stored(n)
         self._queue_control(Ack(n, tuple(map(Result.of, outcomes))))
 
     def _is_answer(self, n: int, error: GregorError) -> bool:
