@@ -1,11 +1,23 @@
 """A server tells its limits, and refuses what exceeds them, with the name of the limit."""
 
+import asyncio
+
 import pytest
 
 from gregor.config import Settings, load
 from gregor.errors import SetupError
 from gregor.limits import DEFAULT_LIMITS, SETTINGS
-from tests.server.harness import jwt_settings, open_settings, serving, token
+from gregor.server.auth import Role
+from tests.server.harness import (
+    JSON,
+    RawDevice,
+    creation,
+    jwt_settings,
+    open_settings,
+    serving,
+    to,
+    token,
+)
 
 
 def test_settings_have_the_defaults_of_the_limits() -> None:
@@ -37,3 +49,198 @@ async def test_limits_are_told_to_devices_and_to_callers_with_a_token() -> None:
 async def test_consume_has_no_more_messages_than_the_rate_ever_takes_at_once() -> None:
     async with serving(open_settings(messages_per_second=2)) as served:
         assert (await served.http.get("/v1/limits")).json()["messages"] == 20
+
+
+async def ack_or_error(device: RawDevice, n: int, *messages: JSON) -> JSON:
+    await device.send("consume", n=n, messages=messages)
+    while (frame := await device.receive()).get("n") != n:
+        pass
+    return frame
+
+
+async def test_consume_beyond_the_rate_is_refused_whole_and_says_when_to_send_it_again() -> None:
+    async with serving(open_settings(messages_per_second=1)) as served:
+        async with await served.synced("u") as device:
+            assert (await ack_or_error(device, 1, *[creation()] * 8))["type"] == "ack"
+            error = await ack_or_error(device, 2, *[creation()] * 4)
+            assert (error["code"], error["action"]) == ("limit", "retry")
+            assert (error["limit"], error["maximum"]) == ("messages_per_second", 1)
+            assert 0 < error["retry_after_ms"] <= 2000
+            later = await ack_or_error(device, 3, creation())  # for which there is room
+            assert (later["code"], later["n"]) == ("limit", 3)
+            assert (await ack_or_error(device, 2, creation()))["type"] == "ack"
+        assert await served.metric('gregor_limited_total{limit="messages_per_second"}') == 1
+
+
+async def test_devices_of_one_user_share_a_rate_and_other_users_have_their_own() -> None:
+    async with serving(open_settings(messages_per_second=1)) as served:
+        async with await served.synced("u", "d1") as one, await served.synced("u", "d2") as two:
+            assert (await ack_or_error(one, 1, *[creation()] * 10))["type"] == "ack"
+            assert (await ack_or_error(two, 1, *[creation()] * 2))["code"] == "limit"
+        async with await served.synced("other") as other:
+            assert (await ack_or_error(other, 1, *[creation()] * 10))["type"] == "ack"
+
+
+async def test_bytes_are_limited_and_a_whole_frame_always_fits() -> None:
+    async with (
+        serving(open_settings(bytes_per_second=1)) as served,
+        await served.synced("u") as device,
+    ):
+        large = [creation(body="x" * 60_000)] * 16
+        assert (await ack_or_error(device, 1, *large))["type"] == "ack"
+        error = await ack_or_error(device, 2, *large)
+        assert (error["limit"], error["maximum"]) == ("bytes_per_second", 1)
+
+
+async def test_out_of_band_messages_count() -> None:
+    async with (
+        serving(open_settings(messages_per_second=1)) as served,
+        await served.synced("u") as device,
+    ):
+        typing = {"system": "typing", "body": 1}
+        assert (await ack_or_error(device, 1, *[typing] * 10))["type"] == "ack"
+        assert (await ack_or_error(device, 2, typing))["code"] == "limit"
+
+
+async def test_sync_beyond_the_rate_ends_the_connection_with_when_to_come_back() -> None:
+    async with serving(open_settings(syncs_per_second=1)) as served:
+        async with await served.synced("u") as device:
+            for _ in range(10):
+                await device.send("verify", cursor=0)
+            error = await device.receive_type("error")
+            assert (error["code"], error["limit"]) == ("limit", "syncs_per_second")
+            assert error["retry_after_ms"] > 0
+            assert await device.wait_closed() == 1013
+        async with await RawDevice.connect(served.url) as device:
+            await device.send("hello", token="u", device_id="d", protocol=2)
+            assert (await device.receive())["limit"] == "syncs_per_second"
+            assert await device.wait_closed() == 1013
+
+
+@pytest.mark.parametrize("resource", ["state", "messages", "export"])
+async def test_reads_of_all_that_a_user_has_are_syncs(resource: str) -> None:
+    async with serving(jwt_settings(syncs_per_second=1)) as served:
+        path = f"/v1/users/u/{resource}"
+        device = {"Authorization": f"Bearer {token('u')}"}
+        answers = [await served.http.get(path, headers=device) for _ in range(11)]
+        assert [answer.status_code for answer in answers] == [200] * 10 + [429]
+        assert int(answers[-1].headers["Retry-After"]) >= 1
+        assert answers[-1].json()["limit"] == "syncs_per_second"
+        service = {"Authorization": f"Bearer {token('s', Role.SERVICE)}"}
+        assert (await served.http.get(path, headers=service)).status_code == 200
+
+
+async def test_frames_beyond_the_rate_are_read_later_and_none_is_lost() -> None:
+    async with serving(open_settings(frames_per_second=1)) as served:
+        async with await served.synced("u") as device:
+            started = asyncio.get_running_loop().time()
+            for n in range(1, 13):
+                await device.send("consume", n=n, messages=[creation(msg_id=f"m{n}")])
+            acks = [await device.receive_type("ack") for _ in range(12)]
+            assert [ack["n"] for ack in acks] == [*range(1, 13)]
+            assert asyncio.get_running_loop().time() - started > 1
+        assert await served.metric('gregor_limited_total{limit="frames_per_second"}') > 0
+
+
+async def test_requests_of_devices_are_frames_and_those_of_a_service_are_requests() -> None:
+    async with serving(jwt_settings(frames_per_second=1, requests_per_second=2)) as served:
+
+        async def statuses(token: str, number: int) -> list[int]:
+            headers = {"Authorization": f"Bearer {token}"}
+            path = "/v1/users/u/count"
+            return [
+                (await served.http.get(path, headers=headers)).status_code for _ in range(number)
+            ]
+
+        assert await statuses(token("u"), 11) == [200] * 10 + [429]
+        assert await statuses(token("s", Role.SERVICE), 21) == [200] * 20 + [429]
+
+
+async def test_connections_of_one_user_are_limited() -> None:
+    async with serving(open_settings(connections=2)) as served:
+        async with await served.synced("u", "d1"), await served.synced("u", "d2"):
+            async with await RawDevice.connect(served.url) as third:
+                await third.send("hello", token="u", device_id="d3", protocol=2)
+                error = await third.receive()
+                assert (error["limit"], error["maximum"]) == ("connections", 2)
+                assert (error["action"], await third.wait_closed()) == ("retry", 1013)
+            async with await served.synced("other"):
+                pass
+        async with await served.synced("u", "d3"):
+            pass
+
+
+async def test_event_streams_of_one_user_are_limited() -> None:
+    async with (
+        serving(open_settings(streams=1)) as served,
+        served.http.stream("GET", "/v1/users/u/events") as first,
+    ):
+        lines = first.aiter_lines()
+        while "welcome" not in await anext(lines):
+            pass
+        second = await served.http.get("/v1/users/u/events")
+        assert second.status_code == 200  # an EventSource gives up after any other
+        assert '"limit":"streams"' in second.text
+        assert "retry: " in second.text
+        async with await served.synced("u"):
+            pass
+
+
+async def test_batch_beyond_the_rate_is_stored_up_to_a_message_and_not_after_it() -> None:
+    async with serving(jwt_settings(messages_per_second=1)) as served:
+        batch = {"messages": [to("u", msg_id=f"m{n}") for n in range(12)]}
+        results = (await served.post(batch, token("u"))).json()["results"]
+        assert [result["status"] for result in results] == ["stored"] * 10 + ["rejected"] * 2
+        errors = [result["error"] for result in results[10:]]
+        assert errors[0] == errors[1]
+        assert (errors[0]["code"], errors[0]["action"]) == ("limit", "retry")
+        assert errors[0]["retry_after_ms"] > 0
+        again = await served.post(batch, token("u"))
+        assert again.status_code == 429
+        assert int(again.headers["Retry-After"]) >= 1
+        service = await served.post(batch, token("s", Role.SERVICE))
+        assert {r["status"] for r in service.json()["results"]} == {"stored", "duplicate"}
+
+
+async def test_request_that_never_fits_is_refused_for_good() -> None:
+    async with serving(jwt_settings(bytes_per_second=1)) as served:
+        batch = {"messages": [to("u", body="x" * 60_000)] * 20}
+        answer = await served.post(batch, token("u"))
+        problem = answer.json()
+        assert (answer.status_code, problem["code"], problem["action"]) == (422, "limit", "stop")
+        assert "Retry-After" not in answer.headers
+
+
+@pytest.mark.parametrize("resource", ["state", "count"])
+async def test_prefixes_are_limited(resource: str) -> None:
+    async with serving(open_settings(prefixes=2)) as served:
+        query = {"prefix": ["a", "b", "c"]}
+        answer = await served.http.get(f"/v1/users/u/{resource}", params=query)
+        assert (answer.status_code, answer.json()["limit"]) == (422, "prefixes")
+        assert answer.json()["maximum"] == 2
+        assert await served.metric('gregor_limited_total{limit="prefixes"}') == 1
+
+
+async def test_what_a_user_has_is_limited_and_counted() -> None:
+    async with serving(open_settings(live_items=2, ranges=1)) as served:
+        async with await served.synced("u") as device:
+            many = {"dismissal": {"ranges": [{"category": "c"}, {"category": "d"}]}}
+            ack = await device.consume(creation(), creation(), creation(), many)
+            errors = [result.get("error", {}) for result in ack["results"]]
+            assert [error.get("limit") for error in errors] == [None, None, "live_items", "ranges"]
+            assert [error.get("action") for error in errors[2:]] == ["stop", "stop"]
+        for limit in ("live_items", "ranges"):
+            assert await served.metric(f'gregor_limited_total{{limit="{limit}"}}') == 1
+        answer = await served.post(to("u"))
+        assert (answer.status_code, answer.json()["limit"]) == (422, "live_items")
+
+
+async def test_offline_device_with_a_thousand_messages_syncs_without_an_error() -> None:
+    """By default, at once."""
+    async with (
+        serving(Settings(store="sqlite://", drain_seconds=0)) as served,
+        await served.synced("u") as device,
+    ):
+        for n in (1, 2):
+            batch = [creation(msg_id=f"m{n}.{i}") for i in range(500)]
+            assert (await ack_or_error(device, n, *batch))["type"] == "ack"

@@ -254,7 +254,7 @@ class SimulatedNode:
                     jitter=simulation.rng.random,
                 ) as node,
             ):
-                self.service = Service(node, OpenAuthenticator(), metrics, limits=simulation.limits)
+                self.service = Service(node, OpenAuthenticator(), metrics, limits=NO_LIMITS)
                 simulation.record(name, "starts")
                 await asyncio.get_running_loop().create_future()
         finally:

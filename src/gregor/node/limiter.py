@@ -32,7 +32,8 @@ def loop_time() -> Time:
 
 class Limiter:
     """Counts what users do, and refuses what exceeds `limits`, of which 0 means none. `on_limited`
-    is called with the name of each limit that is exceeded."""
+    is called with the name of each limit that is exceeded. A bucket holds what `burst_seconds`
+    bring."""
 
     def __init__(
         self,
@@ -40,13 +41,14 @@ class Limiter:
         clock: Callable[[], Time] = loop_time,
         *,
         ids_days: int = 0,
+        burst_seconds: int = BURST_SECONDS,
         on_limited: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.limits = structs.replace(_consistent(limits), ids_days=ids_days)
+        self.limits = structs.replace(_consistent(limits, burst_seconds), ids_days=ids_days)
         self._on_limited = on_limited
         self._clock = clock
         self._buckets: dict[str, Buckets[UID]] = {
-            name: Buckets(rate, _burst(name, rate, limits))
+            name: Buckets(rate, _burst(name, burst_seconds * rate, limits))
             for name in SETTINGS
             if name.endswith("_per_second") and (rate := getattr(limits, name))
         }
@@ -178,15 +180,14 @@ class Limiter:
             )
 
 
-def _burst(name: str, rate: int, limits: Limits) -> int:
+def _burst(name: str, burst: int, limits: Limits) -> int:
     """How much a full bucket holds: a whole frame must fit."""
-    smallest = limits.frame_bytes if name == "bytes_per_second" else 1
-    return max(BURST_SECONDS * rate, smallest)
+    return max(burst, limits.frame_bytes) if name == "bytes_per_second" else burst
 
 
-def _consistent(limits: Limits) -> Limits:
+def _consistent(limits: Limits, burst_seconds: int) -> Limits:
     """The limits, in which a consume has no more messages than the rate ever takes at once."""
-    burst = BURST_SECONDS * limits.messages_per_second or limits.messages
+    burst = burst_seconds * limits.messages_per_second or limits.messages
     return structs.replace(limits, messages=min(limits.messages, burst))
 
 

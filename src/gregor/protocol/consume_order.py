@@ -5,8 +5,8 @@ which there is something to wait, it must not store what was written after it. S
 later consume with the same error, until n comes again.
 
 A device of an earlier version counts on: it sends the same messages again with the next number. So
-n has come again also if a consume begins with the same message. A single out-of-band message that
-is refused is not sent again, and nothing waits for it.
+n has come again also if a consume begins with a message of the same id. A single out-of-band
+message that is refused is not sent again, and nothing waits for it.
 """
 
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Struct
 
+from gregor.core.message import MsgID
 from gregor.errors import Action, GregorError, LimitExceeded
 from gregor.protocol.frames import Ack, Consume, Error, Frame
 
@@ -22,10 +23,10 @@ ANSWERS_MS = 100
 
 
 class _Refused(NamedTuple):
-    """The first consume that was refused, with a hash of its first message, and why."""
+    """The first consume that was refused, with the id of its first message, and why."""
 
     n: int
-    first: int
+    first: MsgID | None
     error: GregorError
 
 
@@ -87,33 +88,41 @@ class ConsumeOrder:
         if error.action is not Action.RETRY or consume.n <= self._last_stored:
             return
         if self._refused is None and not _is_out_of_band(consume):
-            self._refused = _Refused(consume.n, _first(consume), error)
+            self._refused = _Refused(consume.n, _first_id(consume), error)
         elif self._refused is not None and _is_again(consume, self._refused):
             self._refused = self._refused._replace(error=error)
 
 
 def _is_again(consume: Consume, refused: _Refused) -> bool:
-    return consume.n == refused.n or _first(consume) == refused.first
+    if consume.n == refused.n:
+        return True
+    return refused.first is not None and _first_id(consume) == refused.first
 
 
-def _first(consume: Consume) -> int:
-    return hash(bytes(consume.messages[0]))
+def _first_id(consume: Consume) -> MsgID | None:
+    """The id of the first message, if it has one."""
+    first = _headed(consume)
+    return first.msg_id if isinstance(first.msg_id, str) else None
 
 
-class _Kind(Struct):
-    """Only an out-of-band message has a system."""
+class _Head(Struct):
+    """What is looked at of a message that is not read. Only an out-of-band one has a system."""
 
+    msg_id: Any = None
     system: Any = None
 
 
-_kind_decoder = msgspec.json.Decoder(_Kind)
+_head_decoder = msgspec.json.Decoder(_Head)
+
+
+def _headed(consume: Consume) -> _Head:
+    """The first message of a consume; what is no message says nothing."""
+    try:
+        return _head_decoder.decode(consume.messages[0])
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return _Head()
 
 
 def _is_out_of_band(consume: Consume) -> bool:
     """Whether it is one out-of-band message and nothing else, as devices send them."""
-    if len(consume.messages) > 1:
-        return False
-    try:
-        return _kind_decoder.decode(consume.messages[0]).system is not None
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return False
+    return len(consume.messages) == 1 and _headed(consume).system is not None
