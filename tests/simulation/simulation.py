@@ -64,6 +64,7 @@ from gregor.core.sync import Snapshot, Sync
 from gregor.errors import Erased, InvalidMessage, Unavailable
 from gregor.interfaces import Caller, Stored
 from gregor.limits import NO_LIMITS
+from gregor.node.limiter import Limiter
 from gregor.node.node import Node
 from gregor.protocol.frames import Result
 from gregor.pubsub.interface import Event, Interrupted
@@ -254,7 +255,8 @@ class SimulatedNode:
                     jitter=simulation.rng.random,
                 ) as node,
             ):
-                self.service = Service(node, OpenAuthenticator(), metrics, limits=NO_LIMITS)
+                self.service = Service(node, OpenAuthenticator(), metrics)
+                self.service.limiter = Limiter(simulation.limits, burst_seconds=2)
                 simulation.record(name, "starts")
                 await asyncio.get_running_loop().create_future()
         finally:

@@ -29,7 +29,7 @@ def limited(**limits: int) -> Limits:
     return structs.replace(NO_LIMITS, **limits)
 
 
-class Store:
+class LimitedStore:
     """A store for one user, with a clock that the test sets."""
 
     def __init__(self, machine: StateMachineOfRecord, clock: ManualClock) -> None:
@@ -63,16 +63,16 @@ def _name(outcome: Any) -> str:
 
 
 @asynccontextmanager
-async def opened(kind: str, limits: Limits) -> AsyncIterator[Store]:
+async def opened(kind: str, limits: Limits) -> AsyncIterator[LimitedStore]:
     clock = ManualClock(START)
     if kind == "memory":
-        yield Store(MemoryStateMachine(clock, limits), clock)
+        yield LimitedStore(MemoryStateMachine(clock, limits), clock)
         return
     async with (
         database_at("sqlite://", migrate) as database,
         SQLStateMachine(database, clock, limits=limits) as machine,
     ):
-        yield Store(machine, clock)
+        yield LimitedStore(machine, clock)
 
 
 KINDS = pytest.mark.parametrize("kind", ["memory", "sqlite"])
@@ -212,7 +212,7 @@ async def test_what_another_process_has_stored_counts(tmp_path: Path) -> None:
         SQLStateMachine(database, clock, limits=limits) as one,
         SQLStateMachine(database, clock, limits=limits) as two,
     ):
-        first, second = Store(one, clock), Store(two, clock)
+        first, second = LimitedStore(one, clock), LimitedStore(two, clock)
         assert await first.store(create("u", "c")) == ["stored"]
         assert await second.store(create("u", "c", msg_id="m")) == ["stored"]
         assert await first.store(*items(2)) == ["stored", "live_items"]

@@ -26,9 +26,9 @@ from gregor.stores.sql.statements import (
     ItemKey,
     KeyedItem,
     LockedUser,
-    Since,
     UserClock,
     UserKey,
+    UserSince,
 )
 
 RECOUNT = SECOND
@@ -36,7 +36,7 @@ MAX_REMEMBERED = 10_000
 """Of how many users a process remembers what they have."""
 
 
-class _Counted(NamedTuple):
+class _CountedHoldings(NamedTuple):
     """What a user has at most when the user's clock is this, and when all was counted last."""
 
     clock: Time
@@ -48,12 +48,12 @@ class CountedUsers:
     """What the users that have stored something lately have."""
 
     def __init__(self) -> None:
-        self._counted: OrderedDict[UID, _Counted] = OrderedDict()
+        self._counted: OrderedDict[UID, _CountedHoldings] = OrderedDict()
 
-    def get(self, uid: UID) -> _Counted | None:
+    def get(self, uid: UID) -> _CountedHoldings | None:
         return self._counted.get(uid)
 
-    def update(self, counted: Mapping[UID, _Counted]) -> None:
+    def update(self, counted: Mapping[UID, _CountedHoldings]) -> None:
         """Remember what was counted in a transaction, after its commit."""
         for uid, count in counted.items():
             self._counted[uid] = count
@@ -86,7 +86,7 @@ class Allowance:
         self._known = known
         self._now = now
         self._accounts: dict[UID, _Account] = {}
-        self._counted: dict[UID, _Counted] = {}
+        self._counted: dict[UID, _CountedHoldings] = {}
 
     def open(
         self,
@@ -99,7 +99,7 @@ class Allowance:
         uids = {slot.message.uid for slot in slots}
         self._accounts = {}
         unknown: list[UID] = []
-        since: list[Since] = []
+        since: list[UserSince] = []
         for uid in uids:
             user, counted = users.get(uid), self._known.get(uid)
             if user is None or not user.ctime:
@@ -109,7 +109,7 @@ class Allowance:
             else:
                 self._accounts[uid] = _Account(counted.has, counted.at)
                 if counted.clock != user.ctime:
-                    since.append(Since(uid, counted.clock, self._now))
+                    since.append(UserSince(uid, counted.clock, self._now))
         self._count(unknown)
         for row in connection.execute_rows(statements.HOLDINGS_SINCE, since) if since else ():
             account = self._accounts[row.uid]
@@ -207,7 +207,7 @@ class Allowance:
                 dead = Holdings(1, item.size, int(is_scheduled))
                 account.added = account.added.minus(dead)
         self._counted = {
-            uid: _Counted(clocks[uid], account.at, account.has.plus(account.added))
+            uid: _CountedHoldings(clocks[uid], account.at, account.has.plus(account.added))
             for uid, account in accounts.items()
             if uid in clocks
         }

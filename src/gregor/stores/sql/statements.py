@@ -635,7 +635,7 @@ HOLDINGS = BulkStatement(
 )
 
 
-class Since(NamedTuple):
+class UserSince(NamedTuple):
     """The messages of a user after a clock, as of a time."""
 
     uid: UID
@@ -651,7 +651,7 @@ HOLDINGS_SINCE = BulkStatement(
         AND messages.ctime > input.clock AND messages.category IS NOT NULL
     GROUP BY input.uid
     """,
-    Since,
+    UserSince,
     HeldItems._make,
 )
 
