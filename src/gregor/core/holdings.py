@@ -22,10 +22,16 @@ class Holdings(NamedTuple):
     tombstones: int = 0
 
     def plus(self, more: "Holdings") -> "Holdings":
-        return Holdings(*(a + b for a, b in zip(self, more, strict=True)))
+        items, bytes_, scheduled, tombstones = more
+        return Holdings(
+            self.live_items + items,
+            self.live_bytes + bytes_,
+            self.scheduled_items + scheduled,
+            self.tombstones + tombstones,
+        )
 
     def minus(self, less: "Holdings") -> "Holdings":
-        return Holdings(*(a - b for a, b in zip(self, less, strict=True)))
+        return self.plus(Holdings(*(-count for count in less)))
 
     def is_within(self, limits: Limits) -> bool:
         """Whether it is no more than is allowed."""

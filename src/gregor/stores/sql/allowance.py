@@ -11,6 +11,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from msgspec.json import encode
+
 from gregor.core.holdings import NOTHING, Holdings, refusal
 from gregor.core.instant import SECOND, Time
 from gregor.core.message import UID, InBandMessage, Key, MsgID
@@ -20,7 +22,6 @@ from gregor.interfaces import Slot
 from gregor.limits import Limits
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import DatabaseConnection
-from gregor.stores.sql.rows import json_of
 from gregor.stores.sql.statements import (
     DeadItem,
     ItemKey,
@@ -31,6 +32,8 @@ from gregor.stores.sql.statements import (
     UserSince,
 )
 
+UNLIMITED = 2**62
+STAMP_BYTES = len(',"ctime":1767225600000000,"prev":1767225600000000')
 RECOUNT = SECOND
 MAX_REMEMBERED = 10_000
 """Of how many users a process remembers what they have."""
@@ -63,16 +66,17 @@ class CountedUsers:
 
 
 class _Account:
-    """What one user of a batch has, while its messages are stored: as it was before (`has`), and
-    what this batch has added. `may_exceed`: a dismissal comes first, of which it is not known yet
-    what it dismisses."""
+    """What one user of a batch has, while its messages are stored: as it was before (`has`), what
+    this batch has added, and what the message at hand adds. `may_exceed`: a dismissal comes first,
+    of which it is not known yet what it dismisses."""
 
-    __slots__ = ("added", "at", "has", "may_exceed", "puts")
+    __slots__ = ("added", "at", "has", "may_exceed", "more", "puts")
 
     def __init__(self, has: Holdings, at: Time) -> None:
         self.has = has
         self.at = at
         self.added = NOTHING
+        self.more: Holdings | None = None
         self.may_exceed = False
         self.puts: dict[tuple[Key, str], Holdings] = {}
 
@@ -85,6 +89,7 @@ class Allowance:
         self._limits = limits
         self._known = known
         self._now = now
+        self._maxima = [getattr(limits, name) or UNLIMITED for name in Holdings._fields]
         self._accounts: dict[UID, _Account] = {}
         self._counted: dict[UID, _CountedHoldings] = {}
 
@@ -136,7 +141,9 @@ class Allowance:
     def against(self, message: InBandMessage) -> LimitExceeded | None:
         """Why the user may not have what this new message adds, if so."""
         account = self._accounts[message.uid]
-        more = self._more(message)
+        more = account.more = self._more(message)
+        if self._fits(account.has.plus(account.added).plus(more)):
+            return None
         error = refusal(account.has.plus(account.added), more, self._limits)
         if error is not None and account.at <= self._now - RECOUNT:
             self._count([message.uid])
@@ -152,11 +159,22 @@ class Allowance:
     def add(self, message: InBandMessage) -> None:
         """The message is stored."""
         account = self._accounts[message.uid]
-        more = self._more(message)
-        account.added = account.added.plus(more)
-        account.may_exceed |= bool(message.dismissal)
+        more = account.more or self._more(message)
+        account.added, account.more = account.added.plus(more), None
+        if message.dismissal is not None:
+            account.may_exceed = True
         if message.key is not None:
             account.puts[message.key, message.device_id or ""] = more
+
+    def _fits(self, has: Holdings) -> bool:
+        """Whether it is within the limits: most messages are."""
+        items, bytes_, scheduled, tombstones = self._maxima
+        return (
+            has.live_items <= items
+            and has.live_bytes <= bytes_
+            and has.scheduled_items <= scheduled
+            and has.tombstones <= tombstones
+        )
 
     def _may_exceed(self, message: InBandMessage) -> bool:
         account = self._accounts[message.uid]
@@ -169,8 +187,12 @@ class Allowance:
         if message.creation is None:
             return Holdings(tombstones=tombstones)
         starts_at = message.creation.starts_at(message.ctime or self._now)
-        is_scheduled = not has_begun(starts_at, self._now)
-        return Holdings(1, _size(message), int(is_scheduled), tombstones)
+        is_scheduled = starts_at is not None and not has_begun(starts_at, self._now)
+        return Holdings(1, self._size(message), int(is_scheduled), tombstones)
+
+    def _size(self, message: InBandMessage) -> int:
+        """The bytes that are stored of a message, which gets its stamp."""
+        return len(encode(message)) + (0 if message.stamped else STAMP_BYTES)
 
     def _less(self, account: _Account, message: InBandMessage, more: Holdings) -> Holdings:
         """What the message adds: it may replace an item, and dismiss ids that have arrived."""
@@ -215,7 +237,3 @@ class Allowance:
     def committed(self) -> None:
         """Remember what the users have."""
         self._known.update(self._counted)
-
-
-def _size(message: InBandMessage) -> int:
-    return len(json_of(message).encode())
