@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from msgspec import structs
 from msgspec.json import encode
 
@@ -69,20 +71,25 @@ async def opened(kind: str, limits: Limits) -> AsyncIterator[LimitedStore]:
         yield LimitedStore(MemoryStateMachine(clock, limits), clock)
         return
     async with (
-        database_at("sqlite://", migrate) as database,
+        database_at(kind, migrate) as database,
         SQLStateMachine(database, clock, limits=limits) as machine,
     ):
         yield LimitedStore(machine, clock)
 
 
-KINDS = pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """The memory, or the URL of a new database."""
+    if request.param == "postgresql":
+        url: str = request.getfixturevalue("postgresql_url")
+        return url
+    return "sqlite://" if request.param == "sqlite" else "memory"
 
 
 def items(number: int, **options: Any) -> Sequence[InBandMessage]:
     return [create("u", "c", n, **options) for n in range(number)]
 
 
-@KINDS
 async def test_item_above_the_limit_is_rejected_alone(kind: str) -> None:
     async with opened(kind, limited(live_items=3)) as store:
         assert await store.store(*items(5)) == ["stored"] * 3 + ["live_items"] * 2
@@ -92,7 +99,6 @@ async def test_item_above_the_limit_is_rejected_alone(kind: str) -> None:
         assert isinstance(other, Stored)
 
 
-@KINDS
 async def test_put_that_takes_the_place_of_an_item_is_stored_at_the_limit(kind: str) -> None:
     async with opened(kind, limited(live_items=2)) as store:
         assert await store.store(put("u", "a", 1), create("u", "c", 1)) == ["stored"] * 2
@@ -105,7 +111,6 @@ async def test_put_that_takes_the_place_of_an_item_is_stored_at_the_limit(kind: 
         assert await store.store(put("u", "a", 1)) == ["live_items"]  # it is dead now
 
 
-@KINDS
 async def test_dismissal_is_stored_at_the_limit_and_makes_place(kind: str) -> None:
     async with opened(kind, limited(live_items=2, scheduled_items=2)) as store:
         await store.store(create("u", "c", msg_id="a"), create("u", "c", msg_id="b"))
@@ -115,7 +120,6 @@ async def test_dismissal_is_stored_at_the_limit_and_makes_place(kind: str) -> No
         assert await store.store(*items(3)) == ["stored", "stored", "live_items"]
 
 
-@KINDS
 async def test_message_that_dismisses_an_item_and_creates_one_is_stored_at_the_limit(
     kind: str,
 ) -> None:
@@ -126,7 +130,6 @@ async def test_message_that_dismisses_an_item_and_creates_one_is_stored_at_the_l
         assert await store.store(create("u", "c")) == ["live_items"]
 
 
-@KINDS
 async def test_dismissal_of_nothing_exceeds_a_limit_by_one_batch_at_most(kind: str) -> None:
     async with opened(kind, limited(live_items=3)) as store:
         for _ in range(5):
@@ -134,7 +137,6 @@ async def test_dismissal_of_nothing_exceeds_a_limit_by_one_batch_at_most(kind: s
         assert len(await store.visible()) <= 3 + 4
 
 
-@KINDS
 async def test_items_that_have_expired_do_not_count(kind: str) -> None:
     async with opened(kind, limited(live_items=2)) as store:
         await store.store(*items(2, expires=TimeOrOffset(offset=10 * SECOND)))
@@ -143,7 +145,6 @@ async def test_items_that_have_expired_do_not_count(kind: str) -> None:
         assert await store.store(*items(3)) == ["stored", "stored", "live_items"]
 
 
-@KINDS
 async def test_bytes_are_those_of_the_messages_of_live_items(kind: str) -> None:
     message = create("u", "c", "é" * 1000, msg_id="a")
     size = len(encode(message.stamp(START, START)))
@@ -156,7 +157,6 @@ async def test_bytes_are_those_of_the_messages_of_live_items(kind: str) -> None:
         assert await store.store(dismiss("u", "a"), put("u", "k", "y" * size)) == ["stored"] * 2
 
 
-@KINDS
 async def test_scheduled_items_count_until_they_begin(kind: str) -> None:
     later = TimeOrOffset(offset=10 * SECOND)
     async with opened(kind, limited(scheduled_items=2)) as store:
@@ -166,7 +166,6 @@ async def test_scheduled_items_count_until_they_begin(kind: str) -> None:
         assert await store.store(*items(3, starts=later)) == ["stored"] * 2 + ["scheduled_items"]
 
 
-@KINDS
 async def test_ids_that_have_not_arrived_are_limited(kind: str) -> None:
     async with opened(kind, limited(tombstones=3)) as store:
         await store.store(create("u", "c", msg_id="a"))
@@ -179,7 +178,6 @@ async def test_ids_that_have_not_arrived_are_limited(kind: str) -> None:
         assert await store.store(dismiss("u", "w")) == ["stored"]
 
 
-@KINDS
 async def test_message_that_is_sent_again_is_a_duplicate_at_the_limit(kind: str) -> None:
     async with opened(kind, limited(live_items=1)) as store:
         message = create("u", "c")
@@ -188,7 +186,6 @@ async def test_message_that_is_sent_again_is_a_duplicate_at_the_limit(kind: str)
         assert await store.store(message) == ["duplicate"]
 
 
-@KINDS
 async def test_replays_are_not_limited(kind: str) -> None:
     async with opened(kind, limited(live_items=1)) as store:
         replays = [create("u", "c").stamp(START - 1000 + n, 0) for n in range(3)]
@@ -196,7 +193,6 @@ async def test_replays_are_not_limited(kind: str) -> None:
         assert await store.store(create("u", "c")) == ["live_items"]
 
 
-@KINDS
 async def test_erased_user_has_nothing(kind: str) -> None:
     async with opened(kind, limited(live_items=1)) as store:
         await store.store(create("u", "c"))
@@ -220,3 +216,44 @@ async def test_what_another_process_has_stored_counts(tmp_path: Path) -> None:
         assert await second.store(dismiss("u", "m")) == ["stored"]
         clock.now += 2 * SECOND
         assert await first.store(*items(2)) == ["stored", "live_items"]
+
+
+MOST = 4
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("create"), st.integers(0, 3)),
+        st.tuples(st.just("put"), st.integers(0, 2)),
+        st.tuples(st.just("dismiss"), st.integers(0, 3)),
+        st.tuples(st.just("expiring"), st.integers(0, 3)),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def written(what: str, number: int) -> InBandMessage:
+    match what:
+        case "create":
+            return create("u", f"c{number}")
+        case "put":
+            return put("u", f"k{number}", number)
+        case "expiring":
+            return create("u", "c", expires=TimeOrOffset(offset=(number + 1) * SECOND))
+        case _:
+            return dismiss_category("u", f"c{number}")
+
+
+@given(st.lists(st.tuples(steps, st.integers(0, 3)), max_size=8))
+@settings(max_examples=50)
+async def test_law_a_user_has_the_limit_and_a_commit_at_most_and_all_that_is_free_can_be_used(
+    batches: list[tuple[list[tuple[str, int]], int]],
+) -> None:
+    async with opened("sqlite://", limited(live_items=MOST)) as store:
+        for batch, seconds in batches:
+            await store.store(*(written(*step) for step in batch))
+            assert len(await store.visible()) <= MOST + len(batch)
+            store.clock.now += seconds * SECOND
+        store.clock.now += 2 * SECOND
+        free = max(0, MOST - len(await store.visible()))
+        outcomes = await store.store(*items(MOST + 1))
+        assert outcomes == ["stored"] * free + ["live_items"] * (MOST + 1 - free)
