@@ -105,22 +105,22 @@ def _first_id(consume: Consume) -> MsgID | None:
     return first.msg_id if isinstance(first.msg_id, str) else None
 
 
-class _Head(Struct):
+class _MessageHead(Struct):
     """What is looked at of a message that is not read. Only an out-of-band one has a system."""
 
     msg_id: Any = None
     system: Any = None
 
 
-_head_decoder = msgspec.json.Decoder(_Head)
+_head_decoder = msgspec.json.Decoder(_MessageHead)
 
 
-def _headed(consume: Consume) -> _Head:
+def _headed(consume: Consume) -> _MessageHead:
     """The first message of a consume; what is no message says nothing."""
     try:
         return _head_decoder.decode(consume.messages[0])
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return _Head()
+        return _MessageHead()
 
 
 def _is_out_of_band(consume: Consume) -> bool:
