@@ -294,8 +294,8 @@ MUTATIONS = [
     Mutation(
         "a message that cannot be new is refused although it is stored already",
         "stores/sql/transactions.py",
-        "case Rejected(error=InvalidMessage()):",
-        "case Rejected(error=UniqueViolation()):",
+        "case Rejected(error=InvalidMessage() | LimitExceeded()):",
+        "case Rejected(error=LimitExceeded()):",
         SQL + "test_start_that_is_not_before_the_expiry_rejects_that_message_alone",
     ),
     Mutation(
@@ -1933,8 +1933,8 @@ MUTATIONS = [
     Mutation(
         "all browsers come back at once",
         "server/sse.py",
-        "RECONNECT_MS * (0.5 + jitter() / 2)",
-        "RECONNECT_MS",
+        "_reconnect_ms(send.frame) * (0.5 + jitter() / 2)",
+        "_reconnect_ms(send.frame)",
         SSE + "test_stream_begins_with_welcome_and_a_random_time_to_come_back",
     ),
     Mutation(
