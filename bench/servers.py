@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.error import HTTPError
 
+from gregor.cli.server_process import WITHOUT_LIMITS
+
 START_TIMEOUT_SECONDS = 20.0
 
 
@@ -106,7 +108,7 @@ async def gregor_serve(store: Path, *options: str) -> AsyncIterator[ServerProces
     address = free_address()
     listen = f"{address.host}:{address.port}"
     serve = ("-m", "gregor.cli", "serve", "--listen", listen, "--store", f"sqlite:///{store}")
-    command = (sys.executable, *serve, *options)
+    command = (sys.executable, *serve, *WITHOUT_LIMITS, *options)
     async with started(address, command, stderr=subprocess.DEVNULL) as server:  # it logs there
         yield server
 

@@ -11,7 +11,8 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from gregor.config import Settings
+from gregor.config import load
+from gregor.limits import OFF
 from gregor.server import process
 
 
@@ -49,7 +50,7 @@ def main(port: str, kind: str, store: str = "", pubsub: str | None = None) -> No
         uvloop.run(serve_bare(int(port)))
     else:
         listen = f"127.0.0.1:{port}"
-        settings = Settings(listen=listen, store=store, pubsub=pubsub, drain_seconds=0)
+        settings = load(listen=listen, store=store, pubsub=pubsub, drain_seconds=0, **OFF)
         uvloop.run(process.serve(settings))
 
 

@@ -23,7 +23,7 @@ LAYERS = (
     {"protocol"},
     {"interfaces", "clock", "log_event", "backoff"},
     {"core", "config"},
-    {"extras", "urls"},
+    {"extras", "urls", "limits"},
     {"errors"},
 )
 HEIGHT = {part: -number for number, layer in enumerate(LAYERS) for part in layer}
@@ -39,7 +39,7 @@ LAYERS_WITHIN = {
         {"visibility", "notification_body"},
         {"message"},
         {"arguments"},
-        {"admission"},
+        {"admission", "rates", "holdings"},
         {"instant", "renamed_fields", "deployment"},
     ),
 }

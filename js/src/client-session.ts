@@ -65,7 +65,7 @@ export type Effect =
   | { readonly type: "compare"; readonly as_of: Time; readonly hash: string }
   /** The results of the messages of the consume in flight, in order. */
   | { readonly type: "acked"; readonly results: readonly Result[] }
-  /** The consume in flight was not processed; retry its messages later. */
+  /** The consume in flight was not processed; retry its messages later, before any others. */
   | { readonly type: "deferred"; readonly error: ErrorFrame }
   /** Pass this out-of-band message to the application. */
   | { readonly type: "deliver_out_of_band"; readonly system: string; readonly body: unknown }
@@ -199,7 +199,7 @@ export function clientSession({
 
   function failed(error: ErrorFrame): Effect[] {
     if (error.code === "erased") return erased();
-    if (error.n !== undefined) return settled(error.n, { type: "deferred", error });
+    if (error.n !== undefined) return deferred(error.n, error);
     if (error.action !== "resync" || isResyncRequested) return [{ type: "failed", error }];
     isResyncRequested = true;
     return verify(0);
@@ -212,6 +212,14 @@ export function clientSession({
       throw stop("malformed", "no valid `results`", "results");
     }
     return settled(n, { type: "acked", results });
+  }
+
+  /** If the consume may be taken later, its number is to come again: until then the node takes no
+   * other. */
+  function deferred(n: number, error: ErrorFrame): Effect[] {
+    const effects = settled(n, { type: "deferred", error });
+    if (effects.length && error.action === "retry") lastConsume--;
+    return effects;
   }
 
   /** The effect, if this is the answer to the consume in flight; then none is in flight any more. */

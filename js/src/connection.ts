@@ -183,7 +183,7 @@ export function connect(
     let timer: Timer;
     if (isRequested) resume();
     else if (!failure) {
-      const ms = policy.wait(monotonic(), random(), retryAfter);
+      const ms = policy.wait(monotonic(), random(), retryAfter ?? error.retry_after_ms);
       retryAt = Math.round(1000 * (now() + ms));
       timer = setTimeout(resume, ms);
     }

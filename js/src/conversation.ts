@@ -180,25 +180,26 @@ export function converse(
     onAnswer();
   }
 
-  /** The node did not take the window. Retries it after a backoff; if the action is `stop`, halves it
-   * until the one message is found that the node refuses, and rejects that. */
+  /** The node did not take the window. Retries it after what the node asks for and a backoff, and
+   * sends nothing else before; if the action is `stop`, halves it until the one message is found that
+   * the node refuses, and rejects that. */
   async function onDeferred(error: Problem): Promise<void> {
     const isRefused = error.action === "stop";
     if (isRefused && inFlight.length === 1) return onAck([{ status: "rejected", error }]);
     if (isRefused) maxMessages = inFlight.length >> 1;
-    else pause();
+    else pause(error.retry_after_ms);
     finishOutOfBand(error); // at most once: it is not sent again
     onAnswer();
   }
 
-  function pause(): void {
+  function pause(retryAfter?: number): void {
     isPaused = true;
     setTimeout(
       () => {
         isPaused = false;
         sendOutbox();
       },
-      deferrals.wait(monotonic(), random()),
+      deferrals.wait(monotonic(), random(), retryAfter),
     );
   }
 

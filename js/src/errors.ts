@@ -8,13 +8,17 @@ import { present } from "./json.js";
 export type Action = "retry" | "resync" | "reauthenticate" | "stop";
 
 /** An error as data, as it travels. `field` names the part of the input that is wrong. Only
- * `erased` has an `epoch`. `spec/protocol.md`, section 8, lists the codes. */
+ * `erased` has an `epoch`; only `limit` has the name of the limit, its maximum, and, where waiting
+ * helps, after how long to send the same again. `spec/protocol.md`, section 8, lists the codes. */
 export interface Problem {
   readonly code: string;
   readonly message: string;
   readonly action: Action;
   readonly field?: string;
   readonly epoch?: Time;
+  readonly limit?: string;
+  readonly maximum?: number;
+  readonly retry_after_ms?: number;
 }
 
 /** The one class of errors; `code` says which. */
@@ -24,6 +28,9 @@ export class GregorError extends Error implements Problem {
   declare readonly action: Action;
   declare readonly field?: string;
   declare readonly epoch?: Time;
+  declare readonly limit?: string;
+  declare readonly maximum?: number;
+  declare readonly retry_after_ms?: number;
 
   constructor(problem: Problem) {
     super(problem.message);
@@ -48,5 +55,13 @@ export const asError = (error: unknown): GregorError =>
   error instanceof GregorError ? error : unavailable(`${error}`);
 
 /** An error as it travels to another tab, and as an app sees it in the status. */
-export const problemOf = ({ code, message, action, field, epoch }: Problem): Problem =>
-  present({ code, message, action, field, epoch });
+export const problemOf = ({
+  code,
+  message,
+  action,
+  field,
+  epoch,
+  limit,
+  maximum,
+  retry_after_ms,
+}: Problem): Problem => present({ code, message, action, field, epoch, limit, maximum, retry_after_ms });

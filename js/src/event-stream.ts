@@ -34,8 +34,8 @@ export function openEventStream(
       throw Error(`not the answer of a Gregor server: ${response.status} ${type}`);
     }
     if (response.ok) return response;
-    const { code, detail, action, field } = await response.json();
-    say({ type: "error", code, message: detail, action, field, n });
+    const { detail, ...problem } = await response.json();
+    say({ ...problem, type: "error", message: detail, n });
     return undefined;
   }
 

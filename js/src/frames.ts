@@ -121,6 +121,9 @@ export interface ErrorFrame {
   readonly action: Action;
   readonly field?: string;
   readonly n?: number;
+  readonly limit?: string;
+  readonly maximum?: number;
+  readonly retry_after_ms?: number;
 }
 
 /** Asks the device to reconnect, to any node, after a random delay of up to this time. */
@@ -262,6 +265,9 @@ const reason = {
   message: text,
   action: oneOf<Action>("retry", "resync", "reauthenticate", "stop"),
   field: optional(text),
+  limit: optional(text),
+  maximum: optional(integer),
+  retry_after_ms: optional(integer),
 };
 
 export const problem = object<Problem>({ ...reason, epoch: optional(time) });

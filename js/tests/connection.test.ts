@@ -296,15 +296,43 @@ describe("the outbox", () => {
     const socket = await world.connect();
     await gregor.put("a", 1);
     const waits = [];
-    for (let n = 1; n <= 4; n++) {
-      socket.say({ ...problem("unavailable", "retry"), n });
+    for (let time = 1; time <= 4; time++) {
+      const sent = socket.sent.length;
+      socket.say({ ...problem("unavailable", "retry"), n: 1 });
       const before = world.clock.now;
-      while (socket.last.n === n) await world.advance(10);
+      while (socket.sent.length === sent) await world.advance(10);
+      expect(socket.last).toMatchObject({ type: "consume", n: 1 }); // the node takes no other number
       waits.push(world.clock.now - before);
     }
     expect(waits[0]).toBe(250);
     expect(waits.at(-1)).toBeGreaterThan(500);
     expect(world.sockets).toHaveLength(1);
+  });
+
+  test("sends what is refused for a while again after what the node asks for, and nothing before it", async () => {
+    const world = new World();
+    const gregor = await world.tab();
+    const socket = await world.connect();
+    await gregor.put("a", 1, { msgId: "m1" });
+    const sent = socket.sent.length;
+    const refusal = { limit: "messages_per_second", maximum: 1, retry_after_ms: 3000 };
+    socket.say({ ...problem("limit", "retry"), n: 1, ...refusal });
+    await gregor.put("b", 2, { msgId: "m2" });
+    await world.advance(2990);
+    expect(socket.sent).toHaveLength(sent);
+    await world.advance(1000);
+    expect(socket.sent).toHaveLength(sent + 1);
+    expect(socket.last).toMatchObject({ n: 1, messages: [{ msg_id: "m1" }, { msg_id: "m2" }] });
+  });
+
+  test("a device that is refused for a while connects again after what the node asks for", async () => {
+    const world = new World();
+    const gregor = await world.tab();
+    const refusal = { limit: "connections", maximum: 1, retry_after_ms: 5000 };
+    world.socket.open().say({ ...problem("limit", "retry"), ...refusal });
+    await world.settled();
+    expect(gregor.status.lastError).toMatchObject({ code: "limit", ...refusal });
+    expect(gregor.status.retryAt! / 1000 - world.clock.now).toBeGreaterThanOrEqual(5000);
   });
 
   test("finds the one message that makes a consume unacceptable", async () => {

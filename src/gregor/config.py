@@ -8,10 +8,11 @@ import re
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from gregor.errors import SetupError
 from gregor.extras import required_extra
+from gregor.limits import DEFAULT_LIMITS, SETTINGS, Limits
 from gregor.urls import read_secret
 
 with required_extra("server"):
@@ -44,6 +45,10 @@ class Auth(StrEnum):
 
     OPEN = "open"
     JWT = "jwt"
+
+
+Count: TypeAlias = Annotated[int, Field(ge=0)]
+"""A limit; 0: none."""
 
 
 def _listen(value: str) -> str:
@@ -134,6 +139,25 @@ class Settings(BaseSettings):
     drain_seconds: Annotated[float, Field(ge=0)] = 5.0
     keep_alive_seconds: Annotated[int, Field(ge=1)] = KEEP_ALIVE_SECONDS
     log_format: Literal["console", "json"] = "console"
+    # Limits: see docs/limits.md
+    ranges: Count = DEFAULT_LIMITS.ranges
+    msg_ids: Count = DEFAULT_LIMITS.msg_ids
+    keys: Count = DEFAULT_LIMITS.keys
+    skip_msg_ids: Count = DEFAULT_LIMITS.skip_msg_ids
+    prefixes: Count = DEFAULT_LIMITS.prefixes
+    uids: Count = DEFAULT_LIMITS.uids
+    live_items: Count = DEFAULT_LIMITS.live_items
+    live_bytes: Count = DEFAULT_LIMITS.live_bytes
+    tombstones: Count = DEFAULT_LIMITS.tombstones
+    scheduled_items: Count = DEFAULT_LIMITS.scheduled_items
+    connections: Count = DEFAULT_LIMITS.connections
+    streams: Count = DEFAULT_LIMITS.streams
+    consumes_in_flight: Count = DEFAULT_LIMITS.consumes_in_flight
+    messages_per_second: Count = DEFAULT_LIMITS.messages_per_second
+    bytes_per_second: Count = DEFAULT_LIMITS.bytes_per_second
+    syncs_per_second: Count = DEFAULT_LIMITS.syncs_per_second
+    frames_per_second: Count = DEFAULT_LIMITS.frames_per_second
+    requests_per_second: Count = DEFAULT_LIMITS.requests_per_second
     url: str = "http://127.0.0.1:9911"
     token: SecretStr | None = None
     # Where a source has one of these, it gives the setting of the same name (`_with_files`).
@@ -146,6 +170,11 @@ class Settings(BaseSettings):
     def stores(self) -> dict[str | None, str]:
         """The URLs of the databases by shard name; a single database has the name None."""
         return named_stores([self.store] if isinstance(self.store, str) else self.store)
+
+    @property
+    def limits(self) -> Limits:
+        """What a server with these settings accepts."""
+        return Limits(**{name: getattr(self, name) for name in SETTINGS})
 
     @property
     def lame_duck(self) -> float:

@@ -65,6 +65,32 @@ class TooLarge(GregorError, ValueError):
     code, action, status, close_code = "too-large", Action.STOP, 413, 1009
 
 
+class LimitExceeded(GregorError, ValueError):
+    """More than a limit of the node allows: `maximum` of what `limit` names. Nothing was done.
+
+    Where `retry_after_ms` says how long to wait, send the same later: then the HTTP status is 429.
+    Otherwise it never fits (422): send less at once, or dismiss what is not needed any more. It is
+    a ValueError as well, so that a decoder adds the place."""
+
+    code, action, status, close_code = "limit", Action.RETRY, 429, 1013
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        limit: str = "",
+        maximum: int = 0,
+        retry_after_ms: int | None = None,
+    ) -> None:
+        super().__init__(message, field=field)
+        self.limit = limit
+        self.maximum = maximum
+        self.retry_after_ms = retry_after_ms
+        if retry_after_ms is None:
+            self.action, self.status = Action.STOP, 422
+
+
 class ProtocolError(GregorError):
     """The frame is not allowed in this phase of the conversation. Fix the client."""
 
@@ -213,6 +239,7 @@ WIRE_ERRORS: dict[str, type[GregorError]] = {
         InvalidMessage,
         Conflict,
         TooLarge,
+        LimitExceeded,
         ProtocolError,
         Unauthenticated,
         NotYetValid,
@@ -233,12 +260,28 @@ process only."""
 
 
 def error_from_code(
-    code: str, message: str, field: str | None, action: Action, epoch: int | None = None
+    code: str,
+    message: str,
+    field: str | None,
+    action: Action,
+    epoch: int | None = None,
+    *,
+    limit: str | None = None,
+    maximum: int | None = None,
+    retry_after_ms: int | None = None,
 ) -> GregorError:
     """The error that was received over the wire, with the action that was received with it. An
     unknown code, of a later version, makes a GregorError with that code."""
     error = WIRE_ERRORS.get(code, GregorError)(message, field=field)
-    error.code, error.action = code, action
+    if isinstance(error, LimitExceeded):
+        error = LimitExceeded(
+            message,
+            field=field,
+            limit=limit or "",
+            maximum=maximum or 0,
+            retry_after_ms=retry_after_ms,
+        )
     if isinstance(error, Erased) and epoch is not None:
         error.epoch = epoch
+    error.code, error.action = code, action
     return error

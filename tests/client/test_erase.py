@@ -31,9 +31,9 @@ from gregor.core.state_hash import hash_of
 from gregor.core.sync import Snapshot
 from gregor.errors import Action, Erased, InvalidMessage
 from gregor.interfaces import Caller
+from gregor.limits import Limits
 from gregor.protocol.frames import (
     Error,
-    Limits,
     Problem,
     Result,
     SyncPage,

@@ -29,6 +29,7 @@ from gregor.errors import (
     Erased,
     GregorError,
     InvalidMessage,
+    LimitExceeded,
     Malformed,
     Resync,
     SetupError,
@@ -233,6 +234,38 @@ async def test_retry_after_is_added_to_backoff(kind: str) -> None:
     async with server.producer(kind) as producer:
         await producer.create("alice", "mail")
     assert server.delays == [3.25]
+
+
+@pytest.mark.parametrize("send", ["create", "out_of_band"])
+async def test_rate_that_is_used_up_is_waited_for(kind: str, send: str) -> None:
+    server = FakeServer(problem(429, "limit", "retry", **{"Retry-After": "3"}))
+    async with server.producer(kind) as producer:
+        await getattr(producer, send)("alice", "mail")
+    assert server.delays == [3.25]
+
+
+async def test_batch_of_which_a_part_is_refused_for_a_while_is_sent_again_after_that(
+    kind: str,
+) -> None:
+    error = {"code": "limit", "message": "used up", "action": "retry", "retry_after_ms": 2000}
+    refused = {"status": "rejected", "uid": "alice", "error": error}
+    answer = {"results": [result("alice", "a"), refused]}
+    server = FakeServer(httpx.Response(200, json=answer))
+    async with server.producer(kind) as producer:
+        results = await producer.send([create("alice", "c", msg_id=id_) for id_ in ("a", "b")])
+    assert [each.status for each in results] == ["stored", "stored"]
+    assert server.delays == [2.25]
+
+
+async def test_limit_that_no_wait_helps_is_raised_with_its_name(kind: str) -> None:
+    document = {"type": "x", "title": "X", "status": 422, "detail": "too many", "code": "limit"}
+    numbers = {"action": "stop", "limit": "live_items", "maximum": 7}
+    server = FakeServer(httpx.Response(422, json={**document, **numbers}))
+    async with server.producer(kind) as producer:
+        with pytest.raises(LimitExceeded) as raised:
+            await producer.create("alice", "mail")
+    assert (raised.value.limit, raised.value.maximum) == ("live_items", 7)
+    assert (raised.value.retry_after_ms, len(server.requests)) == (None, 1)
 
 
 @pytest.mark.parametrize("text", ["²", "-1", "soon", "9" * 400, ""])

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import httpx
 
+from gregor.cli.server_process import WITHOUT_LIMITS
 from gregor.errors import SetupError
 from gregor.shards.rebalance import Rebalancer
 from gregor.shards.shard_map import establish
@@ -65,7 +66,7 @@ class NodeProcess(ManagedServer):
             return [*program, str(self._ahead), listen, *self.stores, self._pubsub]
         stores = [argument for store in self.stores for argument in ("--store", store)]
         options = ["--listen", listen, *stores, "--pubsub", self._pubsub]
-        return [sys.executable, "-m", "gregor.cli", "serve", *options]
+        return [sys.executable, "-m", "gregor.cli", "serve", *options, *WITHOUT_LIMITS]
 
     async def _is_ready(self) -> bool:
         async with httpx.AsyncClient(trust_env=False) as http:

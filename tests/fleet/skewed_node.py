@@ -7,8 +7,9 @@ import asyncio
 import sys
 
 from gregor.clock import now
-from gregor.config import Settings
+from gregor.config import load
 from gregor.core.instant import SECOND, Time
+from gregor.limits import OFF
 from gregor.server import process
 
 
@@ -19,7 +20,7 @@ def main(seconds: str, listen: str, *urls: str) -> None:
     def clock() -> Time:
         return now() + skew
 
-    settings = Settings(listen=listen, store=tuple(stores), pubsub=pubsub)
+    settings = load(listen=listen, store=tuple(stores), pubsub=pubsub, **OFF)
     asyncio.run(process.serve(settings, clock))
 
 

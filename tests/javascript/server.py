@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from gregor.clock import now
 from gregor.config import Auth, load
 from gregor.core.instant import SECOND, Time
+from gregor.limits import OFF
 from gregor.server.process import serve
 
 
@@ -46,6 +47,7 @@ def main() -> None:
         allow_origin=origin,
         pubsub=pubsub[0] if pubsub else None,
         migrate=True,
+        **OFF,
     )
     asyncio.run(serve(settings, clock))
 

@@ -65,6 +65,11 @@ SCHEMA = "tests/stores/test_schema.py::"
 PRUNE = "tests/stores/test_prune.py::"
 SHARDS_ERASE = "tests/shards/test_erase.py::"
 FORGOTTEN = "tests/shards/test_forgotten.py::"
+CONSUME_ORDER = "tests/protocol/test_consume_order.py::"
+COUNTS = "tests/protocol/test_counts.py::"
+RATES = "tests/core/test_rates.py::"
+ALLOWANCE = "tests/stores/test_allowance.py::"
+LIMITS = "tests/server/test_limits.py::"
 SQLITE_FILES = "tests/stores/test_sqlite_files.py::"
 
 
@@ -293,8 +298,8 @@ MUTATIONS = [
     Mutation(
         "a message that cannot be new is refused although it is stored already",
         "stores/sql/transactions.py",
-        "case Rejected(error=InvalidMessage()):",
-        "case Rejected(error=UniqueViolation()):",
+        "case Rejected(error=InvalidMessage() | LimitExceeded()):",
+        "case Rejected(error=LimitExceeded()):",
         SQL + "test_start_that_is_not_before_the_expiry_rejects_that_message_alone",
     ),
     Mutation(
@@ -2030,8 +2035,8 @@ MUTATIONS = [
     Mutation(
         "all browsers come back at once",
         "server/sse.py",
-        "RECONNECT_MS * (0.5 + jitter() / 2)",
-        "RECONNECT_MS",
+        "_reconnect_ms(send.frame) * (0.5 + jitter() / 2)",
+        "_reconnect_ms(send.frame)",
         SSE + "test_stream_begins_with_welcome_and_a_random_time_to_come_back",
     ),
     Mutation(
@@ -2723,5 +2728,132 @@ MUTATIONS = [
         "MODE = 0o600",
         "MODE = 0o644",
         "tests/stores/test_private_file.py::test_new_database_is_for_its_own_user",
+    ),
+    # Limits
+    Mutation(
+        "limits: a consume is taken after one that was refused",
+        "protocol/consume_order.py",
+        "if refused is not None and not _is_again(consume, refused):",
+        "if False:",
+        CONSUME_ORDER + "test_law_what_is_refused_and_sent_again_is_stored_in_the_order_of_writing",
+    ),
+    Mutation(
+        "limits: a consume is taken after one that the store did not take",
+        "protocol/server_session.py",
+        "self._consumes.refused(n, error)",
+        "pass",
+        CONSUME_ORDER + "test_store_that_does_not_answer_is_waited_for_as_well",
+    ),
+    Mutation(
+        "limits: a device of an earlier version is refused for ever",
+        "protocol/consume_order.py",
+        "return refused.first is not None and _first_id(consume) == refused.first",
+        "return False",
+        CONSUME_ORDER + "test_device_of_an_earlier_version_sends_the_same_with_the_next_number",
+    ),
+    Mutation(
+        "limits: consumes wait for an out-of-band message that is not sent again",
+        "protocol/consume_order.py",
+        "if self._refused is None and not _is_out_of_band(consume):",
+        "if self._refused is None:",
+        CONSUME_ORDER + "test_nothing_waits_for_an_out_of_band_message_that_is_refused",
+    ),
+    Mutation(
+        "limits: a device that reads no answers has any number of consumes in flight",
+        "protocol/consume_order.py",
+        "if self._most and len(self._unanswered) >= self._most:",
+        "if False:",
+        CONSUME_ORDER + "test_device_that_does_not_read_its_answers_has_few_consumes_in_flight",
+    ),
+    Mutation(
+        "limits: the ids that ranges skip are not counted together",
+        "protocol/counts.py",
+        'sum(len(_list(range_, "skip_msg_ids")) for range_ in ranges)',
+        "0",
+        COUNTS + "test_one_part_too_many_rejects_this_message_alone[skip_msg_ids]",
+    ),
+    Mutation(
+        "limits: a message is counted only when it is read",
+        "protocol/entries.py",
+        "        check_counts(json, limits)\n        message",
+        "        message",
+        COUNTS + "test_one_part_too_many_rejects_this_message_alone[ranges]",
+    ),
+    Mutation(
+        "limits: a bucket holds more than its burst",
+        "core/rates.py",
+        "return max(0, self._missing(key, at) + self._filling(tokens) - self._filling(self.burst))",
+        "return max(0, self._missing(key, at) - self._filling(self.burst))",
+        RATES + "test_law_in_no_period_is_more_taken_than_the_burst_and_what_flows_in",
+    ),
+    Mutation(
+        "limits: full buckets are kept",
+        "core/rates.py",
+        "if full > at",
+        "if full > 0",
+        RATES + "test_full_buckets_are_forgotten",
+    ),
+    Mutation(
+        "limits: what another process has stored does not count",
+        "stores/sql/allowance.py",
+        "if counted.clock != user.ctime:",
+        "if False:",
+        ALLOWANCE + "test_what_another_process_has_stored_counts",
+    ),
+    Mutation(
+        "limits: a message that is known is rejected at the limit",
+        "stores/sql/transactions.py",
+        "case Rejected(error=InvalidMessage() | LimitExceeded()):",
+        "case Rejected(error=InvalidMessage()):",
+        ALLOWANCE + "test_message_that_is_sent_again_is_a_duplicate_at_the_limit[sqlite]",
+    ),
+    Mutation(
+        "limits: a put in place of an item is rejected at the limit",
+        "stores/sql/allowance.py",
+        "        if message.key is not None:\n            more = more.minus(",
+        "        if False:\n            more = more.minus(",
+        ALLOWANCE + "test_put_that_takes_the_place_of_an_item_is_stored_at_the_limit[sqlite]",
+    ),
+    Mutation(
+        "limits: a dismissal makes no place for what follows it",
+        "stores/sql/allowance.py",
+        "return dismisses and account.has.is_within(self._limits)",
+        "return False",
+        ALLOWANCE + "test_dismissal_is_stored_at_the_limit_and_makes_place[sqlite]",
+    ),
+    Mutation(
+        "limits: of a batch beyond a rate, all is stored",
+        "server/http.py",
+        "read_entries(messages[:taken]",
+        "read_entries(messages",
+        LIMITS + "test_batch_beyond_the_rate_is_stored_up_to_a_message_and_not_after_it",
+    ),
+    Mutation(
+        "limits: a verify costs nothing",
+        "protocol/server_session.py",
+        "error = self._rates.take_sync(self.uid)\n        if error is None:",
+        "error = None\n        if error is None:",
+        LIMITS + "test_sync_beyond_the_rate_ends_the_connection_with_when_to_come_back",
+    ),
+    Mutation(
+        "limits: frames are read as fast as they come",
+        "node/conversation.py",
+        "await asyncio.sleep(wait)",
+        "pass",
+        LIMITS + "test_frames_beyond_the_rate_are_read_later_and_none_is_lost",
+    ),
+    Mutation(
+        "limits: a user has any number of connections",
+        "node/limiter.py",
+        "if maximum and self._connected[name][uid] >= maximum:",
+        "if False:",
+        LIMITS + "test_connections_of_one_user_are_limited",
+    ),
+    Mutation(
+        "limits: a device sends what it has to retry with a new number",
+        "protocol/client_session.py",
+        "self._last_consume = Answered(n - 1)",
+        "pass",
+        "tests/vectors/test_vectors.py",
     ),
 ]

@@ -13,6 +13,7 @@ from gregor.errors import Unauthenticated
 from gregor.interfaces import HOLDS_FOREVER, Caller, Outcome, Rejected
 from gregor.node.channel import ChannelClosed
 from gregor.node.conversation import Admission, DeliveryCounts
+from gregor.node.limiter import unlimited
 from gregor.node.node import Node
 from gregor.protocol.effects import Close, Send
 
@@ -75,6 +76,7 @@ class FakeHost:
     def __init__(self, node: Node) -> None:
         self.node = node
         self.counts = DeliveryCounts()
+        self.limiter = unlimited()
         self.hello_seconds = 5.0
         self.expires_at: Time | None = None
         self.issued_at: Time | None = HOLDS_FOREVER

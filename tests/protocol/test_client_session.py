@@ -10,6 +10,7 @@ from gregor.core.state import Item
 from gregor.core.state_hash import hash_of
 from gregor.core.sync import Snapshot
 from gregor.errors import Action, Erased, Malformed
+from gregor.limits import Limits
 from gregor.protocol.client_session import (
     Acked,
     Apply,
@@ -31,7 +32,6 @@ from gregor.protocol.frames import (
     Frame,
     GoAway,
     Hello,
-    Limits,
     Messages,
     OutOfBand,
     Result,

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from gregor.core.instant import Time
 from gregor.core.state_hash import hash_of
 from gregor.errors import Action
+from gregor.limits import Limits
 from gregor.protocol.client_session import Apply, ClientSession, Effect, Replace, Wipe
 from gregor.protocol.effects import Send
 from gregor.protocol.frames import (
     Error,
     Frame,
-    Limits,
     Messages,
     SyncPage,
     UserErased,

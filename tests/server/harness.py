@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from gregor.clock import now
 from gregor.config import Auth, Settings
 from gregor.core.instant import SECOND
+from gregor.limits import SETTINGS
 from gregor.server.app import Server
 from gregor.server.auth import Identity, Role, make_token
 from gregor.server.process import config, listen
@@ -28,6 +29,7 @@ JSON: TypeAlias = dict[str, Any]
 
 TIMEOUT_SECONDS = 10.0
 IN_A_FLEET = {"migrate": True, "lame_duck_seconds": 0, "drain_seconds": 0}
+NO_RATES = dict.fromkeys((name for name in SETTINGS if name.endswith("_per_second")), 0)
 SECRET = "a secret that is long enough for HS256"
 
 
@@ -112,12 +114,12 @@ def http_client(port: int) -> httpx.AsyncClient:
 
 
 def open_settings(**options: Any) -> Settings:
-    return Settings(store="sqlite://", drain_seconds=0, **options)
+    return Settings(**{"store": "sqlite://", "drain_seconds": 0, **NO_RATES, **options})
 
 
 def shared_settings(store: str | tuple[str, ...], **options: Any) -> Settings:
     """For one of several servers on one store. The first server migrates the store."""
-    return Settings(store=store, **{**IN_A_FLEET, **options})
+    return Settings(store=store, **{**IN_A_FLEET, **NO_RATES, **options})
 
 
 def jwt_settings(**options: Any) -> Settings:

@@ -30,6 +30,7 @@ from gregor.errors import (
     SetupError,
     WrongEventLoop,
 )
+from gregor.limits import Limits
 from gregor.protocol import frames
 from gregor.protocol.later_versions import decode_node_frame
 from gregor.protocol.outbound_queue import QUEUE_BYTES, QUEUE_MESSAGES
@@ -53,7 +54,7 @@ VALUES: dict[str, type[Struct]] = {
     "time or offset": TimeOrOffset,
     "out-of-band message": OutOfBandMessage,
     "item": Item,
-    "limits": frames.Limits,
+    "limits": Limits,
     "result": frames.Result,
     "problem": frames.Problem,
 }
@@ -158,7 +159,7 @@ def test_spec_explains_every_action() -> None:
 
 
 def test_spec_numbers_match_code() -> None:
-    limits = msgspec.to_builtins(frames.Limits())
+    limits = msgspec.to_builtins(Limits())
     for cells in rows(sections("Value")["limits"]):
         assert int(cells[2]) == limits[cells[0].strip("`")]
     uvicorn = config(None)  # type: ignore[arg-type]

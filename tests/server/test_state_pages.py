@@ -258,10 +258,7 @@ async def test_text_that_is_no_token_is_refused(token: str) -> None:
         ),
         *(({"order": order}, "order") for order in ("", "first", "Newest")),
         *(({"key": key}, "key") for key in ("", "é" * 128, "a\0")),
-        *(
-            ({"prefix": prefix}, "prefix")
-            for prefix in ("é" * 128, "a\0", ["a", "\0"], ["a"] * 101)
-        ),
+        *(({"prefix": prefix}, "prefix") for prefix in ("é" * 128, "a\0", ["a", "\0"])),
     ],
 )
 async def test_parameter_that_selects_nothing_possible_is_refused_by_name(

@@ -263,13 +263,12 @@ async def test_welcome_contains_uid_device_id_and_limits(shared: Served, uid: st
         await device.send("hello", token=uid, device_id="d9", protocol=2)
         welcome = await device.receive()
         assert (welcome["uid"], welcome["device_id"]) == (uid, "d9")
-        assert welcome["limits"] == {
-            "messages": 500,
-            "message_bytes": MAX_MESSAGE,
-            "body_bytes": MAX_BODY,
-            "frame_bytes": MAX_FRAME,
-            "ids_days": 400,
-        }
+        limits = (await shared.http.get("/v1/limits")).json()
+        assert welcome["limits"] == limits
+        assert limits["message_bytes"] == MAX_MESSAGE
+        assert limits["body_bytes"] == MAX_BODY
+        assert limits["frame_bytes"] == MAX_FRAME
+        assert (limits["messages"], limits["ids_days"]) == (500, 400)
         sync = await device.receive()
         assert (sync["mode"], sync["cursor"]) == ("snapshot", 0)
 

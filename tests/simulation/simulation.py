@@ -11,6 +11,7 @@ decides the faults between them:
 - nodes crash between commit and acknowledgement;
 - devices are killed and restart from their client store; their token functions fail, hang and
   return what is no token;
+- in one simulation of three, nodes have low rates, and refuse what exceeds them;
 - clocks differ and jump, those of devices by hours;
 - another process replays messages behind the users' clocks;
 - users are pruned, up to a moment ago, so that a device that was away is as one that comes back
@@ -24,9 +25,10 @@ old copies.
 
 Then the faults end, and all must agree. Each replica equals the store in hash and items. Each
 acknowledged message is stored once, on one shard, or its id is kept, unless the user was erased
-later. Each message that a device accepted is stored, or was reported as rejected; unless the user
-was erased after what the device knew: then it was not stored after that. No dismissed item is shown
-again. If the clocks agree, no hash mismatch had to repair a replica.
+later. What a device has written is stored in the order in which it was written. Each message that a
+device accepted is stored, or was reported as rejected; unless the user was erased after what the
+device knew: then it was not stored after that. No dismissed item is shown again. If the clocks
+agree, no hash mismatch had to repair a replica.
 """
 
 import asyncio
@@ -37,6 +39,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NamedTuple, cast
+
+from msgspec import structs
 
 from gregor.client import Client, Created, Disconnected, Dismissed, MemoryStore
 from gregor.consumers.broadcaster import Broadcaster
@@ -60,6 +64,8 @@ from gregor.core.state import Item
 from gregor.core.sync import Snapshot, Sync
 from gregor.errors import Erased, InvalidMessage, Unavailable
 from gregor.interfaces import Caller, Stored
+from gregor.limits import NO_LIMITS
+from gregor.node.limiter import Limiter
 from gregor.node.node import Node
 from gregor.protocol.frames import Result
 from gregor.pubsub.interface import Event, Interrupted
@@ -75,6 +81,10 @@ USERS = ("ann", "bob")
 KEYS = ("theme", "draft")
 CATEGORIES = ("mail", "mail.work", "chat", "theme")
 FORGED = "forged"
+STRICT_EVERY = 3  # simulations: their nodes have low rates
+STRICT = structs.replace(
+    NO_LIMITS, messages_per_second=1, syncs_per_second=1, frames_per_second=5, connections=50
+)
 SHARDED_EVERY = 20  # simulations: a sharded one takes about twenty times as long
 
 
@@ -248,6 +258,7 @@ class SimulatedNode:
             ):
                 simulation.channels = publisher.channels
                 self.service = Service(node, OpenAuthenticator(), metrics)
+                self.service.limiter = Limiter(simulation.limits, burst_seconds=2)
                 simulation.record(name, "starts")
                 await asyncio.get_running_loop().create_future()
         finally:
@@ -532,6 +543,7 @@ class Simulation:
     ) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
+        self.limits = STRICT if seed % STRICT_EVERY == 0 else NO_LIMITS
         self.users: Sequence[UID] = USERS
         self.trace: list[str] = []
         self.faults_over = False
@@ -883,6 +895,11 @@ class Simulation:
                 return f"wrote {msg_id} before the user was erased, and it was stored after that"
             if epoch == history.epoch and stored_at is None and msg_id not in rejected:
                 return f"wrote {msg_id}, which is neither stored nor rejected"
+        ctimes = [
+            history.ids[write.msg_id] for write in device.accepted if write.msg_id in history.ids
+        ]
+        if ctimes != sorted(ctimes):
+            return "wrote messages in another order than they are stored in"
         return device.difference(await self.store.sync(device.uid, device.device_id))
 
     async def _history(self, uid: UID) -> History:

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,8 +10,18 @@ from gregor.cli import options
 from gregor.cli.event_loop import run
 from gregor.cli.log_format import log_to_stderr
 
-DETAILS_PANEL = "Details"
+DETAILS_PANEL, LIMITS_PANEL = "Details", "Limits"
 WORKER_COMMAND = (sys.executable, "-m", "gregor.cli", "worker")
+
+
+def _limit(what: str, default: int) -> Any:
+    """The option of a limit."""
+    return typer.Option(
+        metavar="N",
+        help=what,
+        show_default=str(default) if default else "none",
+        rich_help_panel=LIMITS_PANEL,
+    )
 
 
 def serve(
@@ -164,6 +174,44 @@ def serve(
             rich_help_panel=DETAILS_PANEL,
         ),
     ] = None,
+    ranges: Annotated[int | None, _limit("Ranges in one message.", 500)] = None,
+    msg_ids: Annotated[int | None, _limit("Ids that one message dismisses.", 1000)] = None,
+    keys: Annotated[int | None, _limit("Keys that one message dismisses.", 500)] = None,
+    skip_msg_ids: Annotated[
+        int | None, _limit("Ids that the ranges of one message skip.", 1000)
+    ] = None,
+    prefixes: Annotated[int | None, _limit("Prefixes in one request.", 100)] = None,
+    uids: Annotated[int | None, _limit("Users in one request.", 10000)] = None,
+    live_items: Annotated[int | None, _limit("Live items of one user.", 20000)] = None,
+    live_bytes: Annotated[
+        int | None, _limit("Bytes of JSON of the live items of one user.", 67108864)
+    ] = None,
+    tombstones: Annotated[
+        int | None, _limit("Ids that one user has dismissed and that have not arrived.", 100000)
+    ] = None,
+    scheduled_items: Annotated[
+        int | None, _limit("Items of one user that have not begun.", 2000)
+    ] = None,
+    connections: Annotated[
+        int | None, _limit("WebSockets and event streams of one user on this server.", 100)
+    ] = None,
+    streams: Annotated[int | None, _limit("Event streams of one user on this server.", 20)] = None,
+    consumes_in_flight: Annotated[
+        int | None, _limit("Consumes of one connection that wait for their ack.", 16)
+    ] = None,
+    messages_per_second: Annotated[
+        int | None, _limit("Messages of one user's devices.", 100)
+    ] = None,
+    bytes_per_second: Annotated[
+        int | None, _limit("Bytes of messages of one user's devices.", 262144)
+    ] = None,
+    syncs_per_second: Annotated[
+        int | None, _limit("Syncs and reads of whole states of one user's devices.", 2)
+    ] = None,
+    frames_per_second: Annotated[
+        int | None, _limit("Frames and requests of one user's devices.", 100)
+    ] = None,
+    requests_per_second: Annotated[int | None, _limit("Requests of one service.", 0)] = None,
 ) -> None:
     """Serve devices and backends until SIGTERM or Ctrl-C.
 
@@ -193,6 +241,24 @@ def serve(
         keep_alive_seconds=keep_alive_seconds,
         store_connections=store_connections,
         store_seconds=store_seconds,
+        ranges=ranges,
+        msg_ids=msg_ids,
+        keys=keys,
+        skip_msg_ids=skip_msg_ids,
+        prefixes=prefixes,
+        uids=uids,
+        live_items=live_items,
+        live_bytes=live_bytes,
+        tombstones=tombstones,
+        scheduled_items=scheduled_items,
+        connections=connections,
+        streams=streams,
+        consumes_in_flight=consumes_in_flight,
+        messages_per_second=messages_per_second,
+        bytes_per_second=bytes_per_second,
+        syncs_per_second=syncs_per_second,
+        frames_per_second=frames_per_second,
+        requests_per_second=requests_per_second,
     )
     if settings.workers == 1:
         from gregor.server.process import serve

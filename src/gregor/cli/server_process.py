@@ -11,9 +11,12 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from gregor.errors import SetupError
+from gregor.limits import OFF
 
 START_TIMEOUT_SECONDS = 20.0
 STOP_TIMEOUT_SECONDS = 20.0
+WITHOUT_LIMITS = tuple(part for name in OFF for part in (f"--{name.replace('_', '-')}", "0"))
+"""The options of a server for those who send as fast as they can."""
 COMMAND = (sys.executable, "-m", "gregor.cli", "serve", "--listen", "127.0.0.1:0")
 
 
@@ -24,13 +27,13 @@ class _LogEntry(msgspec.Struct):
 
 @asynccontextmanager
 async def running_server(store: str) -> AsyncIterator[str]:
-    """Start a server on this store, on loopback and without authentication; yield its URL.
-    Raises SetupError if it does not start, or if it ends before the block does."""
+    """Start a server on this store, on loopback and without authentication or limits; yield its
+    URL. Raises SetupError if it does not start, or if it ends before the block does."""
     # The caller's settings must not configure this server.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GREGOR_")}
     arguments = ("--store", store, "--log-format", "json", "--drain-seconds", "0")
     process = await asyncio.create_subprocess_exec(
-        *COMMAND, *arguments, stderr=PIPE, env=environment
+        *COMMAND, *arguments, *WITHOUT_LIMITS, stderr=PIPE, env=environment
     )
     last_lines: deque[str] = deque(maxlen=5)
     try:

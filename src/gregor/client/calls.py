@@ -69,6 +69,7 @@ from gregor.protocol.requests import (
 MAX_ATTEMPTS = 6
 BACKOFF = Backoff(0.5, 10.0)
 RETRYABLE_STATUSES = (429, 500, 502, 503, 504)
+NOT_PROCESSED_STATUSES = (429, 503)  # the server has certainly done nothing
 MAX_PAGE_TOKEN = 1_000  # no server gives a longer one
 EMPTY_BATCH_BYTES = len(msgspec.json.encode(BatchRequest(())))
 
@@ -148,7 +149,7 @@ def first_result(results: Results) -> Result:
     rejected."""
     for result in results.results:
         if (error := result.error) is not None:
-            raise error_from_code(error.code, error.message, error.field, error.action, error.epoch)
+            raise error.error()
     return results.results[0]
 
 
@@ -446,9 +447,10 @@ class Attempts(Generic[T]):
                 return self._pause(failed.delay, random)
             case FailedAttempt() as failed:
                 raise failed.error from failed.cause
-            # Some users' shards did not answer. A retry is a duplicate for the stored messages.
-            case Results(should_retry=True) if self._may_retry(False):
-                return self._pause(0.0, random)
+            # Some users' shards did not answer, or a rate is used up. A retry is a duplicate for
+            # the stored messages.
+            case Results(should_retry=True) as results if self._may_retry(False):
+                return self._pause(results.retry_after, random)
             case answer:
                 return answer
 
@@ -471,7 +473,7 @@ def _answer(call: Call[T], response: httpx.Response | Exception) -> T | FailedAt
     error = _error_from(response)
     if response.status_code not in RETRYABLE_STATUSES:
         raise error
-    not_processed = response.status_code == httpx.codes.SERVICE_UNAVAILABLE
+    not_processed = response.status_code in NOT_PROCESSED_STATUSES
     return FailedAttempt(error, retry_after(response.headers.get("Retry-After")), not_processed)
 
 
@@ -491,7 +493,14 @@ def _error_from(response: httpx.Response) -> GregorError:
         retryable = response.status_code in RETRYABLE_STATUSES
         return (Unavailable if retryable else UnexpectedAnswer)(_not_gregor(response))
     return error_from_code(
-        problem.code, problem.detail, problem.field, problem.action, problem.epoch
+        problem.code,
+        problem.detail,
+        problem.field,
+        problem.action,
+        problem.epoch,
+        limit=problem.limit,
+        maximum=problem.maximum,
+        retry_after_ms=problem.retry_after_ms,
     )
 
 

@@ -77,8 +77,9 @@ from gregor.errors import (
     StorageUnavailable,
     Unavailable,
 )
+from gregor.limits import Limits
 from gregor.log_event import LogEvent
-from gregor.protocol.frames import MAX_TOKEN, Limits, Problem
+from gregor.protocol.frames import MAX_TOKEN, Problem
 
 log = logging.getLogger("gregor.client")
 

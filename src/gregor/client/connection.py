@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import NamedTuple, Protocol, TypeAlias
 
-from gregor.backoff import Outage
+from gregor.backoff import Outage, asked_delay
 from gregor.client.events import Event, Offline, Online, OutOfBandReceived, Synced
 from gregor.client.node_clock import DeviceClock
 from gregor.client.outside import Disconnected, call_outside, described, random_numbers
@@ -30,17 +30,18 @@ from gregor.errors import (
     Erased,
     Forbidden,
     GregorError,
+    LimitExceeded,
     Malformed,
     ProtocolError,
     SetupError,
     Unavailable,
-    error_from_code,
 )
+from gregor.limits import Limits
 from gregor.log_event import LogEvent
 from gregor.protocol import client_session as session
 from gregor.protocol.client_session import ClientSession
 from gregor.protocol.effects import Send
-from gregor.protocol.frames import PAGE_BYTES, Error, Limits, Problem, Result
+from gregor.protocol.frames import PAGE_BYTES, Problem, Result
 
 log = logging.getLogger("gregor.client")
 
@@ -269,8 +270,7 @@ class Connection:
     def _reconnect_delay(self, cause: Exception) -> float:
         """Seconds to wait before the next connection."""
         now = asyncio.get_running_loop().time()
-        asked = cause.retry_after if isinstance(cause, Disconnected) else None
-        return self._policy.wait(now, self._jitter(), asked or 0.0)
+        return self._policy.wait(now, self._jitter(), _asked_delay(cause))
 
 
 class _Conversation:
@@ -293,7 +293,7 @@ class _Conversation:
         self._user_confirmed = False  # whether the token belongs to the user of the replica
         self._max_messages = 1  # in one consume
         self._in_flight: list[Message] = []  # sent in a consume and not yet answered
-        self._needs_backoff: asyncio.Future[bool] | None = None  # the answer to that consume
+        self._answer: asyncio.Future[float | None] | None = None  # to that consume: see _answered
         self._out_of_band: deque[_PendingOutOfBand] = deque()
         self._sender_wakeup = asyncio.Event()
         self._hello_at = 0  # by the device's monotonic clock
@@ -384,11 +384,11 @@ class _Conversation:
                 case session.Acked(results):
                     await self._on_ack(results)
                 case session.Deferred(error):
-                    await self._on_deferred(error)
+                    await self._on_deferred(error.problem())
                 case session.DeliverOutOfBand(system, body):
                     self._owner.emit(OutOfBandReceived(system, value_of(body)))
                 case session.Failed(error):
-                    self._fail(_error_from(error))
+                    self._fail(error.problem().error())
                 case session.Wipe(epoch):
                     await self._wipe(epoch)
                 case session.Reconnect(within_ms):
@@ -482,16 +482,17 @@ class _Conversation:
 
     async def _deliver(self) -> bool:
         """Send the window and wait for its answer. Returns False if none came in time."""
-        self._needs_backoff = asyncio.get_running_loop().create_future()
+        self._answer = asyncio.get_running_loop().create_future()
         await self._execute(self.session.consume(self._in_flight))
         try:
             async with asyncio.timeout(ACK_TIMEOUT_SECONDS):
-                needs_backoff = await self._needs_backoff
+                retry_after = await self._answer
         except TimeoutError:
             return False
-        if needs_backoff:
+        if retry_after is not None:
             now = asyncio.get_running_loop().time()
-            await asyncio.sleep(self._outage.delay(now, self._jitter()))
+            backoff = self._outage.delay(now, self._jitter())
+            await asyncio.sleep(asked_delay(retry_after) + backoff)
         return True
 
     async def _on_ack(self, results: Sequence[Result]) -> None:
@@ -511,7 +512,7 @@ class _Conversation:
         else:
             self._finish_out_of_band(results[0].error)
         self._outage.end()
-        self._answered(needs_backoff=False)
+        self._answered()
 
     def _finish_out_of_band(self, error: Problem | None) -> None:
         pending = self._out_of_band.popleft()
@@ -520,25 +521,38 @@ class _Conversation:
         if error is None:
             pending.acknowledged.set_result(None)
         else:
-            pending.acknowledged.set_exception(_error_from(error))
+            pending.acknowledged.set_exception(error.error())
 
-    async def _on_deferred(self, error: Error | Problem) -> None:
-        """The node did not take the window. Retry it after a backoff; if the action is `stop`,
-        halve it until the one message is found that the node refuses, and reject that."""
-        problem = Problem(error.code, error.message, error.action, error.field)
+    async def _on_deferred(self, error: Problem) -> None:
+        """The node did not take the window. Retry it after what the node asks for and a backoff,
+        and nothing else before it; if the action is `stop`, halve it until the one message is found
+        that the node refuses, and reject that."""
         if error.action is Action.STOP and len(self._in_flight) == 1:
-            await self._on_ack([Result("rejected", error=problem)])
+            await self._on_ack([Result("rejected", error=error)])
             return
         if error.action is Action.STOP:
             self._max_messages = len(self._in_flight) // 2
         if isinstance(self._in_flight[0], OutOfBandMessage):
-            self._finish_out_of_band(problem)  # at most once: it is not sent again
+            self._finish_out_of_band(error)  # at most once: it is not sent again
         log.info(LogEvent("the node deferred a consume", code=error.code, reason=error.message))
-        self._answered(needs_backoff=error.action is not Action.STOP)
+        self._answered(None if error.action is Action.STOP else (error.retry_after_ms or 0) / 1000)
 
-    def _answered(self, *, needs_backoff: bool) -> None:
-        if self._needs_backoff is not None and not self._needs_backoff.done():
-            self._needs_backoff.set_result(needs_backoff)
+    def _answered(self, retry_after: float | None = None) -> None:
+        """The consume in flight is answered. With `retry_after`, it was not taken, and is to be
+        retried after so many seconds and a backoff."""
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(retry_after)
+
+
+def _asked_delay(cause: Exception) -> float:
+    """For how many seconds the server wants to be left alone."""
+    match cause:
+        case Disconnected(retry_after=seconds):
+            return seconds or 0.0
+        case LimitExceeded(retry_after_ms=ms):
+            return (ms or 0) / 1000
+        case _:
+            return 0.0
 
 
 def _problem_of(cause: Exception) -> Problem:
@@ -557,7 +571,3 @@ def _unexpected(cause: Exception) -> BaseException | None:
     root = (isinstance(cause, Unavailable) and cause.__cause__) or cause
     is_expected = isinstance(root, GregorError | Disconnected | OSError | asyncio.CancelledError)
     return None if is_expected else root
-
-
-def _error_from(problem: Problem | Error) -> GregorError:
-    return error_from_code(problem.code, problem.message, problem.field, problem.action)

@@ -29,6 +29,7 @@ from gregor.core.admission import (
 from gregor.core.arguments import MAX_DEPTH
 from gregor.core.instant import MAX_TIME, Time, TimeOrOffset
 from gregor.errors import InvalidMessage, TooLarge
+from gregor.limits import DEFAULT_LIMITS
 
 MAX_UID = MAX_DEVICE_ID = 128
 MAX_MSG_ID = 64
@@ -50,9 +51,9 @@ When: TypeAlias = TimeOrOffset | str | datetime | timedelta | None
 AnyID: TypeAlias = str | int | UUID
 """An id as callers have it, such as the primary key of a user. It is stored as text."""
 
-MAX_BODY = 64 * 1024
-MAX_MESSAGE = 512 * 1024
-MAX_BATCH = 500
+MAX_BODY = DEFAULT_LIMITS.body_bytes
+MAX_MESSAGE = DEFAULT_LIMITS.message_bytes
+MAX_BATCH = DEFAULT_LIMITS.messages
 
 
 def new_msg_id() -> MsgID:

@@ -19,9 +19,11 @@ from gregor.errors import GregorError, TooLarge, Unauthenticated, Unavailable
 from gregor.interfaces import Caller, Outcome, Rejected
 from gregor.log_event import LogEvent
 from gregor.node.channel import Channel, ChannelClosed
+from gregor.node.limiter import Limiter
 from gregor.node.node import Node
 from gregor.protocol.effects import Close, Send
 from gregor.protocol.frames import MAX_FRAME, Frame, Messages
+from gregor.protocol.handshake import Phase
 from gregor.protocol.publication import Publication
 from gregor.protocol.server_session import (
     Authenticate,
@@ -72,6 +74,8 @@ class Host(Protocol):
     @property
     def counts(self) -> DeliveryCounts: ...
     @property
+    def limiter(self) -> Limiter: ...
+    @property
     def hello_seconds(self) -> float:
         """How long a device may take for its hello, and for being admitted."""
         ...
@@ -98,10 +102,11 @@ class Conversation:
     """
 
     def __init__(self, host: Host, channel: Channel) -> None:
-        self.session = ServerSession(host.node.limits)
+        self.session = ServerSession(host.limiter.limits, host.limiter)
         self.writing_since: float | None = None
         self._host = host
         self._node = host.node
+        self._limiter = host.limiter
         self._counts = host.counts
         self._channel = channel
         self._socket = channel.socket
@@ -186,15 +191,16 @@ class Conversation:
     async def _resume(self, resumption: Resumption) -> None:
         admission, device_id, cursor, epoch = resumption
         self.session.resume(device_id, cursor, epoch)
-        await self._open(admission)
+        await self._open(admission, is_stream=True)
         self.wake()
 
-    async def _open(self, admission: Admission) -> None:
+    async def _open(self, admission: Admission, *, is_stream: bool) -> None:
         """Receive the user's messages from here on, until the conversation ends."""
         uid, expires_at, issued_at = admission
         self._expire(expires_at)
-        await self._attachment.enter_async_context(self._node.attach(uid, self))
         with self._refusing_errors():
+            self._attachment.enter_context(self._limiter.connected(uid, is_stream=is_stream))
+            await self._attachment.enter_async_context(self._node.attach(uid, self))
             erasure = await self._node.state_machine.erasure(uid)
             self.session.authenticated(uid, self._node.clock(), erasure, issued_at)
 
@@ -221,10 +227,17 @@ class Conversation:
         with suppress(ChannelClosed):
             while True:
                 text = await self._channel.read()
+                await self._keep_pace()
                 if text is not None and len(text) > MAX_FRAME:  # a host app's limit may be higher
                     self.session.refuse(TooLarge(f"a frame has at most {MAX_FRAME} bytes"))
                 await self._carry_out(self.session.receive(text))
                 self.wake()
+
+    async def _keep_pace(self) -> None:
+        """Read no further while the user sends more frames than the rate: what a device sends
+        meanwhile waits in its connection, and costs nothing here."""
+        if self.session.phase is Phase.OPEN and (wait := self._limiter.pause(self.session.uid)):
+            await asyncio.sleep(wait)
 
     async def _carry_out(self, request: Request | None) -> None:
         match request:
@@ -241,8 +254,11 @@ class Conversation:
             admission = await self._host.admit(token, self._admit_by - self._loop.time())
         except GregorError as error:
             self.session.refuse(error)
+            return
+        if (exceeded := self._limiter.take_sync(admission.uid)) is not None:
+            self.session.refuse(exceeded)
         else:
-            await self._open(admission)
+            await self._open(admission, is_stream=False)
 
     async def _store(self, n: int, entries: Sequence[Message | Rejected]) -> None:
         session = self.session

@@ -40,7 +40,6 @@ from gregor.node.batch import Batch, accepted
 from gregor.node.gap_repair import RETRY_SECONDS, SWEEP_SECONDS, GapRepair
 from gregor.node.observer import Observer
 from gregor.node.pruning import Pruner
-from gregor.protocol.frames import Limits
 from gregor.protocol.handshake import Phase
 from gregor.protocol.server_session import ServerSession
 from gregor.pubsub.interface import PubSub
@@ -81,7 +80,6 @@ class Node:
         self._broadcaster = broadcaster
         self._publisher = publisher
         self.pruner = pruner or Pruner({"": state_machine}, FOR_EVER, clock, jitter=jitter)
-        self.limits = Limits(ids_days=self.pruner.retention.ids_days)
         self._observer = observer or Observer()
         self.peers = None if publisher is None else Peers(publisher)
         self._gap_repair = GapRepair(

@@ -16,8 +16,15 @@ class Results(Struct, frozen=True):
 
     @property
     def should_retry(self) -> bool:
-        """Whether to retry the request: the shards of some users did not answer."""
+        """Whether to retry the request: the shards of some users did not answer, or a rate is used
+        up."""
         return any(result.should_retry for result in self.results)
+
+    @property
+    def retry_after(self) -> float:
+        """After how many seconds to retry, as far as the results say."""
+        errors = (result.error for result in self.results)
+        return max((error.retry_after_ms or 0 for error in errors if error), default=0) / 1000
 
 
 class StateAnswer(Struct, frozen=True):
@@ -101,7 +108,8 @@ class ReadyAnswer(Struct, frozen=True):
 
 class ProblemDocument(Struct, frozen=True, omit_defaults=True):
     """An error as defined by RFC 9457; `code`, `action` and `field` are for programs. Only
-    /readyz fills in `problems`, and only the error `erased` has an `epoch`."""
+    /readyz fills in `problems`, only the error `erased` has an `epoch`, and only `limit` the name
+    of the `limit`, its `maximum`, and, where waiting helps, `retry_after_ms`."""
 
     type: str
     title: str
@@ -112,3 +120,6 @@ class ProblemDocument(Struct, frozen=True, omit_defaults=True):
     field: str | None = None
     problems: tuple[str, ...] = ()
     epoch: Time | None = None
+    limit: str | None = None
+    maximum: int | None = None
+    retry_after_ms: int | None = None

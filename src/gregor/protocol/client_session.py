@@ -20,6 +20,7 @@ from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID, InBandMessage, Message
 from gregor.core.sync import Snapshot
 from gregor.errors import Action, Erased, Forbidden
+from gregor.limits import Limits
 from gregor.protocol.effects import Send
 from gregor.protocol.frames import (
     PROTOCOL,
@@ -28,7 +29,6 @@ from gregor.protocol.frames import (
     Error,
     GoAway,
     Hello,
-    Limits,
     Messages,
     OutOfBand,
     Result,
@@ -92,7 +92,8 @@ class Acked(NamedTuple):
 
 
 class Deferred(NamedTuple):
-    """The consume in flight was not processed; retry its messages later."""
+    """The consume in flight was not processed; retry its messages later, before any others: not
+    before `error.retry_after_ms`, if it says so."""
 
     error: Error
 
@@ -139,7 +140,7 @@ Effect: TypeAlias = (
 
 
 class Answered(Struct, frozen=True):
-    """No consume is in flight. The last one, if there was one, had the number `n`."""
+    """No consume is in flight. The last one that was answered for good had the number `n`."""
 
     n: int
 
@@ -241,7 +242,7 @@ class ClientSession:
             case Error(code=Erased.code):
                 return self._erased(None)
             case Error(n=int(n)) as error:
-                return [Deferred(error)] if self._settle_consume(n) else []
+                return self._deferred(n, error)
             case Error(action=Action.RESYNC) if not self._resync_requested:
                 self._resync_requested = True
                 return self.verify(0)
@@ -259,6 +260,15 @@ class ClientSession:
             if result.error is not None and result.error.code == Erased.code:
                 return self._erased(result.error.epoch)
         return [Acked(results)] if self._settle_consume(n) else []
+
+    def _deferred(self, n: int, error: Error) -> list[Effect]:
+        """The consume in flight was not processed. If it may be later, its number is to come again:
+        until then the node takes no other."""
+        if not self._settle_consume(n):
+            return []
+        if error.action is Action.RETRY:
+            self._last_consume = Answered(n - 1)
+        return [Deferred(error)]
 
     def disconnected(self, code: int) -> list[Effect]:
         """The connection has ended with this close code. It may say what a lost frame has said."""

@@ -9,8 +9,10 @@ from msgspec import DecodeError, Raw
 
 from gregor.core.admission import check_id
 from gregor.core.message import UID, Message, parse_message
-from gregor.errors import Forbidden, GregorError, InvalidMessage, TooLarge
+from gregor.errors import Forbidden, GregorError, InvalidMessage, LimitExceeded, TooLarge
 from gregor.interfaces import Rejected
+from gregor.limits import DEFAULT_LIMITS, Limits
+from gregor.protocol.counts import check_counts
 from gregor.protocol.json_parts import object_members
 
 _NO_JSON = {
@@ -27,17 +29,24 @@ _ANY_UID: UID = "any"  # until each of the `uids` takes its place
 
 
 def read_entries(
-    raw: Iterable[Raw], may_write: MayWrite, *, uid: UID | None = None
+    raw: Iterable[Raw],
+    may_write: MayWrite,
+    *,
+    uid: UID | None = None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> list[Message | Rejected]:
-    """The messages in order; in the place of an invalid or forbidden one, its rejection. `uid` is
-    the default for messages without one."""
-    return [_read_entry(json, may_write, uid) for json in raw]
+    """The messages in order; in the place of an invalid or forbidden one, or of one that exceeds a
+    limit, its rejection. `uid` is the default for messages without one."""
+    return [_read_entry(json, may_write, uid, limits) for json in raw]
 
 
-def _read_entry(json: Raw, may_write: MayWrite, uid: UID | None) -> Message | Rejected:
+def _read_entry(
+    json: Raw, may_write: MayWrite, uid: UID | None, limits: Limits
+) -> Message | Rejected:
     try:
+        check_counts(json, limits)
         message = parse_message(json, uid=uid)
-    except TooLarge as error:
+    except (TooLarge, LimitExceeded) as error:
         return Rejected(None, error)
     except InvalidMessage as error:
         return Rejected(None, _explained(error, bytes(json)))
@@ -55,10 +64,13 @@ def _explained(error: InvalidMessage, json: bytes) -> InvalidMessage:
     return InvalidMessage(error.message + hint, field=error.field)
 
 
-def read_addressed(json: Raw, uids: Sequence[Raw], may_write: MayWrite) -> list[Message | Rejected]:
+def read_addressed(
+    json: Raw, uids: Sequence[Raw], may_write: MayWrite, *, limits: Limits = DEFAULT_LIMITS
+) -> list[Message | Rejected]:
     """One message for each of the users, in order; in the place of an invalid or forbidden uid,
-    its rejection, whose field is that place. Raises InvalidMessage or TooLarge if the message is
-    invalid."""
+    its rejection, whose field is that place. Raises InvalidMessage, TooLarge or LimitExceeded if
+    the message is invalid."""
+    check_counts(json, limits)
     template = parse_message(_without_uid(json, uids[0]), uid=_ANY_UID)
     return [_address(template, uid, f"uids[{n}]", may_write) for n, uid in enumerate(uids)]
 

@@ -1,7 +1,7 @@
 """The frames of the conversation and their JSON encoding, as specified in `spec/protocol.md`."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Literal, TypeAlias, TypeVar
+from typing import Annotated, Literal, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -9,9 +9,6 @@ from msgspec import Meta, Raw, Struct
 from gregor.core.admission import check_id, check_text
 from gregor.core.instant import MAX_TIME, Time
 from gregor.core.message import (
-    MAX_BATCH,
-    MAX_BODY,
-    MAX_MESSAGE,
     UID,
     DeviceID,
     InBandMessage,
@@ -20,13 +17,14 @@ from gregor.core.message import (
 )
 from gregor.core.state import Item
 from gregor.core.sync import Changes, Snapshot, Sync
-from gregor.errors import Action, Erased, GregorError, Malformed
+from gregor.errors import Action, Erased, GregorError, LimitExceeded, Malformed, error_from_code
 from gregor.interfaces import Duplicate, Outcome, Rejected, Relayed, Stored
+from gregor.limits import DEFAULT_LIMITS, Limits
 from gregor.protocol.json_parts import array_elements, members_before_error, object_members
 
 PROTOCOL = 2
 MAX_TOKEN = 8192
-MAX_FRAME = 1024 * 1024
+MAX_FRAME = DEFAULT_LIMITS.frame_bytes
 PAGE_BYTES = 256 * 1024
 PAGE_ENTRIES = 500
 
@@ -86,20 +84,6 @@ DeviceFrame: TypeAlias = Hello | Consume | Verify
 # Node to device. A device ignores unknown frame types and fields (see later_versions.py).
 
 
-class Limits(Struct, frozen=True):
-    """The limits of the node. For `ids_days` after it was sent first, a message may be sent again
-    without being stored twice; 0: for ever."""
-
-    messages: int = MAX_BATCH
-    message_bytes: int = MAX_MESSAGE
-    body_bytes: int = MAX_BODY
-    frame_bytes: int = MAX_FRAME
-    ids_days: int = 0
-
-
-DEFAULT_LIMITS = Limits()
-
-
 class Welcome(Frame, frozen=True, tag="welcome"):
     """The token is valid. `epoch` is the user's; None: this node is of a version without epochs."""
 
@@ -138,20 +122,52 @@ class OutOfBand(Frame, frozen=True, tag="out_of_band"):
     body: Raw
 
 
+class Exceeded(NamedTuple):
+    """Of an error `limit`: the limit, its maximum, and how long to wait, if that helps."""
+
+    limit: str | None = None
+    maximum: int | None = None
+    retry_after_ms: int | None = None
+
+
+def exceeded(error: GregorError) -> Exceeded:
+    """What the error says of a limit: nothing, if it is not about one."""
+    if not isinstance(error, LimitExceeded):
+        return Exceeded()
+    return Exceeded(error.limit, error.maximum, error.retry_after_ms)
+
+
 class Problem(Struct, frozen=True, omit_defaults=True):
     """An error as data: the code, a message for people, and the action of the receiver. Only
-    `erased` has an `epoch`."""
+    `erased` has an `epoch`; only `limit` has the name of the `limit`, its `maximum`, and, where
+    waiting helps, `retry_after_ms`."""
 
     code: str
     message: str
     action: Action
     field: str | None = None
     epoch: Cursor | None = None
+    limit: str | None = None
+    maximum: int | None = None
+    retry_after_ms: int | None = None
 
     @classmethod
     def of(cls, error: GregorError) -> "Problem":
         epoch = error.epoch if isinstance(error, Erased) else None
-        return cls(error.code, error.message, error.action, error.field, epoch)
+        return cls(error.code, error.message, error.action, error.field, epoch, *exceeded(error))
+
+    def error(self) -> GregorError:
+        """The error that it describes."""
+        return error_from_code(
+            self.code,
+            self.message,
+            self.field,
+            self.action,
+            self.epoch,
+            limit=self.limit,
+            maximum=self.maximum,
+            retry_after_ms=self.retry_after_ms,
+        )
 
 
 class Result(Struct, frozen=True, omit_defaults=True):
@@ -174,7 +190,8 @@ class Result(Struct, frozen=True, omit_defaults=True):
 
     @property
     def should_retry(self) -> bool:
-        """Whether to retry the message: the shard that holds its user did not answer."""
+        """Whether to retry the message: the shard that holds its user did not answer, or a rate is
+        used up."""
         return self.error is not None and self.error.action is Action.RETRY
 
     @classmethod
@@ -228,10 +245,25 @@ class Error(Frame, frozen=True, tag="error"):
     action: Action
     field: str | None = None
     n: int | None = None
+    limit: str | None = None
+    maximum: int | None = None
+    retry_after_ms: int | None = None
 
     @classmethod
     def of(cls, error: GregorError, n: int | None = None) -> "Error":
-        return cls(error.code, error.message, error.action, error.field, n)
+        return cls(error.code, error.message, error.action, error.field, n, *exceeded(error))
+
+    def problem(self) -> Problem:
+        """The same without the number of the consume."""
+        return Problem(
+            self.code,
+            self.message,
+            self.action,
+            self.field,
+            limit=self.limit,
+            maximum=self.maximum,
+            retry_after_ms=self.retry_after_ms,
+        )
 
 
 class GoAway(Frame, frozen=True, tag="goaway"):

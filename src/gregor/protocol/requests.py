@@ -7,12 +7,12 @@ from typing import Literal, TypeAlias, get_args
 from msgspec import Raw, Struct
 
 from gregor.core.message import UID
+from gregor.limits import DEFAULT_LIMITS
 
-MAX_USERS = 10_000
+MAX_USERS = DEFAULT_LIMITS.uids
 # Enough for a message of the largest size to MAX_USERS users with the longest ids.
 MAX_REQUEST = 8 * 1024 * 1024
 MAX_STATE_ITEMS = 500  # in a page of a state
-MAX_PREFIXES = 100  # of categories, in a request for a state
 
 EPOCH_HEADER = "Gregor-Epoch"
 """The header in which a device says with a write which epoch of its user it knows."""

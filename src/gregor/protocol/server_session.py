@@ -25,16 +25,10 @@ so the device connects again.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from gregor.core.instant import Time
-from gregor.core.message import (
-    MAX_BATCH,
-    UID,
-    DeviceID,
-    Message,
-    OutOfBandMessage,
-)
+from gregor.core.message import UID, DeviceID, Message, OutOfBandMessage
 from gregor.core.state import Item
 from gregor.core.sync import Snapshot, Sync
 from gregor.errors import (
@@ -49,6 +43,8 @@ from gregor.errors import (
     Unavailable,
 )
 from gregor.interfaces import NEVER_ERASED, Erasure, Outcome, Rejected
+from gregor.limits import DEFAULT_LIMITS, Limits
+from gregor.protocol.consume_order import ConsumeOrder
 from gregor.protocol.delivery_state import (
     DeliveryEvent,
     DeliveryState,
@@ -68,7 +64,6 @@ from gregor.protocol.delivery_state import (
 from gregor.protocol.effects import Close, Send
 from gregor.protocol.entries import read_entries
 from gregor.protocol.frames import (
-    DEFAULT_LIMITS,
     Ack,
     Consume,
     DeviceFrame,
@@ -76,7 +71,6 @@ from gregor.protocol.frames import (
     Frame,
     GoAway,
     Hello,
-    Limits,
     Messages,
     Result,
     UserErased,
@@ -126,14 +120,37 @@ Request: TypeAlias = Authenticate | Store
 Effect: TypeAlias = Send | CatchUp | ReadItems | Close
 
 
+class Rates(Protocol):
+    """What the user still may do now, on all connections together. Each call counts, unless it
+    returns an error: then the user has to wait."""
+
+    def take_messages(self, uid: UID, messages: int, size: int) -> GregorError | None: ...
+    def take_sync(self, uid: UID) -> GregorError | None: ...
+
+
+class Unlimited:
+    """Rates that never refuse."""
+
+    def take_messages(self, uid: UID, messages: int, size: int) -> None:
+        return None
+
+    def take_sync(self, uid: UID) -> None:
+        return None
+
+
+NO_RATES = Unlimited()
+
+
 class ServerSession:
     """The node's side of one conversation. It does no I/O; it returns requests and effects."""
 
     __slots__ = (
+        "_consumes",
         "_handshake",
         "_has_synced",
         "_limits",
         "_queue",
+        "_rates",
         "cursor",
         "delivery",
         "epoch",
@@ -141,8 +158,10 @@ class ServerSession:
         "slow_consumer_resets",
     )
 
-    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, limits: Limits = DEFAULT_LIMITS, rates: Rates = NO_RATES) -> None:
         self._limits = limits
+        self._rates = rates
+        self._consumes = ConsumeOrder(limits.consumes_in_flight)
         self.cursor: Time = 0
         self.position: Time = 0
         self.epoch: Time = 0  # of the user, while the session is open
@@ -185,7 +204,7 @@ class ServerSession:
         try:
             if text is None:
                 raise ProtocolError("frames are JSON text; this one is binary")
-            return self._dispatch(decode_device_frame(text))
+            return self._dispatch(decode_device_frame(text), len(text))
         except ProtocolError as error:
             self.refuse(error)
         except GregorError as error:
@@ -195,24 +214,44 @@ class ServerSession:
                 self.refuse(ProtocolError(f"the first frame must be a hello: {error.message}"))
         return None
 
-    def _dispatch(self, frame: DeviceFrame) -> Request | None:
+    def _dispatch(self, frame: DeviceFrame, size: int) -> Request | None:
         match self.phase, frame:
             case Phase.GREETING, Hello() as hello:
                 self._handshake.hello(hello)
                 self.cursor = hello.cursor
                 return Authenticate(hello.token, hello.device_id)
             case Phase.OPEN, Verify(cursor):
-                self._sync_from(cursor)
+                self._verify(cursor)
                 return None
-            case Phase.OPEN, Consume(n, messages) if not 1 <= len(messages) <= MAX_BATCH:
-                error = TooLarge(f"a consume takes 1 to {MAX_BATCH} messages, not {len(messages)}")
-                self._queue_control(Error.of(error, n))
-                return None
-            case Phase.OPEN, Consume(n, messages):
-                return Store(n, read_entries(messages, self.uid.__eq__, uid=self.uid))
+            case Phase.OPEN, Consume() as consume:
+                return self._consume(consume, size)
             case _:
                 name = type(frame).__struct_config__.tag
                 raise ProtocolError(f"a {name} frame is not allowed in phase {self.phase.name}")
+
+    def _verify(self, cursor: Time) -> None:
+        error = self._rates.take_sync(self.uid)
+        if error is None:
+            self._sync_from(cursor)
+        else:
+            self.refuse(error)
+
+    def _consume(self, consume: Consume, size: int) -> Store | None:
+        n, messages = consume.n, consume.messages
+        error = self._against(consume, size)
+        self._consumes.received(consume, error)
+        if error is not None:
+            self._queue_control(Error.of(error, n))
+            return None
+        entries = read_entries(messages, self.uid.__eq__, uid=self.uid, limits=self._limits)
+        return Store(n, entries)
+
+    def _against(self, consume: Consume, size: int) -> GregorError | None:
+        """Why a consume cannot be taken now, before any of its messages is read."""
+        count, largest = len(consume.messages), self._limits.messages
+        if not 1 <= count <= largest:
+            return TooLarge(f"a consume takes 1 to {largest} messages, not {count}")
+        return self._consumes.against(consume) or self._rates.take_messages(self.uid, count, size)
 
     def resume(self, device_id: DeviceID, cursor: Time, epoch: Time | None) -> None:
         """The transport says in place of a hello who the device is, and what it knows. It
@@ -253,6 +292,7 @@ class ServerSession:
         for outcome in outcomes:
             if isinstance(outcome, Rejected) and self._is_answer(n, outcome.error):
                 return
+        self._consumes.stored(n)
         self._queue_control(Ack(n, tuple(map(Result.of, outcomes))))
 
     def _is_answer(self, n: int, error: GregorError) -> bool:
@@ -269,7 +309,9 @@ class ServerSession:
         return True
 
     def unavailable(self, n: int, error: GregorError) -> None:
-        """The store did not answer; the device will retry the messages of this Store."""
+        """The store did not answer; the device will retry the messages of this Store. Until it
+        does, no later consume is taken."""
+        self._consumes.refused(n, error)
         self._queue_control(Error.of(error, n))
 
     def erased(self, epoch: Time) -> None:
@@ -391,6 +433,8 @@ class ServerSession:
         """The next effect, when the socket accepts data; None if there is nothing to do."""
         urgent = self._queue.next_urgent()
         if urgent is not None:
+            if isinstance(urgent, Send):
+                self._consumes.sent(urgent.frame)
             return urgent
         match self.delivery:
             case Live():

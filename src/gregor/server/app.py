@@ -12,6 +12,7 @@ from gregor.config import Settings
 from gregor.core.instant import Time
 from gregor.core.message import UID, Message
 from gregor.interfaces import Caller, EraseResult, Rejected
+from gregor.limits import DEFAULT_LIMITS, Limits
 from gregor.node.node import Node
 from gregor.server.auth import Authenticator, OpenAuthenticator
 from gregor.server.composition import Parts, authenticator_of, descriptors_of
@@ -68,13 +69,15 @@ class Server:
         parts: AbstractAsyncContextManager[object] | None = None,
         descriptors: Descriptors | None = None,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
+        limits: Limits = DEFAULT_LIMITS,
         allow_origin: Iterable[str] = (),
         allow_host: Iterable[str] = (),
         lame_duck_seconds: float = 0.0,
         drain_seconds: float = 5.0,
     ) -> None:
         """The `parts` are opened before the server, and closed after it. Raises SetupError if one
-        of `allow_origin` is no origin, or one of `allow_host` no host."""
+        of `allow_origin` is no origin, or one of `allow_host` no host. The `limits` of what a user
+        has are kept by the state machine of the node, which is to be told the same."""
         self.node = node
         self.metrics = metrics or Metrics()
         self.service = Service(
@@ -84,6 +87,7 @@ class Server:
             worker_metrics=worker_metrics,
             timeouts=timeouts,
             descriptors=descriptors,
+            limits=limits,
         )
         is_open = isinstance(authenticator, OpenAuthenticator)
         origins = AllowedOrigins(allow_origin, only_local=is_open)
@@ -123,6 +127,7 @@ class Server:
             parts=parts.opened(),
             descriptors=descriptors_of(settings),
             timeouts=timeouts,
+            limits=settings.limits,
             allow_origin=settings.allow_origin,
             allow_host=settings.allow_host,
             lame_duck_seconds=settings.lame_duck,

@@ -118,6 +118,7 @@ def _state_machine(
             metrics.committed,
             clock_check_seconds=CLOCK_CHECK_SECONDS if is_shared(settings.stores[name]) else None,
             may_become_shard=name is not None or is_shared(settings.stores[name]),
+            limits=settings.limits,
         )
         for name, database in databases.items()
     }

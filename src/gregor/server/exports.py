@@ -33,7 +33,9 @@ async def get_export(service: Service, request: Request, identity: Identity) -> 
 
 async def get_user_export(service: Service, request: Request, identity: Identity) -> ASGIApp:
     """One user, also for a device of that user."""
-    return await _export(service, http.user_of(request, identity, set()))
+    uid = http.user_of(request, identity, set())
+    http.take(service, identity, syncs_per_second=1)
+    return await _export(service, uid)
 
 
 async def _export(service: Service, uid: UID | None) -> ASGIApp:

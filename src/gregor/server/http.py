@@ -1,7 +1,7 @@
 """The HTTP API: inject messages, read states and erase users, one request at a time."""
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Set
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from http import HTTPStatus
 from typing import TypeAlias
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -33,6 +33,7 @@ from gregor.core.sync import After, PageLimits, Since, Start
 from gregor.errors import (
     GregorError,
     InvalidMessage,
+    LimitExceeded,
     Malformed,
     MethodNotAllowed,
     NotFound,
@@ -41,6 +42,7 @@ from gregor.errors import (
 )
 from gregor.interfaces import HOLDS_FOREVER, Caller, Rejected
 from gregor.node.conversation import Admission, Resumption
+from gregor.node.limiter import Limiter
 from gregor.protocol.answers import (
     CountAnswer,
     EraseAnswer,
@@ -50,15 +52,14 @@ from gregor.protocol.answers import (
     Results,
     StateAnswer,
 )
+from gregor.protocol.counts import check_count
 from gregor.protocol.entries import read_addressed, read_entries
 from gregor.protocol.frames import PAGE_BYTES, PAGE_ENTRIES, GoAway, Result, decode
 from gregor.protocol.json_parts import array_elements, object_members
 from gregor.protocol.requests import (
     EPOCH_HEADER,
-    MAX_PREFIXES,
     MAX_REQUEST,
     MAX_STATE_ITEMS,
-    MAX_USERS,
     ORDERS,
     BatchRequest,
     MultiUserRequest,
@@ -91,22 +92,48 @@ async def post_messages(service: Service, request: Request, identity: Identity) 
     """Inject one message, a batch of messages, or one message for many users."""
     check_parameters(request, {"device_id"}, frozenset())
     body = await _body(request)
+    take(service, identity, bytes_per_second=len(body))
     fields = decode(object_members, body)
     if "messages" in fields:
-        entries = _read_batch(_fields_of(BatchRequest, fields), identity)
+        entries = _read_batch(_fields_of(BatchRequest, fields), identity, service.limiter)
+        results = await _inject(service, request, identity, entries)
     elif "uids" in fields:
-        entries = _read_multi_user(_fields_of(MultiUserRequest, fields), identity)
+        entries = _read_multi_user(_fields_of(MultiUserRequest, fields), identity, service.limiter)
+        results = await _inject_for_many(service, request, identity, entries)
     else:
-        return _json(Results((await _inject_one(service, request, identity, body),)))
-    outcomes = await service.inject(_sender(request, identity), entries, request.state.epoch)
-    return _json(Results(tuple(map(Result.of, outcomes))))
+        results = [await _inject_one(service, request, identity, body)]
+    return _json(Results(tuple(results)))
+
+
+async def _inject(
+    service: Service, request: Request, identity: Identity, entries: Sequence[Message | Rejected]
+) -> Sequence[Result]:
+    caller = _sender(request, identity)
+    outcomes = await service.inject(caller, entries, request.state.epoch)
+    return [Result.of(outcome) for outcome in outcomes]
+
+
+async def _inject_for_many(
+    service: Service, request: Request, identity: Identity, entries: Sequence[Message | Rejected]
+) -> Sequence[Result]:
+    """Inject the message once for each user. One who is named again gets the same result."""
+    keys = [
+        place if isinstance(entry, Rejected) else entry.uid for place, entry in enumerate(entries)
+    ]
+    distinct: dict[int | UID, Message | Rejected] = {}
+    for key, entry in zip(keys, entries, strict=True):
+        distinct.setdefault(key, entry)
+    results = await _inject(service, request, identity, [*distinct.values()])
+    by_key = dict(zip(distinct, results, strict=True))
+    return [by_key[key] for key in keys]
 
 
 async def _inject_one(
     service: Service, request: Request, identity: Identity, body: bytes
 ) -> Result:
     """Inject a single message. Raises the error of one that is rejected."""
-    entries = read_entries([Raw(body)], identity.may_access)
+    _take_messages(service.limiter, identity, 1)
+    entries = read_entries([Raw(body)], identity.may_access, limits=service.limiter.limits)
     (outcome,) = await service.inject(_sender(request, identity), entries, request.state.epoch)
     if isinstance(outcome, Rejected):
         raise outcome.error
@@ -121,20 +148,47 @@ def _sender(request: Request, identity: Identity) -> Caller:
     return identity.caller._replace(device_id=device_id)
 
 
-def _read_batch(fields: Mapping[str, Raw], identity: Identity) -> list[Message | Rejected]:
+def _take_messages(
+    limiter: Limiter, identity: Identity, count: int
+) -> tuple[int, LimitExceeded | None]:
+    """How many of the messages of a caller may be stored now, and what stands against those after
+    them. Raises LimitExceeded if there are none."""
+    if identity.role is Role.SERVICE:
+        return count, None
+    taken, error = limiter.take_some(identity.uid, count)
+    if error is not None and not taken:
+        raise error
+    return taken, error
+
+
+def _read_batch(
+    fields: Mapping[str, Raw], identity: Identity, limiter: Limiter
+) -> list[Message | Rejected]:
+    """The messages. Those of a device beyond its rate are rejected, the last ones: then what is
+    stored is what came first."""
     messages = _list_in(fields, "messages")
     if not 1 <= len(messages) <= MAX_BATCH:
         raise TooLarge(
             f"`messages` takes 1 to {MAX_BATCH} messages, not {len(messages)}", field="messages"
         )
-    return read_entries(messages, identity.may_access)
+    taken, error = _take_messages(limiter, identity, len(messages))
+    entries = read_entries(messages[:taken], identity.may_access, limits=limiter.limits)
+    if error is not None:
+        entries += [Rejected(None, error)] * (len(messages) - taken)
+    return entries
 
 
-def _read_multi_user(fields: Mapping[str, Raw], identity: Identity) -> list[Message | Rejected]:
-    uids = _list_in(fields, "uids")
-    if not 1 <= len(uids) <= MAX_USERS:
-        raise TooLarge(f"`uids` takes 1 to {MAX_USERS} users, not {len(uids)}", field="uids")
-    return read_addressed(fields["message"], uids, identity.may_access)
+def _read_multi_user(
+    fields: Mapping[str, Raw], identity: Identity, limiter: Limiter
+) -> list[Message | Rejected]:
+    uids, limits = _list_in(fields, "uids"), limiter.limits
+    if not uids:
+        raise TooLarge("`uids` takes 1 user or more, not 0", field="uids")
+    with limiter.reporting():
+        check_count("uids", len(uids), limits, "uids")
+    _take_messages(limiter, identity, 1)  # a device has one user
+    with limiter.reporting():
+        return read_addressed(fields["message"], uids, identity.may_access, limits=limits)
 
 
 def _fields_of(kind: type[Struct], fields: Mapping[str, Raw]) -> Mapping[str, Raw]:
@@ -189,7 +243,9 @@ async def get_state(service: Service, request: Request, identity: Identity) -> R
     happens between them changes none."""
     once = {"device_id", "at", "key", "limit", "order", "page"}
     uid = user_of(request, identity, once, {"prefix"})
-    asked = StateRequest(uid, _state_query(request), _time(request, "at"))
+    take(service, identity, syncs_per_second=1)
+    query = _state_query(request, _prefixes(request, service.limiter))
+    asked = StateRequest(uid, query, _time(request, "at"))
     start = _page_start(request, asked)
     epoch = await _known_before(service, uid)
     # A later page is of the instant of the first one, and not of `at`, which may be an offset.
@@ -205,12 +261,7 @@ async def _known_before(service: Service, uid: UID) -> Time:
     return (await service.node.state_machine.erasure(uid)).epoch
 
 
-def _state_query(request: Request) -> StateQuery:
-    prefixes = _prefixes(request)
-    if len(prefixes) > MAX_PREFIXES:  # each item is compared with each
-        raise InvalidMessage(
-            f"give at most {MAX_PREFIXES} `prefix`, not {len(prefixes)}", field="prefix"
-        )
+def _state_query(request: Request, prefixes: tuple[Category, ...]) -> StateQuery:
     limit = _limit(request, MAX_STATE_ITEMS) if "limit" in request.query_params else None
     return StateQuery(_device(request), prefixes, _key(request), _newest_first(request), limit)
 
@@ -234,9 +285,11 @@ def _key(request: Request) -> Key | None:
     return key
 
 
-def _prefixes(request: Request) -> tuple[Category, ...]:
+def _prefixes(request: Request, limiter: Limiter) -> tuple[Category, ...]:
     """The prefixes of categories; the empty one is that of all."""
     prefixes = tuple(request.query_params.getlist("prefix"))
+    with limiter.reporting():  # each item is compared with each
+        check_count("prefixes", len(prefixes), limiter.limits, "prefix")
     for prefix in filter(None, prefixes):
         check_text("prefix", prefix, MAX_CATEGORY)
     return prefixes
@@ -244,7 +297,7 @@ def _prefixes(request: Request) -> tuple[Category, ...]:
 
 async def get_count(service: Service, request: Request, identity: Identity) -> Response:
     uid = user_of(request, identity, {"device_id", "by"}, {"prefix"})
-    prefixes = _prefixes(request) or ("",)
+    prefixes = _prefixes(request, service.limiter) or ("",)
     machine, device_id = service.node.state_machine, _device(request)
     match request.query_params.get("by"), prefixes:
         case None, _:
@@ -261,6 +314,7 @@ async def get_count(service: Service, request: Request, identity: Identity) -> R
 async def get_messages(service: Service, request: Request, identity: Identity) -> Response:
     uid = user_of(request, identity, {"since", "after", "limit", "device_id"})
     start = _start(request, service.node.clock())
+    take(service, identity, syncs_per_second=1)
     limits = PageLimits(_limit(request, PAGE_ENTRIES), PAGE_BYTES)
     machine = service.node.state_machine
     epoch = await _known_before(service, uid)
@@ -286,6 +340,7 @@ async def get_events(service: Service, request: Request, identity: Identity) -> 
     if service.draining:
         return only_event(GoAway(TRY_ANOTHER_AFTER_MS))
     service.descriptors.require_one_for_device()
+    take(service, identity, syncs_per_second=1)
     issued_at = identity.issued_at if identity.role is Role.DEVICE else HOLDS_FOREVER
     admission = Admission(uid, identity.accepted_until, issued_at)
     return EventStream(service, Resumption(admission, device_id, cursor, _epoch(request)))
@@ -297,6 +352,12 @@ async def get_item_history(service: Service, request: Request, identity: Identit
     check_text("msg_id", msg_id, MAX_MSG_ID)
     history = await service.node.state_machine.item_history(uid, msg_id)
     return _json(history if identity.role is Role.SERVICE else history.without_services())
+
+
+async def get_limits(service: Service, request: Request, identity: Identity) -> Response:
+    """What this server accepts, as it tells devices in their welcome."""
+    check_parameters(request, frozenset(), frozenset())
+    return _json(service.limiter.limits)
 
 
 # Health
@@ -362,6 +423,7 @@ def authenticated_endpoint(
     async def respond(request: Request) -> ASGIApp:
         try:
             identity = await service.identify(_token(request))
+            require_pace(service, identity)
             request.state.epoch = await service.current_epoch(identity, _epoch(request))
             return await operation(service, request, identity)
         except GregorError as error:
@@ -370,6 +432,24 @@ def authenticated_endpoint(
             return Response(status_code=CLIENT_GONE)  # counted, and never sent
 
     return respond
+
+
+def require_pace(service: Service, identity: Identity) -> None:
+    """Raise LimitExceeded if this request is one too many of the caller's."""
+    is_service = identity.role is Role.SERVICE
+    error = service.limiter.take_request(identity.uid, is_service=is_service)
+    if error is not None:
+        raise error
+
+
+def take(service: Service, identity: Identity, **amounts: int) -> None:
+    """Take so much of the rates of the caller's user. Raises LimitExceeded if it is used up. A
+    service has none of these."""
+    if identity.role is Role.SERVICE:
+        return
+    error = service.limiter.take(identity.uid, **amounts)
+    if error is not None:
+        raise error
 
 
 def public_endpoint(service: Service, operation: PublicOperation) -> Endpoint:

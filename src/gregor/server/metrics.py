@@ -17,8 +17,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from gregor.core.message import UID, InBandMessage, Message, OutOfBandMessage
-from gregor.errors import Malformed
-from gregor.interfaces import Caller, EraseResult, Outcome
+from gregor.errors import LimitExceeded, Malformed
+from gregor.interfaces import Caller, EraseResult, Outcome, Rejected
+from gregor.limits import SETTINGS
 from gregor.node.observer import Observer
 from gregor.stores.sql.failure_reason import FailureReason
 
@@ -72,6 +73,7 @@ class Metrics(Observer, Collector):
         self._requests: Counter[tuple[str, ...]] = Counter()
         self._failed_commits: Counter[tuple[str, ...]] = Counter()
         self._failed_commits.update({(reason.value,): 0 for reason in FailureReason})
+        self._limited: Counter[tuple[str, ...]] = Counter({(name,): 0 for name in SETTINGS})
         self._users_erased = 0
         self._gap_messages_recovered = 0
         self._hashes_repaired = 0
@@ -118,6 +120,13 @@ class Metrics(Observer, Collector):
 
     def injected(self, caller: Caller, outcome: Outcome) -> None:
         self._messages[_kind(outcome.message), type(outcome).__name__.lower()] += 1
+        match outcome:
+            case Rejected(error=LimitExceeded(limit=limit)):
+                self.limited(limit)
+
+    def limited(self, limit: str) -> None:
+        """Something was refused, because it exceeds this limit."""
+        self._limited[limit,] += 1
 
     def erased(self, caller: Caller, uid: UID, result: EraseResult) -> None:
         self._users_erased += 1
@@ -166,6 +175,12 @@ class Metrics(Observer, Collector):
             "Commits that the store did not accept",
             ("reason",),
             lambda: self._failed_commits,
+        )
+        yield counters(
+            "limited",
+            "What was refused, or delayed, because it exceeds a limit",
+            ("limit",),
+            lambda: self._limited,
         )
         yield counter("users_erased", "Users that were erased", lambda: self._users_erased)
         yield counter(

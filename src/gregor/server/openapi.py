@@ -8,6 +8,7 @@ import msgspec
 from gregor.core.instant import MAX_TIME
 from gregor.core.item_history import ItemHistory
 from gregor.core.message import MAX_KEY, MAX_MSG_ID, InBandMessage, OutOfBandMessage
+from gregor.limits import DEFAULT_LIMITS, Limits
 from gregor.protocol.answers import (
     CountAnswer,
     EraseAnswer,
@@ -23,7 +24,6 @@ from gregor.protocol.frames import PAGE_ENTRIES
 from gregor.protocol.requests import (
     EPOCH_HEADER,
     JSON_LINES,
-    MAX_PREFIXES,
     MAX_STATE_ITEMS,
     ORDERS,
     SQLITE_FILE,
@@ -43,7 +43,8 @@ _ERRORS = {
     401: "The token is missing, invalid or expired",
     403: "The token belongs to another user",
     413: "The request, a message or a list is too large",
-    422: "A field is invalid; `field` names it",
+    422: "A field is invalid, and `field` names it; or more of something than the `limit` allows",
+    429: "A rate is used up, or there are too many connections; retry after `Retry-After` seconds",
     503: "Temporarily unavailable; retry after `Retry-After` seconds",
 }
 
@@ -64,6 +65,7 @@ def describe() -> JSONObject:
         ImportAnswer,
         PruneRequest,
         PruneAnswer,
+        Limits,
         ReadyAnswer,
         ProblemDocument,
     )
@@ -71,6 +73,7 @@ def describe() -> JSONObject:
         types, ref_template="#/components/schemas/{name}"
     )
     _relax_message(components)
+    _state_counts(components)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -96,6 +99,20 @@ def _relax_message(components: JSONObject) -> None:
         message["properties"][name]["readOnly"] = True
 
 
+def _state_counts(components: JSONObject) -> None:
+    """State how many parts a request and a message may have by default: GET /v1/limits says how
+    many they may have here."""
+    for schema, field, limit in (
+        ("BatchRequest", "messages", "messages"),
+        ("MultiUserRequest", "uids", "uids"),
+        ("Dismissal", "ranges", "ranges"),
+        ("Dismissal", "msg_ids", "msg_ids"),
+        ("Dismissal", "keys", "keys"),
+        ("Range", "skip_msg_ids", "skip_msg_ids"),
+    ):
+        components[schema]["properties"][field]["maxItems"] = getattr(DEFAULT_LIMITS, limit)
+
+
 def _paths() -> JSONObject:
     bodies = ("InBandMessage", "OutOfBandMessage", "BatchRequest", "MultiUserRequest")
     post = _operation(
@@ -113,11 +130,15 @@ def _paths() -> JSONObject:
     }
     user = "/v1/users/{uid}"
     device = _query("device_id", "Only what is visible on this device; by default, on any device")
-    prefix = _query(
+    prefixes = _query(
         "prefix",
         "Only categories that begin with this prefix, compared as bytes; can be repeated",
     )
-    prefix["schema"] = {"type": "array", "items": {"type": "string"}}
+    prefixes["schema"] = {
+        "type": "array",
+        "items": {"type": "string"},
+        "maxItems": DEFAULT_LIMITS.prefixes,
+    }
     by = _query(
         "by",
         "`segment`: the counts of the categories below one prefix, each cut before the first dot"
@@ -130,7 +151,7 @@ def _paths() -> JSONObject:
         "StateAnswer",
         device,
         at,
-        {**prefix, "schema": {**prefix["schema"], "maxItems": MAX_PREFIXES}},
+        prefixes,
         *_selections(),
     )
     since = _query("since", "A time or offset like `at`: messages from this instant on, inclusive")
@@ -157,6 +178,7 @@ def _paths() -> JSONObject:
     erase["responses"]["403"] = _problem("The token is not that of a service")
     return {
         "/v1/messages": {"post": post},
+        "/v1/limits": {"get": _limits()},
         user: {"delete": erase},
         "/v1/prune": {"post": _prune()},
         "/v1/export": {"get": _export("All users, for services")},
@@ -166,7 +188,7 @@ def _paths() -> JSONObject:
         f"{user}/state": {"get": state},
         f"{user}/count": {
             "get": _operation(
-                "Counts of visible items, per prefix", "CountAnswer", device, prefix, by
+                "Counts of visible items, per prefix", "CountAnswer", device, prefixes, by
             )
         },
         f"{user}/messages": {"get": messages},
@@ -176,6 +198,10 @@ def _paths() -> JSONObject:
         "/readyz": {"get": _ready()},
         "/metrics": {"get": _public("Prometheus metrics, at the admin address only")},
     }
+
+
+def _limits() -> JSONObject:
+    return _operation("What the server accepts, as it tells devices; 0: no limit", "Limits")
 
 
 def _prune() -> JSONObject:

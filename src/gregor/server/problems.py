@@ -1,13 +1,15 @@
 """Errors as problem documents (RFC 9457)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
 import msgspec
 from starlette.responses import Response
 
-from gregor.errors import Erased, GregorError, Unauthenticated, Unavailable
+from gregor.errors import Erased, GregorError, LimitExceeded, Unauthenticated, Unavailable
 from gregor.protocol.answers import ProblemDocument
+from gregor.protocol.frames import exceeded
 
 RETRY_AFTER_SECONDS = 1
 
@@ -29,11 +31,14 @@ def problem(
         error.field,
         tuple(problems),
         error.epoch if isinstance(error, Erased) else None,
+        *exceeded(error),
     )
     headers = dict(headers or {})
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    if isinstance(error, LimitExceeded) and error.retry_after_ms is not None:
+        headers["Retry-After"] = str(math.ceil(error.retry_after_ms / 1000))
     body = msgspec.json.encode(document)
     return Response(body, status, headers, media_type="application/problem+json")

@@ -51,6 +51,7 @@ def _api(service: Service) -> list[BaseRoute]:
         WebSocketRoute("/v1/connect", WebSocketEndpoint(service)),
         Route("/v1/messages", private(http.post_messages), methods=["POST"]),
         _UserRoute(user, private(http.delete_user), methods=["DELETE"]),
+        Route("/v1/limits", private(http.get_limits), methods=["GET"]),
         Route("/v1/prune", private(http.post_prune), methods=["POST"]),
         Route("/v1/export", private(exports.get_export), methods=["GET"]),
         Route(f"{user}/export", private(exports.get_user_export), methods=["GET"]),

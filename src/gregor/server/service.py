@@ -10,10 +10,12 @@ from gregor.core.instant import Time
 from gregor.core.message import UID, Message
 from gregor.errors import Forbidden, GregorError, Unavailable
 from gregor.interfaces import Caller, EraseResult, Outcome, Rejected
+from gregor.limits import DEFAULT_LIMITS, Limits
 from gregor.log_event import LogEvent
 from gregor.node.channel import Channel
 from gregor.node.conversation import Admission, Conversation, DeliveryCounts, Resumption
 from gregor.node.importing import import_export
+from gregor.node.limiter import Limiter
 from gregor.node.node import Node
 from gregor.node.pruning import Forgotten
 from gregor.protocol.answers import ImportAnswer
@@ -54,8 +56,12 @@ class Service:
         worker_metrics: WorkerMetrics | None = None,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
         descriptors: Descriptors | None = None,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self.node = node
+        self.limiter = Limiter(
+            limits, ids_days=node.pruner.retention.ids_days, on_limited=metrics.limited
+        )
         self.metrics = metrics
         self.timeouts = timeouts
         self.readiness = Readiness(node)

@@ -128,6 +128,12 @@ class EventStreamChannel:
             pass
 
 
+def _reconnect_ms(frame: Frame) -> int:
+    """Within what time to come back; not before what an error says."""
+    told = frame.retry_after_ms if isinstance(frame, Error) else None
+    return max(RECONNECT_MS, 2 * (told or 0))
+
+
 def as_event(send: Send, jitter: Callable[[], float] = random.random) -> str:
     """A frame as an event. An event has an id if a client can resume from it: not a page of a
     snapshot that is followed by more pages. The first and the last event of a stream say when to
@@ -139,7 +145,7 @@ def as_event(send: Send, jitter: Callable[[], float] = random.random) -> str:
         case SyncPage(cursor=cursor) | Messages(cursor=cursor):
             lines.insert(0, f"id: {cursor}")
         case Welcome() | Error() | UserErased():
-            lines.insert(0, f"retry: {round(RECONNECT_MS * (0.5 + jitter() / 2))}")
+            lines.insert(0, f"retry: {round(_reconnect_ms(send.frame) * (0.5 + jitter() / 2))}")
         case GoAway(within_ms):
             # Not at once: a browser repeats this until it gets an answer.
             lines.insert(0, f"retry: {round(within_ms * (0.5 + jitter() / 2))}")

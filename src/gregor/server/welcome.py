@@ -15,6 +15,7 @@ WELCOME = """This is Gregor.
   DELETE /v1/users/UID           erase a user
   WS   /v1/connect               the connection of a device
   POST /v1/prune                 forget what is past for long
+  GET  /v1/limits                what this server accepts
 
 /openapi.json describes the HTTP API, at the address of --admin-listen.
 """

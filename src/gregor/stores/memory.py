@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from msgspec import structs
+from msgspec.json import encode
 
 from gregor.core.deployment import Deployment
 from gregor.core.export import (
@@ -31,6 +32,7 @@ from gregor.core.history import (
     stored_too_late,
     wrong_epoch,
 )
+from gregor.core.holdings import Holdings, refusal
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.item_history import Author, Authored, ItemHistory, Trace, history_of
 from gregor.core.message import UID, Category, DeviceID, Digest, InBandMessage, MsgID, dismiss
@@ -58,7 +60,7 @@ from gregor.core.sync import (
     what_is_left,
 )
 from gregor.core.visibility import At, Now, has_begun, has_expired
-from gregor.errors import Conflict, Erased, InvalidMessage
+from gregor.errors import Conflict, Erased, InvalidMessage, LimitExceeded
 from gregor.interfaces import (
     NEVER_ERASED,
     Duplicate,
@@ -71,6 +73,7 @@ from gregor.interfaces import (
     Stored,
     StoreOutcome,
 )
+from gregor.limits import NO_LIMITS, Limits
 from gregor.stores.new_deployment import new_deployment
 
 STEP_USERS = 100
@@ -78,10 +81,12 @@ STEP_USERS = 100
 
 
 class MemoryStateMachine(StateMachineOfRecord):
-    """A StateMachineOfRecord that is as durable as this object."""
+    """A StateMachineOfRecord that is as durable as this object. New messages that would give a user
+    more than the `limits` allow are rejected."""
 
-    def __init__(self, clock: Callable[[], Time]) -> None:
+    def __init__(self, clock: Callable[[], Time], limits: Limits = NO_LIMITS) -> None:
         self._clock = clock
+        self._limits = limits
         self._users: dict[UID, _UserLog] = {}
         self._deployment = new_deployment()
 
@@ -92,7 +97,7 @@ class MemoryStateMachine(StateMachineOfRecord):
         now = self._clock()
         for slot in slots:
             user = self._users.setdefault(slot.message.uid, _UserLog())
-            slot.outcome = user.consume(slot, now)
+            slot.outcome = user.consume(slot, now, self._limits)
         for slot in slots:  # only now: what the outcomes say is as of the end of the batch
             user = self._users[slot.message.uid]
             slot.outcome = user.judged(slot.outcome, now)
@@ -229,19 +234,32 @@ class _UserLog:
         self.pruned: dict[MsgID, _PrunedID] = {}
         self._authors: dict[MsgID, Author] = {}
 
-    def consume(self, slot: Slot, now: Time) -> StoreOutcome:
-        outcome = self._consume(slot, now)
+    def consume(self, slot: Slot, now: Time, limits: Limits = NO_LIMITS) -> StoreOutcome:
+        outcome = self._consume(slot, now, limits)
         if isinstance(outcome, Stored) and slot.author is not None:
             self._authors[outcome.message.msg_id] = slot.author
         return outcome
 
-    def _consume(self, slot: Slot, now: Time) -> StoreOutcome:
+    def _consume(self, slot: Slot, now: Time, limits: Limits) -> StoreOutcome:
         message, epoch = slot.message, self.erasure.epoch
         if slot.epoch is not None and slot.epoch != epoch:
             return Rejected(message, wrong_epoch(slot.epoch, epoch))
         if message.msg_id in self._by_msg_id or message.msg_id in self.pruned:
             return self._resolve_known_id(message)
-        return self._replay(message) if message.stamped else self._store(message, now)
+        if message.stamped:
+            return self._replay(message)
+        exceeded = None if limits is NO_LIMITS else self._exceeded_by(message, now, limits)
+        return self._store(message, now) if exceeded is None else Rejected(message, exceeded)
+
+    def _exceeded_by(
+        self, message: InBandMessage, now: Time, limits: Limits
+    ) -> LimitExceeded | None:
+        """Why the user may not have what the message adds to what it leaves, if so."""
+        stored = message.stamp(self.time.next_ctime(now), self.time.clock)
+        had = _holdings(self.facts, self._by_msg_id, now)
+        known = {**self._by_msg_id, message.msg_id: stored}
+        has = _holdings(self.facts.replay(stored), known, now)
+        return refusal(had, has.minus(had), limits)
 
     def _resolve_known_id(self, message: InBandMessage) -> StoreOutcome:
         known, pruned = self._by_msg_id.get(message.msg_id), self.pruned.get(message.msg_id)
@@ -549,6 +567,17 @@ class _UserLog:
             # A cursor of the store that wrote the file cannot hear of these.
             clock = mark = clock + 1
         self.time = UserTime(clock, mark, max(self.time.floor, user.floor))
+
+
+def _holdings(facts: Facts, known: Mapping[MsgID, InBandMessage], now: Time) -> Holdings:
+    """What a user has of whom these messages are known."""
+    live = [item for item in facts.items.values() if not item.expired(now)]
+    return Holdings(
+        len(live),
+        sum(len(encode(known[item.msg_id])) for item in live),
+        sum(not has_begun(item.starts_at, now) for item in live),
+        sum(msg_id not in known for msg_id in facts.tombstones),
+    )
 
 
 def _found(known: _PrunedID, ctime: Time, digest: Digest) -> Verdict:

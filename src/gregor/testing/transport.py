@@ -14,8 +14,10 @@ from gregor.core.instant import Time
 from gregor.core.message import UID, Message
 from gregor.errors import Unauthenticated
 from gregor.interfaces import HOLDS_FOREVER, Caller, Outcome, Rejected
+from gregor.limits import NO_LIMITS, Limits
 from gregor.node.channel import NO_SOCKET, ChannelClosed
 from gregor.node.conversation import Admission, Conversation, DeliveryCounts
+from gregor.node.limiter import Limiter
 from gregor.node.node import Node
 from gregor.protocol.effects import Close, Send
 
@@ -125,7 +127,7 @@ class MemoryServer:
 
     While `reachable` is False, new connections fail. `delay` is called before each frame and
     returns its delay in seconds. `lost` is called with each frame and returns whether it is lost;
-    its connection then breaks.
+    its connection then breaks. Unless it is told `limits`, its users may do as much as they like.
     """
 
     def __init__(
@@ -135,8 +137,10 @@ class MemoryServer:
         authenticate: Callable[[str], UID] = token_is_uid,
         delay: Delay = no_delay,
         lost: Lost = nothing_is_lost,
+        limits: Limits = NO_LIMITS,
     ) -> None:
         self.node = node
+        self.limiter = Limiter(limits, ids_days=node.pruner.retention.ids_days)
         self.reachable = True
         self.delay = delay
         self.lost = lost

@@ -10,6 +10,7 @@ import msgspec
 from gregor.stores.sql.statements import BulkStatement, Statement, columns_of
 
 ROWS = "rows"  # the parameter that holds the input rows, as a JSON array of arrays
+_SIZE = re.compile(r"database_size\(([\w.]+)\)")
 _PARAMETER = re.compile(r"(?<!:):(\w+)")
 
 
@@ -27,6 +28,7 @@ class Dialect(NamedTuple):
     name: str
     json_rows: str  # a table of the elements of the JSON array in :rows
     clock: str  # the database's clock in microseconds, at evaluation
+    size: str  # of the text in {}, in bytes
     tables: str  # a table of the `name` of each table
     has_numbered_parameters: bool  # $1, $2, … instead of :name
     has_row_locks: bool  # transactions run concurrently and lock rows; otherwise one at a time
@@ -36,6 +38,7 @@ SQLITE = Dialect(
     "sqlite",
     "json_each(:rows)",
     "database_now()",  # a function of ours: the process that holds the file has the only clock
+    "length(CAST({} AS BLOB))",
     "sqlite_master",
     has_numbered_parameters=False,
     has_row_locks=False,
@@ -44,6 +47,7 @@ POSTGRESQL = Dialect(
     "postgresql",
     "json_array_elements(CAST(:rows AS json))",
     "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)",
+    "octet_length({})",
     "(SELECT relname AS name FROM pg_class WHERE pg_table_is_visible(oid)) AS visible",
     has_numbered_parameters=True,
     has_row_locks=True,
@@ -59,6 +63,7 @@ def sql_of(statement: Statement[object], dialect: Dialect) -> SQL:
         columns = ", ".join(_input_column(n, *column) for n, column in enumerate(types))
         text = f"WITH input AS (SELECT {columns} FROM {dialect.json_rows}) {text}"
     text = text.replace("database_now()", dialect.clock)
+    text = _SIZE.sub(lambda match: dialect.size.format(match[1]), text)
     text = text.replace("database_tables", dialect.tables)
     names = tuple(dict.fromkeys(_PARAMETER.findall(text)))
     if dialect.has_numbered_parameters:

@@ -15,6 +15,7 @@ from typing import IO, Any, NamedTuple, Self, TypeVar
 from gregor.core.deployment import Deployment
 from gregor.core.export import ExportPage, ExportPlace, ImportPart, Verdict
 from gregor.core.history import Cutoff
+from gregor.core.holdings import Holdings
 from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.item_history import ItemHistory
 from gregor.core.message import UID, Category, DeviceID, InBandMessage, MsgID
@@ -38,7 +39,9 @@ from gregor.interfaces import (
     Stored,
     StoreOutcome,
 )
+from gregor.limits import NO_LIMITS, Limits
 from gregor.log_event import LogEvent
+from gregor.stores.sql.allowance import Allowance, CountedUsers
 from gregor.stores.sql.database import (
     CommitUnknown,
     Database,
@@ -114,6 +117,8 @@ class SQLStateMachine(StateMachineOfRecord):
 
     `schema` is the database's as it was last read: the schema may change while nodes run.
 
+    New messages that would give a user more than the `limits` allow are rejected.
+
     A database that is one of several shards, or `may_become_shard` while it is open, is asked in
     every transaction whether it holds the users. A file cannot: this process alone can open it.
     """
@@ -126,6 +131,7 @@ class SQLStateMachine(StateMachineOfRecord):
         *,
         clock_check_seconds: float | None = None,
         may_become_shard: bool = True,
+        limits: Limits = NO_LIMITS,
     ) -> None:
         self.database = database
         self.skew: Time = 0
@@ -134,6 +140,8 @@ class SQLStateMachine(StateMachineOfRecord):
         self._registration = None if clock_check_seconds is None else Registration(database)
         self._clock_check_seconds = clock_check_seconds
         self._any_bucket = not may_become_shard
+        self._limits = limits
+        self._counted = CountedUsers()
         self._clock = clock
         self._committed = committed
         self._queue: deque[_PendingBatch] = deque()
@@ -287,9 +295,16 @@ class SQLStateMachine(StateMachineOfRecord):
     async def _consume(
         self, consume: Consume, slots: Sequence[Slot], now: Time
     ) -> list[StoreOutcome]:
-        return await self.database.write(
-            lambda c: consume(c, slots, now, any_bucket=self._any_bucket)
+        if not any(getattr(self._limits, name) for name in Holdings._fields):
+            return await self.database.write(
+                lambda c: consume(c, slots, now, any_bucket=self._any_bucket)
+            )
+        allowance = Allowance(self._limits, self._counted, now)
+        outcomes = await self.database.write(
+            lambda c: consume(c, slots, now, any_bucket=self._any_bucket, allowance=allowance)
         )
+        allowance.committed()
+        return outcomes
 
     async def _resolve_unknown_commit(
         self, slots: Sequence[Slot], now: Time, expected: list[StoreOutcome]

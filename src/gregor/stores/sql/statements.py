@@ -1,7 +1,8 @@
 """Every SQL statement of a store: why it is needed, its text, its parameters, the type of its rows.
 
 The text is the same for SQLite and PostgreSQL. `:name` is a parameter; `database_now()` is the
-database's clock in microseconds; `database_tables` lists its tables. A statement about many rows
+database's clock in microseconds; `database_size(…)` is the size of a text in bytes;
+`database_tables` lists its tables. A statement about many rows
 reads them from the table `input`: each dialect makes that table of one JSON parameter (decision 2),
 so a statement is prepared once, whatever the number of rows.
 """
@@ -503,7 +504,8 @@ SUCCESSORS = BulkStatement(
 
 
 class DeadItem(NamedTuple):
-    """An item that has died, and the ctime of the message of which it died."""
+    """An item that has died, and the ctime of the message of which it died; `size` is that of its
+    own message."""
 
     uid: UID
     msg_id: MsgID
@@ -511,6 +513,8 @@ class DeadItem(NamedTuple):
     device_id: DeviceID | None
     expires_at: Time
     dismissed_at: Time
+    starts_at: Time | None
+    size: int
 
 
 _DISMISS = """
@@ -518,7 +522,8 @@ _DISMISS = """
     WHERE messages.uid = input.uid AND messages.msg_id = input.msg_id
         AND messages.category IS NOT NULL AND {condition}
     RETURNING messages.uid, messages.msg_id, messages.ctime, messages.device_id,
-        messages.expires_at, messages.dismissed_at
+        messages.expires_at, messages.dismissed_at, messages.starts_at,
+        database_size(messages.message) AS size
     """
 
 # Dismiss the items that are not dead. Each id occurs once.
@@ -601,6 +606,98 @@ DELETE_TOMBSTONES = BulkStatement(
     """,
     ItemKey,
     no_row,
+)
+
+
+class HeldItems(NamedTuple):
+    """How many items a user has, the bytes of their messages, and how many have not begun."""
+
+    uid: UID
+    items: int
+    bytes: int
+    scheduled: int
+
+
+_HELD = """
+    input.uid, count(messages.uid) AS items,
+    CAST(coalesce(sum(database_size(messages.message)), 0) AS BIGINT) AS bytes,
+    count(CASE WHEN messages.starts_at > input.ctime THEN 1 END) AS scheduled
+"""
+
+# What users have that is limited. Reads all that is live, so it is not asked with every batch.
+HOLDINGS = BulkStatement(
+    f"""
+    SELECT {_HELD}
+    FROM input LEFT JOIN messages ON messages.uid = input.uid AND {_live("input.ctime")}
+    GROUP BY input.uid
+    """,
+    UserClock,
+    HeldItems._make,
+)
+
+
+class UserSince(NamedTuple):
+    """The messages of a user after a clock, as of a time."""
+
+    uid: UID
+    clock: Time
+    ctime: Time
+
+
+# What users have got since a clock, dead or not: another process has stored it.
+HOLDINGS_SINCE = BulkStatement(
+    f"""
+    SELECT {_HELD}
+    FROM input LEFT JOIN messages ON messages.uid = input.uid
+        AND messages.ctime > input.clock AND messages.category IS NOT NULL
+    GROUP BY input.uid
+    """,
+    UserSince,
+    HeldItems._make,
+)
+
+
+class TombstoneCount(NamedTuple):
+    uid: UID
+    tombstones: int
+
+
+TOMBSTONE_COUNTS = BulkStatement(
+    """
+    SELECT input.uid, count(*) AS tombstones
+    FROM input JOIN dismissed_ids ON dismissed_ids.uid = input.uid GROUP BY input.uid
+    """,
+    UserKey,
+    TombstoneCount._make,
+)
+
+# Which of these ids would become tombstones: no message has them, and no dismissal named them yet.
+NEW_TOMBSTONES = BulkStatement(
+    """
+    SELECT input.uid, input.msg_id FROM input
+    WHERE NOT EXISTS (
+        SELECT 1 FROM messages
+        WHERE messages.uid = input.uid AND messages.msg_id = input.msg_id
+    ) AND NOT EXISTS (
+        SELECT 1 FROM dismissed_ids
+        WHERE dismissed_ids.uid = input.uid AND dismissed_ids.msg_id = input.msg_id
+    )
+    """,
+    ItemKey,
+    ItemKey._make,
+)
+
+# The live item whose place a new one of the same key and scope takes.
+LIVE_PREDECESSOR = BulkStatement(
+    f"""
+    SELECT {_HELD}
+    FROM input JOIN messages ON messages.uid = input.uid AND messages.key = input.key
+        AND coalesce(messages.device_id, '') = coalesce(input.device_id, '')
+        AND messages.key IS NOT NULL AND {_live("input.ctime")}
+    GROUP BY input.uid
+    """,
+    KeyedItem,
+    HeldItems._make,
 )
 
 

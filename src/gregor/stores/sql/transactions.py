@@ -16,9 +16,10 @@ from gregor.core.item_history import Author
 from gregor.core.message import UID, InBandMessage
 from gregor.core.sync import UserTime
 from gregor.core.visibility import has_begun, has_expired
-from gregor.errors import Conflict, InvalidMessage, WrongShard
+from gregor.errors import Conflict, InvalidMessage, LimitExceeded, WrongShard
 from gregor.interfaces import Duplicate, Rejected, Slot, Stored, StoreOutcome
 from gregor.stores.sql import statements
+from gregor.stores.sql.allowance import Allowance
 from gregor.stores.sql.database import DatabaseConnection, UniqueViolation
 from gregor.stores.sql.deaths import Deaths, StoredBatch, store_deaths
 from gregor.stores.sql.hashes import Change, check_sums, update_hashes
@@ -47,9 +48,11 @@ def consume(
     now: Time,
     *,
     any_bucket: bool = False,
+    allowance: Allowance | None = None,
 ) -> list[StoreOutcome]:
     """Store a batch, and return the outcome of each message. Runs inside a transaction.
-    With `any_bucket`, messages are accepted whichever shard holds their users.
+    With `any_bucket`, messages are accepted whichever shard holds their users. The `allowance` says
+    what new messages may add.
 
     Facts are order-free, so the messages are not processed one by one: first all new messages are
     stored, then all deaths that follow from old or new facts.
@@ -59,7 +62,10 @@ def consume(
     closed = {} if any_bucket else closed_users(connection, {s.message.uid for s in slots})
     known, dead = _read_known(connection, slots)
     pruned = _read_pruned(connection, slots, users)
-    return _consume(connection, slots, now, _Log(connection, users, closed, known, pruned), dead)
+    if allowance is not None:
+        allowance.open(connection, users, slots)
+    log = _Log(connection, users, closed, known, pruned, allowance=allowance)
+    return _consume(connection, slots, now, log, dead)
 
 
 def consume_new(
@@ -68,16 +74,20 @@ def consume_new(
     now: Time,
     *,
     any_bucket: bool = False,
+    allowance: Allowance | None = None,
 ) -> list[StoreOutcome]:
     """The same for messages that are not stamped and whose ids are new; raises UniqueViolation if
     an id is known. It may be known also of a message that cannot be stored as a new one."""
     users = _lock_users(connection, {slot.message.uid for slot in slots})
     closed = {} if any_bucket else closed_users(connection, {s.message.uid for s in slots})
-    log = _Log(connection, users, closed, {}, _read_pruned(connection, slots, users))
+    pruned = _read_pruned(connection, slots, users)
+    if allowance is not None:
+        allowance.open(connection, users, slots)
+    log = _Log(connection, users, closed, {}, pruned, allowance=allowance)
     outcomes = _consume(connection, slots, now, log, frozenset())
     for outcome in outcomes:
         match outcome:
-            case Rejected(error=InvalidMessage()):
+            case Rejected(error=InvalidMessage() | LimitExceeded()):
                 raise UniqueViolation("a message was refused before its id was looked up")
     return outcomes
 
@@ -144,6 +154,7 @@ class _Log:
         pruned: Mapping[ItemKey, PrunedMessage],
         *,
         origin: _Origin = _Origin.SENDERS,
+        allowance: Allowance | None = None,
     ) -> None:
         self.users = users
         self.times = {
@@ -156,6 +167,7 @@ class _Log:
         self._closed = closed
         self._known = known
         self._origin = origin
+        self.allowance = allowance
         self._authors: dict[ItemKey, Author] = {}
         self._pending: list[InBandMessage] = []  # to be inserted together
 
@@ -171,6 +183,9 @@ class _Log:
             return _resolve_known_id(message, self._known[key])
         if key in self.pruned:
             return _resolve_pruned_id(message, self.pruned[key])
+        exceeded = self._exceeded_by(message)
+        if exceeded is not None:
+            return Rejected(message, exceeded)
         if slot.author is not None:
             self._authors[key] = slot.author
         outcome = self._add_new(message, now)
@@ -178,7 +193,15 @@ class _Log:
             case Stored(stored):
                 self._known[key] = stored
                 self.stored.append(stored)
+                if self.allowance is not None:
+                    self.allowance.add(stored)
         return outcome
+
+    def _exceeded_by(self, message: InBandMessage) -> LimitExceeded | None:
+        """What stands against a new message. A replay is not limited."""
+        if self.allowance is None or message.stamped:
+            return None
+        return self.allowance.against(message)
 
     def _epoch_of(self, uid: UID) -> Time:
         user = self.users.get(uid)
@@ -275,6 +298,8 @@ def _consume(
     log.flush()
     deaths = store_deaths(connection, StoredBatch(log.stored, log.late, log.users, now))
     _update_users(connection, log, deaths, now)
+    if log.allowance is not None:
+        log.allowance.close({uid: time.clock for uid, time in log.times.items()}, deaths.died)
     deaths = deaths._replace(dead=deaths.dead | dead | log.pruned.keys())
     return [_judged(outcome, deaths, now) for outcome in outcomes]
 
