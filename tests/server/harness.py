@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NamedTuple, Self, TypeAlias
 
 import httpx
-import uvicorn
 from pydantic import SecretStr
 from starlette.types import ASGIApp
 from websockets.asyncio.client import ClientConnection, connect
@@ -20,7 +19,7 @@ from gregor.config import Auth, Settings
 from gregor.core.instant import SECOND
 from gregor.server.app import Server
 from gregor.server.auth import Identity, Role, make_token
-from gregor.server.process import config, listen
+from gregor.server.process import GuardedServer, config, listen
 from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.state_machine import SQLStateMachine
 
@@ -31,14 +30,14 @@ IN_A_FLEET = {"migrate": True, "lame_duck_seconds": 0, "drain_seconds": 0}
 SECRET = "a secret that is long enough for HS256"
 
 
-class InProcess(uvicorn.Server):
+class InProcess(GuardedServer):
     """uvicorn without signal handling. It stops as soon as `stop_requested` is set, instead of at
     its next tick."""
 
-    def __init__(self, app: ASGIApp, lifespan: str = "off") -> None:
+    def __init__(self, app: ASGIApp, lifespan: str = "off", **options: Any) -> None:
         settings = config(app)
         settings.lifespan = "on" if lifespan == "on" else "off"
-        super().__init__(settings)
+        super().__init__(settings, **options)
         self.stop_requested = asyncio.Event()
 
     @contextmanager
@@ -81,10 +80,11 @@ class Served(NamedTuple):
 
 
 @asynccontextmanager
-async def listening(app: ASGIApp, lifespan: str = "off") -> AsyncIterator[int]:
-    """Serve the app on an ephemeral loopback port, and yield the port."""
+async def listening(app: ASGIApp, lifespan: str = "off", **options: Any) -> AsyncIterator[int]:
+    """Serve the app on an ephemeral loopback port, and yield the port. The options are those of
+    GuardedServer."""
     with listen("127.0.0.1", 0) as sock:
-        process = InProcess(app, lifespan)
+        process = InProcess(app, lifespan, **options)
         task = asyncio.create_task(process.serve([sock]))
         try:
             yield sock.getsockname()[1]
@@ -103,7 +103,11 @@ async def serving(settings: Settings | None = None, **options: Any) -> AsyncIter
 @asynccontextmanager
 async def running(server: Server) -> AsyncIterator[Served]:
     """Open the server, and serve it."""
-    async with server, listening(server.app) as port, http_client(port) as http:
+    parts = {
+        "connections": server.service.open_connections,
+        "errors": server.service.peer_errors,
+    }
+    async with server, listening(server.app, **parts) as port, http_client(port) as http:
         yield Served(server, http, f"ws://127.0.0.1:{port}/v1/connect")
 
 

@@ -13,12 +13,19 @@ from gregor.core.message import UID, Message
 from gregor.interfaces import Caller, EraseResult, Rejected
 from gregor.node.node import Node
 from gregor.server.auth import Authenticator, OpenAuthenticator
-from gregor.server.composition import Parts, authenticator_of, descriptors_of
+from gregor.server.composition import (
+    Parts,
+    authenticator_of,
+    connection_limits_of,
+    descriptors_of,
+)
 from gregor.server.descriptors import Descriptors
 from gregor.server.going_away import draining_on_stop
 from gregor.server.loopback import LoopbackOnly
 from gregor.server.metrics import Metrics
+from gregor.server.open_connections import DEFAULT_LIMITS, ConnectionLimits
 from gregor.server.origins import AllowedOrigins
+from gregor.server.peer_errors import KnownClients
 from gregor.server.request_metrics import RequestMetrics
 from gregor.server.routes import make_app
 from gregor.server.service import DEFAULT_TIMEOUTS, Service, Timeouts
@@ -62,6 +69,7 @@ class Server:
         worker_metrics: WorkerMetrics | None = None,
         parts: AbstractAsyncContextManager[object] | None = None,
         descriptors: Descriptors | None = None,
+        connection_limits: ConnectionLimits = DEFAULT_LIMITS,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
         allow_origin: Iterable[str] = (),
         lame_duck_seconds: float = 0.0,
@@ -78,6 +86,7 @@ class Server:
             worker_metrics=worker_metrics,
             timeouts=timeouts,
             descriptors=descriptors,
+            connection_limits=connection_limits,
         )
         is_open = isinstance(authenticator, OpenAuthenticator)
         origins = AllowedOrigins(allow_origin, only_local=is_open)
@@ -87,6 +96,7 @@ class Server:
             self.app = LoopbackOnly(self.app, origins)
         self.app = AnswerHeaders(WebPages(self.app, origins))
         self.app = RequestMetrics(self.app, endpoints.routes, self.metrics.answered)
+        self.app = KnownClients(self.app)
         self._parts = parts or nullcontext()
         self._worker_metrics = worker_metrics
         self._lame_duck_seconds = lame_duck_seconds
@@ -113,6 +123,7 @@ class Server:
             worker_metrics=worker_metrics,
             parts=parts.opened(),
             descriptors=descriptors_of(settings),
+            connection_limits=connection_limits_of(settings),
             timeouts=timeouts,
             allow_origin=settings.allow_origin,
             lame_duck_seconds=settings.lame_duck,

@@ -285,7 +285,7 @@ async def get_events(service: Service, request: Request, identity: Identity) -> 
     device_id = _device(request) or f"events-{new_msg_id()}"
     if service.draining:
         return only_event(GoAway(TRY_ANOTHER_AFTER_MS))
-    service.descriptors.require_one_for_device()
+    service.open_connections.require_room_for_device()
     issued_at = identity.issued_at if identity.role is Role.DEVICE else HOLDS_FOREVER
     admission = Admission(uid, identity.accepted_until, issued_at)
     return EventStream(service, Resumption(admission, device_id, cursor, _epoch(request)))
@@ -369,9 +369,9 @@ async def on_http_exception(request: Request, exception: Exception) -> Response:
     """The router's errors (404 and 405) as problem documents."""
     assert isinstance(exception, HTTPException)
     if exception.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        error = MethodNotAllowed(f"{request.url.path} does not support {request.method}")
+        error = MethodNotAllowed(f"{request.scope['path']} does not support {request.method}")
         return problem(error, exception.headers)
-    return problem(NotFound(f"no resource at {request.url.path}"))
+    return problem(NotFound(f"no resource at {request.scope['path']}"))
 
 
 async def on_exception(request: Request, exception: Exception) -> Response:
@@ -455,12 +455,18 @@ def _time(request: Request, name: str) -> TimeOrOffset | None:
     return query_time(name, request.query_params.get(name))
 
 
+_TOO_LARGE = f"a request has at most {MAX_REQUEST} bytes; send several requests"
+
+
 async def _body(request: Request) -> bytes:
+    length = request.headers.get("content-length", "0")
+    if length.isascii() and length.isdigit() and int(length) > MAX_REQUEST:
+        raise TooLarge(_TOO_LARGE)  # before a byte of it is read
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_REQUEST:
-            raise TooLarge(f"a request has at most {MAX_REQUEST} bytes; send several requests")
+            raise TooLarge(_TOO_LARGE)
     return bytes(body)
 
 

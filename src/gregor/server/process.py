@@ -8,25 +8,29 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from gregor.clock import now
-from gregor.config import KEEP_ALIVE_SECONDS, Settings
+from gregor.config import Settings
 from gregor.core.instant import Time
 from gregor.errors import SetupError
 from gregor.log_event import LogEvent
 from gregor.protocol.frames import MAX_FRAME
+from gregor.server.acceptor import Acceptor
 from gregor.server.app import Server
-from gregor.server.composition import warn_of_short_history
-from gregor.server.descriptors import Descriptors, raise_limit
+from gregor.server.composition import tls_of, warn_of_short_history
+from gregor.server.deadlines import Deadlines
+from gregor.server.descriptors import raise_limit
 from gregor.server.guarded_http import GuardedHTTP
+from gregor.server.open_connections import ClientConnection, OpenConnections
+from gregor.server.peer_errors import PeerErrors
 from gregor.server.service import WRITE_TIMEOUT_SECONDS
 from gregor.server.socket import DirectWebSocket
+from gregor.server.tls import TLS
 from gregor.urls import redacted
 
 log = logging.getLogger("gregor.server")
@@ -37,10 +41,14 @@ async def serve(settings: Settings, clock: Callable[[], Time] = now) -> None:
     send the devices away, and return. Raises SetupError if the server cannot start, and any error
     that ends it early."""
     raise_limit()
+    tls = tls_of(settings)
     with listen(*settings.address) as listener:
         async with Server.from_settings(settings, clock) as server:
-            process = Process(server, settings.keep_alive_seconds)
-            with on_stop_signals(process.request_stop):
+            process = Process(server, tls)
+            with (
+                on_stop_signals(process.request_stop),
+                on_reload_signal(None if tls is None else tls.reload),
+            ):
                 announce(listener, settings)
                 await process.serve_on(listener)
     log.info(LogEvent("stopped"))
@@ -49,10 +57,11 @@ async def serve(settings: Settings, clock: Callable[[], Time] = now) -> None:
 def announce(listener: socket.socket, settings: Settings) -> None:
     """Log the URL at which the server answers, and what may be a mistake in its settings."""
     host, port = listener.getsockname()[:2]
+    scheme = "http" if settings.tls_cert is None else "https"
     log.info(
         LogEvent(
             "serving",
-            url=f"http://{host}:{port}",
+            url=f"{scheme}://{host}:{port}",
             store=", ".join(map(redacted, settings.stores.values())),
         )
     )
@@ -78,16 +87,13 @@ def _shorten_switch_interval() -> None:
 def config(
     app: ASGIApp,
     ws: type[WebSocketsSansIOProtocol] | Literal["websockets-sansio"] = DirectWebSocket,
-    *,
-    keep_alive_seconds: int = KEEP_ALIVE_SECONDS,
-    descriptors: Descriptors | None = None,
 ) -> uvicorn.Config:
     """The configuration of uvicorn. Messages are small and frequent, so they are not compressed."""
     return uvicorn.Config(
         app,
         lifespan="off",
-        http=partial(GuardedHTTP, descriptors or Descriptors()),  # type: ignore[arg-type]
-        timeout_keep_alive=keep_alive_seconds,
+        http=GuardedHTTP,
+        proxy_headers=False,  # GuardedHTTP believes those of trusted proxies
         ws=ws,
         ws_max_size=MAX_FRAME,
         ws_per_message_deflate=False,
@@ -110,6 +116,20 @@ def on_stop_signals(request_stop: Callable[[], None]) -> Iterator[None]:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+@contextmanager
+def on_reload_signal(reload: Callable[[], None] | None) -> Iterator[None]:
+    """While the block runs, SIGHUP calls `reload`, if there is something to reload."""
+    if reload is None:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -135,17 +155,54 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-class Process(uvicorn.Server):
+class GuardedServer(uvicorn.Server):
+    """uvicorn that accepts connections as an Acceptor does, and serves each with GuardedHTTP."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        connections: OpenConnections | None = None,
+        errors: PeerErrors | None = None,
+        tls: TLS | None = None,
+    ) -> None:
+        super().__init__(config)
+        self._connections = connections or OpenConnections()
+        self._errors = errors or PeerErrors()
+        self._tls = tls
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        deadlines = Deadlines(asyncio.get_running_loop())
+
+        def new_protocol(connection: ClientConnection) -> asyncio.Protocol:
+            return GuardedHTTP(
+                self._connections,
+                self._errors,
+                deadlines,
+                config=self.config,
+                server_state=self.server_state,
+                app_state={},
+                connection=connection,
+            )
+
+        await self.lifespan.startup()
+        acceptors = [
+            Acceptor(sock, new_protocol, self._connections, self._errors, deadlines, self._tls)
+            for sock in sockets or ()
+        ]
+        self.servers: list[Any] = acceptors
+        for acceptor in acceptors:
+            acceptor.start()
+        self.started = True
+
+
+class Process(GuardedServer):
     """uvicorn around an open Server. It stops after the server has sent its devices away."""
 
-    def __init__(self, server: Server, keep_alive_seconds: int = KEEP_ALIVE_SECONDS) -> None:
-        super().__init__(
-            config(
-                server.app,
-                keep_alive_seconds=keep_alive_seconds,
-                descriptors=server.service.descriptors,
-            )
-        )
+    def __init__(self, server: Server, tls: TLS | None = None) -> None:
+        service = server.service
+        super().__init__(config(server.app), service.open_connections, service.peer_errors, tls)
+        if tls is not None:
+            server.metrics.readings += tls.readings()
         self._server = server
         self._stop_requested = asyncio.Event()
 
@@ -163,13 +220,14 @@ class Process(uvicorn.Server):
         """Serve until a requested stop is complete."""
         _tune_garbage_collector()
         _shorten_switch_interval()
-        descriptors = self._server.service.descriptors
-        descriptors.check()
-        asyncio.get_running_loop().set_exception_handler(descriptors.on_loop_exception)
+        self._server.service.descriptors.check()
         async with asyncio.TaskGroup() as tasks:
-            drain = tasks.create_task(self._drain_on_request())
+            background = [tasks.create_task(self._drain_on_request())]
+            if self._tls is not None:
+                background.append(tasks.create_task(self._tls.check_periodically()))
             await self.serve([listener])
-            drain.cancel()
+            for task in background:
+                task.cancel()
 
     async def _drain_on_request(self) -> None:
         await self._stop_requested.wait()

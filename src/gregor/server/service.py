@@ -8,7 +8,13 @@ from typing import Any, NamedTuple, Self
 
 from gregor.core.instant import Time
 from gregor.core.message import UID, Message
-from gregor.errors import Forbidden, GregorError, Unavailable
+from gregor.errors import (
+    Forbidden,
+    GregorError,
+    NotYetValid,
+    Unauthenticated,
+    Unavailable,
+)
 from gregor.interfaces import Caller, EraseResult, Outcome, Rejected
 from gregor.log_event import LogEvent
 from gregor.node.channel import Channel
@@ -21,6 +27,8 @@ from gregor.server.auth import Authenticator, Identity, Role
 from gregor.server.connections import Connections
 from gregor.server.descriptors import Descriptors
 from gregor.server.metrics import Metrics, Reading, counter, gauge
+from gregor.server.open_connections import DEFAULT_LIMITS, ConnectionLimits, OpenConnections
+from gregor.server.peer_errors import CLIENT_HOST, PeerError, PeerErrors
 from gregor.server.readiness import Readiness
 from gregor.server.worker_metrics import WorkerMetrics
 
@@ -54,6 +62,7 @@ class Service:
         worker_metrics: WorkerMetrics | None = None,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
         descriptors: Descriptors | None = None,
+        connection_limits: ConnectionLimits = DEFAULT_LIMITS,
     ) -> None:
         self.node = node
         self.metrics = metrics
@@ -61,10 +70,14 @@ class Service:
         self.readiness = Readiness(node)
         self.connections = Connections()
         self.descriptors = descriptors or Descriptors()
+        self.open_connections = OpenConnections(connection_limits, self.descriptors)
+        self.peer_errors = PeerErrors(connection_limits.trusted)
         metrics.readings += [
             *self._readings(),
             *self.connections.readings(),
             *self.descriptors.readings(),
+            *self.open_connections.readings(),
+            *self.peer_errors.readings(),
         ]
         self._authenticator = authenticator
         self._worker_metrics = worker_metrics
@@ -96,6 +109,11 @@ class Service:
         try:
             async with asyncio.timeout(limit if seconds is None else min(limit, seconds)):
                 return (await self._authenticator.identify(token)).validated()
+        except NotYetValid:
+            raise
+        except Unauthenticated:
+            self.peer_errors.count(PeerError.AUTHENTICATION, CLIENT_HOST.get())
+            raise
         except GregorError:
             raise
         except TimeoutError:
@@ -119,7 +137,7 @@ class Service:
         """Raise Unavailable if no device may connect now, but may to another server."""
         if self.draining:
             raise Unavailable("this server is stopping; retry with another server")
-        self.descriptors.require_one_for_device()
+        self.open_connections.require_room_for_device()
 
     async def serve(self, channel: Channel, resumption: Resumption | None = None) -> None:
         """Run a conversation over the channel until it ends."""
