@@ -4,12 +4,12 @@ from asyncio import Transport
 from typing import Any
 
 from gregor.server.descriptors import Descriptors
-from gregor.server.http10 import UnchunkedHTTP10
+from gregor.server.upgrades import UpgradingHTTP
 
 SCARCE_SECONDS = 5.0  # how long a client may be silent while descriptors are scarce
 
 
-class GuardedHTTP(UnchunkedHTTP10):
+class GuardedHTTP(UpgradingHTTP):
     """One connection. It is refused if it took a reserved descriptor, and closed if it sends
     nothing for as long as an idle one. While descriptors are scarce, it serves one request."""
 

@@ -9,24 +9,21 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from gregor.clock import now
 from gregor.config import KEEP_ALIVE_SECONDS, Settings
 from gregor.core.instant import Time
 from gregor.errors import SetupError
 from gregor.log_event import LogEvent
-from gregor.protocol.frames import MAX_FRAME
 from gregor.server.app import Server
 from gregor.server.composition import warn_of_short_history
 from gregor.server.descriptors import Descriptors, raise_limit
 from gregor.server.guarded_http import GuardedHTTP
 from gregor.server.service import WRITE_TIMEOUT_SECONDS
-from gregor.server.socket import DirectWebSocket
+from gregor.server.socket import DirectWebSocket, WebSockets
 from gregor.urls import redacted
 
 log = logging.getLogger("gregor.server")
@@ -77,20 +74,18 @@ def _shorten_switch_interval() -> None:
 
 def config(
     app: ASGIApp,
-    ws: type[WebSocketsSansIOProtocol] | Literal["websockets-sansio"] = DirectWebSocket,
     *,
     keep_alive_seconds: int = KEEP_ALIVE_SECONDS,
     descriptors: Descriptors | None = None,
+    websockets: WebSockets | None = None,
 ) -> uvicorn.Config:
-    """The configuration of uvicorn. Messages are small and frequent, so they are not compressed."""
+    """The configuration of uvicorn."""
     return uvicorn.Config(
         app,
         lifespan="off",
         http=partial(GuardedHTTP, descriptors or Descriptors()),  # type: ignore[arg-type]
         timeout_keep_alive=keep_alive_seconds,
-        ws=ws,
-        ws_max_size=MAX_FRAME,
-        ws_per_message_deflate=False,
+        ws=partial(DirectWebSocket, websockets or WebSockets()),  # type: ignore[arg-type]
         log_config=None,
         log_level="warning",
         access_log=False,
@@ -144,6 +139,7 @@ class Process(uvicorn.Server):
                 server.app,
                 keep_alive_seconds=keep_alive_seconds,
                 descriptors=server.service.descriptors,
+                websockets=server.service.websockets,
             )
         )
         self._server = server

@@ -22,6 +22,7 @@ from gregor.server.connections import Connections
 from gregor.server.descriptors import Descriptors
 from gregor.server.metrics import Metrics, Reading, counter, gauge
 from gregor.server.readiness import Readiness
+from gregor.server.socket import WebSockets
 from gregor.server.worker_metrics import WorkerMetrics
 
 log = logging.getLogger("gregor.server")
@@ -61,10 +62,12 @@ class Service:
         self.readiness = Readiness(node)
         self.connections = Connections()
         self.descriptors = descriptors or Descriptors()
+        self.websockets = WebSockets()
         metrics.readings += [
             *self._readings(),
             *self.connections.readings(),
             *self.descriptors.readings(),
+            *self.websockets.readings(),
         ]
         self._authenticator = authenticator
         self._worker_metrics = worker_metrics
