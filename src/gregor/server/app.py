@@ -15,6 +15,7 @@ from gregor.node.node import Node
 from gregor.server.auth import Authenticator, OpenAuthenticator
 from gregor.server.composition import Parts, authenticator_of, descriptors_of
 from gregor.server.descriptors import Descriptors
+from gregor.server.entrance import Entrance
 from gregor.server.going_away import draining_on_stop
 from gregor.server.loopback import LoopbackOnly
 from gregor.server.metrics import Metrics
@@ -82,11 +83,11 @@ class Server:
         is_open = isinstance(authenticator, OpenAuthenticator)
         origins = AllowedOrigins(allow_origin, only_local=is_open)
         endpoints = make_app(self.service)
-        self.app: ASGIApp = endpoints
-        if is_open:
-            self.app = LoopbackOnly(self.app, origins)
-        self.app = AnswerHeaders(WebPages(self.app, origins))
-        self.app = RequestMetrics(self.app, endpoints.routes, self.metrics.answered)
+        loopback = LoopbackOnly(endpoints, origins)
+        pages = WebPages(loopback if is_open else endpoints, origins)
+        requests = RequestMetrics(AnswerHeaders(pages), endpoints.routes, self.metrics.answered)
+        guards = [pages.refusal, loopback.refusal] if is_open else [pages.refusal]
+        self.app: ASGIApp = Entrance(requests, self.service, guards)
         self._parts = parts or nullcontext()
         self._worker_metrics = worker_metrics
         self._lame_duck_seconds = lame_duck_seconds
