@@ -36,6 +36,7 @@ from tests.node.fakes import (
     FakeListener,
     RecordingObserver,
     SteppingClock,
+    attached,
     sync_device,
 )
 
@@ -133,7 +134,7 @@ async def node_pair(
         for node in (pair.node_a, pair.node_b):
             await stack.enter_async_context(node)
         for node, listener in ((pair.node_a, pair.listener_a), (pair.node_b, pair.listener_b)):
-            await stack.enter_async_context(node.attach("u", listener))
+            await stack.enter_async_context(attached(node, "u", listener))
             await sync_device(node)
         yield pair
 
@@ -145,7 +146,7 @@ async def attached_users(node: Node, uids: Sequence[UID]) -> AsyncIterator[dict[
     async with AsyncExitStack() as stack:
         for uid, listener in listeners.items():
             await node.state_machine.consume_message(create(uid, "c", msg_id="known"))
-            await stack.enter_async_context(node.attach(uid, listener))
+            await stack.enter_async_context(attached(node, uid, listener))
             await sync_device(node, uid)
         yield listeners
 
@@ -354,7 +355,7 @@ async def test_node_stops_waiting_for_store_when_the_user_disconnects() -> None:
 async def test_node_subscribes_only_to_channels_of_connected_users() -> None:
     async with node_pair() as pair:
         assert pair.user_channels() == [CHANNEL]
-        async with pair.node_a.attach("v", FakeListener()):
+        async with attached(pair.node_a, "v", FakeListener()):
             assert channel_of("v") in pair.exchange.channels
         await asyncio.sleep(LINGER_SECONDS)
         assert channel_of("v") in pair.exchange.channels
@@ -365,7 +366,7 @@ async def test_node_subscribes_only_to_channels_of_connected_users() -> None:
 async def test_flapping_device_causes_no_unsubscribe() -> None:
     async with node_pair() as pair:
         for _ in range(100):
-            async with pair.node_a.attach("v", FakeListener()):
+            async with attached(pair.node_a, "v", FakeListener()):
                 await asyncio.sleep(LINGER_SECONDS / 2)
             await asyncio.sleep(LINGER_SECONDS * 0.9)
         assert pair.pubsub_a.unsubscribe_calls == 0
@@ -374,11 +375,11 @@ async def test_flapping_device_causes_no_unsubscribe() -> None:
 @on_virtual_time
 async def test_device_that_reconnects_during_unsubscribe_is_subscribed_again() -> None:
     async with node_pair() as pair:
-        async with pair.node_a.attach("v", FakeListener()):
+        async with attached(pair.node_a, "v", FakeListener()):
             await sync_device(pair.node_a, "v")
         await within(2 * LINGER_SECONDS, lambda: pair.pubsub_a.unsubscribe_calls == 1)
         listener = FakeListener()
-        async with pair.node_a.attach("v", listener):
+        async with attached(pair.node_a, "v", listener):
             await pair.node_b.inject(BACKEND, [create("v", "c", msg_id="1")])
             await within(0.1, lambda: listener.ids == ["1"])
             await asyncio.sleep(3 * LINGER_SECONDS)
@@ -391,11 +392,11 @@ async def test_device_that_reconnects_during_unsubscribe_is_subscribed_again() -
 async def test_device_that_reconnects_before_unsubscribe_stays_subscribed() -> None:
     async with node_pair() as pair:
         for uid in ("w", "v"):
-            async with pair.node_a.attach(uid, FakeListener()):
+            async with attached(pair.node_a, uid, FakeListener()):
                 pass
         await within(2 * LINGER_SECONDS, lambda: pair.pubsub_a.unsubscribe_calls == 1)
         # The node is unsubscribing from the channel of w; the channel of v is next.
-        async with pair.node_a.attach("v", FakeListener()):
+        async with attached(pair.node_a, "v", FakeListener()):
             await asyncio.sleep(LINGER_SECONDS)
             assert pair.user_channels() == [CHANNEL, channel_of("v")]
 
@@ -403,7 +404,7 @@ async def test_device_that_reconnects_before_unsubscribe_stays_subscribed() -> N
 @on_virtual_time
 async def test_payload_for_disconnected_user_is_not_decoded() -> None:
     async with node_pair() as pair:
-        async with pair.node_a.attach("v", FakeListener()):
+        async with attached(pair.node_a, "v", FakeListener()):
             pass
         await FaultyPubSub(pair.exchange).publish(channel_of("v"), b"invalid")
         await asyncio.sleep(1)
@@ -422,23 +423,23 @@ async def test_second_device_waits_for_pending_subscription() -> None:
             await super().subscribe(channel)
 
     clock, pubsub = SteppingClock(), UnconfirmedPubSub(Exchange())
-    attached: list[str] = []
+    names: list[str] = []
 
     async def attach_device(node: Node, name: str) -> None:
-        async with node.attach("u", FakeListener()):
-            attached.append(name)
+        async with attached(node, "u", FakeListener()):
+            names.append(name)
 
     async with Node(FailingStore(clock), Broadcaster(), Publisher(pubsub), clock=clock) as node:
         async with asyncio.TaskGroup() as tasks:
             first = tasks.create_task(attach_device(node, "first"))
             tasks.create_task(attach_device(node, "second"))
             await asyncio.sleep(1)
-            assert attached == []
+            assert names == []
             first.cancel()
             await asyncio.sleep(1)
-            assert attached == []
+            assert names == []
             pubsub.confirmed.set()
-        assert attached == ["second"]
+        assert names == ["second"]
 
 
 # Invalid payloads

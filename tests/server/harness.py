@@ -103,7 +103,7 @@ async def serving(settings: Settings | None = None, **options: Any) -> AsyncIter
 @asynccontextmanager
 async def running(server: Server) -> AsyncIterator[Served]:
     """Open the server, and serve it."""
-    parts = {
+    parts: dict[str, Any] = {
         "connections": server.service.open_connections,
         "errors": server.service.peer_errors,
     }

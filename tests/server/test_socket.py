@@ -4,7 +4,8 @@ import pytest
 from websockets.frames import Frame, Opcode
 
 from gregor.node.channel import NO_SOCKET
-from gregor.server.socket import socket_of, text_frame
+from gregor.server.socket import socket_of
+from gregor.server.websocket_frames import text_frame
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 65_535, 65_536, 300_000])

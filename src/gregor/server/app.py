@@ -20,12 +20,12 @@ from gregor.server.composition import (
     descriptors_of,
 )
 from gregor.server.descriptors import Descriptors
+from gregor.server.entrance import Entrance
 from gregor.server.going_away import draining_on_stop
 from gregor.server.loopback import LoopbackOnly
 from gregor.server.metrics import Metrics
 from gregor.server.open_connections import DEFAULT_LIMITS, ConnectionLimits
 from gregor.server.origins import AllowedOrigins
-from gregor.server.peer_errors import KnownClients
 from gregor.server.request_metrics import RequestMetrics
 from gregor.server.routes import make_app
 from gregor.server.service import DEFAULT_TIMEOUTS, Service, Timeouts
@@ -91,12 +91,11 @@ class Server:
         is_open = isinstance(authenticator, OpenAuthenticator)
         origins = AllowedOrigins(allow_origin, only_local=is_open)
         endpoints = make_app(self.service)
-        self.app: ASGIApp = endpoints
-        if is_open:
-            self.app = LoopbackOnly(self.app, origins)
-        self.app = AnswerHeaders(WebPages(self.app, origins))
-        self.app = RequestMetrics(self.app, endpoints.routes, self.metrics.answered)
-        self.app = KnownClients(self.app)
+        loopback = LoopbackOnly(endpoints, origins)
+        pages = WebPages(loopback if is_open else endpoints, origins)
+        requests = RequestMetrics(AnswerHeaders(pages), endpoints.routes, self.metrics.answered)
+        guards = [pages.refusal, loopback.refusal] if is_open else [pages.refusal]
+        self.app: ASGIApp = Entrance(requests, self.service, guards)
         self._parts = parts or nullcontext()
         self._worker_metrics = worker_metrics
         self._lame_duck_seconds = lame_duck_seconds

@@ -9,7 +9,6 @@ a line in the log. No more of a body is read than the application asks for.
 import re
 from asyncio import Transport
 from collections.abc import Callable
-from copy import copy
 from enum import Enum, auto
 from http import HTTPStatus
 from typing import Any
@@ -21,10 +20,10 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from gregor.errors import GregorError, Malformed, TooLarge, TooSlow
 from gregor.server.client_address import forwarded_host
 from gregor.server.deadlines import Deadlines
-from gregor.server.http10 import UnchunkedHTTP10
 from gregor.server.open_connections import ClientConnection, OpenConnections
 from gregor.server.peer_errors import PeerError, PeerErrors, Throttled
 from gregor.server.problems import problem
+from gregor.server.upgrades import UpgradingHTTP
 
 HEAD_BYTES = 32 * 1024
 HEAD_FIELDS = 100
@@ -59,7 +58,7 @@ class Phase(Enum):
 AFTER_THE_LAST = frozenset({Phase.LAST, Phase.END, Phase.HANDED_OVER})
 
 
-class GuardedHTTP(UnchunkedHTTP10):
+class GuardedHTTP(UpgradingHTTP):
     """One connection."""
 
     def __init__(
@@ -148,9 +147,10 @@ class GuardedHTTP(UnchunkedHTTP10):
         self._write_deadline.cancel()
         connections: Any = Departures(self, self.connections, self._discard)
         self.connections = connections
-        self.server_state = copy(self.server_state)  # from which uvicorn's WebSocket takes it
-        self.server_state.connections = connections
         super().handle_websocket_upgrade()
+        if self.transport.get_protocol() is self:  # it was refused
+            self._errors.count(PeerError.WEBSOCKET, self._connection.host)
+            self._close()
 
     def _discard(self) -> None:
         self._connections.discard(self._connection)
@@ -361,8 +361,6 @@ class Departures:
         self._protocols.discard(protocol)
         if protocol is not self._before:
             self._left()
-
-    remove = discard
 
 
 def _close_if_unread(cycle: RequestResponseCycle) -> None:

@@ -22,12 +22,15 @@ class LoopbackOnly:
         self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (self.refusal(scope) or self._app)(scope, receive, send)
+
+    def refusal(self, scope: Scope) -> ASGIApp | None:
+        """The answer to a request that is rejected; None if it is not."""
         try:
             self._check(scope)
         except Forbidden as error:
-            await problem(error)(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
+            return problem(error)
+        return None
 
     def _check(self, scope: Scope) -> None:
         if scope["type"] == "lifespan":

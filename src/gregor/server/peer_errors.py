@@ -11,8 +11,6 @@ from contextvars import ContextVar
 from enum import StrEnum
 from typing import NamedTuple
 
-from starlette.types import ASGIApp, Receive, Scope, Send
-
 from gregor.errors import Unavailable
 from gregor.server.client_address import NO_NETWORKS, Networks, counted_address
 from gregor.server.metrics import Reading, Readings, counter, counters
@@ -107,15 +105,3 @@ class PeerErrors:
 
 CLIENT_HOST: ContextVar[str | None] = ContextVar("client_host", default=None)
 """The host of the client whose request the current task serves; None if it is not known."""
-
-
-class KnownClients:
-    """An app around another one, during whose requests CLIENT_HOST is set."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        client = scope.get("client")
-        CLIENT_HOST.set(None if client is None else client[0])
-        await self._app(scope, receive, send)

@@ -8,18 +8,17 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from gregor.clock import now
 from gregor.config import Settings
 from gregor.core.instant import Time
 from gregor.errors import SetupError
 from gregor.log_event import LogEvent
-from gregor.protocol.frames import MAX_FRAME
 from gregor.server.acceptor import Acceptor
 from gregor.server.app import Server
 from gregor.server.composition import tls_of, warn_of_short_history
@@ -29,7 +28,7 @@ from gregor.server.guarded_http import GuardedHTTP
 from gregor.server.open_connections import ClientConnection, OpenConnections
 from gregor.server.peer_errors import PeerErrors
 from gregor.server.service import WRITE_TIMEOUT_SECONDS
-from gregor.server.socket import DirectWebSocket
+from gregor.server.socket import DirectWebSocket, WebSockets
 from gregor.server.tls import TLS
 from gregor.urls import redacted
 
@@ -86,17 +85,15 @@ def _shorten_switch_interval() -> None:
 
 def config(
     app: ASGIApp,
-    ws: type[WebSocketsSansIOProtocol] | Literal["websockets-sansio"] = DirectWebSocket,
+    websockets: WebSockets | None = None,
 ) -> uvicorn.Config:
-    """The configuration of uvicorn. Messages are small and frequent, so they are not compressed."""
+    """The configuration of uvicorn."""
     return uvicorn.Config(
         app,
         lifespan="off",
         http=GuardedHTTP,
         proxy_headers=False,  # GuardedHTTP believes those of trusted proxies
-        ws=ws,
-        ws_max_size=MAX_FRAME,
-        ws_per_message_deflate=False,
+        ws=partial(DirectWebSocket, websockets or WebSockets()),  # type: ignore[arg-type]
         log_config=None,
         log_level="warning",
         access_log=False,
@@ -200,7 +197,8 @@ class Process(GuardedServer):
 
     def __init__(self, server: Server, tls: TLS | None = None) -> None:
         service = server.service
-        super().__init__(config(server.app), service.open_connections, service.peer_errors, tls)
+        uvicorn_config = config(server.app, service.websockets)
+        super().__init__(uvicorn_config, service.open_connections, service.peer_errors, tls)
         if tls is not None:
             server.metrics.readings += tls.readings()
         self._server = server

@@ -9,7 +9,7 @@ from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Match, Route, WebSocketRoute
+from starlette.routing import Match, Route
 from starlette.types import Scope
 
 from gregor.core.message import UID
@@ -17,7 +17,6 @@ from gregor.server import exports, http
 from gregor.server.openapi import describe
 from gregor.server.service import Service
 from gregor.server.sse import refusal
-from gregor.server.websocket import WebSocketEndpoint
 from gregor.server.welcome import get_welcome
 
 
@@ -27,7 +26,6 @@ def make_app(service: Service) -> Starlette:
     private = partial(http.authenticated_endpoint, service)
     public = partial(http.public_endpoint, service)
     routes = [
-        WebSocketRoute("/v1/connect", WebSocketEndpoint(service)),
         Route("/v1/messages", private(http.post_messages), methods=["POST"]),
         _UserRoute(user, private(http.delete_user), methods=["DELETE"]),
         Route("/v1/prune", private(http.post_prune), methods=["POST"]),

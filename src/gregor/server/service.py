@@ -6,6 +6,8 @@ from collections.abc import AsyncIterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, Self
 
+from starlette.types import ASGIApp, Scope
+
 from gregor.core.instant import Time
 from gregor.core.message import UID, Message
 from gregor.errors import (
@@ -29,7 +31,9 @@ from gregor.server.descriptors import Descriptors
 from gregor.server.metrics import Metrics, Reading, counter, gauge
 from gregor.server.open_connections import DEFAULT_LIMITS, ConnectionLimits, OpenConnections
 from gregor.server.peer_errors import CLIENT_HOST, PeerError, PeerErrors
+from gregor.server.problems import problem
 from gregor.server.readiness import Readiness
+from gregor.server.socket import WebSockets
 from gregor.server.worker_metrics import WorkerMetrics
 
 log = logging.getLogger("gregor.server")
@@ -72,12 +76,14 @@ class Service:
         self.descriptors = descriptors or Descriptors()
         self.open_connections = OpenConnections(connection_limits, self.descriptors)
         self.peer_errors = PeerErrors(connection_limits.trusted)
+        self.websockets = WebSockets()
         metrics.readings += [
             *self._readings(),
             *self.connections.readings(),
             *self.descriptors.readings(),
             *self.open_connections.readings(),
             *self.peer_errors.readings(),
+            *self.websockets.readings(),
         ]
         self._authenticator = authenticator
         self._worker_metrics = worker_metrics
@@ -139,11 +145,22 @@ class Service:
             raise Unavailable("this server is stopping; retry with another server")
         self.open_connections.require_room_for_device()
 
+    def refusal(self, scope: Scope) -> ASGIApp | None:
+        """The answer to a device for which there is no room; None if there is some."""
+        try:
+            self.require_room_for_device()
+        except Unavailable as error:
+            return problem(error)
+        return None
+
     async def serve(self, channel: Channel, resumption: Resumption | None = None) -> None:
         """Run a conversation over the channel until it ends."""
         conversation = Conversation(self, channel)
-        with self.connections.serving(conversation):
+        self.connections.add(conversation)
+        try:
             await conversation.run(resumption)
+        finally:
+            self.connections.remove(conversation)
 
     # What a conversation needs of its server
 

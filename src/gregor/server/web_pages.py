@@ -1,6 +1,7 @@
 """What a server says to browsers: which pages may use it, and that no answer is to be kept."""
 
 from contextlib import suppress
+from functools import partial
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
@@ -24,7 +25,7 @@ PREFLIGHT_SECONDS = 7200  # for so long a browser need not ask again; none remem
 class WebPages:
     """An app around another one, for web pages of other origins. Those that are allowed may read
     its answers; this is what CORS is for. It has no say over WebSockets, so one of a page that is
-    not allowed is refused here."""
+    not allowed has a refusal, which the entrance asks for."""
 
     def __init__(self, app: ASGIApp, origins: AllowedOrigins) -> None:
         self._origins = origins
@@ -39,19 +40,20 @@ class WebPages:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: ASGISend) -> None:
-        if scope["type"] == "websocket":
-            try:
-                self._origins.require(Headers(scope=scope))
-            except Forbidden as error:
-                await _refuse(error, receive, send)
-                return
         await self._app(scope, receive, send)
 
+    def refusal(self, scope: Scope) -> ASGIApp | None:
+        """The answer to a WebSocket of a page that is not allowed; None if it is."""
+        try:
+            self._origins.require(Headers(scope=scope))
+        except Forbidden as error:
+            return partial(_refuse, error)
+        return None
 
-async def _refuse(error: Forbidden, receive: Receive, send: ASGISend) -> None:
+
+async def _refuse(error: Forbidden, scope: Scope, receive: Receive, send: ASGISend) -> None:
     """Accept a WebSocket and end it as a conversation does: a page cannot read the status of one
     that is not accepted."""
-    await receive()
     await send({"type": "websocket.accept"})
     channel = WebSocketChannel(receive, send)
     with suppress(ChannelClosed):

@@ -1,40 +1,26 @@
 """The conversation over a WebSocket."""
 
-from starlette.types import Receive, Scope
+from starlette.types import Receive
 from starlette.types import Send as ASGISend
 
-from gregor.errors import Unavailable
 from gregor.node.channel import NO_SOCKET, ChannelClosed, Socket
 from gregor.protocol.effects import Close, Send
-from gregor.server.problems import problem
-from gregor.server.service import Service
-from gregor.server.socket import socket_of
-
-
-class WebSocketEndpoint:
-    """The ASGI app at /v1/connect."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: ASGISend) -> None:
-        await receive()
-        try:
-            self._service.require_room_for_device()
-        except Unavailable as error:
-            await problem(error)(scope, receive, send)
-            return
-        await send({"type": "websocket.accept"})
-        await self._service.serve(WebSocketChannel(receive, send, socket_of(scope)))
 
 
 class WebSocketChannel:
-    """An accepted WebSocket as a Channel: a frame is one text message."""
+    """A WebSocket as a Channel, once it is accepted: a frame is one text message."""
+
+    __slots__ = ("_receive", "_send", "socket")
 
     def __init__(self, receive: Receive, send: ASGISend, socket: Socket = NO_SOCKET) -> None:
         self.socket = socket
         self._receive = receive
         self._send = send
+
+    async def accept(self) -> None:
+        """Accept the WebSocket."""
+        await self._receive()
+        await self._send({"type": "websocket.accept"})
 
     async def read(self) -> str | None:
         event = await self._receive()
