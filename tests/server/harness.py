@@ -19,7 +19,10 @@ from gregor.config import Auth, Settings
 from gregor.core.instant import SECOND
 from gregor.server.app import Server
 from gregor.server.auth import Identity, Role, make_token
+from gregor.server.open_connections import OpenConnections
+from gregor.server.peer_errors import PeerErrors
 from gregor.server.process import GuardedServer, config, listen
+from gregor.server.tls import TLS
 from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.state_machine import SQLStateMachine
 
@@ -34,10 +37,17 @@ class InProcess(GuardedServer):
     """uvicorn without signal handling. It stops as soon as `stop_requested` is set, instead of at
     its next tick."""
 
-    def __init__(self, app: ASGIApp, lifespan: str = "off", **options: Any) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        lifespan: str = "off",
+        connections: OpenConnections | None = None,
+        errors: PeerErrors | None = None,
+        tls: TLS | None = None,
+    ) -> None:
         settings = config(app)
         settings.lifespan = "on" if lifespan == "on" else "off"
-        super().__init__(settings, **options)
+        super().__init__(settings, connections or OpenConnections(), errors or PeerErrors(), tls)
         self.stop_requested = asyncio.Event()
 
     @contextmanager
@@ -82,7 +92,7 @@ class Served(NamedTuple):
 @asynccontextmanager
 async def listening(app: ASGIApp, lifespan: str = "off", **options: Any) -> AsyncIterator[int]:
     """Serve the app on an ephemeral loopback port, and yield the port. The options are those of
-    GuardedServer."""
+    InProcess."""
     with listen("127.0.0.1", 0) as sock:
         process = InProcess(app, lifespan, **options)
         task = asyncio.create_task(process.serve([sock]))

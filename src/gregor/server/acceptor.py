@@ -7,7 +7,6 @@ forwarded, and to make a TLS handshake; both have a deadline.
 """
 
 import asyncio
-import errno
 import socket
 from collections.abc import Callable
 from typing import TypeAlias
@@ -15,13 +14,13 @@ from typing import TypeAlias
 from gregor.errors import GregorError, Malformed
 from gregor.server.client_address import plain_host
 from gregor.server.deadlines import Deadlines
+from gregor.server.descriptors import OUT_OF_DESCRIPTORS
 from gregor.server.open_connections import ClientConnection, OpenConnections
 from gregor.server.peer_errors import PeerError, PeerErrors, Throttled
 from gregor.server.proxy_protocol import MAX_V2, ProxyHeader, parse
 from gregor.server.tls import TLS
 
 AT_ONCE = 64  # connections accepted before the event loop does something else
-SHED_AT_ONCE = 8  # closed to make room for others meanwhile; each has its descriptor for so long
 PAUSE_SECONDS = 0.1
 
 NewProtocol: TypeAlias = Callable[[ClientConnection], asyncio.Protocol]
@@ -71,15 +70,11 @@ class Acceptor:
         self._resuming = self._loop.call_later(PAUSE_SECONDS, self.start)
 
     def _accept_some(self) -> None:
-        sheds = SHED_AT_ONCE
+        """A connection waits to be accepted, and perhaps more of them."""
+        if not self._connections.has_room and not self._connections.shed():
+            self._pause()
+            return
         for _ in range(AT_ONCE):
-            if not self._connections.has_room:
-                if not sheds:
-                    return  # the event loop calls again, when it has closed those
-                sheds -= 1
-                if not self._connections.shed():
-                    self._pause()
-                    return
             try:
                 sock, address = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -88,10 +83,12 @@ class Acceptor:
                 self._could_not_accept(error)
                 return
             self._begin(sock, *address[:2])
+            if not self._connections.has_room:
+                return  # the event loop calls again, after it has read from these
 
     def _could_not_accept(self, error: OSError) -> None:
         """The system has no descriptor or memory left for it, which others may give back soon."""
-        if error.errno in (errno.EMFILE, errno.ENFILE):
+        if error.errno in OUT_OF_DESCRIPTORS:
             self._connections.descriptors.count_refusal()
             self._connections.shed()
         self._pause()

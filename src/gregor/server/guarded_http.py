@@ -30,8 +30,7 @@ HEAD_FIELDS = 100
 PIPELINED = 32  # requests that wait for the answer to the one before
 PIECE = 8 * 1024  # bytes that are parsed before the limits are looked at
 BYTES_PER_SECOND = 16 * 1024  # the slowest line on which a body may come
-LINGER_SECONDS = 3.0  # for a client to take the last answer, while what it still sends is dropped
-DROPPED_BODY = 16 * 1024 * 1024  # bytes that are dropped at most
+DROPPED_BODY = 16 * 1024 * 1024  # bytes after the last answer, of which none is kept
 DROPPED_HEAD = 64 * 1024
 
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]{0,5})?")
@@ -193,7 +192,7 @@ class GuardedHTTP(UpgradingHTTP):
     def _close(self) -> None:
         """Close the connection, once the client has taken what is written, or after a while."""
         self._enter(Phase.END)
-        self._deadline.set(LINGER_SECONDS)
+        self._deadline.set(self._limits.linger)
         self.transport.close()
 
     def _linger(self) -> None:
@@ -204,7 +203,7 @@ class GuardedHTTP(UpgradingHTTP):
         self._enter(Phase.END)
         if self.transport.is_closing():
             return
-        self._deadline.set(LINGER_SECONDS)
+        self._deadline.set(self._limits.linger)
         self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
@@ -272,6 +271,7 @@ class GuardedHTTP(UpgradingHTTP):
                 self._connections.move(connection, host)
                 self.client = self.scope["client"] = (host, 0)
         if self._errors.throttles(connection.host) or self._connections.exceeds(connection):
+            self._connections.move(connection, connection.peer)  # it ends, and counts no more
             raise Throttled("too many errors, or connections, from this address; retry later")
 
     def on_body(self, body: bytes) -> None:

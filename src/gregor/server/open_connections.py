@@ -27,6 +27,7 @@ class ConnectionLimits(NamedTuple):
     body: float = 30.0  # for a body, besides the time that a slow line takes
     keep_alive: float = KEEP_ALIVE_SECONDS
     write: float = 30.0  # for a client to accept data
+    linger: float = 3.0  # for a client to take the last answer
     trusted: Networks = NO_NETWORKS
     proxy_protocol: bool = False
 
@@ -63,14 +64,15 @@ class OpenConnections:
         self._shed = 0
         self._over_address = Refusals("too many connections from one address")
 
-    def __len__(self) -> int:
+    @property
+    def number(self) -> int:
         return len(self._open)
 
     @property
     def has_room(self) -> bool:
         """Whether one more connection may be accepted."""
         maximum = self.limits.max_connections
-        if maximum is not None and len(self._open) >= maximum:
+        if maximum is not None and self.number >= maximum:
             return False
         return self.descriptors.allow_connection
 
@@ -87,7 +89,7 @@ class OpenConnections:
     @property
     def _has_room_for_device(self) -> bool:
         maximum = self.limits.max_connections
-        if maximum is not None and len(self._open) > maximum - min(FOR_REQUESTS, maximum // 4):
+        if maximum is not None and self.number > maximum - min(FOR_REQUESTS, maximum // 4):
             return False
         return not self.descriptors.are_scarce
 
@@ -164,7 +166,7 @@ class OpenConnections:
     # For the metrics
 
     def readings(self) -> Iterator[Reading]:
-        yield gauge("open_connections", "Connections of clients that are open", lambda: len(self))
+        yield gauge("open_connections", "Connections of clients that are open", lambda: self.number)
         yield counter(
             "shed_connections",
             "Connections without a request that were closed to make room for others",

@@ -158,13 +158,13 @@ class GuardedServer(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
-        connections: OpenConnections | None = None,
-        errors: PeerErrors | None = None,
+        connections: OpenConnections,
+        errors: PeerErrors,
         tls: TLS | None = None,
     ) -> None:
         super().__init__(config)
-        self._connections = connections or OpenConnections()
-        self._errors = errors or PeerErrors()
+        self._connections = connections
+        self._errors = errors
         self._tls = tls
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
