@@ -10,7 +10,15 @@ import pytest
 from gregor.server.client_address import Networks
 from gregor.server.open_connections import ConnectionLimits
 from gregor.server.peer_errors import PeerError, PeerErrors
-from tests.server.harness import TIMEOUT_SECONDS, Served, jwt_settings, serving, token, until
+from tests.server.harness import (
+    TIMEOUT_SECONDS,
+    RawDevice,
+    Served,
+    jwt_settings,
+    serving,
+    token,
+    until,
+)
 from tests.server.test_guarded_http import Guarded, Raw, get, guarded
 from tests.server.test_proxy_protocol import v1, v2
 
@@ -82,7 +90,7 @@ async def test_accepting_pauses_while_all_connections_are_busy_and_then_goes_on(
 
 async def test_health_check_gets_through_when_devices_fill_the_server() -> None:
     async with serving(jwt_settings(max_connections=8)) as served, asyncio.timeout(TIMEOUT_SECONDS):
-        devices = []
+        devices: list[RawDevice] = []
         with suppress(Exception):
             while True:
                 devices.append(await served.device(token("u"), f"d{len(devices)}"))
@@ -237,8 +245,6 @@ async def test_three_hundred_bad_tokens_leave_a_trace_and_do_not_lock_this_machi
 
 async def test_bad_token_of_a_device_is_counted() -> None:
     async with serving(jwt_settings()) as served:
-        from tests.server.harness import RawDevice
-
         device = await RawDevice.connect(served.url)
         await device.send("hello", token="a.b.c", device_id="d", protocol=2)
         assert await device.wait_closed() == 4001
