@@ -42,7 +42,7 @@ class HeadTooLarge(TooLarge):
     status = 431
 
 
-class Phase(Enum):
+class RequestPhase(Enum):
     """What a connection waits for."""
 
     IDLE = auto()  # the first byte of a request
@@ -54,7 +54,7 @@ class Phase(Enum):
     HANDED_OVER = auto()  # nothing: it is a WebSocket now
 
 
-AFTER_THE_LAST = frozenset({Phase.LAST, Phase.END, Phase.HANDED_OVER})
+AFTER_THE_LAST = frozenset({RequestPhase.LAST, RequestPhase.END, RequestPhase.HANDED_OVER})
 
 
 class GuardedHTTP(UpgradingHTTP):
@@ -76,7 +76,7 @@ class GuardedHTTP(UpgradingHTTP):
         self._errors = errors
         self._deadline = deadlines.deadline(self._on_deadline)
         self._write_deadline = deadlines.deadline(self._on_write_deadline)
-        self._phase = Phase.IDLE
+        self._phase = RequestPhase.IDLE
         self._answering: RequestResponseCycle | None = None
         self._body_bytes = 0  # of this request
         self._other_bytes = 0  # the head, and what surrounds the body
@@ -94,7 +94,7 @@ class GuardedHTTP(UpgradingHTTP):
         self._deadline.set(self._limits.head)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._enter(Phase.END)
+        self._enter(RequestPhase.END)
         self._write_deadline.cancel()
         self._discard()
         super().connection_lost(exc)
@@ -103,14 +103,14 @@ class GuardedHTTP(UpgradingHTTP):
         if self._phase in AFTER_THE_LAST:
             self._drop(data)
             return
-        if self._phase is Phase.IDLE:
+        if self._phase is RequestPhase.IDLE:
             self._begin_head()
         phase = self._phase
         for start in range(0, len(data), PIECE):
             self._parse(data[start : start + PIECE])
             if self._phase in AFTER_THE_LAST:
                 return
-        if self._phase is Phase.BODY and phase is not Phase.BODY:
+        if self._phase is RequestPhase.BODY and phase is not RequestPhase.BODY:
             self.flow.pause_reading()  # until the application asks for the body
             _close_if_unread(self.cycle)
 
@@ -135,10 +135,10 @@ class GuardedHTTP(UpgradingHTTP):
         """The request asks for another protocol. WebSocket is the only one: others are answered as
         if they were not asked for, and nothing is read after them."""
         if self._should_upgrade():
-            self._enter(Phase.HANDED_OVER)
+            self._enter(RequestPhase.HANDED_OVER)
             self.handle_websocket_upgrade()
         else:
-            self._enter(Phase.LAST)
+            self._enter(RequestPhase.LAST)
             self.cycle.keep_alive = False
 
     def handle_websocket_upgrade(self) -> None:
@@ -156,24 +156,24 @@ class GuardedHTTP(UpgradingHTTP):
 
     # The phases
 
-    def _enter(self, phase: Phase) -> None:
+    def _enter(self, phase: RequestPhase) -> None:
         self._phase = phase
         self._deadline.cancel()
 
     def _begin_head(self) -> None:
         """The first byte of a request is here. For the first request of a connection the time runs
         since it was accepted."""
-        self._phase = Phase.HEAD
+        self._phase = RequestPhase.HEAD
         if self.cycle is not None:
             self._deadline.set(self._limits.head)
 
     def _on_deadline(self) -> None:
         match self._phase:
-            case Phase.IDLE:
+            case RequestPhase.IDLE:
                 self._close()
-            case Phase.HEAD:
+            case RequestPhase.HEAD:
                 self._refuse(TooSlow("the head of the request did not come in time"))
-            case Phase.BODY:
+            case RequestPhase.BODY:
                 self._check_body()
             case _:
                 self.transport.abort()
@@ -191,16 +191,16 @@ class GuardedHTTP(UpgradingHTTP):
 
     def _close(self) -> None:
         """Close the connection, once the client has taken what is written, or after a while."""
-        self._enter(Phase.END)
+        self._enter(RequestPhase.END)
         self._deadline.set(self._limits.linger)
         self.transport.close()
 
     def _linger(self) -> None:
         """Close the connection, of which the client may still be writing a body that nobody wants.
         If it were closed at once, the client would be told so, and drop the answer."""
-        if self._phase is Phase.BODY:
+        if self._phase is RequestPhase.BODY:
             self._droppable = DROPPED_BODY
-        self._enter(Phase.END)
+        self._enter(RequestPhase.END)
         if self.transport.is_closing():
             return
         self._deadline.set(self._limits.linger)
@@ -231,7 +231,7 @@ class GuardedHTTP(UpgradingHTTP):
         self._fields += 1
         if self._fields > HEAD_FIELDS:
             raise HeadTooLarge(f"a head has at most {HEAD_FIELDS} fields")
-        if self._phase is not Phase.BODY:  # a trailer is counted, and dropped
+        if self._phase is not RequestPhase.BODY:  # a trailer is counted, and dropped
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -242,7 +242,7 @@ class GuardedHTTP(UpgradingHTTP):
         super().on_headers_complete()
         if self.cycle is not None:
             self.cycle.transport = LastAnswer(self, self.transport)  # type: ignore[assignment]
-        self._enter(Phase.BODY)
+        self._enter(RequestPhase.BODY)
         self._body_began, self._body_seconds = self.loop.time(), self._limits.body
         self._deadline.set(self._body_seconds)
         self._connections.become_busy(self._connection)
@@ -280,29 +280,29 @@ class GuardedHTTP(UpgradingHTTP):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._enter(Phase.ANSWER)
+        self._enter(RequestPhase.ANSWER)
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
-        if self.transport.is_closing() or self._phase is Phase.END:
+        if self.transport.is_closing() or self._phase is RequestPhase.END:
             return
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
-        elif self._phase is Phase.ANSWER:
-            self._enter(Phase.IDLE)
+        elif self._phase is RequestPhase.ANSWER:
+            self._enter(RequestPhase.IDLE)
             self._deadline.set(self._limits.keep_alive)
             self._connections.become_idle(self._connection)
 
     @property
     def has_ended(self) -> bool:
         """Whether nothing more is written."""
-        return self._phase is Phase.END
+        return self._phase is RequestPhase.END
 
     def end(self) -> None:
         """The last answer is written."""
-        if self._phase is Phase.BODY:
+        if self._phase is RequestPhase.BODY:
             self._linger()
         else:
             self._close()
@@ -315,7 +315,7 @@ class GuardedHTTP(UpgradingHTTP):
         if not isinstance(error, Throttled):
             self._errors.count(_kind(error, self._phase), self._connection.host)
         cycle = self._answering
-        is_current = cycle is self.cycle and self._phase is Phase.BODY
+        is_current = cycle is self.cycle and self._phase is RequestPhase.BODY
         if cycle is None or cycle.response_complete or (is_current and not cycle.response_started):
             self.transport.write(_as_bytes(error))
         if cycle is not None and not cycle.response_complete:
@@ -381,8 +381,8 @@ def _reason(error: httptools.HttpParserError) -> GregorError:
     return cause if isinstance(cause, GregorError) else Malformed("not an HTTP request")
 
 
-def _kind(error: GregorError, phase: Phase) -> PeerError:
-    if phase is Phase.BODY:
+def _kind(error: GregorError, phase: RequestPhase) -> PeerError:
+    if phase is RequestPhase.BODY:
         return PeerError.BODY
     return PeerError.HEAD if isinstance(error, HeadTooLarge | TooSlow) else PeerError.PROTOCOL
 

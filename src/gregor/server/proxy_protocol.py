@@ -31,12 +31,12 @@ class ProxyHeader(NamedTuple):
     client: tuple[str, int] | None
 
 
-class Incomplete:
+class HeaderIncomplete:
     """All bytes so far belong to the header, and more are to come."""
 
 
-INCOMPLETE = Incomplete()
-Parsed: TypeAlias = ProxyHeader | Incomplete
+INCOMPLETE = HeaderIncomplete()
+Parsed: TypeAlias = ProxyHeader | HeaderIncomplete
 
 
 def parse(data: bytes) -> Parsed:
