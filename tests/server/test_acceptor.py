@@ -7,7 +7,9 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
+from gregor.errors import SetupError
 from gregor.server.client_address import Networks
+from gregor.server.composition import connection_limits_of
 from gregor.server.open_connections import ConnectionLimits
 from gregor.server.peer_errors import PeerError, PeerErrors
 from tests.server.harness import (
@@ -15,6 +17,7 @@ from tests.server.harness import (
     RawDevice,
     Served,
     jwt_settings,
+    open_settings,
     serving,
     token,
     until,
@@ -43,6 +46,33 @@ async def client_of(raw: Raw, *fields: bytes) -> bytes:
     status, body = await raw.answer()
     assert status == 200
     return body
+
+
+def test_each_setting_is_a_limit() -> None:
+    assert connection_limits_of(open_settings()) == ConnectionLimits()
+    settings = open_settings(
+        max_connections=1,
+        connections_per_address=2,
+        head_seconds=3,
+        body_seconds=4,
+        keep_alive_seconds=5,
+        trusted_proxy="127.0.0.1 ::1",
+        proxy_protocol=True,
+    )
+    limits = connection_limits_of(settings)
+    assert limits[:5] == (1, 2, 3, 4, 5)
+    assert "::1" in limits.trusted
+    assert limits.proxy_protocol
+
+
+def test_proxy_protocol_needs_trusted_proxies() -> None:
+    with pytest.raises(SetupError, match="--trusted-proxy"):
+        connection_limits_of(open_settings(proxy_protocol=True))
+
+
+def test_trusted_proxy_that_is_no_network_is_an_error_of_the_settings() -> None:
+    with pytest.raises(ValueError, match="'x' is no address or network"):
+        open_settings(trusted_proxy=("x",))
 
 
 # Room

@@ -27,8 +27,11 @@ class Networks:
         """Networks as 10.0.0.0/8 or single addresses. Raises ValueError if one is none."""
         return cls([ip_network(text, strict=False) for text in texts])
 
-    def __bool__(self) -> bool:
-        return bool(self._networks)
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Networks) and self._networks == other._networks
+
+    def __hash__(self) -> int:
+        return hash(self._networks)
 
     def __contains__(self, host: str) -> bool:
         address = parse_address(host)
