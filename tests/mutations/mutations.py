@@ -2045,13 +2045,6 @@ MUTATIONS = [
         GUARDED_HTTP + "test_byte_after_byte_gains_no_time",
     ),
     Mutation(
-        "a body is read that nobody has asked for",
-        "server/guarded_http.py",
-        "            self.flow.pause_reading()  # until the application asks for the body\n",
-        "",
-        GUARDED_HTTP + "test_body_is_not_read_before_the_app_asks_for_it",
-    ),
-    Mutation(
         "a slow line has no more time for a large body",
         "server/guarded_http.py",
         "allowed = self._body_seconds + self._body_bytes / BYTES_PER_SECOND",
