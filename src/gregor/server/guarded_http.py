@@ -3,7 +3,7 @@
 Each state of a connection has a deadline that is set once, and not again by each byte. A head has a
 limit of bytes and fields, and so has what surrounds a body: the sizes and extensions of its chunks,
 and its trailer. A client that breaks a rule gets a problem document, is counted, and is not worth
-a line in the log. Of a body that nobody has asked for, uvicorn holds 64 KiB, and what a read brings.
+a line in the log. Of a body that nobody has asked for, uvicorn holds 64 KiB and what a read brings.
 """
 
 import re
