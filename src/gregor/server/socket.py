@@ -63,9 +63,10 @@ def socket_of(scope: Mapping[str, Any]) -> Socket:
 
 
 class WebSockets:
-    """What all WebSockets of a server share: the timer of their pings, and a count."""
+    """What all WebSockets of a server share: the size of a message, the timer of pings, a count."""
 
-    def __init__(self, ping_seconds: float = PING_SECONDS) -> None:
+    def __init__(self, max_size: int = MAX_FRAME, ping_seconds: float = PING_SECONDS) -> None:
+        self.max_size = max_size
         self.pings = TimerWheel(ping_seconds)
         self.violations = 0  # of the protocol, by peers
 
@@ -131,7 +132,7 @@ class DirectWebSocket(asyncio.Protocol):
         self._tasks = tasks
         self._stage = Stage.REQUESTED
         self._refusal: tuple[int, list[tuple[bytes, bytes]]] | None = None
-        self._reader = FrameReader(MAX_FRAME)
+        self._reader = FrameReader(shared.max_size)
         self._event: Message | None = {"type": "websocket.connect"}  # that the app gets next
         self._disconnected: Message | None = None  # the event after which no other comes
         self._waiter: asyncio.Future[None] | None = None  # the app, while there is no event
