@@ -485,15 +485,26 @@ async def test_peer_that_answers_pings_stays_and_one_that_does_not_is_closed() -
 
 
 @on_virtual_time
-async def test_peer_whose_pong_could_not_be_read_is_not_dead() -> None:
+async def test_peer_that_takes_nothing_is_not_pinged() -> None:
     c = await Connected.opened()
-    await asyncio.sleep(PING_SECONDS + 0.1)
     c.transport.fill()
     await asyncio.sleep(3 * PING_SECONDS)
-    assert c.transport.written == PING_FRAME
-    c.transport.drain()
-    await asyncio.sleep(0)
-    assert c.end is None
+    assert (c.transport.written, c.end) == (b"", None)
+
+
+@on_virtual_time
+async def test_peer_whose_pong_could_not_be_read_is_not_dead() -> None:
+    c = await Connected.opened()
+    c.may_receive.clear()
+    c.says(text("one"), text("two"), text("three"))
+    await turn()
+    assert not c.transport.is_reading
+    await asyncio.sleep(3 * PING_SECONDS)
+    c.may_receive.set()
+    await turn()
+    assert c.transport.written == PING_FRAME * 3
+    assert c.texts == ["one", "two", "three"]
+    assert (c.transport.is_reading, c.end) == (True, None)
 
 
 @on_virtual_time

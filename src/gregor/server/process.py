@@ -86,6 +86,7 @@ def config(
         http=partial(GuardedHTTP, descriptors or Descriptors()),  # type: ignore[arg-type]
         timeout_keep_alive=keep_alive_seconds,
         ws=partial(DirectWebSocket, websockets or WebSockets()),  # type: ignore[arg-type]
+        proxy_headers=False,  # nothing asks who the client is
         log_config=None,
         log_level="warning",
         access_log=False,
