@@ -2663,4 +2663,18 @@ MUTATIONS = [
         "\n",
         CONVERSATION + "test_device_that_says_hello_is_welcomed_and_synced",
     ),
+    Mutation(
+        "a conversation goes on after a defect of its writer",
+        "node/conversation.py",
+        "            self._failure = failure\n            self.task.cancel()",
+        "            self._failure = failure",
+        CONVERSATION + "test_defect_of_the_writer_is_one_of_the_conversation",
+    ),
+    Mutation(
+        "a conversation keeps the timer of its hello",
+        "node/conversation.py",
+        "            self._hello_timer.cancel()\n            self._hello_timer = None",
+        "            self._hello_timer = None",
+        CONVERSATION + "test_idle_conversation_has_one_task_and_no_timer",
+    ),
 ]
