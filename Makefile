@@ -13,7 +13,7 @@ ROUNDS ?= 1
 HUNT_ROUNDS ?= 200
 SHARDS ?= 1
 
-.PHONY: help demo fleet test environments check bench bench-browser simulate faults hunt-js vectors lock clean
+.PHONY: help demo fleet test environments autobahn check bench bench-browser simulate faults hunt-js vectors lock clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -46,6 +46,10 @@ environments: $(READY)  ## Tests with PgBouncer, nginx and others from Debian; r
 	@tests/environments/install
 	$(BIN)/pytest -n 2 --dist loadgroup -m environments tests/environments
 
+autobahn: $(READY)  ## The WebSocket against the test suite of Autobahn; needs Python 2.7
+	@tests/autobahn/install
+	@$(BIN)/python -m tests.autobahn $(CASES)
+
 check: $(READY) $(JS_READY)  ## Style, types and the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -77,4 +81,4 @@ lock:  ## Regenerate requirements.lock from pyproject.toml
 	@rm -rf .venv-lock
 
 clean:  ## Remove the installed packages and caches
-	rm -rf $(VENV) js/node_modules js/dist bench/browser/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .autobahn js/node_modules js/dist bench/browser/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis

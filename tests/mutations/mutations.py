@@ -60,6 +60,9 @@ HISTORY_HTTP = "tests/server/test_item_history.py::"
 RANGE_DEATHS = "tests/core/test_range_deaths.py::"
 REBALANCE = "tests/shards/test_rebalance.py::"
 EXPORTS = "tests/stores/test_exports.py::"
+SOCKET = "tests/server/test_socket.py::"
+WEBSOCKET_FRAMES = "tests/server/test_websocket_frames.py::"
+CONVERSATION = "tests/node/test_conversation.py::"
 SCHEMA = "tests/stores/test_schema.py::"
 PRUNE = "tests/stores/test_prune.py::"
 SHARDS_ERASE = "tests/shards/test_erase.py::"
@@ -2664,9 +2667,9 @@ MUTATIONS = [
     ),
     Mutation(
         "origins: pages of all origins connect devices",
-        "server/web_pages.py",
-        'if scope["type"] == "websocket":',
-        "if False:",
+        "server/entrance.py",
+        "(*guards, service.refusal)",
+        "(service.refusal,)",
         WEB_PAGES + "test_only_a_page_of_an_allowed_origin_may_connect_a_device",
     ),
     Mutation(
@@ -2689,5 +2692,135 @@ MUTATIONS = [
         "identity.caller._replace(device_id=device_id)",
         "identity.caller",
         WEB_PAGES + "test_device_can_do_over_http_what_it_does_over_a_websocket",
+    ),
+    Mutation(
+        "sockets: pongs wait in memory for a peer that reads nothing",
+        "server/socket.py",
+        "        if self._writable is None:\n            pongs =",
+        "        if True:\n            pongs =",
+        SOCKET
+        + "test_peer_that_pings_and_reads_nothing_gets_one_pong_when_it_reads_and_is_not_read",
+    ),
+    Mutation(
+        "sockets: a peer is read while it takes nothing",
+        "server/socket.py",
+        "reads = self._writable is None and not waits",
+        "reads = not waits",
+        SOCKET
+        + "test_peer_that_pings_and_reads_nothing_gets_one_pong_when_it_reads_and_is_not_read",
+    ),
+    Mutation(
+        "sockets: a peer is read while its messages wait",
+        "server/socket.py",
+        "reads = self._writable is None and not waits",
+        "reads = self._writable is None",
+        SOCKET + "test_peer_is_not_read_while_two_messages_wait_for_the_app",
+    ),
+    Mutation(
+        "sockets: each ping of a flood gets a pong",
+        "server/socket.py",
+        "pings[-PONGS_PER_TURN:]",
+        "pings",
+        SOCKET + "test_flood_of_pings_gets_a_few_pongs_a_turn_and_is_not_read_meanwhile",
+    ),
+    Mutation(
+        "sockets: all frames that are there are taken in one turn",
+        "server/socket.py",
+        "for _ in range(FRAMES_PER_TURN):",
+        "for _ in range(1_000_000):",
+        SOCKET + "test_flood_of_tiny_frames_delays_another_device_by_a_turn_at_most[pongs]",
+    ),
+    Mutation(
+        "sockets: the app gets all messages that are there in one turn",
+        "server/socket.py",
+        "            self._take_more_soon()\n        return event",
+        "            self._take()\n        return event",
+        SOCKET + "test_flood_of_tiny_frames_delays_another_device_by_a_turn_at_most[texts]",
+    ),
+    Mutation(
+        "sockets: a peer that does not answer a close stays",
+        "server/socket.py",
+        "        self._abort_in(CLOSE_SECONDS)\n",
+        "",
+        SOCKET + "test_peer_that_does_not_answer_a_close_is_disconnected",
+    ),
+    Mutation(
+        "sockets: a dead peer stays",
+        "server/socket.py",
+        "if self._silent and self._is_reading:",
+        "if False:",
+        SOCKET + "test_peer_that_answers_pings_stays_and_one_that_does_not_is_closed",
+    ),
+    Mutation(
+        "sockets: a peer that could not be read is taken for dead",
+        "server/socket.py",
+        "if self._silent and self._is_reading:",
+        "if self._silent:",
+        SOCKET + "test_peer_whose_pong_could_not_be_read_is_not_dead",
+    ),
+    Mutation(
+        "frames: the size of a message has no limit",
+        "server/websocket_frames.py",
+        "len(self._message) + size > self._max_size",
+        "False",
+        WEBSOCKET_FRAMES
+        + "test_violation_has_the_close_code_of_its_kind_before_its_payload_has_come"
+        "[a message above the limit]",
+    ),
+    Mutation(
+        "frames: only single frames have a limit",
+        "server/websocket_frames.py",
+        "len(self._message) + size > self._max_size",
+        "size > self._max_size",
+        WEBSOCKET_FRAMES
+        + "test_violation_has_the_close_code_of_its_kind_before_its_payload_has_come"
+        "[fragments above the limit]",
+    ),
+    Mutation(
+        "frames: a message is not decoded as a whole",
+        "server/websocket_frames.py",
+        "return payload.decode()",
+        'return payload.decode(errors="replace")',
+        WEBSOCKET_FRAMES
+        + "test_violation_has_the_close_code_of_its_kind_before_its_payload_has_come"
+        "[a text that is not UTF-8]",
+    ),
+    Mutation(
+        "frames: a frame needs no mask",
+        "server/websocket_frames.py",
+        "if not second & MASKED:",
+        "if False:",
+        WEBSOCKET_FRAMES
+        + "test_violation_has_the_close_code_of_its_kind_before_its_payload_has_come[no mask]",
+    ),
+    Mutation(
+        "frames: a message may begin inside another one",
+        "server/websocket_frames.py",
+        "(opcode == CONTINUATION) == (self._opcode == CONTINUATION)",
+        "opcode == self._opcode == CONTINUATION",
+        WEBSOCKET_FRAMES
+        + "test_violation_has_the_close_code_of_its_kind_before_its_payload_has_come"
+        "[a message inside another one]",
+    ),
+    Mutation(
+        "a conversation wakes no writer for what came while one was busy",
+        "node/conversation.py",
+        "            self._writer = None\n\n",
+        "\n",
+        CONVERSATION + "test_device_that_says_hello_is_welcomed_and_synced",
+    ),
+    Mutation(
+        "a conversation goes on after a defect of its writer",
+        "node/conversation.py",
+        "            self._failure = failure\n            self.task.cancel()",
+        "            self._failure = failure",
+        CONVERSATION + "test_defect_of_the_writer_is_one_of_the_conversation",
+    ),
+    Mutation(
+        "a conversation keeps the timer of its hello",
+        "node/conversation.py",
+        "            self._hello_timer.cancel()\n            self._hello_timer = None",
+        "            self._hello_timer = None",
+        CONVERSATION + "test_idle_conversation_has_one_task_and_no_timer",
     ),
 ]

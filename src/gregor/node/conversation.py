@@ -149,6 +149,7 @@ class Conversation:
             await self._read()
         except asyncio.CancelledError:
             if self._failure is not None:
+                self.task.uncancel()
                 raise self._failure from None
             if self._end_reason is None or self.task.uncancel() > 0:
                 raise

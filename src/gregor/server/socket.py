@@ -63,9 +63,10 @@ def socket_of(scope: Mapping[str, Any]) -> Socket:
 
 
 class WebSockets:
-    """What all WebSockets of a server share: the timer of their pings, and a count."""
+    """What all WebSockets of a server share: the size of a message, the timer of pings, a count."""
 
-    def __init__(self, ping_seconds: float = PING_SECONDS) -> None:
+    def __init__(self, max_size: int = MAX_FRAME, ping_seconds: float = PING_SECONDS) -> None:
+        self.max_size = max_size
         self.pings = TimerWheel(ping_seconds)
         self.violations = 0  # of the protocol, by peers
 
@@ -131,7 +132,7 @@ class DirectWebSocket(asyncio.Protocol):
         self._tasks = tasks
         self._stage = Stage.REQUESTED
         self._refusal: tuple[int, list[tuple[bytes, bytes]]] | None = None
-        self._reader = FrameReader(MAX_FRAME)
+        self._reader = FrameReader(shared.max_size)
         self._event: Message | None = {"type": "websocket.connect"}  # that the app gets next
         self._disconnected: Message | None = None  # the event after which no other comes
         self._waiter: asyncio.Future[None] | None = None  # the app, while there is no event
@@ -183,9 +184,7 @@ class DirectWebSocket(asyncio.Protocol):
         match self._stage, event["type"]:
             case Stage.OPEN, "websocket.send":
                 text = event.get("text")
-                self._transport.write(
-                    binary_frame(event["bytes"]) if text is None else text_frame(text)
-                )
+                self._write(binary_frame(event["bytes"]) if text is None else text_frame(text))
             case Stage.OPEN, "websocket.close":
                 self._close(event.get("code") or NORMAL, event.get("reason") or "")
             case Stage.REQUESTED, "websocket.accept":
@@ -206,7 +205,7 @@ class DirectWebSocket(asyncio.Protocol):
         headers = list(event.get("headers", ()))
         if subprotocol := event.get("subprotocol"):
             headers.append((b"Sec-WebSocket-Protocol", subprotocol.encode()))
-        self._transport.write(switching(self._key, headers))
+        self._write(switching(self._key, headers))
         self._stage = Stage.OPEN
         self._slot = self._shared.pings.join(self)
         self._take()
@@ -214,12 +213,12 @@ class DirectWebSocket(asyncio.Protocol):
     def _refuse(
         self, status: int, headers: list[tuple[bytes, bytes]] | None = None, body: bytes = b""
     ) -> None:
-        self._transport.write(refusing(status, headers or [], body))
+        self._write(refusing(status, headers or [], body))
         self._end(ABNORMAL)
 
     def _close(self, code: int, reason: str) -> None:
         """Send a close frame; the peer has some time to answer it."""
-        self._transport.write(close_frame(code, reason))
+        self._write(close_frame(code, reason))
         self._stage = Stage.CLOSING
         self._leave_wheel()
         self._disconnect(code, reason)
@@ -335,21 +334,25 @@ class DirectWebSocket(asyncio.Protocol):
             return
         if self._writable is None:
             pongs = (pong_frame(ping.payload) for ping in pings[-PONGS_PER_TURN:])
-            self._transport.write(b"".join(pongs))
+            self._write(b"".join(pongs))
         else:
             self._unanswered = pings[-1]
 
     def _answer_close(self, code: int, reason: str) -> None:
         if self._stage is Stage.OPEN:
-            self._transport.write(close_frame(code))
+            self._write(close_frame(code))
         self._end(code, reason)
 
     def _fail(self, code: int, reason: str) -> None:
         if self._stage is Stage.OPEN:
-            self._transport.write(close_frame(code, reason))
+            self._write(close_frame(code, reason))
         self._end(code, reason)
 
     # The transport: when it takes data, and when it ends
+
+    def _write(self, data: bytes) -> None:
+        if not self._transport.is_closing():  # which is known a little before it is lost
+            self._transport.write(data)
 
     def pause_writing(self) -> None:
         self._writable = asyncio.Event()
@@ -384,7 +387,7 @@ class DirectWebSocket(asyncio.Protocol):
             self._fail(FAILED, "a ping was not answered")
         elif self._writable is None:
             self._silent = True
-            self._transport.write(PING_FRAME)
+            self._write(PING_FRAME)
 
     def shutdown(self) -> None:
         """uvicorn stops: end the connection."""

@@ -33,9 +33,14 @@ class TimerWheel:
         """Add a member; the slot in which it is."""
         slot = self._slots[self._now]
         slot.add(member)
-        if self._timer is None:
+        if not self.turns:
             self._set_timer()
         return slot
+
+    @property
+    def turns(self) -> bool:
+        """Whether a timer is set, as it is for as long as there are members."""
+        return self._timer is not None
 
     def _set_timer(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._pause, self._turn)
@@ -43,8 +48,8 @@ class TimerWheel:
     def _turn(self) -> None:
         """Call the members whose period has passed."""
         self._now = (self._now + 1) % SLOTS
-        for member in tuple(self._slots[self._now]):
-            member.tick()
         self._timer = None
         if any(self._slots):
             self._set_timer()
+        for member in tuple(self._slots[self._now]):
+            member.tick()

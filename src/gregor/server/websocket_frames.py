@@ -122,7 +122,7 @@ class FrameReader:
                 return self._data(opcode, payload, is_last)
 
     def _head(self) -> Head | None:
-        """The head of the next frame, if it is complete and allowed here."""
+        """The head of the next frame, up to its mask, if it is complete and allowed here."""
         buffer = self._buffer
         if len(buffer) < 2:
             return None
@@ -130,7 +130,7 @@ class FrameReader:
         size, start = _short_size(opcode, buffer[1]), 6
         if size > MAX_CONTROL:
             start = 8 if size == 126 else 14
-            if len(buffer) < start:
+            if len(buffer) < start - 4:
                 return None
             size = _long_size(buffer[2 : start - 4])
         if opcode < CLOSE and len(self._message) + size > self._max_size:
