@@ -2106,7 +2106,7 @@ MUTATIONS = [
     Mutation(
         "a WebSocket that has ended still counts",
         "server/guarded_http.py",
-        "        if protocol is not self._before:\n            self._left()\n",
+        "        if self._has_entered:\n            self._left()\n",
         "",
         ACCEPTOR + "test_websocket_is_counted_until_it_ends",
     ),

@@ -10,6 +10,7 @@ import re
 from asyncio import Transport
 from collections.abc import Callable
 from enum import Enum, auto
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -96,7 +97,7 @@ class GuardedHTTP(UpgradingHTTP):
     def connection_lost(self, exc: Exception | None) -> None:
         self._enter(RequestPhase.END)
         self._write_deadline.cancel()
-        self._discard()
+        self._connections.discard(self._connection)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -141,17 +142,18 @@ class GuardedHTTP(UpgradingHTTP):
             self.cycle.keep_alive = False
 
     def handle_websocket_upgrade(self) -> None:
-        """The connection stays open, and is counted, until the WebSocket has ended."""
+        """The connection stays open, and is counted, until the WebSocket has ended. Of this
+        protocol nothing is left."""
         self._write_deadline.cancel()
-        connections: Any = Departures(self, self.connections, self._discard)
-        self.connections = connections
+        left = partial(self._connections.discard, self._connection)
+        departures: Any = Departures(self.connections, left)
+        self.connections = departures
         super().handle_websocket_upgrade()
         if self.transport.get_protocol() is self:  # it was refused
             self._errors.count(PeerError.WEBSOCKET, self._connection.host)
             self._close()
-
-    def _discard(self) -> None:
-        self._connections.discard(self._connection)
+        else:
+            del self._deadline, self._write_deadline  # which refer to this protocol
 
     # The phases
 
@@ -348,17 +350,20 @@ class Departures:
     """uvicorn's set of protocols, as seen by the one that takes over a connection. It tells when
     that one has left."""
 
-    def __init__(self, before: GuardedHTTP, protocols: set[Any], left: Callable[[], None]) -> None:
-        self._before = before
+    __slots__ = ("_has_entered", "_left", "_protocols")
+
+    def __init__(self, protocols: set[Any], left: Callable[[], None]) -> None:
         self._protocols = protocols
         self._left = left
+        self._has_entered = False
 
     def add(self, protocol: Any) -> None:
+        self._has_entered = True
         self._protocols.add(protocol)
 
     def discard(self, protocol: Any) -> None:
         self._protocols.discard(protocol)
-        if protocol is not self._before:
+        if self._has_entered:
             self._left()
 
 

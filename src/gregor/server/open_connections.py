@@ -35,6 +35,10 @@ class ConnectionLimits(NamedTuple):
 DEFAULT_LIMITS = ConnectionLimits()
 
 
+def _nothing() -> None:
+    """What there is to close of a connection before it begins, and after its end."""
+
+
 class ClientConnection:
     """One open connection: whose it is, and how to close it at once."""
 
@@ -45,7 +49,7 @@ class ClientConnection:
         self.host = peer  # the client's, which a trusted proxy may forward
         self.port = port
         self.address: str | None = None  # under which it is counted
-        self.abort: Callable[[], object] = lambda: None
+        self.abort: Callable[[], object] = _nothing
 
 
 class OpenConnections:
@@ -107,6 +111,7 @@ class OpenConnections:
         if connection in self._open:
             del self._open[connection]
             self.become_busy(connection)
+            connection.abort = _nothing  # it refers to the transport
             self._uncount(connection)
             self.descriptors.closed()
 
@@ -124,8 +129,9 @@ class OpenConnections:
         """Close the one that does nothing for longest. Returns whether there was one."""
         for connection in (*self._first(self._waiting), *self._first(self._idle)):
             self._shed += 1
+            abort = connection.abort
             self.discard(connection)
-            connection.abort()
+            abort()
             return True
         return False
 
