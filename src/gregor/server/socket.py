@@ -18,7 +18,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Iterator, Mapping
 from enum import Enum, auto
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.types import Message
 from uvicorn.protocols.utils import ClientDisconnected
@@ -78,6 +78,31 @@ class WebSockets:
         )
 
 
+class PeerAccount(Protocol):
+    """What a server keeps of the client of a WebSocket, such as the count of its address."""
+
+    def violated(self) -> None:
+        """The client has violated the protocol. Its connection is about to end."""
+        ...
+
+    def left(self) -> None:
+        """The connection has ended. Is called once."""
+        ...
+
+
+class NoAccount:
+    """Nothing is kept."""
+
+    def violated(self) -> None:
+        pass
+
+    def left(self) -> None:
+        pass
+
+
+NO_ACCOUNT = NoAccount()
+
+
 class Stage(Enum):
     """How far a WebSocket is."""
 
@@ -93,6 +118,7 @@ class DirectWebSocket(asyncio.Protocol):
     application under EXTENSION."""
 
     __slots__ = (
+        "_account",
         "_connections",
         "_deadline",
         "_disconnected",
@@ -122,6 +148,7 @@ class DirectWebSocket(asyncio.Protocol):
         key: bytes,
         connections: set[Any],
         tasks: set[asyncio.Task[None]],
+        account: PeerAccount = NO_ACCOUNT,
     ) -> None:
         """The `connections` and `tasks` are those that uvicorn waits for when it stops."""
         self._loop = asyncio.get_running_loop()
@@ -130,6 +157,7 @@ class DirectWebSocket(asyncio.Protocol):
         self._key = key  # of the handshake
         self._connections = connections
         self._tasks = tasks
+        self._account = account
         self._stage = Stage.REQUESTED
         self._refusal: tuple[int, list[tuple[bytes, bytes]]] | None = None
         self._reader = FrameReader(shared.max_size)
@@ -269,6 +297,7 @@ class DirectWebSocket(asyncio.Protocol):
         self._stage = Stage.ENDING
         self._disconnect(ABNORMAL, "")
         self._connections.discard(self)
+        self._account.left()
         self._leave_wheel()
         if self._deadline is not None:
             self._deadline.cancel()
@@ -316,6 +345,7 @@ class DirectWebSocket(asyncio.Protocol):
             return self._reader.next()
         except BadFrame as violation:
             self._shared.violations += 1
+            self._account.violated()
             self._fail(violation.code, violation.reason)
             return None
 
