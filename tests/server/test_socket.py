@@ -464,7 +464,8 @@ async def test_app_may_refuse_with_an_answer() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(b"retry-after", b"1"), (b"content-length", b"4")]
         await send({"type": "websocket.http.response.start", "status": 503, "headers": headers})
-        await send({"type": "websocket.http.response.body", "body": b"full"})
+        await send({"type": "websocket.http.response.body", "body": b"fu", "more_body": True})
+        await send({"type": "websocket.http.response.body", "body": b"ll"})
 
     c = Connected(app)
     await turn()

@@ -129,6 +129,7 @@ class DirectWebSocket(asyncio.Protocol):
         "_more_due",
         "_reader",
         "_refusal",
+        "_refusal_body",
         "_shared",
         "_silent",
         "_slot",
@@ -160,6 +161,7 @@ class DirectWebSocket(asyncio.Protocol):
         self._account = account
         self._stage = Stage.REQUESTED
         self._refusal: tuple[int, list[tuple[bytes, bytes]]] | None = None
+        self._refusal_body = b""
         self._reader = FrameReader(shared.max_size)
         self._event: Message | None = {"type": "websocket.connect"}  # that the app gets next
         self._disconnected: Message | None = None  # the event after which no other comes
@@ -223,7 +225,9 @@ class DirectWebSocket(asyncio.Protocol):
                 self._refusal = event["status"], list(event.get("headers", ()))
                 self._stage = Stage.REFUSING
             case Stage.REFUSING, "websocket.http.response.body" if self._refusal is not None:
-                self._refuse(*self._refusal, event.get("body", b""))
+                self._refusal_body += event.get("body", b"")
+                if not event.get("more_body", False):
+                    self._refuse(*self._refusal, self._refusal_body)
             case ((Stage.CLOSING | Stage.ENDING), _):
                 raise ClientDisconnected
             case stage, type_:
