@@ -13,6 +13,9 @@ ROUNDS ?= 1
 HUNT_ROUNDS ?= 200
 SHARDS ?= 1
 
+# Tests and benchmarks start hundreds of processes: compile each file once, not once in each of them.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo fleet test environments autobahn check bench bench-browser simulate faults hunt-js vectors lock clean
 .DEFAULT_GOAL := help
 

@@ -1,7 +1,9 @@
-"""Settings of all tests: Hypothesis, which prints how to reproduce a failure, and the collector."""
+"""Settings of all tests: Hypothesis, which prints how to reproduce a failure, the collector, and
+the order of tests."""
 
 import gc
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 # The thresholds of a server: almost all objects are freed by their reference count.
@@ -30,3 +32,8 @@ settings.register_profile(
     phases=[Phase.explicit, Phase.generate],
     report_multiple_bugs=False,
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow tests: at the end of a run no worker waits long for another one."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)

@@ -16,6 +16,7 @@ import {
   type CreateOptions,
   type DeviceID,
   type DismissCategoryOptions,
+  type DismissKeyOptions,
   type Item,
   type Key,
   type Message,
@@ -127,8 +128,8 @@ export interface Gregor<Bodies = Record<string, unknown>> {
    * told of. With `endTime: "0s"`: all up to now, wherever they are. */
   dismissCategory(category: Category, options?: DismissCategoryOptions): Promise<MsgID>;
   /** Dismisses the items with these keys that this device sees, on all devices, also those that have
-   * not begun; but none that it has not yet been told of. */
-  dismissKey(...keys: Key[]): Promise<MsgID>;
+   * not begun. `endTime` is as in `dismissCategory`. */
+  dismissKey(keys: Key | readonly Key[], options?: DismissKeyOptions): Promise<MsgID>;
   /** Makes a visible item begin again at a time, or after a duration from now, and resolves with the
    * id of the new item. Until then no device shows it. Rejects if this device does not show the item,
    * or if the time is not between now and its expiry. */
@@ -248,7 +249,9 @@ export function createGregor<Bodies = Record<string, unknown>>(options: GregorOp
     return written.msg_id;
   }
 
-  async function dismissSeen(dismissal: Message): Promise<MsgID> {
+  /** Dismisses up to a time, or what this device sees. */
+  async function dismissUpTo(endTime: When | undefined, dismissal: Message): Promise<MsgID> {
+    if (endTime != null) return write(dismissal);
     await change((replica, now) => replica.dismissSeen(dismissal, now));
     return dismissal.msg_id;
   }
@@ -508,11 +511,10 @@ export function createGregor<Bodies = Record<string, unknown>>(options: GregorOp
     create: async (category, body, options = {}) => write(message.create(user, category, body, scoped(options))),
     put: async (category, body, options = {}) => write(message.put(user, category, body, scoped(options))),
     dismiss: async (...msgIds) => write(message.dismiss(user, msgIds, { deviceId: deviceId() })),
-    async dismissCategory(category, options = {}) {
-      const dismissal = message.dismissCategory(user, category, { deviceId: deviceId(), ...options });
-      return options.endTime == null ? dismissSeen(dismissal) : write(dismissal);
-    },
-    dismissKey: async (...keys) => dismissSeen(message.dismissKey(user, keys, { deviceId: deviceId() })),
+    dismissCategory: async (category, options = {}) =>
+      dismissUpTo(options.endTime, message.dismissCategory(user, category, { deviceId: deviceId(), ...options })),
+    dismissKey: async (keys, options = {}) =>
+      dismissUpTo(options.endTime, message.dismissKey(user, [keys].flat(), { deviceId: deviceId(), ...options })),
     async snooze(msgId, until) {
       const when = given.instant("until", until);
       return change((replica, now) => {

@@ -13,6 +13,7 @@ export type {
   CreateOptions,
   DeviceID,
   DismissCategoryOptions,
+  DismissKeyOptions,
   Item,
   JSONValue,
   Key,

@@ -1,22 +1,24 @@
 /**
  * The tabs of a browser that hold the same replica: one leads, and each hears what the others save.
  *
- * The leader is the tab that holds an exclusive lock. It says each second that it is there; one that is
- * silent while it holds the lock is robbed of it. A robbed leader may not know yet, when it was
- * frozen: so each leader begins a new term in the store, which refuses what it saves in an old one.
+ * The leader is the tab that holds an exclusive lock, once it has begun a term in the store, which
+ * refuses what is saved in an old one. Who holds the lock says each second that it is there, also while
+ * its store is slow; one that is silent is robbed. If it was frozen, it may not know so yet.
  *
  * Each change has a number, counted in the store. A tab applies what it hears in any order, and an
  * earlier change without the records that a later one has changed. What it says has the number of
  * the last change that it has: so a lost broadcast is noticed in a second, and the store read again.
  */
 
-import type { Environment, Locks, Timer } from "./environment.js";
+import { inTime, type Environment, type Locks, type Timer } from "./environment.js";
 import type { GregorError } from "./errors.js";
 import type { Changes, Records, SavedChange, Store } from "./stores/store.js";
 
 /** How often the leader says that it is there, and for how many of these it may be silent. */
 const BEAT_MS = 1000;
 const MAX_SILENT_BEATS = 5;
+/** In which a store has to begin a term; a slow one may take 10 s for each answer. */
+const PATIENCE_MS = 12_000;
 
 /** What a tab is told about the others. `Message` is what they say to each other. */
 export interface TabListener<Message> {
@@ -87,7 +89,8 @@ export function joinTabs<Message>(
   let timer: Timer;
   /** For the lock; ends with it. */
   let candidacy: AbortController | undefined;
-  let isLeader = false;
+  /** A holder of the lock is a leader as soon as its term has begun. */
+  let role: "candidate" | "holder" | "leader" = "candidate";
   let silentBeats = 0;
 
   // A page that the browser freezes, or keeps for the way back, can neither lead nor hear.
@@ -160,11 +163,11 @@ export function joinTabs<Message>(
 
   // Who leads
 
-  /** What each second brings: a beat of the leader, or another second without one. */
+  /** What each second brings: a beat of who holds the lock, or another second without one. */
   function tick(): void {
-    if (channel || !isLeader) timer = environment.setTimeout(tick, BEAT_MS);
+    if (channel || role !== "leader") timer = environment.setTimeout(tick, BEAT_MS);
     if (!candidacy) stand();
-    else if (isLeader) post({ isBeat: true, message: listener.beat() });
+    else if (role !== "candidate") post({ isBeat: true, message: listener.beat() });
     else if (++silentBeats > MAX_SILENT_BEATS && environment.isVisible()) stand(true);
     if (ahead.size || lastSeq > seq) reload().catch(() => {});
   }
@@ -178,6 +181,8 @@ export function joinTabs<Message>(
     (isAlone ? OWN_LOCKS : locks)
       .request(name, steal ? { steal } : { signal }, async () => {
         if (signal.aborted) return;
+        role = "holder";
+        post({ isBeat: true });
         const released = new Promise((resolve) => (signal.onabort = resolve));
         void lead(signal);
         await released;
@@ -188,10 +193,9 @@ export function joinTabs<Message>(
 
   async function lead(signal: AbortSignal): Promise<void> {
     try {
-      const term = await newTerm();
+      const term = await inTime(environment, newTerm(), PATIENCE_MS, "the store did not answer in time");
       if (signal.aborted) return;
-      isLeader = true;
-      post({ isBeat: true }); // not before: a tab whose store hangs has to be replaced
+      role = "leader";
       listener.onLead(term);
     } catch (error) {
       if (signal.aborted) return;
@@ -211,9 +215,9 @@ export function joinTabs<Message>(
   function leave(): void {
     candidacy?.abort();
     candidacy = undefined;
-    if (!isLeader) return;
-    isLeader = false;
-    listener.onFollow();
+    const wasLeader = role === "leader";
+    role = "candidate";
+    if (wasLeader) listener.onFollow();
   }
 
   return {

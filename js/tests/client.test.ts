@@ -4,7 +4,7 @@ import { IDBFactory } from "fake-indexeddb";
 import { describe, expect, expectTypeOf, test, vi } from "vitest";
 import { createGregor, type Gregor } from "../src/client.js";
 import { GregorError } from "../src/errors.js";
-import type { Item } from "../src/message.js";
+import type { DismissKeyOptions, Item } from "../src/message.js";
 import { memoryDatabase } from "../src/stores/memory.js";
 import type { Database } from "../src/stores/store.js";
 import { TestServer } from "../src/testing/index.js";
@@ -194,6 +194,31 @@ test("each kind of write does on all devices what it says", async () => {
   await phone.put("x", 1);
   await phone.dismissKey("x");
   expect(texts(phone)).toEqual([]);
+});
+
+describe.each([
+  ["category", (device: Gregor, options?: DismissKeyOptions) => device.dismissCategory("theme", options)],
+  ["key", (device: Gregor, options?: DismissKeyOptions) => device.dismissKey(["old", "new"], options)],
+])("a device without a network that dismisses a %s", (_, dismiss) => {
+  test.each([
+    ["leaves what it has not been told of", undefined, ["new"]],
+    ["up to now leaves nothing", "0s", []],
+    ["up to a time leaves what was created later", "-30m", ["new"]],
+  ])("%s", async (_, endTime, left) => {
+    const server = new TestServer();
+    const device = server.device("alice");
+    const gregor = await device.open();
+    const other = await server.device("alice", "other").open();
+    await server.put("alice", "theme", "old", { key: "old" });
+    await server.advance(3600_000);
+    await device.goOffline();
+    await server.put("alice", "theme", "new", { key: "new" });
+    await server.advance(1000);
+    await dismiss(gregor, { endTime });
+    await device.goOnline();
+    await server.settled();
+    expect([texts(gregor), texts(other)]).toEqual([left, left]);
+  });
 });
 
 describe("what is shown", () => {

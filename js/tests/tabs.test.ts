@@ -339,9 +339,31 @@ test("a tab whose store does not answer lets another one lead", async () => {
   const { browser, a, b, c } = await threeTabs();
   b.tab.breakStore();
   a.tab.close();
-  await browser.advance(8_000);
+  await browser.advance(13_000);
   expect(b.isLeader).toBe(false);
   expect(leaders(b, c)).toEqual([c]);
+});
+
+test("one of the tabs leads, and goes on leading, however slow their store is", async () => {
+  const seconds = fc.double({ min: 0, max: 9.5, noNaN: true });
+  await fc.assert(
+    fc.asyncProperty(fc.array(seconds, { minLength: 1, maxLength: 3 }), async (slowness) => {
+      const browser = new FakeBrowser();
+      const pages = slowness.map((seconds) => {
+        const tab = browser.open();
+        tab.storeMs = 1000 * seconds;
+        return new Page(tab, new Set());
+      });
+      for (const page of pages) void page.tabs.open();
+      await browser.advance(60_000);
+      const [leader, ...others] = leaders(...pages);
+      expect([leader?.isLeader, others]).toEqual([true, []]);
+      const { term } = leader!;
+      await browser.advance(60_000);
+      expect(leader!.term).toBe(term);
+    }),
+    { includeErrorInReport: true },
+  );
 });
 
 test.each(Array.from({ length: 12 }, (_, steps) => steps))(
@@ -370,11 +392,12 @@ describe("whatever happens to three tabs", () => {
     comeBack: fc.constant("comeBack"),
     see: fc.constantFrom("show", "hide"),
     lose: fc.constant("lose"),
+    slow: fc.constant("slow"),
     wait: fc.constantFrom("wait", "step"),
   } as const;
   const happening = fc.record({
     tab: fc.nat(2),
-    what: fc.oneof({ weight: 4, arbitrary: happenings.write }, happenings.leave, happenings.comeBack, happenings.see, happenings.lose, { weight: 4, arbitrary: happenings.wait }),
+    what: fc.oneof({ weight: 4, arbitrary: happenings.write }, happenings.leave, happenings.comeBack, happenings.see, happenings.lose, happenings.slow, { weight: 4, arbitrary: happenings.wait }),
     amount: fc.nat(20),
   });
 
@@ -431,6 +454,9 @@ describe("whatever happens to three tabs", () => {
         case "lose":
           this.browser.broadcastsToLose += amount % 3;
           return;
+        case "slow":
+          page.tab.storeMs = amount * 450;
+          return;
         case "wait":
           return this.browser.advance(amount * 500);
         default:
@@ -444,14 +470,14 @@ describe("whatever happens to three tabs", () => {
       void page.write(note).then(() => this.saved.add(note));
     }
 
-    /** All come back, and are seen; then time passes. */
+    /** All come back, and are seen; then time passes, more than a slow store needs. */
     async end() {
       this.browser.broadcastsToLose = 0;
       for (const tab of [0, 1, 2]) {
         await this.happen({ tab, what: "comeBack", amount: 0 });
         await this.happen({ tab, what: "show", amount: 0 });
       }
-      await this.browser.advance(15_000);
+      await this.browser.advance(180_000);
     }
   }
 

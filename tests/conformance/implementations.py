@@ -1,6 +1,6 @@
 """All implementations of a state machine of record, and how each is opened."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from gregor.core.instant import Time
@@ -31,11 +31,10 @@ def sql(url: str) -> OpenMachine:
     return opened
 
 
-def sharded(urls: Sequence[str]) -> OpenMachine:
+def sharded(urls: Mapping[str, str]) -> OpenMachine:
     @asynccontextmanager
     async def opened(clock: Callable[[], Time]) -> AsyncIterator[StateMachineOfRecord]:
-        urls_by_name = {f"shard{number}": url for number, url in enumerate(urls)}
-        async with databases_at(urls_by_name, migrate) as databases:
+        async with databases_at(urls, migrate) as databases:
             await establish(databases)
             machines = {name: SQLStateMachine(d, clock) for name, d in databases.items()}
             async with ShardedStateMachine(machines) as machine:

@@ -17,7 +17,6 @@ from gregor.errors import ClockSkew, StorageUnavailable
 from gregor.interfaces import Duplicate, Stored
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import CommitUnknown, Database, DatabaseConnection, PoolUse, Work
-from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.state_machine import MAX_SKEW, SQLStateMachine
 from gregor.stores.sql.statements import UserKey, UserRow
 from gregor.stores.sql.store_url import database_at
@@ -31,9 +30,8 @@ def ahead(seconds: float) -> Callable[[], Time]:
 
 
 @pytest.fixture
-async def url(postgresql_url: str) -> str:
-    async with database_at(postgresql_url, migrate):
-        return postgresql_url
+def url(migrated_url: str) -> str:
+    return migrated_url
 
 
 class WrappedDatabase:

@@ -1,5 +1,6 @@
 """The conformance suite, run on every state machine of record. Add a class for a new one."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ from gregor.testing.conformance import (
     StateMachineConformance,
 )
 from tests.conformance import implementations
-from tests.fleet.servers import PostgreSQL
 
 
 class TestMemory(StateMachineConformance):
@@ -33,19 +33,17 @@ class TestSQLiteFile(DurableStateMachineConformance):
 
 class TestPostgreSQL(DurableStateMachineConformance):
     @pytest.fixture
-    def open_machine(self, postgresql_url: str) -> OpenMachine:
-        return implementations.sql(postgresql_url)
+    def open_machine(self, migrated_url: str) -> OpenMachine:
+        return implementations.sql(migrated_url)
 
 
 class TestThreeSQLiteShards(DurableStateMachineConformance):
     @pytest.fixture
     def open_machine(self, tmp_path: Path) -> OpenMachine:
-        return implementations.sharded([f"sqlite:///{tmp_path / f'{n}.db'}" for n in range(3)])
+        return implementations.sharded({n: f"sqlite:///{tmp_path / f'{n}.db'}" for n in "abc"})
 
 
 class TestThreePostgreSQLShards(DurableStateMachineConformance):
     @pytest.fixture
-    async def open_machine(self, postgresql_server: PostgreSQL) -> OpenMachine:
-        return implementations.sharded(
-            [await postgresql_server.create_database() for _ in range(3)]
-        )
+    def open_machine(self, shard_urls: Mapping[str, str]) -> OpenMachine:
+        return implementations.sharded(shard_urls)

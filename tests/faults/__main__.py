@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument("faults", nargs="*", help=f"only these faults, of: {', '.join(FAULTS)}")
     parser.add_argument("--rounds", type=int, default=1, help="rounds of each fault")
     parser.add_argument("--seed", type=int, help="use this seed instead of random ones")
+    parser.add_argument("--devices", type=int, default=200, help="how many hear of the stream")
     parser.add_argument("--seconds", type=float, default=8, help="how long the stream takes")
     parser.add_argument(
         "--stream", type=Path, default=SAMPLE, help="a stream other than the sample"
@@ -41,7 +42,12 @@ def main() -> int:
 async def run_round(name: str, seed: int, options: argparse.Namespace) -> bool:
     """Run one round and print its result. Returns whether it passed."""
     round_ = await play_round(
-        name, seed, options.stream, seconds=options.seconds, pubsub=options.pubsub
+        name,
+        seed,
+        options.stream,
+        devices=options.devices,
+        seconds=options.seconds,
+        pubsub=options.pubsub,
     )
     problems = [*round_.problems, *slow_agreement(round_)]
     verdict = "FAILED" if problems else "passed"

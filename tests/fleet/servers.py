@@ -243,15 +243,19 @@ class PostgreSQL(ManagedServer):
         """The URL for a connection over the Unix socket."""
         return f"postgresql://postgres@/postgres?host={self.directory}&port={self.port}"
 
-    async def create_database(self) -> str:
-        """The URL of a new, empty database."""
+    async def create_database(self, template: str = "template1") -> str:
+        """The URL of a new database: a copy of the template, by default an empty database."""
         name = f"test_{uuid4().hex}"
         connection = await asyncpg.connect(self.url)
         try:
-            await connection.execute(f"CREATE DATABASE {name}")
+            await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         finally:
             await connection.close()
         return re.sub(r"(://[^/?]*)(/[^?]*)?", rf"\1/{name}", self.url, count=1)
+
+    async def copy_of(self, url: str) -> str:
+        """The URL of a new copy of a database to which nothing is connected."""
+        return await self.create_database(urlsplit(url).path.removeprefix("/"))
 
     async def _prepare(self) -> None:
         await super()._prepare()

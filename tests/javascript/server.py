@@ -1,6 +1,6 @@
-"""A real server for the tests of JavaScript, whose clock can be set ahead while it runs.
+"""A real node for the tests of JavaScript, whose clock can be set ahead while it runs.
 
-GREGOR_JWT_SECRET=... python -m tests.javascript.server STORE HOST:PORT ORIGIN_OF_PAGES
+GREGOR_JWT_SECRET=... python -m tests.javascript.server STORE HOST:PORT ORIGIN_OF_PAGES [PUBSUB]
 
 Each line on stdin is by how many seconds the clock is ahead of this machine's. The server stops
 when stdin ends, so that none outlives its test.
@@ -36,10 +36,17 @@ class AdjustedClock:
 
 
 def main() -> None:
-    store, listen, origin = sys.argv[1:]
+    store, listen, origin, *pubsub = sys.argv[1:]
     clock = AdjustedClock()
     threading.Thread(target=clock.follow, args=(sys.stdin,), daemon=True).start()
-    settings = load(store=store, listen=listen, auth=Auth.JWT, allow_origin=origin)
+    settings = load(
+        store=store,
+        listen=listen,
+        auth=Auth.JWT,
+        allow_origin=origin,
+        pubsub=pubsub[0] if pubsub else None,
+        migrate=True,
+    )
     asyncio.run(serve(settings, clock))
 
 

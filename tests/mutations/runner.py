@@ -5,6 +5,8 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
+from compileall import compile_dir
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,8 +25,12 @@ FORKSERVER.set_forkserver_preload(
         *("asyncpg", "sqlalchemy.ext.asyncio", "sqlalchemy.dialects.postgresql.asyncpg"),
         *("alembic.context", "alembic.command", "greenlet"),
         *("nats", "pydantic_settings", "redis.asyncio", "starlette.applications"),
+        *("httptools", "httpx", "jwt", "prometheus_client", "rich.console"),
+        *("uvicorn", "uvicorn.protocols.http.httptools_impl", "websockets.asyncio.server"),
+        *("immutables", "msgspec.json", "pytest_timeout", "_hypothesis_pytestplugin"),
     ]
 )
+PLUGINS = ("pytest_asyncio.plugin", "_hypothesis_pytestplugin", "pytest_timeout")
 TEST_TIMEOUT_SECONDS = 120
 TEST_RAN = 100
 """Added to pytest's exit code. Without it, a process that dies before its test would look like a
@@ -38,13 +44,20 @@ def run(mutation: Mutation, servers: Mapping[str, str] = {}) -> str | None:
         path = Path(directory, "gregor", mutation.file)
         # Only the mutated file needs to be compiled again.
         stale = shutil.ignore_patterns(f"{path.stem}.*.pyc")
-        shutil.copytree(ROOT / "src" / "gregor", Path(directory, "gregor"), ignore=stale)
+        shutil.copytree(_compiled_package(), Path(directory, "gregor"), ignore=stale)
         text = path.read_text()
         found = text.count(mutation.old)
         if found != 1:
             return f"the text to mutate occurs {found} times in {mutation.file}, not once"
         path.write_text(text.replace(mutation.old, mutation.new))
         return _test(mutation.test, directory, servers)
+
+
+@cache
+def _compiled_package() -> Path:
+    package = ROOT / "src" / "gregor"
+    compile_dir(package, quiet=2)
+    return package
 
 
 def _test(node_id: str, directory: str, servers: Mapping[str, str]) -> str | None:
@@ -69,12 +82,12 @@ def _pytest(node_id: str, directory: str, output: Path, servers: Mapping[str, st
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.chdir(ROOT)
-    os.environ |= {"PYTHONPATH": directory, "PYTHONDONTWRITEBYTECODE": "1", **servers}
+    os.environ |= {"PYTHONPATH": directory, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **servers}
     sys.path.insert(0, directory)
-    sys.dont_write_bytecode = True
-    options = ["-x", "-q", "--no-header", "--assert=plain", "--hypothesis-profile=first-failure"]
+    options = [option for plugin in PLUGINS for option in ("-p", plugin)]
+    options += ["-x", "-q", "--no-header", "--assert=plain", "--hypothesis-profile=first-failure"]
     # Runs at the same time must not remove each other's directories.
     options += [f"--basetemp={directory}/tmp"]
     # Ignore resources that a failing test does not close.
-    options += ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:unraisableexception"]
+    options += ["-p", "no:cacheprovider", "-p", "no:unraisableexception"]
     sys.exit(TEST_RAN + pytest.main([*options, node_id]))

@@ -77,6 +77,19 @@ class PlayedTransport:
             self.protocol.connection_lost(None)
 
 
+class RecordingAccount:
+    """An account that records what is said of the peer."""
+
+    def __init__(self, record: list[str]) -> None:
+        self._record = record
+
+    def violated(self) -> None:
+        self._record.append("violated")
+
+    def left(self) -> None:
+        self._record.append("left")
+
+
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
@@ -90,6 +103,7 @@ class Connected:
         self.shared = shared or WebSockets(MAX_SIZE)
         self.transport = PlayedTransport()
         self.connections: set[Any] = set()
+        self.account: list[str] = []  # what was said of the peer
         self.tasks: set[asyncio.Task[None]] = set()
         self.socket = DirectWebSocket(
             self.shared,
@@ -97,6 +111,7 @@ class Connected:
             key=b"dGhlIHNhbXBsZSBub25jZQ==",
             connections=self.connections,
             tasks=self.tasks,
+            account=RecordingAccount(self.account),
         )
         self.transport.protocol = self.socket
         self.socket.start(app or self._record, {"type": "websocket", "extensions": {}})
@@ -328,6 +343,7 @@ def test_violation_is_a_close_code_and_a_count_and_no_log(
         await asyncio.sleep(LINGER_SECONDS + 0.1)
         assert c.transport.is_closed
         assert c.connections == c.tasks == set()
+        assert c.account == ["violated", "left"]
 
     test()
 
@@ -448,7 +464,8 @@ async def test_app_may_refuse_with_an_answer() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(b"retry-after", b"1"), (b"content-length", b"4")]
         await send({"type": "websocket.http.response.start", "status": 503, "headers": headers})
-        await send({"type": "websocket.http.response.body", "body": b"full"})
+        await send({"type": "websocket.http.response.body", "body": b"fu", "more_body": True})
+        await send({"type": "websocket.http.response.body", "body": b"ll"})
 
     c = Connected(app)
     await turn()
@@ -465,6 +482,7 @@ async def test_stop_of_the_server_closes() -> None:
     await turn()
     assert c.transport.written == close_frame(1012)
     assert (c.end, c.transport.is_closed, c.connections) == (1012, True, set())
+    assert c.account == ["left"]
 
 
 # Pings

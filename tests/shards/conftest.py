@@ -1,20 +1,22 @@
 """Shards on databases of each kind."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 import pytest
 
-from tests.fleet.servers import PostgreSQL
 from tests.shards.harness import ShardHarness, opened
 
 
 @pytest.fixture(params=["SQLite", "PostgreSQL"])
-async def harness(
-    request: pytest.FixtureRequest, postgresql_server: PostgreSQL
-) -> AsyncIterator[ShardHarness]:
+def urls(request: pytest.FixtureRequest) -> Mapping[str, str]:
+    """Three new databases, by the names of their shards."""
     if request.param == "SQLite":
-        urls = dict.fromkeys("abc", "sqlite://")
-    else:
-        urls = {name: await postgresql_server.create_database() for name in "abc"}
+        return dict.fromkeys("abc", "sqlite://")
+    urls: Mapping[str, str] = request.getfixturevalue("shard_urls")
+    return urls
+
+
+@pytest.fixture
+async def harness(urls: Mapping[str, str]) -> AsyncIterator[ShardHarness]:
     async with opened(urls) as harness:
         yield harness

@@ -24,6 +24,7 @@ import {
   type CreateOptions,
   type DeviceID,
   type DismissCategoryOptions,
+  type DismissKeyOptions,
   type Item,
   type Key,
   type Message,
@@ -120,8 +121,8 @@ export class TestServer {
     return this.inject(dismiss(user, msgIds));
   }
 
-  dismissKey(user: UID, ...keys: Key[]): Promise<Result> {
-    return this.inject(dismissKey(user, keys));
+  dismissKey(user: UID, keys: Key | readonly Key[], options?: DismissKeyOptions): Promise<Result> {
+    return this.inject(dismissKey(user, [keys].flat(), options));
   }
 
   dismissCategory(user: UID, category: Category, options?: DismissCategoryOptions): Promise<Result> {

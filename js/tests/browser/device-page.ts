@@ -1,4 +1,4 @@
-/** A page with one device, as its address says. */
+/** A page or worker with one device, as its address says. */
 
 import { createGregor } from "../../src/index.js";
 
@@ -8,9 +8,10 @@ declare global {
   var gregor: ReturnType<typeof createGregor>;
 }
 
-const { url, user, deviceId } = Object.fromEntries(new URLSearchParams(location.search)) as {
+const { url, user, deviceId, token: given } = Object.fromEntries(new URLSearchParams(location.search)) as {
   url: string;
   user: string;
   deviceId: string;
+  token?: string;
 };
-globalThis.gregor = createGregor({ url, user, deviceId, token: () => token() });
+globalThis.gregor = createGregor({ url, user, deviceId, token: given ?? (() => token()) });

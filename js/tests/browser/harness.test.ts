@@ -54,7 +54,7 @@ test.each([
 test("what a device writes survives the death of its server, and the network between them", async () => {
   const folder = mkdtempSync(join(tmpdir(), "gregor-"));
   const server = await Server.start(folder, site.origin);
-  const link = await Link.to(server.port);
+  const link = await Link.to(server.ports);
   const device = new PythonDevice(link.url, server.token("ann", 3600), "laptop", `${folder}/laptop.db`);
   try {
     await device.call("wait_synced");

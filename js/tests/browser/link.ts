@@ -1,22 +1,24 @@
 import { once } from "node:events";
 import { connect, createServer, type Server as Listener, type Socket } from "node:net";
 
-/** A network between one device and a server, which can be cut and repaired. */
+/** A network between one device and the nodes of a server, which can be cut and repaired. Each new
+ * connection goes to another node than the last one. */
 export class Link {
   readonly #sockets = new Set<Socket>();
   #isCut = false;
+  #carried = 0;
 
   private constructor(
     private readonly listener: Listener,
-    private readonly target: number,
+    private readonly ports: readonly number[],
   ) {
     listener.on("connection", (socket) => this.#carry(socket));
   }
 
-  static async to(port: number): Promise<Link> {
+  static async to(ports: readonly number[]): Promise<Link> {
     const listener = createServer().listen(0, "127.0.0.1");
     await once(listener, "listening");
-    return new Link(listener, port);
+    return new Link(listener, ports);
   }
 
   get url(): string {
@@ -25,7 +27,7 @@ export class Link {
 
   #carry(near: Socket): void {
     if (this.#isCut) return void near.destroy();
-    const far = connect(this.target, "127.0.0.1");
+    const far = connect(this.ports[this.#carried++ % this.ports.length] as number, "127.0.0.1");
     for (const [from, to] of [
       [near, far],
       [far, near],

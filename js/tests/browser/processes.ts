@@ -8,29 +8,25 @@ import { Program } from "../program.js";
 const SECRET = "a secret of tests, which has 32 bytes";
 const LEEWAY_SECONDS = 30; // for which a server accepts an expired token
 
-/** A real server on a free port with an SQLite file, which is stopped, killed and started again. */
-export class Server {
+/** A node on a free port, which is stopped, killed and started again. */
+class ServerNode {
   #program: Program | undefined;
   #ahead = 0;
 
-  private constructor(
-    private readonly folder: string,
-    private readonly origin: string,
+  constructor(
     readonly port: number,
+    private readonly args: (address: string) => readonly string[],
   ) {}
 
-  /** A server for the pages of this origin. */
-  static async start(folder: string, origin: string): Promise<Server> {
-    const server = new Server(folder, origin, await freePort());
-    await server.start();
-    return server;
+  get url(): string {
+    return `http://127.0.0.1:${this.port}`;
   }
 
   async start(): Promise<void> {
-    const args = [`sqlite:///${this.folder}/gregor.db`, `127.0.0.1:${this.port}`, this.origin];
+    const args = this.args(`127.0.0.1:${this.port}`);
     this.#program = new Program("tests.javascript.server", args, { GREGOR_JWT_SECRET: SECRET });
-    this.#program.write(String(this.#ahead));
-    await until("the server is ready", async () => (await fetch(`${this.url}/readyz`)).ok);
+    this.setAhead(this.#ahead);
+    await until("the node is ready", async () => (await fetch(`${this.url}/readyz`)).ok);
   }
 
   /** Stops it gracefully, or kills it. */
@@ -38,14 +34,71 @@ export class Server {
     await this.#program?.end(signal);
   }
 
+  /** By how many seconds its clock is ahead. */
+  setAhead(seconds: number): void {
+    this.#ahead = seconds;
+    this.#program?.write(String(seconds));
+  }
+}
+
+/** A real server for the pages of an origin: one node on SQLite, or a fleet of two. */
+export class Server {
+  #ahead = 0;
+
+  private constructor(
+    readonly nodes: readonly ServerNode[],
+    private readonly backends?: Program,
+  ) {}
+
+  /** One node, with an SQLite file in this folder. */
+  static async start(folder: string, origin: string): Promise<Server> {
+    const args = (address: string) => [`sqlite:///${folder}/gregor.db`, address, origin];
+    const server = new Server([new ServerNode(await freePort(), args)]);
+    await server.start();
+    return server;
+  }
+
+  /** Two nodes, with PostgreSQL and Redis. */
+  static async startFleet(origin: string): Promise<Server> {
+    const backends = new Program("tests.javascript.backends");
+    const [store, pubsub] = JSON.parse(await backends.read()) as [string, string];
+    const args = (address: string) => [store, address, origin, pubsub];
+    const nodes = [new ServerNode(await freePort(), args), new ServerNode(await freePort(), args)];
+    const server = new Server(nodes, backends);
+    await server.start();
+    return server;
+  }
+
+  /** Starts each node: the first one migrates the database. */
+  async start(): Promise<void> {
+    for (const node of this.nodes) await node.start();
+  }
+
+  /** Stops all of it gracefully, or kills the nodes. */
+  async stop(signal?: NodeJS.Signals): Promise<void> {
+    await Promise.all(this.nodes.map((node) => node.stop(signal)));
+    if (signal === undefined) await this.backends?.end();
+  }
+
+  /** The address of a node. */
   get url(): string {
-    return `http://127.0.0.1:${this.port}`;
+    return (this.nodes[0] as ServerNode).url;
+  }
+
+  /** Where its nodes listen. */
+  get ports(): readonly number[] {
+    return this.nodes.map(({ port }) => port);
+  }
+
+  /** Whether its clock can be set. PostgreSQL has its own, and a node refuses to differ from it. */
+  get hasClock(): boolean {
+    return this.backends === undefined;
   }
 
   /** Sets its clock ahead by some more seconds. */
   advance(seconds: number): void {
     this.#ahead += seconds;
-    this.#program?.write(String(this.#ahead));
+    for (const node of this.nodes) node.setAhead(this.#ahead);
   }
 
   /** A token of a user, which the server accepts for some seconds. */

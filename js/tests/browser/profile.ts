@@ -1,4 +1,5 @@
-import type { BrowserContext, CDPSession, Page } from "playwright-core";
+import { setTimeout as pause } from "node:timers/promises";
+import type { BrowserContext, CDPSession, Page, Worker } from "playwright-core";
 import type { Item } from "../../src/message.js";
 import type { Status } from "../../src/status.js";
 import { Link } from "./link.js";
@@ -12,8 +13,13 @@ export type Outcome =
   | { readonly kind: "refused"; readonly code: string; readonly message: string }
   | { readonly kind: "unknown" };
 
+/** Where a device runs. */
+export interface Place {
+  readonly page: Pick<Worker, "evaluate">;
+}
+
 /** A tab, and what was done to it. */
-export interface Tab {
+export interface Tab extends Place {
   readonly page: Page;
   readonly devtools: CDPSession;
   frozen: boolean;
@@ -47,7 +53,7 @@ export class Profile {
     deviceId: string,
     link?: Link,
   ): Promise<Profile> {
-    link ??= await Link.to(server.port);
+    link ??= await Link.to(server.ports);
     const profile = new Profile(deviceId, user, site, context, link, server);
     await context.exposeFunction("token", () => profile.token());
     return profile;
@@ -55,11 +61,22 @@ export class Profile {
 
   async openTab(): Promise<Tab> {
     const page = await this.context.newPage();
-    const parameters = { url: this.link.url, user: this.user, deviceId: this.deviceId };
-    await this.#loading(() => page.goto(`${this.site.origin}/?${new URLSearchParams(parameters)}`));
+    await this.#loading(() => page.goto(`${this.site.origin}/?${this.#parameters()}`));
     const tab = { page, devtools: await this.context.newCDPSession(page), frozen: false };
     this.tabs.push(tab);
     return tab;
+  }
+
+  /** Runs the device in a worker of a tab, too. */
+  async startWorker({ page }: Tab): Promise<Place> {
+    const script = `/page.js?${this.#parameters({ token: await this.token() })}`;
+    const started = page.waitForEvent("worker");
+    await page.evaluate((script) => void new Worker(script), script);
+    return { page: await started };
+  }
+
+  #parameters(more: Readonly<Record<string, string>> = {}): URLSearchParams {
+    return new URLSearchParams({ url: this.link.url, user: this.user, deviceId: this.deviceId, ...more });
   }
 
   async reload({ page }: Tab): Promise<void> {
@@ -113,10 +130,10 @@ export class Profile {
   }
 }
 
-/** Calls a method of the device in a tab. */
-export async function call(tab: Tab, method: string, ...args: readonly unknown[]): Promise<Outcome> {
+/** Calls a method of the device in a tab or worker. */
+export async function call(place: Place, method: string, ...args: readonly unknown[]): Promise<Outcome> {
   try {
-    return await tab.page.evaluate(
+    return await place.page.evaluate(
       async ([method, args]): Promise<Outcome> => {
         try {
           const value: unknown = await (gregor as any)[method](...args);
@@ -133,18 +150,35 @@ export async function call(tab: Tab, method: string, ...args: readonly unknown[]
   }
 }
 
-export const itemsOf = ({ page }: Tab): Promise<readonly Item[]> =>
+export const itemsOf = ({ page }: Place): Promise<readonly Item[]> =>
   page.evaluate(() => [...gregor.items()]);
 
-export const statusOf = ({ page }: Tab): Promise<Status> => page.evaluate(() => ({ ...gregor.status }));
+export const statusOf = ({ page }: Place): Promise<Status> => page.evaluate(() => ({ ...gregor.status }));
 
 /** Waits until the device has all, and nothing waits to be sent. */
-export async function untilSettled(tab: Tab): Promise<void> {
-  await tab.page.evaluate(() => gregor.reconnect());
-  await until("the tab is settled", async () => {
-    const status = await statusOf(tab);
+export async function untilSettled(place: Place): Promise<void> {
+  await place.page.evaluate(() => gregor.reconnect());
+  await until("the device is settled", async () => {
+    const status = await statusOf(place);
     if (status.online && status.synced && status.unsent === 0) return true;
-    const locks = await tab.page.evaluate(() => navigator.locks.query());
-    throw new Error(JSON.stringify({ status, locks }));
+    throw new Error(JSON.stringify(status));
   });
+}
+
+/** What explains why a device is not connected, as far as it answers: its status, who holds the lock
+ * and who waits for it, and the counters in the store. */
+export async function explanation({ page }: Place): Promise<string> {
+  const parts = [
+    page.evaluate(() => gregor.status),
+    page.evaluate(() => navigator.locks.query()),
+    page.evaluate(async () => {
+      const answer = <T>(request: IDBRequest<T>) =>
+        new Promise<T>((resolve) => (request.onsuccess = () => resolve(request.result)));
+      const [{ name }] = (await indexedDB.databases()) as [{ name: string }];
+      const database = await answer(indexedDB.open(name));
+      return answer<unknown>(database.transaction("records").objectStore("records").get(""));
+    }),
+  ];
+  const answers = parts.map((part) => Promise.race([part.catch(String), pause(1000, "no answer")]));
+  return JSON.stringify(await Promise.all(answers));
 }

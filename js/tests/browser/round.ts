@@ -1,6 +1,6 @@
 /**
  * A round: two browser profiles with several tabs, a Python device and a backend write for one user,
- * while networks fail, tabs are killed, the server restarts, tokens expire, the disk is full and a
+ * while networks fail, tabs are killed, nodes restart, tokens expire, the disk is full and a
  * week passes. Then the faults end, and all must agree: each device shows what the server says, and
  * what a device accepted is stored, or was reported as rejected.
  */
@@ -12,7 +12,7 @@ import { Random } from "../random.js";
 import { launchProfile } from "./chromium.js";
 import { Link } from "./link.js";
 import { PythonDevice, until, type Server } from "./processes.js";
-import { Profile, call, itemsOf, statusOf, untilSettled, type Tab } from "./profile.js";
+import { Profile, call, explanation, itemsOf, untilSettled, type Tab } from "./profile.js";
 import type { Site } from "./site.js";
 
 const CATEGORIES = ["mail", "mail.work", "chat", "theme"];
@@ -51,7 +51,7 @@ export class Round {
     this.#stage = stage;
     this.#random = new Random(seed);
     this.#user = `user-${seed}-${Date.now()}`;
-    this.#fakeTime = this.#random.chance(0.3);
+    this.#fakeTime = this.#random.chance(0.3) && stage.server.hasClock;
     this.#fullDisk = this.#random.chance(0.3);
     this.#repaired = new Promise((resolve) => (this.#endFaults = resolve));
   }
@@ -64,6 +64,9 @@ export class Round {
       for (let step = 0; step < steps; step++) await this.#step();
       await this.#repair();
       await this.#agree();
+    } catch (error) {
+      await this.#explain();
+      throw error;
     } finally {
       await Promise.all([this.#python?.close(), ...this.#profiles.map((profile) => profile.close())]);
       this.#pythonLink?.close();
@@ -89,7 +92,7 @@ export class Round {
     }
     const file = `${folder}/${this.#user}.db`;
     const token = server.token(this.#user, 10 * 365 * 86_400);
-    this.#pythonLink = await Link.to(server.port);
+    this.#pythonLink = await Link.to(server.ports);
     this.#python = new PythonDevice(this.#pythonLink.url, token, "python", file);
   }
 
@@ -109,7 +112,7 @@ export class Round {
       network: 2,
       offline: 2,
       token: 2,
-      server: 0.5,
+      node: 0.5,
       disk: this.#fullDisk ? 1 : 0,
       week: this.#fakeTime ? 1 : 0,
     });
@@ -138,8 +141,8 @@ export class Round {
         return profile.setOnline(this.#random.chance(0.5));
       case "token":
         return this.#changeToken(profile);
-      case "server":
-        return this.#restartServer();
+      case "node":
+        return this.#restartNode();
       case "disk":
         return this.#profiles[0]?.fillDisk(false);
       case "week":
@@ -274,9 +277,10 @@ export class Round {
     profile.link.break();
   }
 
-  async #restartServer(): Promise<void> {
-    await this.#stage.server.stop(this.#random.chance(0.7) ? "SIGKILL" : undefined);
-    await this.#stage.server.start();
+  async #restartNode(): Promise<void> {
+    const node = this.#random.of(this.#stage.server.nodes);
+    await node.stop(this.#random.chance(0.7) ? "SIGKILL" : undefined);
+    await node.start();
   }
 
   async #passTime(seconds: number): Promise<void> {
@@ -286,13 +290,6 @@ export class Round {
     await Promise.all(
       this.#profiles.map(({ context }) => context.clock.fastForward(seconds * 1000)),
     );
-  }
-
-  /** A tab whose store could not be opened stays without one, and says so, until it is reloaded. */
-  async #reloadWithoutStore(profile: Profile): Promise<void> {
-    for (const tab of profile.tabs) {
-      if (!(await statusOf(tab)).durable) await profile.reload(tab);
-    }
   }
 
   async #wake(): Promise<void> {
@@ -318,11 +315,18 @@ export class Round {
       if (profile.tabs.length === 0) await profile.openTab();
       await profile.setOnline(true);
     }
-    if (this.#fullDisk) await this.#profiles[0]?.fillDisk(false);
+    if (this.#fullDisk) await this.#openStore();
     await Promise.all(this.#pending);
-    for (const profile of this.#profiles) await this.#reloadWithoutStore(profile);
     await this.#python?.call("reconnect");
     this.#record("round", "ends the faults");
+  }
+
+  /** Tabs that could not open the store go on without it: what other tabs have saved waits for one
+   * that can. */
+  async #openStore(): Promise<void> {
+    const [laptop] = this.#profiles;
+    await laptop?.fillDisk(false);
+    await laptop?.openTab();
   }
 
   async #agree(): Promise<void> {
@@ -335,6 +339,14 @@ export class Round {
     });
     const problems = this.#profiles.flatMap((profile) => profile.problems);
     if (problems.length > 0) throw new Error(`problems in a page: ${problems.join("\n")}`);
+  }
+
+  /** Records what each tab is like, and what went wrong in it. */
+  async #explain(): Promise<void> {
+    for (const { deviceId, tabs, problems } of this.#profiles) {
+      for (const tab of tabs) this.#record(deviceId, await explanation(tab));
+      for (const problem of problems) this.#record(deviceId, problem);
+    }
   }
 
   /** What is wrong; undefined if all agree. */

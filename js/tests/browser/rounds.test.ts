@@ -10,6 +10,7 @@ import { Round, type Stage } from "./round.js";
 import { Site } from "./site.js";
 
 const ROUNDS = Number(process.env["GREGOR_ROUNDS"] ?? 5);
+const HAS_FLEET = process.env["GREGOR_FLEET"] !== undefined;
 const STEPS = 30;
 const MAX_MS = 170_000;
 
@@ -18,7 +19,8 @@ let stage: Stage;
 beforeAll(async () => {
   const folder = mkdtempSync(join(tmpdir(), "gregor-"));
   const site = await Site.serve("device-page.ts");
-  const [browser, server] = await Promise.all([launch(), Server.start(folder, site.origin)]);
+  const starting = HAS_FLEET ? Server.startFleet(site.origin) : Server.start(folder, site.origin);
+  const [browser, server] = await Promise.all([launch(), starting]);
   stage = { browser, server, site, folder };
 });
 afterAll(async () => {

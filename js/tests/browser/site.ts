@@ -6,7 +6,8 @@ import { minified } from "../../scripts/minified.js";
 
 const PAGE = '<!doctype html><meta charset="utf-8"><title>test</title><script src="/page.js"></script>';
 
-/** A web site of one page, whose script is bundled and minified like the client for a script tag. */
+/** A web site of one page, whose script is bundled and minified like the client for a script tag.
+ * A page may run the script in a worker, too. */
 export class Site {
   readonly origin: string;
 
@@ -18,7 +19,7 @@ export class Site {
     const entry = join(import.meta.dirname, script);
     const { code } = await minified({ entryPoints: [entry], format: "iife" });
     const listener = createServer(({ url }, response) => {
-      const isScript = url === "/page.js";
+      const isScript = url?.startsWith("/page.js");
       response.setHeader("Content-Type", isScript ? "text/javascript" : "text/html");
       response.end(isScript ? code : PAGE);
     }).listen(0, "127.0.0.1");

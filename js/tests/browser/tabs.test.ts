@@ -5,7 +5,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "vitest
 import { launchProfile } from "./chromium.js";
 import type { Link } from "./link.js";
 import { Server, until } from "./processes.js";
-import { call, itemsOf, Profile, statusOf, untilSettled, type Tab } from "./profile.js";
+import { call, itemsOf, Profile, statusOf, untilSettled, type Place, type Tab } from "./profile.js";
 import { Site } from "./site.js";
 
 let site: Site;
@@ -53,9 +53,9 @@ async function twoTabs(): Promise<readonly [Tab, Tab]> {
   return [leader, follower];
 }
 
-const shows = (tab: Tab, category: string): Promise<void> =>
+const shows = (place: Place, category: string): Promise<void> =>
   until(`the tab shows ${category}`, async () =>
-    (await itemsOf(tab)).some((item) => item.category === category),
+    (await itemsOf(place)).some((item) => item.category === category),
   );
 
 test("a tab shows what another tab writes, and both are one connection", async () => {
@@ -64,6 +64,26 @@ test("a tab shows what another tab writes, and both are one connection", async (
   await call(leader, "put", "by.leader", 1);
   await Promise.all([shows(leader, "by.follower"), shows(follower, "by.leader")]);
   await Promise.all([untilSettled(leader), untilSettled(follower)]);
+  expect(await connections()).toBe(1);
+});
+
+test("a page and a worker share one connection, which the worker takes over", async () => {
+  const page = await profile.openTab();
+  await untilSettled(page);
+  const worker = await profile.startWorker(page);
+  await untilSettled(worker);
+  await call(worker, "put", "by.worker", 1);
+  await call(page, "put", "by.page", 1);
+  await Promise.all([shows(page, "by.worker"), shows(worker, "by.page")]);
+  await Promise.all([untilSettled(page), untilSettled(worker)]);
+  expect(await itemsOf(worker)).toEqual(await itemsOf(page));
+  expect(await connections()).toBe(1);
+
+  await call(page, "close");
+  await call(worker, "put", "afterwards", 1);
+  await untilSettled(worker);
+  const [{ items }] = await server.request(`users/user-${users}/state`);
+  expect(items).toEqual(await itemsOf(worker));
   expect(await connections()).toBe(1);
 });
 
@@ -120,4 +140,23 @@ test("a full disk refuses what is written, and keeps what was saved", async () =
   await call(tab, "put", "after", 1);
   await untilSettled(tab);
   expect((await itemsOf(tab)).map(({ category }) => category)).toEqual(["before", "after"]);
+});
+
+test("what one tab has saved waits for a tab that can open the store", async () => {
+  await profile.fillDisk(true);
+  const withoutStore = await profile.openTab();
+  await untilSettled(withoutStore);
+  expect(await statusOf(withoutStore)).toMatchObject({ durable: false });
+  await profile.fillDisk(false);
+  const withStore = await profile.openTab();
+  await untilSettled(withStore);
+  profile.link.cut();
+  expect(await call(withStore, "put", "saved", 1)).toMatchObject({ kind: "done", durable: true });
+  await profile.closeTab(withStore, "close");
+  profile.link.repair();
+  await untilSettled(withoutStore);
+  expect(await itemsOf(withoutStore)).toEqual([]);
+
+  await untilSettled(await profile.openTab());
+  await shows(withoutStore, "saved");
 });

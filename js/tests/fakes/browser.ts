@@ -194,6 +194,8 @@ export class FakeTab {
   /** Whether the page is kept for the way back: what is broadcast meanwhile never arrives. */
   isCached = false;
   isVisible = true;
+  /** How long the database takes for each transaction of this tab. */
+  storeMs = 0;
   private _isStoreBroken = false;
   private readonly _listeners: { readonly type: string; readonly listener: (event: Event) => void }[] = [];
 
@@ -242,11 +244,14 @@ export class FakeTab {
         new Promise((resolve, reject) => {
           browser.queue(this, "database", () => {
             if (this._isStoreBroken) return;
-            const transaction = browser.database.transact(keys, decide, isUrgent);
-            transaction.then(
-              (result) => browser.queue(this, "database", () => resolve(result)),
-              (error) => browser.queue(this, "database", () => reject(error)),
-            );
+            const transact = (): void => {
+              browser.database.transact(keys, decide, isUrgent).then(
+                (result) => browser.queue(this, "database", () => resolve(result)),
+                (error) => browser.queue(this, "database", () => reject(error)),
+              );
+            };
+            if (this.storeMs) browser.schedule({ tab: this, at: browser.time + this.storeMs, callback: transact });
+            else transact();
           });
         }),
     });

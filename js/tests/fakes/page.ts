@@ -28,7 +28,7 @@ export class Page {
         this._note(`leads ${term}`);
         this._deliver();
       },
-      onCannotLead: () => {},
+      onCannotLead: () => this._note("cannot lead"),
       onFollow: () => {
         this.term = undefined;
         this._note("follows");

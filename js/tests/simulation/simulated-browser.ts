@@ -317,8 +317,7 @@ export class SimulatedBrowser extends FakeBrowser {
     };
   }
 
-  /** Where the store fails while a page loads, the page is of no use, as it says, and is loaded again:
-   * so it does not. */
+  /** Where the store fails while a page loads, its client goes on in memory, and alone: so it does not. */
   private async _transaction<T>(tab: FakeTab, transact: () => Promise<T>): Promise<T> {
     if (this._isCalm || !this._page(tab.id).isReady || !this.random.chance(0.01)) return transact();
     throw unavailable("the store fails");

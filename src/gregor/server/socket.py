@@ -18,7 +18,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Iterator, Mapping
 from enum import Enum, auto
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.types import Message
 from uvicorn.protocols.utils import ClientDisconnected
@@ -78,6 +78,31 @@ class WebSockets:
         )
 
 
+class PeerAccount(Protocol):
+    """What a server keeps of the client of a WebSocket, such as the count of its address."""
+
+    def violated(self) -> None:
+        """The client has violated the protocol. Its connection is about to end."""
+        ...
+
+    def left(self) -> None:
+        """The connection has ended. Is called once."""
+        ...
+
+
+class NoAccount:
+    """Nothing is kept."""
+
+    def violated(self) -> None:
+        pass
+
+    def left(self) -> None:
+        pass
+
+
+NO_ACCOUNT = NoAccount()
+
+
 class Stage(Enum):
     """How far a WebSocket is."""
 
@@ -93,6 +118,7 @@ class DirectWebSocket(asyncio.Protocol):
     application under EXTENSION."""
 
     __slots__ = (
+        "_account",
         "_connections",
         "_deadline",
         "_disconnected",
@@ -103,6 +129,7 @@ class DirectWebSocket(asyncio.Protocol):
         "_more_due",
         "_reader",
         "_refusal",
+        "_refusal_body",
         "_shared",
         "_silent",
         "_slot",
@@ -122,6 +149,7 @@ class DirectWebSocket(asyncio.Protocol):
         key: bytes,
         connections: set[Any],
         tasks: set[asyncio.Task[None]],
+        account: PeerAccount = NO_ACCOUNT,
     ) -> None:
         """The `connections` and `tasks` are those that uvicorn waits for when it stops."""
         self._loop = asyncio.get_running_loop()
@@ -130,8 +158,10 @@ class DirectWebSocket(asyncio.Protocol):
         self._key = key  # of the handshake
         self._connections = connections
         self._tasks = tasks
+        self._account = account
         self._stage = Stage.REQUESTED
         self._refusal: tuple[int, list[tuple[bytes, bytes]]] | None = None
+        self._refusal_body = b""
         self._reader = FrameReader(shared.max_size)
         self._event: Message | None = {"type": "websocket.connect"}  # that the app gets next
         self._disconnected: Message | None = None  # the event after which no other comes
@@ -195,7 +225,9 @@ class DirectWebSocket(asyncio.Protocol):
                 self._refusal = event["status"], list(event.get("headers", ()))
                 self._stage = Stage.REFUSING
             case Stage.REFUSING, "websocket.http.response.body" if self._refusal is not None:
-                self._refuse(*self._refusal, event.get("body", b""))
+                self._refusal_body += event.get("body", b"")
+                if not event.get("more_body", False):
+                    self._refuse(*self._refusal, self._refusal_body)
             case ((Stage.CLOSING | Stage.ENDING), _):
                 raise ClientDisconnected
             case stage, type_:
@@ -269,6 +301,7 @@ class DirectWebSocket(asyncio.Protocol):
         self._stage = Stage.ENDING
         self._disconnect(ABNORMAL, "")
         self._connections.discard(self)
+        self._account.left()
         self._leave_wheel()
         if self._deadline is not None:
             self._deadline.cancel()
@@ -316,6 +349,7 @@ class DirectWebSocket(asyncio.Protocol):
             return self._reader.next()
         except BadFrame as violation:
             self._shared.violations += 1
+            self._account.violated()
             self._fail(violation.code, violation.reason)
             return None
 
