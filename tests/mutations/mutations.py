@@ -2106,8 +2106,8 @@ MUTATIONS = [
     Mutation(
         "a WebSocket that has ended still counts",
         "server/guarded_http.py",
-        "        if self._has_entered:\n            self._left()\n",
-        "",
+        "        self._connections.discard(self._connection)\n\n\nclass GuardedHTTP",
+        "        pass\n\n\nclass GuardedHTTP",
         ACCEPTOR + "test_websocket_is_counted_until_it_ends",
     ),
     Mutation(

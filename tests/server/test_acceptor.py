@@ -311,3 +311,12 @@ async def test_websocket_is_counted_until_it_ends() -> None:
         await until(lambda: open_.number == 1)
         await device.close()
         await until(lambda: open_.number == 0)
+
+
+async def test_violation_of_the_websocket_protocol_is_an_error_of_its_address() -> None:
+    async with serving(jwt_settings()) as served:
+        device = await served.synced(token("u"))
+        transport = device.connection.transport
+        transport.write(b"\x81\x00")  # a frame that is not masked
+        await device.wait_ended()
+        assert await served.metric('gregor_peer_errors_total{reason="websocket"}') == 1

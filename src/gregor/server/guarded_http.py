@@ -8,9 +8,7 @@ a line in the log. Of a body that nobody has asked for, uvicorn holds 64 KiB and
 
 import re
 from asyncio import Transport
-from collections.abc import Callable
 from enum import Enum, auto
-from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -56,6 +54,25 @@ class RequestPhase(Enum):
 
 
 AFTER_THE_LAST = frozenset({RequestPhase.LAST, RequestPhase.END, RequestPhase.HANDED_OVER})
+
+
+class ClientAccount:
+    """The client of a WebSocket, whose connection counts until it ends, as its violations do."""
+
+    __slots__ = ("_connection", "_connections", "_errors")
+
+    def __init__(
+        self, connection: ClientConnection, connections: OpenConnections, errors: PeerErrors
+    ) -> None:
+        self._connection = connection
+        self._connections = connections
+        self._errors = errors
+
+    def violated(self) -> None:
+        self._errors.count(PeerError.WEBSOCKET, self._connection.host)
+
+    def left(self) -> None:
+        self._connections.discard(self._connection)
 
 
 class GuardedHTTP(UpgradingHTTP):
@@ -142,18 +159,17 @@ class GuardedHTTP(UpgradingHTTP):
             self.cycle.keep_alive = False
 
     def handle_websocket_upgrade(self) -> None:
-        """The connection stays open, and is counted, until the WebSocket has ended. Of this
-        protocol nothing is left."""
+        """Of this protocol nothing is left when the connection is a WebSocket."""
         self._write_deadline.cancel()
-        left = partial(self._connections.discard, self._connection)
-        departures: Any = Departures(self.connections, left)
-        self.connections = departures
         super().handle_websocket_upgrade()
         if self.transport.get_protocol() is self:  # it was refused
             self._errors.count(PeerError.WEBSOCKET, self._connection.host)
             self._close()
         else:
             del self._deadline, self._write_deadline  # which refer to this protocol
+
+    def account(self) -> ClientAccount:
+        return ClientAccount(self._connection, self._connections, self._errors)
 
     # The phases
 
@@ -344,27 +360,6 @@ class LastAnswer:
 
     def close(self) -> None:
         self._protocol.end()
-
-
-class Departures:
-    """uvicorn's set of protocols, as seen by the one that takes over a connection. It tells when
-    that one has left."""
-
-    __slots__ = ("_has_entered", "_left", "_protocols")
-
-    def __init__(self, protocols: set[Any], left: Callable[[], None]) -> None:
-        self._protocols = protocols
-        self._left = left
-        self._has_entered = False
-
-    def add(self, protocol: Any) -> None:
-        self._has_entered = True
-        self._protocols.add(protocol)
-
-    def discard(self, protocol: Any) -> None:
-        self._protocols.discard(protocol)
-        if self._has_entered:
-            self._left()
 
 
 def _close_if_unread(cycle: RequestResponseCycle) -> None:
