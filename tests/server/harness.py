@@ -102,8 +102,8 @@ async def serving(settings: Settings | None = None, **options: Any) -> AsyncIter
 
 @asynccontextmanager
 async def running(server: Server) -> AsyncIterator[Served]:
-    """Open the server, and serve it."""
-    async with server, listening(server.app) as port, http_client(port) as http:
+    """Open the server, and serve everything at one address, as `gregor serve` does by default."""
+    async with server, listening(server.admin) as port, http_client(port) as http:
         yield Served(server, http, f"ws://127.0.0.1:{port}/v1/connect")
 
 

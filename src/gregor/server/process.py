@@ -34,26 +34,36 @@ async def serve(settings: Settings, clock: Callable[[], Time] = now) -> None:
     send the devices away, and return. Raises SetupError if the server cannot start, and any error
     that ends it early."""
     raise_limit()
-    with listen(*settings.address) as listener:
+    with listen(*settings.address) as listener, listening_for_admin(settings) as admin:
         async with Server.from_settings(settings, clock) as server:
-            process = Process(server, settings.keep_alive_seconds)
+            process = Process(server, settings.keep_alive_seconds, app_of(server, settings))
             with on_stop_signals(process.request_stop):
-                announce(listener, settings)
-                await process.serve_on(listener)
+                announce(listener, admin, settings)
+                await process.serve_on(listener, admin)
     log.info(LogEvent("stopped"))
 
 
-def announce(listener: socket.socket, settings: Settings) -> None:
-    """Log the URL at which the server answers, and what may be a mistake in its settings."""
-    host, port = listener.getsockname()[:2]
+def app_of(server: Server, settings: Settings) -> ASGIApp:
+    """What the address of `listen` answers."""
+    return server.admin if settings.all_on_one_address else server.app
+
+
+def announce(listener: socket.socket, admin: socket.socket | None, settings: Settings) -> None:
+    """Log the URLs at which the server answers, and what may be a mistake in its settings."""
     log.info(
         LogEvent(
             "serving",
-            url=f"http://{host}:{port}",
+            url=_url_of(listener),
+            **({} if admin is None else {"admin": _url_of(admin)}),
             store=", ".join(map(redacted, settings.stores.values())),
         )
     )
     warn_of_short_history(settings)
+
+
+def _url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _tune_garbage_collector() -> None:
@@ -108,8 +118,9 @@ def on_stop_signals(request_stop: Callable[[], None]) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises SetupError if the address cannot be used."""
+def listen(host: str, port: int, option: str = "--listen") -> socket.socket:
+    """A listening socket. Raises SetupError, which names the option, if the address cannot be
+    used."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # Name the protocol: otherwise asyncio does not disable Nagle's algorithm.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -125,39 +136,68 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise SetupError(
             f"cannot listen on {host}:{port}: {error.strerror}; "
-            "choose another address with --listen HOST:PORT"
+            f"choose another address with {option} HOST:PORT"
         ) from error
     listener.setblocking(False)
     return listener
 
 
-class Process(uvicorn.Server):
-    """uvicorn around an open Server. It stops after the server has sent its devices away."""
+@contextmanager
+def listening_for_admin(settings: Settings) -> Iterator[socket.socket | None]:
+    """While the block runs, the socket of the admin address is open, if there is one. The address
+    that nobody has chosen gives way to a free port where another server has it."""
+    address = settings.admin_address
+    if address is None:
+        yield None
+        return
+    try:
+        listener = listen(*address, option="--admin-listen")
+    except SetupError as error:
+        if settings.admin_listen is not None:
+            raise
+        log.warning(LogEvent("the default admin address is taken", reason=error.message))
+        listener = listen(address[0], 0, option="--admin-listen")
+    with listener:
+        yield listener
 
-    def __init__(self, server: Server, keep_alive_seconds: int = KEEP_ALIVE_SECONDS) -> None:
-        super().__init__(
-            config(
-                server.app,
-                keep_alive_seconds=keep_alive_seconds,
-                descriptors=server.service.descriptors,
-                websockets=server.service.websockets,
-            )
-        )
-        self._server = server
-        self._stop_requested = asyncio.Event()
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn without its signal handling: `on_stop_signals` replaces it."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Override uvicorn's signal handling: `on_stop_signals` replaces it."""
         yield
+
+
+class Process(_Uvicorn):
+    """uvicorn around an open Server, and another one around its admin app. It stops after the
+    server has sent its devices away."""
+
+    def __init__(
+        self,
+        server: Server,
+        keep_alive_seconds: int = KEEP_ALIVE_SECONDS,
+        app: ASGIApp | None = None,
+    ) -> None:
+        """The `app` answers in place of `server.app`."""
+        configured = partial(
+            config,
+            keep_alive_seconds=keep_alive_seconds,
+            descriptors=server.service.descriptors,
+            websockets=server.service.websockets,
+        )
+        super().__init__(configured(app or server.app))
+        self._admin = _Uvicorn(configured(server.admin))
+        self._server = server
+        self._stop_requested = asyncio.Event()
 
     def request_stop(self) -> None:
         """Shut down gracefully. A second request stops the process at once."""
         self.force_exit = self.should_exit = self._stop_requested.is_set()
         self._stop_requested.set()
 
-    async def serve_on(self, listener: socket.socket) -> None:
-        """Serve until a requested stop is complete."""
+    async def serve_on(self, listener: socket.socket, admin: socket.socket | None = None) -> None:
+        """Serve, and the admin app on a socket of its own, until a requested stop is complete."""
         _tune_garbage_collector()
         _shorten_switch_interval()
         descriptors = self._server.service.descriptors
@@ -165,7 +205,10 @@ class Process(uvicorn.Server):
         asyncio.get_running_loop().set_exception_handler(descriptors.on_loop_exception)
         async with asyncio.TaskGroup() as tasks:
             drain = tasks.create_task(self._drain_on_request())
+            if admin is not None:
+                tasks.create_task(self._admin.serve([admin]))
             await self.serve([listener])
+            self._admin.should_exit, self._admin.force_exit = True, self.force_exit
             drain.cancel()
 
     async def _drain_on_request(self) -> None:
