@@ -78,9 +78,12 @@ hunt-js: $(READY) $(JS_READY)  ## The JavaScript client: rounds in a browser, hi
 vectors: $(READY)  ## Regenerate the vectors of clients in spec/vectors
 	@$(BIN)/python -m tests.vectors
 
-lock:  ## Regenerate requirements.lock from pyproject.toml
+COMPILE := .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --annotation-style line --no-emit-index-url --no-emit-find-links pyproject.toml
+
+lock:  ## Regenerate requirements.lock and that of the image from pyproject.toml
 	@$(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv
-	@.venv-lock/bin/uv pip compile --quiet --all-extras --universal --python-version 3.11 --no-header --annotation-style line --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
+	@$(COMPILE) --all-extras -o requirements.lock
+	@$(COMPILE) --extra server --extra postgresql --extra redis --extra nats --extra cli --constraint requirements.lock -o deploy/requirements.lock
 	@rm -rf .venv-lock
 
 clean:  ## Remove the installed packages and caches

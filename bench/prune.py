@@ -35,7 +35,7 @@ from tests.fleet.servers import PostgreSQL
 PAST, PAST_ON_POSTGRESQL, PAST_OF_OTHERS, BATCH = 1_000_000, 100_000, 100_000, 500
 BODY = "x" * 200
 PRUNE = (
-    b"POST /v1/prune HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+    b"POST /v1/prune HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     b'Content-Length: 21\r\n\r\n{"older_than": "90d"}'
 )
 

@@ -80,6 +80,23 @@ def number_in(file: str, pattern: str) -> float:
     return float(match[1])
 
 
+def test_example_of_the_settings_has_no_secret() -> None:
+    example = (ROOT / "deploy" / "gregor.env.example").read_text()
+    assert re.findall("^(.*(?:SECRET|PASSWORD)).*=(.*)$", example, re.MULTILINE) == [
+        ("POSTGRES_PASSWORD", ""),
+        ("REDIS_PASSWORD", ""),
+        ("GREGOR_JWT_SECRET", ""),
+    ]
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "deploy/requirements.lock"])
+def test_each_package_of_a_lock_has_its_hashes(name: str) -> None:
+    lines = (ROOT / name).read_text().replace("\\\n", " ").splitlines()
+    packages = [line for line in lines if line.strip() and not line.strip().startswith("#")]
+    assert len(packages) > 20
+    assert all(" --hash=sha256:" in line for line in packages)
+
+
 def test_service_managers_wait_longer_than_a_shutdown_takes() -> None:
     drain = number_in("gregor.env.example", "GREGOR_DRAIN_SECONDS=")
     assert number_in("gregor.service", "TimeoutStopSec=") > 2 * drain + 20  # --workers

@@ -26,6 +26,9 @@ with required_extra("server"):
     )
 
 
+# Where operators find metrics and the like, unless everybody who is answered may see them.
+ADMIN_LISTEN = "127.0.0.1:9912"
+
 # Longer than clients keep an idle connection, so that none sends on one that is being closed.
 KEEP_ALIVE_SECONDS = 75
 
@@ -48,6 +51,15 @@ def _listen(value: str) -> str:
     if not (separator and host and port.isdigit() and int(port) < 65536):
         raise ValueError("give HOST:PORT, such as 127.0.0.1:9911 or [::1]:9911")
     return value
+
+
+def _listen_or_nothing(value: str | None) -> str | None:
+    return _listen(value) if value else value
+
+
+def _address(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def _text(value: Any) -> Any:
@@ -108,6 +120,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="GREGOR_", extra="forbid", frozen=True)
 
     listen: Annotated[str, AfterValidator(_listen)] = "127.0.0.1:9911"
+    admin_listen: Annotated[str | None, AfterValidator(_listen_or_nothing)] = None
     # One URL, or NAME=URL for each shard. repr=False: the URLs may contain passwords.
     store: Annotated[str | tuple[str, ...], BeforeValidator(_store), Field(repr=False)] = (
         "sqlite:///gregor.db"
@@ -119,8 +132,9 @@ class Settings(BaseSettings):
     workers: Annotated[int, Field(ge=1)] = 1
     auth: Auth = Auth.OPEN
     jwt_secret: SecretStr | None = None
-    # (This layer knows no origins: see AllowedOrigins.)
+    # (This layer knows no origins and hosts: see AllowedOrigins and AllowedHosts.)
     allow_origin: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = ()
+    allow_host: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = ()
     sweep_seconds: Annotated[float, Field(gt=0)] = 5.0
     # Durations such as 90d; 0: for ever. (This layer knows no times: see `retention_of`.)
     history: Annotated[str, BeforeValidator(_text)] = "90d"
@@ -164,13 +178,26 @@ class Settings(BaseSettings):
     @property
     def address(self) -> tuple[str, int]:
         """The host and the port to listen on."""
-        host, _, port = self.listen.rpartition(":")
-        return host.strip("[]"), int(port)
+        return _address(self.listen)
+
+    @property
+    def admin_address(self) -> tuple[str, int] | None:
+        """The host and the port of metrics and the like; None: none of their own."""
+        if self.admin_listen is None and self.auth is Auth.JWT:
+            return _address(ADMIN_LISTEN)
+        return _address(self.admin_listen) if self.admin_listen else None
+
+    @property
+    def all_on_one_address(self) -> bool:
+        """Whether metrics and the like are where the devices are: as long as only this machine is
+        answered, and nothing else is said."""
+        return self.auth is Auth.OPEN and self.admin_address is None
 
     @property
     def loopback(self) -> bool:
-        """Whether only this machine can reach the address."""
-        return is_loopback(self.address[0])
+        """Whether only this machine can reach the addresses."""
+        addresses = [self.address, *([self.admin_address] if self.admin_address else [])]
+        return all(is_loopback(host) for host, _ in addresses)
 
 
 def is_loopback(host: str) -> bool:

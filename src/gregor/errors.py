@@ -17,6 +17,9 @@ class GregorError(Exception):
 
     `code` is sent over the wire; `spec/protocol.md` lists the codes of this version. `field` names
     the invalid part of the input, where there is one.
+
+    `message` is for everybody. The text of the exception (`str`) is the same, or the `detail`: what
+    only operators may see, such as the name of a file or of a host.
     """
 
     code = "internal"
@@ -24,8 +27,10 @@ class GregorError(Exception):
     status = 500  # HTTP status
     close_code = 1011  # WebSocket close code, if the error closes the connection
 
-    def __init__(self, message: str, *, field: str | None = None) -> None:
-        super().__init__(message)
+    def __init__(
+        self, message: str, *, field: str | None = None, detail: str | None = None
+    ) -> None:
+        super().__init__(message if detail is None else detail)
         self.message = message
         self.field = field
 
@@ -123,12 +128,21 @@ class Unavailable(GregorError):
 
 
 class StorageUnavailable(Unavailable):
-    """The database did not answer. Retry with the same messages."""
+    """The database did not answer, or refuses. Retry with the same messages. What it says is the
+    detail: it names files, hosts or statements."""
+
+    def __init__(
+        self, detail: str, message: str = "the store cannot do this now; retry later"
+    ) -> None:
+        super().__init__(message, detail=detail)
 
 
 class NodeTooOld(StorageUnavailable):
     """The database accepts nothing more from code as old as this node's. Upgrade the node; until
     then, send the messages to another one."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, message)
 
 
 class NotMigrated(Unavailable):

@@ -82,6 +82,7 @@ def test_precedence_is_option_then_variable_then_file(shell: Shell) -> None:
 def test_migrate_says_that_it_rewrites_an_older_file(shell: Shell) -> None:
     older = Path(__file__).parents[1] / "stores" / "schema_0002" / "store.sqlite.gz"
     (shell.folder / "gregor.db").write_bytes(gzip.decompress(older.read_bytes()))
+    (shell.folder / "gregor.db").chmod(0o600)
     migrate = ("migrate", "--json", "--store", "sqlite:///gregor.db")
     first, second = shell(*migrate), shell(*migrate)
     (said,) = first.err.splitlines()

@@ -1,6 +1,7 @@
 """Access with signed tokens on the command line."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,15 @@ def test_json_option_prints_token_role_and_expiry(gregor: Shell) -> None:
     assert result["token"].count(".") == 2
     assert result["expires_at"] == "2030-01-01T00:00:00Z"
     assert (result["uid"], result["role"]) == ("ann", "device")
+
+
+def test_token_expires_in_thirty_days_unless_it_is_told_otherwise(gregor: Shell) -> None:
+    expires_at = gregor("token", "ann", "--json").json["expires_at"]
+    days = (datetime.fromisoformat(expires_at) - datetime.now(UTC)).total_seconds() / 86_400
+    assert 29.9 < days <= 30
+    never = gregor("token", "backend", "--role", "service", "--expires", "never", "--json").json
+    assert never["expires_at"] is None
+    assert gregor("count", "ann", "--token", never["token"]).status == 0
 
 
 def test_token_without_secret_fails(shell: Shell) -> None:

@@ -51,7 +51,7 @@ class LoadBalancer(ManagedServer):
     async def _is_ready(self) -> bool:
         async with httpx.AsyncClient(trust_env=False) as http:
             try:
-                return (await http.get(f"{self.url}/openapi.json")).is_success
+                return (await http.get(f"{self.url}/healthz")).is_success
             except httpx.HTTPError:
                 return False
 

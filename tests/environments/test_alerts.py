@@ -353,7 +353,7 @@ async def test_prometheus_scrapes_a_node_and_evaluates_the_alerts(tmp_path: Path
     server = Server.from_settings(open_settings())
     async with (
         server,
-        listening(server.app) as port,
+        listening(server.admin) as port,
         Prometheus(config_for(port, tmp_path)) as prometheus,
     ):
         (build,) = await samples_of(prometheus, "gregor_build_info")

@@ -81,14 +81,6 @@ async def statuses(http: httpx.AsyncClient, method: str) -> set[int]:
     return {(await http.request(method, "/v1/x", content=content)).status_code for _ in range(10)}
 
 
-@pytest.mark.parametrize("kind", ALL)
-async def test_health_and_metrics_of_a_node_are_not_served(kind: type[LoadBalancer]) -> None:
-    async with balanced(kind) as (nodes, http):
-        for path in ("/healthz", "/readyz", "/metrics"):
-            assert (await http.get(path)).status_code == 404
-        assert [node.requests for node in nodes] == [0, 0]
-
-
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("kind", ALL)
 async def test_node_that_refuses_connections_is_not_noticed(

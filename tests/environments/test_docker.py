@@ -3,6 +3,7 @@ chroot, and docker-compose only reads and validates its file.
 """
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,6 +20,7 @@ import yaml
 from tests.environments.image import DEPLOY, Image, debian
 
 NODES = ("gregor1", "gregor2")
+SECRET = "0123456789abcdef" * 4
 TIMEOUT_SECONDS = 120.0  # the first start reads every file of a new disk
 
 
@@ -67,11 +69,25 @@ def test_a_node_may_take_longer_to_stop_than_its_drain(tmp_path: Path) -> None:
         assert int(service["stop_grace_period"].removesuffix("s")) > lame_duck + 2 * drain + 11
 
 
+def test_nothing_starts_with_the_example_as_it_is(tmp_path: Path) -> None:
+    deploy = tmp_path / "deploy"
+    shutil.copytree(DEPLOY, deploy)
+    shutil.copyfile(DEPLOY / "gregor.env.example", deploy / "gregor.env")
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        _config(deploy)
+    assert b"openssl rand -hex 32" in refused.value.stderr
+
+
 def compose(folder: Path) -> Any:
     """The file as docker-compose reads it. Raises CalledProcessError if it is invalid."""
     deploy = folder / "deploy"
     shutil.copytree(DEPLOY, deploy, dirs_exist_ok=True)
-    shutil.copyfile(DEPLOY / "gregor.env.example", deploy / "gregor.env")
+    example = (DEPLOY / "gregor.env.example").read_text()
+    (deploy / "gregor.env").write_text(re.sub("(?m)^([A-Z_]+)=$", f"\\1={SECRET}", example))
+    return _config(deploy)
+
+
+def _config(deploy: Path) -> Any:
     command = ("docker-compose", "--file", "compose.yaml", "--env-file", "gregor.env", "config")
     environment = {"PATH": os.environ["PATH"]}
     result = subprocess.run(command, cwd=deploy, env=environment, check=True, capture_output=True)

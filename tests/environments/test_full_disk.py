@@ -70,8 +70,8 @@ async def test_full_disk_of_postgresql_refuses_writes_until_there_is_room() -> N
             ballast = disk / "ballast"
             ballast.write_bytes(bytes(16 * 2**20))
             acknowledged, error = await send_until_refused(machine)
-            assert "No space left on device" in error.message
-            assert await machine.problems() == [f"writes fail: {error.message}"]
+            assert "No space left on device" in str(error)
+            assert await machine.problems() == [f"writes fail: {error}"]
 
             ballast.unlink()
             await until(lambda: not machine.writes.problems())

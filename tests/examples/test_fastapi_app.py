@@ -81,7 +81,7 @@ async def test_order_is_stored_across_a_restart(tmp_path: Path) -> None:
 
 
 async def test_device_with_a_token_of_the_shop_is_notified_of_a_shipment(tmp_path: Path) -> None:
-    needs_tokens = {"GREGOR_AUTH": "jwt", "GREGOR_JWT_SECRET": "s" * 32}
+    needs_tokens = {"GREGOR_AUTH": "jwt", "GREGOR_JWT_SECRET": "0123456789abcdef" * 2}
     async with running_shop(tmp_path, **needs_tokens) as shop, http_client(shop.port) as http:
         answer = await http.post("/token", params={"customer": "alice"}, timeout=30)
         url = f"ws://127.0.0.1:{shop.port}/gregor/v1/connect"

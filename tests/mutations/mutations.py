@@ -48,6 +48,8 @@ STATE_PAGES = "tests/server/test_state_pages.py::"
 FLEET = "tests/node/test_fleet.py::"
 NODE = "tests/node/test_node.py::"
 NODE_ERASE = "tests/node/test_erase.py::"
+ADMIN = "tests/server/test_admin.py::"
+LOOPBACK = "tests/server/test_loopback.py::"
 ORIGINS = "tests/server/test_origins.py::"
 WEB_PAGES = "tests/server/test_web_pages.py::"
 HTTP_ERASE = "tests/server/test_erase.py::"
@@ -2661,15 +2663,15 @@ MUTATIONS = [
     Mutation(
         "origins: a page can give a name of its own to a machine without authentication",
         "server/origins.py",
-        "if self._only_local or not _is_own",
-        "if not _is_own",
-        WEB_PAGES + "test_without_authentication_a_name_of_this_machine_is_not_its_own_origin",
+        "self._only_local or not _is_own(",
+        "not _is_own(",
+        ORIGINS + "test_page_of_this_machine_may_use_a_server_without_authentication",
     ),
     Mutation(
         "origins: pages of all origins connect devices",
         "server/entrance.py",
-        "(*guards, service.refusal)",
-        "(service.refusal,)",
+        "(*guards, self._no_room)",
+        "(self._no_room,)",
         WEB_PAGES + "test_only_a_page_of_an_allowed_origin_may_connect_a_device",
     ),
     Mutation(
@@ -2822,5 +2824,83 @@ MUTATIONS = [
         "            self._hello_timer.cancel()\n            self._hello_timer = None",
         "            self._hello_timer = None",
         CONVERSATION + "test_idle_conversation_has_one_task_and_no_timer",
+    ),
+    Mutation(
+        "open access: a page may give this machine a name of its own",
+        "server/loopback.py",
+        "self._hosts.require(headers)",
+        "pass",
+        LOOPBACK + "test_only_this_machine_is_answered",
+    ),
+    Mutation(
+        "open access: a name that begins like an allowed one is answered",
+        "server/hosts.py",
+        "_HOST.fullmatch(host)",
+        "_HOST.match(host)",
+        "tests/server/test_hosts.py::test_server_answers_to_names_of_this_machine",
+    ),
+    Mutation(
+        "open access: what a proxy forwards is answered",
+        "server/loopback.py",
+        "if _is_forwarded(headers):",
+        "if False:",
+        LOOPBACK + "test_only_this_machine_is_answered",
+    ),
+    Mutation(
+        "open access: an image of another site may ask",
+        "server/origins.py",
+        'headers.get("sec-fetch-site") == "cross-site"',
+        "False",
+        LOOPBACK + "test_only_this_machine_is_answered",
+    ),
+    Mutation(
+        "the public app has metrics",
+        "server/routes.py",
+        'Route("/readyz", public(http.get_ready), methods=["GET"])',
+        'Route("/metrics", public(http.get_metrics), methods=["GET"])',
+        ADMIN + "test_public_app_says_no_more_than_whether_it_is_alive_and_ready",
+    ),
+    Mutation(
+        "a server with tokens has its metrics at the address of devices",
+        "config.py",
+        "return self.auth is Auth.OPEN and self.admin_address is None",
+        "return self.admin_address is None",
+        ADMIN + "test_metrics_are_where_the_settings_say",
+    ),
+    Mutation(
+        "each question for the readiness is one to the store",
+        "server/readiness.py",
+        ">= FRESH_SECONDS",
+        ">= 0",
+        ADMIN + "test_crowd_that_asks_whether_a_server_is_ready_asks_the_store_once",
+    ),
+    Mutation(
+        "peers are told what the store says",
+        "errors.py",
+        "super().__init__(message, detail=detail)",
+        "super().__init__(detail)",
+        "tests/server/test_told_to_peers.py"
+        "::test_full_disk_names_no_file_to_peers_and_is_not_ready_until_there_is_room",
+    ),
+    Mutation(
+        "any secret of 32 bytes starts a server",
+        "server/jwt_secret.py",
+        "if problem := _problem_of(secret):",
+        "if (problem := _problem_of(secret)) and len(secret.encode()) < MIN_BYTES:",
+        "tests/server/test_jwt_secret.py::test_secret_that_is_known_or_guessed_starts_no_server",
+    ),
+    Mutation(
+        "the server does not look at its secret",
+        "server/auth.py",
+        "self._secret = validated_secret(secret)",
+        "self._secret = secret",
+        "tests/server/test_jwt_secret.py::test_secret_that_is_known_or_guessed_starts_no_server",
+    ),
+    Mutation(
+        "every account of the machine can read a new store",
+        "stores/sql/private_file.py",
+        "MODE = 0o600",
+        "MODE = 0o644",
+        "tests/stores/test_private_file.py::test_new_database_is_for_its_own_user",
     ),
 ]

@@ -29,8 +29,11 @@ class Installation:
         self.folder = folder
         self.extra = extra
         self.scripts = folder / "bin"
-        constraints = ("--constraint", str(ROOT / "requirements.lock"))
-        self._pip("install", "--no-compile", *constraints, f"{wheel}{extra}")
+        # Without the hashes: pip would want one of everything, also of the wheel.
+        locked = (ROOT / "requirements.lock").read_text()
+        constraints = folder / "constraints.txt"
+        constraints.write_text(re.sub(r" \\\n    --hash=\S+", "", locked))
+        self._pip("install", "--no-compile", "--constraint", str(constraints), f"{wheel}{extra}")
 
     def _pip(self, *arguments: str) -> str:
         pip = (sys.executable, "-m", "pip", "--python", str(self.scripts / "python"))

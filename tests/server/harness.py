@@ -112,12 +112,12 @@ async def serving(settings: Settings | None = None, **options: Any) -> AsyncIter
 
 @asynccontextmanager
 async def running(server: Server) -> AsyncIterator[Served]:
-    """Open the server, and serve it."""
+    """Open the server, and serve everything at one address, as `gregor serve` does by default."""
     parts: dict[str, Any] = {
         "connections": server.service.open_connections,
         "errors": server.service.peer_errors,
     }
-    async with server, listening(server.app, **parts) as port, http_client(port) as http:
+    async with server, listening(server.admin, **parts) as port, http_client(port) as http:
         yield Served(server, http, f"ws://127.0.0.1:{port}/v1/connect")
 
 

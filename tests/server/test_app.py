@@ -64,7 +64,8 @@ async def test_mounted_app_serves_websocket_http_and_events(
             lines = events.aiter_lines()
             assert (await anext(lines)).startswith("retry: ")
             assert await anext(lines) == "event: welcome"
-        assert (await http.get("/a/gregor/readyz")).json() == {"ready": True, "problems": []}
+        assert (await http.get("/a/gregor/readyz")).text == "ready\n"
+        assert (await http.get("/a/gregor/metrics")).status_code == 404
         unknown = await http.get("/a/gregor/nowhere")
         assert unknown.json()["code"] == "not-found"
 

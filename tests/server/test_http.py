@@ -254,7 +254,7 @@ async def test_client_disconnect_during_request_does_not_affect_server(
 ) -> None:
     url = shared.http.base_url
     _, writer = await asyncio.open_connection(url.host, url.port)
-    writer.write(b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+    writer.write(b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
     await writer.drain()
     writer.close()
     await writer.wait_closed()

@@ -101,7 +101,7 @@ async def test_client_that_goes_away_is_counted_as_499() -> None:
     async with serving() as served:
         address = httpx.URL(served.url)
         _, writer = await asyncio.open_connection(address.host, address.port)
-        writer.write(b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+        writer.write(b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")
         await writer.drain()
         writer.close()
         counted = served.server.metrics

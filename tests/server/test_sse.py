@@ -111,7 +111,7 @@ async def test_http_1_0_gets_no_chunks(shared: Served, uid: str, resource: str) 
     """A body of unknown length ends with the connection."""
     url = shared.http.base_url
     reader, writer = await asyncio.open_connection(url.host, url.port)
-    writer.write(f"GET /v1/users/{uid}/{resource} HTTP/1.0\r\nHost: x\r\n\r\n".encode())
+    writer.write(f"GET /v1/users/{uid}/{resource} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     assert b"transfer-encoding" not in head
     assert b"connection: close" in head
@@ -128,7 +128,7 @@ async def test_stream_over_http_1_0_ends_with_its_connection() -> None:
     async with serving() as served:
         url = served.http.base_url
         reader, writer = await asyncio.open_connection(url.host, url.port)
-        writer.write(b"GET /v1/users/u/events HTTP/1.0\r\nHost: x\r\n\r\n")
+        writer.write(b"GET /v1/users/u/events HTTP/1.0\r\nHost: localhost\r\n\r\n")
         await reader.readuntil(b"event: sync\n")
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(served.server.drain())

@@ -56,7 +56,7 @@ async def in_memory() -> AsyncIterator[PagedUser]:
     node = Node(MemoryStateMachine(clock), Broadcaster(), clock=clock)
     server = Server(node, authenticator=OpenAuthenticator())
     transport = httpx.ASGITransport(server.app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://gregor") as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
         yield PagedUser(http, clock, server)
 
 

@@ -369,7 +369,7 @@ class DelayedDatabase:
         try:
             await self._transmit("after storing")
         except StorageUnavailable as error:
-            raise CommitUnknown(error.message, result) from error
+            raise CommitUnknown(str(error), result) from error
         environment.commit_answered(name)
         return result
 

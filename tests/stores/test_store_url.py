@@ -200,7 +200,7 @@ async def main():
                     await machine.consume_message(create("u", "a", "x" * 60_000, msg_id=f"m{n}"))
                     stored += 1
             except Unavailable as error:
-                print(error.message)
+                print(error)
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard_limit, hard_limit))
             await machine.consume_message(create("u", "a", "after the limit", msg_id="last"))
     print(stored)

@@ -104,7 +104,7 @@ def error_message(error: GregorError | BaseExceptionGroup[BaseException]) -> str
     """The message for the user. In a group it is that of the first GregorError; a group without
     one is a bug and is raised unchanged."""
     if isinstance(error, GregorError):
-        return error.message
+        return str(error)
     expected = error.subgroup(GregorError)
     if expected is None:
         raise error

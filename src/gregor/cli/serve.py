@@ -26,6 +26,15 @@ def serve(
             show_default="127.0.0.1:9911",
         ),
     ] = None,
+    admin_listen: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="For operators: /metrics, /openapi.json and the reasons of /readyz, without a "
+            'token. "" is nowhere.',
+            show_default="127.0.0.1:9912 with --auth jwt, else as --listen",
+        ),
+    ] = None,
     store: options.Stores = None,
     pubsub: Annotated[
         str | None,
@@ -69,6 +78,16 @@ def serve(
             "https://app.example.com, or https://*.example.com for all names below. Can be "
             "repeated.",
             show_default="none",
+        ),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST",
+            help="Names by which this machine may be asked with --auth open, besides localhost and "
+            "loopback addresses. Can be repeated.",
+            show_default="none",
+            rich_help_panel=DETAILS_PANEL,
         ),
     ] = None,
     log_format: Annotated[
@@ -230,12 +249,14 @@ def serve(
         ctx,
         quiet=False,
         listen=listen,
+        admin_listen=admin_listen,
         store=tuple(store) if store else None,
         pubsub=pubsub,
         workers=workers,
         migrate=migrate,
         auth=auth,
         allow_origin=tuple(allow_origin) if allow_origin else None,
+        allow_host=tuple(allow_host) if allow_host else None,
         log_format=log_format,
         history=history,
         ids=ids,

@@ -12,6 +12,8 @@ from gregor.errors import SetupError
 if TYPE_CHECKING:
     from gregor.config import Settings
 
+NEVER = "never"
+
 
 def token(
     ctx: typer.Context,
@@ -21,22 +23,23 @@ def token(
         typer.Option(help="A device acts for its own user only, a service for all users."),
     ] = "device",
     expires: Annotated[
-        str | None,
+        str,
         typer.Option(
             metavar="TIME",
-            help="A duration such as 30d, or a time such as 2027-01-01T00:00:00Z.",
-            show_default="never",
+            help="A duration such as 12h, a time such as 2027-01-01T00:00:00Z, or never.",
         ),
-    ] = None,
+    ] = "30d",
     json: options.JSON = False,
 ) -> None:
     """Make a token for a server with --auth jwt, signed with its GREGOR_JWT_SECRET.
 
-    [dim]$[/] gregor token alice --expires 30d
+    [dim]$[/] gregor token alice --expires 12h
     [dim]$[/] export GREGOR_TOKEN=$(gregor token backend --role service)
+
+    A token can be used by anyone who has it, until it expires.
     """
     settings = options.load_settings(ctx)
-    expiry = options.parse_time(expires)
+    expiry = options.parse_time(None if expires == NEVER else expires)
     expires_at = None if expiry is None else expiry.after(round(time() * SECOND))
     encoded = _encode(settings, uid, role, expires_at)
     if json:

@@ -626,7 +626,7 @@ class Client:
             try:
                 await call_outside("the client's store", self._store.scrub, STORE_TIMEOUT_SECONDS)
             except GregorError as error:
-                reason = error.message
+                reason = str(error)
                 log.warning(LogEvent("bytes of an erased user may be left", reason=reason))
 
     async def _save(self, replicas: Sequence[Replica]) -> None:
@@ -640,7 +640,8 @@ class Client:
             if not self._saving_fails:
                 log.warning(LogEvent("the client cannot save changes", reason=str(error)))
             self._saving_fails = True
-            raise StorageUnavailable(str(error)) from error
+            reason = str(error)  # the application's own store: it may know what it is called
+            raise StorageUnavailable(reason, reason) from error
         self._saving_fails = False
 
     async def _changes_to(self, replicas: Sequence[Replica]) -> RecordChanges:

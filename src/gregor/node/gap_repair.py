@@ -128,7 +128,7 @@ class GapRepair:
         all pending users cost the store one query per sweep, and the worker continues with the
         next user."""
         if not self.waiting_for_store:
-            log.warning(LogEvent("devices wait for the store", uid=uid, reason=error.message))
+            log.warning(LogEvent("devices wait for the store", uid=uid, reason=str(error)))
             self._sweep_due.set()
         self._unrepaired[uid] = None
 
@@ -183,7 +183,7 @@ class GapRepair:
             clocks = await self._state_machine.ctimes(list(positions))
         except Unavailable as error:
             if not self.waiting_for_store:
-                log.warning(LogEvent("the sweep waits for the store", reason=error.message))
+                log.warning(LogEvent("the sweep waits for the store", reason=str(error)))
             self._store_unreachable = True
             return
         self._store_unreachable = False

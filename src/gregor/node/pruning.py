@@ -154,7 +154,7 @@ class Pruner:
             return RETRY_SECONDS
         except GregorError as error:
             walks.failures += 1
-            log.warning(LogEvent("history not pruned", shard=walks.name, reason=error.message))
+            log.warning(LogEvent("history not pruned", shard=walks.name, reason=str(error)))
             return RETRY_SECONDS
         return WALK_SECONDS
 

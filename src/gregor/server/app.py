@@ -1,9 +1,10 @@
-"""A server: the ASGI app of one node, and its life from start to graceful shutdown."""
+"""A server: the ASGI apps of one node, and its life from start to graceful shutdown."""
 
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Any, Self
 
+from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from gregor.clock import now
@@ -22,12 +23,13 @@ from gregor.server.composition import (
 from gregor.server.descriptors import Descriptors
 from gregor.server.entrance import Entrance
 from gregor.server.going_away import draining_on_stop
+from gregor.server.hosts import AllowedHosts
 from gregor.server.loopback import LoopbackOnly
 from gregor.server.metrics import Metrics
 from gregor.server.open_connections import DEFAULT_LIMITS, ConnectionLimits
 from gregor.server.origins import AllowedOrigins
 from gregor.server.request_metrics import RequestMetrics
-from gregor.server.routes import make_app
+from gregor.server.routes import make_admin_app, make_public_app
 from gregor.server.service import DEFAULT_TIMEOUTS, Service, Timeouts
 from gregor.server.web_pages import AnswerHeaders, WebPages
 from gregor.server.worker_metrics import WorkerMetrics
@@ -38,7 +40,9 @@ IN_PROCESS = Caller("in-process")
 
 class Server:
     """Serves a node to devices and backends. Open it with `async with`; inside the block, `app`
-    answers requests, standalone or mounted in another ASGI app:
+    answers requests, standalone or mounted in another ASGI app. `admin` is another app, for
+    operators: it also answers, without a token, with metrics, the reasons of the readiness, and the
+    description of the API. So mount it only where not everybody reaches it, or not at all:
 
     gregor = Server.from_settings(Settings())
     app = FastAPI(lifespan=gregor.lifespan)
@@ -56,8 +60,9 @@ class Server:
     gregor = Server(node, authenticator=SessionAuthenticator(), metrics=metrics)
     async with database, state_machine, pubsub, node, gregor: ...
 
-    With an OpenAuthenticator the app answers on loopback addresses only. Web pages of the server's
-    own origin may use it, and those of the origins of `allow_origin`.
+    With an OpenAuthenticator the app answers on loopback addresses only, to loopback names and
+    those of `allow_host`, and to no proxy. (A test client asks for `http://localhost`.) Web pages
+    of this machine may use it, and those of the origins of `allow_origin`.
     """
 
     def __init__(
@@ -72,11 +77,12 @@ class Server:
         connection_limits: ConnectionLimits = DEFAULT_LIMITS,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
         allow_origin: Iterable[str] = (),
+        allow_host: Iterable[str] = (),
         lame_duck_seconds: float = 0.0,
         drain_seconds: float = 5.0,
     ) -> None:
         """The `parts` are opened before the server, and closed after it. Raises SetupError if one
-        of `allow_origin` is no origin."""
+        of `allow_origin` is no origin, or one of `allow_host` no host."""
         self.node = node
         self.metrics = metrics or Metrics()
         self.service = Service(
@@ -90,12 +96,17 @@ class Server:
         )
         is_open = isinstance(authenticator, OpenAuthenticator)
         origins = AllowedOrigins(allow_origin, only_local=is_open)
-        endpoints = make_app(self.service)
-        loopback = LoopbackOnly(endpoints, origins)
-        pages = WebPages(loopback if is_open else endpoints, origins)
-        requests = RequestMetrics(AnswerHeaders(pages), endpoints.routes, self.metrics.answered)
-        guards = [pages.refusal, loopback.refusal] if is_open else [pages.refusal]
-        self.app: ASGIApp = Entrance(requests, self.service, guards)
+        hosts = AllowedHosts(allow_host)
+
+        def guarded(endpoints: Starlette) -> ASGIApp:
+            loopback = LoopbackOnly(endpoints, origins, hosts)
+            pages = WebPages(loopback if is_open else endpoints, origins)
+            guards = [pages.refusal, loopback.refusal] if is_open else [pages.refusal]
+            requests = RequestMetrics(AnswerHeaders(pages), endpoints.routes, self.metrics.answered)
+            return Entrance(requests, self.service, guards)
+
+        self.app = guarded(make_public_app(self.service))
+        self.admin = guarded(make_admin_app(self.service))
         self._parts = parts or nullcontext()
         self._worker_metrics = worker_metrics
         self._lame_duck_seconds = lame_duck_seconds
@@ -125,6 +136,7 @@ class Server:
             connection_limits=connection_limits_of(settings),
             timeouts=timeouts,
             allow_origin=settings.allow_origin,
+            allow_host=settings.allow_host,
             lame_duck_seconds=settings.lame_duck,
             drain_seconds=settings.drain_seconds,
         )

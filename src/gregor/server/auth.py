@@ -15,11 +15,11 @@ from gregor import clock
 from gregor.core.admission import check_id, check_text
 from gregor.core.instant import MAX_TIME, SECOND, Time
 from gregor.core.message import UID
-from gregor.errors import Forbidden, InvalidMessage, NotYetValid, SetupError, Unauthenticated
+from gregor.errors import Forbidden, InvalidMessage, NotYetValid, Unauthenticated
 from gregor.interfaces import HOLDS_FOREVER, Caller
+from gregor.server.jwt_secret import validated_secret
 
 ALGORITHM = "HS256"
-MIN_SECRET_BYTES = 32
 LEEWAY = 30 * SECOND  # by which the clocks of an issuer and a server may differ
 
 
@@ -171,7 +171,7 @@ def _time(seconds: float | UnsetType) -> Time | None:
 def make_token(secret: str, identity: Identity) -> str:
     """A token that a JWTAuthenticator with the same secret accepts, with an id of its own. It says
     that it is issued now, unless the identity has another time. Raises SetupError if the secret is
-    too short."""
+    too easy to guess."""
     issued_at = clock.now() if identity.issued_at is None else identity.issued_at
     claims: dict[str, object] = {
         "sub": identity.uid,
@@ -182,12 +182,3 @@ def make_token(secret: str, identity: Identity) -> str:
     if identity.expires_at is not None:
         claims["exp"] = identity.expires_at // SECOND
     return jwt.encode(claims, validated_secret(secret), algorithm=ALGORITHM)
-
-
-def validated_secret(secret: str) -> str:
-    if len(secret.encode()) < MIN_SECRET_BYTES:
-        raise SetupError(
-            f"the JWT secret has {len(secret.encode())} bytes and needs {MIN_SECRET_BYTES}: "
-            "make one with `openssl rand -hex 32`"
-        )
-    return secret

@@ -21,6 +21,7 @@ from gregor.pubsub.remote import RemotePubSub, pubsub_at
 from gregor.server.auth import Authenticator, JWTAuthenticator, OpenAuthenticator
 from gregor.server.client_address import Networks
 from gregor.server.descriptors import FOR_FILES, Descriptors
+from gregor.server.jwt_secret import ADVICE
 from gregor.server.metrics import Metrics, Reading, Readings, counters, gauge, gauges
 from gregor.server.open_connections import ConnectionLimits
 from gregor.server.tls import TLS
@@ -271,15 +272,13 @@ def authenticator_of(settings: Settings) -> Authenticator:
     """The authenticator for these settings. Raises SetupError if they are unsafe."""
     if settings.auth is Auth.JWT:
         if settings.jwt_secret is None:
-            raise SetupError(
-                "--auth jwt needs a secret: set GREGOR_JWT_SECRET, "
-                "for example to the output of `openssl rand -hex 32`"
-            )
+            raise SetupError(f"--auth jwt needs a secret: {ADVICE}")
         return JWTAuthenticator(settings.jwt_secret.get_secret_value())
     if not settings.loopback:
         raise SetupError(
-            f"--auth open accepts every caller, so it listens on loopback addresses only, not on "
-            f"{settings.listen}; use --auth jwt, or --listen 127.0.0.1:9911"
+            "--auth open accepts every caller, so it listens on loopback addresses only, not on "
+            f"{' and '.join(filter(None, (settings.listen, settings.admin_listen)))}; use --auth "
+            "jwt, or --listen 127.0.0.1:9911"
         )
     return OpenAuthenticator()
 

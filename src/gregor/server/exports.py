@@ -49,7 +49,7 @@ async def _followed(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator
         async for chunk in chunks:
             yield chunk
     except GregorError as error:
-        log.error(LogEvent("an export was broken off", reason=error.message))
+        log.error(LogEvent("an export was broken off", reason=str(error)))
         raise
 
 

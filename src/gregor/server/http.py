@@ -308,22 +308,41 @@ async def get_health(service: Service, request: Request) -> Response:
 
 
 async def get_ready(service: Service, request: Request) -> Response:
-    """Readiness: whether this server can do its work, and the problems if it cannot.
+    """Readiness: whether this server can do its work, and no word more. Many callers cost no more
+    than one."""
+    excluded = _excluded(request)
+    await service.readiness.check_unless_fresh()
+    ready = not service.readiness.problems(excluded)
+    return Response(
+        "ready\n" if ready else "not ready\n",
+        HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE,
+        media_type="text/plain",
+    )
 
-    With `exclude=pubsub` it stays ready while the pub/sub is down: devices then receive messages
-    from other servers a few seconds late, and none is lost. A load balancer should use this, so
-    that it does not remove all servers when the pub/sub fails.
-    """
-    check_parameters(request, frozenset(), {"exclude"})
-    excluded = request.query_params.getlist("exclude")
-    for part in excluded:
-        if part not in PARTS:
-            raise InvalidMessage(f"`exclude` must be one of {', '.join(PARTS)}", field="exclude")
+
+async def get_readiness(service: Service, request: Request) -> Response:
+    """Readiness as found out now, with the problems: for operators."""
+    excluded = _excluded(request)
     await service.readiness.check()
     problems = service.readiness.problems(excluded)
     if problems:
         return problem(Unavailable("; ".join(problems)), problems=problems)
     return _json(ReadyAnswer(True, tuple(service.readiness.all_problems())))
+
+
+def _excluded(request: Request) -> list[str]:
+    """The parts whose problems do not count.
+
+    With `exclude=pubsub` the server stays ready while the pub/sub is down: devices then receive
+    messages from other servers a few seconds late, and none is lost. A load balancer should use
+    this, so that it does not remove all servers when the pub/sub fails.
+    """
+    check_parameters(request, frozenset(), {"exclude"})
+    excluded: list[str] = request.query_params.getlist("exclude")
+    for part in excluded:
+        if part not in PARTS:
+            raise InvalidMessage(f"`exclude` must be one of {', '.join(PARTS)}", field="exclude")
+    return excluded
 
 
 async def get_metrics(service: Service, request: Request) -> Response:
@@ -368,10 +387,11 @@ def public_endpoint(service: Service, operation: PublicOperation) -> Endpoint:
 async def on_http_exception(request: Request, exception: Exception) -> Response:
     """The router's errors (404 and 405) as problem documents."""
     assert isinstance(exception, HTTPException)
+    path = request.scope["path"]  # not of `request.url`, which also needs a Host that is one
     if exception.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        error = MethodNotAllowed(f"{request.scope['path']} does not support {request.method}")
+        error = MethodNotAllowed(f"{path} does not support {request.method}")
         return problem(error, exception.headers)
-    return problem(NotFound(f"no resource at {request.scope['path']}"))
+    return problem(NotFound(f"no resource at {path}"))
 
 
 async def on_exception(request: Request, exception: Exception) -> Response:

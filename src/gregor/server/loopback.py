@@ -1,6 +1,7 @@
 """The guard of a server without authentication: only this machine may use it."""
 
 from collections.abc import Sequence
+from functools import partial
 from ipaddress import ip_address
 from typing import Any
 
@@ -8,18 +9,25 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gregor.errors import Forbidden
+from gregor.server.hosts import AllowedHosts
 from gregor.server.origins import AllowedOrigins
 from gregor.server.problems import problem
+from gregor.server.websocket import refuse_websocket
+
+PROXY_HEADERS = ("forwarded", "via", "x-real-ip")
+PROXY_PREFIX = "x-forwarded-"
 
 
 class LoopbackOnly:
-    """Restricts an app without authentication to this machine, also where it is mounted: rejects
-    requests to addresses that are not loopback, and requests of web pages that may not use it. (A
+    """Restricts an app without authentication to this machine, also where it is mounted. Rejects
+    requests to addresses that are not loopback, or to names that are not this machine's; those that
+    a proxy forwards, whose clients may be anywhere; and those of web pages that may not use it. (A
     browser lets any page send a request, and only keeps the answer from it.)"""
 
-    def __init__(self, app: ASGIApp, origins: AllowedOrigins) -> None:
+    def __init__(self, app: ASGIApp, origins: AllowedOrigins, hosts: AllowedHosts) -> None:
         self._app = app
         self._origins = origins
+        self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await (self.refusal(scope) or self._app)(scope, receive, send)
@@ -27,17 +35,23 @@ class LoopbackOnly:
     def refusal(self, scope: Scope) -> ASGIApp | None:
         """The answer to a request that is rejected; None if it is not."""
         try:
-            self._check(scope)
+            if scope["type"] != "lifespan":
+                self._check(scope.get("server"), Headers(scope=scope))
         except Forbidden as error:
-            return problem(error)
+            is_socket = scope["type"] == "websocket"
+            return partial(refuse_websocket, error) if is_socket else problem(error)
         return None
 
-    def _check(self, scope: Scope) -> None:
-        if scope["type"] == "lifespan":
-            return
-        if not _is_loopback_server(scope.get("server")):
+    def _check(self, server: Sequence[Any] | None, headers: Headers) -> None:
+        if not _is_loopback_server(server):
             raise Forbidden("auth `open` answers on loopback addresses only; set auth to `jwt`")
-        self._origins.require(Headers(scope=scope))
+        if _is_forwarded(headers):
+            raise Forbidden(
+                "auth `open` answers no request that a proxy forwards, because its client may be"
+                " anywhere; set auth to `jwt`"
+            )
+        self._hosts.require(headers)
+        self._origins.require(headers)
 
 
 def _is_loopback_server(server: Sequence[Any] | None) -> bool:
@@ -45,3 +59,7 @@ def _is_loopback_server(server: Sequence[Any] | None) -> bool:
         return server is None or ip_address(server[0]).is_loopback
     except ValueError:  # a host name or a path: a test client of the host, or a Unix socket
         return True
+
+
+def _is_forwarded(headers: Headers) -> bool:
+    return any(name in PROXY_HEADERS or name.startswith(PROXY_PREFIX) for name in headers)

@@ -68,6 +68,11 @@ class OpenConnections:
         self._shed = 0
         self._over_address = Refusals("too many connections from one address")
 
+    def of_operators(self) -> "OpenConnections":
+        """Those to another address of the same process, which no proxy forwards."""
+        limits = self.limits._replace(max_connections=None, proxy_protocol=False)
+        return OpenConnections(limits, self.descriptors)
+
     @property
     def number(self) -> int:
         return len(self._open)

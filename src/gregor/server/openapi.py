@@ -174,7 +174,7 @@ def _paths() -> JSONObject:
         f"{user}/events": {"get": _stream(device)},
         "/healthz": {"get": _public("Liveness: the process responds")},
         "/readyz": {"get": _ready()},
-        "/metrics": {"get": _public("Prometheus metrics")},
+        "/metrics": {"get": _public("Prometheus metrics, at the admin address only")},
     }
 
 
@@ -334,7 +334,8 @@ def _ready() -> JSONObject:
         "late, and none is lost: a load balancer may still send devices to this server"
     )
     return {
-        "summary": "Readiness: whether the server can do its work",
+        "summary": "Readiness: whether the server can do its work. At the public address the answer"
+        " is `ready` or `not ready`, as text",
         "security": [],
         "parameters": [exclude],
         "responses": responses,

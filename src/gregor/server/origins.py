@@ -42,12 +42,20 @@ class AllowedOrigins:
         """Raises Forbidden if a request with these headers comes from a page that may not use the
         server."""
         origin = headers.get("origin")
-        if origin is None or self._matches(origin):
-            return
-        if self._only_local or not _is_own(origin, headers.get("host", "")):
+        if origin is None:
+            self._require_no_other_site(headers)
+        elif not self._matches(origin) and (
+            self._only_local or not _is_own(origin, headers.get("host", ""))
+        ):
             raise Forbidden(
                 "this server refuses web pages of this origin; `allow_origin` names those it takes"
             )
+
+    def _require_no_other_site(self, headers: Headers) -> None:
+        """Without an origin, as of an image, a browser says at least whether a page of another site
+        asks. It has no token to send with that, so this matters only where nobody needs one."""
+        if self._only_local and headers.get("sec-fetch-site") == "cross-site":
+            raise Forbidden("this server refuses web pages of other sites")
 
 
 def _pattern_of(allowed: str) -> str:

@@ -41,30 +41,39 @@ async def serve(settings: Settings, clock: Callable[[], Time] = now) -> None:
     that ends it early."""
     raise_limit()
     tls = tls_of(settings)
-    with listen(*settings.address) as listener:
+    with listen(*settings.address) as listener, listening_for_admin(settings) as admin:
         async with Server.from_settings(settings, clock) as server:
-            process = Process(server, tls)
+            process = Process(server, app_of(server, settings), tls)
             with (
                 on_stop_signals(process.request_stop),
                 on_reload_signal(None if tls is None else tls.reload),
             ):
-                announce(listener, settings)
-                await process.serve_on(listener)
+                announce(listener, admin, settings)
+                await process.serve_on(listener, admin)
     log.info(LogEvent("stopped"))
 
 
-def announce(listener: socket.socket, settings: Settings) -> None:
-    """Log the URL at which the server answers, and what may be a mistake in its settings."""
-    host, port = listener.getsockname()[:2]
-    scheme = "http" if settings.tls_cert is None else "https"
+def app_of(server: Server, settings: Settings) -> ASGIApp:
+    """What the address of `listen` answers."""
+    return server.admin if settings.all_on_one_address else server.app
+
+
+def announce(listener: socket.socket, admin: socket.socket | None, settings: Settings) -> None:
+    """Log the URLs at which the server answers, and what may be a mistake in its settings."""
     log.info(
         LogEvent(
             "serving",
-            url=f"{scheme}://{host}:{port}",
+            url=_url_of(listener, "http" if settings.tls_cert is None else "https"),
+            **({} if admin is None else {"admin": _url_of(admin)}),
             store=", ".join(map(redacted, settings.stores.values())),
         )
     )
     warn_of_short_history(settings)
+
+
+def _url_of(listener: socket.socket, scheme: str = "http") -> str:
+    host, port = listener.getsockname()[:2]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _tune_garbage_collector() -> None:
@@ -129,8 +138,9 @@ def on_reload_signal(reload: Callable[[], None] | None) -> Iterator[None]:
         loop.remove_signal_handler(signal.SIGHUP)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises SetupError if the address cannot be used."""
+def listen(host: str, port: int, option: str = "--listen") -> socket.socket:
+    """A listening socket. Raises SetupError, which names the option, if the address cannot be
+    used."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # Name the protocol: otherwise asyncio does not disable Nagle's algorithm.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -146,10 +156,29 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise SetupError(
             f"cannot listen on {host}:{port}: {error.strerror}; "
-            "choose another address with --listen HOST:PORT"
+            f"choose another address with {option} HOST:PORT"
         ) from error
     listener.setblocking(False)
     return listener
+
+
+@contextmanager
+def listening_for_admin(settings: Settings) -> Iterator[socket.socket | None]:
+    """While the block runs, the socket of the admin address is open, if there is one. The address
+    that nobody has chosen gives way to a free port where another server has it."""
+    address = settings.admin_address
+    if address is None:
+        yield None
+        return
+    try:
+        listener = listen(*address, option="--admin-listen")
+    except SetupError as error:
+        if settings.admin_listen is not None:
+            raise
+        log.warning(LogEvent("the default admin address is taken", reason=error.message))
+        listener = listen(address[0], 0, option="--admin-listen")
+    with listener:
+        yield listener
 
 
 class GuardedServer(uvicorn.Server):
@@ -166,6 +195,11 @@ class GuardedServer(uvicorn.Server):
         self._connections = connections
         self._errors = errors
         self._tls = tls
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Override uvicorn's signal handling: `on_stop_signals` replaces it."""
+        yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         deadlines = Deadlines(asyncio.get_running_loop())
@@ -193,29 +227,31 @@ class GuardedServer(uvicorn.Server):
 
 
 class Process(GuardedServer):
-    """uvicorn around an open Server. It stops after the server has sent its devices away."""
+    """uvicorn around an open Server, and another one around its admin app. It stops after the
+    server has sent its devices away."""
 
-    def __init__(self, server: Server, tls: TLS | None = None) -> None:
+    def __init__(self, server: Server, app: ASGIApp | None = None, tls: TLS | None = None) -> None:
+        """The `app` answers in place of `server.app`."""
         service = server.service
-        uvicorn_config = config(server.app, service.websockets)
-        super().__init__(uvicorn_config, service.open_connections, service.peer_errors, tls)
+        configured = config(app or server.app, service.websockets)
+        super().__init__(configured, service.open_connections, service.peer_errors, tls)
         if tls is not None:
             server.metrics.readings += tls.readings()
+        self._admin = GuardedServer(
+            config(server.admin, service.websockets),
+            service.open_connections.of_operators(),
+            service.peer_errors,
+        )
         self._server = server
         self._stop_requested = asyncio.Event()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Override uvicorn's signal handling: `on_stop_signals` replaces it."""
-        yield
 
     def request_stop(self) -> None:
         """Shut down gracefully. A second request stops the process at once."""
         self.force_exit = self.should_exit = self._stop_requested.is_set()
         self._stop_requested.set()
 
-    async def serve_on(self, listener: socket.socket) -> None:
-        """Serve until a requested stop is complete."""
+    async def serve_on(self, listener: socket.socket, admin: socket.socket | None = None) -> None:
+        """Serve, and the admin app on a socket of its own, until a requested stop is complete."""
         _tune_garbage_collector()
         _shorten_switch_interval()
         self._server.service.descriptors.check()
@@ -223,7 +259,10 @@ class Process(GuardedServer):
             background = [tasks.create_task(self._drain_on_request())]
             if self._tls is not None:
                 background.append(tasks.create_task(self._tls.check_periodically()))
+            if admin is not None:
+                tasks.create_task(self._admin.serve([admin]))
             await self.serve([listener])
+            self._admin.should_exit, self._admin.force_exit = True, self.force_exit
             for task in background:
                 task.cancel()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Collection, Sequence
 
 from gregor.errors import GregorError
@@ -13,6 +14,7 @@ log = logging.getLogger("gregor.server")
 STORE, PUBSUB = PARTS = ("store", "pubsub")  # what a server needs; a request can exclude parts
 CHECK_INTERVAL_SECONDS = 5.0
 STORE_TIMEOUT_SECONDS = 2.0
+FRESH_SECONDS = 0.05
 
 
 class Readiness:
@@ -22,6 +24,8 @@ class Readiness:
         self.stopping = False
         self._node = node
         self._problems: dict[str, Sequence[str]] = {}
+        self._checked_at = -math.inf  # by the clock of the event loop
+        self._checking = asyncio.Lock()
 
     @property
     def ready(self) -> bool:
@@ -53,10 +57,18 @@ class Readiness:
             await self.check()
             await asyncio.sleep(CHECK_INTERVAL_SECONDS)
 
+    async def check_unless_fresh(self) -> None:
+        """Check all parts, unless that was done just now: everybody may ask for it, and the store
+        is asked for all of them at once."""
+        async with self._checking:
+            if asyncio.get_running_loop().time() - self._checked_at >= FRESH_SECONDS:
+                await self.check()
+
     async def check(self) -> None:
         """Check all parts. Takes STORE_TIMEOUT_SECONDS at most."""
         was_ready = self.ready
         self._problems = {STORE: await self._check_store(), PUBSUB: self._check_pubsub()}
+        self._checked_at = asyncio.get_running_loop().time()
         if was_ready and not self.ready:
             log.warning(LogEvent("not ready", problems=self.problems()))
         elif self.ready and not was_ready:
@@ -73,7 +85,7 @@ class Readiness:
         except TimeoutError:
             return [f"the store has not answered for {STORE_TIMEOUT_SECONDS:.0f} s"]
         except GregorError as error:
-            return [error.message]
+            return [str(error)]
 
     def _check_pubsub(self) -> list[str]:
         if self._node.pubsub is None or self._node.pubsub.up:

@@ -1,5 +1,6 @@
 """The URLs of a server, and what answers at each."""
 
+from collections.abc import Sequence
 from functools import partial
 from urllib.parse import unquote_to_bytes
 
@@ -9,7 +10,7 @@ from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Match, Route
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
 
 from gregor.core.message import UID
@@ -20,12 +21,32 @@ from gregor.server.sse import refusal
 from gregor.server.welcome import get_welcome
 
 
-def make_app(service: Service) -> Starlette:
-    """The ASGI app of a server. It has no lifespan: the service is opened elsewhere."""
+def make_public_app(service: Service) -> Starlette:
+    """The ASGI app for all who reach the server: it tells callers without a token no more than
+    whether it is alive and ready. It has no lifespan: the service is opened elsewhere."""
+    public = partial(http.public_endpoint, service)
+    return _app([*_api(service), Route("/readyz", public(http.get_ready), methods=["GET"])])
+
+
+def make_admin_app(service: Service) -> Starlette:
+    """The same for operators: it tells also how the server is, to callers without a token."""
+    public = partial(http.public_endpoint, service)
+    return _app(
+        [
+            *_api(service),
+            Route("/readyz", public(http.get_readiness), methods=["GET"]),
+            Route("/metrics", public(http.get_metrics), methods=["GET"]),
+            Route("/openapi.json", public(_get_openapi), methods=["GET"]),
+        ]
+    )
+
+
+def _api(service: Service) -> list[BaseRoute]:
+    """What both apps answer at."""
     user = "/v1/users/{uid:uid}"
     private = partial(http.authenticated_endpoint, service)
     public = partial(http.public_endpoint, service)
-    routes = [
+    return [
         Route("/v1/messages", private(http.post_messages), methods=["POST"]),
         _UserRoute(user, private(http.delete_user), methods=["DELETE"]),
         Route("/v1/prune", private(http.post_prune), methods=["POST"]),
@@ -43,11 +64,11 @@ def make_app(service: Service) -> Starlette:
         ),
         Route(f"{user}/events", private(http.get_events, refuse=refusal), methods=["GET"]),
         Route("/healthz", public(http.get_health), methods=["GET"]),
-        Route("/readyz", public(http.get_ready), methods=["GET"]),
-        Route("/metrics", public(http.get_metrics), methods=["GET"]),
-        Route("/openapi.json", public(_get_openapi), methods=["GET"]),
         Route("/", public(get_welcome), methods=["GET"]),
     ]
+
+
+def _app(routes: Sequence[BaseRoute]) -> Starlette:
     app = Starlette(
         routes=routes,
         exception_handlers={

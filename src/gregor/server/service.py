@@ -6,8 +6,6 @@ from collections.abc import AsyncIterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, Self
 
-from starlette.types import ASGIApp, Scope
-
 from gregor.core.instant import Time
 from gregor.core.message import UID, Message
 from gregor.errors import (
@@ -31,7 +29,6 @@ from gregor.server.descriptors import Descriptors
 from gregor.server.metrics import Metrics, Reading, counter, gauge
 from gregor.server.open_connections import DEFAULT_LIMITS, ConnectionLimits, OpenConnections
 from gregor.server.peer_errors import CLIENT_HOST, PeerError, PeerErrors
-from gregor.server.problems import problem
 from gregor.server.readiness import Readiness
 from gregor.server.socket import WebSockets
 from gregor.server.worker_metrics import WorkerMetrics
@@ -103,6 +100,7 @@ class Service:
         return self
 
     async def __aexit__(self, *exc_info: Any) -> None:
+        self.readiness.stopping = True
         for task in self._background:
             task.cancel()
         await self._tasks.__aexit__(None, None, None)
@@ -144,14 +142,6 @@ class Service:
         if self.draining:
             raise Unavailable("this server is stopping; retry with another server")
         self.open_connections.require_room_for_device()
-
-    def refusal(self, scope: Scope) -> ASGIApp | None:
-        """The answer to a device for which there is no room; None if there is some."""
-        try:
-            self.require_room_for_device()
-        except Unavailable as error:
-            return problem(error)
-        return None
 
     async def serve(self, channel: Channel, resumption: Resumption | None = None) -> None:
         """Run a conversation over the channel until it ends."""

@@ -1,20 +1,15 @@
 """What a server says to browsers: which pages may use it, and that no answer is to be kept."""
 
-from contextlib import suppress
 from functools import partial
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope
-from starlette.types import Send as ASGISend
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gregor.errors import Forbidden
-from gregor.node.channel import ChannelClosed
-from gregor.protocol.effects import Close, Send
-from gregor.protocol.frames import Error
 from gregor.protocol.requests import EPOCH_HEADER
 from gregor.server.origins import AllowedOrigins
-from gregor.server.websocket import WebSocketChannel
+from gregor.server.websocket import refuse_websocket
 
 METHODS = ("GET", "HEAD", "POST", "DELETE")
 REQUEST_HEADERS = ("Authorization", "Content-Type", "Last-Event-ID", EPOCH_HEADER)
@@ -39,7 +34,7 @@ class WebPages:
             max_age=PREFLIGHT_SECONDS,
         )
 
-    async def __call__(self, scope: Scope, receive: Receive, send: ASGISend) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
 
     def refusal(self, scope: Scope) -> ASGIApp | None:
@@ -47,18 +42,8 @@ class WebPages:
         try:
             self._origins.require(Headers(scope=scope))
         except Forbidden as error:
-            return partial(_refuse, error)
+            return partial(refuse_websocket, error)
         return None
-
-
-async def _refuse(error: Forbidden, scope: Scope, receive: Receive, send: ASGISend) -> None:
-    """Accept a WebSocket and end it as a conversation does: a page cannot read the status of one
-    that is not accepted."""
-    await send({"type": "websocket.accept"})
-    channel = WebSocketChannel(receive, send)
-    with suppress(ChannelClosed):
-        await channel.write(Send(Error.of(error)))
-        await channel.write(Close(error.close_code, error.message))
 
 
 class AnswerHeaders:
@@ -68,7 +53,7 @@ class AnswerHeaders:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: ASGISend) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(event: Message) -> None:
             # The second one is the answer to a WebSocket that is not accepted.
             if event["type"] in ("http.response.start", "websocket.http.response.start"):

@@ -1,10 +1,14 @@
 """The conversation over a WebSocket."""
 
-from starlette.types import Receive
+from contextlib import suppress
+
+from starlette.types import Receive, Scope
 from starlette.types import Send as ASGISend
 
+from gregor.errors import Forbidden
 from gregor.node.channel import NO_SOCKET, ChannelClosed, Socket
 from gregor.protocol.effects import Close, Send
+from gregor.protocol.frames import Error
 
 
 class WebSocketChannel:
@@ -38,3 +42,15 @@ class WebSocketChannel:
                     await self._send({"type": "websocket.close", "code": code, "reason": reason})
         except (OSError, RuntimeError) as error:  # RuntimeError: uvicorn has already closed it
             raise ChannelClosed from error
+
+
+async def refuse_websocket(
+    error: Forbidden, scope: Scope, receive: Receive, send: ASGISend
+) -> None:
+    """Accept a WebSocket and end it as a conversation does: a page cannot read the status of one
+    that is not accepted."""
+    channel = WebSocketChannel(receive, send)
+    await channel.accept()
+    with suppress(ChannelClosed):
+        await channel.write(Send(Error.of(error)))
+        await channel.write(Close(error.close_code, error.message))

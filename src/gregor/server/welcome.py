@@ -16,7 +16,7 @@ WELCOME = """This is Gregor.
   WS   /v1/connect               the connection of a device
   POST /v1/prune                 forget what is past for long
 
-/openapi.json describes the HTTP API.
+/openapi.json describes the HTTP API, at the address of --admin-listen.
 """
 
 

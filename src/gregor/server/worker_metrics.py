@@ -40,6 +40,7 @@ class WorkerMetrics:
         path = self._socket_path(self._number)
         path.unlink(missing_ok=True)  # left behind by a worker that was killed
         async with await asyncio.start_unix_server(send_page, path):
+            path.chmod(0o600)  # the folder is private too
             yield
 
     async def page(self) -> bytes:

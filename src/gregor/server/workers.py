@@ -1,7 +1,7 @@
-"""Several worker processes that serve on one listening socket, and the supervisor, their parent.
+"""Several worker processes that share their listening sockets, and the supervisor, their parent.
 
 The supervisor serves no requests. It opens the store and the pub/sub once, so that their problems
-are reported once. It owns the listening socket, so that clients that connect while a worker is
+are reported once. It owns the listening sockets, so that clients that connect while a worker is
 restarted only wait a little. Apart from that, the workers share only the store and the pub/sub,
 like nodes on different machines: a worker that is frozen or killed does not affect the others.
 """
@@ -14,7 +14,7 @@ import socket
 import sys
 from asyncio import subprocess
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -31,7 +31,15 @@ from gregor.pubsub.server_url import URL_FORMS
 from gregor.server.app import Server
 from gregor.server.composition import tls_of
 from gregor.server.descriptors import raise_limit
-from gregor.server.process import Process, announce, listen, on_reload_signal, on_stop_signals
+from gregor.server.process import (
+    Process,
+    announce,
+    app_of,
+    listen,
+    listening_for_admin,
+    on_reload_signal,
+    on_stop_signals,
+)
 from gregor.server.worker_metrics import WorkerMetrics
 from gregor.stores.sql.store_url import is_shared
 
@@ -50,14 +58,28 @@ class WorkerConfig(Struct, frozen=True):
     and the settings contain secrets.)"""
 
     number: int
-    listener: int  # a file descriptor
+    listener: int  # a file descriptor, as the next one
+    admin: int | None
     folder: str  # for the sockets of WorkerMetrics
     settings: dict[str, Any]
 
     @classmethod
-    def of(cls, number: int, listener: socket.socket, folder: str, settings: Settings) -> Self:
+    def of(
+        cls,
+        number: int,
+        listener: socket.socket,
+        admin: socket.socket | None,
+        folder: str,
+        settings: Settings,
+    ) -> Self:
         plain = {name: _plain(value) for name, value in settings}
-        return cls(number, listener.fileno(), folder, {**plain, "migrate": False})
+        descriptors = listener.fileno(), None if admin is None else admin.fileno()
+        return cls(number, *descriptors, folder, {**plain, "migrate": False})
+
+    @property
+    def descriptors(self) -> list[int]:
+        """Those that a worker inherits."""
+        return [self.listener, *([] if self.admin is None else [self.admin])]
 
     @classmethod
     def read(cls) -> Self:
@@ -86,16 +108,20 @@ async def work(config: WorkerConfig) -> None:
     settings = Settings(**config.settings)
     tls = tls_of(settings)
     worker_metrics = WorkerMetrics(Path(config.folder), config.number, settings.workers)
-    with socket.socket(fileno=config.listener) as listener:
+    with ExitStack() as sockets:
+        listener, *admin = [
+            sockets.enter_context(socket.socket(fileno=descriptor))
+            for descriptor in config.descriptors
+        ]
         async with Server.from_settings(settings, worker_metrics=worker_metrics) as server:
-            process = Process(server, tls)
+            process = Process(server, app_of(server, settings), tls)
             with (
                 on_stop_signals(process.request_stop),
                 on_reload_signal(None if tls is None else tls.reload),
             ):
                 _stop_with_supervisor()
                 log.info(LogEvent("working"))
-                await process.serve_on(listener)
+                await process.serve_on(listener, *admin)
 
 
 def _stop_with_supervisor() -> None:
@@ -121,20 +147,24 @@ async def supervise(settings: Settings, command: Sequence[str]) -> None:
     raise_limit()  # workers inherit it
     with (
         listen(*settings.address) as listener,
+        listening_for_admin(settings) as admin,
         private_folder() as folder,
     ):
         async with Server.from_settings(settings) as server:
             # Errors of the settings and of the machine are found once, and the store is prepared.
             server.service.descriptors.check()
         stop_seconds = settings.lame_duck + 2 * settings.drain_seconds + STOP_TIMEOUT_SECONDS
-        supervisor = Supervisor(command, listener, stop_seconds)
+        listeners = [listener, *([] if admin is None else [admin])]
+        supervisor = Supervisor(command, listeners, stop_seconds)
         with (
             on_stop_signals(supervisor.request_stop),
             on_reload_signal(None if tls is None else supervisor.reload),
         ):
-            announce(listener, settings)
+            announce(listener, admin, settings)
             numbers = range(1, settings.workers + 1)
-            await supervisor.run([WorkerConfig.of(n, listener, folder, settings) for n in numbers])
+            await supervisor.run(
+                [WorkerConfig.of(n, listener, admin, folder, settings) for n in numbers]
+            )
     log.info(LogEvent("stopped"))
 
 
@@ -181,10 +211,10 @@ class Supervisor:
     have not ended `stop_seconds` after that."""
 
     def __init__(
-        self, command: Sequence[str], listener: socket.socket, stop_seconds: float
+        self, command: Sequence[str], listeners: Sequence[socket.socket], stop_seconds: float
     ) -> None:
         self._command = command
-        self._listener = listener
+        self._listeners = listeners
         self._stop_seconds = stop_seconds
         self._workers: dict[int, subprocess.Process] = {}
         self._stop_requested = asyncio.Event()
@@ -233,7 +263,7 @@ class Supervisor:
         worker = await asyncio.create_subprocess_exec(
             *self._command,
             stdin=subprocess.PIPE,
-            pass_fds=[config.listener],
+            pass_fds=config.descriptors,
             start_new_session=True,  # Ctrl-C signals only the supervisor, which stops the workers
         )
         self._workers[config.number] = worker
@@ -246,7 +276,8 @@ class Supervisor:
     async def _stop_on_request(self) -> None:
         await self._stop_requested.wait()
         log.info(LogEvent("stopping"))
-        self._listener.close()  # otherwise it accepts connections that no worker serves
+        for listener in self._listeners:  # otherwise they accept what no worker serves
+            listener.close()
         self._signal_workers(signal.SIGTERM)
         await asyncio.sleep(self._stop_seconds)
         log.error(LogEvent("killing the workers that did not stop in time"))

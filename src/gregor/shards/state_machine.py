@@ -72,13 +72,17 @@ class Shard:
         """The result of a call to the shard. Raises Unavailable with the name of the shard, and
         WrongShard as it is."""
         if self.problem is not None:
-            raise Unavailable(f"shard {self.name!r}: {self.problem}")
+            raise Unavailable(
+                f"shard {self.name!r} does not answer; retry later",
+                detail=f"shard {self.name!r}: {self.problem}",
+            )
         try:
             result = await method(self.machine)
         except WrongShard:
             raise
         except Unavailable as error:
-            raise Unavailable(f"shard {self.name!r}: {error.message}") from error
+            name = f"shard {self.name!r}"
+            raise Unavailable(f"{name}: {error.message}", detail=f"{name}: {error}") from error
         self._answered_at = asyncio.get_running_loop().time()
         return result
 
@@ -135,7 +139,7 @@ class Shard:
             self.write_problem = await self._reason_for_refused_writes()
         except (Unavailable, SetupError) as error:
             self.admitted = False
-            return error.message
+            return str(error)
         self._answered_at = asyncio.get_running_loop().time()
         return None
 
@@ -143,7 +147,7 @@ class Shard:
         try:
             await self.machine.read_schema()
         except NodeTooOld as error:
-            return error.message
+            return str(error)
         return None
 
 
@@ -488,7 +492,7 @@ class ShardedStateMachine(StateMachineOfRecord):
         for shard, error in zip(shards, results, strict=True):
             match error:
                 case Unavailable():
-                    shard.problem, shard.admitted = error.message, False
+                    shard.problem, shard.admitted = str(error), False
                 case BaseException():
                     raise error
 

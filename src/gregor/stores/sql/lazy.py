@@ -63,5 +63,5 @@ class LazyDatabase:
                 try:
                     await self._database.__aenter__()
                 except SetupError as error:
-                    raise StorageUnavailable(error.message) from error
+                    raise StorageUnavailable(str(error)) from error
                 self._is_open = True

@@ -32,8 +32,8 @@ class Registration:
             await self._database.write(partial(register, name=self._name))
         except GregorError as error:
             if self.problem is None:
-                log.warning(LogEvent("node not registered", reason=error.message))
-            self.problem = f"the node is not registered: {error.message}"
+                log.warning(LogEvent("node not registered", reason=str(error)))
+            self.problem = f"the node is not registered: {error}"
         else:
             self.problem = None
 

@@ -31,6 +31,7 @@ from gregor.stores.sql.database import (
     Work,
 )
 from gregor.stores.sql.dialect import SQLITE, encode_rows, sql_of
+from gregor.stores.sql.private_file import make_private, warn_if_public
 from gregor.stores.sql.sqlite_pages import Layout, overwrite_gaps
 from gregor.stores.sql.statements import BulkStatement, Insert, Row, Statement, no_row
 
@@ -40,6 +41,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 MIN_VERSION = (3, 38)
+IN_MEMORY = ":memory:"
 CACHED_STATEMENTS = 256
 MAPS_SCRUBBED = 16  # at a time: of 50 MB, in some 40 ms
 
@@ -224,10 +226,13 @@ class SQLiteDatabase:
             )
         if self.path and not Path(self.path).absolute().parent.is_dir():
             raise SetupError(f"the directory of {self.path} does not exist; make it first")
+        is_file = self.path not in ("", IN_MEMORY)
+        if is_file:
+            make_private(self.path)
         driver: sqlite3.Connection | None = None
         try:
             driver = sqlite3.connect(
-                self.path or ":memory:",
+                self.path or IN_MEMORY,
                 check_same_thread=False,  # it is closed by whichever thread closes the database
                 cached_statements=CACHED_STATEMENTS,
             )
@@ -239,6 +244,8 @@ class SQLiteDatabase:
         except BaseException:
             _close(driver)
             raise
+        if is_file:
+            warn_if_public(self.path)
         self._driver = driver
 
 

@@ -246,11 +246,13 @@ class SQLStateMachine(StateMachineOfRecord):
         except StorageUnavailable as error:
             self._committed(len(slots), perf_counter() - start, failure_reason(error))
             self._refused = slots[0].message
-            self.writes.failed(error.message)
+            self.writes.failed(str(error))
             _fail(batch, error)
             return
         except BaseException as error:
-            _fail(batch, Unavailable(f"the store has failed: {error}"))
+            _fail(
+                batch, Unavailable("the store has failed", detail=f"the store has failed: {error}")
+            )
             raise
         self._committed(len(slots), perf_counter() - start, None)
         self.writes.succeeded()
@@ -384,7 +386,7 @@ class SQLStateMachine(StateMachineOfRecord):
         try:
             await self.database.write(rehearse)
         except (StorageUnavailable, UniqueViolation) as error:
-            self.writes.failed(error.message)
+            self.writes.failed(str(error))
         else:
             self.writes.succeeded()
 
@@ -525,7 +527,7 @@ class SQLStateMachine(StateMachineOfRecord):
             await self.ctimes([])  # reads a table: the server may be up, and its tables lost
             await self.read_schema()
         except GregorError as error:
-            problems.append(error.message)
+            problems.append(str(error))
         else:
             if self._registration is not None and self._registration.problem is not None:
                 problems.append(self._registration.problem)

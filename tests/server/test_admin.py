@@ -1,0 +1,211 @@
+"""What only operators are told: a server has an address for everybody, and one for them."""
+
+import asyncio
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import NamedTuple
+
+import httpx
+import pytest
+
+from gregor.config import Settings
+from gregor.errors import SetupError
+from gregor.server import Server
+from gregor.server.process import listen, listening_for_admin
+from gregor.server.readiness import FRESH_SECONDS
+from tests.fleet.servers import Redis
+from tests.server.harness import (
+    SECRET,
+    TIMEOUT_SECONDS,
+    http_client,
+    jwt_settings,
+    listening,
+    open_settings,
+    to,
+    token,
+)
+from tests.server.log_entries import next_log_entry
+
+PRIVATE = ("/metrics", "/openapi.json")
+DISGUISED = ("/%6detrics", "/metrics/", "/openapi%2ejson", "/METRICS")
+
+
+class Addresses(NamedTuple):
+    """A server, and clients of its two apps."""
+
+    server: Server
+    public: httpx.AsyncClient
+    admin: httpx.AsyncClient
+
+
+@asynccontextmanager
+async def at_two_addresses(settings: Settings) -> AsyncIterator[Addresses]:
+    server = Server.from_settings(settings)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(server)
+        ports = [
+            await stack.enter_async_context(listening(app)) for app in (server.app, server.admin)
+        ]
+        clients = [await stack.enter_async_context(http_client(port)) for port in ports]
+        yield Addresses(server, *clients)
+
+
+@pytest.mark.parametrize("settings", [open_settings(), jwt_settings()], ids=["open", "jwt"])
+async def test_public_app_says_no_more_than_whether_it_is_alive_and_ready(
+    settings: Settings,
+) -> None:
+    async with at_two_addresses(settings) as at:
+        for path in (*PRIVATE, *DISGUISED):
+            assert (await at.public.get(path)).status_code == 404, path
+        assert (await at.public.get("/healthz")).text == "alive\n"
+        for query in ("", "?exclude=pubsub"):
+            answer = await at.public.get(f"/readyz{query}")
+            assert (answer.status_code, answer.text) == (200, "ready\n")
+        assert (await at.public.get("/readyz?exclude=x")).status_code == 422
+        at.server.service.readiness.stopping = True
+        answer = await at.public.get("/readyz")
+        assert (answer.status_code, answer.text) == (503, "not ready\n")
+
+
+@pytest.mark.parametrize("settings", [open_settings(), jwt_settings()], ids=["open", "jwt"])
+async def test_admin_app_says_everything_and_serves_the_api(settings: Settings) -> None:
+    async with at_two_addresses(settings) as at:
+        for path in ("/", "/healthz", *PRIVATE):
+            assert (await at.admin.get(path)).status_code == 200
+        assert (await at.admin.get("/readyz")).json() == {"ready": True, "problems": []}
+        at.server.service.readiness.stopping = True
+        assert (await at.admin.get("/readyz")).json()["problems"] == ["it is stopping"]
+        bearer = {"Authorization": f"Bearer {token('u')}"} if settings.jwt_secret else {}
+        for client in (at.public, at.admin):
+            answer = await client.post("/v1/messages", json=to("u"), headers=bearer)
+            assert answer.json()["results"][0]["status"] == "stored"
+
+
+async def test_crowd_that_asks_whether_a_server_is_ready_asks_the_store_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with at_two_addresses(open_settings()) as at:
+        machine, readiness = at.server.node.state_machine, at.server.service.readiness
+        await readiness.check_unless_fresh()
+        asked: list[None] = []
+
+        async def problems() -> list[str]:
+            asked.append(None)
+            await asyncio.sleep(0)
+            return ["it is down"]
+
+        monkeypatch.setattr(machine, "problems", problems)
+        await asyncio.sleep(FRESH_SECONDS)
+        await asyncio.gather(*(readiness.check_unless_fresh() for _ in range(50)))
+        assert len(asked) == 1
+        assert not readiness.ready
+
+
+# The process
+
+
+@asynccontextmanager
+async def process(*arguments: str, secret: str = SECRET) -> AsyncIterator[Process]:
+    """A process of `gregor serve`, with tokens if the arguments say so."""
+    running = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gregor.cli", "serve", "--listen", "127.0.0.1:0"),
+        *("--log-format", "json", "--drain-seconds", "0", "--lame-duck-seconds", "0", *arguments),
+        env={"GREGOR_JWT_SECRET": secret, "PATH": "", "PYTHONPATH": ":".join(sys.path)},
+        stdin=DEVNULL,
+        stderr=PIPE,
+    )
+    try:
+        yield running
+    finally:
+        if running.returncode is None:
+            running.send_signal(signal.SIGTERM)
+        await running.communicate()
+
+
+async def urls(running: Process) -> tuple[str, str | None]:
+    """The addresses of a process, as its log names them."""
+    async with asyncio.timeout(60):
+        entry = await next_log_entry(running, "serving")
+    return entry["url"], entry.get("admin")
+
+
+async def status(url: str) -> int:
+    async with httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_SECONDS) as http:
+        return (await http.get(url)).status_code
+
+
+JWT = ("--auth", "jwt", "--store", "sqlite://")
+OPEN = ("--auth", "open", "--store", "sqlite://")
+ADMIN = ("--admin-listen", "127.0.0.1:0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "public_status", "has_admin"),
+    [
+        (OPEN, 200, False),
+        ((*OPEN, "--admin-listen", ""), 200, False),
+        ((*OPEN, *ADMIN), 404, True),
+        (JWT, 404, True),
+        ((*JWT, *ADMIN), 404, True),
+        ((*JWT, "--admin-listen", ""), 404, False),
+    ],
+)
+async def test_metrics_are_where_the_settings_say(
+    arguments: Iterable[str], public_status: int, has_admin: bool
+) -> None:
+    async with process(*arguments) as running:
+        url, admin = await urls(running)
+        assert (admin is not None) is has_admin
+        assert await status(f"{url}/metrics") == public_status
+        assert await status(f"{url}/readyz") == 200
+        if admin is not None:
+            assert admin.startswith("http://127.0.0.1:")
+            assert await status(f"{admin}/metrics") == 200
+        running.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            assert await running.wait() == 0
+
+
+async def test_workers_share_the_admin_address(postgresql_url: str, redis_server: Redis) -> None:
+    shared = ("--store", postgresql_url, "--pubsub", redis_server.url, "--workers", "2")
+    async with process("--auth", "jwt", "--migrate", *shared, *ADMIN) as running:
+        url, admin = await urls(running)
+        for _ in range(2):
+            await next_log_entry(running, "working")
+        async with httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_SECONDS) as http:
+            page = (await http.get(f"{admin}/metrics")).text
+        assert 'gregor_worker_up{worker="1"} 1.0' in page
+        assert 'gregor_worker_up{worker="2"} 1.0' in page
+        assert await status(f"{url}/metrics") == 404
+
+
+def test_admin_address_that_is_taken_raises_setup_error_that_names_the_option() -> None:
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        settings = jwt_settings(admin_listen=f"127.0.0.1:{port}")
+        with pytest.raises(SetupError, match=f"127.0.0.1:{port}.*--admin-listen"):
+            listening_for_admin(settings).__enter__()
+
+
+def test_two_servers_of_one_machine_need_no_admin_addresses(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with listening_for_admin(jwt_settings()) as one, listening_for_admin(jwt_settings()) as two:
+        assert one is not None
+        assert two is not None
+        assert two.getsockname()[1] != 9912
+        assert "--admin-listen" in caplog.text
+
+
+def test_open_access_has_no_admin_address_that_others_reach() -> None:
+    with pytest.raises(SetupError, match=r"loopback.*0\.0\.0\.0:1"):
+        Server.from_settings(open_settings(admin_listen="0.0.0.0:1"))
+
+
+@pytest.mark.parametrize("value", ["9912", "localhost", "127.0.0.1:x", ":"])
+def test_admin_address_that_is_none_is_refused(value: str) -> None:
+    with pytest.raises(ValueError, match="HOST:PORT"):
+        open_settings(admin_listen=value)
