@@ -24,10 +24,10 @@ from bench import fleet
 from bench.load import LoadDevice, all_stored, chat_message, consume_frame
 from bench.report import Figure, Wanted
 from bench.servers import Address
-from gregor.consumers.publisher import channel_of
 from gregor.core.message import new_msg_id
 
 UID, CHANNEL = "user", "bench"
+CHANNEL_OF_USER = f"gregor:*:user:{UID}"
 MESSAGES, WARM_UP = 2_000, 100
 RUN_TIMEOUT_SECONDS = 20.0
 
@@ -137,11 +137,11 @@ class BarePubSub:
     async def capture_payload(self, pair: DevicePair) -> bytes:
         """Return the payload that a node publishes for a message. Afterwards the subscriber
         receives only what `measure` publishes."""
-        await self._subscriber.subscribe(channel_of(UID))
+        await self._subscriber.psubscribe(CHANNEL_OF_USER)
         await self._subscriber.get_message(timeout=RUN_TIMEOUT_SECONDS)
         await pair.measure()
         payload: bytes = (await self._subscriber.get_message(timeout=RUN_TIMEOUT_SECONDS))["data"]
-        await self._subscriber.unsubscribe(channel_of(UID))
+        await self._subscriber.punsubscribe(CHANNEL_OF_USER)
         await self._subscriber.subscribe(CHANNEL)
         for _ in range(2):
             await self._subscriber.get_message(timeout=RUN_TIMEOUT_SECONDS)

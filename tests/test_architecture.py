@@ -40,7 +40,7 @@ LAYERS_WITHIN = {
         {"message"},
         {"arguments"},
         {"admission"},
-        {"instant", "renamed_fields"},
+        {"instant", "renamed_fields", "deployment"},
     ),
 }
 
@@ -72,6 +72,7 @@ PURE_IMPORTS = {
             "collections",
             "collections.abc",
             "copy",
+            "dataclasses",
             "datetime",
             "enum",
             "functools",

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from typing import IO, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
+from gregor.core.deployment import Deployment
 from gregor.core.export import ExportPage, ExportPlace, ImportPart, Verdict
 from gregor.core.history import Cutoff
 from gregor.core.instant import MAX_TIME, SECOND, Time, TimeOrOffset
@@ -371,6 +372,11 @@ class StateMachineOfRecord(StateMachine, Protocol):
         if uid not in clocks:
             raise Unavailable("the shard that holds the user does not answer; retry later")
         return clocks[uid]
+
+    async def deployment(self) -> Deployment | None:
+        """The deployment whose store this is: the same for ever, and for all nodes. None: it has
+        none, or one that some of the nodes that run do not know yet. Raises Unavailable."""
+        return None
 
     @property
     def history(self) -> Hashable:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from gregor.consumers.channels import Verified
 from gregor.consumers.peers import (
     FORGOTTEN_AFTER,
     LOSSES_OF_A_SPLIT,
@@ -11,6 +12,7 @@ from gregor.consumers.peers import (
     PeerTable,
     Probe,
 )
+from gregor.consumers.publisher import Publisher
 from gregor.errors import Malformed
 from gregor.pubsub.memory import Exchange, MemoryPubSub
 
@@ -85,10 +87,25 @@ def test_outage_of_the_pubsub_is_no_sign_of_a_split() -> None:
 )
 def test_invalid_probe_is_rejected(payload: bytes) -> None:
     with pytest.raises(Malformed):
-        Peers(MemoryPubSub(Exchange()), "a").receive(payload)
+        peers().receive(Verified(payload, fresh=True))
 
 
 def test_probe_of_a_later_version_may_have_more_fields() -> None:
-    peers = Peers(MemoryPubSub(Exchange()), "a")
-    peers.receive(b'{"node": "b", "zone": "eu"}')
-    assert peers.heard == 1
+    hearing = peers()
+    hearing.receive(Verified(b'{"node": "b", "zone": "eu"}', fresh=True))
+    assert hearing.heard == 1
+
+
+@pytest.mark.parametrize("leaving", [b"false", b"true"])
+def test_probe_that_is_published_again_later_says_nothing(leaving: bytes) -> None:
+    hearing = peers()
+    hearing.receive(Verified(b'{"node": "b"}', fresh=True))
+    old = b'{"node": "%s", "leaving": %s}'
+    for node in (b"b", b"c"):
+        with pytest.raises(Malformed, match="long ago"):
+            hearing.receive(Verified(old % (node, leaving), fresh=False))
+    assert hearing.heard == 1
+
+
+def peers() -> Peers:
+    return Peers(Publisher(MemoryPubSub(Exchange()), "a"))

@@ -20,6 +20,8 @@ POSTGRESQL = "tests/conformance/test_postgresql.py::"
 SERVER_SESSION = "tests/protocol/test_server_session.py::"
 CLIENT_SESSION = "tests/protocol/test_client_session.py::"
 BROADCASTER = "tests/consumers/test_broadcaster.py::"
+CHANNELS = "tests/consumers/test_channels.py::"
+PEERS = "tests/consumers/test_peers.py::"
 STORE = "tests/client/test_store.py::"
 REPLICA = "tests/client/test_replica.py::"
 KEYS_AND_TIME = "tests/client/test_keys_and_time.py::"
@@ -377,13 +379,6 @@ MUTATIONS = [
         "await asyncio.sleep(min(pause, LONGEST_PAUSE_SECONDS))",
         "await asyncio.sleep(0)",
         "tests/node/test_pruning.py::test_steps_take_less_than_a_tenth_of_the_time",
-    ),
-    Mutation(
-        "a migration is noticed only when the node reads the schema again",
-        "stores/sql/before_0008.py",
-        "return schema.revision >= REVISION",
-        "return schema.revision > REVISION",
-        "tests/stores/test_before_0008.py::test_author_is_stored_from_the_migration_on[sqlite]",
     ),
     # Shards
     Mutation(
@@ -1406,8 +1401,8 @@ MUTATIONS = [
     Mutation(
         "a conversation whose socket is ready overtakes its writer",
         "node/conversation.py",
-        """        if self._wakeup.done():
-            return  # the writer is busy, and asks the session again before it waits
+        """        if self._writer is not None:
+            return  # it asks the session again before it ends
 """,
         "",
         "tests/node/test_conversation.py::test_nothing_is_written_directly_while_a_write_is_pending",
@@ -1790,11 +1785,114 @@ MUTATIONS = [
         FLEET + "test_node_fails_when_pubsub_ends_without_error",
     ),
     Mutation(
-        "a ctime in the far future is accepted",
+        "envelopes: a feed advances ahead of the clock without asking the store",
         "consumers/relay.py",
-        "return message.ctime > self._clock() + MAX_FUTURE",
-        "return False",
-        FLEET + "test_invalid_payload_is_reported_and_not_delivered",
+        "return message.ctime <= latest",
+        "return True",
+        FLEET + "test_message_ahead_of_the_clock_is_not_believed_and_silences_nobody",
+    ),
+    Mutation(
+        "envelopes: what is ahead of the clock is dropped, and the store is not asked",
+        "consumers/relay.py",
+        """                self._read_from_store(uid, "a ctime is ahead of this node's clock")
+""",
+        "                pass\n",
+        FLEET + "test_replayed_message_from_the_future_is_delivered_from_store",
+    ),
+    Mutation(
+        "envelopes: the signature is not checked",
+        "consumers/channels.py",
+        "if not compare_digest(signature, self._signature(channel, signed)):",
+        "if not compare_digest(signature, signature):",
+        FLEET + "test_payload_that_no_node_of_the_deployment_has_signed_is_refused",
+    ),
+    Mutation(
+        "envelopes: the signature does not cover the channel",
+        "consumers/channels.py",
+        'signing.update(len(name).to_bytes(4, "big") + name)',
+        'signing.update(b"" and name)',
+        FLEET + "test_payload_that_no_node_of_the_deployment_has_signed_is_refused",
+    ),
+    Mutation(
+        "envelopes: the end of the channel's name may be the beginning of what is signed",
+        "consumers/channels.py",
+        'signing.update(len(name).to_bytes(4, "big") + name)',
+        "signing.update(name)",
+        CHANNELS + "test_law_what_was_signed_is_refused_when_it_is_split_differently",
+    ),
+    Mutation(
+        "envelopes: the signature does not cover the time",
+        "consumers/channels.py",
+        "        signing.update(signed)",
+        "        signing.update(signed[TIME_BYTES:])",
+        FLEET + "test_payload_that_no_node_of_the_deployment_has_signed_is_refused",
+    ),
+    Mutation(
+        "envelopes: an out-of-band message can be published again at any time",
+        "consumers/relay.py",
+        "            return fresh\n",
+        "            return True\n",
+        FLEET + "test_out_of_band_message_that_is_published_again_later_is_refused",
+    ),
+    Mutation(
+        "envelopes: a probe can be published again at any time",
+        "consumers/peers.py",
+        "if not received.fresh:",
+        "if False:",
+        PEERS + "test_probe_that_is_published_again_later_says_nothing",
+    ),
+    Mutation(
+        "envelopes: all deployments use the same channels",
+        "consumers/channels.py",
+        'self.nodes = f"gregor:{deployment.id}:nodes"',
+        'self.nodes = "gregor:0:nodes"',
+        FLEET + "test_two_deployments_on_one_pubsub_do_not_hear_each_other",
+    ),
+    Mutation(
+        "envelopes: a node signs before the others hear what is signed",
+        "node/adoption.py",
+        """        await asyncio.sleep(OVERLAP_SECONDS)
+        self._publisher.channels = signed
+""",
+        "        self._publisher.channels = signed\n",
+        FLEET + "test_nodes_adopt_the_deployment_while_they_run_and_lose_nothing",
+    ),
+    Mutation(
+        "envelopes: what is not signed is believed for ever",
+        "node/adoption.py",
+        "        await self._relay.stop_hearing(unsigned)",
+        "        await asyncio.sleep(0)",
+        FLEET + "test_what_is_not_signed_is_believed_only_until_all_nodes_sign",
+    ),
+    Mutation(
+        "envelopes: a node signs although an older one runs",
+        "stores/sql/deployment.py",
+        "node.revision < REVISION for node",
+        "node.revision < '' for node",
+        "tests/stores/test_deployment.py::"
+        "test_deployment_is_not_used_while_a_node_runs_that_does_not_know_it",
+    ),
+    Mutation(
+        "envelopes: the key of a deployment is shown",
+        "core/deployment.py",
+        "field(repr=False)",
+        "field(repr=True)",
+        CHANNELS + "test_key_of_a_deployment_is_not_shown",
+    ),
+    Mutation(
+        "envelopes: a shard of another deployment is served",
+        "shards/shard_map.py",
+        "        if found != deployment:\n            raise",
+        "        if False:\n            raise",
+        "tests/shards/test_deployment.py::"
+        "test_shard_of_another_deployment_is_refused_unless_it_is_empty",
+    ),
+    Mutation(
+        "envelopes: a shard that is added keeps a deployment of its own",
+        "shards/shard_map.py",
+        "        if found[name] != deployment:",
+        "        if False:",
+        "tests/shards/test_deployment.py::test_shards_of_a_map_are_one_deployment",
     ),
     Mutation(
         "a channel is unsubscribed although its user has reconnected",
@@ -1808,8 +1906,10 @@ MUTATIONS = [
         "a channel is subscribed while it is being unsubscribed",
         "consumers/relay.py",
         """        async with self._lock(uid):
-            await self._pubsub.subscribe""",
-        "        if uid:\n            await self._pubsub.subscribe",
+            for channels in self._heard:
+                await self._pubsub.subscribe""",
+        "        if uid:\n            for channels in self._heard:\n"
+        "                await self._pubsub.subscribe",
         FLEET + "test_device_that_reconnects_during_unsubscribe_is_subscribed_again",
     ),
     Mutation(
@@ -1828,10 +1928,10 @@ MUTATIONS = [
     ),
     Mutation(
         "an envelope above the size limit is parsed",
-        "consumers/publisher.py",
-        "if len(received.payload) > MAX_ENVELOPE_BYTES:",
-        "if not received.payload:",
-        "tests/consumers/test_publisher.py::test_oversized_payload_is_rejected_without_decoding",
+        "consumers/channels.py",
+        "if len(payload) > MAX_PAYLOAD_BYTES:",
+        "if not payload:",
+        CHANNELS + "test_payload_that_is_too_large_is_refused_unread",
     ),
     Mutation(
         "the delay before reconnecting may be much longer than the outage",
@@ -2420,8 +2520,8 @@ MUTATIONS = [
     Mutation(
         "messages in an envelope of a later version wait for the sweep",
         "consumers/relay.py",
-        "        self._broadcaster.on_gap(uid)",
-        "        pass",
+        "        self._broadcaster.on_gap(uid)\n        times",
+        "        times",
         FLEET
         + "test_messages_in_an_envelope_of_another_version_are_read_from_the_store_at_once"
         + "[with other fields]",
@@ -2565,8 +2665,8 @@ MUTATIONS = [
     Mutation(
         "erase: the notice of another node is believed without asking the store",
         "consumers/relay.py",
-        "self._broadcaster.on_gap(user_of(received.channel))\n            return",
-        "self._broadcaster.erase(user_of(received.channel), 2**53 - 1)\n            return",
+        "self._broadcaster.on_gap(uid)\n            case _:",
+        "self._broadcaster.erase(uid, 2**53 - 1)\n            case _:",
         NODE_ERASE + "test_notice_of_an_erase_that_has_not_happened_ends_no_device",
     ),
     Mutation(

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
-from gregor.consumers.peers import PROBE_CHANNEL
+from gregor.core.deployment import Deployment
 from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID, Message, OutOfBandMessage
 from gregor.core.sync import Sync
@@ -79,7 +79,7 @@ class FailingPubSub(MemoryPubSub):
         super().__init__(Exchange())
 
     async def publish(self, channel: str, payload: bytes) -> None:
-        if channel != PROBE_CHANNEL:
+        if not channel.endswith(":nodes"):
             raise ConnectionError("connection refused")
 
 
@@ -128,6 +128,7 @@ class RecordingObserver(Observer):
 
 
 BACKEND = Caller("backend")
+DEPLOYMENT = Deployment("0d", b"the key of the nodes")
 
 
 class SteppingClock:
@@ -143,16 +144,22 @@ class SteppingClock:
 
 class FailingStore(MemoryStateMachine):
     """A store that raises StorageUnavailable while it is `down`. A commit waits until
-    `commits_allowed` is set. It keeps a wrong hash for the users in `wrong_hashes`."""
+    `commits_allowed` is set. It keeps a wrong hash for the users in `wrong_hashes`. It is
+    `its_deployment`; None: as a store is before schema 0009."""
 
     def __init__(self, clock: Callable[[], Time]) -> None:
         super().__init__(clock)
         self.down = False
+        self.its_deployment: Deployment | None = DEPLOYMENT
         self.commits_allowed = asyncio.Event()
         self.commits_allowed.set()
         self.ctimes_queries: list[Sequence[UID]] = []
         self.wrong_hashes: set[UID] = set()
         self.hash_checks: list[Sequence[UID]] = []
+
+    async def deployment(self) -> Deployment | None:
+        self._check()
+        return self.its_deployment
 
     async def store(self, slots: Sequence[Slot]) -> None:
         await self.commits_allowed.wait()

@@ -17,12 +17,11 @@ from gregor.node.conversation import Admission, Conversation, Resumption
 from gregor.node.gap_repair import SWEEP_SECONDS
 from gregor.node.node import Node
 from gregor.protocol.effects import Close
-from gregor.pubsub.memory import MemoryPubSub
 from gregor.testing import virtual_time
 from tests.client.harness import on_virtual_time
 from tests.node.channels import FakeChannel, FakeHost
 from tests.node.fakes import BACKEND, FailingPubSub, FailingStore, RecordingConsumer, SteppingClock
-from tests.node.test_fleet import CHANNEL, NodePair, node_pair, within
+from tests.node.test_fleet import NodePair, node_pair, within
 from tests.node.test_node import NodeHarness
 from tests.server.harness import until
 
@@ -97,10 +96,10 @@ async def test_devices_of_other_users_hear_nothing() -> None:
 
 @on_virtual_time
 async def test_notice_of_an_erase_that_has_not_happened_ends_no_device() -> None:
-    """Who may publish could otherwise make devices wipe what they have not sent."""
+    """Also if it is signed: what was published once could otherwise be published again."""
     async with fleet() as (pair, on_a, on_b):
         notice = {"version": 2, "node": "stranger", "event": "erased"}
-        await MemoryPubSub(pair.exchange).publish(CHANNEL, msgspec.json.encode(notice))
+        await pair.publish_signed("u", msgspec.json.encode(notice))
         await asyncio.sleep(AT_ONCE)
         assert on_a.close is on_b.close is None
         assert pair.observer.invalid_publications == []

@@ -14,15 +14,22 @@ import pytest
 
 from gregor import create, dismiss, out_of_band, put
 from gregor.consumers.broadcaster import Broadcaster
-from gregor.consumers.peers import PROBE_CHANNEL
-from gregor.consumers.publisher import MAX_ENVELOPE_BYTES, Publisher, channel_of
+from gregor.consumers.channels import (
+    FRESH,
+    MAX_PAYLOAD_BYTES,
+    SignedChannels,
+    UnsignedChannels,
+)
+from gregor.consumers.publisher import Publisher
 from gregor.consumers.relay import LINGER_SECONDS, MAX_FUTURE
+from gregor.core.deployment import Deployment
 from gregor.core.instant import MAX_TIME, Time
 from gregor.core.message import UID, DeviceID, Dismissal, new_msg_id
 from gregor.core.sync import Sync
 from gregor.errors import StorageUnavailable
 from gregor.interfaces import Slot, Stored
 from gregor.log_event import LogEvent
+from gregor.node.adoption import ASK_SECONDS, OVERLAP_SECONDS
 from gregor.node.gap_repair import GAP_REPAIR_WORKERS, GRACE_SECONDS, SWEEP_SECONDS
 from gregor.node.node import Node
 from gregor.pubsub.interface import Event, Interrupted, Received
@@ -31,6 +38,7 @@ from gregor.testing.clock import ManualClock
 from tests.client.harness import on_virtual_time
 from tests.node.fakes import (
     BACKEND,
+    DEPLOYMENT,
     EndingPubSub,
     FailingStore,
     FakeListener,
@@ -39,8 +47,6 @@ from tests.node.fakes import (
     attached,
     sync_device,
 )
-
-CHANNEL = channel_of("u")
 
 
 class FaultyPubSub(MemoryPubSub):
@@ -99,6 +105,7 @@ class NodePair:
     def __init__(self, clock: Callable[[], Time] | None = None, **options: Any) -> None:
         self.clock = clock or SteppingClock()
         self.store = SlowStore(self.clock)
+        self.channels = SignedChannels(DEPLOYMENT)
         self.exchange = Exchange()
         self.observer = RecordingObserver()  # of both nodes
         self.pubsub_a, self.pubsub_b = FaultyPubSub(self.exchange), FaultyPubSub(self.exchange)
@@ -108,7 +115,16 @@ class NodePair:
 
     def user_channels(self) -> list[str]:
         """The channels of users to which a node is subscribed."""
-        return [channel for channel in self.exchange.channels if channel != PROBE_CHANNEL]
+        return [c for c in self.exchange.channels if c != self.channels.nodes]
+
+    async def publish(self, uid: UID, payload: bytes) -> None:
+        """Publish this payload on the channel of the user."""
+        await FaultyPubSub(self.exchange).publish(self.channels.of(uid), payload)
+
+    async def publish_signed(self, uid: UID, json: bytes, age: Time = 0) -> None:
+        """Publish this JSON as a node does that was told of it so long ago."""
+        channel = self.channels.of(uid)
+        await self.publish(uid, self.channels.sign(channel, json, self.clock() - age))
 
     def _node(self, name: str, pubsub: FaultyPubSub, options: dict[str, Any]) -> Node:
         return Node(
@@ -129,14 +145,22 @@ async def node_pair(
     `blackholed`, the second node receives nothing."""
     pair = NodePair(clock, **options)
     pair.pubsub_b.blackholed = blackholed
+    async with opened_pair(pair):
+        yield pair
+
+
+@asynccontextmanager
+async def opened_pair(pair: NodePair, apart: float = 0.0) -> AsyncIterator[None]:
+    """Open the nodes, so many seconds apart, and attach the devices."""
     await pair.store.consume_message(create("u", "c", msg_id="known"))
     async with AsyncExitStack() as stack:
         for node in (pair.node_a, pair.node_b):
             await stack.enter_async_context(node)
+            await asyncio.sleep(apart)
         for node, listener in ((pair.node_a, pair.listener_a), (pair.node_b, pair.listener_b)):
             await stack.enter_async_context(attached(node, "u", listener))
             await sync_device(node)
-        yield pair
+        yield
 
 
 @asynccontextmanager
@@ -354,12 +378,12 @@ async def test_node_stops_waiting_for_store_when_the_user_disconnects() -> None:
 @on_virtual_time
 async def test_node_subscribes_only_to_channels_of_connected_users() -> None:
     async with node_pair() as pair:
-        assert pair.user_channels() == [CHANNEL]
+        assert pair.user_channels() == [pair.channels.of("u")]
         async with attached(pair.node_a, "v", FakeListener()):
-            assert channel_of("v") in pair.exchange.channels
+            assert pair.channels.of("v") in pair.exchange.channels
         await asyncio.sleep(LINGER_SECONDS)
-        assert channel_of("v") in pair.exchange.channels
-        await within(LINGER_SECONDS, lambda: pair.user_channels() == [CHANNEL])
+        assert pair.channels.of("v") in pair.exchange.channels
+        await within(LINGER_SECONDS, lambda: pair.user_channels() == [pair.channels.of("u")])
 
 
 @on_virtual_time
@@ -398,7 +422,7 @@ async def test_device_that_reconnects_before_unsubscribe_stays_subscribed() -> N
         # The node is unsubscribing from the channel of w; the channel of v is next.
         async with attached(pair.node_a, "v", FakeListener()):
             await asyncio.sleep(LINGER_SECONDS)
-            assert pair.user_channels() == [CHANNEL, channel_of("v")]
+            assert pair.user_channels() == [pair.channels.of("u"), pair.channels.of("v")]
 
 
 @on_virtual_time
@@ -406,7 +430,7 @@ async def test_payload_for_disconnected_user_is_not_decoded() -> None:
     async with node_pair() as pair:
         async with attached(pair.node_a, "v", FakeListener()):
             pass
-        await FaultyPubSub(pair.exchange).publish(channel_of("v"), b"invalid")
+        await pair.publish("v", b"invalid")
         await asyncio.sleep(1)
         assert pair.observer.invalid_publications == []
 
@@ -490,7 +514,7 @@ INVALID_PAYLOADS = {
         prev=NOW,
         creation={"category": "c", "body": msgspec.Raw(b"[" * 30_000 + b"]" * 30_000)},
     ),
-    "too large": stored_payload("u", ctime=NOW + 9, prev=NOW) + b" " * MAX_ENVELOPE_BYTES,
+    "too large": stored_payload("u", ctime=NOW + 9, prev=NOW) + b" " * MAX_PAYLOAD_BYTES,
     "of another user": stored_payload("v", ctime=NOW + 9, prev=NOW),
     "without ctime": stored_payload("u"),
     "older than its predecessor": stored_payload("u", ctime=NOW, prev=NOW + 9),
@@ -498,7 +522,6 @@ INVALID_PAYLOADS = {
     "negative ctime": stored_payload("u", ctime=-1, prev=-2),
     "ctime after the latest time": stored_payload("u", ctime=MAX_TIME + 1, prev=NOW),
     "fractional ctime": stored_payload("u", ctime=NOW + 0.5, prev=NOW),
-    "ctime in the future": stored_payload("u", ctime=NOW + 2 * MAX_FUTURE, prev=NOW),
     "out-of-band without body": out_of_band_payload(),
     "out-of-band and in-band": out_of_band_payload(body=1, creation={"category": "c", "body": 1}),
     "out-of-band with ctime": out_of_band_payload(body=1, ctime=NOW + 9),
@@ -510,7 +533,7 @@ INVALID_PAYLOADS = {
 @on_virtual_time
 async def test_invalid_payload_is_reported_and_not_delivered(kind: str) -> None:
     async with node_pair(ManualClock(NOW)) as pair:  # the last ctime is exactly NOW
-        await FaultyPubSub(pair.exchange).publish(CHANNEL, INVALID_PAYLOADS[kind])
+        await pair.publish_signed("u", INVALID_PAYLOADS[kind])
         await within(1, lambda: len(pair.observer.invalid_publications) == 2)  # one for each node
         await pair.node_a.inject(BACKEND, [create("u", "c", msg_id="m")])
         await within(0.1, lambda: pair.listener_b.ids == ["m"])
@@ -518,6 +541,168 @@ async def test_invalid_payload_is_reported_and_not_delivered(kind: str) -> None:
         await within(0.1, lambda: pair.listener_a.ids == ["m", "d"])
         assert pair.listener_a.out_of_band == pair.listener_b.out_of_band == []
         assert pair.observer.repaired_counts in ([], [0, 0])
+
+
+UNAUTHENTIC_PAYLOADS: dict[str, Callable[[str, bytes], bytes]] = {
+    "not signed": lambda channel, json: json,
+    "truncated": lambda channel, json: sign(DEPLOYMENT, channel, json)[:-1],
+    "of the signature alone": lambda channel, json: sign(DEPLOYMENT, channel, json)[:32],
+    "changed": lambda channel, json: sign(DEPLOYMENT, channel, json).replace(b"m", b"n"),
+    "with another time": lambda channel, json: with_another_time(sign(DEPLOYMENT, channel, json)),
+    "signed with another key": lambda channel, json: sign(
+        Deployment(DEPLOYMENT.id, b"another key"), channel, json
+    ),
+    "published for another user": lambda channel, json: sign(DEPLOYMENT, f"{channel}2", json),
+    "published on another deployment": lambda channel, json: sign(
+        DEPLOYMENT, channel.replace(DEPLOYMENT.id, "0e"), json
+    ),
+}
+
+
+def sign(deployment: Deployment, channel: str, json: bytes) -> bytes:
+    return SignedChannels(deployment).sign(channel, json, NOW)
+
+
+def with_another_time(payload: bytes) -> bytes:
+    return payload[:39] + bytes([payload[39] ^ 1]) + payload[40:]
+
+
+@pytest.mark.parametrize("kind", UNAUTHENTIC_PAYLOADS)
+@on_virtual_time
+async def test_payload_that_no_node_of_the_deployment_has_signed_is_refused(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also if it is valid otherwise, and continues what the devices have."""
+    json = stored_payload("u", ctime=NOW + 9, prev=NOW, msg_id="forged\n[error] m")
+    async with node_pair(ManualClock(NOW)) as pair:
+        await pair.publish("u", UNAUTHENTIC_PAYLOADS[kind](pair.channels.of("u"), json))
+        await within(1, lambda: len(pair.observer.invalid_publications) == 2)  # one for each node
+        await pair.node_a.inject(BACKEND, [create("u", "c", msg_id="m")])
+        await within(0.1, lambda: pair.listener_b.ids == pair.listener_a.ids == ["m"])
+        assert "not signed by a node of this deployment" in caplog.text
+        assert "forged" not in caplog.text
+
+
+@on_virtual_time
+async def test_message_ahead_of_the_clock_is_not_believed_and_silences_nobody() -> None:
+    """Even if it is signed: the nodes ask the store, which does not have it."""
+    async with node_pair(ManualClock(NOW)) as pair:
+        ahead = stored_payload("u", ctime=NOW + MAX_FUTURE + 1, prev=NOW, msg_id="ahead")
+        await pair.publish_signed("u", ahead)
+        await within(0.1, lambda: pair.observer.repaired_counts == [0, 0])  # both have asked
+        await pair.node_a.inject(BACKEND, [create("u", "c", msg_id="m")])
+        await within(0.1, lambda: pair.listener_b.ids == pair.listener_a.ids == ["m"])
+        assert pair.observer.invalid_publications == []
+
+
+@on_virtual_time
+async def test_out_of_band_message_that_is_published_again_later_is_refused() -> None:
+    async with node_pair(ManualClock(10**15)) as pair:
+        listeners = (pair.listener_a, pair.listener_b)
+        for age in (FRESH + 1, -FRESH - 1):
+            await pair.publish_signed("u", out_of_band_payload(body=age), age)
+        await within(0.1, lambda: len(pair.observer.invalid_publications) == 4)
+        for age in (FRESH, 0, -FRESH):
+            await pair.publish_signed("u", out_of_band_payload(body=age), age)
+        await within(0.1, lambda: all(len(x.out_of_band) == 3 for x in listeners))
+        for listener in listeners:
+            assert [message.body for message in listener.out_of_band] == [FRESH, 0, -FRESH]
+
+
+@on_virtual_time
+async def test_in_band_message_that_arrives_late_is_delivered() -> None:
+    """Its ctime tells whether it was delivered before."""
+    async with node_pair(ManualClock(10**15)) as pair:
+        late = stored_payload("u", ctime=10**15 + 9, prev=10**15, msg_id="late")
+        for _ in range(3):
+            await pair.publish_signed("u", late, 60 * FRESH)
+        await within(0.1, lambda: pair.listener_a.ids == pair.listener_b.ids == ["late"])
+
+
+@on_virtual_time
+async def test_two_deployments_on_one_pubsub_do_not_hear_each_other() -> None:
+    async with node_pair(ManualClock(NOW)) as pair:
+        other = FailingStore(pair.clock)
+        other.its_deployment = Deployment("0e", b"a key of its own")
+        pubsub, listener = MemoryPubSub(pair.exchange), FakeListener()
+        async with (
+            Node(other, Broadcaster(), Publisher(pubsub), clock=pair.clock) as node,
+            attached(node, "u", listener),
+        ):
+            await node.inject(BACKEND, [create("u", "c"), out_of_band("u", "s", 1)])
+            await node.erase(BACKEND, "u")
+            await pair.node_a.inject(BACKEND, [create("u", "c", msg_id="m")])
+            await within(0.1, lambda: pair.listener_b.ids == ["m"])
+            assert [message.body for message in pair.listener_a.out_of_band] == []
+            assert len(listener.ids) == len(listener.out_of_band) == 1
+            await asyncio.sleep(10)
+            assert pair.node_a.peers is not None
+            assert node.peers is not None
+            assert (pair.node_a.peers.heard, node.peers.heard) == (1, 0)
+            assert pair.observer.invalid_publications == []
+            assert pair.observer.repaired_counts == []
+
+
+# A store that gets its deployment while nodes run
+
+
+@on_virtual_time
+async def test_nodes_adopt_the_deployment_while_they_run_and_lose_nothing() -> None:
+    """Whatever they are told, at whatever moment, by a node that has or has not adopted it."""
+    async with unsigned_pair() as pair:
+        expected = 0
+        for second in range(40):
+            if second == 3:
+                pair.store.its_deployment = DEPLOYMENT
+            for node in (pair.node_a, pair.node_b):
+                both = (out_of_band("u", "s", expected), create("u", "c", msg_id=str(expected)))
+                await node.inject(BACKEND, both)
+                expected += 1
+            await asyncio.sleep(1)
+        for listener in (pair.listener_a, pair.listener_b):
+            assert [message.body for message in listener.out_of_band] == [*range(expected)]
+            assert listener.ids == [str(number) for number in range(expected)]
+        assert (pair.observer.repaired_counts, pair.observer.invalid_publications) == ([], [])
+        assert pair.exchange.channels.keys() == {pair.channels.nodes, pair.channels.of("u")}
+        assert pair.node_a.peers is not None
+        assert (pair.node_a.peers.heard, pair.node_a.peers.suspected) == (1, False)
+
+
+@on_virtual_time
+async def test_devices_that_come_and_go_while_nodes_adopt_the_deployment_are_served() -> None:
+    async with unsigned_pair() as pair:
+        pair.store.its_deployment = DEPLOYMENT
+        for second in range(40):
+            uid, listener = f"v{second}", FakeListener()
+            async with attached(pair.node_a, uid, listener):
+                await pair.node_b.inject(BACKEND, [out_of_band(uid, "s", second)])
+                await within(0.1, lambda: len(listener.out_of_band) == 1)  # noqa: B023
+            await asyncio.sleep(1)
+        await within(3 * LINGER_SECONDS, lambda: len(pair.exchange.channels) == 2)
+        assert pair.exchange.channels.keys() == {pair.channels.nodes, pair.channels.of("u")}
+
+
+@on_virtual_time
+async def test_what_is_not_signed_is_believed_only_until_all_nodes_sign() -> None:
+    unsigned = UnsignedChannels().of("u")
+    async with unsigned_pair() as pair:
+        pubsub = FaultyPubSub(pair.exchange)
+        await pubsub.publish(unsigned, out_of_band_payload(body=1))
+        await within(0.1, lambda: len(pair.listener_a.out_of_band) == 1)
+        pair.store.its_deployment = DEPLOYMENT
+        await asyncio.sleep(ASK_SECONDS + 2 * OVERLAP_SECONDS + 3)
+        await pubsub.publish(unsigned, out_of_band_payload(body=2))
+        await asyncio.sleep(10)
+        assert len(pair.listener_a.out_of_band) == len(pair.listener_b.out_of_band) == 1
+
+
+@asynccontextmanager
+async def unsigned_pair() -> AsyncIterator[NodePair]:
+    """A node_pair whose store has no deployment yet. The nodes do not ask at the same time."""
+    pair = NodePair(SteppingClock())
+    pair.store.its_deployment = None
+    async with opened_pair(pair, apart=ASK_SECONDS * 0.7):
+        yield pair
 
 
 OTHER_VERSIONS = {
@@ -538,7 +723,7 @@ async def test_messages_in_an_envelope_of_another_version_are_read_from_the_stor
         await pair.node_a.inject(BACKEND, [create("u", "c", msg_id="m")])
         pair.pubsub_b.blackholed = False
         for _ in range(3):
-            await FaultyPubSub(pair.exchange).publish(CHANNEL, OTHER_VERSIONS[kind])
+            await pair.publish_signed("u", OTHER_VERSIONS[kind])
         await within(0.1, lambda: pair.listener_b.ids == ["m"])
         assert pair.listener_a.ids == ["m"]
         assert pair.observer.invalid_publications == []
@@ -589,10 +774,9 @@ async def test_all_invalid_payloads_are_reported_but_logged_at_a_limited_rate(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with node_pair() as pair:
-        sender = FaultyPubSub(pair.exchange)
         for _ in range(3):
             for _ in range(1000):
-                await sender.publish(CHANNEL, b"invalid")
+                await pair.publish("u", b"invalid")
             await asyncio.sleep(60)
         assert len(pair.observer.invalid_publications) == 2 * 3000
         events = [record.msg for record in caplog.records]
@@ -605,9 +789,25 @@ async def test_all_invalid_payloads_are_reported_but_logged_at_a_limited_rate(
 
 @on_virtual_time
 async def test_node_fails_when_pubsub_ends_without_error() -> None:
-    clock, pubsub = SteppingClock(), EndingPubSub(Received(CHANNEL, b"last payload"))
+    clock, pubsub = SteppingClock(), EndingPubSub(Received("gregor:channel", b"last payload"))
     node = Node(FailingStore(clock), Broadcaster(), Publisher(pubsub), clock=clock)
     with pytest.raises(ExceptionGroup) as failure:
         async with node:
             await asyncio.sleep(60)
     assert failure.group_contains(RuntimeError, match="the pub/sub has ended")
+
+
+@on_virtual_time
+async def test_node_that_opens_waits_until_the_store_says_which_deployment_it_is() -> None:
+    """It does not publish unsigned meanwhile, nor end."""
+    store, exchange = FailingStore(SteppingClock()), Exchange()
+    store.down = True
+    node = Node(store, Broadcaster(), Publisher(MemoryPubSub(exchange)), clock=SteppingClock())
+    opening = asyncio.create_task(node.__aenter__())
+    await asyncio.sleep(10)
+    assert not opening.done()
+    assert exchange.channels == {}
+    store.down = False
+    await within(2, opening.done)
+    await within(1, lambda: list(exchange.channels) == [SignedChannels(DEPLOYMENT).nodes])
+    await node.__aexit__(None, None, None)

@@ -14,6 +14,7 @@ from sqlite3 import Connection
 from typing import Any, NamedTuple, Protocol, Self, TypeVar, cast
 
 from gregor.core.buckets import Move, bucket_of
+from gregor.core.deployment import Deployment
 from gregor.core.export import ExportPage, ExportPlace, ImportPart, Verdict
 from gregor.core.history import Cutoff
 from gregor.core.instant import Time, TimeOrOffset
@@ -180,6 +181,9 @@ class DelayedStateMachine(StateMachineOfRecord):
     def __init__(self, machine: StateMachineOfRecord, link: StoreLink) -> None:
         self._machine = machine
         self._link = link
+
+    async def deployment(self) -> Deployment | None:
+        return await self._machine.deployment()
 
     async def store(self, slots: Sequence[Slot]) -> None:
         environment = self._link.environment

@@ -40,7 +40,8 @@ from typing import Any, NamedTuple, cast
 
 from gregor.client import Client, Created, Disconnected, Dismissed, MemoryStore
 from gregor.consumers.broadcaster import Broadcaster
-from gregor.consumers.publisher import Publisher, channel_of, encode_envelope
+from gregor.consumers.channels import Channels, UnsignedChannels
+from gregor.consumers.publisher import Publisher, encode_envelope
 from gregor.core.facts import Facts
 from gregor.core.history import Cutoff
 from gregor.core.instant import SECOND, Time
@@ -230,7 +231,7 @@ class SimulatedNode:
     async def _run(self, name: str) -> None:
         simulation = self._simulation
         self.pubsub = pubsub = LossyPubSub(simulation.exchange, simulation)
-        metrics = Metrics()
+        metrics, publisher = Metrics(), Publisher(pubsub, name)
         self.link = StoreLink(simulation, self.name)
         try:
             async with (
@@ -238,13 +239,14 @@ class SimulatedNode:
                 Node(
                     state_machine,
                     Broadcaster(),
-                    Publisher(pubsub, name),
+                    publisher,
                     clock=self.clock,
                     linger_seconds=simulation.rng.uniform(0.5, 5),
                     observer=metrics,
                     jitter=simulation.rng.random,
                 ) as node,
             ):
+                simulation.channels = publisher.channels
                 self.service = Service(node, OpenAuthenticator(), metrics)
                 simulation.record(name, "starts")
                 await asyncio.get_running_loop().create_future()
@@ -535,6 +537,7 @@ class Simulation:
         self.faults_over = False
         self.clocks_agree = self.rng.random() < 0.5
         self.exchange = Exchange()
+        self.channels: Channels = UnsignedChannels()  # until a node knows those of the store
         self.tasks = asyncio.TaskGroup()
         self.store: SimulatedStore = (
             ShardedStore(self) if sharded else SharedStore(self._store_clock)
@@ -726,7 +729,8 @@ class Simulation:
             await asyncio.sleep(self.rng.random())
 
     async def _publish_foreign(self) -> None:
-        """Publish something on a user's channel that is not from a node."""
+        """Publish something on a user's channel that is not from a node, or not of now: also with a
+        valid signature, as if the key were known."""
         uid, other = self.rng.sample(USERS, 2)
         log = await self.store.log(uid)
         message: InBandMessage | None = None
@@ -744,7 +748,9 @@ class Simulation:
             if message is None
             else encode_envelope("foreign publisher", _as_stored(message, log))
         )
-        await MemoryPubSub(self.exchange).publish(channel_of(uid), payload)
+        if self.choice(signed=3, unsigned=1) == "signed":
+            payload = self.channels.sign(self.channels.of(uid), payload, self._store_clock())
+        await MemoryPubSub(self.exchange).publish(self.channels.of(uid), payload)
         content = "garbage" if message is None else message.msg_id
         self.record("foreign", f"publishes {content}")
 

@@ -9,7 +9,7 @@ import pytest
 from gregor.core.instant import SECOND
 from gregor.core.message import InBandMessage, create, dismiss, dismiss_category, dismiss_key, put
 from gregor.core.sync import Snapshot
-from gregor.errors import Erased, HistoryForgotten, NotMigrated, Resync
+from gregor.errors import Erased, HistoryForgotten, Resync
 from gregor.interfaces import Erasure, Rejected, Slot, Stored
 from gregor.stores.sql import erase, statements
 from gregor.stores.sql.database import Database
@@ -175,12 +175,3 @@ async def test_messages_stored_during_an_erase_are_before_or_after_it(store: Era
 def stored_message(slot: Slot) -> InBandMessage:
     assert isinstance(slot.outcome, Stored), slot.outcome
     return slot.outcome.message
-
-
-async def test_database_without_the_schema_is_not_erased_from(url: str) -> None:
-    async with database_at(url, migrate) as database:
-        await database.write(lambda c: c.execute(statements.SET_REVISION, revision="0007"))
-        async with SQLStateMachine(database, ManualClock(START)) as machine:
-            with pytest.raises(NotMigrated, match="0008"):
-                await machine.erase("ann")
-            assert await machine.erasure("ann") == Erasure()

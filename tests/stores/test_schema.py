@@ -24,6 +24,7 @@ from tests.stores.sqlalchemy_migration import OnSQLAlchemy
 
 NEXT = f"{int(NEWEST_REVISION) + 1:04}"  # code of the next version
 PREVIOUS = f"{int(NEWEST_REVISION) - 1:04}"
+TOO_OLD = f"{int(OLDEST_WRITERS[NEWEST_REVISION]) - 1:04}"
 
 
 def allow_only(revision: str) -> Callable[[DatabaseConnection], object]:
@@ -196,16 +197,16 @@ async def test_migration_that_running_nodes_cannot_bear_is_refused_and_changes_n
 ) -> None:
     async with database_at(postgresql_url, OnSQLAlchemy(Upgrade(PREVIOUS).run)) as database:
         before = await database.read(existing_schema)
-        await database.write(run_node("web-1", PREVIOUS))
+        await database.write(run_node("web-1", TOO_OLD))
         with pytest.raises(SetupError, match="web-1"):
             async with database_at(postgresql_url, migrate):
                 pass
         assert await database.read(existing_schema) == before
-        await database.write(run_node("web-1", NEWEST_REVISION))
+        await database.write(run_node("web-1", PREVIOUS))
         async with database_at(postgresql_url, migrate):
             pass
         schema = await database.read(existing_schema)
-        assert schema == Schema(NEWEST_REVISION, NEWEST_REVISION)
+        assert schema == Schema(NEWEST_REVISION, OLDEST_WRITERS[NEWEST_REVISION])
 
 
 # Back to older code
@@ -215,10 +216,12 @@ async def test_older_code_does_not_come_back_and_the_reason_is_said(url: str) ->
     """Code of schema 0007 does not look at floors and epochs."""
     async with opened(url) as (database, machine):
         await machine.consume_message(create("ann", "mail"))
-        assert await database.read(existing_schema) == Schema(NEWEST_REVISION, NEWEST_REVISION)
+        before = Schema(NEWEST_REVISION, OLDEST_WRITERS[NEWEST_REVISION])
+        assert await database.read(existing_schema) == before
         with pytest.raises(SetupError, match="may not write to this database any more"):
             await database.write(roll_back)
-        assert await database.read(existing_schema) == Schema(NEWEST_REVISION, NEWEST_REVISION)
+        before = Schema(NEWEST_REVISION, OLDEST_WRITERS[NEWEST_REVISION])
+        assert await database.read(existing_schema) == before
 
 
 def test_new_file_accepts_the_same_writers_as_a_migrated_one() -> None:

@@ -19,7 +19,7 @@ from tests.fleet.fleet import Fleet, NodeProcess
 ROOT = Path(__file__).parents[2]
 ARCHIVE = Path(__file__).with_name("earlier_versions.tar.xz")
 
-COMMITS = {"0007": "2506f92"}
+COMMITS = {"0008": "037bf71"}
 """The last commit of each schema before the present one that this code serves."""
 
 PRESENT = "present"

@@ -20,24 +20,24 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from gregor.consumers.channels import Verified
+from gregor.consumers.publisher import Publisher
 from gregor.errors import Malformed
 from gregor.log_event import LogEvent
-from gregor.pubsub.interface import PubSub
 
 log = logging.getLogger("gregor.pubsub")
 
-PROBE_CHANNEL = "gregor:nodes"
 PROBE_SECONDS = 2.0
 SILENT_AFTER = 3  # probes
 FORGOTTEN_AFTER = 30  # probes
-MAX_PEERS = 1_000  # anybody who may publish can invent more
+MAX_PEERS = 1_000  # while probes are not signed, anybody who may publish can invent more
 LOSSES_OF_A_SPLIT = 3
 """So many sweeps, without a minute in between, must have found something. One or two find what was
 published while another node was reconnecting."""
 
 
 class Probe(Struct, frozen=True):
-    """The payload by which a node shows that it can be heard. `leaving` is its last one."""
+    """What a node publishes to show that it can be heard. `leaving` is its last one."""
 
     node: Annotated[str, Meta(max_length=200)]
     leaving: bool = False
@@ -104,13 +104,13 @@ class Peers:
 
     def __init__(
         self,
-        pubsub: PubSub,
-        node: str,
+        publisher: Publisher,
         *,
         probe_seconds: float = PROBE_SECONDS,
     ) -> None:
-        self._pubsub = pubsub
-        self._node = node
+        self._publisher = publisher
+        self._pubsub = publisher.pubsub
+        self._node = publisher.node
         self.on_suspicion: Callable[[], None] = lambda: None
         self._probe_seconds = probe_seconds
         self._table = PeerTable()
@@ -133,7 +133,7 @@ class Peers:
 
     async def run(self) -> None:
         """Publish a probe every few seconds until this is cancelled, then a last one."""
-        await self._pubsub.subscribe(PROBE_CHANNEL)
+        await self._pubsub.subscribe(self._publisher.channels.nodes)
         try:
             while True:
                 await self._publish(Probe(self._node))
@@ -146,14 +146,19 @@ class Peers:
 
     async def _publish(self, probe: Probe) -> None:
         if self._pubsub.up:  # otherwise it would count as dropped
-            await self._pubsub.publish(PROBE_CHANNEL, msgspec.json.encode(probe))
+            channel = self._publisher.channels.nodes
+            await self._publisher.publish(channel, msgspec.json.encode(probe))
 
-    def receive(self, payload: bytes) -> None:
-        """Take a payload of PROBE_CHANNEL. Raises Malformed if it is not a probe."""
+    def receive(self, received: Verified) -> None:
+        """Take what was published on the channel of the nodes. Raises Malformed if it is not a
+        probe, or was sent long ago: who publishes it again must not make a node seem to be heard,
+        or to leave."""
+        if not received.fresh:
+            raise Malformed("a probe was sent long ago, or by a node whose clock is wrong")
         try:
-            probe = msgspec.json.decode(payload, type=Probe)
+            probe = msgspec.json.decode(received.json, type=Probe)
         except (msgspec.DecodeError, UnicodeError) as error:
-            raise Malformed(f"the payload is not a probe: {error}") from error
+            raise Malformed("the payload is not a probe") from error
         if probe.node != self._node:
             self._table.hear(probe)
             self._report()

@@ -1,7 +1,7 @@
 """Publishes the messages that this node has stored to the other nodes, over a pub/sub."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from secrets import token_hex
 from typing import Literal, NamedTuple
@@ -9,24 +9,20 @@ from typing import Literal, NamedTuple
 import msgspec
 from msgspec import Raw, Struct
 
+from gregor.clock import now
+from gregor.consumers.channels import Channels, UnsignedChannels
 from gregor.core.admission import check_text
+from gregor.core.instant import Time
 from gregor.core.message import MAX_MSG_ID, UID, InBandMessage, Message, MsgID, parse_message
 from gregor.core.sync import just_stored
 from gregor.errors import GregorError, Malformed
 from gregor.interfaces import Accepted, BatchConsumer, Relayed, Stored
-from gregor.protocol.frames import MAX_FRAME
-from gregor.pubsub.interface import PubSub, Received
-
-MAX_ENVELOPE_BYTES = MAX_FRAME
-"""Every stored message fits in one frame to a device, and so in one envelope to another node."""
+from gregor.pubsub.interface import PubSub
 
 MAX_BATCH_BYTES = 64 * 1024
 """Messages share an envelope up to this size; a larger message has an envelope of its own. An
 envelope costs the pub/sub and its subscribers about as much as a single message, but the more
 messages share it, the more are lost with it."""
-
-CHANNEL_PREFIX = "gregor:user:"
-
 
 ENVELOPE_VERSION = 1
 """Nodes of the next version may change the envelope, if they raise its version. For ever, it is a
@@ -41,7 +37,7 @@ class EnvelopeVersion(Struct, frozen=True, omit_defaults=True):
 
 
 class Envelope(EnvelopeVersion, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A payload on the pub/sub: messages of one user, in order, and the publishing node. So that no
+    """What a node publishes of one user: messages, in order, and the name of the node. So that no
     node asks the store, `dead` are the msg_ids of those whose item was dead when they were stored,
     and `replaced` has, by msg_id, the predecessor of each item that devices are not sent."""
 
@@ -52,8 +48,8 @@ class Envelope(EnvelopeVersion, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class ErasureNotice(EnvelopeVersion, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A payload that says that this node has erased the user of the channel. The epoch is not in
-    it: payloads are untrusted, so the others read it from the store. A node that does not know this
+    """What says that this node has erased the user of the channel. The epoch is not in it: the
+    others read it from the store, so that no notice can erase. A node that does not know this
     version reads the store as well."""
 
     version: Literal[2]
@@ -62,7 +58,7 @@ class ErasureNotice(EnvelopeVersion, frozen=True, forbid_unknown_fields=True, kw
 
 
 class UnknownVersion(Exception):
-    """The payload is an envelope of a version that this node does not know."""
+    """It is an envelope of a version that this node does not know."""
 
     def __init__(self, version: int) -> None:
         super().__init__(f"an envelope of version {version}, which this node does not know")
@@ -73,11 +69,16 @@ class Publisher(BatchConsumer):
     error for the sender: the message is stored, and the other nodes find it in the store.
 
     `node` is the name by which a node recognises its own payloads. It must be unique among all
-    nodes, also of one process; by default it is random."""
+    nodes, also of one process; by default it is random.
+
+    A Node that is opened with it sets its `channels`, which are those of the store's deployment,
+    and its `clock`."""
 
     def __init__(self, pubsub: PubSub, node: str | None = None) -> None:
         self.pubsub = pubsub
         self.node = node or token_hex(8)
+        self.channels: Channels = UnsignedChannels()
+        self.clock: Callable[[], Time] = now
 
     async def consume_batch(self, accepted: Sequence[Accepted]) -> None:
         """Publish messages. Messages of one user share envelopes."""
@@ -86,20 +87,16 @@ class Publisher(BatchConsumer):
             by_user[outcome.message.uid].append(_encode(outcome))
         for uid, encoded in by_user.items():
             for batch in _batches(encoded):
-                await self.pubsub.publish(channel_of(uid), _encode_envelope(self.node, batch))
+                await self.publish(self.channels.of(uid), _encode_envelope(self.node, batch))
 
     async def publish_erasure(self, uid: UID) -> None:
         """Publish that this node has erased the user."""
-        payload = msgspec.json.encode(ErasureNotice(version=2, node=self.node, event="erased"))
-        await self.pubsub.publish(channel_of(uid), payload)
+        notice = ErasureNotice(version=2, node=self.node, event="erased")
+        await self.publish(self.channels.of(uid), msgspec.json.encode(notice))
 
-
-def channel_of(uid: UID) -> str:
-    return CHANNEL_PREFIX + uid
-
-
-def user_of(channel: str) -> UID:
-    return channel.removeprefix(CHANNEL_PREFIX)
+    async def publish(self, channel: str, json: bytes) -> None:
+        """Publish this JSON on one of the channels, signed."""
+        await self.pubsub.publish(channel, self.channels.sign(channel, json, self.clock()))
 
 
 class _Encoded(NamedTuple):
@@ -110,7 +107,7 @@ class _Encoded(NamedTuple):
 
 
 def encode_envelope(node: str, *accepted: Accepted) -> bytes:
-    """The payload with which a node publishes messages of one user."""
+    """The JSON with which a node publishes messages of one user."""
     return _encode_envelope(node, [_encode(outcome) for outcome in accepted])
 
 
@@ -152,15 +149,13 @@ def _batches(encoded: Iterable[_Encoded]) -> Iterator[list[_Encoded]]:
     yield batch
 
 
-def decode_envelope(received: Received, own_node: str) -> list[Accepted] | ErasureNotice:
-    """The messages of a payload, or the notice that it is; no messages if this node has published
-    it. The payload is untrusted: raises Malformed unless it contains valid messages of the
-    channel's user, stamped if they are in-band; UnknownVersion if it is an envelope of another
-    version, of which nothing is known."""
-    if len(received.payload) > MAX_ENVELOPE_BYTES:
-        raise Malformed(f"the payload is too large: {len(received.payload)} bytes")
+def decode_envelope(uid: UID, json: bytes, own_node: str) -> list[Accepted] | ErasureNotice:
+    """The messages that were published for this user, or the notice that it is; no messages if this
+    node has published it. Raises Malformed unless it contains valid messages of the user, stamped
+    if they are in-band; UnknownVersion if it is an envelope of another version, of which nothing is
+    known. The texts have nothing of what was published."""
     try:
-        envelope = _decode(received.payload)
+        envelope = _decode(json)
         if envelope.node == own_node:
             return []
         if isinstance(envelope, ErasureNotice):
@@ -169,9 +164,9 @@ def decode_envelope(received: Received, own_node: str) -> list[Accepted] | Erasu
         for predecessor in envelope.replaced.values():
             check_text("replaced", predecessor, MAX_MSG_ID)
     except (msgspec.DecodeError, UnicodeError, RecursionError, GregorError) as error:
-        raise Malformed(f"the payload is not an envelope: {error}") from error
+        raise Malformed("the payload is not a valid envelope") from error
     for message in messages:
-        if channel_of(message.uid) != received.channel:
+        if message.uid != uid:
             raise Malformed("the envelope contains a message of another user")
         if isinstance(message, InBandMessage) and message.prev >= message.ctime:
             raise Malformed("a message in the envelope is not newer than its predecessor")
@@ -179,16 +174,16 @@ def decode_envelope(received: Received, own_node: str) -> list[Accepted] | Erasu
     return [_accepted(message, dead, envelope.replaced) for message in messages]
 
 
-def _decode(payload: bytes) -> Envelope | ErasureNotice:
+def _decode(json: bytes) -> Envelope | ErasureNotice:
     try:
-        envelope = msgspec.json.decode(payload, type=Envelope)
+        envelope = msgspec.json.decode(json, type=Envelope)
         version = envelope.version
     except msgspec.ValidationError:
-        version = msgspec.json.decode(payload, type=EnvelopeVersion).version
+        version = msgspec.json.decode(json, type=EnvelopeVersion).version
         if version == ENVELOPE_VERSION:
             raise
         with suppress(msgspec.ValidationError):
-            return msgspec.json.decode(payload, type=ErasureNotice)
+            return msgspec.json.decode(json, type=ErasureNotice)
     if version != ENVELOPE_VERSION:
         raise UnknownVersion(version)
     return envelope

@@ -4,41 +4,41 @@ A node subscribes to a user's channel while a device of the user is connected, a
 LINGER_SECONDS longer: a flapping device must not cause an unsubscribe and a subscribe each time.
 Payloads that arrive while no device is connected are not decoded.
 
-Payloads are untrusted. An invalid payload is counted, logged at a limited rate, and not delivered.
-It cannot hide an in-band message, because the store has all of them. An envelope of another version
-is from a newer or older node: its channel names the user, whose messages are read from the store.
-So does the notice of an erase: it ends no device by itself.
+A payload that is not signed by a node of this deployment is not read. It is counted, and logged at
+a limited rate without anything that it contains; so is one that is invalid. It cannot hide an
+in-band message, because the store has all of them. What is signed is not believed in everything,
+either. An envelope of another version is from a newer or older node: its channel names the user,
+whose messages are read from the store. So they are for the notice of an erase, which ends no device
+by itself, and for a message that is ahead of this node's clock.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from weakref import WeakValueDictionary
 
 from gregor.consumers.broadcaster import Broadcaster
-from gregor.consumers.peers import PROBE_CHANNEL, Peers
-from gregor.consumers.publisher import (
-    ErasureNotice,
-    UnknownVersion,
-    channel_of,
-    decode_envelope,
-    user_of,
-)
+from gregor.consumers.channels import Channels, Verified
+from gregor.consumers.peers import Peers
+from gregor.consumers.publisher import ErasureNotice, Publisher, UnknownVersion, decode_envelope
 from gregor.core.instant import SECOND, Time
-from gregor.core.message import UID, InBandMessage
+from gregor.core.message import UID
 from gregor.errors import Malformed
+from gregor.interfaces import Accepted, Relayed, Stored
 from gregor.log_event import LogEvent
-from gregor.pubsub.interface import Interrupted, PubSub, Received
+from gregor.pubsub.interface import Interrupted, Received
 
 log = logging.getLogger("gregor.relay")
 
 LINGER_SECONDS = 10.0
 LOG_INTERVAL_SECONDS = 10.0
 
-MAX_FUTURE = 60 * SECOND
-"""How far ahead of this node's clock a ctime may be. Nodes whose clock is wrong by 5 s do not
-write, so a later ctime comes from a replay into the store, or is forged. A feed that accepted a
-forged ctime would drop all messages until that time."""
+MAX_FUTURE = 5 * SECOND
+"""How far ahead of this node's clock a ctime may be that is believed without asking the store. A
+node whose clock is wrong by more does not write. What is further ahead was replayed into the store,
+or comes from a wrong clock. A feed that goes that far drops all messages until that time."""
+
+CHANGED_AT_ONCE = 1_000  # subscriptions
 
 
 class Relay:
@@ -48,8 +48,7 @@ class Relay:
 
     def __init__(
         self,
-        pubsub: PubSub,
-        node: str,
+        publisher: Publisher,
         broadcaster: Broadcaster,
         peers: Peers,
         clock: Callable[[], Time],
@@ -58,19 +57,54 @@ class Relay:
         on_interrupted: Callable[[], None],
         linger_seconds: float = LINGER_SECONDS,
     ) -> None:
-        self._pubsub = pubsub
-        self._node = node
+        self._pubsub = publisher.pubsub
+        self._node = publisher.node
         self._broadcaster = broadcaster
         self._peers = peers
         self._clock = clock
         self._on_invalid_publication = on_invalid_publication
         self._on_interrupted = on_interrupted
         self._linger_seconds = linger_seconds
+        self._heard: tuple[Channels, ...] = ()
         # By idle user: when the last device disconnected. In the order of these times.
         self._idle_since: dict[UID, float] = {}
         self._locks: WeakValueDictionary[UID, asyncio.Lock] = WeakValueDictionary()
         self._log_throttle = LogThrottle(LOG_INTERVAL_SECONDS)
-        self._version_log_throttle = LogThrottle(LOG_INTERVAL_SECONDS)
+        self._reading_log_throttle = LogThrottle(LOG_INTERVAL_SECONDS)
+
+    # Channels
+
+    def begin(self, channels: Channels) -> None:
+        """Hear these channels only. Nobody is subscribed yet."""
+        self._heard = (channels,)
+
+    async def hear(self, channels: Channels) -> None:
+        """Hear these channels too. When this returns, all subscriptions are confirmed."""
+        self._heard += (channels,)
+
+        async def subscribe(uid: UID) -> None:
+            async with self._lock(uid):
+                if self._broadcaster.has_devices(uid) or uid in self._idle_since:
+                    await self._pubsub.subscribe(channels.of(uid))
+
+        users = self._subscribed_users()
+        await self._pubsub.subscribe(channels.nodes)
+        await _for_each(users, subscribe)
+
+    async def stop_hearing(self, channels: Channels) -> None:
+        """Hear these channels no more."""
+        self._heard = tuple(heard for heard in self._heard if heard is not channels)
+
+        async def unsubscribe(uid: UID) -> None:
+            async with self._lock(uid):
+                await self._pubsub.unsubscribe(channels.of(uid))
+
+        users = self._subscribed_users()
+        await self._pubsub.unsubscribe(channels.nodes)
+        await _for_each(users, unsubscribe)
+
+    def _subscribed_users(self) -> Sequence[UID]:
+        return [*{*self._broadcaster.uids(), *self._idle_since}]
 
     # Subscriptions
 
@@ -79,7 +113,8 @@ class Relay:
         subscription is confirmed, or recorded if the pub/sub is down. Idempotent."""
         self._idle_since.pop(uid, None)
         async with self._lock(uid):
-            await self._pubsub.subscribe(channel_of(uid))
+            for channels in self._heard:
+                await self._pubsub.subscribe(channels.of(uid))
 
     def mark_idle(self, uid: UID) -> None:
         """Record that the user's last device has disconnected. It may reconnect soon."""
@@ -90,8 +125,10 @@ class Relay:
         while True:
             await asyncio.sleep(self._linger_seconds / 2)
             for uid in self._idle_users():
+                heard = self._heard  # from now on, nobody else unsubscribes this user
                 async with self._lock(uid):
-                    await self._pubsub.unsubscribe(channel_of(uid))
+                    for channels in heard:
+                        await self._pubsub.unsubscribe(channels.of(uid))
 
     def _idle_users(self) -> Iterator[UID]:
         while self._idle_since:
@@ -114,53 +151,63 @@ class Relay:
         ends without an error, raises RuntimeError."""
         async for event in self._pubsub.received():
             match event:
-                case Received(channel, payload) if channel == PROBE_CHANNEL:
-                    self._receive_probe(payload)
-                case Received(channel) if self._broadcaster.has_devices(user_of(channel)):
-                    await self._deliver_payload(event)
+                case Received():
+                    await self._receive(event)
                 case Interrupted():
                     self._peers.notice_interruption()
                     self._on_interrupted()
         raise RuntimeError("the pub/sub has ended: no messages of other nodes can be received")
 
-    def _receive_probe(self, payload: bytes) -> None:
-        try:
-            self._peers.receive(payload)
-        except Malformed as error:
-            self._reject(error)
+    async def _receive(self, received: Received) -> None:
+        """Take a payload that somebody here needs."""
+        for channels in self._heard:
+            uid = channels.user_of(received.channel)
+            if received.channel == channels.nodes or self._has_devices(uid):
+                try:
+                    verified = channels.verify(received.channel, received.payload, self._clock())
+                    await self._take(uid, verified)
+                except Malformed as error:
+                    self._reject(error)
 
-    async def _deliver_payload(self, received: Received) -> None:
-        try:
-            decoded = decode_envelope(received, self._node)
-        except Malformed as error:
-            self._reject(error)
+    def _has_devices(self, uid: UID | None) -> bool:
+        return uid is not None and self._broadcaster.has_devices(uid)
+
+    async def _take(self, uid: UID | None, verified: Verified) -> None:
+        """Take what was published for the user; None: for the nodes. Raises Malformed if it is
+        invalid."""
+        if uid is None:
+            self._peers.receive(verified)
             return
+        try:
+            decoded = decode_envelope(uid, verified.json, self._node)
         except UnknownVersion as version:
-            self._read_from_store(user_of(received.channel), version)
+            self._read_from_store(uid, str(version))
             return
-        if isinstance(decoded, ErasureNotice):
-            self._broadcaster.on_gap(user_of(received.channel))
-            return
-        for outcome in decoded:
-            message = outcome.message
-            if isinstance(message, InBandMessage) and self._is_too_far_ahead(message):
-                self._reject(Malformed(f"the ctime {message.ctime} is too far in the future"))
-                # If it was replayed and is not forged, the gap repair reads it from the store.
-                self._broadcaster.on_gap(message.uid)
-                return
-        await self._broadcaster.consume_batch(decoded)
+        match decoded:
+            case ErasureNotice():
+                self._broadcaster.on_gap(uid)
+            case _:
+                await self._deliver(uid, decoded, verified.fresh)
 
-    def _read_from_store(self, uid: UID, version: UnknownVersion) -> None:
+    async def _deliver(self, uid: UID, outcomes: Sequence[Accepted], fresh: bool) -> None:
+        latest = self._clock() + MAX_FUTURE
+        believed = [o for o in outcomes if _is_believed(o, latest, fresh)]
+        await self._broadcaster.consume_batch(believed)
+        if len(believed) < len(outcomes):
+            doubted = [o for o in outcomes if not _is_believed(o, latest, fresh)]
+            if any(isinstance(outcome, Stored) for outcome in doubted):
+                self._read_from_store(uid, "a ctime is ahead of this node's clock")
+            if any(isinstance(outcome, Relayed) for outcome in doubted):
+                raise Malformed(
+                    "an out-of-band message was sent long ago, or by a node whose clock is wrong"
+                )
+
+    def _read_from_store(self, uid: UID, reason: str) -> None:
         """Let the gap repair read what the node that published this has stored before."""
         self._broadcaster.on_gap(uid)
-        times = self._version_log_throttle.count(_now())
+        times = self._reading_log_throttle.count(_now())
         if times:
-            log.warning(
-                LogEvent("messages are read from the store", times=times, reason=str(version))
-            )
-
-    def _is_too_far_ahead(self, message: InBandMessage) -> bool:
-        return message.ctime > self._clock() + MAX_FUTURE
+            log.warning(LogEvent("messages are read from the store", times=times, reason=reason))
 
     def _reject(self, error: Malformed) -> None:
         self._on_invalid_publication(error)
@@ -169,6 +216,22 @@ class Relay:
             log.warning(
                 LogEvent("invalid payload on the pub/sub", times=times, last_reason=error.message)
             )
+
+
+def _is_believed(outcome: Accepted, latest: Time, fresh: bool) -> bool:
+    """Whether a message is delivered as it was published. What is out-of-band is in no store: only
+    the time of the payload tells whether it was delivered before."""
+    match outcome:
+        case Stored(message):
+            return message.ctime <= latest
+        case Relayed():
+            return fresh
+
+
+async def _for_each(users: Sequence[UID], change: Callable[[UID], Awaitable[None]]) -> None:
+    """Call this for each user, for many at a time."""
+    for first in range(0, len(users), CHANGED_AT_ONCE):
+        await asyncio.gather(*map(change, users[first : first + CHANGED_AT_ONCE]))
 
 
 class LogThrottle:

@@ -15,9 +15,11 @@ from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
 from gregor.consumers.broadcaster import Broadcaster, Listener
+from gregor.consumers.channels import channels_of
 from gregor.consumers.peers import Peers
 from gregor.consumers.publisher import Publisher
 from gregor.consumers.relay import LINGER_SECONDS, Relay
+from gregor.core.deployment import Deployment
 from gregor.core.history import FOR_EVER
 from gregor.core.instant import Time
 from gregor.core.message import UID, Message
@@ -33,8 +35,9 @@ from gregor.interfaces import (
     StateMachineOfRecord,
 )
 from gregor.log_event import LogEvent
+from gregor.node.adoption import Adoption
 from gregor.node.batch import Batch, accepted
-from gregor.node.gap_repair import SWEEP_SECONDS, GapRepair
+from gregor.node.gap_repair import RETRY_SECONDS, SWEEP_SECONDS, GapRepair
 from gregor.node.observer import Observer
 from gregor.node.pruning import Pruner
 from gregor.protocol.frames import Limits
@@ -54,8 +57,9 @@ class Node:
 
     Without a Pruner, history is kept for ever, but for what `pruner.prune` is told to forget.
 
-    With a Publisher, the node also relays what other nodes publish on the same pub/sub. The node
-    opens none of its parts: they must be open while it is.
+    With a Publisher, the node also relays what other nodes of the same store publish on the same
+    pub/sub: it asks the state machine for its deployment, when it is opened. The node opens none of
+    its parts: they must be open while it is.
     """
 
     def __init__(
@@ -79,7 +83,7 @@ class Node:
         self.pruner = pruner or Pruner({"": state_machine}, FOR_EVER, clock, jitter=jitter)
         self.limits = Limits(ids_days=self.pruner.retention.ids_days)
         self._observer = observer or Observer()
-        self.peers = None if publisher is None else Peers(publisher.pubsub, publisher.node)
+        self.peers = None if publisher is None else Peers(publisher)
         self._gap_repair = GapRepair(
             state_machine,
             broadcaster,
@@ -92,13 +96,14 @@ class Node:
         self._consumers: list[MessageConsumer] = [broadcaster, *consumers]
         self.pubsub: PubSub | None = None
         self._relay: Relay | None = None
+        self._adoption: Adoption | None = None
         if publisher is not None and self.peers is not None:
             self.peers.on_suspicion = self._gap_repair.notice_suspicion
             self._consumers.insert(0, publisher)
             self.pubsub = publisher.pubsub
+            publisher.clock = clock
             self._relay = Relay(
-                publisher.pubsub,
-                publisher.node,
+                publisher,
                 broadcaster,
                 self.peers,
                 clock,
@@ -106,19 +111,37 @@ class Node:
                 on_interrupted=self._gap_repair.notice_interruption,
                 linger_seconds=linger_seconds,
             )
+            self._adoption = Adoption(state_machine, publisher, self._relay)
         self._tasks = asyncio.TaskGroup()
         self._background: list[asyncio.Task[None]] = []
         self._is_open = False
 
     async def __aenter__(self) -> Self:
+        """Waits until the store has said which deployment it is."""
+        await self._begin_channels()
         await self._tasks.__aenter__()
         self._gap_repair.begin()
         loops = [self._gap_repair.run(), self.pruner.run()]
-        if self._relay is not None and self.peers is not None:
+        if self._relay is not None and self.peers is not None and self._adoption is not None:
             loops += [self._relay.run(), self._relay.unsubscribe_idle(), self.peers.run()]
+            loops.append(self._adoption.run())
         self._background = [self._tasks.create_task(loop) for loop in loops]
         self._is_open = True
         return self
+
+    async def _begin_channels(self) -> None:
+        if self._publisher is not None and self._relay is not None:
+            channels = channels_of(await self._deployment())
+            self._publisher.channels = channels
+            self._relay.begin(channels)
+
+    async def _deployment(self) -> Deployment | None:
+        while True:
+            try:
+                return await self.state_machine.deployment()
+            except Unavailable as error:
+                log.warning(LogEvent("the node waits for the store", reason=error.message))
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def __aexit__(self, *exc_info: Any) -> None:
         """Finishes the injects in flight first."""

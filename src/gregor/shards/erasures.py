@@ -31,12 +31,9 @@ async def remove_copies(recorder: SQLStateMachine, name: str, machine: SQLStateM
 
 
 async def _pending(recorder: SQLStateMachine, name: str) -> Sequence[PendingErasure]:
-    if not await recorder.has_schema(erase.REVISION):
-        return ()  # nobody can have been erased there
     return await recorder.database.read(lambda c: erase.pending_erasures(c, name))
 
 
 async def _remove(machine: SQLStateMachine, pending: Sequence[PendingErasure]) -> None:
-    await machine.require_schema(erase.REVISION)
     if await machine.database.write(lambda c: erase.remove_copies(c, pending)):
         await machine.database.scrub()

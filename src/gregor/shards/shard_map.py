@@ -16,10 +16,18 @@ from itertools import chain
 from typing import NamedTuple
 
 from gregor.core.buckets import BUCKETS
+from gregor.core.deployment import Deployment
 from gregor.core.instant import SECOND, Time
 from gregor.errors import SetupError, Unavailable
+from gregor.stores.new_deployment import new_deployment
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import Database, DatabaseConnection
+from gregor.stores.sql.deployment import (
+    has_deployments,
+    keep_deployment,
+    read_deployment,
+    replace_deployment,
+)
 from gregor.stores.sql.schema import require_writer
 from gregor.stores.sql.statements import (
     BucketKey,
@@ -86,6 +94,7 @@ async def read_map(databases: Mapping[str, Database]) -> dict[int, Placement]:
     names = await asyncio.gather(*(d.read(name_here) for d in databases.values()))
     for configured, found in zip(databases, names, strict=True):
         require_name(configured, found, databases)
+    require_one_deployment(await _deployments(databases))
     return await read_newest(databases)
 
 
@@ -124,6 +133,24 @@ def require_name(configured: str, found: str | None, shards: Iterable[str]) -> N
         )
 
 
+def require_one_deployment(deployments: Mapping[str, Deployment | None]) -> None:
+    """Raises SetupError unless these shards, by name, are of one deployment, as far as is known."""
+    known = [(name, found) for name, found in deployments.items() if found is not None]
+    for name, found in known:
+        first, deployment = known[0]
+        if found != deployment:
+            raise SetupError(
+                f"shard {name!r} belongs to another deployment ({found.id}) than shard {first!r} "
+                f"({deployment.id}); correct its --store, or give an empty database and run "
+                "`gregor migrate` with all shards"
+            )
+
+
+async def _deployments(databases: Mapping[str, Database]) -> dict[str, Deployment | None]:
+    found = await asyncio.gather(*(d.read(read_deployment) for d in databases.values()))
+    return dict(zip(databases, found, strict=True))
+
+
 def newest_placements(candidates: Iterable[Placement]) -> dict[int, Placement]:
     """The placement with the highest version of each bucket."""
     newest: dict[int, Placement] = {}
@@ -160,7 +187,27 @@ async def establish(databases: Mapping[str, Database]) -> dict[int, Placement]:
         }
     for name in new:
         await databases[name].write(partial(make_shard, name=name, known=list(known.values())))
+    await _join_deployment(databases, known_first=[name for name in databases if name not in new])
     return await read_map(databases)
+
+
+async def _join_deployment(databases: Mapping[str, Database], known_first: Sequence[str]) -> None:
+    """Make these shards one deployment: that of those with users, or else of the `known_first`.
+    Raises SetupError if shards with users are of different ones."""
+    if not all([await d.read(has_deployments) for d in databases.values()]):
+        return  # a shard still has an older schema; the next `gregor migrate` does it
+    found = await _deployments(databases)
+    occupied = [name for name, d in databases.items() if await d.read(has_users)]
+    require_one_deployment({name: found[name] for name in occupied})
+    order = list(dict.fromkeys([*occupied, *known_first, *databases]))
+    known = (deployment for name in order if (deployment := found[name]) is not None)
+    # Another process that does the same now begins with the same shard, and finds what is stored.
+    wanted = next(known, None) or new_deployment()
+    deployment = await databases[order[0]].write(lambda c: keep_deployment(c, wanted))
+    for name in order[1:]:
+        if found[name] != deployment:
+            join = keep_deployment if name in occupied else replace_deployment
+            await databases[name].write(partial(join, deployment=deployment))
 
 
 # Buckets that move

@@ -13,6 +13,7 @@ from operator import methodcaller
 from typing import Any, Self, TypeVar
 
 from gregor.core.buckets import bucket_of
+from gregor.core.deployment import Deployment
 from gregor.core.export import ExportPage, ExportPlace, ImportPart, Verdict
 from gregor.core.history import Cutoff
 from gregor.core.instant import Time, TimeOrOffset
@@ -27,6 +28,7 @@ from gregor.log_event import LogEvent
 from gregor.shards import shard_map
 from gregor.shards.erasures import remove_copies
 from gregor.stores.sql.database import Database
+from gregor.stores.sql.deployment import read_deployment
 from gregor.stores.sql.state_machine import SQLStateMachine
 from gregor.stores.sql.statements import Placement
 from gregor.stores.sql.transactions import wrong_shards
@@ -64,6 +66,7 @@ class Shard:
         self.problem: str | None = None
         self.write_problem: str | None = None
         self.admitted = False
+        self.deployment: Deployment | None = None
         self._shards = shards
         self._admit = admit
         self._answered_at = 0.0
@@ -103,9 +106,11 @@ class Shard:
             await asyncio.sleep(PROBE_INTERVAL_SECONDS)
 
     async def verify_identity(self) -> None:
-        """Raises SetupError if the database is not this shard, Unavailable if it is down."""
+        """Raises SetupError if the database is not this shard, Unavailable if it is down. Reads
+        its `deployment`."""
         name = await self.machine.database.read(shard_map.name_here)
         shard_map.require_name(self.name, name, self._shards)
+        self.deployment = await self.machine.database.read(read_deployment)
 
     async def exchange(self, placements: Iterable[Placement]) -> list[Placement]:
         """Merge these placements into the shard's map, and return those that are newer there.
@@ -196,6 +201,17 @@ class ShardedStateMachine(StateMachineOfRecord):
     def skew(self) -> Time:
         """The largest clock skew of all shards, in microseconds, with its sign."""
         return max((shard.machine.skew for shard in self.shards.values()), key=abs)
+
+    async def deployment(self) -> Deployment | None:
+        """That of all shards that answer. Raises Unavailable if none does. None until all of these
+        are of one."""
+        answers: list[Deployment | None] = []
+        for shard in self.shards.values():
+            with suppress(Unavailable):
+                answers.append(await shard.call(methodcaller("deployment")))
+        if not answers:
+            raise Unavailable(f"no shard answers: {'; '.join(self.partial_problems())}")
+        return answers[0] if all(answer == answers[0] for answer in answers) else None
 
     # Consuming
 
@@ -499,7 +515,9 @@ class ShardedStateMachine(StateMachineOfRecord):
     async def _admit(self, shard: Shard) -> None:
         """Exchange with the shard what has happened while it was away: placements, and erasures.
         One that was restored from a backup does not know which buckets it has released since, and
-        would accept messages for them."""
+        would accept messages for them. Raises SetupError if it is of another deployment."""
+        admitted = [other for other in self.shards.values() if other.admitted]
+        shard_map.require_one_deployment({s.name: s.deployment for s in (*admitted, shard)})
         shard.admitted = True  # before the exchange: newer placements may come in meanwhile
         others = [other for other in self.shards.values() if other is not shard]
         newer = await shard.exchange(self._map.values())

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from msgspec import structs
 
+from gregor.core.deployment import Deployment
 from gregor.core.export import (
     ExportedMessage,
     ExportedPruned,
@@ -70,6 +71,7 @@ from gregor.interfaces import (
     Stored,
     StoreOutcome,
 )
+from gregor.stores.new_deployment import new_deployment
 
 STEP_USERS = 100
 """How many users one step of a prune looks at."""
@@ -81,6 +83,10 @@ class MemoryStateMachine(StateMachineOfRecord):
     def __init__(self, clock: Callable[[], Time]) -> None:
         self._clock = clock
         self._users: dict[UID, _UserLog] = {}
+        self._deployment = new_deployment()
+
+    async def deployment(self) -> Deployment | None:
+        return self._deployment
 
     async def store(self, slots: Sequence[Slot]) -> None:
         now = self._clock()

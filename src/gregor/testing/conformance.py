@@ -882,6 +882,14 @@ class StateMachineConformance:
         )
         assert bodies(await machine.state(uid)) == ["after", "in one batch"]
 
+    async def test_deployment_is_always_the_same(
+        self, machine: StateMachineOfRecord, uid: UID
+    ) -> None:
+        before = await machine.deployment()
+        await consume(machine, create(uid, "a"))
+        assert await machine.deployment() == before
+        assert before is None or repr(before) == f"Deployment(id={before.id!r})"
+
     async def test_empty_batch_returns_no_outcomes(self, machine: StateMachineOfRecord) -> None:
         assert list(await machine.consume_messages([])) == []
 

@@ -16,9 +16,6 @@ from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.statements import Erasing, PendingErasure, UserKey, UserRow
 from gregor.stores.sql.transactions import closed_users, lock_existing
 
-REVISION = "0008"
-"""The schema that this needs."""
-
 MAX_ERASURES_READ = 100
 MAX_ROWS_DELETED = 20_000  # by one statement: none may take long
 

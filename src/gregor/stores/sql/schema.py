@@ -13,7 +13,7 @@ from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.statements import NodeRow
 from gregor.stores.sql.tables import NEWEST_REVISION
 
-OLDEST_SERVED = "0007"
+OLDEST_SERVED = "0008"
 """The oldest schema on which this code can serve. It answers with NotMigrated what needs a later
 one."""
 

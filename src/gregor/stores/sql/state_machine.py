@@ -12,6 +12,7 @@ from contextlib import suppress
 from time import monotonic, perf_counter
 from typing import IO, Any, NamedTuple, Self, TypeVar
 
+from gregor.core.deployment import Deployment
 from gregor.core.export import ExportPage, ExportPlace, ImportPart, Verdict
 from gregor.core.history import Cutoff
 from gregor.core.instant import SECOND, Time, TimeOrOffset
@@ -38,8 +39,6 @@ from gregor.interfaces import (
     StoreOutcome,
 )
 from gregor.log_event import LogEvent
-from gregor.stores.sql import before_0008
-from gregor.stores.sql.before_0008 import Consume
 from gregor.stores.sql.database import (
     CommitUnknown,
     Database,
@@ -47,6 +46,7 @@ from gregor.stores.sql.database import (
     UniqueViolation,
     Work,
 )
+from gregor.stores.sql.deployment import read_common_deployment
 from gregor.stores.sql.erase import erase, read_erasure
 from gregor.stores.sql.exports import read_export_page, users_after
 from gregor.stores.sql.failure_reason import FailureReason, failure_reason
@@ -80,6 +80,7 @@ from gregor.stores.sql.write_health import WriteHealth
 log = logging.getLogger("gregor.state_machine")
 
 T = TypeVar("T")
+Consume = Callable[..., list[StoreOutcome]]
 
 MAX_COMMIT_MESSAGES = 1_000
 MAX_QUEUED_MESSAGES = 50_000
@@ -191,10 +192,9 @@ class SQLStateMachine(StateMachineOfRecord):
                 f"the database does not have schema {revision} yet: run `gregor migrate`; retry"
             )
 
-    @property
-    def is_migrated(self) -> bool:
-        """Whether the database is known to have the newest schema that this code needs."""
-        return self.schema is not None and self.schema.has(before_0008.REVISION)
+    async def deployment(self) -> Deployment | None:
+        """None until the database has schema 0009, and while a node runs whose code is older."""
+        return await self.database.read(read_common_deployment)
 
     # Consuming
 
@@ -287,13 +287,9 @@ class SQLStateMachine(StateMachineOfRecord):
     async def _consume(
         self, consume: Consume, slots: Sequence[Slot], now: Time
     ) -> list[StoreOutcome]:
-        store = self._for_its_schema(consume)
         return await self.database.write(
-            lambda c: store(c, slots, now, any_bucket=self._any_bucket)
+            lambda c: consume(c, slots, now, any_bucket=self._any_bucket)
         )
-
-    def _for_its_schema(self, consume: Consume) -> Consume:
-        return consume if self.is_migrated else before_0008.consuming(consume)
 
     async def _resolve_unknown_commit(
         self, slots: Sequence[Slot], now: Time, expected: list[StoreOutcome]
@@ -323,7 +319,6 @@ class SQLStateMachine(StateMachineOfRecord):
         """Erase the user in this database, and record there that the `others`, which are shards,
         may have old copies. On SQLite no body is left in the file afterwards."""
         self._require_writable()
-        await self.require_schema(before_0008.REVISION)
         now = self._clock()
         erasure = await self.database.write(
             lambda c: erase(c, uid, now, others, any_bucket=self._any_bucket)
@@ -334,11 +329,9 @@ class SQLStateMachine(StateMachineOfRecord):
     # Exporting and importing
 
     async def users_after(self, uid: UID, limit: int) -> Sequence[UID]:
-        await self.require_schema(before_0008.REVISION)
         return await self.database.read(lambda c: users_after(c, uid, limit))
 
     async def export_page(self, uid: UID, place: ExportPlace) -> ExportPage:
-        await self.require_schema(before_0008.REVISION)
         return await self._read_user(uid, lambda c: read_export_page(c, uid, place))
 
     async def import_parts(
@@ -346,7 +339,6 @@ class SQLStateMachine(StateMachineOfRecord):
     ) -> Sequence[Sequence[Verdict]]:
         """What is erased by them is recorded for the `others`, which are shards."""
         self._require_writable()
-        await self.require_schema(before_0008.REVISION)
         now = self._clock()
         imported = await self.database.write(
             lambda c: import_parts(c, parts, now, others, any_bucket=self._any_bucket)
@@ -376,11 +368,10 @@ class SQLStateMachine(StateMachineOfRecord):
         message = self._refused
         assert message is not None
         now = self._clock()
-        store = self._for_its_schema(consume)
 
         def rehearse(connection: DatabaseConnection) -> None:
             connection.execute_sql("SAVEPOINT rehearsal")
-            store(connection, [Slot(message)], now, any_bucket=self._any_bucket)
+            consume(connection, [Slot(message)], now, any_bucket=self._any_bucket)
             connection.execute_sql("ROLLBACK TO SAVEPOINT rehearsal")
 
         try:
@@ -428,7 +419,6 @@ class SQLStateMachine(StateMachineOfRecord):
         """Raises LeaseHeld if another node prunes this database, and ClockSkew: a clock that is
         ahead would forget too much. After the last step of a walk on SQLite, the file has given
         back its space, and nothing of what was pruned can be read in it."""
-        await self.require_schema(before_0008.REVISION)
         self._require_right_clock()
         now = self._clock()
         step = await self.database.write(
@@ -501,8 +491,6 @@ class SQLStateMachine(StateMachineOfRecord):
         )
 
     async def check_hashes(self, uids: Sequence[UID]) -> Sequence[UID]:
-        if not self.is_migrated:
-            return ()  # none is kept
         now = self._clock()
         return await self.database.write(
             lambda c: check_hashes(c, uids, now, any_bucket=self._any_bucket)
@@ -510,7 +498,6 @@ class SQLStateMachine(StateMachineOfRecord):
 
     async def _read_user(self, uid: UID, work: Work[T]) -> T:
         """Run work that reads one user. Raises WrongShard if another shard holds the user."""
-        work = work if self.is_migrated else before_0008.reading(work)
         if self._any_bucket:
             return await self.database.read(work)
 

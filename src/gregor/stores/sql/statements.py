@@ -9,6 +9,7 @@ so a statement is prepared once, whatever the number of rows.
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_type_hints
 
+from gregor.core.deployment import Deployment
 from gregor.core.instant import Time
 from gregor.core.item_history import Author
 from gregor.core.message import UID, Category, DeviceID, Digest, Key, MsgID
@@ -1706,6 +1707,30 @@ OLDEST_WRITER = Statement("SELECT revision FROM oldest_writer", Revision._make)
 SET_OLDEST_WRITER = Statement("UPDATE oldest_writer SET revision = :revision", no_row)
 
 SET_REVISION = Statement("UPDATE alembic_version SET version_num = :revision", no_row)
+
+
+def _deployment(columns: Iterable[Any]) -> Deployment:
+    id_, key = columns
+    return Deployment(id_, bytes.fromhex(key))
+
+
+DEPLOYMENT = Statement("SELECT id, key FROM deployment", _deployment)
+
+# Of the deployment that is already there, nothing is changed.
+INSERT_DEPLOYMENT = Statement(
+    """
+    INSERT INTO deployment (number, id, key) VALUES (1, :id, :key) ON CONFLICT (number) DO NOTHING
+    """,
+    no_row,
+)
+
+REPLACE_DEPLOYMENT = Statement(
+    """
+    INSERT INTO deployment (number, id, key) VALUES (1, :id, :key)
+    ON CONFLICT (number) DO UPDATE SET id = excluded.id, key = excluded.key
+    """,
+    no_row,
+)
 
 
 class NodeRow(NamedTuple):

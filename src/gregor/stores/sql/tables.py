@@ -13,6 +13,7 @@ OLDEST_WRITERS = {
     "0006": "0004",
     "0007": "0007",
     "0008": "0008",
+    "0009": "0008",
 }
 """Each revision of the schema, and the oldest code that may write to it: code is named by the
 revision for which it was written. A migration that only adds (expand) keeps the oldest writer of
@@ -175,6 +176,17 @@ CREATE_TABLES = (
         revision TEXT NOT NULL, -- for which its code was written
         seen_at BIGINT NOT NULL, -- by this database's clock
         PRIMARY KEY (name)
+    )
+    """,
+    # Which deployment this database belongs to. One row; none in a shard until all shards are told
+    # the same.
+    """
+    CREATE TABLE deployment (
+        number INTEGER NOT NULL,
+        id TEXT NOT NULL, -- in the names of channels
+        key TEXT NOT NULL, -- hexadecimal, secret: nodes sign with it what they publish
+        PRIMARY KEY (number),
+        CONSTRAINT one_deployment CHECK (number = 1)
     )
     """,
     # The schema's revision, as Alembic keeps it.

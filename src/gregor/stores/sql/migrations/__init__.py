@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 from gregor.errors import SetupError
 from gregor.extras import required_extra
+from gregor.stores.new_deployment import new_deployment
 from gregor.stores.sql.database import DatabaseConnection
+from gregor.stores.sql.deployment import keep_deployment
 from gregor.stores.sql.schema import (
     LAST_UNREGISTERED,
     OLDEST_SERVED,
@@ -166,6 +168,7 @@ def _is_older_file(connection: DatabaseConnection) -> bool:
         return not schema.has(NEWEST_REVISION)
     for statement in CREATE_TABLES:
         connection.execute_sql(statement)
+    keep_deployment(connection, new_deployment())
     return False
 
 
