@@ -16,7 +16,7 @@ SHARDS ?= 1
 # Tests and benchmarks start hundreds of processes: compile each file once, not once in each of them.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo fleet test environments check bench bench-browser simulate faults hunt-js vectors lock clean
+.PHONY: help demo fleet test environments autobahn check bench bench-browser simulate faults hunt-js vectors lock clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -48,6 +48,10 @@ test: $(READY) $(JS_READY)  ## All tests, in under 20 minutes
 environments: $(READY)  ## Tests with PgBouncer, nginx and others from Debian; root or sudo
 	@tests/environments/install
 	$(BIN)/pytest -n 2 --dist loadgroup -m environments tests/environments
+
+autobahn: $(READY)  ## The WebSocket against the test suite of Autobahn; needs Python 2.7
+	@tests/autobahn/install
+	@$(BIN)/python -m tests.autobahn $(CASES)
 
 check: $(READY) $(JS_READY)  ## Style, types and the fast tests
 	$(BIN)/ruff check .
@@ -83,4 +87,4 @@ lock:  ## Regenerate requirements.lock and that of the image from pyproject.toml
 	@rm -rf .venv-lock
 
 clean:  ## Remove the installed packages and caches
-	rm -rf $(VENV) js/node_modules js/dist bench/browser/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .autobahn js/node_modules js/dist bench/browser/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis

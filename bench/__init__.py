@@ -7,6 +7,7 @@ from rich.console import Console
 
 from bench import (
     browser,
+    devices,
     fanout,
     fleet_latency,
     fleet_sweep,
@@ -14,7 +15,6 @@ from bench import (
     growth,
     latency,
     linear,
-    memory,
     prune,
     servers,
     shards,
@@ -31,7 +31,7 @@ MEASUREMENTS: dict[str, Callable[[bool], Awaitable[list[Figure]]]] = {
     "growth": growth.measure,
     "linear": linear.measure,
     "sync": sync.measure,
-    "memory": memory.measure,
+    "devices": devices.measure,
     "prune": prune.measure,
     "fanout": fanout.measure,
     "fleet-throughput": fleet_throughput.measure,

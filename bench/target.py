@@ -15,6 +15,16 @@ from gregor.config import load
 from gregor.limits import OFF
 from gregor.server import process
 
+BARE: dict[str, Any] = {
+    "lifespan": "off",
+    "http": "httptools",
+    "ws_per_message_deflate": False,
+    "log_config": None,
+    "log_level": "warning",
+    "access_log": False,
+}
+"""uvicorn as it is, but for what neither server does: compression, and a log of requests."""
+
 
 class BareApp:
     """A minimal WebSocket server: it sends each text back to its sender, and a text that begins
@@ -40,7 +50,7 @@ class BareApp:
 
 async def serve_bare(port: int) -> None:
     with process.listen("127.0.0.1", port) as listening:
-        config = process.config(BareApp(), ws="websockets-sansio")
+        config = uvicorn.Config(BareApp(), ws="websockets-sansio", **BARE)
         await uvicorn.Server(config).serve([listening])
 
 

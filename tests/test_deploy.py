@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(path for path in (ROOT / "deploy").iterdir() if path.is_file())
 SETTINGS = {f"GREGOR_{name.upper()}" for name in Settings.model_fields} | {"GREGOR_CONFIG"}
 ALERTS = (ROOT / "deploy" / "alerts.yml").read_text()
-SUPERVISOR_METRICS = {"gregor_worker_up"}
+# Of a supervisor, and of a process with a certificate.
+PROCESS_METRICS = {"gregor_worker_up", "gregor_tls_reload_failing"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -30,7 +31,7 @@ def test_operations_page_lists_exactly_the_metrics_that_exist() -> None:
     server = Server.from_settings(Settings(store=stores, pubsub="redis://localhost"))
     page = server.metrics.page().decode()
     exported = set(re.findall(r"^# TYPE (\w+) ", page, re.MULTILINE))
-    exported = {name for name in exported if not name.endswith("_created")} | SUPERVISOR_METRICS
+    exported = {name for name in exported if not name.endswith("_created")} | PROCESS_METRICS
     operations = (ROOT / "docs" / "operations.md").read_text()
     listed = set(re.findall(r"`((?:gregor|process)_\w+)(?:\{[\w,]+\})?`", operations))
     assert listed == exported

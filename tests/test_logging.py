@@ -99,3 +99,27 @@ def test_log_line_is_readable_text() -> None:
     line = LineFormatter({"worker": 2}).format(record_of(LogEvent("shard down", shard="a")))
     assert line.startswith(TIME)
     assert line.endswith("Z [WARNING] gregor.server: shard down shard='a' worker=2")
+
+
+FORGED = "2026-01-01T00:00:00Z [ERROR] gregor.server: forged"
+
+
+@pytest.mark.parametrize("break_", ["\n", "\r\n", "\x1b[2J", "\x85", "\u2028", "\x00", "\u202e"])
+def test_what_a_peer_sends_neither_begins_a_line_nor_controls_the_terminal(break_: str) -> None:
+    sent = f"x{break_}{FORGED}"
+    for record in (record_of("%s", sent), record_of(LogEvent("invalid", uid=sent))):
+        line = LineFormatter({}).format(record)
+        assert line.isprintable()
+        assert FORGED in line
+
+
+def test_traceback_is_indented_and_shows_no_locals() -> None:
+    token = "a secret token"
+    try:
+        raise ValueError(f"x\n{FORGED}\x1b[2J")
+    except ValueError:
+        record = logging.LogRecord("gregor", logging.ERROR, "", 0, "failed", (), sys.exc_info())
+    first, *rest = LineFormatter({}).format(record).splitlines()
+    assert first.endswith("gregor: failed")
+    assert all(line.startswith("  ") and line.isprintable() for line in rest)
+    assert token not in "".join(rest)

@@ -93,6 +93,15 @@ def _store(value: Any) -> Any:
     return value
 
 
+def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        try:
+            ipaddress.ip_network(value, strict=False)
+        except ValueError as error:
+            raise ValueError(f"{value!r} is no address or network, such as 10.0.0.0/8") from error
+    return values
+
+
 def named_stores(stores: Sequence[str]) -> dict[str | None, str]:
     """The URLs by shard name. Raises ValueError if there are several without distinct names."""
     pairs = [name_and_url(store) for store in stores]
@@ -138,6 +147,17 @@ class Settings(BaseSettings):
     lame_duck_seconds: Annotated[float, Field(ge=0)] | None = None
     drain_seconds: Annotated[float, Field(ge=0)] = 5.0
     keep_alive_seconds: Annotated[int, Field(ge=1)] = KEEP_ALIVE_SECONDS
+    # None: as many as there are file descriptors; of one address, 0: any number.
+    max_connections: Annotated[int, Field(ge=1)] | None = None
+    connections_per_address: Annotated[int, Field(ge=0)] = 1000
+    head_seconds: Annotated[float, Field(gt=0)] = 10.0
+    body_seconds: Annotated[float, Field(gt=0)] = 30.0
+    trusted_proxy: Annotated[
+        tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_networks)
+    ] = ()
+    proxy_protocol: bool = False
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     log_format: Literal["console", "json"] = "console"
     # Limits: see docs/limits.md
     ranges: Count = DEFAULT_LIMITS.ranges

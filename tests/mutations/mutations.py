@@ -33,6 +33,9 @@ CLIENT_ERASE = "tests/client/test_erase.py::"
 AUTH = "tests/server/test_auth.py::"
 LAME_DUCK = "tests/server/test_drain.py::"
 DESCRIPTORS = "tests/server/test_descriptors.py::"
+GUARDED_HTTP = "tests/server/test_guarded_http.py::"
+ACCEPTOR = "tests/server/test_acceptor.py::"
+PEER_ERRORS = "tests/server/test_peer_errors.py::"
 PUBSUB_FAULTS = "tests/pubsub/test_faults.py::"
 SEVERAL_SERVERS = "tests/pubsub/test_several_servers.py::"
 SPLIT = "tests/node/test_split.py::"
@@ -61,6 +64,9 @@ HISTORY_HTTP = "tests/server/test_item_history.py::"
 RANGE_DEATHS = "tests/core/test_range_deaths.py::"
 REBALANCE = "tests/shards/test_rebalance.py::"
 EXPORTS = "tests/stores/test_exports.py::"
+SOCKET = "tests/server/test_socket.py::"
+WEBSOCKET_FRAMES = "tests/server/test_websocket_frames.py::"
+CONVERSATION = "tests/node/test_conversation.py::"
 SCHEMA = "tests/stores/test_schema.py::"
 PRUNE = "tests/stores/test_prune.py::"
 SHARDS_ERASE = "tests/shards/test_erase.py::"
@@ -1400,8 +1406,8 @@ MUTATIONS = [
     Mutation(
         "a conversation whose socket is ready overtakes its writer",
         "node/conversation.py",
-        """        if self._wakeup.done():
-            return  # the writer is busy, and asks the session again before it waits
+        """        if self._writer is not None:
+            return  # it asks the session again before it ends
 """,
         "",
         "tests/node/test_conversation.py::test_nothing_is_written_directly_while_a_write_is_pending",
@@ -2100,15 +2106,15 @@ MUTATIONS = [
     Mutation(
         "an event stream takes the last file descriptors",
         "server/http.py",
-        "    service.descriptors.require_one_for_device()\n",
+        "    service.open_connections.require_room_for_device()\n",
         "",
         DESCRIPTORS + "test_event_stream_is_refused_as_an_event_that_says_when_to_come_back",
     ),
     Mutation(
         "each refused connection is a line in the log",
-        "server/descriptors.py",
-        "if now - self._logged_at < LOG_INTERVAL_SECONDS:",
-        "if now < self._logged_at:",
+        "server/refusals.py",
+        "if now - self._logged_at >= LOG_INTERVAL_SECONDS:",
+        "if now >= self._logged_at:",
         DESCRIPTORS + "test_refusals_are_logged_once_and_then_as_a_rate",
     ),
     Mutation(
@@ -2128,10 +2134,153 @@ MUTATIONS = [
     ),
     Mutation(
         "idle connections are closed when clients still use them",
-        "server/process.py",
-        "        timeout_keep_alive=keep_alive_seconds,\n",
+        "server/composition.py",
+        "        keep_alive=settings.keep_alive_seconds,\n",
         "",
-        "tests/server/test_process.py::test_idle_connections_are_kept_as_the_settings_say",
+        "tests/server/test_acceptor.py::test_each_setting_is_a_limit",
+    ),
+    # Connections
+    Mutation(
+        "a head may be of any size",
+        "server/guarded_http.py",
+        "if self._other_bytes > HEAD_BYTES + self._body_bytes:",
+        "if self._other_bytes > HEAD_BYTES * HEAD_BYTES:",
+        GUARDED_HTTP + "test_head_beyond_the_limit_is_refused_and_ends_the_connection",
+    ),
+    Mutation(
+        "each byte of a head gains time",
+        "server/guarded_http.py",
+        "if self._phase is RequestPhase.IDLE:\n            self._begin_head()",
+        "if self._phase in (RequestPhase.IDLE, RequestPhase.HEAD):\n            self._begin_head()",
+        GUARDED_HTTP + "test_byte_after_byte_gains_no_time",
+    ),
+    Mutation(
+        "a slow line has no more time for a large body",
+        "server/guarded_http.py",
+        "allowed = self._body_seconds + self._body_bytes / BYTES_PER_SECOND",
+        "allowed = self._body_seconds",
+        GUARDED_HTTP + "test_slow_line_has_time_for_a_large_body",
+    ),
+    Mutation(
+        "a client that reads no answer keeps its connection",
+        "server/guarded_http.py",
+        "        self._write_deadline.set(self._limits.write)\n",
+        "",
+        GUARDED_HTTP + "test_client_that_does_not_read_its_answer_is_disconnected",
+    ),
+    Mutation(
+        "an answer before the body is lost",
+        "server/guarded_http.py",
+        "            self._droppable = DROPPED_BODY\n",
+        "            self._droppable = 0\n",
+        GUARDED_HTTP + "test_answer_before_the_body_reaches_a_client_that_still_sends_it",
+    ),
+    Mutation(
+        "a trailer becomes a header",
+        "server/guarded_http.py",
+        "        if self._phase is not RequestPhase.BODY:  # a trailer",
+        "        if True:  # a trailer",
+        GUARDED_HTTP + "test_trailer_is_no_header",
+    ),
+    Mutation(
+        "a body that says to be too large is read",
+        "server/http.py",
+        "        raise TooLarge(_TOO_LARGE)  # before a byte of it is read\n",
+        "        pass\n",
+        GUARDED_HTTP + "test_body_that_says_to_be_too_large_is_refused_at_once",
+    ),
+    Mutation(
+        "silent connections keep everybody out",
+        "server/acceptor.py",
+        "if not self._connections.has_room and not self._connections.shed():",
+        "if not self._connections.has_room:",
+        ACCEPTOR + "test_silent_connections_make_room_for_others",
+    ),
+    Mutation(
+        "a paused listener is not watched again",
+        "server/acceptor.py",
+        "        self._resuming = self._loop.call_later(PAUSE_SECONDS, self.start)\n",
+        "",
+        ACCEPTOR + "test_accepting_pauses_while_all_connections_are_busy_and_then_goes_on",
+    ),
+    Mutation(
+        "idle connections go before those that never sent a request",
+        "server/open_connections.py",
+        "(*self._first(self._waiting), *self._first(self._idle))",
+        "(*self._first(self._idle), *self._first(self._waiting))",
+        ACCEPTOR + "test_idle_connections_make_room_after_those_that_never_sent_a_request",
+    ),
+    Mutation(
+        "a WebSocket that has ended still counts",
+        "server/guarded_http.py",
+        "        self._connections.discard(self._connection)\n\n\nclass GuardedHTTP",
+        "        pass\n\n\nclass GuardedHTTP",
+        ACCEPTOR + "test_websocket_is_counted_until_it_ends",
+    ),
+    Mutation(
+        "any client may say whom it forwards",
+        "server/guarded_http.py",
+        "if connection.peer in self._limits.trusted:",
+        "if connection.peer:",
+        ACCEPTOR + "test_forwarded_address_of_a_stranger_is_not_believed",
+    ),
+    Mutation(
+        "the first forwarded address is believed",
+        "server/client_address.py",
+        "for text in reversed([*_x_forwarded_for(headers)] or [*_forwarded(headers)]):",
+        "for text in [*_x_forwarded_for(headers)] or [*_forwarded(headers)]:",
+        "tests/server/test_client_address.py::"
+        "test_whatever_a_client_writes_its_address_is_what_the_proxy_saw",
+    ),
+    Mutation(
+        "anybody may send a PROXY header",
+        "server/acceptor.py",
+        "if connection.peer not in self._limits.trusted:",
+        "if not connection.peer:",
+        ACCEPTOR + "test_proxy_header_of_a_stranger_is_refused",
+    ),
+    Mutation(
+        "bytes after a PROXY header are taken with it",
+        "server/acceptor.py",
+        "sock.recv(header.size - len(data))",
+        "sock.recv(MAX_V2)",
+        ACCEPTOR + "test_one_address_has_so_many_connections_and_others_have_theirs",
+    ),
+    Mutation(
+        "errors of an address are never refused",
+        "server/peer_errors.py",
+        "spent.now(self._clock()) < self._burst:",
+        "spent.now(self._clock()) < self._burst * 100:",
+        PEER_ERRORS + "test_law_no_address_makes_more_errors_than_its_bucket_allows",
+    ),
+    Mutation(
+        "all users behind a proxy are refused together",
+        "server/client_address.py",
+        "if address is None or address.is_loopback or host in trusted:",
+        "if address is None:",
+        PEER_ERRORS + "test_addresses_that_stand_for_many_users_are_never_refused",
+    ),
+    Mutation(
+        "bad tokens of devices leave no trace",
+        "server/service.py",
+        "            self.peer_errors.count(PeerError.AUTHENTICATION, CLIENT_HOST.get())\n",
+        "",
+        ACCEPTOR + "test_bad_token_of_a_device_is_counted",
+    ),
+    Mutation(
+        "a new certificate is not read",
+        "server/tls.py",
+        "if self._stamp_now() != self._stamp:",
+        "if not self._stamp:",
+        "tests/server/test_tls.py::test_new_certificate_holds_for_new_connections",
+    ),
+    Mutation(
+        "a peer writes lines of the log",
+        "cli/log_format.py",
+        "printable(record.getMessage()), None",
+        "record.getMessage(), None",
+        "tests/test_logging.py::"
+        "test_what_a_peer_sends_neither_begins_a_line_nor_controls_the_terminal",
     ),
     Mutation(
         "text that only looks like JSON is sent as text",
@@ -2625,9 +2774,9 @@ MUTATIONS = [
     ),
     Mutation(
         "origins: pages of all origins connect devices",
-        "server/web_pages.py",
-        'if scope["type"] == "websocket":',
-        "if False:",
+        "server/entrance.py",
+        "(*guards, self._no_room)",
+        "(self._no_room,)",
         WEB_PAGES + "test_only_a_page_of_an_allowed_origin_may_connect_a_device",
     ),
     Mutation(
@@ -2650,6 +2799,136 @@ MUTATIONS = [
         "identity.caller._replace(device_id=device_id)",
         "identity.caller",
         WEB_PAGES + "test_device_can_do_over_http_what_it_does_over_a_websocket",
+    ),
+    Mutation(
+        "sockets: pongs wait in memory for a peer that reads nothing",
+        "server/socket.py",
+        "        if self._writable is None:\n            pongs =",
+        "        if True:\n            pongs =",
+        SOCKET
+        + "test_peer_that_pings_and_reads_nothing_gets_one_pong_when_it_reads_and_is_not_read",
+    ),
+    Mutation(
+        "sockets: a peer is read while it takes nothing",
+        "server/socket.py",
+        "reads = self._writable is None and not waits",
+        "reads = not waits",
+        SOCKET
+        + "test_peer_that_pings_and_reads_nothing_gets_one_pong_when_it_reads_and_is_not_read",
+    ),
+    Mutation(
+        "sockets: a peer is read while its messages wait",
+        "server/socket.py",
+        "reads = self._writable is None and not waits",
+        "reads = self._writable is None",
+        SOCKET + "test_peer_is_not_read_while_two_messages_wait_for_the_app",
+    ),
+    Mutation(
+        "sockets: each ping of a flood gets a pong",
+        "server/socket.py",
+        "pings[-PONGS_PER_TURN:]",
+        "pings",
+        SOCKET + "test_flood_of_pings_gets_a_few_pongs_a_turn_and_is_not_read_meanwhile",
+    ),
+    Mutation(
+        "sockets: all frames that are there are taken in one turn",
+        "server/socket.py",
+        "for _ in range(FRAMES_PER_TURN):",
+        "for _ in range(1_000_000):",
+        SOCKET + "test_flood_of_tiny_frames_delays_another_device_by_a_turn_at_most[pongs]",
+    ),
+    Mutation(
+        "sockets: the app gets all messages that are there in one turn",
+        "server/socket.py",
+        "            self._take_more_soon()\n        return event",
+        "            self._take()\n        return event",
+        SOCKET + "test_flood_of_tiny_frames_delays_another_device_by_a_turn_at_most[texts]",
+    ),
+    Mutation(
+        "sockets: a peer that does not answer a close stays",
+        "server/socket.py",
+        "        self._abort_in(CLOSE_SECONDS)\n",
+        "",
+        SOCKET + "test_peer_that_does_not_answer_a_close_is_disconnected",
+    ),
+    Mutation(
+        "sockets: a dead peer stays",
+        "server/socket.py",
+        "if self._silent and self._is_reading:",
+        "if False:",
+        SOCKET + "test_peer_that_answers_pings_stays_and_one_that_does_not_is_closed",
+    ),
+    Mutation(
+        "sockets: a peer that could not be read is taken for dead",
+        "server/socket.py",
+        "if self._silent and self._is_reading:",
+        "if self._silent:",
+        SOCKET + "test_peer_whose_pong_could_not_be_read_is_not_dead",
+    ),
+    Mutation(
+        "frames: the size of a message has no limit",
+        "server/websocket_frames.py",
+        "len(self._message) + size > self._max_size",
+        "False",
+        WEBSOCKET_FRAMES
+        + "test_violation_has_the_close_code_of_its_kind_before_its_payload_has_come"
+        "[a message above the limit]",
+    ),
+    Mutation(
+        "frames: only single frames have a limit",
+        "server/websocket_frames.py",
+        "len(self._message) + size > self._max_size",
+        "size > self._max_size",
+        WEBSOCKET_FRAMES
+        + "test_violation_has_the_close_code_of_its_kind_before_its_payload_has_come"
+        "[fragments above the limit]",
+    ),
+    Mutation(
+        "frames: a message is not decoded as a whole",
+        "server/websocket_frames.py",
+        "return payload.decode()",
+        'return payload.decode(errors="replace")',
+        WEBSOCKET_FRAMES
+        + "test_violation_has_the_close_code_of_its_kind_before_its_payload_has_come"
+        "[a text that is not UTF-8]",
+    ),
+    Mutation(
+        "frames: a frame needs no mask",
+        "server/websocket_frames.py",
+        "if not second & MASKED:",
+        "if False:",
+        WEBSOCKET_FRAMES
+        + "test_violation_has_the_close_code_of_its_kind_before_its_payload_has_come[no mask]",
+    ),
+    Mutation(
+        "frames: a message may begin inside another one",
+        "server/websocket_frames.py",
+        "(opcode == CONTINUATION) == (self._opcode == CONTINUATION)",
+        "opcode == self._opcode == CONTINUATION",
+        WEBSOCKET_FRAMES
+        + "test_violation_has_the_close_code_of_its_kind_before_its_payload_has_come"
+        "[a message inside another one]",
+    ),
+    Mutation(
+        "a conversation wakes no writer for what came while one was busy",
+        "node/conversation.py",
+        "            self._writer = None\n\n",
+        "\n",
+        CONVERSATION + "test_device_that_says_hello_is_welcomed_and_synced",
+    ),
+    Mutation(
+        "a conversation goes on after a defect of its writer",
+        "node/conversation.py",
+        "            self._failure = failure\n            self.task.cancel()",
+        "            self._failure = failure",
+        CONVERSATION + "test_defect_of_the_writer_is_one_of_the_conversation",
+    ),
+    Mutation(
+        "a conversation keeps the timer of its hello",
+        "node/conversation.py",
+        "            self._hello_timer.cancel()\n            self._hello_timer = None",
+        "            self._hello_timer = None",
+        CONVERSATION + "test_idle_conversation_has_one_task_and_no_timer",
     ),
     Mutation(
         "open access: a page may give this machine a name of its own",

@@ -38,6 +38,7 @@ class FakeChannel:
         self.close: Close | None = None
         self.closed_at = 0.0  # loop time
         self.blocked = False
+        self.fails = False  # a write is a defect
         self._to_read: asyncio.Queue[str | ChannelClosed | None] = asyncio.Queue()
 
     def send(self, type_: str, **fields: Any) -> None:
@@ -54,6 +55,8 @@ class FakeChannel:
         return frame
 
     async def write(self, effect: Send | Close) -> None:
+        if self.fails:
+            raise ZeroDivisionError
         if self.blocked:
             await asyncio.get_running_loop().create_future()
         match effect:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 
 from gregor.core.deployment import Deployment
 from gregor.core.instant import Time
@@ -42,6 +43,16 @@ class FakeListener:
     @property
     def ids(self) -> list[str]:
         return [message.msg_id for p in self.publications for message in p.messages]
+
+
+@asynccontextmanager
+async def attached(node: Node, uid: UID, listener: FakeListener) -> AsyncIterator[None]:
+    """While the block runs, the listener receives the user's messages."""
+    await node.attach(uid, listener)
+    try:
+        yield
+    finally:
+        node.detach(uid, listener)
 
 
 async def sync_device(node: Node, uid: UID = "u") -> None:

@@ -3,6 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
 
 from gregor.consumers.broadcaster import Broadcaster
 from gregor.core.instant import SECOND
@@ -173,6 +176,32 @@ async def test_conversation_that_the_server_ends_is_no_error_and_is_detached() -
         await settle()
         assert t.conversation.task.done()
         assert t.host.node.device_count("u") == 0
+
+
+@on_virtual_time
+async def test_defect_of_the_writer_is_one_of_the_conversation() -> None:
+    async def fail() -> None:
+        async with talk(ADMITTED) as t:
+            await settle()
+            t.channel.fails = True
+            await t.inject()
+
+    with pytest.raises(ExceptionGroup) as failure:
+        await fail()
+    assert failure.group_contains(ZeroDivisionError)
+
+
+@on_virtual_time
+async def test_idle_conversation_has_one_task_and_no_timer() -> None:
+    async with talk() as t:
+        before = asyncio.all_tasks()
+        t.hello()
+        await settle()
+        assert t.channel.types == ["welcome", "sync"]
+        assert asyncio.all_tasks() == before
+        loop: Any = asyncio.get_running_loop()
+        timers = [timer for timer in loop._scheduled if not timer.cancelled()]
+        assert not any("Conversation" in repr(timer) for timer in timers)
 
 
 @on_virtual_time

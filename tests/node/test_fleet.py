@@ -44,6 +44,7 @@ from tests.node.fakes import (
     FakeListener,
     RecordingObserver,
     SteppingClock,
+    attached,
     sync_device,
 )
 
@@ -157,7 +158,7 @@ async def opened_pair(pair: NodePair, apart: float = 0.0) -> AsyncIterator[None]
             await stack.enter_async_context(node)
             await asyncio.sleep(apart)
         for node, listener in ((pair.node_a, pair.listener_a), (pair.node_b, pair.listener_b)):
-            await stack.enter_async_context(node.attach("u", listener))
+            await stack.enter_async_context(attached(node, "u", listener))
             await sync_device(node)
         yield
 
@@ -169,7 +170,7 @@ async def attached_users(node: Node, uids: Sequence[UID]) -> AsyncIterator[dict[
     async with AsyncExitStack() as stack:
         for uid, listener in listeners.items():
             await node.state_machine.consume_message(create(uid, "c", msg_id="known"))
-            await stack.enter_async_context(node.attach(uid, listener))
+            await stack.enter_async_context(attached(node, uid, listener))
             await sync_device(node, uid)
         yield listeners
 
@@ -378,7 +379,7 @@ async def test_node_stops_waiting_for_store_when_the_user_disconnects() -> None:
 async def test_node_subscribes_only_to_channels_of_connected_users() -> None:
     async with node_pair() as pair:
         assert pair.user_channels() == [pair.channels.of("u")]
-        async with pair.node_a.attach("v", FakeListener()):
+        async with attached(pair.node_a, "v", FakeListener()):
             assert pair.channels.of("v") in pair.exchange.channels
         await asyncio.sleep(LINGER_SECONDS)
         assert pair.channels.of("v") in pair.exchange.channels
@@ -389,7 +390,7 @@ async def test_node_subscribes_only_to_channels_of_connected_users() -> None:
 async def test_flapping_device_causes_no_unsubscribe() -> None:
     async with node_pair() as pair:
         for _ in range(100):
-            async with pair.node_a.attach("v", FakeListener()):
+            async with attached(pair.node_a, "v", FakeListener()):
                 await asyncio.sleep(LINGER_SECONDS / 2)
             await asyncio.sleep(LINGER_SECONDS * 0.9)
         assert pair.pubsub_a.unsubscribe_calls == 0
@@ -398,11 +399,11 @@ async def test_flapping_device_causes_no_unsubscribe() -> None:
 @on_virtual_time
 async def test_device_that_reconnects_during_unsubscribe_is_subscribed_again() -> None:
     async with node_pair() as pair:
-        async with pair.node_a.attach("v", FakeListener()):
+        async with attached(pair.node_a, "v", FakeListener()):
             await sync_device(pair.node_a, "v")
         await within(2 * LINGER_SECONDS, lambda: pair.pubsub_a.unsubscribe_calls == 1)
         listener = FakeListener()
-        async with pair.node_a.attach("v", listener):
+        async with attached(pair.node_a, "v", listener):
             await pair.node_b.inject(BACKEND, [create("v", "c", msg_id="1")])
             await within(0.1, lambda: listener.ids == ["1"])
             await asyncio.sleep(3 * LINGER_SECONDS)
@@ -415,11 +416,11 @@ async def test_device_that_reconnects_during_unsubscribe_is_subscribed_again() -
 async def test_device_that_reconnects_before_unsubscribe_stays_subscribed() -> None:
     async with node_pair() as pair:
         for uid in ("w", "v"):
-            async with pair.node_a.attach(uid, FakeListener()):
+            async with attached(pair.node_a, uid, FakeListener()):
                 pass
         await within(2 * LINGER_SECONDS, lambda: pair.pubsub_a.unsubscribe_calls == 1)
         # The node is unsubscribing from the channel of w; the channel of v is next.
-        async with pair.node_a.attach("v", FakeListener()):
+        async with attached(pair.node_a, "v", FakeListener()):
             await asyncio.sleep(LINGER_SECONDS)
             assert pair.user_channels() == [pair.channels.of("u"), pair.channels.of("v")]
 
@@ -427,7 +428,7 @@ async def test_device_that_reconnects_before_unsubscribe_stays_subscribed() -> N
 @on_virtual_time
 async def test_payload_for_disconnected_user_is_not_decoded() -> None:
     async with node_pair() as pair:
-        async with pair.node_a.attach("v", FakeListener()):
+        async with attached(pair.node_a, "v", FakeListener()):
             pass
         await pair.publish("v", b"invalid")
         await asyncio.sleep(1)
@@ -446,23 +447,23 @@ async def test_second_device_waits_for_pending_subscription() -> None:
             await super().subscribe(channel)
 
     clock, pubsub = SteppingClock(), UnconfirmedPubSub(Exchange())
-    attached: list[str] = []
+    names: list[str] = []
 
     async def attach_device(node: Node, name: str) -> None:
-        async with node.attach("u", FakeListener()):
-            attached.append(name)
+        async with attached(node, "u", FakeListener()):
+            names.append(name)
 
     async with Node(FailingStore(clock), Broadcaster(), Publisher(pubsub), clock=clock) as node:
         async with asyncio.TaskGroup() as tasks:
             first = tasks.create_task(attach_device(node, "first"))
             tasks.create_task(attach_device(node, "second"))
             await asyncio.sleep(1)
-            assert attached == []
+            assert names == []
             first.cancel()
             await asyncio.sleep(1)
-            assert attached == []
+            assert names == []
             pubsub.confirmed.set()
-        assert attached == ["second"]
+        assert names == ["second"]
 
 
 # Invalid payloads
@@ -626,7 +627,7 @@ async def test_two_deployments_on_one_pubsub_do_not_hear_each_other() -> None:
         pubsub, listener = MemoryPubSub(pair.exchange), FakeListener()
         async with (
             Node(other, Broadcaster(), Publisher(pubsub), clock=pair.clock) as node,
-            node.attach("u", listener),
+            attached(node, "u", listener),
         ):
             await node.inject(BACKEND, [create("u", "c"), out_of_band("u", "s", 1)])
             await node.erase(BACKEND, "u")
@@ -673,7 +674,7 @@ async def test_devices_that_come_and_go_while_nodes_adopt_the_deployment_are_ser
         pair.store.its_deployment = DEPLOYMENT
         for second in range(40):
             uid, listener = f"v{second}", FakeListener()
-            async with pair.node_a.attach(uid, listener):
+            async with attached(pair.node_a, uid, listener):
                 await pair.node_b.inject(BACKEND, [out_of_band(uid, "s", second)])
                 await within(0.1, lambda: len(listener.out_of_band) == 1)  # noqa: B023
             await asyncio.sleep(1)

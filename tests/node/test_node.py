@@ -30,6 +30,7 @@ from tests.node.fakes import (
     RecordingConsumer,
     RecordingObserver,
     SteppingClock,
+    attached,
     sync_device,
 )
 from tests.server.harness import until
@@ -73,7 +74,7 @@ class NodeHarness:
     @asynccontextmanager
     async def attached_device(self) -> AsyncIterator[FakeListener]:
         """Open the node and attach a device of `u` that has synced."""
-        async with self.node, self.node.attach("u", self.listener):
+        async with self.node, attached(self.node, "u", self.listener):
             await sync_device(self.node)
             yield self.listener
 
@@ -265,7 +266,7 @@ async def test_node_waits_for_store_while_it_is_down_and_repairs_gap_afterwards(
 async def test_node_stops_waiting_for_store_without_connected_devices() -> None:
     harness = NodeHarness(sweep_seconds=0.001)
     async with harness.node:
-        async with harness.node.attach("u", harness.listener):
+        async with attached(harness.node, "u", harness.listener):
             await sync_device(harness.node)
             harness.store.down = True
             await until(lambda: harness.node.waiting_for_store)
@@ -334,8 +335,8 @@ async def test_device_count_is_zero_after_last_device_is_detached() -> None:
     harness = NodeHarness()
     async with harness.node:
         async with (
-            harness.node.attach("u", harness.listener),
-            harness.node.attach("u", FakeListener()),
+            attached(harness.node, "u", harness.listener),
+            attached(harness.node, "u", FakeListener()),
         ):
             assert harness.node.device_count("u") == 2
         assert harness.node.device_count("u") == 0
@@ -383,7 +384,7 @@ async def test_each_sweep_checks_the_hashes_of_a_few_connected_users_in_turn() -
     uids = [f"u{number}" for number in range(2 * USERS_AT_ONCE + 1)]
     async with harness.node, AsyncExitStack() as stack:
         for uid in uids:
-            await stack.enter_async_context(harness.node.attach(uid, FakeListener()))
+            await stack.enter_async_context(attached(harness.node, uid, FakeListener()))
             await sync_device(harness.node, uid)
         await until(lambda: len(harness.store.hash_checks) >= 4)
     first_round = harness.store.hash_checks[:3]

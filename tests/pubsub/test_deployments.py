@@ -21,7 +21,7 @@ from gregor.pubsub.remote import pubsub_at
 from gregor.stores.memory import MemoryStateMachine
 from tests.fleet.server_groups import RedisCluster
 from tests.fleet.servers import ManagedServer
-from tests.node.fakes import BACKEND, FakeListener, RecordingObserver, sync_device
+from tests.node.fakes import BACKEND, FakeListener, RecordingObserver, attached, sync_device
 
 SOON = 10.0  # seconds: the machine may be busy
 SWEEP_SECONDS = 60.0  # so that what arrives soon came over the pub/sub
@@ -87,7 +87,7 @@ async def shared(server_url: str) -> AsyncIterator[SharedPubSub]:
     async with AsyncExitStack() as stack:
         store, others = MemoryStateMachine(now), MemoryStateMachine(now)
 
-        async def attached(machine: MemoryStateMachine) -> AttachedNode:
+        async def attached_node(machine: MemoryStateMachine) -> AttachedNode:
             pubsub = await stack.enter_async_context(pubsub_at(server_url))
             observer, listener = RecordingObserver(), FakeListener()
             node = Node(
@@ -99,7 +99,7 @@ async def shared(server_url: str) -> AsyncIterator[SharedPubSub]:
                 sweep_seconds=SWEEP_SECONDS,
             )
             await stack.enter_async_context(node)
-            await stack.enter_async_context(node.attach("u", listener))
+            await stack.enter_async_context(attached(node, "u", listener))
             await sync_device(node)
             return AttachedNode(node, listener, observer)
 
@@ -109,9 +109,9 @@ async def shared(server_url: str) -> AsyncIterator[SharedPubSub]:
         assert deployments[0] is not None
         assert deployments[1] is not None
         yield SharedPubSub(
-            await attached(store),
-            await attached(store),
-            await attached(others),
+            await attached_node(store),
+            await attached_node(store),
+            await attached_node(others),
             await stack.enter_async_context(pubsub_at(server_url)),
             deployments[0],
             deployments[1],

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NamedTuple, Self, TypeAlias
 
 import httpx
-import uvicorn
 from pydantic import SecretStr
 from starlette.types import ASGIApp
 from websockets.asyncio.client import ClientConnection, connect
@@ -21,7 +20,10 @@ from gregor.core.instant import SECOND
 from gregor.limits import SETTINGS
 from gregor.server.app import Server
 from gregor.server.auth import Identity, Role, make_token
-from gregor.server.process import config, listen
+from gregor.server.open_connections import OpenConnections
+from gregor.server.peer_errors import PeerErrors
+from gregor.server.process import GuardedServer, config, listen
+from gregor.server.tls import TLS
 from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.state_machine import SQLStateMachine
 
@@ -33,14 +35,21 @@ NO_RATES = dict.fromkeys((name for name in SETTINGS if name.endswith("_per_secon
 SECRET = "a secret that is long enough for HS256"
 
 
-class InProcess(uvicorn.Server):
+class InProcess(GuardedServer):
     """uvicorn without signal handling. It stops as soon as `stop_requested` is set, instead of at
     its next tick."""
 
-    def __init__(self, app: ASGIApp, lifespan: str = "off") -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        lifespan: str = "off",
+        connections: OpenConnections | None = None,
+        errors: PeerErrors | None = None,
+        tls: TLS | None = None,
+    ) -> None:
         settings = config(app)
         settings.lifespan = "on" if lifespan == "on" else "off"
-        super().__init__(settings)
+        super().__init__(settings, connections or OpenConnections(), errors or PeerErrors(), tls)
         self.stop_requested = asyncio.Event()
 
     @contextmanager
@@ -83,10 +92,11 @@ class Served(NamedTuple):
 
 
 @asynccontextmanager
-async def listening(app: ASGIApp, lifespan: str = "off") -> AsyncIterator[int]:
-    """Serve the app on an ephemeral loopback port, and yield the port."""
+async def listening(app: ASGIApp, lifespan: str = "off", **options: Any) -> AsyncIterator[int]:
+    """Serve the app on an ephemeral loopback port, and yield the port. The options are those of
+    InProcess."""
     with listen("127.0.0.1", 0) as sock:
-        process = InProcess(app, lifespan)
+        process = InProcess(app, lifespan, **options)
         task = asyncio.create_task(process.serve([sock]))
         try:
             yield sock.getsockname()[1]
@@ -105,7 +115,11 @@ async def serving(settings: Settings | None = None, **options: Any) -> AsyncIter
 @asynccontextmanager
 async def running(server: Server) -> AsyncIterator[Served]:
     """Open the server, and serve everything at one address, as `gregor serve` does by default."""
-    async with server, listening(server.admin) as port, http_client(port) as http:
+    parts: dict[str, Any] = {
+        "connections": server.service.open_connections,
+        "errors": server.service.peer_errors,
+    }
+    async with server, listening(server.admin, **parts) as port, http_client(port) as http:
         yield Served(server, http, f"ws://127.0.0.1:{port}/v1/connect")
 
 

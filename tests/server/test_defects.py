@@ -15,7 +15,7 @@ from gregor.pubsub.memory import Exchange, MemoryPubSub
 from gregor.server.auth import Role
 from gregor.server.service import Timeouts
 from gregor.stores.memory import MemoryStateMachine
-from tests.node.fakes import BACKEND, FailingPubSub, FakeListener, sync_device
+from tests.node.fakes import BACKEND, FailingPubSub, FakeListener, attached, sync_device
 from tests.server.harness import (
     RawDevice,
     Served,
@@ -45,7 +45,7 @@ async def test_d18_stored_message_is_not_answered_with_error_if_publish_fails(
     state_machine = MemoryStateMachine(now)
     async with (
         Node(state_machine, Broadcaster(), Publisher(FailingPubSub()), clock=now) as node,
-        node.attach("u", listener),
+        attached(node, "u", listener),
     ):
         (outcome,) = await node.inject(BACKEND, [create("u", "chat", msg_id="m")])
         assert isinstance(outcome, Stored)
@@ -71,7 +71,7 @@ async def test_d19_node_finds_message_whose_publication_was_lost() -> None:
         Node(
             state_machine, Broadcaster(), Publisher(two), clock=now, sweep_seconds=0.01
         ) as receiver,
-        receiver.attach("u", listener),
+        attached(receiver, "u", listener),
     ):
         await sync_device(receiver)
         await publisher.inject(BACKEND, [create("u", "chat", msg_id="lost")])

@@ -18,10 +18,8 @@ import pytest
 
 from gregor.clock import now
 from gregor.errors import SetupError
-from gregor.server.app import Server
-from gregor.server.process import Process as ServerProcess
 from gregor.server.process import listen
-from tests.server.harness import TIMEOUT_SECONDS, open_settings
+from tests.server.harness import TIMEOUT_SECONDS
 from tests.server.replicas import LOG_QUERY, check_log, converge, replicas
 
 # Gregor's own log goes to stdout. Warnings and tracebacks of everything else go to stderr.
@@ -164,11 +162,3 @@ async def test_accepted_sockets_disable_nagles_algorithm() -> None:
             assert await no_delay == 1
             writer.close()
             await writer.wait_closed()
-
-
-async def test_idle_connections_are_kept_as_the_settings_say() -> None:
-    settings = open_settings(keep_alive_seconds=61)
-    server = Server.from_settings(settings)
-    process = ServerProcess(server, settings.keep_alive_seconds)
-    assert process.config.timeout_keep_alive == 61
-    assert ServerProcess(server).config.timeout_keep_alive == 75

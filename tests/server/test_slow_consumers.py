@@ -2,15 +2,20 @@
 no data."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from urllib.parse import urlsplit
 
+from websockets.frames import Opcode
+
 from gregor.protocol.outbound_queue import QUEUE_MESSAGES
 from gregor.server.service import Timeouts
 from tests.server.harness import RawDevice, Served, serving, small_buffer_socket, to, until
+from tests.server.test_websocket_frames import client_frame
 
 LARGE_BODY = "x" * 60_000
+MUCH = 100_000_000  # bytes, more than the buffers of the kernel take
 FLOOD_MESSAGES = 120  # more than fits into the session's queue and the buffers of the socket
 
 
@@ -118,3 +123,33 @@ async def test_device_that_never_reads_its_acks_is_disconnected() -> None:
         await until(lambda: served.server.node.device_count("u") == 0)
         sender.cancel()
         assert await served.metric("gregor_connections ") == 0
+
+
+async def test_peer_that_pings_and_reads_nothing_is_not_read_and_delays_nobody() -> None:
+    pings = client_frame(Opcode.PING, b"p" * 125) * 2000
+    async with serving() as served, await served.synced("u") as other:
+        flooder = await upgraded(served)
+        sent = refused = 0
+        while refused < 20 and sent < MUCH:
+            try:
+                sent += flooder.send(pings)
+            except BlockingIOError:
+                refused += 1
+            await other.assert_usable()
+        assert sent < MUCH
+        flooder.close()
+
+
+async def upgraded(served: Served) -> socket.socket:
+    """A connected WebSocket on which nothing is read any more."""
+    url = urlsplit(served.url)
+    assert url.port is not None
+    sock, loop = small_buffer_socket(url.port), asyncio.get_running_loop()
+    request = (
+        f"GET {url.path} HTTP/1.1\r\nHost: {url.netloc}\r\nUpgrade: websocket\r\n"
+        "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    await loop.sock_sendall(sock, request.encode())
+    assert (await loop.sock_recv(sock, 1000)).startswith(b"HTTP/1.1 101 ")
+    return sock

@@ -56,12 +56,30 @@ def _log_format_in(file: Path | None) -> Any:
         return None
 
 
+def printable(text: str) -> str:
+    """The text, with escapes in place of line breaks and of all else that is not printable."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class LineFormatter(logging.Formatter):
     """An entry as a line for people. The `context` is added to each entry."""
 
     def __init__(self, context: Mapping[str, object]) -> None:
         fields = "".join(f" {name}={value!r}" for name, value in context.items())
         super().__init__("%(asctime)s [%(levelname)s] %(name)s: %(message)s" + fields)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, and below it the traceback, if there is one. What a peer has sent can neither
+        begin a line of its own, nor control the terminal."""
+        entry = logging.makeLogRecord({**record.__dict__, "exc_info": None, "exc_text": None})
+        entry.msg, entry.args = printable(record.getMessage()), None
+        lines = [super().format(entry)]
+        if record.exc_info:
+            traceback = self.formatException(record.exc_info).split("\n")
+            lines += ["  " + printable(line) for line in traceback]
+        return "\n".join(lines)
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
         return to_rfc3339(round(record.created * SECOND))

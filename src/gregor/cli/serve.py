@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +11,7 @@ from gregor.cli import options
 from gregor.cli.event_loop import run
 from gregor.cli.log_format import log_to_stderr
 
-DETAILS_PANEL, LIMITS_PANEL = "Details", "Limits"
+CONNECTIONS_PANEL, DETAILS_PANEL, LIMITS_PANEL = "Connections", "Details", "Limits"
 WORKER_COMMAND = (sys.executable, "-m", "gregor.cli", "worker")
 
 
@@ -149,12 +150,83 @@ def serve(
             rich_help_panel=DETAILS_PANEL,
         ),
     ] = None,
+    max_connections: Annotated[
+        int | None,
+        typer.Option(
+            help="Connections of clients that are open at a time; each worker has as many.",
+            show_default="what the file descriptors allow",
+            rich_help_panel=CONNECTIONS_PANEL,
+        ),
+    ] = None,
+    connections_per_address: Annotated[
+        int | None,
+        typer.Option(
+            help="Of these, connections of one address, or of one IPv6 network /64; 0 is any "
+            "number. Loopback addresses and trusted proxies are not counted.",
+            show_default="1000",
+            rich_help_panel=CONNECTIONS_PANEL,
+        ),
+    ] = None,
+    head_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Time-out for the head of a request, and for a TLS handshake.",
+            show_default="10",
+            rich_help_panel=CONNECTIONS_PANEL,
+        ),
+    ] = None,
+    body_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Time-out for the body of a request; 16 KiB of it give it one second more.",
+            show_default="30",
+            rich_help_panel=CONNECTIONS_PANEL,
+        ),
+    ] = None,
     keep_alive_seconds: Annotated[
         int | None,
         typer.Option(
             help="When idle HTTP connections are closed; longer than a load balancer keeps them.",
             show_default="75",
-            rich_help_panel=DETAILS_PANEL,
+            rich_help_panel=CONNECTIONS_PANEL,
+        ),
+    ] = None,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NETWORK",
+            help="Proxies that say whose requests they forward, such as 10.0.0.0/8: their "
+            "X-Forwarded-For or Forwarded is believed, and no other. Can be repeated.",
+            show_default="none",
+            rich_help_panel=CONNECTIONS_PANEL,
+        ),
+    ] = None,
+    proxy_protocol: Annotated[
+        bool | None,
+        typer.Option(
+            "--proxy-protocol",
+            help="Each connection begins with a header of the PROXY protocol, version 1 or 2; only "
+            "trusted proxies may connect.",
+            rich_help_panel=CONNECTIONS_PANEL,
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Serve TLS with this certificate, and those between it and its root, in PEM. It "
+            "is read again when it changes, and at SIGHUP.",
+            show_default="none",
+            rich_help_panel=CONNECTIONS_PANEL,
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The key of the certificate, in PEM, without a password.",
+            show_default="none",
+            rich_help_panel=CONNECTIONS_PANEL,
         ),
     ] = None,
     store_connections: Annotated[
@@ -238,7 +310,15 @@ def serve(
         sweep_seconds=sweep_seconds,
         lame_duck_seconds=lame_duck_seconds,
         drain_seconds=drain_seconds,
+        max_connections=max_connections,
+        connections_per_address=connections_per_address,
+        head_seconds=head_seconds,
+        body_seconds=body_seconds,
         keep_alive_seconds=keep_alive_seconds,
+        trusted_proxy=tuple(trusted_proxy) if trusted_proxy else None,
+        proxy_protocol=proxy_protocol,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
         store_connections=store_connections,
         store_seconds=store_seconds,
         ranges=ranges,

@@ -1,7 +1,7 @@
 """One conversation with a device, over any channel: what its session decides is done here.
 
     channel.read ──▶ ServerSession ──▶ authenticate, store      the reader
-    node ── publish ──▶ ServerSession ──▶ channel.write         the writer, or the socket directly
+    node ── publish ──▶ ServerSession ──▶ channel.write         the socket directly, or a writer
 
 A conversation is the same over a WebSocket, server-sent events and memory. Its channel only knows
 how to read a frame, how to write one, and how to close.
@@ -9,8 +9,8 @@ how to read a frame, how to write one, and how to close.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import NamedTuple, Protocol
 
 from gregor.core.instant import SECOND, Time
@@ -101,6 +101,27 @@ class Conversation:
     pending. The server ends conversations whose write is pending for too long.
     """
 
+    __slots__ = (
+        "_admit_by",
+        "_attached",
+        "_channel",
+        "_connected",
+        "_counts",
+        "_end_reason",
+        "_expiry",
+        "_failure",
+        "_hello_timer",
+        "_host",
+        "_limiter",
+        "_loop",
+        "_node",
+        "_socket",
+        "_writer",
+        "session",
+        "task",
+        "writing_since",
+    )
+
     def __init__(self, host: Host, channel: Channel) -> None:
         self.session = ServerSession(host.limiter.limits, host.limiter)
         self.writing_since: float | None = None
@@ -111,28 +132,53 @@ class Conversation:
         self._channel = channel
         self._socket = channel.socket
         self._loop = asyncio.get_running_loop()
-        self._wakeup: asyncio.Future[None] = self._loop.create_future()
-        self._effect: Effect | None = None  # taken from the session by `wake`, for the writer
-        self._attachment = AsyncExitStack()
-        self._timers: list[asyncio.TimerHandle] = []
+        # Only while something has to wait: most devices are idle most of the time, or take what
+        # they get at once. It stays when the channel is closed, so that nothing follows.
+        self._writer: asyncio.Task[None] | None = None
+        self._connected: tuple[UID, bool] | None = None  # as which user; whether by a stream
+        self._attached: UID | None = None  # the user whose messages are received
+        self._hello_timer: asyncio.TimerHandle | None = None
+        self._expiry: asyncio.TimerHandle | None = None
         self._admit_by = 0.0  # the loop time at which the hello time-out ends
         self._end_reason: GregorError | None = None
+        self._failure: BaseException | None = None  # of the writer
         task = asyncio.current_task()
         assert task is not None
         self.task = task
 
     async def run(self, resumption: Resumption | None = None) -> None:
         """Run the conversation until its channel has ended. It begins with a hello, unless it is
-        resumed."""
-        with self._ended_by_server():
-            async with self._attachment, asyncio.TaskGroup() as tasks:
-                writer = tasks.create_task(self._write())
-                if resumption is None:
-                    self._wait_for_hello()
-                else:
-                    await self._resume(resumption)
-                await self._read()
-                writer.cancel()
+        resumed. That `end` was called is not an error."""
+        try:
+            if resumption is None:
+                self._wait_for_hello()
+            else:
+                await self._resume(resumption)
+            await self._read()
+        except asyncio.CancelledError:
+            if self._failure is not None:
+                self.task.uncancel()
+                raise self._failure from None
+            if self._end_reason is None or self.task.uncancel() > 0:
+                raise
+            reason = self._end_reason.message
+            log.info(LogEvent("ended a conversation", uid=self.session.uid, reason=reason))
+        finally:
+            await self._stop()
+
+    async def _stop(self) -> None:
+        """Leave nothing behind that would still do something."""
+        for timer in (self._hello_timer, self._expiry):
+            if timer is not None:
+                timer.cancel()
+        if self._attached is not None:
+            self._node.detach(self._attached, self)
+        if self._connected is not None:
+            uid, is_stream = self._connected
+            self._limiter.disconnect(uid, is_stream=is_stream)
+        if self._writer is not None and not self._writer.done():
+            self._writer.cancel()
+            await asyncio.wait([self._writer])
 
     def go_away(self, reconnect_after_ms: int) -> None:
         """Ask the device to reconnect, to any node, within this time."""
@@ -148,20 +194,6 @@ class Conversation:
         """Stop immediately. The error is logged, not sent: the device accepts no data."""
         self._end_reason = error
         self.task.cancel()
-
-    @contextmanager
-    def _ended_by_server(self) -> Iterator[None]:
-        """Run the conversation inside the block. `end` cancels the block, and is not an error."""
-        try:
-            yield
-        except asyncio.CancelledError:
-            if self._end_reason is None or self.task.uncancel() > 0:
-                raise
-            reason = self._end_reason.message
-            log.info(LogEvent("ended a conversation", uid=self.session.uid, reason=reason))
-        finally:
-            for timer in self._timers:
-                timer.cancel()
 
     # Messages from the node
 
@@ -186,7 +218,11 @@ class Conversation:
     def _wait_for_hello(self) -> None:
         seconds = self._host.hello_seconds
         self._admit_by = self._loop.time() + seconds
-        self._call_later(seconds, self.session.hello_timed_out)
+        self._hello_timer = self._loop.call_later(seconds, self._hello_timed_out)
+
+    def _hello_timed_out(self) -> None:
+        self.session.hello_timed_out()
+        self.wake()
 
     async def _resume(self, resumption: Resumption) -> None:
         admission, device_id, cursor, epoch = resumption
@@ -199,27 +235,22 @@ class Conversation:
         uid, expires_at, issued_at = admission
         self._expire(expires_at)
         with self._refusing_errors():
-            self._attachment.enter_context(self._limiter.connected(uid, is_stream=is_stream))
-            await self._attachment.enter_async_context(self._node.attach(uid, self))
+            self._limiter.connect(uid, is_stream=is_stream)
+            self._connected = uid, is_stream
+            await self._node.attach(uid, self)
+            self._attached = uid
             erasure = await self._node.state_machine.erasure(uid)
             self.session.authenticated(uid, self._node.clock(), erasure, issued_at)
 
     def _expire(self, at: Time | None) -> None:
         """Close the conversation when the token expires."""
         if at is not None:
-            expired = Unauthenticated("the token has expired")
             seconds = (at - self._node.clock()) / SECOND
-            self._call_later(seconds, lambda: self.session.refuse(expired))
+            self._expiry = self._loop.call_later(seconds, self._expired)
 
-    def _call_later(self, seconds: float, callback: Callable[[], None]) -> None:
-        """After this time, call the callback and wake the writer, unless the conversation has
-        ended."""
-
-        def run() -> None:
-            callback()
-            self.wake()
-
-        self._timers.append(self._loop.call_later(seconds, run))
+    def _expired(self) -> None:
+        self.session.refuse(Unauthenticated("the token has expired"))
+        self.wake()
 
     # The reader
 
@@ -249,6 +280,9 @@ class Conversation:
                 pass
 
     async def _authenticate(self, token: str) -> None:
+        if self._hello_timer is not None:
+            self._hello_timer.cancel()
+            self._hello_timer = None
         try:
             # The time that the device took for its hello is not available again.
             admission = await self._host.admit(token, self._admit_by - self._loop.time())
@@ -272,9 +306,10 @@ class Conversation:
 
     def wake(self) -> None:
         """Write what the session has queued: directly, as far as the socket accepts it without
-        waiting; the rest is left to the writer."""
-        if self._wakeup.done():
-            return  # the writer is busy, and asks the session again before it waits
+        waiting; the rest is left to a writer."""
+        if self._writer is not None:
+            return  # it asks the session again before it ends
+        effect: Effect | None = None
         while self._socket.ready:
             match self.session.next():
                 case None:
@@ -283,16 +318,15 @@ class Conversation:
                     self._socket.write(send.text)
                     self._count(send.frame)
                 case effect:
-                    self._effect = effect
                     break
-        self._wakeup.set_result(None)
+        self._writer = self._loop.create_task(self._write(effect))
+        self._writer.add_done_callback(self._writer_ended)
 
-    async def _write(self) -> None:
-        """Carry out the session's effects, until one of them is Close."""
+    async def _write(self, effect: Effect | None) -> None:
+        """Carry out this effect and then the session's, until there is none, or one was Close."""
         with suppress(ChannelClosed):  # the reader gets it too, and ends the conversation
-            while True:
-                effect, self._effect = self._effect, None
-                match effect or self.session.next():
+            while effect := effect or self.session.next():
+                match effect:
                     case Send() as send:
                         await self._write_timed(send)
                         self._count(send.frame)
@@ -304,9 +338,14 @@ class Conversation:
                     case Close() as close:
                         await self._write_timed(close)
                         return
-                    case None:
-                        self._wakeup = self._loop.create_future()
-                        await self._wakeup
+                effect = None
+            self._writer = None
+
+    def _writer_ended(self, writer: asyncio.Task[None]) -> None:
+        """A defect of the writer is one of the conversation."""
+        if not writer.cancelled() and (failure := writer.exception()) is not None:
+            self._failure = failure
+            self.task.cancel()
 
     async def _write_timed(self, effect: Send | Close) -> None:
         self.writing_since = self._loop.time()

@@ -150,22 +150,20 @@ class Limiter:
 
     # Connections
 
-    @contextmanager
-    def connected(self, uid: UID, *, is_stream: bool) -> Iterator[None]:
-        """While the block runs, the user has one connection more. Raises LimitExceeded if that
-        would be too many."""
-        names = ["connections", "streams"] if is_stream else ["connections"]
-        for name in names:
+    def connect(self, uid: UID, *, is_stream: bool) -> None:
+        """The user has one connection more, until `disconnect`. Raises LimitExceeded if that would
+        be too many."""
+        for name in _kinds(is_stream):
             self._require_place(name, uid)
-        for name in names:
+        for name in _kinds(is_stream):
             self._connected[name][uid] += 1
-        try:
-            yield
-        finally:
-            for name in names:
-                self._connected[name][uid] -= 1
-                if not self._connected[name][uid]:
-                    del self._connected[name][uid]
+
+    def disconnect(self, uid: UID, *, is_stream: bool) -> None:
+        """The user has one connection less."""
+        for name in _kinds(is_stream):
+            self._connected[name][uid] -= 1
+            if not self._connected[name][uid]:
+                del self._connected[name][uid]
 
     def _require_place(self, name: str, uid: UID) -> None:
         maximum: int = getattr(self.limits, name)
@@ -178,6 +176,10 @@ class Limiter:
                     retry_after_ms=BUSY_MS,
                 )
             )
+
+
+def _kinds(is_stream: bool) -> tuple[str, ...]:
+    return ("connections", "streams") if is_stream else ("connections",)
 
 
 def _burst(name: str, burst: int, limits: Limits) -> int:

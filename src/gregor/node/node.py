@@ -10,8 +10,8 @@ What a device misses is read from the store: see gap_repair.py.
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
 from gregor.consumers.broadcaster import Broadcaster, Listener
@@ -244,20 +244,23 @@ class Node:
 
     # Delivering messages
 
-    @asynccontextmanager
-    async def attach(self, uid: UID, listener: Listener) -> AsyncIterator[None]:
-        """While the block runs, the listener receives the user's messages. Read the store inside
-        the block: messages stored between an earlier read and the start of the block are missed."""
+    async def attach(self, uid: UID, listener: Listener) -> None:
+        """From here until `detach`, the listener receives the user's messages. Read the store after
+        that: messages stored between an earlier read and this are missed."""
         self._broadcaster.add(uid, listener)
         try:
             # Every device subscribes, not only the first, because the subscription of the first
             # may not be confirmed yet.
             if self._relay is not None:
                 await self._relay.subscribe(uid)
-            yield
-        finally:
-            if self._broadcaster.remove(uid, listener) and self._relay is not None:
-                self._relay.mark_idle(uid)
+        except BaseException:
+            self.detach(uid, listener)
+            raise
+
+    def detach(self, uid: UID, listener: Listener) -> None:
+        """The listener, which is attached, receives no more."""
+        if self._broadcaster.remove(uid, listener) and self._relay is not None:
+            self._relay.mark_idle(uid)
 
     def device_count(self, uid: UID) -> int:
         """The number of the user's attached devices."""

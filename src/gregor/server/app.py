@@ -15,12 +15,19 @@ from gregor.interfaces import Caller, EraseResult, Rejected
 from gregor.limits import DEFAULT_LIMITS, Limits
 from gregor.node.node import Node
 from gregor.server.auth import Authenticator, OpenAuthenticator
-from gregor.server.composition import Parts, authenticator_of, descriptors_of
+from gregor.server.composition import (
+    Parts,
+    authenticator_of,
+    connection_limits_of,
+    descriptors_of,
+)
 from gregor.server.descriptors import Descriptors
+from gregor.server.entrance import Entrance
 from gregor.server.going_away import draining_on_stop
 from gregor.server.hosts import AllowedHosts
 from gregor.server.loopback import LoopbackOnly
 from gregor.server.metrics import Metrics
+from gregor.server.open_connections import DEFAULT_CONNECTION_LIMITS, ConnectionLimits
 from gregor.server.origins import AllowedOrigins
 from gregor.server.request_metrics import RequestMetrics
 from gregor.server.routes import make_admin_app, make_public_app
@@ -68,6 +75,7 @@ class Server:
         worker_metrics: WorkerMetrics | None = None,
         parts: AbstractAsyncContextManager[object] | None = None,
         descriptors: Descriptors | None = None,
+        connection_limits: ConnectionLimits = DEFAULT_CONNECTION_LIMITS,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
         limits: Limits = DEFAULT_LIMITS,
         allow_origin: Iterable[str] = (),
@@ -88,15 +96,18 @@ class Server:
             timeouts=timeouts,
             descriptors=descriptors,
             limits=limits,
+            connection_limits=connection_limits,
         )
         is_open = isinstance(authenticator, OpenAuthenticator)
         origins = AllowedOrigins(allow_origin, only_local=is_open)
         hosts = AllowedHosts(allow_host)
 
         def guarded(endpoints: Starlette) -> ASGIApp:
-            app: ASGIApp = LoopbackOnly(endpoints, origins, hosts) if is_open else endpoints
-            app = AnswerHeaders(WebPages(app, origins))
-            return RequestMetrics(app, endpoints.routes, self.metrics.answered)
+            loopback = LoopbackOnly(endpoints, origins, hosts)
+            pages = WebPages(loopback if is_open else endpoints, origins)
+            guards = [pages.refusal, loopback.refusal] if is_open else [pages.refusal]
+            requests = RequestMetrics(AnswerHeaders(pages), endpoints.routes, self.metrics.answered)
+            return Entrance(requests, self.service, guards)
 
         self.app = guarded(make_public_app(self.service))
         self.admin = guarded(make_admin_app(self.service))
@@ -126,6 +137,7 @@ class Server:
             worker_metrics=worker_metrics,
             parts=parts.opened(),
             descriptors=descriptors_of(settings),
+            connection_limits=connection_limits_of(settings),
             timeouts=timeouts,
             limits=settings.limits,
             allow_origin=settings.allow_origin,

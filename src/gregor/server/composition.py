@@ -4,6 +4,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 from gregor.config import Auth, Settings
 from gregor.consumers.broadcaster import Broadcaster
@@ -18,9 +19,12 @@ from gregor.node.pruning import Prunable, Pruner, Walks
 from gregor.pubsub.link import Reason
 from gregor.pubsub.remote import RemotePubSub, pubsub_at
 from gregor.server.auth import Authenticator, JWTAuthenticator, OpenAuthenticator
+from gregor.server.client_address import Networks
 from gregor.server.descriptors import FOR_FILES, Descriptors
 from gregor.server.jwt_secret import ADVICE
 from gregor.server.metrics import Metrics, Reading, Readings, counters, gauge, gauges
+from gregor.server.open_connections import ConnectionLimits
+from gregor.server.tls import TLS
 from gregor.shards.shard_map import establish
 from gregor.shards.state_machine import Shard, ShardedStateMachine
 from gregor.stores.sql.database import Database
@@ -285,3 +289,34 @@ def descriptors_of(settings: Settings) -> Descriptors:
     reserved, and one more for that which replaces it."""
     shared = sum(map(is_shared, settings.stores.values()))
     return Descriptors(FOR_FILES + 2 * (settings.store_connections + 1) * shared)
+
+
+def connection_limits_of(settings: Settings) -> ConnectionLimits:
+    """What clients of a server with these settings may do. Raises SetupError if they make no
+    sense."""
+    if settings.proxy_protocol and not settings.trusted_proxy:
+        raise SetupError(
+            "--proxy-protocol needs the addresses of the proxies that speak it: --trusted-proxy",
+            field="trusted_proxy",
+        )
+    return ConnectionLimits(
+        max_connections=settings.max_connections,
+        connections_per_address=settings.connections_per_address,
+        head=settings.head_seconds,
+        body=settings.body_seconds,
+        keep_alive=settings.keep_alive_seconds,
+        trusted=Networks.parse(settings.trusted_proxy),
+        proxy_protocol=settings.proxy_protocol,
+    )
+
+
+def tls_of(settings: Settings) -> TLS | None:
+    """The certificate of a server with these settings, if it has one. Raises SetupError if it
+    cannot be used."""
+    match settings.tls_cert, settings.tls_key:
+        case None, None:
+            return None
+        case Path() as certificate, Path() as key:
+            return TLS(certificate, key)
+        case _:
+            raise SetupError("give --tls-cert and --tls-key, or neither", field="tls_key")

@@ -3,7 +3,6 @@
 import asyncio
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 from gregor.errors import TooSlow
 from gregor.node.conversation import Conversation, DeliveryCounts
@@ -26,16 +25,14 @@ class Connections:
     def __len__(self) -> int:
         return len(self._conversations)
 
-    @contextmanager
-    def serving(self, conversation: Conversation) -> Iterator[None]:
-        """While the block runs, the device counts as connected; if it is too slow, the
-        conversation ends."""
+    def add(self, conversation: Conversation) -> None:
+        """The device counts as connected; if it is too slow, the conversation ends."""
         self._conversations[conversation] = None
-        try:
-            yield
-        finally:
-            del self._conversations[conversation]
-            self._ended_resets += conversation.session.slow_consumer_resets
+
+    def remove(self, conversation: Conversation) -> None:
+        """The conversation has ended."""
+        del self._conversations[conversation]
+        self._ended_resets += conversation.session.slow_consumer_resets
 
     async def end_slow_consumers(self, seconds: float) -> None:
         """Periodically end conversations whose device has accepted no data for this time."""

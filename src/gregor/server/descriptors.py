@@ -10,13 +10,12 @@ import math
 import os
 import sys
 import time
-from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from gregor.errors import SetupError, Unavailable
 from gregor.log_event import LogEvent
 from gregor.server.metrics import Reading, counter
+from gregor.server.refusals import Refusals
 
 try:
     import resource
@@ -28,7 +27,6 @@ log = logging.getLogger("gregor.server")
 FOR_REQUESTS = 32  # for health checks and requests, which are short
 FOR_FILES = 24  # for the files of a store, the pub/sub and the event loop
 OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
-LOG_INTERVAL_SECONDS = 60.0
 MAX_PAUSE_SECONDS = 1.0  # between two counts
 HOW_TO_RAISE = "raise it with `ulimit -n`, or with LimitNOFILE in the unit of systemd"
 
@@ -41,13 +39,17 @@ class Descriptors:
     ) -> None:
         """The `reserved` ones are for the store, the pub/sub and files: connections of clients do
         not get them."""
-        self.refused = 0
-        self._open = 0  # as counted last, and what was accepted since
+        self._refusals = Refusals(
+            "connections refused: file descriptors run out", logging.ERROR, clock
+        )
+        self._open = 0  # as counted last, and what was accepted and closed since
         self._count_at = -math.inf
         self._reserved = reserved
         self._clock = clock
-        self._logged_refused = 0
-        self._logged_at = -math.inf
+
+    @property
+    def refused(self) -> int:
+        return self._refusals.total
 
     @property
     def are_scarce(self) -> bool:
@@ -66,25 +68,21 @@ class Descriptors:
         """Raise Unavailable if the connection of a device, which lasts, would take one of those
         that are for requests."""
         if self.are_scarce:
-            self._count_refusal()
+            self.count_refusal()
             raise Unavailable("this server has no more room for devices; retry with another server")
 
-    def refuses_connection(self) -> bool:
-        """Whether a connection that was just accepted took a reserved one, and is to be closed."""
-        self._open += 1
-        refuses = self._left() < self._reserved
-        if refuses:
-            self._count_refusal()
-        return refuses
+    @property
+    def allow_connection(self) -> bool:
+        """Whether one more connection leaves the reserved ones."""
+        return self._left() > self._reserved
 
-    def on_loop_exception(self, loop: AbstractEventLoop, context: dict[str, Any]) -> None:
-        """The exception handler of an event loop, which counts connections that it could not
-        accept. (asyncio tries again after a second; uvloop closes them without a word.)"""
-        error = context.get("exception")
-        if isinstance(error, OSError) and error.errno in OUT_OF_DESCRIPTORS:
-            self._count_refusal()
-        else:
-            loop.default_exception_handler(context)
+    def opened(self) -> None:
+        """A connection has taken one."""
+        self._open += 1
+
+    def closed(self) -> None:
+        """A connection has given one back."""
+        self._open -= 1
 
     def _left(self) -> int:
         """How many can still be opened. To count them takes long where there are many, so at most
@@ -103,21 +101,9 @@ class Descriptors:
             lambda: self.refused,
         )
 
-    def _count_refusal(self) -> None:
-        """Count it; log the first one, and then how many, once a minute at most."""
-        self.refused += 1
-        now = self._clock()
-        if now - self._logged_at < LOG_INTERVAL_SECONDS:
-            return
-        log.error(
-            LogEvent(
-                "connections refused: file descriptors run out",
-                refused=self.refused - self._logged_refused,
-                limit=limit(),
-                action=HOW_TO_RAISE,
-            )
-        )
-        self._logged_at, self._logged_refused = now, self.refused
+    def count_refusal(self) -> None:
+        """A connection was refused because there are too few."""
+        self._refusals.count(limit=limit(), action=HOW_TO_RAISE)
 
 
 def raise_limit() -> None:

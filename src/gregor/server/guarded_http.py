@@ -1,35 +1,394 @@
-"""uvicorn's HTTP, which keeps the last file descriptors free, and waits for no silent client."""
+"""uvicorn's HTTP, in which a client can neither take much nor hold anything for long.
 
+Each state of a connection has a deadline that is set once, and not again by each byte. A head has a
+limit of bytes and fields, and so has what surrounds a body: the sizes and extensions of its chunks,
+and its trailer. A client that breaks a rule gets a problem document, is counted, and is not worth
+a line in the log. Of a body that nobody has asked for, uvicorn holds 64 KiB and what a read brings.
+"""
+
+import re
 from asyncio import Transport
+from enum import Enum, auto
+from http import HTTPStatus
 from typing import Any
 
-from gregor.server.descriptors import Descriptors
-from gregor.server.http10 import UnchunkedHTTP10
+import httptools
+from starlette.types import Message
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-SCARCE_SECONDS = 5.0  # how long a client may be silent while descriptors are scarce
+from gregor.errors import GregorError, Malformed, TooLarge, TooSlow
+from gregor.server.client_address import forwarded_host
+from gregor.server.deadlines import Deadlines
+from gregor.server.open_connections import ClientConnection, OpenConnections
+from gregor.server.peer_errors import PeerError, PeerErrors, Throttled
+from gregor.server.problems import problem
+from gregor.server.upgrades import UpgradingHTTP
+
+HEAD_BYTES = 32 * 1024
+HEAD_FIELDS = 100
+PIPELINED = 32  # requests that wait for the answer to the one before
+PIECE = 8 * 1024  # bytes that are parsed before the limits are looked at
+BYTES_PER_SECOND = 16 * 1024  # the slowest line on which a body may come
+DROPPED_BODY = 16 * 1024 * 1024  # bytes after the last answer, of which none is kept
+DROPPED_HEAD = 64 * 1024
+
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]{0,5})?")
 
 
-class GuardedHTTP(UnchunkedHTTP10):
-    """One connection. It is refused if it took a reserved descriptor, and closed if it sends
-    nothing for as long as an idle one. While descriptors are scarce, it serves one request."""
+class HeadTooLarge(TooLarge):
+    """A head has more bytes or fields than a server reads. Send less."""
 
-    def __init__(self, descriptors: Descriptors, *args: Any, **options: Any) -> None:
+    status = 431
+
+
+class RequestPhase(Enum):
+    """What a connection waits for."""
+
+    IDLE = auto()  # the first byte of a request
+    HEAD = auto()  # the rest of a head
+    BODY = auto()  # the rest of a body
+    ANSWER = auto()  # the application
+    LAST = auto()  # the same, after a request that is the last one; what follows it is dropped
+    END = auto()  # the client, to take the last answer; all that it sends is dropped
+    HANDED_OVER = auto()  # nothing: it is a WebSocket now
+
+
+AFTER_THE_LAST = frozenset({RequestPhase.LAST, RequestPhase.END, RequestPhase.HANDED_OVER})
+
+
+class ClientAccount:
+    """The client of a WebSocket, whose connection counts until it ends, as its violations do."""
+
+    __slots__ = ("_connection", "_connections", "_errors")
+
+    def __init__(
+        self, connection: ClientConnection, connections: OpenConnections, errors: PeerErrors
+    ) -> None:
+        self._connection = connection
+        self._connections = connections
+        self._errors = errors
+
+    def violated(self) -> None:
+        self._errors.count(PeerError.WEBSOCKET, self._connection.host)
+
+    def left(self) -> None:
+        self._connections.discard(self._connection)
+
+
+class GuardedHTTP(UpgradingHTTP):
+    """One connection."""
+
+    def __init__(
+        self,
+        connections: OpenConnections,
+        errors: PeerErrors,
+        deadlines: Deadlines,
+        *args: Any,
+        connection: ClientConnection,
+        **options: Any,
+    ) -> None:
         super().__init__(*args, **options)
-        self._descriptors = descriptors
-        self._serves_one_request = False
+        self._connection = connection
+        self._connections = connections
+        self._limits = connections.limits
+        self._errors = errors
+        self._deadline = deadlines.deadline(self._on_deadline)
+        self._write_deadline = deadlines.deadline(self._on_write_deadline)
+        self._phase = RequestPhase.IDLE
+        self._answering: RequestResponseCycle | None = None
+        self._body_bytes = 0  # of this request
+        self._other_bytes = 0  # the head, and what surrounds the body
+        self._fields = 0
+        self._droppable = DROPPED_HEAD  # bytes that may come after the last request
+        self._body_seconds = 0.0  # that the body may take, besides what a slow line takes
+        self._body_began = 0.0
+
+    # The connection
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if self._descriptors.refuses_connection():
-            transport.abort()
+        self._connection.abort = transport.abort
+        self.client = (self._connection.host, self._connection.port)
+        self._deadline.set(self._limits.head)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._enter(RequestPhase.END)
+        self._write_deadline.cancel()
+        self._connections.discard(self._connection)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._phase in AFTER_THE_LAST:
+            self._drop(data)
             return
-        self._serves_one_request = self._descriptors.are_scarce
-        seconds = SCARCE_SECONDS if self._serves_one_request else self.timeout_keep_alive
-        self.timeout_keep_alive_task = self.loop.call_later(
-            seconds, self.timeout_keep_alive_handler
-        )
+        if self._phase is RequestPhase.IDLE:
+            self._begin_head()
+        phase = self._phase
+        for start in range(0, len(data), PIECE):
+            self._parse(data[start : start + PIECE])
+            if self._phase in AFTER_THE_LAST:
+                return
+        if self._phase is RequestPhase.BODY and phase is not RequestPhase.BODY:
+            _close_if_unread(self.cycle)
+
+    def _drop(self, data: bytes) -> None:
+        self._droppable -= len(data)
+        if self._droppable < 0:
+            self.transport.abort()
+
+    def _parse(self, data: bytes) -> None:
+        self._other_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._upgrade()
+        except httptools.HttpParserError as error:
+            self._refuse(_reason(error))
+        else:
+            if self._other_bytes > HEAD_BYTES + self._body_bytes:
+                self._refuse(HeadTooLarge(f"a head has at most {HEAD_BYTES} bytes"))
+
+    def _upgrade(self) -> None:
+        """The request asks for another protocol. WebSocket is the only one: others are answered as
+        if they were not asked for, and nothing is read after them."""
+        if self._should_upgrade():
+            self._enter(RequestPhase.HANDED_OVER)
+            self.handle_websocket_upgrade()
+        else:
+            self._enter(RequestPhase.LAST)
+            self.cycle.keep_alive = False
+
+    def handle_websocket_upgrade(self) -> None:
+        """Of this protocol nothing is left when the connection is a WebSocket."""
+        self._write_deadline.cancel()
+        super().handle_websocket_upgrade()
+        if self.transport.get_protocol() is self:  # it was refused
+            self._errors.count(PeerError.WEBSOCKET, self._connection.host)
+            self._close()
+        else:
+            del self._deadline, self._write_deadline  # which refer to this protocol
+
+    def account(self) -> ClientAccount:
+        return ClientAccount(self._connection, self._connections, self._errors)
+
+    # The phases
+
+    def _enter(self, phase: RequestPhase) -> None:
+        self._phase = phase
+        self._deadline.cancel()
+
+    def _begin_head(self) -> None:
+        """The first byte of a request is here. For the first request of a connection the time runs
+        since it was accepted."""
+        self._phase = RequestPhase.HEAD
+        if self.cycle is not None:
+            self._deadline.set(self._limits.head)
+
+    def _on_deadline(self) -> None:
+        match self._phase:
+            case RequestPhase.IDLE:
+                self._close()
+            case RequestPhase.HEAD:
+                self._refuse(TooSlow("the head of the request did not come in time"))
+            case RequestPhase.BODY:
+                self._check_body()
+            case _:
+                self.transport.abort()
+
+    def _check_body(self) -> None:
+        """Go on waiting for the body if it has come as fast as a slow line allows."""
+        if self.flow.read_paused:  # the application has not asked for more
+            self._body_seconds += self._limits.body
+        allowed = self._body_seconds + self._body_bytes / BYTES_PER_SECOND
+        left = self._body_began + allowed - self.loop.time()
+        if left > 0:
+            self._deadline.set(left)
+        else:
+            self._refuse(TooSlow("the body of the request did not come in time"))
+
+    def _close(self) -> None:
+        """Close the connection, once the client has taken what is written, or after a while."""
+        self._enter(RequestPhase.END)
+        self._deadline.set(self._limits.linger)
+        self.transport.close()
+
+    def _linger(self) -> None:
+        """Close the connection, of which the client may still be writing a body that nobody wants.
+        If it were closed at once, the client would be told so, and drop the answer."""
+        if self._phase is RequestPhase.BODY:
+            self._droppable = DROPPED_BODY
+        self._enter(RequestPhase.END)
+        if self.transport.is_closing():
+            return
+        self._deadline.set(self._limits.linger)
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    # Writing
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._write_deadline.set(self._limits.write)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._write_deadline.cancel()
+
+    def _on_write_deadline(self) -> None:
+        self.transport.abort()
+
+    # Requests
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._body_bytes = self._other_bytes = self._fields = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._fields += 1
+        if self._fields > HEAD_FIELDS:
+            raise HeadTooLarge(f"a head has at most {HEAD_FIELDS} fields")
+        if self._phase is not RequestPhase.BODY:  # a trailer is counted, and dropped
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        self._check_head()
+        self._forward()
+        if len(self.pipeline) >= PIPELINED:
+            raise Malformed(f"at most {PIPELINED} requests may wait for an answer")
         super().on_headers_complete()
-        if self._serves_one_request and self.cycle is not None:
-            self.cycle.keep_alive = False
+        if self.cycle is not None:
+            self.cycle.transport = LastAnswer(self, self.transport)  # type: ignore[assignment]
+        self._enter(RequestPhase.BODY)
+        self._body_began, self._body_seconds = self.loop.time(), self._limits.body
+        self._deadline.set(self._body_seconds)
+        self._connections.become_busy(self._connection)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _check_head(self) -> None:
+        """Raise a GregorError unless the head has few enough bytes, and names one host."""
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > HEAD_BYTES:
+            raise HeadTooLarge(f"a head has at most {HEAD_BYTES} bytes")
+        hosts = [value for name, value in self.headers if name == b"host"]
+        expected = (1,) if self.parser.get_http_version() == "1.1" else (0, 1)
+        if len(hosts) not in expected or not all(map(_HOST.fullmatch, hosts)):
+            raise Malformed("a request needs one valid `Host`", field="host")
+
+    def _forward(self) -> None:
+        """Take the client's address from a trusted proxy. Raises Throttled if it may not have this
+        request."""
+        connection = self._connection
+        if connection.peer in self._limits.trusted:
+            host = forwarded_host(self.headers, self._limits.trusted)
+            if host is not None:
+                self._connections.move(connection, host)
+                self.client = self.scope["client"] = (host, 0)
+        if self._errors.throttles(connection.host) or self._connections.exceeds(connection):
+            self._connections.move(connection, connection.peer)  # it ends, and counts no more
+            raise Throttled("too many errors, or connections, from this address; retry later")
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        self._other_bytes -= len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._enter(RequestPhase.ANSWER)
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        if self.transport.is_closing() or self._phase is RequestPhase.END:
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._phase is RequestPhase.ANSWER:
+            self._enter(RequestPhase.IDLE)
+            self._deadline.set(self._limits.keep_alive)
+            self._connections.become_idle(self._connection)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more is written."""
+        return self._phase is RequestPhase.END
+
+    def end(self) -> None:
+        """The last answer is written."""
+        if self._phase is RequestPhase.BODY:
+            self._linger()
+        else:
+            self._close()
+
+    # Refusals
+
+    def _refuse(self, error: GregorError) -> None:
+        """Answer with the error, unless an answer has begun, or one to an earlier request is still
+        to come. Then end the connection."""
+        if not isinstance(error, Throttled):
+            self._errors.count(_kind(error, self._phase), self._connection.host)
+        cycle = self._answering
+        is_current = cycle is self.cycle and self._phase is RequestPhase.BODY
+        if cycle is None or cycle.response_complete or (is_current and not cycle.response_started):
+            self.transport.write(_as_bytes(error))
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self._linger()
+
+
+class LastAnswer:
+    """The transport, to which a request's answer is written. If it is the last one, it is not
+    closed before the client has had time to take it."""
+
+    __slots__ = ("_protocol", "_transport")
+
+    def __init__(self, protocol: GuardedHTTP, transport: Transport) -> None:
+        self._protocol = protocol
+        self._transport = transport
+
+    def write(self, data: bytes) -> None:
+        if not self.is_closing():
+            self._transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._protocol.has_ended or self._transport.is_closing()
+
+    def close(self) -> None:
+        self._protocol.end()
+
+
+def _close_if_unread(cycle: RequestResponseCycle) -> None:
+    """If the request is answered before its body has been read, say that it is the last one."""
+    send = cycle.send
+
+    async def send_and_close(message: Message) -> None:
+        if message["type"] == "http.response.start" and cycle.more_body:
+            cycle.keep_alive = False
+        await send(message)  # type: ignore[arg-type]
+
+    cycle.send = send_and_close  # type: ignore[method-assign, assignment]
+
+
+def _reason(error: httptools.HttpParserError) -> GregorError:
+    """Why the parser has stopped: the error of a callback, or a rule of HTTP."""
+    cause = error.__context__
+    return cause if isinstance(cause, GregorError) else Malformed("not an HTTP request")
+
+
+def _kind(error: GregorError, phase: RequestPhase) -> PeerError:
+    if phase is RequestPhase.BODY:
+        return PeerError.BODY
+    return PeerError.HEAD if isinstance(error, HeadTooLarge | TooSlow) else PeerError.PROTOCOL
+
+
+def _as_bytes(error: GregorError) -> bytes:
+    """The answer of a connection that ends with it."""
+    answer = problem(error)
+    head = [b"HTTP/1.1 %d %b" % (answer.status_code, HTTPStatus(error.status).phrase.encode())]
+    head += [b"%b: %b" % header for header in (*answer.raw_headers, (b"connection", b"close"))]
+    return b"\r\n".join([*head, b"", bytes(answer.body)])

@@ -339,7 +339,7 @@ async def get_events(service: Service, request: Request, identity: Identity) -> 
     device_id = _device(request) or f"events-{new_msg_id()}"
     if service.draining:
         return only_event(GoAway(TRY_ANOTHER_AFTER_MS))
-    service.descriptors.require_one_for_device()
+    service.open_connections.require_room_for_device()
     take(service, identity, syncs_per_second=1)
     issued_at = identity.issued_at if identity.role is Role.DEVICE else HOLDS_FOREVER
     admission = Admission(uid, identity.accepted_until, issued_at)
@@ -555,12 +555,18 @@ def _time(request: Request, name: str) -> TimeOrOffset | None:
     return query_time(name, request.query_params.get(name))
 
 
+_TOO_LARGE = f"a request has at most {MAX_REQUEST} bytes; send several requests"
+
+
 async def _body(request: Request) -> bytes:
+    length = request.headers.get("content-length", "0")
+    if length.isascii() and length.isdigit() and int(length) > MAX_REQUEST:
+        raise TooLarge(_TOO_LARGE)  # before a byte of it is read
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_REQUEST:
-            raise TooLarge(f"a request has at most {MAX_REQUEST} bytes; send several requests")
+            raise TooLarge(_TOO_LARGE)
     return bytes(body)
 
 

@@ -1,6 +1,7 @@
 """The guard of a server without authentication: only this machine may use it."""
 
 from collections.abc import Sequence
+from functools import partial
 from ipaddress import ip_address
 from typing import Any
 
@@ -29,16 +30,17 @@ class LoopbackOnly:
         self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (self.refusal(scope) or self._app)(scope, receive, send)
+
+    def refusal(self, scope: Scope) -> ASGIApp | None:
+        """The answer to a request that is rejected; None if it is not."""
         try:
             if scope["type"] != "lifespan":
                 self._check(scope.get("server"), Headers(scope=scope))
         except Forbidden as error:
-            if scope["type"] == "websocket":
-                await refuse_websocket(error, receive, send)
-            else:
-                await problem(error)(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
+            is_socket = scope["type"] == "websocket"
+            return partial(refuse_websocket, error) if is_socket else problem(error)
+        return None
 
     def _check(self, server: Sequence[Any] | None, headers: Headers) -> None:
         if not _is_loopback_server(server):

@@ -9,24 +9,27 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from gregor.clock import now
-from gregor.config import KEEP_ALIVE_SECONDS, Settings
+from gregor.config import Settings
 from gregor.core.instant import Time
 from gregor.errors import SetupError
 from gregor.log_event import LogEvent
-from gregor.protocol.frames import MAX_FRAME
+from gregor.server.acceptor import Acceptor
 from gregor.server.app import Server
-from gregor.server.composition import warn_of_short_history
-from gregor.server.descriptors import Descriptors, raise_limit
+from gregor.server.composition import tls_of, warn_of_short_history
+from gregor.server.deadlines import Deadlines
+from gregor.server.descriptors import raise_limit
 from gregor.server.guarded_http import GuardedHTTP
+from gregor.server.open_connections import ClientConnection, OpenConnections
+from gregor.server.peer_errors import PeerErrors
 from gregor.server.service import WRITE_TIMEOUT_SECONDS
-from gregor.server.socket import DirectWebSocket
+from gregor.server.socket import DirectWebSocket, WebSockets
+from gregor.server.tls import TLS
 from gregor.urls import redacted
 
 log = logging.getLogger("gregor.server")
@@ -37,10 +40,14 @@ async def serve(settings: Settings, clock: Callable[[], Time] = now) -> None:
     send the devices away, and return. Raises SetupError if the server cannot start, and any error
     that ends it early."""
     raise_limit()
+    tls = tls_of(settings)
     with listen(*settings.address) as listener, listening_for_admin(settings) as admin:
         async with Server.from_settings(settings, clock) as server:
-            process = Process(server, settings.keep_alive_seconds, app_of(server, settings))
-            with on_stop_signals(process.request_stop):
+            process = Process(server, app_of(server, settings), tls)
+            with (
+                on_stop_signals(process.request_stop),
+                on_reload_signal(None if tls is None else tls.reload),
+            ):
                 announce(listener, admin, settings)
                 await process.serve_on(listener, admin)
     log.info(LogEvent("stopped"))
@@ -56,7 +63,7 @@ def announce(listener: socket.socket, admin: socket.socket | None, settings: Set
     log.info(
         LogEvent(
             "serving",
-            url=_url_of(listener),
+            url=_url_of(listener, "http" if settings.tls_cert is None else "https"),
             **({} if admin is None else {"admin": _url_of(admin)}),
             store=", ".join(map(redacted, settings.stores.values())),
         )
@@ -64,9 +71,9 @@ def announce(listener: socket.socket, admin: socket.socket | None, settings: Set
     warn_of_short_history(settings)
 
 
-def _url_of(listener: socket.socket) -> str:
+def _url_of(listener: socket.socket, scheme: str = "http") -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _tune_garbage_collector() -> None:
@@ -87,20 +94,15 @@ def _shorten_switch_interval() -> None:
 
 def config(
     app: ASGIApp,
-    ws: type[WebSocketsSansIOProtocol] | Literal["websockets-sansio"] = DirectWebSocket,
-    *,
-    keep_alive_seconds: int = KEEP_ALIVE_SECONDS,
-    descriptors: Descriptors | None = None,
+    websockets: WebSockets | None = None,
 ) -> uvicorn.Config:
-    """The configuration of uvicorn. Messages are small and frequent, so they are not compressed."""
+    """The configuration of uvicorn."""
     return uvicorn.Config(
         app,
         lifespan="off",
-        http=partial(GuardedHTTP, descriptors or Descriptors()),  # type: ignore[arg-type]
-        timeout_keep_alive=keep_alive_seconds,
-        ws=ws,
-        ws_max_size=MAX_FRAME,
-        ws_per_message_deflate=False,
+        http=GuardedHTTP,
+        proxy_headers=False,  # GuardedHTTP believes those of trusted proxies
+        ws=partial(DirectWebSocket, websockets or WebSockets()),  # type: ignore[arg-type]
         log_config=None,
         log_level="warning",
         access_log=False,
@@ -120,6 +122,20 @@ def on_stop_signals(request_stop: Callable[[], None]) -> Iterator[None]:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+@contextmanager
+def on_reload_signal(reload: Callable[[], None] | None) -> Iterator[None]:
+    """While the block runs, SIGHUP calls `reload`, if there is something to reload."""
+    if reload is None:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
 
 
 def listen(host: str, port: int, option: str = "--listen") -> socket.socket:
@@ -165,32 +181,67 @@ def listening_for_admin(settings: Settings) -> Iterator[socket.socket | None]:
         yield listener
 
 
-class _Uvicorn(uvicorn.Server):
-    """uvicorn without its signal handling: `on_stop_signals` replaces it."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-class Process(_Uvicorn):
-    """uvicorn around an open Server, and another one around its admin app. It stops after the
-    server has sent its devices away."""
+class GuardedServer(uvicorn.Server):
+    """uvicorn that accepts connections as an Acceptor does, and serves each with GuardedHTTP."""
 
     def __init__(
         self,
-        server: Server,
-        keep_alive_seconds: int = KEEP_ALIVE_SECONDS,
-        app: ASGIApp | None = None,
+        config: uvicorn.Config,
+        connections: OpenConnections,
+        errors: PeerErrors,
+        tls: TLS | None = None,
     ) -> None:
+        super().__init__(config)
+        self._connections = connections
+        self._errors = errors
+        self._tls = tls
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Override uvicorn's signal handling: `on_stop_signals` replaces it."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        deadlines = Deadlines(asyncio.get_running_loop())
+
+        def new_protocol(connection: ClientConnection) -> asyncio.Protocol:
+            return GuardedHTTP(
+                self._connections,
+                self._errors,
+                deadlines,
+                config=self.config,
+                server_state=self.server_state,
+                app_state={},
+                connection=connection,
+            )
+
+        await self.lifespan.startup()
+        acceptors = [
+            Acceptor(sock, new_protocol, self._connections, self._errors, deadlines, self._tls)
+            for sock in sockets or ()
+        ]
+        self.servers: list[Any] = acceptors
+        for acceptor in acceptors:
+            acceptor.start()
+        self.started = True
+
+
+class Process(GuardedServer):
+    """uvicorn around an open Server, and another one around its admin app. It stops after the
+    server has sent its devices away."""
+
+    def __init__(self, server: Server, app: ASGIApp | None = None, tls: TLS | None = None) -> None:
         """The `app` answers in place of `server.app`."""
-        configured = partial(
-            config,
-            keep_alive_seconds=keep_alive_seconds,
-            descriptors=server.service.descriptors,
+        service = server.service
+        configured = config(app or server.app, service.websockets)
+        super().__init__(configured, service.open_connections, service.peer_errors, tls)
+        if tls is not None:
+            server.metrics.readings += tls.readings()
+        self._admin = GuardedServer(
+            config(server.admin, service.websockets),
+            service.open_connections.of_operators(),
+            service.peer_errors,
         )
-        super().__init__(configured(app or server.app))
-        self._admin = _Uvicorn(configured(server.admin))
         self._server = server
         self._stop_requested = asyncio.Event()
 
@@ -203,16 +254,17 @@ class Process(_Uvicorn):
         """Serve, and the admin app on a socket of its own, until a requested stop is complete."""
         _tune_garbage_collector()
         _shorten_switch_interval()
-        descriptors = self._server.service.descriptors
-        descriptors.check()
-        asyncio.get_running_loop().set_exception_handler(descriptors.on_loop_exception)
+        self._server.service.descriptors.check()
         async with asyncio.TaskGroup() as tasks:
-            drain = tasks.create_task(self._drain_on_request())
+            background = [tasks.create_task(self._drain_on_request())]
+            if self._tls is not None:
+                background.append(tasks.create_task(self._tls.check_periodically()))
             if admin is not None:
                 tasks.create_task(self._admin.serve([admin]))
             await self.serve([listener])
             self._admin.should_exit, self._admin.force_exit = True, self.force_exit
-            drain.cancel()
+            for task in background:
+                task.cancel()
 
     async def _drain_on_request(self) -> None:
         await self._stop_requested.wait()

@@ -10,7 +10,7 @@ from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
 
 from gregor.core.message import UID
@@ -18,7 +18,6 @@ from gregor.server import exports, http
 from gregor.server.openapi import describe
 from gregor.server.service import Service
 from gregor.server.sse import refusal
-from gregor.server.websocket import WebSocketEndpoint
 from gregor.server.welcome import get_welcome
 
 
@@ -48,7 +47,6 @@ def _api(service: Service) -> list[BaseRoute]:
     private = partial(http.authenticated_endpoint, service)
     public = partial(http.public_endpoint, service)
     return [
-        WebSocketRoute("/v1/connect", WebSocketEndpoint(service)),
         Route("/v1/messages", private(http.post_messages), methods=["POST"]),
         _UserRoute(user, private(http.delete_user), methods=["DELETE"]),
         Route("/v1/limits", private(http.get_limits), methods=["GET"]),

@@ -8,7 +8,13 @@ from typing import Any, NamedTuple, Self
 
 from gregor.core.instant import Time
 from gregor.core.message import UID, Message
-from gregor.errors import Forbidden, GregorError, Unavailable
+from gregor.errors import (
+    Forbidden,
+    GregorError,
+    NotYetValid,
+    Unauthenticated,
+    Unavailable,
+)
 from gregor.interfaces import Caller, EraseResult, Outcome, Rejected
 from gregor.limits import DEFAULT_LIMITS, Limits
 from gregor.log_event import LogEvent
@@ -23,7 +29,14 @@ from gregor.server.auth import Authenticator, Identity, Role
 from gregor.server.connections import Connections
 from gregor.server.descriptors import Descriptors
 from gregor.server.metrics import Metrics, Reading, counter, gauge
+from gregor.server.open_connections import (
+    DEFAULT_CONNECTION_LIMITS,
+    ConnectionLimits,
+    OpenConnections,
+)
+from gregor.server.peer_errors import CLIENT_HOST, PeerError, PeerErrors
 from gregor.server.readiness import Readiness
+from gregor.server.socket import WebSockets
 from gregor.server.worker_metrics import WorkerMetrics
 
 log = logging.getLogger("gregor.server")
@@ -57,6 +70,7 @@ class Service:
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
         descriptors: Descriptors | None = None,
         limits: Limits = DEFAULT_LIMITS,
+        connection_limits: ConnectionLimits = DEFAULT_CONNECTION_LIMITS,
     ) -> None:
         self.node = node
         self.limiter = Limiter(
@@ -67,10 +81,16 @@ class Service:
         self.readiness = Readiness(node)
         self.connections = Connections()
         self.descriptors = descriptors or Descriptors()
+        self.open_connections = OpenConnections(connection_limits, self.descriptors)
+        self.peer_errors = PeerErrors(connection_limits.trusted)
+        self.websockets = WebSockets()
         metrics.readings += [
             *self._readings(),
             *self.connections.readings(),
             *self.descriptors.readings(),
+            *self.open_connections.readings(),
+            *self.peer_errors.readings(),
+            *self.websockets.readings(),
         ]
         self._authenticator = authenticator
         self._worker_metrics = worker_metrics
@@ -103,6 +123,11 @@ class Service:
         try:
             async with asyncio.timeout(limit if seconds is None else min(limit, seconds)):
                 return (await self._authenticator.identify(token)).validated()
+        except NotYetValid:
+            raise
+        except Unauthenticated:
+            self.peer_errors.count(PeerError.AUTHENTICATION, CLIENT_HOST.get())
+            raise
         except GregorError:
             raise
         except TimeoutError:
@@ -126,13 +151,16 @@ class Service:
         """Raise Unavailable if no device may connect now, but may to another server."""
         if self.draining:
             raise Unavailable("this server is stopping; retry with another server")
-        self.descriptors.require_one_for_device()
+        self.open_connections.require_room_for_device()
 
     async def serve(self, channel: Channel, resumption: Resumption | None = None) -> None:
         """Run a conversation over the channel until it ends."""
         conversation = Conversation(self, channel)
-        with self.connections.serving(conversation):
+        self.connections.add(conversation)
+        try:
             await conversation.run(resumption)
+        finally:
+            self.connections.remove(conversation)
 
     # What a conversation needs of its server
 

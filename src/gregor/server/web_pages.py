@@ -1,5 +1,7 @@
 """What a server says to browsers: which pages may use it, and that no answer is to be kept."""
 
+from functools import partial
+
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,7 +20,7 @@ PREFLIGHT_SECONDS = 7200  # for so long a browser need not ask again; none remem
 class WebPages:
     """An app around another one, for web pages of other origins. Those that are allowed may read
     its answers; this is what CORS is for. It has no say over WebSockets, so one of a page that is
-    not allowed is refused here."""
+    not allowed has a refusal, which the entrance asks for."""
 
     def __init__(self, app: ASGIApp, origins: AllowedOrigins) -> None:
         self._origins = origins
@@ -33,13 +35,15 @@ class WebPages:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":
-            try:
-                self._origins.require(Headers(scope=scope))
-            except Forbidden as error:
-                await refuse_websocket(error, receive, send)
-                return
         await self._app(scope, receive, send)
+
+    def refusal(self, scope: Scope) -> ASGIApp | None:
+        """The answer to a WebSocket of a page that is not allowed; None if it is."""
+        try:
+            self._origins.require(Headers(scope=scope))
+        except Forbidden as error:
+            return partial(refuse_websocket, error)
+        return None
 
 
 class AnswerHeaders:

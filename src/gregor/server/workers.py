@@ -29,6 +29,7 @@ from gregor.errors import SetupError
 from gregor.log_event import LogEvent
 from gregor.pubsub.server_url import URL_FORMS
 from gregor.server.app import Server
+from gregor.server.composition import tls_of
 from gregor.server.descriptors import raise_limit
 from gregor.server.process import (
     Process,
@@ -36,6 +37,7 @@ from gregor.server.process import (
     app_of,
     listen,
     listening_for_admin,
+    on_reload_signal,
     on_stop_signals,
 )
 from gregor.server.worker_metrics import WorkerMetrics
@@ -70,10 +72,7 @@ class WorkerConfig(Struct, frozen=True):
         folder: str,
         settings: Settings,
     ) -> Self:
-        plain = {
-            name: value.get_secret_value() if isinstance(value, SecretStr) else value
-            for name, value in settings
-        }
+        plain = {name: _plain(value) for name, value in settings}
         descriptors = listener.fileno(), None if admin is None else admin.fileno()
         return cls(number, *descriptors, folder, {**plain, "migrate": False})
 
@@ -91,12 +90,23 @@ class WorkerConfig(Struct, frozen=True):
             raise SetupError("workers are started by `gregor serve --workers N`") from error
 
 
+def _plain(value: Any) -> Any:
+    match value:
+        case SecretStr():
+            return value.get_secret_value()
+        case Path():
+            return str(value)
+        case _:
+            return value
+
+
 # A worker
 
 
 async def work(config: WorkerConfig) -> None:
     """Serve with this configuration until SIGTERM, or until the supervisor ends."""
     settings = Settings(**config.settings)
+    tls = tls_of(settings)
     worker_metrics = WorkerMetrics(Path(config.folder), config.number, settings.workers)
     with ExitStack() as sockets:
         listener, *admin = [
@@ -104,8 +114,11 @@ async def work(config: WorkerConfig) -> None:
             for descriptor in config.descriptors
         ]
         async with Server.from_settings(settings, worker_metrics=worker_metrics) as server:
-            process = Process(server, settings.keep_alive_seconds, app_of(server, settings))
-            with on_stop_signals(process.request_stop):
+            process = Process(server, app_of(server, settings), tls)
+            with (
+                on_stop_signals(process.request_stop),
+                on_reload_signal(None if tls is None else tls.reload),
+            ):
                 _stop_with_supervisor()
                 log.info(LogEvent("working"))
                 await process.serve_on(listener, *admin)
@@ -130,6 +143,7 @@ async def supervise(settings: Settings, command: Sequence[str]) -> None:
     then stop them gracefully, and return. A worker that ends before is restarted. Raises SetupError
     if the settings do not allow workers, or if the store or the pub/sub cannot be used."""
     check(settings)
+    tls = tls_of(settings)
     raise_limit()  # workers inherit it
     with (
         listen(*settings.address) as listener,
@@ -142,7 +156,10 @@ async def supervise(settings: Settings, command: Sequence[str]) -> None:
         stop_seconds = settings.lame_duck + 2 * settings.drain_seconds + STOP_TIMEOUT_SECONDS
         listeners = [listener, *([] if admin is None else [admin])]
         supervisor = Supervisor(command, listeners, stop_seconds)
-        with on_stop_signals(supervisor.request_stop):
+        with (
+            on_stop_signals(supervisor.request_stop),
+            on_reload_signal(None if tls is None else supervisor.reload),
+        ):
             announce(listener, admin, settings)
             numbers = range(1, settings.workers + 1)
             await supervisor.run(
@@ -207,6 +224,10 @@ class Supervisor:
         if self._stop_requested.is_set():
             self._signal_workers(signal.SIGKILL)
         self._stop_requested.set()
+
+    def reload(self) -> None:
+        """Have the workers read the certificate again."""
+        self._signal_workers(signal.SIGHUP)
 
     async def run(self, workers: Sequence[WorkerConfig]) -> None:
         """Run the workers until a stop is requested and all of them have ended."""
