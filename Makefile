@@ -13,7 +13,7 @@ ROUNDS ?= 1
 HUNT_ROUNDS ?= 200
 SHARDS ?= 1
 
-.PHONY: help demo fleet test environments check bench bench-browser simulate faults hunt-js vectors lock clean
+.PHONY: help demo fleet test environments check bench bench-browser bench-fairness simulate faults hunt-js vectors lock clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -58,6 +58,9 @@ bench: $(READY)  ## Benchmarks, each beside a baseline from the same run
 bench-browser: $(PEERS_READY)  ## The client in Chromium, beside TinyBase and Centrifuge
 	@$(BIN)/python -m tests.javascript.node npm run check --silent --prefix ../bench/browser
 	@$(BIN)/python -m bench browser
+
+bench-fairness: $(READY)  ## An ack beside each kind of abuser, and alone
+	@$(BIN)/python -m bench fairness
 
 simulate: $(READY)  ## Simulations with random seeds; SEEDS=100000
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS)

@@ -8,7 +8,7 @@ are recognised by their first bytes, and their messages are counted, not decoded
 import asyncio
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -39,7 +39,7 @@ class LoadConnection(asyncio.Protocol):
         self._transport: Any = None
 
     @classmethod
-    async def open(cls, address: Address, path: str, on_text: OnText) -> "LoadConnection":
+    async def open(cls, address: Address, path: str, on_text: OnText) -> Self:
         loop = asyncio.get_running_loop()
         _, self = await loop.create_connection(
             lambda: cls(path, f"{address.host}:{address.port}", on_text), *address
@@ -133,13 +133,16 @@ class LoadDevice:
         self._connection: LoadConnection
 
     @classmethod
-    async def connect(cls, address: Address, uid: str, device_id: str) -> "LoadDevice":
-        """Connect a device, send its hello, and wait for its first sync."""
+    async def connect(
+        cls, address: Address, uid: str, device_id: str, token: str | None = None
+    ) -> "LoadDevice":
+        """Connect a device, send its hello, and wait for its first sync. With `--auth open`, its
+        token is its uid."""
         self = cls(uid, device_id)
         self._connection = await LoadConnection.open(address, "/v1/connect", self._receive)
         synced = self._next_sync()
-        hello = {"type": "hello", "token": uid, "device_id": device_id, "protocol": PROTOCOL}
-        self._connection.send(text_frame(msgspec.json.encode(hello)))
+        hello = {"token": token or uid, "device_id": device_id, "protocol": PROTOCOL}
+        self._connection.send(text_frame(msgspec.json.encode({"type": "hello", **hello})))
         await synced
         return self
 
