@@ -116,8 +116,9 @@ def text_frame(payload: bytes) -> bytes:
 
 
 class LoadDevice:
-    """A connected device that counts the messages it receives. `on_ack` is called with each ack,
-    `on_update` after each frame that moves the cursor, `on_sync` after each complete sync."""
+    """A connected device that counts the messages it receives. `on_ack` is called with each ack or
+    error, `on_update` after each frame that moves the cursor, `on_sync` after each complete
+    sync."""
 
     def __init__(self, uid: str, device_id: str) -> None:
         self.uid = uid
@@ -153,7 +154,7 @@ class LoadDevice:
         """Send messages and wait for their ack; the ctime of the last one. Raises BenchFailed if
         one was not stored."""
         acknowledged: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self.on_ack = lambda _, ack: acknowledged.set_result(ack)
+        self.on_ack = lambda _, ack: acknowledged.done() or acknowledged.set_result(ack)
         self.send(consume_frame(n, messages))
         return all_stored(await acknowledged, len(messages))
 
@@ -177,7 +178,7 @@ class LoadDevice:
             self.frame_bytes = len(text)
             self.cursor = int(text[text.rfind(b'"cursor":') + 9 : -1])
             self.on_update(self)
-        elif text.startswith(b'{"type":"ack"'):
+        elif text.startswith((b'{"type":"ack"', b'{"type":"error"')):
             self.on_ack(self, text)
         elif text.startswith(b'{"type":"sync"'):
             self._receive_sync(text)
