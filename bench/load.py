@@ -154,7 +154,12 @@ class LoadDevice:
         """Send messages and wait for their ack; the ctime of the last one. Raises BenchFailed if
         one was not stored."""
         acknowledged: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self.on_ack = lambda _, ack: acknowledged.done() or acknowledged.set_result(ack)
+
+        def acknowledge(_: "LoadDevice", ack: bytes) -> None:
+            if not acknowledged.done():
+                acknowledged.set_result(ack)
+
+        self.on_ack = acknowledge
         self.send(consume_frame(n, messages))
         return all_stored(await acknowledged, len(messages))
 

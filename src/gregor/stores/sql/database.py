@@ -73,13 +73,14 @@ class Database(Protocol):
     async def __aenter__(self) -> Self: ...
     async def __aexit__(self, *exc_info: Any) -> None: ...
 
-    async def write(self, work: Work[T]) -> T:
+    async def write(self, work: Work[T], seconds: float | None = None) -> T:
         """Run the work in one transaction, which is durable when this returns.
 
         The work may run again from its beginning if the database has rolled it back. Raises
-        UniqueViolation, StorageUnavailable if the database does not answer, and CommitUnknown if
-        it did not answer the commit. A caller that must learn the outcome must not be cancelled
-        while it waits.
+        UniqueViolation, StorageUnavailable if the database does not answer, TransactionTooLong if
+        it has given the work up, and CommitUnknown if it did not answer the commit. A database in
+        this process gives work up that takes this processor time. A caller that must learn the
+        outcome must not be cancelled while it waits.
         """
         ...
 
@@ -123,6 +124,11 @@ class StorageBroken(GregorError):
 
 class UniqueViolation(GregorError):
     """A row with this key exists. The whole transaction was rolled back."""
+
+
+class TransactionTooLong(StorageUnavailable):
+    """The database answers, and has given the work up, because it took too long. Nothing was
+    stored. Less work at once may succeed."""
 
 
 class CommitUnknown(StorageUnavailable):

@@ -15,7 +15,7 @@ from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
-from time import sleep
+from time import sleep, thread_time
 from typing import IO, Any, Self, TypeVar
 
 from gregor.clock import now
@@ -27,6 +27,7 @@ from gregor.stores.sql.database import (
     Migration,
     PoolUse,
     StorageBroken,
+    TransactionTooLong,
     UniqueViolation,
     Work,
 )
@@ -41,6 +42,7 @@ R = TypeVar("R")
 
 MIN_VERSION = (3, 38)
 CACHED_STATEMENTS = 256
+STEPS_BETWEEN_CHECKS = 50_000  # of SQLite's virtual machine: a few milliseconds
 MAPS_SCRUBBED = 16  # at a time: of 50 MB, in some 40 ms
 
 # A step of a backup copies a megabyte. Then those who wait get their turn.
@@ -121,8 +123,8 @@ class SQLiteDatabase:
             self._file = None
         self._thread.shutdown()
 
-    async def write(self, work: Work[T]) -> T:
-        return await self._transact("BEGIN IMMEDIATE", work)
+    async def write(self, work: Work[T], seconds: float | None = None) -> T:
+        return await self._transact("BEGIN IMMEDIATE", work, seconds)
 
     async def read(self, work: Work[T]) -> T:
         return await self._transact("BEGIN", work)
@@ -191,13 +193,13 @@ class SQLiteDatabase:
         if self._driver is None:
             raise StorageUnavailable("the database was closed while it was copied")
 
-    async def _transact(self, begin: str, work: Work[T]) -> T:
+    async def _transact(self, begin: str, work: Work[T], seconds: float | None = None) -> T:
         driver = self._driver
         if driver is None:
             raise StorageUnavailable("the database is not open")
         self._transactions += 1
         try:
-            return await self._in_thread(lambda: self._transaction(driver, begin, work))
+            return await self._in_thread(lambda: self._transaction(driver, begin, work, seconds))
         finally:
             self._transactions -= 1
 
@@ -212,8 +214,10 @@ class SQLiteDatabase:
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, undisturbed)
 
-    def _transaction(self, driver: sqlite3.Connection, begin: str, work: Work[T]) -> T:
-        with _translating(self.path or "sqlite://"):
+    def _transaction(
+        self, driver: sqlite3.Connection, begin: str, work: Work[T], seconds: float | None
+    ) -> T:
+        with _translating(self.path or "sqlite://"), _giving_up_after(driver, seconds):
             return transact(driver, begin, work)
 
     def _open(self) -> None:
@@ -313,6 +317,21 @@ def vacuum(driver: sqlite3.Connection) -> None:
 
 
 @contextmanager
+def _giving_up_after(driver: sqlite3.Connection, seconds: float | None) -> Iterator[None]:
+    """Interrupt a statement of the block when this thread has worked for so long. What it waits
+    for, such as a slow disk, does not count."""
+    if seconds is None:
+        yield
+        return
+    end = thread_time() + seconds
+    driver.set_progress_handler(lambda: thread_time() > end, STEPS_BETWEEN_CHECKS)
+    try:
+        yield
+    finally:
+        driver.set_progress_handler(None, 0)
+
+
+@contextmanager
 def _translating(path: str) -> Iterator[None]:
     """Raises what the errors of the driver and of the file mean."""
     try:
@@ -335,6 +354,8 @@ def _translated(error: sqlite3.Error, path: str) -> GregorError:
         return UniqueViolation(f"{path}: {error}")
     if name in ("SQLITE_IOERR_FSYNC", "SQLITE_IOERR_DIR_FSYNC", "SQLITE_CORRUPT", "SQLITE_NOTADB"):
         return StorageBroken(f"{path}: {error} ({name}); the process must end")
+    if name == "SQLITE_INTERRUPT":
+        return TransactionTooLong(f"{path}: a transaction took too long")
     if name in ("SQLITE_FULL", "SQLITE_IOERR_WRITE"):
         return StorageUnavailable(f"{path}: the disk is full or refuses writes; make room on it")
     return StorageUnavailable(f"{path}: {error}")

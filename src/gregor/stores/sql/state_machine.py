@@ -7,6 +7,7 @@ runs, the messages that arrive are queued for the next one, in which each sender
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic, perf_counter
@@ -32,6 +33,7 @@ from gregor.interfaces import (
     EraseResult,
     Erasure,
     PruneStep,
+    Rejected,
     Slot,
     StateMachineOfRecord,
     Stored,
@@ -45,6 +47,7 @@ from gregor.stores.sql.database import (
     CommitUnknown,
     Database,
     DatabaseConnection,
+    TransactionTooLong,
     UniqueViolation,
     Work,
 )
@@ -92,6 +95,11 @@ RESOLVE_INTERVAL_SECONDS = 0.5
 
 WRITE_PROBE_SECONDS = 1.0
 
+# The processor time that a transaction may take on SQLite; and how many users, whose messages take
+# too long, show that it is not the messages.
+TRANSACTION_SECONDS = 2.0
+MAX_TOO_LONG = 3
+
 
 class _PendingBatch(NamedTuple):
     """The slots of one call, which awaits that they are filled."""
@@ -124,6 +132,8 @@ class SQLStateMachine(StateMachineOfRecord):
 
     A database that is one of several shards, or `may_become_shard` while it is open, is asked in
     every transaction whether it holds the users. A file cannot: this process alone can open it.
+
+    On SQLite, a commit may take `transaction_seconds` of processor time.
     """
 
     def __init__(
@@ -134,6 +144,7 @@ class SQLStateMachine(StateMachineOfRecord):
         *,
         clock_check_seconds: float | None = None,
         may_become_shard: bool = True,
+        transaction_seconds: float = TRANSACTION_SECONDS,
     ) -> None:
         self.database = database
         self.skew: Time = 0
@@ -142,6 +153,7 @@ class SQLStateMachine(StateMachineOfRecord):
         self._registration = None if clock_check_seconds is None else Registration(database)
         self._clock_check_seconds = clock_check_seconds
         self._any_bucket = not may_become_shard
+        self._transaction_seconds = transaction_seconds
         self._clock = clock
         self._committed = committed
         self._queue: CommitQueue[_PendingBatch] = CommitQueue()
@@ -240,7 +252,7 @@ class SQLStateMachine(StateMachineOfRecord):
         slots = [slot for piece in pieces for slot in piece.slots]
         start = perf_counter()
         try:
-            outcomes = await self._store_slots(slots)
+            outcomes = await self._store_within_limit(slots)
         except StorageUnavailable as error:
             self._committed(len(slots), perf_counter() - start, failure_reason(error))
             self._refused = slots[0].message
@@ -263,6 +275,32 @@ class SQLStateMachine(StateMachineOfRecord):
         for piece in pieces:
             piece.batch.fail(error)
             self._queue.drop(piece.batch)
+
+    async def _store_within_limit(self, slots: Sequence[Slot]) -> Sequence[StoreOutcome]:
+        """Store messages. If they take too long together, each user's are stored by themselves, and
+        those that take too long alone are Rejected with that error."""
+        try:
+            return await self._store_slots(slots)
+        except TransactionTooLong:
+            by_user: defaultdict[UID, list[int]] = defaultdict(list)
+            for place, slot in enumerate(slots):
+                by_user[slot.message.uid].append(place)
+            if len(by_user) == 1:
+                raise
+        outcomes: dict[int, StoreOutcome] = {}
+        too_long: list[UID] = []
+        for uid, places in by_user.items():
+            own = [slots[place] for place in places]
+            try:
+                stored: Sequence[StoreOutcome] = await self._store_slots(own)
+            except TransactionTooLong as error:
+                too_long.append(uid)
+                if len(too_long) == len(outcomes) + MAX_TOO_LONG:
+                    raise  # it is not their messages: the store is slow
+                log.warning(LogEvent("messages took too long to store", uid=uid))
+                stored = [Rejected(slot.message, error) for slot in own]
+            outcomes.update(zip(places, stored, strict=True))
+        return [outcomes[place] for place in range(len(slots))]
 
     async def _store_slots(self, slots: Sequence[Slot]) -> list[StoreOutcome]:
         # Most ids are new, so they are not looked up first, which would add a fifth to the cost.
@@ -290,7 +328,7 @@ class SQLStateMachine(StateMachineOfRecord):
     ) -> list[StoreOutcome]:
         store = self._for_its_schema(consume)
         return await self.database.write(
-            lambda c: store(c, slots, now, any_bucket=self._any_bucket)
+            lambda c: store(c, slots, now, any_bucket=self._any_bucket), self._transaction_seconds
         )
 
     def _for_its_schema(self, consume: Consume) -> Consume:
