@@ -1,9 +1,10 @@
 """The HTTP API: inject messages, read states and erase users, one request at a time."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Set
 from http import HTTPStatus
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
@@ -77,7 +78,11 @@ from gregor.server.sse import (
     only_event,
 )
 
+ASIDE_BYTES = 64 * 1024  # of JSON: to read more takes longer than to pass it to a thread
+
 CLIENT_GONE = 499  # as nginx counts a client that closed its connection before it was answered
+
+T = TypeVar("T")
 
 Operation: TypeAlias = Callable[[Service, Request, Identity], Awaitable[ASGIApp]]
 PublicOperation: TypeAlias = Callable[[Service, Request], Awaitable[ASGIApp]]
@@ -91,18 +96,26 @@ async def post_messages(service: Service, request: Request, identity: Identity) 
     """Inject one message, a batch of messages, or one message for many users."""
     check_parameters(request, {"device_id"}, frozenset())
     body = await _body(request)
-    fields = decode(object_members, body)
+    fields = await _aside(len(body), lambda: decode(object_members, body))
     sender, epoch = _sender(request, identity), request.state.epoch
     if "messages" in fields:
-        entries = _read_batch(_fields_of(BatchRequest, fields), identity)
+        batch = _fields_of(BatchRequest, fields)
+        entries = await _aside(len(body), lambda: _read_batch(batch, identity))
         outcomes = await service.inject(sender, entries, epoch)
     elif "uids" in fields:
-        addressed = _read_multi_user(_fields_of(MultiUserRequest, fields), identity)
+        to_many = _fields_of(MultiUserRequest, fields)
+        addressed = await _aside(len(body), lambda: _read_multi_user(to_many, identity))
         outcomes = await service.inject(sender, addressed.entries, epoch)
         outcomes = addressed.outcomes_of_uids(outcomes)
     else:
         return _json(Results((await _inject_one(service, request, identity, body),)))
-    return _json(Results(tuple(map(Result.of, outcomes))))
+    return await _aside(len(body), lambda: _json(Results(tuple(map(Result.of, outcomes)))))
+
+
+async def _aside(size: int, work: Callable[[], T]) -> T:
+    """The result of work on so many bytes. If they are many, a thread does it: the event loop, on
+    which all users wait, goes on."""
+    return work() if size <= ASIDE_BYTES else await asyncio.to_thread(work)
 
 
 async def _inject_one(
@@ -199,7 +212,9 @@ async def get_state(service: Service, request: Request, identity: Identity) -> R
     at = asked.at if start is None else None
     page = await service.node.state_machine.state_page(uid, asked.query, at, start)
     next_page = None if page.next is None else asked.token_of(page.next)
-    return _json(StateAnswer(page.items, page.as_of, page.hash, page.cursor, epoch, next_page))
+    answer = StateAnswer(page.items, page.as_of, page.hash, page.cursor, epoch, next_page)
+    size = sum(len(memoryview(item.raw_body)) + 200 for item in page.items)
+    return await _aside(size, lambda: _json(answer))
 
 
 async def _known_before(service: Service, uid: UID) -> Time:

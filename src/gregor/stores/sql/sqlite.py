@@ -34,6 +34,7 @@ from gregor.stores.sql.database import (
 from gregor.stores.sql.dialect import SQLITE, encode_rows, sql_of
 from gregor.stores.sql.sqlite_pages import Layout, overwrite_gaps
 from gregor.stores.sql.statements import BulkStatement, Insert, Row, Statement, no_row
+from gregor.stores.sql.turns import Turns
 
 log = logging.getLogger("gregor.store.sqlite")
 
@@ -42,6 +43,7 @@ R = TypeVar("R")
 
 MIN_VERSION = (3, 38)
 CACHED_STATEMENTS = 256
+BEGIN_WRITE = "BEGIN IMMEDIATE"
 STEPS_BETWEEN_CHECKS = 50_000  # of SQLite's virtual machine: a few milliseconds
 MAPS_SCRUBBED = 16  # at a time: of 50 MB, in some 40 ms
 
@@ -105,6 +107,7 @@ class SQLiteDatabase:
         self._file: int | None = None  # opened to overwrite what is deleted
         self._transactions = 0  # those that run or wait for the thread
         self._turn = Lock()  # a transaction, or a step of a backup
+        self._turns = Turns()
 
     async def __aenter__(self) -> Self:
         try:
@@ -124,7 +127,7 @@ class SQLiteDatabase:
         self._thread.shutdown()
 
     async def write(self, work: Work[T], seconds: float | None = None) -> T:
-        return await self._transact("BEGIN IMMEDIATE", work, seconds)
+        return await self._transact(BEGIN_WRITE, work, seconds)
 
     async def read(self, work: Work[T]) -> T:
         return await self._transact("BEGIN", work)
@@ -199,7 +202,10 @@ class SQLiteDatabase:
             raise StorageUnavailable("the database is not open")
         self._transactions += 1
         try:
-            return await self._in_thread(lambda: self._transaction(driver, begin, work, seconds))
+            async with self._turns.turn(is_write=begin == BEGIN_WRITE):
+                return await self._in_thread(
+                    lambda: self._transaction(driver, begin, work, seconds)
+                )
         finally:
             self._transactions -= 1
 

@@ -13,6 +13,8 @@ from contextlib import suppress
 from time import monotonic, perf_counter
 from typing import IO, Any, NamedTuple, Self, TypeAlias, TypeVar
 
+from msgspec import structs
+
 from gregor.core.export import ExportPage, ExportPlace, ImportPart, Verdict
 from gregor.core.history import Cutoff
 from gregor.core.instant import SECOND, Time, TimeOrOffset
@@ -24,6 +26,7 @@ from gregor.core.sync import Page, PageLimits, Since, Start, Sync
 from gregor.errors import (
     ClockSkew,
     GregorError,
+    HistoryForgotten,
     NotMigrated,
     StorageUnavailable,
     Unavailable,
@@ -94,6 +97,8 @@ MAX_RESOLVE_ATTEMPTS = 10
 RESOLVE_INTERVAL_SECONDS = 0.5
 
 WRITE_PROBE_SECONDS = 1.0
+
+STATE_ITEMS_READ = 1_000  # in one transaction
 
 # The processor time that a transaction may take on SQLite; and how many users, whose messages take
 # too long, show that it is not the messages.
@@ -490,11 +495,27 @@ class SQLStateMachine(StateMachineOfRecord):
         at: TimeOrOffset | None = None,
         start: PageStart | None = None,
     ) -> StatePage:
+        if query.limit is None:
+            with suppress(HistoryForgotten):  # meanwhile, or before: then it is read at once
+                return await self._whole_state(uid, query, at, start)
         now = self._clock()
         at_time = None if at is None else at.after(now)
         if start is not None:
             return await self._read_user(uid, lambda c: read_next_state_page(c, uid, query, start))
         return await self._read_user(uid, lambda c: read_state_page(c, uid, query, now, at_time))
+
+    async def _whole_state(
+        self, uid: UID, query: StateQuery, at: TimeOrOffset | None, start: PageStart | None
+    ) -> StatePage:
+        """All that is asked for, read in pages, which are of one instant: others get their turn
+        between two of them."""
+        paged = structs.replace(query, limit=STATE_ITEMS_READ)
+        first = page = await self.state_page(uid, paged, at, start)
+        items = list(first.items)
+        while page.next is not None:
+            page = await self.state_page(uid, paged, start=page.next)
+            items += page.items
+        return structs.replace(first, items=tuple(items), next=None)
 
     async def in_band_messages_since(
         self, uid: UID, device_id: DeviceID | None, since: TimeOrOffset

@@ -1,0 +1,60 @@
+"""Writes and reads take turns on the connection of a file."""
+
+import asyncio
+
+from gregor.stores.sql.turns import Turns
+
+
+class Line:
+    """Tasks that wait for their turn, and the order in which they had it."""
+
+    def __init__(self) -> None:
+        self.turns = Turns()
+        self.order: list[str] = []
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def join(self, names: str) -> None:
+        """Let a task wait for each of these names: a capital letter is a write."""
+        for name in names:
+            self.tasks.append(asyncio.create_task(self._have_a_turn(name)))
+            await asyncio.sleep(0)
+
+    async def _have_a_turn(self, name: str) -> None:
+        async with self.turns.turn(is_write=name.isupper()):
+            self.order.append(name)
+            await asyncio.sleep(0)
+
+    async def end(self) -> str:
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        return "".join(self.order)
+
+
+async def line_behind_another(names: str) -> Line:
+    line = Line()
+    async with line.turns.turn(is_write=False):
+        await line.join(names)
+    return line
+
+
+async def test_write_is_next_however_many_reads_wait() -> None:
+    line = await line_behind_another("abcW")
+    assert (await line.end()) == "Wabc"
+
+
+async def test_read_is_next_after_a_write() -> None:
+    line = await line_behind_another("VWXab")
+    assert (await line.end()) == "VaWbX"
+
+
+async def test_each_kind_is_served_as_it_came() -> None:
+    line = await line_behind_another("abc")
+    assert (await line.end()) == "abc"
+
+
+async def test_who_is_cancelled_loses_its_turn_and_nobody_elses() -> None:
+    line = await line_behind_another("aWb")
+    line.tasks[1].cancel()
+    assert (await line.end()) == "ab"
+    assert (await asyncio.wait_for((await line_behind_another("")).end(), 1)) == ""
+    await line.join("W")
+    assert (await line.end()) == "abW"
