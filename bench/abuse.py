@@ -13,11 +13,18 @@ import sys
 import msgspec
 import uvloop
 
-from bench.abusers import BATCH, HTTP, KINDS, UID, Abuser, Target
+from bench.abusers import (
+    BATCH,
+    DEVICE_TOKEN,
+    HTTP,
+    KINDS,
+    SERVICE_TOKEN,
+    UID,
+    Abuser,
+    Target,
+)
 from bench.load import BenchFailed
 from bench.servers import Address, raise_open_file_limit
-
-DEVICE_TOKEN, SERVICE_TOKEN = "BENCH_DEVICE_TOKEN", "BENCH_SERVICE_TOKEN"
 
 
 async def main(kind: str, host: str, port: str) -> None:

@@ -16,6 +16,8 @@ from bench.servers import Address
 from gregor.protocol.frames import PROTOCOL
 
 UID = "abuser"
+DEVICE_TOKEN, SERVICE_TOKEN = "BENCH_DEVICE_TOKEN", "BENCH_SERVICE_TOKEN"
+"""The variables in which an abuser's process finds its tokens."""
 
 ITEMS, BATCH = 10_000, 500
 IN_FLIGHT = 8  # frames, or requests, that wait for their answers

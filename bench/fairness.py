@@ -21,8 +21,7 @@ from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 
 from bench import servers
-from bench.abuse import DEVICE_TOKEN, SERVICE_TOKEN
-from bench.abusers import KINDS, UID
+from bench.abusers import DEVICE_TOKEN, KINDS, SERVICE_TOKEN, UID
 from bench.load import BenchFailed, LoadDevice, chat_message
 from bench.report import Figure, Wanted
 from bench.servers import ServerProcess
@@ -31,7 +30,7 @@ from tests.fleet.servers import PostgreSQL
 
 STORE = "GREGOR_BENCH_STORE"
 
-SECONDS, QUICK_SECONDS = 5.0, 0.5
+SECONDS, QUICK_SECONDS = 3.0, 0.3
 PAUSE_SECONDS = 0.01  # from an ack to the next message
 LONGEST_WAIT_SECONDS = 30.0
 ALLOWED_RATIO, ALLOWED_SECONDS = 5, 0.025  # of the p99 alone; whichever is more

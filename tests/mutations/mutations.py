@@ -55,6 +55,8 @@ CORE_COST = "tests/core/test_cost.py::"
 ITEM_HISTORY = "tests/core/test_item_history.py::"
 HISTORY_HTTP = "tests/server/test_item_history.py::"
 RANGE_DEATHS = "tests/core/test_range_deaths.py::"
+COMMIT_QUEUE = "tests/stores/test_commit_queue.py::"
+TOO_LONG = "tests/stores/test_too_long.py::"
 REBALANCE = "tests/shards/test_rebalance.py::"
 EXPORTS = "tests/stores/test_exports.py::"
 SCHEMA = "tests/stores/test_schema.py::"
@@ -592,6 +594,78 @@ MUTATIONS = [
         "_LeastFrom([range_.ctime for",
         "_LeastFrom([-range_.ctime for",
         RANGE_DEATHS + "test_earliest_death_is_that_of_the_first_range_that_covers_the_item",
+    ),
+    # Whose turn it is
+    Mutation(
+        "a commit takes all that a sender has queued",
+        "stores/sql/commit_queue.py",
+        "share = COMMIT_COST if self._is_alone() else SHARE_COST",
+        "share = COMMIT_COST",
+        COMMIT_QUEUE + "test_commit_has_of_each_user_no_more_than_a_share_while_others_wait",
+    ),
+    Mutation(
+        "a sender who has had a turn is first again",
+        "stores/sql/commit_queue.py",
+        "self._by_sender[sender] = waiting  # behind all others",
+        "self._by_sender = {sender: waiting, **self._by_sender}",
+        COMMIT_QUEUE + "test_every_user_has_a_turn_before_one_has_two",
+    ),
+    Mutation(
+        "what one sender has queued keeps out another",
+        "stores/sql/commit_queue.py",
+        "(1 if sender in self._by_sender else 2)",
+        "1",
+        COMMIT_QUEUE + "test_what_one_sender_has_queued_does_not_keep_out_another",
+    ),
+    Mutation(
+        "each of many users of one request has a turn of its own",
+        "stores/sql/commit_queue.py",
+        'return "sender", next((slot.author or "" for slot in slots), "")',
+        'return "user", slots[0].message.msg_id',
+        COMMIT_QUEUE + "test_messages_to_several_users_have_the_share_of_who_sends_them",
+    ),
+    Mutation(
+        "a user whose messages take too long fails the others",
+        "stores/sql/state_machine.py",
+        "            if len(by_user) == 1:\n                raise\n",
+        "            raise\n",
+        TOO_LONG + "test_user_whose_messages_take_too_long_fails_alone[sqlite]",
+    ),
+    Mutation(
+        "a transaction may take any time",
+        "stores/sql/sqlite.py",
+        "driver.set_progress_handler(lambda: thread_time() > end, STEPS_BETWEEN_CHECKS)",
+        "driver.set_progress_handler(lambda: 0, STEPS_BETWEEN_CHECKS)",
+        TOO_LONG + "test_work_that_takes_too_long_stores_nothing",
+    ),
+    Mutation(
+        "a commit waits for all reads that have come before it",
+        "stores/sql/turns.py",
+        "kinds = (self._reads, self._writes) if self._was_write else (self._writes, self._reads)",
+        "kinds = (self._reads, self._writes)",
+        "tests/stores/test_turns.py::test_write_is_next_however_many_reads_wait",
+    ),
+    Mutation(
+        "who is cancelled while it waits keeps its turn",
+        "stores/sql/turns.py",
+        "            if not turn.done():\n                turn.set_result(None)\n                return\n",
+        "            if not turn.done():\n                turn.set_result(None)\n            return\n",
+        "tests/stores/test_turns.py::test_who_is_cancelled_loses_its_turn_and_nobody_elses",
+    ),
+    Mutation(
+        "a page reads all of a log that it does not send",
+        "core/sync.py",
+        "bytes_read += own_size",
+        "bytes_read += 0",
+        "tests/stores/test_cost.py::test_page_of_a_log_of_large_bodies_reads_a_part_of_it[sqlite]",
+    ),
+    Mutation(
+        "a user who is named again is addressed again",
+        "protocol/entries.py",
+        "place = known.setdefault(entry.uid, place)",
+        "known[entry.uid] = place",
+        "tests/protocol/test_entries.py"
+        "::test_each_user_is_addressed_once_however_often_it_is_named",
     ),
     Mutation(
         "few patterns do not match all that many match",
