@@ -22,7 +22,7 @@ from gregor.stores.sql.commit_queue import (
 USERS = ("ada", "bob", "eve")
 
 
-class Sent(NamedTuple):
+class BatchOfUser(NamedTuple):
     """A batch, whose slots can be told from those of others."""
 
     slots: Sequence[Slot]
@@ -31,8 +31,8 @@ class Sent(NamedTuple):
         return f"{len(self.slots)} of {self.slots[0].message.uid}"
 
 
-def batch(user: str, messages: int, body: str = "") -> Sent:
-    return Sent([Slot(create(user, "a", body)) for _ in range(messages)])
+def batch(user: str, messages: int, body: str = "") -> BatchOfUser:
+    return BatchOfUser([Slot(create(user, "a", body)) for _ in range(messages)])
 
 
 batches = st.builds(
@@ -43,7 +43,7 @@ batches = st.builds(
 )
 
 
-def commits_of(queue: CommitQueue[Sent]) -> list[list[Piece[Sent]]]:
+def commits_of(queue: CommitQueue[BatchOfUser]) -> list[list[Piece[BatchOfUser]]]:
     """All commits, until nothing waits."""
     commits = []
     while queue:
@@ -51,8 +51,8 @@ def commits_of(queue: CommitQueue[Sent]) -> list[list[Piece[Sent]]]:
     return commits
 
 
-def queue_of(sent: Sequence[Sent]) -> CommitQueue[Sent]:
-    queue: CommitQueue[Sent] = CommitQueue()
+def queue_of(sent: Sequence[BatchOfUser]) -> CommitQueue[BatchOfUser]:
+    queue: CommitQueue[BatchOfUser] = CommitQueue()
     for each in sent:
         queue.add(each)
     return queue
@@ -60,7 +60,7 @@ def queue_of(sent: Sequence[Sent]) -> CommitQueue[Sent]:
 
 @given(st.lists(batches, max_size=12))
 def test_each_message_is_committed_once_and_those_of_a_user_in_their_order(
-    sent: list[Sent],
+    sent: list[BatchOfUser],
 ) -> None:
     queue = queue_of(sent)
     committed = [s for pieces in commits_of(queue) for piece in pieces for s in piece.slots]
@@ -71,14 +71,14 @@ def test_each_message_is_committed_once_and_those_of_a_user_in_their_order(
 
 
 @given(st.lists(batches, max_size=12))
-def test_last_piece_of_a_batch_is_the_one_that_ends_it(sent: list[Sent]) -> None:
+def test_last_piece_of_a_batch_is_the_one_that_ends_it(sent: list[BatchOfUser]) -> None:
     left = {id(each): len(each.slots) for each in sent}
     for piece in (piece for pieces in commits_of(queue_of(sent)) for piece in pieces):
         left[id(piece.batch)] -= len(piece.slots)
         assert piece.is_last == (left[id(piece.batch)] == 0)
 
 
-def cost_by_user(pieces: Sequence[Piece[Sent]]) -> dict[str, list[int]]:
+def cost_by_user(pieces: Sequence[Piece[BatchOfUser]]) -> dict[str, list[int]]:
     """What the messages of each user cost."""
     costs: dict[str, list[int]] = {}
     for slot in (slot for piece in pieces for slot in piece.slots):
@@ -87,14 +87,16 @@ def cost_by_user(pieces: Sequence[Piece[Sent]]) -> dict[str, list[int]]:
 
 
 @given(st.lists(batches, max_size=12))
-def test_commit_has_of_each_user_no_more_than_a_share_while_others_wait(sent: list[Sent]) -> None:
+def test_commit_has_of_each_user_no_more_than_a_share_while_others_wait(
+    sent: list[BatchOfUser],
+) -> None:
     for pieces in commits_of(queue_of(sent)):
         costs = cost_by_user(pieces)
         assert len(costs) <= 1 or all(sum(each[:-1]) < SHARE_COST for each in costs.values())
 
 
 @given(st.lists(batches, max_size=12))
-def test_user_who_comes_last_is_in_the_next_commit(sent: list[Sent]) -> None:
+def test_user_who_comes_last_is_in_the_next_commit(sent: list[BatchOfUser]) -> None:
     queue = queue_of(sent)
     last = batch("victim", 1)
     queue.add(last)
@@ -124,13 +126,13 @@ def test_message_that_costs_more_than_a_share_is_committed_all_the_same() -> Non
     ranges = tuple(Range("a", skip_msg_ids=("x",) * 200) for _ in range(10_000))
     heavy = InBandMessage("ada", "m", dismissal=Dismissal((), ranges))
     assert cost_of(heavy) > COMMIT_COST
-    queue = queue_of([Sent([Slot(heavy)]), batch("bob", 1)])
+    queue = queue_of([BatchOfUser([Slot(heavy)]), batch("bob", 1)])
     assert [len(pieces) for pieces in commits_of(queue)] == [1, 1]
 
 
 def test_messages_to_several_users_have_the_share_of_who_sends_them() -> None:
     to_many = [Slot(create(f"u{n}", "a"), "service:backend") for n in range(10 * SHARE_COST)]
-    queue = queue_of([Sent(to_many), batch("ada", 1)])
+    queue = queue_of([BatchOfUser(to_many), batch("ada", 1)])
     assert [len(piece.slots) for piece in queue.take()] == [SHARE_COST, 1]
     assert sender_of(to_many) == ("sender", "service:backend")
 

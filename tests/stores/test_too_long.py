@@ -1,6 +1,7 @@
 """Messages that take too long to store cost the user who has sent them, and no other."""
 
 import asyncio
+from operator import methodcaller
 
 import pytest
 
@@ -8,7 +9,7 @@ from gregor.clock import now
 from gregor.core.message import create
 from gregor.errors import Unavailable
 from gregor.interfaces import Rejected, Stored, StoreOutcome
-from gregor.stores.sql.database import Database, TransactionTooLong
+from gregor.stores.sql.database import Database, DatabaseConnection, TransactionTooLong
 from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.sqlite import SQLiteDatabase
 from gregor.stores.sql.state_machine import SQLStateMachine
@@ -52,7 +53,7 @@ async def outcomes_of(url: str, *uids: str) -> list[StoreOutcome | BaseException
 async def slow_down(database: Database) -> None:
     is_sqlite = isinstance(database, SQLiteDatabase)
     for statement in SLOW_ON_SQLITE if is_sqlite else SLOW_ON_POSTGRESQL:
-        await database.write(lambda c, text=statement: c.execute_sql(text))
+        await database.write(methodcaller("execute_sql", statement))
 
 
 async def test_user_whose_messages_take_too_long_fails_alone(url: str) -> None:
@@ -74,12 +75,15 @@ async def test_several_users_whose_messages_take_too_long_fail_alone(url: str) -
 
 
 async def test_work_that_takes_too_long_stores_nothing() -> None:
-    async with database_at("sqlite://", migrate) as database:
-        await slow_down(database)
-        insert = (
+    def insert_slowly(connection: DatabaseConnection) -> None:
+        connection.give_up_after(SECONDS)
+        connection.execute_sql(
             "INSERT INTO messages (uid, ctime, prev, msg_id, message) VALUES ('eve', 1, 0, 'm', '')"
         )
+
+    async with database_at("sqlite://", migrate) as database:
+        await slow_down(database)
         with pytest.raises(TransactionTooLong):
-            await database.write(lambda c: c.execute_sql(insert), SECONDS)
+            await database.write(insert_slowly)
         count = await database.read(lambda c: c.execute_sql("SELECT count(*) FROM messages"))
         assert count == [(0,)]

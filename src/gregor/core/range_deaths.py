@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, pairwise, takewhile
 from typing import NamedTuple, Protocol, TypeVar
 
-from gregor.core.facts import DismissedRange
 from gregor.core.instant import Time
 from gregor.core.message import Category, DeviceID, MsgID
 
@@ -33,6 +32,29 @@ class Dismissible(Protocol):
     def category(self) -> Category: ...
     @property
     def device_id(self) -> DeviceID | None: ...
+
+
+class DismissingRange(Protocol):
+    """A range as a fact, with its end as a time."""
+
+    @property
+    def end(self) -> Time: ...
+    @property
+    def ctime(self) -> Time: ...
+    @property
+    def category(self) -> Category: ...
+    @property
+    def prefix(self) -> bool: ...
+    @property
+    def skip_msg_ids(self) -> tuple[MsgID, ...]: ...
+    @property
+    def scheduled(self) -> bool: ...
+    @property
+    def device_id(self) -> DeviceID | None: ...
+    @property
+    def own(self) -> MsgID | None:
+        """An id that is skipped as well."""
+        ...
 
 
 Coverable = TypeVar("Coverable", bound=Dismissible)
@@ -55,14 +77,14 @@ class Pattern(NamedTuple):
 def few_patterns(patterns: Iterable[Pattern], limit: int) -> list[Pattern]:
     """At most so many patterns, which together match all that these do. If they are more, those
     that share most of their beginning are replaced by what they share."""
-    apart = _outermost(patterns)
+    apart = outermost(patterns)
     shared = [len(_shared(*pair).category) for pair in pairwise(apart)]
     cuts = sorted(sorted(range(len(shared)), key=shared.__getitem__)[: limit - 1])
     bounds = [0, *(cut + 1 for cut in cuts), len(apart)]
     return [_shared(apart[start], apart[end - 1]) for start, end in pairwise(bounds) if end > start]
 
 
-def _outermost(patterns: Iterable[Pattern]) -> list[Pattern]:
+def outermost(patterns: Iterable[Pattern]) -> list[Pattern]:
     """Those that do not lie within another one, in order."""
     apart: list[Pattern] = []
     for pattern in sorted(set(patterns), key=Pattern.order):
@@ -92,11 +114,11 @@ class _Group(NamedTuple):
 
 
 def range_deaths(
-    ranges: Iterable[DismissedRange], items: Iterable[Coverable]
+    ranges: Iterable[DismissingRange], items: Iterable[Coverable]
 ) -> Iterator[tuple[Coverable, Time]]:
     """The items that the ranges cover, each with the ctime of the first range of a group. An item
     that ranges of several groups cover occurs once for each of them."""
-    by_group: defaultdict[_Group, list[DismissedRange]] = defaultdict(list)
+    by_group: defaultdict[_Group, list[DismissingRange]] = defaultdict(list)
     for range_ in ranges:
         for group in _groups_of(range_):
             by_group[group].append(range_)
@@ -108,7 +130,7 @@ def range_deaths(
         yield from _Sweep(group, same).deaths(found)
 
 
-def _groups_of(range_: DismissedRange) -> Iterator[_Group]:
+def _groups_of(range_: DismissingRange) -> Iterator[_Group]:
     # The range of a device is in two groups, so that an item needs to look at two as well, and not
     # at those of all devices.
     for scope in (None,) if range_.device_id is None else ("", range_.device_id):
@@ -119,7 +141,7 @@ class _Sweep:
     """The ranges of one group, in the order of their ends, of which those take part that match the
     category that the sweep has reached."""
 
-    def __init__(self, group: _Group, ranges: Iterable[DismissedRange]) -> None:
+    def __init__(self, group: _Group, ranges: Iterable[DismissingRange]) -> None:
         self._instant_of = group.instant_of
         self._ranges = sorted(ranges, key=lambda range_: range_.end)
         self._ends = [range_.end for range_ in self._ranges]

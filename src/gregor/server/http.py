@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Set
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import TypeAlias, TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -84,6 +85,9 @@ CLIENT_GONE = 499  # as nginx counts a client that closed its connection before 
 
 T = TypeVar("T")
 
+# One: more of them would take turns with the event loop, too.
+_aside_thread = ThreadPoolExecutor(1, thread_name_prefix="aside")
+
 Operation: TypeAlias = Callable[[Service, Request, Identity], Awaitable[ASGIApp]]
 PublicOperation: TypeAlias = Callable[[Service, Request], Awaitable[ASGIApp]]
 Endpoint: TypeAlias = Callable[[Request], Awaitable[ASGIApp]]
@@ -115,7 +119,9 @@ async def post_messages(service: Service, request: Request, identity: Identity) 
 async def _aside(size: int, work: Callable[[], T]) -> T:
     """The result of work on so many bytes. If they are many, a thread does it: the event loop, on
     which all users wait, goes on."""
-    return work() if size <= ASIDE_BYTES else await asyncio.to_thread(work)
+    if size <= ASIDE_BYTES:
+        return work()
+    return await asyncio.get_running_loop().run_in_executor(_aside_thread, work)
 
 
 async def _inject_one(

@@ -89,6 +89,9 @@ class Unmigrated:
     def execute_sql(self, text: str) -> list[tuple[Any, ...]]:
         return self._connection.execute_sql(text)
 
+    def give_up_after(self, seconds: float) -> None:
+        self._connection.give_up_after(seconds)
+
 
 class _OlderMessageRow(NamedTuple):
     """The first columns of a MessageRow."""

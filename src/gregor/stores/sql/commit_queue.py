@@ -29,14 +29,14 @@ Sender: TypeAlias = tuple[str, str]
 """A user, or who sends to several users at once."""
 
 
-class Batch(Protocol):
+class QueuedBatch(Protocol):
     """Slots that one caller waits for."""
 
     @property
     def slots(self) -> Sequence[Slot]: ...
 
 
-B = TypeVar("B", bound=Batch)
+B = TypeVar("B", bound=QueuedBatch)
 
 
 class Piece(NamedTuple, Generic[B]):

@@ -38,6 +38,11 @@ class DatabaseConnection(Protocol):
         """Run SQL text as it is, for pragmas and tests."""
         ...
 
+    def give_up_after(self, seconds: float) -> None:
+        """Let the rest of the transaction raise TransactionTooLong when it has taken this processor
+        time, if the database runs in this process. A server limits each statement itself."""
+        ...
+
 
 Work: TypeAlias = Callable[[DatabaseConnection], T]
 
@@ -73,14 +78,13 @@ class Database(Protocol):
     async def __aenter__(self) -> Self: ...
     async def __aexit__(self, *exc_info: Any) -> None: ...
 
-    async def write(self, work: Work[T], seconds: float | None = None) -> T:
+    async def write(self, work: Work[T]) -> T:
         """Run the work in one transaction, which is durable when this returns.
 
         The work may run again from its beginning if the database has rolled it back. Raises
         UniqueViolation, StorageUnavailable if the database does not answer, TransactionTooLong if
-        it has given the work up, and CommitUnknown if it did not answer the commit. A database in
-        this process gives work up that takes this processor time. A caller that must learn the
-        outcome must not be cancelled while it waits.
+        it has given the work up, and CommitUnknown if it did not answer the commit. A caller that
+        must learn the outcome must not be cancelled while it waits.
         """
         ...
 

@@ -32,9 +32,9 @@ class LazyDatabase:
         if self._is_open:
             await self._database.__aexit__(*exc_info)
 
-    async def write(self, work: Work[T], seconds: float | None = None) -> T:
+    async def write(self, work: Work[T]) -> T:
         await self._ensure_open()
-        return await self._database.write(work, seconds)
+        return await self._database.write(work)
 
     async def read(self, work: Work[T]) -> T:
         await self._ensure_open()

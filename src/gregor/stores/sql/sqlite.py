@@ -83,6 +83,11 @@ class SQLiteConnection:
     def execute_sql(self, text: str) -> list[tuple[Any, ...]]:
         return self.driver.execute(text).fetchall()
 
+    def give_up_after(self, seconds: float) -> None:
+        """What this thread waits for, such as a slow disk, does not count."""
+        end = thread_time() + seconds
+        self.driver.set_progress_handler(lambda: thread_time() > end, STEPS_BETWEEN_CHECKS)
+
 
 _BLOCK_SIZES = tuple(2**power for power in range(9, -1, -1))
 
@@ -126,8 +131,8 @@ class SQLiteDatabase:
             self._file = None
         self._thread.shutdown()
 
-    async def write(self, work: Work[T], seconds: float | None = None) -> T:
-        return await self._transact(BEGIN_WRITE, work, seconds)
+    async def write(self, work: Work[T]) -> T:
+        return await self._transact(BEGIN_WRITE, work)
 
     async def read(self, work: Work[T]) -> T:
         return await self._transact("BEGIN", work)
@@ -196,16 +201,14 @@ class SQLiteDatabase:
         if self._driver is None:
             raise StorageUnavailable("the database was closed while it was copied")
 
-    async def _transact(self, begin: str, work: Work[T], seconds: float | None = None) -> T:
+    async def _transact(self, begin: str, work: Work[T]) -> T:
         driver = self._driver
         if driver is None:
             raise StorageUnavailable("the database is not open")
         self._transactions += 1
         try:
             async with self._turns.turn(is_write=begin == BEGIN_WRITE):
-                return await self._in_thread(
-                    lambda: self._transaction(driver, begin, work, seconds)
-                )
+                return await self._in_thread(lambda: self._transaction(driver, begin, work))
         finally:
             self._transactions -= 1
 
@@ -220,10 +223,8 @@ class SQLiteDatabase:
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, undisturbed)
 
-    def _transaction(
-        self, driver: sqlite3.Connection, begin: str, work: Work[T], seconds: float | None
-    ) -> T:
-        with _translating(self.path or "sqlite://"), _giving_up_after(driver, seconds):
+    def _transaction(self, driver: sqlite3.Connection, begin: str, work: Work[T]) -> T:
+        with _translating(self.path or "sqlite://"):
             return transact(driver, begin, work)
 
     def _open(self) -> None:
@@ -260,9 +261,12 @@ def transact(driver: sqlite3.Connection, begin: str, work: Work[T]) -> T:
         driver.execute("COMMIT")
         return result
     except BaseException:
+        driver.set_progress_handler(None, 0)
         if driver.in_transaction:
             driver.execute("ROLLBACK")
         raise
+    finally:
+        driver.set_progress_handler(None, 0)  # what `give_up_after` has set
 
 
 def migrating(migration: Migration) -> Callable[[sqlite3.Connection], None]:
@@ -320,21 +324,6 @@ def vacuum(driver: sqlite3.Connection) -> None:
     log.warning(LogEvent("rewriting the file", store=path, reason=reason))
     driver.execute("VACUUM")
     flush(driver)
-
-
-@contextmanager
-def _giving_up_after(driver: sqlite3.Connection, seconds: float | None) -> Iterator[None]:
-    """Interrupt a statement of the block when this thread has worked for so long. What it waits
-    for, such as a slow disk, does not count."""
-    if seconds is None:
-        yield
-        return
-    end = thread_time() + seconds
-    driver.set_progress_handler(lambda: thread_time() > end, STEPS_BETWEEN_CHECKS)
-    try:
-        yield
-    finally:
-        driver.set_progress_handler(None, 0)
 
 
 @contextmanager

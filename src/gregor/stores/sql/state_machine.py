@@ -332,9 +332,12 @@ class SQLStateMachine(StateMachineOfRecord):
         self, consume: Consume, slots: Sequence[Slot], now: Time
     ) -> list[StoreOutcome]:
         store = self._for_its_schema(consume)
-        return await self.database.write(
-            lambda c: store(c, slots, now, any_bucket=self._any_bucket), self._transaction_seconds
-        )
+
+        def store_within_limit(connection: DatabaseConnection) -> list[StoreOutcome]:
+            connection.give_up_after(self._transaction_seconds)
+            return store(connection, slots, now, any_bucket=self._any_bucket)
+
+        return await self.database.write(store_within_limit)
 
     def _for_its_schema(self, consume: Consume) -> Consume:
         return consume if self.is_migrated else before_0008.consuming(consume)

@@ -185,8 +185,7 @@ class PostgreSQLDatabase:
                 pool.terminate()  # no transaction is under way: what is read or stored is complete
         self._writer = self._readers = None
 
-    async def write(self, work: Work[T], seconds: float | None = None) -> T:
-        # The server limits each statement, as the session says.
+    async def write(self, work: Work[T]) -> T:
         return await _with_retries(lambda: self._write(work))
 
     async def read(self, work: Work[T]) -> T:
