@@ -276,7 +276,16 @@ def _ranges(ranges: Sequence[JSON]) -> Callable[[int], JSON]:
 
 def _nested(number: int) -> list[JSON]:
     """Prefixes that each begin with the one before."""
-    return [{"category": "a" * n, "prefix": True, "end_time": LONG_AGO} for n in range(1, number)]
+    return [{"category": "a" * n, "prefix": True} for n in range(1, number)]
+
+
+def _of_a_device(messages: Sequence[JSON]) -> Sequence[JSON]:
+    return [{**message, "device_id": "tablet"} for message in messages]
+
+
+def _of_another_device(message: Callable[[int], JSON]) -> Callable[[int], JSON]:
+    """Its ranges match the items, and do not reach them."""
+    return lambda n: {**message(n), "device_id": "phone"}
 
 
 def _for_many(n: int) -> JSON:
@@ -305,7 +314,8 @@ KINDS: Mapping[str, Abuser] = {
         _items(lambda n: "a" * 100 + f".{n % 10}"),
     ),
     "100 nested prefix ranges": Abuser(
-        _consuming(_ranges(_nested(100))), _items(lambda n: "a" * 100 + f".{n % 10}")
+        _consuming(_of_another_device(_ranges(_nested(100)))),
+        _of_a_device(_items(lambda n: "a" * 100 + f".{n % 10}")),
     ),
     "500 categories": Abuser(
         _consuming(_ranges([{"category": f"c{n}", "end_time": LONG_AGO} for n in range(BATCH)])),

@@ -41,7 +41,7 @@ async def measure(quick: bool) -> list[Figure]:
     chosen = os.environ.get("GREGOR_BENCH_ABUSERS")
     figures = []
     for kind in KINDS:
-        if chosen is None or kind in chosen.split(","):
+        if chosen is None or kind in chosen.split(";"):
             figures.append(await _beside(kind, seconds))
             print(kind, figures[-1].measured, figures[-1].beside, file=sys.stderr)
     return figures

@@ -650,7 +650,7 @@ MUTATIONS = [
         "stores/sql/turns.py",
         "            if not turn.done():",
         "            if turn.done():\n                return\n            else:",
-        "tests/stores/test_turns.py::test_who_is_cancelled_loses_its_turn_and_nobody_elses",
+        "tests/stores/test_turns.py::test_who_is_cancelled_while_it_waits_keeps_nobody_waiting",
     ),
     Mutation(
         "a page reads all of a log that it does not send",

@@ -51,10 +51,18 @@ async def test_each_kind_is_served_as_it_came() -> None:
     assert (await line.end()) == "abc"
 
 
-async def test_who_is_cancelled_loses_its_turn_and_nobody_elses() -> None:
-    line = await line_behind_another("aWb")
+async def test_who_is_cancelled_as_its_turn_comes_passes_it_on() -> None:
+    line = await line_behind_another("aWb")  # it is W's turn
     line.tasks[1].cancel()
     assert (await line.end()) == "ab"
-    assert (await asyncio.wait_for((await line_behind_another("")).end(), 1)) == ""
     await line.join("W")
     assert (await line.end()) == "abW"
+
+
+async def test_who_is_cancelled_while_it_waits_keeps_nobody_waiting() -> None:
+    line = Line()
+    async with line.turns.turn(is_write=False):
+        await line.join("aWb")
+        line.tasks[1].cancel()
+        await asyncio.sleep(0)
+    assert (await asyncio.wait_for(line.end(), 10)) == "ab"
