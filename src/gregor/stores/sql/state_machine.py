@@ -286,25 +286,24 @@ class SQLStateMachine(StateMachineOfRecord):
         those that take too long alone are Rejected with that error."""
         try:
             return await self._store_slots(slots)
-        except TransactionTooLong:
+        except TransactionTooLong as error:
             by_user: defaultdict[UID, list[int]] = defaultdict(list)
             for place, slot in enumerate(slots):
                 by_user[slot.message.uid].append(place)
             if len(by_user) == 1:
-                raise
+                return _rejected(slots, error)
         outcomes: dict[int, StoreOutcome] = {}
-        too_long: list[UID] = []
-        for uid, places in by_user.items():
+        stored = rejected = 0
+        for places in by_user.values():
             own = [slots[place] for place in places]
             try:
-                stored: Sequence[StoreOutcome] = await self._store_slots(own)
+                outcomes.update(zip(places, await self._store_slots(own), strict=True))
+                stored += 1
             except TransactionTooLong as error:
-                too_long.append(uid)
-                if len(too_long) == len(outcomes) + MAX_TOO_LONG:
+                rejected += 1
+                if rejected == MAX_TOO_LONG and not stored:
                     raise  # it is not their messages: the store is slow
-                log.warning(LogEvent("messages took too long to store", uid=uid))
-                stored = [Rejected(slot.message, error) for slot in own]
-            outcomes.update(zip(places, stored, strict=True))
+                outcomes.update(zip(places, _rejected(own, error), strict=True))
         return [outcomes[place] for place in range(len(slots))]
 
     async def _store_slots(self, slots: Sequence[Slot]) -> list[StoreOutcome]:
@@ -597,6 +596,12 @@ class SQLStateMachine(StateMachineOfRecord):
         if self.writes.reason not in problems:  # such a reason is a problem of its own
             problems += self.writes.problems()
         return problems
+
+
+def _rejected(slots: Sequence[Slot], error: TransactionTooLong) -> list[StoreOutcome]:
+    """The outcomes of messages of one user that take too long to store."""
+    log.warning(LogEvent("messages took too long to store", uid=slots[0].message.uid))
+    return [Rejected(slot.message, error) for slot in slots]
 
 
 def reconcile(
