@@ -1,68 +1,67 @@
 """Writes and reads take turns on the connection of a file."""
 
-import asyncio
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from threading import Event
+
+import pytest
 
 from gregor.stores.sql.turns import Turns
 
 
 class Line:
-    """Tasks that wait for their turn, and the order in which they had it."""
+    """What waits for its turn behind something, and the order in which it had it."""
 
-    def __init__(self) -> None:
-        self.turns = Turns()
+    def __init__(self, thread: ThreadPoolExecutor) -> None:
+        self.turns = Turns(thread)
         self.order: list[str] = []
-        self.tasks: list[asyncio.Task[None]] = []
+        self._go_on = Event()
+        self.turns.run(self._go_on.wait, is_write=False)
 
-    async def join(self, names: str) -> None:
-        """Let a task wait for each of these names: a capital letter is a write."""
-        for name in names:
-            self.tasks.append(asyncio.create_task(self._have_a_turn(name)))
-            await asyncio.sleep(0)
+    def join(self, names: str) -> list[Future[None]]:
+        """Let each of these names wait: a capital letter is a write."""
+        return [
+            self.turns.run(partial(self.order.append, name), is_write=name.isupper())
+            for name in names
+        ]
 
-    async def _have_a_turn(self, name: str) -> None:
-        async with self.turns.turn(is_write=name.isupper()):
-            self.order.append(name)
-            await asyncio.sleep(0)
-
-    async def end(self) -> str:
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+    def end(self) -> str:
+        self._go_on.set()
+        self.turns.run(lambda: None, is_write=False).result(timeout=60)
         return "".join(self.order)
 
 
-async def line_behind_another(names: str) -> Line:
-    line = Line()
-    async with line.turns.turn(is_write=False):
-        await line.join(names)
-    return line
+@pytest.fixture
+def line() -> Iterator[Line]:
+    with ThreadPoolExecutor(1) as thread:
+        yield Line(thread)
 
 
-async def test_write_is_next_however_many_reads_wait() -> None:
-    line = await line_behind_another("abcW")
-    assert (await line.end()) == "Wabc"
+@pytest.mark.parametrize(
+    ("came", "served"),
+    [
+        pytest.param("abcW", "Wabc", id="a write is next, however many reads wait"),
+        pytest.param("VWXab", "VaWbX", id="a read is next after a write"),
+        pytest.param("abc", "abc", id="each kind is served as it came"),
+    ],
+)
+def test_writes_and_reads_take_turns(line: Line, came: str, served: str) -> None:
+    line.join(came)
+    assert line.end() == served
 
 
-async def test_read_is_next_after_a_write() -> None:
-    line = await line_behind_another("VWXab")
-    assert (await line.end()) == "VaWbX"
+def test_who_is_cancelled_while_it_waits_loses_its_turn_alone(line: Line) -> None:
+    line.join("aWb")[1].cancel()
+    assert line.end() == "ab"
 
 
-async def test_each_kind_is_served_as_it_came() -> None:
-    line = await line_behind_another("abc")
-    assert (await line.end()) == "abc"
+def test_error_is_raised_where_it_is_awaited(line: Line) -> None:
+    def fail() -> None:
+        raise ValueError("no")
 
-
-async def test_who_is_cancelled_as_its_turn_comes_passes_it_on() -> None:
-    line = await line_behind_another("aWb")  # it is W's turn
-    line.tasks[1].cancel()
-    assert (await line.end()) == "ab"
-    await line.join("W")
-    assert (await line.end()) == "abW"
-
-
-async def test_who_is_cancelled_while_it_waits_keeps_nobody_waiting() -> None:
-    line = Line()
-    async with line.turns.turn(is_write=False):
-        await line.join("aWb")
-        line.tasks[1].cancel()
-        await asyncio.sleep(0)
-    assert (await asyncio.wait_for(line.end(), 10)) == "ab"
+    failed = line.turns.run(fail, is_write=True)
+    line.join("a")
+    assert line.end() == "a"
+    with pytest.raises(ValueError, match="no"):
+        failed.result()

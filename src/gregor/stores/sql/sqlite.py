@@ -112,7 +112,7 @@ class SQLiteDatabase:
         self._file: int | None = None  # opened to overwrite what is deleted
         self._transactions = 0  # those that run or wait for the thread
         self._turn = Lock()  # a transaction, or a step of a backup
-        self._turns = Turns()
+        self._turns = Turns(self._thread)
 
     async def __aenter__(self) -> Self:
         try:
@@ -207,8 +207,10 @@ class SQLiteDatabase:
             raise StorageUnavailable("the database is not open")
         self._transactions += 1
         try:
-            async with self._turns.turn(is_write=begin == BEGIN_WRITE):
-                return await self._in_thread(lambda: self._transaction(driver, begin, work))
+            turn = self._turns.run(
+                lambda: self._transaction(driver, begin, work), is_write=begin == BEGIN_WRITE
+            )
+            return await asyncio.wrap_future(turn)
         finally:
             self._transactions -= 1
 
@@ -224,7 +226,7 @@ class SQLiteDatabase:
         return await asyncio.get_running_loop().run_in_executor(self._thread, undisturbed)
 
     def _transaction(self, driver: sqlite3.Connection, begin: str, work: Work[T]) -> T:
-        with _translating(self.path or "sqlite://"):
+        with self._turn, _translating(self.path or "sqlite://"):
             return transact(driver, begin, work)
 
     def _open(self) -> None:
