@@ -50,6 +50,13 @@ def test_earliest_death_is_that_of_the_first_range_that_covers_the_item(
     assert deaths == {msg_id: min(ctimes) for msg_id, ctimes in covering.items() if ctimes}
 
 
+def test_item_dies_of_the_first_of_the_ranges_that_reach_it() -> None:
+    later, first = (DismissedRange(9, ctime, "a", prefix=ctime == 3) for ctime in (7, 3))
+    item = Item.of(create("u", "a").stamp(1, 0))
+    assert item is not None
+    assert [at for _, at in range_deaths([later, first], [item])] == [3]
+
+
 patterns = st.builds(Pattern, st.text("ab", max_size=4), st.booleans())
 
 

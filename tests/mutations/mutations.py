@@ -593,7 +593,7 @@ MUTATIONS = [
         "core/range_deaths.py",
         "_LeastFrom([range_.ctime for",
         "_LeastFrom([-range_.ctime for",
-        RANGE_DEATHS + "test_earliest_death_is_that_of_the_first_range_that_covers_the_item",
+        RANGE_DEATHS + "test_item_dies_of_the_first_of_the_ranges_that_reach_it",
     ),
     # Whose turn it is
     Mutation(
