@@ -16,7 +16,7 @@ SHARDS ?= 1
 # Tests and benchmarks start hundreds of processes: compile each file once, not once in each of them.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo fleet test environments autobahn check bench bench-browser simulate faults hunt-js vectors lock clean
+.PHONY: help demo fleet test environments autobahn check bench bench-browser bench-fairness simulate faults hunt-js vectors lock clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -65,6 +65,9 @@ bench: $(READY)  ## Benchmarks, each beside a baseline from the same run
 bench-browser: $(PEERS_READY)  ## The client in Chromium, beside TinyBase and Centrifuge
 	@$(BIN)/python -m tests.javascript.node npm run check --silent --prefix ../bench/browser
 	@$(BIN)/python -m bench browser
+
+bench-fairness: $(READY)  ## An ack beside each kind of abuser, and alone
+	@$(BIN)/python -m bench fairness
 
 simulate: $(READY)  ## Simulations with random seeds; SEEDS=100000
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS)

@@ -8,6 +8,7 @@ from rich.console import Console
 from bench import (
     browser,
     devices,
+    fairness,
     fanout,
     fleet_latency,
     fleet_sweep,
@@ -41,8 +42,9 @@ MEASUREMENTS: dict[str, Callable[[bool], Awaitable[list[Figure]]]] = {
     "startup": startup.measure,
 }
 
-# Measured when they are named: `make bench-browser` installs what they need.
-BY_NAME = {"browser": browser.measure}
+# Measured when they are named: `make bench-browser` installs what it needs, and the abusers of
+# `make bench-fairness` take all that the machine has.
+BY_NAME = {"browser": browser.measure, "fairness": fairness.measure}
 
 
 def run(quick: bool = False, only: Sequence[str] = (), json: bool = False) -> int:

@@ -22,6 +22,7 @@ from gregor.stores.sql.state_machine import SQLStateMachine
 from gregor.stores.sql.store_url import database_at
 
 ROUNDS = 7
+DEEP = "a." * 120  # how all categories begin
 LIVE_ON_DEVICE = (1_000, 5_000, 20_000)
 
 Operation: TypeAlias = Callable[[SQLStateMachine, str, int], Awaitable[object]]
@@ -45,6 +46,14 @@ def _ranges(machine: SQLStateMachine, uid: str, size: int) -> Awaitable[object]:
     return machine.consume_messages([InBandMessage(uid, "d", dismissal=Dismissal((), ranges))])
 
 
+def _prefixes(machine: SQLStateMachine, uid: str, size: int) -> Awaitable[object]:
+    """That match all items, and begin with each other."""
+    ranges = tuple(
+        Range(DEEP[:n], prefix=True, skip_msg_ids=("other",)) for n in range(1, size + 1)
+    )
+    return machine.consume_messages([InBandMessage(uid, "d", dismissal=Dismissal((), ranges))])
+
+
 def _count(machine: SQLStateMachine, uid: str, size: int) -> Awaitable[object]:
     return machine.count(uid, None, ["a", "b"])
 
@@ -56,6 +65,7 @@ def _snapshot(machine: SQLStateMachine, uid: str, size: int) -> Awaitable[object
 CASES = (
     Case("puts of one key in a request", (125, 250, 500), lambda _: 0, _puts),
     Case("ranges in a message, 200 live items", (2_000, 4_000, 8_000), lambda _: 200, _ranges),
+    Case("prefixes of all of 200 live items", (60, 120, 240), lambda _: 200, _prefixes),
     Case("live items, a count of two prefixes", (1_000, 2_000, 4_000), lambda n: n, _count),
     Case("live items, the first part of a snapshot", (1_000, 2_000, 4_000), lambda n: n, _snapshot),
 )
@@ -88,7 +98,7 @@ async def _seconds(case: Case, size: int, rounds: int) -> float:
         async with database_at(url, migrate) as database, SQLStateMachine(database, now) as machine:
             for number in range(rounds):
                 uid = f"user-{number}"
-                live = [create(uid, f"a.{n % 10}", "x" * 100) for n in range(case.live(size))]
+                live = [create(uid, DEEP + str(n % 10), "x" * 100) for n in range(case.live(size))]
                 await machine.consume_messages(live)
                 begin = process_time()
                 await case.operation(machine, uid, size)

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.error import HTTPError
 
-from gregor.cli.server_process import WITHOUT_LIMITS
-
 START_TIMEOUT_SECONDS = 20.0
 
 
@@ -105,11 +103,21 @@ async def bare() -> AsyncIterator[ServerProcess]:
 @asynccontextmanager
 async def gregor_serve(store: Path, *options: str) -> AsyncIterator[ServerProcess]:
     """The command `gregor serve`, on an SQLite file."""
+    async with gregor_serve_on(f"sqlite:///{store}", *WITHOUT_LIMITS, *options) as server:
+        yield server
+
+
+@asynccontextmanager
+async def gregor_serve_on(
+    store: str, *options: str, **environment: str
+) -> AsyncIterator[ServerProcess]:
+    """The same on any store, with these variables in its environment."""
     address = free_address()
     listen = f"{address.host}:{address.port}"
-    serve = ("-m", "gregor.cli", "serve", "--listen", listen, "--store", f"sqlite:///{store}")
-    command = (sys.executable, *serve, *WITHOUT_LIMITS, *options)
-    async with started(address, command, stderr=subprocess.DEVNULL) as server:  # it logs there
+    serve = ("-m", "gregor.cli", "serve", "--listen", listen, "--store", store)
+    command = (sys.executable, *serve, *options)
+    quiet = subprocess.DEVNULL  # it logs there
+    async with started(address, command, stderr=quiet, **environment) as server:
         yield server
 
 
@@ -145,10 +153,12 @@ async def _server(*arguments: str) -> AsyncIterator[ServerProcess]:
 
 @asynccontextmanager
 async def started(
-    address: Address, command: Sequence[str], stderr: int | None = None
+    address: Address, command: Sequence[str], stderr: int | None = None, **environment: str
 ) -> AsyncIterator[ServerProcess]:
     """A process, once it accepts connections at the address."""
-    process = await asyncio.create_subprocess_exec(*command, stderr=stderr)
+    process = await asyncio.create_subprocess_exec(
+        *command, stderr=stderr, env={**os.environ, **environment}
+    )
     try:
         await _wait_until_listening(address, process)
         yield ServerProcess(address, process)

@@ -32,9 +32,9 @@ HEIGHT = {part: -number for number, layer in enumerate(LAYERS) for part in layer
 LAYERS_WITHIN = {
     "core": (
         {"history", "export"},
-        {"sync", "range_deaths", "buckets", "inbox", "item_history"},
+        {"sync", "buckets", "inbox", "item_history"},
         {"facts"},
-        {"item_index", "state_page"},
+        {"item_index", "state_page", "range_deaths"},
         {"state", "state_hash"},
         {"visibility", "notification_body"},
         {"message"},

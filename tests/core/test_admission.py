@@ -1,6 +1,7 @@
 """What is surely a mistake is refused where it is sent, and nowhere else."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gregor.core.admission import EARLIEST_TIME, SHORTEST_EXPIRY
+from gregor.core.admission import EARLIEST_TIME, SHORTEST_EXPIRY, check_text, check_texts
 from gregor.core.arguments import query_time
 from gregor.core.instant import SECOND, TimeOrOffset
 from gregor.core.message import (
@@ -112,3 +113,18 @@ def test_what_was_stored_before_the_rules_can_be_read_and_replayed(message: Mess
 def test_item_with_an_id_from_before_the_rules_can_be_dismissed() -> None:
     message = dismiss("u", ".", msg_id="m")
     assert parse_message(msgspec.json.encode(message)) == message
+
+
+def refusal(check: Callable[[], None]) -> str | None:
+    try:
+        check()
+    except InvalidMessage as error:
+        return error.message
+    return None
+
+
+@given(st.lists(st.sampled_from(["a", "é" * 32, "x" * 64, "", "x" * 65, "é" * 33, "a\0"])))
+def test_many_texts_are_admitted_if_each_of_them_is(values: list[str]) -> None:
+    each = [refusal(partial(check_text, "ids", value, 64)) for value in values]
+    together = refusal(lambda: check_texts("ids", tuple(values), 64))
+    assert together == next(filter(None, each), None)

@@ -7,7 +7,16 @@ import pytest
 
 from gregor.core.facts import Facts
 from gregor.core.instant import TimeOrOffset
-from gregor.core.message import InBandMessage, create, dismiss, dismiss_category, dismiss_key, put
+from gregor.core.message import (
+    Dismissal,
+    InBandMessage,
+    Range,
+    create,
+    dismiss,
+    dismiss_category,
+    dismiss_key,
+    put,
+)
 from tests.steps import python_steps
 
 MESSAGES: dict[str, Callable[[], InBandMessage]] = {
@@ -54,5 +63,21 @@ def test_puts_of_one_key_cost_each_the_same() -> None:
     def cost(size: int) -> int:
         messages = [put("u", "a", n).stamp(n + 1, n) for n in range(size)]
         return python_steps(lambda: Facts().replay_all(messages))
+
+    assert cost(400) < 6 * cost(100)
+
+
+@pytest.mark.parametrize("ends", ["before", "with the message"])
+def test_ranges_of_a_message_cost_the_sum_of_ranges_and_items(ends: str) -> None:
+    """Although each prefix matches all items, and begins with the one before."""
+
+    def cost(size: int) -> int:
+        facts = Facts().replay_all(
+            create("u", "a" * 240 + f"{n}", msg_id=f"i{n}").stamp(n + 1, n) for n in range(size)
+        )
+        end = TimeOrOffset(time=1) if ends == "before" else None
+        ranges = tuple(Range("a" * n, end, prefix=True) for n in range(1, size // 2))
+        message = InBandMessage("u", "d", dismissal=Dismissal((), ranges))
+        return python_steps(partial(facts.replay, message.stamp(size + 1, size)))
 
     assert cost(400) < 6 * cost(100)

@@ -62,6 +62,8 @@ CORE_COST = "tests/core/test_cost.py::"
 ITEM_HISTORY = "tests/core/test_item_history.py::"
 HISTORY_HTTP = "tests/server/test_item_history.py::"
 RANGE_DEATHS = "tests/core/test_range_deaths.py::"
+COMMIT_QUEUE = "tests/stores/test_commit_queue.py::"
+TOO_LONG = "tests/stores/test_too_long.py::"
 REBALANCE = "tests/shards/test_rebalance.py::"
 EXPORTS = "tests/stores/test_exports.py::"
 SOCKET = "tests/server/test_socket.py::"
@@ -580,23 +582,105 @@ MUTATIONS = [
     Mutation(
         "each range of a batch is compared with each live item in SQL",
         "stores/sql/deaths.py",
-        "if len(patterns) > MAX_PATTERNS:",
-        "if not patterns:",
+        "few_patterns((Pattern(r.category, r.prefix) for r in ranges), MAX_PATTERNS)",
+        "{Pattern(r.category, r.prefix) for r in ranges}",
         LINEAR + "test_cost_in_sqlite_grows_with_the_sum",
     ),
     Mutation(
         "each prefix of a batch is compared with each item",
         "core/range_deaths.py",
-        "for group in _groups_of_item(item, lengths):\n            if group in by_group:",
-        "for group in by_group:\n            if group in {*_groups_of_item(item, lengths)}:",
+        "while to_come and to_come[-1].category <= category:\n"
+        "                pattern = to_come.pop()\n"
+        "                if pattern.matches(category):\n",
+        "for pattern in to_come:\n"
+        "                if pattern not in begun and pattern.matches(category):\n",
         LINEAR + "test_cost_in_python_grows_with_the_sum",
     ),
     Mutation(
         "a range that reaches an item later dismisses it first",
         "core/range_deaths.py",
-        "heappush(reached, (range_.ctime, len(not_reached)",
-        "heappush(reached, (-range_.ctime, len(not_reached)",
-        RANGE_DEATHS + "test_earliest_death_is_that_of_the_first_range_that_covers_the_item",
+        "_LeastFrom([range_.ctime for",
+        "_LeastFrom([-range_.ctime for",
+        RANGE_DEATHS + "test_item_dies_of_the_first_of_the_ranges_that_reach_it",
+    ),
+    # Whose turn it is
+    Mutation(
+        "a commit takes all that a sender has queued",
+        "stores/sql/commit_queue.py",
+        "share = COMMIT_COST if self._is_alone() else SHARE_COST",
+        "share = COMMIT_COST",
+        COMMIT_QUEUE + "test_commit_has_of_each_user_no_more_than_a_share_while_others_wait",
+    ),
+    Mutation(
+        "a sender who has had a turn is first again",
+        "stores/sql/commit_queue.py",
+        "self._by_sender[sender] = waiting  # behind all others",
+        "self._by_sender = {sender: waiting, **self._by_sender}",
+        COMMIT_QUEUE + "test_every_user_has_a_turn_before_one_has_two",
+    ),
+    Mutation(
+        "what one sender has queued keeps out another",
+        "stores/sql/commit_queue.py",
+        "(1 if sender in self._by_sender else 2)",
+        "1",
+        COMMIT_QUEUE + "test_what_one_sender_has_queued_does_not_keep_out_another",
+    ),
+    Mutation(
+        "each of many users of one request has a turn of its own",
+        "stores/sql/commit_queue.py",
+        'return "sender", next((slot.author or "" for slot in slots), "")',
+        'return "user", slots[0].message.msg_id',
+        COMMIT_QUEUE + "test_messages_to_several_users_have_the_share_of_who_sends_them",
+    ),
+    Mutation(
+        "a user whose messages take too long fails the others",
+        "stores/sql/state_machine.py",
+        "            if len(by_user) == 1:\n                return",
+        "            if by_user:\n                return",
+        TOO_LONG + "test_user_whose_messages_take_too_long_fails_alone[sqlite]",
+    ),
+    Mutation(
+        "a transaction may take any time",
+        "stores/sql/sqlite.py",
+        "lambda: thread_time() > end",
+        "lambda: False",
+        TOO_LONG + "test_work_that_takes_too_long_stores_nothing",
+    ),
+    Mutation(
+        "a commit waits for all reads that have come before it",
+        "stores/sql/turns.py",
+        "kinds = (self._reads, self._writes) if self._was_write else (self._writes, self._reads)",
+        "kinds = (self._reads, self._writes)",
+        "tests/stores/test_turns.py::test_writes_and_reads_take_turns",
+    ),
+    Mutation(
+        "work is done that nobody waits for any more",
+        "stores/sql/turns.py",
+        "if not self.done.set_running_or_notify_cancel():",
+        "if self.done.set_running_or_notify_cancel() is None:",
+        "tests/stores/test_turns.py::test_who_is_cancelled_while_it_waits_loses_its_turn_alone",
+    ),
+    Mutation(
+        "a page reads all of a log that it does not send",
+        "core/sync.py",
+        "bytes_read += own_size",
+        "bytes_read += 0",
+        "tests/stores/test_cost.py::test_page_of_a_log_of_large_bodies_reads_a_part_of_it[sqlite]",
+    ),
+    Mutation(
+        "a user who is named again is addressed again",
+        "protocol/entries.py",
+        "place = known.setdefault(entry.uid, place)",
+        "known[entry.uid] = place",
+        "tests/protocol/test_entries.py"
+        "::test_each_user_is_addressed_once_however_often_it_is_named",
+    ),
+    Mutation(
+        "few patterns do not match all that many match",
+        "core/range_deaths.py",
+        "return Pattern(first.category[:length], prefix=True)",
+        "return Pattern(first.category, prefix=True)",
+        RANGE_DEATHS + "test_few_patterns_match_whatever_many_match",
     ),
     Mutation(
         "a range walks all items of a replica",

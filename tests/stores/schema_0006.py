@@ -47,6 +47,9 @@ class SchemaOf0006:
     def execute_sql(self, text: str) -> list[tuple[Any, ...]]:
         return self._connection.execute_sql(text)
 
+    def give_up_after(self, seconds: float) -> None:
+        self._connection.give_up_after(seconds)
+
 
 class _MessageRowOf0006(NamedTuple):
     """The first columns of a MessageRow."""

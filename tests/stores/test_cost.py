@@ -17,7 +17,7 @@ from gregor.core.message import (
     put,
 )
 from gregor.core.state_page import PageStart, StateQuery
-from gregor.core.sync import Changes, Since
+from gregor.core.sync import After, Changes, PageLimits, Since
 from gregor.interfaces import Slot
 from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.migrations import migrate
@@ -179,3 +179,20 @@ async def test_dismissal_of_one_item_costs_the_same_whatever_is_live() -> None:
         for live in (10, 10_000)
     ]
     assert 0 < many <= 1.2 * few
+
+
+async def test_page_of_a_log_of_large_bodies_reads_a_part_of_it(url: str) -> None:
+    """A body that is replaced is read, although it is not sent."""
+    body = "x" * 60_000
+    limits = PageLimits(500, 1_000_000, bytes_read=20 * 60_000)
+    async with (
+        database_at(url, migrate) as database,
+        SQLStateMachine(database, lambda: NOW) as machine,
+    ):
+        for _ in range(20):
+            await machine.consume_messages([put("u", "badge", body) for _ in range(10)])
+        pages = [await machine.messages_page("u", None, Since(0), limits)]
+        while pages[-1].more:
+            start = After(pages[-1].cursor)
+            pages.append(await machine.messages_page("u", None, start, limits))
+    assert len(pages) == 10

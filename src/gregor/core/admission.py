@@ -32,6 +32,19 @@ def check_text(name: str, value: object, limit: int) -> None:
         raise InvalidMessage(f"`{name}` must not contain the character NUL", field=name)
 
 
+def check_texts(name: str, values: tuple[str, ...], limit: int) -> None:
+    """The same for each of many, at a fraction of the cost: they may be a hundred thousand."""
+    try:
+        together = "".join(values)
+        lengths = set(map(len, values))
+        if together.isascii() and "\0" not in together and not lengths - set(range(1, limit + 1)):
+            return
+    except TypeError:
+        pass  # one of them is not text
+    for value in values:
+        check_text(name, value, limit)
+
+
 def check_type(name: str, value: object, *types: type) -> None:
     """Raise InvalidMessage unless the value is of one of these types. A bool is not an int."""
     if type(value) in types:

@@ -21,8 +21,8 @@ argument.
 """
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator
-from itertools import chain
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import chain, groupby
 from typing import Any, NamedTuple, TypeVar
 
 from immutables import Map
@@ -38,6 +38,7 @@ from gregor.core.message import (
     MsgID,
     seen_on,
 )
+from gregor.core.range_deaths import Pattern, outermost, range_deaths
 from gregor.core.state import Item, State
 from gregor.core.state_hash import hash_of
 from gregor.core.visibility import At, Now, is_live, is_visible
@@ -170,8 +171,7 @@ class Facts(Struct, frozen=True):
         if message.dismissal is not None:
             facts = facts._with(latest_death=max(message.ctime, self.latest_death))
             facts = facts._dismiss_ids((id_, message.ctime) for id_ in message.dismissal.msg_ids)
-            for range_ in dismissed_ranges(message):
-                facts = facts._dismiss_range(range_)
+            facts = facts._dismiss_ranges(list(dismissed_ranges(message)), message.ctime)
             for key in dismissed_keys(message):
                 facts = facts._dismiss_key(key)
         item = Item.of(message)
@@ -187,8 +187,8 @@ class Facts(Struct, frozen=True):
         """Merge the facts of two replicas: commutative, associative, idempotent."""
         facts = self._with(latest_death=max(self.latest_death, other.latest_death))
         facts = facts._dismiss_ids(other.tombstones.items())
-        for range_ in other.ranges:
-            facts = facts._dismiss_range(range_)
+        for ctime, ranges in groupby(sorted(other.ranges, key=_range_ctime), key=_range_ctime):
+            facts = facts._dismiss_ranges(list(ranges), ctime)
         for key in chain.from_iterable(other.keys.values()):
             facts = facts._dismiss_key(key)
         for register in other.keyed:
@@ -229,17 +229,19 @@ class Facts(Struct, frozen=True):
                 facts = facts._dismiss([item], at)
         return facts
 
-    def _dismiss_range(self, range_: DismissedRange) -> "Facts":
-        index = bisect_left(self.ranges, _range_order(range_), key=_range_order)
-        if index < len(self.ranges) and self.ranges[index] == range_:
+    def _dismiss_ranges(self, ranges: Sequence[DismissedRange], ctime: Time) -> "Facts":
+        """Add the ranges of a message, or of several with this ctime."""
+        if not ranges:
             return self
-        candidates = list(self._matched_by(range_))
-        if range_.ctime < self.latest_death:
-            candidates += [dismissed.item for dismissed in self.dismissed.values()]
-        skipped = frozenset(range_.skip_msg_ids)
-        covered = [i for i in candidates if i.msg_id not in skipped and range_.covers(i)]
-        facts = self._with(ranges=(*self.ranges[:index], range_, *self.ranges[index:]))
-        return facts._dismiss(covered, range_.ctime)
+        known = list(self.ranges)
+        new = [range_ for range_ in ranges if _insert(known, range_)]
+        if not new:
+            return self
+        candidates: Iterable[Item] = self._matched_by(new)
+        if ctime < self.latest_death:
+            candidates = chain(candidates, (dead.item for dead in self.dismissed.values()))
+        covered = _covered(new, candidates)
+        return self._with(ranges=tuple(known))._dismiss(covered, ctime)
 
     def _dismiss_key(self, key: DismissedKey) -> "Facts":
         known = self.keys.get(key.key, ())
@@ -334,8 +336,7 @@ class Facts(Struct, frozen=True):
         yield message.msg_id
         if message.dismissal is not None:
             yield from message.dismissal.msg_ids
-        for range_ in dismissed_ranges(message):
-            yield from (item.msg_id for item in self._matched_by(range_))
+        yield from (item.msg_id for item in self._matched_by(list(dismissed_ranges(message))))
         for key in dismissed_keys(message):
             yield from (item.msg_id for item in self.items.of_key(key.key) if key.covers(item))
         replaced = self.predecessor(message)
@@ -353,9 +354,12 @@ class Facts(Struct, frozen=True):
             return None
         return next(self._of_register(register), None)
 
-    def _matched_by(self, range_: DismissedRange) -> Iterator[Item]:
-        end = MAX_TIME if range_.scheduled else range_.end
-        return self.items.of_category(range_.category, prefix=range_.prefix, end=end)
+    def _matched_by(self, ranges: Sequence[DismissedRange]) -> Iterator[Item]:
+        """The items without a known death that the ranges match, each once."""
+        ends = (MAX_TIME if range_.scheduled else range_.end for range_ in ranges)
+        end = max(ends, default=0)
+        for category, prefix in outermost(Pattern(r.category, r.prefix) for r in ranges):
+            yield from self.items.of_category(category, prefix=prefix, end=end)
 
     def visible(self, device_id: DeviceID | None, now: Time) -> Iterator[Item]:
         """The items visible on the device now, in no order."""
@@ -446,6 +450,28 @@ def _keys_after(
     """The dismissals of keys after the floor."""
     later = {key: tuple(one for one in named if one.ctime > floor) for key, named in keys.items()}
     return Map({key: named for key, named in later.items() if named})
+
+
+def _covered(ranges: Sequence[DismissedRange], items: Iterable[Item]) -> list[Item]:
+    """The items that the ranges cover."""
+    if len(ranges) > 1:
+        return [item for item, _ in range_deaths(ranges, items)]
+    (range_,) = ranges  # as in most messages: faster than a sweep
+    skipped = frozenset(range_.skip_msg_ids)
+    return [item for item in items if item.msg_id not in skipped and range_.covers(item)]
+
+
+def _insert(ranges: list[DismissedRange], range_: DismissedRange) -> bool:
+    """Insert a range in order, unless it is there. Returns whether it was not."""
+    index = bisect_left(ranges, _range_order(range_), key=_range_order)
+    if index < len(ranges) and ranges[index] == range_:
+        return False
+    ranges.insert(index, range_)
+    return True
+
+
+def _range_ctime(range_: DismissedRange) -> Time:
+    return range_.ctime
 
 
 def _range_end(range_: DismissedRange) -> Time:

@@ -22,6 +22,7 @@ from gregor.core.admission import (
     check_expiry,
     check_id,
     check_text,
+    check_texts,
     check_time,
     check_type,
     kind_of,
@@ -130,8 +131,7 @@ class Range(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
         check_type("prefix", self.prefix, bool)
         check_type("scheduled", self.scheduled, bool)
         check_type("skip_msg_ids", self.skip_msg_ids, tuple)
-        for msg_id in self.skip_msg_ids:
-            check_text("skip_msg_ids", msg_id, MAX_MSG_ID)
+        check_texts("skip_msg_ids", self.skip_msg_ids, MAX_MSG_ID)
 
 
 class KeyDismissal(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -159,8 +159,7 @@ class Dismissal(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
         check_type("msg_ids", self.msg_ids, tuple)
         check_type("ranges", self.ranges, tuple)
         check_type("keys", self.keys, tuple)
-        for msg_id in self.msg_ids:
-            check_text("msg_ids", msg_id, MAX_MSG_ID)
+        check_texts("msg_ids", self.msg_ids, MAX_MSG_ID)
         for range_ in self.ranges:
             check_type("ranges", range_, Range)
         for key in self.keys:

@@ -232,19 +232,22 @@ def require_continued(start: Start, user: UserTime) -> None:
 
 
 class Reduced(NamedTuple):
-    """A message of the log at `ctime`, and what is left of it for a recipient."""
+    """A message of the log at `ctime`, what is left of it for a recipient, and about how many bytes
+    the whole message has."""
 
     ctime: Time
     message: InBandMessage | None
+    size: int = 0
 
 
 class PageLimits(NamedTuple):
     """A page has at most so many messages, and so many bytes of JSON, but at least one message. At
-    most `read` messages of the log are read for it."""
+    most `read` messages of the log are read for it, and about `bytes_read`."""
 
     messages: int
     bytes: int
     read: int = 2_000
+    bytes_read: int = 4 * 1024 * 1024
 
 
 class Page(Struct, frozen=True):
@@ -260,22 +263,25 @@ def reductions(
     messages: Iterable[InBandMessage], recipient: Recipient, store: Knowledge
 ) -> Iterator[Reduced]:
     for message in messages:
-        yield Reduced(message.ctime, reduced(message, recipient, store))
+        body = 0 if message.creation is None else len(memoryview(message.creation.raw_body))
+        yield Reduced(message.ctime, reduced(message, recipient, store), body)
 
 
 def what_is_left(log: Iterable[Reduced]) -> tuple[InBandMessage, ...]:
-    return tuple(message for _, message in log if message is not None)
+    return tuple(message for _, message, _ in log if message is not None)
 
 
 def first_page(log: Iterable[Reduced], clock: Time, limits: PageLimits) -> Page:
     """The beginning of the log of a user with this clock. Takes of the log only what it needs."""
     messages: list[InBandMessage] = []
-    size, cursor = 0, 0
-    for read, (ctime, message) in enumerate(log):
+    size, bytes_read, cursor = 0, 0, 0
+    for read, (ctime, message, own_size) in enumerate(log):
         size += 0 if message is None else len(_encoder.encode(message))
         full = len(messages) == limits.messages or (messages and size > limits.bytes)
-        if read == limits.read or (message is not None and full):
+        enough = read == limits.read or bytes_read >= limits.bytes_read
+        if enough or (message is not None and full):
             return Page(tuple(messages), cursor, more=True)
+        bytes_read += own_size
         messages += [] if message is None else [message]
         cursor = ctime
     return Page(tuple(messages), clock)

@@ -48,6 +48,9 @@ log = logging.getLogger("gregor.node")
 
 T = TypeVar("T")
 
+OUTCOMES_AT_A_TIME = 500
+"""How many messages are delivered before others get their turn: a consume has no more."""
+
 
 class Node:
     """Stores messages in a state machine of record, and passes them to its consumers: a Publisher,
@@ -216,9 +219,13 @@ class Node:
             except Unavailable as error:
                 return error
         outcomes = batch.outcomes()
-        for outcome in outcomes:
-            self._observer.injected(caller, outcome)
-        await self._pass_to_consumers(accepted(outcomes))
+        for start in range(0, len(outcomes), OUTCOMES_AT_A_TIME):
+            if start:
+                await asyncio.sleep(0)  # to many users: others get their turn
+            some = outcomes[start : start + OUTCOMES_AT_A_TIME]
+            for outcome in some:
+                self._observer.injected(caller, outcome)
+            await self._pass_to_consumers(accepted(some))
         return outcomes
 
     async def _pass_to_consumers(self, accepted: Sequence[Accepted]) -> None:

@@ -1,9 +1,11 @@
 """The HTTP API: inject messages, read states and erase users, one request at a time."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
@@ -25,7 +27,6 @@ from gregor.core.message import (
     Category,
     DeviceID,
     Key,
-    Message,
     new_msg_id,
 )
 from gregor.core.state_page import PageStart, StateQuery
@@ -40,7 +41,7 @@ from gregor.errors import (
     TooLarge,
     Unavailable,
 )
-from gregor.interfaces import HOLDS_FOREVER, Caller, Rejected
+from gregor.interfaces import HOLDS_FOREVER, Caller, Outcome, Rejected
 from gregor.node.conversation import Admission, Resumption
 from gregor.node.limiter import Limiter
 from gregor.protocol.answers import (
@@ -78,7 +79,14 @@ from gregor.server.sse import (
     only_event,
 )
 
+ASIDE_BYTES = 64 * 1024  # of JSON: to read more takes longer than to pass it to a thread
+
 CLIENT_GONE = 499  # as nginx counts a client that closed its connection before it was answered
+
+T = TypeVar("T")
+
+# One: more of them would take turns with the event loop, too.
+_aside_thread = ThreadPoolExecutor(1, thread_name_prefix="aside")
 
 Operation: TypeAlias = Callable[[Service, Request, Identity], Awaitable[ASGIApp]]
 PublicOperation: TypeAlias = Callable[[Service, Request], Awaitable[ASGIApp]]
@@ -93,39 +101,67 @@ async def post_messages(service: Service, request: Request, identity: Identity) 
     check_parameters(request, {"device_id"}, frozenset())
     body = await _body(request)
     take(service, identity, bytes_per_second=len(body))
-    fields = decode(object_members, body)
+    fields = await _aside(len(body), lambda: decode(object_members, body))
     if "messages" in fields:
-        entries = _read_batch(_fields_of(BatchRequest, fields), identity, service.limiter)
-        results = await _inject(service, request, identity, entries)
+        batch = _fields_of(BatchRequest, fields)
+        outcomes = await _inject_batch(service, request, identity, batch, len(body))
     elif "uids" in fields:
-        entries = _read_multi_user(_fields_of(MultiUserRequest, fields), identity, service.limiter)
-        results = await _inject_for_many(service, request, identity, entries)
+        to_many = _fields_of(MultiUserRequest, fields)
+        outcomes = await _inject_for_many(service, request, identity, to_many, len(body))
     else:
-        results = [await _inject_one(service, request, identity, body)]
-    return _json(Results(tuple(results)))
+        return _json(Results((await _inject_one(service, request, identity, body),)))
+    return await _aside(len(body), lambda: _json(Results(tuple(map(Result.of, outcomes)))))
 
 
-async def _inject(
-    service: Service, request: Request, identity: Identity, entries: Sequence[Message | Rejected]
-) -> Sequence[Result]:
-    caller = _sender(request, identity)
-    outcomes = await service.inject(caller, entries, request.state.epoch)
-    return [Result.of(outcome) for outcome in outcomes]
+async def _aside(size: int, work: Callable[[], T]) -> T:
+    """The result of work on so many bytes. If they are many, a thread does it: the event loop, on
+    which all users wait, goes on."""
+    if size <= ASIDE_BYTES:
+        return work()
+    return await asyncio.get_running_loop().run_in_executor(_aside_thread, work)
+
+
+async def _inject_batch(
+    service: Service, request: Request, identity: Identity, fields: Mapping[str, Raw], size: int
+) -> Sequence[Outcome]:
+    """Inject messages. Those of a device beyond its rate are rejected, the last ones: then what is
+    stored is what came first."""
+    limiter, sender = service.limiter, _sender(request, identity)
+    messages = await _aside(size, lambda: _list_in(fields, "messages"))
+    if not 1 <= len(messages) <= MAX_BATCH:
+        raise TooLarge(
+            f"`messages` takes 1 to {MAX_BATCH} messages, not {len(messages)}", field="messages"
+        )
+    taken, error = _take_messages(limiter, identity, len(messages))
+    entries = await _aside(
+        size,
+        lambda: read_entries(messages[:taken], identity.may_access, limits=limiter.limits),
+    )
+    if error is not None:
+        entries += [Rejected(None, error)] * (len(messages) - taken)
+    return await service.inject(sender, entries, request.state.epoch)
 
 
 async def _inject_for_many(
-    service: Service, request: Request, identity: Identity, entries: Sequence[Message | Rejected]
-) -> Sequence[Result]:
-    """Inject the message once for each user. One who is named again gets the same result."""
-    keys = [
-        place if isinstance(entry, Rejected) else entry.uid for place, entry in enumerate(entries)
-    ]
-    distinct: dict[int | UID, Message | Rejected] = {}
-    for key, entry in zip(keys, entries, strict=True):
-        distinct.setdefault(key, entry)
-    results = await _inject(service, request, identity, [*distinct.values()])
-    by_key = dict(zip(distinct, results, strict=True))
-    return [by_key[key] for key in keys]
+    service: Service, request: Request, identity: Identity, fields: Mapping[str, Raw], size: int
+) -> Sequence[Outcome]:
+    """Inject a message once for each user. The outcomes are those of the `uids`, in order."""
+    limiter, sender = service.limiter, _sender(request, identity)
+    uids = await _aside(size, lambda: _list_in(fields, "uids"))
+    if not uids:
+        raise TooLarge("`uids` takes 1 user or more, not 0", field="uids")
+    with limiter.reporting():
+        check_count("uids", len(uids), limiter.limits, "uids")
+    _take_messages(limiter, identity, 1)  # a device has one user
+    with limiter.reporting():
+        addressed = await _aside(
+            size,
+            lambda: read_addressed(
+                fields["message"], uids, identity.may_access, limits=limiter.limits
+            ),
+        )
+    outcomes = await service.inject(sender, addressed.entries, request.state.epoch)
+    return addressed.outcomes_of_uids(outcomes)
 
 
 async def _inject_one(
@@ -159,36 +195,6 @@ def _take_messages(
     if error is not None and not taken:
         raise error
     return taken, error
-
-
-def _read_batch(
-    fields: Mapping[str, Raw], identity: Identity, limiter: Limiter
-) -> list[Message | Rejected]:
-    """The messages. Those of a device beyond its rate are rejected, the last ones: then what is
-    stored is what came first."""
-    messages = _list_in(fields, "messages")
-    if not 1 <= len(messages) <= MAX_BATCH:
-        raise TooLarge(
-            f"`messages` takes 1 to {MAX_BATCH} messages, not {len(messages)}", field="messages"
-        )
-    taken, error = _take_messages(limiter, identity, len(messages))
-    entries = read_entries(messages[:taken], identity.may_access, limits=limiter.limits)
-    if error is not None:
-        entries += [Rejected(None, error)] * (len(messages) - taken)
-    return entries
-
-
-def _read_multi_user(
-    fields: Mapping[str, Raw], identity: Identity, limiter: Limiter
-) -> list[Message | Rejected]:
-    uids, limits = _list_in(fields, "uids"), limiter.limits
-    if not uids:
-        raise TooLarge("`uids` takes 1 user or more, not 0", field="uids")
-    with limiter.reporting():
-        check_count("uids", len(uids), limits, "uids")
-    _take_messages(limiter, identity, 1)  # a device has one user
-    with limiter.reporting():
-        return read_addressed(fields["message"], uids, identity.may_access, limits=limits)
 
 
 def _fields_of(kind: type[Struct], fields: Mapping[str, Raw]) -> Mapping[str, Raw]:
@@ -252,7 +258,9 @@ async def get_state(service: Service, request: Request, identity: Identity) -> R
     at = asked.at if start is None else None
     page = await service.node.state_machine.state_page(uid, asked.query, at, start)
     next_page = None if page.next is None else asked.token_of(page.next)
-    return _json(StateAnswer(page.items, page.as_of, page.hash, page.cursor, epoch, next_page))
+    answer = StateAnswer(page.items, page.as_of, page.hash, page.cursor, epoch, next_page)
+    size = sum(len(memoryview(item.raw_body)) + 200 for item in page.items)
+    return await _aside(size, lambda: _json(answer))
 
 
 async def _known_before(service: Service, uid: UID) -> Time:

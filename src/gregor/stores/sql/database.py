@@ -38,6 +38,11 @@ class DatabaseConnection(Protocol):
         """Run SQL text as it is, for pragmas and tests."""
         ...
 
+    def give_up_after(self, seconds: float) -> None:
+        """Let the rest of the transaction raise TransactionTooLong when it has taken this processor
+        time, if the database runs in this process. A server limits each statement itself."""
+        ...
+
 
 Work: TypeAlias = Callable[[DatabaseConnection], T]
 
@@ -77,9 +82,9 @@ class Database(Protocol):
         """Run the work in one transaction, which is durable when this returns.
 
         The work may run again from its beginning if the database has rolled it back. Raises
-        UniqueViolation, StorageUnavailable if the database does not answer, and CommitUnknown if
-        it did not answer the commit. A caller that must learn the outcome must not be cancelled
-        while it waits.
+        UniqueViolation, StorageUnavailable if the database does not answer, TransactionTooLong if
+        it has given the work up, and CommitUnknown if it did not answer the commit. A caller that
+        must learn the outcome must not be cancelled while it waits.
         """
         ...
 
@@ -123,6 +128,11 @@ class StorageBroken(GregorError):
 
 class UniqueViolation(GregorError):
     """A row with this key exists. The whole transaction was rolled back."""
+
+
+class TransactionTooLong(StorageUnavailable):
+    """The database answers, and has given the work up, because it took too long. Nothing was
+    stored. Less work at once may succeed."""
 
 
 class CommitUnknown(StorageUnavailable):

@@ -55,7 +55,10 @@ from gregor.stores.sql.statements import (
 
 # How many items are read in one statement, since their sizes are not known before.
 ITEMS_IN_BLOCK = 32
-READ_MESSAGES = 200  # of a user's log at a time
+# How many messages of a user's log are read at a time: a few at first, since their sizes are not
+# known before; then as many as have about so many bytes.
+FIRST_MESSAGES, READ_MESSAGES = 25, 200
+READ_BYTES = 1024 * 1024
 
 
 # States
@@ -194,13 +197,16 @@ def _read_reductions(
 ) -> Iterator[Reduced]:
     """The log from the start on, reduced. It is read in pieces, as far as the caller takes it."""
     recipient = Recipient(device_id, start.known, now)
-    first = start.first
+    first, limit = start.first, FIRST_MESSAGES
     while True:
-        log = _read_log(connection, uid, first, READ_MESSAGES)
-        yield from reductions(log, recipient, _read_knowledge(connection, uid, log, recipient))
-        if len(log) < READ_MESSAGES:
+        log = _read_log(connection, uid, first, limit)
+        read = list(reductions(log, recipient, _read_knowledge(connection, uid, log, recipient)))
+        yield from read
+        if len(log) < limit:
             return
         first = log[-1].ctime + 1
+        each = sum(size for _, _, size in read) // limit
+        limit = max(1, min(READ_MESSAGES, 2 * limit, READ_BYTES // max(each, 1)))
 
 
 def _read_log(

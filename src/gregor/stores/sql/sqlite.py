@@ -15,7 +15,7 @@ from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
-from time import sleep
+from time import sleep, thread_time
 from typing import IO, Any, Self, TypeVar
 
 from gregor.clock import now
@@ -27,6 +27,7 @@ from gregor.stores.sql.database import (
     Migration,
     PoolUse,
     StorageBroken,
+    TransactionTooLong,
     UniqueViolation,
     Work,
 )
@@ -34,6 +35,7 @@ from gregor.stores.sql.dialect import SQLITE, encode_rows, sql_of
 from gregor.stores.sql.private_file import make_private, warn_if_public
 from gregor.stores.sql.sqlite_pages import Layout, overwrite_gaps
 from gregor.stores.sql.statements import BulkStatement, Insert, Row, Statement, no_row
+from gregor.stores.sql.turns import Turns
 
 log = logging.getLogger("gregor.store.sqlite")
 
@@ -43,6 +45,8 @@ R = TypeVar("R")
 MIN_VERSION = (3, 38)
 IN_MEMORY = ":memory:"
 CACHED_STATEMENTS = 256
+BEGIN_WRITE = "BEGIN IMMEDIATE"
+STEPS_BETWEEN_CHECKS = 50_000  # of SQLite's virtual machine: a few milliseconds
 MAPS_SCRUBBED = 16  # at a time: of 50 MB, in some 40 ms
 
 # A step of a backup copies a megabyte. Then those who wait get their turn.
@@ -81,6 +85,11 @@ class SQLiteConnection:
     def execute_sql(self, text: str) -> list[tuple[Any, ...]]:
         return self.driver.execute(text).fetchall()
 
+    def give_up_after(self, seconds: float) -> None:
+        """What this thread waits for, such as a slow disk, does not count."""
+        end = thread_time() + seconds
+        self.driver.set_progress_handler(lambda: thread_time() > end, STEPS_BETWEEN_CHECKS)
+
 
 _BLOCK_SIZES = tuple(2**power for power in range(9, -1, -1))
 
@@ -105,6 +114,7 @@ class SQLiteDatabase:
         self._file: int | None = None  # opened to overwrite what is deleted
         self._transactions = 0  # those that run or wait for the thread
         self._turn = Lock()  # a transaction, or a step of a backup
+        self._turns = Turns(self._thread)
 
     async def __aenter__(self) -> Self:
         try:
@@ -124,7 +134,7 @@ class SQLiteDatabase:
         self._thread.shutdown()
 
     async def write(self, work: Work[T]) -> T:
-        return await self._transact("BEGIN IMMEDIATE", work)
+        return await self._transact(BEGIN_WRITE, work)
 
     async def read(self, work: Work[T]) -> T:
         return await self._transact("BEGIN", work)
@@ -199,7 +209,10 @@ class SQLiteDatabase:
             raise StorageUnavailable("the database is not open")
         self._transactions += 1
         try:
-            return await self._in_thread(lambda: self._transaction(driver, begin, work))
+            turn = self._turns.run(
+                lambda: self._transaction(driver, begin, work), is_write=begin == BEGIN_WRITE
+            )
+            return await asyncio.wrap_future(turn)
         finally:
             self._transactions -= 1
 
@@ -215,7 +228,7 @@ class SQLiteDatabase:
         return await asyncio.get_running_loop().run_in_executor(self._thread, undisturbed)
 
     def _transaction(self, driver: sqlite3.Connection, begin: str, work: Work[T]) -> T:
-        with _translating(self.path or "sqlite://"):
+        with self._turn, _translating(self.path or "sqlite://"):
             return transact(driver, begin, work)
 
     def _open(self) -> None:
@@ -257,9 +270,12 @@ def transact(driver: sqlite3.Connection, begin: str, work: Work[T]) -> T:
         driver.execute("COMMIT")
         return result
     except BaseException:
+        driver.set_progress_handler(None, 0)
         if driver.in_transaction:
             driver.execute("ROLLBACK")
         raise
+    finally:
+        driver.set_progress_handler(None, 0)  # what `give_up_after` has set
 
 
 def migrating(migration: Migration) -> Callable[[sqlite3.Connection], None]:
@@ -342,6 +358,8 @@ def _translated(error: sqlite3.Error, path: str) -> GregorError:
         return UniqueViolation(f"{path}: {error}")
     if name in ("SQLITE_IOERR_FSYNC", "SQLITE_IOERR_DIR_FSYNC", "SQLITE_CORRUPT", "SQLITE_NOTADB"):
         return StorageBroken(f"{path}: {error} ({name}); the process must end")
+    if name == "SQLITE_INTERRUPT":
+        return TransactionTooLong(f"{path}: a transaction took too long")
     if name in ("SQLITE_FULL", "SQLITE_IOERR_WRITE"):
         return StorageUnavailable(f"{path}: the disk is full or refuses writes; make room on it")
     return StorageUnavailable(f"{path}: {error}")

@@ -1,16 +1,19 @@
 """The state machine of record on a database, SQLite or PostgreSQL.
 
 Concurrent messages of many users are committed together (group commit): while one transaction
-runs, the messages that arrive are queued for the next one. A single message is committed at once.
+runs, the messages that arrive are queued for the next one, in which each sender has a share
+(`commit_queue.py`). A single message is committed at once.
 """
 
 import asyncio
 import logging
-from collections import deque
+from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic, perf_counter
-from typing import IO, Any, NamedTuple, Self, TypeVar
+from typing import IO, Any, NamedTuple, Self, TypeAlias, TypeVar
+
+from msgspec import structs
 
 from gregor.core.deployment import Deployment
 from gregor.core.export import ExportPage, ExportPlace, ImportPart, Verdict
@@ -25,6 +28,7 @@ from gregor.core.sync import Page, PageLimits, Since, Start, Sync
 from gregor.errors import (
     ClockSkew,
     GregorError,
+    HistoryForgotten,
     NotMigrated,
     StorageUnavailable,
     Unavailable,
@@ -34,6 +38,7 @@ from gregor.interfaces import (
     EraseResult,
     Erasure,
     PruneStep,
+    Rejected,
     Slot,
     StateMachineOfRecord,
     Stored,
@@ -42,10 +47,12 @@ from gregor.interfaces import (
 from gregor.limits import NO_LIMITS, Limits
 from gregor.log_event import LogEvent
 from gregor.stores.sql.allowance import Allowance, CountedUsers
+from gregor.stores.sql.commit_queue import CommitQueue, Piece
 from gregor.stores.sql.database import (
     CommitUnknown,
     Database,
     DatabaseConnection,
+    TransactionTooLong,
     UniqueViolation,
     Work,
 )
@@ -85,9 +92,6 @@ log = logging.getLogger("gregor.state_machine")
 T = TypeVar("T")
 Consume = Callable[..., list[StoreOutcome]]
 
-MAX_COMMIT_MESSAGES = 1_000
-MAX_QUEUED_MESSAGES = 50_000
-
 # The clock skew, in microseconds, from which it is logged, and from which writes are refused.
 WARN_SKEW = SECOND // 2
 MAX_SKEW = 5 * SECOND
@@ -98,12 +102,30 @@ RESOLVE_INTERVAL_SECONDS = 0.5
 
 WRITE_PROBE_SECONDS = 1.0
 
+STATE_ITEMS_READ = 1_000  # in one transaction
+
+# The processor time that a transaction may take on SQLite; and how many users, whose messages take
+# too long, show that it is not the messages.
+TRANSACTION_SECONDS = 2.0
+MAX_TOO_LONG = 3
+
 
 class _PendingBatch(NamedTuple):
     """The slots of one call, which awaits that they are filled."""
 
     slots: Sequence[Slot]
     filled: "asyncio.Future[None]"
+
+    def finish(self) -> None:
+        if not self.filled.done():  # a sender that was cancelled does not undo a commit
+            self.filled.set_result(None)
+
+    def fail(self, error: Unavailable) -> None:
+        if not self.filled.done():
+            self.filled.set_exception(error)
+
+
+_Piece: TypeAlias = Piece[_PendingBatch]
 
 
 class SQLStateMachine(StateMachineOfRecord):
@@ -121,6 +143,8 @@ class SQLStateMachine(StateMachineOfRecord):
 
     A database that is one of several shards, or `may_become_shard` while it is open, is asked in
     every transaction whether it holds the users. A file cannot: this process alone can open it.
+
+    On SQLite, a commit may take `transaction_seconds` of processor time.
     """
 
     def __init__(
@@ -132,6 +156,7 @@ class SQLStateMachine(StateMachineOfRecord):
         clock_check_seconds: float | None = None,
         may_become_shard: bool = True,
         limits: Limits = NO_LIMITS,
+        transaction_seconds: float = TRANSACTION_SECONDS,
     ) -> None:
         self.database = database
         self.skew: Time = 0
@@ -142,10 +167,10 @@ class SQLStateMachine(StateMachineOfRecord):
         self._any_bucket = not may_become_shard
         self._limits = limits
         self._counted = CountedUsers()
+        self._transaction_seconds = transaction_seconds
         self._clock = clock
         self._committed = committed
-        self._queue: deque[_PendingBatch] = deque()
-        self._queued_messages = 0
+        self._queue: CommitQueue[_PendingBatch] = CommitQueue()
         self._arrival = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
         self._checks: list[asyncio.Task[None]] = []
@@ -213,11 +238,12 @@ class SQLStateMachine(StateMachineOfRecord):
 
     async def store(self, slots: Sequence[Slot]) -> None:
         self._require_writable()
-        if self._queued_messages + len(slots) > MAX_QUEUED_MESSAGES:
-            raise Unavailable("too many messages are queued; send them again later")
+        if not slots:
+            return
         pending = _PendingBatch(slots, asyncio.get_running_loop().create_future())
-        self._queue.append(pending)
-        self._queued_messages += len(slots)
+        if not self._queue.has_room_for(pending):
+            raise Unavailable("too many messages are queued; send them again later")
+        self._queue.add(pending)
         self._arrival.set()
         await pending.filled
 
@@ -225,41 +251,30 @@ class SQLStateMachine(StateMachineOfRecord):
         try:
             while self._open or self._queue:
                 if self._queue:
-                    await self._commit(self._next_batch())
+                    await self._commit(self._queue.take())
                 else:
                     self._arrival.clear()
                     await self._arrival.wait()
         finally:
             # Every pending caller gets an answer, however this task ends.
             self._open = False
-            _fail(self._queue, Unavailable("the store has closed; send the message again"))
+            for pending in self._queue.take_all():
+                pending.fail(Unavailable("the store has closed; send the message again"))
 
-    def _next_batch(self) -> list[_PendingBatch]:
-        """The batches for the next commit: all that are queued, up to a size; at least one."""
-        batch: list[_PendingBatch] = []
-        size = 0
-        while self._queue and (
-            not batch or size + len(self._queue[0].slots) <= MAX_COMMIT_MESSAGES
-        ):
-            batch.append(self._queue.popleft())
-            size += len(batch[-1].slots)
-        self._queued_messages -= size
-        return batch
-
-    async def _commit(self, batch: Sequence[_PendingBatch]) -> None:
-        slots = [slot for pending in batch for slot in pending.slots]
+    async def _commit(self, pieces: Sequence[_Piece]) -> None:
+        slots = [slot for piece in pieces for slot in piece.slots]
         start = perf_counter()
         try:
-            outcomes = await self._store_slots(slots)
+            outcomes = await self._store_within_limit(slots)
         except StorageUnavailable as error:
             self._committed(len(slots), perf_counter() - start, failure_reason(error))
             self._refused = slots[0].message
             self.writes.failed(str(error))
-            _fail(batch, error)
+            self._fail(pieces, error)
             return
         except BaseException as error:
-            _fail(
-                batch, Unavailable("the store has failed", detail=f"the store has failed: {error}")
+            self._fail(
+                pieces, Unavailable("the store has failed", detail=f"the store has failed: {error}")
             )
             raise
         self._committed(len(slots), perf_counter() - start, None)
@@ -267,9 +282,39 @@ class SQLStateMachine(StateMachineOfRecord):
         # Only now: a transaction may run more than once, and decides with its commit.
         for slot, outcome in zip(slots, outcomes, strict=True):
             slot.outcome = outcome
-        for pending in batch:
-            if not pending.filled.done():  # a sender that was cancelled does not undo a commit
-                pending.filled.set_result(None)
+        for piece in pieces:
+            if piece.is_last:
+                piece.batch.finish()
+
+    def _fail(self, pieces: Iterable[_Piece], error: Unavailable) -> None:
+        for piece in pieces:
+            piece.batch.fail(error)
+            self._queue.drop(piece.batch)
+
+    async def _store_within_limit(self, slots: Sequence[Slot]) -> Sequence[StoreOutcome]:
+        """Store messages. If they take too long together, each user's are stored by themselves, and
+        those that take too long alone are Rejected with that error."""
+        try:
+            return await self._store_slots(slots)
+        except TransactionTooLong as error:
+            by_user: defaultdict[UID, list[int]] = defaultdict(list)
+            for place, slot in enumerate(slots):
+                by_user[slot.message.uid].append(place)
+            if len(by_user) == 1:
+                return _rejected(slots, error)
+        outcomes: dict[int, StoreOutcome] = {}
+        stored = rejected = 0
+        for places in by_user.values():
+            own = [slots[place] for place in places]
+            try:
+                outcomes.update(zip(places, await self._store_slots(own), strict=True))
+                stored += 1
+            except TransactionTooLong as error:
+                rejected += 1
+                if rejected == MAX_TOO_LONG and not stored:
+                    raise  # it is not their messages: the store is slow
+                outcomes.update(zip(places, _rejected(own, error), strict=True))
+        return [outcomes[place] for place in range(len(slots))]
 
     async def _store_slots(self, slots: Sequence[Slot]) -> list[StoreOutcome]:
         # Most ids are new, so they are not looked up first, which would add a fifth to the cost.
@@ -295,16 +340,22 @@ class SQLStateMachine(StateMachineOfRecord):
     async def _consume(
         self, consume: Consume, slots: Sequence[Slot], now: Time
     ) -> list[StoreOutcome]:
-        if not any(getattr(self._limits, name) for name in Holdings._fields):
-            return await self.database.write(
-                lambda c: consume(c, slots, now, any_bucket=self._any_bucket)
-            )
-        allowance = Allowance(self._limits, self._counted, now)
-        outcomes = await self.database.write(
-            lambda c: consume(c, slots, now, any_bucket=self._any_bucket, allowance=allowance)
-        )
-        allowance.committed()
+        allowance = self._new_allowance(now)
+
+        def store_within_limit(connection: DatabaseConnection) -> list[StoreOutcome]:
+            connection.give_up_after(self._transaction_seconds)
+            return consume(connection, slots, now, any_bucket=self._any_bucket, allowance=allowance)
+
+        outcomes = await self.database.write(store_within_limit)
+        if allowance is not None:
+            allowance.committed()
         return outcomes
+
+    def _new_allowance(self, now: Time) -> Allowance | None:
+        """What users may still have; None if that is not limited."""
+        if not any(getattr(self._limits, name) for name in Holdings._fields):
+            return None
+        return Allowance(self._limits, self._counted, now)
 
     async def _resolve_unknown_commit(
         self, slots: Sequence[Slot], now: Time, expected: list[StoreOutcome]
@@ -456,11 +507,27 @@ class SQLStateMachine(StateMachineOfRecord):
         at: TimeOrOffset | None = None,
         start: PageStart | None = None,
     ) -> StatePage:
+        if query.limit is None:
+            with suppress(HistoryForgotten):  # meanwhile, or before: then it is read at once
+                return await self._whole_state(uid, query, at, start)
         now = self._clock()
         at_time = None if at is None else at.after(now)
         if start is not None:
             return await self._read_user(uid, lambda c: read_next_state_page(c, uid, query, start))
         return await self._read_user(uid, lambda c: read_state_page(c, uid, query, now, at_time))
+
+    async def _whole_state(
+        self, uid: UID, query: StateQuery, at: TimeOrOffset | None, start: PageStart | None
+    ) -> StatePage:
+        """All that is asked for, read in pages, which are of one instant: others get their turn
+        between two of them."""
+        paged = structs.replace(query, limit=STATE_ITEMS_READ)
+        first = page = await self.state_page(uid, paged, at, start)
+        items = list(first.items)
+        while page.next is not None:
+            page = await self.state_page(uid, paged, start=page.next)
+            items += page.items
+        return structs.replace(first, items=tuple(items), next=None)
 
     async def in_band_messages_since(
         self, uid: UID, device_id: DeviceID | None, since: TimeOrOffset
@@ -538,6 +605,12 @@ class SQLStateMachine(StateMachineOfRecord):
         return problems
 
 
+def _rejected(slots: Sequence[Slot], error: TransactionTooLong) -> list[StoreOutcome]:
+    """The outcomes of messages of one user that take too long to store."""
+    log.warning(LogEvent("messages took too long to store", uid=slots[0].message.uid))
+    return [Rejected(slot.message, error) for slot in slots]
+
+
 def reconcile(
     actual: Sequence[StoreOutcome], expected: Sequence[StoreOutcome]
 ) -> list[StoreOutcome]:
@@ -555,9 +628,3 @@ def _has_stored(expected: StoreOutcome, found: StoreOutcome) -> bool:
             return wanted == stored
         case _:
             return False
-
-
-def _fail(batch: Iterable[_PendingBatch], error: Unavailable) -> None:
-    for pending in batch:
-        if not pending.filled.done():
-            pending.filled.set_exception(error)

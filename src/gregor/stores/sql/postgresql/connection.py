@@ -39,6 +39,9 @@ class PostgreSQLConnection:
     def execute_sql(self, text: str) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in wait_for(self._driver.fetch(text))]
 
+    def give_up_after(self, seconds: float) -> None:
+        """Its session limits each statement."""
+
 
 @cache
 def _insert_sql(insert: Insert[Any]) -> str:

@@ -3,11 +3,12 @@
 import asyncpg
 
 from gregor.errors import GregorError, SetupError, StorageUnavailable
-from gregor.stores.sql.database import UniqueViolation, Unreachable
+from gregor.stores.sql.database import TransactionTooLong, UniqueViolation, Unreachable
 from gregor.stores.sql.postgresql.session import USE_SESSIONS, SessionNotKept, is_at_limit
 from gregor.urls import redacted
 
 UNIQUE_VIOLATION = "23505"
+STATEMENT_TIMEOUT = "57014"
 ROLLED_BACK = ("40001", "40P01")  # serialization failure, deadlock: a retry may succeed
 SERVER_GONE = (
     "57P01",
@@ -70,6 +71,8 @@ def translated(error: BaseException) -> GregorError:
         return TransactionRolledBack(describe(error))
     if code == UNIQUE_VIOLATION:
         return UniqueViolation(describe(error))
+    if code == STATEMENT_TIMEOUT:
+        return TransactionTooLong(describe(error))
     return StorageUnavailable(describe(error))
 
 

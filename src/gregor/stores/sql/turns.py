@@ -1,0 +1,52 @@
+"""Whose turn it is on the one connection of an SQLite file: writes and reads take turns.
+
+A commit that waits is next after the read under way, however many reads wait, and so is a read
+after a commit. Within each kind, they are served as they came. The thread itself takes the next
+turn: it need not wait for a busy event loop.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+class _Turn(NamedTuple):
+    work: Callable[[], Any]
+    done: Future[Any]
+
+    def run(self) -> None:
+        if not self.done.set_running_or_notify_cancel():
+            return  # nobody waits for it any more
+        try:
+            result = self.work()
+        except BaseException as error:  # noqa: BLE001 (raised again, where it is awaited)
+            self.done.set_exception(error)
+        else:
+            self.done.set_result(result)
+
+
+class Turns:
+    """The turns of one thread."""
+
+    def __init__(self, thread: Executor) -> None:
+        self._thread = thread
+        self._writes: deque[_Turn] = deque()
+        self._reads: deque[_Turn] = deque()
+        self._was_write = False
+
+    def run(self, work: Callable[[], T], *, is_write: bool) -> Future[T]:
+        """Run the work in the thread, when it is its turn."""
+        turn = _Turn(work, Future())
+        (self._writes if is_write else self._reads).append(turn)
+        self._thread.submit(self._run_next)
+        return turn.done
+
+    def _run_next(self) -> None:
+        """Called once for each turn. It takes one of the other kind than the last, if there is."""
+        kinds = (self._reads, self._writes) if self._was_write else (self._writes, self._reads)
+        waiting = kinds[0] or kinds[1]
+        self._was_write = waiting is self._writes
+        waiting.popleft().run()
