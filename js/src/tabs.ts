@@ -85,6 +85,8 @@ export function joinTabs<Message>(
   let lastSeq = Infinity;
 
   let isOpen: boolean | undefined; // false: closed
+  /** What was said before: what is read first may be without it. */
+  const early: Broadcast<Message>[] = [];
   let isAwake = false;
   let timer: Timer;
   /** For the lock; ends with it. */
@@ -96,10 +98,10 @@ export function joinTabs<Message>(
   // A page that the browser freezes, or keeps for the way back, can neither lead nor hear.
 
   function wake(): void {
-    if (isAwake || !isOpen) return;
+    if (isAwake || isOpen === false) return;
     isAwake = true;
-    if (channel) channel.onmessage = ({ data }) => hear(data);
-    tick();
+    if (channel) channel.onmessage = ({ data }) => (isOpen ? hear(data) : early.push(data));
+    if (isOpen) tick();
   }
 
   function sleep(): void {
@@ -146,8 +148,8 @@ export function joinTabs<Message>(
   const reload = (): Promise<void> => (reading ??= read().finally(() => (reading = undefined)));
 
   async function read(): Promise<void> {
+    lastSeq = -1; // what is heard from now on may not be in it, nor what is missed in a sleep
     const { records, seq: stored } = await store.load();
-    lastSeq = stored; // if there is more, the next broadcast says so
     if (stored <= seq) return;
     seq = stored;
     const later = [...ahead].sort(([a], [b]) => a - b);
@@ -169,7 +171,7 @@ export function joinTabs<Message>(
     if (!candidacy) stand();
     else if (role !== "candidate") post({ isBeat: true, message: listener.beat() });
     else if (++silentBeats > MAX_SILENT_BEATS && environment.isVisible()) stand(true);
-    if (ahead.size || lastSeq > seq) reload().catch(() => {});
+    if (ahead.size || lastSeq > seq) reload().catch(() => (lastSeq = Infinity));
   }
 
   /** Waits for the lock, or steals it, and leads while it holds it. */
@@ -222,9 +224,12 @@ export function joinTabs<Message>(
 
   return {
     async open() {
+      wake();
       await reload();
       isOpen ??= true;
-      wake();
+      if (!isAwake) return;
+      early.forEach(hear);
+      tick();
     },
     async save(changes, term) {
       try {
@@ -240,6 +245,7 @@ export function joinTabs<Message>(
         leave();
         // The caller undoes the change, and with it perhaps what the new leader has saved.
         seq = -1;
+        lastSeq = Infinity; // also if it is being read
         throw error;
       }
     },

@@ -366,6 +366,59 @@ test("one of the tabs leads, and goes on leading, however slow their store is", 
   );
 });
 
+describe("a tab has missed nothing, however long its store takes", () => {
+  /** At which part of the time that the store takes. */
+  const share = fc.double({ min: 0, max: 1, noNaN: true });
+  const storeMs = fc.integer({ min: 1, max: 9_000 });
+
+  test("when it is open: what others save and say meanwhile, it knows then", async () => {
+    const happenings = fc.array(fc.record({ share, by: fc.nat(1), what: fc.constantFrom("write", "say") }), { maxLength: 6 });
+    await fc.assert(
+      fc.asyncProperty(storeMs, happenings, async (storeMs, happenings) => {
+        const { browser, server, a, b } = await threeTabs();
+        const page = new Page(browser.open(), server);
+        page.tab.storeMs = storeMs;
+        void page.tabs.open();
+        for (const [index, { share, by, what }] of happenings.sort((one, two) => one.share - two.share).entries()) {
+          await browser.advanceTo(share * storeMs);
+          const other = [a, b][by]!;
+          if (what === "say") other.tabs.say(`said ${index}`);
+          else void other.write(`written ${index}`);
+        }
+        await browser.advanceTo(storeMs);
+        const said = happenings.flatMap(({ what }, index) => (what === "say" ? [`said ${index}`] : []));
+        expect(page.log).toEqual(["reloads", ...said]);
+        expect(Object.fromEntries(page.records)).toEqual(Object.fromEntries(a.records));
+      }),
+      { includeErrorInReport: true },
+    );
+  });
+
+  test("though it sleeps while it reads, at first or again: then it reads once more, without being told", async () => {
+    const sleep = fc.constantFrom(["freeze", "resume"] as const, ["navigateAway", "navigateBack"] as const);
+    await fc.assert(
+      fc.asyncProperty(storeMs, share, sleep, fc.boolean(), async (storeMs, share, [leave, comeBack], isFirst) => {
+        const { browser, server, a } = await threeTabs();
+        const page = new Page(browser.open(), server);
+        if (!isFirst) await page.open();
+        page.tab.storeMs = storeMs;
+        page.tab.freeze();
+        page.tab.resume(); // reads again, if it is open
+        if (isFirst) void page.tabs.open();
+        await browser.advance(share * storeMs);
+        page.tab[leave]();
+        void a.write("in its sleep");
+        await browser.settle();
+        browser.broadcastsToLose = Infinity;
+        page.tab[comeBack]();
+        await browser.advance(2 * storeMs + 1_000);
+        expect(Object.fromEntries(page.records)).toEqual(Object.fromEntries(a.records));
+      }),
+      { includeErrorInReport: true },
+    );
+  });
+});
+
 test.each(Array.from({ length: 12 }, (_, steps) => steps))(
   "a tab that is closed %i steps after it began to open neither leads nor hears, and holds no lock",
   async (steps) => {

@@ -194,7 +194,7 @@ export class FakeTab {
   /** Whether the page is kept for the way back: what is broadcast meanwhile never arrives. */
   isCached = false;
   isVisible = true;
-  /** How long the database takes for each transaction of this tab. */
+  /** How long the database takes for each transaction of this tab: half before it, half for its answer. */
   storeMs = 0;
   private _isStoreBroken = false;
   private readonly _listeners: { readonly type: string; readonly listener: (event: Event) => void }[] = [];
@@ -242,19 +242,21 @@ export class FakeTab {
       ...browser.database,
       transact: (keys, decide, isUrgent) =>
         new Promise((resolve, reject) => {
-          browser.queue(this, "database", () => {
-            if (this._isStoreBroken) return;
-            const transact = (): void => {
-              browser.database.transact(keys, decide, isUrgent).then(
-                (result) => browser.queue(this, "database", () => resolve(result)),
-                (error) => browser.queue(this, "database", () => reject(error)),
-              );
-            };
-            if (this.storeMs) browser.schedule({ tab: this, at: browser.time + this.storeMs, callback: transact });
-            else transact();
-          });
+          const answer = (settle: () => void): void => this._slowly(() => browser.queue(this, "database", settle));
+          const transact = (): void => {
+            browser.database.transact(keys, decide, isUrgent).then(
+              (result) => answer(() => resolve(result)),
+              (error) => answer(() => reject(error)),
+            );
+          };
+          browser.queue(this, "database", () => this._isStoreBroken || this._slowly(transact));
         }),
     });
+  }
+
+  private _slowly(callback: () => void): void {
+    if (!this.storeMs) return callback();
+    this.browser.schedule({ tab: this, at: this.browser.time + this.storeMs / 2, callback });
   }
 
   /** The page hears an event. */
