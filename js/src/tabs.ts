@@ -245,7 +245,7 @@ export function joinTabs<Message>(
         leave();
         // The caller undoes the change, and with it perhaps what the new leader has saved.
         seq = -1;
-        lastSeq = Infinity; // also if it is being read
+        lastSeq = Infinity;
         throw error;
       }
     },

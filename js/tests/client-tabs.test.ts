@@ -329,6 +329,39 @@ test("tabs that open an empty store at once are one device", async () => {
   expect(two?.deviceId).toBe(one?.deviceId);
 });
 
+describe("a tab that opens while it waits for the store's answer", () => {
+  /** One that has read what the first tab showed, and does not have the answer. */
+  async function openingTab() {
+    const world = new World();
+    const first = await world.tab();
+    await world.connect([item("a", "a")]);
+    const answer = held();
+    const transact: Database["transact"] = async (keys, ...decision) => {
+      const result = await world.database.transact(keys, ...decision);
+      if (!keys) await answer.wait();
+      return result;
+    };
+    const opening = await world.tab({ store: { ...world.database, transact } });
+    return { first, opening, answered: () => answer.release(world) };
+  }
+
+  test("shows nothing that another one has hidden meanwhile", async () => {
+    const { first, opening, answered } = await openingTab();
+    await first.hide("a");
+    await answered();
+    await opening.ready;
+    expect(texts(opening)).toEqual([]);
+  });
+
+  test("shows nothing after a logout, and ends", async () => {
+    const { first, opening, answered } = await openingTab();
+    await first.logout();
+    await answered();
+    expect(texts(opening)).toEqual([]);
+    await expect(opening.put("b", 1)).rejects.toMatchObject({ code: "unavailable" });
+  });
+});
+
 describe("a tab that has not heard yet that all was wiped", () => {
   test("writes nothing for a user who was erased", async () => {
     const world = new World();

@@ -1,5 +1,5 @@
 import fc from "fast-check";
-import { describe, expect, test } from "vitest";
+import { describe, expect, test, vi } from "vitest";
 import type { Environment } from "../src/environment.js";
 import { FakeBrowser } from "./fakes/browser.js";
 import { Page } from "./fakes/page.js";
@@ -93,6 +93,16 @@ describe("one tab leads", () => {
     expect([a, b, c].flatMap((page) => page.log)).toEqual(["reloads", "leads 1", "reloads", "reloads"]);
   });
 
+  test("and nobody reads the store again who has missed nothing", async () => {
+    const { browser, a } = await threeTabs();
+    const written = a.write("heard");
+    await browser.advance(2_000);
+    await written;
+    const transact = vi.spyOn(browser.database, "transact");
+    await browser.advance(60_000);
+    expect(transact).not.toHaveBeenCalled();
+  });
+
   test("and a tab that nobody sees does not rob it", async () => {
     const { browser, a, b, c } = await threeTabs();
     a.tab.hang();
@@ -143,6 +153,22 @@ describe("a leader that was frozen", () => {
     expect(a.log).toEqual(["reloads", "leads 1", "follows"]);
     await browser.advance(2_000);
     await expectWorks(browser, a, b, c);
+  });
+
+  test("reads again what others have saved since, also if they do not say so", async () => {
+    const { browser, a, b, c } = await threeTabs();
+    c.tab.close();
+    a.tab.hang();
+    browser.broadcastsToLose = Infinity;
+    await browser.advance(8_000);
+    const written = b.write("saved since");
+    await browser.settle();
+    await written;
+    a.tab.goOn();
+    const saving = expect(a.tabs.save(new Map(), a.term)).rejects.toMatchObject({ code: "not-leader" });
+    await browser.advance(1_000);
+    await saving;
+    expect(Object.fromEntries(a.records)).toEqual(Object.fromEntries(b.records));
   });
 
   test("leads again when all others have gone", async () => {
@@ -259,6 +285,20 @@ describe("a broadcast that gets lost", () => {
       expect(Object.fromEntries(page.records)).toEqual(Object.fromEntries(a.records));
     }
   });
+});
+
+test("a reading that fails is tried again in a second, though nobody says again what was missed", async () => {
+  const { browser, a, c } = await threeTabs();
+  c.tab.navigateAway();
+  void a.write("missed");
+  await browser.settle();
+  browser.broadcastsToLose = Infinity;
+  c.tab.transactionsToFail = 1;
+  c.tab.navigateBack();
+  await browser.settle();
+  expect(c.records.size).toBe(0);
+  await browser.advance(1_000);
+  expect(Object.fromEntries(c.records)).toEqual(Object.fromEntries(a.records));
 });
 
 test("what a tab saved before it could say so is found when the leader saves the next time", async () => {

@@ -7,6 +7,7 @@
  */
 
 import type { Channel, Environment, Locks } from "../../src/environment.js";
+import { unavailable } from "../../src/errors.js";
 import { memoryDatabase } from "../../src/stores/memory.js";
 import { Store, type Database } from "../../src/stores/store.js";
 
@@ -196,6 +197,8 @@ export class FakeTab {
   isVisible = true;
   /** How long the database takes for each transaction of this tab: half before it, half for its answer. */
   storeMs = 0;
+  /** How many of the next transactions fail. */
+  transactionsToFail = 0;
   private _isStoreBroken = false;
   private readonly _listeners: { readonly type: string; readonly listener: (event: Event) => void }[] = [];
 
@@ -244,6 +247,7 @@ export class FakeTab {
         new Promise((resolve, reject) => {
           const answer = (settle: () => void): void => this._slowly(() => browser.queue(this, "database", settle));
           const transact = (): void => {
+            if (this.transactionsToFail-- > 0) return answer(() => reject(unavailable("the store fails")));
             browser.database.transact(keys, decide, isUrgent).then(
               (result) => answer(() => resolve(result)),
               (error) => answer(() => reject(error)),

@@ -325,7 +325,7 @@ export class SimulatedBrowser extends FakeBrowser {
 
   /** Milliseconds. */
   private _latency(): number {
-    return this._isCalm ? 0 : Math.floor(this.random.number() * this.random.of([0, 0, 2, 20, 500]));
+    return this._isCalm ? 0 : Math.floor(this.random.number() * this.random.of([0, 0, 0, 2, 2, 20, 20, 500, 8_000]));
   }
 
   // What holds at any time
