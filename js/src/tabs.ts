@@ -8,6 +8,7 @@
  * Each change has a number, counted in the store. A tab applies what it hears in any order, and an
  * earlier change without the records that a later one has changed. What it says has the number of
  * the last change that it has: so a lost broadcast is noticed in a second, and the store read again.
+ * A tab listens from before its first reading on, and hears then what was said meanwhile.
  */
 
 import { inTime, type Environment, type Locks, type Timer } from "./environment.js";
@@ -85,7 +86,7 @@ export function joinTabs<Message>(
   let lastSeq = Infinity;
 
   let isOpen: boolean | undefined; // false: closed
-  /** What was said before: what is read first may be without it. */
+  /** What was said before it was: the first reading may be without it. */
   const early: Broadcast<Message>[] = [];
   let isAwake = false;
   let timer: Timer;
