@@ -86,8 +86,8 @@ export function joinTabs<Message>(
   let lastSeq = Infinity;
 
   let isOpen: boolean | undefined; // false: closed
-  /** What was said before it was: the first reading may be without it. */
-  const early: Broadcast<Message>[] = [];
+  /** What was said before it was. */
+  const early: Message[] = [];
   let isAwake = false;
   let timer: Timer;
   /** For the lock; ends with it. */
@@ -101,7 +101,7 @@ export function joinTabs<Message>(
   function wake(): void {
     if (isAwake || isOpen === false) return;
     isAwake = true;
-    if (channel) channel.onmessage = ({ data }) => (isOpen ? hear(data) : early.push(data));
+    if (channel) channel.onmessage = ({ data }) => hear(data);
     if (isOpen) tick();
   }
 
@@ -126,8 +126,12 @@ export function joinTabs<Message>(
 
   function hear({ seq: told, changes, isBeat, message }: Broadcast<Message>): void {
     lastSeq = Math.max(lastSeq, told);
-    if (changes) listener.onChanges(news({ seq: told, changes }));
-    if (message !== undefined) listener.onMessage(message);
+    const fresh = changes && news({ seq: told, changes });
+    if (fresh && isOpen) listener.onChanges(fresh); // before that, the first reading takes them
+    if (message !== undefined) {
+      if (isOpen) listener.onMessage(message);
+      else early.push(message);
+    }
     if (!isBeat) return;
     silentBeats = 0;
     if (told < seq) post({}); // the leader has missed something
@@ -229,7 +233,7 @@ export function joinTabs<Message>(
       await reload();
       isOpen ??= true;
       if (!isAwake) return;
-      early.forEach(hear);
+      early.forEach(listener.onMessage);
       tick();
     },
     async save(changes, term) {
