@@ -131,10 +131,14 @@ export class FakeBrowser {
   post(from: FakeChannel, message: unknown): void {
     const data: unknown = structuredClone(message);
     for (const channel of this.channels) {
-      if (channel === from || channel.name !== from.name || channel.tab.isCached) continue;
-      if (this.broadcastsToLose > 0) this.broadcastsToLose--;
+      if (channel === from || channel.name !== from.name) continue;
+      if (channel.tab.isCached || this._loses()) channel.tab.misses(data);
       else this.queue(channel.tab, `channel ${from.id}`, () => channel.receive(structuredClone(data)));
     }
+  }
+
+  private _loses(): boolean {
+    return this.broadcastsToLose > 0 && this.broadcastsToLose-- > 0;
   }
 
   request(tab: FakeTab, ...[name, options, whileHeld]: Parameters<Locks["request"]>): Promise<unknown> {
@@ -197,6 +201,8 @@ export class FakeTab {
   isVisible = true;
   /** How long the database takes for each transaction of this tab: half before it, half for its answer. */
   storeMs = 0;
+  /** How many changes of other tabs it was not told of. */
+  missed = 0;
   /** How many of the next transactions fail. */
   transactionsToFail = 0;
   private _isStoreBroken = false;
@@ -261,6 +267,11 @@ export class FakeTab {
   private _slowly(callback: () => void): void {
     if (!this.storeMs) return callback();
     this.browser.schedule({ tab: this, at: this.browser.time + this.storeMs / 2, callback });
+  }
+
+  /** A broadcast does not reach it. */
+  misses(data: unknown): void {
+    if ("changes" in (data as object)) this.missed++;
   }
 
   /** The page hears an event. */
@@ -336,7 +347,9 @@ class FakeChannel implements Channel {
   }
 
   receive(data: unknown): void {
-    if (!this._isClosed) this.onmessage?.(new MessageEvent("message", { data }));
+    if (this._isClosed) return;
+    if (this.onmessage) this.onmessage(new MessageEvent("message", { data }));
+    else this.tab.misses(data);
   }
 
   close(): void {
