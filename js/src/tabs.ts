@@ -6,8 +6,9 @@
  * its store is slow; one that is silent is robbed. If it was frozen, it may not know so yet.
  *
  * Each change has a number, counted in the store. A tab applies what it hears in any order, and an
- * earlier change without the records that a later one has changed. What it says has the number of
- * the last change that it has: so a lost broadcast is noticed in a second, and the store read again.
+ * earlier change without the records that a later one has changed. After a gap, also one that was
+ * filled, it reads the store again in a second: who hears that an item is hidden, and then of the item,
+ * shows it. What it says has the number of the last change that it has: so lost broadcasts are noticed.
  * A tab listens from before its first reading on, and hears then what was said meanwhile.
  */
 
@@ -57,7 +58,7 @@ export interface Tabs<Message> {
   /** Saves a change as `Store.save` does, and tells the other tabs. Resolves with what is new of it
    * for the caller, who gives it to the replica: with numbers, and without what was saved later. */
   save(changes: Changes, term?: number): Promise<Changes>;
-  /** Whether changes are missing before one that was heard. */
+  /** Whether changes were missing before one that was heard, and the store was not read since. */
   hasGap(): boolean;
   /** Says something to all other tabs that are awake. */
   say(message: Message): void;
@@ -79,7 +80,7 @@ export function joinTabs<Message>(
 
   /** The listener has all changes up to this one (-1: it may have none), */
   let seq = -1;
-  /** and these, after some that are missing. */
+  /** and these, after some that were missing. */
   const ahead = new Map<number, Changes>();
   let reading: Promise<void> | undefined;
   /** The last that is known to exist; Infinity: to be read. */
@@ -144,8 +145,8 @@ export function joinTabs<Message>(
     for (const [other, later] of ahead) {
       if (other > saved) for (const key of later.keys()) fresh.delete(key);
     }
-    ahead.set(saved, changes);
-    while (ahead.delete(seq + 1)) seq++;
+    if (saved === seq + 1 && !ahead.size) seq++;
+    else ahead.set(saved, changes);
     return fresh;
   }
 
