@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.error import HTTPError
 
+from gregor.cli.server_process import WITHOUT_LIMITS
+
 START_TIMEOUT_SECONDS = 20.0
 
 

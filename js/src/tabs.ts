@@ -6,8 +6,10 @@
  * its store is slow; one that is silent is robbed. If it was frozen, it may not know so yet.
  *
  * Each change has a number, counted in the store. A tab applies what it hears in any order, and an
- * earlier change without the records that a later one has changed. What it says has the number of
- * the last change that it has: so a lost broadcast is noticed in a second, and the store read again.
+ * earlier change without the records that a later one has changed. After a gap, also one that was
+ * filled, it reads the store again in a second: who hears that an item is hidden, and then of the item,
+ * shows it. What it says has the number of the last change that it has: so lost broadcasts are noticed.
+ * A tab listens from before its first reading on, and hears then what was said meanwhile.
  */
 
 import { inTime, type Environment, type Locks, type Timer } from "./environment.js";
@@ -56,7 +58,7 @@ export interface Tabs<Message> {
   /** Saves a change as `Store.save` does, and tells the other tabs. Resolves with what is new of it
    * for the caller, who gives it to the replica: with numbers, and without what was saved later. */
   save(changes: Changes, term?: number): Promise<Changes>;
-  /** Whether changes are missing before one that was heard. */
+  /** Whether changes were missing before one that was heard, and the store was not read since. */
   hasGap(): boolean;
   /** Says something to all other tabs that are awake. */
   say(message: Message): void;
@@ -78,13 +80,15 @@ export function joinTabs<Message>(
 
   /** The listener has all changes up to this one (-1: it may have none), */
   let seq = -1;
-  /** and these, after some that are missing. */
+  /** and these, after some that were missing. */
   const ahead = new Map<number, Changes>();
   let reading: Promise<void> | undefined;
   /** The last that is known to exist; Infinity: to be read. */
   let lastSeq = Infinity;
 
   let isOpen: boolean | undefined; // false: closed
+  /** What was said before it was. */
+  const early: Message[] = [];
   let isAwake = false;
   let timer: Timer;
   /** For the lock; ends with it. */
@@ -96,10 +100,10 @@ export function joinTabs<Message>(
   // A page that the browser freezes, or keeps for the way back, can neither lead nor hear.
 
   function wake(): void {
-    if (isAwake || !isOpen) return;
+    if (isAwake || isOpen === false) return;
     isAwake = true;
     if (channel) channel.onmessage = ({ data }) => hear(data);
-    tick();
+    if (isOpen) tick();
   }
 
   function sleep(): void {
@@ -123,8 +127,12 @@ export function joinTabs<Message>(
 
   function hear({ seq: told, changes, isBeat, message }: Broadcast<Message>): void {
     lastSeq = Math.max(lastSeq, told);
-    if (changes) listener.onChanges(news({ seq: told, changes }));
-    if (message !== undefined) listener.onMessage(message);
+    const fresh = changes && news({ seq: told, changes });
+    if (fresh && isOpen) listener.onChanges(fresh); // before that, the first reading takes them
+    if (message !== undefined) {
+      if (isOpen) listener.onMessage(message);
+      else early.push(message);
+    }
     if (!isBeat) return;
     silentBeats = 0;
     if (told < seq) post({}); // the leader has missed something
@@ -137,8 +145,8 @@ export function joinTabs<Message>(
     for (const [other, later] of ahead) {
       if (other > saved) for (const key of later.keys()) fresh.delete(key);
     }
-    ahead.set(saved, changes);
-    while (ahead.delete(seq + 1)) seq++;
+    if (saved === seq + 1 && !ahead.size) seq++;
+    else ahead.set(saved, changes);
     return fresh;
   }
 
@@ -146,8 +154,8 @@ export function joinTabs<Message>(
   const reload = (): Promise<void> => (reading ??= read().finally(() => (reading = undefined)));
 
   async function read(): Promise<void> {
+    lastSeq = -1; // what is heard from now on may not be in it, nor what is missed in a sleep
     const { records, seq: stored } = await store.load();
-    lastSeq = stored; // if there is more, the next broadcast says so
     if (stored <= seq) return;
     seq = stored;
     const later = [...ahead].sort(([a], [b]) => a - b);
@@ -169,7 +177,7 @@ export function joinTabs<Message>(
     if (!candidacy) stand();
     else if (role !== "candidate") post({ isBeat: true, message: listener.beat() });
     else if (++silentBeats > MAX_SILENT_BEATS && environment.isVisible()) stand(true);
-    if (ahead.size || lastSeq > seq) reload().catch(() => {});
+    if (ahead.size || lastSeq > seq) reload().catch(() => (lastSeq = Infinity));
   }
 
   /** Waits for the lock, or steals it, and leads while it holds it. */
@@ -222,9 +230,12 @@ export function joinTabs<Message>(
 
   return {
     async open() {
+      wake();
       await reload();
       isOpen ??= true;
-      wake();
+      if (!isAwake) return;
+      early.forEach(listener.onMessage);
+      tick();
     },
     async save(changes, term) {
       try {
@@ -240,6 +251,7 @@ export function joinTabs<Message>(
         leave();
         // The caller undoes the change, and with it perhaps what the new leader has saved.
         seq = -1;
+        lastSeq = Infinity;
         throw error;
       }
     },

@@ -156,6 +156,41 @@ test("an item that is heard of while the store is read again is created once", a
   expect(dismissed).not.toHaveBeenCalled();
 });
 
+test("what is hidden stays so in a tab that hears of it before it hears of the item", async () => {
+  const { world, follower, socket } = await twoTabs();
+  const environment = world.environment();
+  const Channels = environment.BroadcastChannel!;
+  let isHeld = true;
+  const late: (() => void)[] = [];
+  const BroadcastChannel = class implements Channel {
+    onmessage: Channel["onmessage"] = null;
+    private readonly _channel: Channel;
+    constructor(name: string) {
+      this._channel = new Channels(name);
+      this._channel.onmessage = (event) => {
+        const hear = () => this.onmessage?.(event);
+        if (isHeld) late.unshift(hear);
+        else hear();
+      };
+    }
+    postMessage(message: unknown): void {
+      this._channel.postMessage(message);
+    }
+    close(): void {
+      this._channel.close();
+    }
+  };
+  const third = await world.tab({ environment: { ...environment, BroadcastChannel } });
+  socket.say(stored("b", cursor, cursor + 1, { creation: { category: "mail", body: "b" } }));
+  await world.settled();
+  await follower.hide("b");
+  await world.settled();
+  isHeld = false;
+  for (const hear of late) hear();
+  await world.advance(1_000);
+  expect(texts(third)).toEqual(["a"]);
+});
+
 test("what the node says is in all tabs, with its events", async () => {
   const { world, follower, socket } = await twoTabs();
   const created = heard(follower, "created");
@@ -329,6 +364,41 @@ test("tabs that open an empty store at once are one device", async () => {
   expect(two?.deviceId).toBe(one?.deviceId);
 });
 
+describe("a tab that opens while it waits for the store's answer", () => {
+  /** One that has read what the first tab showed, and does not have the answer. */
+  async function openingTab() {
+    const world = new World();
+    const first = await world.tab();
+    await world.connect([item("a", "a")]);
+    const answer = held();
+    const transact: Database["transact"] = async (keys, ...decision) => {
+      const result = await world.database.transact(keys, ...decision);
+      if (!keys) await answer.wait();
+      return result;
+    };
+    const opening = await world.tab({ store: { ...world.database, transact } });
+    return { first, opening, answered: () => answer.release(world) };
+  }
+
+  test("shows nothing that another one has hidden meanwhile, not even for a moment", async () => {
+    const { first, opening, answered } = await openingTab();
+    const shown = new Set<unknown>();
+    opening.subscribe(() => texts(opening).forEach((text) => shown.add(text)));
+    await first.hide("a");
+    await answered();
+    await opening.ready;
+    expect([...shown, ...texts(opening)]).toEqual([]);
+  });
+
+  test("shows nothing after a logout, and ends", async () => {
+    const { first, opening, answered } = await openingTab();
+    await first.logout();
+    await answered();
+    expect(texts(opening)).toEqual([]);
+    await expect(opening.put("b", 1)).rejects.toMatchObject({ code: "unavailable" });
+  });
+});
+
 describe("a tab that has not heard yet that all was wiped", () => {
   test("writes nothing for a user who was erased", async () => {
     const world = new World();
@@ -485,6 +555,7 @@ test("what two tabs write goes to the node in one order, and is shown until it i
   await world.settled();
   await answers.release(world);
   await written;
+  await world.advance(1_000); // the leader, which saved before it heard of the first one, reads again
   const sent = socket.sent.filter(({ type }) => type === "consume").flatMap(({ messages }) => messages);
   expect(sent.map(({ msg_id }) => msg_id)).toEqual(["m1", "m2"]);
   for (const tab of [leader, gregor]) expect(texts(tab)).toEqual(["a", "first", "second"]);

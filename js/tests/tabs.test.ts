@@ -1,5 +1,5 @@
 import fc from "fast-check";
-import { describe, expect, test } from "vitest";
+import { describe, expect, test, vi } from "vitest";
 import type { Environment } from "../src/environment.js";
 import { FakeBrowser } from "./fakes/browser.js";
 import { Page } from "./fakes/page.js";
@@ -93,6 +93,16 @@ describe("one tab leads", () => {
     expect([a, b, c].flatMap((page) => page.log)).toEqual(["reloads", "leads 1", "reloads", "reloads"]);
   });
 
+  test("and nobody reads the store again who has missed nothing", async () => {
+    const { browser, a } = await threeTabs();
+    const written = a.write("heard");
+    await browser.advance(2_000);
+    await written;
+    const transact = vi.spyOn(browser.database, "transact");
+    await browser.advance(60_000);
+    expect(transact).not.toHaveBeenCalled();
+  });
+
   test("and a tab that nobody sees does not rob it", async () => {
     const { browser, a, b, c } = await threeTabs();
     a.tab.hang();
@@ -143,6 +153,22 @@ describe("a leader that was frozen", () => {
     expect(a.log).toEqual(["reloads", "leads 1", "follows"]);
     await browser.advance(2_000);
     await expectWorks(browser, a, b, c);
+  });
+
+  test("reads again what others have saved since, also if they do not say so", async () => {
+    const { browser, a, b, c } = await threeTabs();
+    c.tab.close();
+    a.tab.hang();
+    browser.broadcastsToLose = Infinity;
+    await browser.advance(8_000);
+    const written = b.write("saved since");
+    await browser.settle();
+    await written;
+    a.tab.goOn();
+    const saving = expect(a.tabs.save(new Map(), a.term)).rejects.toMatchObject({ code: "not-leader" });
+    await browser.advance(1_000);
+    await saving;
+    expect(Object.fromEntries(a.records)).toEqual(Object.fromEntries(b.records));
   });
 
   test("leads again when all others have gone", async () => {
@@ -261,6 +287,20 @@ describe("a broadcast that gets lost", () => {
   });
 });
 
+test("a reading that fails is tried again in a second, though nobody says again what was missed", async () => {
+  const { browser, a, c } = await threeTabs();
+  c.tab.navigateAway();
+  void a.write("missed");
+  await browser.settle();
+  browser.broadcastsToLose = Infinity;
+  c.tab.transactionsToFail = 1;
+  c.tab.navigateBack();
+  await browser.settle();
+  expect(c.records.size).toBe(0);
+  await browser.advance(1_000);
+  expect(Object.fromEntries(c.records)).toEqual(Object.fromEntries(a.records));
+});
+
 test("what a tab saved before it could say so is found when the leader saves the next time", async () => {
   const { browser, a, b, server } = await threeTabs();
   void b.write("last words");
@@ -364,6 +404,59 @@ test("one of the tabs leads, and goes on leading, however slow their store is", 
     }),
     { includeErrorInReport: true },
   );
+});
+
+describe("a tab has missed nothing, however long its store takes", () => {
+  /** At which part of the time that the store takes. */
+  const share = fc.double({ min: 0, max: 1, noNaN: true });
+  const storeMs = fc.integer({ min: 1, max: 9_000 });
+
+  test("when it is open: what others save and say meanwhile, it knows then", async () => {
+    const happenings = fc.array(fc.record({ share, by: fc.nat(1), what: fc.constantFrom("write", "say") }), { maxLength: 6 });
+    await fc.assert(
+      fc.asyncProperty(storeMs, happenings, async (storeMs, happenings) => {
+        const { browser, server, a, b } = await threeTabs();
+        const page = new Page(browser.open(), server);
+        page.tab.storeMs = storeMs;
+        void page.tabs.open();
+        for (const [index, { share, by, what }] of happenings.sort((one, two) => one.share - two.share).entries()) {
+          await browser.advanceTo(share * storeMs);
+          const other = [a, b][by]!;
+          if (what === "say") other.tabs.say(`said ${index}`);
+          else void other.write(`written ${index}`);
+        }
+        await browser.advanceTo(storeMs);
+        const said = happenings.flatMap(({ what }, index) => (what === "say" ? [`said ${index}`] : []));
+        expect(page.log).toEqual(["reloads", ...said]);
+        expect(Object.fromEntries(page.records)).toEqual(Object.fromEntries(a.records));
+      }),
+      { includeErrorInReport: true },
+    );
+  });
+
+  test("though it sleeps while it reads, at first or again: then it reads once more, without being told", async () => {
+    const sleep = fc.constantFrom(["freeze", "resume"] as const, ["navigateAway", "navigateBack"] as const);
+    await fc.assert(
+      fc.asyncProperty(storeMs, share, sleep, fc.boolean(), async (storeMs, share, [leave, comeBack], isFirst) => {
+        const { browser, server, a } = await threeTabs();
+        const page = new Page(browser.open(), server);
+        if (!isFirst) await page.open();
+        page.tab.storeMs = storeMs;
+        page.tab.freeze();
+        page.tab.resume(); // reads again, if it is open
+        if (isFirst) void page.tabs.open();
+        await browser.advance(share * storeMs);
+        page.tab[leave]();
+        void a.write("in its sleep");
+        await browser.settle();
+        browser.broadcastsToLose = Infinity;
+        page.tab[comeBack]();
+        await browser.advance(2 * storeMs + 1_000);
+        expect(Object.fromEntries(page.records)).toEqual(Object.fromEntries(a.records));
+      }),
+      { includeErrorInReport: true },
+    );
+  });
 });
 
 test.each(Array.from({ length: 12 }, (_, steps) => steps))(

@@ -213,10 +213,11 @@ class SimulatedBrowser(SimulatedDevice):
                 if msg_id == FORGED or (msg_id, epoch) in tab.shown:
                     raise Disagreement(f"{tab.name} shows {msg_id} twice, or it was never stored")
                 tab.shown.add((msg_id, epoch))
-            case "hides", [msg_id, epoch, why, is_timed]:
+            case "hides", [msg_id, epoch, why, may_come_back]:
                 self._simulation.record(tab.name, f"hides ({why}) {msg_id}")
-                if is_timed:
-                    # A node whose clock is behind shows it for another moment, or not yet.
+                if may_come_back:
+                    # A node whose clock is behind shows it for another moment, or not yet. And a
+                    # tab that has missed a broadcast may not have what it hears of, until it reads.
                     tab.shown.discard((msg_id, epoch))
             case _:
                 self._simulation.record(tab.name, "hears that its user was erased")

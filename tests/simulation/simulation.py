@@ -859,9 +859,10 @@ class Simulation:
     # The final check
 
     async def settle(self) -> None:
-        """Wait until all agree. Raises Disagreement after two minutes."""
+        """Wait until all agree. Raises Disagreement after three minutes: a device may wait for one
+        of them, and then for another one, if it asked what is not simulated."""
         problem: str | None = "the replicas were not compared"
-        for _ in range(120):
+        for _ in range(180):
             await asyncio.sleep(1)
             problem = await self._disagreement()
             if problem is None:

@@ -7,6 +7,7 @@
  */
 
 import type { Channel, Environment, Locks } from "../../src/environment.js";
+import { unavailable } from "../../src/errors.js";
 import { memoryDatabase } from "../../src/stores/memory.js";
 import { Store, type Database } from "../../src/stores/store.js";
 
@@ -130,10 +131,14 @@ export class FakeBrowser {
   post(from: FakeChannel, message: unknown): void {
     const data: unknown = structuredClone(message);
     for (const channel of this.channels) {
-      if (channel === from || channel.name !== from.name || channel.tab.isCached) continue;
-      if (this.broadcastsToLose > 0) this.broadcastsToLose--;
+      if (channel === from || channel.name !== from.name) continue;
+      if (channel.tab.isCached || this._loses()) channel.tab.misses(data);
       else this.queue(channel.tab, `channel ${from.id}`, () => channel.receive(structuredClone(data)));
     }
+  }
+
+  private _loses(): boolean {
+    return this.broadcastsToLose > 0 && this.broadcastsToLose-- > 0;
   }
 
   request(tab: FakeTab, ...[name, options, whileHeld]: Parameters<Locks["request"]>): Promise<unknown> {
@@ -194,8 +199,12 @@ export class FakeTab {
   /** Whether the page is kept for the way back: what is broadcast meanwhile never arrives. */
   isCached = false;
   isVisible = true;
-  /** How long the database takes for each transaction of this tab. */
+  /** How long the database takes for each transaction of this tab: half before it, half for its answer. */
   storeMs = 0;
+  /** How many changes of other tabs it was not told of. */
+  missed = 0;
+  /** How many of the next transactions fail. */
+  transactionsToFail = 0;
   private _isStoreBroken = false;
   private readonly _listeners: { readonly type: string; readonly listener: (event: Event) => void }[] = [];
 
@@ -242,19 +251,27 @@ export class FakeTab {
       ...browser.database,
       transact: (keys, decide, isUrgent) =>
         new Promise((resolve, reject) => {
-          browser.queue(this, "database", () => {
-            if (this._isStoreBroken) return;
-            const transact = (): void => {
-              browser.database.transact(keys, decide, isUrgent).then(
-                (result) => browser.queue(this, "database", () => resolve(result)),
-                (error) => browser.queue(this, "database", () => reject(error)),
-              );
-            };
-            if (this.storeMs) browser.schedule({ tab: this, at: browser.time + this.storeMs, callback: transact });
-            else transact();
-          });
+          const answer = (settle: () => void): void => this._slowly(() => browser.queue(this, "database", settle));
+          const transact = (): void => {
+            if (this.transactionsToFail-- > 0) return answer(() => reject(unavailable("the store fails")));
+            browser.database.transact(keys, decide, isUrgent).then(
+              (result) => answer(() => resolve(result)),
+              (error) => answer(() => reject(error)),
+            );
+          };
+          browser.queue(this, "database", () => this._isStoreBroken || this._slowly(transact));
         }),
     });
+  }
+
+  private _slowly(callback: () => void): void {
+    if (!this.storeMs) return callback();
+    this.browser.schedule({ tab: this, at: this.browser.time + this.storeMs / 2, callback });
+  }
+
+  /** A broadcast does not reach it. */
+  misses(data: unknown): void {
+    if ("changes" in (data as object)) this.missed++;
   }
 
   /** The page hears an event. */
@@ -330,7 +347,9 @@ class FakeChannel implements Channel {
   }
 
   receive(data: unknown): void {
-    if (!this._isClosed) this.onmessage?.(new MessageEvent("message", { data }));
+    if (this._isClosed) return;
+    if (this.onmessage) this.onmessage(new MessageEvent("message", { data }));
+    else this.tab.misses(data);
   }
 
   close(): void {

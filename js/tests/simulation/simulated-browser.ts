@@ -156,8 +156,8 @@ export class SimulatedBrowser extends FakeBrowser {
     });
     gregor.on("dismissed", ({ item, why }) => {
       page.visible?.delete(item.msg_id);
-      const isTimed = !!(item.starts_at || item.expires_at);
-      this.note("hides", tab.id, item.msg_id, gregor.replica.device.epoch, why, isTimed);
+      const mayComeBack = !!(item.starts_at || item.expires_at || tab.missed);
+      this.note("hides", tab.id, item.msg_id, gregor.replica.device.epoch, why, mayComeBack);
     });
     gregor.ready.then(() => {
       page.isReady = true;
@@ -301,8 +301,12 @@ export class SimulatedBrowser extends FakeBrowser {
         new Promise((resolve, reject) => {
           const begin = async (): Promise<void> => {
             const transact = () => database.transact(keys, decide, isUrgent);
+            const found = keys ? 0 : tab.missed;
             const settle = await this._transaction(tab, transact).then(
-              (result) => () => resolve(result),
+              (result) => () => {
+                tab.missed -= found;
+                resolve(result);
+              },
               (error: GregorError) => {
                 this.note("not saved", tab.id, error.message);
                 return () => reject(error);
@@ -325,7 +329,7 @@ export class SimulatedBrowser extends FakeBrowser {
 
   /** Milliseconds. */
   private _latency(): number {
-    return this._isCalm ? 0 : Math.floor(this.random.number() * this.random.of([0, 0, 2, 20, 500]));
+    return this._isCalm ? 0 : Math.floor(this.random.number() * this.random.of([0, 0, 0, 2, 2, 20, 20, 500, 8_000]));
   }
 
   // What holds at any time
