@@ -12,8 +12,9 @@ SEEDS ?= 2000
 ROUNDS ?= 1
 HUNT_ROUNDS ?= 200
 SHARDS ?= 1
+FUZZ_SECONDS ?= 3600
 
-.PHONY: help demo fleet test environments check bench bench-browser simulate faults hunt-js vectors lock clean
+.PHONY: help demo fleet test environments check bench bench-browser simulate faults fuzz hunt-js vectors lock clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -64,6 +65,9 @@ simulate: $(READY)  ## Simulations with random seeds; SEEDS=100000
 
 faults: $(READY)  ## Each fault, injected into a real fleet; ROUNDS=20
 	@$(BIN)/python -m tests.faults --rounds $(ROUNDS)
+
+fuzz: $(READY)  ## What peers send, fuzzed guided by coverage; FUZZ_SECONDS=600
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 hunt-js: $(READY) $(JS_READY)  ## The JavaScript client: rounds in a browser, histories; HUNT_ROUNDS=200
 	@$(BIN)/python -m tests.javascript.hunt --rounds $(HUNT_ROUNDS)
