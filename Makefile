@@ -14,7 +14,7 @@ HUNT_ROUNDS ?= 200
 SHARDS ?= 1
 FUZZ_SECONDS ?= 3600
 
-.PHONY: help demo fleet test environments check bench bench-browser simulate faults fuzz hunt-js vectors lock clean
+.PHONY: help demo fleet test environments check bench bench-browser bench-fairness soak simulate faults fuzz hunt-js vectors lock clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -59,6 +59,12 @@ bench: $(READY)  ## Benchmarks, each beside a baseline from the same run
 bench-browser: $(PEERS_READY)  ## The client in Chromium, beside TinyBase and Centrifuge
 	@$(BIN)/python -m tests.javascript.node npm run check --silent --prefix ../bench/browser
 	@$(BIN)/python -m bench browser
+
+bench-fairness: $(READY)  ## An ack beside each kind of abuser, and alone
+	@$(BIN)/python -m bench fairness
+
+soak: $(READY)  ## Ten minutes of 50 abusers and 200 honest devices
+	@$(BIN)/python -m bench soak
 
 simulate: $(READY)  ## Simulations with random seeds; SEEDS=100000
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS)

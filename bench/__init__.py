@@ -7,6 +7,7 @@ from rich.console import Console
 
 from bench import (
     browser,
+    fairness,
     fanout,
     fleet_latency,
     fleet_sweep,
@@ -18,6 +19,7 @@ from bench import (
     prune,
     servers,
     shards,
+    soak,
     startup,
     sync,
     throughput,
@@ -41,8 +43,9 @@ MEASUREMENTS: dict[str, Callable[[bool], Awaitable[list[Figure]]]] = {
     "startup": startup.measure,
 }
 
-# Measured when they are named: `make bench-browser` installs what they need.
-BY_NAME = {"browser": browser.measure}
+# Measured when they are named: `make bench-browser` installs what it needs, and the abusers of the
+# others take all that the machine has.
+BY_NAME = {"browser": browser.measure, "fairness": fairness.measure, "soak": soak.measure}
 
 
 def run(quick: bool = False, only: Sequence[str] = (), json: bool = False) -> int:

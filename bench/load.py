@@ -8,7 +8,7 @@ are recognised by their first bytes, and their messages are counted, not decoded
 import asyncio
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -39,7 +39,7 @@ class LoadConnection(asyncio.Protocol):
         self._transport: Any = None
 
     @classmethod
-    async def open(cls, address: Address, path: str, on_text: OnText) -> "LoadConnection":
+    async def open(cls, address: Address, path: str, on_text: OnText) -> Self:
         loop = asyncio.get_running_loop()
         _, self = await loop.create_connection(
             lambda: cls(path, f"{address.host}:{address.port}", on_text), *address
@@ -116,8 +116,9 @@ def text_frame(payload: bytes) -> bytes:
 
 
 class LoadDevice:
-    """A connected device that counts the messages it receives. `on_ack` is called with each ack,
-    `on_update` after each frame that moves the cursor, `on_sync` after each complete sync."""
+    """A connected device that counts the messages it receives. `on_ack` is called with each ack or
+    error, `on_update` after each frame that moves the cursor, `on_sync` after each complete
+    sync."""
 
     def __init__(self, uid: str, device_id: str) -> None:
         self.uid = uid
@@ -133,13 +134,16 @@ class LoadDevice:
         self._connection: LoadConnection
 
     @classmethod
-    async def connect(cls, address: Address, uid: str, device_id: str) -> "LoadDevice":
-        """Connect a device, send its hello, and wait for its first sync."""
+    async def connect(
+        cls, address: Address, uid: str, device_id: str, token: str | None = None
+    ) -> "LoadDevice":
+        """Connect a device, send its hello, and wait for its first sync. With `--auth open`, its
+        token is its uid."""
         self = cls(uid, device_id)
         self._connection = await LoadConnection.open(address, "/v1/connect", self._receive)
         synced = self._next_sync()
-        hello = {"type": "hello", "token": uid, "device_id": device_id, "protocol": PROTOCOL}
-        self._connection.send(text_frame(msgspec.json.encode(hello)))
+        hello = {"token": token or uid, "device_id": device_id, "protocol": PROTOCOL}
+        self._connection.send(text_frame(msgspec.json.encode({"type": "hello", **hello})))
         await synced
         return self
 
@@ -150,7 +154,7 @@ class LoadDevice:
         """Send messages and wait for their ack; the ctime of the last one. Raises BenchFailed if
         one was not stored."""
         acknowledged: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self.on_ack = lambda _, ack: acknowledged.set_result(ack)
+        self.on_ack = lambda _, ack: acknowledged.done() or acknowledged.set_result(ack)
         self.send(consume_frame(n, messages))
         return all_stored(await acknowledged, len(messages))
 
@@ -174,7 +178,7 @@ class LoadDevice:
             self.frame_bytes = len(text)
             self.cursor = int(text[text.rfind(b'"cursor":') + 9 : -1])
             self.on_update(self)
-        elif text.startswith(b'{"type":"ack"'):
+        elif text.startswith((b'{"type":"ack"', b'{"type":"error"')):
             self.on_ack(self, text)
         elif text.startswith(b'{"type":"sync"'):
             self._receive_sync(text)

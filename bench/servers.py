@@ -103,11 +103,21 @@ async def bare() -> AsyncIterator[ServerProcess]:
 @asynccontextmanager
 async def gregor_serve(store: Path, *options: str) -> AsyncIterator[ServerProcess]:
     """The command `gregor serve`, on an SQLite file."""
+    async with gregor_serve_on(f"sqlite:///{store}", *options) as server:
+        yield server
+
+
+@asynccontextmanager
+async def gregor_serve_on(
+    store: str, *options: str, **environment: str
+) -> AsyncIterator[ServerProcess]:
+    """The same on any store, with these variables in its environment."""
     address = free_address()
     listen = f"{address.host}:{address.port}"
-    serve = ("-m", "gregor.cli", "serve", "--listen", listen, "--store", f"sqlite:///{store}")
+    serve = ("-m", "gregor.cli", "serve", "--listen", listen, "--store", store)
     command = (sys.executable, *serve, *options)
-    async with started(address, command, stderr=subprocess.DEVNULL) as server:  # it logs there
+    quiet = subprocess.DEVNULL  # it logs there
+    async with started(address, command, stderr=quiet, **environment) as server:
         yield server
 
 
@@ -143,10 +153,12 @@ async def _server(*arguments: str) -> AsyncIterator[ServerProcess]:
 
 @asynccontextmanager
 async def started(
-    address: Address, command: Sequence[str], stderr: int | None = None
+    address: Address, command: Sequence[str], stderr: int | None = None, **environment: str
 ) -> AsyncIterator[ServerProcess]:
     """A process, once it accepts connections at the address."""
-    process = await asyncio.create_subprocess_exec(*command, stderr=stderr)
+    process = await asyncio.create_subprocess_exec(
+        *command, stderr=stderr, env={**os.environ, **environment}
+    )
     try:
         await _wait_until_listening(address, process)
         yield ServerProcess(address, process)

@@ -8,14 +8,11 @@ import pytest
 from gregor.core.message import create, parse_message
 from gregor.errors import InvalidMessage, Unavailable
 from gregor.interfaces import StoreOutcome
+from gregor.stores.sql.commit_queue import COMMIT_COST, MAX_QUEUED_MESSAGES
 from gregor.stores.sql.database import Database, DatabaseConnection, StorageBroken
 from gregor.stores.sql.failure_reason import FailureReason
 from gregor.stores.sql.migrations import migrate
-from gregor.stores.sql.state_machine import (
-    MAX_COMMIT_MESSAGES,
-    MAX_QUEUED_MESSAGES,
-    SQLStateMachine,
-)
+from gregor.stores.sql.state_machine import SQLStateMachine
 from gregor.stores.sql.store_url import database_at
 
 
@@ -61,7 +58,7 @@ async def test_commit_has_at_most_max_commit_messages(database: Database) -> Non
         batches = [[create("u", "a") for _ in range(400)] for _ in range(5)]
         await asyncio.gather(*(machine.consume_messages(batch) for batch in batches))
     assert sum(commits) == 2000
-    assert max(commits) <= MAX_COMMIT_MESSAGES
+    assert max(commits) <= COMMIT_COST
 
 
 async def test_messages_over_queue_limit_are_rejected_and_later_ones_are_stored(
@@ -127,7 +124,7 @@ async def test_broken_store_cancels_the_block_and_fails_pending_messages(
     async def serve() -> None:
         async with asyncio.timeout(30), SQLStateMachine(database, clock) as machine:
             await database.write(corrupt)
-            batches = [[create("u", "a")] * MAX_COMMIT_MESSAGES for _ in range(3)]
+            batches = [[create("u", "a")] * COMMIT_COST for _ in range(3)]
             senders.extend(asyncio.create_task(machine.consume_messages(b)) for b in batches)
             await asyncio.Event().wait()  # until the machine cancels it
 

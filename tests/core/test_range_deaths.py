@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from gregor.core.facts import DismissedRange
 from gregor.core.instant import Time, TimeOrOffset
 from gregor.core.message import MsgID, create
-from gregor.core.range_deaths import range_deaths
+from gregor.core.range_deaths import Pattern, few_patterns, range_deaths
 from gregor.core.state import Item
 
 CATEGORIES = ("a", "a.b", "a.b.c", "b", "")
@@ -48,3 +48,30 @@ def test_earliest_death_is_that_of_the_first_range_that_covers_the_item(
         deaths[item.msg_id] = min(at, deaths.get(item.msg_id, at))
     covering = {item.msg_id: [r.ctime for r in dismissed if r.covers(item)] for item in found}
     assert deaths == {msg_id: min(ctimes) for msg_id, ctimes in covering.items() if ctimes}
+
+
+patterns = st.builds(Pattern, st.text("ab", max_size=4), st.booleans())
+
+
+@given(st.lists(patterns, max_size=12), st.integers(1, 4), st.text("abc", min_size=1, max_size=5))
+def test_few_patterns_match_whatever_many_match(
+    many: list[Pattern], limit: int, category: str
+) -> None:
+    few = few_patterns(many, limit)
+    assert len(few) <= limit
+    if any(pattern.matches(category) for pattern in many):
+        assert any(pattern.matches(category) for pattern in few)
+
+
+@given(st.lists(patterns, max_size=4), st.text("abc", min_size=1, max_size=5))
+def test_patterns_that_are_few_match_nothing_else(many: list[Pattern], category: str) -> None:
+    matches = any(pattern.matches(category) for pattern in many)
+    assert any(pattern.matches(category) for pattern in few_patterns(many, 4)) == matches
+
+
+def test_many_patterns_are_replaced_by_what_they_share() -> None:
+    many = [Pattern(f"chat.{n}", prefix=False) for n in range(100)]
+    assert few_patterns([*many, Pattern("mail", prefix=True)], 2) == [
+        Pattern("chat.", prefix=True),
+        Pattern("mail", prefix=True),
+    ]

@@ -580,23 +580,33 @@ MUTATIONS = [
     Mutation(
         "each range of a batch is compared with each live item in SQL",
         "stores/sql/deaths.py",
-        "if len(patterns) > MAX_PATTERNS:",
-        "if not patterns:",
+        "few_patterns((Pattern(r.category, r.prefix) for r in ranges), MAX_PATTERNS)",
+        "{Pattern(r.category, r.prefix) for r in ranges}",
         LINEAR + "test_cost_in_sqlite_grows_with_the_sum",
     ),
     Mutation(
         "each prefix of a batch is compared with each item",
         "core/range_deaths.py",
-        "for group in _groups_of_item(item, lengths):\n            if group in by_group:",
-        "for group in by_group:\n            if group in {*_groups_of_item(item, lengths)}:",
+        "while to_come and to_come[-1].category <= category:\n"
+        "                pattern = to_come.pop()\n"
+        "                if pattern.matches(category):\n",
+        "for pattern in to_come:\n"
+        "                if pattern not in begun and pattern.matches(category):\n",
         LINEAR + "test_cost_in_python_grows_with_the_sum",
     ),
     Mutation(
         "a range that reaches an item later dismisses it first",
         "core/range_deaths.py",
-        "heappush(reached, (range_.ctime, len(not_reached)",
-        "heappush(reached, (-range_.ctime, len(not_reached)",
+        "_LeastFrom([range_.ctime for",
+        "_LeastFrom([-range_.ctime for",
         RANGE_DEATHS + "test_earliest_death_is_that_of_the_first_range_that_covers_the_item",
+    ),
+    Mutation(
+        "few patterns do not match all that many match",
+        "core/range_deaths.py",
+        "return Pattern(first.category[:length], prefix=True)",
+        "return Pattern(first.category, prefix=True)",
+        RANGE_DEATHS + "test_few_patterns_match_whatever_many_match",
     ),
     Mutation(
         "a range walks all items of a replica",

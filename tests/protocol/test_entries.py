@@ -70,8 +70,8 @@ def test_exactly_the_bad_uids_are_rejected_in_their_places(places: list[object])
     request = b'{"message":' + msgspec.json.encode({"creation": VALID["creation"]})
     request += b',"uids":' + joined(places, b'"u"') + b"}"
     fields = object_members(request)
-    entries = read_addressed(fields["message"], array_elements(fields["uids"]), may_write)
-    rejected = [e.error.field for e in entries if isinstance(e, Rejected)]
+    addressed = read_addressed(fields["message"], array_elements(fields["uids"]), may_write)
+    rejected = [e.error.field for e in addressed.entries if isinstance(e, Rejected)]
     assert rejected == [f"uids[{n}]" for n, place in enumerate(places) if place is not GOOD]
 
 
@@ -90,12 +90,23 @@ def test_bad_body_costs_its_own_message(defect: str) -> None:
 )
 def test_invalid_or_forbidden_uid_costs_itself(uid: str) -> None:
     uids = [Raw(msgspec.json.encode(name)) for name in ("u", uid, "u", "other", "u")]
-    entries = read_addressed(Raw(b'{"system":"s","body":1}'), uids, may_write)
+    addressed = read_addressed(Raw(b'{"system":"s","body":1}'), uids, may_write)
+    entries = [addressed.entries[place] for place in addressed.places]
     errors = {n: e.error for n, e in enumerate(entries) if isinstance(e, Rejected)}
     assert {n: (e.code, e.field) for n, e in errors.items()} == {
         1: ("invalid", "uids[1]"),
         3: ("forbidden", "uids[3]"),
     }
+
+
+@given(st.lists(st.sampled_from(["u", "v", "w", ""]), min_size=1))
+def test_each_user_is_addressed_once_however_often_it_is_named(names: list[str]) -> None:
+    uids = [Raw(msgspec.json.encode(name)) for name in names]
+    addressed = read_addressed(Raw(b'{"system":"s","body":1}'), uids, lambda uid: True)
+    messages = [e for e in addressed.entries if not isinstance(e, Rejected)]
+    assert [message.uid for message in messages] == [uid for uid in dict.fromkeys(names) if uid]
+    named = [addressed.entries[place] for place in addressed.places]
+    assert ["" if isinstance(e, Rejected) else e.uid for e in named] == names
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,17 @@ async def test_batch_accepts_only_1_to_500_messages(shared: Served, uid: str, nu
     assert {result["status"] for result in response.json()["results"]} == {"stored"}
 
 
+async def test_user_who_is_named_many_times_costs_once(shared: Served) -> None:
+    message = creation("news", "hello", msg_id="named")
+    response = await shared.post(
+        {"uids": ["named twice", "other", "named twice"], "message": message}
+    )
+    first, other, again = response.json()["results"]
+    assert first == again
+    assert (first["uid"], other["uid"]) == ("named twice", "other")
+    assert {result["status"] for result in (first, other)} == {"stored"}
+
+
 async def test_message_to_ten_thousand_users_is_stored_for_each_with_same_id(
     shared: Served,
 ) -> None:

@@ -71,6 +71,20 @@ def ranges_of_the_past(size: int) -> list[InBandMessage]:
     ]
 
 
+def sizes(size: int) -> range:
+    """The lengths of prefixes."""
+    return range(1, size + 1)
+
+
+def past(length: int) -> Range:
+    """A range that begins like the items, and that is created before them by its end."""
+    return Range("a" * length, TimeOrOffset(time=NOW - 1), prefix=True)
+
+
+def ids(number: int) -> tuple[str, ...]:
+    return tuple(f"i{n}" for n in range(number))
+
+
 def ends_in_the_past(number: int) -> InBandMessage:
     end = TimeOrOffset(time=NOW - number)
     return InBandMessage("u", f"d{number}", dismissal=Dismissal(keys=(KeyDismissal("a", end),)))
@@ -123,6 +137,24 @@ CASES = {
     "prefixes_that_match_nothing": Growth(
         items(),
         storing(lambda size: [dismissal("d", [Range(f"z{n}", prefix=True) for n in range(size)])]),
+    ),
+    "prefixes_that_begin_with_each_other": Growth(
+        items(lambda n: "a" * 240 + f".{n}"),
+        storing(lambda size: [dismissal("d", [Range("a" * n, prefix=True) for n in sizes(size)])]),
+    ),
+    "prefixes_that_begin_with_each_other_and_end_before": Growth(
+        items(lambda n: "a" * 240 + f".{n}"),
+        storing(lambda size: [dismissal(f"d{n}", [past(n)]) for n in sizes(size)]),
+    ),
+    "categories_of_many_items": Growth(
+        items(lambda n: f"c{n}"),
+        storing(lambda size: [dismissal("d", [Range(f"c{n}") for n in range(size)])]),
+    ),
+    "ids_that_a_range_skips": Growth(
+        items(),
+        storing(
+            lambda size: [dismissal("d", [Range("a", skip_msg_ids=ids(2 * size))] * 2)],
+        ),
     ),
     "ranges_that_skip_what_others_dismiss": Growth(
         items(),

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import DecodeError, Raw
@@ -10,7 +10,7 @@ from msgspec import DecodeError, Raw
 from gregor.core.admission import check_id
 from gregor.core.message import UID, Message, parse_message
 from gregor.errors import Forbidden, GregorError, InvalidMessage, TooLarge
-from gregor.interfaces import Rejected
+from gregor.interfaces import Outcome, Rejected
 from gregor.protocol.json_parts import object_members
 
 _NO_JSON = {
@@ -55,12 +55,33 @@ def _explained(error: InvalidMessage, json: bytes) -> InvalidMessage:
     return InvalidMessage(error.message + hint, field=error.field)
 
 
-def read_addressed(json: Raw, uids: Sequence[Raw], may_write: MayWrite) -> list[Message | Rejected]:
+class Addressed(NamedTuple):
+    """One message for each of several users, or the rejection of a uid. A user who is named again
+    is the same entry: `places` are those of the entries of the uids, in the order of these."""
+
+    entries: list[Message | Rejected]
+    places: list[int]
+
+    def outcomes_of_uids(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """The outcome of each uid, given those of the entries."""
+        return [outcomes[place] for place in self.places]
+
+
+def read_addressed(json: Raw, uids: Sequence[Raw], may_write: MayWrite) -> Addressed:
     """One message for each of the users, in order; in the place of an invalid or forbidden uid,
     its rejection, whose field is that place. Raises InvalidMessage or TooLarge if the message is
     invalid."""
     template = parse_message(_without_uid(json, uids[0]), uid=_ANY_UID)
-    return [_address(template, uid, f"uids[{n}]", may_write) for n, uid in enumerate(uids)]
+    addressed, known = Addressed([], []), dict[UID, int]()
+    for n, uid in enumerate(uids):
+        entry = _address(template, uid, f"uids[{n}]", may_write)
+        place = len(addressed.entries)
+        if not isinstance(entry, Rejected):
+            place = known.setdefault(entry.uid, place)
+        if place == len(addressed.entries):
+            addressed.entries.append(entry)
+        addressed.places.append(place)
+    return addressed
 
 
 def _without_uid(json: Raw, first: Raw) -> Raw:

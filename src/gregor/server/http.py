@@ -50,7 +50,7 @@ from gregor.protocol.answers import (
     Results,
     StateAnswer,
 )
-from gregor.protocol.entries import read_addressed, read_entries
+from gregor.protocol.entries import Addressed, read_addressed, read_entries
 from gregor.protocol.frames import PAGE_BYTES, PAGE_ENTRIES, GoAway, Result, decode
 from gregor.protocol.json_parts import array_elements, object_members
 from gregor.protocol.requests import (
@@ -92,13 +92,16 @@ async def post_messages(service: Service, request: Request, identity: Identity) 
     check_parameters(request, {"device_id"}, frozenset())
     body = await _body(request)
     fields = decode(object_members, body)
+    sender, epoch = _sender(request, identity), request.state.epoch
     if "messages" in fields:
         entries = _read_batch(_fields_of(BatchRequest, fields), identity)
+        outcomes = await service.inject(sender, entries, epoch)
     elif "uids" in fields:
-        entries = _read_multi_user(_fields_of(MultiUserRequest, fields), identity)
+        addressed = _read_multi_user(_fields_of(MultiUserRequest, fields), identity)
+        outcomes = await service.inject(sender, addressed.entries, epoch)
+        outcomes = addressed.outcomes_of_uids(outcomes)
     else:
         return _json(Results((await _inject_one(service, request, identity, body),)))
-    outcomes = await service.inject(_sender(request, identity), entries, request.state.epoch)
     return _json(Results(tuple(map(Result.of, outcomes))))
 
 
@@ -130,7 +133,7 @@ def _read_batch(fields: Mapping[str, Raw], identity: Identity) -> list[Message |
     return read_entries(messages, identity.may_access)
 
 
-def _read_multi_user(fields: Mapping[str, Raw], identity: Identity) -> list[Message | Rejected]:
+def _read_multi_user(fields: Mapping[str, Raw], identity: Identity) -> Addressed:
     uids = _list_in(fields, "uids")
     if not 1 <= len(uids) <= MAX_USERS:
         raise TooLarge(f"`uids` takes 1 to {MAX_USERS} users, not {len(uids)}", field="uids")

@@ -19,7 +19,7 @@ import msgspec
 from gregor.core.facts import DismissedKey, DismissedRange, dismissed_keys, dismissed_ranges
 from gregor.core.instant import SECOND, Time
 from gregor.core.message import UID, Category, InBandMessage, MsgID
-from gregor.core.range_deaths import Pattern, range_deaths
+from gregor.core.range_deaths import Pattern, few_patterns, range_deaths
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.statements import (
@@ -179,11 +179,9 @@ def _deaths_by_range(
 
 
 def _patterns(uid: UID, ranges: Sequence[DismissedRange], now: Time) -> Iterator[RangePattern]:
-    """A few patterns that together match all that these ranges cover. The database compares each
-    pattern with each live item, so instead of many there is one that matches every category."""
-    patterns = {Pattern(range_.category, range_.prefix) for range_ in ranges}
-    if len(patterns) > MAX_PATTERNS:
-        patterns = {Pattern("", prefix=True)}
+    """A few patterns that together match all that these ranges cover: the database compares each
+    pattern with each live item."""
+    patterns = few_patterns((Pattern(r.category, r.prefix) for r in ranges), MAX_PATTERNS)
     first_ctime = min(range_.ctime for range_ in ranges)
     for pattern in patterns:
         yield RangePattern(

@@ -57,7 +57,8 @@ def sql_of(statement: Statement[object], dialect: Dialect) -> SQL:
     if isinstance(statement, BulkStatement):
         types = columns_of(statement.input).items()
         columns = ", ".join(_input_column(n, *column) for n, column in enumerate(types))
-        text = f"WITH input AS (SELECT {columns} FROM {dialect.json_rows}) {text}"
+        # Materialized: otherwise SQLite reads the JSON again for each row that it compares.
+        text = f"WITH input AS MATERIALIZED (SELECT {columns} FROM {dialect.json_rows}) {text}"
     text = text.replace("database_now()", dialect.clock)
     text = text.replace("database_tables", dialect.tables)
     names = tuple(dict.fromkeys(_PARAMETER.findall(text)))

@@ -1,16 +1,16 @@
 """The state machine of record on a database, SQLite or PostgreSQL.
 
 Concurrent messages of many users are committed together (group commit): while one transaction
-runs, the messages that arrive are queued for the next one. A single message is committed at once.
+runs, the messages that arrive are queued for the next one, in which each sender has a share
+(`commit_queue.py`). A single message is committed at once.
 """
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic, perf_counter
-from typing import IO, Any, NamedTuple, Self, TypeVar
+from typing import IO, Any, NamedTuple, Self, TypeAlias, TypeVar
 
 from gregor.core.export import ExportPage, ExportPlace, ImportPart, Verdict
 from gregor.core.history import Cutoff
@@ -40,6 +40,7 @@ from gregor.interfaces import (
 from gregor.log_event import LogEvent
 from gregor.stores.sql import before_0008
 from gregor.stores.sql.before_0008 import Consume
+from gregor.stores.sql.commit_queue import CommitQueue, Piece
 from gregor.stores.sql.database import (
     CommitUnknown,
     Database,
@@ -81,9 +82,6 @@ log = logging.getLogger("gregor.state_machine")
 
 T = TypeVar("T")
 
-MAX_COMMIT_MESSAGES = 1_000
-MAX_QUEUED_MESSAGES = 50_000
-
 # The clock skew, in microseconds, from which it is logged, and from which writes are refused.
 WARN_SKEW = SECOND // 2
 MAX_SKEW = 5 * SECOND
@@ -100,6 +98,17 @@ class _PendingBatch(NamedTuple):
 
     slots: Sequence[Slot]
     filled: "asyncio.Future[None]"
+
+    def finish(self) -> None:
+        if not self.filled.done():  # a sender that was cancelled does not undo a commit
+            self.filled.set_result(None)
+
+    def fail(self, error: Unavailable) -> None:
+        if not self.filled.done():
+            self.filled.set_exception(error)
+
+
+_Piece: TypeAlias = Piece[_PendingBatch]
 
 
 class SQLStateMachine(StateMachineOfRecord):
@@ -135,8 +144,7 @@ class SQLStateMachine(StateMachineOfRecord):
         self._any_bucket = not may_become_shard
         self._clock = clock
         self._committed = committed
-        self._queue: deque[_PendingBatch] = deque()
-        self._queued_messages = 0
+        self._queue: CommitQueue[_PendingBatch] = CommitQueue()
         self._arrival = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
         self._checks: list[asyncio.Task[None]] = []
@@ -205,11 +213,12 @@ class SQLStateMachine(StateMachineOfRecord):
 
     async def store(self, slots: Sequence[Slot]) -> None:
         self._require_writable()
-        if self._queued_messages + len(slots) > MAX_QUEUED_MESSAGES:
-            raise Unavailable("too many messages are queued; send them again later")
+        if not slots:
+            return
         pending = _PendingBatch(slots, asyncio.get_running_loop().create_future())
-        self._queue.append(pending)
-        self._queued_messages += len(slots)
+        if not self._queue.has_room_for(pending):
+            raise Unavailable("too many messages are queued; send them again later")
+        self._queue.add(pending)
         self._arrival.set()
         await pending.filled
 
@@ -217,29 +226,18 @@ class SQLStateMachine(StateMachineOfRecord):
         try:
             while self._open or self._queue:
                 if self._queue:
-                    await self._commit(self._next_batch())
+                    await self._commit(self._queue.take())
                 else:
                     self._arrival.clear()
                     await self._arrival.wait()
         finally:
             # Every pending caller gets an answer, however this task ends.
             self._open = False
-            _fail(self._queue, Unavailable("the store has closed; send the message again"))
+            for pending in self._queue.take_all():
+                pending.fail(Unavailable("the store has closed; send the message again"))
 
-    def _next_batch(self) -> list[_PendingBatch]:
-        """The batches for the next commit: all that are queued, up to a size; at least one."""
-        batch: list[_PendingBatch] = []
-        size = 0
-        while self._queue and (
-            not batch or size + len(self._queue[0].slots) <= MAX_COMMIT_MESSAGES
-        ):
-            batch.append(self._queue.popleft())
-            size += len(batch[-1].slots)
-        self._queued_messages -= size
-        return batch
-
-    async def _commit(self, batch: Sequence[_PendingBatch]) -> None:
-        slots = [slot for pending in batch for slot in pending.slots]
+    async def _commit(self, pieces: Sequence[_Piece]) -> None:
+        slots = [slot for piece in pieces for slot in piece.slots]
         start = perf_counter()
         try:
             outcomes = await self._store_slots(slots)
@@ -247,19 +245,24 @@ class SQLStateMachine(StateMachineOfRecord):
             self._committed(len(slots), perf_counter() - start, failure_reason(error))
             self._refused = slots[0].message
             self.writes.failed(error.message)
-            _fail(batch, error)
+            self._fail(pieces, error)
             return
         except BaseException as error:
-            _fail(batch, Unavailable(f"the store has failed: {error}"))
+            self._fail(pieces, Unavailable(f"the store has failed: {error}"))
             raise
         self._committed(len(slots), perf_counter() - start, None)
         self.writes.succeeded()
         # Only now: a transaction may run more than once, and decides with its commit.
         for slot, outcome in zip(slots, outcomes, strict=True):
             slot.outcome = outcome
-        for pending in batch:
-            if not pending.filled.done():  # a sender that was cancelled does not undo a commit
-                pending.filled.set_result(None)
+        for piece in pieces:
+            if piece.is_last:
+                piece.batch.finish()
+
+    def _fail(self, pieces: Iterable[_Piece], error: Unavailable) -> None:
+        for piece in pieces:
+            piece.batch.fail(error)
+            self._queue.drop(piece.batch)
 
     async def _store_slots(self, slots: Sequence[Slot]) -> list[StoreOutcome]:
         # Most ids are new, so they are not looked up first, which would add a fifth to the cost.
@@ -551,9 +554,3 @@ def _has_stored(expected: StoreOutcome, found: StoreOutcome) -> bool:
             return wanted == stored
         case _:
             return False
-
-
-def _fail(batch: Iterable[_PendingBatch], error: Unavailable) -> None:
-    for pending in batch:
-        if not pending.filled.done():
-            pending.filled.set_exception(error)

@@ -1,0 +1,158 @@
+"""What waits to be committed, and whose turn it is.
+
+Senders take turns. A commit takes from each of them its share, until it is large enough, and those
+whom it has not reached are first in the next one. So what a sender has queued delays the others by
+a share and not by all of it. What is of one sender is committed in its order.
+
+A sender that is alone gets a whole commit. It is not taken to be alone until it has been so for
+some commits: others may be about to send again, and would wait for all of it.
+
+Pure: it knows neither time nor transactions.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+
+from gregor.core.message import InBandMessage
+from gregor.interfaces import Slot
+
+SHARE_COST = 100
+COMMIT_COST = 1_000
+"""A message costs at least 1, so a commit has at most so many."""
+
+ALONE_AFTER_COMMITS = 100
+
+MAX_QUEUED_MESSAGES = 50_000
+
+Sender: TypeAlias = tuple[str, str]
+"""A user, or who sends to several users at once."""
+
+
+class Batch(Protocol):
+    """Slots that one caller waits for."""
+
+    @property
+    def slots(self) -> Sequence[Slot]: ...
+
+
+B = TypeVar("B", bound=Batch)
+
+
+class Piece(NamedTuple, Generic[B]):
+    """The next slots of a batch, which are committed together; and whether they are the last."""
+
+    batch: B
+    slots: Sequence[Slot]
+    is_last: bool
+
+
+class CommitQueue(Generic[B]):
+    """The batches that wait, by their senders, who are in the order of their turns."""
+
+    def __init__(self) -> None:
+        self.messages = 0
+        self._by_sender: dict[Sender, deque[_Waiting[B]]] = {}
+        self._last: Sender | None = None
+        self._commits_alone = ALONE_AFTER_COMMITS
+
+    def __bool__(self) -> bool:
+        return bool(self._by_sender)
+
+    def has_room_for(self, batch: B) -> bool:
+        """Whether the batch may be added. What others have queued does not keep out who has queued
+        nothing."""
+        size, sender = len(batch.slots), sender_of(batch.slots)
+        limit = MAX_QUEUED_MESSAGES * (1 if sender in self._by_sender else 2)
+        return size <= MAX_QUEUED_MESSAGES and self.messages + size <= limit
+
+    def add(self, batch: B) -> None:
+        waiting = self._by_sender.setdefault(sender_of(batch.slots), deque())
+        waiting.append(_Waiting(batch, 0))
+        self.messages += len(batch.slots)
+
+    def take(self) -> list[Piece[B]]:
+        """The pieces of the next commit; at least one slot, if there is any."""
+        share = COMMIT_COST if self._is_alone() else SHARE_COST
+        pieces: list[Piece[B]] = []
+        left = COMMIT_COST
+        for sender in list(self._by_sender):
+            if left <= 0:
+                break
+            waiting = self._by_sender.pop(sender)
+            taken, cost = _take(waiting, min(share, left))
+            pieces += taken
+            left -= cost
+            if waiting:
+                self._by_sender[sender] = waiting  # behind all others
+        self.messages -= sum(len(piece.slots) for piece in pieces)
+        return pieces
+
+    def _is_alone(self) -> bool:
+        """Whether the only sender has been the only one for some commits."""
+        sender = next(iter(self._by_sender), None)
+        others = len(self._by_sender) > 1 or self._last not in (None, sender)
+        self._last = sender
+        self._commits_alone = 0 if others else self._commits_alone + 1
+        return self._commits_alone >= ALONE_AFTER_COMMITS
+
+    def drop(self, batch: B) -> None:
+        """Forget what is left of a batch of which a piece could not be stored."""
+        sender = sender_of(batch.slots)
+        waiting = self._by_sender.get(sender)
+        if waiting and waiting[0].batch is batch:
+            self.messages -= len(batch.slots) - waiting.popleft().start
+            if not waiting:
+                del self._by_sender[sender]
+
+    def take_all(self) -> list[B]:
+        """All batches that are left."""
+        left = [waiting.batch for queued in self._by_sender.values() for waiting in queued]
+        self._by_sender.clear()
+        self.messages = 0
+        return left
+
+
+class _Waiting(NamedTuple, Generic[B]):
+    """A batch, of which the slots from here on wait."""
+
+    batch: B
+    start: int
+
+
+def _take(waiting: deque[_Waiting[B]], share: int) -> tuple[list[Piece[B]], int]:
+    """The next pieces of a sender, until they cost a share or more; and what they cost."""
+    pieces: list[Piece[B]] = []
+    spent = 0
+    while waiting and spent < share:
+        batch, start = waiting.popleft()
+        end = start
+        while end < len(batch.slots) and spent < share:
+            spent += cost_of(batch.slots[end].message)
+            end += 1
+        is_last = end == len(batch.slots)
+        pieces.append(Piece(batch, batch.slots[start:end], is_last))
+        if not is_last:
+            waiting.appendleft(_Waiting(batch, end))
+    return pieces, spent
+
+
+def sender_of(slots: Sequence[Slot]) -> Sender:
+    """Whose turn it is with these slots: their user's, or if they are for several, who sends."""
+    uids = {slot.message.uid for slot in slots}
+    if len(uids) == 1:
+        return "user", uids.pop()
+    return "sender", next((slot.author or "" for slot in slots), "")
+
+
+def cost_of(message: InBandMessage) -> int:
+    """About how much work it is to store a message: 1 for a small one, and more for each thing that
+    it dismisses, and for a large body."""
+    cost = 1
+    if message.creation is not None:
+        cost += len(memoryview(message.creation.raw_body)) // 4_096
+    if (dismissal := message.dismissal) is not None:
+        skipped = sum(len(range_.skip_msg_ids) for range_ in dismissal.ranges)
+        named = len(dismissal.msg_ids) + len(dismissal.ranges) + len(dismissal.keys)
+        cost += named // 4 + skipped // 64
+    return cost

@@ -1,0 +1,150 @@
+"""Whose turn it is in a commit: laws of the queue."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gregor.core.message import Dismissal, InBandMessage, Range, create
+from gregor.interfaces import Slot
+from gregor.stores.sql.commit_queue import (
+    ALONE_AFTER_COMMITS,
+    COMMIT_COST,
+    MAX_QUEUED_MESSAGES,
+    SHARE_COST,
+    CommitQueue,
+    Piece,
+    cost_of,
+    sender_of,
+)
+
+USERS = ("ada", "bob", "eve")
+
+
+class Sent(NamedTuple):
+    """A batch, whose slots can be told from those of others."""
+
+    slots: Sequence[Slot]
+
+    def __repr__(self) -> str:
+        return f"{len(self.slots)} of {self.slots[0].message.uid}"
+
+
+def batch(user: str, messages: int, body: str = "") -> Sent:
+    return Sent([Slot(create(user, "a", body)) for _ in range(messages)])
+
+
+batches = st.builds(
+    batch,
+    st.sampled_from(USERS),
+    st.sampled_from([1, 2, SHARE_COST, 3 * SHARE_COST]),
+    st.sampled_from(["", "x" * 60_000]),
+)
+
+
+def commits_of(queue: CommitQueue[Sent]) -> list[list[Piece[Sent]]]:
+    """All commits, until nothing waits."""
+    commits = []
+    while queue:
+        commits.append(queue.take())
+    return commits
+
+
+def queue_of(sent: Sequence[Sent]) -> CommitQueue[Sent]:
+    queue: CommitQueue[Sent] = CommitQueue()
+    for each in sent:
+        queue.add(each)
+    return queue
+
+
+@given(st.lists(batches, max_size=12))
+def test_each_message_is_committed_once_and_those_of_a_user_in_their_order(
+    sent: list[Sent],
+) -> None:
+    queue = queue_of(sent)
+    committed = [s for pieces in commits_of(queue) for piece in pieces for s in piece.slots]
+    for user in USERS:
+        queued = [s for b in sent for s in b.slots if s.message.uid == user]
+        assert [s for s in committed if s.message.uid == user] == queued
+    assert queue.messages == 0
+
+
+@given(st.lists(batches, max_size=12))
+def test_last_piece_of_a_batch_is_the_one_that_ends_it(sent: list[Sent]) -> None:
+    left = {id(each): len(each.slots) for each in sent}
+    for piece in (piece for pieces in commits_of(queue_of(sent)) for piece in pieces):
+        left[id(piece.batch)] -= len(piece.slots)
+        assert piece.is_last == (left[id(piece.batch)] == 0)
+
+
+def cost_by_user(pieces: Sequence[Piece[Sent]]) -> dict[str, list[int]]:
+    """What the messages of each user cost."""
+    costs: dict[str, list[int]] = {}
+    for slot in (slot for piece in pieces for slot in piece.slots):
+        costs.setdefault(slot.message.uid, []).append(cost_of(slot.message))
+    return costs
+
+
+@given(st.lists(batches, max_size=12))
+def test_commit_has_of_each_user_no_more_than_a_share_while_others_wait(sent: list[Sent]) -> None:
+    for pieces in commits_of(queue_of(sent)):
+        costs = cost_by_user(pieces)
+        assert len(costs) <= 1 or all(sum(each[:-1]) < SHARE_COST for each in costs.values())
+
+
+@given(st.lists(batches, max_size=12))
+def test_user_who_comes_last_is_in_the_next_commit(sent: list[Sent]) -> None:
+    queue = queue_of(sent)
+    last = batch("victim", 1)
+    queue.add(last)
+    assert last in [piece.batch for piece in queue.take()]
+
+
+@given(st.integers(1, 30))
+def test_every_user_has_a_turn_before_one_has_two(users: int) -> None:
+    queue = queue_of([batch(f"u{n}", 5 * SHARE_COST) for n in range(users)])
+    turns = [piece.slots[0].message.uid for pieces in commits_of(queue) for piece in pieces]
+    rounds = [turns[start : start + users] for start in range(0, len(turns), users)]
+    assert all(len(set(round_)) == users for round_ in rounds) or users == 1
+
+
+def test_sender_who_is_alone_gets_a_whole_commit() -> None:
+    assert len(queue_of([batch("ada", 5_000)]).take()[0].slots) == COMMIT_COST
+
+
+def test_sender_who_is_alone_again_gets_a_whole_commit_after_some_time() -> None:
+    queue = queue_of([batch("bob", 1), batch("ada", 20_000)])
+    queue.take()
+    sizes = [len(queue.take()[0].slots) for _ in range(ALONE_AFTER_COMMITS + 1)]
+    assert sizes == [SHARE_COST] * (ALONE_AFTER_COMMITS) + [COMMIT_COST]
+
+
+def test_message_that_costs_more_than_a_share_is_committed_all_the_same() -> None:
+    ranges = tuple(Range("a", skip_msg_ids=("x",) * 200) for _ in range(10_000))
+    heavy = InBandMessage("ada", "m", dismissal=Dismissal((), ranges))
+    assert cost_of(heavy) > COMMIT_COST
+    queue = queue_of([Sent([Slot(heavy)]), batch("bob", 1)])
+    assert [len(pieces) for pieces in commits_of(queue)] == [1, 1]
+
+
+def test_messages_to_several_users_have_the_share_of_who_sends_them() -> None:
+    to_many = [Slot(create(f"u{n}", "a"), "service:backend") for n in range(10 * SHARE_COST)]
+    queue = queue_of([Sent(to_many), batch("ada", 1)])
+    assert [len(piece.slots) for piece in queue.take()] == [SHARE_COST, 1]
+    assert sender_of(to_many) == ("sender", "service:backend")
+
+
+def test_what_one_sender_has_queued_does_not_keep_out_another() -> None:
+    queue = queue_of([batch("eve", MAX_QUEUED_MESSAGES)])
+    assert not queue.has_room_for(batch("eve", 1))
+    assert queue.has_room_for(batch("ada", 1))
+
+
+def test_rest_of_a_batch_that_has_failed_is_dropped() -> None:
+    failed, later = batch("ada", 5 * SHARE_COST), batch("ada", 1)
+    queue = queue_of([failed, later, batch("bob", 1)])
+    queue.take()
+    queue.drop(failed)
+    assert [piece.batch for piece in queue.take()] == [later]
+    assert queue.messages == 0
