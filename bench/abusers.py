@@ -4,6 +4,7 @@ They use a token that they have, of one device or of one service, or none.
 """
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import count, repeat
@@ -15,7 +16,8 @@ from bench.load import LoadConnection, text_frame
 from bench.servers import Address
 from gregor.protocol.frames import PROTOCOL
 
-UID = "abuser"
+OWN_UID = "BENCH_UID"  # the variable with the user whose token an abuser has
+UID = os.environ.get(OWN_UID, "abuser")
 
 ITEMS, BATCH = 10_000, 500
 IN_FLIGHT = 8  # frames, or requests, that wait for their answers
