@@ -12,11 +12,12 @@ SEEDS ?= 2000
 ROUNDS ?= 1
 HUNT_ROUNDS ?= 200
 SHARDS ?= 1
+FUZZ_SECONDS ?= 3600
 
 # Tests and benchmarks start hundreds of processes: compile each file once, not once in each of them.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo fleet test environments autobahn check bench bench-browser bench-fairness simulate faults hunt-js vectors lock clean
+.PHONY: help demo fleet test environments autobahn check bench bench-browser bench-fairness soak simulate faults fuzz hunt-js vectors lock clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -69,11 +70,17 @@ bench-browser: $(PEERS_READY)  ## The client in Chromium, beside TinyBase and Ce
 bench-fairness: $(READY)  ## An ack beside each kind of abuser, and alone
 	@$(BIN)/python -m bench fairness
 
+soak: $(READY)  ## Ten minutes of 50 abusers and 200 honest devices
+	@$(BIN)/python -m bench soak
+
 simulate: $(READY)  ## Simulations with random seeds; SEEDS=100000
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS)
 
 faults: $(READY)  ## Each fault, injected into a real fleet; ROUNDS=20
 	@$(BIN)/python -m tests.faults --rounds $(ROUNDS)
+
+fuzz: $(READY)  ## What peers send, fuzzed guided by coverage; FUZZ_SECONDS=600
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 hunt-js: $(READY) $(JS_READY)  ## The JavaScript client: rounds in a browser, histories; HUNT_ROUNDS=200
 	@$(BIN)/python -m tests.javascript.hunt --rounds $(HUNT_ROUNDS)

@@ -19,6 +19,7 @@ from bench import (
     prune,
     servers,
     shards,
+    soak,
     startup,
     sync,
     throughput,
@@ -42,9 +43,9 @@ MEASUREMENTS: dict[str, Callable[[bool], Awaitable[list[Figure]]]] = {
     "startup": startup.measure,
 }
 
-# Measured when they are named: `make bench-browser` installs what it needs, and the abusers of
-# `make bench-fairness` take all that the machine has.
-BY_NAME = {"browser": browser.measure, "fairness": fairness.measure}
+# Measured when they are named: `make bench-browser` installs what it needs, and the abusers of the
+# others take all that the machine has.
+BY_NAME = {"browser": browser.measure, "fairness": fairness.measure, "soak": soak.measure}
 
 
 def run(quick: bool = False, only: Sequence[str] = (), json: bool = False) -> int:

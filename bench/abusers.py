@@ -4,6 +4,7 @@ They use a token that they have, of one device or of one service, or none.
 """
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import count, repeat
@@ -15,9 +16,10 @@ from bench.load import LoadConnection, text_frame
 from bench.servers import Address
 from gregor.protocol.frames import PROTOCOL
 
-UID = "abuser"
+OWN_UID = "BENCH_UID"
+UID = os.environ.get(OWN_UID, "abuser")
 DEVICE_TOKEN, SERVICE_TOKEN = "BENCH_DEVICE_TOKEN", "BENCH_SERVICE_TOKEN"
-"""The variables in which an abuser's process finds its tokens."""
+"""The variables in which an abuser's process finds its user and its tokens."""
 
 ITEMS, BATCH = 10_000, 500
 IN_FLIGHT = 8  # frames, or requests, that wait for their answers

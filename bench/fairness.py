@@ -21,7 +21,7 @@ from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 
 from bench import servers
-from bench.abusers import DEVICE_TOKEN, KINDS, SERVICE_TOKEN, UID
+from bench.abusers import DEVICE_TOKEN, KINDS, OWN_UID, SERVICE_TOKEN, UID
 from bench.load import BenchFailed, LoadDevice, chat_message
 from bench.report import Figure, Wanted
 from bench.servers import ServerProcess
@@ -56,7 +56,7 @@ async def _beside(kind: str, seconds: float) -> Figure:
         await _acks(user, seconds / 5)  # as a warm-up
         alone = await _acks(user, seconds)
         memory = server.rss()
-        async with _abuser(kind, server, secret):
+        async with abuser(kind, server, secret):
             beside = await _acks(user, seconds)
             memory = server.rss() - memory
     allowed = max(ALLOWED_RATIO * _p99(alone), ALLOWED_SECONDS)
@@ -113,16 +113,19 @@ async def _server(secret: str) -> AsyncIterator[ServerProcess]:
 
 
 @asynccontextmanager
-async def _abuser(kind: str, server: ServerProcess, secret: str) -> AsyncIterator[None]:
-    """While the block runs, this abuser is at work."""
-    tokens: Mapping[str, str] = {
-        DEVICE_TOKEN: make_token(secret, Identity(UID, Role.DEVICE)),
+async def abuser(
+    kind: str, server: ServerProcess, secret: str, uid: str = UID
+) -> AsyncIterator[None]:
+    """While the block runs, an abuser of this kind is at work, as this user."""
+    identity: Mapping[str, str] = {
+        OWN_UID: uid,
+        DEVICE_TOKEN: make_token(secret, Identity(uid, Role.DEVICE)),
         SERVICE_TOKEN: make_token(secret, Identity("backend", Role.SERVICE)),
     }
     host, port = server.address
     process = await asyncio.create_subprocess_exec(
         *("nice", "-n", "10", sys.executable, "-m", "bench.abuse", kind, host, str(port)),
-        env={**os.environ, **tokens},
+        env={**os.environ, **identity},
         stdout=subprocess.PIPE,
     )
     assert process.stdout is not None

@@ -111,15 +111,14 @@ async def gregor_serve(store: Path, *options: str) -> AsyncIterator[ServerProces
 
 @asynccontextmanager
 async def gregor_serve_on(
-    store: str, *options: str, **environment: str
+    store: str, *options: str, log: int = subprocess.DEVNULL, **environment: str
 ) -> AsyncIterator[ServerProcess]:
-    """The same on any store, with these variables in its environment."""
+    """The same on any store, with these variables in its environment. It logs to `log`."""
     address = free_address()
     listen = f"{address.host}:{address.port}"
     serve = ("-m", "gregor.cli", "serve", "--listen", listen, "--store", store)
     command = (sys.executable, *serve, *options)
-    quiet = subprocess.DEVNULL  # it logs there
-    async with started(address, command, stderr=quiet, **environment) as server:
+    async with started(address, command, stderr=log, **environment) as server:
         yield server
 
 

@@ -90,6 +90,14 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = [
+    # Fuzzing
+    Mutation(
+        "a name that is not UTF-8 is an error that nobody expects",
+        "protocol/json_parts.py",
+        "except UnicodeError as error:",
+        "except KeyError as error:",
+        "tests/protocol/test_json_parts.py::test_name_that_is_not_utf8_is_refused",
+    ),
     # History
     Mutation(
         "a floor hides a live item",

@@ -45,6 +45,13 @@ def test_members_before_an_error_are_found() -> None:
     assert dict(found) == {"type": Raw(b'"consume"'), "n": Raw(b"7")}
 
 
+@pytest.mark.parametrize("json", [b'{"\xff":1}', b'{"a":NaN,"\xed\xa0\x80":1}'])
+def test_name_that_is_not_utf8_is_refused(json: bytes) -> None:
+    with pytest.raises(DecodeError):
+        object_members(json)
+    assert "a" in dict(members_before_error(b'{"a":1,' + json[1:]))
+
+
 def test_string_that_is_not_closed_hides_no_entry() -> None:
     with pytest.raises(DecodeError):
         array_elements(Raw(b'["not closed, {"uid": "alice"}, NaN]'))

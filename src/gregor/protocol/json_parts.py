@@ -66,7 +66,14 @@ def _members(json: bytes) -> Iterator[tuple[str, Raw]]:
         member = _MEMBER.fullmatch(part)
         if member is None:
             raise DecodeError("a member of an object is a name, a colon and a value")
-        yield msgspec.json.decode(member[1], type=str), Raw(member[2].strip(_SPACE))
+        yield _name(member[1]), Raw(member[2].strip(_SPACE))
+
+
+def _name(json: bytes) -> str:
+    try:
+        return msgspec.json.decode(json, type=str)
+    except UnicodeError as error:
+        raise DecodeError(f"the name of a member is not UTF-8: {error}") from error
 
 
 def _parts(json: bytes, opening: bytes) -> Iterator[bytes]:

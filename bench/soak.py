@@ -1,0 +1,154 @@
+"""Ten minutes of 50 abusers of all kinds and 200 honest devices, on the default settings.
+
+    make soak
+
+Every ack of an honest device comes within a second, the memory of the server stays what it is, and
+its log has no traceback. As in `fairness`, the abusers are processes of a low priority.
+"""
+
+import asyncio
+import random
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+from bench import servers
+from bench.abusers import KINDS
+from bench.fairness import abuser
+from bench.load import BenchFailed, LoadDevice, chat_message
+from bench.report import Figure, Wanted
+from bench.servers import ServerProcess
+from gregor.server.auth import Identity, Role, make_token
+
+SECONDS, QUICK_SECONDS = 600.0, 30.0
+ABUSERS, QUICK_ABUSERS = 50, 5
+DEVICES = 200
+MEAN_PAUSE_SECONDS = 5.0  # between two messages of a device
+SAMPLE_SECONDS = 1.0
+ALLOWED_SECONDS = 1.0
+LONGEST_WAIT_SECONDS = 30.0  # then the connection counts as lost
+ALLOWED_GROWTH = 1.25  # of the memory, from the second tenth of the time to the last one
+
+
+class Soak:
+    """What is seen while it runs."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []  # for acks, in seconds
+        self.lost = 0  # connections of honest devices, which they made again
+        self.memory: list[int] = []
+
+    async def use(self, server: ServerProcess, uid: str, token: str) -> None:
+        """An honest device, which writes now and then, and comes back when it is disconnected."""
+        while True:
+            try:
+                device = await LoadDevice.connect(server.address, uid, "phone", token)
+                await self._write(device)
+            except (OSError, BenchFailed):
+                self.lost += 1
+                await asyncio.sleep(random.random())
+
+    async def _write(self, device: LoadDevice) -> None:
+        clock = asyncio.get_running_loop().time
+        n = 0
+        while True:
+            await asyncio.sleep(random.expovariate(1 / MEAN_PAUSE_SECONDS))
+            n += 1
+            begin = clock()
+            try:
+                async with asyncio.timeout(LONGEST_WAIT_SECONDS):
+                    await device.consume(n, [chat_message(secrets.token_hex(16), 1)])
+            finally:  # one that did not come counts with its wait
+                self.waits.append(clock() - begin)
+
+    async def watch_memory(self, server: ServerProcess) -> None:
+        while True:
+            self.memory.append(server.rss())
+            await asyncio.sleep(SAMPLE_SECONDS)
+
+    def figures(self, log: str, alone: float) -> list[Figure]:
+        tenth = max(1, len(self.memory) // 10)
+        first = median(self.memory[tenth : 2 * tenth])
+        last = median(self.memory[-tenth:])
+        waits = sorted(self.waits)
+        return [
+            Figure(
+                name=f"{len(waits):,} acks of {DEVICES} honest devices",
+                measured=f"worst {waits[-1] * 1e3:.0f} ms, p99 "
+                f"{waits[len(waits) * 99 // 100] * 1e3:.0f} ms, p50 {median(waits) * 1e3:.0f} ms",
+                beside=f"p50 without abusers {alone * 1e3:.1f} ms",
+                ratio=waits[-1] / ALLOWED_SECONDS,
+                wanted=Wanted.BELOW,
+                threshold=1,
+            ),
+            Figure(
+                name="connections of honest devices that were lost",
+                measured=str(self.lost),
+                ratio=self.lost,
+                wanted=Wanted.BELOW,
+                threshold=1,
+            ),
+            Figure(
+                name="memory of the server",
+                measured=f"{last / 2**20:.0f} MiB at the end",
+                beside=f"{first / 2**20:.0f} MiB after a tenth of the time",
+                ratio=last / first,
+                wanted=Wanted.BELOW,
+                threshold=ALLOWED_GROWTH,
+            ),
+            Figure(
+                name="tracebacks in the log",
+                measured=str(log.count("Traceback")),
+                beside=f"{len(log):,} bytes of log",
+                ratio=log.count("Traceback"),
+                wanted=Wanted.BELOW,
+                threshold=1,
+            ),
+        ]
+
+
+async def measure(quick: bool) -> list[Figure]:
+    seconds, abusers = (QUICK_SECONDS, QUICK_ABUSERS) if quick else (SECONDS, ABUSERS)
+    secret = secrets.token_hex(32)
+    soak = Soak()
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="gregor-bench-")))
+        server = await stack.enter_async_context(_server(folder, secret))
+        await stack.enter_async_context(_honest_devices(soak, server, secret))
+        await asyncio.sleep(seconds / 20)
+        alone = median(soak.waits)
+        soak.waits.clear()
+        async with AsyncExitStack() as crowd:
+            for number, kind in enumerate(islice(cycle(KINDS), abusers)):
+                abuse = abuser(kind, server, secret, f"abuser-{number}")
+                await crowd.enter_async_context(abuse)
+            await asyncio.sleep(seconds)
+        return soak.figures((folder / "log").read_text(), alone)
+
+
+@asynccontextmanager
+async def _server(folder: Path, secret: str) -> AsyncIterator[ServerProcess]:
+    store = f"sqlite:///{folder / 'gregor.db'}"
+    with (folder / "log").open("wb") as log:
+        serve = servers.gregor_serve_on(
+            store, "--auth", "jwt", log=log.fileno(), GREGOR_JWT_SECRET=secret
+        )
+        async with serve as server:
+            yield server
+
+
+@asynccontextmanager
+async def _honest_devices(soak: Soak, server: ServerProcess, secret: str) -> AsyncIterator[None]:
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(soak.watch_memory(server))]
+        for number in range(DEVICES):
+            uid = f"honest-{number}"
+            token = make_token(secret, Identity(uid, Role.DEVICE))
+            tasks.append(group.create_task(soak.use(server, uid, token)))
+        yield
+        for task in tasks:
+            task.cancel()
