@@ -1171,8 +1171,8 @@ MUTATIONS = [
     Mutation(
         "a dismissal that arrives late does not make the death earlier",
         "core/facts.py",
-        "if range_.ctime < self.latest_death:",
-        "if range_.ctime < 0:",
+        "        if ctime < self.latest_death:",
+        "        if ctime < 0:",
         EXHAUSTIVE + "test_every_order_of_arrival_gives_the_same_facts",
     ),
     Mutation(

@@ -18,7 +18,7 @@ BUSY = LimitExceeded("used up", limit="messages_per_second", maximum=1, retry_af
 ALL = 10
 
 
-class Turns:
+class ScriptedRates:
     """Rates that take a consume or refuse it, as they are told; and any, when nothing is told."""
 
     def __init__(self, turns: list[bool]) -> None:
@@ -32,7 +32,7 @@ class Turns:
         return None
 
 
-def opened(rates: Turns, limits: Limits = DEFAULT_LIMITS) -> ServerSession:
+def opened(rates: ScriptedRates, limits: Limits = DEFAULT_LIMITS) -> ServerSession:
     session = ServerSession(limits, rates)
     session.resume("d", 0, None)
     session.authenticated("u", now=1)
@@ -67,7 +67,7 @@ class PipeliningDevice:
     """Sends consumes of one message each without waiting for answers, and the refused ones again,
     in order, with the same numbers."""
 
-    def __init__(self, rates: Turns, fails: list[bool]) -> None:
+    def __init__(self, rates: ScriptedRates, fails: list[bool]) -> None:
         self.session = opened(rates)
         self.stored: list[str] = []
         self.to_send = deque(range(1, ALL + 1))
@@ -96,7 +96,7 @@ class PipeliningDevice:
 def test_law_what_is_refused_and_sent_again_is_stored_in_the_order_of_writing(
     takes: list[bool], fails: list[bool], reads: list[bool]
 ) -> None:
-    device = PipeliningDevice(Turns(takes), fails)
+    device = PipeliningDevice(ScriptedRates(takes), fails)
     pauses = deque(reads)
     while device.to_send:
         device.send()
@@ -109,7 +109,7 @@ def test_law_what_is_refused_and_sent_again_is_stored_in_the_order_of_writing(
 def test_law_after_a_refusal_nothing_is_taken_until_the_consume_comes_again(
     takes: list[bool], numbers: list[int]
 ) -> None:
-    session = opened(Turns(takes))
+    session = opened(ScriptedRates(takes))
     waits_for: int | None = None
     last_stored = 0
     for n in numbers:
@@ -128,7 +128,7 @@ def test_law_after_a_refusal_nothing_is_taken_until_the_consume_comes_again(
 
 
 def test_store_that_does_not_answer_is_waited_for_as_well() -> None:
-    session = opened(Turns([]))
+    session = opened(ScriptedRates([]))
     assert isinstance(session.receive(consume(1, message(1))), Store)
     session.unavailable(1, Unavailable("down"))
     assert session.receive(consume(2, message(2))) is None
@@ -140,7 +140,7 @@ def test_store_that_does_not_answer_is_waited_for_as_well() -> None:
 
 
 def test_device_of_an_earlier_version_sends_the_same_with_the_next_number() -> None:
-    session = opened(Turns([False, False]))
+    session = opened(ScriptedRates([False, False]))
     assert session.receive(consume(1, message(1), message(2))) is None
     assert session.receive(consume(2, message(1), message(2))) is None
     assert isinstance(session.receive(consume(3, message(1), message(2), message(3))), Store)
@@ -148,13 +148,13 @@ def test_device_of_an_earlier_version_sends_the_same_with_the_next_number() -> N
 
 
 def test_nothing_waits_for_an_out_of_band_message_that_is_refused() -> None:
-    session = opened(Turns([False]))
+    session = opened(ScriptedRates([False]))
     assert session.receive(consume(1, {"system": "typing", "body": 1})) is None
     assert isinstance(session.receive(consume(2, message(1))), Store)
 
 
 def test_refusal_for_good_does_not_hold_up_what_follows() -> None:
-    session = opened(Turns([]), Limits(messages=1))
+    session = opened(ScriptedRates([]), Limits(messages=1))
     assert session.receive(consume(1, message(1), message(2))) is None
     (error,) = answers(session)
     assert isinstance(error, Error)
@@ -163,7 +163,7 @@ def test_refusal_for_good_does_not_hold_up_what_follows() -> None:
 
 
 def test_device_that_does_not_read_its_answers_has_few_consumes_in_flight() -> None:
-    session = opened(Turns([]), Limits(consumes_in_flight=2))
+    session = opened(ScriptedRates([]), Limits(consumes_in_flight=2))
     for n in (1, 2):
         request = session.receive(consume(n, message(n)))
         assert isinstance(request, Store)

@@ -27,7 +27,7 @@ WRITTEN_TABLES = (
     *("scope_hashes", "pruned", "leases", "pending_erasures"),
     *("shard", "buckets", "nodes"),
 )
-READ_TABLES = ("alembic_version", "oldest_writer")
+READ_TABLES = ("alembic_version", "oldest_writer", "deployment")
 
 
 async def require_durable(connection: asyncpg.Connection) -> None:
