@@ -13,10 +13,7 @@ from gregor.errors import SetupError
 from gregor.interfaces import PruneStep
 from gregor.server.auth import Role
 from gregor.server.composition import retention_of, warn_of_short_history
-from gregor.stores.sql.migrations.upgrade import Upgrade
 from gregor.stores.sql.statements import KnownID
-from gregor.stores.sql.store_url import database_at
-from tests.fleet.servers import PostgreSQL
 from tests.server.harness import (
     RawDevice,
     Served,
@@ -27,7 +24,6 @@ from tests.server.harness import (
     token,
     until,
 )
-from tests.stores.sqlalchemy_migration import OnSQLAlchemy
 
 PATH = "/v1/prune"
 
@@ -120,18 +116,6 @@ async def test_server_that_stops_does_not_wait_for_a_prune() -> None:
         assert (answer.status_code, answer.json()["action"]) == (503, "retry")
         assert "stopping" in answer.json()["detail"]
         assert (await served.http.post(PATH)).status_code == 503
-
-
-async def test_database_that_is_not_migrated_yet_says_so(
-    postgresql_server: PostgreSQL,
-) -> None:
-    url = await postgresql_server.create_database()
-    async with database_at(url, OnSQLAlchemy(Upgrade("0007").run)):
-        pass
-    async with serving(Settings(store=url, drain_seconds=0)) as served:
-        answer = await served.http.post(PATH)
-        assert answer.status_code == 503
-        assert "run `gregor migrate`" in answer.json()["detail"]
 
 
 async def test_failure_in_the_background_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ EXAMPLES: dict[str, object] = {"TEXT": "text", "BIGINT": 2**62}
 SMALL = {"bucket": 1, "number": 1}  # columns that are INTEGER
 TEXT_PARAMETERS = {
     *("uid", "msg_id", "device_id", "after", "after_id"),
-    *("key", "name", "shard", "holder", "revision"),
+    *("id", "key", "name", "shard", "holder", "revision"),
 }
 
 

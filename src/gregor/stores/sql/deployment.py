@@ -23,7 +23,8 @@ def read_deployment(connection: DatabaseConnection) -> Deployment | None:
     `gregor migrate` has not yet told of which deployment it is."""
     if not has_deployments(connection):
         return None
-    return next(iter(connection.execute(statements.DEPLOYMENT)), None)
+    rows = connection.execute(statements.DEPLOYMENT)
+    return _deployment_in(rows[0]) if rows else None
 
 
 def read_common_deployment(connection: DatabaseConnection) -> Deployment | None:
@@ -39,13 +40,17 @@ def read_common_deployment(connection: DatabaseConnection) -> Deployment | None:
 def keep_deployment(connection: DatabaseConnection, deployment: Deployment) -> Deployment:
     """Make this database part of the deployment, unless it is of one. Returns which it is of."""
     _write(connection, statements.INSERT_DEPLOYMENT, deployment)
-    (kept,) = connection.execute(statements.DEPLOYMENT)
-    return kept
+    (row,) = connection.execute(statements.DEPLOYMENT)
+    return _deployment_in(row)
 
 
 def replace_deployment(connection: DatabaseConnection, deployment: Deployment) -> None:
     """Make this database part of the deployment, whichever it was of before. Idempotent."""
     _write(connection, statements.REPLACE_DEPLOYMENT, deployment)
+
+
+def _deployment_in(row: statements.DeploymentRow) -> Deployment:
+    return Deployment(row.id, bytes.fromhex(row.key))
 
 
 def _write(

@@ -10,7 +10,6 @@ so a statement is prepared once, whatever the number of rows.
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_type_hints
 
-from gregor.core.deployment import Deployment
 from gregor.core.instant import Time
 from gregor.core.item_history import Author
 from gregor.core.message import UID, Category, DeviceID, Digest, Key, MsgID
@@ -1806,12 +1805,14 @@ SET_OLDEST_WRITER = Statement("UPDATE oldest_writer SET revision = :revision", n
 SET_REVISION = Statement("UPDATE alembic_version SET version_num = :revision", no_row)
 
 
-def _deployment(columns: Iterable[Any]) -> Deployment:
-    id_, key = columns
-    return Deployment(id_, bytes.fromhex(key))
+class DeploymentRow(NamedTuple):
+    """Which deployment the database is of. The key is in hexadecimal digits."""
+
+    id: str
+    key: str
 
 
-DEPLOYMENT = Statement("SELECT id, key FROM deployment", _deployment)
+DEPLOYMENT = Statement("SELECT id, key FROM deployment", DeploymentRow._make)
 
 # Of the deployment that is already there, nothing is changed.
 INSERT_DEPLOYMENT = Statement(
