@@ -15,7 +15,8 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["gregor.core", "gregor.protocol"]):
+PARSERS = ["gregor.core", "gregor.protocol", "gregor.server"]
+with atheris.instrument_imports(include=PARSERS):
     from tests.fuzz.targets import TARGETS
 
 CORPUS = Path(__file__).parent / "corpus"

@@ -2,7 +2,7 @@
 makes of them. An exception that its callers do not expect is a fault as well."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TypeAlias
 
@@ -13,14 +13,16 @@ from gregor.core.arguments import duration, query_time
 from gregor.core.export import check_head, decode_line, encode_line
 from gregor.core.facts import Facts
 from gregor.core.message import InBandMessage, Message, OutOfBandMessage, parse_message
-from gregor.errors import GregorError, Unauthenticated
+from gregor.errors import GregorError, Malformed, Unauthenticated
 from gregor.interfaces import Rejected
 from gregor.protocol.effects import Close
 from gregor.protocol.entries import read_addressed, read_entries
-from gregor.protocol.frames import Error, decode_device_frame, encode
+from gregor.protocol.frames import MAX_FRAME, Error, decode_device_frame, encode
 from gregor.protocol.json_parts import array_elements, object_members
 from gregor.protocol.server_session import ServerSession
+from gregor.server import proxy_protocol
 from gregor.server.auth import JWTAuthenticator
+from gregor.server.websocket_frames import BadFrame, FrameReader
 
 Target: TypeAlias = Callable[[bytes], None]
 
@@ -120,6 +122,34 @@ def export_line(data: bytes) -> None:
     assert decode_line(encode_line(line)) == line
 
 
+def websocket(data: bytes) -> None:
+    """What a client sends on a WebSocket says the same in whatever pieces it arrives."""
+    half = len(data) // 2
+    assert _received([data]) == _received([data[:half], data[half:]])
+
+
+def _received(pieces: Sequence[bytes]) -> list[object]:
+    reader, received = FrameReader(MAX_FRAME), list[object]()
+    try:
+        for piece in pieces:
+            reader.feed(piece)
+            received += iter(reader.next, None)
+    except BadFrame as error:
+        received.append((error.code, error.reason))
+    return received
+
+
+def proxy_header(data: bytes) -> None:
+    """The header of a proxy: it is malformed, incomplete, or ends within what was received."""
+    try:
+        header = proxy_protocol.parse(data)
+    except Malformed:
+        return
+    if isinstance(header, proxy_protocol.ProxyHeader):
+        assert 0 < header.size <= len(data)
+        assert proxy_protocol.parse(data[: header.size]) == header
+
+
 def time(data: bytes) -> None:
     """A time in a query, and a duration in a setting."""
     text = data.decode(errors="surrogateescape")
@@ -131,5 +161,7 @@ def time(data: bytes) -> None:
 _AUTHENTICATOR = JWTAuthenticator(SECRET, clock=lambda: 1_800_000_000_000_000)
 TARGETS: dict[str, Target] = {
     target.__name__: target
-    for target in (frame, message, addressed, parts, token, export_line, time)
+    for target in (
+        *(frame, message, addressed, parts, token, export_line, websocket, proxy_header, time),
+    )
 }
