@@ -289,6 +289,9 @@ class InlineDatabase(SQLiteDatabase):
         super().__init__("", migrate.on_sqlite if content is None else None)
         self._content = content
 
+    def _submit(self, work: Callable[[], None]) -> None:
+        work()
+
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return work()
 

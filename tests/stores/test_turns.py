@@ -14,7 +14,7 @@ class Line:
     """What waits for its turn behind something, and the order in which it had it."""
 
     def __init__(self, thread: ThreadPoolExecutor) -> None:
-        self.turns = Turns(thread)
+        self.turns = Turns(thread.submit)
         self.order: list[str] = []
         self._go_on = Event()
         self.turns.run(self._go_on.wait, is_write=False)

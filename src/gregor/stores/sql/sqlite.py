@@ -114,7 +114,7 @@ class SQLiteDatabase:
         self._file: int | None = None  # opened to overwrite what is deleted
         self._transactions = 0  # those that run or wait for the thread
         self._turn = Lock()  # a transaction, or a step of a backup
-        self._turns = Turns(self._thread)
+        self._turns = Turns(self._submit)
 
     async def __aenter__(self) -> Self:
         try:
@@ -219,6 +219,9 @@ class SQLiteDatabase:
     def pools(self) -> Mapping[str, PoolUse]:
         in_use = min(self._transactions, 1)
         return {"file": PoolUse(in_use, 1, self._transactions - in_use)}
+
+    def _submit(self, work: Callable[[], None]) -> None:
+        self._thread.submit(work)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         def undisturbed() -> T:

@@ -7,7 +7,7 @@ turn: it need not wait for a busy event loop.
 
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -29,10 +29,10 @@ class _Turn(NamedTuple):
 
 
 class Turns:
-    """The turns of one thread."""
+    """The turns of one thread, in which `submit` runs a function."""
 
-    def __init__(self, thread: Executor) -> None:
-        self._thread = thread
+    def __init__(self, submit: Callable[[Callable[[], None]], object]) -> None:
+        self._submit = submit
         self._writes: deque[_Turn] = deque()
         self._reads: deque[_Turn] = deque()
         self._was_write = False
@@ -41,7 +41,7 @@ class Turns:
         """Run the work in the thread, when it is its turn."""
         turn = _Turn(work, Future())
         (self._writes if is_write else self._reads).append(turn)
-        self._thread.submit(self._run_next)
+        self._submit(self._run_next)
         return turn.done
 
     def _run_next(self) -> None:
