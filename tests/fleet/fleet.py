@@ -7,6 +7,7 @@
 All servers come from wheels and listen on loopback.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -15,8 +16,8 @@ from typing import Any, Self
 
 import httpx
 
-from gregor.cli.server_process import WITHOUT_LIMITS
 from gregor.errors import SetupError
+from gregor.limits import OFF
 from gregor.shards.rebalance import Rebalancer
 from gregor.shards.shard_map import establish
 from gregor.stores.sql.database import Database
@@ -37,6 +38,11 @@ PUBSUBS: dict[str, type[ManagedServer] | type[ServerGroup]] = {
 }
 
 
+WITHOUT_LIMITS = {f"GREGOR_{name.upper()}": "0" for name in OFF}
+"""The environment of a node to which devices send as fast as they can. (Earlier versions have no
+options for that.)"""
+
+
 class Replication(Enum):
     """Whether PostgreSQL has a standby, and whether a commit waits for it."""
 
@@ -52,6 +58,7 @@ class NodeProcess(ManagedServer):
 
     def __init__(self, stores: Sequence[str], pubsub: str, *, ahead: float = 0.0) -> None:
         super().__init__()
+        self._environment = os.environ | WITHOUT_LIMITS
         self.stores = stores
         self._pubsub = pubsub
         self._ahead = ahead
@@ -66,7 +73,7 @@ class NodeProcess(ManagedServer):
             return [*program, str(self._ahead), listen, *self.stores, self._pubsub]
         stores = [argument for store in self.stores for argument in ("--store", store)]
         options = ["--listen", listen, *stores, "--pubsub", self._pubsub]
-        return [sys.executable, "-m", "gregor.cli", "serve", *options, *WITHOUT_LIMITS]
+        return [sys.executable, "-m", "gregor.cli", "serve", *options]
 
     async def _is_ready(self) -> bool:
         async with httpx.AsyncClient(trust_env=False) as http:

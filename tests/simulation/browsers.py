@@ -230,7 +230,7 @@ class SimulatedBrowser(SimulatedDevice):
                 tab.calls.pop(call).set_result(outcome)
 
     def _require_hidden(self, visible: Sequence[MsgID], epoch: Time | None) -> None:
-        for msg_id, hidden_at in self._hidden:
+        for msg_id, hidden_at, _ in self._hidden:
             if hidden_at == epoch and msg_id in visible:
                 raise Disagreement(f"{self.name} shows {msg_id}, which it has hidden")
 
@@ -336,7 +336,7 @@ class SimulatedBrowser(SimulatedDevice):
             case _:
                 return
         if outcome is not None and outcome.failure is None:
-            self.accepted.append(AcceptedWrite(outcome.result, outcome.epoch))
+            self.accepted.append(AcceptedWrite(outcome.result, outcome.epoch, tab.name))
             simulation.record(tab.name, f"writes {outcome.result}")
 
     def _item_options(self) -> Mapping[str, Any]:

@@ -298,10 +298,12 @@ class SimulatedNode:
 
 
 class AcceptedWrite(NamedTuple):
-    """A message that a device accepted when it knew this epoch of its user (None: not yet any)."""
+    """A message that a device accepted when it knew this epoch of its user (None: not yet any), in
+    this tab, if it is a browser. What is written in two tabs at once has no order."""
 
     msg_id: MsgID
     epoch: Time | None
+    tab: str = ""
 
 
 class SimulatedDevice:
@@ -890,17 +892,17 @@ class Simulation:
         if self.clocks_agree and device.mismatches():
             return "was wrong until a snapshot replaced it"
         rejected = device.rejected()
-        for msg_id, epoch in device.accepted:
+        for msg_id, epoch, _ in device.accepted:
             stored_at = history.ids.get(msg_id)
             if epoch is not None and epoch < history.epoch and stored_at is not None:
                 return f"wrote {msg_id} before the user was erased, and it was stored after that"
             if epoch == history.epoch and stored_at is None and msg_id not in rejected:
                 return f"wrote {msg_id}, which is neither stored nor rejected"
-        ctimes = [
-            history.ids[write.msg_id] for write in device.accepted if write.msg_id in history.ids
-        ]
-        if ctimes != sorted(ctimes):
-            return "wrote messages in another order than they are stored in"
+        for tab in {write.tab for write in device.accepted}:
+            written = [write.msg_id for write in device.accepted if write.tab == tab]
+            ctimes = [history.ids[msg_id] for msg_id in written if msg_id in history.ids]
+            if ctimes != sorted(ctimes):
+                return f"wrote messages {tab} in another order than they are stored in"
         return device.difference(await self.store.sync(device.uid, device.device_id))
 
     async def _history(self, uid: UID) -> History:

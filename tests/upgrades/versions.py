@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.fleet.fleet import Fleet, NodeProcess
+from tests.fleet.fleet import WITHOUT_LIMITS, Fleet, NodeProcess
 
 ROOT = Path(__file__).parents[2]
 ARCHIVE = Path(__file__).with_name("earlier_versions.tar.xz")
@@ -37,7 +37,8 @@ class Versions:
     def environment(self, version: str) -> Mapping[str, str]:
         """The environment of a process that runs this version."""
         code = ROOT / "src" if version == PRESENT else self._folder / version
-        return os.environ | {"PYTHONPATH": str(code), "GREGOR_DRAIN_SECONDS": DRAIN_SECONDS}
+        own = {"PYTHONPATH": str(code), "GREGOR_DRAIN_SECONDS": DRAIN_SECONDS}
+        return os.environ | WITHOUT_LIMITS | own
 
     async def run(self, version: str, *arguments: str) -> tuple[int, str]:
         """Run a command of this version; its exit status and its output."""
