@@ -139,7 +139,8 @@ def test_missing_extra_is_a_json_line(shell: Shell) -> None:
 
 def test_crash_of_a_worker_names_the_worker(shell: Shell) -> None:
     settings = {"log_format": "json", "store": "sqlite://"}
-    config = {"number": 7, "listener": 2, "folder": "/nowhere", "settings": settings}
+    sockets = {"listener": 2, "admin": None}
+    config = {"number": 7, **sockets, "folder": "/nowhere", "settings": settings}
     result = shell.process("worker", stdin=msgspec.json.encode(config).decode() + "\n")
     found = entry(result)  # stderr is no socket to listen on
     assert (result.status, found["event"], found["worker"]) == (1, "crashed", 7)

