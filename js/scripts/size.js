@@ -4,7 +4,7 @@
 import { gzipSync } from "node:zlib";
 import { minified } from "./minified.js";
 
-const BUDGETS = { "src/index.ts": 18_780, "src/react/index.ts": 19_290 };
+const BUDGETS = { "src/index.ts": 18_790, "src/react/index.ts": 19_310 };
 
 for (const [entry, budget] of Object.entries(BUDGETS)) {
   const { code, shares } = await minified({ entryPoints: [entry], external: ["react"], format: "esm" });

@@ -53,7 +53,7 @@ export interface Connection {
   status(): ConnectionStatus;
   /** Connects now, instead of later or never. An attempt that goes on comes first. */
   reconnect(): void;
-  /** Does not retry until `reconnect`. The conversation, if there is one, ends by itself. */
+  /** Ends what is under way, and does not retry until `reconnect`. */
   stop(failure: GregorError): void;
   /** The device may have a network again, or (`hasSlept`) has certainly been away. Connects now. If
    * there is a connection, asks whether its node is still there, or makes another one. */
@@ -102,9 +102,9 @@ export function connect(
       try {
         if (failure) throw failure;
         const given = await currentToken();
-        if (!isClosed) await attempt(given);
+        if (!isClosed && !failure) await attempt(given); // it may have been stopped meanwhile
       } catch (error) {
-        if (!isClosed) await pauseAfter(asError(error));
+        if (!isClosed) await pauseAfter(failure ?? asError(error));
       }
     }
   }
@@ -213,6 +213,8 @@ export function connect(
     stop(error) {
       failure = error;
       online = isRequested = false;
+      conversation?.end(error);
+      resume();
     },
     wakeUp(hasSlept) {
       if (conversation && !hasSlept) {

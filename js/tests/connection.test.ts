@@ -1,6 +1,7 @@
 /** How a device stays connected, whatever the network, the node and the app's functions do. */
 
 import { describe, expect, test, vi } from "vitest";
+import type { Database } from "../src/stores/store.js";
 import { START, World, ack, item, problem, snapshot, stored, texts, welcome } from "./fakes/world.js";
 
 const MINUTE = 60_000;
@@ -96,6 +97,45 @@ describe("an attempt", () => {
     world.socket.open();
     await world.settled();
     expect(world.socket.last).not.toHaveProperty("epoch");
+  });
+});
+
+describe("an erase that a slow store saves after the device has woken up", () => {
+  test.each([
+    ["waits for its token", () => {}, false],
+    ["connects", () => {}, true],
+    ["has said hello", (world: World) => void world.socket.open(), true],
+    ["waits for its next attempt", (world: World) => world.socket.end(1006, "no node"), true],
+  ])("stops a client that %s", async (_, happen, isTokenGiven) => {
+    const world = new World();
+    let saving = Promise.resolve();
+    let saved = (): void => {};
+    const { database } = world;
+    const store: Database = { ...database, transact: async (...args) => (await saving, database.transact(...args)) };
+    const tokens: (string | Promise<string>)[] = ["t"];
+    const gregor = await world.tab({ store, token: () => tokens.shift()! });
+    const final = vi.fn();
+    gregor.on("offline", (event) => event.final && final());
+    const socket = await world.connect();
+    saving = new Promise((resolve) => (saved = resolve));
+    socket.end(4010, "erased");
+    await world.settled();
+    let giveToken = (_: string): void => {};
+    tokens.push(isTokenGiven ? "t" : new Promise((resolve) => (giveToken = resolve)));
+    world.ahead += 60 * MINUTE;
+    await world.advance(10_000);
+    happen(world);
+    await world.settled();
+    saved();
+    await world.settled();
+    giveToken("t");
+    const { length } = world.sockets;
+    expect(length).toBe(isTokenGiven ? 2 : 1);
+    await world.advance(60 * MINUTE);
+    expect(world.sockets).toHaveLength(length);
+    expect(gregor.status).toMatchObject({ online: false, retryAt: null, lastError: { code: "erased" } });
+    expect(final).toHaveBeenCalledTimes(1);
+    await expect(gregor.waitSynced()).rejects.toMatchObject({ code: "erased" });
   });
 });
 

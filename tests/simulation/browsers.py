@@ -88,9 +88,10 @@ class JavaScript:
 
 
 class Outcome(NamedTuple):
-    """How a call of a method ended: with the code of an error, or with a result, at an epoch of the
-    user (None: it is not known, or it changed meanwhile). A tab that ends leaves neither."""
+    """How the call with this number ended: with the code of an error, or with a result, at an epoch
+    of the user (None: it is not known, or it changed meanwhile). A tab that ends leaves neither."""
 
+    call: int
     failure: str | None = None
     result: Any = None
     epoch: Time | None = None
@@ -192,9 +193,9 @@ class SimulatedBrowser(SimulatedDevice):
             case (("shows" | "hides" | "erased"), [number, *rest]) if number in self._tabs:
                 self._on_change(self._tabs[number], name, rest)
             case "done", [call, result, epoch]:
-                self._settle(call, Outcome(result=result, epoch=epoch))
+                self._settle(Outcome(call, result=result, epoch=epoch))
             case "failed", [call, code]:
-                self._settle(call, Outcome(failure=code))
+                self._settle(Outcome(call, failure=code))
             case "not saved", [number, reason] if number in self._tabs:
                 self._simulation.record(self._tabs[number].name, f"cannot save: {reason}")
                 self._tabs[number].shown.clear()  # what has been hidden is shown again
@@ -224,13 +225,13 @@ class SimulatedBrowser(SimulatedDevice):
                 tab.shown.clear()
                 self._start(self._press_button(tab))
 
-    def _settle(self, call: int, outcome: Outcome) -> None:
+    def _settle(self, outcome: Outcome) -> None:
         for tab in self._tabs.values():
-            if call in tab.calls:
-                tab.calls.pop(call).set_result(outcome)
+            if outcome.call in tab.calls:
+                tab.calls.pop(outcome.call).set_result(outcome)
 
     def _require_hidden(self, visible: Sequence[MsgID], epoch: Time | None) -> None:
-        for msg_id, hidden_at, _ in self._hidden:
+        for msg_id, hidden_at, *_ in self._hidden:
             if hidden_at == epoch and msg_id in visible:
                 raise Disagreement(f"{self.name} shows {msg_id}, which it has hidden")
 
@@ -336,7 +337,9 @@ class SimulatedBrowser(SimulatedDevice):
             case _:
                 return
         if outcome is not None and outcome.failure is None:
-            self.accepted.append(AcceptedWrite(outcome.result, outcome.epoch, tab.name))
+            self.accepted.append(
+                AcceptedWrite(outcome.result, outcome.epoch, tab.name, outcome.call)
+            )
             simulation.record(tab.name, f"writes {outcome.result}")
 
     def _item_options(self) -> Mapping[str, Any]:

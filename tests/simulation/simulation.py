@@ -299,11 +299,13 @@ class SimulatedNode:
 
 class AcceptedWrite(NamedTuple):
     """A message that a device accepted when it knew this epoch of its user (None: not yet any), in
-    this tab, if it is a browser. What is written in two tabs at once has no order."""
+    this tab, if it is a browser. What is written in two tabs at once has no order; in one, it has
+    that of the calls, and not of their answers: several are saved at once."""
 
     msg_id: MsgID
     epoch: Time | None
     tab: str = ""
+    call: int = 0
 
 
 class SimulatedDevice:
@@ -892,15 +894,18 @@ class Simulation:
         if self.clocks_agree and device.mismatches():
             return "was wrong until a snapshot replaced it"
         rejected = device.rejected()
-        for msg_id, epoch, _ in device.accepted:
+        for msg_id, epoch, *_ in device.accepted:
             stored_at = history.ids.get(msg_id)
             if epoch is not None and epoch < history.epoch and stored_at is not None:
                 return f"wrote {msg_id} before the user was erased, and it was stored after that"
             if epoch == history.epoch and stored_at is None and msg_id not in rejected:
                 return f"wrote {msg_id}, which is neither stored nor rejected"
         for tab in {write.tab for write in device.accepted}:
-            written = [write.msg_id for write in device.accepted if write.tab == tab]
-            ctimes = [history.ids[msg_id] for msg_id in written if msg_id in history.ids]
+            written = sorted(
+                (write for write in device.accepted if write.tab == tab),
+                key=lambda write: write.call,
+            )
+            ctimes = [history.ids[msg_id] for msg_id, *_ in written if msg_id in history.ids]
             if ctimes != sorted(ctimes):
                 return f"wrote messages {tab} in another order than they are stored in"
         return device.difference(await self.store.sync(device.uid, device.device_id))
