@@ -1,6 +1,6 @@
 """The sweep finds what comparing each range with each item finds."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gregor.core.facts import DismissedRange
@@ -60,6 +60,7 @@ def test_item_dies_of_the_first_of_the_ranges_that_reach_it() -> None:
 patterns = st.builds(Pattern, st.text("ab", max_size=4), st.booleans())
 
 
+@example([Pattern("aa", False), Pattern("ab", False)], 1, "ab")
 @given(st.lists(patterns, max_size=12), st.integers(1, 4), st.text("abc", min_size=1, max_size=5))
 def test_few_patterns_match_whatever_many_match(
     many: list[Pattern], limit: int, category: str
