@@ -13,18 +13,32 @@ class ServerNode {
   #program: Program | undefined;
   #ahead = 0;
 
-  constructor(
+  private constructor(
     readonly port: number,
+    private readonly adminPort: number,
     private readonly args: (address: string) => readonly string[],
   ) {}
+
+  static async onFreePorts(args: (address: string) => readonly string[]): Promise<ServerNode> {
+    return new ServerNode(await freePort(), await freePort(), args);
+  }
 
   get url(): string {
     return `http://127.0.0.1:${this.port}`;
   }
 
+  /** Where its metrics are. */
+  get adminUrl(): string {
+    return `http://127.0.0.1:${this.adminPort}`;
+  }
+
   async start(): Promise<void> {
     const args = this.args(`127.0.0.1:${this.port}`);
-    this.#program = new Program("tests.javascript.server", args, { GREGOR_JWT_SECRET: SECRET });
+    const environment = {
+      GREGOR_JWT_SECRET: SECRET,
+      GREGOR_ADMIN_LISTEN: `127.0.0.1:${this.adminPort}`,
+    };
+    this.#program = new Program("tests.javascript.server", args, environment);
     this.setAhead(this.#ahead);
     await until("the node is ready", async () => (await fetch(`${this.url}/readyz`)).ok);
   }
@@ -53,7 +67,7 @@ export class Server {
   /** One node, with an SQLite file in this folder. */
   static async start(folder: string, origin: string): Promise<Server> {
     const args = (address: string) => [`sqlite:///${folder}/gregor.db`, address, origin];
-    const server = new Server([new ServerNode(await freePort(), args)]);
+    const server = new Server([await ServerNode.onFreePorts(args)]);
     await server.start();
     return server;
   }
@@ -63,7 +77,7 @@ export class Server {
     const backends = new Program("tests.javascript.backends");
     const [store, pubsub] = JSON.parse(await backends.read()) as [string, string];
     const args = (address: string) => [store, address, origin, pubsub];
-    const nodes = [new ServerNode(await freePort(), args), new ServerNode(await freePort(), args)];
+    const nodes = [await ServerNode.onFreePorts(args), await ServerNode.onFreePorts(args)];
     const server = new Server(nodes, backends);
     await server.start();
     return server;
@@ -83,6 +97,11 @@ export class Server {
   /** The address of a node. */
   get url(): string {
     return (this.nodes[0] as ServerNode).url;
+  }
+
+  /** The address of a node for operators. */
+  get adminUrl(): string {
+    return (this.nodes[0] as ServerNode).adminUrl;
   }
 
   /** Where its nodes listen. */

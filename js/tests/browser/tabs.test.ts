@@ -40,7 +40,7 @@ afterEach(async () => {
 });
 
 const connections = async (): Promise<number> => {
-  const metrics = await (await fetch(`${server.url}/metrics`)).text();
+  const metrics = await (await fetch(`${server.adminUrl}/metrics`)).text();
   return Number(/^gregor_connections\S* (\d+)/m.exec(metrics)?.[1]);
 };
 
