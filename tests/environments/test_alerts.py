@@ -255,6 +255,30 @@ CASES = [
         {node("gregor_refused_connections_total"): ONE_AT_ONCE},
         {node("gregor_refused_connections_total"): "3x60"},
     ),
+    AlertCase(
+        "GregorShedsConnections",
+        25,
+        {node("gregor_shed_connections_total"): "0+20x60"},
+        {node("gregor_shed_connections_total"): "0+5x60"},
+    ),
+    AlertCase(
+        "GregorRefusesAddress",
+        25,
+        {node("gregor_refused_connections_of_address_total"): "0+1x60"},
+        {node("gregor_refused_connections_of_address_total"): "3x60"},
+    ),
+    AlertCase(
+        "GregorPeerErrors",
+        25,
+        {node("gregor_peer_errors_total", reason="token"): "0+1500x60"},
+        {node("gregor_peer_errors_total", reason="token"): "0+600x60"},
+    ),
+    AlertCase(
+        "GregorOldCertificate",
+        10,
+        {node("gregor_tls_reload_failing"): "1x60"},
+        {node("gregor_tls_reload_failing"): "0x60"},
+    ),
 ]
 
 
@@ -332,7 +356,7 @@ def config_for(port: int, folder: Path) -> Path:
     for theirs, ours in (
         (": 15s", ": 1s"),
         ("- alerts.yml", f"- {ALERTS}"),
-        ('["gregor1:9911", "gregor2:9911"]', f'["127.0.0.1:{port}"]'),
+        ('["gregor1:9912", "gregor2:9912"]', f'["127.0.0.1:{port}"]'),
     ):
         assert theirs in config
         config = config.replace(theirs, ours)

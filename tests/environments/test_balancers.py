@@ -17,11 +17,13 @@ import pytest
 from gregor.client import AsyncProducer, Client
 from gregor.client.events import Created
 from gregor.core.message import MsgID
+from gregor.server.auth import Identity, Role, make_token
 from tests.environments.balancers import Caddy, HAProxy, LoadBalancer, Nginx
-from tests.fleet.fleet import Fleet
+from tests.fleet.fleet import Fleet, NodeProcess
 
 USERS, CLIENTS_PER_USER, STREAMS_PER_USER = 10, 27, 3  # 300 devices
 MESSAGE_INTERVAL_SECONDS = 0.25  # of each user
+SECRET = "the secret of a fleet behind a balancer"
 QUIET_SECONDS = 3.0
 LARGEST_GAP_SECONDS = 5.0
 SETTLE_SECONDS = 30.0
@@ -81,6 +83,20 @@ class SteadyLoad:
         )
 
 
+class FleetWithTokens(Fleet):
+    """Behind a balancer: open access refuses what a proxy forwards."""
+
+    def _node(self, pubsub: str, ahead: float) -> NodeProcess:
+        node = super()._node(pubsub, ahead)
+        settings = {"GREGOR_AUTH": "jwt", "GREGOR_JWT_SECRET": SECRET, "GREGOR_ADMIN_LISTEN": ""}
+        node._environment = {**(node._environment or {}), **settings}
+        return node
+
+
+def token_of(uid: str, role: Role = Role.DEVICE) -> str:
+    return make_token(SECRET, Identity(uid, role))
+
+
 async def read_client(client: Client, load: SteadyLoad, arrivals: dict[MsgID, float]) -> None:
     async for event in client.events():
         if isinstance(event, Created):
@@ -121,9 +137,13 @@ async def under_load(url: str) -> AsyncIterator[SteadyLoad]:
     """While the block runs, 300 devices are connected, and messages are sent to them."""
     load = SteadyLoad(url)
     limits = httpx.Limits(max_connections=None)
+    token = token_of("backend", Role.SERVICE)
+    headers = {"Authorization": f"Bearer {token}"}
     async with (
-        httpx.AsyncClient(base_url=url, timeout=None, limits=limits, trust_env=False) as http,
-        AsyncProducer(url, sleep=load.pause_of_producer) as producer,
+        httpx.AsyncClient(
+            base_url=url, headers=headers, timeout=None, limits=limits, trust_env=False
+        ) as http,
+        AsyncProducer(url, token, sleep=load.pause_of_producer) as producer,
         AsyncExitStack() as stack,
         asyncio.TaskGroup() as tasks,
     ):
@@ -132,7 +152,7 @@ async def under_load(url: str) -> AsyncIterator[SteadyLoad]:
         for uid in load.users:
             for number in range(CLIENTS_PER_USER):
                 device = f"{uid}-client{number}"
-                client = Client(url, uid, device_id=device)
+                client = Client(url, token_of(uid), device_id=device)
                 arrivals = load.add_device(device, uid)
                 background.append(tasks.create_task(read_client(client, load, arrivals)))
                 clients.append(await stack.enter_async_context(client))
@@ -170,7 +190,7 @@ async def assert_equal(
 @pytest.mark.parametrize("kind", [Nginx, HAProxy, Caddy])
 async def test_rolling_restart_behind_balancer_is_not_noticed(kind: type[LoadBalancer]) -> None:
     async with (
-        Fleet(nodes=2) as fleet,
+        FleetWithTokens(nodes=2) as fleet,
         kind(fleet.urls) as balancer,
         under_load(balancer.url) as load,
     ):
