@@ -229,6 +229,17 @@ async def test_made_token_identifies_the_same_identity() -> None:
     assert await JWTAuthenticator(SECRET).identify(make_token(SECRET, identity)) == identity
 
 
+async def test_token_that_is_remembered_expires_all_the_same() -> None:
+    """What a token says is verified once; whether it holds now, each time."""
+    time = now()
+    authenticator = JWTAuthenticator(SECRET, lambda: time)
+    made = make_token(SECRET, Identity("alice", Role.DEVICE, expires_at=time + SECOND))
+    assert await authenticator.identify(made) == await authenticator.identify(made)
+    time += LEEWAY + 2 * SECOND
+    with pytest.raises(Unauthenticated, match="expired"):
+        await authenticator.identify(made)
+
+
 async def test_made_token_says_when_it_was_made_and_has_an_id_of_its_own() -> None:
     before = now() // SECOND * SECOND
     tokens = [make_token(SECRET, Identity("alice", Role.DEVICE)) for _ in range(2)]

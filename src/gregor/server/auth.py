@@ -1,9 +1,11 @@
 """Authentication and authorization: the identity of a caller, and what it may access."""
 
+import base64
 import math
 import secrets
 from collections.abc import Callable
 from enum import StrEnum
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import jwt
@@ -21,6 +23,7 @@ from gregor.server.jwt_secret import validated_secret
 
 ALGORITHM = "HS256"
 LEEWAY = 30 * SECOND  # by which the clocks of an issuer and a server may differ
+REMEMBERED_TOKENS = 10_000
 
 
 class Role(StrEnum):
@@ -121,8 +124,11 @@ class JWTAuthenticator:
     `iat`. The clock of the issuer may differ from this server's by LEEWAY."""
 
     def __init__(self, secret: str, clock: Callable[[], Time] = clock.now) -> None:
-        self._secret = validated_secret(secret)
+        self._key = _key(validated_secret(secret))
         self._clock = clock
+        # A user's devices come with the same token again and again, and to verify one takes as long
+        # as many a request. What it says about time is compared each time.
+        self._claims = lru_cache(REMEMBERED_TOKENS)(self._verified_claims)
 
     async def identify(self, token: str | None) -> Identity:
         """As Authenticator says. Raises NotYetValid if the token is signed and not valid yet."""
@@ -138,13 +144,13 @@ class JWTAuthenticator:
                 raise NotYetValid("the token is not valid yet; compare the clocks")
         return Identity(claims.sub, claims.role, expires_at, issued_at)
 
-    def _claims(self, token: str) -> _Claims:
+    def _verified_claims(self, token: str) -> _Claims:
         # The library converts a time of another type, or fails with an error of another kind, so
         # times are read and compared here.
         try:
             decoded = jwt.decode(
                 token,
-                self._secret,
+                self._key,
                 algorithms=[ALGORITHM],
                 options={
                     "require": ["sub"],
@@ -156,6 +162,12 @@ class JWTAuthenticator:
             return msgspec.convert(decoded, _Claims)
         except (InvalidTokenError, ValueError, OverflowError, RecursionError) as error:
             raise Unauthenticated(f"the token is invalid: {error}") from error
+
+
+def _key(secret: str) -> jwt.PyJWK:
+    """The secret as a key that is prepared once, and not for each token."""
+    k = base64.urlsafe_b64encode(secret.encode()).rstrip(b"=").decode()
+    return jwt.PyJWK({"kty": "oct", "k": k}, ALGORITHM)
 
 
 def _time(seconds: float | UnsetType) -> Time | None:
