@@ -62,7 +62,10 @@ async def test_no_input_rows_give_no_rows(database: Database) -> None:
 async def test_parameter_is_read_back_unchanged(database: Database, text: str) -> None:
     """Also if it is used twice, in another order."""
     echo = Statement(
-        "SELECT CAST(:label AS TEXT), CAST(:number AS BIGINT), CAST(length(:label) AS INTEGER)",
+        """
+        SELECT CAST(:label AS TEXT) AS label, CAST(:number AS BIGINT) AS number,
+            CAST(length(:label) AS INTEGER) AS bucket
+        """,
         Echo._make,
     )
     rows = await database.read(lambda c: c.execute(echo, number=2**62, label=text))

@@ -73,9 +73,8 @@ async def test_rows_have_the_names_of_their_columns() -> None:
                 cursor = connection.driver.execute(sql_of(statement, SQLITE).text, parameters)
                 columns = tuple(column[0] for column in cursor.description)
                 cursor.fetchall()
-                fields = statement.row.__self__._fields  # type: ignore[attr-defined]  # of a NamedTuple
-                if columns != fields:
-                    found[name] = (columns, fields)
+                if columns != statement.columns:
+                    found[name] = (columns, statement.columns)
         return found
 
     async with database_at("sqlite://", migrate) as database:

@@ -18,6 +18,8 @@ from threading import Lock
 from time import sleep, thread_time
 from typing import IO, Any, Self, TypeVar
 
+import msgspec
+
 from gregor.clock import now
 from gregor.errors import GregorError, SetupError, StorageUnavailable
 from gregor.log_event import LogEvent
@@ -63,10 +65,16 @@ class SQLiteConnection:
         self.driver = driver
 
     def execute(self, statement: Statement[R], /, **parameters: object) -> list[R]:
-        cursor = self.driver.execute(sql_of(statement, SQLITE).text, parameters)
+        text = sql_of(statement, SQLITE).text
         if statement.row is no_row:
+            self.driver.execute(text, parameters)
             return []
-        return [statement.row(row) for row in cursor.fetchall()]
+        if "RETURNING" in text:
+            return [statement.row(row) for row in self.driver.execute(text, parameters).fetchall()]
+        # All rows in one step: row by row, each would release the interpreter lock and then wait
+        # for a busy event loop to get it back.
+        ((rows,),) = self.driver.execute(_as_json(statement), parameters).fetchall()
+        return [statement.row(row) for row in _rows.decode(rows)]
 
     def execute_rows(self, statement: BulkStatement[Row, R], rows: Iterable[Row]) -> list[R]:
         return self.execute(statement, rows=encode_rows(rows))
@@ -92,6 +100,17 @@ class SQLiteConnection:
 
 
 _BLOCK_SIZES = tuple(2**power for power in range(9, -1, -1))
+
+
+_rows = msgspec.json.Decoder(list[list[Any]])
+
+
+@cache
+def _as_json(statement: Statement[Any]) -> str:
+    """The statement, whose rows are a JSON array of arrays; in order, as SQLite promises for such
+    an aggregate of a subquery that has one."""
+    text = sql_of(statement, SQLITE).text
+    return f"SELECT json_group_array(json_array({', '.join(statement.columns)})) FROM ({text})"
 
 
 @cache
@@ -209,10 +228,11 @@ class SQLiteDatabase:
             raise StorageUnavailable("the database is not open")
         self._transactions += 1
         try:
-            turn = self._turns.run(
-                lambda: self._transaction(driver, begin, work), is_write=begin == BEGIN_WRITE
+            return await asyncio.wrap_future(
+                self._turns.run(
+                    lambda: self._transaction(driver, begin, work), is_write=begin == BEGIN_WRITE
+                )
             )
-            return await asyncio.wrap_future(turn)
         finally:
             self._transactions -= 1
 

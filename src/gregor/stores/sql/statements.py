@@ -23,11 +23,18 @@ FOREVER = 2**62
 
 
 class Statement(Generic[R]):
-    """A statement with named parameters, and what makes a row of its result."""
+    """A statement with named parameters, and what makes a row of its result: `_make` of the row's
+    type, whose fields are the names of the columns; or no_row."""
 
     def __init__(self, text: str, row: Callable[[Iterable[Any]], R]) -> None:
         self.text = text
         self.row = row
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the columns of its result."""
+        row_type = getattr(self.row, "__self__", None)
+        return getattr(row_type, "_fields", ())
 
 
 class BulkStatement(Statement[R], Generic[Row, R]):
