@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
+from functools import lru_cache
 from typing import IO, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from gregor.core.deployment import Deployment
@@ -207,6 +208,7 @@ class Caller(NamedTuple):
         return _storable(f"{'service' if self.is_service else 'user'}:{self.subject}")
 
 
+@lru_cache(1_000)
 def _storable(author: Author) -> Author:
     """The author as every store accepts it: an authenticator may name a service in any way."""
     text = author.replace("\0", "?").encode(errors="replace")

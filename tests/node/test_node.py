@@ -17,7 +17,7 @@ from gregor.errors import Conflict, Unavailable
 from gregor.interfaces import Duplicate, MessageConsumer, Rejected, Relayed, Stored
 from gregor.log_event import LogEvent
 from gregor.node.hash_checks import USERS_AT_ONCE
-from gregor.node.node import Node
+from gregor.node.node import AT_A_TIME, Node
 from gregor.pubsub.interface import PubSub
 from tests.client.harness import on_virtual_time
 from tests.node.fakes import (
@@ -112,6 +112,18 @@ async def test_each_message_of_a_batch_gets_its_own_outcome() -> None:
         assert len(listener.ids) == 2
         assert len(listener.out_of_band) == 1
         assert harness.observer.outcomes == outcomes
+
+
+async def test_many_messages_are_stored_and_delivered_in_parts() -> None:
+    """So that what others send is stored and delivered between them."""
+    harness = NodeHarness()
+    async with harness.attached_device(), asyncio.TaskGroup() as tasks:
+        many = [create(f"u{n}", "c") for n in range(3 * AT_A_TIME)]
+        tasks.create_task(harness.node.inject(BACKEND, many))
+        tasks.create_task(harness.node.inject(BACKEND, [create("u", "c")]))
+    uids = [outcome.message.uid for outcome in harness.observer.outcomes if outcome.message]
+    assert [uid for uid in uids if uid != "u"] == [message.uid for message in many]
+    assert uids.index("u") <= AT_A_TIME
 
 
 async def test_message_is_delivered_only_after_it_is_stored() -> None:

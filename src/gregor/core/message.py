@@ -11,7 +11,7 @@ from copy import copy
 from datetime import datetime, timedelta
 from hashlib import sha256
 from types import NoneType
-from typing import Annotated, TypeAlias
+from typing import Annotated, TypeAlias, TypeVar
 from uuid import UUID, uuid4
 
 import msgspec
@@ -224,7 +224,7 @@ class InBandMessage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         return None if self.creation is None else self.creation.expires_at(self.ctime)
 
     def stamp(self, ctime: Time, prev: Time) -> "InBandMessage":
-        return self._with(ctime=ctime, prev=prev)
+        return _with(self, ctime=ctime, prev=prev)
 
     def stamp_new(self, ctime: Time, prev: Time) -> "InBandMessage":
         """The same for a message that is not a replay. Raises InvalidMessage if its item would not
@@ -250,14 +250,7 @@ class InBandMessage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
             return self
         if creation is None and not dismissal:
             return None
-        return self._with(creation=creation, dismissal=dismissal or None)
-
-    def _with(self, **parts: object) -> "InBandMessage":
-        """A copy with other parts, which were checked when they were made."""
-        changed = copy(self)
-        for name, part in parts.items():
-            msgspec.structs.force_setattr(changed, name, part)
-        return changed
+        return _with(self, creation=creation, dismissal=dismissal or None)
 
     def same_contents(self, other: "InBandMessage") -> bool:
         """Whether another message with this msg_id is a retry of this one (and not a conflict)."""
@@ -298,6 +291,22 @@ class OutOfBandMessage(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 Message: TypeAlias = InBandMessage | OutOfBandMessage
+
+M = TypeVar("M", bound=Message)
+
+
+def for_user(uid: UID, message: Message) -> Message:
+    """The same message for another user. Raises InvalidMessage if the uid is none."""
+    check_text("uid", uid, MAX_UID)
+    return _with(message, uid=uid)
+
+
+def _with(message: M, **parts: object) -> M:
+    """A copy with other parts, which were checked when they were made."""
+    changed = copy(message)
+    for name, part in parts.items():
+        msgspec.structs.force_setattr(changed, name, part)
+    return changed
 
 
 def seen_on(scope: DeviceID | None, device_id: DeviceID | None) -> bool:

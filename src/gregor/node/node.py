@@ -48,8 +48,8 @@ log = logging.getLogger("gregor.node")
 
 T = TypeVar("T")
 
-OUTCOMES_AT_A_TIME = 500
-"""How many messages are delivered before others get their turn: a consume has no more."""
+AT_A_TIME = 500
+"""How many messages one call stores before others get their turn; a consume has no more."""
 
 
 class Node:
@@ -170,7 +170,7 @@ class Node:
         does not answer. If the task that calls is cancelled, the messages are stored and delivered
         all the same.
         """
-        return await self._finish(self._inject(caller, Batch(caller, entries, epoch)))
+        return await self._finish(self._inject_all(caller, entries, epoch))
 
     async def erase(self, caller: Caller, uid: UID) -> EraseResult:
         """Delete everything of the user, and disconnect the user's devices from all nodes, each
@@ -210,6 +210,20 @@ class Node:
                 await self._publisher.publish_erasure(uid)
         return result
 
+    async def _inject_all(
+        self, caller: Caller, entries: Sequence[Message | Rejected], epoch: Time | None
+    ) -> list[Outcome] | Unavailable:
+        outcomes: list[Outcome] = []
+        for start in range(0, len(entries), AT_A_TIME):
+            if start:
+                await asyncio.sleep(0)  # to many users: others get their turn
+            batch = Batch(caller, entries[start : start + AT_A_TIME], epoch)
+            stored = await self._inject(caller, batch)
+            if isinstance(stored, Unavailable):
+                return stored
+            outcomes += stored
+        return outcomes
+
     async def _inject(self, caller: Caller, batch: Batch) -> list[Outcome] | Unavailable:
         # Store first: a stored message that was not delivered can still be read from the store;
         # a message that was delivered but not stored would be lost afterwards.
@@ -219,13 +233,9 @@ class Node:
             except Unavailable as error:
                 return error
         outcomes = batch.outcomes()
-        for start in range(0, len(outcomes), OUTCOMES_AT_A_TIME):
-            if start:
-                await asyncio.sleep(0)  # to many users: others get their turn
-            some = outcomes[start : start + OUTCOMES_AT_A_TIME]
-            for outcome in some:
-                self._observer.injected(caller, outcome)
-            await self._pass_to_consumers(accepted(some))
+        for outcome in outcomes:
+            self._observer.injected(caller, outcome)
+        await self._pass_to_consumers(accepted(outcomes))
         return outcomes
 
     async def _pass_to_consumers(self, accepted: Sequence[Accepted]) -> None:

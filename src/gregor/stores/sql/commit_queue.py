@@ -17,7 +17,7 @@ from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 from gregor.core.message import InBandMessage
 from gregor.interfaces import Slot
 
-SHARE_COST = 100
+SHARE_COST = 50
 COMMIT_COST = 1_000
 """A message costs at least 1, so a commit has at most so many."""
 
