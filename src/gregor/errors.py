@@ -1,6 +1,7 @@
 """The errors that Gregor raises, and what their receiver should do about them."""
 
 from enum import StrEnum
+from typing import Self
 
 
 class Action(StrEnum):
@@ -33,6 +34,13 @@ class GregorError(Exception):
         super().__init__(message if detail is None else detail)
         self.message = message
         self.field = field
+
+    def as_value(self) -> Self:
+        """This error, to be kept instead of raised: without the frames in which it was raised. They
+        hold what was read there, and often the error itself: a cycle, which only a garbage
+        collection frees."""
+        self.__cause__ = self.__context__ = None
+        return self.with_traceback(None)
 
 
 class Malformed(GregorError):

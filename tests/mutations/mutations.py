@@ -56,6 +56,7 @@ ORIGINS = "tests/server/test_origins.py::"
 WEB_PAGES = "tests/server/test_web_pages.py::"
 HTTP_ERASE = "tests/server/test_erase.py::"
 SHARDED = "tests/shards/test_sharded.py::"
+MEMORY_OF_REQUESTS = "tests/server/test_memory.py::"
 LINEAR = "tests/stores/test_linear.py::"
 CLIENT_COST = "tests/client/test_cost.py::"
 CORE_COST = "tests/core/test_cost.py::"
@@ -610,6 +611,42 @@ MUTATIONS = [
         "_LeastFrom([range_.ctime for",
         "_LeastFrom([-range_.ctime for",
         RANGE_DEATHS + "test_item_dies_of_the_first_of_the_ranges_that_reach_it",
+    ),
+    # What is refused takes little
+    Mutation(
+        "a request that is refused keeps its body until garbage is collected",
+        "server/http.py",
+        "return refuse(error.as_value())",
+        "return refuse(error)",
+        MEMORY_OF_REQUESTS + "test_refused_request_is_freed_without_a_garbage_collection",
+    ),
+    Mutation(
+        "a transaction that fails keeps what it was to store until garbage is collected",
+        "stores/sql/turns.py",
+        "            del self  #",
+        "            #",
+        MEMORY_OF_REQUESTS + "test_refused_request_is_freed_without_a_garbage_collection",
+    ),
+    Mutation(
+        "a body of unknown length takes nothing of the rate",
+        "server/http.py",
+        "take(len(chunk))",
+        "take(0)",
+        LIMITS + "test_body_of_unknown_length_is_refused_when_it_does_not_fit",
+    ),
+    Mutation(
+        "a request that is one too many is refused at once",
+        "server/http.py",
+        "await asyncio.sleep(PAUSE_SECONDS)",
+        "await asyncio.sleep(0)",
+        LIMITS + "test_request_that_is_one_too_many_waits_for_its_refusal",
+    ),
+    Mutation(
+        "a message to many users is stored for all before others have a turn",
+        "node/node.py",
+        "range(0, len(entries), AT_A_TIME)",
+        "range(0, len(entries), AT_A_TIME := len(entries))",
+        NODE + "test_many_messages_are_stored_and_delivered_in_parts",
     ),
     # Whose turn it is
     Mutation(
@@ -2277,7 +2314,7 @@ MUTATIONS = [
     Mutation(
         "a body that says to be too large is read",
         "server/http.py",
-        "        raise TooLarge(_TOO_LARGE)  # before a byte of it is read\n",
+        "        _check_size(announced)\n",
         "        pass\n",
         GUARDED_HTTP + "test_body_that_says_to_be_too_large_is_refused_at_once",
     ),
@@ -3089,8 +3126,8 @@ MUTATIONS = [
     Mutation(
         "the server does not look at its secret",
         "server/auth.py",
-        "self._secret = validated_secret(secret)",
-        "self._secret = secret",
+        "self._key = _key(validated_secret(secret))",
+        "self._key = _key(secret)",
         "tests/server/test_jwt_secret.py::test_secret_that_is_known_or_guessed_starts_no_server",
     ),
     Mutation(

@@ -1,17 +1,21 @@
 """A server tells its limits, and refuses what exceeds them, with the name of the limit."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 
 import httpx
 import pytest
+from msgspec.structs import replace
 from websockets.exceptions import ConnectionClosed
 
 from gregor.config import Settings, load
-from gregor.errors import SetupError
-from gregor.limits import DEFAULT_LIMITS, SETTINGS
-from gregor.server.auth import Role
+from gregor.errors import LimitExceeded, SetupError
+from gregor.limits import DEFAULT_LIMITS, NO_LIMITS, SETTINGS
+from gregor.node.limiter import Limiter
+from gregor.server.auth import Identity, Role
+from gregor.server.http import PAUSE_SECONDS, require_pace
+from tests.client.harness import on_virtual_time
 from tests.server.harness import (
     JSON,
     RawDevice,
@@ -233,6 +237,45 @@ async def test_request_that_never_fits_is_refused_for_good() -> None:
         problem = answer.json()
         assert (answer.status_code, problem["code"], problem["action"]) == (422, "limit", "stop")
         assert "Retry-After" not in answer.headers
+
+
+async def test_body_that_never_fits_is_refused_before_it_is_read() -> None:
+    async with serving(jwt_settings(bytes_per_second=1)) as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.http.base_url.port)
+        head = (
+            "POST /v1/messages HTTP/1.1",
+            "Host: localhost",
+            f"Authorization: Bearer {token('u')}",
+            "Content-Length: 8000000",
+        )
+        writer.write("\r\n".join((*head, "", "")).encode())
+        answer = await reader.read()
+        writer.close()
+        assert (answer[:12], b'"limit":"bytes_per_second"' in answer) == (b"HTTP/1.1 422", True)
+
+
+async def test_body_of_unknown_length_is_refused_when_it_does_not_fit() -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(40):
+            yield b" " * 50_000
+
+    async with serving(jwt_settings(bytes_per_second=1)) as served:
+        headers = {"Authorization": f"Bearer {token('u')}"}
+        answer = await served.http.post("/v1/messages", content=chunks(), headers=headers)
+        assert (answer.status_code, answer.json()["limit"]) == (429, "bytes_per_second")
+
+
+@on_virtual_time
+async def test_request_that_is_one_too_many_waits_for_its_refusal() -> None:
+    """Who repeats it in a loop would otherwise take the server's whole time."""
+    limiter = Limiter(replace(NO_LIMITS, frames_per_second=1), burst_seconds=1)
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    await require_pace(limiter, Identity("u", Role.DEVICE))
+    assert loop.time() == started
+    with pytest.raises(LimitExceeded):
+        await require_pace(limiter, Identity("u", Role.DEVICE))
+    assert loop.time() == started + PAUSE_SECONDS
 
 
 @pytest.mark.parametrize("resource", ["state", "count"])

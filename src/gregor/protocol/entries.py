@@ -8,7 +8,7 @@ import msgspec
 from msgspec import DecodeError, Raw
 
 from gregor.core.admission import check_id
-from gregor.core.message import UID, Message, parse_message
+from gregor.core.message import UID, Message, for_user, parse_message
 from gregor.errors import Forbidden, GregorError, InvalidMessage, LimitExceeded, TooLarge
 from gregor.interfaces import Outcome, Rejected
 from gregor.limits import DEFAULT_LIMITS, Limits
@@ -26,6 +26,8 @@ MayWrite: TypeAlias = Callable[[UID], bool]
 """Says whether the caller may write for a user."""
 
 _ANY_UID: UID = "any"  # until each of the `uids` takes its place
+
+_uid = msgspec.json.Decoder(UID)
 
 
 def read_entries(
@@ -47,9 +49,9 @@ def _read_entry(
         check_counts(json, limits)
         message = parse_message(json, uid=uid)
     except (TooLarge, LimitExceeded) as error:
-        return Rejected(None, error)
+        return Rejected(None, error.as_value())
     except InvalidMessage as error:
-        return Rejected(None, _explained(error, bytes(json)))
+        return Rejected(None, _explained(error, bytes(json)).as_value())
     if not may_write(message.uid):
         return Rejected(None, Forbidden("this token belongs to another user", field="uid"))
     return message
@@ -109,12 +111,13 @@ def _without_uid(json: Raw, first: Raw) -> Raw:
     return Raw(msgspec.json.encode(fields))
 
 
-def _address(template: Message, uid: Raw, place: str, may_write: MayWrite) -> Message | Rejected:
+def _address(template: Message, json: Raw, place: str, may_write: MayWrite) -> Message | Rejected:
     try:
-        message = msgspec.structs.replace(template, uid=msgspec.json.decode(uid, type=UID))
-        check_id("uid", message.uid)
+        uid = _uid.decode(json)
+        check_id("uid", uid)
+        message = for_user(uid, template)
     except (GregorError, DecodeError, UnicodeError, RecursionError) as error:
         return Rejected(None, InvalidMessage(f"not a uid: {error}", field=place))
-    if not may_write(message.uid):
+    if not may_write(uid):
         return Rejected(None, Forbidden("this token belongs to another user", field=place))
     return message

@@ -79,7 +79,9 @@ from gregor.server.sse import (
     only_event,
 )
 
-ASIDE_BYTES = 64 * 1024  # of JSON: to read more takes longer than to pass it to a thread
+ASIDE_BYTES = 16 * 1024  # of JSON: to read more takes longer than to pass it to a thread
+
+PAUSE_SECONDS = 0.1  # before the answer to a request that is one too many
 
 CLIENT_GONE = 499  # as nginx counts a client that closed its connection before it was answered
 
@@ -99,8 +101,7 @@ Endpoint: TypeAlias = Callable[[Request], Awaitable[ASGIApp]]
 async def post_messages(service: Service, request: Request, identity: Identity) -> Response:
     """Inject one message, a batch of messages, or one message for many users."""
     check_parameters(request, {"device_id"}, frozenset())
-    body = await _body(request)
-    take(service, identity, bytes_per_second=len(body))
+    body = await _body(request, lambda size: take(service, identity, bytes_per_second=size))
     fields = await _aside(len(body), lambda: decode(object_members, body))
     if "messages" in fields:
         batch = _fields_of(BatchRequest, fields)
@@ -431,22 +432,24 @@ def authenticated_endpoint(
     async def respond(request: Request) -> ASGIApp:
         try:
             identity = await service.identify(_token(request))
-            require_pace(service, identity)
+            await require_pace(service.limiter, identity)
             request.state.epoch = await service.current_epoch(identity, _epoch(request))
             return await operation(service, request, identity)
         except GregorError as error:
-            return refuse(error)
+            return refuse(error.as_value())
         except ClientDisconnect:
             return Response(status_code=CLIENT_GONE)  # counted, and never sent
 
     return respond
 
 
-def require_pace(service: Service, identity: Identity) -> None:
-    """Raise LimitExceeded if this request is one too many of the caller's."""
+async def require_pace(limiter: Limiter, identity: Identity) -> None:
+    """Raise LimitExceeded if this request is one too many of the caller's; not at once, so that
+    who repeats it in a loop takes no more than a few of the server's moments."""
     is_service = identity.role is Role.SERVICE
-    error = service.limiter.take_request(identity.uid, is_service=is_service)
+    error = limiter.take_request(identity.uid, is_service=is_service)
     if error is not None:
+        await asyncio.sleep(PAUSE_SECONDS)
         raise error
 
 
@@ -563,19 +566,27 @@ def _time(request: Request, name: str) -> TimeOrOffset | None:
     return query_time(name, request.query_params.get(name))
 
 
-_TOO_LARGE = f"a request has at most {MAX_REQUEST} bytes; send several requests"
-
-
-async def _body(request: Request) -> bytes:
-    length = request.headers.get("content-length", "0")
-    if length.isascii() and length.isdigit() and int(length) > MAX_REQUEST:
-        raise TooLarge(_TOO_LARGE)  # before a byte of it is read
-    body = bytearray()
+async def _body(request: Request, take: Callable[[int], None] = lambda size: None) -> bytes:
+    """The body. Before bytes are read, `take` may refuse them: if the client says how many there
+    are, all at once, and otherwise as they come."""
+    length = request.headers.get("content-length", "")
+    announced = int(length) if length.isascii() and length.isdigit() else None
+    if announced is not None:
+        _check_size(announced)
+        take(announced)
+    chunks, size = list[bytes](), 0
     async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_REQUEST:
-            raise TooLarge(_TOO_LARGE)
-    return bytes(body)
+        size += len(chunk)
+        _check_size(size)
+        if announced is None:
+            take(len(chunk))
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _check_size(body: int) -> None:
+    if body > MAX_REQUEST:
+        raise TooLarge(f"a request has at most {MAX_REQUEST} bytes; send several requests")
 
 
 def _json(answer: Struct) -> Response:

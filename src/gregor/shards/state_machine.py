@@ -242,7 +242,7 @@ class ShardedStateMachine(StateMachineOfRecord):
             await self._shard(name).call(lambda machine: machine.store(slots))
         except Unavailable as error:
             for slot in slots:
-                slot.outcome = Rejected(slot.message, error)
+                slot.outcome = Rejected(slot.message, error.as_value())
 
     async def _learn_placements(self, errors: Iterable[WrongShard]) -> None:
         """Learn placements from these errors: one for each bucket."""

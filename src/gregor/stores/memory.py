@@ -273,7 +273,7 @@ class _UserLog:
         try:
             stored = message.stamp_new(self.time.next_ctime(now), self.time.clock)
         except InvalidMessage as error:
-            return Rejected(message, error)
+            return Rejected(message, error.as_value())
         self._add(stored)
         self.time = self.time._replace(clock=stored.ctime)
         return Stored(stored)

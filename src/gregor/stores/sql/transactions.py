@@ -221,7 +221,7 @@ class _Log:
         try:
             stored = self._stamped(message, time, now)
         except InvalidMessage as error:
-            return Rejected(message, error)
+            return Rejected(message, error.as_value())
         self._pending.append(stored)
         self.times[message.uid] = time._replace(clock=stored.ctime)
         return Stored(stored)

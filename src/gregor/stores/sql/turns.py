@@ -24,6 +24,7 @@ class _Turn(NamedTuple):
             result = self.work()
         except BaseException as error:  # noqa: BLE001 (raised again, where it is awaited)
             self.done.set_exception(error)
+            del self  # or the error refers to this frame, and by it to itself
         else:
             self.done.set_result(result)
 
