@@ -27,6 +27,7 @@ from bench.report import Figure, Wanted
 from bench.servers import ServerProcess
 from gregor.server.auth import Identity, Role, make_token
 from tests.fleet.servers import PostgreSQL
+from tests.fleet.templates import migrated
 
 STORE = "GREGOR_BENCH_STORE"
 
@@ -107,7 +108,7 @@ async def _server(secret: str) -> AsyncIterator[ServerProcess]:
         store = f"sqlite:///{Path(folder, 'gregor.db')}"
         if os.environ.get(STORE) == "postgresql":
             postgresql = await stack.enter_async_context(PostgreSQL())
-            store = await postgresql.create_database()
+            store = await migrated(postgresql)
         serve = servers.gregor_serve_on(store, "--auth", "jwt", GREGOR_JWT_SECRET=secret)
         yield await stack.enter_async_context(serve)
 
