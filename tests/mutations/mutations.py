@@ -628,6 +628,13 @@ MUTATIONS = [
         MEMORY_OF_REQUESTS + "test_refused_request_is_freed_without_a_garbage_collection",
     ),
     Mutation(
+        "all reads of one user are done at once",
+        "server/service.py",
+        "        async with lock:\n            yield",
+        "        yield",
+        LIMITS + "test_reads_of_one_user_take_turns",
+    ),
+    Mutation(
         "a body of unknown length takes nothing of the rate",
         "server/http.py",
         "take(len(chunk))",
@@ -635,11 +642,11 @@ MUTATIONS = [
         LIMITS + "test_body_of_unknown_length_is_refused_when_it_does_not_fit",
     ),
     Mutation(
-        "a request that is one too many is refused at once",
+        "a request beyond a limit is refused at once",
         "server/http.py",
         "await asyncio.sleep(PAUSE_SECONDS)",
         "await asyncio.sleep(0)",
-        LIMITS + "test_request_that_is_one_too_many_waits_for_its_refusal",
+        LIMITS + "test_refusal_for_a_rate_or_a_token_comes_after_a_pause",
     ),
     Mutation(
         "a message to many users is stored for all before others have a turn",

@@ -3,18 +3,25 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from typing import Any
 
 import httpx
 import pytest
-from msgspec.structs import replace
+from starlette.requests import Request
 from websockets.exceptions import ConnectionClosed
 
 from gregor.config import Settings, load
-from gregor.errors import LimitExceeded, SetupError
-from gregor.limits import DEFAULT_LIMITS, NO_LIMITS, SETTINGS
-from gregor.node.limiter import Limiter
+from gregor.errors import (
+    GregorError,
+    InvalidMessage,
+    LimitExceeded,
+    SetupError,
+    Unauthenticated,
+)
+from gregor.limits import DEFAULT_LIMITS, SETTINGS
+from gregor.server import http
 from gregor.server.auth import Identity, Role
-from gregor.server.http import PAUSE_SECONDS, require_pace
+from gregor.server.http import PAUSE_SECONDS, authenticated_endpoint
 from tests.client.harness import on_virtual_time
 from tests.server.harness import (
     JSON,
@@ -265,17 +272,49 @@ async def test_body_of_unknown_length_is_refused_when_it_does_not_fit() -> None:
         assert (answer.status_code, answer.json()["limit"]) == (429, "bytes_per_second")
 
 
+@pytest.mark.parametrize(
+    ("error", "pause"),
+    [
+        (LimitExceeded("too many", limit="frames_per_second", maximum=1), PAUSE_SECONDS),
+        (Unauthenticated("no"), PAUSE_SECONDS),
+        (InvalidMessage("no"), 0),
+    ],
+)
 @on_virtual_time
-async def test_request_that_is_one_too_many_waits_for_its_refusal() -> None:
-    """Who repeats it in a loop would otherwise take the server's whole time."""
-    limiter = Limiter(replace(NO_LIMITS, frames_per_second=1), burst_seconds=1)
-    loop = asyncio.get_running_loop()
-    started = loop.time()
-    await require_pace(limiter, Identity("u", Role.DEVICE))
-    assert loop.time() == started
-    with pytest.raises(LimitExceeded):
-        await require_pace(limiter, Identity("u", Role.DEVICE))
-    assert loop.time() == started + PAUSE_SECONDS
+async def test_refusal_for_a_rate_or_a_token_comes_after_a_pause(
+    error: GregorError, pause: float
+) -> None:
+    """Who takes no notice, and asks again in a loop, would take the server's whole time."""
+
+    class Refusing:
+        async def identify(self, token: str | None) -> Identity:
+            raise error
+
+    service: Any = Refusing()
+    respond = authenticated_endpoint(service, http.get_limits)
+    started = asyncio.get_running_loop().time()
+    await respond(Request({"type": "http", "headers": []}))
+    assert asyncio.get_running_loop().time() == started + pause
+
+
+async def test_reads_of_one_user_take_turns() -> None:
+    async with serving() as served:
+        service, order = served.server.service, list[str]()
+
+        async def read(uid: str, name: str, gate: asyncio.Event) -> None:
+            async with service.turn_to_read(uid):
+                await gate.wait()
+                order.append(name)
+
+        gates = {name: asyncio.Event() for name in ("first", "second", "other")}
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(read("u", "first", gates["first"]))
+            tasks.create_task(read("u", "second", gates["second"]))
+            gates["second"].set()
+            gates["other"].set()
+            await tasks.create_task(read("other", "other", gates["other"]))
+            gates["first"].set()
+        assert order == ["other", "first", "second"]
 
 
 @pytest.mark.parametrize("resource", ["state", "count"])

@@ -5,6 +5,7 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import schemathesis
@@ -16,14 +17,12 @@ from gregor.cli.server_process import running_server
 from gregor.protocol.requests import JSON_LINES
 from gregor.server.openapi import describe
 
-# What a schema cannot say is refused with one of these: lengths in bytes, a start that is not
-# before the expiry, an epoch that is not the user's.
+# Beside success: what is not there, a cursor or an epoch that is not the user's, what is forgotten,
+# and a prune that another one is ahead of.
 CONFIG = SchemathesisConfig.from_dict(
     {
         "checks": {
-            "positive_data_acceptance": {
-                "expected-statuses": ["2xx", 404, 409, 410, 413, 422, 503],
-            }
+            "positive_data_acceptance": {"expected-statuses": ["2xx", 404, 409, 410, 503]},
         }
     }
 )
@@ -31,6 +30,23 @@ CONFIG = SchemathesisConfig.from_dict(
 GIVEN_BEFORE = {"/v1/import", "/v1/users/{uid}/state"}
 ENDLESS = "/events"  # a stream of events does not end by itself
 SCHEMA = schemathesis.openapi.from_dict(describe(), config=CONFIG).exclude(path_regex=ENDLESS)
+
+
+def no_schema_can_say(case: schemathesis.Case[Any]) -> bool:
+    """Whether a request may be wrong by two fields together, by its token, or by the length of a
+    text in bytes."""
+    query, sent = (
+        dict(case.query or {}),
+        f"{unquote(case.formatted_path)} {case.query} {case.body!r}",
+    )
+    match case.path, query:
+        case "/v1/messages", {"device_id": _}:
+            return True  # no token is that of a service, which has no device
+        case "/v1/users/{uid}/count", {"by": _, "prefix": list(prefixes)} if len(prefixes) != 1:
+            return True
+        case "/v1/users/{uid}/messages", {"since": _, "after": _}:
+            return True
+    return not sent.isascii() or ("starts" in sent and "expires" in sent)
 
 
 @schemathesis.serializer(JSON_LINES)
@@ -52,5 +68,6 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @SCHEMA.parametrize()
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 def test_server_answers_as_its_document_says(case: schemathesis.Case[Any], url: str) -> None:
-    excluded = [positive_data_acceptance] if case.path in GIVEN_BEFORE else []
+    is_left_out = case.path in GIVEN_BEFORE or no_schema_can_say(case)
+    excluded = [positive_data_acceptance] if is_left_out else []
     case.call_and_validate(base_url=url, excluded_checks=excluded)

@@ -29,6 +29,7 @@ from gregor.core.message import (
     Key,
     new_msg_id,
 )
+from gregor.core.state import Counts
 from gregor.core.state_page import PageStart, StateQuery
 from gregor.core.sync import After, PageLimits, Since, Start
 from gregor.errors import (
@@ -39,9 +40,10 @@ from gregor.errors import (
     MethodNotAllowed,
     NotFound,
     TooLarge,
+    Unauthenticated,
     Unavailable,
 )
-from gregor.interfaces import HOLDS_FOREVER, Caller, Outcome, Rejected
+from gregor.interfaces import HOLDS_FOREVER, Caller, Outcome, Rejected, StateMachineOfRecord
 from gregor.node.conversation import Admission, Resumption
 from gregor.node.limiter import Limiter
 from gregor.protocol.answers import (
@@ -81,7 +83,7 @@ from gregor.server.sse import (
 
 ASIDE_BYTES = 16 * 1024  # of JSON: to read more takes longer than to pass it to a thread
 
-PAUSE_SECONDS = 0.1  # before the answer to a request that is one too many
+PAUSE_SECONDS = 0.1  # before the answer to a request beyond a limit, or without a valid token
 
 CLIENT_GONE = 499  # as nginx counts a client that closed its connection before it was answered
 
@@ -257,7 +259,8 @@ async def get_state(service: Service, request: Request, identity: Identity) -> R
     epoch = await _known_before(service, uid)
     # A later page is of the instant of the first one, and not of `at`, which may be an offset.
     at = asked.at if start is None else None
-    page = await service.node.state_machine.state_page(uid, asked.query, at, start)
+    async with service.turn_to_read(uid):
+        page = await service.node.state_machine.state_page(uid, asked.query, at, start)
     next_page = None if page.next is None else asked.token_of(page.next)
     answer = StateAnswer(page.items, page.as_of, page.hash, page.cursor, epoch, next_page)
     size = sum(len(memoryview(item.raw_body)) + 200 for item in page.items)
@@ -307,17 +310,24 @@ def _prefixes(request: Request, limiter: Limiter) -> tuple[Category, ...]:
 async def get_count(service: Service, request: Request, identity: Identity) -> Response:
     uid = user_of(request, identity, {"device_id", "by"}, {"prefix"})
     prefixes = _prefixes(request, service.limiter) or ("",)
-    machine, device_id = service.node.state_machine, _device(request)
+    async with service.turn_to_read(uid):
+        counts = await _counts(request, service.node.state_machine, uid, prefixes)
+    return _json(CountAnswer(counts.by_prefix, counts.as_of))
+
+
+async def _counts(
+    request: Request, machine: StateMachineOfRecord, uid: UID, prefixes: Sequence[Category]
+) -> Counts:
+    device_id = _device(request)
     match request.query_params.get("by"), prefixes:
         case None, _:
-            counts = await machine.count(uid, device_id, prefixes)
+            return await machine.count(uid, device_id, prefixes)
         case "segment", (prefix,):
-            counts = await machine.count_by_segment(uid, device_id, prefix)
+            return await machine.count_by_segment(uid, device_id, prefix)
         case "segment", _:
             raise InvalidMessage("`by=segment` takes one `prefix`, not several", field="prefix")
         case _:
             raise InvalidMessage("`by` must be `segment`, or left out", field="by")
-    return _json(CountAnswer(counts.by_prefix, counts.as_of))
 
 
 async def get_messages(service: Service, request: Request, identity: Identity) -> Response:
@@ -327,7 +337,8 @@ async def get_messages(service: Service, request: Request, identity: Identity) -
     limits = PageLimits(_limit(request, PAGE_ENTRIES), PAGE_BYTES)
     machine = service.node.state_machine
     epoch = await _known_before(service, uid)
-    page = await machine.messages_page(uid, _device(request), start, limits)
+    async with service.turn_to_read(uid):
+        page = await machine.messages_page(uid, _device(request), start, limits)
     return _json(MessagesAnswer(page.messages, page.cursor, page.more, epoch))
 
 
@@ -432,10 +443,13 @@ def authenticated_endpoint(
     async def respond(request: Request) -> ASGIApp:
         try:
             identity = await service.identify(_token(request))
-            await require_pace(service.limiter, identity)
+            require_pace(service.limiter, identity)
             request.state.epoch = await service.current_epoch(identity, _epoch(request))
             return await operation(service, request, identity)
         except GregorError as error:
+            if isinstance(error, LimitExceeded | Unauthenticated):
+                # Who takes no notice, and asks again in a loop, would take the server's whole time.
+                await asyncio.sleep(PAUSE_SECONDS)
             return refuse(error.as_value())
         except ClientDisconnect:
             return Response(status_code=CLIENT_GONE)  # counted, and never sent
@@ -443,13 +457,11 @@ def authenticated_endpoint(
     return respond
 
 
-async def require_pace(limiter: Limiter, identity: Identity) -> None:
-    """Raise LimitExceeded if this request is one too many of the caller's; not at once, so that
-    who repeats it in a loop takes no more than a few of the server's moments."""
+def require_pace(limiter: Limiter, identity: Identity) -> None:
+    """Raise LimitExceeded if this request is one too many of the caller's."""
     is_service = identity.role is Role.SERVICE
     error = limiter.take_request(identity.uid, is_service=is_service)
     if error is not None:
-        await asyncio.sleep(PAUSE_SECONDS)
         raise error
 
 

@@ -5,9 +5,8 @@ from typing import Any
 
 import msgspec
 
-from gregor.core.instant import MAX_TIME
 from gregor.core.item_history import ItemHistory
-from gregor.core.message import MAX_KEY, MAX_MSG_ID, InBandMessage, OutOfBandMessage
+from gregor.core.message import MAX_KEY, InBandMessage, OutOfBandMessage
 from gregor.limits import DEFAULT_LIMITS, Limits
 from gregor.protocol.answers import (
     CountAnswer,
@@ -31,11 +30,12 @@ from gregor.protocol.requests import (
     MultiUserRequest,
     PruneRequest,
 )
+from gregor.server import schemas
 from gregor.server.readiness import PARTS
 
 JSONObject = dict[str, Any]
 
-_EPOCH = {"type": "integer", "minimum": 0, "maximum": MAX_TIME}
+_FORGOTTEN = "What happened then is forgotten; read the state as of now"
 _ERASED = "The user was erased, at the `epoch`, after what the device knows; nothing was stored"
 
 _ERRORS = {
@@ -72,8 +72,7 @@ def describe() -> JSONObject:
     _, components = msgspec.json.schema_components(
         types, ref_template="#/components/schemas/{name}"
     )
-    _relax_message(components)
-    _state_counts(components)
+    schemas.state_limits(components)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -91,28 +90,6 @@ def describe() -> JSONObject:
     }
 
 
-def _relax_message(components: JSONObject) -> None:
-    """Make fields optional that a sender leaves out and the server sets."""
-    message = components["InBandMessage"]
-    message["required"] = ["uid"]
-    for name in ("ctime", "prev"):
-        message["properties"][name]["readOnly"] = True
-
-
-def _state_counts(components: JSONObject) -> None:
-    """State how many parts a request and a message may have by default: GET /v1/limits says how
-    many they may have here."""
-    for schema, field, limit in (
-        ("BatchRequest", "messages", "messages"),
-        ("MultiUserRequest", "uids", "uids"),
-        ("Dismissal", "ranges", "ranges"),
-        ("Dismissal", "msg_ids", "msg_ids"),
-        ("Dismissal", "keys", "keys"),
-        ("Range", "skip_msg_ids", "skip_msg_ids"),
-    ):
-        components[schema]["properties"][field]["maxItems"] = getattr(DEFAULT_LIMITS, limit)
-
-
 def _paths() -> JSONObject:
     bodies = ("InBandMessage", "OutOfBandMessage", "BatchRequest", "MultiUserRequest")
     post = _operation(
@@ -122,30 +99,36 @@ def _paths() -> JSONObject:
         "The msg_id of the single message is known otherwise; or the epoch is not the user's yet"
     )
     post["responses"]["410"] = _problem(_ERASED)
-    sender = _query("device_id", "The device that sends, for the history of its items")
+    sender = _query(
+        "device_id", "The device that sends, for the history of its items", schemas.DEVICE_ID
+    )
     post["parameters"] = [_epoch_header(), sender]
     post["requestBody"] = {
         "required": True,
         "content": {"application/json": {"schema": {"anyOf": [_ref(name) for name in bodies]}}},
     }
     user = "/v1/users/{uid}"
-    device = _query("device_id", "Only what is visible on this device; by default, on any device")
+    device = _query(
+        "device_id",
+        "Only what is visible on this device; by default, on any device",
+        schemas.DEVICE_ID,
+    )
     prefixes = _query(
         "prefix",
         "Only categories that begin with this prefix, compared as bytes; can be repeated",
+        {"type": "array", "items": schemas.PREFIX, "maxItems": DEFAULT_LIMITS.prefixes},
     )
-    prefixes["schema"] = {
-        "type": "array",
-        "items": {"type": "string"},
-        "maxItems": DEFAULT_LIMITS.prefixes,
-    }
     by = _query(
         "by",
         "`segment`: the counts of the categories below one prefix, each cut before the first dot"
         " after the prefix",
+        {"type": "string", "enum": ["segment"]},
     )
-    by["schema"] = {"type": "string", "enum": ["segment"]}
-    at = _query("at", "A time (microseconds or RFC 3339) or an offset from now (-90s, P1D)")
+    at = _query(
+        "at",
+        "A time (microseconds or RFC 3339) or an offset from now (-90s, P1D)",
+        schemas.INSTANT,
+    )
     state = _operation(
         "The visible items, in order of their time: the later of creation and start",
         "StateAnswer",
@@ -154,12 +137,17 @@ def _paths() -> JSONObject:
         prefixes,
         *_selections(),
     )
-    since = _query("since", "A time or offset like `at`: messages from this instant on, inclusive")
+    since = _query(
+        "since",
+        "A time or offset like `at`: messages from this instant on, inclusive. Not with `after`",
+        schemas.INSTANT,
+    )
     after = _query(
         "after",
         "A cursor, instead of `since`: messages after it, exclusive. If it is ahead of the user's"
         " clock, because the server's store is a restored backup, the answer is 409 `resync`: read"
         " the state, and go on after its cursor",
+        schemas.CURSOR,
     )
     limit = _limit(
         f"At most so many messages in the answer; by default {PAGE_ENTRIES}", PAGE_ENTRIES
@@ -173,6 +161,8 @@ def _paths() -> JSONObject:
         device,
     )
     messages["responses"]["409"] = _problem("The cursor cannot be continued")
+    for operation in (state, messages):
+        operation["responses"]["410"] = _problem(_FORGOTTEN)
     erase = _operation("Erase a user, known or not: delete everything of the user", "EraseAnswer")
     erase["parameters"] = [_uid()]
     erase["responses"]["403"] = _problem("The token is not that of a service")
@@ -263,7 +253,7 @@ def _item_history() -> JSONObject:
         "name": "msg_id",
         "in": "path",
         "required": True,
-        "schema": {"type": "string", "minLength": 1, "maxLength": MAX_MSG_ID},
+        "schema": schemas.MSG_ID,
     }
     return _operation(
         "What became of an item, and why: which messages made and ended it, when, by which rule,"
@@ -280,30 +270,34 @@ def _epoch_header() -> JSONObject:
         "in": "header",
         "description": "The epoch that a device knows. Nothing is stored if its user was erased "
         "since",
-        "schema": _EPOCH,
+        "schema": schemas.CURSOR,
     }
 
 
 def _selections() -> tuple[JSONObject, ...]:
     """Which items of a state are answered, in which order and how many."""
-    key = _query("key", "Only the items of this key: one for each scope that is seen")
-    key["schema"] = {"type": "string", "minLength": 1, "maxLength": MAX_KEY}
-    order = _query("order", "Which items come first; by default the oldest")
-    order["schema"] = {"type": "string", "enum": list(ORDERS)}
+    key = _query(
+        "key", "Only the items of this key: one for each scope that is seen", schemas.text(MAX_KEY)
+    )
+    order = _query(
+        "order",
+        "Which items come first; by default the oldest",
+        {"type": "string", "enum": list(ORDERS)},
+    )
     limit = _limit("At most so many items in the answer; by default all", MAX_STATE_ITEMS)
     page = _query(
         "page",
         "The `next_page` of an answer: the items that follow, as of the same instant. Repeat the"
         " request of that answer with it, unchanged but for `page` and `limit`. What is not the"
         " `next_page` of such an answer is refused",
+        {"type": "string"},
     )
     return key, order, limit, page
 
 
 def _limit(description: str, largest: int) -> JSONObject:
-    limit = _query("limit", description)
-    limit["schema"] = {"type": "integer", "minimum": 1, "maximum": largest}
-    return limit
+    schema = {"type": "integer", "minimum": 1, "maximum": largest}
+    return _query("limit", description, schema)
 
 
 def _operation(summary: str, schema: str, *parameters: JSONObject) -> JSONObject:
@@ -331,9 +325,9 @@ def _stream(device: JSONObject) -> JSONObject:
         "cursor",
         "The cursor to resume from. The header Last-Event-ID takes precedence; one that is no "
         "cursor means 0",
+        schemas.CURSOR,
     )
-    epoch = _query("epoch", "The epoch that the device knows, as in a hello")
-    epoch["schema"] = _EPOCH
+    epoch = _query("epoch", "The epoch that the device knows, as in a hello", schemas.CURSOR)
     success = {
         "description": "`welcome`, `sync`, then `messages` and `out_of_band`, with one line of "
         "`data` each; the event id is the cursor; `retry` says when to come back. An `error` that "
@@ -353,11 +347,12 @@ def _ready() -> JSONObject:
         "422": _problem("`exclude` names an unknown part"),
         "503": _problem("The server is not ready, because of these `problems`"),
     }
-    exclude = _query("exclude", "A part whose problems are ignored; can be repeated")
-    exclude["schema"] = {"type": "string", "enum": list(PARTS)}
-    exclude["description"] += (
-        ". While the `pubsub` is down, devices receive messages from other servers a few seconds "
-        "late, and none is lost: a load balancer may still send devices to this server"
+    exclude = _query(
+        "exclude",
+        "A part whose problems are ignored; can be repeated. While the `pubsub` is down, devices"
+        " receive messages from other servers a few seconds late, and none is lost: a load balancer"
+        " may still send devices to this server",
+        {"type": "array", "items": {"type": "string", "enum": list(PARTS)}},
     )
     return {
         "summary": "Readiness: whether the server can do its work. At the public address the answer"
@@ -373,11 +368,11 @@ def _public(summary: str) -> JSONObject:
 
 
 def _uid() -> JSONObject:
-    return {"name": "uid", "in": "path", "required": True, "schema": {"type": "string"}}
+    return {"name": "uid", "in": "path", "required": True, "schema": schemas.UID}
 
 
-def _query(name: str, description: str) -> JSONObject:
-    return {"name": name, "in": "query", "description": description, "schema": {"type": "string"}}
+def _query(name: str, description: str, schema: JSONObject) -> JSONObject:
+    return {"name": name, "in": "query", "description": description, "schema": schema}
 
 
 def _ref(name: str) -> JSONObject:

@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, NamedTuple, Self
+from weakref import WeakValueDictionary
 
 from gregor.core.instant import Time
 from gregor.core.message import UID, Message
@@ -98,6 +99,7 @@ class Service:
         self._writes_in_flight = 0
         self._write_finished = asyncio.Event()
         self._pruning: set[asyncio.Task[Any]] = set()
+        self._readers: WeakValueDictionary[UID, asyncio.Lock] = WeakValueDictionary()
         self._tasks = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Self:
@@ -211,6 +213,14 @@ class Service:
         finally:
             self._writes_in_flight -= 1
             self._write_finished.set()
+
+    @asynccontextmanager
+    async def turn_to_read(self, uid: UID) -> AsyncIterator[None]:
+        """While the block runs, no other one reads much of this user: who asks for that many times
+        at once gets one after the other, and others get theirs in between."""
+        lock = self._readers.setdefault(uid, asyncio.Lock())
+        async with lock:
+            yield
 
     async def prune(self, older_than: Time | None = None) -> Forgotten:
         """Forget now what is past, as Pruner.prune does. Raises Unavailable if this server stops
