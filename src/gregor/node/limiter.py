@@ -153,10 +153,14 @@ class Limiter:
     def connect(self, uid: UID, *, is_stream: bool) -> None:
         """The user has one connection more, until `disconnect`. Raises LimitExceeded if that would
         be too many."""
-        for name in _kinds(is_stream):
-            self._require_place(name, uid)
+        self.require_place(uid, is_stream=is_stream)
         for name in _kinds(is_stream):
             self._connected[name][uid] += 1
+
+    def require_place(self, uid: UID, *, is_stream: bool) -> None:
+        """Raise LimitExceeded if one connection more of the user would be too many."""
+        for name in _kinds(is_stream):
+            self._require_place(name, uid)
 
     def disconnect(self, uid: UID, *, is_stream: bool) -> None:
         """The user has one connection less."""

@@ -360,6 +360,7 @@ async def get_events(service: Service, request: Request, identity: Identity) -> 
     if service.draining:
         return only_event(GoAway(TRY_ANOTHER_AFTER_MS))
     service.open_connections.require_room_for_device()
+    service.limiter.require_place(uid, is_stream=True)  # before anything is read for it
     take(service, identity, syncs_per_second=1)
     issued_at = identity.issued_at if identity.role is Role.DEVICE else HOLDS_FOREVER
     admission = Admission(uid, identity.accepted_until, issued_at)
