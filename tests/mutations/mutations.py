@@ -612,6 +612,13 @@ MUTATIONS = [
         "_LeastFrom([-range_.ctime for",
         RANGE_DEATHS + "test_item_dies_of_the_first_of_the_ranges_that_reach_it",
     ),
+    Mutation(
+        "the words of a path may be encoded",
+        "server/routes.py",
+        "if not raw.endswith(self._words[-1]) or any(word not in raw for word in self._words):",
+        "if False:",
+        ADMIN + "test_words_of_a_path_are_not_encoded",
+    ),
     # What is refused takes little
     Mutation(
         "a request that is refused keeps its body until garbage is collected",

@@ -7,6 +7,7 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
+from urllib.parse import unquote
 
 import httpx
 import pytest
@@ -31,6 +32,7 @@ from tests.server.log_entries import next_log_entry
 
 PRIVATE = ("/metrics", "/openapi.json")
 DISGUISED = ("/%6detrics", "/metrics/", "/openapi%2ejson", "/METRICS")
+ENCODED = ("/%72eadyz", "/healt%68z", "/v1/%6cimits", "/v1/users/u/%73tate", "/v1/us%65rs/u/count")
 
 
 class Addresses(NamedTuple):
@@ -68,6 +70,14 @@ async def test_public_app_says_no_more_than_whether_it_is_alive_and_ready(
         at.server.service.readiness.stopping = True
         answer = await at.public.get("/readyz")
         assert (answer.status_code, answer.text) == (503, "not ready\n")
+
+
+async def test_words_of_a_path_are_not_encoded() -> None:
+    """A rule of a proxy that names one of them would not find it."""
+    async with at_two_addresses(open_settings()) as at:
+        for path in ENCODED:
+            assert (await at.public.get(path)).status_code == 404, path
+            assert (await at.public.get(unquote(path))).status_code == 200, path
 
 
 @pytest.mark.parametrize("settings", [open_settings(), jwt_settings()], ids=["open", "jwt"])

@@ -62,6 +62,11 @@ class Raw:
             length = {name.lower(): value for name, value in fields.items()}[b"content-length"]
             return int(head.split()[1]), await self.reader.readexactly(int(length))
 
+    async def head(self) -> bytes:
+        """The head of the next answer."""
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            return await self.reader.readuntil(b"\r\n\r\n")
+
     async def rest(self) -> bytes:
         """All that comes until the server ends the connection."""
         async with asyncio.timeout(TIMEOUT_SECONDS):
@@ -432,8 +437,9 @@ async def test_odd_request_has_a_clean_answer(
     with caplog.at_level(logging.WARNING):
         async with await Raw.connect(port) as raw:
             await raw.send(request)
+            answer = await raw.head()
             raw.writer.write_eof()
-            answer = await raw.rest()
+            answer += await raw.rest()
     assert int(answer[9:12]) in statuses, answer
     assert answer.count(b"HTTP/1.1 ") == 1
     assert [record.getMessage() for record in caplog.records] == []

@@ -1,7 +1,9 @@
 """The URLs of a server, and what answers at each."""
 
+import re
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -25,7 +27,7 @@ def make_public_app(service: Service) -> Starlette:
     """The ASGI app for all who reach the server: it tells callers without a token no more than
     whether it is alive and ready. It has no lifespan: the service is opened elsewhere."""
     public = partial(http.public_endpoint, service)
-    return _app([*_api(service), Route("/readyz", public(http.get_ready), methods=["GET"])])
+    return _app([*_api(service), _Route("/readyz", public(http.get_ready), methods=["GET"])])
 
 
 def make_admin_app(service: Service) -> Starlette:
@@ -34,9 +36,9 @@ def make_admin_app(service: Service) -> Starlette:
     return _app(
         [
             *_api(service),
-            Route("/readyz", public(http.get_readiness), methods=["GET"]),
-            Route("/metrics", public(http.get_metrics), methods=["GET"]),
-            Route("/openapi.json", public(_get_openapi), methods=["GET"]),
+            _Route("/readyz", public(http.get_readiness), methods=["GET"]),
+            _Route("/metrics", public(http.get_metrics), methods=["GET"]),
+            _Route("/openapi.json", public(_get_openapi), methods=["GET"]),
         ]
     )
 
@@ -47,25 +49,25 @@ def _api(service: Service) -> list[BaseRoute]:
     private = partial(http.authenticated_endpoint, service)
     public = partial(http.public_endpoint, service)
     return [
-        Route("/v1/messages", private(http.post_messages), methods=["POST"]),
+        _Route("/v1/messages", private(http.post_messages), methods=["POST"]),
         _UserRoute(user, private(http.delete_user), methods=["DELETE"]),
-        Route("/v1/limits", private(http.get_limits), methods=["GET"]),
-        Route("/v1/prune", private(http.post_prune), methods=["POST"]),
-        Route("/v1/export", private(exports.get_export), methods=["GET"]),
-        Route(f"{user}/export", private(exports.get_user_export), methods=["GET"]),
-        Route("/v1/import", private(exports.post_import), methods=["POST"]),
-        Route("/v1/backup", private(exports.get_backup), methods=["GET"]),
-        Route(f"{user}/state", private(http.get_state), methods=["GET"]),
-        Route(f"{user}/count", private(http.get_count), methods=["GET"]),
-        Route(f"{user}/messages", private(http.get_messages), methods=["GET"]),
+        _Route("/v1/limits", private(http.get_limits), methods=["GET"]),
+        _Route("/v1/prune", private(http.post_prune), methods=["POST"]),
+        _Route("/v1/export", private(exports.get_export), methods=["GET"]),
+        _Route(f"{user}/export", private(exports.get_user_export), methods=["GET"]),
+        _Route("/v1/import", private(exports.post_import), methods=["POST"]),
+        _Route("/v1/backup", private(exports.get_backup), methods=["GET"]),
+        _Route(f"{user}/state", private(http.get_state), methods=["GET"]),
+        _Route(f"{user}/count", private(http.get_count), methods=["GET"]),
+        _Route(f"{user}/messages", private(http.get_messages), methods=["GET"]),
         _ItemRoute(
             f"{user}/items/{{msg_id:uid}}/history",
             private(http.get_item_history),
             methods=["GET"],
         ),
-        Route(f"{user}/events", private(http.get_events, refuse=refusal), methods=["GET"]),
-        Route("/healthz", public(http.get_health), methods=["GET"]),
-        Route("/", public(get_welcome), methods=["GET"]),
+        _Route(f"{user}/events", private(http.get_events, refuse=refusal), methods=["GET"]),
+        _Route("/healthz", public(http.get_health), methods=["GET"]),
+        _Route("/", public(get_welcome), methods=["GET"]),
     ]
 
 
@@ -85,7 +87,22 @@ async def _get_openapi(service: Service, request: Request) -> Response:
     return Response(msgspec.json.encode(describe()), media_type="application/json")
 
 
-class _UserRoute(Route):
+class _Route(Route):
+    """A URL whose own words are not encoded: a rule of a proxy that names one of them would not
+    find it."""
+
+    def __init__(self, path: str, *arguments: Any, **options: Any) -> None:
+        super().__init__(path, *arguments, **options)
+        self._words = [word.encode() for word in re.split(r"\{.*?\}", self.path_format)]
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        raw = _raw_path(scope)
+        if not raw.endswith(self._words[-1]) or any(word not in raw for word in self._words):
+            return Match.NONE, {}
+        return super().matches(scope)
+
+
+class _UserRoute(_Route):
     """The URL of a user itself, which ends with the uid. A slash in the uid must be encoded, so
     that no address below a user is taken for another user."""
 
@@ -95,7 +112,7 @@ class _UserRoute(Route):
         return super().matches(scope)
 
 
-class _ItemRoute(Route):
+class _ItemRoute(_Route):
     """The URL of an item of a user. Slashes in the two ids must be encoded: with both as they are,
     it would not be clear where one ends."""
 
