@@ -129,6 +129,11 @@ class _Device(LoadConnection):
         super().__init__(*arguments)
         self._ended = asyncio.Event()
 
+    def send(self, frame: bytes) -> None:
+        if self._transport.is_closing():
+            raise ConnectionResetError("the server has closed the connection")
+        super().send(frame)
+
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
         self._ended.set()

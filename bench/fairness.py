@@ -133,6 +133,9 @@ async def abuser(
     try:
         await process.stdout.readline()
         yield
+        if process.returncode is not None:
+            raise BenchFailed(f"the abuser `{kind}` has ended by itself")
     finally:
-        process.terminate()
+        if process.returncode is None:
+            process.terminate()
         await process.wait()
