@@ -613,6 +613,21 @@ MUTATIONS = [
         RANGE_DEATHS + "test_item_dies_of_the_first_of_the_ranges_that_reach_it",
     ),
     Mutation(
+        "a page of a whole state has any size",
+        "server/whole_state.py",
+        "min(MOST_ITEMS, PAGE_BYTES // each)",
+        "10**6",
+        "tests/server/test_whole_state.py::"
+        "test_answers_that_are_not_read_take_a_page_of_memory_each",
+    ),
+    Mutation(
+        "a state that cannot be read to its end looks like a whole one",
+        "server/streams.py",
+        "log.error(LogEvent(self._event, reason=str(error)))",
+        'await send({"type": "http.response.body", "body": b""})',
+        "tests/server/test_whole_state.py::test_state_that_cannot_be_read_to_its_end_is_broken_off",
+    ),
+    Mutation(
         "the words of a path may be encoded",
         "server/routes.py",
         "if not raw.endswith(self._words[-1]) or any(word not in raw for word in self._words):",

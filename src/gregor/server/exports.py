@@ -1,6 +1,5 @@
 """Exports, imports and backups over HTTP: streams of any size, in bounded memory."""
 
-import logging
 import os
 from collections.abc import AsyncIterator
 
@@ -11,15 +10,12 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp
 
 from gregor.core.message import UID
-from gregor.errors import GregorError
-from gregor.log_event import LogEvent
 from gregor.node.exporting import export
 from gregor.protocol.requests import JSON_LINES, SQLITE_FILE
 from gregor.server import http
 from gregor.server.auth import Identity
 from gregor.server.service import Service
-
-log = logging.getLogger("gregor.server")
+from gregor.server.streams import Streamed
 
 CHUNK = 256 * 1024
 
@@ -41,18 +37,7 @@ async def get_user_export(service: Service, request: Request, identity: Identity
 async def _export(service: Service, uid: UID | None) -> ASGIApp:
     chunks = export(service.node.state_machine, uid)
     first = await anext(chunks)  # before the status: what fails at once is answered with its error
-    return StreamingResponse(_followed(first, chunks), media_type=JSON_LINES)
-
-
-async def _followed(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """An export that fails is broken off, so that nobody takes it for a whole one."""
-    yield first
-    try:
-        async for chunk in chunks:
-            yield chunk
-    except GregorError as error:
-        log.error(LogEvent("an export was broken off", reason=str(error)))
-        raise
+    return Streamed(first, chunks, JSON_LINES, "an export was broken off")
 
 
 async def post_import(service: Service, request: Request, identity: Identity) -> Response:

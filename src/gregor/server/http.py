@@ -80,6 +80,7 @@ from gregor.server.sse import (
     is_cursor,
     only_event,
 )
+from gregor.server.whole_state import WholeState
 
 ASIDE_BYTES = 16 * 1024  # of JSON: to read more takes longer than to pass it to a thread
 
@@ -257,10 +258,12 @@ async def get_state(service: Service, request: Request, identity: Identity) -> R
     asked = StateRequest(uid, query, _time(request, "at"))
     start = _page_start(request, asked)
     epoch = await _known_before(service, uid)
+    if query.limit is None:
+        return await WholeState(service, asked, start).answer(epoch)
     # A later page is of the instant of the first one, and not of `at`, which may be an offset.
     at = asked.at if start is None else None
     async with service.turn_to_read(uid):
-        page = await service.node.state_machine.state_page(uid, asked.query, at, start)
+        page = await service.node.state_machine.state_page(uid, query, at, start)
     next_page = None if page.next is None else asked.token_of(page.next)
     answer = StateAnswer(page.items, page.as_of, page.hash, page.cursor, epoch, next_page)
     size = sum(len(memoryview(item.raw_body)) + 200 for item in page.items)

@@ -69,7 +69,7 @@ class SQLiteConnection:
         if statement.row is no_row:
             self.driver.execute(text, parameters)
             return []
-        if "RETURNING" in text:
+        if "RETURNING" in text or not statement.returns_json:
             return [statement.row(row) for row in self.driver.execute(text, parameters).fetchall()]
         # All rows in one step: row by row, each would release the interpreter lock and then wait
         # for a busy event loop to get it back.

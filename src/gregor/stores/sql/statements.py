@@ -8,6 +8,7 @@ so a statement is prepared once, whatever the number of rows.
 """
 
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_type_hints
 
 from gregor.core.instant import Time
@@ -33,8 +34,18 @@ class Statement(Generic[R]):
     @property
     def columns(self) -> tuple[str, ...]:
         """The names of the columns of its result."""
-        row_type = getattr(self.row, "__self__", None)
-        return getattr(row_type, "_fields", ())
+        return getattr(self._row_type, "_fields", ())
+
+    @cached_property
+    def returns_json(self) -> bool:
+        """Whether JSON can hold all values of its result: it cannot hold bytes."""
+        return self.columns != () and all(
+            _kinds(hint) & _SQL_TYPES.keys() for hint in get_type_hints(self._row_type).values()
+        )
+
+    @property
+    def _row_type(self) -> Any:
+        return getattr(self.row, "__self__", None)
 
 
 class BulkStatement(Statement[R], Generic[Row, R]):
@@ -61,9 +72,12 @@ def columns_of(row: type[tuple[Any, ...]]) -> dict[str, str]:
 
 def _sql_type(hint: Any) -> str:
     """The SQL type of a field, which may be `| None`."""
-    kinds = {kind for kind in (hint, *get_args(hint)) if kind in _SQL_TYPES}
-    (kind,) = kinds
+    (kind,) = _kinds(hint) & _SQL_TYPES.keys()
     return _SQL_TYPES[kind]
+
+
+def _kinds(hint: Any) -> set[Any]:
+    return {hint, *get_args(hint)}
 
 
 _SQL_TYPES = {str: "TEXT", int: "BIGINT", bool: "BOOLEAN"}
