@@ -721,13 +721,13 @@ async def test_device_works_with_nodes_without_epochs_and_keeps_its_own() -> Non
 # Unsent writes that are older than the ids that a node keeps
 
 
-@pytest.mark.parametrize(("days", "is_reported"), [(29, False), (31, True)])
+@pytest.mark.parametrize(("days", "is_reported"), [(2, False), (4, True)])
 @on_virtual_time
 async def test_unsent_write_that_may_be_stored_twice_is_sent_and_reported(
     days: int, is_reported: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "gregor.client")
-    limits = Limits(ids_days=30)
+    limits = Limits(ids_days=3)
     welcome = Welcome("alice", "laptop", 0, limits, 0)
     async with client_harness() as harness:
 

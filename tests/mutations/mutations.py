@@ -628,6 +628,13 @@ MUTATIONS = [
         "tests/server/test_whole_state.py::test_state_that_cannot_be_read_to_its_end_is_broken_off",
     ),
     Mutation(
+        "a request that nobody forwards is one of the client before",
+        "server/guarded_http.py",
+        "move(connection, host or connection.peer)",
+        "move(connection, host or connection.host)",
+        ACCEPTOR + "test_bad_tokens_of_a_forwarded_address_are_its_own",
+    ),
+    Mutation(
         "the words of a path may be encoded",
         "server/routes.py",
         "if not raw.endswith(self._words[-1]) or any(word not in raw for word in self._words):",

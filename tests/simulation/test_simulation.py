@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import pytest
 
@@ -33,7 +34,7 @@ def test_device_holds_a_constant_whenever_nothing_is_live_and_nothing_is_unsent(
 
 def test_simulations_cover_every_fault() -> None:
     _require_events(
-        range(100),
+        (0, 1, 2, 4, 5, *range(100)),
         False,
         "crashes",
         "is partitioned from the pub/sub",
@@ -67,7 +68,7 @@ def test_simulations_cover_every_fault() -> None:
 
 def test_sharded_simulations_cover_every_shard_fault() -> None:
     _require_events(
-        range(400),
+        (18, 56, 0, 1, 2, *range(400)),
         True,
         "moved",
         "mover      is killed",
@@ -84,9 +85,10 @@ def test_sharded_simulations_cover_every_shard_fault() -> None:
     )
 
 
-def _require_events(seeds: range, sharded: bool, *events: str) -> None:
+def _require_events(seeds: Sequence[int], sharded: bool, *events: str) -> None:
     """Run simulations until their traces have matched each event (a pattern). Fails if an event is
-    still missing after the last seed; the seeds in which it occurs are random."""
+    still missing after the last seed. The seeds in which it occurs are random: those in which they
+    all occurred once are tried first."""
     missing = set(events)
     for seed in seeds:
         trace = "\n".join(simulation.simulate(seed, sharded).trace)

@@ -284,9 +284,10 @@ class GuardedHTTP(UpgradingHTTP):
         connection = self._connection
         if connection.peer in self._limits.trusted:
             host = forwarded_host(self.headers, self._limits.trusted)
-            if host is not None:
-                self._connections.move(connection, host)
-                self.client = self.scope["client"] = (host, 0)
+            # Also if it names none: the request before may have been of another client.
+            self._connections.move(connection, host or connection.peer)
+            own = (connection.peer, connection.port)
+            self.client = self.scope["client"] = own if host is None else (host, 0)
         if self._errors.throttles(connection.host) or self._connections.exceeds(connection):
             self._connections.move(connection, connection.peer)  # it ends, and counts no more
             raise Throttled("too many errors, or connections, from this address; retry later")
