@@ -635,6 +635,13 @@ MUTATIONS = [
         ACCEPTOR + "test_bad_tokens_of_a_forwarded_address_are_its_own",
     ),
     Mutation(
+        "a connection that ended keeps its head until garbage is collected",
+        "server/guarded_http.py",
+        "        self._deadline.close()\n",
+        "        self._deadline.cancel()\n",
+        MEMORY_OF_REQUESTS + "test_connection_that_ended_is_freed_without_a_garbage_collection",
+    ),
+    Mutation(
         "the words of a path may be encoded",
         "server/routes.py",
         "if not raw.endswith(self._words[-1]) or any(word not in raw for word in self._words):",

@@ -3,13 +3,14 @@
 import asyncio
 import gc
 import json
+import socket
 import tracemalloc
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from gregor.server.auth import Role
-from tests.server.harness import JSON, Served, creation, to, token
+from tests.server.harness import JSON, Served, creation, to, token, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -78,3 +79,44 @@ async def test_refused_request_is_freed_without_a_garbage_collection(
     after, _ = tracemalloc.get_traced_memory()
     requests.close()
     assert (after - before) / REQUESTS < 40_000
+
+
+CLOSE = b"Host: x\r\nConnection: close\r\n"
+WEBSOCKET = (
+    b"Host: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+ENDED = {
+    "a good request": b"GET /healthz HTTP/1.1\r\n" + CLOSE + b"X: %b\r\n\r\n",
+    "a bad token": b"GET /v1/limits HTTP/1.1\r\n" + CLOSE + b"X: %b\r\n\r\n",
+    "no HTTP": b"GET%b\r\n\r\n",
+    "a head that does not end": b"GET / HTTP/1.1\r\nHost: x\r\nX: %b",
+    "no WebSocket at its path": b"GET / HTTP/1.1\r\n" + WEBSOCKET + b"X: %b\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", ENDED)
+async def test_connection_that_ended_is_freed_without_a_garbage_collection(
+    jwt_server: Served, no_collections: None, name: str
+) -> None:
+    before = 0
+    for n in range(REQUESTS + 2):
+        if n == 2:
+            before, _ = tracemalloc.get_traced_memory()
+        await connect_once(jwt_server, ENDED[name] % (b"x" * 30_000))
+    after, _ = tracemalloc.get_traced_memory()
+    assert (after - before) / REQUESTS < 15_000
+
+
+async def connect_once(served: Served, request: bytes) -> None:
+    """Connect, send this, and wait until the server has ended and forgotten the connection."""
+    loop, port = asyncio.get_running_loop(), served.http.base_url.port
+    with socket.socket() as sock:
+        sock.setblocking(False)
+        await loop.sock_connect(sock, ("127.0.0.1", port))
+        await loop.sock_sendall(sock, request)
+        if CLOSE not in request:
+            sock.shutdown(socket.SHUT_WR)
+        while await loop.sock_recv(sock, 65_536):
+            pass
+    await until(lambda: served.server.service.open_connections.number == 0)

@@ -59,7 +59,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server in a process of its own."""
     store: Path = tmp_path_factory.mktemp("schemathesis") / "gregor.db"
     with asyncio.Runner() as runner:
-        server = running_server(f"sqlite:///{store}")
+        server = running_server(f"sqlite:///{store}", options=())
         yield runner.run(server.__aenter__())
         runner.run(server.__aexit__(None, None, None))
 

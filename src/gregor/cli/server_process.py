@@ -5,7 +5,7 @@ import os
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -26,14 +26,15 @@ class _LogEntry(msgspec.Struct):
 
 
 @asynccontextmanager
-async def running_server(store: str) -> AsyncIterator[str]:
-    """Start a server on this store, on loopback and without authentication or limits; yield its
-    URL. Raises SetupError if it does not start, or if it ends before the block does."""
+async def running_server(store: str, options: Sequence[str] = WITHOUT_LIMITS) -> AsyncIterator[str]:
+    """Start a server on this store, on loopback and without authentication, by default without
+    limits; yield its URL. Raises SetupError if it does not start, or if it ends before the block
+    does."""
     # The caller's settings must not configure this server.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GREGOR_")}
     arguments = ("--store", store, "--log-format", "json", "--drain-seconds", "0")
     process = await asyncio.create_subprocess_exec(
-        *COMMAND, *arguments, *WITHOUT_LIMITS, stderr=PIPE, env=environment
+        *COMMAND, *arguments, *options, stderr=PIPE, env=environment
     )
     last_lines: deque[str] = deque(maxlen=5)
     try:

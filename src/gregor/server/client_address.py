@@ -6,6 +6,7 @@ the last ones are to be believed, as long as each was written by a trusted proxy
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Self, TypeAlias
 
@@ -41,6 +42,7 @@ class Networks:
 NO_NETWORKS = Networks()
 
 
+@lru_cache(4_096)  # it is asked several times for each connection
 def parse_address(host: str) -> Address | None:
     """The IP address that is written here; None if it is none, as the path of a Unix socket. An
     IPv4 address that is written as an IPv6 one is an IPv4 address."""

@@ -69,8 +69,17 @@ class Deadline:
             self._deadlines.remove(self, self._slot)
             self._slot = None
 
+    def close(self) -> None:
+        """Cancel it for good, and forget what it calls, which mostly refers to this deadline."""
+        self.cancel()
+        self._reached = _nothing
+
     def reach(self) -> None:
         """It has ended."""
         if self._slot is not None:  # not cancelled by another one of the same slot
             self._slot = None
             self._reached()
+
+
+def _nothing() -> None:
+    pass

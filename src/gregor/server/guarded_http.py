@@ -113,9 +113,13 @@ class GuardedHTTP(UpgradingHTTP):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._enter(RequestPhase.END)
-        self._write_deadline.cancel()
         self._connections.discard(self._connection)
         super().connection_lost(exc)
+        # What refers to this protocol would keep its head and body until garbage is collected.
+        self._deadline.close()
+        self._write_deadline.close()
+        self.cycle = self._answering = None  # type: ignore[assignment]
+        self.pipeline.clear()
 
     def data_received(self, data: bytes) -> None:
         if self._phase in AFTER_THE_LAST:

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from functools import partial
-from ipaddress import ip_address
 from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gregor.errors import Forbidden
+from gregor.server.client_address import parse_address
 from gregor.server.hosts import AllowedHosts
 from gregor.server.origins import AllowedOrigins
 from gregor.server.problems import problem
@@ -55,10 +55,9 @@ class LoopbackOnly:
 
 
 def _is_loopback_server(server: Sequence[Any] | None) -> bool:
-    try:
-        return server is None or ip_address(server[0]).is_loopback
-    except ValueError:  # a host name or a path: a test client of the host, or a Unix socket
-        return True
+    address = None if server is None else parse_address(server[0])
+    # Without one it is a host name or a path: a test client of the host, or a Unix socket.
+    return address is None or address.is_loopback
 
 
 def _is_forwarded(headers: Headers) -> bool:

@@ -3,7 +3,8 @@
 The types of messages say most of it. What they check by themselves is said here: which characters a
 text has, which times are meant, what a message needs. Not said, because no schema can say it, are
 lengths in bytes (`maxLength` counts characters, which may take several) and what compares two
-fields, such as a start with an expiry.
+fields, such as a start with an expiry. The server takes more notations than a pattern describes,
+such as fractions (`1.5h`).
 """
 
 from typing import Any
@@ -35,17 +36,20 @@ RFC3339_TIME: JSONObject = {
     "examples": ["2026-01-31T12:00:00Z"],
 }
 _UNITS = ("w", "d", "h", "m", "s", "ms", "us")
+_N = r"[1-9][0-9]{0,3}"
+_HOURS = rf"T({_N}H({_N}M)?({_N}S)?|{_N}M({_N}S)?|{_N}S)"
+_ISO_8601 = rf"P({_N}D({_HOURS})?|{_HOURS})"
 
 
 def _duration(sign: str = "", *, units: int = len(_UNITS)) -> JSONObject:
     """A duration of at least one of the first `units`; the longest unit comes first."""
     forms = (
-        rf"[1-9][0-9]{{0,3}}{unit}" + "".join(rf"([0-9]{{1,4}}{less})?" for less in _UNITS[n + 1 :])
+        f"{_N}{unit}" + "".join(rf"([0-9]{{1,4}}{less})?" for less in _UNITS[n + 1 :])
         for n, unit in enumerate(_UNITS[:units])
     )
     return {
         "type": "string",
-        "pattern": rf"^{sign}({'|'.join(forms)}|P[1-9][0-9]{{0,3}}D)$",
+        "pattern": rf"^{sign}({'|'.join(forms)}|{_ISO_8601})$",
         "examples": ["90s", "1h30m", "P1D"],
     }
 
