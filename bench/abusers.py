@@ -63,8 +63,8 @@ class HTTP:
         if self._streams is not None:
             self._streams[1].close()
 
-    async def request(self, method: str, path: str, body: bytes = b"") -> int:
-        """The length of the answer."""
+    async def request(self, method: str, path: str, body: bytes = b"") -> None:
+        """Send a request, and read its answer."""
         reader, writer = self._streams or await asyncio.open_connection(*self._address)
         self._streams = reader, writer
         head = (
@@ -75,14 +75,27 @@ class HTTP:
             writer.write(head.encode() + body)
             await writer.drain()
             answer = (await reader.readuntil(b"\r\n\r\n")).lower()
-            length = int(answer.partition(b"content-length:")[2].partition(b"\r\n")[0])
-            while length > 0:
-                length -= len(await reader.read(min(length, 1 << 20)) or _lost())
-            return length
+            if b"\r\ntransfer-encoding: chunked" in answer:
+                await _read_chunks(reader)
+            else:
+                length = int(answer.partition(b"content-length:")[2].partition(b"\r\n")[0])
+                await _read(reader, length)
         except BaseException:
             writer.close()
             self._streams = None
             raise
+
+
+async def _read(reader: asyncio.StreamReader, length: int) -> None:
+    while length > 0:
+        length -= len(await reader.read(min(length, 1 << 20)) or _lost())
+
+
+async def _read_chunks(reader: asyncio.StreamReader) -> None:
+    size = 1
+    while size:
+        size = int(await reader.readline() or _lost(), 16)
+        await _read(reader, size + len(b"\r\n"))
 
 
 def _lost() -> bytes:
