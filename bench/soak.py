@@ -122,12 +122,30 @@ async def measure(quick: bool) -> list[Figure]:
         await asyncio.sleep(seconds / 20)
         alone = median(soak.waits)
         soak.waits.clear()
-        async with AsyncExitStack() as crowd:
-            for number, kind in enumerate(islice(cycle(KINDS), abusers)):
-                abuse = abuser(kind, server, secret, f"abuser-{number}")
-                await crowd.enter_async_context(abuse)
+        async with _crowd(abusers, server, secret):
+            soak.memory.clear()
             await asyncio.sleep(seconds)
         return soak.figures((folder / "log").read_text(), alone)
+
+
+@asynccontextmanager
+async def _crowd(number: int, server: ServerProcess, secret: str) -> AsyncIterator[None]:
+    """While the block runs, so many abusers of all kinds are at work. They begin together: beside
+    those that are at work, each would take long."""
+    ready, end = asyncio.Semaphore(0), asyncio.Event()
+
+    async def abuse(kind: str, uid: str) -> None:
+        async with abuser(kind, server, secret, uid):
+            ready.release()
+            await end.wait()
+
+    async with asyncio.TaskGroup() as group:
+        for n, kind in enumerate(islice(cycle(KINDS), number)):
+            group.create_task(abuse(kind, f"abuser-{n}"))
+        for _ in range(number):
+            await ready.acquire()
+        yield
+        end.set()
 
 
 @asynccontextmanager
