@@ -80,7 +80,7 @@ from gregor.server.sse import (
     is_cursor,
     only_event,
 )
-from gregor.server.whole_state import WholeState
+from gregor.server.whole_state import WholeState, size_of
 
 ASIDE_BYTES = 16 * 1024  # of JSON: to read more takes longer than to pass it to a thread
 
@@ -266,8 +266,7 @@ async def get_state(service: Service, request: Request, identity: Identity) -> R
         page = await service.node.state_machine.state_page(uid, query, at, start)
     next_page = None if page.next is None else asked.token_of(page.next)
     answer = StateAnswer(page.items, page.as_of, page.hash, page.cursor, epoch, next_page)
-    size = sum(len(memoryview(item.raw_body)) + 200 for item in page.items)
-    return await _aside(size, lambda: _json(answer))
+    return await _aside(size_of(page.items), lambda: _json(answer))
 
 
 async def _known_before(service: Service, uid: UID) -> Time:

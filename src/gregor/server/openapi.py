@@ -1,7 +1,6 @@
 """The OpenAPI description of the HTTP API, generated from the request and response types."""
 
 from importlib.metadata import version
-from typing import Any
 
 import msgspec
 
@@ -32,8 +31,7 @@ from gregor.protocol.requests import (
 )
 from gregor.server import schemas
 from gregor.server.readiness import PARTS
-
-JSONObject = dict[str, Any]
+from gregor.server.schemas import JSONObject, ref
 
 _FORGOTTEN = "What happened then is forgotten; read the state as of now"
 _ERASED = "The user was erased, at the `epoch`, after what the device knows; nothing was stored"
@@ -105,7 +103,7 @@ def _paths() -> JSONObject:
     post["parameters"] = [_epoch_header(), sender]
     post["requestBody"] = {
         "required": True,
-        "content": {"application/json": {"schema": {"anyOf": [_ref(name) for name in bodies]}}},
+        "content": {"application/json": {"schema": {"anyOf": [ref(name) for name in bodies]}}},
     }
     user = "/v1/users/{uid}"
     device = _query(
@@ -201,7 +199,7 @@ def _prune() -> JSONObject:
         " on where it was",
         "PruneAnswer",
     )
-    prune["requestBody"] = {"content": {"application/json": {"schema": _ref("PruneRequest")}}}
+    prune["requestBody"] = {"content": {"application/json": {"schema": ref("PruneRequest")}}}
     return prune
 
 
@@ -309,7 +307,7 @@ def _operation(summary: str, schema: str, *parameters: JSONObject) -> JSONObject
 
 
 def _response(description: str, schema: str, media_type: str = "application/json") -> JSONObject:
-    return {"description": description, "content": {media_type: {"schema": _ref(schema)}}}
+    return {"description": description, "content": {media_type: {"schema": ref(schema)}}}
 
 
 def _problem(description: str) -> JSONObject:
@@ -373,7 +371,3 @@ def _uid() -> JSONObject:
 
 def _query(name: str, description: str, schema: JSONObject) -> JSONObject:
     return {"name": name, "in": "query", "description": description, "schema": schema}
-
-
-def _ref(name: str) -> JSONObject:
-    return {"$ref": f"#/components/schemas/{name}"}

@@ -116,7 +116,7 @@ def _state_times(schemas: JSONObject) -> None:
     for name, offset in (("TimeOrOffset", any_offset), ("Expiry", later)):
         one_of = [_object(time={"anyOf": [TIME, RFC3339_TIME]}), _object(offset=offset)]
         schemas[name] = {"title": name, "description": description, "oneOf": one_of}
-    schemas["Creation"]["properties"]["expires"]["anyOf"][0] = _ref("Expiry")
+    schemas["Creation"]["properties"]["expires"]["anyOf"][0] = ref("Expiry")
 
 
 def _state_counts(schemas: JSONObject) -> None:
@@ -140,7 +140,7 @@ def _state_needs(message: JSONObject) -> None:
     for name in ("ctime", "prev"):
         message["properties"][name]["readOnly"] = True
     message["anyOf"] = [
-        {"required": ["creation"], "properties": {"creation": _ref("Creation")}},
+        {"required": ["creation"], "properties": {"creation": ref("Creation")}},
         {"required": ["dismissal"], "properties": {"dismissal": _SOMETHING}},
     ]
 
@@ -175,5 +175,5 @@ def _object(**properties: JSONObject) -> JSONObject:
     }
 
 
-def _ref(name: str) -> JSONObject:
+def ref(name: str) -> JSONObject:
     return {"$ref": f"#/components/schemas/{name}"}

@@ -4,7 +4,7 @@ A user may have 64 MiB of items, and ask for them many times at once. So of each
 page in memory, and the next one is read when the caller has taken it.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 import msgspec
 from msgspec import structs
@@ -75,12 +75,13 @@ class WholeState:
 
 def _next_limit(page: StatePage) -> int:
     """How many items the next page has, if they are as large as these."""
-    each = sum(map(_size, page.items)) // len(page.items)
+    each = size_of(page.items) // len(page.items)
     return max(1, min(MOST_ITEMS, PAGE_BYTES // each))
 
 
-def _size(item: Item) -> int:
-    return 200 + len(memoryview(item.raw_body))
+def size_of(items: Iterable[Item]) -> int:
+    """About how many bytes of JSON they are."""
+    return sum(200 + len(memoryview(item.raw_body)) for item in items)
 
 
 def _answer(page: StatePage, epoch: Time) -> StateAnswer:

@@ -107,8 +107,8 @@ _rows = msgspec.json.Decoder(list[list[Any]])
 
 @cache
 def _as_json(statement: Statement[Any]) -> str:
-    """The statement, whose rows are a JSON array of arrays; in order, as SQLite promises for such
-    an aggregate of a subquery that has one."""
+    """The statement, whose rows are a JSON array of arrays; in their order, which
+    SQLite keeps for such an aggregate of a subquery."""
     text = sql_of(statement, SQLITE).text
     return f"SELECT json_group_array(json_array({', '.join(statement.columns)})) FROM ({text})"
 
