@@ -9,14 +9,14 @@ from gregor.core.facts import Facts
 from gregor.core.instant import Time
 from gregor.core.message import DeviceID
 from gregor.core.state import Item
-from gregor.core.state_page import PageStart, StateQuery, page_of
+from gregor.core.state_page import PageStart, StatePage, StateQuery, page_of, size_of
 from gregor.errors import InvalidMessage
 from gregor.testing.strategies import History, devices, histories, times
 
 
 @given(
     histories(), devices, times, st.sampled_from([(), ("a",), ("b", "a.")]), st.integers(1, 3),
-    st.booleans(),
+    st.booleans(), st.none() | st.integers(1, 700),
 )  # fmt: skip
 def test_pages_together_are_what_was_asked_for(
     history: History,
@@ -25,14 +25,19 @@ def test_pages_together_are_what_was_asked_for(
     prefixes: tuple[str, ...],
     limit: int,
     newest_first: bool,
+    max_bytes: int | None,
 ) -> None:
     state = Facts().replay_all(history).state(device_id, now)
-    query = StateQuery(device_id, prefixes, newest_first=newest_first, limit=limit)
+    query = StateQuery(
+        device_id, prefixes, newest_first=newest_first, limit=limit, max_bytes=max_bytes
+    )
+    empty = StatePage((), now, "hash", 7, epoch=5)
     found, start = list[Item](), None
     while True:
-        page = page_of(state, query, start, "hash", 7)
-        assert (page.as_of, page.hash, page.cursor) == (now, "hash", 7)
+        page = page_of(state, query, start, empty)
+        assert (page.as_of, page.hash, page.cursor, page.epoch) == (now, "hash", 7, 5)
         assert len(page.items) <= limit
+        assert max_bytes is None or sum(map(size_of, page.items[:-1])) < max_bytes
         found += page.items
         start = page.next
         if start is None:

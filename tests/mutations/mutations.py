@@ -615,8 +615,8 @@ MUTATIONS = [
     Mutation(
         "a page of a whole state has any size",
         "server/whole_state.py",
-        "min(MOST_ITEMS, PAGE_BYTES // each)",
-        "10**6",
+        "max_bytes=STATE_BYTES",
+        "max_bytes=None",
         "tests/server/test_whole_state.py::"
         "test_answers_that_are_not_read_take_a_page_of_memory_each",
     ),

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from gregor.core.state_page import StateQuery
-from gregor.server.whole_state import FIRST_ITEMS, MOST_ITEMS, PAGE_BYTES
+from gregor.server.whole_state import PAGE_ITEMS, STATE_BYTES
 from tests.server.harness import Served, open_settings, serving, store_failure, to
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -22,16 +22,20 @@ LAST_CHUNK = b"\r\n0\r\n\r\n"
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def large() -> AsyncIterator[Served]:
-    """A server on which `u` has many large items, and `v` very many small ones."""
+    """A server on which `u` has many large items, `v` very many small ones, and `w` large ones
+    after small ones."""
     async with serving(open_settings(syncs_per_second=0)) as served:
-        for uid, body, number in (("u", BODY, ITEMS), ("v", "", FIRST_ITEMS + MOST_ITEMS + 1)):
+        for uid, body, number in (("u", BODY, ITEMS), ("v", "", PAGE_ITEMS + 1)):
             for start in range(0, number, 100):
                 some = range(start, min(start + 100, number))
                 await served.post({"messages": [to(uid, f"c{n % 2}", body) for n in some]})
+        await served.post({"messages": [to("w", "c", "") for _ in range(100)]})
+        for _ in range(0, ITEMS, 100):
+            await served.post({"messages": [to("w", "c", BODY) for _ in range(100)]})
         yield served
 
 
-@pytest.mark.parametrize("uid", ["u", "v", "nobody"])
+@pytest.mark.parametrize("uid", ["u", "v", "w", "nobody"])
 @pytest.mark.parametrize("query", [{}, {"order": "newest"}, {"prefix": "c1"}, {"at": "1d"}])
 async def test_whole_state_is_that_of_the_store(
     large: Served, uid: str, query: dict[str, str]
@@ -56,11 +60,14 @@ async def test_state_that_changes_while_it_is_answered_is_that_of_its_instant(
     await large.post({"uid": "u", "dismissal": {"msg_ids": ["later"]}})
 
 
-async def test_answers_that_are_not_read_take_a_page_of_memory_each(large: Served) -> None:
+@pytest.mark.parametrize("uid", ["u", "w"])
+async def test_answers_that_are_not_read_take_a_page_of_memory_each(
+    large: Served, uid: str
+) -> None:
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
-        sockets = [await ask(large) for _ in range(ANSWERS)]
+        sockets = [await ask(large, uid) for _ in range(ANSWERS)]
         for reader, _ in sockets:
             await reader.readuntil(b'{"items":[')
         after, _ = tracemalloc.get_traced_memory()
@@ -68,7 +75,7 @@ async def test_answers_that_are_not_read_take_a_page_of_memory_each(large: Serve
         tracemalloc.stop()
     for _, writer in sockets:
         writer.close()
-    assert (after - before) / ANSWERS < 5 * PAGE_BYTES
+    assert (after - before) / ANSWERS < 5 * STATE_BYTES
 
 
 async def test_state_that_cannot_be_read_to_its_end_is_broken_off(
@@ -86,9 +93,9 @@ async def test_state_that_cannot_be_read_to_its_end_is_broken_off(
     assert "Traceback" not in caplog.text
 
 
-async def ask(served: Served) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def ask(served: Served, uid: str = "u") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A request for the state, of whose answer little is read."""
     port = httpx.URL(served.http.base_url).port
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=4_096)
-    writer.write(b"GET /v1/users/u/state HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    writer.write(f"GET /v1/users/{uid}/state HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     return reader, writer

@@ -104,11 +104,11 @@ def test_text_of_a_statement_in_each_dialect() -> None:
         "SELECT a FROM input WHERE b = :b AND c = :c AND d = :b", OneText, OneText._make
     )
     assert sql_of(statement, SQLITE).text == (
-        "WITH input AS MATERIALIZED (SELECT CAST(value ->> 0 AS TEXT) AS a FROM json_each(:rows)) "
+        "WITH input AS MATERIALIZED (SELECT CAST(value AS TEXT) AS a FROM json_each(:rows)) "
         "SELECT a FROM input WHERE b = :b AND c = :c AND d = :b"
     )
     assert sql_of(statement, POSTGRESQL).text == (
-        "WITH input AS MATERIALIZED (SELECT CAST(value ->> 0 AS TEXT) AS a "
+        "WITH input AS MATERIALIZED (SELECT CAST(value #>> '{}' AS TEXT) AS a "
         "FROM json_array_elements(CAST($1 AS json))) "
         "SELECT a FROM input WHERE b = $2 AND c = $3 AND d = $2"
     )

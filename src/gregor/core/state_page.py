@@ -1,6 +1,9 @@
 """A state that is read in pages, and the part of it that is asked for."""
 
-from msgspec import Struct
+from collections.abc import Sequence
+from itertools import accumulate
+
+from msgspec import Struct, structs
 
 from gregor.core.instant import Time
 from gregor.core.message import Category, DeviceID, Key, MsgID
@@ -11,13 +14,15 @@ from gregor.errors import InvalidMessage
 class StateQuery(Struct, frozen=True):
     """What of a state is asked for: the items that the device sees (None: all devices together),
     whose category begins with one of the prefixes, if there are any, and which have the key, if
-    there is one; at most `limit`, which is positive, from the oldest or from the newest on."""
+    there is one; at most `limit`, which is positive, from the oldest or from the newest on. A page
+    of them ends with the item that brings it to about `max_bytes` of JSON."""
 
     device_id: DeviceID | None = None
     prefixes: tuple[Category, ...] = ()
     key: Key | None = None
     newest_first: bool = False
     limit: int | None = None
+    max_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
@@ -27,6 +32,19 @@ class StateQuery(Struct, frozen=True):
         """Whether a visible item is asked for."""
         is_in = not self.prefixes or item.category.startswith(self.prefixes)
         return is_in and self.key in (None, item.key)
+
+    def first_of(self, items: Sequence[Item]) -> Sequence[Item]:
+        """As many of these items as one page holds."""
+        items = items[: self.limit]
+        if self.max_bytes is None:
+            return items
+        ends = accumulate(map(size_of, items))
+        return items[: 1 + sum(end < self.max_bytes for end in ends)]
+
+
+def size_of(item: Item) -> int:
+    """About how many bytes of JSON it is."""
+    return 200 + len(memoryview(item.raw_body))
 
 
 class PageStart(Struct, frozen=True):
@@ -43,42 +61,42 @@ class PageStart(Struct, frozen=True):
 class StatePage(Struct, frozen=True):
     """Items of a state, in the order that was asked for. `hash` is that of all that is live on the
     device at `as_of`, selected or not. Messages after `cursor` continue the state. `next` is where
-    the next page begins; None if this is the last one."""
+    the next page begins; None if this is the last one. `epoch` is the user's."""
 
     items: tuple[Item, ...]
     as_of: Time
     hash: str
     cursor: Time
     next: PageStart | None = None
+    epoch: Time = 0
 
     @property
     def state(self) -> State:
         """The items of this page as a state."""
         return State.of(self.items, self.as_of)
 
+    def filled(
+        self, items: Sequence[Item], query: StateQuery, *, more: bool = False
+    ) -> "StatePage":
+        """This page, which is empty, with as many of these items as it holds. They are in order, as
+        are those that there are besides, if there are `more`."""
+        page = tuple(query.first_of(items))
+        if len(page) == len(items) and not more:
+            return structs.replace(self, items=page)
+        start = PageStart(self.as_of, self.cursor, self.hash, *page[-1].order())
+        return structs.replace(self, items=page, next=start)
+
 
 def page_of(
-    state: State, query: StateQuery, start: PageStart | None, hash_: str, cursor: Time
+    state: State, query: StateQuery, start: PageStart | None, empty: StatePage
 ) -> StatePage:
-    """The page of a whole state that begins here, for a cursor and a hash of all that is live."""
+    """The page of a whole state that begins here: the empty page of this state, filled."""
     selected = [item for item in state if query.selects(item)]
     if query.newest_first:
         selected.reverse()
     if start is not None:
         selected = [item for item in selected if _is_after(item, start, query)]
-    return limited_page(selected, query, state.as_of, hash_, cursor)
-
-
-def limited_page(
-    items: list[Item], query: StateQuery, as_of: Time, hash_: str, cursor: Time
-) -> StatePage:
-    """The page with the first of these items, which are in order: of more than the limit, the last
-    are left to the next page."""
-    page = tuple(items[: query.limit])
-    if len(page) == len(items):
-        return StatePage(page, as_of, hash_, cursor)
-    start = PageStart(as_of, cursor, hash_, *page[-1].order())
-    return StatePage(page, as_of, hash_, cursor, start)
+    return empty.filled(selected, query)
 
 
 def _is_after(item: Item, start: PageStart, query: StateQuery) -> bool:

@@ -5,6 +5,7 @@ from msgspec import Struct
 from gregor.core.instant import Time
 from gregor.core.message import UID, InBandMessage
 from gregor.core.state import Item
+from gregor.core.state_page import StatePage
 from gregor.errors import Action
 from gregor.protocol.frames import Result
 
@@ -39,6 +40,11 @@ class StateAnswer(Struct, frozen=True):
     cursor: Time
     epoch: Time = 0
     next_page: str | None = None
+
+    @classmethod
+    def of(cls, page: StatePage, next_page: str | None = None) -> "StateAnswer":
+        """The answer with a page, which is the last one if no token of the next page is given."""
+        return cls(page.items, page.as_of, page.hash, page.cursor, page.epoch, next_page)
 
 
 class CountAnswer(Struct, frozen=True):

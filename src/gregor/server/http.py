@@ -80,7 +80,7 @@ from gregor.server.sse import (
     is_cursor,
     only_event,
 )
-from gregor.server.whole_state import WholeState, size_of
+from gregor.server.whole_state import STATE_BYTES, WholeState
 
 ASIDE_BYTES = 16 * 1024  # of JSON: to read more takes longer than to pass it to a thread
 
@@ -257,16 +257,14 @@ async def get_state(service: Service, request: Request, identity: Identity) -> R
     query = _state_query(request, _prefixes(request, service.limiter))
     asked = StateRequest(uid, query, _time(request, "at"))
     start = _page_start(request, asked)
-    epoch = await _known_before(service, uid)
     if query.limit is None:
-        return await WholeState(service, asked, start).answer(epoch)
+        return await WholeState(service, asked, start).answer()
     # A later page is of the instant of the first one, and not of `at`, which may be an offset.
     at = asked.at if start is None else None
     async with service.turn_to_read(uid):
         page = await service.node.state_machine.state_page(uid, query, at, start)
     next_page = None if page.next is None else asked.token_of(page.next)
-    answer = StateAnswer(page.items, page.as_of, page.hash, page.cursor, epoch, next_page)
-    return await _aside(size_of(page.items), lambda: _json(answer))
+    return _json(StateAnswer.of(page, next_page))
 
 
 async def _known_before(service: Service, uid: UID) -> Time:
@@ -277,7 +275,9 @@ async def _known_before(service: Service, uid: UID) -> Time:
 
 def _state_query(request: Request, prefixes: tuple[Category, ...]) -> StateQuery:
     limit = _limit(request, MAX_STATE_ITEMS) if "limit" in request.query_params else None
-    return StateQuery(_device(request), prefixes, _key(request), _newest_first(request), limit)
+    newest_first, key = _newest_first(request), _key(request)
+    max_bytes = None if limit is None else STATE_BYTES
+    return StateQuery(_device(request), prefixes, key, newest_first, limit, max_bytes)
 
 
 def _page_start(request: Request, asked: StateRequest) -> PageStart | None:

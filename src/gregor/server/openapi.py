@@ -282,7 +282,10 @@ def _selections() -> tuple[JSONObject, ...]:
         "Which items come first; by default the oldest",
         {"type": "string", "enum": list(ORDERS)},
     )
-    limit = _limit("At most so many items in the answer; by default all", MAX_STATE_ITEMS)
+    limit = _limit(
+        "At most so many items in the answer, fewer if they are large; by default all",
+        MAX_STATE_ITEMS,
+    )
     page = _query(
         "page",
         "The `next_page` of an answer: the items that follow, as of the same instant. Repeat the"

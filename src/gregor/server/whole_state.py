@@ -4,15 +4,14 @@ A user may have 64 MiB of items, and ask for them many times at once. So of each
 page in memory, and the next one is read when the caller has taken it.
 """
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 
 import msgspec
 from msgspec import structs
 from starlette.responses import Response
 
-from gregor.core.instant import Time, TimeOrOffset
-from gregor.core.state import Item
-from gregor.core.state_page import PageStart, StatePage
+from gregor.core.instant import TimeOrOffset
+from gregor.core.state_page import PageStart, StatePage, StateQuery
 from gregor.errors import HistoryForgotten
 from gregor.protocol.answers import StateAnswer
 from gregor.server.page_token import StateRequest
@@ -21,9 +20,8 @@ from gregor.server.streams import Streamed
 
 JSON = "application/json"
 
-FIRST_ITEMS = 50
-MOST_ITEMS = 1_000
-PAGE_BYTES = 1024 * 1024  # about, from the second page on
+PAGE_ITEMS = 1_000
+STATE_BYTES = 1024 * 1024  # about
 
 _ITEMS = b'{"items":['
 _encode = msgspec.json.encode
@@ -36,57 +34,39 @@ class WholeState:
         self._service = service
         self._asked = asked
         self._start = start
+        self._paged = structs.replace(asked.query, limit=PAGE_ITEMS, max_bytes=STATE_BYTES)
 
-    async def answer(self, epoch: Time) -> Response:
-        """The answer for a user with this epoch."""
+    async def answer(self) -> Response:
         # A later page is of the instant of the first one, and not of `at`, which may be an offset.
         at = self._asked.at if self._start is None else None
-        first = await self._page(FIRST_ITEMS, self._start, at)
+        first = await self._page(self._paged, self._start, at)
         if first.next is None:
-            return _response(first, epoch)
+            return _response(first)
         try:
-            second = await self._page(_next_limit(first), first.next)
+            second = await self._page(self._paged, first.next)
         except HistoryForgotten:  # its instant: then it is read at once
-            return _response(await self._page(None, self._start, at), epoch)
-        chunks = self._chunks(first, second, epoch)
+            return _response(await self._page(self._asked.query, self._start, at))
+        chunks = self._chunks(first, second)
         return Streamed(await anext(chunks), chunks, JSON, "a state was broken off")
 
     async def _page(
-        self, limit: int | None, start: PageStart | None, at: TimeOrOffset | None = None
+        self, query: StateQuery, start: PageStart | None, at: TimeOrOffset | None = None
     ) -> StatePage:
-        query = structs.replace(self._asked.query, limit=limit)
         machine = self._service.node.state_machine
         async with self._service.turn_to_read(self._asked.uid):
             return await machine.state_page(self._asked.uid, query, at, start)
 
-    async def _chunks(
-        self, first: StatePage, second: StatePage, epoch: Time
-    ) -> AsyncIterator[bytes]:
+    async def _chunks(self, first: StatePage, second: StatePage) -> AsyncIterator[bytes]:
         yield _ITEMS + _encode(first.items)[1:-1]
         page = second
         while True:
             yield b"," + _encode(page.items)[1:-1]
             if page.next is None:
                 break
-            page = await self._page(_next_limit(page), page.next)
-        without_items = structs.replace(first, items=())
-        yield _encode(_answer(without_items, epoch)).removeprefix(_ITEMS)
+            page = await self._page(self._paged, page.next)
+        without_items = structs.replace(first, items=(), next=None)
+        yield _encode(StateAnswer.of(without_items)).removeprefix(_ITEMS)
 
 
-def _next_limit(page: StatePage) -> int:
-    """How many items the next page has, if they are as large as these."""
-    each = size_of(page.items) // len(page.items)
-    return max(1, min(MOST_ITEMS, PAGE_BYTES // each))
-
-
-def size_of(items: Iterable[Item]) -> int:
-    """About how many bytes of JSON they are."""
-    return sum(200 + len(memoryview(item.raw_body)) for item in items)
-
-
-def _answer(page: StatePage, epoch: Time) -> StateAnswer:
-    return StateAnswer(page.items, page.as_of, page.hash, page.cursor, epoch)
-
-
-def _response(page: StatePage, epoch: Time) -> Response:
-    return Response(_encode(_answer(page, epoch)), media_type=JSON)
+def _response(page: StatePage) -> Response:
+    return Response(_encode(StateAnswer.of(page)), media_type=JSON)

@@ -113,7 +113,8 @@ class MemoryStateMachine(StateMachineOfRecord):
         if start is not None:
             require_remembered(start, user.time)
             state = user.facts.state_at(query.device_id, start.as_of, start.known)
-            return page_of(state, query, start, start.hash, start.known)
+            empty = StatePage((), start.as_of, start.hash, start.known, epoch=user.erasure.epoch)
+            return page_of(state, query, start, empty)
         if at is None:
             return user.state_page(query, Now(now))
         when = At(at.after(now))
@@ -320,7 +321,9 @@ class _UserLog:
                 state = self.facts.state(device_id, time)
             case At(time):
                 state, cursor = self.facts.state_at(device_id, time), min(time, cursor)
-        return page_of(state, query, None, self.facts.hash_at(device_id, when), cursor)
+        hash_ = self.facts.hash_at(device_id, when)
+        empty = StatePage((), state.as_of, hash_, cursor, epoch=self.erasure.epoch)
+        return page_of(state, query, None, empty)
 
     def judged(self, outcome: StoreOutcome | None, now: Time) -> StoreOutcome | None:
         """The outcome, with what has come of the message by now."""

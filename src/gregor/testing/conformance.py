@@ -442,6 +442,7 @@ class StateMachineConformance:
             st.none() | st.sampled_from(["k", "l"]),
             st.booleans(),
             st.none() | st.integers(1, 3),
+            st.none() | st.integers(1, 700),
         ),
     )
     async def test_law_pages_of_a_state_are_of_one_instant(
@@ -461,14 +462,15 @@ class StateMachineConformance:
             await store.consume_messages(of_user(uid, history[:stored]))
         page = await machine.state_page(uid, query, when)
         assert page == await reference.state_page(uid, query, when)
-        whole = await machine.state_page(uid, msgspec.structs.replace(query, limit=None), when)
+        unlimited = msgspec.structs.replace(query, limit=None, max_bytes=None)
+        whole = await machine.state_page(uid, unlimited, when)
         await machine.consume_messages(of_user(uid, history[stored:]))
         clock.now += 7
         items = list(page.items)
         while page.next is not None:
             page = await machine.state_page(uid, query, start=page.next)
             assert (page.as_of, page.hash, page.cursor) == (whole.as_of, whole.hash, whole.cursor)
-            assert 0 < len(page.items) <= (query.limit or 0)
+            assert 0 < len(page.items) <= (query.limit or len(whole.items))
             items += page.items
         assert tuple(items) == whole.items
 
@@ -1246,7 +1248,7 @@ class StateMachineConformance:
                 assert sync.content in (Snapshot(), Changes(()))
                 assert (sync.cursor, sync.hash, sync.epoch) == (epoch, hash_of(()), epoch)
             assert await machine.state_page(uid, StateQuery(device_id)) == StatePage(
-                (), clock.now, hash_of(()), epoch
+                (), clock.now, hash_of(()), epoch, epoch=epoch
             )
             assert list(await machine.in_band_messages_since(uid, device_id, BEGINNING)) == []
             for at in (0, EPOCH, epoch - 1):

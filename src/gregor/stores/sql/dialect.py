@@ -1,15 +1,15 @@
 """What differs between databases in the text of a statement: parameters, input rows, the clock."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from gregor.stores.sql.statements import BulkStatement, Statement, columns_of
 
-ROWS = "rows"  # the parameter that holds the input rows, as a JSON array of arrays
+ROWS = "rows"  # the parameter that holds the input rows, as a JSON array
 _SIZE = re.compile(r"database_size\(([\w.]+)\)")
 _PARAMETER = re.compile(r"(?<!:):(\w+)")
 
@@ -26,7 +26,8 @@ class Dialect(NamedTuple):
     """How one database writes what statements leave open."""
 
     name: str
-    json_rows: str  # a table of the elements of the JSON array in :rows
+    json_rows: str  # a table of the elements of the JSON array in :rows, each a `value`
+    json_text: str  # such a value that is neither an array nor an object
     clock: str  # the database's clock in microseconds, at evaluation
     size: str  # of the text in {}, in bytes
     tables: str  # a table of the `name` of each table
@@ -37,6 +38,7 @@ class Dialect(NamedTuple):
 SQLITE = Dialect(
     "sqlite",
     "json_each(:rows)",
+    "value",
     "database_now()",  # a function of ours: the process that holds the file has the only clock
     "length(CAST({} AS BLOB))",
     "sqlite_master",
@@ -46,6 +48,7 @@ SQLITE = Dialect(
 POSTGRESQL = Dialect(
     "postgresql",
     "json_array_elements(CAST(:rows AS json))",
+    "value #>> '{}'",
     "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)",
     "octet_length({})",
     "(SELECT relname AS name FROM pg_class WHERE pg_table_is_visible(oid)) AS visible",
@@ -59,8 +62,7 @@ def sql_of(statement: Statement[object], dialect: Dialect) -> SQL:
     """The statement in this dialect."""
     text = " ".join(statement.text.split())
     if isinstance(statement, BulkStatement):
-        types = columns_of(statement.input).items()
-        columns = ", ".join(_input_column(n, *column) for n, column in enumerate(types))
+        columns = ", ".join(_input_columns(statement.input, dialect))
         # Materialized: otherwise SQLite reads the JSON again for each row that it compares.
         text = f"WITH input AS MATERIALIZED (SELECT {columns} FROM {dialect.json_rows}) {text}"
     text = text.replace("database_now()", dialect.clock)
@@ -72,10 +74,16 @@ def sql_of(statement: Statement[object], dialect: Dialect) -> SQL:
     return SQL(text, names)
 
 
-def _input_column(number: int, name: str, type_: str) -> str:
-    return f"CAST(value ->> {number} AS {type_}) AS {name}"
+def _input_columns(row: type[tuple[Any, ...]], dialect: Dialect) -> Iterator[str]:
+    types = columns_of(row)
+    for number, (name, type_) in enumerate(types.items()):
+        value = dialect.json_text if len(types) == 1 else f"value ->> {number}"
+        yield f"CAST({value} AS {type_}) AS {name}"
 
 
 def encode_rows(rows: Iterable[Sequence[object]]) -> str:
-    """Input rows as the one JSON parameter that carries them."""
-    return msgspec.json.encode(list(rows)).decode()
+    """Input rows as the one JSON parameter that carries them: an array of arrays; for rows of one
+    column, of values, which are read faster."""
+    rows = list(rows)
+    values = [row[0] for row in rows] if rows and len(rows[0]) == 1 else rows
+    return msgspec.json.encode(values).decode()

@@ -6,14 +6,13 @@ continues a recent cursor, to what is new: not to the length of the user's log.
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
 
 from gregor.core.history import require_remembered
 from gregor.core.instant import Time
 from gregor.core.message import UID, Category, DeviceID, InBandMessage, MsgID
 from gregor.core.state import Counts, Item
 from gregor.core.state_hash import hash_of
-from gregor.core.state_page import PageStart, StatePage, StateQuery, limited_page
+from gregor.core.state_page import PageStart, StatePage, StateQuery, size_of
 from gregor.core.sync import (
     EXPIRY_GRACE,
     MAX_BYTES_READ,
@@ -45,30 +44,22 @@ from gregor.stores.sql.rows import item_of, message_of
 from gregor.stores.sql.statements import (
     FOREVER,
     BulkStatement,
+    ItemCtime,
     ItemKey,
     KeyedItem,
     Prefix,
-    StoredItem,
-    UserClock,
     UserHead,
 )
 
-# How many items are read in one statement, since their sizes are not known before.
-ITEMS_IN_BLOCK = 32
+# How many items are read in one statement: a few at first, since their sizes are not known before.
+FIRST_ITEMS, READ_ITEMS = 32, 256
 # How many messages of a user's log are read at a time: a few at first, since their sizes are not
-# known before; then as many as have about so many bytes.
+# known before; then as many as have about so many bytes. The same of items.
 FIRST_MESSAGES, READ_MESSAGES = 25, 200
 READ_BYTES = 1024 * 1024
 
 
 # States
-
-
-class _Moment(NamedTuple):
-    """What a page is of: the instant, and the ctime up to which messages count."""
-
-    time: Time
-    known: Time
 
 
 def read_state_page(
@@ -83,47 +74,50 @@ def read_state_page(
     user = _time_of(head)
     if at is None:
         hash_ = read_hash(connection, uid, query.device_id, head, now)
-        items = _read_items_of_state(connection, uid, query, _Moment(now, FOREVER))
-        return limited_page(items, query, now, hash_, user.clock)
+        empty = StatePage((), now, hash_, user.clock, epoch=_epoch_of(head))
+        return _filled(connection, uid, query, empty, FOREVER)
     require_remembered(At(at), user)
     live = connection.execute(
         statements.LIVE_IDS_AT, uid=uid, device_id=query.device_id, time=at, known=at
     )
-    items = _read_items_of_state(connection, uid, query, _Moment(at, at))
-    return limited_page(items, query, at, hash_of(live), min(at, user.clock))
+    empty = StatePage((), at, hash_of(live), min(at, user.clock), epoch=_epoch_of(head))
+    return _filled(connection, uid, query, empty, at)
 
 
 def read_next_state_page(
     connection: DatabaseConnection, uid: UID, query: StateQuery, start: PageStart
 ) -> StatePage:
     """A later page, which begins there."""
-    require_remembered(start, _time_of(_read_head(connection, uid, query.device_id)))
-    moment = _Moment(start.as_of, start.known)
-    items = _read_items_of_state(connection, uid, query, moment, start)
-    return limited_page(items, query, start.as_of, start.hash, start.known)
+    head = _read_head(connection, uid, query.device_id)
+    require_remembered(start, _time_of(head))
+    empty = StatePage((), start.as_of, start.hash, start.known, epoch=_epoch_of(head))
+    return _filled(connection, uid, query, empty, start.known, start)
 
 
-def _read_items_of_state(
+def _filled(
     connection: DatabaseConnection,
     uid: UID,
     query: StateQuery,
-    moment: _Moment,
+    empty: StatePage,
+    known: Time,
     start: PageStart | None = None,
-) -> list[Item]:
-    """The first items of a page in their order, and one more if it is not the last page."""
+) -> StatePage:
+    """The page with its items; messages count up to the ctime `known`."""
     rows = connection.execute(
         _statement_for(query),
         **{ROWS: encode_rows(Prefix(prefix) for prefix in query.prefixes or ("",))},
         uid=uid,
         device_id=query.device_id,
         key=query.key,
-        time=moment.time,
-        known=moment.known,
+        time=empty.as_of,
+        known=known,
         after_time=_first_time(query) if start is None else start.after_time,
         after_id="" if start is None else start.after_id,
         limit=FOREVER if query.limit is None else query.limit + 1,
     )
-    return [item_of(row) for row in rows]
+    ctimes = [row.ctime for row in rows]
+    items = read_items(connection, uid, ctimes[: query.limit], query.max_bytes)
+    return empty.filled(items, query, more=len(items) < len(ctimes))
 
 
 def _first_time(query: StateQuery) -> Time:
@@ -131,7 +125,7 @@ def _first_time(query: StateQuery) -> Time:
     return FOREVER if query.newest_first else -1
 
 
-def _statement_for(query: StateQuery) -> BulkStatement[Prefix, StoredItem]:
+def _statement_for(query: StateQuery) -> BulkStatement[Prefix, ItemCtime]:
     newest = query.newest_first
     if query.key is not None:
         return statements.NEWEST_WITH_KEY if newest else statements.OLDEST_WITH_KEY
@@ -274,8 +268,8 @@ def read_sync(
     if content is None:
         ctimes = sorted(_read_sent(connection, uid, device_id, now))
         content = Snapshot.of(ctimes, partial(read_items, connection, uid))
-    epoch = head[0].epoch if head else 0
-    return Sync(content, time.clock, now, read_hash(connection, uid, device_id, head, now), epoch)
+    hash_ = read_hash(connection, uid, device_id, head, now)
+    return Sync(content, time.clock, now, hash_, _epoch_of(head))
 
 
 def _read_changes(
@@ -304,18 +298,30 @@ def _read_sent(
     return [row.ctime for row in rows]
 
 
-def read_items(connection: DatabaseConnection, uid: UID, ctimes: Sequence[Time]) -> list[Item]:
-    """The items with these ctimes, live or dead, up to MAX_BYTES_READ and one block."""
+def read_items(
+    connection: DatabaseConnection,
+    uid: UID,
+    ctimes: Sequence[Time],
+    max_bytes: int | None = MAX_BYTES_READ,
+) -> list[Item]:
+    """The first of the items with these ctimes, live or dead, in this order: those that bring them
+    to so many bytes, and more."""
     items: list[Item] = []
-    size = 0
-    for start in range(0, len(ctimes), ITEMS_IN_BLOCK):
-        if size >= MAX_BYTES_READ:
-            break
-        keys = [UserClock(uid, ctime) for ctime in ctimes[start : start + ITEMS_IN_BLOCK]]
-        rows = connection.execute_rows(statements.ITEMS_AT, keys)
-        size += sum(len(row.message) for row in rows)
-        items += sorted(map(item_of, rows), key=lambda item: item.ctime)
+    size, start, block = 0, 0, FIRST_ITEMS
+    while start < len(ctimes) and (max_bytes is None or size < max_bytes):
+        read = _read_block(connection, uid, ctimes[start : start + block])
+        items += read
+        size += sum(map(size_of, read))
+        start += block
+        block = max(1, min(READ_ITEMS, 2 * block, READ_BYTES * start // max(size, 1)))
     return items
+
+
+def _read_block(connection: DatabaseConnection, uid: UID, ctimes: Sequence[Time]) -> list[Item]:
+    rows = {ROWS: encode_rows(map(ItemCtime, ctimes))}
+    read = connection.execute(statements.ITEMS_AT, uid=uid, **rows)
+    by_ctime = {row.ctime: row for row in read}
+    return [item_of(by_ctime[ctime]) for ctime in ctimes if ctime in by_ctime]
 
 
 # The user
@@ -329,3 +335,7 @@ def _read_head(
 
 def _time_of(head: Sequence[UserHead]) -> UserTime:
     return UserTime(head[0].ctime, head[0].mark, head[0].floor) if head else UserTime(0)
+
+
+def _epoch_of(head: Sequence[UserHead]) -> Time:
+    return head[0].epoch if head else 0

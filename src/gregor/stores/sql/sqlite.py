@@ -73,8 +73,8 @@ class SQLiteConnection:
             return [statement.row(row) for row in self.driver.execute(text, parameters).fetchall()]
         # All rows in one step: row by row, each would release the interpreter lock and then wait
         # for a busy event loop to get it back.
-        ((rows,),) = self.driver.execute(_as_json(statement), parameters).fetchall()
-        return [statement.row(row) for row in _rows.decode(rows)]
+        (columns,) = self.driver.execute(_in_one_row(statement), parameters).fetchall()
+        return list(map(statement.row, zip(*_decoded(statement, columns), strict=True)))
 
     def execute_rows(self, statement: BulkStatement[Row, R], rows: Iterable[Row]) -> list[R]:
         return self.execute(statement, rows=encode_rows(rows))
@@ -102,15 +102,32 @@ class SQLiteConnection:
 _BLOCK_SIZES = tuple(2**power for power in range(9, -1, -1))
 
 
-_rows = msgspec.json.Decoder(list[list[Any]])
+RECORD_SEPARATOR = "\x1e"  # no JSON contains it (RFC 7464)
+
+_values = msgspec.json.Decoder(list[Any])
 
 
 @cache
-def _as_json(statement: Statement[Any]) -> str:
-    """The statement, whose rows are a JSON array of arrays; in their order, which
-    SQLite keeps for such an aggregate of a subquery."""
-    text = sql_of(statement, SQLITE).text
-    return f"SELECT json_group_array(json_array({', '.join(statement.columns)})) FROM ({text})"
+def _in_one_row(statement: Statement[Any]) -> str:
+    """The statement with all its rows in one: of each column a JSON array of its values; or, of one
+    that holds JSON, these texts, joined, because to quote them takes longer than to read them. All
+    are in the order of the rows, which SQLite keeps for such aggregates of a subquery."""
+    columns = ", ".join(
+        f"group_concat({name}, char({ord(RECORD_SEPARATOR)}))"
+        if name in statement.json_columns
+        else f"json_group_array({name})"
+        for name in statement.columns
+    )
+    return f"SELECT {columns} FROM ({sql_of(statement, SQLITE).text})"
+
+
+def _decoded(statement: Statement[Any], columns: Sequence[str | None]) -> Iterator[list[Any]]:
+    """The values of each column of a result that came in one row."""
+    for name, values in zip(statement.columns, columns, strict=True):
+        if name not in statement.json_columns:
+            yield _values.decode(values or "")
+        else:  # null, if there are no rows
+            yield [] if values is None else values.split(RECORD_SEPARATOR)
 
 
 @cache

@@ -507,7 +507,7 @@ class SQLStateMachine(StateMachineOfRecord):
         at: TimeOrOffset | None = None,
         start: PageStart | None = None,
     ) -> StatePage:
-        if query.limit is None:
+        if query.limit is None and query.max_bytes is None:
             with suppress(HistoryForgotten):  # meanwhile, or before: then it is read at once
                 return await self._whole_state(uid, query, at, start)
         now = self._clock()

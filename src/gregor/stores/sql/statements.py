@@ -9,7 +9,7 @@ so a statement is prepared once, whatever the number of rows.
 
 from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Generic, NamedTuple, TypeAlias, TypeVar, get_args, get_type_hints
 
 from gregor.core.instant import Time
 from gregor.core.item_history import Author
@@ -18,6 +18,9 @@ from gregor.interfaces import Erasure
 
 R = TypeVar("R")
 Row = TypeVar("Row", bound=tuple[Any, ...])
+
+JSONText: TypeAlias = Annotated[str, "JSON"]
+"""JSON, as it was sent or as it was encoded here; never null."""
 
 FOREVER = 2**62
 """`expires_at` of an item that does not expire, so that one index holds all live items in order."""
@@ -42,6 +45,12 @@ class Statement(Generic[R]):
         return self.columns != () and all(
             _kinds(hint) & _SQL_TYPES.keys() for hint in get_type_hints(self._row_type).values()
         )
+
+    @cached_property
+    def json_columns(self) -> tuple[str, ...]:
+        """The names of the columns of its result that hold JSON."""
+        hints = get_type_hints(self._row_type, include_extras=True)
+        return tuple(name for name, hint in hints.items() if hint == JSONText)
 
     @property
     def _row_type(self) -> Any:
@@ -255,7 +264,7 @@ class StoredMessage(NamedTuple):
     msg_id: MsgID
     ctime: Time
     prev: Time
-    message: str
+    message: JSONText
     dismissed_at: Time | None
 
 
@@ -316,7 +325,7 @@ class StoredRange(NamedTuple):
     end_time: Time
     category: Category
     prefix: bool
-    skip_msg_ids: str
+    skip_msg_ids: JSONText
     scheduled: bool
     device_id: DeviceID | None
     own: MsgID
@@ -730,7 +739,7 @@ class MessageRow(NamedTuple):
     prev: Time
     msg_id: MsgID
     device_id: DeviceID | None
-    message: str
+    message: JSONText
     category: Category | None
     expires_at: Time | None
     dismissed_at: Time | None = None
@@ -752,7 +761,7 @@ class RangeRow(NamedTuple):
     end_time: Time
     category: Category
     prefix: bool
-    skip_msg_ids: str
+    skip_msg_ids: JSONText
     scheduled: bool
 
 
@@ -1328,7 +1337,7 @@ class CopiedMessage(NamedTuple):
     msg_id: MsgID
     ctime: Time
     prev: Time
-    message: str
+    message: JSONText
     author: Author | None
     epoch: Time
     died_at: Time | None
@@ -1668,7 +1677,7 @@ class LoggedMessage(NamedTuple):
 
     ctime: Time
     prev: Time
-    message: str
+    message: JSONText
 
 
 class StoredItem(NamedTuple):
@@ -1681,7 +1690,7 @@ class StoredItem(NamedTuple):
     expires_at: Time
     starts_at: Time | None
     key: Key | None
-    message: str
+    message: JSONText
 
 
 _ITEM = """
@@ -1699,24 +1708,26 @@ _HAS_PREFIX = """EXISTS (
 )"""
 
 
-def _page_of_state(*, newest_first: bool, condition: str) -> BulkStatement[Prefix, StoredItem]:
+class ItemCtime(NamedTuple):
+    """The ctime of the message that created an item."""
+
+    ctime: Time
+
+
+def _page_of_state(*, newest_first: bool, condition: str) -> BulkStatement[Prefix, ItemCtime]:
     """The first `:limit` items that `:device_id` sees at `:time` by the messages up to `:known`,
-    that come after a place in the order, and that meet a condition. Only these are read in full."""
+    that come after a place in the order, and that meet a condition."""
     after, order = ("<", "DESC") if newest_first else (">", "ASC")
     columns = f"messages.ctime, messages.msg_id, {_ITEM_TIME} AS item_time"
     visible = _live_at(columns, f"{_begun(':time')} AND {condition}")
     return BulkStatement(
         f"""
-        SELECT {_ITEM} FROM (
-            SELECT visible.ctime, visible.msg_id, visible.item_time FROM ({visible}) AS visible
-            WHERE (visible.item_time, visible.msg_id) {after} (:after_time, :after_id)
-            ORDER BY visible.item_time {order}, visible.msg_id {order} LIMIT :limit
-        ) AS page
-        JOIN messages ON messages.uid = :uid AND messages.ctime = page.ctime
-        ORDER BY page.item_time {order}, page.msg_id {order}
+        SELECT visible.ctime FROM ({visible}) AS visible
+        WHERE (visible.item_time, visible.msg_id) {after} (:after_time, :after_id)
+        ORDER BY visible.item_time {order}, visible.msg_id {order} LIMIT :limit
         """,
         Prefix,
-        StoredItem._make,
+        ItemCtime._make,
     )
 
 
@@ -1732,15 +1743,15 @@ _HAS_KEY = f"messages.key = :key AND messages.key IS NOT NULL AND {_HAS_PREFIX}"
 OLDEST_WITH_KEY = _page_of_state(newest_first=False, condition=_HAS_KEY)
 NEWEST_WITH_KEY = _page_of_state(newest_first=True, condition=_HAS_KEY)
 
-# The items that messages with these ctimes created, live or dead.
+# The items that the user's messages with these ctimes created, live or dead.
 ITEMS_AT = BulkStatement(
     f"""
     SELECT {_ITEM}
     FROM input
-    JOIN messages ON messages.uid = input.uid AND messages.ctime = input.ctime
+    JOIN messages ON messages.uid = :uid AND messages.ctime = input.ctime
         AND messages.category IS NOT NULL
     """,
-    UserClock,
+    ItemCtime,
     StoredItem._make,
 )
 
@@ -1784,7 +1795,7 @@ class AuthoredMessage(NamedTuple):
 
     ctime: Time
     prev: Time
-    message: str
+    message: JSONText
     author: Author | None
     dismissed_at: Time | None
 
