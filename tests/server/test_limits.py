@@ -16,7 +16,9 @@ from gregor.errors import (
     InvalidMessage,
     LimitExceeded,
     SetupError,
+    StorageUnavailable,
     Unauthenticated,
+    Unavailable,
 )
 from gregor.limits import DEFAULT_LIMITS, SETTINGS
 from gregor.server import http
@@ -315,6 +317,25 @@ async def test_reads_of_one_user_take_turns() -> None:
             await tasks.create_task(read("other", "other", gates["other"]))
             gates["first"].set()
         assert order == ["other", "first", "second"]
+
+
+async def test_reads_that_wait_for_one_that_the_store_does_not_answer_end_with_it() -> None:
+    async with serving() as served:
+        service, answered = served.server.service, list[str]()
+
+        async def read(fails: bool) -> None:
+            try:
+                async with service.turn_to_read("u"):
+                    await asyncio.sleep(0)
+                    if fails:
+                        raise StorageUnavailable("down")
+                    answered.append("read")
+            except Unavailable:
+                answered.append("refused")
+
+        await asyncio.gather(*(read(fails) for fails in (False, True, False, False)))
+        await read(fails=False)
+        assert answered == ["read", "refused", "refused", "refused", "read"]
 
 
 @pytest.mark.parametrize("resource", ["state", "count"])

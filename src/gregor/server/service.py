@@ -57,6 +57,14 @@ class Timeouts(NamedTuple):
 DEFAULT_TIMEOUTS = Timeouts()
 
 
+class _ReadTurn:
+    """Of the reads of one user: who reads, and how many of them the store has not answered."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.failures = 0
+
+
 class Service:
     """One node, with everything that serves devices and backends. Open it with `async with`,
     inside the block of the node."""
@@ -99,7 +107,7 @@ class Service:
         self._writes_in_flight = 0
         self._write_finished = asyncio.Event()
         self._pruning: set[asyncio.Task[Any]] = set()
-        self._readers: WeakValueDictionary[UID, asyncio.Lock] = WeakValueDictionary()
+        self._readers: WeakValueDictionary[UID, _ReadTurn] = WeakValueDictionary()
         self._tasks = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Self:
@@ -217,10 +225,18 @@ class Service:
     @asynccontextmanager
     async def turn_to_read(self, uid: UID) -> AsyncIterator[None]:
         """While the block runs, no other one reads much of this user: who asks for that many times
-        at once gets one after the other, and others get theirs in between."""
-        lock = self._readers.setdefault(uid, asyncio.Lock())
-        async with lock:
-            yield
+        at once gets one after the other, and others get theirs in between. Raises Unavailable if
+        the store did not answer one that was before this one, instead of waiting for it again."""
+        turn = self._readers.setdefault(uid, _ReadTurn())
+        failures = turn.failures
+        async with turn.lock:
+            if turn.failures > failures:
+                raise Unavailable("the store did not answer the read before this one; retry later")
+            try:
+                yield
+            except Unavailable:
+                turn.failures += 1
+                raise
 
     async def prune(self, older_than: Time | None = None) -> Forgotten:
         """Forget now what is past, as Pruner.prune does. Raises Unavailable if this server stops

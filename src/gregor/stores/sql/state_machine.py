@@ -103,6 +103,7 @@ RESOLVE_INTERVAL_SECONDS = 0.5
 WRITE_PROBE_SECONDS = 1.0
 
 STATE_ITEMS_READ = 1_000  # in one transaction
+RETRY_SECONDS = 1.0  # of a registration that failed
 
 # The processor time that a transaction may take on SQLite; and how many users, whose messages take
 # too long, show that it is not the messages.
@@ -451,7 +452,9 @@ class SQLStateMachine(StateMachineOfRecord):
 
     async def _check_clock_periodically(self, seconds: float) -> None:
         while True:
-            await asyncio.sleep(seconds)
+            # Until it is registered again, the node is not ready.
+            failed = self._registration is not None and self._registration.problem is not None
+            await asyncio.sleep(min(seconds, RETRY_SECONDS) if failed else seconds)
             await self._check_clock()
 
     async def _check_clock(self) -> None:
