@@ -2,7 +2,7 @@
 Baseline: a bare echo server on uvicorn, with the WebSocket that uvicorn has.
 
 Processor time is measured, because the machine is noisy. A connect of a device includes its hello
-and its first sync, for which the store is read twice; that of the bare server is the handshake."""
+and its first sync; that of the bare server is the handshake."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

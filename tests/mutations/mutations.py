@@ -613,6 +613,30 @@ MUTATIONS = [
         RANGE_DEATHS + "test_item_dies_of_the_first_of_the_ranges_that_reach_it",
     ),
     Mutation(
+        "what is published while the first sync is read is lost",
+        "protocol/server_session.py",
+        "            self.delivery = ReadingStore(self.cursor, LIVE)\n",
+        "            pass\n",
+        "tests/protocol/test_server_session.py::test_first_sync_follows_the_welcome_"
+        "and_what_was_published_while_it_was_read_follows_it",
+    ),
+    Mutation(
+        "an erase while the first sync is read is not heard",
+        "protocol/server_session.py",
+        "            self.erased(self._last_erase)\n",
+        "",
+        "tests/protocol/test_server_session.py::"
+        "test_device_is_told_of_an_erase_while_its_first_sync_was_read",
+    ),
+    Mutation(
+        "each read that waits for its turn waits for a store that does not answer",
+        "server/service.py",
+        "if turn.failures > failures:",
+        "if False:",
+        "tests/server/test_limits.py::"
+        "test_reads_that_wait_for_one_that_the_store_does_not_answer_end_with_it",
+    ),
+    Mutation(
         "a page of a whole state has any size",
         "server/whole_state.py",
         "max_bytes=STATE_BYTES",
@@ -666,8 +690,8 @@ MUTATIONS = [
     Mutation(
         "all reads of one user are done at once",
         "server/service.py",
-        "        async with lock:\n            yield",
-        "        yield",
+        "async with turn.lock:",
+        "if True:",
         LIMITS + "test_reads_of_one_user_take_turns",
     ),
     Mutation(
@@ -789,16 +813,16 @@ MUTATIONS = [
     Mutation(
         "a large snapshot is read at once",
         "stores/sql/reads.py",
-        "        if size >= MAX_BYTES_READ:\n            break\n",
-        "",
+        "(max_bytes is None or size < max_bytes)",
+        "True",
         SQL + "test_snapshot_of_large_items_is_read_in_parts_and_stays_as_it_was",
     ),
     Mutation(
         "an item that dies while its snapshot is read is missing in it",
         "stores/sql/statements.py",
-        "    JOIN messages ON messages.uid = input.uid AND messages.ctime = input.ctime\n"
+        "    JOIN messages ON messages.uid = :uid AND messages.ctime = input.ctime\n"
         "        AND messages.category IS NOT NULL\n",
-        "    JOIN messages ON messages.uid = input.uid AND messages.ctime = input.ctime\n"
+        "    JOIN messages ON messages.uid = :uid AND messages.ctime = input.ctime\n"
         "        AND messages.category IS NOT NULL AND messages.dismissed_at IS NULL\n",
         SQL + "test_snapshot_of_large_items_is_read_in_parts_and_stays_as_it_was",
     ),
@@ -1341,8 +1365,8 @@ MUTATIONS = [
     Mutation(
         "a state at a stated time is continued after the user's clock",
         "stores/sql/reads.py",
-        "min(at, user.clock))",
-        "user.clock)",
+        "min(at, user.clock),",
+        "user.clock,",
         SQL + "test_state_of_the_past_is_continued_after_its_time",
     ),
     Mutation(

@@ -261,11 +261,11 @@ async def test_gap_that_the_store_cannot_tell_is_left_to_the_devices(error: Greg
 
 
 async def test_store_that_fails_at_the_hello_refuses_the_device() -> None:
-    class NoErasure(FailingStore):
-        async def erasure(self, uid: UID) -> tuple[Time, Time]:  # type: ignore[override]
+    class FailingSync(FailingStore):
+        async def sync(self, *arguments: object) -> Sync:
             raise StorageUnavailable("down")
 
-    harness = NodeHarness(store=NoErasure(SteppingClock()))
+    harness = NodeHarness(store=FailingSync(SteppingClock()))
     async with AsyncExitStack() as stack:
         node: Node = await stack.enter_async_context(harness.node)
         device = await stack.enter_async_context(connected(FakeHost(node)))

@@ -4,6 +4,7 @@ user was erased has wiped its replica; it begins a new life with the next connec
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from gregor.core.facts import Facts
 from gregor.core.instant import Time
@@ -48,6 +49,7 @@ class SessionPair:
         self.to_device: deque[str] = deque()
         self.catch_up: CatchUp | None = None
         self.sync: Sync | None = None
+        self.opening: Literal["no", "to read", "read"] = "no"
         self.read_items: ReadItems | None = None
         self.closed = None
         self._carry_out(self.device.opened())
@@ -98,8 +100,8 @@ class SessionPair:
             return False
         match self.node.receive(self.to_node.popleft()):
             case Authenticate():
-                erasure = await self.store.erasure(UID)
-                self.node.authenticated(UID, self.clock.now, erasure, HOLDS_FOREVER)
+                self.node.reading()
+                self.opening = "to read"
             case Store(n, entries):
                 self.node.stored(n, [await self._stored(entry) for entry in entries])
         return True
@@ -123,10 +125,18 @@ class SessionPair:
 
     async def write_on_node(self) -> bool:
         """The node's writer carries out one effect, or one half of a CatchUp: the read from the
-        store, or the call of `synced`. It reads items later than it is asked for them. Returns
-        False if there is nothing to do."""
+        store, or the call of `synced`; of the beginning, that of `opened`. It reads items later
+        than it is asked for them. Returns False if there is nothing to do."""
+        if self.opening == "to read":
+            self.opening = "read"
+            self.sync = await self.store.sync(UID, self.device_id, self.node.cursor)
+            return True
         if self.sync is not None:
-            self.node.synced(self.sync)
+            if self.opening == "read":
+                self.opening = "no"
+                self.node.opened(UID, self.sync, self.clock.now, HOLDS_FOREVER)
+            else:
+                self.node.synced(self.sync)
             self.sync = None
             return True
         if self.catch_up is not None:

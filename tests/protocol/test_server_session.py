@@ -97,7 +97,37 @@ def publication(ctime: int, prev: int | None = None, body: str = "x") -> Publica
     return Publication.of(Stored(message.stamp(ctime, ctime - 1 if prev is None else prev)))
 
 
+def opened(session: ServerSession, sync: Sync) -> list[Frame]:
+    """What a session sends whose first sync has been read."""
+    session.opened("u", sync, 50, HOLDS_FOREVER)
+    return sent_frames(session)
+
+
 # Greeting
+
+
+def test_first_sync_follows_the_welcome_and_what_was_published_while_it_was_read_follows_it() -> (
+    None
+):
+    session = ServerSession()
+    session.receive(HELLO)
+    session.reading()
+    for ctime in (10, 11, 12):
+        session.publish(publication(ctime))
+    assert all_effects(session) == []
+    welcome, page, messages = opened(session, Sync(Changes(()), 10, 50, hash_of(())))
+    assert isinstance(welcome, Welcome)
+    assert isinstance(page, SyncPage)
+    assert isinstance(messages, Messages)
+    assert (messages.prev, messages.cursor) == (10, 12)
+
+
+def test_conversation_that_was_closed_while_its_first_sync_was_read_stays_closed() -> None:
+    session = ServerSession()
+    session.receive(HELLO)
+    session.reading()
+    session.close(1000, "bye")
+    assert opened(session, Sync(Changes(()), 10, 50, hash_of(()))) == []
 
 
 def test_hello_is_answered_by_a_welcome_and_a_sync_from_the_cursor_of_the_device() -> None:
@@ -604,6 +634,16 @@ def test_first_answer_depends_on_the_epoch_and_then_on_the_token(
         assert session.next() == CatchUp(0 if epoch == EPOCH + 1 else 7)
 
 
+@pytest.mark.parametrize("token", TOKENS)
+def test_token_is_checked_against_the_erase_in_the_first_sync(token: str) -> None:
+    session = ServerSession()
+    session.receive(HELLO)
+    session.reading()
+    sync = Sync(Snapshot(), EPOCH, 50, hash_of(()), *ERASED)
+    session.opened("u", sync, 50, TOKENS[token])
+    assert answer(session) == ("unauthenticated" if token in OLD_TOKENS else Welcome)
+
+
 @pytest.mark.parametrize("issued_at", [None, 0])
 def test_every_token_holds_if_the_user_was_never_erased(issued_at: int | None) -> None:
     assert answer(greeted(0, erasure=Erasure(), issued_at=issued_at)) is Welcome
@@ -649,15 +689,36 @@ def test_erase_that_the_device_knows_changes_nothing(known: int) -> None:
     assert all_effects(session) == []
 
 
-def test_erase_before_the_session_is_open_is_found_by_its_first_sync() -> None:
+@pytest.mark.parametrize("read", [0, EPOCH - 1, EPOCH, EPOCH + 1])
+def test_device_is_told_of_an_erase_while_its_first_sync_was_read(read: int) -> None:
     session = ServerSession()
     session.receive(HELLO)
+    session.reading()
     session.erased(EPOCH)
-    session.authenticated("u", 50)  # the erasure was read before it
+    session.erased(EPOCH - 1)
+    session.opened("u", Sync(Changes(()), 10, 50, hash_of(()), read), 50, HOLDS_FOREVER)
     assert answer(session) is Welcome
+    told = all_effects(session)
+    assert (told == TOLD_AND_CLOSED) == (read < EPOCH), "which the sync does not know yet"
+
+
+def test_erase_before_the_first_sync_is_found_by_it() -> None:
+    session = ServerSession()
+    session.receive(HELLO)
+    session.authenticated("u", 50)  # the erasure was read before it
     all_effects(session)
     session.synced(Sync(Snapshot(), EPOCH, 50, hash_of(()), EPOCH))
     assert all_effects(session) == TOLD_AND_CLOSED
+
+
+def test_first_sync_of_a_restored_backup_is_read_again_from_the_beginning() -> None:
+    session = ServerSession()
+    session.receive(HELLO[:-1] + f',"epoch":{EPOCH}}}')
+    session.reading()
+    session.publish(publication(11))
+    session.opened("u", Sync(Changes(()), 10, 50, hash_of(())), 50, HOLDS_FOREVER)
+    _, catch_up = all_effects(session)
+    assert catch_up == CatchUp(0)
 
 
 def test_sync_of_an_earlier_epoch_makes_the_device_connect_again() -> None:

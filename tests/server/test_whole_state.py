@@ -14,9 +14,9 @@ from tests.server.harness import Served, open_settings, serving, store_failure, 
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-BODY = "x" * 20_000
-ITEMS = 400  # 8 MB
-ANSWERS = 20
+BODY = "x" * 40_000
+ITEMS = 400  # 16 MB
+ANSWERS = 10
 LAST_CHUNK = b"\r\n0\r\n\r\n"
 
 

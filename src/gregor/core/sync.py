@@ -353,14 +353,15 @@ def _without_empty(*groups: tuple[Time, ...]) -> tuple[tuple[Time, ...], ...]:
 
 class Sync(Struct, frozen=True):
     """What brings a replica from its cursor to `cursor`, and the hash that its live items must
-    then have at the instant `as_of`, with the user's epoch. All read from the store at one instant,
-    but for the items of a snapshot that are unread."""
+    then have at the instant `as_of`, with the user's last erase. All read from the store at one
+    instant, but for the items of a snapshot that are unread."""
 
     content: Changes | Snapshot
     cursor: Time
     as_of: Time
     hash: str
     epoch: Time = 0
+    erased_at: Time = 0
 
     @property
     def rest(self) -> "Sync | None":

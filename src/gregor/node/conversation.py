@@ -239,8 +239,7 @@ class Conversation:
             self._connected = uid, is_stream
             await self._node.attach(uid, self)
             self._attached = uid
-            erasure = await self._node.state_machine.erasure(uid)
-            self.session.authenticated(uid, self._node.clock(), erasure, issued_at)
+            await self._node.open(self.session, uid, issued_at)
 
     def _expire(self, at: Time | None) -> None:
         """Close the conversation when the token expires."""

@@ -22,7 +22,8 @@ from gregor.consumers.relay import LINGER_SECONDS, Relay
 from gregor.core.deployment import Deployment
 from gregor.core.history import FOR_EVER
 from gregor.core.instant import Time
-from gregor.core.message import UID, Message
+from gregor.core.message import UID, DeviceID, Message
+from gregor.core.sync import Sync
 from gregor.errors import Unavailable
 from gregor.interfaces import (
     Accepted,
@@ -283,14 +284,28 @@ class Node:
         """The number of the user's attached devices."""
         return self._broadcaster.device_count(uid)
 
+    async def open(self, session: ServerSession, uid: UID, issued_at: Time | None) -> None:
+        """Read what an attached session, whose token was issued then, needs to open, and pass it to
+        the session: everything after its cursor, and the user's last erase."""
+        session.reading()
+        sync = await self._sync(uid, session.device_id, session.cursor)
+        session.opened(uid, sync, self.clock(), issued_at)
+        self._caught_up(session)
+
     async def catch_up(self, session: ServerSession, cursor: Time) -> None:
         """Read everything after the cursor from the store and pass it to the session."""
+        session.synced(await self._sync(session.uid, session.device_id, cursor))
+        self._caught_up(session)
+
+    async def _sync(self, uid: UID, device_id: DeviceID, cursor: Time) -> Sync:
         history = self.state_machine.history
-        sync = await self.state_machine.sync(session.uid, session.device_id, cursor)
+        sync = await self.state_machine.sync(uid, device_id, cursor)
         while self.state_machine.history != history:  # it may have read what is lost
             history = self.state_machine.history
-            sync = await self.state_machine.sync(session.uid, session.device_id, cursor)
-        session.synced(sync)
+            sync = await self.state_machine.sync(uid, device_id, cursor)
+        return sync
+
+    def _caught_up(self, session: ServerSession) -> None:
         if not session.lagging and session.phase is Phase.OPEN:
             self._broadcaster.lower_position(session.uid, session.position)
 

@@ -46,6 +46,7 @@ from gregor.interfaces import NEVER_ERASED, Erasure, Outcome, Rejected
 from gregor.limits import DEFAULT_LIMITS, Limits
 from gregor.protocol.consume_order import ConsumeOrder
 from gregor.protocol.delivery_state import (
+    LIVE,
     DeliveryEvent,
     DeliveryState,
     Incomplete,
@@ -148,6 +149,7 @@ class ServerSession:
         "_consumes",
         "_handshake",
         "_has_synced",
+        "_last_erase",
         "_limits",
         "_queue",
         "_rates",
@@ -168,6 +170,7 @@ class ServerSession:
         self.slow_consumer_resets = 0  # how often the queue overflowed and was dropped
         self.delivery: DeliveryState | None = None  # while the session is open
         self._handshake = Handshake()
+        self._last_erase: Time = 0  # of those that were heard of before the session was open
         self._has_synced = False
         self._queue = OutboundQueue()
 
@@ -259,6 +262,18 @@ class ServerSession:
         if self._handshake.resume(device_id, epoch):
             self.cursor = cursor
 
+    def reading(self) -> None:
+        """The transport has attached the session, and reads the sync for `opened`, from the cursor.
+        What is published meanwhile is kept."""
+        if self.phase is Phase.AUTHENTICATING:
+            self.delivery = ReadingStore(self.cursor, LIVE)
+
+    def opened(self, uid: UID, sync: Sync, now: Time, issued_at: Time | None) -> None:
+        """As `authenticated`, with the first sync: most devices need no other."""
+        self.authenticated(uid, now, Erasure(sync.epoch, sync.erased_at), issued_at)
+        if isinstance(self.delivery, ReadingStore):
+            self.synced(sync)
+
     def authenticated(
         self,
         uid: UID,
@@ -278,12 +293,16 @@ class ServerSession:
             self.refuse(error)
         else:
             self._open(now, erasure.epoch)
+            self.erased(self._last_erase)
 
     def _open(self, now: Time, epoch: Time) -> None:
+        self.epoch = epoch
         if (self._handshake.epoch or 0) > epoch:  # the store is a restored backup
             self.cursor = 0
-        self.epoch = epoch
-        self.delivery = Lagging(self.cursor)
+            self._queue.take_publications()
+            self.delivery = Lagging(0)
+        elif self.delivery is None:
+            self.delivery = Lagging(self.cursor)
         self._queue_control(Welcome(self.uid, self.device_id, now, self._limits, epoch))
 
     def stored(self, n: int, outcomes: Sequence[Outcome]) -> None:
@@ -315,9 +334,12 @@ class ServerSession:
         self._queue_control(Error.of(error, n))
 
     def erased(self, epoch: Time) -> None:
-        """The user was erased at this ctime. A device that does not know it is told, and closed."""
+        """The user was erased at this ctime. A device that does not know it is told, and closed;
+        before the session is open, when it would open: what was read for that may be older."""
         if self.phase is Phase.OPEN and epoch > self.epoch:
             self.refuse(Erased("the user was erased", epoch=epoch))
+        elif self.phase is Phase.AUTHENTICATING:
+            self._last_erase = max(self._last_erase, epoch)
 
     def refuse(self, error: GregorError) -> None:
         """Send the error, and close the conversation."""

@@ -369,7 +369,7 @@ class _UserLog:
     def sync(self, device_id: DeviceID | None, cursor: Time, now: Time) -> Sync:
         content = self._content(device_id, cursor, now)
         hash_ = self.facts.hash(device_id, now)
-        return Sync(content, self.time.clock, now, hash_, self.erasure.epoch)
+        return Sync(content, self.time.clock, now, hash_, *self.erasure)
 
     def _content(self, device_id: DeviceID | None, cursor: Time, now: Time) -> Changes | Snapshot:
         whole = snapshot_of(self.facts, device_id, now)

@@ -36,6 +36,7 @@ from gregor.core.sync import (
     what_is_left,
 )
 from gregor.core.visibility import At
+from gregor.interfaces import NEVER_ERASED, Erasure
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.dialect import ROWS, encode_rows
@@ -74,13 +75,13 @@ def read_state_page(
     user = _time_of(head)
     if at is None:
         hash_ = read_hash(connection, uid, query.device_id, head, now)
-        empty = StatePage((), now, hash_, user.clock, epoch=_epoch_of(head))
+        empty = StatePage((), now, hash_, user.clock, epoch=_erasure_in(head).epoch)
         return _filled(connection, uid, query, empty, FOREVER)
     require_remembered(At(at), user)
     live = connection.execute(
         statements.LIVE_IDS_AT, uid=uid, device_id=query.device_id, time=at, known=at
     )
-    empty = StatePage((), at, hash_of(live), min(at, user.clock), epoch=_epoch_of(head))
+    empty = StatePage((), at, hash_of(live), min(at, user.clock), epoch=_erasure_in(head).epoch)
     return _filled(connection, uid, query, empty, at)
 
 
@@ -90,7 +91,7 @@ def read_next_state_page(
     """A later page, which begins there."""
     head = _read_head(connection, uid, query.device_id)
     require_remembered(start, _time_of(head))
-    empty = StatePage((), start.as_of, start.hash, start.known, epoch=_epoch_of(head))
+    empty = StatePage((), start.as_of, start.hash, start.known, epoch=_erasure_in(head).epoch)
     return _filled(connection, uid, query, empty, start.known, start)
 
 
@@ -269,7 +270,7 @@ def read_sync(
         ctimes = sorted(_read_sent(connection, uid, device_id, now))
         content = Snapshot.of(ctimes, partial(read_items, connection, uid))
     hash_ = read_hash(connection, uid, device_id, head, now)
-    return Sync(content, time.clock, now, hash_, _epoch_of(head))
+    return Sync(content, time.clock, now, hash_, *_erasure_in(head))
 
 
 def _read_changes(
@@ -337,5 +338,5 @@ def _time_of(head: Sequence[UserHead]) -> UserTime:
     return UserTime(head[0].ctime, head[0].mark, head[0].floor) if head else UserTime(0)
 
 
-def _epoch_of(head: Sequence[UserHead]) -> Time:
-    return head[0].epoch if head else 0
+def _erasure_in(head: Sequence[UserHead]) -> Erasure:
+    return Erasure(head[0].epoch, head[0].erased_at) if head else NEVER_ERASED

@@ -1595,13 +1595,14 @@ DATABASE_TIME = Statement("SELECT database_now() AS ctime", Clock._make)
 
 
 class UserHead(NamedTuple):
-    """A user's clock, mark, history floor, epoch and hash (None: not computed yet), with the hash
-    of one of the scopes that a device sees, if there are any."""
+    """A user's clock, mark, history floor, last erase and hash (None: not computed yet), with the
+    hash of one of the scopes that a device sees, if there are any."""
 
     ctime: Time
     mark: Time
     floor: Time
     epoch: Time
+    erased_at: Time
     hash: str | None
     hashed_until: Time
     scope_hash: str | None
@@ -1610,8 +1611,8 @@ class UserHead(NamedTuple):
 # The user, once for each scope that `:device_id` (NULL: any device) sees, and at least once.
 USER_HEAD = Statement(
     """
-    SELECT users.ctime, users.mark, users.floor, users.epoch, users.hash, users.hashed_until,
-        scope_hashes.hash AS scope_hash
+    SELECT users.ctime, users.mark, users.floor, users.epoch, users.erased_at, users.hash,
+        users.hashed_until, scope_hashes.hash AS scope_hash
     FROM users
     LEFT JOIN scope_hashes ON scope_hashes.uid = users.uid AND (
         scope_hashes.device_id = :device_id OR CAST(:device_id AS TEXT) IS NULL
