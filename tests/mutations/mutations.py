@@ -2365,6 +2365,13 @@ MUTATIONS = [
         GUARDED_HTTP + "test_client_that_does_not_read_its_answer_is_disconnected",
     ),
     Mutation(
+        "all of a body that is dropped is read in one turn of the event loop",
+        "server/guarded_http.py",
+        "            self.flow.pause_reading()\n",
+        "            pass\n",
+        GUARDED_HTTP + "test_a_body_that_is_dropped_is_read_with_pauses",
+    ),
+    Mutation(
         "an answer before the body is lost",
         "server/guarded_http.py",
         "            self._droppable = DROPPED_BODY\n",

@@ -13,6 +13,7 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from gregor.protocol.requests import MAX_REQUEST
+from gregor.server import guarded_http
 from gregor.server.guarded_http import HEAD_BYTES, HEAD_FIELDS
 from gregor.server.open_connections import (
     DEFAULT_CONNECTION_LIMITS,
@@ -308,6 +309,16 @@ async def test_answer_before_the_body_reaches_a_client_that_still_sends_it() -> 
         assert await raw.answer() == (403, b"no")
         await raw.send(b"x" * 11_000_000)  # more than the system's buffers hold
         assert await raw.rest() == b""
+
+
+async def test_a_body_that_is_dropped_is_read_with_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guarded_http, "DROP_PAUSE_SECONDS", 3_600)
+    async with guarded(SHORT) as server, await server.connect() as raw:
+        await raw.send(post(b"x" * 1_000, 12_000_000, b"/refused"))
+        assert await raw.answer() == (403, b"no")
+        with pytest.raises((TimeoutError, ConnectionError)):
+            async with asyncio.timeout(0.3):
+                await raw.send(b"x" * 11_000_000)
 
 
 async def test_body_is_not_read_before_the_app_asks_for_it() -> None:

@@ -31,6 +31,7 @@ PIECE = 8 * 1024  # bytes that are parsed before the limits are looked at
 BYTES_PER_SECOND = 16 * 1024  # the slowest line on which a body may come
 DROPPED_BODY = 16 * 1024 * 1024  # bytes after the last answer, of which none is kept
 DROPPED_HEAD = 64 * 1024
+DROP_PAUSE_SECONDS = 0.005  # between two reads of them
 
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]{0,5})?")
 
@@ -139,6 +140,9 @@ class GuardedHTTP(UpgradingHTTP):
         self._droppable -= len(data)
         if self._droppable < 0:
             self.transport.abort()
+        else:  # otherwise the event loop would go on reading all that the client has written
+            self.flow.pause_reading()
+            self.loop.call_later(DROP_PAUSE_SECONDS, self.flow.resume_reading)
 
     def _parse(self, data: bytes) -> None:
         self._other_bytes += len(data)
