@@ -21,7 +21,7 @@ LAYERS = (
     {"shards", "consumers"},
     {"stores", "pubsub"},
     {"protocol"},
-    {"interfaces", "clock", "log_event", "backoff"},
+    {"interfaces", "clock", "log_event", "backoff", "job"},
     {"core", "config"},
     {"extras", "urls", "limits"},
     {"errors"},

@@ -2365,6 +2365,20 @@ MUTATIONS = [
         GUARDED_HTTP + "test_client_that_does_not_read_its_answer_is_disconnected",
     ),
     Mutation(
+        "the thread for large requests never rests",
+        "server/aside.py",
+        "self._debt += seconds",
+        "pass",
+        "tests/server/test_aside.py::test_work_takes_at_most_half_of_the_time_but_for_a_burst",
+    ),
+    Mutation(
+        "who sends a large request waits for all that others have sent before",
+        "server/aside.py",
+        "self._waiting[sender] = queued  # behind all others",
+        "self._waiting[sender] = queued; self._waiting.move_to_end(sender, last=False)",
+        "tests/server/test_aside.py::test_senders_take_turns",
+    ),
+    Mutation(
         "all of a body that is dropped is read in one turn of the event loop",
         "server/guarded_http.py",
         "            self.flow.pause_reading()\n",

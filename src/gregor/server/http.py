@@ -3,7 +3,6 @@
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import TypeAlias, TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -68,6 +67,7 @@ from gregor.protocol.requests import (
     MultiUserRequest,
     PruneRequest,
 )
+from gregor.server.aside import Aside
 from gregor.server.auth import Identity, Role
 from gregor.server.page_token import StateRequest
 from gregor.server.problems import problem
@@ -82,16 +82,13 @@ from gregor.server.sse import (
 )
 from gregor.server.whole_state import STATE_BYTES, WholeState
 
-ASIDE_BYTES = 16 * 1024  # of JSON: to read more takes longer than to pass it to a thread
-
 PAUSE_SECONDS = 0.1  # before the answer to a request beyond a limit, or without a valid token
+
+_aside = Aside()
 
 CLIENT_GONE = 499  # as nginx counts a client that closed its connection before it was answered
 
 T = TypeVar("T")
-
-# One: more of them would take turns with the event loop, too.
-_aside_thread = ThreadPoolExecutor(1, thread_name_prefix="aside")
 
 Operation: TypeAlias = Callable[[Service, Request, Identity], Awaitable[ASGIApp]]
 PublicOperation: TypeAlias = Callable[[Service, Request], Awaitable[ASGIApp]]
@@ -105,7 +102,7 @@ async def post_messages(service: Service, request: Request, identity: Identity) 
     """Inject one message, a batch of messages, or one message for many users."""
     check_parameters(request, {"device_id"}, frozenset())
     body = await _body(request, lambda size: take(service, identity, bytes_per_second=size))
-    fields = await _aside(len(body), lambda: decode(object_members, body))
+    fields = await _aside.run(identity.caller, len(body), lambda: decode(object_members, body))
     if "messages" in fields:
         batch = _fields_of(BatchRequest, fields)
         outcomes = await _inject_batch(service, request, identity, batch, len(body))
@@ -114,15 +111,9 @@ async def post_messages(service: Service, request: Request, identity: Identity) 
         outcomes = await _inject_for_many(service, request, identity, to_many, len(body))
     else:
         return _json(Results((await _inject_one(service, request, identity, body),)))
-    return await _aside(len(body), lambda: _json(Results(tuple(map(Result.of, outcomes)))))
-
-
-async def _aside(size: int, work: Callable[[], T]) -> T:
-    """The result of work on so many bytes. If they are many, a thread does it: the event loop, on
-    which all users wait, goes on."""
-    if size <= ASIDE_BYTES:
-        return work()
-    return await asyncio.get_running_loop().run_in_executor(_aside_thread, work)
+    return await _aside.run(
+        identity.caller, len(body), lambda: _json(Results(tuple(map(Result.of, outcomes))))
+    )
 
 
 async def _inject_batch(
@@ -131,13 +122,14 @@ async def _inject_batch(
     """Inject messages. Those of a device beyond its rate are rejected, the last ones: then what is
     stored is what came first."""
     limiter, sender = service.limiter, _sender(request, identity)
-    messages = await _aside(size, lambda: _list_in(fields, "messages"))
+    messages = await _aside.run(identity.caller, size, lambda: _list_in(fields, "messages"))
     if not 1 <= len(messages) <= MAX_BATCH:
         raise TooLarge(
             f"`messages` takes 1 to {MAX_BATCH} messages, not {len(messages)}", field="messages"
         )
     taken, error = _take_messages(limiter, identity, len(messages))
-    entries = await _aside(
+    entries = await _aside.run(
+        identity.caller,
         size,
         lambda: read_entries(messages[:taken], identity.may_access, limits=limiter.limits),
     )
@@ -151,14 +143,15 @@ async def _inject_for_many(
 ) -> Sequence[Outcome]:
     """Inject a message once for each user. The outcomes are those of the `uids`, in order."""
     limiter, sender = service.limiter, _sender(request, identity)
-    uids = await _aside(size, lambda: _list_in(fields, "uids"))
+    uids = await _aside.run(identity.caller, size, lambda: _list_in(fields, "uids"))
     if not uids:
         raise TooLarge("`uids` takes 1 user or more, not 0", field="uids")
     with limiter.reporting():
         check_count("uids", len(uids), limiter.limits, "uids")
     _take_messages(limiter, identity, 1)  # a device has one user
     with limiter.reporting():
-        addressed = await _aside(
+        addressed = await _aside.run(
+            identity.caller,
             size,
             lambda: read_addressed(
                 fields["message"], uids, identity.may_access, limits=limiter.limits

@@ -8,25 +8,11 @@ turn: it need not wait for a busy event loop.
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, NamedTuple, TypeVar
+from typing import TypeVar
+
+from gregor.job import Job
 
 T = TypeVar("T")
-
-
-class _Turn(NamedTuple):
-    work: Callable[[], Any]
-    done: Future[Any]
-
-    def run(self) -> None:
-        if not self.done.set_running_or_notify_cancel():
-            return  # nobody waits for it any more
-        try:
-            result = self.work()
-        except BaseException as error:  # noqa: BLE001 (raised again, where it is awaited)
-            self.done.set_exception(error)
-            del self  # or the error refers to this frame, and by it to itself
-        else:
-            self.done.set_result(result)
 
 
 class Turns:
@@ -34,13 +20,13 @@ class Turns:
 
     def __init__(self, submit: Callable[[Callable[[], None]], object]) -> None:
         self._submit = submit
-        self._writes: deque[_Turn] = deque()
-        self._reads: deque[_Turn] = deque()
+        self._writes: deque[Job] = deque()
+        self._reads: deque[Job] = deque()
         self._was_write = False
 
     def run(self, work: Callable[[], T], *, is_write: bool) -> Future[T]:
         """Run the work in the thread, when it is its turn."""
-        turn = _Turn(work, Future())
+        turn = Job(work, Future())
         (self._writes if is_write else self._reads).append(turn)
         self._submit(self._run_next)
         return turn.done
