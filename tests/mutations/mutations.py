@@ -682,7 +682,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a transaction that fails keeps what it was to store until garbage is collected",
-        "stores/sql/turns.py",
+        "job.py",
         "            del self  #",
         "            #",
         MEMORY_OF_REQUESTS + "test_refused_request_is_freed_without_a_garbage_collection",
@@ -767,7 +767,7 @@ MUTATIONS = [
     ),
     Mutation(
         "work is done that nobody waits for any more",
-        "stores/sql/turns.py",
+        "job.py",
         "if not self.done.set_running_or_notify_cancel():",
         "if self.done.set_running_or_notify_cancel() is None:",
         "tests/stores/test_turns.py::test_who_is_cancelled_while_it_waits_loses_its_turn_alone",

@@ -17,7 +17,7 @@ from gregor.job import Job
 
 T = TypeVar("T")
 
-ASIDE_BYTES = 16 * 1024  # of JSON: to read more takes longer than to pass it to a thread
+ASIDE_BYTES = 32 * 1024  # of JSON: to read more takes longer than to pass it to a thread
 BURST_SECONDS = 0.01  # of work, after which the thread rests as long as it works
 
 
