@@ -58,6 +58,7 @@ from gregor.core.state_hash import hash_of
 from gregor.core.state_page import PageStart, StatePage, StateQuery
 from gregor.core.sync import (
     EXPIRY_GRACE,
+    MAX_BYTES_READ,
     After,
     Changes,
     Page,
@@ -687,22 +688,25 @@ class StateMachineConformance:
     async def test_snapshot_of_large_items_is_read_in_parts_and_stays_as_it_was(
         self, machine: StateMachineOfRecord, uid: UID
     ) -> None:
-        for n in range(80):
-            await consume(machine, create(uid, "a", f"{n:x>30000}", msg_id=f"m{n}"))
+        small = [create(uid, "a", n, msg_id=f"s{n}") for n in range(150)]
+        large = [create(uid, "a", f"{n:x>30000}", msg_id=f"m{n}") for n in range(80)]
+        for batch in (small, large):
+            await machine.consume_messages(batch)
         await consume(machine, create(uid, "b", device_id="d2"))
         before = await machine.state(uid, "d1")
         sync = await machine.sync(uid, "d1", 0)
         assert isinstance(sync.content, Snapshot)
-        items, parts = list(sync.content.items), 1
+        items, parts = list(sync.content.items), [sync.content.items]
         await consume(machine, dismiss_category(uid, "a"))
         for group in sync.content.unread:
             ctimes = list(group)
             while read := await machine.items(uid, ctimes):
                 ctimes = [ctime for ctime in ctimes if ctime > read[-1].ctime]
                 items += read
-                parts += 1
+                parts.append(tuple(read))
         assert State(tuple(items), before.as_of) == before
-        assert parts > 1
+        for part in parts:
+            assert sum(len(bytes(item.raw_body)) for item in part[:-1]) < MAX_BYTES_READ
         assert list(await machine.items(uid, [1, 2])) == []
 
     async def test_unknown_user_has_an_empty_state(

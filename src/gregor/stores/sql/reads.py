@@ -305,14 +305,15 @@ def read_items(
     ctimes: Sequence[Time],
     max_bytes: int | None = MAX_BYTES_READ,
 ) -> list[Item]:
-    """The first of the items with these ctimes, live or dead, in this order: those that bring them
-    to so many bytes, and more."""
+    """The first of the items with these ctimes, live or dead, in this order, until they have so
+    many bytes."""
     items: list[Item] = []
     size, start, block = 0, 0, FIRST_ITEMS
     while start < len(ctimes) and (max_bytes is None or size < max_bytes):
-        read = _read_block(connection, uid, ctimes[start : start + block])
-        items += read
-        size += sum(map(size_of, read))
+        for item in _read_block(connection, uid, ctimes[start : start + block]):
+            if max_bytes is None or size < max_bytes:  # of a block, as little may be left
+                items.append(item)
+                size += size_of(item)
         start += block
         block = max(1, min(READ_ITEMS, 2 * block, READ_BYTES * start // max(size, 1)))
     return items
