@@ -813,8 +813,8 @@ MUTATIONS = [
     Mutation(
         "a large snapshot is read at once",
         "stores/sql/reads.py",
-        "if max_bytes is None or size < max_bytes:",
-        "if True:",
+        "read if size < most else first_items(read, left)",
+        "read",
         SQL + "test_snapshot_of_large_items_is_read_in_parts_and_stays_as_it_was",
     ),
     Mutation(

@@ -36,10 +36,13 @@ class StateQuery(Struct, frozen=True):
     def first_of(self, items: Sequence[Item]) -> Sequence[Item]:
         """As many of these items as one page holds."""
         items = items[: self.limit]
-        if self.max_bytes is None:
-            return items
-        ends = accumulate(map(size_of, items))
-        return items[: 1 + sum(end < self.max_bytes for end in ends)]
+        return items if self.max_bytes is None else first_items(items, self.max_bytes)
+
+
+def first_items(items: Sequence[Item], size: int) -> Sequence[Item]:
+    """The first of these items, up to the one that brings them to about so many bytes of JSON."""
+    ends = accumulate(map(size_of, items))
+    return items[: 1 + sum(end < size for end in ends)]
 
 
 def size_of(item: Item) -> int:
@@ -75,16 +78,12 @@ class StatePage(Struct, frozen=True):
         """The items of this page as a state."""
         return State.of(self.items, self.as_of)
 
-    def filled(
-        self, items: Sequence[Item], query: StateQuery, *, more: bool = False
-    ) -> "StatePage":
-        """This page, which is empty, with as many of these items as it holds. They are in order, as
-        are those that there are besides, if there are `more`."""
-        page = tuple(query.first_of(items))
-        if len(page) == len(items) and not more:
-            return structs.replace(self, items=page)
-        start = PageStart(self.as_of, self.cursor, self.hash, *page[-1].order())
-        return structs.replace(self, items=page, next=start)
+    def filled(self, items: Sequence[Item], *, more: bool) -> "StatePage":
+        """This page, which is empty, with these items, after which there may be `more`."""
+        start = None
+        if more:
+            start = PageStart(self.as_of, self.cursor, self.hash, *items[-1].order())
+        return structs.replace(self, items=tuple(items), next=start)
 
 
 def page_of(
@@ -96,7 +95,8 @@ def page_of(
         selected.reverse()
     if start is not None:
         selected = [item for item in selected if _is_after(item, start, query)]
-    return empty.filled(selected, query)
+    items = query.first_of(selected)
+    return empty.filled(items, more=len(items) < len(selected))
 
 
 def _is_after(item: Item, start: PageStart, query: StateQuery) -> bool:

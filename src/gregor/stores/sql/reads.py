@@ -12,7 +12,7 @@ from gregor.core.instant import Time
 from gregor.core.message import UID, Category, DeviceID, InBandMessage, MsgID
 from gregor.core.state import Counts, Item
 from gregor.core.state_hash import hash_of
-from gregor.core.state_page import PageStart, StatePage, StateQuery, size_of
+from gregor.core.state_page import PageStart, StatePage, StateQuery, first_items, size_of
 from gregor.core.sync import (
     EXPIRY_GRACE,
     MAX_BYTES_READ,
@@ -118,7 +118,7 @@ def _filled(
     )
     ctimes = [row.ctime for row in rows]
     items = read_items(connection, uid, ctimes[: query.limit], query.max_bytes)
-    return empty.filled(items, query, more=len(items) < len(ctimes))
+    return empty.filled(items, more=len(items) < len(ctimes))
 
 
 def _first_time(query: StateQuery) -> Time:
@@ -308,12 +308,12 @@ def read_items(
     """The first of the items with these ctimes, live or dead, in this order, until they have so
     many bytes."""
     items: list[Item] = []
+    most = FOREVER if max_bytes is None else max_bytes
     size, start, block = 0, 0, FIRST_ITEMS
-    while start < len(ctimes) and (max_bytes is None or size < max_bytes):
-        for item in _read_block(connection, uid, ctimes[start : start + block]):
-            if max_bytes is None or size < max_bytes:  # of a block, as little may be left
-                items.append(item)
-                size += size_of(item)
+    while start < len(ctimes) and size < most:
+        read = _read_block(connection, uid, ctimes[start : start + block])
+        left, size = most - size, size + sum(map(size_of, read))
+        items += read if size < most else first_items(read, left)
         start += block
         block = max(1, min(READ_ITEMS, 2 * block, READ_BYTES * start // max(size, 1)))
     return items
