@@ -2896,7 +2896,7 @@ MUTATIONS = [
         "protocol/server_session.py",
         "if sync.epoch > self.epoch:",
         "if False:",
-        SERVER_SESSION + "test_erase_before_the_session_is_open_is_found_by_its_first_sync",
+        SERVER_SESSION + "test_erase_before_the_first_sync_is_found_by_it",
     ),
     Mutation(
         "erase: a consume does not carry the epoch of its connection",
