@@ -265,8 +265,9 @@ class StateMachineOfRecord(StateMachine, Protocol):
     ) -> StatePage:
         """The selected items of a state, with the contract of `state`, its hash, and the cursor
         after which `messages_page` continues it: the user's clock, or `at` if that is earlier. Read
-        at one instant. With a limit, `start` begins the pages after the first: they are of the
-        state that the first was of, whatever has been stored since; `at` is not looked at."""
+        at one instant. If the query asks for pages, by `limit` or `max_bytes`, `start` begins those
+        after the first: they are of the state that the first was of, whatever has been stored
+        since; `at` is not looked at."""
         ...
 
     @abstractmethod

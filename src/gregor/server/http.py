@@ -84,11 +84,11 @@ from gregor.server.whole_state import STATE_BYTES, WholeState
 
 PAUSE_SECONDS = 0.1  # before the answer to a request beyond a limit, or without a valid token
 
-_aside = Aside()
-
 CLIENT_GONE = 499  # as nginx counts a client that closed its connection before it was answered
 
 T = TypeVar("T")
+
+_aside = Aside()  # of all servers of this process
 
 Operation: TypeAlias = Callable[[Service, Request, Identity], Awaitable[ASGIApp]]
 PublicOperation: TypeAlias = Callable[[Service, Request], Awaitable[ASGIApp]]

@@ -52,10 +52,9 @@ from gregor.stores.sql.statements import (
     UserHead,
 )
 
-# How many items are read in one statement: a few at first, since their sizes are not known before.
+# How many items, and messages of a user's log, are read in one statement: a few at first, since
+# their sizes are not known before; then as many as have about so many bytes.
 FIRST_ITEMS, READ_ITEMS = 32, 256
-# How many messages of a user's log are read at a time: a few at first, since their sizes are not
-# known before; then as many as have about so many bytes. The same of items.
 FIRST_MESSAGES, READ_MESSAGES = 25, 200
 READ_BYTES = 1024 * 1024
 
