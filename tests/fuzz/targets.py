@@ -13,8 +13,10 @@ from gregor.core.arguments import duration, query_time
 from gregor.core.export import check_head, decode_line, encode_line
 from gregor.core.facts import Facts
 from gregor.core.message import InBandMessage, Message, OutOfBandMessage, parse_message
+from gregor.core.state_hash import hash_of
+from gregor.core.sync import Changes, Sync
 from gregor.errors import GregorError, Malformed, Unauthenticated
-from gregor.interfaces import Rejected
+from gregor.interfaces import HOLDS_FOREVER, Rejected
 from gregor.protocol.effects import Close
 from gregor.protocol.entries import read_addressed, read_entries
 from gregor.protocol.frames import MAX_FRAME, Error, decode_device_frame, encode
@@ -45,7 +47,8 @@ def frame(data: bytes) -> None:
 def _open_session() -> ServerSession:
     session = ServerSession()
     session.resume("laptop", 0, None)
-    session.authenticated(_UID, 1)
+    session.reading()
+    session.opened(_UID, Sync(Changes(()), 0, 1, hash_of(())), 1, HOLDS_FOREVER)
     return session
 
 

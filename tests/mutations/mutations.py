@@ -2896,7 +2896,7 @@ MUTATIONS = [
         "protocol/server_session.py",
         "if sync.epoch > self.epoch:",
         "if False:",
-        SERVER_SESSION + "test_erase_before_the_first_sync_is_found_by_it",
+        SERVER_SESSION + "test_erase_that_was_not_heard_of_is_found_by_the_next_sync",
     ),
     Mutation(
         "erase: a consume does not carry the epoch of its connection",

@@ -9,11 +9,11 @@ from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID, Message, OutOfBandMessage
 from gregor.core.sync import Sync
 from gregor.errors import Malformed, StorageUnavailable
-from gregor.interfaces import Caller, EraseResult, Outcome, Slot
+from gregor.interfaces import HOLDS_FOREVER, Caller, EraseResult, Outcome, Slot
 from gregor.node.node import Node
 from gregor.node.observer import Observer
 from gregor.protocol.publication import Publication
-from gregor.protocol.server_session import CatchUp, ServerSession
+from gregor.protocol.server_session import ServerSession
 from gregor.pubsub.interface import Event
 from gregor.pubsub.memory import Exchange, MemoryPubSub
 from gregor.stores.memory import MemoryStateMachine
@@ -59,10 +59,7 @@ async def sync_device(node: Node, uid: UID = "u") -> None:
     """A device of the user syncs from the store, which gives the user's feed a position."""
     session = ServerSession()
     session.resume("d", 0, None)
-    session.authenticated(uid, now=0)
-    while not isinstance(session.next(), CatchUp):
-        pass
-    await node.catch_up(session, 0)
+    await node.open(session, uid, HOLDS_FOREVER)
 
 
 class FailingConsumer:

@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gregor.core.message import InBandMessage
+from gregor.core.state_hash import hash_of
+from gregor.core.sync import Changes, Sync
 from gregor.errors import LimitExceeded, Unavailable
-from gregor.interfaces import Stored
+from gregor.interfaces import HOLDS_FOREVER, Stored
 from gregor.limits import DEFAULT_LIMITS, Limits
 from gregor.protocol.effects import Send
 from gregor.protocol.frames import Ack, Error
@@ -35,7 +37,8 @@ class ScriptedRates:
 def opened(rates: ScriptedRates, limits: Limits = DEFAULT_LIMITS) -> ServerSession:
     session = ServerSession(limits, rates)
     session.resume("d", 0, None)
-    session.authenticated("u", now=1)
+    session.reading()
+    session.opened("u", Sync(Changes(()), 0, 1, hash_of(())), 1, HOLDS_FOREVER)
     answers(session)
     return session
 

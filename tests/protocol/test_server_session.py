@@ -28,7 +28,7 @@ from gregor.errors import (
     Resync,
     Unavailable,
 )
-from gregor.interfaces import HOLDS_FOREVER, Erasure, Rejected, Stored
+from gregor.interfaces import HOLDS_FOREVER, NEVER_ERASED, Erasure, Rejected, Stored
 from gregor.protocol.effects import Close, Send
 from gregor.protocol.frames import (
     Ack,
@@ -60,11 +60,11 @@ CONFLICT = Conflict("this msg_id is known with other contents")
 HELLO = '{"type":"hello","token":"t","device_id":"d1","cursor":7,"protocol":2}'
 
 
-def open_session(cursor: int = 7) -> ServerSession:
-    """A session whose device has sent a hello and is authenticated."""
+def reading_session(hello: str = HELLO) -> ServerSession:
+    """A session whose device has sent a hello, while its first sync is read."""
     session = ServerSession()
-    assert session.receive(HELLO.replace("7", str(cursor))) == Authenticate("t", "d1")
-    session.authenticated("u", now=50)
+    assert session.receive(hello) == Authenticate("t", "d1")
+    session.reading()
     return session
 
 
@@ -85,11 +85,21 @@ def sent_frames(session: ServerSession) -> list[Frame]:
 
 def live_session(position: int = 10) -> ServerSession:
     """A session whose device is synced up to `position`."""
-    session = open_session()
-    all_effects(session)
-    session.synced(Sync(Changes(()), position, 50, hash_of(())))
-    all_effects(session)
+    session = reading_session()
+    opened(session, first_sync(position))
     return session
+
+
+def catching_up_session(cursor: int = 7) -> ServerSession:
+    """A session that waits for a sync from this cursor."""
+    session = live_session(cursor)
+    session.receive(f'{{"type":"verify","cursor":{cursor}}}')
+    assert all_effects(session) == [CatchUp(cursor)]
+    return session
+
+
+def first_sync(cursor: int = 10, erasure: Erasure = NEVER_ERASED) -> Sync:
+    return Sync(Changes(()), cursor, 50, hash_of(()), *erasure)
 
 
 def publication(ctime: int, prev: int | None = None, body: str = "x") -> Publication:
@@ -109,13 +119,11 @@ def opened(session: ServerSession, sync: Sync) -> list[Frame]:
 def test_first_sync_follows_the_welcome_and_what_was_published_while_it_was_read_follows_it() -> (
     None
 ):
-    session = ServerSession()
-    session.receive(HELLO)
-    session.reading()
+    session = reading_session()
     for ctime in (10, 11, 12):
         session.publish(publication(ctime))
     assert all_effects(session) == []
-    welcome, page, messages = opened(session, Sync(Changes(()), 10, 50, hash_of(())))
+    welcome, page, messages = opened(session, first_sync(10))
     assert isinstance(welcome, Welcome)
     assert isinstance(page, SyncPage)
     assert isinstance(messages, Messages)
@@ -123,19 +131,18 @@ def test_first_sync_follows_the_welcome_and_what_was_published_while_it_was_read
 
 
 def test_conversation_that_was_closed_while_its_first_sync_was_read_stays_closed() -> None:
-    session = ServerSession()
-    session.receive(HELLO)
-    session.reading()
+    session = reading_session()
     session.close(1000, "bye")
-    assert opened(session, Sync(Changes(()), 10, 50, hash_of(()))) == []
+    assert opened(session, first_sync()) == []
 
 
 def test_hello_is_answered_by_a_welcome_and_a_sync_from_the_cursor_of_the_device() -> None:
-    welcome, catch_up = all_effects(open_session())
-    assert isinstance(welcome, Send)
-    assert isinstance(welcome.frame, Welcome)
-    assert (welcome.frame.uid, welcome.frame.device_id, welcome.frame.now) == ("u", "d1", 50)
-    assert catch_up == CatchUp(7)
+    session = reading_session()
+    assert session.cursor == 7
+    welcome, page = opened(session, first_sync(10))
+    assert isinstance(welcome, Welcome)
+    assert (welcome.uid, welcome.device_id, welcome.now) == ("u", "d1", 50)
+    assert page == SyncPage("changes", 7, 10, 50, hash_of(()))
 
 
 @pytest.mark.parametrize(
@@ -216,9 +223,10 @@ def test_conversation_closed_during_authentication_stays_closed() -> None:
     session = ServerSession()
     session.receive(HELLO)
     session.close(1012, "going away")
-    session.authenticated("u", now=50)
+    session.reading()
     assert session.phase is Phase.CLOSED
     assert all_effects(session) == [Close(1012, "going away")]
+    assert opened(session, first_sync()) == []
 
 
 def test_goaway_is_sent_before_pending_messages() -> None:
@@ -395,8 +403,7 @@ def test_creation_for_another_device_is_left_out_but_its_dismissal_is_sent() -> 
 
 
 def test_publications_during_a_catch_up_are_sent_after_the_sync() -> None:
-    session = open_session()
-    all_effects(session)
+    session = catching_up_session()
     for ctime in (11, 12, 13):
         session.publish(publication(ctime))
     assert all_effects(session) == []
@@ -409,8 +416,7 @@ def test_publications_during_a_catch_up_are_sent_after_the_sync() -> None:
 
 
 def test_gap_after_the_sync_leads_to_another_catch_up() -> None:
-    session = open_session()
-    all_effects(session)
+    session = catching_up_session()
     session.publish(publication(14))
     session.synced(Sync(Changes(()), 12, 50, hash_of(())))
     sync, catch_up = all_effects(session)
@@ -420,9 +426,7 @@ def test_gap_after_the_sync_leads_to_another_catch_up() -> None:
 
 @pytest.mark.parametrize("catching_up", [False, True])
 def test_slow_consumer_is_reset_and_synced_from_the_store(catching_up: bool) -> None:
-    session = open_session(cursor=10) if catching_up else live_session(10)
-    if catching_up:
-        all_effects(session)
+    session = catching_up_session(cursor=10) if catching_up else live_session(10)
     for ctime in range(11, 11 + QUEUE_MESSAGES):
         session.publish(publication(ctime))
     assert session.slow_consumer_resets == 0
@@ -472,8 +476,7 @@ def test_slow_consumer_misses_out_of_band_messages() -> None:
 
 
 def test_out_of_band_messages_during_a_sync_count_towards_the_queue() -> None:
-    session = open_session()
-    all_effects(session)
+    session = catching_up_session()
     for _ in range(20):
         session.deliver_out_of_band(out_of_band("u", "s", "x" * 60_000))
     session.synced(Sync(Changes(()), 12, 50, hash_of(())))
@@ -494,8 +497,7 @@ def test_verify_reads_from_the_cursor_in_the_frame() -> None:
 
 
 def test_verify_during_a_sync_is_answered_after_its_last_page() -> None:
-    session = open_session()
-    all_effects(session)
+    session = catching_up_session()
     items = tuple(create("u", "a", msg_id=f"m{n}").stamp(n, n - 1) for n in range(8, 1300))
     session.synced(Sync(Changes(items), 1300, 50, hash_of(())))
     first = session.next()
@@ -511,8 +513,7 @@ def test_verify_during_a_sync_is_answered_after_its_last_page() -> None:
 
 
 def test_empty_snapshot_is_sent_as_one_page() -> None:
-    session = open_session(cursor=0)
-    all_effects(session)
+    session = catching_up_session(cursor=0)
     session.synced(Sync(Snapshot(), 12, 50, hash_of(())))
     assert sent_frames(session) == [SyncPage("snapshot", 0, 12, 50, hash_of(()))]
 
@@ -553,7 +554,7 @@ def test_messages_with_only_a_dismissal_are_sent() -> None:
     ],
 )
 def test_error_about_a_consume_carries_its_number(frame: str) -> None:
-    session = open_session()
+    session = live_session()
     assert session.receive(frame) is None
     errors = [e.frame for e in all_effects(session) if isinstance(e, Send)]
     assert [e.n for e in errors if isinstance(e, Error)] == [7]
@@ -569,8 +570,7 @@ def test_device_connects_again_if_the_store_has_lost_what_it_received() -> None:
 
 
 def test_session_that_reads_the_store_does_not_sync_twice() -> None:
-    session = open_session()
-    all_effects(session)
+    session = catching_up_session()
     session.sync_again()
     session.synced(Sync(Changes(()), 10, 10, "h"))
     assert CatchUp not in map(type, all_effects(session))
@@ -587,9 +587,8 @@ TOLD_AND_CLOSED = [Send(UserErased(EPOCH, "u")), Close(4010, "erased")]
 def greeted(epoch: object, *, erasure: Erasure = ERASED, issued_at: int | None) -> ServerSession:
     """A session whose device has sent a hello with this epoch (`left out`: with none)."""
     known = "" if epoch == "left out" else f',"epoch":{epoch}'
-    session = ServerSession()
-    session.receive(HELLO[:-1] + known + "}")
-    session.authenticated("u", 50, erasure, issued_at)
+    session = reading_session(HELLO[:-1] + known + "}")
+    session.opened("u", first_sync(10, erasure), 50, issued_at)
     return session
 
 
@@ -597,7 +596,8 @@ def resumed(epoch: object, *, erasure: Erasure = ERASED, issued_at: int | None) 
     """The same, whose transport has said it."""
     session = ServerSession()
     session.resume("d1", 7, epoch if isinstance(epoch, int) else None)
-    session.authenticated("u", 50, erasure, issued_at)
+    session.reading()
+    session.opened("u", first_sync(10, erasure), 50, issued_at)
     return session
 
 
@@ -631,17 +631,10 @@ def test_first_answer_depends_on_the_epoch_and_then_on_the_token(
         assert all_effects(session) == [Close(4001, "unauthenticated")]
     else:
         assert answer(session) is Welcome
-        assert session.next() == CatchUp(0 if epoch == EPOCH + 1 else 7)
-
-
-@pytest.mark.parametrize("token", TOKENS)
-def test_token_is_checked_against_the_erase_in_the_first_sync(token: str) -> None:
-    session = ServerSession()
-    session.receive(HELLO)
-    session.reading()
-    sync = Sync(Snapshot(), EPOCH, 50, hash_of(()), *ERASED)
-    session.opened("u", sync, 50, TOKENS[token])
-    assert answer(session) == ("unauthenticated" if token in OLD_TOKENS else Welcome)
+        if epoch == EPOCH + 1:
+            assert session.next() == CatchUp(0)
+        else:
+            assert answer(session) is SyncPage
 
 
 @pytest.mark.parametrize("issued_at", [None, 0])
@@ -667,8 +660,6 @@ def synced_at(epoch: int) -> ServerSession:
     """An open session of a user with this epoch, whose device is synced."""
     session = greeted("left out", erasure=Erasure(epoch, epoch), issued_at=HOLDS_FOREVER)
     all_effects(session)
-    session.synced(Sync(Changes(()), 10, 50, hash_of(()), epoch))
-    all_effects(session)
     return session
 
 
@@ -691,32 +682,25 @@ def test_erase_that_the_device_knows_changes_nothing(known: int) -> None:
 
 @pytest.mark.parametrize("read", [0, EPOCH - 1, EPOCH, EPOCH + 1])
 def test_device_is_told_of_an_erase_while_its_first_sync_was_read(read: int) -> None:
-    session = ServerSession()
-    session.receive(HELLO)
-    session.reading()
+    session = reading_session()
     session.erased(EPOCH)
     session.erased(EPOCH - 1)
-    session.opened("u", Sync(Changes(()), 10, 50, hash_of(()), read), 50, HOLDS_FOREVER)
+    session.opened("u", first_sync(10, Erasure(read)), 50, HOLDS_FOREVER)
     assert answer(session) is Welcome
     told = all_effects(session)
     assert (told == TOLD_AND_CLOSED) == (read < EPOCH), "which the sync does not know yet"
 
 
-def test_erase_before_the_first_sync_is_found_by_it() -> None:
-    session = ServerSession()
-    session.receive(HELLO)
-    session.authenticated("u", 50)  # the erasure was read before it
-    all_effects(session)
+def test_erase_that_was_not_heard_of_is_found_by_the_next_sync() -> None:
+    session = catching_up_session()
     session.synced(Sync(Snapshot(), EPOCH, 50, hash_of(()), EPOCH))
     assert all_effects(session) == TOLD_AND_CLOSED
 
 
 def test_first_sync_of_a_restored_backup_is_read_again_from_the_beginning() -> None:
-    session = ServerSession()
-    session.receive(HELLO[:-1] + f',"epoch":{EPOCH}}}')
-    session.reading()
+    session = reading_session(HELLO[:-1] + f',"epoch":{EPOCH}}}')
     session.publish(publication(11))
-    session.opened("u", Sync(Changes(()), 10, 50, hash_of(())), 50, HOLDS_FOREVER)
+    session.opened("u", first_sync(10), 50, HOLDS_FOREVER)
     _, catch_up = all_effects(session)
     assert catch_up == CatchUp(0)
 

@@ -11,11 +11,12 @@ from gregor.core.message import InBandMessage, create, out_of_band
 from gregor.core.state import Item
 from gregor.core.state_hash import hash_of
 from gregor.core.sync import Changes, Snapshot, Sync
-from gregor.interfaces import Stored
+from gregor.interfaces import HOLDS_FOREVER, Stored
 from gregor.protocol import frames, outbound_queue
 from gregor.protocol.delivery_state import TRANSITIONS, DeliveryState, ReadingItems, ReadingStore
 from gregor.protocol.effects import Close, Send
 from gregor.protocol.frames import Messages, SyncPage
+from gregor.protocol.handshake import Phase
 from gregor.protocol.publication import Publication
 from gregor.protocol.server_session import CatchUp, Effect, ReadItems, ServerSession
 
@@ -26,7 +27,7 @@ steps: st.SearchStrategy[Step] = st.one_of(
     st.tuples(
         st.sampled_from(["next", "next", "next", "synced", "items read", "out of band"]), st.just(0)
     ),
-    st.tuples(st.sampled_from(["close", "authenticated"]), st.just(0)),
+    st.tuples(st.sampled_from(["close", "opened"]), st.just(0)),
 )
 
 
@@ -40,7 +41,7 @@ class SessionUnderTest:
     def __init__(self) -> None:
         self.session = ServerSession()
         self.session.resume("d1", 0, None)
-        self.session.authenticated("u", now=0)
+        self.session.reading()
         self.log: list[InBandMessage] = []
         self.known = 0
 
@@ -48,11 +49,13 @@ class SessionUnderTest:
         match step:
             case "publish", lost:
                 self.publish(lost)
-            case "verify", back:
+            case "verify", back if self.session.phase is not Phase.AUTHENTICATING:
                 cursor = max(0, self.known - back)
                 self.session.receive(f'{{"type":"verify","cursor":{cursor}}}')
             case "next", _:
                 self.write(self.session.next())
+            case "opened" | "synced", _ if self.session.phase is Phase.AUTHENTICATING:
+                self.session.opened("u", self.sync(0), 50, HOLDS_FOREVER)
             case "synced", _ if isinstance(self.session.delivery, ReadingStore):
                 self.session.synced(self.sync(self.session.delivery.cursor))
             case "items read", _ if isinstance(self.session.delivery, ReadingItems):
@@ -62,8 +65,8 @@ class SessionUnderTest:
                 self.session.items_read(items(self.log[first - 1 : first]))
             case "out of band", _:
                 self.session.deliver_out_of_band(out_of_band("u", "s", 1))
-            case "authenticated", _:
-                self.session.authenticated("u", now=50)
+            case "opened", _:  # again, which changes nothing
+                self.session.opened("u", self.sync(0), 50, HOLDS_FOREVER)
             case "close", _:
                 self.session.close(1000, "bye")
 
@@ -128,7 +131,7 @@ def test_law_an_open_session_sends_everything_when_the_socket_accepts_data(
     history: list[Step],
 ) -> None:
     under_test = SessionUnderTest()
-    for step in [*history, ("verify", 0)]:
+    for step in [*history, ("opened", 0), ("verify", 0)]:
         under_test.carry_out(step)
     while (effect := under_test.session.next()) is not None or under_test.session.lagging:
         under_test.write(effect)

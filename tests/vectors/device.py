@@ -263,8 +263,9 @@ class NodeRun:
         assert self._session is not None
         match self._session.receive(msgspec.json.encode(frame).decode()):
             case Authenticate():
-                erasure = await self.machine.erasure(USER)
-                self._session.authenticated(USER, self.clock.now, erasure, HOLDS_FOREVER)
+                self._session.reading()
+                sync = await self.machine.sync(USER, DEVICE, self._session.cursor)
+                self._session.opened(USER, sync, self.clock.now, HOLDS_FOREVER)
             case StoreRequest(n, entries):
                 self._session.stored(n, [await self._store(entry) for entry in entries])
 

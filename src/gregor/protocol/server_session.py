@@ -1,6 +1,6 @@
 """The node's side of one conversation: a pure state machine.
 
-Input is a frame (`receive`) or an event (`authenticated`, `publish`, `synced`, …). A transport has
+Input is a frame (`receive`) or an event (`opened`, `publish`, `synced`, …). A transport has
 two tasks, and each gets its own output. The reader gets from `receive` a request to carry out
 before the next frame: Authenticate or Store. The writer calls `next()` whenever the socket accepts
 data, and gets an effect: Send a frame, CatchUp (read a sync from the store, and pass it to
@@ -42,7 +42,7 @@ from gregor.errors import (
     TooSlow,
     Unavailable,
 )
-from gregor.interfaces import NEVER_ERASED, Erasure, Outcome, Rejected
+from gregor.interfaces import Erasure, Outcome, Rejected
 from gregor.limits import DEFAULT_LIMITS, Limits
 from gregor.protocol.consume_order import ConsumeOrder
 from gregor.protocol.delivery_state import (
@@ -88,7 +88,7 @@ from gregor.protocol.publication import Publication
 
 
 class Authenticate(NamedTuple):
-    """Authenticate the token, and report to `authenticated` or `refuse`."""
+    """Authenticate the token, and report to `reading` and `opened`, or to `refuse`."""
 
     token: str
     device_id: DeviceID
@@ -258,52 +258,41 @@ class ServerSession:
 
     def resume(self, device_id: DeviceID, cursor: Time, epoch: Time | None) -> None:
         """The transport says in place of a hello who the device is, and what it knows. It
-        authenticates the device itself, and reports to `authenticated` or `refuse`."""
+        authenticates the device itself, and reports as after Authenticate."""
         if self._handshake.resume(device_id, epoch):
             self.cursor = cursor
 
     def reading(self) -> None:
-        """The transport has attached the session, and reads the sync for `opened`, from the cursor.
-        What is published meanwhile is kept."""
+        """The device is authenticated. The transport has attached the session, and now reads a sync
+        from the cursor, for `opened`. What is published meanwhile is kept."""
         if self.phase is Phase.AUTHENTICATING:
             self.delivery = ReadingStore(self.cursor, LIVE)
 
     def opened(self, uid: UID, sync: Sync, now: Time, issued_at: Time | None) -> None:
-        """As `authenticated`, with the first sync: most devices need no other."""
-        self.authenticated(uid, now, Erasure(sync.epoch, sync.erased_at), issued_at)
-        if isinstance(self.delivery, ReadingStore):
-            self.synced(sync)
-
-    def authenticated(
-        self,
-        uid: UID,
-        now: Time,
-        erasure: Erasure = NEVER_ERASED,
-        issued_at: Time | None = None,
-    ) -> None:
-        """The token, which was issued then (None: not known), belongs to this user. The transport
-        first attaches the session, then reads the erasure. Refuses the device if the user was
-        erased since it was here, or since the token was issued. Ignored if the conversation was
-        closed meanwhile."""
+        """The store has answered the read that began with `reading`. The token belongs to this
+        user, and was issued then (None: not known). Refuses the device if the user was erased since
+        it was here, or since the token was issued. Ignored if the conversation was closed
+        meanwhile."""
         if not self._handshake.authenticated(uid):
             return
         try:
+            erasure = Erasure(sync.epoch, sync.erased_at)
             erasure.require_current(self._handshake.epoch, issued_at)
         except GregorError as error:
             self.refuse(error)
         else:
-            self._open(now, erasure.epoch)
+            self._open(sync, now)
             self.erased(self._last_erase)
 
-    def _open(self, now: Time, epoch: Time) -> None:
-        self.epoch = epoch
-        if (self._handshake.epoch or 0) > epoch:  # the store is a restored backup
+    def _open(self, sync: Sync, now: Time) -> None:
+        self.epoch = sync.epoch
+        self._queue_control(Welcome(self.uid, self.device_id, now, self._limits, sync.epoch))
+        if (self._handshake.epoch or 0) > sync.epoch:  # the store is a restored backup
             self.cursor = 0
             self._queue.take_publications()
             self.delivery = Lagging(0)
-        elif self.delivery is None:
-            self.delivery = Lagging(self.cursor)
-        self._queue_control(Welcome(self.uid, self.device_id, now, self._limits, epoch))
+        else:
+            self.synced(sync)
 
     def stored(self, n: int, outcomes: Sequence[Outcome]) -> None:
         """The outcomes of a Store. If one message has to be retried, the device retries all of
