@@ -239,21 +239,46 @@ async def _send_bad_utf8(target: Target) -> None:
             await device.lost()
 
 
-async def _half_send_heads(target: Target) -> None:
-    """Heads of requests that never end: a header more, from each of many connections."""
-    writers: list[asyncio.StreamWriter] = []
-    for n in count():
-        if len(writers) < CONNECTIONS:
-            _, writer = await asyncio.open_connection(*target.address)
-            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n")
-            writers.append(writer)
-        writer = writers[n % len(writers)]
-        if writer.is_closing():
-            writers.remove(writer)
-            continue
-        writer.write(b"x-%d: %s\r\n" % (n, b"y" * 200))
-        with suppress(OSError):
-            await writer.drain()
+def _dribbling(start: Callable[[Target], bytes], piece: Callable[[int], bytes]) -> Abuse:
+    """Something that never ends, in small pieces: one more, on each of many connections in turn."""
+
+    async def dribble(target: Target) -> None:
+        writers: list[asyncio.StreamWriter] = []
+        for n in count():
+            if len(writers) < CONNECTIONS:
+                _, writer = await asyncio.open_connection(*target.address)
+                writer.write(start(target))
+                writers.append(writer)
+            writer = writers[n % len(writers)]
+            if writer.is_closing():
+                writers.remove(writer)
+                continue
+            writer.write(piece(n))
+            with suppress(OSError):
+                await writer.drain()
+
+    return dribble
+
+
+def _half_head(target: Target) -> bytes:
+    return b"GET / HTTP/1.1\r\nHost: x\r\n"
+
+
+def _half_body(target: Target) -> bytes:
+    """A device's request, whose body is still to come."""
+    return (
+        f"POST /v1/messages HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {target.device_token}\r\n"
+        f"Content-Length: {1 << 16}\r\n\r\n"
+    ).encode()
+
+
+def _half_hello(target: Target) -> bytes:
+    """A WebSocket, and the beginning of its first frame."""
+    return (
+        b"GET /v1/connect HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        b"\x81\xff" + (1 << 16).to_bytes(8, "big") + bytes(4)
+    )
 
 
 async def _reconnect(target: Target) -> None:
@@ -368,6 +393,8 @@ KINDS: Mapping[str, Abuser] = {
     "rejected tokens": Abuser(_requesting("GET", f"/v1/users/{UID}/count", token="wrong")),
     "pings": Abuser(_ping),
     "bad UTF-8 before the hello": Abuser(_send_bad_utf8),
-    "half-sent heads": Abuser(_half_send_heads),
+    "half-sent heads": Abuser(_dribbling(_half_head, lambda n: b"x-%d: %s\r\n" % (n, b"y" * 200))),
+    "half-sent bodies": Abuser(_dribbling(_half_body, lambda n: b" " * 20)),
+    "half-sent hellos": Abuser(_dribbling(_half_hello, lambda n: b" " * 20)),
     "reconnects": Abuser(_reconnect),
 }

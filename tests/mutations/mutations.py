@@ -2381,9 +2381,45 @@ MUTATIONS = [
     Mutation(
         "all of a body that is dropped is read in one turn of the event loop",
         "server/guarded_http.py",
-        "            self.flow.pause_reading()\n",
+        "            self.flow.rest(max(rest, DROP_PAUSE_SECONDS))\n",
         "            pass\n",
         GUARDED_HTTP + "test_a_body_that_is_dropped_is_read_with_pauses",
+    ),
+    Mutation(
+        "a body in small pieces is read piece by piece",
+        "server/guarded_http.py",
+        "UNFINISHED = frozenset({RequestPhase.HEAD, RequestPhase.BODY})",
+        "UNFINISHED = frozenset({RequestPhase.HEAD})",
+        GUARDED_HTTP + "test_head_and_body_in_small_pieces_are_read_with_rests",
+    ),
+    Mutation(
+        "the pieces of all requests of a connection are counted together",
+        "server/guarded_http.py",
+        "        self._pace.complete()\n",
+        "",
+        GUARDED_HTTP + "test_requests_whose_bodies_follow_their_heads_do_not_rest",
+    ),
+    Mutation(
+        "a connection that rests is read when the app asks for more",
+        "server/read_pace.py",
+        "        if self._resting is None:\n            super().resume_reading()",
+        "        if True:\n            super().resume_reading()",
+        "tests/server/test_read_pace.py::"
+        "test_flow_that_rests_is_not_read_before_the_end_whatever_the_app_wants",
+    ),
+    Mutation(
+        "a message in small pieces is read piece by piece",
+        "server/socket.py",
+        "reads = self._writable is None and not waits and self._resting is None",
+        "reads = self._writable is None and not waits",
+        SOCKET + "test_peer_that_sends_small_pieces_of_a_message_is_read_with_rests",
+    ),
+    Mutation(
+        "what a WebSocket drops is read without pauses",
+        "server/socket.py",
+        "                reads = self._resting is None\n",
+        "                reads = True\n",
+        SOCKET + "test_what_is_dropped_is_read_with_pauses",
     ),
     Mutation(
         "an answer before the body is lost",

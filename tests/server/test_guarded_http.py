@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from gregor.protocol.requests import MAX_REQUEST
-from gregor.server import guarded_http
+from gregor.server import guarded_http, read_pace
 from gregor.server.guarded_http import HEAD_BYTES, HEAD_FIELDS
 from gregor.server.open_connections import (
     DEFAULT_CONNECTION_LIMITS,
@@ -21,6 +21,7 @@ from gregor.server.open_connections import (
     OpenConnections,
 )
 from gregor.server.peer_errors import PeerError, PeerErrors
+from gregor.server.read_pace import FREE_READS
 from tests.server.harness import (
     TIMEOUT_SECONDS,
     Served,
@@ -319,6 +320,51 @@ async def test_a_body_that_is_dropped_is_read_with_pauses(monkeypatch: pytest.Mo
         with pytest.raises((TimeoutError, ConnectionError)):
             async with asyncio.timeout(0.3):
                 await raw.send(b"x" * 11_000_000)
+
+
+# What comes in small pieces
+
+
+async def test_head_and_body_in_small_pieces_are_read_with_rests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The rests are too long for the test: what comes after the free pieces is not read."""
+    monkeypatch.setattr(read_pace, "REST_SECONDS", 3_600)
+    whole = post(b"x" * 100)
+    for start in (whole[:20], whole[:-50]):
+        async with guarded(SHORT) as server, await server.connect() as raw:
+            await raw.send(start)
+            rest = whole[len(start) :]
+            for n in range(FREE_READS + 1):
+                await asyncio.sleep(0.01)  # so that each is read by itself
+                await raw.send(rest[n : n + 1])
+            await raw.send(rest[FREE_READS + 1 :])
+            assert (await raw.answer())[0] == 408
+
+
+@pytest.mark.parametrize("pieces", [FREE_READS, 3 * FREE_READS])
+async def test_request_in_small_pieces_is_answered(pieces: int) -> None:
+    async with guarded() as server, await server.connect() as raw:
+        whole = post(b"x" * 200)
+        for _ in range(2):
+            for n in range(pieces):
+                await raw.send(whole[n : n + 1])
+                await asyncio.sleep(0.001)
+            await raw.send(whole[pieces:])
+            assert await raw.answer() == (200, b"x" * 200)
+
+
+async def test_requests_whose_bodies_follow_their_heads_do_not_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(read_pace, "REST_SECONDS", 3_600)
+    async with guarded() as server, await server.connect() as raw:
+        whole = post(b"x")
+        for _ in range(3 * FREE_READS):
+            await raw.send(whole[:-1])
+            await asyncio.sleep(0.001)
+            await raw.send(whole[-1:])
+            assert await raw.answer() == (200, b"x")
 
 
 async def test_body_is_not_read_before_the_app_asks_for_it() -> None:

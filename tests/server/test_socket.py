@@ -11,6 +11,7 @@ from uvicorn.protocols.utils import ClientDisconnected
 from websockets.frames import Opcode
 
 from gregor.node.channel import NO_SOCKET
+from gregor.server.read_pace import DROP_PAUSE_SECONDS, FREE_READS, REST_SECONDS
 from gregor.server.socket import (
     CLOSE_SECONDS,
     FRAMES_PER_TURN,
@@ -183,6 +184,39 @@ async def test_app_that_is_asked_before_it_has_accepted_reads_afterwards() -> No
     assert not c.transport.is_reading
     await turn()
     assert c.texts == ["early"]
+    assert c.transport.is_reading
+
+
+@on_virtual_time
+async def test_peer_that_sends_small_pieces_of_a_message_is_read_with_rests() -> None:
+    c = await Connected.opened()
+    message = text("x" * 500)
+    for n in range(FREE_READS + 1):
+        c.says(message[n : n + 1])
+    assert not c.transport.is_reading
+    await asyncio.sleep(2 * REST_SECONDS)
+    c.says(message[FREE_READS + 1 :])
+    await turn()
+    assert c.texts == ["x" * 500]
+    assert c.transport.is_reading
+
+
+@on_virtual_time
+async def test_small_messages_are_read_without_rests() -> None:
+    c = await Connected.opened()
+    for n in range(3 * FREE_READS):
+        c.says(text(str(n)))
+        await turn()
+    assert c.texts == [str(n) for n in range(3 * FREE_READS)]
+
+
+@on_virtual_time
+async def test_what_is_dropped_is_read_with_pauses() -> None:
+    c = await Connected.opened()
+    c.says(b"\xff" * 10)  # no frame
+    c.says(b"x" * 100_000)
+    assert not c.transport.is_reading
+    await asyncio.sleep(DROP_PAUSE_SECONDS)
     assert c.transport.is_reading
 
 

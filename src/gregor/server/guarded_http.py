@@ -2,8 +2,9 @@
 
 Each state of a connection has a deadline that is set once, and not again by each byte. A head has a
 limit of bytes and fields, and so has what surrounds a body: the sizes and extensions of its chunks,
-and its trailer. A client that breaks a rule gets a problem document, is counted, and is not worth
-a line in the log. Of a body that nobody has asked for, uvicorn holds 64 KiB and what a read brings.
+and its trailer. What comes in tiny pieces is read with pauses, and so is what is dropped. A client
+that breaks a rule gets a problem document, is counted, and is not worth a line in the log. Of a
+body that nobody has asked for, uvicorn holds 64 KiB and what a read brings.
 """
 
 import re
@@ -22,6 +23,7 @@ from gregor.server.deadlines import Deadlines
 from gregor.server.open_connections import ClientConnection, OpenConnections
 from gregor.server.peer_errors import PeerError, PeerErrors, Throttled
 from gregor.server.problems import problem
+from gregor.server.read_pace import DROP_PAUSE_SECONDS, ReadPace, RestingFlow
 from gregor.server.upgrades import UpgradingHTTP
 
 HEAD_BYTES = 32 * 1024
@@ -31,7 +33,6 @@ PIECE = 8 * 1024  # bytes that are parsed before the limits are looked at
 BYTES_PER_SECOND = 16 * 1024  # the slowest line on which a body may come
 DROPPED_BODY = 16 * 1024 * 1024  # bytes after the last answer, of which none is kept
 DROPPED_HEAD = 64 * 1024
-DROP_PAUSE_SECONDS = 0.005  # between two reads of them
 
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]{0,5})?")
 
@@ -54,6 +55,7 @@ class RequestPhase(Enum):
     HANDED_OVER = auto()  # nothing: it is a WebSocket now
 
 
+UNFINISHED = frozenset({RequestPhase.HEAD, RequestPhase.BODY})
 AFTER_THE_LAST = frozenset({RequestPhase.LAST, RequestPhase.END, RequestPhase.HANDED_OVER})
 
 
@@ -79,6 +81,8 @@ class ClientAccount:
 class GuardedHTTP(UpgradingHTTP):
     """One connection."""
 
+    flow: RestingFlow
+
     def __init__(
         self,
         connections: OpenConnections,
@@ -95,6 +99,7 @@ class GuardedHTTP(UpgradingHTTP):
         self._errors = errors
         self._deadline = deadlines.deadline(self._on_deadline)
         self._write_deadline = deadlines.deadline(self._on_write_deadline)
+        self._pace = ReadPace()
         self._phase = RequestPhase.IDLE
         self._answering: RequestResponseCycle | None = None
         self._body_bytes = 0  # of this request
@@ -108,6 +113,7 @@ class GuardedHTTP(UpgradingHTTP):
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = RestingFlow(transport, self.loop)
         self._connection.abort = transport.abort
         self.client = (self._connection.host, self._connection.port)
         self._deadline.set(self._limits.head)
@@ -115,6 +121,7 @@ class GuardedHTTP(UpgradingHTTP):
     def connection_lost(self, exc: Exception | None) -> None:
         self._enter(RequestPhase.END)
         self._connections.discard(self._connection)
+        self.flow.end()
         super().connection_lost(exc)
         # What refers to this protocol would keep its head and body until garbage is collected.
         self._deadline.close()
@@ -135,14 +142,16 @@ class GuardedHTTP(UpgradingHTTP):
                 return
         if self._phase is RequestPhase.BODY and phase is not RequestPhase.BODY:
             _close_if_unread(self.cycle)
+        if self._phase in UNFINISHED and (rest := self._pace.rest(len(data), self.loop.time())):
+            self.flow.rest(rest)
 
     def _drop(self, data: bytes) -> None:
         self._droppable -= len(data)
         if self._droppable < 0:
             self.transport.abort()
         else:  # otherwise the event loop would go on reading all that the client has written
-            self.flow.pause_reading()
-            self.loop.call_later(DROP_PAUSE_SECONDS, self.flow.resume_reading)
+            rest = self._pace.rest(len(data), self.loop.time())
+            self.flow.rest(max(rest, DROP_PAUSE_SECONDS))
 
     def _parse(self, data: bytes) -> None:
         self._other_bytes += len(data)
@@ -205,7 +214,7 @@ class GuardedHTTP(UpgradingHTTP):
 
     def _check_body(self) -> None:
         """Go on waiting for the body if it has come as fast as a slow line allows."""
-        if self.flow.read_paused:  # the application has not asked for more
+        if not self.flow.is_wanted:
             self._body_seconds += self._limits.body
         allowed = self._body_seconds + self._body_bytes / BYTES_PER_SECOND
         left = self._body_began + allowed - self.loop.time()
@@ -307,6 +316,7 @@ class GuardedHTTP(UpgradingHTTP):
 
     def on_message_complete(self) -> None:
         self._enter(RequestPhase.ANSWER)
+        self._pace.complete()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:

@@ -4,7 +4,8 @@
     transport ◀── frames ◀── send, or write while it is ready
 
 Whatever a peer does, it holds a bounded amount of memory, and of each turn of the event loop. It is
-not read while it does not take what it has asked for, nor while a message of it waits for the app.
+not read while it does not take what it has asked for, nor while a message of it waits for the app,
+and with pauses if it sends little at a time.
 Pings of a peer are answered as far as it takes the answers; of those that wait, the last one is.
 A violation of the protocol ends the connection with its close code, and is counted, not logged.
 
@@ -27,6 +28,7 @@ from gregor.log_event import LogEvent
 from gregor.node.channel import NO_SOCKET, Socket
 from gregor.protocol.frames import MAX_FRAME
 from gregor.server.metrics import Reading, counter
+from gregor.server.read_pace import DROP_PAUSE_SECONDS, ReadPace
 from gregor.server.timer_wheel import Slot, TimerWheel
 from gregor.server.websocket_frames import (
     ABNORMAL,
@@ -127,9 +129,11 @@ class DirectWebSocket(asyncio.Protocol):
         "_key",
         "_loop",
         "_more_due",
+        "_pace",
         "_reader",
         "_refusal",
         "_refusal_body",
+        "_resting",
         "_shared",
         "_silent",
         "_slot",
@@ -163,6 +167,8 @@ class DirectWebSocket(asyncio.Protocol):
         self._refusal: tuple[int, list[tuple[bytes, bytes]]] | None = None
         self._refusal_body = b""
         self._reader = FrameReader(shared.max_size)
+        self._pace = ReadPace()
+        self._resting: asyncio.TimerHandle | None = None  # while it is not read because of its pace
         self._event: Message | None = {"type": "websocket.connect"}  # that the app gets next
         self._disconnected: Message | None = None  # the event after which no other comes
         self._waiter: asyncio.Future[None] | None = None  # the app, while there is no event
@@ -285,9 +291,13 @@ class DirectWebSocket(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._silent = False
-        if self._stage is not Stage.ENDING:
+        is_dropped = self._stage is Stage.ENDING
+        if not is_dropped:
             self._reader.feed(data)
             self._take()
+        if self._event is None or is_dropped:
+            rest = self._pace.rest(len(data), self._loop.time())
+            self._rest(max(rest, DROP_PAUSE_SECONDS if is_dropped else 0))
 
     def eof_received(self) -> None:
         """The peer ends the connection, or only its side of it, which is the same here. The
@@ -303,9 +313,10 @@ class DirectWebSocket(asyncio.Protocol):
         self._connections.discard(self)
         self._account.left()
         self._leave_wheel()
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+        for timer in (self._deadline, self._resting):
+            if timer is not None:
+                timer.cancel()
+        self._deadline = self._resting = None
         if self._writable is not None:
             self._writable.set()
 
@@ -408,12 +419,22 @@ class DirectWebSocket(asyncio.Protocol):
                 reads = not self._reader.has_bytes
             case Stage.OPEN | Stage.CLOSING:
                 waits = self._more_due or (self._event is not None and self._reader.has_bytes)
-                reads = self._writable is None and not waits
+                reads = self._writable is None and not waits and self._resting is None
             case Stage.ENDING:
-                reads = True
+                reads = self._resting is None
         if reads is not self._is_reading and not self._transport.is_closing():
             self._is_reading, self._silent = reads, False
             (self._transport.resume_reading if reads else self._transport.pause_reading)()
+
+    def _rest(self, seconds: float) -> None:
+        """Do not read for so long."""
+        if seconds and self._resting is None:
+            self._resting = self._loop.call_later(seconds, self._rested)
+            self._regulate()
+
+    def _rested(self) -> None:
+        self._resting = None
+        self._regulate()
 
     def tick(self) -> None:
         """Ping the peer, unless it has not answered the last ping."""
@@ -456,6 +477,7 @@ class DirectWebSocket(asyncio.Protocol):
             self._wake_app()
 
     def _pass_on(self, event: Message) -> None:
+        self._pace.complete()
         self._event = event
         self._wake_app()
 
