@@ -759,6 +759,13 @@ MUTATIONS = [
         TOO_LONG + "test_work_that_takes_too_long_stores_nothing",
     ),
     Mutation(
+        "on a server, a transaction of many statements may take any time",
+        "stores/sql/postgresql/connection.py",
+        "        self._end = monotonic() + self._seconds\n",
+        "        self._end = inf\n",
+        TOO_LONG + "test_statements_on_a_server_have_the_time_of_one_together",
+    ),
+    Mutation(
         "a commit waits for all reads that have come before it",
         "stores/sql/turns.py",
         "kinds = (self._reads, self._writes) if self._was_write else (self._writes, self._reads)",

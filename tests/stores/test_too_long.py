@@ -92,3 +92,21 @@ async def test_work_that_takes_too_long_stores_nothing() -> None:
             await database.write(insert_slowly)
         count = await database.read(lambda c: c.execute_sql("SELECT count(*) FROM messages"))
         assert count == [(0,)]
+
+
+async def test_statements_on_a_server_have_the_time_of_one_together(postgresql_url: str) -> None:
+    """None of them is too slow for its session."""
+    asked = 0
+
+    def ask_again_and_again(connection: DatabaseConnection) -> None:
+        nonlocal asked
+        connection.give_up_after(SECONDS)
+        while asked < 100:
+            asked += 1
+            connection.execute_sql("SELECT pg_sleep(0.05)")
+
+    async with database_at(postgresql_url, migrate, seconds=1) as database:
+        with pytest.raises(TransactionTooLong):
+            await database.write(ask_again_and_again)
+        assert 1 < asked <= 1 + 1 / 0.05
+        assert await database.write(lambda c: c.execute_sql("SELECT 1")) == [(1,)]

@@ -40,7 +40,8 @@ class DatabaseConnection(Protocol):
 
     def give_up_after(self, seconds: float) -> None:
         """Let the rest of the transaction raise TransactionTooLong when it has taken this processor
-        time, if the database runs in this process. A server limits each statement itself."""
+        time, if the database runs in this process. On a server, its statements together have the
+        time of one, and the last one as much again."""
         ...
 
 

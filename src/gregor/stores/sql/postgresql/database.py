@@ -193,7 +193,8 @@ class PostgreSQLDatabase:
 
     async def _write(self, work: Work[T]) -> T:
         async with self._transaction(self._writer, BEGIN_WRITE) as driver:
-            result = await run_sync(lambda: work(PostgreSQLConnection(driver)))
+            connection = PostgreSQLConnection(driver, self._timeout_seconds)
+            result = await run_sync(lambda: work(connection))
             try:
                 with noting_warnings(driver) as warnings:
                     done = await driver.execute("COMMIT")
