@@ -14,7 +14,15 @@ from gregor.core.instant import Time
 from gregor.core.message import UID, DeviceID, InBandMessage, Message
 from gregor.core.sync import Snapshot, Sync
 from gregor.errors import Conflict, Unavailable
-from gregor.interfaces import Duplicate, MessageConsumer, Rejected, Relayed, Stored
+from gregor.interfaces import (
+    Caller,
+    Duplicate,
+    MessageConsumer,
+    Outcome,
+    Rejected,
+    Relayed,
+    Stored,
+)
 from gregor.log_event import LogEvent
 from gregor.node.hash_checks import USERS_AT_ONCE
 from gregor.node.node import AT_A_TIME, Node
@@ -33,7 +41,7 @@ from tests.node.fakes import (
     attached,
     sync_device,
 )
-from tests.server.harness import until
+from tests.server.harness import TIMEOUT_SECONDS, until
 
 
 class NodeHarness:
@@ -341,6 +349,38 @@ async def test_inject_in_flight_raises_unavailable_when_node_fails() -> None:
         await run_node()
     with pytest.raises(Unavailable):
         await injecting[0]
+
+
+async def test_inject_that_has_not_begun_when_the_node_fails_raises_unavailable() -> None:
+    harness = NodeHarness()
+    async with harness.node:
+        injecting = asyncio.create_task(harness.node.inject(BACKEND, [create("u", "c")]))
+        await asyncio.sleep(0)
+        for task in asyncio.all_tasks() - {injecting, asyncio.current_task()}:
+            task.cancel()
+        done, _ = await asyncio.wait([injecting], timeout=TIMEOUT_SECONDS)
+        assert done == {injecting}
+        with pytest.raises(Unavailable):
+            injecting.result()
+
+
+async def test_defect_is_raised_to_who_injects_and_ends_the_node() -> None:
+    harness = NodeHarness()
+    harness.observer.injected = defective  # type: ignore[method-assign]
+
+    async def run_node() -> None:
+        async with harness.node:
+            with pytest.raises(ZeroDivisionError):
+                await harness.node.inject(BACKEND, [create("u", "c")])
+            await asyncio.Event().wait()
+
+    with pytest.raises(ExceptionGroup) as failure:
+        await run_node()
+    assert failure.group_contains(ZeroDivisionError)
+
+
+def defective(caller: Caller, outcome: Outcome) -> None:
+    raise ZeroDivisionError
 
 
 async def test_device_count_is_zero_after_last_device_is_detached() -> None:

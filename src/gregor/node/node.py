@@ -12,6 +12,7 @@ import logging
 import random
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Self, TypeVar
 
 from gregor.consumers.broadcaster import Broadcaster, Listener
@@ -184,9 +185,12 @@ class Node:
         if not self._is_open:
             work.close()
             raise Unavailable("this node is not open; send the messages again to another node")
-        task = self._tasks.create_task(work)
+        # Not `asyncio.shield`, of which the result is a turn of the event loop late.
+        finished: asyncio.Future[T | Unavailable] = asyncio.get_running_loop().create_future()
+        task = self._tasks.create_task(_set_result(finished, work))
+        task.add_done_callback(partial(_set_failure, finished, work))
         try:
-            result = await asyncio.shield(task)
+            result = await finished
         except asyncio.CancelledError:
             if not task.cancelled():
                 raise
@@ -312,3 +316,22 @@ class Node:
     async def read_items(self, session: ServerSession, ctimes: Sequence[Time]) -> None:
         """Read these items of a snapshot from the store and pass them to the session."""
         session.items_read(await self.state_machine.items(session.uid, ctimes))
+
+
+async def _set_result(result: asyncio.Future[T], work: Coroutine[Any, Any, T]) -> None:
+    value = await work
+    if not result.done():  # it is, if who waits for it was cancelled
+        result.set_result(value)
+
+
+def _set_failure(
+    result: asyncio.Future[T], work: Coroutine[Any, Any, T], task: asyncio.Task[None]
+) -> None:
+    """Set the result if the task of this work has not, because it failed or was cancelled."""
+    work.close()  # it has not begun, if the task was cancelled before
+    if result.done():
+        return
+    if task.cancelled():
+        result.cancel()
+    elif (failure := task.exception()) is not None:
+        result.set_exception(failure)
