@@ -715,6 +715,13 @@ MUTATIONS = [
         "range(0, len(entries), AT_A_TIME := len(entries))",
         NODE + "test_many_messages_are_stored_and_delivered_in_parts",
     ),
+    Mutation(
+        "who injects into a node that fails waits for ever",
+        "node/node.py",
+        "        task.add_done_callback(partial(_set_failure, finished, work))\n",
+        "        task.add_done_callback(lambda _: work.close())\n",
+        NODE + "test_inject_that_has_not_begun_when_the_node_fails_raises_unavailable",
+    ),
     # Whose turn it is
     Mutation(
         "a commit takes all that a sender has queued",
@@ -2393,6 +2400,43 @@ MUTATIONS = [
         GUARDED_HTTP + "test_a_body_that_is_dropped_is_read_with_pauses",
     ),
     Mutation(
+        "a client that has reset its connection is an exception in the log",
+        "server/half_close.py",
+        "with suppress(OSError):",
+        "with suppress(ZeroDivisionError):",
+        "tests/server/test_half_close.py::test_connection_that_the_client_has_reset_can_be_ended",
+    ),
+    Mutation(
+        "a WebSocket that says nothing makes no room",
+        "server/socket.py",
+        "        self._account.waits()\n",
+        "",
+        ACCEPTOR + "test_websockets_without_a_message_make_room_for_others",
+    ),
+    Mutation(
+        "a body that does not come makes no room",
+        "server/guarded_http.py",
+        "if self._phase is RequestPhase.BODY or self.flow.write_paused:",
+        "if self.flow.write_paused:",
+        ACCEPTOR
+        + "test_clients_that_do_not_go_on_make_room_after_a_while[a body that does not come]",
+    ),
+    Mutation(
+        "an answer that is not taken makes no room",
+        "server/guarded_http.py",
+        "if self._phase is RequestPhase.BODY or self.flow.write_paused:",
+        "if self._phase is RequestPhase.BODY:",
+        ACCEPTOR + "test_clients_that_do_not_go_on_make_room_after_a_while"
+        "[an answer that is not taken]",
+    ),
+    Mutation(
+        "a request whose body comes is cut at once to make room",
+        "server/open_connections.py",
+        "return connection if self._clock() - since >= STALLED_SECONDS else None",
+        "return connection",
+        ACCEPTOR + "test_accepting_pauses_while_all_connections_are_busy_and_then_goes_on",
+    ),
+    Mutation(
         "a body in small pieces is read piece by piece",
         "server/guarded_http.py",
         "UNFINISHED = frozenset({RequestPhase.HEAD, RequestPhase.BODY})",
@@ -2466,8 +2510,8 @@ MUTATIONS = [
     Mutation(
         "idle connections go before those that never sent a request",
         "server/open_connections.py",
-        "(*self._first(self._waiting), *self._first(self._idle))",
-        "(*self._first(self._idle), *self._first(self._waiting))",
+        "waiting := self._silent or self._idle",
+        "waiting := self._idle or self._silent",
         ACCEPTOR + "test_idle_connections_make_room_after_those_that_never_sent_a_request",
     ),
     Mutation(

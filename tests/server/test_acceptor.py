@@ -8,10 +8,12 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from gregor.errors import SetupError
+from gregor.server import open_connections
 from gregor.server.client_address import Networks
 from gregor.server.composition import connection_limits_of
 from gregor.server.open_connections import ConnectionLimits
 from gregor.server.peer_errors import PeerError, PeerErrors
+from gregor.server.service import Timeouts
 from tests.server.harness import (
     TIMEOUT_SECONDS,
     RawDevice,
@@ -22,9 +24,14 @@ from tests.server.harness import (
     token,
     until,
 )
-from tests.server.test_guarded_http import Guarded, Raw, get, guarded
+from tests.server.test_guarded_http import Guarded, Raw, get, guarded, post
 from tests.server.test_proxy_protocol import v1, v2
 
+HANDSHAKE = get(
+    b"/v1/connect",
+    *(b"Connection: Upgrade", b"Upgrade: websocket"),
+    *(b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="),
+)
 LOOPBACK = Networks.parse(["127.0.0.0/8"])
 BEHIND_PROXY = ConnectionLimits(trusted=LOOPBACK)
 PROXY_PROTOCOL = BEHIND_PROXY._replace(proxy_protocol=True)
@@ -104,6 +111,7 @@ async def test_idle_connections_make_room_after_those_that_never_sent_a_request(
 async def test_accepting_pauses_while_all_connections_are_busy_and_then_goes_on() -> None:
     async with guarded(ConnectionLimits(max_connections=1)) as server:
         async with await server.connect() as busy:
+            # Its body is still to come, but not yet for long.
             head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n"
             await busy.send(head + b"Expect: 100-continue\r\n\r\n")
             await busy.reader.readuntil(b"\r\n\r\n")
@@ -116,6 +124,43 @@ async def test_accepting_pauses_while_all_connections_are_busy_and_then_goes_on(
             assert await busy.answer() == (200, b"ok")
         assert await waiting.answer() == (200, b"127.0.0.1")
         waiting.writer.close()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    {
+        "a body that does not come": post(b"x", 100),
+        "an answer that is not taken": get(b"/much"),
+    }.items(),
+    ids=lambda item: item[0],
+)
+async def test_clients_that_do_not_go_on_make_room_after_a_while(
+    monkeypatch: pytest.MonkeyPatch, request_: tuple[str, bytes]
+) -> None:
+    monkeypatch.setattr(open_connections, "STALLED_SECONDS", 0.0)
+    async with guarded(ConnectionLimits(max_connections=5)) as server, silent(server, 5) as slow:
+        for raw in slow:
+            await raw.send(request_[1])
+        for _ in range(10):
+            async with await server.connect() as raw:
+                assert await client_of(raw) == b"127.0.0.1"
+
+
+async def test_websockets_without_a_message_make_room_for_others() -> None:
+    settings, patient = jwt_settings(max_connections=8), Timeouts(hello=3_600)
+    async with serving(settings, timeouts=patient) as served, asyncio.timeout(TIMEOUT_SECONDS):
+        port = served.http.base_url.port
+        assert port is not None
+        silent = []
+        for _ in range(20):
+            silent.append(await Raw.connect(port))
+            await silent[-1].send(HANDSHAKE)
+            assert b" 101 " in await silent[-1].head()
+        for n in range(4):
+            device = await served.device(token("u"), f"d{n}")
+            await device.assert_usable()
+        for raw in silent:
+            raw.writer.close()
 
 
 async def test_health_check_gets_through_when_devices_fill_the_server() -> None:

@@ -84,6 +84,15 @@ class RecordingAccount:
     def __init__(self, record: list[str]) -> None:
         self._record = record
 
+    def waits(self) -> None:
+        self._record.append("waits")
+
+    def speaks(self) -> None:
+        self._record.append("speaks")
+
+    def stalls(self) -> None:
+        self._record.append("stalls")
+
     def violated(self) -> None:
         self._record.append("violated")
 
@@ -132,6 +141,8 @@ class Connected:
         assert b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" in head
         assert rest == b""
         self.transport.written = b""
+        assert self.account == ["waits"]
+        self.account.clear()
         return self
 
     def says(self, *frames: bytes) -> None:
@@ -218,6 +229,19 @@ async def test_what_is_dropped_is_read_with_pauses() -> None:
     assert not c.transport.is_reading
     await asyncio.sleep(DROP_PAUSE_SECONDS)
     assert c.transport.is_reading
+
+
+@on_virtual_time
+async def test_server_is_told_whether_it_waits_for_the_peer() -> None:
+    c = await Connected.opened()
+    message = text("one")
+    c.says(ping(), message[:3])
+    assert c.account == []
+    c.says(message[3:])
+    assert c.account == ["speaks"]
+    c.transport.fill()
+    c.transport.drain()
+    assert c.account == ["speaks", "stalls", "speaks"]
 
 
 # Control frames

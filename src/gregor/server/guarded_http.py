@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from gregor.errors import GregorError, Malformed, TooLarge, TooSlow
 from gregor.server.client_address import forwarded_host
 from gregor.server.deadlines import Deadlines
+from gregor.server.half_close import end_output
 from gregor.server.open_connections import ClientConnection, OpenConnections
 from gregor.server.peer_errors import PeerError, PeerErrors, Throttled
 from gregor.server.problems import problem
@@ -55,6 +56,7 @@ class RequestPhase(Enum):
     HANDED_OVER = auto()  # nothing: it is a WebSocket now
 
 
+BEFORE_A_REQUEST = frozenset({RequestPhase.IDLE, RequestPhase.HEAD})
 UNFINISHED = frozenset({RequestPhase.HEAD, RequestPhase.BODY})
 AFTER_THE_LAST = frozenset({RequestPhase.LAST, RequestPhase.END, RequestPhase.HANDED_OVER})
 
@@ -70,6 +72,15 @@ class ClientAccount:
         self._connection = connection
         self._connections = connections
         self._errors = errors
+
+    def waits(self) -> None:
+        self._connections.become_silent(self._connection)
+
+    def speaks(self) -> None:
+        self._connections.become_busy(self._connection)
+
+    def stalls(self) -> None:
+        self._connections.become_stalled(self._connection)
 
     def violated(self) -> None:
         self._errors.count(PeerError.WEBSOCKET, self._connection.host)
@@ -142,6 +153,8 @@ class GuardedHTTP(UpgradingHTTP):
                 return
         if self._phase is RequestPhase.BODY and phase is not RequestPhase.BODY:
             _close_if_unread(self.cycle)
+        if self._phase is RequestPhase.BODY:
+            self._note_stall()
         if self._phase in UNFINISHED and (rest := self._pace.rest(len(data), self.loop.time())):
             self.flow.rest(rest)
 
@@ -194,6 +207,13 @@ class GuardedHTTP(UpgradingHTTP):
         self._phase = phase
         self._deadline.cancel()
 
+    def _note_stall(self) -> None:
+        """Say whether the client is to go on, within a request, before this connection does."""
+        if self._phase is RequestPhase.BODY or self.flow.write_paused:
+            self._connections.become_stalled(self._connection)
+        elif self._phase not in BEFORE_A_REQUEST:
+            self._connections.become_busy(self._connection)
+
     def _begin_head(self) -> None:
         """The first byte of a request is here. For the first request of a connection the time runs
         since it was accepted."""
@@ -239,18 +259,19 @@ class GuardedHTTP(UpgradingHTTP):
             return
         self._deadline.set(self._limits.linger)
         self.flow.resume_reading()
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
+        end_output(self.transport)
 
     # Writing
 
     def pause_writing(self) -> None:
         super().pause_writing()
         self._write_deadline.set(self._limits.write)
+        self._note_stall()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         self._write_deadline.cancel()
+        self._note_stall()
 
     def _on_write_deadline(self) -> None:
         self.transport.abort()
@@ -317,6 +338,7 @@ class GuardedHTTP(UpgradingHTTP):
     def on_message_complete(self) -> None:
         self._enter(RequestPhase.ANSWER)
         self._pace.complete()
+        self._note_stall()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:

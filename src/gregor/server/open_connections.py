@@ -1,10 +1,12 @@
 """The open connections of clients: how many there may be, from where, and which can make room.
 
-A connection that waits for a request holds a file descriptor and does nothing with it. When there
+A connection that waits for its client holds a file descriptor and does nothing with it. When there
 is no room for a new connection, the one that has waited for longest is closed: first those that
-have never sent a request. So connections that are silent keep nobody out.
+have said nothing yet, then those that may send another request, and then those whose clients have
+for a while not gone on with what they began. So clients that are silent or slow keep nobody out.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -15,6 +17,9 @@ from gregor.server.client_address import NO_NETWORKS, Networks, counted_address
 from gregor.server.descriptors import FOR_REQUESTS, Descriptors
 from gregor.server.metrics import Reading, counter, gauge
 from gregor.server.refusals import Refusals
+
+STALLED_SECONDS = 5.0
+"""Only then can it make room: an honest client has mostly gone on by then."""
 
 
 class ConnectionLimits(NamedTuple):
@@ -53,19 +58,24 @@ class ClientConnection:
 
 
 class OpenConnections:
-    """All open connections of one process. Each is `waiting` for its first request, or `idle` after
-    one, or busy."""
+    """All open connections of one process. Each is `silent`, before its first request or the first
+    message of its WebSocket; or `idle` after a request; or `stalled`, while its client is to send
+    the rest of a body, or to take an answer; or busy."""
 
     def __init__(
         self,
         limits: ConnectionLimits = DEFAULT_CONNECTION_LIMITS,
         descriptors: Descriptors | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limits = limits
         self.descriptors = descriptors or Descriptors()
         self._open: dict[ClientConnection, None] = {}
-        self._waiting: dict[ClientConnection, None] = {}
-        self._idle: dict[ClientConnection, None] = {}
+        # In the order in which they began to wait, with when that was.
+        self._silent: dict[ClientConnection, float] = {}
+        self._idle: dict[ClientConnection, float] = {}
+        self._stalled: dict[ClientConnection, float] = {}
+        self._clock = clock
         self._of_address: Counter[str] = Counter()
         self._shed = 0
         self._over_address = Refusals("too many connections from one address")
@@ -109,7 +119,7 @@ class OpenConnections:
     def add(self, connection: ClientConnection) -> None:
         """It is accepted, and waits for its first request."""
         self._open[connection] = None
-        self._waiting[connection] = None
+        self.become_silent(connection)
         self._count(connection)
         self.descriptors.opened()
 
@@ -122,30 +132,45 @@ class OpenConnections:
             self._uncount(connection)
             self.descriptors.closed()
 
+    def become_silent(self, connection: ClientConnection) -> None:
+        """Its client may speak, and has said nothing yet."""
+        self._wait(connection, self._silent)
+
     def become_busy(self, connection: ClientConnection) -> None:
-        """It has sent a request, which is not answered yet."""
-        self._waiting.pop(connection, None)
-        self._idle.pop(connection, None)
+        """It waits for nothing that its client is to do."""
+        for waiting in (self._silent, self._idle, self._stalled):
+            waiting.pop(connection, None)
 
     def become_idle(self, connection: ClientConnection) -> None:
         """Its request is answered, and it may send another one."""
+        self._wait(connection, self._idle)
+
+    def become_stalled(self, connection: ClientConnection) -> None:
+        """Its client is to go on with a request, or with an answer. May be called again."""
+        if connection not in self._stalled:
+            self._wait(connection, self._stalled)
+
+    def _wait(self, connection: ClientConnection, waiting: dict[ClientConnection, float]) -> None:
         if connection in self._open:
-            self._idle[connection] = None
+            self.become_busy(connection)
+            waiting[connection] = self._clock()
 
     def shed(self) -> bool:
-        """Close the one that does nothing for longest. Returns whether there was one."""
-        for connection in (*self._first(self._waiting), *self._first(self._idle)):
-            self._shed += 1
-            abort = connection.abort
-            self.discard(connection)
-            abort()
-            return True
-        return False
+        """Close the one that has waited for longest. Returns whether there was one."""
+        connection = self._first_to_shed()
+        if connection is None:
+            return False
+        self._shed += 1
+        abort = connection.abort
+        self.discard(connection)
+        abort()
+        return True
 
-    @staticmethod
-    def _first(connections: dict[ClientConnection, None]) -> Iterator[ClientConnection]:
-        if connections:
-            yield next(iter(connections))
+    def _first_to_shed(self) -> ClientConnection | None:
+        if waiting := self._silent or self._idle:
+            return next(iter(waiting))
+        connection, since = next(iter(self._stalled.items()), (None, 0.0))
+        return connection if self._clock() - since >= STALLED_SECONDS else None
 
     # Addresses
 
@@ -182,7 +207,7 @@ class OpenConnections:
         yield gauge("open_connections", "Connections of clients that are open", lambda: self.number)
         yield counter(
             "shed_connections",
-            "Connections without a request that were closed to make room for others",
+            "Connections that waited for their clients and were closed to make room for others",
             lambda: self._shed,
         )
         yield counter(

@@ -27,6 +27,7 @@ from uvicorn.protocols.utils import ClientDisconnected
 from gregor.log_event import LogEvent
 from gregor.node.channel import NO_SOCKET, Socket
 from gregor.protocol.frames import MAX_FRAME
+from gregor.server.half_close import end_output
 from gregor.server.metrics import Reading, counter
 from gregor.server.read_pace import DROP_PAUSE_SECONDS, ReadPace
 from gregor.server.timer_wheel import Slot, TimerWheel
@@ -83,6 +84,18 @@ class WebSockets:
 class PeerAccount(Protocol):
     """What a server keeps of the client of a WebSocket, such as the count of its address."""
 
+    def waits(self) -> None:
+        """The client may speak, and has said nothing yet."""
+        ...
+
+    def speaks(self) -> None:
+        """The client has sent a message, or takes again what is sent to it."""
+        ...
+
+    def stalls(self) -> None:
+        """The client does not take what is sent to it."""
+        ...
+
     def violated(self) -> None:
         """The client has violated the protocol. Its connection is about to end."""
         ...
@@ -94,6 +107,15 @@ class PeerAccount(Protocol):
 
 class NoAccount:
     """Nothing is kept."""
+
+    def waits(self) -> None:
+        pass
+
+    def speaks(self) -> None:
+        pass
+
+    def stalls(self) -> None:
+        pass
 
     def violated(self) -> None:
         pass
@@ -245,6 +267,7 @@ class DirectWebSocket(asyncio.Protocol):
             headers.append((b"Sec-WebSocket-Protocol", subprotocol.encode()))
         self._write(switching(self._key, headers))
         self._stage = Stage.OPEN
+        self._account.waits()
         self._slot = self._shared.pings.join(self)
         self._take()
 
@@ -401,12 +424,14 @@ class DirectWebSocket(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._writable = asyncio.Event()
+        self._account.stalls()
         self._regulate()
 
     def resume_writing(self) -> None:
         if self._writable is not None:
             self._writable.set()
             self._writable = None
+            self._account.speaks()
         if self._unanswered is not None:
             self._answer([self._unanswered])
             self._unanswered = None
@@ -464,9 +489,7 @@ class DirectWebSocket(asyncio.Protocol):
         self._abort_in(LINGER_SECONDS)
         if self._transport.is_closing():
             return
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        else:
+        if not end_output(self._transport):
             self._transport.close()
         self._regulate()
 
@@ -478,6 +501,7 @@ class DirectWebSocket(asyncio.Protocol):
 
     def _pass_on(self, event: Message) -> None:
         self._pace.complete()
+        self._account.speaks()
         self._event = event
         self._wake_app()
 
