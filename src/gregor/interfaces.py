@@ -392,6 +392,10 @@ class StateMachineOfRecord(StateMachine, Protocol):
         """Why this state machine is not ready, as texts for operators; empty if it is ready."""
         ...
 
+    def known_problems(self) -> Sequence[str]:
+        """Those of the problems that show without a question to the store: they count at once."""
+        return ()
+
     def partial_problems(self) -> Sequence[str]:
         """Problems of some users only: for the others, this state machine is ready."""
         return ()

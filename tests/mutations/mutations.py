@@ -766,6 +766,13 @@ MUTATIONS = [
         TOO_LONG + "test_work_that_takes_too_long_stores_nothing",
     ),
     Mutation(
+        "what follows messages that took too long is stored before them",
+        "stores/sql/state_machine.py",
+        "                _reject_what_follows(piece)\n",
+        "                pass\n",
+        TOO_LONG + "test_nothing_is_stored_after_messages_that_took_too_long[sqlite-1]",
+    ),
+    Mutation(
         "on a server, a transaction of many statements may take any time",
         "stores/sql/postgresql/connection.py",
         "        self._end = monotonic() + self._seconds\n",
@@ -2223,8 +2230,8 @@ MUTATIONS = [
     Mutation(
         "of a parameter that is given twice, the last one counts",
         "server/http.py",
-        "if times > 1 and name not in repeatable:",
-        "if times < 1:",
+        "if name in names and name not in repeatable:",
+        "if False:",
         HTTP + "test_parameter_that_is_repeated_or_not_utf8_or_unknown_is_rejected_and_named",
     ),
     Mutation(
@@ -2437,6 +2444,74 @@ MUTATIONS = [
         ACCEPTOR + "test_accepting_pauses_while_all_connections_are_busy_and_then_goes_on",
     ),
     Mutation(
+        "all small chunks of a body are taken in one turn of the event loop",
+        "server/guarded_http.py",
+        "self._small_chunks > SMALL_CHUNKS",
+        "False",
+        GUARDED_HTTP + "test_small_chunks_that_are_not_taken_yet_have_a_deadline",
+    ),
+    Mutation(
+        "what comes after many small chunks is lost",
+        "server/guarded_http.py",
+        "        if self._untaken and self._phase not in AFTER_THE_LAST:\n",
+        "        if False:\n",
+        GUARDED_HTTP + "test_body_of_many_small_chunks_is_taken_in_many_turns",
+    ),
+    Mutation(
+        "a request that is answered before its body leaves its connection without a deadline",
+        "server/guarded_http.py",
+        "is here, it is the last one.\n            self.cycle.keep_alive = False\n",
+        "is here, it is the last one.\n",
+        GUARDED_HTTP
+        + "test_request_that_is_answered_before_its_body_is_the_last_also_behind_another",
+    ),
+    Mutation(
+        "a body that has not come is an error in the log when the server stops",
+        "server/guarded_http.py",
+        "            self._refuse(Unavailable(",
+        "            print(Unavailable(",
+        GUARDED_HTTP + "test_body_that_has_not_come_does_not_delay_the_stop_of_the_server",
+    ),
+    Mutation(
+        "a client keeps its connection after its last answer",
+        "server/guarded_http.py",
+        "            self._droppable = DROPPED_BODY\n"
+        "        self._enter(RequestPhase.END)\n"
+        "        self._connections.become_ended(self._connection)\n",
+        "            self._droppable = DROPPED_BODY\n        self._enter(RequestPhase.END)\n",
+        ACCEPTOR + "test_clients_that_have_had_their_last_answer_make_room_at_once",
+    ),
+    Mutation(
+        "an event stream takes a body without an end",
+        "server/http.py",
+        "    if has_body(request.headers):\n",
+        "    if False:\n",
+        "tests/server/test_sse.py::test_request_for_events_with_a_body_is_refused",
+    ),
+    Mutation(
+        "a client that nobody knows may send a large message",
+        "server/socket.py",
+        "FrameReader(min(FIRST_MESSAGE, shared.max_size))",
+        "FrameReader(shared.max_size)",
+        SOCKET + "test_first_message_is_smaller_than_later_ones",
+    ),
+    Mutation(
+        "a probe shows room on a full disk",
+        "stores/sql/state_machine.py",
+        "            connection.execute(statements.TAKE_LEASE, **lease, duration=0)\n",
+        "",
+        "tests/server/test_told_to_peers.py::"
+        "test_full_disk_names_no_file_to_peers_and_is_not_ready_until_there_is_room",
+    ),
+    Mutation(
+        "a write that fails shows in the readiness a moment later",
+        "server/readiness.py",
+        "known = {STORE: self._node.state_machine.known_problems()}",
+        "known: dict[str, list[str]] = {}",
+        "tests/server/test_told_to_peers.py::"
+        "test_full_disk_names_no_file_to_peers_and_is_not_ready_until_there_is_room",
+    ),
+    Mutation(
         "a body in small pieces is read piece by piece",
         "server/guarded_http.py",
         "UNFINISHED = frozenset({RequestPhase.HEAD, RequestPhase.BODY})",
@@ -2510,8 +2585,8 @@ MUTATIONS = [
     Mutation(
         "idle connections go before those that never sent a request",
         "server/open_connections.py",
-        "waiting := self._silent or self._idle",
-        "waiting := self._idle or self._silent",
+        "waiting := self._ended or self._silent or self._idle",
+        "waiting := self._ended or self._idle or self._silent",
         ACCEPTOR + "test_idle_connections_make_room_after_those_that_never_sent_a_request",
     ),
     Mutation(
@@ -3172,7 +3247,7 @@ MUTATIONS = [
     Mutation(
         "frames: the size of a message has no limit",
         "server/websocket_frames.py",
-        "len(self._message) + size > self._max_size",
+        "len(self._message) + size > self.max_size",
         "False",
         WEBSOCKET_FRAMES
         + "test_violation_has_the_close_code_of_its_kind_before_its_payload_has_come"
@@ -3181,8 +3256,8 @@ MUTATIONS = [
     Mutation(
         "frames: only single frames have a limit",
         "server/websocket_frames.py",
-        "len(self._message) + size > self._max_size",
-        "size > self._max_size",
+        "len(self._message) + size > self.max_size",
+        "size > self.max_size",
         WEBSOCKET_FRAMES
         + "test_violation_has_the_close_code_of_its_kind_before_its_payload_has_come"
         "[fragments above the limit]",

@@ -57,7 +57,7 @@ async def client_of(raw: Raw, *fields: bytes) -> bytes:
 
 def test_each_setting_is_a_limit() -> None:
     assert connection_limits_of(open_settings()) == ConnectionLimits()
-    settings = open_settings(
+    settings = jwt_settings(
         max_connections=1,
         connections_per_address=2,
         head_seconds=3,
@@ -75,6 +75,11 @@ def test_each_setting_is_a_limit() -> None:
 def test_proxy_protocol_needs_trusted_proxies() -> None:
     with pytest.raises(SetupError, match="--trusted-proxy"):
         connection_limits_of(open_settings(proxy_protocol=True))
+
+
+def test_clients_of_a_proxy_need_tokens() -> None:
+    with pytest.raises(SetupError, match="set --auth to jwt"):
+        connection_limits_of(open_settings(proxy_protocol=True, trusted_proxy="127.0.0.1"))
 
 
 def test_trusted_proxy_that_is_no_network_is_an_error_of_the_settings() -> None:
@@ -141,6 +146,20 @@ async def test_clients_that_do_not_go_on_make_room_after_a_while(
     async with guarded(ConnectionLimits(max_connections=5)) as server, silent(server, 5) as slow:
         for raw in slow:
             await raw.send(request_[1])
+        for _ in range(10):
+            async with await server.connect() as raw:
+                assert await client_of(raw) == b"127.0.0.1"
+
+
+async def test_clients_that_have_had_their_last_answer_make_room_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(open_connections, "STALLED_SECONDS", 3_600)
+    limits = ConnectionLimits(max_connections=5, linger=3_600)
+    async with guarded(limits) as server, silent(server, 5) as refused:
+        for raw in refused:
+            await raw.send(post(b"x", 100, b"/refused"))
+            assert (await raw.answer())[0] == 403
         for _ in range(10):
             async with await server.connect() as raw:
                 assert await client_of(raw) == b"127.0.0.1"

@@ -367,6 +367,60 @@ async def test_requests_whose_bodies_follow_their_heads_do_not_rest(
             assert await raw.answer() == (200, b"x")
 
 
+def small_chunks(number: int) -> bytes:
+    """A request whose body is so many chunks of one byte."""
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return head + b"1\r\nx\r\n" * number + b"0\r\n\r\n"
+
+
+async def test_body_of_many_small_chunks_is_taken_in_many_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(read_pace, "REST_SECONDS", 0.001)
+    async with guarded() as server, await server.connect() as raw:
+        for _ in range(2):
+            await raw.send(small_chunks(5_000))
+            assert await raw.answer() == (200, b"x" * 5_000)
+
+
+async def test_small_chunks_that_are_not_taken_yet_have_a_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(read_pace, "REST_SECONDS", 3_600)
+    async with guarded(SHORT) as server, await server.connect() as raw:
+        await raw.send(small_chunks(5_000))
+        assert (await raw.answer())[0] == 408
+        assert await raw.rest() == b""
+
+
+async def test_request_that_is_answered_before_its_body_is_the_last_also_behind_another() -> None:
+    """The end of one body, the next head and a part of its body come in one read."""
+    async with guarded(SHORT) as server, await server.connect() as raw:
+        second = post(b"x", 5, b"/refused")
+        await raw.send(post(b"a", 2, b"/"))
+        await asyncio.sleep(0.01)
+        await raw.send(b"b" + second)
+        assert await raw.answer() == (200, b"ab")
+        assert b"connection: close" in await raw.head()
+        with suppress(ConnectionError):
+            await raw.send(b"yyyy")
+        await raw.rest()
+        await until(lambda: server.connections.number == 0)
+
+
+async def test_body_that_has_not_come_does_not_delay_the_stop_of_the_server(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with guarded() as server:
+        raw = await server.connect()
+        await raw.send(post(b"x", 100))
+        await until(lambda: bool(server.connections._stalled))
+    status, body = await raw.answer()
+    assert (status, json.loads(body)["code"]) == (503, "unavailable")
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+    raw.writer.close()
+
+
 async def test_body_is_not_read_before_the_app_asks_for_it() -> None:
     asks = asyncio.Event()
 

@@ -48,6 +48,8 @@ REQUESTS: list[tuple[tuple[str, ...], bool]] = [
     ((LOCAL, "X-Forwarded-Host: gregor.example.com"), False),
     ((LOCAL, "X-Forwarded-Anything: 1"), False),
     ((LOCAL, "X-Real-IP: 203.0.113.9"), False),
+    ((LOCAL, "CF-Connecting-IP: 203.0.113.9"), False),
+    ((LOCAL, "X-Forwarded: for=203.0.113.9"), False),
     ((LOCAL, "Via: 1.1 proxy"), False),
 ]
 UPGRADE = (

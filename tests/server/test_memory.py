@@ -88,6 +88,10 @@ WEBSOCKET = (
 )
 ENDED = {
     "a good request": b"GET /healthz HTTP/1.1\r\n" + CLOSE + b"X: %b\r\n\r\n",
+    "a body that nobody reads": b"GET /healthz HTTP/1.1\r\n"
+    + CLOSE
+    + b"Content-Length: 900000\r\n\r\n%b",
+    "HTTP/1.0": b"GET /healthz HTTP/1.0\r\nHost: x\r\nContent-Length: 30000\r\n\r\n%b" + CLOSE,
     "a bad token": b"GET /v1/limits HTTP/1.1\r\n" + CLOSE + b"X: %b\r\n\r\n",
     "no HTTP": b"GET%b\r\n\r\n",
     "a head that does not end": b"GET / HTTP/1.1\r\nHost: x\r\nX: %b",

@@ -14,6 +14,7 @@ from gregor.node.channel import NO_SOCKET
 from gregor.server.read_pace import DROP_PAUSE_SECONDS, FREE_READS, REST_SECONDS
 from gregor.server.socket import (
     CLOSE_SECONDS,
+    FIRST_MESSAGE,
     FRAMES_PER_TURN,
     LINGER_SECONDS,
     PING_SECONDS,
@@ -92,6 +93,9 @@ class RecordingAccount:
 
     def stalls(self) -> None:
         self._record.append("stalls")
+
+    def ends(self) -> None:
+        self._record.append("ends")
 
     def violated(self) -> None:
         self._record.append("violated")
@@ -242,6 +246,22 @@ async def test_server_is_told_whether_it_waits_for_the_peer() -> None:
     c.transport.fill()
     c.transport.drain()
     assert c.account == ["speaks", "stalls", "speaks"]
+
+
+@on_virtual_time
+async def test_first_message_is_smaller_than_later_ones() -> None:
+    """It comes from a client that nobody knows yet."""
+    shared = WebSockets(2 * FIRST_MESSAGE)
+    hello, large = "x" * FIRST_MESSAGE, "x" * (FIRST_MESSAGE + 1)
+    c = await Connected.opened(shared=shared)
+    for message in (hello, large):
+        c.says(text(message))
+        await turn()
+    assert c.texts == [hello, large]
+    c = await Connected.opened(shared=shared)
+    c.says(text(large))
+    await turn()
+    assert (c.texts, c.end) == ([], 1009)
 
 
 # Control frames
@@ -401,7 +421,7 @@ def test_violation_is_a_close_code_and_a_count_and_no_log(
         await asyncio.sleep(LINGER_SECONDS + 0.1)
         assert c.transport.is_closed
         assert c.connections == c.tasks == set()
-        assert c.account == ["violated", "left"]
+        assert c.account == ["violated", "ends", "left"]
 
     test()
 
@@ -540,7 +560,7 @@ async def test_stop_of_the_server_closes() -> None:
     await turn()
     assert c.transport.written == close_frame(1012)
     assert (c.end, c.transport.is_closed, c.connections) == (1012, True, set())
-    assert c.account == ["left"]
+    assert c.account == ["ends", "left"]
 
 
 # Pings

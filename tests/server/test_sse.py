@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import pytest
 
@@ -104,6 +105,22 @@ async def test_head_ends_and_connects_no_device(shared: Served, uid: str) -> Non
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/event-stream")
     assert shared.server.node.device_count(uid) == 0
+
+
+@pytest.mark.parametrize(
+    "sent", ["Content-Length: 5\r\n\r\nxxxxx", "Transfer-Encoding: chunked\r\n\r\n5\r\nxxxxx\r\n"]
+)
+async def test_request_for_events_with_a_body_is_refused(
+    shared: Served, uid: str, sent: str
+) -> None:
+    """Otherwise it could be sent for ever, beside the events."""
+    port = shared.http.base_url.port
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    path = f"/v1/users/{quote(uid, safe='')}/events"
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{sent}".encode())
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        assert b"400" in await reader.readline()
+    writer.close()
 
 
 @pytest.mark.parametrize("resource", ["events", "state"])

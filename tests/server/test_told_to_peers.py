@@ -26,10 +26,10 @@ LIMIT = 300_000
 
 
 @contextmanager
-def full_disk() -> Iterator[None]:
+def full_disk(limit: int = LIMIT) -> Iterator[None]:
     """While the block runs, the system lets no file of this process grow beyond the limit."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
         yield
     finally:
@@ -60,7 +60,6 @@ async def test_full_disk_names_no_file_to_peers_and_is_not_ready_until_there_is_
         with full_disk():
             told = [await fill(served)]
             error = await device.consume(creation(body="x" * 60_000))
-            await served.server.service.readiness.check()  # the last one may still be fresh
             told += [str(error), (await public.get("/readyz")).text]
             assert (error["code"], error["action"]) == ("unavailable", "retry")
             assert told[-1] == "not ready\n"
@@ -68,6 +67,10 @@ async def test_full_disk_names_no_file_to_peers_and_is_not_ready_until_there_is_
             (problem,) = (await served.http.get("/readyz")).json()["problems"]
             assert "disk is full" in problem
             assert FILE in problem
+            # There is room for some pages, and not for a message like the last one.
+            with full_disk((tmp_path / f"{FILE}-wal").stat().st_size + 48 * 1024):
+                await sql_machine(served)._probe_write()
+                assert sql_machine(served).writes.failing.is_set()
             assert FILE in caplog.text
         await until(lambda: not sql_machine(served).writes.failing.is_set())
         assert (await served.http.get("/readyz")).status_code == 200

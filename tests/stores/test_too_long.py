@@ -1,6 +1,7 @@
 """Messages that take too long to store cost the user who has sent them, and no other."""
 
 import asyncio
+from collections.abc import Sequence
 from operator import methodcaller
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from gregor.clock import now
 from gregor.core.message import create
 from gregor.errors import Unavailable
-from gregor.interfaces import Rejected, Stored, StoreOutcome
+from gregor.interfaces import Rejected, Slot, Stored, StoreOutcome
 from gregor.stores.sql.database import Database, DatabaseConnection, TransactionTooLong
 from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.sqlite import SQLiteDatabase
@@ -92,6 +93,35 @@ async def test_work_that_takes_too_long_stores_nothing() -> None:
             await database.write(insert_slowly)
         count = await database.read(lambda c: c.execute_sql("SELECT count(*) FROM messages"))
         assert count == [(0,)]
+
+
+@pytest.mark.parametrize("others", [0, 1])
+async def test_nothing_is_stored_after_messages_that_took_too_long(
+    url: str, monkeypatch: pytest.MonkeyPatch, others: int
+) -> None:
+    """A batch takes several commits, of which the first takes too long for one of its users."""
+    commits = 0
+    store = SQLStateMachine._store_slots
+
+    async def slow_at_first(self: SQLStateMachine, slots: Sequence[Slot]) -> list[StoreOutcome]:
+        nonlocal commits
+        commits += 1
+        if commits <= 2 and any(slot.message.uid == "eve" for slot in slots):
+            raise TransactionTooLong("it takes too long")
+        return await store(self, slots)
+
+    monkeypatch.setattr(SQLStateMachine, "_store_slots", slow_at_first)
+    uids = ["eve", *["ada"] * others]
+    batch = [create(uid, "a") for _ in range(200) for uid in uids]
+    async with database_at(url, migrate) as database, SQLStateMachine(database, now) as machine:
+        outcomes, (bob,) = await asyncio.gather(
+            machine.consume_messages(batch), machine.consume_messages([create("bob", "a")])
+        )
+        stored = {uid: len((await machine.state(uid)).items) for uid in uids}
+    assert isinstance(bob, Stored)
+    assert stored == {uid: 0 if uid == "eve" else 200 for uid in uids}
+    for message, outcome in zip(batch, outcomes, strict=True):
+        assert isinstance(outcome, Rejected if message.uid == "eve" else Stored)
 
 
 async def test_statements_on_a_server_have_the_time_of_one_together(postgresql_url: str) -> None:

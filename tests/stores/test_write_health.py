@@ -66,6 +66,8 @@ async def test_full_disk_under_postgresql_is_a_problem_until_there_is_room(
         assert await machine.problems() == []
         assert (await machine.state("ann")).items == ()
         assert await machine.ctime("ann") == 0
+        leases = await machine.database.read(lambda c: c.execute_sql("SELECT name FROM leases"))
+        assert leases == []
 
 
 async def test_full_sqlite_file_is_a_problem_until_there_is_room() -> None:

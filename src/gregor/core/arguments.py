@@ -131,7 +131,7 @@ def time(name: str, value: object) -> TimeOrOffset | None:
 def duration(name: str, value: object) -> Time:
     """Microseconds, from text such as 30d or P30D; 0, which has no unit to mistake, is 0."""
     match value:
-        case str() if value.isdecimal() and int(value) == 0:
+        case str() if value and not value.strip("0"):
             return 0
         case str() if value.isdecimal():
             raise InvalidMessage(

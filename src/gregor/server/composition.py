@@ -299,6 +299,12 @@ def connection_limits_of(settings: Settings) -> ConnectionLimits:
             "--proxy-protocol needs the addresses of the proxies that speak it: --trusted-proxy",
             field="trusted_proxy",
         )
+    if settings.proxy_protocol and settings.auth is Auth.OPEN:
+        raise SetupError(
+            "--proxy-protocol forwards clients that may be anywhere, and --auth open is for this"
+            " machine only: set --auth to jwt",
+            field="auth",
+        )
     return ConnectionLimits(
         max_connections=settings.max_connections,
         connections_per_address=settings.connections_per_address,

@@ -14,23 +14,24 @@ from http import HTTPStatus
 from typing import Any
 
 import httptools
-from starlette.types import Message
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from gregor.errors import GregorError, Malformed, TooLarge, TooSlow
+from gregor.errors import GregorError, Malformed, TooLarge, TooSlow, Unavailable
 from gregor.server.client_address import forwarded_host
 from gregor.server.deadlines import Deadlines
 from gregor.server.half_close import end_output
 from gregor.server.open_connections import ClientConnection, OpenConnections
 from gregor.server.peer_errors import PeerError, PeerErrors, Throttled
 from gregor.server.problems import problem
-from gregor.server.read_pace import DROP_PAUSE_SECONDS, ReadPace, RestingFlow
+from gregor.server.read_pace import DROP_PAUSE_SECONDS, ReadPace, RestingFlow, a_rest
 from gregor.server.upgrades import UpgradingHTTP
 
 HEAD_BYTES = 32 * 1024
 HEAD_FIELDS = 100
 PIPELINED = 32  # requests that wait for the answer to the one before
-PIECE = 8 * 1024  # bytes that are parsed before the limits are looked at
+PIECE = 2 * 1024  # bytes that are parsed before the limits are looked at
+SMALL_CHUNK = 512  # bytes of a body that come by themselves
+SMALL_CHUNKS = 100  # that are taken in one turn of the event loop
 BYTES_PER_SECOND = 16 * 1024  # the slowest line on which a body may come
 DROPPED_BODY = 16 * 1024 * 1024  # bytes after the last answer, of which none is kept
 DROPPED_HEAD = 64 * 1024
@@ -82,6 +83,9 @@ class ClientAccount:
     def stalls(self) -> None:
         self._connections.become_stalled(self._connection)
 
+    def ends(self) -> None:
+        self._connections.become_ended(self._connection)
+
     def violated(self) -> None:
         self._errors.count(PeerError.WEBSOCKET, self._connection.host)
 
@@ -111,6 +115,9 @@ class GuardedHTTP(UpgradingHTTP):
         self._deadline = deadlines.deadline(self._on_deadline)
         self._write_deadline = deadlines.deadline(self._on_write_deadline)
         self._pace = ReadPace()
+        self._small_chunks = 0  # that were taken in this turn
+        self._untaken = b""  # what came after them
+        self._keeps_alive = False  # the connection, after the request
         self._phase = RequestPhase.IDLE
         self._answering: RequestResponseCycle | None = None
         self._body_bytes = 0  # of this request
@@ -139,6 +146,7 @@ class GuardedHTTP(UpgradingHTTP):
         self._write_deadline.close()
         self.cycle = self._answering = None  # type: ignore[assignment]
         self.pipeline.clear()
+        self._untaken = b""
 
     def data_received(self, data: bytes) -> None:
         if self._phase in AFTER_THE_LAST:
@@ -146,17 +154,30 @@ class GuardedHTTP(UpgradingHTTP):
             return
         if self._phase is RequestPhase.IDLE:
             self._begin_head()
-        phase = self._phase
-        for start in range(0, len(data), PIECE):
-            self._parse(data[start : start + PIECE])
-            if self._phase in AFTER_THE_LAST:
-                return
-        if self._phase is RequestPhase.BODY and phase is not RequestPhase.BODY:
-            _close_if_unread(self.cycle)
-        if self._phase is RequestPhase.BODY:
-            self._note_stall()
+        self._take(self._untaken + data)
         if self._phase in UNFINISHED and (rest := self._pace.rest(len(data), self.loop.time())):
             self.flow.rest(rest)
+
+    def _take(self, data: bytes) -> None:
+        """Parse what has come. If it is many small chunks, some of them are taken later: each costs
+        as much as a large one."""
+        self._untaken, self._small_chunks = b"", 0
+        for end in range(PIECE, len(data) + PIECE, PIECE):
+            self._parse(data[end - PIECE : end])
+            if self._phase in AFTER_THE_LAST:
+                return
+            if self._small_chunks > SMALL_CHUNKS and end < len(data):
+                self._untaken = data[end:]
+                self.flow.rest(a_rest(), self._take_untaken)
+                break
+        if self._phase is RequestPhase.BODY:
+            # If the request is answered before the rest of its body is here, it is the last one.
+            self.cycle.keep_alive = False
+            self._note_stall()
+
+    def _take_untaken(self) -> None:
+        if self._untaken and self._phase not in AFTER_THE_LAST:
+            self._take(self._untaken)
 
     def _drop(self, data: bytes) -> None:
         self._droppable -= len(data)
@@ -209,6 +230,8 @@ class GuardedHTTP(UpgradingHTTP):
 
     def _note_stall(self) -> None:
         """Say whether the client is to go on, within a request, before this connection does."""
+        if self._phase is RequestPhase.END:
+            return
         if self._phase is RequestPhase.BODY or self.flow.write_paused:
             self._connections.become_stalled(self._connection)
         elif self._phase not in BEFORE_A_REQUEST:
@@ -246,6 +269,7 @@ class GuardedHTTP(UpgradingHTTP):
     def _close(self) -> None:
         """Close the connection, once the client has taken what is written, or after a while."""
         self._enter(RequestPhase.END)
+        self._connections.become_ended(self._connection)
         self._deadline.set(self._limits.linger)
         self.transport.close()
 
@@ -255,6 +279,7 @@ class GuardedHTTP(UpgradingHTTP):
         if self._phase is RequestPhase.BODY:
             self._droppable = DROPPED_BODY
         self._enter(RequestPhase.END)
+        self._connections.become_ended(self._connection)
         if self.transport.is_closing():
             return
         self._deadline.set(self._limits.linger)
@@ -297,6 +322,7 @@ class GuardedHTTP(UpgradingHTTP):
         super().on_headers_complete()
         if self.cycle is not None:
             self.cycle.transport = LastAnswer(self, self.transport)  # type: ignore[assignment]
+            self._keeps_alive = self.cycle.keep_alive
         self._enter(RequestPhase.BODY)
         self._body_began, self._body_seconds = self.loop.time(), self._limits.body
         self._deadline.set(self._body_seconds)
@@ -333,12 +359,15 @@ class GuardedHTTP(UpgradingHTTP):
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
         self._other_bytes -= len(body)
+        self._small_chunks += len(body) < SMALL_CHUNK
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._enter(RequestPhase.ANSWER)
         self._pace.complete()
         self._note_stall()
+        if self.cycle is not None and not self.cycle.response_started:
+            self.cycle.keep_alive = self._keeps_alive
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -352,6 +381,13 @@ class GuardedHTTP(UpgradingHTTP):
             self._enter(RequestPhase.IDLE)
             self._deadline.set(self._limits.keep_alive)
             self._connections.become_idle(self._connection)
+
+    def shutdown(self) -> None:
+        """uvicorn stops: end the connection, after what is to be answered."""
+        if self._phase is RequestPhase.BODY:
+            self._refuse(Unavailable("this server is stopping; retry with another server"))
+        else:
+            super().shutdown()
 
     @property
     def has_ended(self) -> bool:
@@ -370,7 +406,7 @@ class GuardedHTTP(UpgradingHTTP):
     def _refuse(self, error: GregorError) -> None:
         """Answer with the error, unless an answer has begun, or one to an earlier request is still
         to come. Then end the connection."""
-        if not isinstance(error, Throttled):
+        if not isinstance(error, Unavailable):  # then it is not the client's
             self._errors.count(_kind(error, self._phase), self._connection.host)
         cycle = self._answering
         is_current = cycle is self.cycle and self._phase is RequestPhase.BODY
@@ -401,18 +437,6 @@ class LastAnswer:
 
     def close(self) -> None:
         self._protocol.end()
-
-
-def _close_if_unread(cycle: RequestResponseCycle) -> None:
-    """If the request is answered before its body has been read, say that it is the last one."""
-    send = cycle.send
-
-    async def send_and_close(message: Message) -> None:
-        if message["type"] == "http.response.start" and cycle.more_body:
-            cycle.keep_alive = False
-        await send(message)  # type: ignore[arg-type]
-
-    cycle.send = send_and_close  # type: ignore[method-assign, assignment]
 
 
 def _reason(error: httptools.HttpParserError) -> GregorError:

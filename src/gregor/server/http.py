@@ -1,7 +1,7 @@
 """The HTTP API: inject messages, read states and erase users, one request at a time."""
 
 import asyncio
-from collections import Counter
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from http import HTTPStatus
 from typing import TypeAlias, TypeVar
@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
 from msgspec import Raw, Struct
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -350,6 +351,8 @@ def _start(request: Request, now: Time) -> Start:
 
 async def get_events(service: Service, request: Request, identity: Identity) -> ASGIApp:
     uid = user_of(request, identity, {"device_id", "cursor", "epoch"})
+    if has_body(request.headers):
+        raise Malformed("a request for events has no body")
     cursor = cursor_to_resume_from(request.headers, request.query_params)
     device_id = _device(request) or f"events-{new_msg_id()}"
     if service.draining:
@@ -528,16 +531,17 @@ def user_of(
 
 def check_parameters(request: Request, once: Set[str], repeatable: Set[str]) -> None:
     query: bytes = request.scope["query_string"]
-    names = Counter[str]()
-    for name, value in parse_qsl(query.decode("latin-1"), True, encoding="latin-1"):
-        _check_utf8(name, value.encode("latin-1"))
-        names[name] += 1
-    for name, times in names.items():
-        if name not in once | repeatable:
-            allowed = ", ".join(sorted(once | repeatable)) or "none"
-            raise InvalidMessage(f"unknown parameter `{name}`; allowed are {allowed}", field=name)
-        if times > 1 and name not in repeatable:
-            raise InvalidMessage(f"give `{name}` once, not {times} times", field=name)
+    names = set[str]()
+    for parameter in query.decode("latin-1").split("&"):  # the first one that is wrong is the last
+        for name, value in parse_qsl(parameter, True, encoding="latin-1"):
+            _check_utf8(name, value.encode("latin-1"))
+            if name not in once | repeatable:
+                allowed = ", ".join(sorted(once | repeatable)) or "none"
+                message = f"unknown parameter `{name}`; allowed are {allowed}"
+                raise InvalidMessage(message, field=name)
+            if name in names and name not in repeatable:
+                raise InvalidMessage(f"give `{name}` once, not several times", field=name)
+            names.add(name)
 
 
 def _check_utf8(name: str, value: bytes) -> None:
@@ -565,7 +569,7 @@ def _cursor(text: str, name: str) -> Time:
 
 def _limit(request: Request, largest: int) -> int:
     text = request.query_params.get("limit", str(largest))
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= largest):
+    if re.fullmatch("[0-9]{1,9}", text) is None or not 1 <= int(text) <= largest:
         raise InvalidMessage(f"`limit` is a number from 1 to {largest}", field="limit")
     return int(text)
 
@@ -578,7 +582,7 @@ async def _body(request: Request, take: Callable[[int], None] = lambda size: Non
     """The body. Before bytes are read, `take` may refuse them: if the client says how many there
     are, all at once, and otherwise as they come."""
     length = request.headers.get("content-length", "")
-    announced = int(length) if length.isascii() and length.isdigit() else None
+    announced = int(length) if re.fullmatch("[0-9]{1,18}", length) else None
     if announced is not None:
         _check_size(announced)
         take(announced)
@@ -590,6 +594,11 @@ async def _body(request: Request, take: Callable[[int], None] = lambda size: Non
             take(len(chunk))
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+def has_body(headers: Headers) -> bool:
+    """Whether a body comes with the head of a request."""
+    return headers.get("content-length", "0").strip("0") != "" or "transfer-encoding" in headers
 
 
 def _check_size(body: int) -> None:

@@ -13,6 +13,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 class UnchunkedHTTP10(HttpToolsProtocol):
     """uvicorn's HTTP protocol, which answers HTTP/1.0 as above."""
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.cycle is not None:  # or its body would stay until garbage is collected
+            vars(self.cycle).pop("send", None)
+
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
         cycle: RequestResponseCycle | None = self.cycle

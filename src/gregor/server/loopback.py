@@ -14,8 +14,8 @@ from gregor.server.origins import AllowedOrigins
 from gregor.server.problems import problem
 from gregor.server.websocket import refuse_websocket
 
-PROXY_HEADERS = ("forwarded", "via", "x-real-ip")
-PROXY_PREFIX = "x-forwarded-"
+PROXY_HEADERS = ("forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip")
+PROXY_PREFIXES = ("x-forwarded", "x-envoy-", "cf-")
 
 
 class LoopbackOnly:
@@ -61,4 +61,4 @@ def _is_loopback_server(server: Sequence[Any] | None) -> bool:
 
 
 def _is_forwarded(headers: Headers) -> bool:
-    return any(name in PROXY_HEADERS or name.startswith(PROXY_PREFIX) for name in headers)
+    return any(name in PROXY_HEADERS or name.startswith(PROXY_PREFIXES) for name in headers)

@@ -2,8 +2,9 @@
 
 A connection that waits for its client holds a file descriptor and does nothing with it. When there
 is no room for a new connection, the one that has waited for longest is closed: first those that
-have said nothing yet, then those that may send another request, and then those whose clients have
-for a while not gone on with what they began. So clients that are silent or slow keep nobody out.
+have had their last answer, then those that have said nothing yet, then those that may send another
+request, and then those whose clients have for a while not gone on with what they began. So clients
+that are silent or slow keep nobody out.
 """
 
 import time
@@ -60,7 +61,7 @@ class ClientConnection:
 class OpenConnections:
     """All open connections of one process. Each is `silent`, before its first request or the first
     message of its WebSocket; or `idle` after a request; or `stalled`, while its client is to send
-    the rest of a body, or to take an answer; or busy."""
+    the rest of a body, or to take an answer; or `ended`, after the last answer; or busy."""
 
     def __init__(
         self,
@@ -72,6 +73,7 @@ class OpenConnections:
         self.descriptors = descriptors or Descriptors()
         self._open: dict[ClientConnection, None] = {}
         # In the order in which they began to wait, with when that was.
+        self._ended: dict[ClientConnection, float] = {}
         self._silent: dict[ClientConnection, float] = {}
         self._idle: dict[ClientConnection, float] = {}
         self._stalled: dict[ClientConnection, float] = {}
@@ -138,7 +140,7 @@ class OpenConnections:
 
     def become_busy(self, connection: ClientConnection) -> None:
         """It waits for nothing that its client is to do."""
-        for waiting in (self._silent, self._idle, self._stalled):
+        for waiting in (self._ended, self._silent, self._idle, self._stalled):
             waiting.pop(connection, None)
 
     def become_idle(self, connection: ClientConnection) -> None:
@@ -149,6 +151,10 @@ class OpenConnections:
         """Its client is to go on with a request, or with an answer. May be called again."""
         if connection not in self._stalled:
             self._wait(connection, self._stalled)
+
+    def become_ended(self, connection: ClientConnection) -> None:
+        """All is said, and its client has a little time to take it."""
+        self._wait(connection, self._ended)
 
     def _wait(self, connection: ClientConnection, waiting: dict[ClientConnection, float]) -> None:
         if connection in self._open:
@@ -167,7 +173,7 @@ class OpenConnections:
         return True
 
     def _first_to_shed(self) -> ClientConnection | None:
-        if waiting := self._silent or self._idle:
+        if waiting := self._ended or self._silent or self._idle:
             return next(iter(waiting))
         connection, since = next(iter(self._stalled.items()), (None, 0.0))
         return connection if self._clock() - since >= STALLED_SECONDS else None

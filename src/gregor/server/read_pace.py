@@ -7,6 +7,7 @@ them, and the next read brings what has come meanwhile.
 """
 
 from asyncio import AbstractEventLoop, TimerHandle, Transport
+from collections.abc import Callable
 from random import uniform
 
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -15,6 +16,13 @@ SMALL_BYTES = 4 * 1024
 FREE_READS = 5
 REST_SECONDS = 0.1  # for each small read after them; in this time one becomes free again
 DROP_PAUSE_SECONDS = 0.005  # between two reads of what is dropped, however much it is
+
+
+def a_rest(seconds: float = 0.0) -> float:
+    """For how long to rest: about so long, or REST_SECONDS. It differs by chance, or connections
+    that began together would be read in one turn of the event loop."""
+    seconds = seconds or REST_SECONDS
+    return uniform(seconds / 2, seconds * 3 / 2)
 
 
 class ReadPace:
@@ -31,12 +39,16 @@ class ReadPace:
         if size >= SMALL_BYTES:
             return 0.0
         self._free_at = max(self._free_at, now) + REST_SECONDS
-        rest = max(0.0, self._free_at - now - FREE_READS * REST_SECONDS)
-        return uniform(rest / 2, rest * 3 / 2)
+        over = self._free_at - now - FREE_READS * REST_SECONDS
+        return a_rest(over) if over > 0 else 0.0
 
     def complete(self) -> None:
         """What the peer sends is complete: a request, or a message, which are limited elsewhere."""
         self._free_at = 0.0
+
+
+def _nothing() -> None:
+    pass
 
 
 class RestingFlow(FlowControl):
@@ -57,15 +69,17 @@ class RestingFlow(FlowControl):
         if self._resting is None:
             super().resume_reading()
 
-    def rest(self, seconds: float) -> None:
-        """Do not read for so long."""
+    def rest(self, seconds: float, then: Callable[[], None] = _nothing) -> None:
+        """Do not read for so long, and then do this first. If it rests already, it goes on, and
+        does nothing else then."""
         if self._resting is None:
             super().pause_reading()
-            self._resting = self._loop.call_later(seconds, self._rested)
+            self._resting = self._loop.call_later(seconds, self._rested, then)
 
-    def _rested(self) -> None:
+    def _rested(self, then: Callable[[], None]) -> None:
         self._resting = None
-        if self.is_wanted:
+        then()
+        if self.is_wanted and self._resting is None:
             super().resume_reading()
 
     def end(self) -> None:

@@ -23,6 +23,7 @@ class Readiness:
     def __init__(self, node: Node) -> None:
         self.stopping = False
         self._node = node
+        self._was_ready = True  # when it was checked last
         self._problems: dict[str, Sequence[str]] = {}
         self._checked_at = -math.inf  # by the clock of the event loop
         self._checking = asyncio.Lock()
@@ -34,15 +35,13 @@ class Readiness:
     def problems(self, excluded: Collection[str] = ()) -> list[str]:
         """The problems because of which the server is not ready, without those of excluded
         parts."""
-        return [
-            *(["it is stopping"] if self.stopping else ()),
-            *(
-                problem
-                for part, problems in self._problems.items()
-                if part not in excluded
-                for problem in problems
-            ),
-        ]
+        known = {STORE: self._node.state_machine.known_problems()}
+        problems = ["it is stopping"] if self.stopping else []
+        for found in (self._problems, known):
+            for part, of_part in found.items():
+                if part not in excluded:
+                    problems += [problem for problem in of_part if problem not in problems]
+        return problems
 
     def all_problems(self) -> list[str]:
         """All problems, including those of single shards. A shard that is down affects its own
@@ -66,12 +65,12 @@ class Readiness:
 
     async def check(self) -> None:
         """Check all parts. Takes STORE_TIMEOUT_SECONDS at most."""
-        was_ready = self.ready
         self._problems = {STORE: await self._check_store(), PUBSUB: self._check_pubsub()}
         self._checked_at = asyncio.get_running_loop().time()
-        if was_ready and not self.ready:
+        was_ready, self._was_ready = self._was_ready, self.ready
+        if was_ready and not self._was_ready:
             log.warning(LogEvent("not ready", problems=self.problems()))
-        elif self.ready and not was_ready:
+        elif self._was_ready and not was_ready:
             log.info(LogEvent("ready again"))
 
     async def _check_store(self) -> list[str]:

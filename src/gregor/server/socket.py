@@ -55,6 +55,7 @@ EXTENSION = "gregor.socket"
 PING_SECONDS = 20.0  # between pings, and for the answer to one
 CLOSE_SECONDS = 10.0  # for the peer's answer to a close frame
 LINGER_SECONDS = 2.0  # for the peer to end the connection after both sides have said all
+FIRST_MESSAGE = 32 * 1024  # bytes: a hello; it comes from a client that nobody knows yet
 FRAMES_PER_TURN = 64  # of one peer, in one turn of the event loop
 PONGS_PER_TURN = 16
 
@@ -96,6 +97,10 @@ class PeerAccount(Protocol):
         """The client does not take what is sent to it."""
         ...
 
+    def ends(self) -> None:
+        """All is said. The client has a little time to take it."""
+        ...
+
     def violated(self) -> None:
         """The client has violated the protocol. Its connection is about to end."""
         ...
@@ -115,6 +120,9 @@ class NoAccount:
         pass
 
     def stalls(self) -> None:
+        pass
+
+    def ends(self) -> None:
         pass
 
     def violated(self) -> None:
@@ -188,7 +196,7 @@ class DirectWebSocket(asyncio.Protocol):
         self._stage = Stage.REQUESTED
         self._refusal: tuple[int, list[tuple[bytes, bytes]]] | None = None
         self._refusal_body = b""
-        self._reader = FrameReader(shared.max_size)
+        self._reader = FrameReader(min(FIRST_MESSAGE, shared.max_size))
         self._pace = ReadPace()
         self._resting: asyncio.TimerHandle | None = None  # while it is not read because of its pace
         self._event: Message | None = {"type": "websocket.connect"}  # that the app gets next
@@ -281,6 +289,7 @@ class DirectWebSocket(asyncio.Protocol):
         """Send a close frame; the peer has some time to answer it."""
         self._write(close_frame(code, reason))
         self._stage = Stage.CLOSING
+        self._account.ends()
         self._leave_wheel()
         self._disconnect(code, reason)
         self._abort_in(CLOSE_SECONDS)
@@ -424,14 +433,16 @@ class DirectWebSocket(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._writable = asyncio.Event()
-        self._account.stalls()
+        if self._stage is Stage.OPEN:
+            self._account.stalls()
         self._regulate()
 
     def resume_writing(self) -> None:
         if self._writable is not None:
             self._writable.set()
             self._writable = None
-            self._account.speaks()
+            if self._stage is Stage.OPEN:
+                self._account.speaks()
         if self._unanswered is not None:
             self._answer([self._unanswered])
             self._unanswered = None
@@ -485,6 +496,7 @@ class DirectWebSocket(asyncio.Protocol):
         close the socket while it still sends would destroy what it has not yet read."""
         self._disconnect(code, reason)
         self._stage = Stage.ENDING
+        self._account.ends()
         self._leave_wheel()
         self._abort_in(LINGER_SECONDS)
         if self._transport.is_closing():
@@ -502,6 +514,7 @@ class DirectWebSocket(asyncio.Protocol):
     def _pass_on(self, event: Message) -> None:
         self._pace.complete()
         self._account.speaks()
+        self._reader.max_size = self._shared.max_size
         self._event = event
         self._wake_app()
 

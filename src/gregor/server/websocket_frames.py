@@ -84,11 +84,11 @@ class Head(NamedTuple):
 class FrameReader:
     """Reads the frames of one client. After a BadFrame it is of no more use."""
 
-    __slots__ = ("_buffer", "_max_size", "_message", "_opcode")
+    __slots__ = ("_buffer", "_message", "_opcode", "max_size")
 
     def __init__(self, max_size: int) -> None:
-        """A message has at most `max_size` bytes."""
-        self._max_size = max_size
+        """A message has at most `max_size` bytes, which may be changed between messages."""
+        self.max_size = max_size
         self._buffer = bytearray()
         self._opcode = CONTINUATION  # of the message that has begun; CONTINUATION: none has
         self._message = bytearray()  # its fragments so far
@@ -133,8 +133,8 @@ class FrameReader:
             if len(buffer) < start - 4:
                 return None
             size = _long_size(buffer[2 : start - 4])
-        if opcode < CLOSE and len(self._message) + size > self._max_size:
-            raise BadFrame(TOO_LARGE, f"a message has at most {self._max_size} bytes")
+        if opcode < CLOSE and len(self._message) + size > self.max_size:
+            raise BadFrame(TOO_LARGE, f"a message has at most {self.max_size} bytes")
         return Head(opcode, buffer[0] >= FIN, start, size)
 
     def _opcode_of(self, first: int) -> int:

@@ -478,6 +478,9 @@ class ShardedStateMachine(StateMachineOfRecord):
         return uids_by_shard
 
     async def problems(self) -> Sequence[str]:
+        return self.known_problems()
+
+    def known_problems(self) -> Sequence[str]:
         """The problems of the shards if none of them works; none while at least one works."""
         works = any(not shard.problems() for shard in self.shards.values())
         return [] if works else self.partial_problems()

@@ -10,6 +10,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from secrets import token_hex
 from time import monotonic, perf_counter
 from typing import IO, Any, NamedTuple, Self, TypeAlias, TypeVar
 
@@ -26,6 +27,7 @@ from gregor.core.state import Counts, Item
 from gregor.core.state_page import PageStart, StatePage, StateQuery
 from gregor.core.sync import Page, PageLimits, Since, Start, Sync
 from gregor.errors import (
+    Action,
     ClockSkew,
     GregorError,
     HistoryForgotten,
@@ -46,6 +48,7 @@ from gregor.interfaces import (
 )
 from gregor.limits import NO_LIMITS, Limits
 from gregor.log_event import LogEvent
+from gregor.stores.sql import statements
 from gregor.stores.sql.allowance import Allowance, CountedUsers
 from gregor.stores.sql.commit_queue import CommitQueue, Piece
 from gregor.stores.sql.database import (
@@ -75,6 +78,7 @@ from gregor.stores.sql.reads import (
     read_sync,
 )
 from gregor.stores.sql.registration import Registration
+from gregor.stores.sql.rows import json_of
 from gregor.stores.sql.schema import Schema, read_schema, require_not_too_old
 from gregor.stores.sql.sqlite import SQLiteDatabase
 from gregor.stores.sql.transactions import (
@@ -101,6 +105,7 @@ MAX_RESOLVE_ATTEMPTS = 10
 RESOLVE_INTERVAL_SECONDS = 0.5
 
 WRITE_PROBE_SECONDS = 1.0
+PROBE_BYTES = 32 * 1024  # about what the rows and indexes of a message take besides it
 
 STATE_ITEMS_READ = 1_000  # in one transaction
 RETRY_SECONDS = 1.0  # of a registration that failed
@@ -263,10 +268,11 @@ class SQLStateMachine(StateMachineOfRecord):
                 pending.fail(Unavailable("the store has closed; send the message again"))
 
     async def _commit(self, pieces: Sequence[_Piece]) -> None:
-        slots = [slot for piece in pieces for slot in piece.slots]
+        # Some are decided: what was before them in their batch is to be sent again.
+        slots = [slot for piece in pieces for slot in piece.slots if slot.outcome is None]
         start = perf_counter()
         try:
-            outcomes = await self._store_within_limit(slots)
+            outcomes = await self._store_within_limit(slots) if slots else []
         except StorageUnavailable as error:
             self._committed(len(slots), perf_counter() - start, failure_reason(error))
             self._refused = slots[0].message
@@ -286,6 +292,8 @@ class SQLStateMachine(StateMachineOfRecord):
         for piece in pieces:
             if piece.is_last:
                 piece.batch.finish()
+            else:
+                _reject_what_follows(piece)
 
     def _fail(self, pieces: Iterable[_Piece], error: Unavailable) -> None:
         for piece in pieces:
@@ -430,19 +438,24 @@ class SQLStateMachine(StateMachineOfRecord):
                 await self._probe_write()
 
     async def _probe_write(self) -> None:
-        """Commit a transaction that has stored a message, which failed, and undone it. That needs
-        the same privileges and the same space."""
+        """Commit a transaction that has stored a message, which failed, and undone it: that needs
+        the same privileges. What is undone needs no space, so it also writes as much as that, which
+        is deleted afterwards."""
         message = self._refused
         assert message is not None
         now = self._clock()
+        filling = token_hex((len(json_of(message)) + PROBE_BYTES) // 2)
+        lease = {"name": "write probe", "holder": filling}
 
         def rehearse(connection: DatabaseConnection) -> None:
             connection.execute_sql("SAVEPOINT rehearsal")
             consume(connection, [Slot(message)], now, any_bucket=self._any_bucket)
             connection.execute_sql("ROLLBACK TO SAVEPOINT rehearsal")
+            connection.execute(statements.TAKE_LEASE, **lease, duration=0)
 
         try:
             await self.database.write(rehearse)
+            await self.database.write(lambda c: c.execute(statements.DELETE_LEASE, **lease))
         except (StorageUnavailable, UniqueViolation) as error:
             self.writes.failed(str(error))
         else:
@@ -592,6 +605,9 @@ class SQLStateMachine(StateMachineOfRecord):
 
         return await self.database.read(read_if_held)
 
+    def known_problems(self) -> list[str]:
+        return self.writes.problems()
+
     async def problems(self) -> list[str]:
         problems = [self._describe_skew()] if abs(self.skew) > MAX_SKEW else []
         try:
@@ -612,6 +628,19 @@ def _rejected(slots: Sequence[Slot], error: TransactionTooLong) -> list[StoreOut
     """The outcomes of messages of one user that take too long to store."""
     log.warning(LogEvent("messages took too long to store", uid=slots[0].message.uid))
     return [Rejected(slot.message, error) for slot in slots]
+
+
+def _reject_what_follows(piece: _Piece) -> None:
+    """After messages that are to be sent again, do not store later ones of their users in the same
+    batch: they would come before."""
+    errors = {
+        slot.message.uid: slot.outcome.error
+        for slot in piece.slots
+        if isinstance(slot.outcome, Rejected) and slot.outcome.error.action is Action.RETRY
+    }
+    for slot in piece.batch.slots if errors else ():
+        if slot.outcome is None and slot.message.uid in errors:
+            slot.outcome = Rejected(slot.message, errors[slot.message.uid])
 
 
 def reconcile(
