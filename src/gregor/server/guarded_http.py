@@ -152,8 +152,6 @@ class GuardedHTTP(UpgradingHTTP):
         if self._phase in AFTER_THE_LAST:
             self._drop(data)
             return
-        if self._phase is RequestPhase.IDLE:
-            self._begin_head()
         self._take(self._untaken + data)
         if self._phase in UNFINISHED and (rest := self._pace.rest(len(data), self.loop.time())):
             self.flow.rest(rest)
@@ -162,6 +160,8 @@ class GuardedHTTP(UpgradingHTTP):
         """Parse what has come. If it is many small chunks, some of them are taken later: each costs
         as much as a large one."""
         self._untaken, self._small_chunks = b"", 0
+        if self._phase is RequestPhase.IDLE:
+            self._begin_head()
         for end in range(PIECE, len(data) + PIECE, PIECE):
             self._parse(data[end - PIECE : end])
             if self._phase in AFTER_THE_LAST:
