@@ -13,7 +13,8 @@ from gregor.cli.sample import SAMPLE
 from gregor.cli.stream import BadLine, parse
 from gregor.core.instant import SECOND, TimeOrOffset
 from gregor.core.message import InBandMessage
-from gregor.protocol.frames import Result
+from gregor.errors import Action, Unavailable
+from gregor.protocol.frames import Problem, Result
 from tests.cli.conftest import Shell
 
 T = 1_242_729_073_000
@@ -159,6 +160,24 @@ async def test_messages_of_a_user_arrive_in_order() -> None:
         assert ids == sorted(ids)
     assert (tally.lines, tally.stored, tally.done) == (3_000, 3_000, 3_000)
     assert max(server.batches) <= 500
+
+
+class RefusingSender(RecordingSender):
+    """Stores one batch, and then refuses all for a while."""
+
+    async def send(self, messages: Sequence[InBandMessage]) -> Sequence[Result]:
+        await super().send(messages)
+        error = Problem("limit", "used up", Action.RETRY, retry_after_ms=100)
+        refused = Result("rejected", error=error)
+        return [Result("stored") if len(self.batches) == 1 else refused for _ in messages]
+
+
+async def test_nothing_is_sent_past_a_message_that_may_be_retried() -> None:
+    server, tally = RefusingSender(), Tally()
+    lines = [creation("u", f"{n:04}") for n in range(3_000)]
+    with pytest.RaisesGroup(pytest.RaisesExc(Unavailable, match="line [0-9]+: used up")):
+        await send_all(numbered(lines), server.send, tally)
+    assert len(server.batches) == 2
 
 
 # The command

@@ -257,6 +257,49 @@ async def test_batch_of_which_a_part_is_refused_for_a_while_is_sent_again_after_
     assert server.delays == [2.25]
 
 
+class PartlyAway(FakeServer):
+    """Refuses a user's messages from the one with this id on, as a server whose shard is away."""
+
+    def __init__(self, uid: str, from_: str) -> None:
+        super().__init__()
+        self._first = (uid, from_)
+        self.sent: list[tuple[str, str]] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        uid, first = self._first
+        messages = msgspec.json.decode(request.content)["messages"]
+        ids = [(message["uid"], message["msg_id"]) for message in messages]
+        self.sent += ids
+        error = {"code": "unavailable", "message": "away", "action": "retry"}
+        refused = {"status": "rejected", "uid": uid, "error": error}
+        return httpx.Response(
+            200,
+            json={
+                "results": [
+                    refused if id_ >= first and to == uid else result(to, id_) for to, id_ in ids
+                ]
+            },
+        )
+
+
+async def test_nothing_of_a_user_is_sent_past_a_message_that_may_be_retried(kind: str) -> None:
+    server = PartlyAway("alice", "m0300")
+    uids = ("alice", "bob")
+    async with server.producer(kind) as producer:
+        messages = [create(uids[n % 2], "c", msg_id=f"m{n:04}") for n in range(1_200)]
+        results = await producer.send(messages)
+    assert {id_ for uid, id_ in server.sent if uid == "alice"} == {
+        f"m{n:04}" for n in range(0, 500, 2)
+    }
+    assert [each.msg_id for each in results[1::2]] == [m.msg_id for m in messages[1::2]]
+    assert {each.status for each in results[1::2]} == {"stored"}
+    assert [each.status for each in results[::2]] == ["stored"] * 150 + ["rejected"] * 450
+    assert all(each.should_retry for each in results[300::2])
+    assert results[-2].error == results[300].error
+    assert (results[-2].uid, results[-2].msg_id) == ("alice", "m1198")
+
+
 async def test_limit_that_no_wait_helps_is_raised_with_its_name(kind: str) -> None:
     document = {"type": "x", "title": "X", "status": 422, "detail": "too many", "code": "limit"}
     numbers = {"action": "stop", "limit": "live_items", "maximum": 7}

@@ -1043,8 +1043,8 @@ MUTATIONS = [
     Mutation(
         "a producer checks messages only when their request is made",
         "client/calls.py",
-        'checked = list(map(partial(as_message, "messages"), given))',
-        'checked = map(partial(as_message, "messages"), given)',
+        'list(map(partial(as_message, "messages"), given))',
+        "list(given)",
         PRODUCER + "test_bad_argument_in_the_last_batch_is_found_before_the_first_is_sent",
     ),
     Mutation(
@@ -3513,5 +3513,19 @@ MUTATIONS = [
         "self._last_consume = Answered(n - 1)",
         "pass",
         "tests/vectors/test_vectors.py",
+    ),
+    Mutation(
+        "limits: a producer sends past a message that may be retried",
+        "client/calls.py",
+        "if message.uid in self._waiting:",
+        "if False:",
+        PRODUCER + "test_nothing_of_a_user_is_sent_past_a_message_that_may_be_retried",
+    ),
+    Mutation(
+        "limits: a replay sends past a message that may be retried",
+        "cli/ordered_sender.py",
+        "if result.error is not None and result.should_retry:",
+        "if False:",
+        "tests/cli/test_replay.py::test_nothing_is_sent_past_a_message_that_may_be_retried",
     ),
 ]

@@ -1,7 +1,8 @@
 """Sends many messages to a server: in order for each user, concurrently for different users.
 
 The messages of one user go through one queue, and each queue has one batch in flight. Retrying it
-is up to `send`; storing a message is idempotent, so no message is stored twice.
+is up to `send`; storing a message is idempotent, so no message is stored twice. If `send` gives up,
+all ends, and the same lines can be sent again.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ from zlib import crc32
 
 from gregor.cli.stream import BadLine, parse
 from gregor.core.message import MAX_BATCH, InBandMessage
+from gregor.errors import Unavailable
 from gregor.protocol.frames import Result
 
 QUEUES = 4
@@ -74,7 +76,7 @@ SendQueue: TypeAlias = "asyncio.Queue[NumberedMessage | None]"
 
 async def send_all(lines: AsyncIterable[tuple[int, bytes]], send: Send, tally: Tally) -> None:
     """Send the messages in the lines, and record the results in the tally. Raises what `send`
-    raises."""
+    raises, and Unavailable if a message may be retried: nothing is sent past it."""
     queues: list[SendQueue] = [asyncio.Queue(2 * MAX_BATCH) for _ in range(QUEUES)]
     async with asyncio.TaskGroup() as tasks:
         for queue in queues:
@@ -96,6 +98,12 @@ async def _send_queue(queue: SendQueue, send: Send, tally: Tally) -> None:
         batch, ended = _batch(first, queue)
         results = await send([numbered.message for numbered in batch])
         for numbered, result in zip(batch, results, strict=True):
+            if result.error is not None and result.should_retry:
+                # To go on without its user would lose messages of a stream that never ends.
+                raise Unavailable(
+                    f"line {numbered.line}: {result.error.message}; send all lines again: what is"
+                    " stored is not stored twice"
+                )
             tally.add_result(numbered.line, result)
         if ended:
             return

@@ -56,7 +56,7 @@ from gregor.protocol.answers import (
     Results,
     StateAnswer,
 )
-from gregor.protocol.frames import MAX_TOKEN, Result
+from gregor.protocol.frames import MAX_TOKEN, Problem, Result
 from gregor.protocol.requests import (
     MAX_REQUEST,
     MAX_USERS,
@@ -113,18 +113,72 @@ class Call(Struct, Generic[T], frozen=True):
 # Inject
 
 
+class _ToSend(NamedTuple):
+    """A message, with its place among all that are to be sent, and its JSON."""
+
+    place: int
+    message: Message
+    json: Raw
+
+
 def inject(message: Message) -> Call[Results]:
     return _post(msgspec.json.encode(as_message("message", message)), [_sent(message)])
 
 
-def inject_many(messages: Iterable[Message]) -> Iterator[Call[Results]]:
-    """As many calls as the messages need, in order. All messages are checked before the first
-    call."""
-    given = arguments.many("messages", messages)
-    checked = list(map(partial(as_message, "messages"), given))
-    for batch in _batches(checked):
-        contents = BatchRequest(tuple(encoded for _, encoded in batch))
-        yield _post(msgspec.json.encode(contents), [_sent(message) for message, _ in batch])
+class Batches:
+    """Many messages, in as many requests as they need, in order: make each `next_call`, and say
+    what its answer was. All messages are checked at the beginning.
+
+    Nothing of a user is sent past a message that may be retried: later requests leave this user's
+    messages out. Other users do not wait for it, because order is only that of one user."""
+
+    def __init__(self, messages: Iterable[Message]) -> None:
+        given = arguments.many("messages", messages)
+        self._messages = list(map(partial(as_message, "messages"), given))
+        self._next = 0  # the place of the first message that no request has taken
+        self._batch: Sequence[_ToSend] = ()  # of the last request
+        self._results: dict[int, Result] = {}  # by the places of the messages
+        self._waiting: dict[UID, Problem] = {}  # why, of the users who are left out
+
+    def next_call(self) -> Call[Results] | None:
+        """The next request; None: there is none."""
+        self._batch = self._next_batch()
+        return _post_batch(self._batch) if self._batch else None
+
+    def answered(self, answer: Results) -> None:
+        """The last request has these results."""
+        for (place, message, _), result in zip(self._batch, answer.results, strict=True):
+            self._results[place] = result
+            if result.error is not None and result.should_retry:
+                self._waiting.setdefault(message.uid, result.error)
+        self._next = self._batch[-1].place + 1
+
+    def results(self) -> list[Result]:
+        """The result of each message, when no request is left. One that was not sent is rejected
+        with the error of the message that it waits for."""
+        return [
+            self._results.get(place) or self._not_sent(message)
+            for place, message in enumerate(self._messages)
+        ]
+
+    def _next_batch(self) -> Sequence[_ToSend]:
+        """At most MAX_BATCH messages in MAX_REQUEST bytes."""
+        batch: list[_ToSend] = []
+        size = EMPTY_BATCH_BYTES
+        for place in range(self._next, len(self._messages)):
+            message = self._messages[place]
+            if message.uid in self._waiting:
+                continue
+            encoded = msgspec.json.encode(message)
+            size += len(encoded) + len(",")
+            if batch and (len(batch) == MAX_BATCH or size > MAX_REQUEST):
+                break
+            batch.append(_ToSend(place, message, Raw(encoded)))
+        return batch
+
+    def _not_sent(self, message: Message) -> Result:
+        uid, msg_id = _sent(message)
+        return Result("rejected", uid, msg_id, error=self._waiting[uid])
 
 
 def inject_for_many(uids: Iterable[AnyID], message: Message) -> Iterator[Call[Results]]:
@@ -140,7 +194,8 @@ def inject_for_many(uids: Iterable[AnyID], message: Message) -> Iterator[Call[Re
 
 def inject_together(messages: Sequence[Message]) -> Call[Results]:
     """One call with a few messages for one user."""
-    (call,) = inject_many(messages)
+    call = Batches(messages).next_call()
+    assert call is not None
     return call
 
 
@@ -168,6 +223,11 @@ def _without_uid(message: Message) -> Raw:
     fields = msgspec.json.decode(msgspec.json.encode(message), type=dict[str, Raw])
     del fields["uid"]
     return Raw(msgspec.json.encode(fields))
+
+
+def _post_batch(batch: Sequence[_ToSend]) -> Call[Results]:
+    contents = BatchRequest(tuple(encoded.json for encoded in batch))
+    return _post(msgspec.json.encode(contents), [_sent(encoded.message) for encoded in batch])
 
 
 def _post(content: bytes, sent: Sequence[_Sent]) -> Call[Results]:
@@ -198,22 +258,6 @@ def _is_result_of(sent: _Sent, result: Result) -> bool:
 def _require(matching: bool) -> None:
     if not matching:
         raise MismatchedAnswer("the server's answer is that to another request")
-
-
-def _batches(messages: Iterable[Message]) -> Iterator[Sequence[tuple[Message, Raw]]]:
-    """The messages, each with its JSON, in batches of at most MAX_BATCH and MAX_REQUEST bytes."""
-    batch: list[tuple[Message, Raw]] = []
-    size = EMPTY_BATCH_BYTES
-    for message in messages:
-        encoded = msgspec.json.encode(message)
-        added = len(encoded) + len(",")
-        if batch and (len(batch) == MAX_BATCH or size + added > MAX_REQUEST):
-            yield batch
-            batch, size = [], EMPTY_BATCH_BYTES
-        batch.append((message, Raw(encoded)))
-        size += added
-    if batch:
-        yield batch
 
 
 # Erase

@@ -252,7 +252,11 @@ class BaseProducer(
     def send(self, messages: Iterable[Message]) -> ManyResults:
         """Inject messages, in order, in as many requests as they need. All are read and checked
         before the first is sent: send a stream that is long or never ends in parts. A rejected
-        message has an `error` in its result, and does not affect the others."""
+        message has an `error` in its result, and does not affect the others, unless its result says
+        `should_retry`: the user's shard did not answer, or a rate is used up, at the last attempt
+        too. Then nothing of that user is sent past it, and all later messages of the user are
+        rejected with the same error: send these and it again, in the same order, before anything
+        else of the user. Other users' messages are sent."""
 
     @abstractmethod
     def send_to(self, uids: Iterable[AnyID], message: Message) -> ManyResults:
@@ -444,9 +448,10 @@ class Producer(
         return self.send_one(message_of(self.perform(call)))
 
     def send(self, messages: Iterable[Message]) -> list[Result]:
-        return [
-            result for call in calls.inject_many(messages) for result in self.perform(call).results
-        ]
+        batches = calls.Batches(messages)
+        while (call := batches.next_call()) is not None:
+            batches.answered(self.perform(call))
+        return batches.results()
 
     def send_to(self, uids: Iterable[AnyID], message: Message) -> list[Result]:
         return [
@@ -558,11 +563,10 @@ class AsyncProducer(
         return await self.send_one(message_of(await self.perform(call)))
 
     async def send(self, messages: Iterable[Message]) -> list[Result]:
-        return [
-            result
-            for call in calls.inject_many(messages)
-            for result in (await self.perform(call)).results
-        ]
+        batches = calls.Batches(messages)
+        while (call := batches.next_call()) is not None:
+            batches.answered(await self.perform(call))
+        return batches.results()
 
     async def send_to(self, uids: Iterable[AnyID], message: Message) -> list[Result]:
         return [
