@@ -23,7 +23,7 @@ from gregor.client.per_process import PerProcess
 from gregor.config import KEEP_ALIVE_SECONDS
 from gregor.core.instant import SECOND, TimeOrOffset
 from gregor.core.item_history import Cause, ItemEvent, ItemHistory, PutRule
-from gregor.core.message import MAX_BATCH, Message, create, out_of_band
+from gregor.core.message import JSON, MAX_BATCH, Message, create, out_of_band
 from gregor.errors import (
     Conflict,
     Erased,
@@ -38,7 +38,7 @@ from gregor.errors import (
 )
 from gregor.protocol.answers import EraseAnswer, MessagesAnswer
 from gregor.protocol.requests import MAX_REQUEST, MAX_USERS
-from tests.server.harness import serving
+from tests.server.harness import jwt_settings, serving, token
 
 
 class InThread:
@@ -298,6 +298,36 @@ async def test_nothing_of_a_user_is_sent_past_a_message_that_may_be_retried(kind
     assert all(each.should_retry for each in results[300::2])
     assert results[-2].error == results[300].error
     assert (results[-2].uid, results[-2].msg_id) == ("alice", "m1198")
+
+
+@pytest.mark.parametrize(
+    ("rate", "count", "body"),
+    [({"messages_per_second": 20}, 210, 1), ({"bytes_per_second": 500_000}, 90, "x" * 60_000)],
+)
+async def test_more_messages_of_a_device_than_ever_fit_at_once_are_sent_in_several_requests(
+    kind: str, rate: dict[str, int], count: int, body: JSON
+) -> None:
+    async with (
+        serving(jwt_settings(**rate)) as served,
+        producer_for(kind, str(served.http.base_url), token=token("u")) as producer,
+    ):
+        results = await producer.send(
+            [create("u", "c", body, msg_id=f"m{n:03}") for n in range(count)]
+        )
+        assert {each.status for each in results} <= {"stored", "duplicate"}
+        ctimes = [each.ctime for each in results]
+        assert ctimes == sorted(ctimes)
+
+
+async def test_one_message_that_never_fits_is_raised(kind: str) -> None:
+    document = {"type": "x", "title": "X", "status": 422, "detail": "too many", "code": "limit"}
+    numbers = {"action": "stop", "limit": "bytes_per_second", "maximum": 100}
+    answer = httpx.Response(422, json={**document, **numbers})
+    server = FakeServer(*[answer] * 10)
+    async with server.producer(kind) as producer:
+        with pytest.raises(LimitExceeded):
+            await producer.send([create("u", "c", n) for n in range(4)])
+    assert [len(body["messages"]) for body in server.bodies()] == [4, 1]  # type: ignore[arg-type]
 
 
 async def test_limit_that_no_wait_helps_is_raised_with_its_name(kind: str) -> None:

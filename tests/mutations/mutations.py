@@ -3528,4 +3528,19 @@ MUTATIONS = [
         "if False:",
         "tests/cli/test_replay.py::test_nothing_is_sent_past_a_message_that_may_be_retried",
     ),
+    Mutation(
+        "limits: a batch of a device that never fits is refused for a while, again and again",
+        "node/limiter.py",
+        "if messages > buckets.burst:",
+        "if False:",
+        LIMITS + "test_batch_of_more_than_ever_fit_is_refused_for_good_and_nothing_is_stored",
+    ),
+    Mutation(
+        "limits: a producer does not split a batch that never fits",
+        "client/calls.py",
+        "                self._most = most\n",
+        "                raise error\n",
+        PRODUCER
+        + "test_more_messages_of_a_device_than_ever_fit_at_once_are_sent_in_several_requests",
+    ),
 ]

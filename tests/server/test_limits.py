@@ -225,10 +225,12 @@ async def test_event_streams_of_one_user_are_limited() -> None:
 
 async def test_batch_beyond_the_rate_is_stored_up_to_a_message_and_not_after_it() -> None:
     async with serving(jwt_settings(messages_per_second=1)) as served:
-        batch = {"messages": [to("u", msg_id=f"m{n}") for n in range(12)]}
+        first = {"messages": [to("u", msg_id=f"first {n}") for n in range(2)]}
+        assert (await served.post(first, token("u"))).status_code == 200
+        batch = {"messages": [to("u", msg_id=f"m{n}") for n in range(10)]}
         results = (await served.post(batch, token("u"))).json()["results"]
-        assert [result["status"] for result in results] == ["stored"] * 10 + ["rejected"] * 2
-        errors = [result["error"] for result in results[10:]]
+        assert [result["status"] for result in results] == ["stored"] * 8 + ["rejected"] * 2
+        errors = [result["error"] for result in results[8:]]
         assert errors[0] == errors[1]
         assert (errors[0]["code"], errors[0]["action"]) == ("limit", "retry")
         assert errors[0]["retry_after_ms"] > 0
@@ -237,6 +239,23 @@ async def test_batch_beyond_the_rate_is_stored_up_to_a_message_and_not_after_it(
         assert int(refusal.headers["Retry-After"]) >= 1
         service = await served.post(batch, token("s", Role.SERVICE))
         assert {r["status"] for r in service.json()["results"]} == {"stored", "duplicate"}
+
+
+async def test_batch_of_more_than_ever_fit_is_refused_for_good_and_nothing_is_stored() -> None:
+    """What is sent again begins with what was stored: it would never get past that."""
+    async with serving(jwt_settings(messages_per_second=2)) as served:
+        batch = {"messages": [to("u", msg_id=f"m{n}") for n in range(30)]}
+        answer = await served.post(batch, token("u"))
+        problem = answer.json()
+        assert (answer.status_code, problem["action"]) == (422, "stop")
+        assert (problem["limit"], problem["maximum"]) == ("messages_per_second", 20)
+        headers = {"Authorization": f"Bearer {token('u')}"}
+        count = await served.http.get("/v1/users/u/count", headers=headers)
+        assert count.json()["counts"] == {"": 0}
+        batch = {"messages": batch["messages"][: problem["maximum"]]}
+        assert (await served.post(batch, token("u"))).status_code == 200
+        service = await served.post(batch, token("s", Role.SERVICE))
+        assert service.status_code == 200
 
 
 async def test_request_that_never_fits_is_refused_for_good() -> None:

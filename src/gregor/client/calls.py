@@ -44,6 +44,7 @@ from gregor.errors import (
     Action,
     GregorError,
     InvalidMessage,
+    LimitExceeded,
     SetupError,
     Unavailable,
     error_from_code,
@@ -127,7 +128,8 @@ def inject(message: Message) -> Call[Results]:
 
 class Batches:
     """Many messages, in as many requests as they need, in order: make each `next_call`, and say
-    what its answer was. All messages are checked at the beginning.
+    what its answer was. All messages are checked at the beginning. Requests become smaller when a
+    server says that they have too much at once.
 
     Nothing of a user is sent past a message that may be retried: later requests leave this user's
     messages out. Other users do not wait for it, because order is only that of one user."""
@@ -137,6 +139,7 @@ class Batches:
         self._messages = list(map(partial(as_message, "messages"), given))
         self._next = 0  # the place of the first message that no request has taken
         self._batch: Sequence[_ToSend] = ()  # of the last request
+        self._most, self._most_bytes = MAX_BATCH, MAX_REQUEST
         self._results: dict[int, Result] = {}  # by the places of the messages
         self._waiting: dict[UID, Problem] = {}  # why, of the users who are left out
 
@@ -153,6 +156,22 @@ class Batches:
                 self._waiting.setdefault(message.uid, result.error)
         self._next = self._batch[-1].place + 1
 
+    def refused(self, error: LimitExceeded) -> None:
+        """The last request was refused with this error. If it had more at once than a rate of its
+        sender ever allows, the same messages follow in smaller requests; otherwise it is raised."""
+        sent = sum(len(memoryview(encoded.json)) for encoded in self._batch)
+        match error:
+            case LimitExceeded(action=Action.STOP, limit="messages_per_second", maximum=most) if (
+                0 < most < len(self._batch)
+            ):
+                self._most = most
+            case LimitExceeded(action=Action.STOP, limit="bytes_per_second", maximum=most) if (
+                len(self._batch) > 1
+            ):
+                self._most_bytes = min(most, sent)
+            case _:
+                raise error
+
     def results(self) -> list[Result]:
         """The result of each message, when no request is left. One that was not sent is rejected
         with the error of the message that it waits for."""
@@ -162,7 +181,7 @@ class Batches:
         ]
 
     def _next_batch(self) -> Sequence[_ToSend]:
-        """At most MAX_BATCH messages in MAX_REQUEST bytes."""
+        """As many messages as fit in a request, at least one."""
         batch: list[_ToSend] = []
         size = EMPTY_BATCH_BYTES
         for place in range(self._next, len(self._messages)):
@@ -171,7 +190,7 @@ class Batches:
                 continue
             encoded = msgspec.json.encode(message)
             size += len(encoded) + len(",")
-            if batch and (len(batch) == MAX_BATCH or size > MAX_REQUEST):
+            if batch and (len(batch) == self._most or size > self._most_bytes):
                 break
             batch.append(_ToSend(place, message, Raw(encoded)))
         return batch

@@ -52,7 +52,7 @@ from gregor.core.message import (
     When,
 )
 from gregor.core.state import Item
-from gregor.errors import SetupError, Unavailable
+from gregor.errors import LimitExceeded, SetupError, Unavailable
 from gregor.protocol.answers import CountAnswer, EraseAnswer, MessagesAnswer, StateAnswer
 from gregor.protocol.frames import Result
 from gregor.protocol.requests import MAX_STATE_ITEMS, Order
@@ -250,13 +250,13 @@ class BaseProducer(
 
     @abstractmethod
     def send(self, messages: Iterable[Message]) -> ManyResults:
-        """Inject messages, in order, in as many requests as they need. All are read and checked
-        before the first is sent: send a stream that is long or never ends in parts. A rejected
-        message has an `error` in its result, and does not affect the others, unless its result says
-        `should_retry`: the user's shard did not answer, or a rate is used up, at the last attempt
-        too. Then nothing of that user is sent past it, and all later messages of the user are
-        rejected with the same error: send these and it again, in the same order, before anything
-        else of the user. Other users' messages are sent."""
+        """Inject messages, in order, in as many requests as they need, also with the token of a
+        device, of which a server takes less at once. All are read and checked before the first is
+        sent: send a stream that is long or never ends in parts. A rejected message has an `error`
+        in its result, and does not affect the others, unless its result says `should_retry`: the
+        user's shard did not answer, or a rate is used up, at the last attempt too. Then no later
+        request has messages of that user. They are rejected with the same error: send it and them
+        again, in order, before anything else of the user. Other users' messages are sent."""
 
     @abstractmethod
     def send_to(self, uids: Iterable[AnyID], message: Message) -> ManyResults:
@@ -450,7 +450,10 @@ class Producer(
     def send(self, messages: Iterable[Message]) -> list[Result]:
         batches = calls.Batches(messages)
         while (call := batches.next_call()) is not None:
-            batches.answered(self.perform(call))
+            try:
+                batches.answered(self.perform(call))
+            except LimitExceeded as error:
+                batches.refused(error)
         return batches.results()
 
     def send_to(self, uids: Iterable[AnyID], message: Message) -> list[Result]:
@@ -565,7 +568,10 @@ class AsyncProducer(
     async def send(self, messages: Iterable[Message]) -> list[Result]:
         batches = calls.Batches(messages)
         while (call := batches.next_call()) is not None:
-            batches.answered(await self.perform(call))
+            try:
+                batches.answered(await self.perform(call))
+            except LimitExceeded as error:
+                batches.refused(error)
         return batches.results()
 
     async def send_to(self, uids: Iterable[AnyID], message: Message) -> list[Result]:

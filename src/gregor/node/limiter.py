@@ -97,20 +97,23 @@ class Limiter:
         return self.take(uid, syncs_per_second=1)
 
     def take_some(self, uid: UID, messages: int) -> tuple[int, LimitExceeded | None]:
-        """Take as many of these messages as may be taken now. Returns how many, and what stands
-        against the others: it says when all can be sent again."""
+        """Take as many of these messages as may be taken now, but none if all of them never fit.
+        Returns how many, and what stands against the others: it says when all can be sent again.
+        """
         buckets = self._buckets.get("messages_per_second")
         if buckets is None:
             return messages, None
+        if messages > buckets.burst:
+            # What is sent again begins with what was stored, and would never get past it.
+            return 0, self.exceeded(self._refusal("messages_per_second", messages, math.inf))
         now = self._clock()
         some = min(messages, buckets.available(uid, now))
         if some:
             buckets.take(uid, some, now)
         if some == messages:
             return some, None
-        all_ = min(messages, buckets.burst)
-        wait = buckets.wait(uid, all_, now)
-        return some, self.exceeded(self._refusal("messages_per_second", all_, wait))
+        wait = buckets.wait(uid, messages, now)
+        return some, self.exceeded(self._refusal("messages_per_second", messages, wait))
 
     def pause(self, uid: UID) -> float:
         """Take a frame. Returns for how many seconds not to read the next one."""
