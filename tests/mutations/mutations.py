@@ -697,9 +697,9 @@ MUTATIONS = [
     Mutation(
         "a body of unknown length takes nothing of the rate",
         "server/http.py",
-        "take(len(chunk))",
-        "take(0)",
-        LIMITS + "test_body_of_unknown_length_is_refused_when_it_does_not_fit",
+        "take(len(chunk), size)",
+        "take(0, 0)",
+        LIMITS + "test_body_of_unknown_length_that_never_fits_is_refused_for_good",
     ),
     Mutation(
         "a request beyond a limit is refused at once",
@@ -3542,5 +3542,12 @@ MUTATIONS = [
         "                raise error\n",
         PRODUCER
         + "test_more_messages_of_a_device_than_ever_fit_at_once_are_sent_in_several_requests",
+    ),
+    Mutation(
+        "limits: the wait that is told for a body of unknown length is that of one piece",
+        "node/limiter.py",
+        "wait = buckets.wait(uid, buckets.burst, now)",
+        "wait = buckets.wait(uid, size, now)",
+        LIMITS + "test_body_of_unknown_length_is_taken_after_the_wait_that_is_told",
     ),
 ]

@@ -1,6 +1,7 @@
 """A server tells its limits, and refuses what exceeds them, with the name of the limit."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -20,7 +21,8 @@ from gregor.errors import (
     Unauthenticated,
     Unavailable,
 )
-from gregor.limits import DEFAULT_LIMITS, SETTINGS
+from gregor.limits import DEFAULT_LIMITS, SETTINGS, Limits
+from gregor.node.limiter import Limiter
 from gregor.server import http
 from gregor.server.auth import Identity, Role
 from gregor.server.http import PAUSE_SECONDS, authenticated_endpoint
@@ -282,15 +284,36 @@ async def test_body_that_never_fits_is_refused_before_it_is_read() -> None:
         assert (answer[:12], b'"limit":"bytes_per_second"' in answer) == (b"HTTP/1.1 422", True)
 
 
-async def test_body_of_unknown_length_is_refused_when_it_does_not_fit() -> None:
-    async def chunks() -> AsyncIterator[bytes]:
-        for _ in range(40):
-            yield b" " * 50_000
+async def pieces(body: bytes) -> AsyncIterator[bytes]:
+    """A body whose length is not told before."""
+    for start in range(0, len(body), 50_000):
+        yield body[start : start + 50_000]
 
+
+async def test_body_of_unknown_length_that_never_fits_is_refused_for_good() -> None:
     async with serving(jwt_settings(bytes_per_second=1)) as served:
         headers = {"Authorization": f"Bearer {token('u')}"}
-        answer = await served.http.post("/v1/messages", content=chunks(), headers=headers)
-        assert (answer.status_code, answer.json()["limit"]) == (429, "bytes_per_second")
+        body = pieces(b" " * 2_000_000)
+        answer = await served.http.post("/v1/messages", content=body, headers=headers)
+        problem = answer.json()
+        assert (answer.status_code, problem["limit"]) == (422, "bytes_per_second")
+        assert (problem["action"], problem["maximum"]) == ("stop", 1024 * 1024)
+
+
+async def test_body_of_unknown_length_is_taken_after_the_wait_that_is_told() -> None:
+    """Also if a refusal has spent what had come."""
+    now = 0
+    async with serving(jwt_settings()) as served:
+        limits = Limits(bytes_per_second=100_000)
+        served.server.service.limiter = Limiter(limits, lambda: now)
+        headers = {"Authorization": f"Bearer {token('u')}"}
+        large = {"messages": [to("u", body="x" * 60_000) for _ in range(17)]}
+        assert (await served.post(large, token("u"))).status_code == 200
+        body = json.dumps({"messages": large["messages"][:15]}).encode()
+        for expected in (429, 200):
+            answer = await served.http.post("/v1/messages", content=pieces(body), headers=headers)
+            assert answer.status_code == expected
+            now += 1_000 * answer.json().get("retry_after_ms", 0)
 
 
 @pytest.mark.parametrize(

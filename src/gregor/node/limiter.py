@@ -115,6 +115,22 @@ class Limiter:
         wait = buckets.wait(uid, messages, now)
         return some, self.exceeded(self._refusal("messages_per_second", messages, wait))
 
+    def take_part(self, uid: UID, size: int, came: int) -> LimitExceeded | None:
+        """Take the next bytes of a body whose length is not known, with which so many have come in
+        all. What is taken stays taken, or one could send for ever what is refused in the end. So
+        the refusal tells when the bucket is full: then any body that ever fits is taken."""
+        buckets = self._buckets.get("bytes_per_second")
+        if buckets is None:
+            return None
+        now = self._clock()
+        if came > buckets.burst:
+            return self.exceeded(self._refusal("bytes_per_second", came, math.inf))
+        if buckets.wait(uid, size, now) > 0:
+            wait = buckets.wait(uid, buckets.burst, now)
+            return self.exceeded(self._refusal("bytes_per_second", came, wait))
+        buckets.take(uid, size, now)
+        return None
+
     def pause(self, uid: UID) -> float:
         """Take a frame. Returns for how many seconds not to read the next one."""
         buckets = self._buckets.get("frames_per_second")

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from functools import partial
 from http import HTTPStatus
 from typing import TypeAlias, TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -102,7 +103,7 @@ Endpoint: TypeAlias = Callable[[Request], Awaitable[ASGIApp]]
 async def post_messages(service: Service, request: Request, identity: Identity) -> Response:
     """Inject one message, a batch of messages, or one message for many users."""
     check_parameters(request, {"device_id"}, frozenset())
-    body = await _body(request, lambda size: take(service, identity, bytes_per_second=size))
+    body = await _body(request, partial(_take_bytes, service, identity))
     fields = await _aside.run(identity.caller, len(body), lambda: decode(object_members, body))
     if "messages" in fields:
         batch = _fields_of(BatchRequest, fields)
@@ -193,6 +194,17 @@ def _take_messages(
     if error is not None and not taken:
         raise error
     return taken, error
+
+
+def _take_bytes(service: Service, identity: Identity, size: int, came: int | None) -> None:
+    """Take bytes of a caller's body: all, or the next ones, with which so many have come. Raises
+    LimitExceeded."""
+    if came is None:
+        take(service, identity, bytes_per_second=size)
+    elif identity.role is not Role.SERVICE:
+        error = service.limiter.take_part(identity.uid, size, came)
+        if error is not None:
+            raise error
 
 
 def _fields_of(kind: type[Struct], fields: Mapping[str, Raw]) -> Mapping[str, Raw]:
@@ -578,20 +590,22 @@ def _time(request: Request, name: str) -> TimeOrOffset | None:
     return query_time(name, request.query_params.get(name))
 
 
-async def _body(request: Request, take: Callable[[int], None] = lambda size: None) -> bytes:
-    """The body. Before bytes are read, `take` may refuse them: if the client says how many there
-    are, all at once, and otherwise as they come."""
+async def _body(
+    request: Request, take: Callable[[int, int | None], None] = lambda size, came: None
+) -> bytes:
+    """The body. `take` may refuse bytes: if the client says how many there are, all at once before
+    they are read, and otherwise as they come, with how many have come."""
     length = request.headers.get("content-length", "")
     announced = int(length) if re.fullmatch("[0-9]{1,18}", length) else None
     if announced is not None:
         _check_size(announced)
-        take(announced)
+        take(announced, None)
     chunks, size = list[bytes](), 0
     async for chunk in request.stream():
         size += len(chunk)
         _check_size(size)
         if announced is None:
-            take(len(chunk))
+            take(len(chunk), size)
         chunks.append(chunk)
     return b"".join(chunks)
 
