@@ -3550,4 +3550,19 @@ MUTATIONS = [
         "wait = buckets.wait(uid, size, now)",
         LIMITS + "test_body_of_unknown_length_is_taken_after_the_wait_that_is_told",
     ),
+    Mutation(
+        "limits: consumes in flight beyond the limit are not counted in the metric",
+        "protocol/server_session.py",
+        "return self._rates.exceeded(too_many)",
+        "return too_many",
+        LIMITS + "test_consumes_in_flight_beyond_the_limit_are_refused_and_counted",
+    ),
+    Mutation(
+        "limits: a consume of a wrong size has another answer than the refused one before it",
+        "protocol/server_session.py",
+        "if (earlier := self._consumes.waiting(consume)) is not None:",
+        "earlier = self._consumes.waiting(consume)\n"
+        "        if earlier is not None and len(consume.messages) == 1:",
+        CONSUME_ORDER + "test_later_consume_of_a_wrong_size_is_answered_as_the_refused_one",
+    ),
 ]

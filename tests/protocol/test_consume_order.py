@@ -3,6 +3,7 @@
 import json
 from collections import deque
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,6 +26,7 @@ class ScriptedRates:
 
     def __init__(self, turns: list[bool]) -> None:
         self.turns = deque(turns)
+        self.reported: list[str] = []
 
     def take_messages(self, uid: str, messages: int, size: int) -> LimitExceeded | None:
         takes = self.turns.popleft() if self.turns else True
@@ -32,6 +34,10 @@ class ScriptedRates:
 
     def take_sync(self, uid: str) -> LimitExceeded | None:
         return None
+
+    def exceeded(self, error: LimitExceeded) -> LimitExceeded:
+        self.reported.append(error.limit)
+        return error
 
 
 def opened(rates: ScriptedRates, limits: Limits = DEFAULT_LIMITS) -> ServerSession:
@@ -165,15 +171,32 @@ def test_refusal_for_good_does_not_hold_up_what_follows() -> None:
     assert isinstance(session.receive(consume(2, message(1))), Store)
 
 
+@pytest.mark.parametrize("size", [0, 2])
+def test_later_consume_of_a_wrong_size_is_answered_as_the_refused_one(size: int) -> None:
+    session = opened(ScriptedRates([False]), Limits(messages=1))
+    assert session.receive(consume(1, message(1))) is None
+    assert session.receive(consume(2, *map(message, range(size)))) is None
+    assert [(a.n, a.code) for a in answers(session) if isinstance(a, Error)] == [
+        (1, "limit"),
+        (2, "limit"),
+    ]
+    assert isinstance(session.receive(consume(1, message(1))), Store)
+
+
 def test_device_that_does_not_read_its_answers_has_few_consumes_in_flight() -> None:
-    session = opened(ScriptedRates([]), Limits(consumes_in_flight=2))
+    rates = ScriptedRates([])
+    session = opened(rates, Limits(consumes_in_flight=2))
     for n in (1, 2):
         request = session.receive(consume(n, message(n)))
         assert isinstance(request, Store)
         session.stored(n, stored(request))
-    assert session.receive(consume(3, message(3))) is None
-    *acks, error = answers(session)
+    for n in (3, 4):
+        assert session.receive(consume(n, message(n))) is None
+    *acks, error, later = answers(session)
     assert [ack.n for ack in acks] == [1, 2]
     assert isinstance(error, Error)
     assert (error.limit, error.maximum, error.action) == ("consumes_in_flight", 2, "retry")
+    assert isinstance(later, Error)
+    assert (later.n, later.limit) == (4, "consumes_in_flight")
+    assert rates.reported == ["consumes_in_flight"]
     assert isinstance(session.receive(consume(3, message(3))), Store)

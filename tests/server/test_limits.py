@@ -29,11 +29,13 @@ from gregor.server.http import PAUSE_SECONDS, authenticated_endpoint
 from tests.client.harness import on_virtual_time
 from tests.server.harness import (
     JSON,
+    TIMEOUT_SECONDS,
     RawDevice,
     creation,
     jwt_settings,
     open_settings,
     serving,
+    small_buffer_socket,
     to,
     token,
 )
@@ -193,6 +195,25 @@ async def test_requests_of_devices_are_frames_and_those_of_a_service_are_request
         assert (answered >= 10, limit) == (True, "frames_per_second")
         answered, limit = await refused(token("s", Role.SERVICE))
         assert (answered >= 20, limit) == (True, "requests_per_second")
+
+
+async def test_consumes_in_flight_beyond_the_limit_are_refused_and_counted() -> None:
+    counted = 'gregor_limited_total{limit="consumes_in_flight"}'
+    async with serving(open_settings(consumes_in_flight=1)) as served:
+        port = served.http.base_url.port
+        assert port is not None
+        async with await RawDevice.connect(served.url, small_buffer_socket(port)) as device:
+            await device.send("hello", token="u", device_id="d", protocol=2)
+            assert (await device.receive())["type"] == "welcome"
+            large, first = {"messages": [to("u", body="x" * 60_000)] * 16}, 1
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                while not await served.metric(counted):  # until nothing more fits in the socket
+                    assert (await served.post(large)).status_code == 200
+                    for n in range(first, first + 10):
+                        await device.send("consume", n=n, messages=[creation()])
+                    first += 10
+            assert (await device.receive_type("error"))["limit"] == "consumes_in_flight"
+        assert await served.metric(counted) == 1
 
 
 async def test_connections_of_one_user_are_limited() -> None:

@@ -42,11 +42,15 @@ class ConsumeOrder:
         self._refused: _Refused | None = None
         self._last_stored = 0  # the highest number
 
-    def against(self, consume: Consume) -> GregorError | None:
-        """Why a consume cannot be taken now, if it cannot."""
+    def waiting(self, consume: Consume) -> GregorError | None:
+        """The error of an earlier consume, for which this one has to wait, if it has to."""
         refused = self._refused
         if refused is not None and not _is_again(consume, refused):
             return refused.error
+        return None
+
+    def too_many(self) -> LimitExceeded | None:
+        """What is wrong if one more consume waits for its answer, if that is too many."""
         if self._most and len(self._unanswered) >= self._most:
             return LimitExceeded(
                 f"{self._most} consumes wait for their answers; read these first",
@@ -117,6 +121,8 @@ _head_decoder = msgspec.json.Decoder(_MessageHead)
 
 def _headed(consume: Consume) -> _MessageHead:
     """The first message of a consume; what is no message says nothing."""
+    if not consume.messages:
+        return _MessageHead()
     try:
         return _head_decoder.decode(consume.messages[0])
     except (msgspec.DecodeError, UnicodeError, RecursionError):

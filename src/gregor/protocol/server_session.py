@@ -36,6 +36,7 @@ from gregor.errors import (
     Erased,
     GregorError,
     HelloTimeout,
+    LimitExceeded,
     ProtocolError,
     Resync,
     TooLarge,
@@ -122,11 +123,13 @@ Effect: TypeAlias = Send | CatchUp | ReadItems | Close
 
 
 class Rates(Protocol):
-    """What the user still may do now, on all connections together. Each call counts, unless it
-    returns an error: then the user has to wait."""
+    """What the user still may do now, on all connections together. Each `take_…` counts, unless it
+    returns an error: then the user has to wait. `exceeded` reports a limit of the connection
+    itself, and returns its error."""
 
     def take_messages(self, uid: UID, messages: int, size: int) -> GregorError | None: ...
     def take_sync(self, uid: UID) -> GregorError | None: ...
+    def exceeded(self, error: LimitExceeded) -> LimitExceeded: ...
 
 
 class Unlimited:
@@ -137,6 +140,9 @@ class Unlimited:
 
     def take_sync(self, uid: UID) -> None:
         return None
+
+    def exceeded(self, error: LimitExceeded) -> LimitExceeded:
+        return error
 
 
 NO_RATES = Unlimited()
@@ -251,10 +257,15 @@ class ServerSession:
 
     def _against(self, consume: Consume, size: int) -> GregorError | None:
         """Why a consume cannot be taken now, before any of its messages is read."""
+        # An earlier refusal first: whatever was written after it has the same answer.
+        if (earlier := self._consumes.waiting(consume)) is not None:
+            return earlier
         count, largest = len(consume.messages), self._limits.messages
         if not 1 <= count <= largest:
             return TooLarge(f"a consume takes 1 to {largest} messages, not {count}")
-        return self._consumes.against(consume) or self._rates.take_messages(self.uid, count, size)
+        if (too_many := self._consumes.too_many()) is not None:
+            return self._rates.exceeded(too_many)
+        return self._rates.take_messages(self.uid, count, size)
 
     def resume(self, device_id: DeviceID, cursor: Time, epoch: Time | None) -> None:
         """The transport says in place of a hello who the device is, and what it knows. It
