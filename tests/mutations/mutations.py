@@ -3565,4 +3565,11 @@ MUTATIONS = [
         "        if earlier is not None and len(consume.messages) == 1:",
         CONSUME_ORDER + "test_later_consume_of_a_wrong_size_is_answered_as_the_refused_one",
     ),
+    Mutation(
+        "limits: the OpenAPI document states the default limits, whatever the server's are",
+        "server/routes.py",
+        "describe(service.limiter.limits)",
+        "describe()",
+        "tests/server/test_openapi.py::test_served_document_states_the_limits_of_the_server",
+    ),
 ]

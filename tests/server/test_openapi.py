@@ -10,7 +10,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from gregor.protocol.requests import MAX_USERS
 from gregor.server.openapi import describe
-from tests.server.harness import Served, creation, to
+from tests.server.harness import Served, creation, open_settings, serving, to
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -30,7 +30,20 @@ def check(answer: httpx.Response, path: str, method: str = "get") -> None:
 async def test_served_document_is_valid_openapi(shared: Served) -> None:
     document = (await shared.http.get("/openapi.json")).json()
     OpenAPIV31SpecValidator(document).validate()
-    assert document == json.loads(json.dumps(describe()))
+    limits = shared.server.service.limiter.limits
+    assert document == json.loads(json.dumps(describe(limits)))
+
+
+async def test_served_document_states_the_limits_of_the_server() -> None:
+    async with serving(open_settings(uids=5, ranges=0, prefixes=3)) as served:
+        document = (await served.http.get("/openapi.json")).json()
+        schemas = document["components"]["schemas"]
+        assert schemas["MultiUserRequest"]["properties"]["uids"]["maxItems"] == 5
+        assert "maxItems" not in schemas["Dismissal"]["properties"]["ranges"]
+        assert schemas["BatchRequest"]["properties"]["messages"]["maxItems"] == 500
+        parameters = document["paths"]["/v1/users/{uid}/count"]["get"]["parameters"]
+        (prefix,) = (each for each in parameters if each.get("name") == "prefix")
+        assert prefix["schema"]["maxItems"] == 3
 
 
 async def test_every_described_path_answers_as_described(shared: Served) -> None:

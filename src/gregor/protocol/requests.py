@@ -34,8 +34,8 @@ class BatchRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MultiUserRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """One message for up to 10,000 users, under one msg_id; each uid is accepted or rejected
-    independently of the others."""
+    """One message for many users, under one msg_id; each uid is accepted or rejected independently
+    of the others."""
 
     uids: tuple[UID, ...]
     message: Raw

@@ -47,8 +47,8 @@ _ERRORS = {
 }
 
 
-def describe() -> JSONObject:
-    """The OpenAPI 3.1 document."""
+def describe(limits: Limits = DEFAULT_LIMITS) -> JSONObject:
+    """The OpenAPI 3.1 document of a server with these limits."""
     types = (
         InBandMessage,
         OutOfBandMessage,
@@ -70,7 +70,7 @@ def describe() -> JSONObject:
     _, components = msgspec.json.schema_components(
         types, ref_template="#/components/schemas/{name}"
     )
-    schemas.state_limits(components)
+    schemas.state_limits(components, limits)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -79,7 +79,7 @@ def describe() -> JSONObject:
             "summary": "Replicated, per-user state and notifications.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        "paths": _paths(),
+        "paths": _paths(limits),
         "components": {
             "schemas": components,
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
@@ -88,10 +88,10 @@ def describe() -> JSONObject:
     }
 
 
-def _paths() -> JSONObject:
+def _paths(limits: Limits) -> JSONObject:
     bodies = ("InBandMessage", "OutOfBandMessage", "BatchRequest", "MultiUserRequest")
     post = _operation(
-        "Inject one message, up to 500 messages, or one message for up to 10,000 users", "Results"
+        "Inject one message, up to 500 messages, or one message for many users", "Results"
     )
     post["responses"]["409"] = _problem(
         "The msg_id of the single message is known otherwise; or the epoch is not the user's yet"
@@ -114,7 +114,7 @@ def _paths() -> JSONObject:
     prefixes = _query(
         "prefix",
         "Only categories that begin with this prefix, compared as bytes; can be repeated",
-        {"type": "array", "items": schemas.PREFIX, "maxItems": DEFAULT_LIMITS.prefixes},
+        {"type": "array", "items": schemas.PREFIX, **schemas.at_most(limits.prefixes)},
     )
     by = _query(
         "by",

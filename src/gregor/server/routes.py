@@ -84,7 +84,9 @@ def _app(routes: Sequence[BaseRoute]) -> Starlette:
 
 
 async def _get_openapi(service: Service, request: Request) -> Response:
-    return Response(msgspec.json.encode(describe()), media_type="application/json")
+    return Response(
+        msgspec.json.encode(describe(service.limiter.limits)), media_type="application/json"
+    )
 
 
 class _Route(Route):

@@ -11,8 +11,8 @@ from typing import Any
 
 from gregor.core.admission import EARLIEST_TIME, SHORTEST_EXPIRY
 from gregor.core.instant import MAX_TIME
-from gregor.core.message import MAX_CATEGORY, MAX_DEVICE_ID, MAX_MSG_ID, MAX_UID
-from gregor.limits import DEFAULT_LIMITS
+from gregor.core.message import MAX_BATCH, MAX_CATEGORY, MAX_DEVICE_ID, MAX_MSG_ID, MAX_UID
+from gregor.limits import Limits
 
 JSONObject = dict[str, Any]
 
@@ -78,13 +78,18 @@ MSG_ID: JSONObject = text(MAX_MSG_ID)
 PREFIX: JSONObject = text(MAX_CATEGORY, shortest=0)
 
 
-def state_limits(schemas: JSONObject) -> None:
+def at_most(limit: int) -> JSONObject:
+    """The bound of a list; 0: none."""
+    return {"maxItems": limit} if limit else {}
+
+
+def state_limits(schemas: JSONObject, limits: Limits) -> None:
     """Say in the schemas of messages and requests, as they are generated, what their types do not
-    say. The counts are the default ones: GET /v1/limits says how many they may be here."""
+    say. The counts are those of a server with these limits."""
     for schema in schemas.values():
         _exclude_nul(schema)
     _state_times(schemas)
-    _state_counts(schemas)
+    _state_counts(schemas, limits)
     in_band, out_of_band = schemas["InBandMessage"], schemas["OutOfBandMessage"]
     _state_needs(in_band)
     for message in (in_band, out_of_band):
@@ -119,17 +124,18 @@ def _state_times(schemas: JSONObject) -> None:
     schemas["Creation"]["properties"]["expires"]["anyOf"][0] = ref("Expiry")
 
 
-def _state_counts(schemas: JSONObject) -> None:
-    for schema, field, limit, fewest in (
-        ("BatchRequest", "messages", "messages", 1),
-        ("MultiUserRequest", "uids", "uids", 1),
-        ("Dismissal", "ranges", "ranges", 0),
-        ("Dismissal", "msg_ids", "msg_ids", 0),
-        ("Dismissal", "keys", "keys", 0),
-        ("Range", "skip_msg_ids", "skip_msg_ids", 0),
+def _state_counts(schemas: JSONObject, limits: Limits) -> None:
+    """A batch is what a service may send; the rate of a device may allow fewer messages."""
+    for schema, field, most, fewest in (
+        ("BatchRequest", "messages", MAX_BATCH, 1),
+        ("MultiUserRequest", "uids", limits.uids, 1),
+        ("Dismissal", "ranges", limits.ranges, 0),
+        ("Dismissal", "msg_ids", limits.msg_ids, 0),
+        ("Dismissal", "keys", limits.keys, 0),
+        ("Range", "skip_msg_ids", limits.skip_msg_ids, 0),
     ):
         parts = schemas[schema]["properties"][field]
-        parts["maxItems"] = getattr(DEFAULT_LIMITS, limit)
+        parts.update(at_most(most))
         if fewest:
             parts["minItems"] = fewest
 
