@@ -47,7 +47,10 @@ class Auth(StrEnum):
     JWT = "jwt"
 
 
-Count: TypeAlias = Annotated[int, Field(ge=0)]
+LARGEST_COUNT = 2**53 - 1
+"""Clients are told the limits, in JSON: what every one of them can hold."""
+
+Count: TypeAlias = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
 """A limit; 0: none."""
 
 

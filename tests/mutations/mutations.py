@@ -3572,4 +3572,11 @@ MUTATIONS = [
         "describe()",
         "tests/server/test_openapi.py::test_served_document_states_the_limits_of_the_server",
     ),
+    Mutation(
+        "limits: a node tells a limit that JavaScript cannot hold",
+        "config.py",
+        "LARGEST_COUNT = 2**53 - 1",
+        "LARGEST_COUNT = 2**63 - 1",
+        LIMITS + "test_limit_that_not_every_client_can_hold_is_refused",
+    ),
 ]

@@ -56,6 +56,16 @@ def test_limit_that_is_negative_is_refused() -> None:
         load(live_items=-1)
 
 
+@pytest.mark.parametrize("name", SETTINGS)
+def test_limit_that_not_every_client_can_hold_is_refused(name: str) -> None:
+    largest = 2**53 - 1  # which JavaScript holds exactly
+    most: dict[str, Any] = {name: largest}
+    more: dict[str, Any] = {name: largest + 1}
+    assert getattr(load(**most).limits, name) == largest
+    with pytest.raises(SetupError, match=f"setting `{name}`: .* less than or equal to {largest}"):
+        load(**more)
+
+
 async def test_limits_are_told_to_devices_and_to_callers_with_a_token() -> None:
     settings = jwt_settings(ranges=7, messages_per_second=0)
     async with serving(settings) as served:
