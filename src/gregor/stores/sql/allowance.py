@@ -1,10 +1,17 @@
-"""How much more each user of a batch may have, counted without reading what the user has.
+"""What the users of a batch may still have, known without reading all that they have.
 
-A process remembers what its users have, as of a clock of the user. If the clock is still that when
-a batch has locked the user, nothing was stored meanwhile. Otherwise another process has stored
-messages: only these are counted. So a number is never too small; it is too large while items have
-expired or begun, or have died elsewhere. When it is over a limit, everything of the user is
-counted, but not more often than every RECOUNT.
+A process remembers what its users have, as of a clock of the user and of a time. If the clock is
+still that when a batch has locked the user, nothing was stored meanwhile. Otherwise another process
+has stored messages: what they have changed is counted. So a number is never too small, and a
+message that fits beside it is stored without another question.
+
+It may be too large: while a batch is stored, by what its messages dismiss or replace; later, by
+what has expired or begun. So a message that does not fit is not refused before the
+number is exact. What came before it in the batch is stored with all that follows from it, which
+gives how much that was; what else is gone since the number was right is asked of the database; and
+so is what this message itself ends. Each question costs what has changed. All that a user has is
+counted only when nothing is remembered, and two numbers by themselves: tombstones if other
+processes may have changed them, and scheduled items if one has begun.
 """
 
 from collections import OrderedDict
@@ -15,17 +22,19 @@ from msgspec.json import encode
 
 from gregor.core.holdings import NOTHING, Holdings, refusal
 from gregor.core.instant import SECOND, Time
-from gregor.core.message import UID, InBandMessage, Key, MsgID
-from gregor.core.visibility import has_begun
+from gregor.core.message import UID, InBandMessage
+from gregor.core.visibility import has_begun, has_expired
 from gregor.errors import LimitExceeded
 from gregor.interfaces import Slot
 from gregor.limits import Limits
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import DatabaseConnection
+from gregor.stores.sql.deaths import Deaths, would_die
 from gregor.stores.sql.statements import (
-    DeadItem,
+    HeldItems,
+    HeldSince,
+    ItemAt,
     ItemKey,
-    KeyedItem,
     LockedUser,
     UserClock,
     UserKey,
@@ -33,30 +42,37 @@ from gregor.stores.sql.statements import (
 )
 
 UNLIMITED = 2**62
-STAMP_BYTES = len(',"ctime":1767225600000000,"prev":1767225600000000')
 RECOUNT = SECOND
+"""How old a count of tombstones may be when one is refused: what is pruned may still be in it."""
+MIN_ID_BYTES = len('"1",')
+"""What an id takes in the JSON of a dismissal at least."""
 MAX_REMEMBERED = 10_000
 """Of how many users a process remembers what they have."""
 
 
-class _CountedHoldings(NamedTuple):
-    """What a user has at most when the user's clock is this, and when all was counted last."""
+class _Count(NamedTuple):
+    """What a user has when the user's clock is this, of what had not expired or begun `at` a time.
+
+    The scheduled items are too many when the first of them, at `next_start`, has begun.
+    `tombstones_at`: when the tombstones were counted; 0: there may be fewer."""
 
     clock: Time
     at: Time
     has: Holdings
+    next_start: Time | None
+    tombstones_at: Time
 
 
 class CountedUsers:
     """What the users that have stored something lately have."""
 
     def __init__(self) -> None:
-        self._counted: OrderedDict[UID, _CountedHoldings] = OrderedDict()
+        self._counted: OrderedDict[UID, _Count] = OrderedDict()
 
-    def get(self, uid: UID) -> _CountedHoldings | None:
+    def get(self, uid: UID) -> _Count | None:
         return self._counted.get(uid)
 
-    def update(self, counted: Mapping[UID, _CountedHoldings]) -> None:
+    def update(self, counted: Mapping[UID, _Count]) -> None:
         """Remember what was counted in a transaction, after its commit."""
         for uid, count in counted.items():
             self._counted[uid] = count
@@ -66,32 +82,37 @@ class CountedUsers:
 
 
 class _Account:
-    """What one user of a batch has, while its messages are stored: as it was before (`has`), what
-    this batch has added, and what the message at hand adds. `may_exceed`: a dismissal comes first,
-    of which it is not known yet what it dismisses."""
+    """What one user of a batch has, while its messages are stored: `has` by all that is settled,
+    and `more` at most by what the batch has added since. `next`: what the message at hand adds at
+    most. The other fields are those of a _Count."""
 
-    __slots__ = ("added", "at", "has", "may_exceed", "more", "puts")
+    __slots__ = ("at", "clock", "has", "is_settled", "more", "next", "next_start", "tombstones_at")
 
-    def __init__(self, has: Holdings, at: Time) -> None:
-        self.has = has
-        self.at = at
-        self.added = NOTHING
-        self.more: Holdings | None = None
-        self.may_exceed = False
-        self.puts: dict[tuple[Key, str], Holdings] = {}
+    def __init__(self, count: _Count) -> None:
+        self.clock, self.at, self.has, self.next_start, self.tombstones_at = count
+        self.more = self.next = NOTHING
+        self.is_settled = True
+
+    def has_scheduled(self, start: Time | None) -> None:
+        """There is another scheduled item, or None."""
+        starts = (self.next_start, start)
+        self.next_start = min((at for at in starts if at is not None), default=None)
+
+    def count(self, clock: Time) -> _Count:
+        return _Count(clock, self.at, self.has, self.next_start, self.tombstones_at)
 
 
 class Allowance:
-    """What the users of one batch, who are locked, may still have. A batch that begins with a
-    dismissal may exceed what is live: by one commit, once."""
+    """What the users of one batch, who are locked, may still have."""
 
     def __init__(self, limits: Limits, known: CountedUsers, now: Time) -> None:
         self._limits = limits
         self._known = known
         self._now = now
-        self._maxima = [getattr(limits, name) or UNLIMITED for name in Holdings._fields]
+        self._maxima = Holdings(*(getattr(limits, name) or UNLIMITED for name in Holdings._fields))
         self._accounts: dict[UID, _Account] = {}
-        self._counted: dict[UID, _CountedHoldings] = {}
+        self._counted: dict[UID, _Count] = {}
+        self._is_prepared = False
 
     def open(
         self,
@@ -101,139 +122,186 @@ class Allowance:
     ) -> None:
         """Count what is not known of the users of these messages."""
         self._connection = connection
-        uids = {slot.message.uid for slot in slots}
+        self._is_prepared = False
         self._accounts = {}
         unknown: list[UID] = []
-        since: list[UserSince] = []
-        for uid in uids:
-            user, counted = users.get(uid), self._known.get(uid)
+        behind: list[UID] = []
+        for uid in {slot.message.uid for slot in slots}:
+            user, count = users.get(uid), self._known.get(uid)
             if user is None or not user.ctime:
-                self._accounts[uid] = _Account(NOTHING, self._now)
-            elif counted is None or max(user.mark, user.epoch) > counted.clock:
+                self._accounts[uid] = _Account(_Count(0, self._now, NOTHING, None, self._now))
+            elif count is None or max(user.mark, user.epoch) > count.clock or count.at > self._now:
                 unknown.append(uid)
             else:
-                self._accounts[uid] = _Account(counted.has, counted.at)
-                if counted.clock != user.ctime:
-                    since.append(UserSince(uid, counted.clock, self._now))
-        self._count(unknown)
-        for row in connection.execute_rows(statements.HOLDINGS_SINCE, since) if since else ():
-            account = self._accounts[row.uid]
-            account.has = account.has.plus(Holdings(row.items, row.bytes, row.scheduled))
+                self._accounts[uid] = _Account(count)
+                if count.clock != user.ctime:
+                    behind.append(uid)
+        self._count(unknown, users)
+        self._add_what_others_stored(behind, users)
 
-    def _count(self, uids: Sequence[UID]) -> None:
-        """Count everything of these users, as it is stored."""
+    def _count(self, uids: Sequence[UID], users: Mapping[UID, LockedUser]) -> None:
+        """Count everything of these users."""
         if not uids:
             return
+        tombstones = self._tombstones(uids)
         keys = [UserClock(uid, self._now) for uid in uids]
-        tombstones = {
-            row.uid: row.tombstones
-            for row in self._connection.execute_rows(
-                statements.TOMBSTONE_COUNTS, map(UserKey, uids)
-            )
-        }
         for row in self._connection.execute_rows(statements.HOLDINGS, keys):
-            has = Holdings(row.items, row.bytes, row.scheduled, tombstones.get(row.uid, 0))
-            account = self._accounts.setdefault(row.uid, _Account(has, self._now))
-            account.has, account.at = has, self._now
+            has = _held(row)._replace(tombstones=tombstones.get(row.uid, 0))
+            count = _Count(users[row.uid].ctime, self._now, has, row.next_start, self._now)
+            self._accounts[row.uid] = _Account(count)
+
+    def _add_what_others_stored(self, uids: Sequence[UID], users: Mapping[UID, LockedUser]) -> None:
+        """Account for what other processes have stored of these users: exactly, but for tombstones,
+        of which there may be as many more as the messages can name."""
+        if not uids:
+            return
+        since = [self._since(uid) for uid in uids]
+        for row in self._connection.execute_rows(statements.CHANGED_SINCE, since):
+            account = self._accounts[row.uid]
+            dismissed = row.written // MIN_ID_BYTES
+            account.has = account.has.plus(_held(row)._replace(tombstones=dismissed))
+            account.has_scheduled(row.next_start)
+        for uid in uids:
+            account = self._accounts[uid]
+            account.clock, account.at, account.tombstones_at = users[uid].ctime, self._now, 0
+
+    def _since(self, uid: UID) -> UserSince:
+        account = self._accounts[uid]
+        return UserSince(uid, account.clock, account.at, self._now)
+
+    def _tombstones(self, uids: Sequence[UID]) -> dict[UID, int]:
+        rows = self._connection.execute_rows(statements.TOMBSTONE_COUNTS, map(UserKey, uids))
+        return {row.uid: row.tombstones for row in rows}
 
     # While the messages are stored, in order
 
-    def against(self, message: InBandMessage) -> LimitExceeded | None:
-        """Why the user may not have what this new message adds, if so."""
+    def has_room_for(self, message: InBandMessage) -> bool:
+        """Whether the user may certainly have what this new message adds. It is stamped as it will
+        be stored."""
         account = self._accounts[message.uid]
-        more = account.more = self._more(message)
-        if self._fits(account.has.plus(account.added).plus(more)):
-            return None
-        error = refusal(account.has.plus(account.added), more, self._limits)
-        if error is not None and account.at <= self._now - RECOUNT:
-            self._count([message.uid])
-            error = refusal(account.has.plus(account.added), more, self._limits)
-        if error is None:
-            return None
-        exact = self._less(account, message, more)
-        error = refusal(account.has.plus(account.added), exact, self._limits)
-        if error is not None and error.limit != "tombstones" and self._may_exceed(message):
-            return None
+        more = account.next = _more(message, account.at)
+        return all(
+            not added or had + pending + added <= most
+            for had, pending, added, most in zip(
+                account.has, account.more, more, self._maxima, strict=True
+            )
+        )
+
+    def prepare(self) -> None:
+        """Leave out what is gone since it was counted. All messages up to now are inserted, and
+        nothing is settled the first time."""
+        if self._is_prepared:
+            return
+        self._is_prepared = True
+        since = [self._since(uid) for uid in self._accounts]
+        for row in self._connection.execute_rows(statements.GONE_SINCE, since):
+            account = self._accounts[row.uid]
+            account.has = account.has.minus(_held(row))
+        for account in self._accounts.values():
+            account.at = self._now
+
+    def is_settled(self, uid: UID) -> bool:
+        """Whether it is known what has come of all that this batch has stored for the user."""
+        return self._accounts[uid].is_settled
+
+    def exceeded_by(self, message: InBandMessage) -> LimitExceeded | None:
+        """Why the user may not have what this message adds, if so. What came before it is
+        settled."""
+        account = self._accounts[message.uid]
+        more = self._exactly(message, account)
+        error = refusal(account.has, more, self._limits)
+        if error is not None and self._recount(message.uid, account):
+            error = refusal(account.has, more, self._limits)
         return error
 
-    def add(self, message: InBandMessage) -> None:
-        """The message is stored."""
-        account = self._accounts[message.uid]
-        more = account.more or self._more(message)
-        account.added, account.more = account.added.plus(more), None
-        if message.dismissal is not None:
-            account.may_exceed = True
-        if message.key is not None:
-            account.puts[message.key, message.device_id or ""] = more
-
-    def _fits(self, has: Holdings) -> bool:
-        """Whether it is within the limits: most messages are."""
-        items, bytes_, scheduled, tombstones = self._maxima
-        return (
-            has.live_items <= items
-            and has.live_bytes <= bytes_
-            and has.scheduled_items <= scheduled
-            and has.tombstones <= tombstones
-        )
-
-    def _may_exceed(self, message: InBandMessage) -> bool:
-        account = self._accounts[message.uid]
-        dismisses = account.may_exceed or bool(message.dismissal)
-        return dismisses and account.has.is_within(self._limits)
-
-    def _more(self, message: InBandMessage) -> Holdings:
-        """What the message adds at most."""
-        tombstones = 0 if message.dismissal is None else len(message.dismissal.msg_ids)
-        if message.creation is None:
+    def _exactly(self, message: InBandMessage, account: _Account) -> Holdings:
+        """What the message adds, beside what it ends."""
+        uid, dismissal = message.uid, message.dismissal
+        named = set() if dismissal is None else set(dismissal.msg_ids)
+        arrives = message.creation is not None and self._is_tombstone(account, message)
+        ids = [ItemKey(uid, msg_id) for msg_id in named - {message.msg_id}]
+        new = self._connection.execute_rows(statements.NEW_TOMBSTONES, ids) if ids else ()
+        tombstones = len(new) - arrives
+        if arrives or message.msg_id in named:
             return Holdings(tombstones=tombstones)
-        starts_at = message.creation.starts_at(message.ctime or self._now)
-        is_scheduled = starts_at is not None and not has_begun(starts_at, self._now)
-        return Holdings(1, self._size(message), int(is_scheduled), tombstones)
-
-    def _size(self, message: InBandMessage) -> int:
-        """The bytes that are stored of a message, which gets its stamp."""
-        return len(encode(message)) + (0 if message.stamped else STAMP_BYTES)
-
-    def _less(self, account: _Account, message: InBandMessage, more: Holdings) -> Holdings:
-        """What the message adds: it may replace an item, and dismiss ids that have arrived."""
-        if message.key is not None:
-            more = more.minus(self._replaced(account, message.uid, message.key, message.device_id))
-        if message.dismissal is not None and message.dismissal.msg_ids:
-            more = more._replace(tombstones=self._unknown(message.uid, message.dismissal.msg_ids))
+        more = _more(message, self._now)._replace(tombstones=tombstones)
+        if not more.live_items or (dismissal is None and message.key is None):
+            return more
+        ended = would_die(self._connection, message, self._now)
+        rows = [ItemAt(*key, self._now) for key in ended]
+        for row in self._connection.execute_rows(statements.HELD_AMONG, rows):
+            more = more.minus(_held(row))
         return more
 
-    def _replaced(self, account: _Account, uid: UID, key: Key, device_id: str | None) -> Holdings:
-        """The item whose place is taken, if it is live."""
-        scope = device_id or ""
-        if (key, scope) in account.puts:
-            return account.puts[key, scope]._replace(tombstones=0)
-        rows = self._connection.execute_rows(
-            statements.LIVE_PREDECESSOR, [KeyedItem(uid, key, device_id, self._now)]
-        )
-        return Holdings(rows[0].items, rows[0].bytes, rows[0].scheduled) if rows else NOTHING
+    def _is_tombstone(self, account: _Account, message: InBandMessage) -> bool:
+        """Whether the id of a new message was dismissed before."""
+        if not account.has.tombstones:
+            return False
+        key = ItemKey(message.uid, message.msg_id)
+        return bool(self._connection.execute_rows(statements.MATCHING_TOMBSTONES, [key]))
 
-    def _unknown(self, uid: UID, msg_ids: Sequence[MsgID]) -> int:
-        """How many of these ids have not arrived, and are not dismissed yet."""
-        keys = [ItemKey(uid, msg_id) for msg_id in dict.fromkeys(msg_ids)]
-        return len(self._connection.execute_rows(statements.NEW_TOMBSTONES, keys))
+    def _recount(self, uid: UID, account: _Account) -> bool:
+        """Count what may be too many still, and return whether there is any such."""
+        stale_tombstones = account.tombstones_at <= self._now - RECOUNT
+        has_begun_some = account.next_start is not None and account.next_start <= self._now
+        if stale_tombstones:
+            tombstones = self._tombstones([uid]).get(uid, 0)
+            account.has = account.has._replace(tombstones=tombstones)
+            account.tombstones_at = self._now
+        if has_begun_some:
+            account.has = account.has._replace(scheduled_items=0)
+            account.next_start = None
+            key = UserClock(uid, self._now)
+            for row in self._connection.execute_rows(statements.SCHEDULED, [key]):
+                account.has = account.has._replace(scheduled_items=row.scheduled)
+                account.next_start = row.next_start
+        return stale_tombstones or has_begun_some
+
+    def add(self, message: InBandMessage, *, is_replay: bool) -> None:
+        """The message is stored. If it is a replay, nobody has asked whether there is room."""
+        account = self._accounts[message.uid]
+        more = _more(message, account.at) if is_replay else account.next
+        account.more, account.is_settled = account.more.plus(more), False
+        if more.scheduled_items:
+            account.has_scheduled(message.starts_at)
+        if is_replay:
+            account.tombstones_at = 0  # a late one may move a tombstone, which counts as another
+
+    def settle(self, deaths: Deaths) -> None:
+        """What was added is stored, and this has come of it."""
+        for uid, account in self._accounts.items():
+            tombstones = deaths.tombstones.get(uid, 0)
+            account.has = account.has.plus(account.more._replace(tombstones=tombstones))
+            account.more, account.is_settled = NOTHING, True
+        for item in deaths.died:
+            account = self._accounts[item.uid]
+            if not has_expired(item.expires_at, account.at):
+                is_scheduled = not has_begun(item.starts_at, account.at)
+                account.has = account.has.minus(Holdings(1, item.size, int(is_scheduled)))
 
     # Afterwards
 
-    def close(self, clocks: Mapping[UID, Time], died: Iterable[DeadItem]) -> None:
-        """The batch is stored: the users have these clocks, and these items have died of it."""
-        accounts = self._accounts
-        for item in died:
-            if item.uid in accounts and item.expires_at > self._now:
-                account = accounts[item.uid]
-                is_scheduled = not has_begun(item.starts_at, self._now)
-                dead = Holdings(1, item.size, int(is_scheduled))
-                account.added = account.added.minus(dead)
+    def close(self, clocks: Mapping[UID, Time]) -> None:
+        """The batch is stored and settled, and the users have these clocks."""
         self._counted = {
-            uid: _CountedHoldings(clocks[uid], account.at, account.has.plus(account.added))
-            for uid, account in accounts.items()
+            uid: account.count(clocks[uid])
+            for uid, account in self._accounts.items()
             if uid in clocks
         }
 
     def committed(self) -> None:
         """Remember what the users have."""
         self._known.update(self._counted)
+
+
+def _more(message: InBandMessage, at: Time) -> Holdings:
+    """What a stamped message adds at most, of what has not expired or begun at this time."""
+    tombstones = 0 if message.dismissal is None else len(message.dismissal.msg_ids)
+    if message.creation is None or has_expired(message.expires_at, at):
+        return Holdings(tombstones=tombstones)
+    is_scheduled = not has_begun(message.starts_at, at)
+    return Holdings(1, len(encode(message)), int(is_scheduled), tombstones)
+
+
+def _held(row: HeldItems | HeldSince) -> Holdings:
+    return Holdings(row.items, row.bytes, row.scheduled)

@@ -10,8 +10,9 @@ batch can kill items of the batch only if they are late replays, which are behin
 and only late replays can give an item that is dead an earlier death.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import ChainMap, Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from itertools import chain
 from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -30,13 +31,13 @@ from gregor.stores.sql.statements import (
     ItemKey,
     KeyCtime,
     KeyedItem,
-    LockedUser,
     MatchedItem,
     NamedKey,
     RangePattern,
     StoredKey,
     StoredRange,
     UserClock,
+    UserKey,
 )
 
 # A range need not dismiss expired items, and must not read all items that ever expired. But a clock
@@ -52,24 +53,43 @@ Reach = TypeVar("Reach", RangePattern, NamedKey)
 
 
 class StoredBatch(NamedTuple):
-    """What a transaction has stored: all messages, and those of them that are late replays. `users`
-    are those of the batch as they were before it."""
+    """Messages that a transaction has stored, and those of them that are late replays; and the
+    users who had tombstones before."""
 
     stored: Sequence[InBandMessage]
     late: Sequence[InBandMessage]
-    users: Mapping[UID, LockedUser]
+    with_tombstones: Set[UID]
     now: Time
 
 
 class Deaths(NamedTuple):
     """What has come of a batch: the keys of the items that are dead; those that have died of it,
     which were not dead before; how many items each dismissal has killed that were live before it,
-    and which item each creation has replaced, by the user and the ctime of the message."""
+    and which item each creation has replaced, by the user and the ctime of the message; and how
+    many tombstones each user has more, or at most if replays were late."""
 
     dead: frozenset[ItemKey]
     died: Sequence[DeadItem]
     dismissed: Mapping[UserClock, int]
     replaced: Mapping[UserClock, MsgID]
+    tombstones: Mapping[UID, int]
+
+    @classmethod
+    def of_parts(cls, parts: Sequence["Deaths"]) -> "Deaths":
+        """What has come of a batch that was stored in these parts, in order. What
+        each part has dismissed and replaced is as of its end, before late replays of later ones."""
+        if len(parts) == 1:
+            return parts[0]
+        tombstones: Counter[UID] = Counter()
+        for part in parts:
+            tombstones.update(part.tombstones)
+        return cls(
+            frozenset(chain.from_iterable(part.dead for part in parts)),
+            list(chain.from_iterable(part.died for part in parts)),
+            dict(ChainMap(*(dict(part.dismissed) for part in parts))),
+            dict(ChainMap(*(dict(part.replaced) for part in parts))),
+            tombstones,
+        )
 
     # Most batches dismiss and replace nothing: then no key is built.
 
@@ -90,17 +110,10 @@ class Deaths(NamedTuple):
 def store_deaths(connection: DatabaseConnection, batch: StoredBatch) -> Deaths:
     """Store every death that follows from these messages: of the items that they create, by earlier
     facts, and of any item by these messages."""
-    dismissed_ids = _earliest(
-        (ItemKey(m.uid, id_), m.ctime)
-        for m in batch.stored
-        if m.dismissal is not None
-        for id_ in m.dismissal.msg_ids
-    )
+    dismissed_ids = _dismissed_ids(batch.stored)
+    arrived = _matching_tombstones(connection, batch)
     by_dismissal = _earliest(
-        dismissed_ids.items(),
-        _deaths_by_tombstone(connection, batch),
-        _deaths_by_range(connection, batch),
-        _deaths_by_key(connection, batch),
+        dismissed_ids.items(), arrived.items(), _deaths_by_reach(connection, batch)
     )
     predecessors = _predecessors(connection, batch.stored)
     deaths = _earliest(
@@ -115,15 +128,62 @@ def store_deaths(connection: DatabaseConnection, batch: StoredBatch) -> Deaths:
         died = connection.execute_rows(statements.DISMISS_ITEMS, rows)
         if batch.late:
             earlier = connection.execute_rows(statements.DISMISS_EARLIER, rows)
-    if dismissed_ids:
-        rows = [Death(*key, at) for key, at in dismissed_ids.items()]
-        connection.execute_rows(statements.INSERT_TOMBSTONES, rows)
+    if arrived:
+        connection.execute_rows(statements.DELETE_TOMBSTONES, arrived)
     return Deaths(
         frozenset(deaths),
         died,
         _counted([*died, *earlier], by_dismissal),
         {UserClock(p.uid, p.successor): p.msg_id for p in predecessors},
+        _tombstones(_insert_tombstones(connection, dismissed_ids), arrived),
     )
+
+
+def would_die(
+    connection: DatabaseConnection, message: InBandMessage, now: Time
+) -> Iterable[ItemKey]:
+    """The items that would be dead if this new message were stored next, and ids that it dismisses.
+    Changes nothing."""
+    batch = StoredBatch([message], [], frozenset(), now)
+    predecessors = _predecessors(connection, [message])
+    return {
+        *_dismissed_ids([message]),
+        *(key for key, _ in _deaths_by_reach(connection, batch)),
+        *(ItemKey(p.uid, p.msg_id) for p in predecessors),
+    }
+
+
+def _dismissed_ids(messages: Iterable[InBandMessage]) -> dict[ItemKey, Time]:
+    """The ids that these messages dismiss, each with its first dismissal."""
+    return _earliest(
+        (ItemKey(m.uid, id_), m.ctime)
+        for m in messages
+        if m.dismissal is not None
+        for id_ in m.dismissal.msg_ids
+    )
+
+
+def _deaths_by_reach(
+    connection: DatabaseConnection, batch: StoredBatch
+) -> Iterator[tuple[ItemKey, Time]]:
+    yield from _deaths_by_range(connection, batch)
+    yield from _deaths_by_key(connection, batch)
+
+
+def _insert_tombstones(
+    connection: DatabaseConnection, dismissed_ids: Mapping[ItemKey, Time]
+) -> Iterable[UserKey]:
+    if not dismissed_ids:
+        return ()
+    rows = [Death(*key, at) for key, at in dismissed_ids.items()]
+    return connection.execute_rows(statements.INSERT_TOMBSTONES, rows)
+
+
+def _tombstones(inserted: Iterable[UserKey], arrived: Iterable[ItemKey]) -> Counter[UID]:
+    """How many tombstones each user has more."""
+    more = Counter(user.uid for user in inserted)
+    more.subtract(key.uid for key in arrived)
+    return more
 
 
 def _counted(items: Iterable[DeadItem], by_dismissal: Mapping[ItemKey, Time]) -> Counter[UserClock]:
@@ -139,24 +199,17 @@ def _counted(items: Iterable[DeadItem], by_dismissal: Mapping[ItemKey, Time]) ->
 # By id
 
 
-def _deaths_by_tombstone(
-    connection: DatabaseConnection, batch: StoredBatch
-) -> Iterator[tuple[ItemKey, Time]]:
+def _matching_tombstones(connection: DatabaseConnection, batch: StoredBatch) -> dict[ItemKey, Time]:
     """The deaths of new items that were dismissed by id before they arrived."""
-    users = batch.users
-    with_tombstones = {uid for uid, user in users.items() if user.tombstone is not None}
     ids = [
         ItemKey(message.uid, message.msg_id)
         for message in batch.stored
-        if message.creation is not None and message.uid in with_tombstones
+        if message.creation is not None and message.uid in batch.with_tombstones
     ]
     if not ids:
-        return
-    tombstones = connection.execute_rows(statements.MATCHING_TOMBSTONES, ids)
-    yield from ((ItemKey(row.uid, row.msg_id), row.ctime) for row in tombstones)
-    if tombstones:
-        matched = [ItemKey(row.uid, row.msg_id) for row in tombstones]
-        connection.execute_rows(statements.DELETE_TOMBSTONES, matched)
+        return {}
+    rows = connection.execute_rows(statements.MATCHING_TOMBSTONES, ids)
+    return {ItemKey(row.uid, row.msg_id): row.ctime for row in rows}
 
 
 # By range

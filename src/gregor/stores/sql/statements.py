@@ -612,7 +612,8 @@ UPSERT_CLOCKS = BulkStatement(
     no_row,
 )
 
-# Store tombstones of dismissed ids whose item has not arrived.
+# Store tombstones of dismissed ids whose item has not arrived. Returns the users of those that are
+# new, and of those that get an earlier time, which only the dismissal of a late replay gives.
 INSERT_TOMBSTONES = BulkStatement(
     """
     INSERT INTO dismissed_ids (uid, msg_id, ctime)
@@ -623,9 +624,10 @@ INSERT_TOMBSTONES = BulkStatement(
     )
     ON CONFLICT (uid, msg_id) DO UPDATE SET ctime = excluded.ctime
         WHERE excluded.ctime < dismissed_ids.ctime
+    RETURNING dismissed_ids.uid
     """,
     Death,
-    no_row,
+    UserKey._make,
 )
 
 # The item has arrived, and its row holds its death.
@@ -639,18 +641,21 @@ DELETE_TOMBSTONES = BulkStatement(
 
 
 class HeldItems(NamedTuple):
-    """How many items a user has, the bytes of their messages, and how many have not begun."""
+    """How many items a user has, the bytes of their messages, how many have not begun, and when the
+    first of these begins."""
 
     uid: UID
     items: int
     bytes: int
     scheduled: int
+    next_start: Time | None
 
 
 _HELD = """
     input.uid, count(messages.uid) AS items,
     CAST(coalesce(sum(database_size(messages.message)), 0) AS BIGINT) AS bytes,
-    count(CASE WHEN messages.starts_at > input.ctime THEN 1 END) AS scheduled
+    count(CASE WHEN messages.starts_at > input.ctime THEN 1 END) AS scheduled,
+    min(CASE WHEN messages.starts_at > input.ctime THEN messages.starts_at END) AS next_start
 """
 
 # What users have that is limited. Reads all that is live, so it is not asked with every batch.
@@ -666,23 +671,107 @@ HOLDINGS = BulkStatement(
 
 
 class UserSince(NamedTuple):
-    """The messages of a user after a clock, as of a time."""
+    """A user of whom it is known what was live at the time `ctime` by all messages up to the
+    `clock`. It is asked what has changed since then, until `now`."""
 
     uid: UID
     clock: Time
     ctime: Time
+    now: Time
 
 
-# What users have got since a clock, dead or not: another process has stored it.
-HOLDINGS_SINCE = BulkStatement(
-    f"""
+# What these users had at that time and have no longer: it has died, or has expired. Reads only what
+# has changed.
+_GONE = f"""
     SELECT {_HELD}
-    FROM input LEFT JOIN messages ON messages.uid = input.uid
-        AND messages.ctime > input.clock AND messages.category IS NOT NULL
+    FROM input JOIN messages ON messages.uid = input.uid AND messages.category IS NOT NULL
+        AND messages.dismissed_at > input.clock AND messages.expires_at > input.ctime
     GROUP BY input.uid
+    UNION ALL
+    SELECT {_HELD}
+    FROM input JOIN messages ON messages.uid = input.uid AND {_live("input.ctime")}
+        AND messages.expires_at <= input.now
+    GROUP BY input.uid
+"""
+
+# Up to two rows for each user.
+GONE_SINCE = BulkStatement(_GONE, UserSince, HeldItems._make)
+
+
+class HeldSince(NamedTuple):
+    """What a user has got since a clock, and the bytes of all messages since then; or with negative
+    numbers, what the user has lost."""
+
+    uid: UID
+    items: int
+    bytes: int
+    scheduled: int
+    next_start: Time | None
+    written: int
+
+
+# What has changed for users since a clock, because other processes have stored something: what has
+# arrived and was not dead before; and what is gone of this, and of what there was.
+_ARRIVED = """
+    messages.expires_at > input.ctime
+    AND (messages.dismissed_at IS NULL OR messages.dismissed_at > input.clock)
+"""
+CHANGED_SINCE = BulkStatement(
+    f"""
+    SELECT input.uid, count(CASE WHEN {_ARRIVED} THEN 1 END) AS items,
+        CAST(coalesce(
+            sum(CASE WHEN {_ARRIVED} THEN database_size(messages.message) END), 0
+        ) AS BIGINT) AS bytes,
+        count(CASE WHEN messages.starts_at > input.ctime AND {_ARRIVED} THEN 1 END) AS scheduled,
+        min(CASE WHEN messages.starts_at > input.ctime AND {_ARRIVED} THEN messages.starts_at END)
+            AS next_start,
+        CAST(sum(database_size(messages.message)) AS BIGINT) AS written
+    FROM input JOIN messages ON messages.uid = input.uid AND messages.ctime > input.clock
+    GROUP BY input.uid
+    UNION ALL
+    SELECT gone.uid, -gone.items, -gone.bytes, -gone.scheduled, gone.next_start, 0
+    FROM ({_GONE}) AS gone
     """,
     UserSince,
+    HeldSince._make,
+)
+
+
+class ItemAt(NamedTuple):
+    uid: UID
+    msg_id: MsgID
+    ctime: Time
+
+
+# What users have of these items: those that are live at this time.
+HELD_AMONG = BulkStatement(
+    f"""
+    SELECT {_HELD}
+    FROM input JOIN messages ON messages.uid = input.uid AND messages.msg_id = input.msg_id
+        AND {_live("input.ctime")}
+    GROUP BY input.uid
+    """,
+    ItemAt,
     HeldItems._make,
+)
+
+
+class ScheduledItems(NamedTuple):
+    uid: UID
+    scheduled: int
+    next_start: Time | None
+
+
+# The live items that have not begun. Reads all that is live, but not the messages.
+SCHEDULED = BulkStatement(
+    f"""
+    SELECT input.uid, count(*) AS scheduled, min(messages.starts_at) AS next_start
+    FROM input JOIN messages ON messages.uid = input.uid AND {_live("input.ctime")}
+        AND messages.starts_at > input.ctime
+    GROUP BY input.uid
+    """,
+    UserClock,
+    ScheduledItems._make,
 )
 
 
@@ -714,19 +803,6 @@ NEW_TOMBSTONES = BulkStatement(
     """,
     ItemKey,
     ItemKey._make,
-)
-
-# The live item whose place a new one of the same key and scope takes.
-LIVE_PREDECESSOR = BulkStatement(
-    f"""
-    SELECT {_HELD}
-    FROM input JOIN messages ON messages.uid = input.uid AND messages.key = input.key
-        AND coalesce(messages.device_id, '') = coalesce(input.device_id, '')
-        AND messages.key IS NOT NULL AND {_live("input.ctime")}
-    GROUP BY input.uid
-    """,
-    KeyedItem,
-    HeldItems._make,
 )
 
 

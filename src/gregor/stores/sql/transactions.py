@@ -7,6 +7,7 @@ product of the batch's dismissals and the items.
 
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
+from typing import NamedTuple
 
 from gregor.core.buckets import bucket_of
 from gregor.core.facts import DismissedRange, dismissed_keys, dismissed_ranges
@@ -142,6 +143,14 @@ class _Origin(Enum):
     ANOTHER_SHARD = "another shard"
 
 
+class _Part(NamedTuple):
+    """The messages of a batch of which it is not known yet what comes of them, and those of them
+    that are late replays."""
+
+    stored: list[InBandMessage]
+    late: list[InBandMessage]
+
+
 class _Log:
     """The logs of the users of a batch, while its messages are stored in them."""
 
@@ -162,7 +171,6 @@ class _Log:
         }
         self.pruned = pruned
         self.stored: list[InBandMessage] = []
-        self.late: list[InBandMessage] = []
         self._connection = connection
         self._closed = closed
         self._known = known
@@ -170,6 +178,9 @@ class _Log:
         self.allowance = allowance
         self._authors: dict[ItemKey, Author] = {}
         self._pending: list[InBandMessage] = []  # to be inserted together
+        self._part = _Part([], [])
+        self._with_tombstones = {u.uid for u in users.values() if u.tombstone is not None}
+        self._deaths: list[Deaths] = []
 
     def add(self, slot: Slot, now: Time) -> StoreOutcome:
         """Store a message, or say why not. What has come of its item is not known yet."""
@@ -183,7 +194,7 @@ class _Log:
             return _resolve_known_id(message, self._known[key])
         if key in self.pruned:
             return _resolve_pruned_id(message, self.pruned[key])
-        exceeded = self._exceeded_by(message)
+        exceeded = self._exceeded_by(message, now)
         if exceeded is not None:
             return Rejected(message, exceeded)
         if slot.author is not None:
@@ -193,15 +204,26 @@ class _Log:
             case Stored(stored):
                 self._known[key] = stored
                 self.stored.append(stored)
+                self._part.stored.append(stored)
                 if self.allowance is not None:
-                    self.allowance.add(stored)
+                    self.allowance.add(stored, is_replay=message.stamped)
         return outcome
 
-    def _exceeded_by(self, message: InBandMessage) -> LimitExceeded | None:
+    def _exceeded_by(self, message: InBandMessage, now: Time) -> LimitExceeded | None:
         """What stands against a new message. A replay is not limited."""
         if self.allowance is None or message.stamped:
             return None
-        return self.allowance.against(message)
+        time = self.times.get(message.uid, UserTime(0))
+        stamped = message.stamp(time.next_ctime(now), time.clock)
+        if self.allowance.has_room_for(stamped):
+            return None
+        # Near a limit: what came before this message is stored with all that follows from it, so
+        # that the database knows what the user has.
+        self.flush()
+        self.allowance.prepare()
+        if not self.allowance.is_settled(message.uid):
+            self.settle(now)
+        return self.allowance.exceeded_by(stamped)
 
     def _epoch_of(self, uid: UID) -> Time:
         user = self.users.get(uid)
@@ -211,6 +233,23 @@ class _Log:
         """Insert what is pending."""
         _insert(self._connection, self._pending, self._authors)
         self._pending = []
+
+    def settle(self, now: Time) -> None:
+        """Insert what is pending, and store the deaths that follow from all that has been added
+        since this was called last: as if what comes now were another batch."""
+        self.flush()
+        part = StoredBatch(*self._part, self._with_tombstones, now)
+        deaths = store_deaths(self._connection, part)
+        self._deaths.append(deaths)
+        self._with_tombstones |= deaths.tombstones.keys()
+        self._part = _Part([], [])
+        if self.allowance is not None:
+            self.allowance.settle(deaths)
+
+    @property
+    def deaths(self) -> Deaths:
+        """What has come of all that is settled."""
+        return Deaths.of_parts(self._deaths)
 
     def _add_new(self, message: InBandMessage, now: Time) -> StoreOutcome:
         time = self.times.get(message.uid, UserTime(0))
@@ -255,7 +294,7 @@ class _Log:
                 return Rejected(message, error)
             self._follow(ItemKey(uid, successor.msg_id), successor.ctime, stored)
         _insert(self._connection, [stored], self._authors)
-        self.late.append(stored)
+        self._part.late.append(stored)
         if self._origin is not _Origin.ANOTHER_SHARD:
             self.times[uid] = time._replace(clock=time.clock + 1, mark=time.clock + 1)
         return Stored(stored)
@@ -295,11 +334,11 @@ def _consume(
 ) -> list[StoreOutcome]:
     """Store messages, of which those with the `dead` items were known before."""
     outcomes = [log.add(slot, now) for slot in slots]
-    log.flush()
-    deaths = store_deaths(connection, StoredBatch(log.stored, log.late, log.users, now))
+    log.settle(now)
+    deaths = log.deaths
     _update_users(connection, log, deaths, now)
     if log.allowance is not None:
-        log.allowance.close({uid: time.clock for uid, time in log.times.items()}, deaths.died)
+        log.allowance.close({uid: time.clock for uid, time in log.times.items()})
     deaths = deaths._replace(dead=deaths.dead | dead | log.pruned.keys())
     return [_judged(outcome, deaths, now) for outcome in outcomes]
 
@@ -326,6 +365,8 @@ def _insert(
     new: Sequence[InBandMessage],
     authors: Mapping[ItemKey, Author],
 ) -> None:
+    if not new:
+        return
     rows = [_message_row(m, authors.get(ItemKey(m.uid, m.msg_id))) for m in new]
     connection.insert(statements.INSERT_MESSAGES, rows)
     ranges = [_range_row(m, n, r) for m in new for n, r in enumerate(dismissed_ranges(m))]
