@@ -768,7 +768,7 @@ MUTATIONS = [
     Mutation(
         "what follows messages that took too long is stored before them",
         "stores/sql/state_machine.py",
-        "                _reject_what_follows(piece)\n",
+        "                _refuse_what_follows(piece)\n",
         "                pass\n",
         TOO_LONG + "test_nothing_is_stored_after_messages_that_took_too_long[sqlite-1]",
     ),

@@ -117,10 +117,12 @@ MAX_TOO_LONG = 3
 
 
 class _PendingBatch(NamedTuple):
-    """The slots of one call, which awaits that they are filled."""
+    """The slots of one call, which awaits that they are filled; and the users of whom a message is
+    to be sent again, with why: nothing that follows it in the call is stored before it."""
 
     slots: Sequence[Slot]
     filled: "asyncio.Future[None]"
+    again: dict[UID, GregorError]
 
     def finish(self) -> None:
         if not self.filled.done():  # a sender that was cancelled does not undo a commit
@@ -246,7 +248,7 @@ class SQLStateMachine(StateMachineOfRecord):
         self._require_writable()
         if not slots:
             return
-        pending = _PendingBatch(slots, asyncio.get_running_loop().create_future())
+        pending = _PendingBatch(slots, asyncio.get_running_loop().create_future(), {})
         if not self._queue.has_room_for(pending):
             raise Unavailable("too many messages are queued; send them again later")
         self._queue.add(pending)
@@ -268,8 +270,7 @@ class SQLStateMachine(StateMachineOfRecord):
                 pending.fail(Unavailable("the store has closed; send the message again"))
 
     async def _commit(self, pieces: Sequence[_Piece]) -> None:
-        # Some are decided: what was before them in their batch is to be sent again.
-        slots = [slot for piece in pieces for slot in piece.slots if slot.outcome is None]
+        slots = [slot for piece in pieces for slot in _without_refused(piece)]
         start = perf_counter()
         try:
             outcomes = await self._store_within_limit(slots) if slots else []
@@ -293,7 +294,7 @@ class SQLStateMachine(StateMachineOfRecord):
             if piece.is_last:
                 piece.batch.finish()
             else:
-                _reject_what_follows(piece)
+                _refuse_what_follows(piece)
 
     def _fail(self, pieces: Iterable[_Piece], error: Unavailable) -> None:
         for piece in pieces:
@@ -630,17 +631,23 @@ def _rejected(slots: Sequence[Slot], error: TransactionTooLong) -> list[StoreOut
     return [Rejected(slot.message, error) for slot in slots]
 
 
-def _reject_what_follows(piece: _Piece) -> None:
-    """After messages that are to be sent again, do not store later ones of their users in the same
-    batch: they would come before."""
-    errors = {
-        slot.message.uid: slot.outcome.error
-        for slot in piece.slots
-        if isinstance(slot.outcome, Rejected) and slot.outcome.error.action is Action.RETRY
-    }
-    for slot in piece.batch.slots if errors else ():
-        if slot.outcome is None and slot.message.uid in errors:
-            slot.outcome = Rejected(slot.message, errors[slot.message.uid])
+def _refuse_what_follows(piece: _Piece) -> None:
+    """After messages that are to be sent again, refuse later ones of their users in the same
+    batch."""
+    for slot in piece.slots:
+        if isinstance(slot.outcome, Rejected) and slot.outcome.error.action is Action.RETRY:
+            piece.batch.again.setdefault(slot.message.uid, slot.outcome.error)
+
+
+def _without_refused(piece: _Piece) -> Sequence[Slot]:
+    """The slots that are to be stored. The others are filled."""
+    again = piece.batch.again
+    if not again:
+        return piece.slots
+    for slot in piece.slots:
+        if (error := again.get(slot.message.uid)) is not None:
+            slot.outcome = Rejected(slot.message, error)
+    return [slot for slot in piece.slots if slot.message.uid not in again]
 
 
 def reconcile(
