@@ -14,6 +14,7 @@ import msgspec
 
 from bench.load import LoadConnection, text_frame
 from bench.servers import Address
+from gregor.limits import DEFAULT_LIMITS
 from gregor.protocol.frames import PROTOCOL
 
 OWN_UID = "BENCH_UID"
@@ -22,6 +23,7 @@ DEVICE_TOKEN, SERVICE_TOKEN = "BENCH_DEVICE_TOKEN", "BENCH_SERVICE_TOKEN"
 """The variables in which an abuser's process finds its user and its tokens."""
 
 ITEMS, BATCH = 10_000, 500
+LIVE_ITEMS = DEFAULT_LIMITS.live_items
 IN_FLIGHT = 8  # frames, or requests, that wait for their answers
 CONNECTIONS = 100
 LONG_AGO = {"time": 1_000_000_000_000_000}
@@ -310,8 +312,13 @@ def _put(n: int) -> JSON:
     return _creation("badge", n, key="badge")
 
 
-def _items(category: Callable[[int], str]) -> list[JSON]:
-    return [{"msg_id": f"i{n}", **_creation(category(n), "x" * 40)} for n in range(ITEMS)]
+def _items(category: Callable[[int], str], number: int = ITEMS) -> list[JSON]:
+    return [{"msg_id": f"i{n}", **_creation(category(n), "x" * 40)} for n in range(number)]
+
+
+def _create_and_dismiss(n: int) -> JSON:
+    """An item for which there is no room, unless the range makes some."""
+    return {**_creation("a"), "dismissal": {"ranges": [{"category": "z", "prefix": True}]}}
 
 
 def _ranges(ranges: Sequence[JSON]) -> Callable[[int], JSON]:
@@ -370,6 +377,10 @@ KINDS: Mapping[str, Abuser] = {
         _consuming(_ranges([{"category": f"z{n}"} for n in range(2_000)])),
         _items(lambda n: f"a.{n}"),
     ),
+    "items and ranges beyond the limit": Abuser(
+        _consuming(_create_and_dismiss, BATCH), _items(lambda n: f"a.{n}", LIVE_ITEMS)
+    ),
+    "puts at the limit": Abuser(_consuming(_put, BATCH), _items(lambda n: "a", LIVE_ITEMS - 1)),
     "100,000 skip_msg_ids": Abuser(
         _consuming(_ranges([{"category": "a", "skip_msg_ids": [f"i{n}" for n in range(50_000)]}])),
         _items(lambda n: "a"),

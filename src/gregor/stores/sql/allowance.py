@@ -6,12 +6,10 @@ has stored messages: what they have changed is counted. So a number is never too
 message that fits beside it is stored without another question.
 
 It may be too large: while a batch is stored, by what its messages dismiss or replace; later, by
-what has expired or begun. So a message that does not fit is not refused before the
+what has expired or begun, or was pruned. So a message that does not fit is not refused before the
 number is exact. What came before it in the batch is stored with all that follows from it, which
-gives how much that was; what else is gone since the number was right is asked of the database; and
-so is what this message itself ends. Each question costs what has changed. All that a user has is
-counted only when nothing is remembered, and two numbers by themselves: tombstones if other
-processes may have changed them, and scheduled items if one has begun.
+gives how much that was; what this message itself ends is asked of the database; and if it still
+does not fit, all that the user has is counted, once in a batch.
 """
 
 from collections import OrderedDict
@@ -21,7 +19,7 @@ from typing import NamedTuple
 from msgspec.json import encode
 
 from gregor.core.holdings import NOTHING, Holdings, refusal
-from gregor.core.instant import SECOND, Time
+from gregor.core.instant import Time
 from gregor.core.message import UID, InBandMessage
 from gregor.core.visibility import has_begun, has_expired
 from gregor.errors import LimitExceeded
@@ -42,8 +40,6 @@ from gregor.stores.sql.statements import (
 )
 
 UNLIMITED = 2**62
-RECOUNT = SECOND
-"""How old a count of tombstones may be when one is refused: what is pruned may still be in it."""
 MIN_ID_BYTES = len('"1",')
 """What an id takes in the JSON of a dismissal at least."""
 MAX_REMEMBERED = 10_000
@@ -51,16 +47,12 @@ MAX_REMEMBERED = 10_000
 
 
 class _Count(NamedTuple):
-    """What a user has when the user's clock is this, of what had not expired or begun `at` a time.
-
-    The scheduled items are too many when the first of them, at `next_start`, has begun.
-    `tombstones_at`: when the tombstones were counted; 0: there may be fewer."""
+    """What a user has at most when the user's clock is this, of what had not expired or begun `at`
+    a time."""
 
     clock: Time
     at: Time
     has: Holdings
-    next_start: Time | None
-    tombstones_at: Time
 
 
 class CountedUsers:
@@ -86,20 +78,16 @@ class _Account:
     and `more` at most by what the batch has added since. `next`: what the message at hand adds at
     most. The other fields are those of a _Count."""
 
-    __slots__ = ("at", "clock", "has", "is_settled", "more", "next", "next_start", "tombstones_at")
+    __slots__ = ("at", "clock", "has", "is_exact", "is_settled", "more", "next")
 
-    def __init__(self, count: _Count) -> None:
-        self.clock, self.at, self.has, self.next_start, self.tombstones_at = count
+    def __init__(self, count: _Count, *, is_exact: bool = False) -> None:
+        self.clock, self.at, self.has = count
         self.more = self.next = NOTHING
         self.is_settled = True
-
-    def has_scheduled(self, start: Time | None) -> None:
-        """There is another scheduled item, or None."""
-        starts = (self.next_start, start)
-        self.next_start = min((at for at in starts if at is not None), default=None)
+        self.is_exact = is_exact  # all was counted for this batch
 
     def count(self, clock: Time) -> _Count:
-        return _Count(clock, self.at, self.has, self.next_start, self.tombstones_at)
+        return _Count(clock, self.at, self.has)
 
 
 class Allowance:
@@ -112,7 +100,6 @@ class Allowance:
         self._maxima = Holdings(*(getattr(limits, name) or UNLIMITED for name in Holdings._fields))
         self._accounts: dict[UID, _Account] = {}
         self._counted: dict[UID, _Count] = {}
-        self._is_prepared = False
 
     def open(
         self,
@@ -122,14 +109,13 @@ class Allowance:
     ) -> None:
         """Count what is not known of the users of these messages."""
         self._connection = connection
-        self._is_prepared = False
         self._accounts = {}
         unknown: list[UID] = []
         behind: list[UID] = []
         for uid in {slot.message.uid for slot in slots}:
             user, count = users.get(uid), self._known.get(uid)
             if user is None or not user.ctime:
-                self._accounts[uid] = _Account(_Count(0, self._now, NOTHING, None, self._now))
+                self._accounts[uid] = _Account(_Count(0, self._now, NOTHING), is_exact=True)
             elif count is None or max(user.mark, user.epoch) > count.clock or count.at > self._now:
                 unknown.append(uid)
             else:
@@ -141,14 +127,20 @@ class Allowance:
 
     def _count(self, uids: Sequence[UID], users: Mapping[UID, LockedUser]) -> None:
         """Count everything of these users."""
+        for uid, has in self._counted_now(uids).items():
+            self._accounts[uid] = _Account(_Count(users[uid].ctime, self._now, has), is_exact=True)
+
+    def _counted_now(self, uids: Sequence[UID]) -> dict[UID, Holdings]:
+        """Everything that these users have, as it is stored."""
         if not uids:
-            return
-        tombstones = self._tombstones(uids)
+            return {}
+        counts = self._connection.execute_rows(statements.TOMBSTONE_COUNTS, map(UserKey, uids))
+        tombstones = {row.uid: row.tombstones for row in counts}
         keys = [UserClock(uid, self._now) for uid in uids]
-        for row in self._connection.execute_rows(statements.HOLDINGS, keys):
-            has = _held(row)._replace(tombstones=tombstones.get(row.uid, 0))
-            count = _Count(users[row.uid].ctime, self._now, has, row.next_start, self._now)
-            self._accounts[row.uid] = _Account(count)
+        return {
+            row.uid: _held(row)._replace(tombstones=tombstones.get(row.uid, 0))
+            for row in self._connection.execute_rows(statements.HOLDINGS, keys)
+        }
 
     def _add_what_others_stored(self, uids: Sequence[UID], users: Mapping[UID, LockedUser]) -> None:
         """Account for what other processes have stored of these users: exactly, but for tombstones,
@@ -160,18 +152,13 @@ class Allowance:
             account = self._accounts[row.uid]
             dismissed = row.written // MIN_ID_BYTES
             account.has = account.has.plus(_held(row)._replace(tombstones=dismissed))
-            account.has_scheduled(row.next_start)
         for uid in uids:
             account = self._accounts[uid]
-            account.clock, account.at, account.tombstones_at = users[uid].ctime, self._now, 0
+            account.clock, account.at = users[uid].ctime, self._now
 
     def _since(self, uid: UID) -> UserSince:
         account = self._accounts[uid]
         return UserSince(uid, account.clock, account.at, self._now)
-
-    def _tombstones(self, uids: Sequence[UID]) -> dict[UID, int]:
-        rows = self._connection.execute_rows(statements.TOMBSTONE_COUNTS, map(UserKey, uids))
-        return {row.uid: row.tombstones for row in rows}
 
     # While the messages are stored, in order
 
@@ -186,19 +173,6 @@ class Allowance:
                 account.has, account.more, more, self._maxima, strict=True
             )
         )
-
-    def prepare(self) -> None:
-        """Leave out what is gone since it was counted. All messages up to now are inserted, and
-        nothing is settled the first time."""
-        if self._is_prepared:
-            return
-        self._is_prepared = True
-        since = [self._since(uid) for uid in self._accounts]
-        for row in self._connection.execute_rows(statements.GONE_SINCE, since):
-            account = self._accounts[row.uid]
-            account.has = account.has.minus(_held(row))
-        for account in self._accounts.values():
-            account.at = self._now
 
     def is_settled(self, uid: UID) -> bool:
         """Whether it is known what has come of all that this batch has stored for the user."""
@@ -241,31 +215,21 @@ class Allowance:
         return bool(self._connection.execute_rows(statements.MATCHING_TOMBSTONES, [key]))
 
     def _recount(self, uid: UID, account: _Account) -> bool:
-        """Count what may be too many still, and return whether there is any such."""
-        stale_tombstones = account.tombstones_at <= self._now - RECOUNT
-        has_begun_some = account.next_start is not None and account.next_start <= self._now
-        if stale_tombstones:
-            tombstones = self._tombstones([uid]).get(uid, 0)
-            account.has = account.has._replace(tombstones=tombstones)
-            account.tombstones_at = self._now
-        if has_begun_some:
-            account.has = account.has._replace(scheduled_items=0)
-            account.next_start = None
-            key = UserClock(uid, self._now)
-            for row in self._connection.execute_rows(statements.SCHEDULED, [key]):
-                account.has = account.has._replace(scheduled_items=row.scheduled)
-                account.next_start = row.next_start
-        return stale_tombstones or has_begun_some
+        """Count everything of the user, unless that was done for this batch. Returns whether it
+        was done now."""
+        if account.is_exact:
+            return False
+        account.has, account.at = self._counted_now([uid])[uid], self._now
+        account.is_exact = True
+        return True
 
     def add(self, message: InBandMessage, *, is_replay: bool) -> None:
         """The message is stored. If it is a replay, nobody has asked whether there is room."""
         account = self._accounts[message.uid]
         more = _more(message, account.at) if is_replay else account.next
         account.more, account.is_settled = account.more.plus(more), False
-        if more.scheduled_items:
-            account.has_scheduled(message.starts_at)
         if is_replay:
-            account.tombstones_at = 0  # a late one may move a tombstone, which counts as another
+            account.is_exact = False  # a late one may move a tombstone, which counts as another
 
     def settle(self, deaths: Deaths) -> None:
         """What was added is stored, and this has come of it."""

@@ -641,21 +641,18 @@ DELETE_TOMBSTONES = BulkStatement(
 
 
 class HeldItems(NamedTuple):
-    """How many items a user has, the bytes of their messages, how many have not begun, and when the
-    first of these begins."""
+    """How many items a user has, the bytes of their messages, and how many have not begun."""
 
     uid: UID
     items: int
     bytes: int
     scheduled: int
-    next_start: Time | None
 
 
 _HELD = """
     input.uid, count(messages.uid) AS items,
     CAST(coalesce(sum(database_size(messages.message)), 0) AS BIGINT) AS bytes,
-    count(CASE WHEN messages.starts_at > input.ctime THEN 1 END) AS scheduled,
-    min(CASE WHEN messages.starts_at > input.ctime THEN messages.starts_at END) AS next_start
+    count(CASE WHEN messages.starts_at > input.ctime THEN 1 END) AS scheduled
 """
 
 # What users have that is limited. Reads all that is live, so it is not asked with every batch.
@@ -694,9 +691,6 @@ _GONE = f"""
     GROUP BY input.uid
 """
 
-# Up to two rows for each user.
-GONE_SINCE = BulkStatement(_GONE, UserSince, HeldItems._make)
-
 
 class HeldSince(NamedTuple):
     """What a user has got since a clock, and the bytes of all messages since then; or with negative
@@ -706,7 +700,6 @@ class HeldSince(NamedTuple):
     items: int
     bytes: int
     scheduled: int
-    next_start: Time | None
     written: int
 
 
@@ -723,13 +716,11 @@ CHANGED_SINCE = BulkStatement(
             sum(CASE WHEN {_ARRIVED} THEN database_size(messages.message) END), 0
         ) AS BIGINT) AS bytes,
         count(CASE WHEN messages.starts_at > input.ctime AND {_ARRIVED} THEN 1 END) AS scheduled,
-        min(CASE WHEN messages.starts_at > input.ctime AND {_ARRIVED} THEN messages.starts_at END)
-            AS next_start,
         CAST(sum(database_size(messages.message)) AS BIGINT) AS written
     FROM input JOIN messages ON messages.uid = input.uid AND messages.ctime > input.clock
     GROUP BY input.uid
     UNION ALL
-    SELECT gone.uid, -gone.items, -gone.bytes, -gone.scheduled, gone.next_start, 0
+    SELECT gone.uid, -gone.items, -gone.bytes, -gone.scheduled, 0
     FROM ({_GONE}) AS gone
     """,
     UserSince,
@@ -753,25 +744,6 @@ HELD_AMONG = BulkStatement(
     """,
     ItemAt,
     HeldItems._make,
-)
-
-
-class ScheduledItems(NamedTuple):
-    uid: UID
-    scheduled: int
-    next_start: Time | None
-
-
-# The live items that have not begun. Reads all that is live, but not the messages.
-SCHEDULED = BulkStatement(
-    f"""
-    SELECT input.uid, count(*) AS scheduled, min(messages.starts_at) AS next_start
-    FROM input JOIN messages ON messages.uid = input.uid AND {_live("input.ctime")}
-        AND messages.starts_at > input.ctime
-    GROUP BY input.uid
-    """,
-    UserClock,
-    ScheduledItems._make,
 )
 
 

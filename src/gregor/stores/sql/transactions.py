@@ -219,8 +219,6 @@ class _Log:
             return None
         # Near a limit: what came before this message is stored with all that follows from it, so
         # that the database knows what the user has.
-        self.flush()
-        self.allowance.prepare()
         if not self.allowance.is_settled(message.uid):
             self.settle(now)
         return self.allowance.exceeded_by(stamped)
