@@ -3459,13 +3459,6 @@ MUTATIONS = [
         ALLOWANCE + "test_what_another_process_has_stored_counts[sqlite]",
     ),
     Mutation(
-        "limits: what has died by another process still counts",
-        "stores/sql/statements.py",
-        "    FROM ({_GONE}) AS gone\n",
-        "    FROM ({_GONE}) AS gone WHERE false\n",
-        ALLOWANCE + "test_what_another_process_has_stored_counts[sqlite]",
-    ),
-    Mutation(
         "limits: ids that another process has dismissed do not count",
         "stores/sql/allowance.py",
         "dismissed = row.written // MIN_ID_BYTES",
@@ -3498,7 +3491,7 @@ MUTATIONS = [
         "stores/sql/allowance.py",
         "            if not has_expired(item.expires_at, account.at):\n",
         "            if item.dismissed_at == 0:\n",
-        ALLOWANCE + "test_put_in_place_of_an_item_takes_none_of_what_follows_it[sqlite]",
+        ALLOWANCE + "test_what_follows_a_refusal_in_its_batch_is_counted[sqlite]",
     ),
     Mutation(
         "limits: an item that arrives dead takes a place",
@@ -3512,14 +3505,14 @@ MUTATIONS = [
         "stores/sql/allowance.py",
         "tombstones = deaths.tombstones.get(uid, 0)",
         "tombstones = account.more.tombstones",
-        ALLOWANCE + "test_dismissals_that_leave_no_tombstone_do_not_count[sqlite]",
+        ALLOWANCE + "test_what_follows_a_refusal_in_its_batch_is_counted[sqlite]",
     ),
     Mutation(
         "limits: a tombstone counts when its item has arrived",
         "stores/sql/deaths.py",
         "    more.subtract(key.uid for key in arrived)\n",
         "",
-        ALLOWANCE + "test_tombstone_whose_item_arrives_makes_place_at_once[sqlite]",
+        ALLOWANCE + "test_what_follows_a_refusal_in_its_batch_is_counted[sqlite]",
     ),
     Mutation(
         "limits: what has expired counts for ever",

@@ -286,6 +286,28 @@ async def test_tombstone_whose_item_arrives_makes_place_at_once(kind: str) -> No
         assert await store.store(dismiss("u", "w")) == ["stored"]
 
 
+async def test_what_follows_a_refusal_in_its_batch_is_counted(kind: str) -> None:
+    """All was counted for the refusal. From then on, each message counts with what it ends."""
+    async with opened(kind, limited(live_items=3, tombstones=2)) as store:
+        await store.store(create("u", "c", msg_id="a"), put("u", "c", key="k"))
+        written = [
+            (create("u", "c"), "stored"),
+            (create("u", "c"), "live_items"),
+            (put("u", "c", key="k"), "stored"),
+            (dismiss("u", "a"), "stored"),
+            (create("u", "c"), "stored"),
+            (create("u", "c"), "live_items"),
+            (dismiss("u", "x", "y"), "stored"),
+            (dismiss("u", "z"), "tombstones"),
+            (create("u", "c", msg_id="x"), "stored"),  # it arrives, dead
+            (dismiss("u", "z"), "stored"),
+            (dismiss("u", "w"), "tombstones"),
+        ]
+        assert await store.store(*(message for message, _ in written)) == [
+            expected for _, expected in written
+        ]
+
+
 async def test_message_that_is_sent_again_is_a_duplicate_at_the_limit(kind: str) -> None:
     async with opened(kind, limited(live_items=1)) as store:
         message = create("u", "c")
