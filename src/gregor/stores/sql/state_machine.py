@@ -285,8 +285,9 @@ class SQLStateMachine(StateMachineOfRecord):
                 pieces, Unavailable("the store has failed", detail=f"the store has failed: {error}")
             )
             raise
-        self._committed(len(slots), perf_counter() - start, None)
-        self.writes.succeeded()
+        if slots:  # otherwise nothing was committed, which shows nothing
+            self._committed(len(slots), perf_counter() - start, None)
+            self.writes.succeeded()
         # Only now: a transaction may run more than once, and decides with its commit.
         for slot, outcome in zip(slots, outcomes, strict=True):
             slot.outcome = outcome
