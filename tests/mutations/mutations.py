@@ -2506,8 +2506,8 @@ MUTATIONS = [
     Mutation(
         "a write that fails shows in the readiness a moment later",
         "server/readiness.py",
-        "known = {STORE: self._node.state_machine.known_problems()}",
-        "known: dict[str, list[str]] = {}",
+        "known = self._node.state_machine.known_problems()",
+        "known: list[str] = []",
         "tests/server/test_told_to_peers.py::"
         "test_full_disk_names_no_file_to_peers_and_is_not_ready_until_there_is_room",
     ),

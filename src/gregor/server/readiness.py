@@ -35,12 +35,11 @@ class Readiness:
     def problems(self, excluded: Collection[str] = ()) -> list[str]:
         """The problems because of which the server is not ready, without those of excluded
         parts."""
-        known = {STORE: self._node.state_machine.known_problems()}
+        known = self._node.state_machine.known_problems()
         problems = ["it is stopping"] if self.stopping else []
-        for found in (self._problems, known):
-            for part, of_part in found.items():
-                if part not in excluded:
-                    problems += [problem for problem in of_part if problem not in problems]
+        for part, of_part in (*self._problems.items(), (STORE, known)):
+            if part not in excluded:
+                problems += [problem for problem in of_part if problem not in problems]
         return problems
 
     def all_problems(self) -> list[str]:

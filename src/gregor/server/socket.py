@@ -5,9 +5,9 @@
 
 Whatever a peer does, it holds a bounded amount of memory, and of each turn of the event loop. It is
 not read while it does not take what it has asked for, nor while a message of it waits for the app,
-and with pauses if it sends little at a time.
-Pings of a peer are answered as far as it takes the answers; of those that wait, the last one is.
-A violation of the protocol ends the connection with its close code, and is counted, not logged.
+and with pauses if it sends little at a time. Pings of a peer are answered as far as it takes the
+answers; of those that wait, the last one is. A violation of the protocol ends the connection with
+its close code, and is counted, not logged.
 
 An ASGI application can only `await send(…)`. To broadcast one message to a thousand devices, it
 would have to wake up a thousand tasks. This WebSocket passes itself to the application in
