@@ -3,7 +3,6 @@
 import asyncio
 import os
 import resource
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -14,6 +13,7 @@ from typing import NamedTuple
 from urllib.error import HTTPError
 
 from gregor.cli.server_process import WITHOUT_LIMITS
+from tests.ports import free_port
 
 START_TIMEOUT_SECONDS = 20.0
 
@@ -169,9 +169,7 @@ async def started(
 
 
 def free_address() -> Address:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return Address(*probe.getsockname())
+    return Address("127.0.0.1", free_port())
 
 
 async def _wait_until_listening(address: Address, process: asyncio.subprocess.Process) -> None:

@@ -30,6 +30,19 @@ export class Program {
     return value as string;
   }
 
+  /** What the work results in. Fails as soon as the program ends before it. */
+  async whileItRuns<T>(work: Promise<T>): Promise<T> {
+    const stop = new AbortController();
+    const ended = once(this.#process, "exit", { signal: stop.signal }).then(() => {
+      throw new Error(`the Python program has ended: ${this.#process.spawnargs.join(" ")}`);
+    });
+    try {
+      return await Promise.race([work, ended]);
+    } finally {
+      stop.abort();
+    }
+  }
+
   /** Ends the program: gracefully, or by a signal. */
   async end(signal?: NodeJS.Signals): Promise<void> {
     if (this.#process.exitCode !== null || this.#process.signalCode !== null) return;

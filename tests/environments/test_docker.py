@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import pytest
 import yaml
 
 from tests.environments.image import DEPLOY, Image, debian
+from tests.ports import free_port
 
 NODES = ("gregor1", "gregor2")
 SECRET = "0123456789abcdef" * 4
@@ -31,9 +31,7 @@ def test_image_is_built_and_serves_as_a_user_who_is_not_root() -> None:
         image.build()
         user, group = map(int, image.user.split(":"))
         assert user > 0
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port: int = free.getsockname()[1]
+        port = free_port()
         process = image.start({"GREGOR_LISTEN": f"127.0.0.1:{port}"})
         try:
             wait_until(lambda: process.poll() is not None or image.is_healthy(port))

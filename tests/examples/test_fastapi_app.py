@@ -16,6 +16,7 @@ import hypercorn.config
 import pytest
 import uvicorn
 
+from tests.ports import free_port
 from tests.server.harness import RawDevice, http_client
 
 ROOT = Path(__file__).parents[2]
@@ -205,10 +206,3 @@ async def read_until(lines: AsyncIterator[str], expected: str) -> None:
         if line == expected:
             return
     raise AssertionError(f"the stream ended before {expected}")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port

@@ -21,9 +21,9 @@ from tests.fleet.servers import (
     START_TIMEOUT_SECONDS,
     ManagedServer,
     Redis,
-    free_port,
     request_line,
 )
+from tests.ports import free_port
 
 MASTER = "gregor-master"
 DOWN_AFTER_MILLISECONDS = 500

@@ -14,10 +14,8 @@ import asyncio
 import os
 import pwd
 import re
-import secrets
 import shlex
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -33,14 +31,11 @@ from uuid import uuid4
 import asyncpg
 
 from gregor.errors import SetupError
+from tests.ports import free_port
 
 START_TIMEOUT_SECONDS = 30.0
 POLL_SECONDS = 0.01
 LOG_LINES = 20
-
-# Below the ephemeral port range of the usual systems. While a server is down, no other process
-# may get its port; in particular, a client that reconnects must not connect to itself.
-PORTS = range(20_000, 30_000)  # above them are the second ports of Redis Clusters
 
 
 class ManagedServer:
@@ -383,18 +378,6 @@ def _allow_traversal(program: str) -> None:
         mode = directory.stat().st_mode
         if not mode & stat.S_IXOTH:
             directory.chmod(mode | stat.S_IXOTH)
-
-
-def free_port(ports: range = PORTS) -> int:
-    """A port of loopback on which nothing listens."""
-    while True:
-        with socket.socket() as candidate:
-            try:
-                candidate.bind(("127.0.0.1", secrets.choice(ports)))
-            except OSError:
-                continue
-            port: int = candidate.getsockname()[1]
-            return port
 
 
 async def request_line(url: str, request: bytes) -> bytes:

@@ -11,8 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.examples.test_fastapi_app import UVICORN, free_port
+from tests.examples.test_fastapi_app import UVICORN
 from tests.fleet.servers import Redis
+from tests.ports import free_port
 from tests.server.harness import RawDevice, http_client, to
 
 SERVE = ("gregor.cli", "serve", "--listen", "127.0.0.1:PORT", "--migrate")

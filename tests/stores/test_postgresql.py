@@ -1,7 +1,6 @@
 """PostgreSQL: retries, broken connections, unknown commits, time-outs, and errors when opening."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.statements import Statement
 from gregor.stores.sql.store_url import database_at
 from tests.fleet.servers import PostgreSQL, Redis
+from tests.ports import free_port
 
 COUNT_USERS = "SELECT count(*) FROM users"
 
@@ -336,13 +336,6 @@ async def open_error(url: str) -> str:
 async def test_unix_socket_url_opens_the_database(server: PostgreSQL) -> None:
     async with database_at(server.socket_url, migrate) as database:
         assert await database.read(query(COUNT_USERS)) == 0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def test_unreachable_server_error_says_what_to_do() -> None:

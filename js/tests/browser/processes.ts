@@ -1,6 +1,6 @@
 /** The Python processes that a test talks to: a real server, and a real Python device. */
 
-import { createHmac } from "node:crypto";
+import { createHmac, randomInt } from "node:crypto";
 import { once } from "node:events";
 import { createServer } from "node:net";
 import { Program } from "../program.js";
@@ -40,7 +40,9 @@ class ServerNode {
     };
     this.#program = new Program("tests.javascript.server", args, environment);
     this.setAhead(this.#ahead);
-    await until("the node is ready", async () => (await fetch(`${this.url}/readyz`)).ok);
+    await this.#program.whileItRuns(
+      until("the node is ready", async () => (await fetch(`${this.url}/readyz`)).ok),
+    );
   }
 
   /** Stops it gracefully, or kills it. */
@@ -175,13 +177,23 @@ export async function until(what: string, isSo: () => Promise<boolean>, seconds 
   }
 }
 
+/**
+ * A port on which nothing listens. It is below those that the system gives to clients and to who asks for any, so
+ * that nobody has it before a server is started there, or while the server is down.
+ */
 export async function freePort(): Promise<number> {
-  const listener = createServer().listen(0, "127.0.0.1");
-  await once(listener, "listening");
-  const { port } = listener.address() as { port: number };
-  listener.close();
-  await once(listener, "close");
-  return port;
+  while (true) {
+    const port = randomInt(20_000, 30_000);
+    const listener = createServer().listen(port, "127.0.0.1");
+    try {
+      await once(listener, "listening");
+    } catch {
+      continue; // it is taken
+    }
+    listener.close();
+    await once(listener, "close");
+    return port;
+  }
 }
 
 function signed(claims: object): string {
