@@ -3312,9 +3312,16 @@ MUTATIONS = [
     Mutation(
         "open access: a page may give this machine a name of its own",
         "server/loopback.py",
-        "self._hosts.require(headers)",
-        "pass",
+        "self._hosts.require(headers)\n        self._origins",
+        "self._origins",
         LOOPBACK + "test_only_this_machine_is_answered",
+    ),
+    Mutation(
+        "a page may give this machine a name of its own, and read the metrics",
+        "server/loopback.py",
+        "if server is not None and server.is_loopback and",
+        "if False and",
+        ADMIN + "test_loopback_admin_address_answers_to_names_of_this_machine",
     ),
     Mutation(
         "open access: a name that begins like an allowed one is answered",

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 import httpx
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from gregor.config import Settings
 from gregor.errors import SetupError
@@ -70,6 +71,33 @@ async def test_public_app_says_no_more_than_whether_it_is_alive_and_ready(
         at.server.service.readiness.stopping = True
         answer = await at.public.get("/readyz")
         assert (answer.status_code, answer.text) == (503, "not ready\n")
+
+
+async def test_loopback_admin_address_answers_to_names_of_this_machine() -> None:
+    """A web page can give this machine a name of its own, and then read what it answers."""
+    async with at_two_addresses(jwt_settings(allow_host=("gregor.test",))) as at:
+        for path in (*PRIVATE, "/readyz", "/v1/limits", "/v1/connect", "/nowhere"):
+            answer = await at.admin.get(path, headers={"Host": "page.example"})
+            assert answer.status_code == 403, path
+            assert "allow_host" in answer.text
+        for name in ("gregor.test", "localhost:9912", "[::1]"):
+            assert (await at.admin.get("/metrics", headers={"Host": name})).status_code == 200
+        answer = await at.public.get("/healthz", headers={"Host": "page.example"})
+        assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("server", [("192.0.2.1", 80), ("/run/gregor.sock", None), None])
+async def test_admin_app_that_others_can_reach_answers_to_any_name(
+    server: tuple[str, int | None] | None,
+) -> None:
+    async with Server.from_settings(jwt_settings()) as opened:
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await opened.admin({**scope, "server": server}, receive, send)
+
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://page.example") as http:
+            assert (await http.get("/metrics")).status_code == 200
 
 
 async def test_words_of_a_path_are_not_encoded() -> None:

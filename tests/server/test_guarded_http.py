@@ -147,12 +147,16 @@ async def guarded(
 
 
 def get(path: bytes = b"/client", *fields: bytes) -> bytes:
-    return b"\r\n".join([b"GET " + path + b" HTTP/1.1", b"Host: x", *fields, b"", b""])
+    return b"\r\n".join([b"GET " + path + b" HTTP/1.1", b"Host: localhost", *fields, b"", b""])
 
 
 def post(body: bytes, length: int | None = None, path: bytes = b"/") -> bytes:
     size = len(body) if length is None else length
-    return b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (path, size, body)
+    return b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (
+        path,
+        size,
+        body,
+    )
 
 
 # Heads
@@ -196,7 +200,7 @@ async def test_head_without_an_end_is_not_taken() -> None:
 
 
 def chunked(*chunks: bytes, trailer: bytes = b"", path: bytes = b"/") -> bytes:
-    head = b"POST %b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % path
+    head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" % path
     return head + b"".join(chunks) + b"0\r\n" + trailer + b"\r\n"
 
 
@@ -248,7 +252,7 @@ async def test_too_many_pipelined_requests_end_the_connection() -> None:
 # Deadlines
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n"])
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: localhost\r\n"])
 async def test_connection_without_a_whole_head_ends(sent: bytes) -> None:
     async with guarded(SHORT) as server, await server.connect() as raw:
         await raw.send(sent)
@@ -260,8 +264,8 @@ async def test_connection_without_a_whole_head_ends(sent: bytes) -> None:
 @pytest.mark.parametrize(
     ("begin", "piece", "reason"),
     [
-        (b"GET / HTTP/1.1\r\nHost: x\r\n", b"a: b\r\n", PeerError.HEAD),
-        (b"GET /client HTTP/1.1\r\nHost: x\r\n\r\nGET ", b"z", PeerError.HEAD),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n", b"a: b\r\n", PeerError.HEAD),
+        (b"GET /client HTTP/1.1\r\nHost: localhost\r\n\r\nGET ", b"z", PeerError.HEAD),
         (post(b"{", 1_000_000), b" ", PeerError.BODY),
     ],
 )
@@ -369,7 +373,7 @@ async def test_requests_whose_bodies_follow_their_heads_do_not_rest(
 
 def small_chunks(number: int) -> bytes:
     """A request whose body is so many chunks of one byte."""
-    head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     return head + b"1\r\nx\r\n" * number + b"0\r\n\r\n"
 
 
@@ -444,7 +448,7 @@ async def test_body_of_a_caller_without_a_token_is_not_read(
     port = jwt_server.http.base_url.port
     assert port is not None
     async with await Raw.connect(port) as raw:
-        head = b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 8000000\r\n"
+        head = b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 8000000\r\n"
         await raw.send(head + authorization + b"\r\n{")
         assert (await raw.answer())[0] == 401
 
@@ -453,7 +457,7 @@ async def test_body_that_says_to_be_too_large_is_refused_at_once(jwt_server: Ser
     port = jwt_server.http.base_url.port
     assert port is not None
     async with await Raw.connect(port) as raw:
-        head = b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n" % (
+        head = b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n" % (
             MAX_REQUEST + 1
         )
         await raw.send(head + b"Authorization: Bearer %b\r\n\r\n{" % token("u").encode())
@@ -482,31 +486,37 @@ ODD = {
     "encoded bytes in the path": (get(b"/v1/users/%ff/state"), {401, 422}),
     "an absolute URL": (get(b"http://other/nope"), {404}),
     "an absolute URL without a path": (get(b"http://other"), {200, 400}),
-    "CONNECT": (b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n", {400}),
-    "OPTIONS *": (b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", {400, 404}),
+    "CONNECT": (b"CONNECT x:1 HTTP/1.1\r\nHost: localhost\r\n\r\n", {400}),
+    "OPTIONS *": (b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n", {400, 404}),
     "h2c": (get(b"/nope", b"Upgrade: h2c", b"Connection: Upgrade, HTTP2-Settings"), {404}),
     "HTTP/2": (PREFACE, {400}),
-    "an unknown method": (b"BREW / HTTP/1.1\r\nHost: x\r\n\r\n", {400}),
+    "an unknown method": (b"BREW / HTTP/1.1\r\nHost: localhost\r\n\r\n", {400}),
     "a TLS handshake": (b"\x16\x03\x01\x02\x00\x01\x00", {400}),
     "garbage": (b"\x00\xff\x00\xff\r\n\r\n", {400}),
     "a bare line": (b"\nx\n\n", {400}),
     "a length and chunks": (
-        b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n"
-        b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+        b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n",
         {400},
     ),
     "two lengths": (
-        b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n"
+        b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n"
         b"Content-Length: 6\r\n\r\nhello",
         {400},
     ),
-    "a negative length": (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", {400}),
+    "a negative length": (
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        {400},
+    ),
     "an endless length": (
-        b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: " + b"9" * 40 + b"\r\n\r\n",
+        b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
+        + b"9" * 40
+        + b"\r\n\r\n",
         {400},
     ),
     "an invalid chunk": (
-        b"POST /nope HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"POST /nope HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         {400},
     ),
     "a token that is not ASCII": (

@@ -81,9 +81,9 @@ async def test_refused_request_is_freed_without_a_garbage_collection(
     assert (after - before) / REQUESTS < 40_000
 
 
-CLOSE = b"Host: x\r\nConnection: close\r\n"
+CLOSE = b"Host: localhost\r\nConnection: close\r\n"
 WEBSOCKET = (
-    b"Host: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"
+    b"Host: localhost\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 )
 ENDED = {
@@ -91,10 +91,11 @@ ENDED = {
     "a body that nobody reads": b"GET /healthz HTTP/1.1\r\n"
     + CLOSE
     + b"Content-Length: 900000\r\n\r\n%b",
-    "HTTP/1.0": b"GET /healthz HTTP/1.0\r\nHost: x\r\nContent-Length: 30000\r\n\r\n%b" + CLOSE,
+    "HTTP/1.0": b"GET /healthz HTTP/1.0\r\nHost: localhost\r\nContent-Length: 30000\r\n\r\n%b"
+    + CLOSE,
     "a bad token": b"GET /v1/limits HTTP/1.1\r\n" + CLOSE + b"X: %b\r\n\r\n",
     "no HTTP": b"GET%b\r\n\r\n",
-    "a head that does not end": b"GET / HTTP/1.1\r\nHost: x\r\nX: %b",
+    "a head that does not end": b"GET / HTTP/1.1\r\nHost: localhost\r\nX: %b",
     "no WebSocket at its path": b"GET / HTTP/1.1\r\n" + WEBSOCKET + b"X: %b\r\n\r\n",
 }
 

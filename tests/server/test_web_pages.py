@@ -200,9 +200,9 @@ async def test_page_that_leaves_at_once_is_no_error(allowing: Served) -> None:
     for _ in range(10):
         _, writer = await asyncio.open_connection(url.host, url.port)
         writer.write(
-            f"GET /v1/connect HTTP/1.1\r\nHost: x\r\nOrigin: {EVIL}\r\nUpgrade: websocket\r\n"
-            "Connection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
-            "Sec-WebSocket-Version: 13\r\n\r\n".encode()
+            f"GET /v1/connect HTTP/1.1\r\nHost: localhost\r\nOrigin: {EVIL}\r\n"
+            "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
         )
         writer.transport.abort()
     assert (await allowing.http.get("/healthz")).status_code == 200

@@ -93,8 +93,8 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="HOST",
-            help="Names by which this machine may be asked with --auth open, besides localhost and "
-            "loopback addresses. Can be repeated.",
+            help="Names by which this machine may be asked for what needs no token, besides "
+            "localhost and loopback addresses. Can be repeated.",
             show_default="none",
             rich_help_panel=DETAILS_PANEL,
         ),

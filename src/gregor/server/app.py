@@ -25,7 +25,7 @@ from gregor.server.descriptors import Descriptors
 from gregor.server.entrance import Entrance
 from gregor.server.going_away import draining_on_stop
 from gregor.server.hosts import AllowedHosts
-from gregor.server.loopback import LoopbackOnly
+from gregor.server.loopback import LoopbackGuard, LoopbackNames, LoopbackOnly
 from gregor.server.metrics import Metrics
 from gregor.server.open_connections import DEFAULT_CONNECTION_LIMITS, ConnectionLimits
 from gregor.server.origins import AllowedOrigins
@@ -63,7 +63,8 @@ class Server:
 
     With an OpenAuthenticator the app answers on loopback addresses only, to loopback names and
     those of `allow_host`, and to no proxy. (A test client asks for `http://localhost`.) Web pages
-    of this machine may use it, and those of the origins of `allow_origin`.
+    of this machine may use it, and those of the origins of `allow_origin`. With any authenticator
+    `admin` answers at loopback addresses to these names only.
     """
 
     def __init__(
@@ -102,15 +103,19 @@ class Server:
         origins = AllowedOrigins(allow_origin, only_local=is_open)
         hosts = AllowedHosts(allow_host)
 
-        def guarded(endpoints: Starlette) -> ASGIApp:
-            loopback = LoopbackOnly(endpoints, origins, hosts)
-            pages = WebPages(loopback if is_open else endpoints, origins)
-            guards = [pages.refusal, loopback.refusal] if is_open else [pages.refusal]
+        def guarded(endpoints: Starlette, loopback: LoopbackGuard | None) -> ASGIApp:
+            pages = WebPages(loopback or endpoints, origins)
+            guards = [pages.refusal, *([loopback.refusal] if loopback else [])]
             requests = RequestMetrics(AnswerHeaders(pages), endpoints.routes, self.metrics.answered)
             return Entrance(requests, self.service, guards)
 
-        self.app = guarded(make_public_app(self.service))
-        self.admin = guarded(make_admin_app(self.service))
+        public, admin = make_public_app(self.service), make_admin_app(self.service)
+        if is_open:
+            self.app = guarded(public, LoopbackOnly(public, origins, hosts))
+            self.admin = guarded(admin, LoopbackOnly(admin, origins, hosts))
+        else:
+            self.app = guarded(public, None)
+            self.admin = guarded(admin, LoopbackNames(admin, hosts))
         self._parts = parts or nullcontext()
         self._worker_metrics = worker_metrics
         self._lame_duck_seconds = lame_duck_seconds

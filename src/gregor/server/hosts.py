@@ -1,4 +1,4 @@
-"""The names by which a server may be asked that needs no token.
+"""The names by which this machine may be asked for what needs no token.
 
 A web page can give a name of its own to this machine (DNS rebinding): to the browser its server and
 this one are then one origin, and the page may read what it answers. But the request names the host
@@ -30,7 +30,7 @@ class AllowedHosts:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._is_allowed(hosts[0].lower()):
             raise Forbidden(
-                "auth `open` answers to names of this machine only, such as localhost and"
+                "what needs no token is told at names of this machine only, such as localhost and"
                 " 127.0.0.1; `allow_host` names others"
             )
 

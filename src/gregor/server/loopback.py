@@ -1,14 +1,13 @@
-"""The guard of a server without authentication: only this machine may use it."""
+"""The guards of what is answered without a token, because only this machine may ask."""
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
 from functools import partial
-from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gregor.errors import Forbidden
-from gregor.server.client_address import parse_address
+from gregor.server.client_address import Address, parse_address
 from gregor.server.hosts import AllowedHosts
 from gregor.server.origins import AllowedOrigins
 from gregor.server.problems import problem
@@ -18,16 +17,11 @@ PROXY_HEADERS = ("forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip
 PROXY_PREFIXES = ("x-forwarded", "x-envoy-", "cf-")
 
 
-class LoopbackOnly:
-    """Restricts an app without authentication to this machine, also where it is mounted. Rejects
-    requests to addresses that are not loopback, or to names that are not this machine's; those that
-    a proxy forwards, whose clients may be anywhere; and those of web pages that may not use it. (A
-    browser lets any page send a request, and only keeps the answer from it.)"""
+class LoopbackGuard(ABC):
+    """An app around another one, which rejects some requests."""
 
-    def __init__(self, app: ASGIApp, origins: AllowedOrigins, hosts: AllowedHosts) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._origins = origins
-        self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await (self.refusal(scope) or self._app)(scope, receive, send)
@@ -36,14 +30,31 @@ class LoopbackOnly:
         """The answer to a request that is rejected; None if it is not."""
         try:
             if scope["type"] != "lifespan":
-                self._check(scope.get("server"), Headers(scope=scope))
+                self._check(_server_address(scope), Headers(scope=scope))
         except Forbidden as error:
             is_socket = scope["type"] == "websocket"
             return partial(refuse_websocket, error) if is_socket else problem(error)
         return None
 
-    def _check(self, server: Sequence[Any] | None, headers: Headers) -> None:
-        if not _is_loopback_server(server):
+    @abstractmethod
+    def _check(self, server: Address | None, headers: Headers) -> None:
+        """Raises Forbidden if a request to this address of the server is rejected. It has no
+        address if it is asked by a test client, or at a Unix socket."""
+
+
+class LoopbackOnly(LoopbackGuard):
+    """Restricts an app without authentication to this machine, also where it is mounted. Rejects
+    requests to addresses that are not loopback, or to names that are not this machine's; those that
+    a proxy forwards, whose clients may be anywhere; and those of web pages that may not use it. (A
+    browser lets any page send a request, and only keeps the answer from it.)"""
+
+    def __init__(self, app: ASGIApp, origins: AllowedOrigins, hosts: AllowedHosts) -> None:
+        super().__init__(app)
+        self._origins = origins
+        self._hosts = hosts
+
+    def _check(self, server: Address | None, headers: Headers) -> None:
+        if server is not None and not server.is_loopback:
             raise Forbidden("auth `open` answers on loopback addresses only; set auth to `jwt`")
         if _is_forwarded(headers):
             raise Forbidden(
@@ -54,10 +65,23 @@ class LoopbackOnly:
         self._origins.require(headers)
 
 
-def _is_loopback_server(server: Sequence[Any] | None) -> bool:
-    address = None if server is None else parse_address(server[0])
-    # Without one it is a host name or a path: a test client of the host, or a Unix socket.
-    return address is None or address.is_loopback
+class LoopbackNames(LoopbackGuard):
+    """An app for operators, which tells some without a token. At an address that is loopback it
+    rejects requests for names that are not this machine's. (A request that names no host, in
+    HTTP/1.0, is no browser's. At other addresses everybody may ask who reaches them.)"""
+
+    def __init__(self, app: ASGIApp, hosts: AllowedHosts) -> None:
+        super().__init__(app)
+        self._hosts = hosts
+
+    def _check(self, server: Address | None, headers: Headers) -> None:
+        if server is not None and server.is_loopback and "host" in headers:
+            self._hosts.require(headers)
+
+
+def _server_address(scope: Scope) -> Address | None:
+    server = scope.get("server")
+    return None if server is None else parse_address(server[0])
 
 
 def _is_forwarded(headers: Headers) -> bool:
