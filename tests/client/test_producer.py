@@ -38,7 +38,7 @@ from gregor.errors import (
 )
 from gregor.protocol.answers import EraseAnswer, MessagesAnswer
 from gregor.protocol.requests import MAX_REQUEST, MAX_USERS
-from tests.server.harness import jwt_settings, serving, token
+from tests.server.harness import jwt_settings, open_settings, serving, token
 
 
 class InThread:
@@ -317,6 +317,29 @@ async def test_more_messages_of_a_device_than_ever_fit_at_once_are_sent_in_sever
         assert {each.status for each in results} <= {"stored", "duplicate"}
         ctimes = [each.ctime for each in results]
         assert ctimes == sorted(ctimes)
+
+
+async def test_message_for_more_users_than_fit_at_once_is_sent_in_several_requests(
+    kind: str,
+) -> None:
+    async with (
+        serving(open_settings(uids=20)) as served,
+        producer_for(kind, str(served.http.base_url)) as producer,
+    ):
+        uids = [f"u{n:02}" for n in range(90)]
+        results = await producer.send_to(uids, create("ignored", "news"))
+        assert [(each.uid, each.status) for each in results] == [(uid, "stored") for uid in uids]
+
+
+async def test_limit_of_users_that_is_not_smaller_is_raised(kind: str) -> None:
+    document = {"type": "x", "title": "X", "status": 422, "detail": "too many", "code": "limit"}
+    for limit, maximum in (("uids", 4), ("uids", 0), ("keys", 2)):
+        numbers = {"action": "stop", "limit": limit, "maximum": maximum}
+        server = FakeServer(httpx.Response(422, json={**document, **numbers}))
+        async with server.producer(kind) as producer:
+            with pytest.raises(LimitExceeded):
+                await producer.send_to(list("abcd"), create("ignored", "news"))
+        assert len(server.requests) == 1
 
 
 async def test_one_message_that_never_fits_is_raised(kind: str) -> None:

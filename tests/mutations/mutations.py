@@ -3601,8 +3601,8 @@ MUTATIONS = [
     Mutation(
         "limits: a producer does not split a batch that never fits",
         "client/calls.py",
-        "                self._most = most\n",
-        "                raise error\n",
+        'self._most = _fewer(error, ("messages_per_second",), len(self._batch))',
+        "raise error",
         PRODUCER
         + "test_more_messages_of_a_device_than_ever_fit_at_once_are_sent_in_several_requests",
     ),

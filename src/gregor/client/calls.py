@@ -3,10 +3,10 @@
 Pure: a producer takes a Call, makes the requests, and asks `Attempts` after each what follows.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import islice
 from typing import Generic, NamedTuple, TypeVar
 from urllib.parse import quote
 
@@ -126,10 +126,31 @@ def inject(message: Message) -> Call[Results]:
     return _post(msgspec.json.encode(as_message("message", message)), [_sent(message)])
 
 
-class Batches:
+class Batches(ABC):
     """Many messages, in as many requests as they need, in order: make each `next_call`, and say
-    what its answer was. All messages are checked at the beginning. Requests become smaller when a
-    server says that they have too much at once.
+    what its answer was. Requests become smaller when a server says that they have too much at
+    once."""
+
+    @abstractmethod
+    def next_call(self) -> Call[Results] | None:
+        """The next request; None: there is none."""
+
+    @abstractmethod
+    def answered(self, answer: Results) -> None:
+        """The last request has these results."""
+
+    @abstractmethod
+    def refused(self, error: LimitExceeded) -> None:
+        """The last request was refused with this error. If it had more at once than its sender is
+        ever allowed, the same messages follow in smaller requests; otherwise it is raised."""
+
+    @abstractmethod
+    def results(self) -> list[Result]:
+        """The result of each message, when no request is left."""
+
+
+class MessageBatches(Batches):
+    """Different messages, which are all checked at the beginning.
 
     Nothing of a user is sent past a message that may be retried: later requests leave this user's
     messages out. Other users do not wait for it, because order is only that of one user."""
@@ -144,12 +165,10 @@ class Batches:
         self._waiting: dict[UID, Problem] = {}  # why, of the users who are left out
 
     def next_call(self) -> Call[Results] | None:
-        """The next request; None: there is none."""
         self._batch = self._next_batch()
         return _post_batch(self._batch) if self._batch else None
 
     def answered(self, answer: Results) -> None:
-        """The last request has these results."""
         for (place, message, _), result in zip(self._batch, answer.results, strict=True):
             self._results[place] = result
             if result.error is not None and result.should_retry:
@@ -157,24 +176,15 @@ class Batches:
         self._next = self._batch[-1].place + 1
 
     def refused(self, error: LimitExceeded) -> None:
-        """The last request was refused with this error. If it had more at once than a rate of its
-        sender ever allows, the same messages follow in smaller requests; otherwise it is raised."""
-        sent = sum(len(memoryview(encoded.json)) for encoded in self._batch)
-        match error:
-            case LimitExceeded(action=Action.STOP, limit="messages_per_second", maximum=most) if (
-                0 < most < len(self._batch)
-            ):
-                self._most = most
-            case LimitExceeded(action=Action.STOP, limit="bytes_per_second", maximum=most) if (
-                len(self._batch) > 1
-            ):
-                self._most_bytes = min(most, sent)
-            case _:
-                raise error
+        if (error.action, error.limit) == (Action.STOP, "bytes_per_second") and self._batch[1:]:
+            sent = sum(len(memoryview(encoded.json)) for encoded in self._batch)
+            self._most_bytes = min(error.maximum, sent)
+        else:
+            self._most = _fewer(error, ("messages_per_second",), len(self._batch))
 
     def results(self) -> list[Result]:
-        """The result of each message, when no request is left. One that was not sent is rejected
-        with the error of the message that it waits for."""
+        """Those that were not sent are rejected with the error of the message that they wait
+        for."""
         return [
             self._results.get(place) or self._not_sent(message)
             for place, message in enumerate(self._messages)
@@ -200,20 +210,50 @@ class Batches:
         return Result("rejected", uid, msg_id, error=self._waiting[uid])
 
 
-def inject_for_many(uids: Iterable[AnyID], message: Message) -> Iterator[Call[Results]]:
-    """As many calls as the users need, in order. All uids are checked before the first call."""
-    as_message("message", message)
-    checked = [arguments.identifier("uids", id_, MAX_UID) for id_ in arguments.many("uids", uids)]
-    remaining = iter(checked)
-    while batch := tuple(islice(remaining, MAX_USERS)):
-        contents = MultiUserRequest(batch, _without_uid(message))
-        sent = _sent(message)
-        yield _post(msgspec.json.encode(contents), [sent._replace(uid=uid) for uid in batch])
+class UserBatches(Batches):
+    """One message for many users, who are all checked at the beginning."""
+
+    def __init__(self, uids: Iterable[AnyID], message: Message) -> None:
+        self._message = as_message("message", message)
+        self._uids = [
+            arguments.identifier("uids", id_, MAX_UID) for id_ in arguments.many("uids", uids)
+        ]
+        self._most = MAX_USERS
+        self._results: list[Result] = []
+
+    def next_call(self) -> Call[Results] | None:
+        batch = self._next_batch()
+        if not batch:
+            return None
+        contents = MultiUserRequest(tuple(batch), _without_uid(self._message))
+        sent = _sent(self._message)
+        return _post(msgspec.json.encode(contents), [sent._replace(uid=uid) for uid in batch])
+
+    def answered(self, answer: Results) -> None:
+        self._results += answer.results
+
+    def refused(self, error: LimitExceeded) -> None:
+        self._most = _fewer(error, ("uids", "messages_per_second"), len(self._next_batch()))
+
+    def results(self) -> list[Result]:
+        return self._results
+
+    def _next_batch(self) -> Sequence[UID]:
+        start = len(self._results)
+        return self._uids[start : start + self._most]
+
+
+def _fewer(error: LimitExceeded, limits: Collection[str], sent: int) -> int:
+    """How many of those that were sent may be sent at once. Raises the error if it does not say
+    that fewer may."""
+    if error.action is Action.STOP and error.limit in limits and 0 < error.maximum < sent:
+        return error.maximum
+    raise error
 
 
 def inject_together(messages: Sequence[Message]) -> Call[Results]:
     """One call with a few messages for one user."""
-    call = Batches(messages).next_call()
+    call = MessageBatches(messages).next_call()
     assert call is not None
     return call
 

@@ -256,12 +256,15 @@ class BaseProducer(
         in its result, and does not affect the others, unless its result says `should_retry`: the
         user's shard did not answer, or a rate is used up, at the last attempt too. Then no later
         request has messages of that user. They are rejected with the same error: send it and them
-        again, in order, before anything else of the user. Other users' messages are sent."""
+        again, in order, before anything else of the user. Other users' messages are sent. If a
+        request fails altogether, its error is raised, and those before it are stored: send the same
+        messages again, which stores none of them twice."""
 
     @abstractmethod
     def send_to(self, uids: Iterable[AnyID], message: Message) -> ManyResults:
-        """Inject one message for each of these users, under one msg_id. The uid of the message
-        itself is ignored. All uids are read and checked before the first request."""
+        """Inject one message for each of these users, under one msg_id, in as many requests as they
+        need. The uid of the message itself is ignored. All uids are read and checked before the
+        first request. If a request fails altogether, its error is raised, as by `send`."""
 
     # Reading: with `device_id`, what that device sees
 
@@ -448,26 +451,24 @@ class Producer(
         return self.send_one(message_of(self.perform(call)))
 
     def send(self, messages: Iterable[Message]) -> list[Result]:
-        batches = calls.Batches(messages)
-        while (call := batches.next_call()) is not None:
-            try:
-                batches.answered(self.perform(call))
-            except LimitExceeded as error:
-                batches.refused(error)
-        return batches.results()
+        return self._perform_all(calls.MessageBatches(messages))
 
     def send_to(self, uids: Iterable[AnyID], message: Message) -> list[Result]:
-        return [
-            result
-            for call in calls.inject_for_many(uids, message)
-            for result in self.perform(call).results
-        ]
+        return self._perform_all(calls.UserBatches(uids, message))
 
     def perform(self, call: Call[T]) -> T:
         attempts = Attempts(call, self._max_attempts)
         while isinstance(step := attempts.after(self._respond(call), self._jitter()), Pause):
             self._sleep(step.seconds)
         return step
+
+    def _perform_all(self, batches: calls.Batches) -> list[Result]:
+        while (call := batches.next_call()) is not None:
+            try:
+                batches.answered(self.perform(call))
+            except LimitExceeded as error:
+                batches.refused(error)
+        return batches.results()
 
     def read_pages(self, call: Call[StateAnswer]) -> Iterator[StateAnswer]:
         following: Call[StateAnswer] | None = call
@@ -566,26 +567,24 @@ class AsyncProducer(
         return await self.send_one(message_of(await self.perform(call)))
 
     async def send(self, messages: Iterable[Message]) -> list[Result]:
-        batches = calls.Batches(messages)
-        while (call := batches.next_call()) is not None:
-            try:
-                batches.answered(await self.perform(call))
-            except LimitExceeded as error:
-                batches.refused(error)
-        return batches.results()
+        return await self._perform_all(calls.MessageBatches(messages))
 
     async def send_to(self, uids: Iterable[AnyID], message: Message) -> list[Result]:
-        return [
-            result
-            for call in calls.inject_for_many(uids, message)
-            for result in (await self.perform(call)).results
-        ]
+        return await self._perform_all(calls.UserBatches(uids, message))
 
     async def perform(self, call: Call[T]) -> T:
         attempts = Attempts(call, self._max_attempts)
         while isinstance(step := attempts.after(await self._respond(call), self._jitter()), Pause):
             await self._sleep(step.seconds)
         return step
+
+    async def _perform_all(self, batches: calls.Batches) -> list[Result]:
+        while (call := batches.next_call()) is not None:
+            try:
+                batches.answered(await self.perform(call))
+            except LimitExceeded as error:
+                batches.refused(error)
+        return batches.results()
 
     async def read_pages(self, call: Call[StateAnswer]) -> AsyncIterator[StateAnswer]:
         following: Call[StateAnswer] | None = call
