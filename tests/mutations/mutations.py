@@ -3310,6 +3310,13 @@ MUTATIONS = [
         CONVERSATION + "test_idle_conversation_has_one_task_and_no_timer",
     ),
     Mutation(
+        "a commit that stores nothing shows that writes succeed",
+        "stores/sql/state_machine.py",
+        "if any(isinstance(outcome, Stored) for outcome in outcomes):",
+        "if True:",
+        "tests/stores/test_write_health.py::test_full_sqlite_file_is_a_problem_until_there_is_room",
+    ),
+    Mutation(
         "open access: a page may give this machine a name of its own",
         "server/loopback.py",
         "self._hosts.require(headers)\n        self._origins",

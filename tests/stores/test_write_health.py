@@ -13,6 +13,7 @@ from gregor.core.buckets import bucket_of
 from gregor.core.history import Cutoff
 from gregor.core.message import create
 from gregor.errors import SetupError, Unavailable
+from gregor.interfaces import Duplicate
 from gregor.shards.shard_map import establish
 from gregor.shards.state_machine import ShardedStateMachine
 from gregor.stores.sql.database import Database
@@ -73,10 +74,13 @@ async def test_full_disk_under_postgresql_is_a_problem_until_there_is_room(
 async def test_full_sqlite_file_is_a_problem_until_there_is_room() -> None:
     async with machine_on(database_at("sqlite://", migrate)) as machine:
         database = machine.database
+        known = create("ann", "mail")
+        await machine.consume_message(known)
         (pages,) = await database.write(lambda c: c.execute_sql("PRAGMA page_count"))
         await database.read(lambda c: c.execute_sql(f"PRAGMA max_page_count = {pages[0]}"))
         with pytest.raises(Unavailable, match="disk is full"):
             await machine.consume_message(create("ann", "mail", '"' + "x" * 60_000 + '"'))
+        assert isinstance((await machine.consume_messages([known]))[0], Duplicate)
         assert machine.writes.failing.is_set()
         await database.read(lambda c: c.execute_sql("PRAGMA max_page_count = 1000000"))
         await until(lambda: not machine.writes.problems())

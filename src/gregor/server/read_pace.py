@@ -18,10 +18,14 @@ REST_SECONDS = 0.1  # for each small read after them; in this time one becomes f
 DROP_PAUSE_SECONDS = 0.005  # between two reads of what is dropped, however much it is
 
 
-def a_rest(seconds: float = 0.0) -> float:
-    """For how long to rest: about so long, or REST_SECONDS. It differs by chance, or connections
-    that began together would be read in one turn of the event loop."""
-    seconds = seconds or REST_SECONDS
+def a_rest() -> float:
+    """For how many seconds to rest."""
+    return _about(REST_SECONDS)
+
+
+def _about(seconds: float) -> float:
+    """So long, more or less by chance: or connections that began together would be read in one turn
+    of the event loop."""
     return uniform(seconds / 2, seconds * 3 / 2)
 
 
@@ -40,7 +44,7 @@ class ReadPace:
             return 0.0
         self._free_at = max(self._free_at, now) + REST_SECONDS
         over = self._free_at - now - FREE_READS * REST_SECONDS
-        return a_rest(over) if over > 0 else 0.0
+        return _about(over) if over > 0 else 0.0
 
     def complete(self) -> None:
         """What the peer sends is complete: a request, or a message, which are limited elsewhere."""

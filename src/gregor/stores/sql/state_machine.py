@@ -285,8 +285,9 @@ class SQLStateMachine(StateMachineOfRecord):
                 pieces, Unavailable("the store has failed", detail=f"the store has failed: {error}")
             )
             raise
-        if slots:  # otherwise nothing was committed, which shows nothing
+        if slots:
             self._committed(len(slots), perf_counter() - start, None)
+        if any(isinstance(outcome, Stored) for outcome in outcomes):  # others may write nothing
             self.writes.succeeded()
         # Only now: a transaction may run more than once, and decides with its commit.
         for slot, outcome in zip(slots, outcomes, strict=True):
