@@ -199,6 +199,19 @@ async def test_head_without_an_end_is_not_taken() -> None:
             await raw.send_endlessly(b"".join(b"x%d: y\r\n" % n for n in range(1_000)))
 
 
+@pytest.mark.parametrize(("version", "statuses"), [(b"1.1", [100, 200]), (b"1.0", [200])])
+async def test_body_is_asked_for_if_the_client_knows_that(
+    version: bytes, statuses: list[int]
+) -> None:
+    head = post(b"", length=4).rstrip().replace(b"1.1", version)
+    async with guarded() as server, await server.connect() as raw:
+        await raw.send(head + b"\r\nExpect: 100-continue\r\n\r\n")
+        for status in statuses:
+            if status == 200:
+                await raw.send(b"body")
+            assert int((await raw.head()).split()[1]) == status
+
+
 def chunked(*chunks: bytes, trailer: bytes = b"", path: bytes = b"/") -> bytes:
     head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" % path
     return head + b"".join(chunks) + b"0\r\n" + trailer + b"\r\n"

@@ -319,6 +319,8 @@ class GuardedHTTP(UpgradingHTTP):
         self._forward()
         if len(self.pipeline) >= PIPELINED:
             raise Malformed(f"at most {PIPELINED} requests may wait for an answer")
+        if self.parser.get_http_version() == "1.0":
+            self.expect_100_continue = False  # such a client does not know it (RFC 9110, 10.1.1)
         super().on_headers_complete()
         if self.cycle is not None:
             self.cycle.transport = LastAnswer(self, self.transport)  # type: ignore[assignment]
