@@ -37,8 +37,8 @@ export const covers = (clause: Clause, { msg_id, device_id }: Message, item: Ite
   (comparesTime(clause) ? timeOf(item) : item.ctime) <= end &&
   ("key" in clause
     ? item.key === clause.key
-    : !clause.skip_msg_ids?.includes(item.msg_id) &&
-      (clause.prefix ? item.category.startsWith(clause.category) : item.category === clause.category));
+    : (clause.prefix ? item.category.startsWith(clause.category) : item.category === clause.category) &&
+      !clause.skip_msg_ids?.includes(item.msg_id));
 
 /** The item that a message creates. */
 const itemOf = (

@@ -55,11 +55,17 @@ class RecordingServers(Servers):
         self.acknowledged = defaultdict[tuple[str, str], set[int]](set)
 
     async def send(self, messages: Sequence[Message]) -> Sequence[Result]:
+        acknowledged = self.acknowledged
         results = await super().send(messages)
         for result in results:
             if result.ctime is not None and result.uid is not None and result.msg_id is not None:
-                self.acknowledged[result.uid, result.msg_id].add(result.ctime)
+                acknowledged[result.uid, result.msg_id].add(result.ctime)
         return results
+
+    def forget(self) -> None:
+        """Record only acknowledgements of what is sent from now on: one that is on its way may be
+        of what the store has lost."""
+        self.acknowledged = defaultdict(set)
 
 
 async def play_round(
@@ -131,7 +137,7 @@ async def inject(
         await FAULTS[name](fleet, rng)
     if name in ASYNCHRONOUS_FAULTS:
         # What was acknowledged before may be lost. What is acknowledged from now on may not.
-        servers.acknowledged.clear()
+        servers.forget()
         score.written.clear()
 
 

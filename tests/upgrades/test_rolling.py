@@ -27,6 +27,7 @@ from tests.upgrades.versions import (
     SingleServer,
     VersionedNode,
     Versions,
+    http_client,
 )
 
 DEVICES = 30
@@ -138,13 +139,13 @@ async def users_with_wrong_hashes(store: str) -> Sequence[str]:
 
 async def send(url: str, msg_id: str, **creation: object) -> httpx.Response:
     message = {"uid": "ann", "msg_id": msg_id, "creation": {"category": "c", "body": 1, **creation}}
-    async with httpx.AsyncClient(trust_env=False) as http:
-        return await http.post(f"{url}/v1/messages", json={"messages": [message]})
+    async with http_client(url) as http:
+        return await http.post("/v1/messages", json={"messages": [message]})
 
 
 async def prune(url: str) -> httpx.Response:
-    async with httpx.AsyncClient(trust_env=False) as http:
-        return await http.post(f"{url}/v1/prune")
+    async with http_client(url) as http:
+        return await http.post("/v1/prune")
 
 
 async def test_node_that_has_become_too_old_refuses_writes_and_says_why(
@@ -215,7 +216,7 @@ def contents(uid: str) -> list[dict[str, object]]:
 async def read_all(url: str) -> list[dict[str, object]]:
     """What the server tells of each user, but for its clock."""
     answers: list[dict[str, object]] = []
-    async with httpx.AsyncClient(trust_env=False, base_url=url) as http:
+    async with http_client(url) as http:
         for uid in USERS:
             for query in ("state", "state?device_id=phone", "messages", "messages?since=-1h"):
                 answer = (await http.get(f"/v1/users/{uid}/{query}")).json()
@@ -256,7 +257,7 @@ async def test_data_of_the_version_before_is_the_same_after_the_migration(
 
 async def fill(url: str) -> list[dict[str, object]]:
     """Store the contents of all users. Returns what can be read."""
-    async with httpx.AsyncClient(trust_env=False, base_url=url) as http:
+    async with http_client(url) as http:
         messages = [message for uid in USERS for message in contents(uid)]
         answer = await http.post("/v1/messages", json={"messages": messages})
         assert {result["status"] for result in answer.json()["results"]} == {"stored"}
@@ -268,7 +269,7 @@ async def fill(url: str) -> list[dict[str, object]]:
 async def check_data(url: str, before: list[dict[str, object]]) -> None:
     """The data is as it was, and can be pruned."""
     assert await read_all(url) == before
-    async with httpx.AsyncClient(trust_env=False, base_url=url) as http:
+    async with http_client(url) as http:
         answer = await http.post("/v1/prune", json={"older_than": "100ms"})
         assert answer.json() == {"users": len(USERS), "contents": 6 * len(USERS), "ids": 0}
         again = {"uid": USERS[0], "msg_id": "dead", "creation": {"category": "x", "body": 1}}

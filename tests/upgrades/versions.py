@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 
 from tests.fleet.fleet import WITHOUT_LIMITS, Fleet, NodeProcess
+from tests.fleet.servers import START_TIMEOUT_SECONDS
 
 ROOT = Path(__file__).parents[2]
 ARCHIVE = Path(__file__).with_name("earlier_versions.tar.xz")
@@ -24,6 +25,11 @@ COMMITS = {"0008": "037bf71"}
 
 PRESENT = "present"
 DRAIN_SECONDS = "0.3"
+
+
+def http_client(url: str) -> httpx.AsyncClient:
+    """A client of a server, which waits as long as a busy machine needs."""
+    return httpx.AsyncClient(base_url=url, trust_env=False, timeout=START_TIMEOUT_SECONDS)
 
 
 class Versions:
@@ -71,8 +77,8 @@ class VersionedNode(NodeProcess):
 
     async def problems(self) -> str:
         """The body of its readiness."""
-        async with httpx.AsyncClient(trust_env=False) as http:
-            return (await http.get(f"{self.url}/readyz")).text
+        async with http_client(self.url) as http:
+            return (await http.get("/readyz")).text
 
 
 class RollingFleet(Fleet):
