@@ -17,7 +17,8 @@ from gregor.config import Settings
 from gregor.server.app import Server
 from gregor.server.worker_metrics import WorkerMetrics
 from tests.environments.prometheus import Prometheus, promtool
-from tests.server.harness import TIMEOUT_SECONDS, listening, open_settings
+from tests.patience import TIMEOUT_SECONDS
+from tests.server.harness import listening, open_settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 ALERTS = DEPLOY / "alerts.yml"

@@ -41,7 +41,8 @@ from tests.node.fakes import (
     attached,
     sync_device,
 )
-from tests.server.harness import TIMEOUT_SECONDS, until
+from tests.patience import TIMEOUT_SECONDS
+from tests.server.harness import until
 
 
 class NodeHarness:

@@ -18,8 +18,8 @@ from gregor.pubsub.interface import Interrupted, Received
 from gregor.pubsub.remote import RemotePubSub, pubsub_at
 from tests.fleet.proxy import Proxy
 from tests.fleet.servers import NATS, ManagedServer, Redis
+from tests.patience import TIMEOUT_SECONDS
 
-TIMEOUT_SECONDS = 10.0
 FAST_HEARTBEAT_SECONDS = 0.25  # detects a silent server fast
 MEBIBYTE = 1 << 20
 CHANNEL_COUNT = 3 * remote.MAX_BATCH_SIZE + 7  # more than one batch

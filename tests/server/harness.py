@@ -26,10 +26,10 @@ from gregor.server.process import GuardedServer, config, listen
 from gregor.server.tls import TLS
 from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.state_machine import SQLStateMachine
+from tests.patience import TIMEOUT_SECONDS
 
 JSON: TypeAlias = dict[str, Any]
 
-TIMEOUT_SECONDS = 10.0
 IN_A_FLEET = {"migrate": True, "lame_duck_seconds": 0, "drain_seconds": 0}
 NO_RATES = dict.fromkeys((name for name in SETTINGS if name.endswith("_per_second")), 0)
 SECRET = "a secret that is long enough for HS256"

@@ -14,8 +14,8 @@ from gregor.server.composition import connection_limits_of
 from gregor.server.open_connections import ConnectionLimits
 from gregor.server.peer_errors import PeerError, PeerErrors
 from gregor.server.service import Timeouts
+from tests.patience import TIMEOUT_SECONDS
 from tests.server.harness import (
-    TIMEOUT_SECONDS,
     RawDevice,
     Served,
     jwt_settings,

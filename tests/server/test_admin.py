@@ -19,9 +19,9 @@ from gregor.server import Server
 from gregor.server.process import listen, listening_for_admin
 from gregor.server.readiness import FRESH_SECONDS
 from tests.fleet.servers import Redis
+from tests.patience import TIMEOUT_SECONDS
 from tests.server.harness import (
     SECRET,
-    TIMEOUT_SECONDS,
     http_client,
     jwt_settings,
     listening,

@@ -23,14 +23,8 @@ from gregor.server.descriptors import (
     open_descriptors,
 )
 from tests.fleet.servers import Redis
-from tests.server.harness import (
-    JSON,
-    TIMEOUT_SECONDS,
-    RawDevice,
-    http_client,
-    serving,
-    to,
-)
+from tests.patience import TIMEOUT_SECONDS
+from tests.server.harness import JSON, RawDevice, http_client, serving, to
 from tests.server.log_entries import next_log_entry
 
 SOFT, HARD = 64, 256

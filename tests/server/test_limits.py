@@ -27,9 +27,9 @@ from gregor.server import http
 from gregor.server.auth import Identity, Role
 from gregor.server.http import PAUSE_SECONDS, authenticated_endpoint
 from tests.client.harness import on_virtual_time
+from tests.patience import TIMEOUT_SECONDS
 from tests.server.harness import (
     JSON,
-    TIMEOUT_SECONDS,
     RawDevice,
     creation,
     jwt_settings,

@@ -12,8 +12,8 @@ from gregor.core.instant import SECOND
 from gregor.pubsub.link import Reason
 from gregor.stores.sql.failure_reason import FailureReason
 from tests.fleet.servers import Redis
+from tests.patience import TIMEOUT_SECONDS
 from tests.server.harness import (
-    TIMEOUT_SECONDS,
     Served,
     creation,
     open_settings,

@@ -19,7 +19,7 @@ import pytest
 from gregor.clock import now
 from gregor.errors import SetupError
 from gregor.server.process import listen
-from tests.server.harness import TIMEOUT_SECONDS
+from tests.patience import TIMEOUT_SECONDS
 from tests.server.replicas import LOG_QUERY, check_log, converge, replicas
 
 # Gregor's own log goes to stdout. Warnings and tracebacks of everything else go to stderr.

@@ -12,7 +12,8 @@ import pytest
 from gregor.errors import Unavailable
 from gregor.server.auth import Identity
 from gregor.server.sse import RECONNECT_MS, TRY_ANOTHER_AFTER_MS
-from tests.server.harness import TIMEOUT_SECONDS, Served, serving, to, until
+from tests.patience import TIMEOUT_SECONDS
+from tests.server.harness import Served, serving, to, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

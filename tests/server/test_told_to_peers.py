@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gregor.config import Settings
+from gregor.server import readiness
 from tests.server.harness import (
     Served,
     creation,
@@ -49,14 +50,17 @@ async def fill(served: Served) -> str:
 
 
 async def test_full_disk_names_no_file_to_peers_and_is_not_ready_until_there_is_room(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The readiness knows of a write that fails without another check.
+    monkeypatch.setattr(readiness, "FRESH_SECONDS", 3_600)
     async with (
         serving(in_file(tmp_path)) as served,
         listening(served.server.app) as port,
         http_client(port) as public,
         await served.synced("u", "phone") as device,
     ):
+        assert (await public.get("/readyz")).status_code == 200
         with full_disk():
             told = [await fill(served)]
             error = await device.consume(creation(body="x" * 60_000))

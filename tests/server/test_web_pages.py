@@ -18,8 +18,8 @@ from websockets.typing import Origin
 
 from gregor.config import load
 from gregor.server import Server
+from tests.patience import TIMEOUT_SECONDS
 from tests.server.harness import (
-    TIMEOUT_SECONDS,
     RawDevice,
     Served,
     http_client,

@@ -19,7 +19,8 @@ import pytest
 from gregor.errors import SetupError
 from gregor.server.workers import private_folder
 from tests.fleet.servers import Redis
-from tests.server.harness import JSON, TIMEOUT_SECONDS, RawDevice, creation, http_client
+from tests.patience import TIMEOUT_SECONDS
+from tests.server.harness import JSON, RawDevice, creation, http_client
 from tests.server.log_entries import next_log_entry
 from tests.server.replicas import LOG_QUERY, RawReplica, check_log, converge, replicas
 
