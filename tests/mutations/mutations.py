@@ -726,9 +726,16 @@ MUTATIONS = [
     Mutation(
         "a commit takes all that a sender has queued",
         "stores/sql/commit_queue.py",
-        "share = COMMIT_COST if self._is_alone() else SHARE_COST",
+        "share = COMMIT_COST if self._is_alone() else share_among(len(self._by_sender))",
         "share = COMMIT_COST",
         COMMIT_QUEUE + "test_commit_has_of_each_user_no_more_than_a_share_while_others_wait",
+    ),
+    Mutation(
+        "the share of a sender is the same in a crowd",
+        "stores/sql/commit_queue.py",
+        "max(LEAST_SHARE_COST, min(SHARE_COST, ROUND_COST // max(senders, 1)))",
+        "SHARE_COST",
+        COMMIT_QUEUE + "test_commit_reaches_each_of_many_users_and_takes_a_round_of_them_at_most",
     ),
     Mutation(
         "a sender who has had a turn is first again",

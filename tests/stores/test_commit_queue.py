@@ -11,7 +11,9 @@ from gregor.interfaces import Slot
 from gregor.stores.sql.commit_queue import (
     ALONE_AFTER_COMMITS,
     COMMIT_COST,
+    LEAST_SHARE_COST,
     MAX_QUEUED_MESSAGES,
+    ROUND_COST,
     SHARE_COST,
     CommitQueue,
     Piece,
@@ -93,6 +95,15 @@ def test_commit_has_of_each_user_no_more_than_a_share_while_others_wait(
     for pieces in commits_of(queue_of(sent)):
         costs = cost_by_user(pieces)
         assert len(costs) <= 1 or all(sum(each[:-1]) < SHARE_COST for each in costs.values())
+
+
+@given(st.integers(1, 90))
+def test_commit_reaches_each_of_many_users_and_takes_a_round_of_them_at_most(users: int) -> None:
+    queue = queue_of([batch(f"u{n}", 5 * SHARE_COST) for n in range(users)])
+    costs = cost_by_user(queue.take())
+    assert len(costs) == users
+    if users > 1:
+        assert sum(map(sum, costs.values())) <= max(ROUND_COST, users * LEAST_SHARE_COST)
 
 
 @given(st.lists(batches, max_size=12))

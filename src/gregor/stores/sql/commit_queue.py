@@ -2,7 +2,8 @@
 
 Senders take turns. A commit takes from each of them its share, until it is large enough, and those
 whom it has not reached are first in the next one. So what a sender has queued delays the others by
-a share and not by all of it. What is of one sender is committed in its order.
+a share and not by all of it. The more senders there are, the smaller it is: who comes to a crowd
+waits for one turn of each. What is of one sender is committed in its order.
 
 A sender that is alone gets a whole commit. It is not taken to be alone until it has been so for
 some commits: others may be about to send again, and would wait for all of it.
@@ -17,7 +18,9 @@ from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 from gregor.core.message import InBandMessage
 from gregor.interfaces import Slot
 
-SHARE_COST = 50
+SHARE_COST, LEAST_SHARE_COST = 50, 10
+ROUND_COST = 400
+"""Of what many senders have together in one commit, so that it reaches all of them."""
 COMMIT_COST = 1_000
 """A message costs at least 1, so a commit has at most so many."""
 
@@ -73,7 +76,7 @@ class CommitQueue(Generic[B]):
 
     def take(self) -> list[Piece[B]]:
         """The pieces of the next commit; at least one slot, if there is any."""
-        share = COMMIT_COST if self._is_alone() else SHARE_COST
+        share = COMMIT_COST if self._is_alone() else share_among(len(self._by_sender))
         pieces: list[Piece[B]] = []
         left = COMMIT_COST
         for sender in list(self._by_sender):
@@ -135,6 +138,11 @@ def _take(waiting: deque[_Waiting[B]], share: int) -> tuple[list[Piece[B]], int]
         if not is_last:
             waiting.appendleft(_Waiting(batch, end))
     return pieces, spent
+
+
+def share_among(senders: int) -> int:
+    """The cost that one of so many senders may have in a commit."""
+    return max(LEAST_SHARE_COST, min(SHARE_COST, ROUND_COST // max(senders, 1)))
 
 
 def sender_of(slots: Sequence[Slot]) -> Sender:
