@@ -333,7 +333,7 @@ def _stream(device: JSONObject) -> JSONObject:
         "description": "`welcome`, `sync`, then `messages` and `out_of_band`, with one line of "
         "`data` each; the event id is the cursor; `retry` says when to come back. An `error` that "
         "passes is an event too, and so is `erased`, if the user was erased since the `epoch`",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": schemas.EVENT}},
     }
     return {
         "summary": "The frames that a device would receive, as server-sent events",

@@ -23,6 +23,18 @@ _MICROSECONDS: JSONObject = {"type": "integer", "maximum": MAX_TIME}
 CURSOR: JSONObject = {**_MICROSECONDS, "minimum": 0}
 TIME: JSONObject = {**_MICROSECONDS, "minimum": EARLIEST_TIME}
 
+EVENT: JSONObject = {
+    "type": "object",
+    "description": "Each event of the stream: a frame, named by its type",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+        "id": {"type": "string", "pattern": "^[0-9]{1,16}$"},
+        "retry": {"type": "integer", "minimum": 0},
+    },
+}
+
 _YEAR = r"(20(0[1-9]|[1-9][0-9])|21[0-9]{2}|22[0-4][0-9])"
 _DAY_OF_MONTH = (
     r"((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])"
