@@ -24,7 +24,7 @@ CONFIG = SchemathesisConfig.from_dict(
         "max-stream-events": 1,  # a stream of events does not end by itself
         "checks": {
             "positive_data_acceptance": {"expected-statuses": ["2xx", 404, 409, 410, 503]},
-        }
+        },
     }
 )
 # The body of the one and a parameter of the other are what a server has given before.
