@@ -17,8 +17,8 @@ from gregor.config import Settings
 from gregor.server.app import Server
 from gregor.server.worker_metrics import WorkerMetrics
 from tests.environments.prometheus import Prometheus, promtool
-from tests.patience import TIMEOUT_SECONDS
 from tests.server.harness import listening, open_settings
+from tests.timeouts import TIMEOUT_SECONDS
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 ALERTS = DEPLOY / "alerts.yml"

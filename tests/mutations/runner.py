@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests import patience
+from tests import timeouts
 from tests.mutations.mutations import Mutation
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ FORKSERVER.set_forkserver_preload(
 )
 PLUGINS = ("pytest_asyncio.plugin", "_hypothesis_pytestplugin", "pytest_timeout")
 TEST_TIMEOUT_SECONDS = 120
-PATIENCE_SECONDS = 3.0  # for what may never come, because of the bug
+MUTATED_TIMEOUT_SECONDS = 3.0  # for what may never come, because of the bug
 TEST_RAN = 100
 """Added to pytest's exit code. Without it, a process that dies before its test would look like a
 failed test: the exit code of both is 1."""
@@ -85,7 +85,7 @@ def _pytest(node_id: str, directory: str, output: Path, servers: Mapping[str, st
         os.dup2(file.fileno(), 2)
     os.chdir(ROOT)
     os.environ |= {"PYTHONPATH": directory, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **servers}
-    patience.TIMEOUT_SECONDS = PATIENCE_SECONDS  # before the test imports it
+    timeouts.TIMEOUT_SECONDS = MUTATED_TIMEOUT_SECONDS  # before the test imports it
     sys.path.insert(0, directory)
     options = [option for plugin in PLUGINS for option in ("-p", plugin)]
     options += ["-x", "-q", "--no-header", "--assert=plain", "--hypothesis-profile=first-failure"]

@@ -41,8 +41,8 @@ from tests.node.fakes import (
     attached,
     sync_device,
 )
-from tests.patience import TIMEOUT_SECONDS
 from tests.server.harness import until
+from tests.timeouts import TIMEOUT_SECONDS
 
 
 class NodeHarness:

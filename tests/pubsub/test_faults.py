@@ -18,7 +18,7 @@ from gregor.pubsub.interface import Interrupted, Received
 from gregor.pubsub.remote import RemotePubSub, pubsub_at
 from tests.fleet.proxy import Proxy
 from tests.fleet.servers import NATS, ManagedServer, Redis
-from tests.patience import TIMEOUT_SECONDS
+from tests.timeouts import TIMEOUT_SECONDS
 
 FAST_HEARTBEAT_SECONDS = 0.25  # detects a silent server fast
 MEBIBYTE = 1 << 20

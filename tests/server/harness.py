@@ -26,7 +26,7 @@ from gregor.server.process import GuardedServer, config, listen
 from gregor.server.tls import TLS
 from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.state_machine import SQLStateMachine
-from tests.patience import TIMEOUT_SECONDS
+from tests.timeouts import TIMEOUT_SECONDS
 
 JSON: TypeAlias = dict[str, Any]
 

@@ -14,7 +14,6 @@ from gregor.server.composition import connection_limits_of
 from gregor.server.open_connections import ConnectionLimits
 from gregor.server.peer_errors import PeerError, PeerErrors
 from gregor.server.service import Timeouts
-from tests.patience import TIMEOUT_SECONDS
 from tests.server.harness import (
     RawDevice,
     Served,
@@ -26,6 +25,7 @@ from tests.server.harness import (
 )
 from tests.server.test_guarded_http import Guarded, Raw, get, guarded, post
 from tests.server.test_proxy_protocol import v1, v2
+from tests.timeouts import TIMEOUT_SECONDS
 
 HANDSHAKE = get(
     b"/v1/connect",

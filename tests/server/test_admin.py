@@ -19,7 +19,6 @@ from gregor.server import Server
 from gregor.server.process import listen, listening_for_admin
 from gregor.server.readiness import FRESH_SECONDS
 from tests.fleet.servers import Redis
-from tests.patience import TIMEOUT_SECONDS
 from tests.server.harness import (
     SECRET,
     http_client,
@@ -30,6 +29,7 @@ from tests.server.harness import (
     token,
 )
 from tests.server.log_entries import next_log_entry
+from tests.timeouts import TIMEOUT_SECONDS
 
 PRIVATE = ("/metrics", "/openapi.json")
 DISGUISED = ("/%6detrics", "/metrics/", "/openapi%2ejson", "/METRICS")

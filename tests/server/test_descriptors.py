@@ -23,9 +23,9 @@ from gregor.server.descriptors import (
     open_descriptors,
 )
 from tests.fleet.servers import Redis
-from tests.patience import TIMEOUT_SECONDS
 from tests.server.harness import JSON, RawDevice, http_client, serving, to
 from tests.server.log_entries import next_log_entry
+from tests.timeouts import TIMEOUT_SECONDS
 
 SOFT, HARD = 64, 256
 

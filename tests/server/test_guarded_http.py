@@ -22,8 +22,8 @@ from gregor.server.open_connections import (
 )
 from gregor.server.peer_errors import PeerError, PeerErrors
 from gregor.server.read_pace import FREE_READS
-from tests.patience import TIMEOUT_SECONDS
 from tests.server.harness import Served, listening, small_buffer_socket, token, until
+from tests.timeouts import TIMEOUT_SECONDS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

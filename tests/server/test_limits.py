@@ -27,7 +27,6 @@ from gregor.server import http
 from gregor.server.auth import Identity, Role
 from gregor.server.http import PAUSE_SECONDS, authenticated_endpoint
 from tests.client.harness import on_virtual_time
-from tests.patience import TIMEOUT_SECONDS
 from tests.server.harness import (
     JSON,
     RawDevice,
@@ -39,6 +38,7 @@ from tests.server.harness import (
     to,
     token,
 )
+from tests.timeouts import TIMEOUT_SECONDS
 
 
 def test_settings_have_the_defaults_of_the_limits() -> None:

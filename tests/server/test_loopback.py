@@ -12,8 +12,8 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from gregor.server import Server
-from tests.patience import TIMEOUT_SECONDS
 from tests.server.harness import listening, open_settings, to
+from tests.timeouts import TIMEOUT_SECONDS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

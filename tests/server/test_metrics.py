@@ -12,7 +12,6 @@ from gregor.core.instant import SECOND
 from gregor.pubsub.link import Reason
 from gregor.stores.sql.failure_reason import FailureReason
 from tests.fleet.servers import Redis
-from tests.patience import TIMEOUT_SECONDS
 from tests.server.harness import (
     Served,
     creation,
@@ -23,6 +22,7 @@ from tests.server.harness import (
     to,
     until,
 )
+from tests.timeouts import TIMEOUT_SECONDS
 
 MESSAGES = 'gregor_messages_total{kind="%s",result="%s"}'
 

@@ -13,8 +13,8 @@ from gregor.clock import now
 from gregor.consumers.peers import LOSSES_OF_A_SPLIT
 from gregor.core.instant import SECOND
 from tests.fleet.servers import PostgreSQL, Redis
-from tests.patience import TIMEOUT_SECONDS
 from tests.server.harness import RawDevice, Served, creation, serving, shared_settings, to
+from tests.timeouts import TIMEOUT_SECONDS
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")

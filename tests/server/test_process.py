@@ -19,8 +19,8 @@ import pytest
 from gregor.clock import now
 from gregor.errors import SetupError
 from gregor.server.process import listen
-from tests.patience import TIMEOUT_SECONDS
 from tests.server.replicas import LOG_QUERY, check_log, converge, replicas
+from tests.timeouts import TIMEOUT_SECONDS
 
 # Gregor's own log goes to stdout. Warnings and tracebacks of everything else go to stderr.
 PROGRAM = """

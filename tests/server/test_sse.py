@@ -12,8 +12,8 @@ import pytest
 from gregor.errors import Unavailable
 from gregor.server.auth import Identity
 from gregor.server.sse import RECONNECT_MS, TRY_ANOTHER_AFTER_MS
-from tests.patience import TIMEOUT_SECONDS
 from tests.server.harness import Served, serving, to, until
+from tests.timeouts import TIMEOUT_SECONDS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

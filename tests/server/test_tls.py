@@ -24,10 +24,10 @@ from gregor.server.open_connections import ConnectionLimits, OpenConnections
 from gregor.server.peer_errors import PeerError, PeerErrors
 from gregor.server.tls import TLS
 from tests.fleet.servers import Redis
-from tests.patience import TIMEOUT_SECONDS
 from tests.server.harness import RawDevice, jwt_settings, listening, shared_settings, token, until
 from tests.server.log_entries import next_log_entry
 from tests.server.test_guarded_http import Guarded, Raw, echo
+from tests.timeouts import TIMEOUT_SECONDS
 
 
 class Files(NamedTuple):

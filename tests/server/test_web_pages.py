@@ -18,7 +18,6 @@ from websockets.typing import Origin
 
 from gregor.config import load
 from gregor.server import Server
-from tests.patience import TIMEOUT_SECONDS
 from tests.server.harness import (
     RawDevice,
     Served,
@@ -32,6 +31,7 @@ from tests.server.harness import (
     token,
 )
 from tests.server.test_sse import EventReader
+from tests.timeouts import TIMEOUT_SECONDS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

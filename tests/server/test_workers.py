@@ -19,10 +19,10 @@ import pytest
 from gregor.errors import SetupError
 from gregor.server.workers import private_folder
 from tests.fleet.servers import Redis
-from tests.patience import TIMEOUT_SECONDS
 from tests.server.harness import JSON, RawDevice, creation, http_client
 from tests.server.log_entries import next_log_entry
 from tests.server.replicas import LOG_QUERY, RawReplica, check_log, converge, replicas
+from tests.timeouts import TIMEOUT_SECONDS
 
 WORKERS = 2
 
