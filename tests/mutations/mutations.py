@@ -731,6 +731,13 @@ MUTATIONS = [
         COMMIT_QUEUE + "test_commit_has_of_each_user_no_more_than_a_share_while_others_wait",
     ),
     Mutation(
+        "a message with a key costs as much as one without",
+        "stores/sql/commit_queue.py",
+        "        cost += message.key is not None\n",
+        "",
+        COMMIT_QUEUE + "test_message_with_a_key_costs_twice_as_much",
+    ),
+    Mutation(
         "the share of a sender is the same in a crowd",
         "stores/sql/commit_queue.py",
         "max(LEAST_SHARE_COST, min(SHARE_COST, ROUND_COST // max(senders, 1)))",

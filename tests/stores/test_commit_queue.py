@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gregor.core.message import Dismissal, InBandMessage, Range, create
+from gregor.core.message import Dismissal, InBandMessage, Range, create, put
 from gregor.interfaces import Slot
 from gregor.stores.sql.commit_queue import (
     ALONE_AFTER_COMMITS,
@@ -140,6 +140,13 @@ def test_message_that_costs_more_than_a_share_is_committed_all_the_same() -> Non
     assert cost_of(heavy) > COMMIT_COST
     queue = queue_of([BatchOfUser([Slot(heavy)]), batch("bob", 1)])
     assert [len(pieces) for pieces in commits_of(queue)] == [1, 1]
+
+
+def test_message_with_a_key_costs_twice_as_much() -> None:
+    """It may take the place of another one, which is looked up."""
+    puts = [Slot(put("ada", "a")) for _ in range(5 * SHARE_COST)]
+    queue = queue_of([BatchOfUser(puts), batch("bob", 1)])
+    assert [len(piece.slots) for piece in queue.take()] == [SHARE_COST // 2, 1]
 
 
 def test_messages_to_several_users_have_the_share_of_who_sends_them() -> None:

@@ -154,10 +154,12 @@ def sender_of(slots: Sequence[Slot]) -> Sender:
 
 
 def cost_of(message: InBandMessage) -> int:
-    """About how much work it is to store a message: 1 for a small one, and more for each thing that
-    it dismisses, and for a large body."""
+    """About how much work it is to store a message: 1 for a small one, twice as much with a key,
+    by which another one may end, and more for each thing that it dismisses, and for a large
+    body."""
     cost = 1
     if message.creation is not None:
+        cost += message.key is not None
         cost += len(memoryview(message.creation.raw_body)) // 4_096
     if (dismissal := message.dismissal) is not None:
         skipped = sum(len(range_.skip_msg_ids) for range_ in dismissal.ranges)
