@@ -132,7 +132,7 @@ CASES = [
     AlertCase("GregorDescriptorsRunOut", 10, descriptors(900), descriptors(800)),
     AlertCase("GregorCommitsFail", 12, {FAILED: ONE_AT_ONCE}, {FAILED: "7x60"}),
     AlertCase("GregorCommitsSlow", 20, commits("seconds", 0.2), commits("seconds", 0.05)),
-    AlertCase("GregorCommitsFull", 20, commits("messages", 990), commits("messages", 500)),
+    AlertCase("GregorCommitsFull", 20, commits("messages", 190), commits("messages", 100)),
     AlertCase(
         "GregorStoreConnectionsBusy", 15, {WAITING: "3x60"}, {WAITING: "3 3 0 3 3 0 3 3 3 3 0x6"}
     ),
