@@ -331,11 +331,16 @@ async def test_message_for_more_users_than_fit_at_once_is_sent_in_several_reques
         assert [(each.uid, each.status) for each in results] == [(uid, "stored") for uid in uids]
 
 
-async def test_limit_of_users_that_is_not_smaller_is_raised(kind: str) -> None:
+def never_allowed(limit: str, maximum: int) -> httpx.Response:
+    """The answer to more than a limit, which no wait helps."""
     document = {"type": "x", "title": "X", "status": 422, "detail": "too many", "code": "limit"}
+    numbers = {"action": "stop", "limit": limit, "maximum": maximum}
+    return httpx.Response(422, json={**document, **numbers})
+
+
+async def test_limit_of_users_that_is_not_smaller_is_raised(kind: str) -> None:
     for limit, maximum in (("uids", 4), ("uids", 0), ("keys", 2)):
-        numbers = {"action": "stop", "limit": limit, "maximum": maximum}
-        server = FakeServer(httpx.Response(422, json={**document, **numbers}))
+        server = FakeServer(never_allowed(limit, maximum))
         async with server.producer(kind) as producer:
             with pytest.raises(LimitExceeded):
                 await producer.send_to(list("abcd"), create("ignored", "news"))
@@ -343,10 +348,7 @@ async def test_limit_of_users_that_is_not_smaller_is_raised(kind: str) -> None:
 
 
 async def test_one_message_that_never_fits_is_raised(kind: str) -> None:
-    document = {"type": "x", "title": "X", "status": 422, "detail": "too many", "code": "limit"}
-    numbers = {"action": "stop", "limit": "bytes_per_second", "maximum": 100}
-    answer = httpx.Response(422, json={**document, **numbers})
-    server = FakeServer(*[answer] * 10)
+    server = FakeServer(*[never_allowed("bytes_per_second", 100)] * 10)
     async with server.producer(kind) as producer:
         with pytest.raises(LimitExceeded):
             await producer.send([create("u", "c", n) for n in range(4)])
@@ -354,9 +356,7 @@ async def test_one_message_that_never_fits_is_raised(kind: str) -> None:
 
 
 async def test_limit_that_no_wait_helps_is_raised_with_its_name(kind: str) -> None:
-    document = {"type": "x", "title": "X", "status": 422, "detail": "too many", "code": "limit"}
-    numbers = {"action": "stop", "limit": "live_items", "maximum": 7}
-    server = FakeServer(httpx.Response(422, json={**document, **numbers}))
+    server = FakeServer(never_allowed("live_items", 7))
     async with server.producer(kind) as producer:
         with pytest.raises(LimitExceeded) as raised:
             await producer.create("alice", "mail")

@@ -726,7 +726,7 @@ MUTATIONS = [
     Mutation(
         "a commit takes all that a sender has queued",
         "stores/sql/commit_queue.py",
-        "share = COMMIT_COST if self._is_alone() else share_among(len(self._by_sender))",
+        "share = COMMIT_COST if self._is_alone() else _share_among(len(self._by_sender))",
         "share = COMMIT_COST",
         COMMIT_QUEUE + "test_commit_has_of_each_user_no_more_than_a_share_while_others_wait",
     ),

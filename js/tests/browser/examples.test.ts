@@ -100,7 +100,7 @@ test("the shop's page has an inbox, settings, and the count of what is unread in
   });
   try {
     const address = `http://127.0.0.1:${port}/shop?customer=alice`;
-    await until("the shop answers", async () => (await fetch(address)).ok);
+    await shop.whileItRuns(until("the shop answers", async () => (await fetch(address)).ok));
     const [one, two] = [await tabAt(address), await tabAt(address)];
     const titles = (title: string): Promise<void> =>
       until(`both titles are ${title}`, async () => (await one.title()) === title && (await two.title()) === title);

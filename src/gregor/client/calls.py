@@ -214,7 +214,8 @@ class UserBatches(Batches):
     """One message for many users, who are all checked at the beginning."""
 
     def __init__(self, uids: Iterable[AnyID], message: Message) -> None:
-        self._message = as_message("message", message)
+        self._sent = _sent(as_message("message", message))
+        self._json = _without_uid(message)
         self._uids = [
             arguments.identifier("uids", id_, MAX_UID) for id_ in arguments.many("uids", uids)
         ]
@@ -225,9 +226,8 @@ class UserBatches(Batches):
         batch = self._next_batch()
         if not batch:
             return None
-        contents = MultiUserRequest(tuple(batch), _without_uid(self._message))
-        sent = _sent(self._message)
-        return _post(msgspec.json.encode(contents), [sent._replace(uid=uid) for uid in batch])
+        contents = MultiUserRequest(tuple(batch), self._json)
+        return _post(msgspec.json.encode(contents), [self._sent._replace(uid=uid) for uid in batch])
 
     def answered(self, answer: Results) -> None:
         self._results += answer.results

@@ -76,7 +76,7 @@ class CommitQueue(Generic[B]):
 
     def take(self) -> list[Piece[B]]:
         """The pieces of the next commit; at least one slot, if there is any."""
-        share = COMMIT_COST if self._is_alone() else share_among(len(self._by_sender))
+        share = COMMIT_COST if self._is_alone() else _share_among(len(self._by_sender))
         pieces: list[Piece[B]] = []
         left = COMMIT_COST
         for sender in list(self._by_sender):
@@ -140,7 +140,7 @@ def _take(waiting: deque[_Waiting[B]], share: int) -> tuple[list[Piece[B]], int]
     return pieces, spent
 
 
-def share_among(senders: int) -> int:
+def _share_among(senders: int) -> int:
     """The cost that one of so many senders may have in a commit."""
     return max(LEAST_SHARE_COST, min(SHARE_COST, ROUND_COST // max(senders, 1)))
 
