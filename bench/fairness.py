@@ -4,9 +4,9 @@ in the same run.
     make bench-fairness
 
 The server is `gregor serve --auth jwt`, on an SQLite file, or on PostgreSQL with
-`GREGOR_BENCH_STORE=postgresql`. The abusers of `abusers` run in processes of their own. They would
-be on other machines, so they have a low priority here: what they take from the processor is not
-what is measured.
+`GREGOR_BENCH_STORE=postgresql`. The abusers of `abusers` run in processes of their own, which have
+what the others leave of the processor: they would be on other machines, and what they take from it
+is not what is measured.
 """
 
 import asyncio
@@ -125,7 +125,7 @@ async def abuser(
     }
     host, port = server.address
     process = await asyncio.create_subprocess_exec(
-        *("nice", "-n", "10", sys.executable, "-m", "bench.abuse", kind, host, str(port)),
+        *(sys.executable, "-m", "bench.abuse", kind, host, str(port)),
         env={**os.environ, **identity},
         stdout=subprocess.PIPE,
     )
