@@ -5,9 +5,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gregor.core.message import create, parse_message
+from gregor.core.message import create, dismiss_category, parse_message
 from gregor.errors import InvalidMessage, Unavailable
 from gregor.interfaces import StoreOutcome
+from gregor.limits import DEFAULT_LIMITS
 from gregor.stores.sql.commit_queue import COMMIT_COST, MAX_QUEUED_MESSAGES
 from gregor.stores.sql.database import Database, DatabaseConnection, StorageBroken
 from gregor.stores.sql.failure_reason import FailureReason
@@ -59,6 +60,17 @@ async def test_commit_has_at_most_max_commit_messages(database: Database) -> Non
         await asyncio.gather(*(machine.consume_messages(batch) for batch in batches))
     assert sum(commits) == 2000
     assert max(commits) <= COMMIT_COST
+
+
+async def test_commit_ends_after_ranges_over_many_items(database: Database) -> None:
+    """The commits know how many items a user has, if that is limited."""
+    commits = Commits()
+    async with SQLStateMachine(database, clock, commits.add, limits=DEFAULT_LIMITS) as machine:
+        await machine.consume_messages([create("u", "a") for _ in range(5_000)])
+        commits.clear()
+        await machine.consume_messages([dismiss_category("u", "z") for _ in range(60)])
+    assert sum(commits) == 60
+    assert len(commits) > 2
 
 
 async def test_messages_over_queue_limit_are_rejected_and_later_ones_are_stored(

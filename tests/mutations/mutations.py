@@ -724,6 +724,13 @@ MUTATIONS = [
     ),
     # Whose turn it is
     Mutation(
+        "the hashes of several users are checked in one transaction",
+        "stores/sql/state_machine.py",
+        "for uid in uids:\n            check = partial(check_hashes, uids=[uid],",
+        "for uids in [uids]:\n            check = partial(check_hashes, uids=uids,",
+        "tests/stores/test_hashes.py::test_each_user_is_checked_in_a_transaction",
+    ),
+    Mutation(
         "a commit takes all that a sender has queued",
         "stores/sql/commit_queue.py",
         "share = COMMIT_COST if self._is_alone() else _share_among(len(self._by_sender))",
@@ -736,6 +743,34 @@ MUTATIONS = [
         "        cost += message.key is not None\n",
         "",
         COMMIT_QUEUE + "test_message_with_a_key_costs_twice_as_much",
+    ),
+    Mutation(
+        "ranges cost the same however many items a user has",
+        "stores/sql/commit_queue.py",
+        "        cost += items // ITEMS_OF_A_COST if dismissal.ranges else 0\n",
+        "",
+        COMMIT_QUEUE + "test_ranges_cost_what_the_items_are_against_which_they_are_held",
+    ),
+    Mutation(
+        "a commit does not know how many items a user has",
+        "stores/sql/state_machine.py",
+        "CommitQueue(self._counted.items)",
+        "CommitQueue()",
+        "tests/conformance/test_sql.py::test_commit_ends_after_ranges_over_many_items",
+    ),
+    Mutation(
+        "what a message costs beyond a share is forgotten",
+        "stores/sql/commit_queue.py",
+        "self._debts[sender] = cost - room",
+        "pass",
+        COMMIT_QUEUE + "test_who_had_more_than_a_share_waits_until_it_is_paid",
+    ),
+    Mutation(
+        "who waits alone pays a debt with empty commits",
+        "stores/sql/commit_queue.py",
+        "if least < share:",
+        "if True:",
+        COMMIT_QUEUE + "test_who_waits_alone_in_debt_need_not_pay_it",
     ),
     Mutation(
         "the share of a sender is the same in a crowd",

@@ -134,12 +134,45 @@ def test_sender_who_is_alone_again_gets_a_whole_commit_after_some_time() -> None
     assert sizes == [SHARE_COST] * (ALONE_AFTER_COMMITS) + [COMMIT_COST]
 
 
+def dismissing(uid: str, ranges: int) -> InBandMessage:
+    return InBandMessage(uid, "m", dismissal=Dismissal((), (Range("a"),) * ranges))
+
+
 def test_message_that_costs_more_than_a_share_is_committed_all_the_same() -> None:
-    ranges = tuple(Range("a", skip_msg_ids=("x",) * 200) for _ in range(10_000))
-    heavy = InBandMessage("ada", "m", dismissal=Dismissal((), ranges))
+    heavy = dismissing("ada", 10_000)
     assert cost_of(heavy) > COMMIT_COST
     queue = queue_of([BatchOfUser([Slot(heavy)]), batch("bob", 1)])
     assert [len(pieces) for pieces in commits_of(queue)] == [1, 1]
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=12))
+def test_who_had_more_than_a_share_waits_until_it_is_paid(ranges: list[int]) -> None:
+    """Beside a user who always has something: over all commits so far, its share of each, and one
+    message more."""
+    heavy = [dismissing("eve", number) for number in ranges]
+    queue = queue_of([batch("ada", 20_000), BatchOfUser([Slot(each) for each in heavy])])
+    costs, so_far = [cost_of(each) for each in heavy], 0
+    for commits in range(1, sum(costs) // SHARE_COST + 2):
+        so_far += sum(cost_by_user(queue.take()).get("eve", []))
+        assert so_far <= commits * SHARE_COST + max(costs)
+    assert so_far == sum(costs)
+
+
+def test_who_waits_alone_in_debt_need_not_pay_it() -> None:
+    queue = queue_of([BatchOfUser([Slot(dismissing(uid, 400))] * 3) for uid in ("ada", "eve")])
+    assert all(commits_of(queue))
+
+
+def test_ranges_cost_what_the_items_are_against_which_they_are_held() -> None:
+    few = [create("ada", "a"), InBandMessage("ada", "m", dismissal=Dismissal(("i",), ()))]
+    assert [cost_of(each, 20_000) for each in few] == [cost_of(each) for each in few]
+    assert cost_of(dismissing("ada", 1), 20_000) > 3 * SHARE_COST
+    assert cost_of(dismissing("ada", 1), 50) == cost_of(dismissing("ada", 1))
+    items = {"eve": 20_000}
+    queue: CommitQueue[BatchOfUser] = CommitQueue(lambda uid: items.get(uid, 0))
+    for uid in ("ada", "bob", "eve"):
+        queue.add(BatchOfUser([Slot(dismissing(uid, 1))] * 20))
+    assert [len(piece.slots) for piece in queue.take()] == [20, 20, 1]
 
 
 def test_message_with_a_key_costs_twice_as_much() -> None:

@@ -64,6 +64,11 @@ class CountedUsers:
     def get(self, uid: UID) -> _Count | None:
         return self._counted.get(uid)
 
+    def items(self, uid: UID) -> int:
+        """How many items a user has at most; 0 if that is not known."""
+        count = self._counted.get(uid)
+        return 0 if count is None else count.has.live_items
+
     def update(self, counted: Mapping[UID, _Count]) -> None:
         """Remember what was counted in a transaction, after its commit."""
         for uid, count in counted.items():

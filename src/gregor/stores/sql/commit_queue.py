@@ -3,7 +3,9 @@
 Senders take turns. A commit takes from each of them its share, until it is large enough, and those
 whom it has not reached are first in the next one. So what a sender has queued delays the others by
 a share and not by all of it. The more senders there are, the smaller it is: who comes to a crowd
-waits for one turn of each. What is of one sender is committed in its order.
+waits for one turn of each. A message may cost more than a share; then its sender is in debt, and
+has no turn until the shares of later commits have paid it (deficit round robin). What is of one
+sender is committed in its order.
 
 A sender that is alone gets a whole commit. It is not taken to be alone until it has been so for
 some commits: others may be about to send again, and would wait for all of it.
@@ -12,10 +14,10 @@ Pure: it knows neither time nor transactions.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from gregor.core.message import InBandMessage
+from gregor.core.message import UID, InBandMessage
 from gregor.interfaces import Slot
 
 SHARE_COST, LEAST_SHARE_COST = 50, 10
@@ -23,6 +25,9 @@ ROUND_COST = 400
 """Of what many senders have together in one commit, so that it reaches all of them."""
 COMMIT_COST = 1_000
 """A message costs at least 1, so a commit has at most so many."""
+
+ITEMS_OF_A_COST = 100
+"""So many items of a user cost 1 if a message has ranges, which are held against all of them."""
 
 ALONE_AFTER_COMMITS = 100
 
@@ -51,11 +56,14 @@ class Piece(NamedTuple, Generic[B]):
 
 
 class CommitQueue(Generic[B]):
-    """The batches that wait, by their senders, who are in the order of their turns."""
+    """The batches that wait, by their senders, who are in the order of their turns. How many items
+    a user has, `items_of` says, if it is known: what a message costs depends on it."""
 
-    def __init__(self) -> None:
+    def __init__(self, items_of: Callable[[UID], int] = lambda uid: 0) -> None:
         self.messages = 0
+        self._items_of = items_of
         self._by_sender: dict[Sender, deque[_Waiting[B]]] = {}
+        self._debts: dict[Sender, int] = {}  # what they have had beyond their shares
         self._last: Sender | None = None
         self._commits_alone = ALONE_AFTER_COMMITS
 
@@ -77,19 +85,49 @@ class CommitQueue(Generic[B]):
     def take(self) -> list[Piece[B]]:
         """The pieces of the next commit; at least one slot, if there is any."""
         share = COMMIT_COST if self._is_alone() else _share_among(len(self._by_sender))
+        debts = self._debts_to_pay(share)
+        self._debts = {sender: debt - share for sender, debt in debts.items() if debt > share}
         pieces: list[Piece[B]] = []
         left = COMMIT_COST
-        for sender in list(self._by_sender):
+        for sender in [each for each in self._by_sender if debts.get(each, 0) < share]:
             if left <= 0:
                 break
+            room = share - debts.get(sender, 0)
             waiting = self._by_sender.pop(sender)
-            taken, cost = _take(waiting, min(share, left))
+            taken, cost = self._take(waiting, min(room, left))
             pieces += taken
             left -= cost
+            if cost > room:
+                self._debts[sender] = cost - room
             if waiting:
                 self._by_sender[sender] = waiting  # behind all others
         self.messages -= sum(len(piece.slots) for piece in pieces)
         return pieces
+
+    def _take(self, waiting: "deque[_Waiting[B]]", share: int) -> tuple[list[Piece[B]], int]:
+        """The next pieces of a sender, until they cost a share or more; and what they cost."""
+        pieces: list[Piece[B]] = []
+        spent = 0
+        while waiting and spent < share:
+            batch, start = waiting.popleft()
+            end = start
+            while end < len(batch.slots) and spent < share:
+                message = batch.slots[end].message
+                spent += cost_of(message, self._items_of(message.uid))
+                end += 1
+            is_last = end == len(batch.slots)
+            pieces.append(Piece(batch, batch.slots[start:end], is_last))
+            if not is_last:
+                waiting.appendleft(_Waiting(batch, end))
+        return pieces, spent
+
+    def _debts_to_pay(self, share: int) -> dict[Sender, int]:
+        """What is paid with this share and later ones: less, if nobody who waits had a turn
+        otherwise."""
+        least = min((self._debts.get(sender, 0) for sender in self._by_sender), default=0)
+        if least < share:
+            return self._debts
+        return {sender: debt - least for sender, debt in self._debts.items()}
 
     def _is_alone(self) -> bool:
         """Whether the only sender has been the only one for some commits."""
@@ -123,23 +161,6 @@ class _Waiting(NamedTuple, Generic[B]):
     start: int
 
 
-def _take(waiting: deque[_Waiting[B]], share: int) -> tuple[list[Piece[B]], int]:
-    """The next pieces of a sender, until they cost a share or more; and what they cost."""
-    pieces: list[Piece[B]] = []
-    spent = 0
-    while waiting and spent < share:
-        batch, start = waiting.popleft()
-        end = start
-        while end < len(batch.slots) and spent < share:
-            spent += cost_of(batch.slots[end].message)
-            end += 1
-        is_last = end == len(batch.slots)
-        pieces.append(Piece(batch, batch.slots[start:end], is_last))
-        if not is_last:
-            waiting.appendleft(_Waiting(batch, end))
-    return pieces, spent
-
-
 def _share_among(senders: int) -> int:
     """The cost that one of so many senders may have in a commit."""
     return max(LEAST_SHARE_COST, min(SHARE_COST, ROUND_COST // max(senders, 1)))
@@ -153,10 +174,10 @@ def sender_of(slots: Sequence[Slot]) -> Sender:
     return "sender", next((slot.author or "" for slot in slots), "")
 
 
-def cost_of(message: InBandMessage) -> int:
-    """About how much work it is to store a message: 1 for a small one, twice as much with a key,
-    by which another one may end, and more for each thing that it dismisses, and for a large
-    body."""
+def cost_of(message: InBandMessage, items: int = 0) -> int:
+    """About how much work it is to store a message of a user who has so many items: 1 for a small
+    one, twice as much with a key, by which another one may end, and more for what it dismisses, and
+    for a large body."""
     cost = 1
     if message.creation is not None:
         cost += message.key is not None
@@ -165,4 +186,5 @@ def cost_of(message: InBandMessage) -> int:
         skipped = sum(len(range_.skip_msg_ids) for range_ in dismissal.ranges)
         named = len(dismissal.msg_ids) + len(dismissal.ranges) + len(dismissal.keys)
         cost += named // 4 + skipped // 64
+        cost += items // ITEMS_OF_A_COST if dismissal.ranges else 0
     return cost

@@ -10,6 +10,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from secrets import token_hex
 from time import monotonic, perf_counter
 from typing import IO, Any, NamedTuple, Self, TypeAlias, TypeVar
@@ -178,7 +179,7 @@ class SQLStateMachine(StateMachineOfRecord):
         self._transaction_seconds = transaction_seconds
         self._clock = clock
         self._committed = committed
-        self._queue: CommitQueue[_PendingBatch] = CommitQueue()
+        self._queue: CommitQueue[_PendingBatch] = CommitQueue(self._counted.items)
         self._arrival = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
         self._checks: list[asyncio.Task[None]] = []
@@ -592,10 +593,13 @@ class SQLStateMachine(StateMachineOfRecord):
         )
 
     async def check_hashes(self, uids: Sequence[UID]) -> Sequence[UID]:
+        """Others get their turn between two users, of whom each may have thousands of items."""
         now = self._clock()
-        return await self.database.write(
-            lambda c: check_hashes(c, uids, now, any_bucket=self._any_bucket)
-        )
+        repaired: list[UID] = []
+        for uid in uids:
+            check = partial(check_hashes, uids=[uid], now=now, any_bucket=self._any_bucket)
+            repaired += await self.database.write(check)
+        return repaired
 
     async def _read_user(self, uid: UID, work: Work[T]) -> T:
         """Run work that reads one user. Raises WrongShard if another shard holds the user."""
