@@ -44,7 +44,7 @@ fleet: $(READY)  ## The demo with two nodes, PostgreSQL and Redis from wheels; S
 	@$(BIN)/python -m demo --shards $(SHARDS)
 
 test: $(READY) $(JS_READY)  ## All tests, in some 20 minutes
-	$(BIN)/pytest -n 4 --dist loadgroup
+	$(BIN)/pytest -n 5 --dist loadgroup
 
 environments: $(READY)  ## Tests with PgBouncer, nginx and others from Debian; root or sudo
 	@tests/environments/install

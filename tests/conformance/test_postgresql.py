@@ -20,6 +20,7 @@ from gregor.stores.sql.database import CommitUnknown, Database, DatabaseConnecti
 from gregor.stores.sql.state_machine import MAX_SKEW, SQLStateMachine
 from gregor.stores.sql.statements import UserKey, UserRow
 from gregor.stores.sql.store_url import database_at
+from tests.timeouts import TIMEOUT_SECONDS
 
 T = TypeVar("T")
 
@@ -220,40 +221,40 @@ async def test_message_sent_to_two_nodes_concurrently_is_stored_once(url: str) -
         assert len(await machines[0].in_band_messages_since("ann", None, TimeOrOffset(time=0))) == 1
 
 
-async def test_nodes_that_insert_the_same_new_users_do_not_deadlock(url: str) -> None:
-    uids = [f"user{number}" for number in range(2_000)]
-    attempts: list[int] = []
-    gate_is_closed = asyncio.Event()
+@pytest.mark.parametrize("are_known", [False, True], ids=["inserted", "locked"])
+async def test_users_are_taken_in_the_order_of_their_ids(url: str, are_known: bool) -> None:
+    """While a node waits for one user, it holds none that comes later: another node that has the
+    one takes them without a deadlock."""
+    attempts: list[str] = []
+    middle_is_taken = asyncio.Event()
 
-    def open_gate_when_all_wait(connection: DatabaseConnection) -> None:
-        connection.execute_sql("SELECT pg_advisory_xact_lock(1)")
-        gate_is_closed.set()
-        waiting = 0
-        while waiting < 4:
-            ((waiting,),) = connection.execute_sql(
-                "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database "
-                "WHERE datname = current_database() AND locktype = 'advisory' AND NOT granted"
-            )
+    def take(connection: DatabaseConnection, *uids: str) -> None:
+        rows = [UserRow(uid, bucket_of(uid)) for uid in uids]
+        connection.execute_rows(statements.INSERT_USERS, rows)
+        connection.execute_rows(statements.LOCK_USERS, [UserKey(uid) for uid in uids])
 
-    async def insert_all(database: Database, number: int) -> None:
-        shuffled = [UserRow(uid, bucket_of(uid)) for uid in Random(number).sample(uids, len(uids))]
+    def take_middle_and_then_last(connection: DatabaseConnection) -> None:
+        attempts.append("middle")
+        take(connection, "m")
+        middle_is_taken.set()
+        while not connection.execute_sql(
+            "SELECT 1 FROM pg_locks WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid))"
+        ):
+            pass
+        take(connection, "z")
 
-        def insert_and_lock(connection: DatabaseConnection) -> None:
-            connection.execute_sql("SELECT pg_advisory_xact_lock_shared(1)")
-            attempts.append(number)  # a second time if the first was a deadlock
-            connection.execute_rows(statements.INSERT_USERS, shuffled)
-            connection.execute_rows(statements.LOCK_USERS, [UserKey(uid) for uid, _ in shuffled])
+    def take_all(connection: DatabaseConnection) -> None:
+        attempts.append("all")
+        take(connection, "z", "m", "a")
 
-        await database.write(insert_and_lock)
-
-    async with AsyncExitStack() as stack:
-        gate, *databases = [await stack.enter_async_context(database_at(url)) for _ in range(5)]
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(gate.write(open_gate_when_all_wait))
-            await gate_is_closed.wait()
-            for number, database in enumerate(databases):
-                tasks.create_task(insert_all(database, number))
-    assert sorted(attempts) == [0, 1, 2, 3]
+    async with database_at(url) as database, database_at(url) as another:
+        if are_known:
+            await database.write(lambda c: take(c, "a", "m", "z"))
+        async with asyncio.timeout(TIMEOUT_SECONDS), asyncio.TaskGroup() as tasks:
+            tasks.create_task(database.write(take_middle_and_then_last))
+            await middle_is_taken.wait()
+            tasks.create_task(another.write(take_all))
+    assert attempts == ["middle", "all"]
 
 
 # Unknown commits

@@ -983,7 +983,14 @@ MUTATIONS = [
         """    ORDER BY input.uid
     ON CONFLICT DO NOTHING""",
         "    ON CONFLICT DO NOTHING",
-        POSTGRESQL + "test_nodes_that_insert_the_same_new_users_do_not_deadlock",
+        POSTGRESQL + "test_users_are_taken_in_the_order_of_their_ids[inserted]",
+    ),
+    Mutation(
+        "users are locked in arbitrary order",
+        "stores/sql/statements.py",
+        "    ORDER BY users.uid FOR UPDATE OF users",
+        "    FOR UPDATE OF users",
+        POSTGRESQL + "test_users_are_taken_in_the_order_of_their_ids[locked]",
     ),
     Mutation(
         "PostgreSQL plans without our planner settings",
