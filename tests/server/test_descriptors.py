@@ -181,7 +181,11 @@ async def test_event_stream_is_refused_as_an_event_that_says_when_to_come_back()
         assert "no more room for devices" in answer.text
 
 
-def test_open_descriptors_are_counted_where_the_system_tells() -> None:
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_open_descriptors_are_counted_where_the_system_tells(
+    platform: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
     before = open_descriptors()
     with socket.socket():
         assert open_descriptors() == before + 1
