@@ -9,6 +9,9 @@ from hypothesis import HealthCheck, Phase, settings
 # The thresholds of a server: almost all objects are freed by their reference count.
 gc.set_threshold(50_000, 20, 100)
 
+# Their failures say which values differ.
+pytest.register_assert_rewrite("gregor.testing.conformance", "gregor.testing.pubsub_conformance")
+
 pytest_plugins = ["tests.server_fixtures"]
 
 # The suppressed checks are intended: a test opens a state machine once, and each example uses its

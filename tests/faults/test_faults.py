@@ -2,8 +2,8 @@
 
     make faults ROUNDS=20
 
-runs more rounds, with twice as many devices, also of the faults that are left out here, and prints
-their seeds.
+runs more rounds, with three times as many devices, also of the faults that are left out here, and
+prints their seeds.
 """
 
 from random import Random
@@ -17,7 +17,7 @@ from tests.faults.harness import play_round
 # One worker plays the rounds, which mostly wait, while others use the processors.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults")]
 
-DEVICES = 100
+DEVICES = 60
 FORGETTING_DURING_MOVES = ("prune, moving", "erase, moving")
 OTHER_FAULTS = [n for n in FAULTS if n not in {*FORGETTING_FAULTS, *FORGETTING_DURING_MOVES}]
 
@@ -36,7 +36,7 @@ async def test_fleet_is_consistent_after_it_has_forgotten(name: str) -> None:
     """A short round: nodes are killed in it too."""
     seed = Random().randrange(10**6)
     print(f"seed {seed}")
-    round_ = await play_round(name, seed, SAMPLE, devices=60, seconds=4, pubsub="redis")
+    round_ = await play_round(name, seed, SAMPLE, devices=DEVICES, seconds=4, pubsub="redis")
     assert round_.problems == []
     assert round_.acknowledged > 5_000
 
