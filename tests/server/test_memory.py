@@ -15,7 +15,8 @@ from tests.server.harness import JSON, Served, creation, to, token, until
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LARGE = "x" * 400_000
-REQUESTS = 10
+REQUESTS = 20
+"""So many that the last one does not matter: the thread that has read it may not yet be done."""
 
 REFUSED: dict[str, Callable[[], JSON]] = {
     "a message with an unknown field": lambda: {**to("u"), "unknown": LARGE},
