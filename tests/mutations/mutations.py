@@ -725,10 +725,10 @@ MUTATIONS = [
     # Whose turn it is
     Mutation(
         "the hashes of several users are checked in one transaction",
-        "stores/sql/state_machine.py",
-        "for uid in uids:\n            check = partial(check_hashes, uids=[uid],",
-        "for uids in [uids]:\n            check = partial(check_hashes, uids=uids,",
-        "tests/stores/test_hashes.py::test_each_user_is_checked_in_a_transaction",
+        "node/hash_checks.py",
+        "check_hashes([uid])",
+        "check_hashes(uids)",
+        NODE + "test_each_sweep_checks_the_hashes_of_a_few_connected_users_in_turn",
     ),
     Mutation(
         "a commit takes all that a sender has queued",

@@ -141,8 +141,8 @@ class SteppingClock:
 
 class FailingStore(MemoryStateMachine):
     """A store that raises StorageUnavailable while it is `down`. A commit waits until
-    `commits_allowed` is set. It keeps a wrong hash for the users in `wrong_hashes`. It is
-    `its_deployment`; None: as a store is before schema 0009."""
+    `commits_allowed` is set. It keeps a wrong hash for the users in `wrong_hashes`, and checks none
+    of `fails_to_check`. It is `its_deployment`; None: as a store is before schema 0009."""
 
     def __init__(self, clock: Callable[[], Time]) -> None:
         super().__init__(clock)
@@ -152,6 +152,7 @@ class FailingStore(MemoryStateMachine):
         self.commits_allowed.set()
         self.ctimes_queries: list[Sequence[UID]] = []
         self.wrong_hashes: set[UID] = set()
+        self.fails_to_check: set[UID] = set()
         self.hash_checks: list[Sequence[UID]] = []
 
     async def deployment(self) -> Deployment | None:
@@ -180,6 +181,8 @@ class FailingStore(MemoryStateMachine):
     async def check_hashes(self, uids: Sequence[UID]) -> Sequence[UID]:
         self.hash_checks.append(uids)
         self._check()
+        if not self.fails_to_check.isdisjoint(uids):
+            raise StorageUnavailable("the store does not answer for this user")
         repaired = [uid for uid in uids if uid in self.wrong_hashes]
         self.wrong_hashes.difference_update(repaired)
         return repaired

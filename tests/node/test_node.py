@@ -24,7 +24,7 @@ from gregor.interfaces import (
     Stored,
 )
 from gregor.log_event import LogEvent
-from gregor.node.hash_checks import USERS_AT_ONCE
+from gregor.node.hash_checks import USERS_PER_SWEEP
 from gregor.node.node import AT_A_TIME, Node
 from gregor.pubsub.interface import PubSub
 from tests.client.harness import on_virtual_time
@@ -432,17 +432,34 @@ async def test_message_after_a_replay_behind_the_clock_does_not_continue_the_fee
 # Hashes that the store keeps
 
 
+@on_virtual_time
 async def test_each_sweep_checks_the_hashes_of_a_few_connected_users_in_turn() -> None:
-    harness = NodeHarness(sweep_seconds=0.001)
-    uids = [f"u{number}" for number in range(2 * USERS_AT_ONCE + 1)]
+    """Each user by itself: a check holds up all writers of the store."""
+    harness = NodeHarness()
+    few = USERS_PER_SWEEP
+    uids = [f"u{number}" for number in range(2 * few + 1)]
+    numbers: dict[int, None] = {}  # of users checked, as they were seen
     async with harness.node, AsyncExitStack() as stack:
         for uid in uids:
             await stack.enter_async_context(attached(harness.node, uid, FakeListener()))
             await sync_device(harness.node, uid)
-        await until(lambda: len(harness.store.hash_checks) >= 4)
-    first_round = harness.store.hash_checks[:3]
-    assert [uid for checked in first_round for uid in checked] == uids
-    assert harness.store.hash_checks[3] == uids[:USERS_AT_ONCE]
+        while len(harness.store.hash_checks) < len(uids) + few:
+            await asyncio.sleep(0.1)
+            numbers[len(harness.store.hash_checks)] = None
+    assert list(numbers) == [0, few, 2 * few, 2 * few + 1, len(uids) + few]
+    assert harness.store.hash_checks == [[uid] for uid in (*uids, *uids[:few])]
+
+
+async def test_hash_that_was_repaired_is_told_if_the_store_fails_at_the_next_user() -> None:
+    harness = NodeHarness(sweep_seconds=0.001)
+    harness.store.wrong_hashes = {"u0"}
+    harness.store.fails_to_check = {"u1"}
+    async with harness.node, AsyncExitStack() as stack:
+        for uid in ("u0", "u1"):
+            await stack.enter_async_context(attached(harness.node, uid, FakeListener()))
+            await sync_device(harness.node, uid)
+        await until(lambda: ["u1"] in harness.store.hash_checks)
+    assert harness.observer.hashes_repaired == 1
 
 
 async def test_wrong_hash_is_counted_and_logged_with_its_user(

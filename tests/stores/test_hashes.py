@@ -7,7 +7,7 @@ import pytest
 from gregor.core.instant import SECOND
 from gregor.core.message import InBandMessage, create, dismiss, dismiss_category, put
 from gregor.stores.memory import MemoryStateMachine
-from gregor.stores.sql.database import Database, Work
+from gregor.stores.sql.database import Database
 from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.state_machine import SQLStateMachine
 from gregor.stores.sql.store_url import database_at
@@ -104,22 +104,6 @@ async def test_hash_that_differs_is_found_once_and_repaired(
     assert list(await stores.machine.check_hashes(["ann", "bob", "unknown"])) == ["ann"]
     assert await stores.differing() == set()
     assert list(await stores.machine.check_hashes(["ann", "bob", "unknown"])) == []
-
-
-async def test_each_user_is_checked_in_a_transaction(
-    stores: Stores, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each may have thousands of items, and others wait for their turn."""
-    transactions: list[Work[object]] = []
-    write = stores.machine.database.write
-
-    async def counted(work: Work[object]) -> object:
-        transactions.append(work)
-        return await write(work)
-
-    monkeypatch.setattr(stores.machine.database, "write", counted)
-    await stores.machine.check_hashes(["ann", "bob"])
-    assert len(transactions) == 2
 
 
 async def test_check_of_unknown_users_stores_nothing(stores: Stores) -> None:

@@ -19,7 +19,7 @@ from gregor.node.observer import Observer
 
 log = logging.getLogger("gregor.node")
 
-USERS_AT_ONCE = 4
+USERS_PER_SWEEP = 4
 """The store reads which items of a user are live: all of them."""
 
 
@@ -50,12 +50,15 @@ class HashChecks:
                 await self._check(self._next())
 
     async def _check(self, uids: Sequence[UID]) -> None:
-        for uid in await self._state_machine.check_hashes(uids) if uids else ():
-            log.error(LogEvent("a kept hash was wrong, and is repaired", uid=uid))
-            self._observer.hash_repaired()
+        """One user at a time: others get their turn in between, and what was repaired is told even
+        if the store does not answer for the next one."""
+        for uid in uids:
+            for repaired in await self._state_machine.check_hashes([uid]):
+                log.error(LogEvent("a kept hash was wrong, and is repaired", uid=repaired))
+                self._observer.hash_repaired()
 
     def _next(self) -> list[UID]:
         if not self._due:
             self._due.extend(self._broadcaster.uids())
-        uids = [self._due.popleft() for _ in range(min(USERS_AT_ONCE, len(self._due)))]
+        uids = [self._due.popleft() for _ in range(min(USERS_PER_SWEEP, len(self._due)))]
         return [uid for uid in uids if self._broadcaster.has_devices(uid)]

@@ -10,7 +10,6 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from secrets import token_hex
 from time import monotonic, perf_counter
 from typing import IO, Any, NamedTuple, Self, TypeAlias, TypeVar
@@ -593,13 +592,10 @@ class SQLStateMachine(StateMachineOfRecord):
         )
 
     async def check_hashes(self, uids: Sequence[UID]) -> Sequence[UID]:
-        """Others get their turn between two users, of whom each may have thousands of items."""
         now = self._clock()
-        repaired: list[UID] = []
-        for uid in uids:
-            check = partial(check_hashes, uids=[uid], now=now, any_bucket=self._any_bucket)
-            repaired += await self.database.write(check)
-        return repaired
+        return await self.database.write(
+            lambda c: check_hashes(c, uids, now, any_bucket=self._any_bucket)
+        )
 
     async def _read_user(self, uid: UID, work: Work[T]) -> T:
         """Run work that reads one user. Raises WrongShard if another shard holds the user."""
