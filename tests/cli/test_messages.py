@@ -5,7 +5,7 @@ import subprocess
 import msgspec
 import pytest
 
-from tests.cli.conftest import Shell, first_json
+from tests.cli.conftest import COMMAND_TIMEOUT_SECONDS, Shell, first_json
 
 
 def test_sent_message_is_shown_counted_and_dismissed(gregor: Shell) -> None:
@@ -322,7 +322,7 @@ def test_watch_says_that_the_user_was_erased_and_ends(gregor: Shell, json: bool)
         gregor("send", f"eva{json}", "note", "1", "--msg-id", "m")
         watching.stdout.readline()
         gregor("erase", f"eva{json}")
-        output, error = watching.communicate(timeout=10)
+        output, error = watching.communicate(timeout=COMMAND_TIMEOUT_SECONDS)
         gone, erased, _ = output.splitlines()
         if json:
             assert msgspec.json.decode(gone)["why"] == "dismissed"

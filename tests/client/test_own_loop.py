@@ -11,6 +11,7 @@ from gregor.client import Client
 from gregor.core.message import create
 from gregor.errors import WrongEventLoop
 from tests.client.harness import client_harness
+from tests.timeouts import TIMEOUT_SECONDS
 
 CALLS: dict[str, Callable[[Client], Awaitable[Any]]] = {
     "create": lambda client: client.create("mail"),
@@ -41,13 +42,17 @@ def test_every_method_that_waits_is_tried_here() -> None:
 async def test_call_from_another_event_loop_raises_at_once_and_harms_nothing(name: str) -> None:
     def in_another_loop() -> None:
         async def call() -> None:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 await CALLS[name](laptop)
 
         with pytest.raises(WrongEventLoop, match="run_coroutine_threadsafe"):
             asyncio.run(call())
 
-    async with asyncio.timeout(10), client_harness() as harness, harness.device() as laptop:
+    async with (
+        asyncio.timeout(TIMEOUT_SECONDS),
+        client_harness() as harness,
+        harness.device() as laptop,
+    ):
         await asyncio.to_thread(in_another_loop)
         await laptop.create("mail")
         await laptop.flush()
@@ -67,7 +72,11 @@ async def test_events_and_reconnect_from_a_thread_raise_at_once() -> None:
         with pytest.raises(WrongEventLoop):
             asyncio.run(next_event())
 
-    async with asyncio.timeout(10), client_harness() as harness, harness.device() as laptop:
+    async with (
+        asyncio.timeout(TIMEOUT_SECONDS),
+        client_harness() as harness,
+        harness.device() as laptop,
+    ):
         await laptop.wait_synced()
         events = laptop.events()
         await asyncio.to_thread(in_a_thread)
@@ -77,7 +86,11 @@ async def test_what_is_known_can_be_read_from_a_thread() -> None:
     def in_a_thread() -> tuple[int, int, bool]:
         return laptop.count(), len(laptop.state()), laptop.status.online
 
-    async with asyncio.timeout(10), client_harness() as harness, harness.device() as laptop:
+    async with (
+        asyncio.timeout(TIMEOUT_SECONDS),
+        client_harness() as harness,
+        harness.device() as laptop,
+    ):
         await laptop.create("mail")
         await laptop.wait_synced()
         assert await asyncio.to_thread(in_a_thread) == (1, 1, True)

@@ -22,6 +22,7 @@ from gregor.client import (
 from gregor.client.websocket import websocket
 from gregor.config import Settings
 from gregor.server.app import Server
+from tests.timeouts import TIMEOUT_SECONDS
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ async def test_two_devices_and_a_backend_exchange_messages_over_sockets(
 ) -> None:
     store = SQLiteStore(tmp_path / "laptop.db")
     async with (
-        asyncio.timeout(20),
+        asyncio.timeout(TIMEOUT_SECONDS),
         Client(url, "alice", device_id="laptop", store=store) as laptop,
         Client(url, "alice", device_id="phone") as phone,
     ):
@@ -113,7 +114,7 @@ async def refusing(status_and_headers: bytes) -> AsyncIterator[str]:
 @pytest.mark.parametrize("name", REFUSALS)
 async def test_refused_upgrade_is_reported_and_tried_again(url: str, name: str) -> None:
     status_and_headers, reason = REFUSALS[name]
-    async with asyncio.timeout(20), refusing(status_and_headers) as refusing_url:
+    async with asyncio.timeout(TIMEOUT_SECONDS), refusing(status_and_headers) as refusing_url:
         refused, accepted = websocket(refusing_url), websocket(url)
         attempts = 0
 
@@ -147,7 +148,7 @@ async def test_proxy_that_cannot_be_used_is_reported(
     for name in (variable, variable.lower()):
         monkeypatch.setenv(name, value)
     async with (
-        asyncio.timeout(20),
+        asyncio.timeout(TIMEOUT_SECONDS),
         Client("http://gregor.invalid:9911", "alice", device_id="d") as laptop,
     ):
         assert isinstance(await anext(laptop.events()), Offline)
@@ -157,5 +158,5 @@ async def test_proxy_that_cannot_be_used_is_reported(
 
 async def test_tls_to_a_server_without_it_is_reported(url: str) -> None:
     https = url.replace("http", "https")
-    async with asyncio.timeout(20), Client(https, "alice", device_id="d") as laptop:
+    async with asyncio.timeout(TIMEOUT_SECONDS), Client(https, "alice", device_id="d") as laptop:
         assert isinstance(await anext(laptop.events()), Offline)

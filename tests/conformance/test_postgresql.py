@@ -361,7 +361,7 @@ async def test_node_with_clock_skew_rejects_writes_until_its_clock_is_set(
         assert re.search(r" (5\.\d|6\.0) s ", problem)  # less by as much as the query took
         assert await machine.ctimes(["ann"]) == {"ann": 0}  # reads still work
         clock.seconds = 0
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while machine.skew:  # noqa: ASYNC110 (the next check is soon, and sets no event)
                 await asyncio.sleep(0.01)
         await machine.consume_message(create("ann", "a"))

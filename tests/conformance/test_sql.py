@@ -15,6 +15,7 @@ from gregor.stores.sql.failure_reason import FailureReason
 from gregor.stores.sql.migrations import migrate
 from gregor.stores.sql.state_machine import SQLStateMachine
 from gregor.stores.sql.store_url import database_at
+from tests.timeouts import TIMEOUT_SECONDS
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ async def test_broken_store_cancels_the_block_and_fails_pending_messages(
     senders: list[asyncio.Task[list[StoreOutcome]]] = []
 
     async def serve() -> None:
-        async with asyncio.timeout(30), SQLStateMachine(database, clock) as machine:
+        async with asyncio.timeout(TIMEOUT_SECONDS), SQLStateMachine(database, clock) as machine:
             await database.write(corrupt)
             batches = [[create("u", "a")] * COMMIT_COST for _ in range(3)]
             senders.extend(asyncio.create_task(machine.consume_messages(b)) for b in batches)
@@ -143,7 +144,7 @@ async def test_broken_store_cancels_the_block_and_fails_pending_messages(
     with pytest.raises(ExceptionGroup) as raised:
         await serve()
     assert raised.group_contains(StorageBroken)
-    done, pending = await asyncio.wait(senders, timeout=30)
+    done, pending = await asyncio.wait(senders, timeout=TIMEOUT_SECONDS)
     assert not pending
     assert all(isinstance(task.exception(), Unavailable) for task in done)
 

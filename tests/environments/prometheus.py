@@ -6,6 +6,7 @@ from pathlib import Path
 import httpx
 
 from tests.fleet.servers import ManagedServer
+from tests.timeouts import TIMEOUT_SECONDS
 
 
 class Prometheus(ManagedServer):
@@ -19,7 +20,7 @@ class Prometheus(ManagedServer):
 
     async def query(self, expression: str) -> list[dict[str, object]]:
         """The samples of an instant query: their labels, and their values as `value`."""
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS) as http:
             answer = await http.get(f"{self.url}/api/v1/query", params={"query": expression})
         return [
             {**sample["metric"], "value": float(sample["value"][1])}
@@ -39,7 +40,7 @@ class Prometheus(ManagedServer):
 
     async def _is_ready(self) -> bool:
         try:
-            async with httpx.AsyncClient() as http:
+            async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS) as http:
                 return (await http.get(f"{self.url}/-/ready")).status_code == 200
         except httpx.TransportError:
             return False

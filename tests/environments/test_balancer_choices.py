@@ -8,9 +8,9 @@ import httpx
 import pytest
 
 from tests.environments.balancers import Caddy, HAProxy, LoadBalancer, Nginx
+from tests.timeouts import TIMEOUT_SECONDS
 
 ALL = (Nginx, HAProxy, Caddy)
-NOTICED_SECONDS = 10.0
 
 
 class DefaultNginx(Nginx):
@@ -68,7 +68,7 @@ async def balanced(
         ScriptedNode() as one,
         ScriptedNode() as two,
         kind([one.url, two.url]) as balancer,
-        httpx.AsyncClient(base_url=balancer.url, trust_env=False) as http,
+        httpx.AsyncClient(base_url=balancer.url, trust_env=False, timeout=TIMEOUT_SECONDS) as http,
     ):
         for node in (one, two):
             node.requests = 0
@@ -95,7 +95,7 @@ async def test_node_that_refuses_connections_is_not_noticed(
 async def test_lame_duck_gets_no_more_requests(kind: type[LoadBalancer]) -> None:
     async with balanced(kind) as (nodes, http):
         nodes[0].ready_status = 503
-        async with asyncio.timeout(NOTICED_SECONDS):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while True:
                 before = nodes[0].requests
                 assert await statuses(http, "POST") == {200}

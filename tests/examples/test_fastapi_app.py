@@ -18,6 +18,7 @@ import uvicorn
 
 from tests.ports import free_port
 from tests.server.harness import RawDevice, http_client
+from tests.timeouts import TIMEOUT_SECONDS
 
 ROOT = Path(__file__).parents[2]
 UVICORN = ("uvicorn", "examples.fastapi_app:app", "--no-access-log")
@@ -61,7 +62,7 @@ async def running_shop(directory: Path, **settings: str) -> AsyncIterator[Shop]:
 async def test_device_receives_messages_of_the_app_through_the_mount(tmp_path: Path) -> None:
     async with running_shop(tmp_path) as shop, http_client(shop.port) as http:
         url = f"ws://127.0.0.1:{shop.port}/gregor/v1/connect"
-        async with asyncio.timeout(30), await RawDevice.connect(url) as device:
+        async with asyncio.timeout(TIMEOUT_SECONDS), await RawDevice.connect(url) as device:
             await device.send("hello", token="alice", device_id="phone", protocol=2)
             await device.receive_type("sync")
             answer = await http.post("/orders", params={"customer": "alice", "item": "umbrella"})
@@ -75,18 +76,18 @@ async def test_device_receives_messages_of_the_app_through_the_mount(tmp_path: P
 
 async def test_order_is_stored_across_a_restart(tmp_path: Path) -> None:
     async with running_shop(tmp_path) as shop, http_client(shop.port) as http:
-        await http.post("/orders", params={"customer": "alice", "item": "umbrella"}, timeout=30)
+        await http.post("/orders", params={"customer": "alice", "item": "umbrella"})
     async with running_shop(tmp_path) as shop, http_client(shop.port) as http:
-        answer = await http.get("/gregor/v1/users/alice/count", timeout=30)
+        answer = await http.get("/gregor/v1/users/alice/count")
         assert answer.json()["counts"] == {"": 1}
 
 
 async def test_device_with_a_token_of_the_shop_is_notified_of_a_shipment(tmp_path: Path) -> None:
     needs_tokens = {"GREGOR_AUTH": "jwt", "GREGOR_JWT_SECRET": "0123456789abcdef" * 2}
     async with running_shop(tmp_path, **needs_tokens) as shop, http_client(shop.port) as http:
-        answer = await http.post("/token", params={"customer": "alice"}, timeout=30)
+        answer = await http.post("/token", params={"customer": "alice"})
         url = f"ws://127.0.0.1:{shop.port}/gregor/v1/connect"
-        async with asyncio.timeout(30), await RawDevice.connect(url) as device:
+        async with asyncio.timeout(TIMEOUT_SECONDS), await RawDevice.connect(url) as device:
             token = answer.json()["token"]
             await device.send("hello", token=token, device_id="phone", protocol=2)
             await device.receive_type("sync")
@@ -99,7 +100,7 @@ async def test_device_with_a_token_of_the_shop_is_notified_of_a_shipment(tmp_pat
 
 async def test_shop_serves_its_page_or_says_how_to_build_it(tmp_path: Path) -> None:
     async with running_shop(tmp_path) as shop, http_client(shop.port) as http:
-        answer = await http.get("/shop", timeout=30)
+        answer = await http.get("/shop")
         if answer.is_success:
             assert "<title>The shop</title>" in answer.text
         else:
@@ -151,11 +152,11 @@ async def test_host_that_is_stopped_sends_its_devices_away_and_ends(
             await read_until(lines, "event: sync")
             shop.process.terminate()
             if HOSTS[name].sends_goaway:
-                async with asyncio.timeout(15):
+                async with asyncio.timeout(TIMEOUT_SECONDS):
                     await read_until(lines, "event: goaway")
                     await device.receive_type("goaway")
             await device.wait_ended()
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             assert await shop.process.wait() in (0, -signal.SIGTERM)
 
 
@@ -191,7 +192,7 @@ async def hosted(host: HostServer, directory: Path) -> AsyncIterator[Shop]:
 
 
 async def answering(port: int) -> None:
-    async with asyncio.timeout(30), http_client(port) as http:
+    async with asyncio.timeout(TIMEOUT_SECONDS), http_client(port) as http:
         while True:
             try:
                 await http.get("/gregor/healthz")

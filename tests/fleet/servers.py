@@ -33,7 +33,7 @@ import asyncpg
 from gregor.errors import SetupError
 from tests.ports import free_port
 
-START_TIMEOUT_SECONDS = 30.0
+START_TIMEOUT_SECONDS = 60.0
 POLL_SECONDS = 0.01
 LOG_LINES = 20
 
@@ -68,7 +68,7 @@ class ManagedServer:
 
     async def start(self) -> None:
         """Start the server and return when it answers. Raises SetupError, with the end of its log,
-        if it does not answer within 30 s."""
+        if it does not answer within a minute."""
         if self._is_managed:
             if self._directory is None:
                 await self._prepare()

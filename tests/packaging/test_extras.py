@@ -191,7 +191,7 @@ async def main():
         async with Server.from_settings(settings) as server, asyncio.TaskGroup() as tasks:
             process = Process(server)
             tasks.create_task(process.serve_on(listener))
-            async with httpx.AsyncClient() as http:
+            async with httpx.AsyncClient(timeout=60) as http:
                 address = "http://%s:%d" % listener.getsockname()
                 print((await http.get(address + "/readyz")).status_code)
             process.request_stop()
@@ -250,7 +250,7 @@ from gregor.pubsub.interface import Received
 from gregor.pubsub.remote import pubsub_at
 
 async def main():
-    async with asyncio.timeout(20), pubsub_at(argv[1]) as pubsub:
+    async with asyncio.timeout(60), pubsub_at(argv[1]) as pubsub:
         await pubsub.subscribe("channel")
         await pubsub.publish("channel", b"hello")
         async for event in pubsub.received():

@@ -22,8 +22,8 @@ from gregor.stores.memory import MemoryStateMachine
 from tests.fleet.server_groups import RedisCluster
 from tests.fleet.servers import ManagedServer
 from tests.node.fakes import BACKEND, FakeListener, RecordingObserver, attached, sync_device
+from tests.timeouts import TIMEOUT_SECONDS
 
-SOON = 10.0  # seconds: the machine may be busy
 SWEEP_SECONDS = 60.0  # so that what arrives soon came over the pub/sub
 
 
@@ -58,7 +58,7 @@ class SharedPubSub(NamedTuple):
 
 
 async def soon(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(SOON):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while not condition():  # noqa: ASYNC110 (a server is in between)
             await asyncio.sleep(0.01)
 

@@ -164,6 +164,7 @@ class RawDevice:
                 proxy=None,
                 max_queue=4,
                 sock=sock,
+                open_timeout=TIMEOUT_SECONDS,
                 close_timeout=1,
             )
         )

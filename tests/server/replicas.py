@@ -23,6 +23,7 @@ from gregor.protocol.client_session import (
     Replace,
 )
 from gregor.protocol.effects import Send
+from tests.timeouts import TIMEOUT_SECONDS
 
 CONNECTION_ERRORS = (ConnectionClosed, InvalidHandshake, OSError)
 LOG_QUERY = "SELECT uid, ctime, prev, msg_id FROM messages ORDER BY uid, ctime"
@@ -57,7 +58,13 @@ class RawReplica:
         self._in_flight = []
         self._deferred = False
         try:
-            async with connect(url, compression=None, proxy=None, close_timeout=1) as device:
+            async with connect(
+                url,
+                compression=None,
+                proxy=None,
+                open_timeout=TIMEOUT_SECONDS,
+                close_timeout=1,
+            ) as device:
                 effects = session.opened()
                 while True:
                     for frame in [*self._apply_all(effects, session), *self._write(session)]:
@@ -143,7 +150,7 @@ def check_log(rows: Iterable[Sequence[object]], devices: list[RawReplica]) -> in
 
 async def converge(url: str, devices: list[RawReplica]) -> None:
     """Reconnect each device from its cursor, and assert that its state hash is the server's."""
-    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(TIMEOUT_SECONDS), asyncio.TaskGroup() as tasks:
         for device in devices:
             connection = tasks.create_task(device.run_connection(url))
             await device.hash_compared.wait()

@@ -71,10 +71,16 @@ async def test_https_and_websockets_over_tls(files: Files) -> None:
     parts = {"connections": service.open_connections, "errors": service.peer_errors}
     tls = TLS(files.certificate, files.key)
     async with server, listening(server.app, **parts, tls=tls) as port:  # type: ignore[arg-type]
-        async with httpx.AsyncClient(verify=files.context) as http:
+        async with httpx.AsyncClient(verify=files.context, timeout=TIMEOUT_SECONDS) as http:
             assert (await http.get(f"https://localhost:{port}/healthz")).status_code == 200
         url = f"wss://localhost:{port}/v1/connect"
-        async with connect(url, ssl=files.context, compression=None, proxy=None) as connection:
+        async with connect(
+            url,
+            ssl=files.context,
+            compression=None,
+            proxy=None,
+            open_timeout=TIMEOUT_SECONDS,
+        ) as connection:
             device = RawDevice(connection)
             await device.send("hello", token=token("u"), device_id="d", protocol=2)
             await device.receive_type("sync")

@@ -180,7 +180,12 @@ async def test_only_a_page_of_an_allowed_origin_may_connect_a_device(
 
 @asynccontextmanager
 async def page(url: str, origin: str | None) -> AsyncIterator[RawDevice]:
-    connecting = connect(url, origin=None if origin is None else Origin(origin), proxy=None)
+    connecting = connect(
+        url,
+        origin=None if origin is None else Origin(origin),
+        proxy=None,
+        open_timeout=TIMEOUT_SECONDS,
+    )
     async with connecting as connection:
         yield RawDevice(connection)
 

@@ -19,6 +19,7 @@ from gregor.stores.sql.postgresql.role import BEGIN_READ, UNKNOWN, Timeline, beg
 from gregor.stores.sql.state_machine import SQLStateMachine
 from gregor.stores.sql.store_url import database_at
 from tests.fleet.replication import ReplicatedPostgreSQL
+from tests.timeouts import TIMEOUT_SECONDS
 
 
 @pytest.fixture
@@ -182,7 +183,7 @@ async def cancel_wait_for_standby(url: str, storing: "asyncio.Task[None]") -> No
     """Cancel the commit that waits for the standby, as an operator may do, while it is stored."""
     connection = await asyncpg.connect(url)
     waiting = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while not await connection.fetch(waiting):
             assert not storing.done()
             await asyncio.sleep(0.01)

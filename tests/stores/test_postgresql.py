@@ -21,6 +21,7 @@ from gregor.stores.sql.statements import Statement
 from gregor.stores.sql.store_url import database_at
 from tests.fleet.servers import PostgreSQL, Redis
 from tests.ports import free_port
+from tests.timeouts import TIMEOUT_SECONDS
 
 COUNT_USERS = "SELECT count(*) FROM users"
 
@@ -300,7 +301,7 @@ async def test_server_that_does_not_answer_is_unavailable_after_timeout(server: 
         server.pause()
         for attempt in (database.write(run(insert_user("u"))), database.read(query(COUNT_USERS))):
             with pytest.raises(StorageUnavailable):
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(TIMEOUT_SECONDS):
                     await attempt
         server.resume()
         await database.write(run(insert_user("v")))

@@ -21,6 +21,7 @@ from gregor.stores.sql.statements import NodeRow
 from gregor.stores.sql.store_url import database_at
 from gregor.stores.sql.tables import NEWEST_REVISION, OLDEST_WRITERS
 from tests.stores.sqlalchemy_migration import OnSQLAlchemy
+from tests.timeouts import TIMEOUT_SECONDS
 
 NEXT = f"{int(NEWEST_REVISION) + 1:04}"  # code of the next version
 PREVIOUS = f"{int(NEWEST_REVISION) - 1:04}"
@@ -75,7 +76,7 @@ async def test_batch_that_waited_for_the_switch_of_the_oldest_writer_is_refused(
         await switching.execute("BEGIN; LOCK TABLE users IN SHARE MODE")
         sending = asyncio.create_task(machine.consume_message(create("ann", "mail")))
         waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while not await switching.fetchval(waiting):  # noqa: ASYNC110 (no event to wait for)
                 await asyncio.sleep(0.01)
         await switching.execute(f"UPDATE oldest_writer SET revision = '{NEXT}'; COMMIT")
@@ -162,7 +163,7 @@ async def test_node_that_cannot_register_is_not_ready_until_it_can(postgresql_ur
             (problem,) = await machine.problems()
             assert "not registered" in problem
             await database.write(lambda c: c.execute_sql("ALTER TABLE hidden RENAME TO nodes"))
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 while await machine.problems():  # noqa: ASYNC110 (no event to wait for)
                     await asyncio.sleep(0.01)
 
