@@ -41,11 +41,10 @@ from gregor.stores.sql import statements
 from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.dialect import ROWS, encode_rows
 from gregor.stores.sql.hashes import read_hash
-from gregor.stores.sql.rows import item_of, message_of
+from gregor.stores.sql.rows import message_of
 from gregor.stores.sql.statements import (
     FOREVER,
     BulkStatement,
-    ItemCtime,
     ItemKey,
     KeyedItem,
     Prefix,
@@ -103,7 +102,7 @@ def _filled(
     start: PageStart | None = None,
 ) -> StatePage:
     """The page with its items; messages count up to the ctime `known`."""
-    rows = connection.execute(
+    ctimes = connection.execute(
         _statement_for(query),
         **{ROWS: encode_rows(Prefix(prefix) for prefix in query.prefixes or ("",))},
         uid=uid,
@@ -115,7 +114,6 @@ def _filled(
         after_id="" if start is None else start.after_id,
         limit=FOREVER if query.limit is None else query.limit + 1,
     )
-    ctimes = [row.ctime for row in rows]
     items = read_items(connection, uid, ctimes[: query.limit], query.max_bytes)
     return empty.filled(items, more=len(items) < len(ctimes))
 
@@ -125,7 +123,7 @@ def _first_time(query: StateQuery) -> Time:
     return FOREVER if query.newest_first else -1
 
 
-def _statement_for(query: StateQuery) -> BulkStatement[Prefix, ItemCtime]:
+def _statement_for(query: StateQuery) -> BulkStatement[Prefix, Time]:
     newest = query.newest_first
     if query.key is not None:
         return statements.NEWEST_WITH_KEY if newest else statements.OLDEST_WITH_KEY
@@ -319,10 +317,10 @@ def read_items(
 
 
 def _read_block(connection: DatabaseConnection, uid: UID, ctimes: Sequence[Time]) -> list[Item]:
-    rows = {ROWS: encode_rows(map(ItemCtime, ctimes))}
+    rows = {ROWS: encode_rows(zip(ctimes, strict=True))}
     read = connection.execute(statements.ITEMS_AT, uid=uid, **rows)
-    by_ctime = {row.ctime: row for row in read}
-    return [item_of(by_ctime[ctime]) for ctime in ctimes if ctime in by_ctime]
+    by_ctime = {item.ctime: item for item in read}
+    return [by_ctime[ctime] for ctime in ctimes if ctime in by_ctime]
 
 
 # The user

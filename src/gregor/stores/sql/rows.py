@@ -1,4 +1,4 @@
-"""Messages and items, as they are in the rows of a store."""
+"""Messages, as they are in the rows of a store."""
 
 from typing import Protocol
 
@@ -7,8 +7,6 @@ from msgspec import Raw, Struct
 
 from gregor.core.instant import Time
 from gregor.core.message import InBandMessage
-from gregor.core.state import Item
-from gregor.stores.sql.statements import FOREVER, StoredItem
 
 
 class _Logged(Protocol):
@@ -27,19 +25,9 @@ def message_of(row: _Logged) -> InBandMessage:
     return _decoder.decode(row.message).stamp(row.ctime, row.prev)
 
 
-def item_of(row: StoredItem) -> Item:
-    """The item of a row. Only the body is taken from the JSON, as bytes: the rest is in columns,
-    and all of it was checked before it was stored."""
-    return Item(
-        row.msg_id,
-        row.ctime,
-        row.category,
-        _body_decoder.decode(row.message).creation.body,
-        row.device_id,
-        None if row.expires_at == FOREVER else row.expires_at,
-        row.starts_at,
-        row.key,
-    )
+def body_of(message: str) -> Raw:
+    """The body of a stored creation, as bytes. All of it was checked before it was stored."""
+    return _decode_body(message).creation.body
 
 
 class _StoredCreation(Struct):
@@ -47,8 +35,6 @@ class _StoredCreation(Struct):
 
 
 class _StoredBody(Struct):
-    """What is needed of a stored message for its item."""
-
     creation: _StoredCreation
 
 
@@ -59,4 +45,4 @@ def json_of(value: object) -> str:
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(InBandMessage)
-_body_decoder = msgspec.json.Decoder(_StoredBody)
+_decode_body = msgspec.json.Decoder(_StoredBody).decode

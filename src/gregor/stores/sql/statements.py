@@ -14,7 +14,9 @@ from typing import Annotated, Any, Generic, NamedTuple, TypeAlias, TypeVar, get_
 from gregor.core.instant import Time
 from gregor.core.item_history import Author
 from gregor.core.message import UID, Category, DeviceID, Digest, Key, MsgID
+from gregor.core.state import Item
 from gregor.interfaces import Erasure
+from gregor.stores.sql.rows import body_of
 
 R = TypeVar("R")
 Row = TypeVar("Row", bound=tuple[Any, ...])
@@ -27,8 +29,9 @@ FOREVER = 2**62
 
 
 class Statement(Generic[R]):
-    """A statement with named parameters, and what makes a row of its result: `_make` of the row's
-    type, whose fields are the names of the columns; or no_row."""
+    """A statement with named parameters, and what makes of the values of a row what it returns:
+    `_make` or another class method of the row's type, whose fields are the names of the columns; or
+    no_row."""
 
     def __init__(self, text: str, row: Callable[[Iterable[Any]], R]) -> None:
         self.text = text
@@ -1730,7 +1733,7 @@ class LoggedMessage(NamedTuple):
 
 
 class StoredItem(NamedTuple):
-    """An item. `message` is the JSON of its message, which contains the body."""
+    """The columns of an item. `message` is the JSON of its message, which contains the body."""
 
     msg_id: MsgID
     ctime: Time
@@ -1740,6 +1743,13 @@ class StoredItem(NamedTuple):
     starts_at: Time | None
     key: Key | None
     message: JSONText
+
+    @classmethod
+    def item(cls, values: Iterable[Any]) -> Item:
+        """The item itself, at once: a state has many."""
+        msg_id, ctime, category, device_id, expires_at, starts_at, key, message = values
+        end = None if expires_at == FOREVER else expires_at
+        return Item(msg_id, ctime, category, body_of(message), device_id, end, starts_at, key)
 
 
 _ITEM = """
@@ -1762,8 +1772,13 @@ class ItemCtime(NamedTuple):
 
     ctime: Time
 
+    @classmethod
+    def value(cls, values: Iterable[Any]) -> Time:
+        (ctime,) = values
+        return ctime  # type: ignore[no-any-return]
 
-def _page_of_state(*, newest_first: bool, condition: str) -> BulkStatement[Prefix, ItemCtime]:
+
+def _page_of_state(*, newest_first: bool, condition: str) -> BulkStatement[Prefix, Time]:
     """The first `:limit` items that `:device_id` sees at `:time` by the messages up to `:known`,
     that come after a place in the order, and that meet a condition."""
     after, order = ("<", "DESC") if newest_first else (">", "ASC")
@@ -1776,7 +1791,7 @@ def _page_of_state(*, newest_first: bool, condition: str) -> BulkStatement[Prefi
         ORDER BY visible.item_time {order}, visible.msg_id {order} LIMIT :limit
         """,
         Prefix,
-        ItemCtime._make,
+        ItemCtime.value,
     )
 
 
@@ -1801,7 +1816,7 @@ ITEMS_AT = BulkStatement(
         AND messages.category IS NOT NULL
     """,
     ItemCtime,
-    StoredItem._make,
+    StoredItem.item,
 )
 
 # The next messages of the log, from a ctime on.
