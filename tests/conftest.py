@@ -1,7 +1,11 @@
-"""Settings of all tests: Hypothesis, which prints how to reproduce a failure, the collector, and
-the order of tests."""
+"""Settings of all tests: Hypothesis, which prints how to reproduce a failure, the collector, where
+temporary files are, and the order of tests."""
 
 import gc
+import os
+import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -35,6 +39,19 @@ settings.register_profile(
     phases=[Phase.explicit, Phase.generate],
     report_multiple_bugs=False,
 )
+
+
+MEMORY = Path("/dev/shm")
+ROOM = 4 * 1024**3
+
+
+def pytest_configure() -> None:
+    """Without a TMPDIR, temporary files are in memory, if there is room: stores call fsync for each
+    commit, which takes a busy disk up to a second. What a process wrote there survives SIGKILL."""
+    has_room = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= ROOM
+    if "TMPDIR" not in os.environ and has_room:
+        os.environ["TMPDIR"] = str(MEMORY)  # for processes that tests start
+        tempfile.tempdir = None  # it is looked up again
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
