@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from gregor.errors import SetupError
-from gregor.server import open_connections
+from gregor.server import open_connections, peer_errors
 from gregor.server.client_address import Networks
 from gregor.server.composition import connection_limits_of
 from gregor.server.open_connections import ConnectionLimits
@@ -348,7 +348,10 @@ async def authentication_errors(served: Served) -> float:
     return await served.metric('gregor_peer_errors_total{reason="authentication"}')
 
 
-async def test_bad_tokens_of_a_forwarded_address_are_its_own() -> None:
+async def test_bad_tokens_of_a_forwarded_address_are_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(peer_errors, "PER_SECOND", 0.0)  # none is forgiven, however long it takes
     settings = jwt_settings(trusted_proxy=("127.0.0.0/8",))
     async with serving(settings) as served:
 
