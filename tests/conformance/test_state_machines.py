@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import is_hypothesis_test, settings
 
 from gregor.testing.conformance import (
     DurableStateMachineConformance,
@@ -44,6 +45,18 @@ class TestThreeSQLiteShards(DurableStateMachineConformance):
 
 
 class TestThreePostgreSQLShards(DurableStateMachineConformance):
+    """With a quarter of the examples: each law has all of them on shards, and on PostgreSQL."""
+
+    @pytest.fixture(autouse=True)
+    def fewer_examples(
+        self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        law = request.function.__func__
+        if is_hypothesis_test(law):
+            found = law._hypothesis_internal_use_settings  # which a subclass cannot set otherwise
+            fewer = settings(found, max_examples=-(-found.max_examples // 4))
+            monkeypatch.setattr(law, "_hypothesis_internal_use_settings", fewer)
+
     @pytest.fixture
     def open_machine(self, shard_urls: Mapping[str, str]) -> OpenMachine:
         return implementations.sharded(shard_urls)
