@@ -5,7 +5,8 @@ that stops or damages its server starts its own.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
@@ -36,9 +37,10 @@ def nats_server() -> Iterator[NATS]:
 
 
 @pytest.fixture
-async def postgresql_url(postgresql_server: PostgreSQL) -> str:
+async def postgresql_url(postgresql_server: PostgreSQL) -> AsyncIterator[str]:
     """A new, empty database."""
-    return await postgresql_server.create_database()
+    async with _dropped(postgresql_server, await postgresql_server.create_database()) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
@@ -56,14 +58,30 @@ def shard_templates(postgresql_server: PostgreSQL) -> Mapping[str, str]:
 
 
 @pytest.fixture
-async def migrated_url(postgresql_server: PostgreSQL, migrated_template: str) -> str:
+async def migrated_url(postgresql_server: PostgreSQL, migrated_template: str) -> AsyncIterator[str]:
     """A new database with the newest schema, without users."""
-    return await postgresql_server.copy_of(migrated_template)
+    copy = await postgresql_server.copy_of(migrated_template)
+    async with _dropped(postgresql_server, copy) as url:
+        yield url
 
 
 @pytest.fixture
 async def shard_urls(
     postgresql_server: PostgreSQL, shard_templates: Mapping[str, str]
-) -> Mapping[str, str]:
+) -> AsyncIterator[Mapping[str, str]]:
     """The new shards of one map, by name, without users."""
-    return {name: await postgresql_server.copy_of(url) for name, url in shard_templates.items()}
+    async with AsyncExitStack() as stack:
+        urls = {}
+        for name, template in shard_templates.items():
+            copy = await postgresql_server.copy_of(template)
+            urls[name] = await stack.enter_async_context(_dropped(postgresql_server, copy))
+        yield urls
+
+
+@asynccontextmanager
+async def _dropped(server: PostgreSQL, url: str) -> AsyncIterator[str]:
+    """The database, which is dropped afterwards: all those of a run would be 10 GB."""
+    try:
+        yield url
+    finally:
+        await server.drop_database(url)

@@ -241,16 +241,23 @@ class PostgreSQL(ManagedServer):
     async def create_database(self, template: str = "template1") -> str:
         """The URL of a new database: a copy of the template, by default an empty database."""
         name = f"test_{uuid4().hex}"
-        connection = await asyncpg.connect(self.url)
-        try:
-            await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-        finally:
-            await connection.close()
+        await self._execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         return re.sub(r"(://[^/?]*)(/[^?]*)?", rf"\1/{name}", self.url, count=1)
 
     async def copy_of(self, url: str) -> str:
         """The URL of a new copy of a database to which nothing is connected."""
-        return await self.create_database(urlsplit(url).path.removeprefix("/"))
+        return await self.create_database(_database_of(url))
+
+    async def drop_database(self, url: str) -> None:
+        """Remove a database, and end what is connected to it."""
+        await self._execute(f"DROP DATABASE {_database_of(url)} WITH (FORCE)")
+
+    async def _execute(self, statement: str) -> None:
+        connection = await asyncpg.connect(self.url)
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
 
     async def _prepare(self) -> None:
         await super()._prepare()
@@ -311,6 +318,10 @@ class PostgreSQL(ManagedServer):
                 raise SetupError(f"the standby was not promoted\n{self._log_tail()}")
         finally:
             await connection.close()
+
+
+def _database_of(url: str) -> str:
+    return urlsplit(url).path.removeprefix("/")
 
 
 class Redis(ManagedServer):
