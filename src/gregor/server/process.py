@@ -90,7 +90,7 @@ def _shorten_switch_interval() -> None:
     database's thread waits for a busy event loop before each statement of a commit; and the event
     loop for a busy thread, before each thing that it reads. Measured: an ack beside a loop of
     rejected requests takes 11 ms, 17 with 0.5 ms; one beside fifty abusers 250 ms, 310 with 0.1 ms.
-    The throughput is the same."""
+    A message of a hundred users at full speed costs about 5 % more than with 0.1 ms."""
     sys.setswitchinterval(0.000_02)
 
 
