@@ -1774,8 +1774,9 @@ class ItemCtime(NamedTuple):
 
     @classmethod
     def value(cls, values: Iterable[Any]) -> Time:
+        ctime: Time
         (ctime,) = values
-        return ctime  # type: ignore[no-any-return]
+        return ctime
 
 
 def _page_of_state(*, newest_first: bool, condition: str) -> BulkStatement[Prefix, Time]:
