@@ -50,8 +50,8 @@ class HashChecks:
                 await self._check(self._next())
 
     async def _check(self, uids: Sequence[UID]) -> None:
-        """One user at a time: others get their turn in between, and what was repaired is told even
-        if the store does not answer for the next one."""
+        """One user at a time: others get their turn in between, and what was repaired is
+        reported even if the store does not answer for the next one."""
         for uid in uids:
             for repaired in await self._state_machine.check_hashes([uid]):
                 log.error(LogEvent("a kept hash was wrong, and is repaired", uid=repaired))

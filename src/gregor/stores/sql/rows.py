@@ -35,6 +35,8 @@ class _StoredCreation(Struct):
 
 
 class _StoredBody(Struct):
+    """What is needed of a stored message for its item: the rest is in columns."""
+
     creation: _StoredCreation
 
 
