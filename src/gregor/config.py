@@ -7,6 +7,7 @@ import ipaddress
 import re
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -232,6 +233,7 @@ class Settings(BaseSettings):
         return all(is_loopback(host) for host, _ in addresses)
 
 
+@lru_cache(128)
 def is_loopback(host: str) -> bool:
     """Whether the host is a loopback name or address, which no other machine can reach."""
     try:

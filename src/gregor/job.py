@@ -1,22 +1,34 @@
-"""Work that a thread does for somebody who waits for its result."""
+"""Work that a thread does for a coroutine that waits for its result."""
 
+import asyncio
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+V = TypeVar("V")
 
 
-class Job(NamedTuple):
-    work: Callable[[], Any]
-    done: Future[Any]
+class Job(Generic[T]):
+    """Some work, whose result is awaited as `done` in the event loop in which it was made."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._work = work
+        self.done: asyncio.Future[T] = self._loop.create_future()
 
     def run(self) -> None:
-        """Do the work, unless nobody waits for it any more."""
-        if not self.done.set_running_or_notify_cancel():
+        """Do the work in this thread, unless nobody waits for it any more."""
+        if self.done.cancelled():
             return
         try:
-            result = self.work()
+            result = self._work()
         except BaseException as error:  # noqa: BLE001 (raised again, where it is awaited)
-            self.done.set_exception(error)
+            self._loop.call_soon_threadsafe(_finish, self.done, self.done.set_exception, error)
             del self  # or the error refers to this frame, and by it to itself
         else:
-            self.done.set_result(result)
+            self._loop.call_soon_threadsafe(_finish, self.done, self.done.set_result, result)
+
+
+def _finish(done: asyncio.Future[T], finish: Callable[[V], None], outcome: V) -> None:
+    if not done.cancelled():  # while the thread did the work
+        finish(outcome)

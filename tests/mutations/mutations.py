@@ -735,7 +735,7 @@ MUTATIONS = [
         "stores/sql/commit_queue.py",
         "share = COMMIT_COST if self._is_alone() else _share_among(len(self._by_sender))",
         "share = COMMIT_COST",
-        COMMIT_QUEUE + "test_commit_has_of_each_user_no_more_than_a_share_while_others_wait",
+        COMMIT_QUEUE + "test_commit_has_of_each_user_about_a_share_while_others_wait",
     ),
     Mutation(
         "a message with a key costs as much as one without",
@@ -778,6 +778,41 @@ MUTATIONS = [
         "max(LEAST_SHARE_COST, min(SHARE_COST, ROUND_COST // max(senders, 1)))",
         "SHARE_COST",
         COMMIT_QUEUE + "test_commit_reaches_each_of_many_users_and_takes_a_round_of_them_at_most",
+    ),
+    Mutation(
+        "a few messages that were sent together are committed in turns",
+        "stores/sql/commit_queue.py",
+        "share if count > WHOLE_COST else max(share, spent + WHOLE_COST)",
+        "share",
+        COMMIT_QUEUE + "test_few_messages_that_were_sent_together_are_committed_together",
+    ),
+    Mutation(
+        "messages that were sent together are committed together, whatever they cost",
+        "stores/sql/commit_queue.py",
+        "max(share, spent + WHOLE_COST)",
+        "COMMIT_COST",
+        COMMIT_QUEUE + "test_few_messages_that_cost_more_are_committed_in_turns",
+    ),
+    Mutation(
+        "who sends a few messages at a time has more than a share",
+        "stores/sql/commit_queue.py",
+        "self._debts[sender] = cost - room",
+        "self._debts[sender] = 0",
+        COMMIT_QUEUE + "test_messages_sent_a_few_at_a_time_have_no_more_than_others",
+    ),
+    Mutation(
+        "limits: what a batch has added does not count until it is settled",
+        "stores/sql/allowance.py",
+        "self.most = self.most.plus(more)",
+        "pass",
+        ALLOWANCE + "test_item_above_the_limit_is_rejected_alone[sqlite]",
+    ),
+    Mutation(
+        "limits: the size of a message is counted in characters",
+        "stores/sql/rows.py",
+        "len(json) if json.isascii() else len(json.encode())",
+        "len(json)",
+        ALLOWANCE + "test_bytes_are_those_of_the_messages_of_live_items[sqlite]",
     ),
     Mutation(
         "a sender who has had a turn is first again",
@@ -838,9 +873,16 @@ MUTATIONS = [
     Mutation(
         "work is done that nobody waits for any more",
         "job.py",
-        "if not self.done.set_running_or_notify_cancel():",
-        "if self.done.set_running_or_notify_cancel() is None:",
+        "if self.done.cancelled():",
+        "if self.done is None:",
         "tests/stores/test_turns.py::test_who_is_cancelled_while_it_waits_loses_its_turn_alone",
+    ),
+    Mutation(
+        "who is cancelled while a thread does its work gets the result all the same",
+        "job.py",
+        "    if not done.cancelled():",
+        "    if True:",
+        "tests/stores/test_turns.py::test_who_is_cancelled_in_its_turn_does_not_harm_the_others",
     ),
     Mutation(
         "a page reads all of a log that it does not send",
@@ -3055,8 +3097,8 @@ MUTATIONS = [
     Mutation(
         "a message has the author of another message of its batch",
         "stores/sql/transactions.py",
-        "rows = [_message_row(m, authors.get(ItemKey(m.uid, m.msg_id))) for m in new]",
-        "rows = [_message_row(m, next(iter(authors.values()), None)) for m in new]",
+        "json_of(stored), author)\n        if",
+        "json_of(stored), [*(n.author for n in self._pending), author][0])\n        if",
         SQL + "test_each_message_of_a_batch_has_the_author_that_sent_it_first",
     ),
     # Erase: what devices and nodes hear
@@ -3503,7 +3545,7 @@ MUTATIONS = [
     Mutation(
         "limits: a message is counted only when it is read",
         "protocol/entries.py",
-        "        check_counts(json, limits)\n        message",
+        "        counts.check(json)\n        message",
         "        message",
         COUNTS + "test_one_part_too_many_rejects_this_message_alone[ranges]",
     ),
@@ -3573,8 +3615,8 @@ MUTATIONS = [
     Mutation(
         "limits: each id that is dismissed counts as a tombstone",
         "stores/sql/allowance.py",
-        "tombstones = deaths.tombstones.get(uid, 0)",
-        "tombstones = account.more.tombstones",
+        "tombstones = account.has.tombstones + deaths.tombstones.get(uid, 0)",
+        "tombstones = account.most.tombstones",
         ALLOWANCE + "test_what_follows_a_refusal_in_its_batch_is_counted[sqlite]",
     ),
     Mutation(
@@ -3594,8 +3636,8 @@ MUTATIONS = [
     Mutation(
         "limits: all that a user has is counted for each message that does not fit",
         "stores/sql/allowance.py",
-        "        account.is_exact = True\n",
-        "",
+        "account.at, account.is_exact = self._now, True",
+        "account.at = self._now",
         ALLOWANCE + "test_all_is_counted_once_in_a_batch",
     ),
     Mutation(

@@ -12,7 +12,7 @@ from gregor.core.message import InBandMessage
 from gregor.errors import Action, InvalidMessage, LimitExceeded
 from gregor.interfaces import Rejected
 from gregor.limits import NO_LIMITS, Limits
-from gregor.protocol.counts import check_counts
+from gregor.protocol.counts import CountCheck
 from gregor.protocol.entries import read_addressed, read_entries
 
 FEW = Limits(ranges=2, msg_ids=2, keys=2, skip_msg_ids=3)
@@ -70,8 +70,8 @@ def test_message_to_many_users_is_counted_once_for_all(name: str) -> None:
 
 @pytest.mark.parametrize("name", ABOVE)
 def test_zero_is_no_limit(name: str) -> None:
-    check_counts(ABOVE[name], NO_LIMITS)
-    check_counts(ABOVE[name], structs.replace(FEW, **{name: 0}))
+    CountCheck(NO_LIMITS).check(ABOVE[name])
+    CountCheck(structs.replace(FEW, **{name: 0})).check(ABOVE[name])
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_zero_is_no_limit(name: str) -> None:
     ],
 )
 def test_what_has_another_shape_is_left_to_the_reader(json: bytes) -> None:
-    check_counts(Raw(json), FEW)
+    CountCheck(FEW).check(Raw(json))
     (entry,) = read_entries([Raw(json)], lambda _: True, limits=FEW)
     assert isinstance(entry, Rejected)
     assert isinstance(entry.error, InvalidMessage)

@@ -1,13 +1,17 @@
 """Writes and reads take turns on the connection of a file."""
 
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Event
 
 import pytest
+import pytest_asyncio
 
 from gregor.stores.sql.turns import Turns
+
+pytestmark = pytest.mark.asyncio
 
 
 class Line:
@@ -19,21 +23,21 @@ class Line:
         self._go_on = Event()
         self.turns.run(self._go_on.wait, is_write=False)
 
-    def join(self, names: str) -> list[Future[None]]:
+    def join(self, names: str) -> list["asyncio.Future[None]"]:
         """Let each of these names wait: a capital letter is a write."""
         return [
             self.turns.run(partial(self.order.append, name), is_write=name.isupper())
             for name in names
         ]
 
-    def end(self) -> str:
+    async def end(self) -> str:
         self._go_on.set()
-        self.turns.run(lambda: None, is_write=False).result(timeout=60)
+        await self.turns.run(lambda: None, is_write=False)
         return "".join(self.order)
 
 
-@pytest.fixture
-def line() -> Iterator[Line]:
+@pytest_asyncio.fixture
+async def line() -> AsyncIterator[Line]:
     with ThreadPoolExecutor(1) as thread:
         yield Line(thread)
 
@@ -46,22 +50,37 @@ def line() -> Iterator[Line]:
         pytest.param("abc", "abc", id="each kind is served as it came"),
     ],
 )
-def test_writes_and_reads_take_turns(line: Line, came: str, served: str) -> None:
+async def test_writes_and_reads_take_turns(line: Line, came: str, served: str) -> None:
     line.join(came)
-    assert line.end() == served
+    assert await line.end() == served
 
 
-def test_who_is_cancelled_while_it_waits_loses_its_turn_alone(line: Line) -> None:
+async def test_who_is_cancelled_while_it_waits_loses_its_turn_alone(line: Line) -> None:
     line.join("aWb")[1].cancel()
-    assert line.end() == "ab"
+    assert await line.end() == "ab"
 
 
-def test_error_is_raised_where_it_is_awaited(line: Line) -> None:
+async def test_who_is_cancelled_in_its_turn_does_not_harm_the_others(line: Line) -> None:
+    loop, errors = asyncio.get_running_loop(), list[object]()
+    loop.set_exception_handler(lambda loop, context: errors.append(context))
+
+    def cancel() -> None:
+        loop.call_soon_threadsafe(cancelled.cancel)
+        line.order.append("cancelled")
+
+    cancelled = line.turns.run(cancel, is_write=True)
+    line.join("a")
+    assert await line.end() == "cancelleda"
+    assert cancelled.cancelled()
+    assert not errors
+
+
+async def test_error_is_raised_where_it_is_awaited(line: Line) -> None:
     def fail() -> None:
         raise ValueError("no")
 
     failed = line.turns.run(fail, is_write=True)
     line.join("a")
-    assert line.end() == "a"
+    assert await line.end() == "a"
     with pytest.raises(ValueError, match="no"):
-        failed.result()
+        await failed

@@ -7,7 +7,6 @@ device; only the state machine of record adds to it, with `ctime` and `prev`.
 import re
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Mapping, Sequence
-from copy import copy
 from datetime import datetime, timedelta
 from hashlib import sha256
 from types import NoneType
@@ -77,10 +76,12 @@ class Creation(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
         _check_body(self.raw_body)
         if self.key is not None:
             check_text("key", self.key, MAX_KEY)
-        _check_instant("expires", self.expires)
-        _check_instant("starts", self.starts)
+        if self.expires is not None:
+            _check_instant("expires", self.expires)
+        if self.starts is not None:
+            _check_instant("starts", self.starts)
         if self.starts is not None and self.expires is not None:
-            _check_begins(self.starts, self.expires)
+            _check_order(self.starts, self.expires)
 
     @property
     def body(self) -> JSON:
@@ -95,22 +96,22 @@ class Creation(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
 
 
 def _check_instant(name: str, instant: object) -> None:
-    check_type(name, instant, TimeOrOffset, NoneType)
+    check_type(name, instant, TimeOrOffset)
     if isinstance(instant, TimeOrOffset) and instant.is_negative_offset:
         raise InvalidMessage(f"an offset of `{name}` must not be negative", field=name)
 
 
-def _check_begins(starts: TimeOrOffset, expires: TimeOrOffset) -> None:
+def _check_order(starts: TimeOrOffset, expires: TimeOrOffset) -> None:
     """Raises InvalidMessage for a start that is not before the expiry, whatever the ctime."""
-    are_comparable = (starts.offset is None) == (expires.offset is None)
-    if are_comparable and starts.after(0) >= expires.after(0):
-        raise _begins_too_late("starts")
+    if (starts.offset is None) == (expires.offset is None):  # they can be compared
+        _check_begins("starts", starts.after(0), expires.after(0))
 
 
-def _begins_too_late(field: str) -> InvalidMessage:
-    return InvalidMessage(
-        f"`{field}` is not before the expiry, so the item would never be visible", field=field
-    )
+def _check_begins(name: str, starts_at: Time, expires_at: Time) -> None:
+    if starts_at >= expires_at:
+        raise InvalidMessage(
+            f"`{name}` is not before the expiry, so the item would never be visible", field=name
+        )
 
 
 class Range(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -229,11 +230,11 @@ class InBandMessage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     def stamp_new(self, ctime: Time, prev: Time) -> "InBandMessage":
         """The same for a message that is not a replay. Raises InvalidMessage if its item would not
         begin before it expires."""
-        stamped = self.stamp(ctime, prev)
-        starts_at, expires_at = stamped.starts_at, stamped.expires_at
-        if starts_at is not None and expires_at is not None and starts_at >= expires_at:
-            raise _begins_too_late("creation.starts")
-        return stamped
+        creation = self.creation
+        if creation is not None and creation.starts is not None and creation.expires is not None:
+            starts_at, expires_at = creation.starts.after(ctime), creation.expires.after(ctime)
+            _check_begins("creation.starts", starts_at, expires_at)
+        return self.stamp(ctime, prev)
 
     def addressed_to(self, device_id: DeviceID | None) -> "InBandMessage | None":
         """The part of this message that concerns the device; None if nothing does.
@@ -303,7 +304,7 @@ def for_user(uid: UID, message: Message) -> Message:
 
 def _with(message: M, **parts: object) -> M:
     """A copy with other parts, which were checked when they were made."""
-    changed = copy(message)
+    changed: M = message.__copy__()  # type: ignore[union-attr]  # in a third of the time of `copy`
     for name, part in parts.items():
         msgspec.structs.force_setattr(changed, name, part)
     return changed

@@ -22,14 +22,23 @@ class _Counted(Struct):
 _decoder = msgspec.json.Decoder(_Counted)
 
 
-def check_counts(json: Raw, limits: Limits) -> None:
-    """Raise LimitExceeded if the message has too many parts of one kind, and InvalidMessage if it
-    is no JSON. What else is wrong with it is found when it is read."""
-    maxima = (limits.ranges, limits.msg_ids, limits.keys, limits.skip_msg_ids)
-    smallest = min(filter(None, maxima), default=None)
-    size = len(memoryview(json))
-    if smallest is None or not smallest * SMALLEST_PART < size <= MAX_MESSAGE:
-        return
+class CountCheck:
+    """Counts the parts of messages, to hold them against these limits."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        maxima = (limits.ranges, limits.msg_ids, limits.keys, limits.skip_msg_ids)
+        smallest = min(filter(None, maxima), default=MAX_MESSAGE)
+        self._harmless = smallest * SMALLEST_PART  # so many bytes are never too many parts
+
+    def check(self, json: Raw) -> None:
+        """Raise LimitExceeded if the message has too many parts of one kind, and InvalidMessage if
+        it is no JSON. What else is wrong with it is found when it is read."""
+        if self._harmless < len(memoryview(json)) <= MAX_MESSAGE:
+            _check(json, self._limits)
+
+
+def _check(json: Raw, limits: Limits) -> None:
     try:
         dismissal = _decoder.decode(json).dismissal
     except ValidationError:
@@ -39,10 +48,10 @@ def check_counts(json: Raw, limits: Limits) -> None:
     except RecursionError as error:
         raise InvalidMessage("the JSON is nested too deeply") from error
     if isinstance(dismissal, dict):
-        _check(dismissal, limits)
+        _check_dismissal(dismissal, limits)
 
 
-def _check(dismissal: dict[str, Any], limits: Limits) -> None:
+def _check_dismissal(dismissal: dict[str, Any], limits: Limits) -> None:
     ranges = _list(dismissal, "ranges")
     skipped = sum(len(_list(range_, "skip_msg_ids")) for range_ in ranges)
     check_count("ranges", len(ranges), limits, "dismissal.ranges")

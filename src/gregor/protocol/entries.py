@@ -12,7 +12,7 @@ from gregor.core.message import UID, Message, for_user, parse_message
 from gregor.errors import Forbidden, GregorError, InvalidMessage, LimitExceeded, TooLarge
 from gregor.interfaces import Outcome, Rejected
 from gregor.limits import DEFAULT_LIMITS, Limits
-from gregor.protocol.counts import check_counts
+from gregor.protocol.counts import CountCheck
 from gregor.protocol.json_parts import object_members
 
 _NO_JSON = {
@@ -39,14 +39,15 @@ def read_entries(
 ) -> list[Message | Rejected]:
     """The messages in order; in the place of an invalid or forbidden one, or of one that exceeds a
     limit, its rejection. `uid` is the default for messages without one."""
-    return [_read_entry(json, may_write, uid, limits) for json in raw]
+    counts = CountCheck(limits)
+    return [_read_entry(json, may_write, uid, counts) for json in raw]
 
 
 def _read_entry(
-    json: Raw, may_write: MayWrite, uid: UID | None, limits: Limits
+    json: Raw, may_write: MayWrite, uid: UID | None, counts: CountCheck
 ) -> Message | Rejected:
     try:
-        check_counts(json, limits)
+        counts.check(json)
         message = parse_message(json, uid=uid)
     except (TooLarge, LimitExceeded) as error:
         return Rejected(None, error.as_value())
@@ -84,7 +85,7 @@ def read_addressed(
     """One message for each of the users, in order; in the place of an invalid or forbidden uid,
     its rejection, whose field is that place. Raises InvalidMessage, TooLarge or LimitExceeded if
     the message is invalid."""
-    check_counts(json, limits)
+    CountCheck(limits).check(json)
     template = parse_message(_without_uid(json, uids[0]), uid=_ANY_UID)
     addressed, known = Addressed([], []), dict[UID, int]()
     for n, uid in enumerate(uids):

@@ -5,13 +5,12 @@ in it, and it works for at most half of the time: it has the interpreter only wh
 for which everybody waits, does not have it.
 """
 
-import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from time import perf_counter, sleep
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gregor.job import Job
 
@@ -48,19 +47,18 @@ class Aside:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="aside")
         self._lock = Lock()
-        self._waiting: OrderedDict[Hashable, deque[Job]] = OrderedDict()
+        self._waiting: OrderedDict[Hashable, deque[Job[Any]]] = OrderedDict()
         self._rests = Rests()
 
     async def run(self, sender: Hashable, size: int, work: Callable[[], T]) -> T:
         """The result of a sender's work on so many bytes: if they are many, the thread does it."""
         if size <= ASIDE_BYTES:
             return work()
-        job = Job(work, Future())
+        job = Job(work)
         with self._lock:
             self._waiting.setdefault(sender, deque()).append(job)
         self._thread.submit(self._run_next)
-        result: T = await asyncio.wrap_future(job.done)
-        return result
+        return await job.done
 
     def _run_next(self) -> None:
         """Called once for each work."""

@@ -14,9 +14,8 @@ does not fit, all that the user has is counted, once in a batch.
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from operator import le
 from typing import NamedTuple
-
-from msgspec.json import encode
 
 from gregor.core.holdings import NOTHING, Holdings, refusal
 from gregor.core.instant import Time
@@ -28,6 +27,7 @@ from gregor.limits import Limits
 from gregor.stores.sql import statements
 from gregor.stores.sql.database import DatabaseConnection
 from gregor.stores.sql.deaths import Deaths, would_die
+from gregor.stores.sql.rows import json_of, size_of
 from gregor.stores.sql.statements import (
     HeldItems,
     HeldSince,
@@ -80,16 +80,26 @@ class CountedUsers:
 
 class _Account:
     """What one user of a batch has, while its messages are stored: `has` by all that is settled,
-    and `more` at most by what the batch has added since. `next`: what the message at hand adds at
+    and at `most` with what the batch has added since. `next`: what the message at hand adds at
     most. The other fields are those of a _Count."""
 
-    __slots__ = ("at", "clock", "has", "is_exact", "is_settled", "more", "next")
+    __slots__ = ("at", "clock", "has", "is_exact", "is_settled", "most", "next")
 
     def __init__(self, count: _Count, *, is_exact: bool = False) -> None:
-        self.clock, self.at, self.has = count
-        self.more = self.next = NOTHING
-        self.is_settled = True
+        self.clock, self.at, has = count
+        self.settle(has)
+        self.next = NOTHING
         self.is_exact = is_exact  # all was counted for this batch
+
+    def settle(self, has: Holdings) -> None:
+        """What has come of all that was added is known: the user has this much."""
+        self.has = self.most = has
+        self.is_settled = True
+
+    def add(self, more: Holdings) -> None:
+        """The batch adds so much at most."""
+        self.most = self.most.plus(more)
+        self.is_settled = False
 
     def count(self, clock: Time) -> _Count:
         return _Count(clock, self.at, self.has)
@@ -156,7 +166,7 @@ class Allowance:
         for row in self._connection.execute_rows(statements.CHANGED_SINCE, since):
             account = self._accounts[row.uid]
             dismissed = row.written // MIN_ID_BYTES
-            account.has = account.has.plus(_held(row)._replace(tombstones=dismissed))
+            account.settle(account.has.plus(_held(row)._replace(tombstones=dismissed)))
         for uid in uids:
             account = self._accounts[uid]
             account.clock, account.at = users[uid].ctime, self._now
@@ -167,33 +177,34 @@ class Allowance:
 
     # While the messages are stored, in order
 
-    def has_room_for(self, message: InBandMessage) -> bool:
-        """Whether the user may certainly have what this new message adds. It is stamped as it will
-        be stored."""
+    def has_room_for(self, message: InBandMessage, size: int) -> bool:
+        """Whether the user may certainly have what this new message adds. It is as it will be
+        stored, in so many bytes."""
         account = self._accounts[message.uid]
-        more = account.next = _more(message, account.at)
+        more = account.next = _more(message, size, account.at)
+        most = account.most.plus(more)
+        if all(map(le, most, self._maxima)):
+            return True
         return all(
-            not added or had + pending + added <= most
-            for had, pending, added, most in zip(
-                account.has, account.more, more, self._maxima, strict=True
-            )
+            not added or total <= maximum
+            for added, total, maximum in zip(more, most, self._maxima, strict=True)
         )
 
     def is_settled(self, uid: UID) -> bool:
         """Whether it is known what has come of all that this batch has stored for the user."""
         return self._accounts[uid].is_settled
 
-    def exceeded_by(self, message: InBandMessage) -> LimitExceeded | None:
+    def exceeded_by(self, message: InBandMessage, size: int) -> LimitExceeded | None:
         """Why the user may not have what this message adds, if so. What came before it is
         settled."""
         account = self._accounts[message.uid]
-        more = self._exactly(message, account)
+        more = self._exactly(message, size, account)
         error = refusal(account.has, more, self._limits)
         if error is not None and self._recount(message.uid, account):
             error = refusal(account.has, more, self._limits)
         return error
 
-    def _exactly(self, message: InBandMessage, account: _Account) -> Holdings:
+    def _exactly(self, message: InBandMessage, size: int, account: _Account) -> Holdings:
         """What the message adds, beside what it ends."""
         uid, dismissal = message.uid, message.dismissal
         named = set() if dismissal is None else set(dismissal.msg_ids)
@@ -203,7 +214,7 @@ class Allowance:
         tombstones = len(new) - arrives
         if arrives or message.msg_id in named:
             return Holdings(tombstones=tombstones)
-        more = _more(message, self._now)._replace(tombstones=tombstones)
+        more = _more(message, size, self._now)._replace(tombstones=tombstones)
         if not more.live_items or (dismissal is None and message.key is None):
             return more
         ended = would_die(self._connection, message, self._now)
@@ -224,29 +235,28 @@ class Allowance:
         was done now."""
         if account.is_exact:
             return False
-        account.has, account.at = self._counted_now([uid])[uid], self._now
-        account.is_exact = True
+        account.settle(self._counted_now([uid])[uid])
+        account.at, account.is_exact = self._now, True
         return True
 
     def add(self, message: InBandMessage, *, is_replay: bool) -> None:
         """The message is stored. If it is a replay, nobody has asked whether there is room."""
         account = self._accounts[message.uid]
-        more = _more(message, account.at) if is_replay else account.next
-        account.more, account.is_settled = account.more.plus(more), False
         if is_replay:
+            account.next = _more(message, size_of(json_of(message)), account.at)
             account.is_exact = False  # a late one may move a tombstone, which counts as another
+        account.add(account.next)
 
     def settle(self, deaths: Deaths) -> None:
         """What was added is stored, and this has come of it."""
         for uid, account in self._accounts.items():
-            tombstones = deaths.tombstones.get(uid, 0)
-            account.has = account.has.plus(account.more._replace(tombstones=tombstones))
-            account.more, account.is_settled = NOTHING, True
+            tombstones = account.has.tombstones + deaths.tombstones.get(uid, 0)
+            account.settle(account.most._replace(tombstones=tombstones))
         for item in deaths.died:
             account = self._accounts[item.uid]
             if not has_expired(item.expires_at, account.at):
                 is_scheduled = not has_begun(item.starts_at, account.at)
-                account.has = account.has.minus(Holdings(1, item.size, int(is_scheduled)))
+                account.settle(account.has.minus(Holdings(1, item.size, int(is_scheduled))))
 
     # Afterwards
 
@@ -263,13 +273,14 @@ class Allowance:
         self._known.update(self._counted)
 
 
-def _more(message: InBandMessage, at: Time) -> Holdings:
-    """What a stamped message adds at most, of what has not expired or begun at this time."""
+def _more(message: InBandMessage, size: int, at: Time) -> Holdings:
+    """What a stamped message of this size adds at most, of what has not expired or begun at this
+    time."""
     tombstones = 0 if message.dismissal is None else len(message.dismissal.msg_ids)
     if message.creation is None or has_expired(message.expires_at, at):
         return Holdings(tombstones=tombstones)
     is_scheduled = not has_begun(message.starts_at, at)
-    return Holdings(1, len(encode(message)), int(is_scheduled), tombstones)
+    return Holdings(1, size, int(is_scheduled), tombstones)
 
 
 def _held(row: HeldItems | HeldSince) -> Holdings:

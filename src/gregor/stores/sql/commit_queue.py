@@ -3,9 +3,9 @@
 Senders take turns. A commit takes from each of them its share, until it is large enough, and those
 whom it has not reached are first in the next one. So what a sender has queued delays the others by
 a share and not by all of it. The more senders there are, the smaller it is: who comes to a crowd
-waits for one turn of each. A message may cost more than a share; then its sender is in debt, and
-has no turn until the shares of later commits have paid it (deficit round robin). What is of one
-sender is committed in its order.
+waits for one turn of each. A message may cost more than a share, and so may a few that were sent
+together; then their sender is in debt, and has no turn until the shares of later commits have paid
+it (deficit round robin). What is of one sender is committed in its order.
 
 A sender that is alone gets a whole commit. It is not taken to be alone until it has been so for
 some commits: others may be about to send again, and would wait for all of it.
@@ -24,7 +24,11 @@ SHARE_COST, LEAST_SHARE_COST = 50, 10
 ROUND_COST = 400
 """Of what many senders have together in one commit, so that it reaches all of them."""
 COMMIT_COST = 1_000
-"""A message costs at least 1, so a commit has at most so many."""
+"""Of a commit, about. A message costs at least 1."""
+
+WHOLE_COST = 50
+"""So many messages that are sent together are committed together if they cost no more: in several
+commits, the same pages of their user would be written in each."""
 
 ITEMS_OF_A_COST = 100
 """So many items of a user cost 1 if a message has ranges, which are held against all of them."""
@@ -110,12 +114,13 @@ class CommitQueue(Generic[B]):
         spent = 0
         while waiting and spent < share:
             batch, start = waiting.popleft()
-            end = start
-            while end < len(batch.slots) and spent < share:
+            count, end = len(batch.slots), start
+            most = share if count > WHOLE_COST else max(share, spent + WHOLE_COST)
+            while end < count and spent < most:
                 message = batch.slots[end].message
                 spent += cost_of(message, self._items_of(message.uid))
                 end += 1
-            is_last = end == len(batch.slots)
+            is_last = end == count
             pieces.append(Piece(batch, batch.slots[start:end], is_last))
             if not is_last:
                 waiting.appendleft(_Waiting(batch, end))

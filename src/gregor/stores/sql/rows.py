@@ -45,6 +45,11 @@ def json_of(value: object) -> str:
     return _encoder.encode(value).decode()
 
 
+def size_of(json: str) -> int:
+    """In bytes, as the database counts it."""
+    return len(json) if json.isascii() else len(json.encode())
+
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(InBandMessage)
 _decode_body = msgspec.json.Decoder(_StoredBody).decode

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
@@ -33,7 +34,7 @@ from gregor.stores.sql.database import (
     UniqueViolation,
     Work,
 )
-from gregor.stores.sql.dialect import SQLITE, encode_rows, sql_of
+from gregor.stores.sql.dialect import ROWS, SQLITE, encode_rows, sql_of
 from gregor.stores.sql.private_file import make_private, warn_if_public
 from gregor.stores.sql.sqlite_pages import Layout, overwrite_gaps
 from gregor.stores.sql.statements import BulkStatement, Insert, Row, Statement, no_row
@@ -49,6 +50,7 @@ IN_MEMORY = ":memory:"
 CACHED_STATEMENTS = 256
 BEGIN_WRITE = "BEGIN IMMEDIATE"
 STEPS_BETWEEN_CHECKS = 50_000  # of SQLite's virtual machine: a few milliseconds
+FEW_ROWS = 4  # to read more of them by themselves takes longer than to have them put into one
 MAPS_SCRUBBED = 16  # at a time: of 50 MB, in some 40 ms
 
 # A step of a backup copies a megabyte. Then those who wait get their turn.
@@ -66,18 +68,23 @@ class SQLiteConnection:
 
     def execute(self, statement: Statement[R], /, **parameters: object) -> list[R]:
         text = sql_of(statement, SQLITE).text
-        if statement.row is no_row:
-            self.driver.execute(text, parameters)
-            return []
-        if "RETURNING" in text or not statement.returns_json:
-            return [statement.row(row) for row in self.driver.execute(text, parameters).fetchall()]
+        if statement.row is no_row or "RETURNING" in text or not statement.returns_json:
+            return self._row_by_row(statement, parameters)
         # All rows in one step: row by row, each would release the interpreter lock and then wait
         # for a busy event loop to get it back.
         (columns,) = self.driver.execute(_in_one_row(statement), parameters).fetchall()
         return list(map(statement.row, zip(*_decoded(statement, columns), strict=True)))
 
     def execute_rows(self, statement: BulkStatement[Row, R], rows: Iterable[Row]) -> list[R]:
-        return self.execute(statement, rows=encode_rows(rows))
+        rows = list(rows)
+        parameters = {ROWS: encode_rows(rows)}
+        if statement.looks_up and len(rows) <= FEW_ROWS:
+            return self._row_by_row(statement, parameters)
+        return self.execute(statement, **parameters)
+
+    def _row_by_row(self, statement: Statement[R], parameters: Mapping[str, object]) -> list[R]:
+        rows = self.driver.execute(sql_of(statement, SQLITE).text, parameters)
+        return [statement.row(row) for row in rows.fetchall()]
 
     def insert(self, insert: Insert[Row], rows: Sequence[Row]) -> None:
         # In blocks of one statement each: row by row, each insert would release the interpreter
@@ -86,7 +93,7 @@ class SQLiteConnection:
         for size in _BLOCK_SIZES:
             while len(rows) - start >= size:
                 block = rows[start : start + size]
-                values = [value for row in block for value in row]
+                values = tuple(chain.from_iterable(block))
                 self.driver.execute(_insert_sql(insert, size), values)
                 start += size
 
@@ -245,10 +252,8 @@ class SQLiteDatabase:
             raise StorageUnavailable("the database is not open")
         self._transactions += 1
         try:
-            return await asyncio.wrap_future(
-                self._turns.run(
-                    lambda: self._transaction(driver, begin, work), is_write=begin == BEGIN_WRITE
-                )
+            return await self._turns.run(
+                lambda: self._transaction(driver, begin, work), is_write=begin == BEGIN_WRITE
             )
         finally:
             self._transactions -= 1

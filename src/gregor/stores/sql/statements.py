@@ -62,11 +62,19 @@ class Statement(Generic[R]):
 
 class BulkStatement(Statement[R], Generic[Row, R]):
     """A statement about many rows. It reads them from the table `input`, whose columns are the
-    fields of their type."""
+    fields of their type. `looks_up`: its result has at most one row for each of them."""
 
-    def __init__(self, text: str, input: type[Row], row: Callable[[Iterable[Any]], R]) -> None:
+    def __init__(
+        self,
+        text: str,
+        input: type[Row],
+        row: Callable[[Iterable[Any]], R],
+        *,
+        looks_up: bool = False,
+    ) -> None:
         super().__init__(text, row)
         self.input = input
+        self.looks_up = looks_up
 
 
 class Insert(Generic[Row]):
@@ -257,6 +265,7 @@ LOCKED_USERS = BulkStatement(
     """,
     UserKey,
     LockedUser._make,
+    looks_up=True,
 )
 
 
@@ -281,6 +290,7 @@ KNOWN_MESSAGES = BulkStatement(
     """,
     ItemKey,
     StoredMessage._make,
+    looks_up=True,
 )
 
 
@@ -509,6 +519,7 @@ PREDECESSORS = BulkStatement(
     """,
     KeyedItem,
     FoundPredecessor._make,
+    looks_up=True,
 )
 
 

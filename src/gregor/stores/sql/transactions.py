@@ -24,13 +24,14 @@ from gregor.stores.sql.allowance import Allowance
 from gregor.stores.sql.database import DatabaseConnection, UniqueViolation
 from gregor.stores.sql.deaths import Deaths, StoredBatch, store_deaths
 from gregor.stores.sql.hashes import Change, check_sums, update_hashes
-from gregor.stores.sql.rows import json_of, message_of
+from gregor.stores.sql.rows import json_of, message_of, size_of
 from gregor.stores.sql.schema import require_not_too_old
 from gregor.stores.sql.statements import (
     FOREVER,
     BucketKey,
     BulkStatement,
     ItemKey,
+    JSONText,
     KeyRow,
     LockedUser,
     MessageRow,
@@ -143,12 +144,23 @@ class _Origin(Enum):
     ANOTHER_SHARD = "another shard"
 
 
+class _NewMessage(NamedTuple):
+    """A message as it is stored, its JSON, and who has sent it."""
+
+    stored: InBandMessage
+    json: JSONText
+    author: Author | None
+
+
 class _Part(NamedTuple):
     """The messages of a batch of which it is not known yet what comes of them, and those of them
     that are late replays."""
 
     stored: list[InBandMessage]
     late: list[InBandMessage]
+
+
+_NO_TIME = UserTime(0)  # of a user who has no messages
 
 
 class _Log:
@@ -176,8 +188,7 @@ class _Log:
         self._known = known
         self._origin = origin
         self.allowance = allowance
-        self._authors: dict[ItemKey, Author] = {}
-        self._pending: list[InBandMessage] = []  # to be inserted together
+        self._pending: list[_NewMessage] = []  # to be inserted together
         self._part = _Part([], [])
         self._with_tombstones = {u.uid for u in users.values() if u.tombstone is not None}
         self._deaths: list[Deaths] = []
@@ -194,12 +205,7 @@ class _Log:
             return _resolve_known_id(message, self._known[key])
         if key in self.pruned:
             return _resolve_pruned_id(message, self.pruned[key])
-        exceeded = self._exceeded_by(message, now)
-        if exceeded is not None:
-            return Rejected(message, exceeded)
-        if slot.author is not None:
-            self._authors[key] = slot.author
-        outcome = self._add_new(message, now)
+        outcome = self._add_new(message, slot.author, now)
         match outcome:
             case Stored(stored):
                 self._known[key] = stored
@@ -209,19 +215,18 @@ class _Log:
                     self.allowance.add(stored, is_replay=message.stamped)
         return outcome
 
-    def _exceeded_by(self, message: InBandMessage, now: Time) -> LimitExceeded | None:
+    def _exceeded_by(self, new: _NewMessage, now: Time) -> LimitExceeded | None:
         """What stands against a new message. A replay is not limited."""
-        if self.allowance is None or message.stamped:
+        if self.allowance is None:
             return None
-        time = self.times.get(message.uid, UserTime(0))
-        stamped = message.stamp(time.next_ctime(now), time.clock)
-        if self.allowance.has_room_for(stamped):
+        message, size = new.stored, size_of(new.json)
+        if self.allowance.has_room_for(message, size):
             return None
         # Near a limit: what came before this message is stored with all that follows from it, so
         # that the database knows what the user has.
         if not self.allowance.is_settled(message.uid):
             self.settle(now)
-        return self.allowance.exceeded_by(stamped)
+        return self.allowance.exceeded_by(message, size)
 
     def _epoch_of(self, uid: UID) -> Time:
         user = self.users.get(uid)
@@ -229,7 +234,7 @@ class _Log:
 
     def flush(self) -> None:
         """Insert what is pending."""
-        _insert(self._connection, self._pending, self._authors)
+        _insert(self._connection, self._pending)
         self._pending = []
 
     def settle(self, now: Time) -> None:
@@ -249,18 +254,21 @@ class _Log:
         """What has come of all that is settled."""
         return Deaths.of_parts(self._deaths)
 
-    def _add_new(self, message: InBandMessage, now: Time) -> StoreOutcome:
-        time = self.times.get(message.uid, UserTime(0))
+    def _add_new(self, message: InBandMessage, author: Author | None, now: Time) -> StoreOutcome:
+        time = self.times.get(message.uid, _NO_TIME)
         if message.stamped and message.ctime <= self._refused_up_to(time):
             return Rejected(message, stored_too_late(time.floor))
         if message.stamped and message.ctime <= time.clock:
-            return self._add_late_replay(message, time)
+            return self._add_late_replay(message, author, time)
         try:
             stored = self._stamped(message, time, now)
         except InvalidMessage as error:
             return Rejected(message, error.as_value())
-        self._pending.append(stored)
-        self.times[message.uid] = time._replace(clock=stored.ctime)
+        new = _NewMessage(stored, json_of(stored), author)
+        if not message.stamped and (exceeded := self._exceeded_by(new, now)) is not None:
+            return Rejected(message, exceeded)
+        self._pending.append(new)
+        self.times[message.uid] = UserTime(stored.ctime, time.mark, time.floor)
         return Stored(stored)
 
     def _refused_up_to(self, time: UserTime) -> Time:
@@ -268,18 +276,20 @@ class _Log:
 
     def _stamped(self, message: InBandMessage, time: UserTime, now: Time) -> InBandMessage:
         match self._origin:
+            case _Origin.SENDERS if not message.stamped:
+                return message.stamp_new(time.next_ctime(now), time.clock)
+            case _Origin.SENDERS:
+                return message.stamp(message.ctime, time.clock)
             case _Origin.ANOTHER_SHARD:
                 return message
             case _Origin.AN_EXPORT:
                 # What it comes after here: the user's clock, unless nothing was stored yet.
                 clock = 0 if time.clock == self._epoch_of(message.uid) else time.clock
                 return message.stamp(message.ctime, max(message.prev, clock))
-            case _Origin.SENDERS if message.stamped:
-                return message.stamp(message.ctime, time.clock)
-            case _Origin.SENDERS:
-                return message.stamp_new(time.next_ctime(now), time.clock)
 
-    def _add_late_replay(self, message: InBandMessage, time: UserTime) -> StoreOutcome:
+    def _add_late_replay(
+        self, message: InBandMessage, author: Author | None, time: UserTime
+    ) -> StoreOutcome:
         """Store a replay that is behind the user's clock between its neighbours in the log. No
         cursor could hear of it, so the clock moves on, and is marked."""
         self.flush()
@@ -291,7 +301,7 @@ class _Log:
                 error = Conflict("another message of this user has this ctime", field="ctime")
                 return Rejected(message, error)
             self._follow(ItemKey(uid, successor.msg_id), successor.ctime, stored)
-        _insert(self._connection, [stored], self._authors)
+        _insert(self._connection, [_NewMessage(stored, json_of(stored), author)])
         self._part.late.append(stored)
         if self._origin is not _Origin.ANOTHER_SHARD:
             self.times[uid] = time._replace(clock=time.clock + 1, mark=time.clock + 1)
@@ -358,39 +368,37 @@ def _update_users(connection: DatabaseConnection, log: _Log, deaths: Deaths, now
 # Rows
 
 
-def _insert(
-    connection: DatabaseConnection,
-    new: Sequence[InBandMessage],
-    authors: Mapping[ItemKey, Author],
-) -> None:
+def _insert(connection: DatabaseConnection, new: Sequence[_NewMessage]) -> None:
     if not new:
         return
-    rows = [_message_row(m, authors.get(ItemKey(m.uid, m.msg_id))) for m in new]
-    connection.insert(statements.INSERT_MESSAGES, rows)
-    ranges = [_range_row(m, n, r) for m in new for n, r in enumerate(dismissed_ranges(m))]
+    messages = [message for message, _, _ in new]
+    connection.insert(statements.INSERT_MESSAGES, list(map(_message_row, new)))
+    ranges = [_range_row(m, n, r) for m in messages for n, r in enumerate(dismissed_ranges(m))]
     connection.insert(statements.INSERT_RANGES, ranges)
-    connection.insert(statements.INSERT_KEYS, [row for m in new for row in _key_rows(m)])
+    connection.insert(statements.INSERT_KEYS, [row for m in messages for row in _key_rows(m)])
 
 
-def _message_row(message: InBandMessage, author: Author | None) -> MessageRow:
+def _message_row(new: _NewMessage) -> MessageRow:
+    message, json, author = new
     creation = message.creation
-    category = expires_at = None
+    category = expires_at = starts_at = key = None
     if creation is not None:
-        category = creation.category
+        category, key = creation.category, creation.key
         expires_at = creation.expires_at(message.ctime)
         if expires_at is None:
             expires_at = FOREVER
+        starts_at = creation.starts_at(message.ctime)
     return MessageRow(
-        uid=message.uid,
-        ctime=message.ctime,
-        prev=message.prev,
-        msg_id=message.msg_id,
-        device_id=message.device_id,
-        message=json_of(message),
-        category=category,
-        expires_at=expires_at,
-        key=message.key,
-        starts_at=message.starts_at,
+        message.uid,
+        message.ctime,
+        message.prev,
+        message.msg_id,
+        message.device_id,
+        json,
+        category,
+        expires_at,
+        key=key,
+        starts_at=starts_at,
         author=author,
     )
 

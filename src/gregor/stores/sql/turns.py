@@ -5,10 +5,10 @@ after a commit. Within each kind, they are served as they came. The thread itsel
 turn: it need not wait for a busy event loop.
 """
 
+from asyncio import Future
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gregor.job import Job
 
@@ -20,13 +20,13 @@ class Turns:
 
     def __init__(self, submit: Callable[[Callable[[], None]], object]) -> None:
         self._submit = submit
-        self._writes: deque[Job] = deque()
-        self._reads: deque[Job] = deque()
+        self._writes: deque[Job[Any]] = deque()
+        self._reads: deque[Job[Any]] = deque()
         self._was_write = False
 
-    def run(self, work: Callable[[], T], *, is_write: bool) -> Future[T]:
+    def run(self, work: Callable[[], T], *, is_write: bool) -> "Future[T]":
         """Run the work in the thread, when it is its turn."""
-        turn = Job(work, Future())
+        turn = Job(work)
         (self._writes if is_write else self._reads).append(turn)
         self._submit(self._run_next)
         return turn.done
