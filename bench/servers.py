@@ -45,13 +45,17 @@ class ServerProcess(NamedTuple):
 
     async def commits(self) -> tuple[int, int]:
         """The number of committed messages, and the number of commits."""
-        metrics = dict(
-            line.rsplit(" ", 1) for line in (await self.get("/metrics")).decode().splitlines()
-        )
+        metrics = await self.metrics()
         return (
-            int(float(metrics["gregor_commit_messages_sum"])),
-            int(float(metrics["gregor_commit_messages_count"])),
+            int(metrics["gregor_commit_messages_sum"]),
+            int(metrics["gregor_commit_messages_count"]),
         )
+
+    async def metrics(self) -> dict[str, float]:
+        """The metrics, by their names with labels."""
+        lines = (await self.get("/metrics")).decode().splitlines()
+        samples = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, value in samples}
 
     async def get(self, path: str) -> bytes:
         """GET a path; the body of the response."""

@@ -5,13 +5,14 @@
 Every ack of an honest device comes within a second, the memory of the server stays what it is, and
 its log has no traceback. As in `fairness`, the abusers have what the others leave of the processor.
 The folder of temporary files says on which disk the store is (`TMPDIR`). What an ack waits for a
-disk, or a machine, that stands still is in it: how long they did is reported beside it.
+disk, or a machine, that stands still is in it: how long they did is reported beside it, and how
+many commits of the server took long.
 """
 
 import asyncio
 import random
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import cycle, islice
 from pathlib import Path
@@ -73,7 +74,9 @@ class Soak:
             self.memory.append(server.rss())
             await asyncio.sleep(SAMPLE_SECONDS)
 
-    def figures(self, log: str, alone: float, machine: Machine) -> list[Figure]:
+    def figures(
+        self, log: str, alone: float, machine: Machine, metrics: Mapping[str, float]
+    ) -> list[Figure]:
         tenth = max(1, len(self.memory) // 10)
         first = median(self.memory[tenth : 2 * tenth])
         last = median(self.memory[-tenth:])
@@ -90,6 +93,7 @@ class Soak:
                 threshold=1,
             ),
             machine.figure(),
+            _commits(metrics),
             Figure(
                 name="connections of honest devices that were lost",
                 measured=str(self.lost),
@@ -116,13 +120,25 @@ class Soak:
         ]
 
 
+def _commits(metrics: Mapping[str, float]) -> Figure:
+    number = metrics["gregor_commit_seconds_count"]
+    long, longer = (
+        number - metrics[f'gregor_commit_seconds_bucket{{le="{bound}"}}'] for bound in (0.5, 1.0)
+    )
+    return Figure(
+        name=f"{number:,.0f} commits of the server",
+        measured=f"{long:.0f} took more than 0.5 s, {longer:.0f} of them more than 1 s",
+        beside=f"{metrics['gregor_commit_seconds_sum'] / number * 1e3:.0f} ms on average",
+    )
+
+
 async def measure(quick: bool) -> list[Figure]:
     seconds, abusers = (QUICK_SECONDS, QUICK_ABUSERS) if quick else (SECONDS, ABUSERS)
     secret = secrets.token_hex(32)
     soak = Soak()
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="gregor-bench-")))
-        server = await stack.enter_async_context(_server(folder, secret))
+        server, operators = await stack.enter_async_context(_server(folder, secret))
         await stack.enter_async_context(_honest_devices(soak, server, secret))
         await asyncio.sleep(seconds / 20)
         alone = median(soak.waits)
@@ -130,7 +146,8 @@ async def measure(quick: bool) -> list[Figure]:
         async with watched(folder) as machine, _crowd(abusers, server, secret):
             soak.memory.clear()
             await asyncio.sleep(seconds)
-        return soak.figures((folder / "log").read_text(), alone, machine)
+            metrics = await operators.metrics()
+        return soak.figures((folder / "log").read_text(), alone, machine, metrics)
 
 
 @asynccontextmanager
@@ -154,14 +171,18 @@ async def _crowd(number: int, server: ServerProcess, secret: str) -> AsyncIterat
 
 
 @asynccontextmanager
-async def _server(folder: Path, secret: str) -> AsyncIterator[ServerProcess]:
+async def _server(folder: Path, secret: str) -> AsyncIterator[tuple[ServerProcess, ServerProcess]]:
+    """A server, and what it is for operators."""
+    admin = servers.free_address()
     store = f"sqlite:///{folder / 'gregor.db'}"
     with (folder / "log").open("wb") as log:
         serve = servers.gregor_serve_on(
-            store, "--auth", "jwt", log=log.fileno(), GREGOR_JWT_SECRET=secret
+            *(store, "--auth", "jwt", "--admin-listen", f"{admin.host}:{admin.port}"),
+            log=log.fileno(),
+            GREGOR_JWT_SECRET=secret,
         )
         async with serve as server:
-            yield server
+            yield server, server._replace(address=admin)
 
 
 @asynccontextmanager
