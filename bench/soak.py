@@ -5,8 +5,8 @@
 Every ack of an honest device comes within a second, the memory of the server stays what it is, and
 its log has no traceback. As in `fairness`, the abusers have what the others leave of the processor.
 The folder of temporary files says on which disk the store is (`TMPDIR`). What an ack waits for a
-disk, or a machine, that stands still is in it: how long they did is reported beside it, and how
-many commits of the server took long.
+disk, or a machine, or this process, that stands still is in it: how long they did is reported
+beside it, and how many commits of the server took long.
 """
 
 import asyncio
@@ -33,6 +33,7 @@ ABUSERS, QUICK_ABUSERS = 50, 5
 DEVICES = 200
 MEAN_PAUSE_SECONDS = 5.0  # between two messages of a device
 SAMPLE_SECONDS = 1.0
+LATENESS_SAMPLE_SECONDS = 0.01
 ALLOWED_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 30.0  # then the connection counts as lost
 ALLOWED_GROWTH = 1.25  # of the memory, from the second tenth of the time to the last one
@@ -45,6 +46,7 @@ class Soak:
         self.waits: list[float] = []  # for acks, in seconds
         self.lost = 0  # connections of honest devices, which they made again
         self.memory: list[int] = []
+        self.late = 0.0  # how late this process was at worst, in seconds: its acks are, too
 
     async def use(self, server: ServerProcess, uid: str, token: str) -> None:
         """An honest device, which writes now and then, and comes back when it is disconnected."""
@@ -71,8 +73,15 @@ class Soak:
 
     async def watch_memory(self, server: ServerProcess) -> None:
         while True:
-            self.memory.append(server.rss())
+            self.memory.append(await asyncio.to_thread(server.rss))
             await asyncio.sleep(SAMPLE_SECONDS)
+
+    async def watch_itself(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            due = clock() + LATENESS_SAMPLE_SECONDS
+            await asyncio.sleep(LATENESS_SAMPLE_SECONDS)
+            self.late = max(self.late, clock() - due)
 
     def figures(
         self, log: str, alone: float, machine: Machine, metrics: Mapping[str, float]
@@ -93,6 +102,7 @@ class Soak:
                 threshold=1,
             ),
             machine.figure(),
+            Figure(name="this bench itself", measured=f"{self.late * 1e3:.0f} ms late at worst"),
             _commits(metrics),
             Figure(
                 name="connections of honest devices that were lost",
@@ -145,6 +155,7 @@ async def measure(quick: bool) -> list[Figure]:
         soak.waits.clear()
         async with watched(folder) as machine, _crowd(abusers, server, secret):
             soak.memory.clear()
+            soak.late = 0.0
             await asyncio.sleep(seconds)
             metrics = await operators.metrics()
         return soak.figures((folder / "log").read_text(), alone, machine, metrics)
@@ -188,7 +199,8 @@ async def _server(folder: Path, secret: str) -> AsyncIterator[tuple[ServerProces
 @asynccontextmanager
 async def _honest_devices(soak: Soak, server: ServerProcess, secret: str) -> AsyncIterator[None]:
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(soak.watch_memory(server))]
+        watching = (soak.watch_memory(server), soak.watch_itself())
+        tasks = [group.create_task(each) for each in watching]
         for number in range(DEVICES):
             uid = f"honest-{number}"
             token = make_token(secret, Identity(uid, Role.DEVICE))
