@@ -780,6 +780,27 @@ MUTATIONS = [
         COMMIT_QUEUE + "test_commit_reaches_each_of_many_users_and_takes_a_round_of_them_at_most",
     ),
     Mutation(
+        "heavy messages have their turns among the light ones",
+        "stores/sql/commit_queue.py",
+        "self._serve(light, rooms, COMMIT_COST, heaviest=WHOLE_COST)",
+        "self._serve([*rooms], rooms, COMMIT_COST)",
+        COMMIT_QUEUE + "test_light_message_waits_for_no_heavy_ones_of_others",
+    ),
+    Mutation(
+        "a heavy message behind a light one has its turn with it",
+        "stores/sql/commit_queue.py",
+        "self._serve(light, rooms, COMMIT_COST, heaviest=WHOLE_COST)",
+        "self._serve(light, rooms, COMMIT_COST)",
+        COMMIT_QUEUE + "test_heavy_message_behind_a_light_one_has_no_earlier_turn",
+    ),
+    Mutation(
+        "heavy messages wait until there is room besides the light ones",
+        "stores/sql/commit_queue.py",
+        "max(left, 1)",
+        "left",
+        COMMIT_QUEUE + "test_each_commit_has_a_heavy_message_however_many_light_ones_wait",
+    ),
+    Mutation(
         "a few messages that were sent together are committed in turns",
         "stores/sql/commit_queue.py",
         "share if count > WHOLE_COST else max(share, spent + WHOLE_COST)",

@@ -166,7 +166,30 @@ def test_message_that_costs_more_than_a_share_is_committed_all_the_same() -> Non
     heavy = dismissing("ada", 10_000)
     assert cost_of(heavy) > COMMIT_COST
     queue = queue_of([BatchOfUser([Slot(heavy)]), batch("bob", 1)])
-    assert [len(pieces) for pieces in commits_of(queue)] == [1, 1]
+    assert [len(pieces) for pieces in commits_of(queue)] == [2]
+
+
+def heavy_of_each(users: int) -> list[BatchOfUser]:
+    return [BatchOfUser([Slot(dismissing(f"eve {n}", 2_000))]) for n in range(users)]
+
+
+def test_light_message_waits_for_no_heavy_ones_of_others() -> None:
+    queue = queue_of([*heavy_of_each(50), batch("victim", 1)])
+    assert "victim" in cost_by_user(queue.take())
+
+
+def test_heavy_message_behind_a_light_one_has_no_earlier_turn() -> None:
+    mixed = [Slot(create("ada", "a")), Slot(dismissing("ada", 2_000))]
+    queue = queue_of([BatchOfUser(mixed), batch("bob", 1), *heavy_of_each(2)])
+    costs = cost_by_user(queue.take())
+    assert costs["ada"] == costs["bob"] == [1]
+
+
+def test_each_commit_has_a_heavy_message_however_many_light_ones_wait() -> None:
+    light = [batch(f"u{n}", 10 * SHARE_COST) for n in range(COMMIT_COST // LEAST_SHARE_COST)]
+    queue = queue_of([*light, *heavy_of_each(5)])
+    heavy = [uid for _ in range(5) for uid in cost_by_user(queue.take()) if uid.startswith("eve")]
+    assert heavy == [f"eve {n}" for n in range(5)]
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=12))
@@ -175,7 +198,7 @@ def test_who_had_more_than_a_share_waits_until_it_is_paid(ranges: list[int]) -> 
     few messages more."""
     heavy = [dismissing("eve", number) for number in ranges]
     costs, so_far = [cost_of(each) for each in heavy], 0
-    enough = sum(costs) // SHARE_COST + 1
+    enough = sum(costs) // SHARE_COST + 1 + len(heavy)  # a turn ends before a heavy one
     small = BatchOfUser([Slot(create("ada", "a"))] * (enough * SHARE_COST))
     queue = queue_of([small, BatchOfUser([Slot(each) for each in heavy])])
     for commits in range(1, enough + 1):

@@ -5,7 +5,9 @@ whom it has not reached are first in the next one. So what a sender has queued d
 a share and not by all of it. The more senders there are, the smaller it is: who comes to a crowd
 waits for one turn of each. A message may cost more than a share, and so may a few that were sent
 together; then their sender is in debt, and has no turn until the shares of later commits have paid
-it (deficit round robin). What is of one sender is committed in its order.
+it (deficit round robin). Senders whose next message is heavy have their turns after the others, who
+would wait for many of these, and at least one of them in each commit. What is of one sender is
+committed in its order.
 
 A sender that is alone gets a whole commit. It is not taken to be alone until it has been so for
 some commits: others may be about to send again, and would wait for all of it.
@@ -14,7 +16,8 @@ Pure: it knows neither time nor transactions.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from gregor.core.message import UID, InBandMessage
@@ -89,16 +92,29 @@ class CommitQueue(Generic[B]):
     def take(self) -> list[Piece[B]]:
         """The pieces of the next commit; at least one slot, if there is any."""
         share = COMMIT_COST if self._is_alone() else _share_among(len(self._by_sender))
-        debts = self._debts_to_pay(share)
-        self._debts = {sender: debt - share for sender, debt in debts.items() if debt > share}
+        rooms = self._rooms(share)
+        costs = {sender: self._next_cost(sender) for sender in rooms}
+        light = [sender for sender, cost in costs.items() if cost <= WHOLE_COST]
+        heavy = [sender for sender, cost in costs.items() if cost > WHOLE_COST]
+        pieces, left = self._serve(light, rooms, COMMIT_COST, heaviest=WHOLE_COST)
+        more, _ = self._serve(heavy, rooms, max(left, 1))  # at least one, whatever the others had
+        return pieces + more
+
+    def _serve(
+        self,
+        senders: Sequence[Sender],
+        rooms: Mapping[Sender, int],
+        left: int,
+        heaviest: float = inf,
+    ) -> tuple[list[Piece[B]], int]:
+        """Take from each of these senders its turn, as long as something is left of what a commit
+        may cost; and say what is left then."""
         pieces: list[Piece[B]] = []
-        left = COMMIT_COST
-        for sender in [each for each in self._by_sender if debts.get(each, 0) < share]:
+        for sender in senders:
             if left <= 0:
                 break
-            room = share - debts.get(sender, 0)
-            waiting = self._by_sender.pop(sender)
-            taken, cost = self._take(waiting, min(room, left))
+            waiting, room = self._by_sender.pop(sender), rooms[sender]
+            taken, cost = self._take(waiting, min(room, left), heaviest)
             pieces += taken
             left -= cost
             if cost > room:
@@ -106,10 +122,13 @@ class CommitQueue(Generic[B]):
             if waiting:
                 self._by_sender[sender] = waiting  # behind all others
         self.messages -= sum(len(piece.slots) for piece in pieces)
-        return pieces
+        return pieces, left
 
-    def _take(self, waiting: "deque[_Waiting[B]]", share: int) -> tuple[list[Piece[B]], int]:
-        """The next pieces of a sender, until they cost a share or more; and what they cost."""
+    def _take(
+        self, waiting: "deque[_Waiting[B]]", share: int, heaviest: float
+    ) -> tuple[list[Piece[B]], int]:
+        """The next pieces of a sender, until they cost a share or more, or one message more than
+        the `heaviest`; and what they cost."""
         pieces: list[Piece[B]] = []
         spent = 0
         while waiting and spent < share:
@@ -117,14 +136,33 @@ class CommitQueue(Generic[B]):
             count, end = len(batch.slots), start
             most = share if count > WHOLE_COST else max(share, spent + WHOLE_COST)
             while end < count and spent < most:
-                message = batch.slots[end].message
-                spent += cost_of(message, self._items_of(message.uid))
+                cost = self._cost_of(batch.slots[end])
+                if cost > heaviest:
+                    break
+                spent += cost
                 end += 1
             is_last = end == count
-            pieces.append(Piece(batch, batch.slots[start:end], is_last))
+            if end > start:
+                pieces.append(Piece(batch, batch.slots[start:end], is_last))
             if not is_last:
                 waiting.appendleft(_Waiting(batch, end))
+                break
         return pieces, spent
+
+    def _next_cost(self, sender: Sender) -> int:
+        """What the next message of a sender costs."""
+        batch, start = self._by_sender[sender][0]
+        return self._cost_of(batch.slots[start])
+
+    def _cost_of(self, slot: Slot) -> int:
+        return cost_of(slot.message, self._items_of(slot.message.uid))
+
+    def _rooms(self, share: int) -> dict[Sender, int]:
+        """Pay the debts with this share; and what each of those who have a turn then may have."""
+        debts = self._debts_to_pay(share)
+        self._debts = {sender: debt - share for sender, debt in debts.items() if debt > share}
+        rooms = {sender: share - debts.get(sender, 0) for sender in self._by_sender}
+        return {sender: room for sender, room in rooms.items() if room > 0}
 
     def _debts_to_pay(self, share: int) -> dict[Sender, int]:
         """What is paid with this share and later ones: less, if nobody who waits had a turn
