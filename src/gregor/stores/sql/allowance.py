@@ -182,13 +182,8 @@ class Allowance:
         stored, in so many bytes."""
         account = self._accounts[message.uid]
         more = account.next = _more(message, size, account.at)
-        most = account.most.plus(more)
-        if all(map(le, most, self._maxima)):
-            return True
-        return all(
-            not added or total <= maximum
-            for added, total, maximum in zip(more, most, self._maxima, strict=True)
-        )
+        fits = all(map(le, account.most.plus(more), self._maxima))  # mostly it does
+        return fits or refusal(account.most, more, self._limits) is None
 
     def is_settled(self, uid: UID) -> bool:
         """Whether it is known what has come of all that this batch has stored for the user."""
