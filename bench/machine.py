@@ -15,13 +15,14 @@ from bench.report import Figure
 class Machine(msgspec.Struct):
     """The longest of each, in seconds."""
 
-    late: float = 0.0  # how late a process was woken that only slept
+    late: float = 0.0  # how late a thread was woken that only slept, on the worst processor
     sync: float = 0.0  # how long an fsync of a page took
 
     def figure(self) -> Figure:
         return Figure(
             name="the machine meanwhile",
-            measured=f"a process that only sleeps: {self.late * 1e3:.0f} ms late at worst",
+            measured=f"a thread that only sleeps, on each processor: {self.late * 1e3:.0f} ms late"
+            " at worst",
             beside=f"an fsync: {self.sync * 1e3:.0f} ms at worst",
         )
 

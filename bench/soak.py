@@ -6,7 +6,8 @@ Every ack of an honest device comes within a second, the memory of the server st
 its log has no traceback. As in `fairness`, the abusers have what the others leave of the processor.
 The folder of temporary files says on which disk the store is (`TMPDIR`). What an ack waits for a
 disk, or a machine, or this process, that stands still is in it: how long they did is reported
-beside it, and how many commits of the server took long.
+beside it, and how often the server's commits took long, its event loop was late, and a transaction
+was logged that took a second.
 """
 
 import asyncio
@@ -27,6 +28,7 @@ from bench.machine import Machine, watched
 from bench.report import Figure, Wanted
 from bench.servers import ServerProcess
 from gregor.server.auth import Identity, Role, make_token
+from gregor.server.event_loop_lag import watch_event_loop
 
 SECONDS, QUICK_SECONDS = 600.0, 30.0
 ABUSERS, QUICK_ABUSERS = 50, 5
@@ -83,11 +85,10 @@ class Soak:
             await asyncio.sleep(SAMPLE_SECONDS)
 
     async def watch_itself(self) -> None:
-        clock = asyncio.get_running_loop().time
-        while True:
-            due = clock() + LATENESS_SAMPLE_SECONDS
-            await asyncio.sleep(LATENESS_SAMPLE_SECONDS)
-            self.late = max(self.late, clock() - due)
+        await watch_event_loop(self._late, LATENESS_SAMPLE_SECONDS)
+
+    def _late(self, seconds: float) -> None:
+        self.late = max(self.late, seconds)
 
     def figures(
         self, log: str, alone: float, machine: Machine, metrics: Mapping[str, float]
@@ -112,6 +113,7 @@ class Soak:
             machine.figure(),
             Figure(name="this bench itself", measured=f"{self.late * 1e3:.0f} ms late at worst"),
             _commits(metrics),
+            _event_loop(metrics, log),
             Figure(
                 name="connections of honest devices that were lost",
                 measured=str(self.lost),
@@ -139,15 +141,34 @@ class Soak:
 
 
 def _commits(metrics: Mapping[str, float]) -> Figure:
-    number = metrics["gregor_commit_seconds_count"]
-    long, longer = (
-        number - metrics[f'gregor_commit_seconds_bucket{{le="{bound}"}}'] for bound in (0.5, 1.0)
-    )
+    name = "gregor_commit_seconds"
     return Figure(
-        name=f"{number:,.0f} commits of the server",
-        measured=f"{long:.0f} took more than 0.5 s, {longer:.0f} of them more than 1 s",
-        beside=f"{metrics['gregor_commit_seconds_sum'] / number * 1e3:.0f} ms on average",
+        name=f"{metrics[f'{name}_count']:,.0f} commits of the server",
+        measured=f"{_above(metrics, name, '0.5')} took more than 0.5 s,"
+        f" {_above(metrics, name, '1.0')} of them more than 1 s",
+        beside=f"{_mean(metrics, name) * 1e3:.0f} ms on average",
     )
+
+
+def _event_loop(metrics: Mapping[str, float], log: str) -> Figure:
+    name = "gregor_event_loop_lag_seconds"
+    transactions = [line for line in log.splitlines() if "a transaction took long" in line]
+    return Figure(
+        name="the event loop of the server",
+        measured=f"{_above(metrics, name, '0.2')} samples more than 0.2 s late,"
+        f" {_above(metrics, name, '0.5')} of them more than 0.5 s",
+        beside=f"{_mean(metrics, name) * 1e3:.0f} ms on average;"
+        f" {len(transactions)} transactions took long {' '.join(transactions[:1])}",
+    )
+
+
+def _above(metrics: Mapping[str, float], name: str, bound: str) -> int:
+    """How many of a histogram are above one of its bounds."""
+    return int(metrics[f"{name}_count"] - metrics[f'{name}_bucket{{le="{bound}"}}'])
+
+
+def _mean(metrics: Mapping[str, float], name: str) -> float:
+    return metrics[f"{name}_sum"] / metrics[f"{name}_count"]
 
 
 async def measure(quick: bool) -> list[Figure]:

@@ -49,6 +49,14 @@ def commits(metric: str, each: float) -> Series:
     }
 
 
+def lags(each: float) -> Series:
+    """240 samples a minute, each of which is so late."""
+    return {
+        node("gregor_event_loop_lag_seconds_sum"): f"0+{240 * each}x60",
+        node("gregor_event_loop_lag_seconds_count"): "0+240x60",
+    }
+
+
 def requests(status: str, share: int, route: str = "/v1/messages") -> Series:
     """1,000 requests a minute, of which so many have this status."""
     name, labels = "gregor_http_requests_total", {"method": "POST", "route": route}
@@ -129,6 +137,7 @@ CASES = [
         {node("process_cpu_seconds_total"): "0+58x60"},
         {node("process_cpu_seconds_total"): "0+50x60"},
     ),
+    AlertCase("GregorEventLoopLate", 20, lags(0.2), lags(0.05)),
     AlertCase("GregorDescriptorsRunOut", 10, descriptors(900), descriptors(800)),
     AlertCase("GregorCommitsFail", 12, {FAILED: ONE_AT_ONCE}, {FAILED: "7x60"}),
     AlertCase("GregorCommitsSlow", 20, commits("seconds", 0.2), commits("seconds", 0.05)),

@@ -215,6 +215,7 @@ async def test_metrics_page_has_prometheus_format_and_all_metrics() -> None:
             "gregor_messages_total",
             "gregor_commit_seconds",
             "gregor_commit_messages",
+            "gregor_event_loop_lag_seconds",
             "gregor_http_request_seconds",
             "gregor_http_requests_total",
             "gregor_deliveries_total",

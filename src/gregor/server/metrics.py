@@ -104,6 +104,12 @@ class Metrics(Observer, Collector):
             registry=self.registry,
         )
         self._request_seconds = cache(request_seconds.labels)
+        self._event_loop_lag = Histogram(
+            "gregor_event_loop_lag_seconds",
+            "How late the event loop was, four times a second",
+            buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
+            registry=self.registry,
+        )
 
     def committed(self, messages: int, seconds: float, failure: FailureReason | None) -> None:
         """A commit of this number of messages has succeeded, or failed, after this time."""
@@ -117,6 +123,10 @@ class Metrics(Observer, Collector):
         there must be few of them."""
         self._requests[method, route, str(status)] += 1
         self._request_seconds(method, route).observe(seconds)
+
+    def event_loop_late(self, seconds: float) -> None:
+        """The event loop has done what was due so late."""
+        self._event_loop_lag.observe(seconds)
 
     def injected(self, caller: Caller, outcome: Outcome) -> None:
         self._messages[_kind(outcome.message), type(outcome).__name__.lower()] += 1

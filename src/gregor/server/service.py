@@ -29,6 +29,7 @@ from gregor.protocol.answers import ImportAnswer
 from gregor.server.auth import Authenticator, Identity, Role
 from gregor.server.connections import Connections
 from gregor.server.descriptors import Descriptors
+from gregor.server.event_loop_lag import watch_event_loop
 from gregor.server.metrics import Metrics, Reading, counter, gauge
 from gregor.server.open_connections import (
     DEFAULT_CONNECTION_LIMITS,
@@ -115,6 +116,7 @@ class Service:
         background = (
             self.connections.end_slow_consumers(self.timeouts.write),
             self.readiness.check_periodically(),
+            watch_event_loop(self.metrics.event_loop_late),
         )
         self._background = [self._tasks.create_task(loop) for loop in background]
         return self

@@ -38,6 +38,7 @@ from gregor.stores.sql.dialect import ROWS, SQLITE, encode_rows, sql_of
 from gregor.stores.sql.private_file import make_private, warn_if_public
 from gregor.stores.sql.sqlite_pages import Layout, overwrite_gaps
 from gregor.stores.sql.statements import BulkStatement, Insert, Row, Statement, no_row
+from gregor.stores.sql.timed_work import TimedWork
 from gregor.stores.sql.turns import Turns
 
 log = logging.getLogger("gregor.store.sqlite")
@@ -273,8 +274,12 @@ class SQLiteDatabase:
         return await asyncio.get_running_loop().run_in_executor(self._thread, undisturbed)
 
     def _transaction(self, driver: sqlite3.Connection, begin: str, work: Work[T]) -> T:
-        with self._turn, _translating(self.path or "sqlite://"):
-            return transact(driver, begin, work)
+        timed = TimedWork(work)
+        try:
+            with self._turn, _translating(self.path or "sqlite://"):
+                return transact(driver, begin, timed)
+        finally:
+            timed.ended()
 
     def _open(self) -> None:
         if sqlite3.sqlite_version_info < MIN_VERSION:
