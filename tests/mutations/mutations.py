@@ -824,9 +824,30 @@ MUTATIONS = [
     Mutation(
         "limits: what a batch has added does not count until it is settled",
         "stores/sql/allowance.py",
-        "self.most = self.most.plus(more)",
-        "pass",
+        "        self.most = self.then\n",
+        "",
         ALLOWANCE + "test_item_above_the_limit_is_rejected_alone[sqlite]",
+    ),
+    Mutation(
+        "limits: a message that fits after all does not count",
+        "stores/sql/allowance.py",
+        "        account.expect(_more(message, size, account.at))\n        return error\n",
+        "        return error\n",
+        ALLOWANCE + "test_what_is_dismissed_in_a_batch_makes_place_in_it[sqlite]",
+    ),
+    Mutation(
+        "the event loop's lag is not observed",
+        "server/event_loop_lag.py",
+        "observe(max(0.0, loop.time() - due))",
+        "observe(0.0)",
+        "tests/server/test_event_loop_lag.py::test_lag_is_how_late_the_loop_was",
+    ),
+    Mutation(
+        "what a long transaction worked counts as its commit",
+        "stores/sql/timed_work.py",
+        "            self._end = perf_counter()\n",
+        "            pass\n",
+        "tests/stores/test_timed_work.py::test_long_transaction_is_logged_with_its_parts",
     ),
     Mutation(
         "limits: the size of a message is counted in characters",

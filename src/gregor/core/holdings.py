@@ -22,12 +22,13 @@ class Holdings(NamedTuple):
     tombstones: int = 0
 
     def plus(self, more: "Holdings") -> "Holdings":
-        items, bytes_, scheduled, tombstones = more
+        items, size, scheduled, tombstones = self
+        more_items, more_size, more_scheduled, more_tombstones = more
         return Holdings(
-            self.live_items + items,
-            self.live_bytes + bytes_,
-            self.scheduled_items + scheduled,
-            self.tombstones + tombstones,
+            items + more_items,
+            size + more_size,
+            scheduled + more_scheduled,
+            tombstones + more_tombstones,
         )
 
     def minus(self, less: "Holdings") -> "Holdings":

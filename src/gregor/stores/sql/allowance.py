@@ -80,25 +80,28 @@ class CountedUsers:
 
 class _Account:
     """What one user of a batch has, while its messages are stored: `has` by all that is settled,
-    and at `most` with what the batch has added since. `next`: what the message at hand adds at
-    most. The other fields are those of a _Count."""
+    at `most` with what the batch has added since, and `then` with the message at hand. The other
+    fields are those of a _Count."""
 
-    __slots__ = ("at", "clock", "has", "is_exact", "is_settled", "most", "next")
+    __slots__ = ("at", "clock", "has", "is_exact", "is_settled", "most", "then")
 
     def __init__(self, count: _Count, *, is_exact: bool = False) -> None:
         self.clock, self.at, has = count
         self.settle(has)
-        self.next = NOTHING
         self.is_exact = is_exact  # all was counted for this batch
 
     def settle(self, has: Holdings) -> None:
         """What has come of all that was added is known: the user has this much."""
-        self.has = self.most = has
+        self.has = self.most = self.then = has
         self.is_settled = True
 
-    def add(self, more: Holdings) -> None:
-        """The batch adds so much at most."""
-        self.most = self.most.plus(more)
+    def expect(self, more: Holdings) -> None:
+        """The message at hand adds so much at most."""
+        self.then = self.most.plus(more)
+
+    def add(self) -> None:
+        """The message at hand is added."""
+        self.most = self.then
         self.is_settled = False
 
     def count(self, clock: Time) -> _Count:
@@ -181,8 +184,9 @@ class Allowance:
         """Whether the user may certainly have what this new message adds. It is as it will be
         stored, in so many bytes."""
         account = self._accounts[message.uid]
-        more = account.next = _more(message, size, account.at)
-        fits = all(map(le, account.most.plus(more), self._maxima))  # mostly it does
+        more = _more(message, size, account.at)
+        account.expect(more)
+        fits = all(map(le, account.then, self._maxima))  # mostly it does
         return fits or refusal(account.most, more, self._limits) is None
 
     def is_settled(self, uid: UID) -> bool:
@@ -197,6 +201,7 @@ class Allowance:
         error = refusal(account.has, more, self._limits)
         if error is not None and self._recount(message.uid, account):
             error = refusal(account.has, more, self._limits)
+        account.expect(_more(message, size, account.at))
         return error
 
     def _exactly(self, message: InBandMessage, size: int, account: _Account) -> Holdings:
@@ -238,9 +243,9 @@ class Allowance:
         """The message is stored. If it is a replay, nobody has asked whether there is room."""
         account = self._accounts[message.uid]
         if is_replay:
-            account.next = _more(message, size_of(json_of(message)), account.at)
+            account.expect(_more(message, size_of(json_of(message)), account.at))
             account.is_exact = False  # a late one may move a tombstone, which counts as another
-        account.add(account.next)
+        account.add()
 
     def settle(self, deaths: Deaths) -> None:
         """What was added is stored, and this has come of it."""
@@ -273,9 +278,8 @@ def _more(message: InBandMessage, size: int, at: Time) -> Holdings:
     time."""
     tombstones = 0 if message.dismissal is None else len(message.dismissal.msg_ids)
     if message.creation is None or has_expired(message.expires_at, at):
-        return Holdings(tombstones=tombstones)
-    is_scheduled = not has_begun(message.starts_at, at)
-    return Holdings(1, size, int(is_scheduled), tombstones)
+        return Holdings(0, 0, 0, tombstones)
+    return Holdings(1, size, 0 if has_begun(message.starts_at, at) else 1, tombstones)
 
 
 def _held(row: HeldItems | HeldSince) -> Holdings:
