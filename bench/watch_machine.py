@@ -3,8 +3,8 @@
 python -m bench.watch_machine FOLDER
 
 Then it prints a Machine. A server on the disk of the folder waits for both, too. Each processor is
-watched by a thread of its own: whoever lends the machine may stop one of them and not the others,
-and with it the thread of a server that all its other threads wait for.
+watched by a thread of its own: the host of a virtual machine may stop one of them and not the
+others, and with it the thread of a server for which all its other threads wait.
 """
 
 import os

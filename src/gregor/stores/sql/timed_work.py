@@ -19,8 +19,8 @@ LONG_SECONDS = 1.0
 
 
 class TimedWork(Generic[T]):
-    """The work of a transaction in this thread. It is made when it is the transaction's turn, and
-    told its end."""
+    """The work of a transaction in this thread. It is made when it is the transaction's turn; call
+    `ended` when that is over."""
 
     def __init__(self, work: Work[T]) -> None:
         self._work = work
