@@ -2,9 +2,9 @@
 
 python -m bench.abuse KIND HOST PORT
 
-It prints `ready` when what it needs first is stored. Its tokens come from the environment. If it is
-refused, or disconnected, it comes back at once. It would be on another machine, so it has only what
-others leave of the processor.
+It prints `started`, waits for a line, and prints `ready` when what it needs first is stored. Its
+tokens come from the environment. If it is refused, or disconnected, it comes back at once. It would
+be on another machine, so it has only what others leave of the processor.
 """
 
 import asyncio
@@ -61,4 +61,6 @@ def give_way_to_others() -> None:
 if __name__ == "__main__":
     give_way_to_others()
     raise_open_file_limit()
+    print("started", flush=True)
+    sys.stdin.readline()
     uvloop.run(main(*sys.argv[1:]))

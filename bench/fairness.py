@@ -14,7 +14,7 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from statistics import median, quantiles
@@ -57,7 +57,8 @@ async def _beside(kind: str, seconds: float) -> Figure:
         await _acks(user, seconds / 5)  # as a warm-up
         alone = await _acks(user, seconds)
         memory = server.rss()
-        async with abuser(kind, server, secret):
+        async with abuser(kind, server, secret) as abuse:
+            await abuse()
             beside = await _acks(user, seconds)
             memory = server.rss() - memory
     allowed = max(ALLOWED_RATIO * _p99(alone), ALLOWED_SECONDS)
@@ -116,8 +117,9 @@ async def _server(secret: str) -> AsyncIterator[ServerProcess]:
 @asynccontextmanager
 async def abuser(
     kind: str, server: ServerProcess, secret: str, uid: str = UID
-) -> AsyncIterator[None]:
-    """While the block runs, an abuser of this kind is at work, as this user."""
+) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """A process for an abuser of this kind, as this user. It yields what has it begin: when that
+    returns, it is at work, until the block ends."""
     identity: Mapping[str, str] = {
         OWN_UID: uid,
         DEVICE_TOKEN: make_token(secret, Identity(uid, Role.DEVICE)),
@@ -127,12 +129,20 @@ async def abuser(
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "bench.abuse", kind, host, str(port)),
         env={**os.environ, **identity},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    assert process.stdout is not None
+    told, said = process.stdin, process.stdout
+    assert told is not None
+    assert said is not None
+
+    async def begin() -> None:
+        told.write(b"begin\n")
+        await said.readline()
+
     try:
-        await process.stdout.readline()
-        yield
+        await said.readline()
+        yield begin
         if process.returncode is not None:
             raise BenchFailed(f"the abuser `{kind}` has ended by itself")
     finally:

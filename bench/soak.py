@@ -13,7 +13,7 @@ was logged that took a second.
 import asyncio
 import random
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import cycle, islice
 from pathlib import Path
@@ -181,34 +181,26 @@ async def measure(quick: bool) -> list[Figure]:
         await stack.enter_async_context(_honest_devices(soak, server, secret))
         await asyncio.sleep(seconds / 20)
         alone = median(wait for wait, _ in soak.waits)
-        async with watched(folder) as machine:
+        async with _crowd(abusers, server, secret) as crowd, watched(folder) as machine:
             soak.begin()
-            async with _crowd(abusers, server, secret):
-                soak.memory.clear()  # what it takes to hold the crowd is no growth
-                await asyncio.sleep(seconds)
+            await asyncio.gather(*(abuse() for abuse in crowd))
+            soak.memory.clear()  # what it takes to hold the crowd is no growth
+            await asyncio.sleep(seconds)
         metrics = await operators.metrics()
         return soak.figures((folder / "log").read_text(), alone, machine, metrics)
 
 
 @asynccontextmanager
-async def _crowd(number: int, server: ServerProcess, secret: str) -> AsyncIterator[None]:
-    """While the block runs, so many abusers of all kinds are at work. They begin together: beside
-    those that are at work, each would take long."""
-    ready, end = asyncio.Semaphore(0), asyncio.Event()
-
-    async def abuse(kind: str, uid: str) -> None:
-        async with abuser(kind, server, secret, uid):
-            ready.release()
-            await end.wait()
-
-    async with asyncio.TaskGroup() as group:
-        for n, kind in enumerate(islice(cycle(KINDS), number)):
-            group.create_task(abuse(kind, f"abuser-{n}"))
-            await asyncio.sleep(0.01)  # to start a process stops this one, which times the acks
-        for _ in range(number):
-            await ready.acquire()
-        yield
-        end.set()
+async def _crowd(
+    number: int, server: ServerProcess, secret: str
+) -> AsyncIterator[list[Callable[[], Awaitable[None]]]]:
+    """What has so many abusers of all kinds begin, who are at work until the block ends. Their
+    processes are started before: to start one stops this one, which times the acks."""
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(abuser(kind, server, secret, f"abuser-{n}"))
+            for n, kind in enumerate(islice(cycle(KINDS), number))
+        ]
 
 
 @asynccontextmanager
