@@ -107,6 +107,10 @@ def test_text_of_a_statement_in_each_dialect() -> None:
         "WITH input AS MATERIALIZED (SELECT CAST(value AS TEXT) AS a FROM json_each(:rows)) "
         "SELECT a FROM input WHERE b = :b AND c = :c AND d = :b"
     )
+    assert sql_of(statement, SQLITE, of_few_rows=True).text == (
+        "WITH input AS (SELECT CAST(value AS TEXT) AS a FROM json_each(:rows)) "
+        "SELECT a FROM input WHERE b = :b AND c = :c AND d = :b"
+    )
     assert sql_of(statement, POSTGRESQL).text == (
         "WITH input AS MATERIALIZED (SELECT CAST(value #>> '{}' AS TEXT) AS a "
         "FROM json_array_elements(CAST($1 AS json))) "

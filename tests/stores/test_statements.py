@@ -17,6 +17,7 @@ NEEDS_ROW_LOCKS = {
 }
 EXAMPLES: dict[str, object] = {"TEXT": "text", "BIGINT": 2**62}
 SMALL = {"bucket": 1, "number": 1}  # columns that are INTEGER
+OF_ONE_ROW = {"oldest_writer", "shard"}  # tables
 TEXT_PARAMETERS = {
     *("uid", "msg_id", "device_id", "after", "after_id"),
     *("id", "key", "name", "shard", "holder", "revision"),
@@ -59,6 +60,33 @@ async def test_every_statement_runs(url: str) -> None:
 
     async with database_at(url, migrate) as database:
         assert await database.write(run_each) > 35
+
+
+async def test_statements_of_few_rows_look_each_of_them_up() -> None:
+    """SQLite does not keep the input of such a statement: a table that it went through would be
+    compared with the input row by row."""
+
+    def tables_gone_through(connection: DatabaseConnection) -> list[tuple[str, str]]:
+        assert isinstance(connection, SQLiteConnection)
+        found: list[tuple[str, str]] = []
+        for name, statement in all_statements():
+            if (
+                isinstance(statement, BulkStatement)
+                and (statement.looks_up or statement.row is no_row)
+                and name not in NEEDS_ROW_LOCKS
+            ):
+                text = sql_of(statement, SQLITE, of_few_rows=True).text
+                plan = connection.driver.execute(
+                    f"EXPLAIN QUERY PLAN {text}", example_parameters(statement)
+                )
+                steps = (step.split() for *_, step in plan.fetchall())
+                found += [(name, step[1]) for step in steps if step[0] == "SCAN"]
+        return found
+
+    async with database_at("sqlite://", migrate) as database:
+        found = await database.read(tables_gone_through)
+    assert len(found) > 10
+    assert {table for _, table in found} == {"json_each", *OF_ONE_ROW}
 
 
 async def test_rows_have_the_names_of_their_columns() -> None:

@@ -78,6 +78,12 @@ class CountedUsers:
             self._counted.popitem(last=False)
 
 
+def maxima_of(limits: Limits) -> Holdings | None:
+    """What a user may have at most; None if none of it is limited."""
+    maxima = [getattr(limits, name) for name in Holdings._fields]
+    return Holdings(*(most or UNLIMITED for most in maxima)) if any(maxima) else None
+
+
 class _Account:
     """What one user of a batch has, while its messages are stored: `has` by all that is settled,
     at `most` with what the batch has added since, and `then` with the message at hand. The other
@@ -109,13 +115,14 @@ class _Account:
 
 
 class Allowance:
-    """What the users of one batch, who are locked, may still have."""
+    """What the users of one batch, who are locked, may still have; the `maxima` are those of the
+    limits."""
 
-    def __init__(self, limits: Limits, known: CountedUsers, now: Time) -> None:
+    def __init__(self, limits: Limits, maxima: Holdings, known: CountedUsers, now: Time) -> None:
         self._limits = limits
+        self._maxima = maxima
         self._known = known
         self._now = now
-        self._maxima = Holdings(*(getattr(limits, name) or UNLIMITED for name in Holdings._fields))
         self._accounts: dict[UID, _Account] = {}
         self._counted: dict[UID, _Count] = {}
 
@@ -251,7 +258,10 @@ class Allowance:
         """What was added is stored, and this has come of it."""
         for uid, account in self._accounts.items():
             tombstones = account.has.tombstones + deaths.tombstones.get(uid, 0)
-            account.settle(account.most._replace(tombstones=tombstones))
+            most = account.most
+            account.settle(
+                most if tombstones == most.tombstones else most._replace(tombstones=tombstones)
+            )
         for item in deaths.died:
             account = self._accounts[item.uid]
             if not has_expired(item.expires_at, account.at):

@@ -97,8 +97,9 @@ class CommitQueue(Generic[B]):
         light = [sender for sender, cost in costs.items() if cost <= WHOLE_COST]
         heavy = [sender for sender, cost in costs.items() if cost > WHOLE_COST]
         pieces, left = self._serve(light, rooms, COMMIT_COST, heaviest=WHOLE_COST)
-        more, _ = self._serve(heavy, rooms, max(left, 1))  # at least one, whatever the others had
-        return pieces + more
+        if heavy:  # at least one, whatever the others had
+            pieces += self._serve(heavy, rooms, max(left, 1))[0]
+        return pieces
 
     def _serve(
         self,
@@ -159,6 +160,8 @@ class CommitQueue(Generic[B]):
 
     def _rooms(self, share: int) -> dict[Sender, int]:
         """Pay the debts with this share; and what each of those who have a turn then may have."""
+        if not self._debts:
+            return dict.fromkeys(self._by_sender, share)
         debts = self._debts_to_pay(share)
         self._debts = {sender: debt - share for sender, debt in debts.items() if debt > share}
         rooms = {sender: share - debts.get(sender, 0) for sender in self._by_sender}
@@ -211,9 +214,9 @@ def _share_among(senders: int) -> int:
 
 def sender_of(slots: Sequence[Slot]) -> Sender:
     """Whose turn it is with these slots: their user's, or if they are for several, who sends."""
-    uids = {slot.message.uid for slot in slots}
-    if len(uids) == 1:
-        return "user", uids.pop()
+    uid = slots[0].message.uid
+    if len(slots) == 1 or all(slot.message.uid == uid for slot in slots):
+        return "user", uid
     return "sender", next((slot.author or "" for slot in slots), "")
 
 

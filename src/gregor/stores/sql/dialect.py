@@ -58,13 +58,14 @@ POSTGRESQL = Dialect(
 
 
 @cache
-def sql_of(statement: Statement[object], dialect: Dialect) -> SQL:
-    """The statement in this dialect."""
+def sql_of(statement: Statement[object], dialect: Dialect, *, of_few_rows: bool = False) -> SQL:
+    """The statement in this dialect; for few input rows, or for any number of them."""
     text = " ".join(statement.text.split())
     if isinstance(statement, BulkStatement):
         columns = ", ".join(_input_columns(statement.input, dialect))
-        # Materialized: otherwise SQLite reads the JSON again for each row that it compares.
-        text = f"WITH input AS MATERIALIZED (SELECT {columns} FROM {dialect.json_rows}) {text}"
+        # Otherwise SQLite reads the JSON again for each row that it compares.
+        kept = "" if of_few_rows else "MATERIALIZED "
+        text = f"WITH input AS {kept}(SELECT {columns} FROM {dialect.json_rows}) {text}"
     text = text.replace("database_now()", dialect.clock)
     text = _SIZE.sub(lambda match: dialect.size.format(match[1]), text)
     text = text.replace("database_tables", dialect.tables)

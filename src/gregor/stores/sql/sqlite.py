@@ -70,7 +70,7 @@ class SQLiteConnection:
     def execute(self, statement: Statement[R], /, **parameters: object) -> list[R]:
         text = sql_of(statement, SQLITE).text
         if statement.row is no_row or "RETURNING" in text or not statement.returns_json:
-            return self._row_by_row(statement, parameters)
+            return self._row_by_row(statement, text, parameters)
         # All rows in one step: row by row, each would release the interpreter lock and then wait
         # for a busy event loop to get it back.
         (columns,) = self.driver.execute(_in_one_row(statement), parameters).fetchall()
@@ -79,12 +79,15 @@ class SQLiteConnection:
     def execute_rows(self, statement: BulkStatement[Row, R], rows: Iterable[Row]) -> list[R]:
         rows = list(rows)
         parameters = {ROWS: encode_rows(rows)}
-        if statement.looks_up and len(rows) <= FEW_ROWS:
-            return self._row_by_row(statement, parameters)
+        if len(rows) <= FEW_ROWS and (statement.looks_up or statement.row is no_row):
+            text = sql_of(statement, SQLITE, of_few_rows=True).text
+            return self._row_by_row(statement, text, parameters)
         return self.execute(statement, **parameters)
 
-    def _row_by_row(self, statement: Statement[R], parameters: Mapping[str, object]) -> list[R]:
-        rows = self.driver.execute(sql_of(statement, SQLITE).text, parameters)
+    def _row_by_row(
+        self, statement: Statement[R], text: str, parameters: Mapping[str, object]
+    ) -> list[R]:
+        rows = self.driver.execute(text, parameters)
         return [statement.row(row) for row in rows.fetchall()]
 
     def insert(self, insert: Insert[Row], rows: Sequence[Row]) -> None:

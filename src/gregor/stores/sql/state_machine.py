@@ -19,7 +19,6 @@ from msgspec import structs
 from gregor.core.deployment import Deployment
 from gregor.core.export import ExportPage, ExportPlace, ImportPart, Verdict
 from gregor.core.history import Cutoff
-from gregor.core.holdings import Holdings
 from gregor.core.instant import SECOND, Time, TimeOrOffset
 from gregor.core.item_history import ItemHistory
 from gregor.core.message import UID, Category, DeviceID, InBandMessage, MsgID
@@ -49,7 +48,7 @@ from gregor.interfaces import (
 from gregor.limits import NO_LIMITS, Limits
 from gregor.log_event import LogEvent
 from gregor.stores.sql import statements
-from gregor.stores.sql.allowance import Allowance, CountedUsers
+from gregor.stores.sql.allowance import Allowance, CountedUsers, maxima_of
 from gregor.stores.sql.commit_queue import CommitQueue, Piece
 from gregor.stores.sql.database import (
     CommitUnknown,
@@ -174,6 +173,7 @@ class SQLStateMachine(StateMachineOfRecord):
         self._clock_check_seconds = clock_check_seconds
         self._any_bucket = not may_become_shard
         self._limits = limits
+        self._maxima = maxima_of(limits)
         self._counted = CountedUsers()
         self._transaction_seconds = transaction_seconds
         self._clock = clock
@@ -365,9 +365,9 @@ class SQLStateMachine(StateMachineOfRecord):
 
     def _new_allowance(self, now: Time) -> Allowance | None:
         """What users may still have; None if that is not limited."""
-        if not any(getattr(self._limits, name) for name in Holdings._fields):
+        if self._maxima is None:
             return None
-        return Allowance(self._limits, self._counted, now)
+        return Allowance(self._limits, self._maxima, self._counted, now)
 
     async def _resolve_unknown_commit(
         self, slots: Sequence[Slot], now: Time, expected: list[StoreOutcome]
