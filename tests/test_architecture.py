@@ -23,7 +23,7 @@ LAYERS = (
     {"protocol"},
     {"interfaces", "clock", "log_event", "backoff", "job"},
     {"core", "config"},
-    {"extras", "urls", "limits"},
+    {"extras", "urls", "limits", "prompt_future"},
     {"errors"},
 )
 HEIGHT = {part: -number for number, layer in enumerate(LAYERS) for part in layer}

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from gregor.prompt_future import PromptFuture
+
 T = TypeVar("T")
 V = TypeVar("V")
 
@@ -14,7 +16,7 @@ class Job(Generic[T]):
     def __init__(self, work: Callable[[], T]) -> None:
         self._loop = asyncio.get_running_loop()
         self._work = work
-        self.done: asyncio.Future[T] = self._loop.create_future()
+        self.done: PromptFuture[T] = PromptFuture(loop=self._loop)
 
     def run(self) -> None:
         """Do the work in this thread, unless nobody waits for it any more."""

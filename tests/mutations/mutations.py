@@ -67,6 +67,7 @@ COMMIT_QUEUE = "tests/stores/test_commit_queue.py::"
 TOO_LONG = "tests/stores/test_too_long.py::"
 REBALANCE = "tests/shards/test_rebalance.py::"
 EXPORTS = "tests/stores/test_exports.py::"
+PROMPT_FUTURE = "tests/test_prompt_future.py::"
 SOCKET = "tests/server/test_socket.py::"
 WEBSOCKET_FRAMES = "tests/server/test_websocket_frames.py::"
 CONVERSATION = "tests/node/test_conversation.py::"
@@ -3362,6 +3363,48 @@ MUTATIONS = [
         "            self._take_more_soon()\n        return event",
         "            self._take()\n        return event",
         SOCKET + "test_flood_of_tiny_frames_delays_another_device_by_a_turn_at_most[texts]",
+    ),
+    Mutation(
+        "sockets: the app goes on while frames are still taken",
+        "server/socket.py",
+        "        self._event = event\n",
+        "        self._event = event\n        self._wake_app()\n",
+        SOCKET + "test_app_has_one_message_a_turn_of_those_that_one_read_brings",
+    ),
+    Mutation(
+        "sockets: the app is told of the end before all is put away",
+        "server/socket.py",
+        "self._loop.call_soon(self._wake_app)",
+        "self._wake_app()",
+        SOCKET + "test_app_is_told_of_the_end_when_all_is_put_away",
+    ),
+    Mutation(
+        "futures: who waits for a thread waits a turn longer",
+        "prompt_future.py",
+        "elif asyncio.current_task(self.get_loop()) is None:",
+        "elif False:",
+        PROMPT_FUTURE + "test_who_awaits_goes_on_before_the_event_loop_has_set_its_result",
+    ),
+    Mutation(
+        "futures: a task continues another one",
+        "prompt_future.py",
+        "elif asyncio.current_task(self.get_loop()) is None:",
+        "elif True:",
+        PROMPT_FUTURE + "test_callbacks_are_called_once_and_those_that_were_removed_are_not",
+    ),
+    Mutation(
+        "futures: what a continued task has done waits for the next turn",
+        "prompt_future.py",
+        "if _turn.due is not None:",
+        "if False:",
+        PROMPT_FUTURE + "test_who_awaits_what_a_continued_task_has_done_goes_on_in_the_same_turn",
+    ),
+    Mutation(
+        "futures: a task that is cancelled goes on before who cancels it",
+        "prompt_future.py",
+        "        _call_in_next_turn(self.get_loop(), self._take_calls())\n",
+        "        self._call_back()\n",
+        PROMPT_FUTURE + "test_time_out_is_one_for_who_awaits_too",
     ),
     Mutation(
         "sockets: a peer that does not answer a close stays",

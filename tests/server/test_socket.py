@@ -154,6 +154,17 @@ class Connected:
         assert self.transport.is_reading
         self.socket.data_received(b"".join(frames))
 
+    async def hears(self, *frames: bytes) -> int:
+        """The same, as the event loop calls it. Returns how many texts the app has had by then."""
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def receive() -> None:
+            self.says(*frames)
+            done.set_result(len(self.texts))
+
+        asyncio.get_running_loop().call_soon(receive)
+        return await done
+
     @property
     def texts(self) -> list[str]:
         return [event["text"] for event in self.events if "text" in event]
@@ -223,6 +234,39 @@ async def test_small_messages_are_read_without_rests() -> None:
         c.says(text(str(n)))
         await turn()
     assert c.texts == [str(n) for n in range(3 * FREE_READS)]
+
+
+@on_virtual_time
+async def test_app_has_a_message_by_the_end_of_the_read_that_brings_it() -> None:
+    c = await Connected.opened()
+    for n in range(3 * FREE_READS):
+        message = text(str(n))
+        assert await c.hears(message[:3]) == n
+        assert await c.hears(message[3:]) == n + 1
+    assert c.texts == [str(n) for n in range(3 * FREE_READS)]
+    assert c.transport.is_reading
+
+
+@on_virtual_time
+async def test_app_has_one_message_a_turn_of_those_that_one_read_brings() -> None:
+    c = await Connected.opened()
+    others_turns: list[int] = []
+    assert await c.hears(*(text(str(n)) for n in range(10))) == 1
+    while len(c.texts) < 10:
+        others_turns.append(len(c.texts))
+        await asyncio.sleep(0)
+    assert others_turns == list(range(2, 10))
+
+
+@on_virtual_time
+async def test_app_is_told_of_the_end_when_all_is_put_away() -> None:
+    """It may go on at once; were it told earlier, it would close what is ending."""
+    c = await Connected.opened()
+    await c.hears(b"\xff" * 10)  # no frame
+    await turn()
+    assert c.end == 1002
+    opcode, length = c.transport.written[:2]
+    assert (opcode, length) == (0x88, len(c.transport.written) - 2), "one close frame"
 
 
 @on_virtual_time

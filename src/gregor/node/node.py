@@ -42,6 +42,7 @@ from gregor.node.batch import Batch, accepted
 from gregor.node.gap_repair import RETRY_SECONDS, SWEEP_SECONDS, GapRepair
 from gregor.node.observer import Observer
 from gregor.node.pruning import Pruner
+from gregor.prompt_future import PromptFuture
 from gregor.protocol.handshake import Phase
 from gregor.protocol.server_session import ServerSession
 from gregor.pubsub.interface import PubSub
@@ -186,7 +187,7 @@ class Node:
             work.close()
             raise Unavailable("this node is not open; send the messages again to another node")
         # Not `asyncio.shield`, of which the result is a turn of the event loop late.
-        finished: asyncio.Future[T | Unavailable] = asyncio.get_running_loop().create_future()
+        finished: PromptFuture[T | Unavailable] = PromptFuture(loop=asyncio.get_running_loop())
         task = self._tasks.create_task(_set_result(finished, work))
         task.add_done_callback(partial(_set_failure, finished, work))
         try:

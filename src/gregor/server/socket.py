@@ -26,6 +26,7 @@ from uvicorn.protocols.utils import ClientDisconnected
 
 from gregor.log_event import LogEvent
 from gregor.node.channel import NO_SOCKET, Socket
+from gregor.prompt_future import PromptFuture
 from gregor.protocol.frames import MAX_FRAME
 from gregor.server.half_close import end_output
 from gregor.server.metrics import Reading, counter
@@ -201,7 +202,7 @@ class DirectWebSocket(asyncio.Protocol):
         self._resting: asyncio.TimerHandle | None = None  # while it is not read because of its pace
         self._event: Message | None = {"type": "websocket.connect"}  # that the app gets next
         self._disconnected: Message | None = None  # the event after which no other comes
-        self._waiter: asyncio.Future[None] | None = None  # the app, while there is no event
+        self._waiter: PromptFuture[None] | None = None  # the app, while there is no event
         self._is_reading = True
         self._more_due = False  # whether frames that are here are taken in the next turn
         self._writable: asyncio.Event | None = None  # only while the transport takes nothing
@@ -235,7 +236,7 @@ class DirectWebSocket(asyncio.Protocol):
     async def receive(self) -> Message:
         """The next event of the peer. After the last one, it is repeated."""
         while (event := self._event or self._disconnected) is None:
-            self._waiter = self._loop.create_future()
+            self._waiter = PromptFuture(loop=self._loop)
             await self._waiter
         self._event = None
         if self._reader.has_bytes:
@@ -278,6 +279,7 @@ class DirectWebSocket(asyncio.Protocol):
         self._account.waits()
         self._slot = self._shared.pings.join(self)
         self._take()
+        self._wake_app()
 
     def _refuse(
         self, status: int, headers: list[tuple[bytes, bytes]] | None = None, body: bytes = b""
@@ -330,6 +332,7 @@ class DirectWebSocket(asyncio.Protocol):
         if self._event is None or is_dropped:
             rest = self._pace.rest(len(data), self._loop.time())
             self._rest(max(rest, DROP_PAUSE_SECONDS if is_dropped else 0))
+        self._wake_app()
 
     def eof_received(self) -> None:
         """The peer ends the connection, or only its side of it, which is the same here. The
@@ -405,6 +408,7 @@ class DirectWebSocket(asyncio.Protocol):
     def _take_more(self) -> None:
         self._more_due = False
         self._take()
+        self._wake_app()
 
     def _answer(self, pings: list[Ping]) -> None:
         if not pings or self._stage is not Stage.OPEN:
@@ -509,17 +513,19 @@ class DirectWebSocket(asyncio.Protocol):
         """Let the app know that the connection has ended, after the message that waits for it."""
         if self._disconnected is None:
             self._disconnected = {"type": "websocket.disconnect", "code": code, "reason": reason}
-            self._wake_app()
+            self._loop.call_soon(self._wake_app)
 
     def _pass_on(self, event: Message) -> None:
         self._pace.complete()
         self._account.speaks()
         self._reader.max_size = self._shared.max_size
         self._event = event
-        self._wake_app()
 
     def _wake_app(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
+        """Let the app have what it waits for. It may go on within this call, which is therefore the
+        last thing to do."""
+        has_event = self._event is not None or self._disconnected is not None
+        if has_event and self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     def _leave_wheel(self) -> None:

@@ -47,6 +47,7 @@ from gregor.interfaces import (
 )
 from gregor.limits import NO_LIMITS, Limits
 from gregor.log_event import LogEvent
+from gregor.prompt_future import PromptFuture
 from gregor.stores.sql import statements
 from gregor.stores.sql.allowance import Allowance, CountedUsers, maxima_of
 from gregor.stores.sql.commit_queue import CommitQueue, Piece
@@ -120,7 +121,7 @@ class _PendingBatch(NamedTuple):
     to be sent again, with why: nothing that follows it in the call is stored before it."""
 
     slots: Sequence[Slot]
-    filled: "asyncio.Future[None]"
+    filled: PromptFuture[None]
     again: dict[UID, GregorError]
 
     def finish(self) -> None:
@@ -248,12 +249,13 @@ class SQLStateMachine(StateMachineOfRecord):
         self._require_writable()
         if not slots:
             return
-        pending = _PendingBatch(slots, asyncio.get_running_loop().create_future(), {})
+        filled: PromptFuture[None] = PromptFuture(loop=asyncio.get_running_loop())
+        pending = _PendingBatch(slots, filled, {})
         if not self._queue.has_room_for(pending):
             raise Unavailable("too many messages are queued; send them again later")
         self._queue.add(pending)
         self._arrival.set()
-        await pending.filled
+        await filled
 
     async def _commit_all(self) -> None:
         try:
