@@ -81,14 +81,14 @@ class PromptFuture(asyncio.Future[T]):
 
 
 def _call_in_turn(due: deque[Callable[[], object]]) -> None:
-    """Call these, and what they have fall due."""
+    """Call these, and what falls due meanwhile."""
     _turn.due = due
     try:
         while due:
             due.popleft()()
     finally:
         _turn.due = None
-        if due:  # the process is ending
+        if due:  # one of them has raised
             _call_in_next_turn(asyncio.get_running_loop(), due)
 
 

@@ -844,6 +844,14 @@ MUTATIONS = [
         "tests/server/test_event_loop_lag.py::test_lag_is_how_late_the_loop_was",
     ),
     Mutation(
+        "long work that is no function fails, although it has committed",
+        "stores/sql/timed_work.py",
+        'getattr(work, "__qualname__", type(work).__qualname__)',
+        "work.__qualname__",
+        "tests/stores/test_timed_work.py"
+        "::test_long_work_of_any_kind_is_logged_with_a_name_and_has_its_result[True-methodcaller]",
+    ),
+    Mutation(
         "what a long transaction worked counts as its commit",
         "stores/sql/timed_work.py",
         "            self._end = perf_counter()\n",

@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Iterator
+from functools import partial
+from operator import methodcaller
 
 import pytest
 
 from gregor.log_event import LogEvent
 from gregor.stores.sql import timed_work
-from gregor.stores.sql.database import DatabaseConnection
+from gregor.stores.sql.database import DatabaseConnection, Work
 from gregor.stores.sql.sqlite import SQLiteDatabase
 
 # When the turn of a transaction came, its work began, its work ended, and it had committed.
@@ -60,3 +62,36 @@ async def test_work_that_fails_is_timed_too(
             with pytest.raises(KeyError, match="planned"):
                 await database.write(fail)
     assert "fail" in caplog.text
+
+
+class CallableWork:
+    def __call__(self, connection: DatabaseConnection) -> int:
+        return 5
+
+
+def five(connection: DatabaseConnection, *, number: int = 5) -> int:
+    return number
+
+
+KINDS_OF_WORK: dict[str, Work[object]] = {
+    "five": five,
+    "<lambda>": lambda connection: 5,
+    "CallableWork": CallableWork(),
+    "methodcaller": methodcaller("execute_sql", "SELECT 5"),
+}
+
+
+@pytest.mark.parametrize("name", KINDS_OF_WORK)
+@pytest.mark.parametrize("partially", [False, True])
+async def test_long_work_of_any_kind_is_logged_with_a_name_and_has_its_result(
+    name: str, partially: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timed_work, "LONG_SECONDS", 0.0)
+    work = KINDS_OF_WORK[name]
+    with caplog.at_level(logging.WARNING, "gregor.store"):
+        async with SQLiteDatabase("", None) as database:
+            result = await database.read(partial(partial(work)) if partially else work)
+    assert result in (5, [(5,)])
+    (fields,) = logged(caplog)
+    assert isinstance(fields, dict)
+    assert fields["work"] == name

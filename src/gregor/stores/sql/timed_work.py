@@ -5,6 +5,7 @@ As transactions of one thread, those that take a second are no more than one lin
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter, thread_time
 from typing import Generic, TypeVar
 
@@ -56,5 +57,9 @@ def _ms(seconds: float) -> int:
 
 
 def _name(work: Callable[..., object]) -> str:
-    """The function whose work it is; the work itself is mostly one within it, without a name."""
-    return work.__qualname__.partition(".<locals>")[0]
+    """The function whose work it is; the work itself is mostly one within it, without a name. Work
+    that is no function, such as a `methodcaller`, has the name of its type."""
+    while isinstance(work, partial):
+        work = work.func
+    name: str = getattr(work, "__qualname__", type(work).__qualname__)
+    return name.partition(".<locals>")[0]
