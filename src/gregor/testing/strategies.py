@@ -162,9 +162,14 @@ def writes(draw: st.DrawFn) -> WriteStep:
 _id_cutoffs = st.just(0) | times
 
 
+def _cutoff(floor: Time, ids: Time) -> Cutoff:
+    """An id outlives the contents of its message, as the settings require."""
+    return Cutoff(floor, min(ids, floor))
+
+
 def lives(ids: st.SearchStrategy[Time] = _id_cutoffs, max_size: int = 7) -> st.SearchStrategy[Life]:
     """With ids that are forgotten up to these times."""
-    forgets = st.builds(ForgetStep, st.builds(Cutoff, times, ids))
+    forgets = st.builds(ForgetStep, st.builds(_cutoff, times, ids))
     steps = st.one_of(writes(), writes(), writes(), forgets, forgets, st.just(EraseStep()))
     return st.lists(st.tuples(times, steps), max_size=max_size)
 
