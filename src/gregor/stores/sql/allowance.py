@@ -258,10 +258,7 @@ class Allowance:
         """What was added is stored, and this has come of it."""
         for uid, account in self._accounts.items():
             tombstones = account.has.tombstones + deaths.tombstones.get(uid, 0)
-            most = account.most
-            account.settle(
-                most if tombstones == most.tombstones else most._replace(tombstones=tombstones)
-            )
+            account.settle(account.most._replace(tombstones=tombstones))
         for item in deaths.died:
             account = self._accounts[item.uid]
             if not has_expired(item.expires_at, account.at):

@@ -215,7 +215,7 @@ def _share_among(senders: int) -> int:
 def sender_of(slots: Sequence[Slot]) -> Sender:
     """Whose turn it is with these slots: their user's, or if they are for several, who sends."""
     uid = slots[0].message.uid
-    if len(slots) == 1 or all(slot.message.uid == uid for slot in slots):
+    if all(slot.message.uid == uid for slot in slots):
         return "user", uid
     return "sender", next((slot.author or "" for slot in slots), "")
 
