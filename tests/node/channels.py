@@ -23,10 +23,20 @@ class FakeSocket:
 
     def __init__(self) -> None:
         self.ready = False
-        self.written: list[str] = []
+        self.writes: list[Sequence[str]] = []
 
-    def write(self, text: str) -> None:
-        self.written.append(text)
+    def write(self, texts: Sequence[str]) -> None:
+        self.writes.append(texts)
+
+    @property
+    def written(self) -> list[str]:
+        """The frames of all writes."""
+        return [text for texts in self.writes for text in texts]
+
+    @property
+    def types(self) -> list[list[str]]:
+        """The types of the frames of each write."""
+        return [[msgspec.json.decode(text)["type"] for text in texts] for texts in self.writes]
 
 
 class FakeChannel:

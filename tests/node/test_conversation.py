@@ -1,7 +1,7 @@
 """The driver of a conversation, over a channel that the test plays, on virtual time."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -9,11 +9,17 @@ import pytest
 
 from gregor.consumers.broadcaster import Broadcaster
 from gregor.core.instant import SECOND
-from gregor.core.message import create
+from gregor.core.message import create, out_of_band
 from gregor.errors import TooSlow
-from gregor.interfaces import Caller
-from gregor.node.conversation import Admission, Conversation, Resumption
+from gregor.interfaces import Caller, Slot
+from gregor.node.conversation import (
+    WRITTEN_TOGETHER,
+    Admission,
+    Conversation,
+    Resumption,
+)
 from gregor.node.node import Node
+from gregor.prompt_future import PromptFuture
 from gregor.protocol.effects import Close
 from gregor.protocol.frames import MAX_FRAME
 from gregor.stores.memory import MemoryStateMachine
@@ -21,21 +27,52 @@ from gregor.testing import virtual_time
 from tests.client.harness import on_virtual_time
 from tests.node.channels import FakeChannel, FakeHost
 
+LARGE = WRITTEN_TOGETHER // 2  # bytes of a body
+
 ADMITTED = Resumption(Admission("u"), "d1", 0)
+
+
+class CommittingStore(MemoryStateMachine):
+    """A commit may take time. It ends in a callback of the event loop, as those of databases do."""
+
+    commit_seconds = 0.0
+
+    async def store(self, slots: Sequence[Slot]) -> None:
+        if self.commit_seconds:
+            loop = asyncio.get_running_loop()
+            committed: PromptFuture[None] = PromptFuture(loop=loop)
+            loop.call_later(self.commit_seconds, committed.set_result, None)
+            await committed
+        await super().store(slots)
 
 
 class Talk:
     """One conversation that runs, with its channel and its host."""
 
-    def __init__(self, host: FakeHost, channel: FakeChannel, conversation: Conversation) -> None:
+    def __init__(
+        self,
+        host: FakeHost,
+        store: CommittingStore,
+        channel: FakeChannel,
+        conversation: Conversation,
+    ) -> None:
         self.host = host
+        self.store = store
         self.channel = channel
         self.conversation = conversation
 
     def hello(self, token: str = "u") -> None:
         self.channel.send("hello", token=token, device_id="d1", protocol=2)
 
+    def consume(self, n: int, seconds: float) -> None:
+        """The device sends a message, whose commit takes so long."""
+        self.store.commit_seconds = seconds
+        message = {"msg_id": f"m{n}", "creation": {"category": "a", "body": n}}
+        self.channel.send("consume", n=n, messages=[message])
+
     async def inject(self) -> None:
+        """A backend sends a message, whose commit takes no time."""
+        self.store.commit_seconds = 0.0
         await self.host.node.inject(Caller("backend"), [create("u", "a")])
         await settle()
 
@@ -59,13 +96,13 @@ async def talk(
         await conversation.run(resumption)
 
     async with (
-        Node(MemoryStateMachine(clock), Broadcaster(), clock=clock) as node,
+        Node(store := CommittingStore(clock), Broadcaster(), clock=clock) as node,
         asyncio.TaskGroup() as tasks,
     ):
         host = FakeHost(node)
         prepare(host)
         tasks.create_task(run(host))
-        yield Talk(host, channel, await started)
+        yield Talk(host, store, channel, await started)
         channel.disconnect()
 
 
@@ -151,6 +188,59 @@ async def test_messages_go_directly_to_a_socket_that_is_ready() -> None:
         assert len(t.channel.socket.written) == 1
         assert t.channel.types == ["welcome", "sync", "messages"]
         assert t.host.counts.delivered == 2
+
+
+@on_virtual_time
+async def test_device_gets_what_it_sends_and_the_ack_in_one_write() -> None:
+    async with talk(ADMITTED) as t:
+        await settle()
+        t.channel.socket.ready = True
+        for n in (1, 2):
+            t.consume(n, 1.0)
+            await asyncio.sleep(1.1)
+        assert t.channel.socket.types == [["ack", "messages"]] * 2
+
+
+@on_virtual_time
+async def test_device_that_waits_for_an_ack_gets_what_others_send_meanwhile() -> None:
+    async with talk(ADMITTED) as t:
+        await settle()
+        t.channel.socket.ready = True
+        t.consume(1, 1.0)
+        await settle()
+        await t.inject()
+        assert t.channel.socket.types == [["messages"]]
+        await asyncio.sleep(1.0)
+        assert t.channel.socket.types == [["messages"], ["ack", "messages"]]
+
+
+@on_virtual_time
+async def test_frames_are_written_together_until_they_are_large() -> None:
+    async with talk(ADMITTED) as t:
+        await settle()
+        t.channel.socket.ready = True
+        t.consume(1, 1.0)
+        await settle()
+        for _ in range(5):
+            t.conversation.deliver_out_of_band(out_of_band("u", "typing", "x" * LARGE))
+        await settle()
+        assert [len(texts) for texts in t.channel.socket.writes] == [2, 2, 1]
+
+
+@on_virtual_time
+async def test_nothing_is_left_to_be_written_when_a_conversation_has_ended() -> None:
+    async with talk(ADMITTED) as t:
+        await settle()
+        t.channel.socket.ready = True
+        t.consume(1, 1.0)
+        await settle()
+        t.conversation.end(TooSlow("the device read nothing for 30 s"))
+        t.channel.socket.ready = False
+        t.conversation.deliver_out_of_band(out_of_band("u", "typing"))
+        await settle()
+        assert t.conversation.task.done()
+        assert t.channel.socket.writes == []
+        assert t.channel.types == ["welcome", "sync"]
 
 
 @on_virtual_time

@@ -410,8 +410,8 @@ async def test_peer_is_not_read_while_two_messages_wait_for_the_app() -> None:
 async def test_socket_is_ready_while_the_peer_takes_what_is_written() -> None:
     c = await Connected.opened()
     assert c.socket.ready
-    c.socket.write("hello")
-    assert c.transport.written == text_frame("hello")
+    c.socket.write(["hello", "world"])
+    assert c.transport.written == text_frame("hello") + text_frame("world")
     c.transport.fill()
     assert not c.socket.ready
     c.transport.drain()

@@ -1,5 +1,6 @@
 """A connection to one device, as its conversation uses it: read a frame, write one, close."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from gregor.protocol.effects import Close, Send
@@ -10,11 +11,13 @@ class ChannelClosed(Exception):
 
 
 class Socket(Protocol):
-    """A socket to which a text frame can be written without waiting, while it is `ready`."""
+    """A socket to which text frames can be written without waiting, while it is `ready`."""
 
     @property
     def ready(self) -> bool: ...
-    def write(self, text: str) -> None: ...
+    def write(self, texts: Sequence[str]) -> None:
+        """Write these frames, together: each write is a call of the operating system."""
+        ...
 
 
 class NoSocket:
@@ -22,7 +25,7 @@ class NoSocket:
 
     ready = False
 
-    def write(self, text: str) -> None:
+    def write(self, texts: Sequence[str]) -> None:
         raise AssertionError("write to a socket that is not ready")
 
 

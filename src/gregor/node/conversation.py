@@ -37,6 +37,9 @@ from gregor.protocol.server_session import (
 
 log = logging.getLogger("gregor.node")
 
+WRITTEN_TOGETHER = 64 * 1024
+"""Frames are written together until they have so many characters."""
+
 
 class Admission(NamedTuple):
     """The user that a device's token belongs to, when the token expires (None: never), and when it
@@ -112,10 +115,12 @@ class Conversation:
         "_failure",
         "_hello_timer",
         "_host",
+        "_is_storing",
         "_limiter",
         "_loop",
         "_node",
         "_socket",
+        "_soon",
         "_writer",
         "session",
         "task",
@@ -132,6 +137,8 @@ class Conversation:
         self._channel = channel
         self._socket = channel.socket
         self._loop = asyncio.get_running_loop()
+        self._is_storing = False  # what the device has sent; it waits for the ack
+        self._soon: asyncio.Handle | None = None  # the next `wake`, if it is due
         # Only while something has to wait: most devices are idle most of the time, or take what
         # they get at once. It stays when the channel is closed, so that nothing follows.
         self._writer: asyncio.Task[None] | None = None
@@ -168,9 +175,9 @@ class Conversation:
 
     async def _stop(self) -> None:
         """Leave nothing behind that would still do something."""
-        for timer in (self._hello_timer, self._expiry):
-            if timer is not None:
-                timer.cancel()
+        for due in (self._hello_timer, self._expiry, self._soon):
+            if due is not None:
+                due.cancel()
         if self._attached is not None:
             self._node.detach(self._attached, self)
         if self._connected is not None:
@@ -199,7 +206,7 @@ class Conversation:
 
     def publish(self, publication: Publication) -> None:
         self.session.publish(publication)
-        self.wake()
+        self._wake_in_time()
 
     def sync_again(self) -> None:
         self.session.sync_again()
@@ -211,7 +218,16 @@ class Conversation:
 
     def deliver_out_of_band(self, message: OutOfBandMessage) -> None:
         self.session.deliver_out_of_band(message)
-        self.wake()
+        self._wake_in_time()
+
+    def _wake_in_time(self) -> None:
+        """Write what is delivered: at once, or, while the device waits for an ack, in the next turn
+        of the event loop. Mostly it is what the device has sent, so that the ack is next, and is
+        written with it."""
+        if not self._is_storing:
+            self.wake()
+        elif self._soon is None:
+            self._soon = self._loop.call_soon(self.wake)
 
     # The beginning
 
@@ -296,30 +312,43 @@ class Conversation:
     async def _store(self, n: int, entries: Sequence[Message | Rejected]) -> None:
         session = self.session
         caller = Caller(session.uid, session.device_id, is_service=False)
+        self._is_storing = True
         try:
             session.stored(n, await self._host.inject(caller, entries, session.epoch))
         except Unavailable as error:
             session.unavailable(n, error)
+        self._is_storing = False
 
     # The writer
 
     def wake(self) -> None:
         """Write what the session has queued: directly, as far as the socket accepts it without
         waiting; the rest is left to a writer."""
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
         if self._writer is not None:
             return  # it asks the session again before it ends
-        effect: Effect | None = None
+        effect = self._write_directly()
+        if effect is not None or not self._socket.ready:
+            self._writer = self._loop.create_task(self._write(effect))
+            self._writer.add_done_callback(self._writer_ended)
+
+    def _write_directly(self) -> Effect | None:
+        """Write frames, as many of them together as are there, while the socket is ready. Returns
+        the effect that comes next, if it is not a frame."""
         while self._socket.ready:
-            match self.session.next():
-                case None:
-                    return
-                case Send() as send:
-                    self._socket.write(send.text)
-                    self._count(send.frame)
-                case effect:
-                    break
-        self._writer = self._loop.create_task(self._write(effect))
-        self._writer.add_done_callback(self._writer_ended)
+            texts: list[str] = []
+            size = 0
+            while size < WRITTEN_TOGETHER and isinstance(effect := self.session.next(), Send):
+                self._count(effect.frame)
+                texts.append(effect.text)
+                size += len(effect.text)
+            if texts:
+                self._socket.write(texts)
+            if size < WRITTEN_TOGETHER:
+                return effect
+        return None
 
     async def _write(self, effect: Effect | None) -> None:
         """Carry out this effect and then the session's, until there is none, or one was Close."""

@@ -17,7 +17,7 @@ offer it, and the application sends as usual.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from enum import Enum, auto
 from typing import Any, Protocol
 
@@ -318,8 +318,8 @@ class DirectWebSocket(asyncio.Protocol):
             and not self._transport.is_closing()
         )
 
-    def write(self, text: str) -> None:
-        self._transport.write(text_frame(text))
+    def write(self, texts: Sequence[str]) -> None:
+        self._transport.write(b"".join(map(text_frame, texts)))
 
     # The peer: what it says
 
