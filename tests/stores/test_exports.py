@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gregor.core.export import (
@@ -132,6 +132,7 @@ async def test_law_a_new_store_has_the_same_export_and_answers_each_cursor_alike
     uid = new_uid()
     await live(source, clock, uid, life)
     text = await exported(source, uid)
+    assume(not knows_more_than_its_store(text, life))
     answer = await imported(target, text)
     assert answer.complete
     assert not answer.problems
@@ -157,6 +158,7 @@ async def test_law_an_import_that_was_interrupted_ends_right_when_it_is_run_agai
     uid = new_uid()
     await live(source, clock, uid, life)
     text = await exported(source, uid)
+    assume(not knows_more_than_its_store(text, life))
     part = b"".join(text.splitlines(keepends=True)[:lines])
     assert (await imported(target, part)).complete == (part == text)
     if floor % 2:
@@ -169,11 +171,29 @@ async def test_law_an_import_that_was_interrupted_ends_right_when_it_is_run_agai
         assert_same(life, await exported(target, uid), text)
 
 
+def knows_more_than_its_store(text: bytes, life: Life) -> bool:
+    """Whether it may say that an item is dead which is live in the store, that has forgotten it: an
+    id was dismissed and forgotten, and then an item came with it. Then the item is live as long as
+    its store, and not in a copy, which has that dismissal with the rest of its message. Ids are
+    kept for longer than a message takes, so that this does not happen."""
+    dismissed: set[str] = set()
+    for line in map(msgspec.json.decode, text.splitlines()):
+        message = line.get("message", {})
+        if message.get("msg_id") in dismissed and _forgets(life):
+            return True
+        dismissed |= set(message.get("dismissal", {}).get("msg_ids", ()))
+    return False
+
+
+def _forgets(life: Life) -> bool:
+    return any(isinstance(step, ForgetStep) for _, step in life)
+
+
 def assert_same(life: Life, copied: bytes, text: bytes) -> None:
     """What a store has forgotten of dismissed ids is known again if the dismissal is still stored,
     as one of a message whose item is live. And if it names a message of which only the id is left,
     whose line comes later, that id becomes a tombstone, or an earlier one: it has no item."""
-    if any(isinstance(step, ForgetStep) for _, step in life):
+    if _forgets(life):
         assert dismissed_ids(text) <= dismissed_ids(copied)
         copied, text = without_tombstones(copied), without_tombstones(text)
     assert copied == text
