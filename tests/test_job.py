@@ -73,3 +73,12 @@ async def test_outcome_of_work_that_nobody_waits_for_any_more_is_dropped(
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert job.done.cancelled()
+
+
+def test_outcome_is_dropped_if_the_event_loop_has_ended() -> None:
+    async def make() -> list[Job[None]]:
+        return [Job(lambda: None), Job(failing)]
+
+    for job in asyncio.run(make()):
+        job.run()
+        assert not job.done.done()

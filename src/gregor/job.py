@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 from gregor.prompt_future import PromptFuture
@@ -19,16 +20,20 @@ class Job(Generic[T]):
         self.done: PromptFuture[T] = PromptFuture(loop=self._loop)
 
     def run(self) -> None:
-        """Do the work in this thread, unless nobody waits for it any more."""
+        """Do the work in this thread, unless nobody waits for it any more. Does not raise."""
         if self.done.cancelled():
             return
         try:
             result = self._work()
         except BaseException as error:  # noqa: BLE001 (raised again, where it is awaited)
-            self._loop.call_soon_threadsafe(_finish, self.done, self.done.set_exception, error)
+            self._hand_over(self.done.set_exception, error)
             del self  # or the error refers to this frame, and by it to itself
         else:
-            self._loop.call_soon_threadsafe(_finish, self.done, self.done.set_result, result)
+            self._hand_over(self.done.set_result, result)
+
+    def _hand_over(self, finish: Callable[[V], None], outcome: V) -> None:
+        with suppress(RuntimeError):  # the event loop is closed, and nobody waits
+            self._loop.call_soon_threadsafe(_finish, self.done, finish, outcome)
 
 
 def _finish(done: asyncio.Future[T], finish: Callable[[V], None], outcome: V) -> None:

@@ -71,6 +71,7 @@ PROMPT_FUTURE = "tests/test_prompt_future.py::"
 SOCKET = "tests/server/test_socket.py::"
 WEBSOCKET_FRAMES = "tests/server/test_websocket_frames.py::"
 CONVERSATION = "tests/node/test_conversation.py::"
+WORKER_THREAD = "tests/stores/test_worker_thread.py::"
 SCHEMA = "tests/stores/test_schema.py::"
 PRUNE = "tests/stores/test_prune.py::"
 SHARDS_ERASE = "tests/shards/test_erase.py::"
@@ -913,6 +914,41 @@ MUTATIONS = [
         "        self._end = monotonic() + self._seconds\n",
         "        self._end = inf\n",
         TOO_LONG + "test_statements_on_a_server_have_the_time_of_one_together",
+    ),
+    Mutation(
+        "the thread of a database keeps its last call",
+        "stores/sql/worker_thread.py",
+        "            del call  # or its result is kept until the next one comes\n",
+        "",
+        WORKER_THREAD + "test_nothing_of_a_call_is_kept_until_the_next_one",
+    ),
+    Mutation(
+        "the thread of a database keeps calls waiting after its end",
+        "stores/sql/worker_thread.py",
+        "if self._has_ended:",
+        "if False:",
+        WORKER_THREAD + "test_thread_that_has_ended_refuses_calls_instead_of_keeping_them_waiting",
+    ),
+    Mutation(
+        "the thread of a database ends before it has called all",
+        "stores/sql/worker_thread.py",
+        "            self._thread.join()",
+        "            pass",
+        WORKER_THREAD + "test_calls_are_made_in_order_and_all_before_the_end",
+    ),
+    Mutation(
+        "the thread of a database keeps the process running",
+        "stores/sql/worker_thread.py",
+        "daemon=True",
+        "daemon=False",
+        WORKER_THREAD + "test_thread_that_nobody_ends_does_not_keep_the_process_running",
+    ),
+    Mutation(
+        "a thread fails because its event loop has ended",
+        "job.py",
+        "with suppress(RuntimeError):",
+        "with suppress():",
+        "tests/test_job.py::test_outcome_is_dropped_if_the_event_loop_has_ended",
     ),
     Mutation(
         "a commit waits for all reads that have come before it",

@@ -289,8 +289,8 @@ class InlineDatabase(SQLiteDatabase):
         super().__init__("", migrate.on_sqlite if content is None else None)
         self._content = content
 
-    def _submit(self, work: Callable[[], None]) -> None:
-        work()
+    def _submit(self, call: Callable[[], object]) -> None:
+        call()
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return work()

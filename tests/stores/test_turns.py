@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Event
 
@@ -10,6 +9,7 @@ import pytest
 import pytest_asyncio
 
 from gregor.stores.sql.turns import Turns
+from gregor.stores.sql.worker_thread import WorkerThread
 
 pytestmark = pytest.mark.asyncio
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.asyncio
 class Line:
     """What waits for its turn behind something, and the order in which it had it."""
 
-    def __init__(self, thread: ThreadPoolExecutor) -> None:
+    def __init__(self, thread: WorkerThread) -> None:
         self.turns = Turns(thread.submit)
         self.order: list[str] = []
         self._go_on = Event()
@@ -38,8 +38,9 @@ class Line:
 
 @pytest_asyncio.fixture
 async def line() -> AsyncIterator[Line]:
-    with ThreadPoolExecutor(1) as thread:
-        yield Line(thread)
+    thread = WorkerThread("test")
+    yield Line(thread)
+    thread.end()
 
 
 @pytest.mark.parametrize(

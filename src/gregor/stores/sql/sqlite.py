@@ -9,7 +9,6 @@ import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import cache, partial
 from itertools import chain
@@ -23,6 +22,7 @@ import msgspec
 
 from gregor.clock import now
 from gregor.errors import GregorError, SetupError, StorageUnavailable
+from gregor.job import Job
 from gregor.log_event import LogEvent
 from gregor.stores.sql.database import (
     MIGRATION_NOT_KEPT,
@@ -40,6 +40,7 @@ from gregor.stores.sql.sqlite_pages import Layout, overwrite_gaps
 from gregor.stores.sql.statements import BulkStatement, Insert, Row, Statement, no_row
 from gregor.stores.sql.timed_work import TimedWork
 from gregor.stores.sql.turns import Turns
+from gregor.stores.sql.worker_thread import WorkerThread
 
 log = logging.getLogger("gregor.store.sqlite")
 
@@ -156,7 +157,7 @@ class SQLiteDatabase:
     def __init__(self, path: str, prepare: Callable[[sqlite3.Connection], None] | None) -> None:
         self.path = path
         self._prepare = prepare or _write_nothing
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
+        self._thread = WorkerThread("sqlite")
         self._driver: sqlite3.Connection | None = None
         self._file: int | None = None  # opened to overwrite what is deleted
         self._transactions = 0  # those that run or wait for the thread
@@ -167,7 +168,7 @@ class SQLiteDatabase:
         try:
             await self._in_thread(self._open)
         except BaseException:
-            self._thread.shutdown()
+            self._thread.end()
             raise
         return self
 
@@ -178,7 +179,7 @@ class SQLiteDatabase:
         if self._file is not None:  # not earlier: to close a file releases the locks on it
             os.close(self._file)
             self._file = None
-        self._thread.shutdown()
+        self._thread.end()
 
     async def write(self, work: Work[T]) -> T:
         return await self._transact(BEGIN_WRITE, work)
@@ -266,15 +267,17 @@ class SQLiteDatabase:
         in_use = min(self._transactions, 1)
         return {"file": PoolUse(in_use, 1, self._transactions - in_use)}
 
-    def _submit(self, work: Callable[[], None]) -> None:
-        self._thread.submit(work)
+    def _submit(self, call: Callable[[], object]) -> None:
+        self._thread.submit(call)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         def undisturbed() -> T:
             with self._turn:
                 return work()
 
-        return await asyncio.get_running_loop().run_in_executor(self._thread, undisturbed)
+        job = Job(undisturbed)
+        self._submit(job.run)
+        return await job.done
 
     def _transaction(self, driver: sqlite3.Connection, begin: str, work: Work[T]) -> T:
         timed = TimedWork(work)
