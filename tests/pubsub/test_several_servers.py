@@ -75,7 +75,8 @@ async def test_another_server_is_used_when_the_one_in_use_is_lost(
             lost.pause()
         await until(lambda: sum(pubsub.reconnects.values()) + sum(other.reconnects.values()) > 0)
         await until(lambda: pubsub.up and other.up)
-        assert lost not in servers_in_use(group.members)
+        # Soon: on a busy machine, the first connection that was given up was one to another server.
+        await until(lambda: lost not in servers_in_use(group.members))
         await assert_carries(pubsub, other)
 
 

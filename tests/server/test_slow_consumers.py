@@ -128,15 +128,17 @@ async def test_device_that_never_reads_its_acks_is_disconnected() -> None:
 async def test_peer_that_pings_and_reads_nothing_delays_nobody() -> None:
     pings = client_frame(Opcode.PING, b"p" * 125) * 2000
     async with serving() as served, await served.synced("u") as other:
-        flooder = await upgraded(served)
-        sent = refused = 0
-        while refused < 20 and sent < MUCH:
-            try:
-                sent += flooder.send(pings)
-            except BlockingIOError:
-                refused += 1
-            await other.assert_usable()
-        flooder.close()
+        with await upgraded(served) as flooder:
+            sent = refused = 0
+            while refused < 20 and sent < MUCH:
+                try:
+                    sent += flooder.send(pings)
+                except BlockingIOError:
+                    refused += 1
+                except ConnectionError:  # on a busy machine: it has said no hello in time
+                    break
+                await other.assert_usable()
+        await other.assert_usable()
 
 
 async def upgraded(served: Served) -> socket.socket:

@@ -20,8 +20,13 @@ class Line:
     def __init__(self, thread: WorkerThread) -> None:
         self.turns = Turns(thread.submit)
         self.order: list[str] = []
-        self._go_on = Event()
-        self.turns.run(self._go_on.wait, is_write=False)
+        self._has_begun, self._go_on = Event(), Event()
+        self.turns.run(self._hold, is_write=False)
+        self._has_begun.wait()
+
+    def _hold(self) -> None:
+        self._has_begun.set()
+        self._go_on.wait()
 
     def join(self, names: str) -> list["asyncio.Future[None]"]:
         """Let each of these names wait: a capital letter is a write."""
