@@ -12,12 +12,7 @@ from gregor.core.instant import SECOND
 from gregor.core.message import create, out_of_band
 from gregor.errors import TooSlow
 from gregor.interfaces import Caller, Slot
-from gregor.node.conversation import (
-    WRITTEN_TOGETHER,
-    Admission,
-    Conversation,
-    Resumption,
-)
+from gregor.node.conversation import WRITTEN_TOGETHER, Admission, Conversation, Resumption
 from gregor.node.node import Node
 from gregor.prompt_future import PromptFuture
 from gregor.protocol.effects import Close
@@ -69,6 +64,13 @@ class Talk:
         self.store.commit_seconds = seconds
         message = {"msg_id": f"m{n}", "creation": {"category": "a", "body": n}}
         self.channel.send("consume", n=n, messages=[message])
+
+    async def begin_to_send(self) -> None:
+        """The device, whose socket is ready, waits for the ack of a message for a second."""
+        await settle()
+        self.channel.socket.ready = True
+        self.consume(1, 1.0)
+        await settle()
 
     async def inject(self) -> None:
         """A backend sends a message, whose commit takes no time."""
@@ -204,10 +206,7 @@ async def test_device_gets_what_it_sends_and_the_ack_in_one_write() -> None:
 @on_virtual_time
 async def test_device_that_waits_for_an_ack_gets_what_others_send_meanwhile() -> None:
     async with talk(ADMITTED) as t:
-        await settle()
-        t.channel.socket.ready = True
-        t.consume(1, 1.0)
-        await settle()
+        await t.begin_to_send()
         await t.inject()
         assert t.channel.socket.types == [["messages"]]
         await asyncio.sleep(1.0)
@@ -217,10 +216,7 @@ async def test_device_that_waits_for_an_ack_gets_what_others_send_meanwhile() ->
 @on_virtual_time
 async def test_frames_are_written_together_until_they_are_large() -> None:
     async with talk(ADMITTED) as t:
-        await settle()
-        t.channel.socket.ready = True
-        t.consume(1, 1.0)
-        await settle()
+        await t.begin_to_send()
         for _ in range(5):
             t.conversation.deliver_out_of_band(out_of_band("u", "typing", "x" * LARGE))
         await settle()
@@ -230,10 +226,7 @@ async def test_frames_are_written_together_until_they_are_large() -> None:
 @on_virtual_time
 async def test_nothing_is_left_to_be_written_when_a_conversation_has_ended() -> None:
     async with talk(ADMITTED) as t:
-        await settle()
-        t.channel.socket.ready = True
-        t.consume(1, 1.0)
-        await settle()
+        await t.begin_to_send()
         t.conversation.end(TooSlow("the device read nothing for 30 s"))
         t.channel.socket.ready = False
         t.conversation.deliver_out_of_band(out_of_band("u", "typing"))

@@ -176,10 +176,12 @@ def knows_more_than_its_store(text: bytes, life: Life) -> bool:
     id was dismissed and forgotten, and then an item came with it. Then the item is live as long as
     its store, and not in a copy, which has that dismissal with the rest of its message. Ids are
     kept for longer than a message takes, so that this does not happen."""
+    if not _forgets(life):
+        return False
     dismissed: set[str] = set()
     for line in map(msgspec.json.decode, text.splitlines()):
         message = line.get("message", {})
-        if message.get("msg_id") in dismissed and _forgets(life):
+        if message.get("msg_id") in dismissed:
             return True
         dismissed |= set(message.get("dismissal", {}).get("msg_ids", ()))
     return False

@@ -18,14 +18,13 @@ class WorkerThread:
         self._calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         # A daemon: a database that nobody has closed does not keep the process from ending.
         self._thread = Thread(target=self._run, name=name, daemon=True)
-        self._is_started = self._has_ended = False
+        self._has_ended = False
 
     def submit(self, call: Callable[[], object]) -> None:
         """Call this later. Raises RuntimeError if the thread has ended: nobody would call it."""
         if self._has_ended:
             raise RuntimeError(f"the thread {self._thread.name!r} has ended")
-        if not self._is_started:
-            self._is_started = True
+        if self._thread.ident is None:
             self._thread.start()
         self._calls.put(call)
 
@@ -33,7 +32,7 @@ class WorkerThread:
         """End the thread. Returns when all that was submitted has been called. Idempotent."""
         self._has_ended = True
         self._calls.put(None)
-        if self._is_started:
+        if self._thread.ident is not None:
             self._thread.join()
 
     def _run(self) -> None:
