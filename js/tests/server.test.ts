@@ -9,6 +9,7 @@ import { browserEnvironment, type Environment } from "../src/environment.js";
 import { memoryDatabase } from "../src/stores/memory.js";
 
 let server: ChildProcess;
+let logged = "";
 let url: string;
 const open = new Set<Gregor>();
 
@@ -16,14 +17,13 @@ beforeAll(async () => {
   server = spawn("python", ["-m", "gregor.cli", "serve", "--listen", "127.0.0.1:0", "--store", "sqlite://"], {
     stdio: ["ignore", "ignore", "pipe"],
   });
-  for await (const line of createInterface(server.stderr!)) {
-    const port = /127\.0\.0\.1:(\d+)/.exec(line)?.[1];
-    if (port) {
-      url = `http://127.0.0.1:${port}`;
-      break;
-    }
-  }
-  server.stderr!.resume();
+  url = await new Promise((resolve) =>
+    createInterface(server.stderr!).on("line", (line) => {
+      logged += `${line}\n`;
+      const port = /127\.0\.0\.1:(\d+)/.exec(line)?.[1];
+      if (port) resolve(`http://127.0.0.1:${port}`);
+    }),
+  );
 }, 60_000);
 
 afterEach(async () => {
@@ -32,9 +32,15 @@ afterEach(async () => {
 });
 
 afterAll(async () => {
+  const exited = once(server, "exit", { signal: AbortSignal.timeout(50_000) });
   server.kill();
-  await once(server, "exit");
-});
+  try {
+    await exited;
+  } catch {
+    server.kill("SIGKILL");
+    throw new Error(`the server did not stop; it had logged:\n${logged}`);
+  }
+}, 60_000); // a graceful shutdown may take 15 s: to drain, and for connections that stay open
 
 /** One in which a WebSocket never opens, as behind some proxies. */
 function withoutWebSockets(): Environment {

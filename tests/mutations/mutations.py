@@ -2761,6 +2761,20 @@ MUTATIONS = [
         ACCEPTOR + "test_silent_connections_make_room_for_others",
     ),
     Mutation(
+        "a connection is cancelled while it becomes HTTP",
+        "server/acceptor.py",
+        "await (_connect_whole(connecting) if tls is None else connecting)",
+        "await connecting",
+        ACCEPTOR + "test_connection_that_comes_as_the_server_stops_does_not_hold_it_up",
+    ),
+    Mutation(
+        "a connection that is cancelled before it becomes HTTP still counts",
+        "server/acceptor.py",
+        "is_http = not task.cancelled() and task.result()",
+        "is_http = task.cancelled() or task.result()",
+        ACCEPTOR + "test_connection_that_comes_as_the_server_stops_does_not_hold_it_up",
+    ),
+    Mutation(
         "a paused listener is not watched again",
         "server/acceptor.py",
         "        self._resuming = self._loop.call_later(PAUSE_SECONDS, self.start)\n",

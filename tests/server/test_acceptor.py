@@ -2,17 +2,20 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 import pytest
+import uvloop
 
 from gregor.errors import SetupError
-from gregor.server import open_connections, peer_errors
+from gregor.server import open_connections, peer_errors, process
 from gregor.server.client_address import Networks
 from gregor.server.composition import connection_limits_of
-from gregor.server.open_connections import ConnectionLimits
+from gregor.server.open_connections import ConnectionLimits, OpenConnections
 from gregor.server.peer_errors import PeerError, PeerErrors
+from gregor.server.process import GuardedServer, listen
 from gregor.server.service import Timeouts
 from tests.server.harness import (
     RawDevice,
@@ -23,7 +26,7 @@ from tests.server.harness import (
     token,
     until,
 )
-from tests.server.test_guarded_http import Guarded, Raw, get, guarded, post
+from tests.server.test_guarded_http import Guarded, Raw, echo, get, guarded, post
 from tests.server.test_proxy_protocol import v1, v2
 from tests.timeouts import TIMEOUT_SECONDS
 
@@ -111,6 +114,32 @@ async def test_idle_connections_make_room_after_those_that_never_sent_a_request(
                 await until(lambda: server.connections.number == 2)
         idle.writer.close()
         other.writer.close()
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("turns", range(6))
+def test_connection_that_comes_as_the_server_stops_does_not_hold_it_up(
+    new_loop: Callable[[], asyncio.AbstractEventLoop], turns: int
+) -> None:
+    """In whichever turn of the event loop it stops, and however far the connection is then."""
+
+    async def stop_after_the_turns() -> None:
+        configured = process.config(echo)
+        configured.load()
+        connections = OpenConnections()
+        server = GuardedServer(configured, connections, PeerErrors())
+        server.lifespan = configured.lifespan_class(configured)
+        with listen("127.0.0.1", 0) as listener:
+            await server.startup([listener])
+            with socket.create_connection(listener.getsockname()):
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                await server.shutdown()
+                assert connections.number == 0
+                assert not server.server_state.connections
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(stop_after_the_turns())
 
 
 async def test_accepting_pauses_while_all_connections_are_busy_and_then_goes_on() -> None:

@@ -8,8 +8,9 @@ forwarded, and to make a TLS handshake; both have a deadline.
 
 import asyncio
 import socket
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, TypeAlias
 
 from gregor.errors import GregorError, Malformed
 from gregor.server.client_address import plain_host
@@ -23,6 +24,7 @@ from gregor.server.tls import TLS
 AT_ONCE = 4  # connections accepted before the event loop does something else
 PAUSE_SECONDS = 0.1
 
+Connecting: TypeAlias = Coroutine[Any, Any, tuple[asyncio.Transport, asyncio.BaseProtocol]]
 NewProtocol: TypeAlias = Callable[[ClientConnection], asyncio.Protocol]
 
 
@@ -47,7 +49,7 @@ class Acceptor:
         self._errors = errors
         self._deadlines = deadlines
         self._tls = tls
-        self._beginning: set[asyncio.Task[None]] = set()
+        self._beginning: set[asyncio.Task[bool]] = set()
         self._resuming: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -100,27 +102,36 @@ class Acceptor:
         task = self._loop.create_task(self._run(connection, sock))
         connection.abort = task.cancel
         self._beginning.add(task)
-        task.add_done_callback(self._beginning.discard)
+        # Not in the task itself, which does nothing at all if it is cancelled before it starts.
+        task.add_done_callback(partial(self._begun, connection, sock))
 
-    async def _run(self, connection: ClientConnection, sock: socket.socket) -> None:
-        """Bring the connection to where its protocol takes over, or close it."""
+    def _begun(
+        self, connection: ClientConnection, sock: socket.socket, task: asyncio.Task[bool]
+    ) -> None:
+        """The protocol has taken over, or the connection is closed."""
+        self._beginning.discard(task)
+        is_http = False
+        try:
+            is_http = not task.cancelled() and task.result()  # the event loop logs a defect
+        finally:
+            if not is_http:
+                sock.close()
+                self._connections.discard(connection)
+
+    async def _run(self, connection: ClientConnection, sock: socket.socket) -> bool:
+        """Bring the connection to where its protocol takes over. Returns whether it has; it is
+        cancelled at the deadline, or to make room."""
         task = asyncio.current_task()
         assert task is not None
         deadline = self._deadlines.deadline(task.cancel)
         deadline.set(self._limits.head)
-        is_http = False
         try:
             await self._admit(connection, sock)
-            is_http = await self._become_http(connection, sock)
+            return await self._become_http(connection, sock)
         except GregorError:
-            sock.close()
-        except asyncio.CancelledError:  # the deadline, or there was no room
-            sock.close()
-            raise
+            return False
         finally:
             deadline.cancel()
-            if not is_http:
-                self._connections.discard(connection)
 
     async def _admit(self, connection: ClientConnection, sock: socket.socket) -> None:
         """Raise a GregorError if this address may not have a connection now."""
@@ -131,13 +142,14 @@ class Acceptor:
 
     async def _become_http(self, connection: ClientConnection, sock: socket.socket) -> bool:
         tls = self._tls
+        connecting = self._loop.connect_accepted_socket(
+            lambda: self._new_protocol(connection),
+            sock,
+            ssl=None if tls is None else tls.context,
+            ssl_handshake_timeout=None if tls is None else self._limits.head,
+        )
         try:
-            await self._loop.connect_accepted_socket(
-                lambda: self._new_protocol(connection),
-                sock,
-                ssl=None if tls is None else tls.context,
-                ssl_handshake_timeout=None if tls is None else self._limits.head,
-            )
+            await (_connect_whole(connecting) if tls is None else connecting)
         except OSError:  # SSLError too
             if tls is not None:
                 self._errors.count(PeerError.TLS, connection.peer)
@@ -181,3 +193,17 @@ class Acceptor:
             await readable.wait()
         finally:
             self._loop.remove_reader(sock)
+
+
+async def _connect_whole(connecting: Connecting) -> None:
+    """Connect, and close the connection if that is cancelled. It takes a turn of the event loop. If
+    it is cancelled in there, uvloop closes the transport, and never tells the protocol, for which
+    uvicorn then waits when it stops."""
+    task = asyncio.ensure_future(connecting)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        transport, _ = task.result()
+        transport.close()
+        raise
