@@ -23,13 +23,10 @@ from tests.fleet.servers import (
     Redis,
     request_line,
 )
-from tests.ports import free_port
+from tests.ports import CLUSTER_PORTS, free_port
 
 MASTER = "gregor-master"
 DOWN_AFTER_MILLISECONDS = 500
-
-# A member of a Redis Cluster listens on a second port, 10,000 higher.
-CLUSTER_PORTS = range(20_000, 22_000)
 
 
 class ServerGroup:
