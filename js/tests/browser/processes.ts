@@ -179,11 +179,12 @@ export async function until(what: string, isSo: () => Promise<boolean>, seconds 
 
 /**
  * A port on which nothing listens. It is below those that the system gives to clients and to who asks for any, so
- * that nobody has it before a server is started there, or while the server is down.
+ * that nobody has it before a server is started there, or while the server is down; and apart from those of the Python
+ * tests, which run at the same time.
  */
 export async function freePort(): Promise<number> {
   while (true) {
-    const port = randomInt(20_000, 30_000);
+    const port = randomInt(11_000, 20_000);
     const listener = createServer().listen(port, "127.0.0.1");
     try {
       await once(listener, "listening");
