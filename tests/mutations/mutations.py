@@ -2763,8 +2763,15 @@ MUTATIONS = [
     Mutation(
         "a connection is cancelled while it becomes HTTP",
         "server/acceptor.py",
-        "await (_connect_whole(connecting) if tls is None else connecting)",
+        "await (_connect_whole(connection, connecting) if tls is None else connecting)",
         "await connecting",
+        ACCEPTOR + "test_connection_that_comes_as_the_server_stops_does_not_hold_it_up",
+    ),
+    Mutation(
+        "a connection that is aborted while it becomes HTTP goes on",
+        "server/acceptor.py",
+        "    if is_aborted:\n        transport.abort()\n",
+        "",
         ACCEPTOR + "test_connection_that_comes_as_the_server_stops_does_not_hold_it_up",
     ),
     Mutation(

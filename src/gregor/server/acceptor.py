@@ -49,7 +49,7 @@ class Acceptor:
         self._errors = errors
         self._deadlines = deadlines
         self._tls = tls
-        self._beginning: set[asyncio.Task[bool]] = set()
+        self._beginning: dict[asyncio.Task[bool], ClientConnection] = {}
         self._resuming: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -61,8 +61,8 @@ class Acceptor:
         if self._resuming is not None:
             self._resuming.cancel()
         self._loop.remove_reader(self._listener)
-        for task in self._beginning:
-            task.cancel()
+        for connection in self._beginning.values():
+            connection.abort()
 
     async def wait_closed(self) -> None:
         await asyncio.gather(*self._beginning, return_exceptions=True)
@@ -101,7 +101,7 @@ class Acceptor:
         self._connections.add(connection)
         task = self._loop.create_task(self._run(connection, sock))
         connection.abort = task.cancel
-        self._beginning.add(task)
+        self._beginning[task] = connection
         # Not in the task itself, which does nothing at all if it is cancelled before it starts.
         task.add_done_callback(partial(self._begun, connection, sock))
 
@@ -109,7 +109,7 @@ class Acceptor:
         self, connection: ClientConnection, sock: socket.socket, task: asyncio.Task[bool]
     ) -> None:
         """The protocol has taken over, or the connection is closed."""
-        self._beginning.discard(task)
+        del self._beginning[task]
         is_http = False
         try:
             is_http = not task.cancelled() and task.result()  # the event loop logs a defect
@@ -120,10 +120,8 @@ class Acceptor:
 
     async def _run(self, connection: ClientConnection, sock: socket.socket) -> bool:
         """Bring the connection to where its protocol takes over. Returns whether it has; it is
-        cancelled at the deadline, or to make room."""
-        task = asyncio.current_task()
-        assert task is not None
-        deadline = self._deadlines.deadline(task.cancel)
+        aborted at the deadline, or to make room."""
+        deadline = self._deadlines.deadline(lambda: connection.abort())
         deadline.set(self._limits.head)
         try:
             await self._admit(connection, sock)
@@ -149,7 +147,7 @@ class Acceptor:
             ssl_handshake_timeout=None if tls is None else self._limits.head,
         )
         try:
-            await (_connect_whole(connecting) if tls is None else connecting)
+            await (_connect_whole(connection, connecting) if tls is None else connecting)
         except OSError:  # SSLError too
             if tls is not None:
                 self._errors.count(PeerError.TLS, connection.peer)
@@ -195,15 +193,17 @@ class Acceptor:
             self._loop.remove_reader(sock)
 
 
-async def _connect_whole(connecting: Connecting) -> None:
-    """Connect, and close the connection if that is cancelled. It takes a turn of the event loop. If
-    it is cancelled in there, uvloop closes the transport, and never tells the protocol, for which
-    uvicorn then waits when it stops."""
-    task = asyncio.ensure_future(connecting)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        transport, _ = task.result()
-        transport.close()
-        raise
+async def _connect_whole(connection: ClientConnection, connecting: Connecting) -> None:
+    """Connect, which takes a turn of the event loop, and abort the connection after it if that was
+    to be done in there. If it were cancelled instead, uvloop would close the transport and never
+    tell the protocol, for which uvicorn waits when it stops."""
+    is_aborted = False
+
+    def abort() -> None:
+        nonlocal is_aborted
+        is_aborted = True
+
+    connection.abort = abort  # until the protocol has the transport
+    transport, _ = await connecting
+    if is_aborted:
+        transport.abort()
