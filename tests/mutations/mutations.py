@@ -17,6 +17,7 @@ SQL = "tests/conformance/test_state_machines.py::TestSQLiteInMemory::"
 LAW_OF_HASHES = "test_law_hash_is_that_of_what_is_live_whatever_was_written_and_has_expired"
 FILE = "tests/conformance/test_state_machines.py::TestSQLiteFile::"
 POSTGRESQL = "tests/conformance/test_postgresql.py::"
+DELIVERY_STATE = "tests/protocol/test_delivery_state.py::"
 SERVER_SESSION = "tests/protocol/test_server_session.py::"
 CLIENT_SESSION = "tests/protocol/test_client_session.py::"
 BROADCASTER = "tests/consumers/test_broadcaster.py::"
@@ -1762,13 +1763,37 @@ MUTATIONS = [
     Mutation(
         "a sync in progress is given up when another one is needed",
         "protocol/delivery_state.py",
-        """        case Paging(unsent, _, rest), SyncNeeded(cursor):
-            return Paging(unsent, Lagging(cursor), rest)
+        """        case Paging((page, *_) as unsent, _, rest), SyncNeeded(cursor):
+            is_taken = page.mode == "snapshot" or page.prev == cursor
+            then = _following(cursor, unsent[-1].cursor) if is_taken else Lagging(cursor)
+            return Paging(unsent, then, rest)
 """,
         """        case Paging(), SyncNeeded(cursor):
             return Lagging(cursor)
 """,
         SERVER_SESSION + "test_verify_during_a_sync_is_answered_after_its_last_page",
+    ),
+    Mutation(
+        "a device that falls behind during its first sync gets a snapshot twice",
+        "protocol/delivery_state.py",
+        "SyncNeeded(sync.cursor if then.cursor == start else then.cursor)",
+        "SyncNeeded(then.cursor)",
+        SERVER_SESSION
+        + "test_new_device_whose_queue_is_full_during_its_first_sync_gets_one_snapshot",
+    ),
+    Mutation(
+        "a device that needs a sync during a snapshot gets a snapshot twice",
+        "protocol/delivery_state.py",
+        "Lagging(max(cursor, end) if cursor else 0)",
+        "Lagging(cursor)",
+        DELIVERY_STATE + "test_sync_that_is_needed_during_a_sync_starts_where_the_device_is_then",
+    ),
+    Mutation(
+        "a device within changes is taken to be at their end",
+        "protocol/delivery_state.py",
+        'page.mode == "snapshot" or page.prev == cursor',
+        "True",
+        DELIVERY_STATE + "test_sync_that_is_needed_during_a_sync_starts_where_the_device_is_then",
     ),
     Mutation(
         "a conversation that is closed while it authenticates opens again",

@@ -127,3 +127,38 @@ def test_sync_that_is_needed_during_a_sync_follows_it(state: DeliveryState) -> N
         latest = after(latest, SyncRead(SYNC))
     assert latest == Paging((FIRST, LAST), then=Lagging(9))
     assert after(after(latest, PageSent()), PageSent()) == Lagging(9)
+
+
+SNAPSHOT = Sync(Snapshot(ITEMS), 700, 800, hash_of(()))
+(SNAPSHOT_PAGE,) = pages(SNAPSHOT, 0)
+
+
+@pytest.mark.parametrize(
+    ("state", "cursor", "start"),
+    [
+        # Nothing of the sync is sent yet, and the device is where it starts.
+        (ReadingStore(3, Live()), 3, 700),
+        (ReadingStore(0, Live()), 0, 700),
+        # It asks for a snapshot, whatever it gets first.
+        (ReadingStore(3, Live()), 0, 0),
+        *((state, 0, 0) for state in (Incomplete(REST, Live()), ReadingItems(REST, Live()))),
+        # A snapshot is taken by every device that does not know more.
+        (ReadingStore(3, Live()), 5, 700),
+        (Paging((SNAPSHOT_PAGE,), Live()), 5, 700),
+        (Incomplete(REST, Live()), 5, 700),
+        (ReadingItems(REST, Live()), 5, 700),
+        (ReadingItems(REST, Live()), 701, 701),
+        # Changes are taken by a device where they start.
+        (Paging((FIRST, LAST), Live()), LAST.prev, LAST.prev),
+        (Paging((LAST,), Live()), LAST.prev, 599),
+    ],
+)
+def test_sync_that_is_needed_during_a_sync_starts_where_the_device_is_then(
+    state: DeliveryState, cursor: int, start: int
+) -> None:
+    """A device that misses nothing by then does not get a second snapshot."""
+    state = after(state, SyncNeeded(cursor))
+    if isinstance(state, ReadingStore):
+        state = after(state, SyncRead(SNAPSHOT))
+    assert isinstance(state, Paging | Incomplete | ReadingItems)
+    assert state.then == Lagging(start)

@@ -434,7 +434,16 @@ def test_slow_consumer_is_reset_and_synced_from_the_store(catching_up: bool) -> 
     assert session.slow_consumer_resets == 1
     if catching_up:
         session.synced(Sync(Changes(()), 12, 50, hash_of(())))
-    assert all_effects(session)[-1] == CatchUp(10)
+    assert all_effects(session)[-1] == CatchUp(12 if catching_up else 10)
+
+
+def test_new_device_whose_queue_is_full_during_its_first_sync_gets_one_snapshot() -> None:
+    session = reading_session(HELLO.replace(":7", ":0"))
+    for ctime in range(1, 3 + QUEUE_MESSAGES):
+        session.publish(publication(ctime))
+    assert session.slow_consumer_resets == 1
+    session.opened("u", Sync(Snapshot(), 100, 150, hash_of(())), 150, HOLDS_FOREVER)
+    assert all_effects(session)[-1] == CatchUp(100)
 
 
 def test_queue_is_limited_in_bytes() -> None:

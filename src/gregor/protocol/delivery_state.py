@@ -24,7 +24,8 @@ Two things can overlap with a sync:
   `ReadingStore` it is kept, and compared afterwards. Later it is queued behind the pages.
 - The need for another sync. The one in progress is completed first, because the device may have
   applied its first pages already; `then` is the state after it. Publications until then are
-  dropped: the second sync contains them.
+  dropped: the second sync contains them. It begins where the first one ends, if that is sure to
+  bring the device there. From the cursor of before, the device would get a snapshot twice.
 """
 
 from collections.abc import Mapping
@@ -138,9 +139,15 @@ def after(state: DeliveryState, event: DeliveryEvent) -> DeliveryState:
         case ReadingStore(start, _), SyncNeeded(cursor):
             return ReadingStore(start, then=Lagging(cursor))
         case ReadingStore(start, then), SyncRead(sync):
-            return Paging(tuple(pages(sync, start)), then, sync.rest)
-        case Paging(unsent, _, rest), SyncNeeded(cursor):
-            return Paging(unsent, Lagging(cursor), rest)
+            paging = Paging(tuple(pages(sync, start)), LIVE, sync.rest)
+            if isinstance(then, Live):
+                return paging
+            # The device is where the sync starts, or it has asked from elsewhere meanwhile.
+            return after(paging, SyncNeeded(sync.cursor if then.cursor == start else then.cursor))
+        case Paging((page, *_) as unsent, _, rest), SyncNeeded(cursor):
+            is_taken = page.mode == "snapshot" or page.prev == cursor
+            then = _following(cursor, unsent[-1].cursor) if is_taken else Lagging(cursor)
+            return Paging(unsent, then, rest)
         case Paging((_,), then, None), PageSent():
             return then
         case Paging((_,), then, Sync() as rest), PageSent():
@@ -148,13 +155,19 @@ def after(state: DeliveryState, event: DeliveryEvent) -> DeliveryState:
         case Paging((_, *unsent), then, rest), PageSent():
             return Paging(tuple(unsent), then, rest)
         case Incomplete(rest), SyncNeeded(cursor):
-            return Incomplete(rest, then=Lagging(cursor))
+            return Incomplete(rest, then=_following(cursor, rest.cursor))
         case Incomplete(rest, then), ReadStarted():
             return ReadingItems(rest, then)
         case ReadingItems(rest), SyncNeeded(cursor):
-            return ReadingItems(rest, then=Lagging(cursor))
+            return ReadingItems(rest, then=_following(cursor, rest.cursor))
         case ReadingItems(rest, then), ItemsRead(items):
             sync = rest.continued(items)
             return Paging(tuple(pages(sync, 0)), then, sync.rest)
         case _:
             raise AssertionError(f"{type(event).__name__} during {type(state).__name__}")
+
+
+def _following(cursor: Time, end: Time) -> Lagging:
+    """A sync that is needed from this cursor, after one that brings the device to its `end`. From 0
+    the device asks for a snapshot, whatever it knows."""
+    return Lagging(max(cursor, end) if cursor else 0)
