@@ -115,7 +115,7 @@ type Update = keyof typeof updates;
 const names = <T extends object>(table: T): (keyof T)[] => Object.keys(table) as (keyof T)[];
 
 // Each render shows something else than the one before, and the last one what is selected now.
-test.each(names(selections))("%s renders when it changes, and only then", { timeout: 30_000 }, async (name: Selection) => {
+test.each(names(selections))("%s renders when it changes, and only then", async (name: Selection) => {
   await fc.assert(
     fc.asyncProperty(fc.array(fc.constantFrom(...names(updates)), { maxLength: 12 }), async (history: Update[]) => {
       begin();

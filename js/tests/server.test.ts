@@ -24,7 +24,7 @@ beforeAll(async () => {
       if (port) resolve(`http://127.0.0.1:${port}`);
     }),
   );
-}, 60_000);
+});
 
 afterEach(async () => {
   for (const gregor of open) await gregor.close();
@@ -40,7 +40,7 @@ afterAll(async () => {
     server.kill("SIGKILL");
     throw new Error(`the server did not stop; it had logged:\n${logged}`);
   }
-}, 60_000); // a graceful shutdown may take 15 s: to drain, and for connections that stay open
+}); // a graceful shutdown may take 15 s: to drain, and for connections that stay open
 
 /** One in which a WebSocket never opens, as behind some proxies. */
 function withoutWebSockets(): Environment {

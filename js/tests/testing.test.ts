@@ -246,7 +246,7 @@ const steps = fc.array(
   { maxLength: 25 },
 );
 
-test("all devices show what the server has for them, by its hash too", { timeout: 30_000 }, async () => {
+test("all devices show what the server has for them, by its hash too", async () => {
   await fc.assert(
     fc.asyncProperty(steps, async (history) => {
       const server = new HashedServer();

@@ -68,6 +68,7 @@ def test_client_is_within_its_size() -> None:
     print(run("npm", "run", "size"))
 
 
+@pytest.mark.timeout(900)  # all tests of the package
 def test_vitest_passes() -> None:
     print(run("vitest", "run", "--passWithNoTests"))
 

@@ -111,6 +111,7 @@ async def test_law_replica_converges_after_lost_repeated_and_late_frames(
     assert pair.device.cursor == pair.node.cursor
     assert pair.device.epoch == pair.node.epoch == (await pair.store.erasure(UID)).epoch
     assert pair.device.mismatches == 0
+    assert pair.repeated <= pair.asked_for
 
 
 async def test_messages_pending_before_a_sync_are_not_sent_after_it() -> None:

@@ -126,7 +126,7 @@ def test_connection_that_comes_as_the_server_stops_does_not_hold_it_up(
     async def stop_after_the_turns() -> None:
         configured = process.config(echo)
         configured.load()
-        connections = OpenConnections()
+        connections = OpenConnections(ConnectionLimits(head=3_600))  # no deadline ends it
         server = GuardedServer(configured, connections, PeerErrors())
         server.lifespan = configured.lifespan_class(configured)
         with listen("127.0.0.1", 0) as listener:
