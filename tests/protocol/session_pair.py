@@ -15,7 +15,7 @@ from gregor.interfaces import HOLDS_FOREVER, Outcome, Rejected, Relayed, Slot, S
 from gregor.protocol import client_session
 from gregor.protocol.client_session import ClientSession
 from gregor.protocol.effects import Close, Send
-from gregor.protocol.frames import Verify, encode
+from gregor.protocol.frames import encode
 from gregor.protocol.publication import Publication
 from gregor.protocol.server_session import Authenticate, CatchUp, ReadItems, ServerSession, Store
 from gregor.stores.memory import MemoryStateMachine
@@ -36,9 +36,6 @@ class SessionPair:
         self.effects: list[client_session.Effect] = []
         self.closed: Close | None = None
         self.wiped = False
-        self.asked_for = 0  # snapshots for which the device has asked
-        self.repeated = 0  # snapshots after which the device knows no more than before
-        self._known: Time = 0
         self.device = ClientSession("token", device_id, 0)
         self.connect()
 
@@ -191,17 +188,13 @@ class SessionPair:
             self.effects.append(effect)
             match effect:
                 case Send() as send:
-                    self.asked_for += send.frame == Verify(0)
                     self.to_node.append(encode(send.frame))
-                case client_session.Apply(messages, cursor):
+                case client_session.Apply(messages, _):
                     self.replica = self.replica.replay_all(messages).pruned()
-                    self._known = cursor
-                case client_session.Replace(snapshot, cursor):
+                case client_session.Replace(snapshot):
                     self.replica = snapshot.facts()
-                    self.repeated += cursor == self._known > 0
-                    self._known = cursor
                 case client_session.Wipe():
-                    self.replica, self.wiped, self._known = Facts(), True, 0
+                    self.replica, self.wiped = Facts(), True
                 case client_session.Compare(as_of, hash_):
                     equal = self.replica.hash(self.device_id, as_of) == hash_
                     self._carry_out(self.device.hash_compared(equal))
