@@ -44,6 +44,8 @@ settings.register_profile(
 MEMORY = Path("/dev/shm")
 ROOM = 4 * 1024**3
 
+LONGEST_ID = 100
+
 
 def pytest_configure() -> None:
     """Without a TMPDIR, temporary files are in memory, if there is room: stores call fsync for each
@@ -52,6 +54,14 @@ def pytest_configure() -> None:
     if "TMPDIR" not in os.environ and has_room:
         os.environ["TMPDIR"] = str(MEMORY)  # for processes that tests start
         tempfile.tempdir = None  # it is looked up again
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """A long text is named by its length: pytest puts the names of tests into the environment,
+    which has a limit, and some tests make uids of them."""
+    if isinstance(val, str | bytes) and len(val) > LONGEST_ID:
+        return f"{type(val).__name__} of {len(val)}"
+    return None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

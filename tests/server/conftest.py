@@ -1,15 +1,12 @@
 """The fixtures of the server tests: real servers on loopback sockets."""
 
 from collections.abc import AsyncIterator, Iterator
-from itertools import count
 
 import pytest
 import pytest_asyncio
 
 from gregor.server.service import Timeouts
 from tests.server.harness import Served, jwt_settings, serving
-
-NUMBERS = count()
 
 
 @pytest.fixture(autouse=True)
@@ -37,5 +34,6 @@ async def jwt_server() -> AsyncIterator[Served]:
 
 @pytest.fixture
 def uid(request: pytest.FixtureRequest) -> str:
-    """A uid that no other test uses. The name of a test may be longer than a uid."""
-    return f"{request.node.name[:100]}-{next(NUMBERS)}"
+    """A uid that no other test uses."""
+    name: str = request.node.name
+    return name
