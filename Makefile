@@ -43,7 +43,7 @@ demo: $(READY)  ## Hundreds of devices disconnect, reconnect and converge
 fleet: $(READY)  ## The demo with two nodes, PostgreSQL and Redis from wheels; SHARDS=2
 	@$(BIN)/python -m demo --shards $(SHARDS)
 
-test: $(READY) $(JS_READY)  ## All tests, in some 20 minutes
+test: $(READY) $(JS_READY)  ## All tests, in 20 to 40 minutes
 	$(BIN)/pytest -n 5 --dist loadgroup
 
 environments: $(READY)  ## Tests with PgBouncer, nginx and others from Debian; root or sudo
