@@ -14,6 +14,10 @@ from schemathesis.checks import positive_data_acceptance
 from schemathesis.config import SchemathesisConfig
 
 from gregor.cli.server_process import running_server
+from gregor.clock import now
+from gregor.core.admission import EARLIEST_TIME
+from gregor.core.arguments import duration
+from gregor.errors import InvalidMessage
 from gregor.protocol.requests import JSON_LINES
 from gregor.server.openapi import describe
 from tests.timeouts import TIMEOUT_SECONDS
@@ -35,8 +39,8 @@ SCHEMA = schemathesis.openapi.from_dict(describe(), config=CONFIG)
 
 
 def no_schema_can_say(case: schemathesis.Case[Any]) -> bool:
-    """Whether a request may be wrong by two fields together, by its token, or by the length of a
-    text in bytes."""
+    """Whether a request may be wrong by two fields together, by its token, by the length of a text
+    in bytes, or by the day on which it is sent."""
     query, sent = (
         dict(case.query or {}),
         f"{unquote(case.formatted_path)} {case.query} {case.body!r}",
@@ -45,12 +49,20 @@ def no_schema_can_say(case: schemathesis.Case[Any]) -> bool:
         case "/v1/messages", {"device_id": _}:
             return True  # no token is that of a service, which has no device
         case "/v1/prune", _:
-            return True  # the longest duration depends on the day: it reaches back to 2001
+            return reaches_back_too_far(case.body)
         case "/v1/users/{uid}/count", {"by": _, "prefix": list(prefixes)} if len(prefixes) != 1:
             return True
         case "/v1/users/{uid}/messages", {"since": _, "after": _}:
             return True
     return not sent.isascii() or ("starts" in sent and "expires" in sent)
+
+
+def reaches_back_too_far(body: Any) -> bool:
+    """Whether a prune is asked for what is older than any message can be."""
+    try:
+        return now() - duration("older_than", body["older_than"]) < EARLIEST_TIME
+    except (TypeError, KeyError, InvalidMessage):
+        return False
 
 
 @schemathesis.serializer(JSON_LINES)

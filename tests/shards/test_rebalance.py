@@ -53,6 +53,7 @@ def random_message(rng: Random, users: list[str]) -> InBandMessage:
     return create(uid, category, rng.random())
 
 
+@pytest.mark.timeout(900)  # on a busy machine many moves are tried again
 async def test_no_message_is_lost_while_buckets_move_under_writers(harness: ShardHarness) -> None:
     seed = Random().randrange(10**6)
     print(f"seed {seed}")
@@ -73,7 +74,7 @@ async def test_no_message_is_lost_while_buckets_move_under_writers(harness: Shar
 
         moves = [
             Move(bucket_of(uid), "", rng.choice("abc"))
-            for _ in range(2)
+            for _ in range(4)
             for uid in rng.sample(users, len(users))
         ]
         moved: list[Moved] = []
@@ -84,7 +85,7 @@ async def test_no_message_is_lost_while_buckets_move_under_writers(harness: Shar
                 tasks.create_task(write())
             await Rebalancer(recorded).move(moves, moved.append)
             all_moved.set()
-        assert len(moved) > len(users) / 2
+        assert len(moved) > len(users)
         # Writers wait while a bucket is closed: for less than half a second.
         assert 0 < max(closures) <= rebalance.CLOSED_SECONDS * SECOND < SECOND / 2
         await assert_nothing_missing(harness, stored, users)
