@@ -5,6 +5,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import IO, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
+from msgspec import Struct
+
 from gregor.core.deployment import Deployment
 from gregor.core.export import ExportPage, ExportPlace, ImportPart, Verdict
 from gregor.core.history import Cutoff
@@ -65,7 +67,7 @@ class StateMachine(MessageConsumer, Protocol):
         ...
 
 
-class Stored(NamedTuple):
+class Stored(Struct, frozen=True):
     """The message is durable. `message` is the stamped one, as all readers will see it.
 
     As of the commit: whether its item is `dead`, `expired`, or `scheduled`, which is to begin
@@ -81,7 +83,7 @@ class Stored(NamedTuple):
     replaced: MsgID | None = None
 
 
-class Duplicate(NamedTuple):
+class Duplicate(Struct, frozen=True):
     """A success: the message was stored before; nothing changed. `message` is the stored one, whose
     item is `dead`, `expired` or `scheduled` as of now."""
 
@@ -91,7 +93,7 @@ class Duplicate(NamedTuple):
     scheduled: bool = False
 
 
-class Rejected(NamedTuple):
+class Rejected(Struct, frozen=True):
     """The message changed nothing. Exception: with Unavailable, the error of one of several shards,
     it may have been stored. `error.action` says whether a retry can help. `message` is None if it
     could not be read, or if the caller may not write for its user."""
@@ -100,7 +102,7 @@ class Rejected(NamedTuple):
     error: GregorError
 
 
-class Relayed(NamedTuple):
+class Relayed(Struct, frozen=True):
     """The message is out-of-band, and is being sent to the devices that are connected now."""
 
     message: OutOfBandMessage

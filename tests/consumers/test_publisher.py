@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 from hypothesis import given
+from msgspec.structs import replace
 
 from gregor.consumers.publisher import (
     ErasureNotice,
@@ -49,7 +50,7 @@ def test_envelope_names_the_predecessor_of_an_item_that_devices_are_not_sent() -
     live = Stored(put("u", "c", msg_id="live").stamp(8, 5), replaced="p")
     expired = Stored(put("u", "c", expires="2001-01-02T00:00:00Z").stamp(10**15, 8), replaced="q")
     json = encode_envelope("a", live, expired)
-    assert decode_envelope("u", json, "b") == [live._replace(replaced=None), expired]
+    assert decode_envelope("u", json, "b") == [replace(live, replaced=None), expired]
     payload = encode_envelope("a", live)
     assert b"replaced" not in payload, "nodes of earlier versions know no such field"
 

@@ -102,8 +102,8 @@ class RecordingObserver(Observer):
         self.erasures: list[tuple[UID, EraseResult]] = []
         self.hashes_repaired = self.interruptions = 0
 
-    def injected(self, caller: Caller, outcome: Outcome) -> None:
-        self.outcomes.append(outcome)
+    def injected(self, caller: Caller, outcomes: Sequence[Outcome]) -> None:
+        self.outcomes += outcomes
 
     def erased(self, caller: Caller, uid: UID, result: EraseResult) -> None:
         self.erasures.append((uid, result))

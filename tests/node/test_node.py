@@ -380,7 +380,7 @@ async def test_defect_is_raised_to_who_injects_and_ends_the_node() -> None:
     assert failure.group_contains(ZeroDivisionError)
 
 
-def defective(caller: Caller, outcome: Outcome) -> None:
+def defective(caller: Caller, outcomes: Sequence[Outcome]) -> None:
     raise ZeroDivisionError
 
 

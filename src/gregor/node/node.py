@@ -239,8 +239,7 @@ class Node:
             except Unavailable as error:
                 return error
         outcomes = batch.outcomes()
-        for outcome in outcomes:
-            self._observer.injected(caller, outcome)
+        self._observer.injected(caller, outcomes)
         await self._pass_to_consumers(accepted(outcomes))
         return outcomes
 

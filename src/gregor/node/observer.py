@@ -1,5 +1,7 @@
 """What a node reports of itself, for metrics."""
 
+from collections.abc import Sequence
+
 from gregor.core.message import UID
 from gregor.errors import Malformed
 from gregor.interfaces import Caller, EraseResult, Outcome
@@ -8,8 +10,8 @@ from gregor.interfaces import Caller, EraseResult, Outcome
 class Observer:
     """Receives the events of a node. This base class ignores them."""
 
-    def injected(self, caller: Caller, outcome: Outcome) -> None:
-        """A message of this caller was accepted or rejected."""
+    def injected(self, caller: Caller, outcomes: Sequence[Outcome]) -> None:
+        """Messages of this caller were accepted or rejected."""
 
     def erased(self, caller: Caller, uid: UID, result: EraseResult) -> None:
         """This caller has erased a user."""

@@ -6,17 +6,18 @@ increase in a sample that was not there before.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from importlib.metadata import version
 from platform import python_version
+from types import NoneType
 from typing import NamedTuple, TypeAlias
 
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from gregor.core.message import UID, InBandMessage, Message, OutOfBandMessage
+from gregor.core.message import UID, InBandMessage, OutOfBandMessage
 from gregor.errors import LimitExceeded, Malformed
 from gregor.interfaces import Caller, EraseResult, Outcome, Rejected
 from gregor.limits import SETTINGS
@@ -24,6 +25,12 @@ from gregor.node.observer import Observer
 from gregor.stores.sql.failure_reason import FailureReason
 
 Family: TypeAlias = CounterMetricFamily | GaugeMetricFamily
+
+KINDS: dict[type, str] = {
+    InBandMessage: "in_band",
+    OutOfBandMessage: "out_of_band",
+    NoneType: "unknown",  # invalid, or forbidden to the caller
+}
 
 
 class Reading(NamedTuple):
@@ -128,11 +135,11 @@ class Metrics(Observer, Collector):
         """The event loop has done what was due so late."""
         self._event_loop_lag.observe(seconds)
 
-    def injected(self, caller: Caller, outcome: Outcome) -> None:
-        self._messages[_kind(outcome.message), type(outcome).__name__.lower()] += 1
-        match outcome:
-            case Rejected(error=LimitExceeded(limit=limit)):
-                self.limited(limit)
+    def injected(self, caller: Caller, outcomes: Sequence[Outcome]) -> None:
+        for outcome in outcomes:
+            self._messages[KINDS[type(outcome.message)], type(outcome).__name__.lower()] += 1
+            if isinstance(outcome, Rejected) and isinstance(outcome.error, LimitExceeded):
+                self.limited(outcome.error.limit)
 
     def limited(self, limit: str) -> None:
         """Something was refused, because it exceeds this limit."""
@@ -222,13 +229,3 @@ class Metrics(Observer, Collector):
 
 def _build() -> Mapping[str, str]:
     return {"version": version("gregor-sync"), "python": python_version()}
-
-
-def _kind(message: Message | None) -> str:
-    match message:
-        case None:
-            return "unknown"  # invalid, or forbidden to the caller
-        case InBandMessage():
-            return "in_band"
-        case OutOfBandMessage():
-            return "out_of_band"

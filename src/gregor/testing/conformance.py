@@ -1959,13 +1959,13 @@ class DurableStateMachineConformance(StateMachineConformance):
             assert len(await machine.state(uid, None, TimeOrOffset(time=EPOCH))) == 1
 
 
-def comparable(outcome: Outcome) -> tuple[object, ...]:
+def comparable(outcome: Outcome) -> object:
     """An outcome in a comparable form, with the code of its error."""
     match outcome:
         case Rejected(message, error):
             return Rejected, message, error.code
         case _:
-            return type(outcome), *outcome
+            return outcome
 
 
 async def read_all(
@@ -1998,9 +1998,7 @@ async def result_or_code(read: Awaitable[object]) -> object:
     return list(result) if isinstance(result, Sequence) else result
 
 
-async def take_step(
-    machine: StateMachineOfRecord, uid: UID, step: LifeStep
-) -> list[tuple[object, ...]]:
+async def take_step(machine: StateMachineOfRecord, uid: UID, step: LifeStep) -> list[object]:
     """Do to a user what the step says, and return what came of it."""
     match step:
         case WriteStep(sent):
@@ -2021,11 +2019,11 @@ async def take_step(
             return [await machine.erase(uid)]
 
 
-def stored_messages(results: Iterable[tuple[object, ...]]) -> Iterator[InBandMessage]:
+def stored_messages(results: Iterable[object]) -> Iterator[InBandMessage]:
     """The messages that a step has stored."""
-    for kind, message, *_ in results:
-        if kind is Stored and isinstance(message, InBandMessage):
-            yield message
+    for result in results:
+        if isinstance(result, Stored):
+            yield result.message
 
 
 async def prune(machine: StateMachineOfRecord, floor: Time, ids: Time = 0) -> PruneStep:
