@@ -743,14 +743,14 @@ MUTATIONS = [
     Mutation(
         "a message with a key costs as much as one without",
         "stores/sql/commit_queue.py",
-        "        cost += message.key is not None\n",
+        "        cost += creation.key is not None\n",
         "",
         COMMIT_QUEUE + "test_message_with_a_key_costs_twice_as_much",
     ),
     Mutation(
         "ranges cost the same however many items a user has",
         "stores/sql/commit_queue.py",
-        "        cost += items // ITEMS_OF_A_COST if dismissal.ranges else 0\n",
+        "        cost += items_of(message.uid) // ITEMS_OF_A_COST if dismissal.ranges else 0\n",
         "",
         COMMIT_QUEUE + "test_ranges_cost_what_the_items_are_against_which_they_are_held",
     ),
@@ -877,7 +877,7 @@ MUTATIONS = [
     Mutation(
         "what one sender has queued keeps out another",
         "stores/sql/commit_queue.py",
-        "(1 if sender in self._by_sender else 2)",
+        "(2 if waiting is None else 1)",
         "1",
         COMMIT_QUEUE + "test_what_one_sender_has_queued_does_not_keep_out_another",
     ),
@@ -1691,6 +1691,20 @@ MUTATIONS = [
         "AND ctime >= :start\n",
         "AND ctime > :start\n",
         SQL + "test_d26_update_with_several_dismissals_is_synced_completely",
+    ),
+    Mutation(
+        "an item that was dismissed before it arrived is live if nothing else is, in SQL",
+        "stores/sql/deaths.py",
+        "    if batch.late or batch.with_tombstones:\n",
+        "    if batch.late:\n",
+        SQL + "test_d01_dismissal_that_arrives_before_its_creation_is_applied",
+    ),
+    Mutation(
+        "an item that arrives behind a dismissal is live, in SQL",
+        "stores/sql/deaths.py",
+        "    if batch.late or batch.with_tombstones:\n",
+        "    if batch.with_tombstones:\n",
+        SQL + "test_d02_range_that_arrives_before_a_covered_creation_is_applied",
     ),
     Mutation(
         "a dismissal that arrives late does not make the death earlier, in SQL",
@@ -3776,8 +3790,8 @@ MUTATIONS = [
     Mutation(
         "limits: ids that another process has dismissed do not count",
         "stores/sql/allowance.py",
-        "dismissed = row.written // MIN_ID_BYTES",
-        "dismissed = 0",
+        "_held(row, row.written // MIN_ID_BYTES)",
+        "_held(row, 0)",
         ALLOWANCE + "test_ids_that_another_process_has_dismissed_count[sqlite]",
     ),
     Mutation(

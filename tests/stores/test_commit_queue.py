@@ -214,9 +214,9 @@ def test_who_waits_alone_in_debt_need_not_pay_it() -> None:
 
 def test_ranges_cost_what_the_items_are_against_which_they_are_held() -> None:
     few = [create("ada", "a"), InBandMessage("ada", "m", dismissal=Dismissal(("i",), ()))]
-    assert [cost_of(each, 20_000) for each in few] == [cost_of(each) for each in few]
-    assert cost_of(dismissing("ada", 1), 20_000) > 3 * SHARE_COST
-    assert cost_of(dismissing("ada", 1), 50) == cost_of(dismissing("ada", 1))
+    assert [cost_of(each, lambda uid: 20_000) for each in few] == [cost_of(each) for each in few]
+    assert cost_of(dismissing("ada", 1), lambda uid: 20_000) > 3 * SHARE_COST
+    assert cost_of(dismissing("ada", 1), lambda uid: 50) == cost_of(dismissing("ada", 1))
     items = {"eve": 20_000}
     queue: CommitQueue[BatchOfUser] = CommitQueue(lambda uid: items.get(uid, 0))
     for uid in ("ada", "bob", "eve"):
@@ -240,8 +240,8 @@ def test_messages_to_several_users_have_the_share_of_who_sends_them() -> None:
 
 def test_what_one_sender_has_queued_does_not_keep_out_another() -> None:
     queue = queue_of([batch("eve", MAX_QUEUED_MESSAGES)])
-    assert not queue.has_room_for(batch("eve", 1))
-    assert queue.has_room_for(batch("ada", 1))
+    assert not queue.add(batch("eve", 1))
+    assert queue.add(batch("ada", 1))
 
 
 def test_rest_of_a_batch_that_has_failed_is_dropped() -> None:

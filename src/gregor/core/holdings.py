@@ -1,6 +1,6 @@
 """What a user has in the store, as far as it is limited, and why there may be no more of it."""
 
-from typing import NamedTuple
+from msgspec import Struct, structs
 
 from gregor.errors import LimitExceeded
 from gregor.limits import Limits
@@ -13,7 +13,7 @@ _ADVICE = {
 }
 
 
-class Holdings(NamedTuple):
+class Holdings(Struct, frozen=True, gc=False):
     """How much a user has of what is limited under the same names, or gets more of it."""
 
     live_items: int = 0
@@ -22,31 +22,35 @@ class Holdings(NamedTuple):
     tombstones: int = 0
 
     def plus(self, more: "Holdings") -> "Holdings":
-        items, size, scheduled, tombstones = self
-        more_items, more_size, more_scheduled, more_tombstones = more
         return Holdings(
-            items + more_items,
-            size + more_size,
-            scheduled + more_scheduled,
-            tombstones + more_tombstones,
+            self.live_items + more.live_items,
+            self.live_bytes + more.live_bytes,
+            self.scheduled_items + more.scheduled_items,
+            self.tombstones + more.tombstones,
         )
 
     def minus(self, less: "Holdings") -> "Holdings":
-        return self.plus(Holdings(*(-count for count in less)))
+        return self.plus(Holdings(*(-count for count in structs.astuple(less))))
 
-    def is_within(self, limits: Limits) -> bool:
-        """Whether it is no more than is allowed."""
-        maxima = (getattr(limits, name) for name in self._fields)
-        return all(not most or had <= most for had, most in zip(self, maxima, strict=True))
+    def is_within(self, maxima: "Holdings") -> bool:
+        """Whether nothing of it is more than this."""
+        return (
+            self.live_items <= maxima.live_items
+            and self.live_bytes <= maxima.live_bytes
+            and self.scheduled_items <= maxima.scheduled_items
+            and self.tombstones <= maxima.tombstones
+        )
 
 
 NOTHING = Holdings()
+LIMITED = Holdings.__struct_fields__
 
 
 def refusal(has: Holdings, more: Holdings, limits: Limits) -> LimitExceeded | None:
     """Why a user who has this much may not have more, if so. What does not grow is allowed."""
-    for name, had, added in zip(Holdings._fields, has, more, strict=True):
+    for name in LIMITED:
         maximum: int = getattr(limits, name)
+        had, added = getattr(has, name), getattr(more, name)
         if maximum and added > 0 and had + added > maximum:
             return LimitExceeded(
                 f"a user has at most {maximum} {_ADVICE[name]}; dismiss what is not needed",

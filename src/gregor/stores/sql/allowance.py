@@ -14,10 +14,11 @@ does not fit, all that the user has is counted, once in a batch.
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from operator import le
 from typing import NamedTuple
 
-from gregor.core.holdings import NOTHING, Holdings, refusal
+from msgspec import structs
+
+from gregor.core.holdings import LIMITED, NOTHING, Holdings, refusal
 from gregor.core.instant import Time
 from gregor.core.message import UID, InBandMessage
 from gregor.core.visibility import has_begun, has_expired
@@ -80,7 +81,7 @@ class CountedUsers:
 
 def maxima_of(limits: Limits) -> Holdings | None:
     """What a user may have at most; None if none of it is limited."""
-    maxima = [getattr(limits, name) for name in Holdings._fields]
+    maxima = [getattr(limits, name) for name in LIMITED]
     return Holdings(*(most or UNLIMITED for most in maxima)) if any(maxima) else None
 
 
@@ -163,7 +164,7 @@ class Allowance:
         tombstones = {row.uid: row.tombstones for row in counts}
         keys = [UserClock(uid, self._now) for uid in uids]
         return {
-            row.uid: _held(row)._replace(tombstones=tombstones.get(row.uid, 0))
+            row.uid: _held(row, tombstones.get(row.uid, 0))
             for row in self._connection.execute_rows(statements.HOLDINGS, keys)
         }
 
@@ -175,8 +176,7 @@ class Allowance:
         since = [self._since(uid) for uid in uids]
         for row in self._connection.execute_rows(statements.CHANGED_SINCE, since):
             account = self._accounts[row.uid]
-            dismissed = row.written // MIN_ID_BYTES
-            account.settle(account.has.plus(_held(row)._replace(tombstones=dismissed)))
+            account.settle(account.has.plus(_held(row, row.written // MIN_ID_BYTES)))
         for uid in uids:
             account = self._accounts[uid]
             account.clock, account.at = users[uid].ctime, self._now
@@ -193,7 +193,7 @@ class Allowance:
         account = self._accounts[message.uid]
         more = _more(message, size, account.at)
         account.expect(more)
-        fits = all(map(le, account.then, self._maxima))  # mostly it does
+        fits = account.then.is_within(self._maxima)  # mostly it does
         return fits or refusal(account.most, more, self._limits) is None
 
     def is_settled(self, uid: UID) -> bool:
@@ -221,7 +221,7 @@ class Allowance:
         tombstones = len(new) - arrives
         if arrives or message.msg_id in named:
             return Holdings(tombstones=tombstones)
-        more = _more(message, size, self._now)._replace(tombstones=tombstones)
+        more = structs.replace(_more(message, size, self._now), tombstones=tombstones)
         if not more.live_items or (dismissal is None and message.key is None):
             return more
         ended = would_die(self._connection, message, self._now)
@@ -258,7 +258,7 @@ class Allowance:
         """What was added is stored, and this has come of it."""
         for uid, account in self._accounts.items():
             tombstones = account.has.tombstones + deaths.tombstones.get(uid, 0)
-            account.settle(account.most._replace(tombstones=tombstones))
+            account.settle(structs.replace(account.most, tombstones=tombstones))
         for item in deaths.died:
             account = self._accounts[item.uid]
             if not has_expired(item.expires_at, account.at):
@@ -289,5 +289,5 @@ def _more(message: InBandMessage, size: int, at: Time) -> Holdings:
     return Holdings(1, size, 0 if has_begun(message.starts_at, at) else 1, tombstones)
 
 
-def _held(row: HeldItems | HeldSince) -> Holdings:
-    return Holdings(row.items, row.bytes, row.scheduled)
+def _held(row: HeldItems | HeldSince, tombstones: int = 0) -> Holdings:
+    return Holdings(row.items, row.bytes, row.scheduled, tombstones)

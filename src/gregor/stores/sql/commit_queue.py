@@ -54,6 +54,11 @@ class QueuedBatch(Protocol):
 B = TypeVar("B", bound=QueuedBatch)
 
 
+def _none_known(uid: UID) -> int:
+    """How many items a user has, if that is not known."""
+    return 0
+
+
 class Piece(NamedTuple, Generic[B]):
     """The next slots of a batch, which are committed together; and whether they are the last."""
 
@@ -66,7 +71,7 @@ class CommitQueue(Generic[B]):
     """The batches that wait, by their senders, who are in the order of their turns. How many items
     a user has, `items_of` says, if it is known: what a message costs depends on it."""
 
-    def __init__(self, items_of: Callable[[UID], int] = lambda uid: 0) -> None:
+    def __init__(self, items_of: Callable[[UID], int] = _none_known) -> None:
         self.messages = 0
         self._items_of = items_of
         self._by_sender: dict[Sender, deque[_Waiting[B]]] = {}
@@ -77,17 +82,19 @@ class CommitQueue(Generic[B]):
     def __bool__(self) -> bool:
         return bool(self._by_sender)
 
-    def has_room_for(self, batch: B) -> bool:
-        """Whether the batch may be added. What others have queued does not keep out who has queued
-        nothing."""
+    def add(self, batch: B) -> bool:
+        """Add a batch, if there is room for it; and say whether. What others have queued does not
+        keep out who has queued nothing."""
         size, sender = len(batch.slots), sender_of(batch.slots)
-        limit = MAX_QUEUED_MESSAGES * (1 if sender in self._by_sender else 2)
-        return size <= MAX_QUEUED_MESSAGES and self.messages + size <= limit
-
-    def add(self, batch: B) -> None:
-        waiting = self._by_sender.setdefault(sender_of(batch.slots), deque())
+        waiting = self._by_sender.get(sender)
+        limit = MAX_QUEUED_MESSAGES * (2 if waiting is None else 1)
+        if size > MAX_QUEUED_MESSAGES or self.messages + size > limit:
+            return False
+        if waiting is None:
+            waiting = self._by_sender[sender] = deque()
         waiting.append(_Waiting(batch, 0))
-        self.messages += len(batch.slots)
+        self.messages += size
+        return True
 
     def take(self) -> list[Piece[B]]:
         """The pieces of the next commit; at least one slot, if there is any."""
@@ -156,7 +163,7 @@ class CommitQueue(Generic[B]):
         return self._cost_of(batch.slots[start])
 
     def _cost_of(self, slot: Slot) -> int:
-        return cost_of(slot.message, self._items_of(slot.message.uid))
+        return cost_of(slot.message, self._items_of)
 
     def _rooms(self, share: int) -> dict[Sender, int]:
         """Pay the debts with this share; and what each of those who have a turn then may have."""
@@ -220,17 +227,17 @@ def sender_of(slots: Sequence[Slot]) -> Sender:
     return "sender", next((slot.author or "" for slot in slots), "")
 
 
-def cost_of(message: InBandMessage, items: int = 0) -> int:
+def cost_of(message: InBandMessage, items_of: Callable[[UID], int] = _none_known) -> int:
     """About how much work it is to store a message of a user who has so many items: 1 for a small
     one, twice as much with a key, by which another one may end, and more for what it dismisses, and
     for a large body."""
     cost = 1
-    if message.creation is not None:
-        cost += message.key is not None
-        cost += len(memoryview(message.creation.raw_body)) // 4_096
+    if (creation := message.creation) is not None:
+        cost += creation.key is not None
+        cost += len(memoryview(creation.raw_body)) // 4_096
     if (dismissal := message.dismissal) is not None:
         skipped = sum(len(range_.skip_msg_ids) for range_ in dismissal.ranges)
         named = len(dismissal.msg_ids) + len(dismissal.ranges) + len(dismissal.keys)
         cost += named // 4 + skipped // 64
-        cost += items // ITEMS_OF_A_COST if dismissal.ranges else 0
+        cost += items_of(message.uid) // ITEMS_OF_A_COST if dismissal.ranges else 0
     return cost

@@ -110,6 +110,8 @@ class Deaths(NamedTuple):
 def store_deaths(connection: DatabaseConnection, batch: StoredBatch) -> Deaths:
     """Store every death that follows from these messages: of the items that they create, by earlier
     facts, and of any item by these messages."""
+    if not _may_end_items(batch):
+        return NO_DEATHS
     dismissed_ids = _dismissed_ids(batch.stored)
     arrived = _matching_tombstones(connection, batch)
     by_dismissal = _earliest(
@@ -137,6 +139,16 @@ def store_deaths(connection: DatabaseConnection, batch: StoredBatch) -> Deaths:
         {UserClock(p.uid, p.successor): p.msg_id for p in predecessors},
         _tombstones(_insert_tombstones(connection, dismissed_ids), arrived),
     )
+
+
+NO_DEATHS = Deaths(frozenset(), (), {}, {}, {})
+
+
+def _may_end_items(batch: StoredBatch) -> bool:
+    """Most batches are of new items without a key, whose ids nobody has dismissed."""
+    if batch.late or batch.with_tombstones:
+        return True
+    return any(m.dismissal is not None or m.key is not None for m in batch.stored)
 
 
 def would_die(

@@ -52,6 +52,7 @@ IN_MEMORY = ":memory:"
 CACHED_STATEMENTS = 256
 BEGIN_WRITE = "BEGIN IMMEDIATE"
 STEPS_BETWEEN_CHECKS = 50_000  # of SQLite's virtual machine: a few milliseconds
+MAX_BLOCK = 512  # rows that one statement inserts; a power of two
 FEW_ROWS = 4  # to read more of them by themselves takes longer than to have them put into one
 MAPS_SCRUBBED = 16  # at a time: of 50 MB, in some 40 ms
 
@@ -94,13 +95,12 @@ class SQLiteConnection:
     def insert(self, insert: Insert[Row], rows: Sequence[Row]) -> None:
         # In blocks of one statement each: row by row, each insert would release the interpreter
         # lock and then wait for a busy event loop to get it back.
-        start = 0
-        for size in _BLOCK_SIZES:
-            while len(rows) - start >= size:
-                block = rows[start : start + size]
-                values = tuple(chain.from_iterable(block))
-                self.driver.execute(_insert_sql(insert, size), values)
-                start += size
+        start, left = 0, len(rows)
+        while left:
+            size = min(MAX_BLOCK, 1 << (left.bit_length() - 1))  # few sizes, so few statements
+            values = tuple(chain.from_iterable(rows[start : start + size]))
+            self.driver.execute(_insert_sql(insert, size), values)
+            start, left = start + size, left - size
 
     def execute_sql(self, text: str) -> list[tuple[Any, ...]]:
         return self.driver.execute(text).fetchall()
@@ -109,9 +109,6 @@ class SQLiteConnection:
         """What this thread waits for, such as a slow disk, does not count."""
         end = thread_time() + seconds
         self.driver.set_progress_handler(lambda: thread_time() > end, STEPS_BETWEEN_CHECKS)
-
-
-_BLOCK_SIZES = tuple(2**power for power in range(9, -1, -1))
 
 
 RECORD_SEPARATOR = "\x1e"  # no JSON contains it (RFC 7464)

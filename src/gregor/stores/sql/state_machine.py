@@ -251,9 +251,8 @@ class SQLStateMachine(StateMachineOfRecord):
             return
         filled: PromptFuture[None] = PromptFuture(loop=asyncio.get_running_loop())
         pending = _PendingBatch(slots, filled, {})
-        if not self._queue.has_room_for(pending):
+        if not self._queue.add(pending):
             raise Unavailable("too many messages are queued; send them again later")
-        self._queue.add(pending)
         self._arrival.set()
         await filled
 

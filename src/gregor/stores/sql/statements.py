@@ -1215,6 +1215,7 @@ BUCKETS_OF_OTHER_SHARDS = BulkStatement(
     """,
     BucketKey,
     Placement._make,
+    looks_up=True,
 )
 
 # The same for writes: a closed bucket does not accept messages either.
@@ -1226,6 +1227,7 @@ BUCKETS_NOT_WRITABLE = BulkStatement(
     """,
     BucketKey,
     Placement._make,
+    looks_up=True,
 )
 
 # A transaction that writes messages locks this table from its first statement until its commit.

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple
 
+from msgspec import Struct
+
 from gregor.core.buckets import bucket_of
 from gregor.core.facts import DismissedRange, dismissed_keys, dismissed_ranges
 from gregor.core.history import stored_too_late, wrong_epoch
@@ -144,7 +146,7 @@ class _Origin(Enum):
     ANOTHER_SHARD = "another shard"
 
 
-class _NewMessage(NamedTuple):
+class _NewMessage(Struct, frozen=True):
     """A message as it is stored, its JSON, and who has sent it."""
 
     stored: InBandMessage
@@ -256,16 +258,17 @@ class _Log:
 
     def _add_new(self, message: InBandMessage, author: Author | None, now: Time) -> StoreOutcome:
         time = self.times.get(message.uid, _NO_TIME)
-        if message.stamped and message.ctime <= self._refused_up_to(time):
+        is_replay = message.stamped
+        if is_replay and message.ctime <= self._refused_up_to(time):
             return Rejected(message, stored_too_late(time.floor))
-        if message.stamped and message.ctime <= time.clock:
+        if is_replay and message.ctime <= time.clock:
             return self._add_late_replay(message, author, time)
         try:
             stored = self._stamped(message, time, now)
         except InvalidMessage as error:
             return Rejected(message, error.as_value())
         new = _NewMessage(stored, json_of(stored), author)
-        if not message.stamped and (exceeded := self._exceeded_by(new, now)) is not None:
+        if not is_replay and (exceeded := self._exceeded_by(new, now)) is not None:
             return Rejected(message, exceeded)
         self._pending.append(new)
         self.times[message.uid] = UserTime(stored.ctime, time.mark, time.floor)
@@ -371,15 +374,17 @@ def _update_users(connection: DatabaseConnection, log: _Log, deaths: Deaths, now
 def _insert(connection: DatabaseConnection, new: Sequence[_NewMessage]) -> None:
     if not new:
         return
-    messages = [message for message, _, _ in new]
     connection.insert(statements.INSERT_MESSAGES, list(map(_message_row, new)))
-    ranges = [_range_row(m, n, r) for m in messages for n, r in enumerate(dismissed_ranges(m))]
+    dismissing = [each.stored for each in new if each.stored.dismissal is not None]
+    if not dismissing:
+        return
+    ranges = [_range_row(m, n, r) for m in dismissing for n, r in enumerate(dismissed_ranges(m))]
     connection.insert(statements.INSERT_RANGES, ranges)
-    connection.insert(statements.INSERT_KEYS, [row for m in messages for row in _key_rows(m)])
+    connection.insert(statements.INSERT_KEYS, [row for m in dismissing for row in _key_rows(m)])
 
 
 def _message_row(new: _NewMessage) -> MessageRow:
-    message, json, author = new
+    message = new.stored
     creation = message.creation
     category = expires_at = starts_at = key = None
     if creation is not None:
@@ -394,12 +399,13 @@ def _message_row(new: _NewMessage) -> MessageRow:
         message.prev,
         message.msg_id,
         message.device_id,
-        json,
+        new.json,
         category,
         expires_at,
-        key=key,
-        starts_at=starts_at,
-        author=author,
+        None,
+        key,
+        starts_at,
+        new.author,
     )
 
 
