@@ -3788,6 +3788,13 @@ MUTATIONS = [
         ALLOWANCE + "test_what_another_process_has_stored_counts[sqlite]",
     ),
     Mutation(
+        "the store is read for an event stream beyond the limit",
+        "server/routes.py",
+        "private(http.get_events, admit=http.admit_stream, refuse=refusal)",
+        "private(http.get_events, refuse=refusal)",
+        LIMITS + "test_nothing_is_read_for_an_event_stream_beyond_the_limit",
+    ),
+    Mutation(
         "limits: ids that another process has dismissed do not count",
         "stores/sql/allowance.py",
         "_held(row, row.written // MIN_ID_BYTES)",

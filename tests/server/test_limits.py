@@ -12,6 +12,7 @@ from starlette.requests import Request
 from websockets.exceptions import ConnectionClosed
 
 from gregor.config import Settings, load
+from gregor.core.message import UID
 from gregor.errors import (
     GregorError,
     InvalidMessage,
@@ -21,6 +22,7 @@ from gregor.errors import (
     Unauthenticated,
     Unavailable,
 )
+from gregor.interfaces import Erasure
 from gregor.limits import DEFAULT_LIMITS, SETTINGS, Limits
 from gregor.node.limiter import Limiter
 from gregor.server import http
@@ -254,6 +256,30 @@ async def test_event_streams_of_one_user_are_limited() -> None:
         assert "retry: " in second.text
         async with await served.synced("u"):
             pass
+
+
+async def test_nothing_is_read_for_an_event_stream_beyond_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with serving(jwt_settings(streams=1)) as served:
+        headers = {"Authorization": f"Bearer {token('u')}"}
+        reads = list[UID]()
+        machine = served.server.service.node.state_machine
+        erasure = machine.erasure
+
+        async def counted(uid: UID) -> Erasure:
+            reads.append(uid)
+            return await erasure(uid)
+
+        monkeypatch.setattr(machine, "erasure", counted)
+        async with served.http.stream("GET", "/v1/users/u/events", headers=headers) as first:
+            lines = first.aiter_lines()
+            while "welcome" not in await anext(lines):
+                pass
+            assert reads == ["u"]
+            second = await served.http.get("/v1/users/u/events", headers=headers)
+            assert '"limit":"streams"' in second.text
+            assert reads == ["u"]
 
 
 async def test_batch_beyond_the_rate_is_stored_up_to_a_message_and_not_after_it() -> None:

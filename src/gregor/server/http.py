@@ -88,10 +88,13 @@ PAUSE_SECONDS = 0.1  # before the answer to a request beyond a limit, or without
 
 CLIENT_GONE = 499  # as nginx counts a client that closed its connection before it was answered
 
+EVENT_PARAMETERS = frozenset({"device_id", "cursor", "epoch"})
+
 T = TypeVar("T")
 
 _aside = Aside()  # of all servers of this process
 
+Admit: TypeAlias = Callable[[Service, Request, Identity], None]
 Operation: TypeAlias = Callable[[Service, Request, Identity], Awaitable[ASGIApp]]
 PublicOperation: TypeAlias = Callable[[Service, Request], Awaitable[ASGIApp]]
 Endpoint: TypeAlias = Callable[[Request], Awaitable[ASGIApp]]
@@ -361,16 +364,23 @@ def _start(request: Request, now: Time) -> Start:
     return After(_cursor(after, "after"))
 
 
+def admit_stream(service: Service, request: Request, identity: Identity) -> None:
+    """Admit a request for events: raises also if there is no place for one stream more."""
+    admit_request(service, request, identity)
+    uid = user_of(request, identity, EVENT_PARAMETERS)
+    if not service.draining:  # then it is sent to another server
+        service.open_connections.require_room_for_device()
+        service.limiter.require_place(uid, is_stream=True)
+
+
 async def get_events(service: Service, request: Request, identity: Identity) -> ASGIApp:
-    uid = user_of(request, identity, {"device_id", "cursor", "epoch"})
+    uid = user_of(request, identity, EVENT_PARAMETERS)
     if has_body(request.headers):
         raise Malformed("a request for events has no body")
     cursor = cursor_to_resume_from(request.headers, request.query_params)
     device_id = _device(request) or f"events-{new_msg_id()}"
     if service.draining:
         return only_event(GoAway(TRY_ANOTHER_AFTER_MS))
-    service.open_connections.require_room_for_device()
-    service.limiter.require_place(uid, is_stream=True)  # before anything is read for it
     take(service, identity, syncs_per_second=1)
     issued_at = identity.issued_at if identity.role is Role.DEVICE else HOLDS_FOREVER
     admission = Admission(uid, identity.accepted_until, issued_at)
@@ -445,16 +455,28 @@ async def get_metrics(service: Service, request: Request) -> Response:
 # Endpoints and errors
 
 
+def admit_request(service: Service, request: Request, identity: Identity) -> None:
+    """Raise LimitExceeded if this request is one too many of the caller's."""
+    is_service = identity.role is Role.SERVICE
+    error = service.limiter.take_request(identity.uid, is_service=is_service)
+    if error is not None:
+        raise error
+
+
 def authenticated_endpoint(
-    service: Service, operation: Operation, refuse: Callable[[GregorError], Response] = problem
+    service: Service,
+    operation: Operation,
+    admit: Admit = admit_request,
+    refuse: Callable[[GregorError], Response] = problem,
 ) -> Endpoint:
-    """An endpoint that authenticates the caller, and reports errors: as problem documents, unless
-    it is told otherwise. `request.state.epoch` is the epoch with which the caller may write."""
+    """An endpoint that authenticates the caller, admits the request before anything is read for it,
+    and reports errors: as problem documents, unless it is told otherwise. `request.state.epoch` is
+    the epoch with which the caller may write."""
 
     async def respond(request: Request) -> ASGIApp:
         try:
             identity = await service.identify(_token(request))
-            require_pace(service.limiter, identity)
+            admit(service, request, identity)
             request.state.epoch = await service.current_epoch(identity, _epoch(request))
             return await operation(service, request, identity)
         except GregorError as error:
@@ -466,14 +488,6 @@ def authenticated_endpoint(
             return Response(status_code=CLIENT_GONE)  # counted, and never sent
 
     return respond
-
-
-def require_pace(limiter: Limiter, identity: Identity) -> None:
-    """Raise LimitExceeded if this request is one too many of the caller's."""
-    is_service = identity.role is Role.SERVICE
-    error = limiter.take_request(identity.uid, is_service=is_service)
-    if error is not None:
-        raise error
 
 
 def take(service: Service, identity: Identity, **amounts: int) -> None:
@@ -529,7 +543,7 @@ def _epoch(request: Request) -> Time | None:
 
 
 def user_of(
-    request: Request, identity: Identity, once: set[str], repeatable: Set[str] = frozenset()
+    request: Request, identity: Identity, once: Set[str], repeatable: Set[str] = frozenset()
 ) -> UID:
     """The user in the path. Raises InvalidMessage if a parameter is not one of these."""
     uid: UID = request.path_params["uid"]

@@ -65,7 +65,11 @@ def _api(service: Service) -> list[BaseRoute]:
             private(http.get_item_history),
             methods=["GET"],
         ),
-        _Route(f"{user}/events", private(http.get_events, refuse=refusal), methods=["GET"]),
+        _Route(
+            f"{user}/events",
+            private(http.get_events, admit=http.admit_stream, refuse=refusal),
+            methods=["GET"],
+        ),
         _Route("/healthz", public(http.get_health), methods=["GET"]),
         _Route("/", public(get_welcome), methods=["GET"]),
     ]
