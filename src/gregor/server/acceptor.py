@@ -21,7 +21,7 @@ from gregor.server.peer_errors import PeerError, PeerErrors, Throttled
 from gregor.server.proxy_protocol import MAX_V2, ProxyHeader, parse
 from gregor.server.tls import TLS
 
-AT_ONCE = 4  # connections accepted before the event loop does something else
+AT_ONCE = 2  # connections accepted before the event loop does something else
 PAUSE_SECONDS = 0.1
 
 Connecting: TypeAlias = Coroutine[Any, Any, tuple[asyncio.Transport, asyncio.BaseProtocol]]
