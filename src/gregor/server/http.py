@@ -369,8 +369,12 @@ def admit_stream(service: Service, request: Request, identity: Identity) -> None
     admit_request(service, request, identity)
     uid = user_of(request, identity, EVENT_PARAMETERS)
     if not service.draining:  # then it is sent to another server
-        service.open_connections.require_room_for_device()
-        service.limiter.require_place(uid, is_stream=True)
+        _require_place_for_stream(service, uid)
+
+
+def _require_place_for_stream(service: Service, uid: UID) -> None:
+    service.open_connections.require_room_for_device()
+    service.limiter.require_place(uid, is_stream=True)
 
 
 async def get_events(service: Service, request: Request, identity: Identity) -> ASGIApp:
@@ -381,6 +385,7 @@ async def get_events(service: Service, request: Request, identity: Identity) -> 
     device_id = _device(request) or f"events-{new_msg_id()}"
     if service.draining:
         return only_event(GoAway(TRY_ANOTHER_AFTER_MS))
+    _require_place_for_stream(service, uid)  # others may have come since the request was admitted
     take(service, identity, syncs_per_second=1)
     issued_at = identity.issued_at if identity.role is Role.DEVICE else HOLDS_FOREVER
     admission = Admission(uid, identity.accepted_until, issued_at)

@@ -402,7 +402,7 @@ def _message_row(new: _NewMessage) -> MessageRow:
         new.json,
         category,
         expires_at,
-        None,
+        None,  # `dismissed_at`: deaths are stored after all messages
         key,
         starts_at,
         new.author,
